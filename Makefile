@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP_DONE := $(VENV)/.setup-done
+
+# torch is installed first, by its exact version and in a call of its own: left to the range in pyproject.toml, pip may
+# pick another build with gigabytes of CUDA libraries. For a particular build, pass the arguments of pip, such as
+#   make demo TORCH="torch==2.13.0 --index-url <the index that pytorch.org names for it>"
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint setup clean
+.DEFAULT_GOAL := test
+
+demo: setup
+	$(BIN)/lora-studio demo
+
+# Idle OpenMP threads spin by default and take the cores from whatever runs beside them; passive ones sleep.
+test: export OMP_WAIT_POLICY = passive
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy lora_studio
+
+setup: $(SETUP_DONE)
+
+$(SETUP_DONE): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

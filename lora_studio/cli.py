@@ -1,0 +1,147 @@
+"""The command line: parses and prints, computes nothing. Imports no torch, so that --help is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from lora_studio import __version__
+from lora_studio.errors import ExportMismatch, StudioError, TrainingDiverged
+from lora_studio.recipe import PRESET_FOLDER, Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from lora_studio.training.session import Finished, Interrupted
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A folder of images becomes a verified LoRA file.",
+)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+Changes = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="change the recipe, e.g. training.steps=200")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint of the same run folder")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="a TOML recipe; see recipes/")],
+    out: Annotated[Path | None, typer.Option(help="the run folder; default: runs/<name of the recipe>")] = None,
+    resume: Resume = False,
+    changes: Changes = [],  # noqa: B006 - typer reads the default, nobody changes it
+) -> None:
+    """Train a recipe and export, verify and show the LoRA."""
+    loaded = load_recipe(recipe, changes=tuple(changes))
+    _train(loaded, out or Path("runs") / loaded.name, resume=resume, again=f"lora-studio train {recipe}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="the run folder")] = Path("runs/demo"),
+    resume: Resume = False,
+    changes: Changes = [],  # noqa: B006 - typer reads the default, nobody changes it
+) -> None:
+    """Learn a woodcut style from the sample images on the pocket base: no GPU, download or account."""
+    recipe = load_recipe(PRESET_FOLDER / "pocket_style.toml", changes=tuple(changes))
+    if (out / "summary.json").is_file() and not resume:
+        console.print(f"{out} holds a finished demo already; looking at its file again (--out DIR trains a new one).")
+        verify(out / f"{recipe.name}.safetensors")
+        return
+    _train(recipe, out, resume=resume, again="lora-studio demo")
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="a LoRA .safetensors file from anywhere")],
+    base: Annotated[str | None, typer.Option(help='"pocket" or a diffusers folder; default: what the file names')] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
+) -> None:
+    """Say whether a LoRA file is whole: exit 0 if it is, 1 if it is faulty, 2 for a mistake in the call."""
+    _quiet_libraries()
+    from lora_studio.export.check import verify as look
+
+    report = look(file, base=base)
+    if as_json:
+        console.print_json(json.dumps(report.to_json()))
+    else:
+        from lora_studio.printing import print_report
+
+        print_report(report, console)
+    if not report.whole:
+        raise typer.Exit(1)
+
+
+def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
+    _quiet_libraries()
+    from lora_studio.printing import Screen
+    from lora_studio.training.session import Interrupted
+    from lora_studio.training.session import train as run
+
+    console.print("reading the base model and the pictures")
+    with Screen(console) as screen:
+        result: Finished | Interrupted = run(recipe, folder, resume=resume, on_event=screen)
+    if isinstance(result, Interrupted):
+        options = "" if folder == Path("runs") / recipe.name else f" --out {folder}"
+        console.print(f"stopped after step {result.step}; go on with: {again}{options} --resume", soft_wrap=True)
+        raise typer.Exit(130)
+    from lora_studio.printing import print_finished
+
+    print_finished(result, console)
+
+
+def _quiet_libraries() -> None:
+    """Our own progress bars only, and nothing from the network that was not asked for."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+) -> None:
+    """A folder of images becomes a verified LoRA file."""
+
+
+def guarded(command: Callable[[], None]) -> int:
+    """Run a command; a user's mistake becomes its message and exit 2, a faulty result exit 1."""
+    try:
+        command()
+    except (ExportMismatch, TrainingDiverged) as error:
+        errors.print(f"error: {error}", markup=False, soft_wrap=True)
+        return 1
+    except StudioError as error:
+        errors.print(f"error: {error}", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("stopped")
+        return 130
+    return 0
+
+
+def main() -> None:
+    """The entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file name in any script must not crash a console of another
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(guarded(app))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Which pictures are seen at which step: arithmetic on a plan, so there is no sampler state to save."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from lora_studio.data.manifest import Bucket, Record
+from lora_studio.rng import python_random
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """What the loop gets for one forward pass; H and W are in latents."""
+
+    latents: Tensor  # [B, C, H, W], scaled as the denoiser was trained
+    captions: list[str]
+    conditioning: dict[str, Tensor] | None  # None: the text encoder is trained and reads the captions
+    geometry: (
+        Tensor  # [B, 6] in pixels: original height, width; crop top, left; target height, width (as SDXL)
+    )
+    weight: Tensor  # [B, 1, 1, 1]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Pictures of one bucket, as indices into the used records; at least one, at most the batch size."""
+
+    indices: tuple[int, ...]
+
+
+class Plan:
+    """The micro-batches of every epoch; all answers are functions of the arguments and the step."""
+
+    def __init__(self, records: Sequence[Record], *, batch_size: int, accumulation: int, seed: int) -> None:
+        assert records and batch_size >= 1 and accumulation >= 1, "the scan and the recipe see to that"
+        groups: dict[Bucket | None, list[int]] = {}
+        for index, record in enumerate(records):
+            groups.setdefault(record.bucket, []).extend([index] * record.repeats)
+        self._groups = list(groups.values())
+        self.num_records, self.batch_size = len(records), batch_size
+        self.accumulation, self.seed = accumulation, seed
+        self.micro_batches_per_epoch = sum(-(-len(group) // batch_size) for group in self._groups)
+        # Neighbouring steps ask for the same one or two epochs; kept with the plan, so it is freed with it.
+        self.epoch = lru_cache(maxsize=4)(self._epoch)
+
+    def of_step(self, step: int) -> list[MicroBatch]:
+        """The `accumulation` micro-batches of an optimizer step; steps count from 1 and run across epochs."""
+        assert step >= 1, step
+        numbers = range((step - 1) * self.accumulation, step * self.accumulation)
+        return [self._micro_batch(number) for number in numbers]
+
+    def views_per_image(self, steps: int) -> list[int]:
+        """How often each used record has been seen after `steps` optimizer steps."""
+        epochs, rest = divmod(steps * self.accumulation, self.micro_batches_per_epoch)
+        views = [0] * self.num_records
+        for group in self._groups:
+            for index in group:
+                views[index] += epochs
+        for micro_batch in self.epoch(epochs)[:rest]:
+            for index in micro_batch.indices:
+                views[index] += 1
+        return views
+
+    def _micro_batch(self, number: int) -> MicroBatch:
+        epoch, position = divmod(number, self.micro_batches_per_epoch)
+        return self.epoch(epoch)[position]
+
+    def _epoch(self, epoch: int) -> tuple[MicroBatch, ...]:
+        """An epoch's micro-batches (epochs count from 0): each bucket shuffled and cut up, then all mixed."""
+        rng = python_random(self.seed, epoch, "order")
+        batches = []
+        for group in self._groups:
+            order = rng.sample(group, len(group))
+            for start in range(0, len(order), self.batch_size):
+                batches.append(MicroBatch(tuple(order[start : start + self.batch_size])))
+        rng.shuffle(batches)
+        return tuple(batches)
+
+
+def plan(records: Sequence[Record], *, batch_size: int, accumulation: int, seed: int) -> Plan:
+    """The plan for the used records (`Manifest.used`): every epoch sees each of them exactly `repeats` times.
+
+    A bucket's remainder makes a smaller batch; nothing is dropped or repeated to fill one up.
+    """
+    return Plan(records, batch_size=batch_size, accumulation=accumulation, seed=seed)
+
+
+def average_views(plan: Plan, steps: int) -> float:
+    """How often a picture has been seen on average after `steps` optimizer steps."""
+    return sum(plan.views_per_image(steps)) / plan.num_records

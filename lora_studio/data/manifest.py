@@ -1,0 +1,68 @@
+"""What was found in the folder of pictures, and what becomes of each file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A size in pixels that pictures share in a batch; both sides are multiples of the family's stride."""
+
+    width: int
+    height: int
+
+    @property
+    def name(self) -> str:
+        """ "WxH", e.g. "512x768"."""
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One file found: a picture that is used, or the reason why it is not."""
+
+    path: str  # absolute, as found
+    name: str  # relative to the source folder
+    sha256: str = ""  # of the file's bytes; empty if they were not read
+    width: int = 0  # pixels, after EXIF orientation; 0 if not decoded
+    height: int = 0
+    caption: str = ""
+    captioned_by: str = ""
+    role: str = "instance"
+    repeats: int = 1
+    weight: float = 1.0
+    bucket: Bucket | None = None
+    resize: tuple[int, int] | None = None  # width, height before the crop
+    crop: tuple[int, int, int, int] | None = None  # left, top, right, bottom within the resized picture
+    excluded: str = ""  # the reason; empty means used
+
+    def to_json(self) -> str:
+        """One line without the path, which is private and differs between machines."""
+        fields = {key: value for key, value in asdict(self).items() if key != "path"}
+        fields["bucket"] = self.bucket and self.bucket.name
+        line = json.dumps(fields, ensure_ascii=False)
+        # A file name that is no UTF-8 holds lone surrogates; written as \udcXX they are still valid JSON.
+        return line.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All files found, in the order of their names."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def used(self) -> tuple[Record, ...]:
+        """The pictures that are trained on; micro-batches hold indices into this."""
+        return tuple(record for record in self.records if not record.excluded)
+
+    @property
+    def excluded(self) -> tuple[Record, ...]:
+        """The files that are left out, each with its reason."""
+        return tuple(record for record in self.records if record.excluded)
+
+    def to_jsonl(self) -> str:
+        """One JSON line per file found; equal folders give equal text."""
+        return "".join(record.to_json() + "\n" for record in self.records)

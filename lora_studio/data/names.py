@@ -1,0 +1,46 @@
+"""What a file's name says about it: picture, caption or junk."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+
+CAPTION_SUFFIXES = (".txt", ".caption")  # the first one wins
+_JUNK_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+
+
+def is_junk(name: str) -> bool:
+    """Whether an operating system or tool left it: `.DS_Store`, `._photo.jpg`, `Thumbs.db`, `__MACOSX`."""
+    return name.startswith(".") or name.lower() in _JUNK_NAMES
+
+
+def is_caption(name: str) -> bool:
+    """Whether the name is one of a caption file."""
+    return PurePath(name).suffix.lower() in CAPTION_SUFFIXES
+
+
+def stem_key(name: str) -> str:
+    """What a picture and its caption file have in common."""
+    # macOS spells "é" as two code points, other systems as one; files copied between them meet in one folder.
+    return unicodedata.normalize("NFC", PurePath(name).stem)
+
+
+def caption_files(folder: Path) -> dict[str, list[Path]]:
+    """Stem -> its caption files, the preferred one first."""
+    names = sorted(
+        entry.name for entry in folder.iterdir() if is_caption(entry.name) and not is_junk(entry.name)
+    )
+    found: dict[str, list[Path]] = {}
+    for suffix in CAPTION_SUFFIXES:
+        for name in names:
+            if PurePath(name).suffix.lower() == suffix:
+                found.setdefault(stem_key(name), []).append(folder / name)
+    return found
+
+
+def some(names: Iterable[str], *, limit: int = 3) -> str:
+    """The first names for a message: "a.png, b.png, c.png and 4 more"."""
+    listed = list(names)
+    rest = len(listed) - limit
+    return ", ".join(listed[:limit]) + (f" and {rest} more" if rest > 0 else "")

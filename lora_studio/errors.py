@@ -1,0 +1,31 @@
+"""What can go wrong for a user. Each message is one sentence: what, the value, what is allowed, what to do."""
+
+from __future__ import annotations
+
+
+class StudioError(Exception):
+    """A user's mistake or a fault of their files; the command line prints it without a traceback and exits with 2."""
+
+
+class RecipeError(StudioError):
+    """The recipe cannot be read or asks for something that does not exist."""
+
+
+class DatasetError(StudioError):
+    """The pictures or captions cannot be used as they are."""
+
+
+class BaseModelError(StudioError):
+    """The base model is missing, damaged or of another kind."""
+
+
+class CheckpointError(StudioError):
+    """A checkpoint is missing, damaged or belongs to another recipe."""
+
+
+class TrainingDiverged(StudioError):
+    """The loss or a gradient is not finite; the message names the last good checkpoint."""
+
+
+class ExportMismatch(StudioError):
+    """A written LoRA file is not what was trained."""

@@ -1,0 +1,87 @@
+"""A probe batch: the file through diffusers' own loader must answer as the adapter it was written from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora_studio.export.verify import LoraFile, Report, base_layers
+from lora_studio.families.base import ModelFamily
+from lora_studio.rng import generator
+
+CAPTION = "a probe"
+TOLERANCE = 0.02  # of the adapter's own effect: float16 keeps 11 bits of each factor
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The denoiser's answer to the probe, and how far the adapter moved it from the base's."""
+
+    tuned: Tensor  # [2, C, h, w], float32
+    effect: float  # root mean square of tuned - base
+
+
+@torch.inference_mode()
+def ask(family: ModelFamily) -> Tensor:
+    """The probe's answer from the parts as they are: two fixed latents, an early and a late timestep."""
+    config = family.parts[family.denoiser].config
+    side = int(config.sample_size)
+    latents = torch.randn((2, int(config.in_channels), side, side), generator=generator("probe"))
+    device = family.device
+    pixels = 8.0 * side
+    geometry = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]] * 2, device=device)
+    timestep = torch.tensor([150, 700], device=device)
+    conditioning = family.encode_text([CAPTION, CAPTION])
+    return family.denoise(latents.to(device), timestep, conditioning, geometry).float().cpu()
+
+
+@torch.inference_mode()
+def ask_merged(file: LoraFile, family: ModelFamily) -> Answers:
+    """The probe through weights W + delta, computed from the file's bytes by the formula; the base is put back."""
+    layers = base_layers(family)
+    base = ask(family)
+    kept = {name: layers[name].weight.detach().clone() for name in file.layers}  # type: ignore[operator]
+    try:
+        for name in file.layers:
+            weight = layers[name].weight
+            weight.data.add_(file.delta(name).to(weight))  # type: ignore[union-attr, operator]
+        tuned = ask(family)
+    finally:
+        for name, weight in kept.items():
+            layers[name].weight.data.copy_(weight)  # type: ignore[union-attr, operator]
+    return Answers(tuned, _rms(tuned - base))
+
+
+@torch.inference_mode()
+def ask_diffusers(path: Path, family: ModelFamily) -> Tensor:
+    """The probe after `load_lora_weights(path)` into a pipeline over the (unadapted) family."""
+    pipeline = family.pipeline()
+    pipeline.load_lora_weights(path.parent, weight_name=path.name)
+    try:
+        return ask(family)
+    finally:
+        pipeline.unload_lora_weights()
+
+
+def check_probe(file: LoraFile, family: ModelFamily, expected: Answers, report: Report) -> None:
+    """diffusers' answer against the expected one, relative to the size of the adapter's effect."""
+    difference = _rms(ask_diffusers(file.path, family) - expected.tuned)
+    share = difference / expected.effect if expected.effect else float(difference > 0)
+    report.checks["probe_effect"] = expected.effect
+    report.checks["probe_difference_share"] = share
+    if expected.effect == 0:
+        report.faults.append("the probe's answer is the base's: the file does nothing")
+    elif share > TOLERANCE:
+        report.faults.append(f"through diffusers' loader the probe differs by {share:.1%} of the adapter's effect")
+
+
+def answers_of(tuned: Tensor, base: Tensor) -> Answers:
+    """From the live model with and without its adapters."""
+    return Answers(tuned, _rms(tuned - base))
+
+
+def _rms(values: Tensor) -> float:
+    return values.square().mean().sqrt().item()

@@ -1,0 +1,9 @@
+"""The families of base models: everything in which one base differs from another lives in here."""
+
+from lora_studio.families.base import ModelFamily
+from lora_studio.registry import Registry
+
+FAMILIES: Registry[type[ModelFamily]] = Registry(
+    "model family",
+    {"sd15": "lora_studio.families.sd15:StableDiffusion15"},
+)

@@ -1,0 +1,122 @@
+"""The seam between the trainer and a base model: four methods and four facts."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+    from lora_studio.objective import Objective
+
+Conditioning = dict[str, "Tensor"]
+"""The text side, batch first. Only the family that wrote it reads it; cache and loop just carry it."""
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """The recipe's wishes for the objective, as plain values."""
+
+    snr_gamma: float
+    noise_offset: float
+    timesteps: str
+
+
+@dataclass(frozen=True)
+class FileTraits:
+    """What a LoRA file of this family says about its base in its metadata, in the words that UIs know."""
+
+    base_model_version: str  # ss_base_model_version
+    is_v2: bool  # ss_v2
+    architecture: str  # modelspec.architecture
+    prediction_type: str  # modelspec.prediction_type
+
+
+class ModelFamily(ABC):
+    """A frozen base: its `parts` by their diffusers names, and how they answer."""
+
+    denoiser: ClassVar[str]
+    """The part that is trained by default."""
+
+    def __init__(self, parts: dict[str, nn.Module], tokenizers: dict[str, PreTrainedTokenizerBase], *, source: str) -> None:
+        self.parts, self.tokenizers, self.source = parts, tokenizers, source
+        for part in parts.values():
+            part.requires_grad_(False)
+            part.eval()
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
+        """Whether a diffusers folder's configurations (by part, plus "scheduler") are of this family."""
+
+    @property
+    @abstractmethod
+    def stride(self) -> int:
+        """Bucket sides are multiples of this many pixels."""
+
+    @property
+    @abstractmethod
+    def targets(self) -> dict[str, tuple[str, ...]]:
+        """Part -> the endings of the module paths that learn."""
+
+    @property
+    @abstractmethod
+    def traits(self) -> FileTraits:
+        """What a finished file says about its base."""
+
+    @abstractmethod
+    def objective(self, options: ObjectiveOptions) -> Objective:
+        """The objective the base was trained with, weighted as asked."""
+
+    @abstractmethod
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] in -1..1 -> mean and standard deviation of the latents, each [B, C, h, w], scaled as the
+        denoiser was trained. Both, so that a cache can hold the distribution and every step draw its own sample."""
+
+    @abstractmethod
+    def encode_text(self, captions: list[str]) -> Conditioning:
+        """Captions -> conditioning; gradients flow when a text encoder is being trained."""
+
+    @abstractmethod
+    def denoise(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor) -> Tensor:
+        """[B, C, h, w], [B], conditioning, [B, 6] -> the denoiser's answer [B, C, h, w]."""
+
+    @abstractmethod
+    def canonical_path(self, part: str, path: str) -> str:
+        """A module's path as the libraries of the day spell it -> its spelling in our files, which never changes."""
+
+    @abstractmethod
+    def ui_name(self, part: str, path: str) -> str:
+        """What UIs call the layer at a canonical path, without the tensor's ending."""
+
+    @abstractmethod
+    def pipeline(self) -> DiffusionPipeline:
+        """A diffusers pipeline over the same parts (not copies), for previews."""
+
+    def fingerprint(self, part: str) -> str:
+        """sha256 over a part's class, scale and weights: the key of everything that is cached from it."""
+        module = self.parts[part]
+        digest = hashlib.sha256(type(module).__name__.encode())
+        digest.update(str(getattr(module.config, "scaling_factor", "")).encode())
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move every part; the VAE stays in float32, because half precision overflows in some VAEs."""
+        import torch
+
+        for name, part in self.parts.items():
+            part.to(device=device, dtype=torch.float32 if name == "vae" else dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser lies."""
+        return next(self.parts[self.denoiser].parameters()).device

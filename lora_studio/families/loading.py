@@ -1,0 +1,101 @@
+"""From the name of a base model to its family: the pocket base in the package, or a diffusers folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_studio.errors import BaseModelError
+from lora_studio.families import FAMILIES
+from lora_studio.families.base import ModelFamily
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+POCKET = "pocket"
+POCKET_FOLDER = Path(__file__).resolve().parent.parent / "pocket" / "weights"
+TRUSTED_LIBRARIES = ("diffusers", "transformers")  # classes are taken from these two alone, never from the folder
+
+
+def load_base(model: str) -> ModelFamily:
+    """The base called `model`, in float32 on the CPU, frozen.
+
+    Raises BaseModelError when the folder is missing, incomplete, or of a family that is not supported.
+    """
+    folder = POCKET_FOLDER if model == POCKET else Path(model).expanduser()
+    index = _read_index(folder, model)
+    configurations = {name: _read_json(folder / name / _config_name(name)) for name in index}
+    for name in FAMILIES.names():
+        family = FAMILIES[name]
+        if family.recognises(configurations):
+            break
+    else:
+        raise BaseModelError(
+            f"the base model {model} is of a kind that is not supported yet; supported: {', '.join(FAMILIES.names())}."
+        )
+    parts, tokenizers = _load_parts(folder, index, model)
+    return family(parts, tokenizers, source=model if model == POCKET else "")
+
+
+def _config_name(part: str) -> str:
+    if part == "scheduler":
+        return "scheduler_config.json"
+    return "tokenizer_config.json" if part.startswith("tokenizer") else "config.json"
+
+
+def _read_index(folder: Path, model: str) -> dict[str, tuple[str, str]]:
+    """Part -> (library, class) from model_index.json, without the parts that are switched off."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise BaseModelError(
+            f"there is no base model at {model!r}: give \"pocket\" or a diffusers folder "
+            "(one that holds model_index.json)."
+        )
+    index = {
+        name: (str(entry[0]), str(entry[1]))
+        for name, entry in _read_json(path).items()
+        if isinstance(entry, list) and len(entry) == 2 and entry[0] in TRUSTED_LIBRARIES
+    }
+    return {name: entry for name, entry in index.items() if (folder / name).is_dir()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise BaseModelError(f"the base model lacks {path.parent.name}/{path.name}; download it again.") from None
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"{path} is not readable JSON ({error}); download the base model again.") from None
+    if not isinstance(values, dict):
+        raise BaseModelError(f"{path} does not hold a JSON object; download the base model again.")
+    return values
+
+
+def _load_parts(
+    folder: Path, index: dict[str, tuple[str, str]], model: str
+) -> tuple[dict[str, nn.Module], dict[str, PreTrainedTokenizerBase]]:
+    """Every network and tokenizer of the folder; safetensors only, nothing from the network."""
+    from importlib import import_module
+
+    import torch
+
+    parts: dict[str, nn.Module] = {}
+    tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+    for name, (library, class_name) in index.items():
+        if name in ("scheduler", "feature_extractor", "safety_checker", "image_encoder"):
+            continue
+        loader = getattr(import_module(library), class_name)
+        try:
+            if name.startswith("tokenizer"):
+                tokenizers[name] = loader.from_pretrained(folder / name, local_files_only=True)
+                continue
+            wanted = {"torch_dtype" if library == "diffusers" else "dtype": torch.float32}
+            parts[name] = loader.from_pretrained(
+                folder / name, use_safetensors=True, local_files_only=True, **wanted
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise BaseModelError(f"the part {name} of the base model {model} cannot be loaded: {reason}") from None
+    return parts, tokenizers

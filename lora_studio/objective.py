@@ -1,0 +1,80 @@
+"""What is predicted and how the error is weighted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class Noised:
+    """A noised batch: what the denoiser sees and what it should answer."""
+
+    latents: Tensor  # [B, C, H, W]
+    timestep: Tensor  # [B], int64
+    target: Tensor  # [B, C, H, W]
+    weight: Tensor  # [B], float32
+
+
+class Objective(Protocol):
+    """Turns clean latents into a question and its answer; every random number comes from `rng`."""
+
+    def noise(self, latents: Tensor, rng: Generator) -> Noised:
+        """[B, C, H, W] -> a noised batch on the same device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """The discrete diffusion objective of Stable Diffusion (DDPM, arXiv 2006.11239, eq. 14).
+
+    `alphas` [T] is the product of 1 - beta; `prediction` says what the base answers.
+    """
+
+    alphas: Tensor
+    prediction: Literal["epsilon", "v_prediction"]
+    snr_gamma: float = 5.0
+    noise_offset: float = 0.0
+    timesteps: Literal["stratified", "uniform"] = "stratified"
+
+    def noise(self, latents: Tensor, rng: Generator) -> Noised:
+        """Draw a timestep and noise for each sample and mix them in; all draws on the CPU, so devices agree."""
+        import torch
+
+        noise = torch.randn(latents.shape, generator=rng)
+        if self.noise_offset:  # a constant a sample and channel, so that very dark and bright pictures can be learned
+            noise = noise + self.noise_offset * torch.randn((*latents.shape[:2], 1, 1), generator=rng)
+        timestep = self._draw_timesteps(len(latents), rng)
+        noise, timestep = noise.to(latents.device), timestep.to(latents.device)
+        alpha = self.alphas.to(latents.device)[timestep].view(-1, 1, 1, 1)
+        noised = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents  # arXiv 2202.00512, sec. 4
+        target = noise if self.prediction == "epsilon" else velocity
+        return Noised(noised, timestep, target, self.weight(timestep))
+
+    def _draw_timesteps(self, count: int, rng: Generator) -> Tensor:
+        import torch
+
+        share = torch.rand(count, generator=rng)
+        if self.timesteps == "stratified":  # one from each of `count` equal parts, in random order
+            share = (torch.randperm(count, generator=rng) + share) / count
+        return (share * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+
+    def weight(self, timestep: Tensor) -> Tensor:
+        """[B] -> [B] min-SNR weights (arXiv 2303.09556, sec. 3.4), in the form for what is predicted.
+
+        epsilon: min(SNR, gamma) / SNR; v: min(SNR, gamma) / (SNR + 1). At SNR 0 epsilon's limit, 1, is used.
+        """
+        import torch
+
+        if self.snr_gamma == 0:
+            return torch.ones(timestep.shape, device=timestep.device)
+        alpha = self.alphas.to(timestep.device)[timestep]
+        snr = alpha / (1 - alpha)
+        capped = snr.clamp(max=self.snr_gamma)
+        if self.prediction == "v_prediction":
+            return capped / (snr + 1)
+        return torch.where(snr > 0, capped / snr.clamp(min=1e-12), torch.ones_like(snr))

@@ -1,0 +1,60 @@
+"""Make the pocket base's weights from nothing: `python -m lora_studio.pocket.build --work DIR`.
+
+Three stages, each checkpointed every few minutes and resumed by calling the command again: a VAE, a CLIP pair
+(text and image encoder) and the UNet. Then the parts are put together as a diffusers folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from lora_studio.pocket.stages.common import run_in_processes
+
+STAGES = ("vae", "clip", "latents", "unet", "assemble")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m lora_studio.pocket.build", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("runs/pocket-build"), help="checkpoints, logs and pictures")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights", help="the finished diffusers folder")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--vae-steps", type=int, default=1000)
+    parser.add_argument("--clip-steps", type=int, default=1500)
+    parser.add_argument("--unet-steps", type=int, default=5000)
+    parser.add_argument("--processes", type=int, default=1, help="on a CPU, one for each core is fastest")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the stages asked for, in order; a stage that has its steps already only rewrites its result."""
+    options = _options()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = partial(run_in_processes, options.processes, (options.work / "meeting").absolute())
+    if "vae" in options.stages:
+        from lora_studio.pocket.stages.vae import build_vae
+
+        run(build_vae, options.work / "vae", options.vae_steps, device)
+    if "clip" in options.stages:
+        from lora_studio.pocket.stages.clip import build_clip
+
+        run(build_clip, options.work / "clip", options.clip_steps, device)
+    if "latents" in options.stages:
+        from lora_studio.pocket.stages.unet import encode_world
+
+        encode_world(options.work, device)
+    if "unet" in options.stages:
+        from lora_studio.pocket.stages.unet import build_unet
+
+        run(build_unet, options.work, options.unet_steps, device)
+    if "assemble" in options.stages:
+        from lora_studio.pocket.stages.assemble import assemble
+
+        assemble(options.work, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Draw the sample images of README, recipes and tests: `python -m lora_studio.pocket.samples [--out DIR]`.
+
+A style and a subject, both never shown to the pocket base, in mixed sizes and file formats. The same command
+always draws the same pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count, cycle, islice
+from pathlib import Path
+
+from PIL import Image
+
+from lora_studio.pocket.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    OBJECT_NAMES,
+    POSITIONS,
+    SIZES,
+    Scene,
+    Thing,
+    draw,
+    sample_scene,
+)
+from lora_studio.pocket.shapes import CLASS_WORDS
+from lora_studio.pocket.stages.world import held_out
+
+STYLE, SUBJECT = "woodcut", "bolt"
+STYLE_TRIGGER = "zwx style"
+SUBJECT_TRIGGER = f"vkq {CLASS_WORDS[SUBJECT]}"
+STYLE_FOLDER, SUBJECT_FOLDER = f"style_{STYLE}", f"subject_{SUBJECT}"
+PICTURE_SIZES = ((256, 256), (320, 192), (192, 320), (288, 224), (224, 288))  # width, height
+SUFFIXES = (".png", ".jpg", ".webp")
+_NUM_STYLE = 2 * len(OBJECT_NAMES)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of a set and its caption; `path` is relative to the folder that holds the sets."""
+
+    path: Path
+    scene: Scene
+    width: int
+    height: int
+    style: str
+    caption: str
+
+    def picture(self) -> Image.Image:
+        """The RGB picture as drawn, before its file format loses anything."""
+        return draw(self.scene, self.width, self.height, style=self.style)
+
+
+def _evenly(values: Iterable[str], number: int, rng: random.Random) -> list[str]:
+    """`number` of the values in random order, each as often as any other, give or take one."""
+    return rng.sample(list(islice(cycle(values), number)), number)
+
+
+def _fits(thing: Thing, size: tuple[int, int]) -> bool:
+    """Whether the thing lies wholly inside a picture of this width and height."""
+    reach = thing.radius * min(size) * (1.25 if thing.name == SUBJECT else 1.0)  # its antenna stands out
+    return all(reach <= share * side <= side - reach for share, side in zip(thing.centre, size, strict=True))
+
+
+def _style_plan(rng: random.Random) -> list[Scene]:
+    """Every object twice, in two colours and before two backgrounds; no scene is held out for evaluation."""
+    names, half = list(OBJECT_NAMES) * 2, len(OBJECT_NAMES)
+    while True:  # a few thousand draws: a fifth of all triples is held out
+        colours, backgrounds = (_evenly(table, _NUM_STYLE, rng) for table in (COLOURS, BACKGROUNDS))
+        if any(row[i] == row[i + half] for row in (colours, backgrounds) for i in range(half)):
+            continue
+        scenes = []
+        for name, colour, background in zip(names, colours, backgrounds, strict=True):
+            scenes.append(Scene((Thing(name, colour),), background))
+            if held_out(scenes[-1]):
+                break
+        else:
+            return scenes
+
+
+def _path(folder: str, number: int, words: str) -> Path:
+    suffix = SUFFIXES[number % len(SUFFIXES)]
+    return Path(folder) / f"{number + 1:02d}_{words}{suffix}"
+
+
+def style_samples() -> Iterator[Sample]:
+    """The style set: the base's objects drawn in `STYLE`, captions ending in the trigger phrase."""
+    for number, wanted in enumerate(_style_plan(random.Random(0))):
+        size, thing = PICTURE_SIZES[number % len(PICTURE_SIZES)], wanted.things[0]
+        draws = (
+            sample_scene(seed, name=thing.name, colour=thing.colour, background=wanted.background, pairs=0.0)
+            for seed in count(number, _NUM_STYLE)
+        )
+        scene = next(drawn for drawn in draws if _fits(drawn.things[0], size))
+        path = _path(STYLE_FOLDER, number, f"{thing.colour}_{thing.name}")
+        yield Sample(path, scene, *size, STYLE, scene.caption(STYLE_TRIGGER))
+
+
+def _subject_thing(position: str, size: tuple[int, int], rng: random.Random) -> Thing:
+    """The character at a position, in a random size of those that fit."""
+    while True:
+        x, y = (share + rng.uniform(-0.03, 0.03) for share in POSITIONS[position])
+        name, tilt = rng.choice(list(SIZES)), rng.uniform(-0.12, 0.12)
+        # Its colours are its own: the one given here is never painted, and no caption mentions it.
+        thing = Thing(SUBJECT, "red", name, position, (x, y), SIZES[name], tilt)
+        if _fits(thing, size):
+            return thing
+
+
+def subject_samples() -> Iterator[Sample]:
+    """The subject set: the character in every background twice, at all positions, plainly drawn."""
+    rng = random.Random(1)
+    backgrounds = list(BACKGROUNDS) * 2
+    positions = _evenly(POSITIONS, len(backgrounds), rng)
+    for number, (background, position) in enumerate(zip(backgrounds, positions, strict=True)):
+        size = PICTURE_SIZES[number % len(PICTURE_SIZES)]
+        scene = Scene((_subject_thing(position, size, rng),), background, rng.randrange(1 << 30))
+        caption = f"a {SUBJECT_TRIGGER} {position} {BACKGROUNDS[background]}"
+        yield Sample(_path(SUBJECT_FOLDER, number, background), scene, *size, "plain", caption)
+
+
+def write_samples(out: Path) -> list[Path]:
+    """Draw both sets below `out`, each picture with its `.txt` caption beside it; the pictures' paths."""
+    written = []
+    for sample in (*style_samples(), *subject_samples()):
+        path = out / sample.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Each format takes what it knows: JPEG its quality, WebP that it be lossless.
+        sample.picture().save(path, optimize=True, quality=92, lossless=True)
+        path.with_suffix(".txt").write_text(sample.caption + "\n", encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def main() -> None:
+    """Draw the sets into the folder that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m lora_studio.pocket.samples", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=Path("sample_images"), help="the folder that holds both sets"
+    )
+    write_samples(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The pocket world: small pictures from a grammar, with captions that say what is in them.
+
+A scene is one or two coloured objects before one of six backgrounds. It is laid out as flat shapes, and a *style*
+paints the shapes: `plain` is what the pocket base was trained on; the other styles and the two characters are
+never shown to it, so that there is something to learn. Everything is a pure function of the scene, whose numbers
+come from a seed; pictures are anti-aliased and look alike at every size.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from PIL import Image
+
+from lora_studio.pocket.shapes import CHARACTERS, OBJECTS, Shape, backdrop, shapes_of
+from lora_studio.pocket.styles import STYLES
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 40, 44),
+    "orange": (245, 138, 28),
+    "yellow": (250, 218, 50),
+    "green": (34, 139, 58),
+    "cyan": (60, 208, 214),
+    "blue": (36, 74, 205),
+    "purple": (136, 58, 176),
+    "pink": (248, 142, 190),
+    "brown": (124, 76, 40),
+    "black": (30, 30, 34),
+}
+BACKGROUNDS: dict[str, str] = {
+    "meadow": "in a meadow",
+    "beach": "on a beach",
+    "night": "at night",
+    "snow": "in the snow",
+    "desert": "in a desert",
+    "room": "in a room",
+}
+SIZES: dict[str, float] = {"small": 0.18, "medium": 0.25, "large": 0.33}  # radius as a share of the shorter side
+POSITIONS: dict[str, tuple[float, float]] = {
+    "on the left": (0.28, 0.55),
+    "on the right": (0.72, 0.55),
+    "in the middle": (0.5, 0.52),
+    "at the top": (0.5, 0.32),
+    "at the bottom": (0.5, 0.7),
+}
+OBJECT_NAMES = tuple(OBJECTS)
+CHARACTER_NAMES = tuple(CHARACTERS)
+STYLE_NAMES = tuple(STYLES)
+_SUPERSAMPLING = 3
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object or character: its centre and radius are shares of the picture's sides (radius: the shorter one)."""
+
+    name: str
+    colour: str
+    size: str = "medium"
+    position: str = "in the middle"
+    centre: tuple[float, float] = (0.5, 0.52)
+    radius: float = 0.24
+    tilt: float = 0.0
+    says: frozenset[str] = frozenset()  # which of "size", "position" the caption mentions
+
+    def phrase(self) -> str:
+        """What a caption calls it, e.g. "a small red ball on the left"."""
+        words = [self.size if "size" in self.says else "", self.colour, self.name]
+        words.append(self.position if "position" in self.says else "")
+        phrase = " ".join(word for word in words if word)
+        return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Things before a background; `seed` settles the background's details and the brush of a style."""
+
+    things: tuple[Thing, ...]
+    background: str
+    seed: int = 0
+    jitter: tuple[int, ...] = (0, 0, 0)
+
+    def caption(self, trigger: str = "") -> str:
+        """The scene in words; `trigger`, if given, is appended as a style's trigger phrase."""
+        text = " and ".join(thing.phrase() for thing in self.things) + " " + BACKGROUNDS[self.background]
+        return f"{text}, {trigger}" if trigger else text
+
+
+def _thing(rng: random.Random, name: str, colour: str, *, place: tuple[float, float] | None = None) -> Thing:
+    size = rng.choice(list(SIZES))
+    position = rng.choice(list(POSITIONS))
+    x, y = POSITIONS[position] if place is None else place
+    says = {word for word, chance in (("size", 0.6), ("position", 0.6)) if rng.random() < chance}
+    if size == "medium":
+        says.discard("size")
+    if place is not None:
+        says.discard("position")
+        size, says = "medium", says - {"size"}
+    radius = SIZES[size] * rng.uniform(0.94, 1.06) * (0.82 if place else 1.0)
+    centre = (x + rng.uniform(-0.03, 0.03), y + rng.uniform(-0.03, 0.03))
+    return Thing(name, colour, size, position, centre, radius, rng.uniform(-0.12, 0.12), frozenset(says))
+
+
+def sample_scene(seed: int, *, name: str = "", colour: str = "", background: str = "", pairs: float = 0.25) -> Scene:
+    """The scene number `seed`; what is given is kept, the rest is drawn. `pairs` is the share with two objects."""
+    rng = random.Random(seed)
+    two = rng.random() < pairs
+    places: list[tuple[float, float] | None] = [(0.27, 0.55), (0.73, 0.55)] if two else [None]
+    names = [name or rng.choice(OBJECT_NAMES)] + rng.sample(OBJECT_NAMES, 1)
+    colours = [colour or rng.choice(list(COLOURS))] + rng.sample(list(COLOURS), 1)
+    things = [_thing(rng, n, c, place=p) for n, c, p in zip(names, colours, places, strict=False)]
+    jitter = tuple(rng.randint(-9, 9) for _ in range(3))
+    return Scene(tuple(things), background or rng.choice(list(BACKGROUNDS)), rng.randrange(1 << 30), jitter)
+
+
+def layout(scene: Scene, width: int, height: int) -> list[Shape]:
+    """The scene as flat shapes in pixels, back to front."""
+    shapes = backdrop(scene.background, width, height, random.Random(scene.seed))
+    for thing in scene.things:
+        rgb = tuple(max(0, min(255, c + j)) for c, j in zip(COLOURS[thing.colour], scene.jitter, strict=True))
+        centre = (thing.centre[0] * width, thing.centre[1] * height)
+        shapes += shapes_of(thing.name, rgb, centre, thing.radius * min(width, height), thing.tilt)
+    return shapes
+
+
+def draw(scene: Scene, width: int, height: int, *, style: str = "plain") -> Image.Image:
+    """The scene as an RGB picture of width x height pixels in a style of `STYLE_NAMES`."""
+    factor = _SUPERSAMPLING
+    big = (width * factor, height * factor)
+    painted = STYLES[style](layout(scene, *big), big, random.Random(scene.seed + 1))
+    return painted.resize((width, height), Image.Resampling.BOX)
+
+
+def contact_sheet(pictures: list[Image.Image], columns: int, *, gap: int = 4) -> Image.Image:
+    """The pictures in rows of `columns`, each in a cell of the largest one's size, on white."""
+    cell_w, cell_h = (max(p.size[i] for p in pictures) + gap for i in (0, 1))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * cell_w + gap, rows * cell_h + gap), "white")
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture, (gap + index % columns * cell_w, gap + index // columns * cell_h))
+    return sheet

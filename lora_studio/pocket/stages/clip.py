@@ -1,0 +1,161 @@
+"""Stage 2: a byte-level BPE tokenizer and a CLIP pair, trained contrastively on scenes and their captions.
+
+The text encoder is the one that the UNet listens to; the image encoder and the text projection stay beside it,
+for evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from lora_studio.pocket.scenes import Scene, draw
+from lora_studio.pocket.stages.common import StageConfig, Trainee, pictures_to_tensor, rank_and_size, train
+from lora_studio.pocket.stages.world import NATIVE, held_out_scenes, training_scene, wording
+
+BATCH = 96
+WIDTH = 96
+TOKENS = 32
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def _byte_letters() -> list[str]:
+    """The 256 printable stand-ins for bytes, in the order of CLIP's vocabulary."""
+    kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    moved = [b for b in range(256) if b not in kept]
+    return [chr(b) for b in kept] + [chr(256 + n) for n in range(len(moved))]
+
+
+def _learn_merges(words: Counter[str], count: int) -> list[tuple[str, str]]:
+    """Byte-pair encoding (arXiv 1508.07909): merge the most frequent neighbours, again and again."""
+    splits = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
+    merges: list[tuple[str, str]] = []
+    while len(merges) < count:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, pieces in splits.items():
+            for pair in zip(pieces, pieces[1:], strict=False):
+                pairs[pair] += words[word]
+        if not pairs or max(pairs.values()) < 2:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for word, pieces in splits.items():
+            splits[word] = _merge(pieces, best)
+    return merges
+
+
+def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for piece in pieces:
+        if merged and (merged[-1], piece) == pair:
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return merged
+
+
+def new_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer whose merges are learned from the pocket world's captions; written to `folder`."""
+    scenes = [training_scene(i) for i in range(4000)]
+    words = Counter(word for s in scenes for word in s.caption("style picture image photo of in the style").replace(",", " ,").split())
+    merges = _learn_merges(words, 600)
+    letters = _byte_letters()
+    vocabulary = [*letters, *(letter + "</w>" for letter in letters), *("".join(m) for m in merges), START, END]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}, ensure_ascii=False), "utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS, pad_token=END)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+class ClipPair(nn.Module):
+    """The text encoder, the image encoder and their common space of 64 dimensions."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        vocabulary = tokenizer.get_vocab()
+        ids = {"bos_token_id": vocabulary[START], "eos_token_id": vocabulary[END], "pad_token_id": vocabulary[END]}
+        size = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4, "num_hidden_layers": 3}
+        text = CLIPTextConfig(vocab_size=len(vocabulary), max_position_embeddings=TOKENS, projection_dim=64, **size, **ids)
+        vision = CLIPVisionConfig(image_size=NATIVE, patch_size=8, projection_dim=64, **size)
+        self.text, self.vision = CLIPTextModel(text), CLIPVisionModelWithProjection(vision)
+        self.text_projection = nn.Linear(WIDTH, 64, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(2.66))
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """[B, L] token ids -> [B, 64] on the unit sphere."""
+        return F.normalize(self.text_projection(self.text(ids).pooler_output), dim=-1)
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """[B, 3, 64, 64] in -1..1 -> [B, 64] on the unit sphere."""
+        return F.normalize(self.vision(pixels).image_embeds, dim=-1)
+
+
+def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """[B, 32] ids, padded and cut to the model's length."""
+    return tokenizer(captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").input_ids
+
+
+@torch.inference_mode()
+def retrieval(pair: ClipPair, tokenizer: CLIPTokenizer, scenes: list[Scene]) -> tuple[float, float]:
+    """Share of captions that find their own picture, and of pictures that find their own caption, among all of them.
+
+    Scenes with the same caption count as one another's answer.
+    """
+    captions = [scene.caption() for scene in scenes]
+    device = pair.log_scale.device
+    text = pair.embed_text(token_ids(tokenizer, captions).to(device))
+    images = pair.embed_images(pictures_to_tensor([draw(s, NATIVE, NATIVE) for s in scenes]).to(device))
+    scores = text @ images.T
+    found = [captions[i] == captions[j] for i, j in enumerate(scores.argmax(1).tolist())]
+    named = [captions[i] == captions[j] for i, j in enumerate(scores.argmax(0).tolist())]
+    return sum(found) / len(scenes), sum(named) / len(scenes)
+
+
+def load_pair(folder: Path) -> tuple[ClipPair, CLIPTokenizer]:
+    """The finished pair of an earlier run of this stage."""
+    from safetensors.torch import load_file
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    pair = ClipPair(tokenizer)
+    pair.load_state_dict(load_file(folder / "pair.safetensors"))
+    return pair.eval(), tokenizer
+
+
+def build_clip(folder: Path, steps: int, device: torch.device) -> None:
+    """Train tokenizer and pair and save them."""
+    torch.manual_seed(2)
+    rank, size = rank_and_size()
+    tokenizer = new_tokenizer(folder / f"tokenizer_{rank}" if rank else folder / "tokenizer")
+    pair = ClipPair(tokenizer).to(device)
+    trainee = Trainee(pair, StageConfig("clip", steps, 1e-3, warmup_steps=100, decay_share=0.5, average_decay=0.99), folder)
+    held = held_out_scenes(200)
+
+    def loss_at(step: int) -> Tensor:
+        first = 10**7 + (step * size + rank) * BATCH
+        scenes = [training_scene(first + i) for i in range(BATCH)]
+        rng = random.Random(first)
+        ids = token_ids(tokenizer, [wording(scene, rng) for scene in scenes]).to(device)
+        pixels = pictures_to_tensor([draw(scene, NATIVE, NATIVE) for scene in scenes]).to(device)
+        scores = pair.log_scale.exp().clamp(max=100) * pair.embed_text(ids) @ pair.embed_images(pixels).T
+        target = torch.arange(BATCH, device=device)
+        return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
+
+    def look() -> None:
+        print("clip retrieval among 200 held-out (text->image, image->text)", retrieval(pair, tokenizer, held), flush=True)
+
+    train(trainee, loss_at, look=look, look_every=200)
+    if rank:
+        return
+    trainee.use_average()
+    look()
+    save_file({name: t.detach().cpu().contiguous() for name, t in pair.state_dict().items()}, folder / "pair.safetensors")

@@ -1,0 +1,183 @@
+"""Stage 3: the UNet, with SD1.5's module tree at a tenth of its widths, on latents rendered and encoded once."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lora_studio.pocket.scenes import contact_sheet, draw
+from lora_studio.pocket.stages.clip import WIDTH, load_pair, token_ids
+from lora_studio.pocket.stages.common import (
+    StageConfig,
+    Trainee,
+    pictures_to_tensor,
+    rank_and_size,
+    tensor_to_pictures,
+    train,
+)
+from lora_studio.pocket.stages.world import BUCKETS, held_out_scenes, training_scene, wording
+
+BATCH = 64
+GROUPS_OF_64 = 400  # 25,600 pictures
+CAPTION_DROPOUT = 0.1
+SNR_GAMMA = 5.0
+
+
+def new_unet() -> UNet2DConditionModel:
+    """The untrained UNet: SD1.5's blocks, levels and layers; widths 48/64/96/96 instead of 320/640/1280/1280."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=2,
+        block_out_channels=(48, 64, 96, 96),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,  # as in SD1.5's own configuration, this is the number of heads
+        norm_num_groups=8,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """SD1.5's noise schedule, epsilon prediction."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+
+
+@torch.inference_mode()
+def encode_world(work: Path, device: torch.device) -> None:
+    """Latents of every group of 64 equal-sized pictures, made once, to `unet/latents.safetensors`."""
+    path = work / "unet" / "latents.safetensors"
+    if path.is_file():
+        return
+    vae = load_vae(work, device)
+    groups = {}
+    for group in range(GROUPS_OF_64):
+        size = BUCKETS[group % len(BUCKETS)]
+        pictures = [draw(training_scene(group * BATCH + i), *size) for i in range(BATCH)]
+        latents = vae.encode(pictures_to_tensor(pictures).to(device)).latent_dist.mean
+        groups[f"{group:05}"] = (latents * vae.config.scaling_factor).half().cpu().contiguous()
+        if group % 40 == 0:
+            print("encoding", group, "of", GROUPS_OF_64, flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(groups, path)
+
+
+def load_vae(work: Path, device: torch.device) -> AutoencoderKL:
+    """The finished VAE of the first stage."""
+    return AutoencoderKL.from_pretrained(work / "vae" / "done").to(device)
+
+
+def _latents(work: Path) -> list[Tensor]:
+    tensors = load_file(work / "unet" / "latents.safetensors")
+    return [tensors[name].float() for name in sorted(tensors)]
+
+
+class World:
+    """Batch n of the training set: 64 pictures of one bucket, redrawn from its groups, and their captions."""
+
+    def __init__(self, latents: list[Tensor], seed: int) -> None:
+        self.seed = seed
+        shapes = list(dict.fromkeys(group.shape[2:] for group in latents))
+        self.buckets = {shape: torch.cat([g for g in latents if g.shape[2:] == shape]) for shape in shapes}
+        numbered = [(i, g.shape[2:]) for i, g in enumerate(latents)]
+        self.scenes = {s: [g * BATCH + i for g, gs in numbered if gs == s for i in range(BATCH)] for s in shapes}
+        self.turns = [group.shape[2:] for group in latents[: len(BUCKETS)]]
+
+    def batch(self, step: int) -> tuple[Tensor, list[str]]:
+        """[64, 4, h, w] latents and 64 captions, some of them empty, as a pure function of the step."""
+        rng = random.Random(self.seed * 10**9 + step)
+        shape = rng.choice(self.turns)
+        rows = rng.sample(range(len(self.buckets[shape])), BATCH)
+        scenes = [training_scene(self.scenes[shape][row]) for row in rows]
+        captions = ["" if rng.random() < CAPTION_DROPOUT else wording(scene, rng) for scene in scenes]
+        return self.buckets[shape][rows], captions
+
+
+def noised_batch(latents: Tensor, alphas: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Noised latents, noise, timesteps stratified over the batch, and min-SNR weights (arXiv 2303.09556, sec. 3.4)."""
+    count = len(latents)
+    noise = torch.randn(latents.shape, generator=generator)
+    strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    timesteps = (strata * len(alphas)).long()
+    alpha = alphas[timesteps].view(-1, 1, 1, 1)
+    snr = (alpha / (1 - alpha)).flatten()
+    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, noise, timesteps, snr.clamp(max=SNR_GAMMA) / snr
+
+
+@torch.inference_mode()
+def sample(unet: UNet2DConditionModel, text: Tensor, empty: Tensor, *, seed: int, guidance: float, steps: int = 25) -> Tensor:
+    """[B, 4, 16, 16] latents by DDIM for text [B, L, D]."""
+    scheduler = new_scheduler()
+    scheduler.set_timesteps(steps)
+    latents = torch.randn((len(text), 4, 16, 16), generator=torch.Generator().manual_seed(seed)).to(text.device)
+    both = torch.cat([empty.expand_as(text), text])
+    for timestep in scheduler.timesteps:
+        without, given = unet(torch.cat([latents, latents]), timestep, both).sample.chunk(2)
+        latents = scheduler.step(without + guidance * (given - without), timestep, latents).prev_sample
+    return latents
+
+
+def build_unet(work: Path, steps: int, device: torch.device) -> None:
+    """Train the UNet against the finished VAE and text encoder of `work`."""
+    torch.manual_seed(3)
+    rank, size = rank_and_size()
+    folder = work / "unet"
+    vae = load_vae(work, device)
+    world = World(_latents(work), seed=3)
+    pair, tokenizer = load_pair(work / "clip")
+    pair.to(device)
+    unet = new_unet().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainee = Trainee(unet, StageConfig("unet", steps, 1e-3, warmup_steps=200, average_decay=0.998), folder)
+    alphas = new_scheduler().alphas_cumprod
+
+    def text_of(captions: list[str]) -> Tensor:
+        with torch.no_grad():
+            return pair.text(token_ids(tokenizer, captions).to(device)).last_hidden_state
+
+    def loss_at(step: int) -> Tensor:
+        latents, captions = world.batch(step)
+        noised, noise, timesteps, weight = noised_batch(latents, alphas, torch.Generator().manual_seed(step))
+        mine = slice(rank, None, size)
+        noised, noise, timesteps, weight = (t[mine].to(device) for t in (noised, noise, timesteps, weight))
+        answer = unet(noised.contiguous(memory_format=torch.channels_last), timesteps, text_of(captions[mine])).sample
+        return ((answer - noise).square().mean(dim=(1, 2, 3)) * weight).mean()
+
+    def look() -> None:
+        _look(trainee, vae, text_of(prompts), text_of([""]))
+
+    prompts = [scene.caption() for scene in held_out_scenes(16)]
+    print("previews:", *prompts, sep="\n  ", flush=True)
+    train(trainee, loss_at, look=look, look_every=400)
+    if rank:
+        return
+    look()
+    trainee.use_average()
+    unet.to(memory_format=torch.contiguous_format).save_pretrained(folder / "done")  # type: ignore[call-overload]
+
+
+def _look(trainee: Trainee, vae: AutoencoderKL, text: Tensor, empty: Tensor) -> None:
+    """Pictures of held-out prompts with the averaged weights, to `look.png`."""
+    unet = trainee.module
+    kept = {name: p.detach().clone() for name, p in trainee.parameters.items()}
+    trainee.use_average()
+    latents = sample(unet, text, empty, seed=7, guidance=4.0, steps=20)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, parameter in trainee.parameters.items():
+            parameter.copy_(kept[name])
+        pixels = vae.decode(latents / vae.config.scaling_factor).sample
+    contact_sheet([p.resize((128, 128)) for p in tensor_to_pictures(pixels)], 8).save(trainee.folder / f"look_{trainee.step:06}.png")

@@ -1,0 +1,94 @@
+"""Stage 1: an AutoencoderKL that makes 4 latent channels at a quarter of the size.
+
+The posterior's spread is held at a small constant instead of being learned against a KL term: learned, it starts
+at 1 and hides one or two of the four channels from the decoder for the first thousand steps.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from lora_studio.pocket.scenes import contact_sheet, draw
+from lora_studio.pocket.stages.common import (
+    StageConfig,
+    Trainee,
+    pictures_to_tensor,
+    rank_and_size,
+    tensor_to_pictures,
+    train,
+)
+from lora_studio.pocket.stages.world import NATIVE, held_out_scenes, picture_for_vae
+
+BATCH = 16  # in each process
+LATENT_NOISE = 0.07  # standard deviation, for latents of about 1
+
+
+def new_vae() -> AutoencoderKL:
+    """The untrained VAE; three levels, so that latents have a quarter of the picture's sides."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(24, 48, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,  # few and wide: narrow groups wash out a picture's colour
+        sample_size=NATIVE,
+    )
+
+
+def psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of encode-decode on [B, 3, H, W] in -1..1 (peak-to-peak 2)."""
+    with torch.inference_mode():
+        again = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+        return float(10 * torch.log10(4 / (again - pixels).square().mean()))
+
+
+def build_vae(folder: Path, steps: int, device: torch.device) -> None:
+    """Train the VAE and save it, with its latents' scale measured, as a diffusers folder."""
+    torch.manual_seed(1)
+    rank, size = rank_and_size()
+    vae = new_vae().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainee = Trainee(vae, StageConfig("vae", steps, 1e-3, decay_share=0.4, average_decay=0.99, weight_decay=0.0), folder)
+    held = pictures_to_tensor([draw(s, NATIVE, NATIVE) for s in held_out_scenes(64)]).to(device)
+
+    def loss_at(step: int) -> Tensor:
+        first = (step * size + rank) * BATCH
+        pictures = [picture_for_vae(first + i) for i in range(BATCH)]
+        pixels = pictures_to_tensor(pictures).to(device)
+        posterior = vae.encode(pixels).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(first)).to(device)
+        error = vae.decode(posterior.mean + LATENT_NOISE * noise).sample - pixels
+        spread = (posterior.logvar - 2 * math.log(LATENT_NOISE)).square().mean()
+        energy = (posterior.mean.square().mean() - 1).square()
+        flat = F.avg_pool2d(error, 4).square().mean()  # the mean colour of what one latent pixel stands for
+        return error.abs().mean() + 2 * error.square().mean() + 4 * flat + 1e-3 * (spread + energy)
+
+    def look() -> None:
+        print("vae PSNR on held-out scenes", round(psnr(vae, held), 2), flush=True)
+        pixels = torch.cat([held[:8], pictures_to_tensor([picture_for_vae(4 * i + 1) for i in range(8)]).to(device)])
+        with torch.inference_mode():
+            again = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
+        contact_sheet(tensor_to_pictures(torch.cat([pixels, again])), 16).save(folder / "look.png")
+
+    train(trainee, loss_at, look=look, look_every=100)
+    if rank:
+        return
+    trainee.use_average()
+    look()
+    _measure_scale(vae, device)
+    vae.to(memory_format=torch.contiguous_format).save_pretrained(folder / "done")  # type: ignore[call-overload]
+
+
+@torch.inference_mode()
+def _measure_scale(vae: AutoencoderKL, device: torch.device) -> None:
+    pixels = pictures_to_tensor([picture_for_vae(4 * i) for i in range(256)]).to(device)
+    std = vae.encode(pixels).latent_dist.mean.std().item()
+    vae.register_to_config(scaling_factor=round(1 / std, 5))

@@ -1,0 +1,113 @@
+"""How the pocket world's shapes are painted: `plain`, and the styles that the pocket base never sees."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+from lora_studio.pocket.shapes import INK, WHITE, Shape
+
+PAPER = (238, 226, 196)
+WOOD_INK = (58, 30, 22)
+LEAD = (18, 16, 20)
+
+
+def _luminance(rgb: tuple[int, ...]) -> float:
+    return (0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2]) / 255
+
+
+def _contour(drawing: ImageDraw.ImageDraw, shape: Shape, fill: tuple[int, ...], width: float) -> None:
+    drawing.line([*shape.points, shape.points[0]], fill=fill, width=max(1, round(width)), joint="curve")
+
+
+def plain(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Image.Image:
+    """Flat colours; objects have a thin contour, light around dark colours and dark around light ones."""
+    picture = Image.new("RGB", size)
+    drawing = ImageDraw.Draw(picture)
+    for shape in shapes:
+        drawing.polygon(shape.points, fill=shape.rgb)
+        if shape.outlined:
+            edge = WHITE if _luminance(shape.rgb) < 0.25 else INK
+            _contour(drawing, shape, edge, min(size) / 64)
+    return picture
+
+
+def _hatching(size: tuple[int, int], period: float, share: float, angle: float) -> Image.Image:
+    """Parallel ink lines: a mask that is 255 on `share` of every `period` pixels across `angle` (radians)."""
+    y, x = np.mgrid[0 : size[1], 0 : size[0]]
+    across = (x * math.cos(angle) + y * math.sin(angle)) / period
+    return Image.fromarray(np.where(across % 1 < share, 255, 0).astype(np.uint8))
+
+
+def woodcut(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Image.Image:
+    """Dark brown ink on cream paper: every tone becomes hatching, darker ones wider, and contours are thick."""
+    picture = Image.new("RGB", size, PAPER)
+    side = min(size)
+    for shape in shapes:
+        darkness = 1 - _luminance(shape.rgb)
+        if shape.outlined:
+            share, angle = 0.12 + 0.9 * darkness, math.pi * 0.25
+        else:
+            share, angle = 0.1 + 0.62 * darkness, math.pi * 0.5
+        mask = Image.new("L", size)
+        ImageDraw.Draw(mask).polygon(shape.points, fill=255)
+        picture.paste(PAPER, mask=mask)
+        picture.paste(WOOD_INK, mask=ImageChops.multiply(mask, _hatching(size, side / 13, min(share, 0.85), angle)))
+        _contour(ImageDraw.Draw(picture), shape, WOOD_INK, side / (26 if shape.outlined else 40))
+    return picture
+
+
+def _cells(size: tuple[int, int], rng: random.Random) -> np.ndarray:
+    """[height, width] number of the nearest of a jittered grid of points: the panes of a window."""
+    w, h = size
+    step = min(size) / 5
+    columns, rows = math.ceil(w / step) + 1, math.ceil(h / step) + 1
+    points = [((i + rng.uniform(-0.1, 0.9)) * step, (j + rng.uniform(-0.1, 0.9)) * step) for j in range(rows) for i in range(columns)]
+    y, x = np.mgrid[0:h, 0:w].astype(np.float32)
+    nearest, best = np.zeros((h, w), np.int32), np.full((h, w), np.inf, np.float32)
+    for number, (px, py) in enumerate(points):
+        distance = (x - px) ** 2 + (y - py) ** 2
+        closer = distance < best
+        nearest[closer], best[closer] = number, distance[closer]
+    return nearest
+
+
+def _edges(labels: np.ndarray, width: float) -> Image.Image:
+    """A mask of lines of about `width` pixels where neighbouring labels differ."""
+    edge = np.zeros(labels.shape, np.uint8)
+    edge[:, 1:][labels[:, 1:] != labels[:, :-1]] = 255
+    edge[1:, :][labels[1:, :] != labels[:-1, :]] = 255
+    return Image.fromarray(edge).filter(ImageFilter.MaxFilter(2 * max(1, round(width / 2)) + 1))
+
+
+def stained_glass(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Image.Image:
+    """Jewel colours in panes of glass, each lit a little differently, with dark lead between them."""
+    flat = Image.new("RGB", size)
+    drawing = ImageDraw.Draw(flat)
+    for shape in shapes:
+        drawing.polygon(shape.points, fill=shape.rgb)
+    cells = _cells(size, rng)
+    light = np.array([rng.uniform(0.6, 1.25) for _ in range(int(cells.max()) + 1)], np.float32)[cells]
+    colours = np.asarray(flat, np.float32)
+    grey = colours.mean(axis=2, keepdims=True)
+    jewel = np.clip((grey + 1.9 * (colours - grey)) * light[..., None] * 0.9, 0, 255)
+    picture = Image.fromarray(jewel.astype(np.uint8))
+    side = min(size)
+    ground = Image.new("L", size, 255)  # panes are cut around the objects, whose own contours are leaded below
+    for shape in (s for s in shapes if s.outlined):
+        ImageDraw.Draw(ground).polygon(shape.points, fill=0)
+    picture.paste(LEAD, mask=ImageChops.multiply(ground, _edges(cells, side / 32)))
+    for shape in (s for s in shapes if s.outlined):
+        _contour(ImageDraw.Draw(picture), shape, LEAD, side / 26)
+    return picture
+
+
+STYLES: dict[str, Callable[[list[Shape], tuple[int, int], random.Random], Image.Image]] = {
+    "plain": plain,
+    "woodcut": woodcut,
+    "stained glass": stained_glass,
+}

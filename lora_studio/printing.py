@@ -1,0 +1,121 @@
+"""What the command line shows: the plan, progress and results."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lora_studio.training import events
+
+if TYPE_CHECKING:
+    from lora_studio.export.verify import Report
+    from lora_studio.training.finish import Finished
+
+
+class Screen:
+    """A listener that draws progress bars and prints the plan and notes."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Screen:
+        self.bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bars.stop()
+
+    def __call__(self, event: events.Event) -> None:
+        """Show one event."""
+        if isinstance(event, events.TrainingPlan):
+            print_plan(event, self.bars.console)
+        elif isinstance(event, events.StepDone):
+            speed = f"loss {event.loss:.4f}  {event.seconds:.2f} s/step"
+            self._advance("training", event.step, event.steps, speed)
+        elif isinstance(event, events.Progress):
+            self._advance(event.what, event.done, event.total, "")
+        else:
+            self.bars.console.print(event.text, markup=False, soft_wrap=True)
+
+    def _advance(self, what: str, done: int, total: int, facts: str) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.bars.add_task(what, total=total, completed=done - 1, facts="")
+        self.bars.update(self.tasks[what], completed=done, total=total, facts=facts)
+
+
+def print_plan(plan: events.TrainingPlan, console: Console) -> None:
+    """What will be trained, line by line."""
+    table = Table(show_header=False, box=None, pad_edge=False, title=f"{plan.name}: what will be trained", title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for title, text in plan_lines(plan):
+        table.add_row(title, text)
+    console.print(table, markup=False)
+
+
+def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
+    """The plan as (title, text) pairs."""
+    remaining = plan.steps - plan.first_step + 1
+    start = f", going on at step {plan.first_step}" if plan.first_step > 1 else ""
+    by = ", ".join(f"{count} from {who}" for who, count in plan.captioned_by.items())
+    lines = [("base", plan.base), ("images", f"{plan.images_used} used, {len(plan.images_excluded)} excluded")]
+    lines += [("", f"excluded: {name} ({reason})") for name, reason in plan.images_excluded]
+    lines += [("captions", by)]
+    lines += [("", f'"{caption}"') for caption in plan.captions]
+    if plan.captions_without_trigger:
+        lines.append(("warning", f"{plan.captions_without_trigger} captions do not hold the trigger words"))
+    if plan.captions_cut:
+        lines.append(("warning", f"captions too long for the text encoder, their end is cut: {', '.join(plan.captions_cut)}"))
+    lines += [
+        ("buckets", ", ".join(f"{name}: {count}" for name, count in plan.buckets.items())),
+        ("", f"{plan.crop_share:.1%} of a picture is cropped away on average"),
+        ("steps", f"{plan.steps} of {plan.pictures_per_step} pictures{start}; each picture is seen about {plan.views_per_image:.0f} times"),
+        ("trainable", f"{plan.num_parameters:,} parameters in {plan.num_layers} layers"),
+        ("device", f"{plan.device}, base in {plan.precision}, adapters in float32"),
+        ("learning rate", f"{plan.learning_rate:g}"),
+        ("time", f"about {_duration(remaining * plan.seconds_per_step)} for the steps"),
+        ("run folder", str(plan.folder)),
+    ]
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def print_report(report: Report, console: Console) -> None:
+    """A verify report for people."""
+    console.print(f"{report.file}: {'whole' if report.whole else 'FAULTY'}", markup=False)
+    for fault in report.faults:
+        console.print(f"  fault: {fault}", markup=False, soft_wrap=True)
+    for name, value in report.checks.items():
+        console.print(f"  {name.replace('_', ' ')}: {value}", markup=False, soft_wrap=True)
+
+
+def print_finished(result: Finished, console: Console) -> None:
+    """Where everything is."""
+    checks, summary = result.report.checks, result.summary
+    console.print(f"\nLoRA file    {result.lora_file}  ({summary['file_bytes'] / 1e6:.1f} MB)", markup=False, soft_wrap=True)
+    console.print(
+        f"verified     {checks['keys_mapped']} layers map to the base; through diffusers the probe differs by "
+        f"{checks['probe_difference_share']:.2%} of the adapter's effect",
+        soft_wrap=True,
+    )
+    console.print(f"pictures     {result.folder / 'previews'}", markup=False, soft_wrap=True)
+    console.print(f"loss         {result.folder / 'loss.png'}", markup=False, soft_wrap=True)
+    console.print(f"time         {_duration(summary['seconds']['training'])} for the steps")

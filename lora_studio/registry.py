@@ -1,0 +1,39 @@
+"""Tables of things that recipes name, imported only when asked for."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import Generic, TypeVar, cast
+
+from lora_studio.errors import RecipeError
+
+T = TypeVar("T")
+
+
+def did_you_mean(word: str, allowed: list[str]) -> str:
+    """ "; did you mean 'x'?" for the closest allowed word, or nothing when none is close."""
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+class Registry(Generic[T]):
+    """Names to `module:attribute`; `registry[name]` imports the attribute."""
+
+    def __init__(self, kind: str, entries: dict[str, str]) -> None:
+        self.kind, self.entries = kind, entries
+
+    def names(self) -> list[str]:
+        """All names, in the table's order."""
+        return list(self.entries)
+
+    def check(self, name: str) -> None:
+        """Raise RecipeError, with a suggestion, if the table has no such name."""
+        if name not in self.entries:
+            hint = did_you_mean(name, self.names())
+            raise RecipeError(f"unknown {self.kind} {name!r}{hint} Known: {', '.join(self.names())}.")
+
+    def __getitem__(self, name: str) -> T:
+        self.check(name)
+        module, _, attribute = self.entries[name].partition(":")
+        return cast(T, getattr(import_module(module), attribute))

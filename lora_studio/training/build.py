@@ -1,0 +1,241 @@
+"""Recipe -> objects. The last place that sees a recipe; everything it makes gets plain typed values."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lora_studio.adapters import ADAPTERS
+from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
+from lora_studio.data.batches import Plan, plan
+from lora_studio.data.buckets import assign, crop_loss
+from lora_studio.data.cache import Latent, LatentCache, TextCache
+from lora_studio.data.captioners import CAPTIONERS
+from lora_studio.data.manifest import Manifest, Record
+from lora_studio.data.scan import scan
+from lora_studio.errors import RecipeError
+from lora_studio.families.base import Conditioning, ModelFamily, ObjectiveOptions
+from lora_studio.families.loading import load_base
+from lora_studio.recipe import Recipe
+from lora_studio.run import Run
+from lora_studio.training.checkpoint import save_state
+from lora_studio.training.events import Listener, Note, Progress, TrainingPlan
+from lora_studio.training.feed import Feed, FeedOptions
+from lora_studio.training.loop import Loop, LoopOptions
+from lora_studio.training.optimizers import OPTIMIZERS
+from lora_studio.training.preview import PreviewOptions
+from lora_studio.training.schedule import SCHEDULES
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run happens and in which precision its frozen base lies."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype of the forward pass when it is not plain float32."""
+        return None if self.dtype == torch.float32 else self.dtype
+
+
+@dataclass
+class Session:
+    """A run that is ready to train."""
+
+    recipe: Recipe
+    run: Run
+    machine: Machine
+    family: ModelFamily
+    base_fingerprint: str
+    manifest: Manifest
+    adapters: AdapterSet
+    batches: Plan
+    loop: Loop
+    preview: PreviewOptions
+
+
+def check_names(recipe: Recipe) -> None:
+    """Raise RecipeError listing every name of the recipe that its table does not know."""
+    training = recipe.training
+    wanted = [
+        (CAPTIONERS, recipe.data.captioner),
+        (ADAPTERS, recipe.adapter.kind),
+        (OPTIMIZERS, training.optimizer),
+        (SCHEDULES, training.schedule),
+    ]
+    faults = []
+    for table, name in wanted:
+        try:
+            table.check(name)  # type: ignore[attr-defined]
+        except RecipeError as error:
+            faults.append(str(error))
+    if faults:
+        raise RecipeError("\n".join(faults))
+
+
+def choose_machine(device: str, dtype: str) -> Machine:
+    """Resolve "auto": a GPU with bfloat16 when there is one, else the CPU with float32."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError):
+        raise RecipeError(f"training.device is {device!r}, which this machine does not have; use \"auto\" or \"cpu\".") from None
+    if dtype == "auto":
+        dtype = "bfloat16" if chosen.type == "cuda" else "float32"
+    return Machine(chosen, DTYPES[dtype])
+
+
+def cache_folder() -> Path:
+    """Where latents and text are cached, shared between runs: $LORA_STUDIO_CACHE or ~/.cache/lora-studio."""
+    return Path(os.environ.get("LORA_STUDIO_CACHE", "~/.cache/lora-studio")).expanduser()
+
+
+def read_dataset(recipe: Recipe, stride: int) -> Manifest:
+    """Scan the folder, read its captions and choose every picture's bucket."""
+    found = scan(recipe.data.images, repeats=recipe.data.repeats)
+    captioned = CAPTIONERS[recipe.data.captioner](found, instance_prompt=recipe.data.instance_prompt)
+    return assign(captioned, resolution=recipe.data.resolution, stride=stride)
+
+
+def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
+    """Everything up to the first step. Raises a StudioError for whatever the user can mend."""
+    check_names(recipe)
+    machine = choose_machine(recipe.training.device, recipe.base.dtype)
+    family = load_base(recipe.base.model)
+    manifest = read_dataset(recipe, family.stride)
+    run.text("manifest.jsonl", manifest.to_jsonl())
+    fingerprint = family.fingerprint(family.denoiser)
+    latent_cache = LatentCache(cache_folder() / "latents", family.fingerprint("vae"))
+    text_cache = TextCache(cache_folder() / "text", _text_fingerprint(family))
+    family.to(machine.device, machine.dtype)
+    latents = latent_cache.load_or_encode(manifest.used, family.encode_image, on_progress=_tell(listener, "latents"))
+    texts = None if recipe.adapter.text_encoder else _texts(text_cache, manifest.used, family)
+    adapters = inject_adapters(recipe, family)
+    batches = _plan(recipe, manifest.used)
+    options = FeedOptions(recipe.data.caption_dropout, recipe.training.seed, machine.device)
+    feed = Feed(manifest.used, latents, texts, batches, options)
+    loop = _loop(recipe, run, machine, family, adapters, feed, listener)
+    return Session(recipe, run, machine, family, fingerprint, manifest, adapters, batches, loop, _preview(recipe))
+
+
+def inject_adapters(recipe: Recipe, family: ModelFamily) -> AdapterSet:
+    """The adapters that the recipe asks for, in the family's denoiser and, if wanted, its text encoders."""
+    targets = {
+        part: endings
+        for part, endings in family.targets.items()
+        if part == family.denoiser or recipe.adapter.text_encoder
+    }
+    config = recipe.adapter
+    options = AdapterOptions(config.kind, config.rank, config.alpha, recipe.training.seed)
+    return inject(family.parts, targets, options, canonical_path=family.canonical_path)
+
+
+def _plan(recipe: Recipe, records: tuple[Record, ...]) -> Plan:
+    training = recipe.training
+    return plan(records, batch_size=training.batch_size, accumulation=training.accumulation, seed=training.seed)
+
+
+def _texts(cache: TextCache, records: tuple[Record, ...], family: ModelFamily) -> dict[str, Conditioning]:
+    captions = list(dict.fromkeys(["", *(record.caption for record in records)]))
+    with torch.inference_mode():
+        return cache.load_or_encode(captions, family.encode_text)
+
+
+def _text_fingerprint(family: ModelFamily) -> str:
+    return "+".join(family.fingerprint(part) for part in family.targets if part != family.denoiser)
+
+
+def _tell(listener: Listener, what: str):  # type: ignore[no-untyped-def]
+    return lambda done, total: listener(Progress(what, done, total))
+
+
+def _preview(recipe: Recipe) -> PreviewOptions:
+    config = recipe.preview
+    side = recipe.data.resolution
+    return PreviewOptions(config.prompts, config.negative_prompt, config.seed, config.steps, config.guidance, side)
+
+
+def _loop(
+    recipe: Recipe, run: Run, machine: Machine, family: ModelFamily, adapters: AdapterSet, feed: Feed, listener: Listener
+) -> Loop:
+    training = recipe.training
+    rates = {part: training.text_encoder_learning_rate for part in adapters.parts} | {family.denoiser: training.learning_rate}
+    groups = [{"params": adapters.parameters(part), "lr": rates[part]} for part in adapters.parts]
+    optimizer = OPTIMIZERS[training.optimizer](groups, weight_decay=training.weight_decay)  # type: ignore[call-arg]
+
+    def save(step: int) -> None:
+        run.checkpoint(step, lambda folder: save_state(folder, adapters, optimizer, step), keep=training.keep_checkpoints)
+        listener(Note(f"checkpoint at step {step}"))
+
+    wishes = recipe.objective
+    return Loop(
+        family=family,
+        adapters=adapters,
+        objective=family.objective(ObjectiveOptions(wishes.snr_gamma, wishes.noise_offset, wishes.timesteps)),
+        feed=feed,
+        optimizer=optimizer,
+        options=LoopOptions(
+            steps=training.steps,
+            accumulation=training.accumulation,
+            schedule=SCHEDULES[training.schedule],
+            warmup_steps=training.warmup_steps,
+            max_grad_norm=training.max_grad_norm,
+            seed=training.seed,
+            autocast=machine.autocast,
+            checkpoint_every=training.checkpoint_every,
+        ),
+        save=save,
+        record=run.metric,
+        listener=listener,
+    )
+
+
+def describe(session: Session, *, first_step: int, seconds_per_step: float) -> TrainingPlan:
+    """What will be trained, for people to read before it starts."""
+    recipe, used = session.recipe, session.manifest.used
+    pictures_per_step = recipe.training.batch_size * recipe.training.accumulation
+    trigger = recipe.data.trigger
+    return TrainingPlan(
+        name=recipe.name,
+        base=recipe.base.model,
+        images_used=len(used),
+        images_excluded=tuple((record.name, record.excluded) for record in session.manifest.excluded),
+        captions=tuple(record.caption for record in used[:3]),
+        captioned_by=dict(Counter(record.captioned_by for record in used)),
+        captions_without_trigger=sum(trigger not in record.caption for record in used),
+        captions_cut=tuple(record.name for record in used if _is_cut(record.caption, session.family)),
+        buckets=dict(sorted(Counter(record.bucket.name for record in used if record.bucket).items())),
+        crop_share=sum(crop_loss(record) for record in used) / len(used),
+        steps=recipe.training.steps,
+        first_step=first_step,
+        pictures_per_step=pictures_per_step,
+        views_per_image=views_per_image(session),
+        num_parameters=session.adapters.num_parameters,
+        num_layers=len(session.adapters.layers),
+        device=str(session.machine.device),
+        precision=str(session.machine.dtype).removeprefix("torch."),
+        learning_rate=recipe.training.learning_rate,
+        seconds_per_step=seconds_per_step,
+        folder=session.run.folder,
+    )
+
+
+def views_per_image(session: Session) -> float:
+    """How often the whole run shows a picture, on average."""
+    micro_batches = session.recipe.training.steps * session.recipe.training.accumulation
+    epochs = micro_batches / session.batches.micro_batches_per_epoch
+    return epochs * sum(record.repeats for record in session.manifest.used) / len(session.manifest.used)
+
+
+def _is_cut(caption: str, family: ModelFamily) -> bool:
+    return any(len(t(caption).input_ids) > t.model_max_length for t in family.tokenizers.values())

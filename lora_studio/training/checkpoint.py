@@ -1,0 +1,64 @@
+"""The whole state of a run between two steps: adapters, optimizer and step, as safetensors and JSON.
+
+Random numbers are keyed by the step, so there is no generator state to keep.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lora_studio.adapters.base import AdapterSet
+from lora_studio.errors import CheckpointError
+
+
+def save_state(folder: Path, adapters: AdapterSet, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Fill an empty checkpoint folder."""
+    save_file(adapters.state(), folder / "adapters.safetensors")
+    save_file(_optimizer_tensors(adapters, optimizer), folder / "optimizer.safetensors")
+    (folder / "state.json").write_text(json.dumps({"step": step}), "utf-8")
+
+
+def load_state(folder: Path, adapters: AdapterSet, optimizer: torch.optim.Optimizer) -> int:
+    """Put a checkpoint back and say at which step it was taken. Raises CheckpointError if it is damaged."""
+    try:
+        step = int(json.loads((folder / "state.json").read_text("utf-8"))["step"])
+        weights = load_file(folder / "adapters.safetensors")
+        moments = load_file(folder / "optimizer.safetensors")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the checkpoint {folder} cannot be read ({error}); remove that folder to resume from the one before."
+        ) from None
+    adapters.load(weights)
+    _load_optimizer(moments, adapters, optimizer)
+    return step
+
+
+def _named_parameters(adapters: AdapterSet) -> dict[str, torch.nn.Parameter]:
+    return {f"{layer.name}.{end}": getattr(layer, end) for layer in adapters.layers for end in ("down", "up")}
+
+
+def _optimizer_tensors(adapters: AdapterSet, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """`<canonical key>|<state name>` -> tensor, for whatever state the optimizer keeps for a parameter."""
+    return {
+        f"{name}|{key}": torch.as_tensor(value).detach().cpu().clone()
+        for name, parameter in _named_parameters(adapters).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_optimizer(tensors: dict[str, Tensor], adapters: AdapterSet, optimizer: torch.optim.Optimizer) -> None:
+    parameters = _named_parameters(adapters)
+    for name, tensor in tensors.items():
+        key, _, state = name.rpartition("|")
+        if key not in parameters:
+            raise CheckpointError(f"the checkpoint's optimizer state has an unknown tensor {key}.")
+        parameter = parameters[key]
+        # AdamW's step counter stays on the CPU; everything shaped like the parameter lives beside it
+        where = parameter.device if tensor.shape == parameter.shape else torch.device("cpu")
+        optimizer.state[parameter][state] = tensor.to(where)

@@ -1,0 +1,69 @@
+"""What a run tells whoever listens: the command line, a notebook, a web page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What will be trained, said before the first step."""
+
+    name: str
+    base: str
+    images_used: int
+    images_excluded: tuple[tuple[str, str], ...]  # (file, reason)
+    captions: tuple[str, ...]  # three, as the model sees them
+    captioned_by: dict[str, int]  # who wrote them -> how many
+    captions_without_trigger: int
+    captions_cut: tuple[str, ...]  # files whose caption is longer than the text encoder's window
+    buckets: dict[str, int]  # "512x768" -> pictures
+    crop_share: float  # mean share of a picture that is cropped away
+    steps: int
+    first_step: int  # above 1 when resuming
+    pictures_per_step: int
+    views_per_image: float
+    num_parameters: int
+    num_layers: int
+    device: str
+    precision: str
+    learning_rate: float
+    seconds_per_step: float
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Work before or after the steps: "latents" 12 of 28."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimizer step."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something worth a line: a checkpoint, a file written, a warning."""
+
+    text: str
+
+
+Event = TrainingPlan | Progress | StepDone | Note
+Listener = Callable[[Event], None]
+
+
+def nobody(event: Event) -> None:
+    """A listener that does nothing."""

@@ -1,0 +1,82 @@
+"""Batches from what the caches hold: everything lies on the device, so a step waits for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_studio.data.batches import Batch, MicroBatch, Plan
+from lora_studio.data.cache import Latent
+from lora_studio.data.manifest import Record
+from lora_studio.families.base import Conditioning
+from lora_studio.rng import generator, python_random
+
+
+@dataclass(frozen=True)
+class FeedOptions:
+    """How captions are dropped, the seed of every draw, and where batches live."""
+
+    caption_dropout: float
+    seed: int
+    device: torch.device
+
+
+class Feed:
+    """The batches of any step, as a pure function of the step.
+
+    `texts` maps every caption and "" to its cached conditioning; None when a text encoder is being trained.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        latents: Sequence[Latent],
+        texts: dict[str, Conditioning] | None,
+        plan: Plan,
+        options: FeedOptions,
+    ) -> None:
+        self.records, self.plan, self.options = list(records), plan, options
+        self.latents = [Latent(one.mean.to(options.device), one.std.to(options.device)) for one in latents]
+        self.texts = texts and {caption: _to(value, options.device) for caption, value in texts.items()}
+        self.geometry = torch.tensor([geometry(record) for record in self.records], device=options.device)
+        self.weight = torch.tensor([record.weight for record in self.records], device=options.device)
+
+    def of_step(self, step: int) -> Iterator[Batch]:
+        """The micro-batches of optimizer step `step`, which counts from 1."""
+        for number, micro in enumerate(self.plan.of_step(step)):
+            yield self._assemble(step, number, micro)
+
+    def _assemble(self, step: int, number: int, micro: MicroBatch) -> Batch:
+        seed, indices = self.options.seed, list(micro.indices)
+        draw = generator(seed, step, number, "latents")
+        captions = [self._caption(i, python_random(seed, step, number, row).random()) for row, i in enumerate(indices)]
+        return Batch(
+            latents=torch.stack([self.latents[i].sample(draw) for i in indices]),
+            captions=captions,
+            conditioning=self._conditioning(captions),
+            geometry=self.geometry[indices],
+            weight=self.weight[indices].view(-1, 1, 1, 1),
+        )
+
+    def _caption(self, index: int, draw: float) -> str:
+        return "" if draw < self.options.caption_dropout else self.records[index].caption
+
+    def _conditioning(self, captions: list[str]) -> Conditioning | None:
+        if self.texts is None:
+            return None
+        rows = [self.texts[caption] for caption in captions]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def geometry(record: Record) -> list[float]:
+    """Original height and width, crop top and left, target height and width: SDXL's order (arXiv 2307.01952, 2.2)."""
+    assert record.bucket is not None and record.crop is not None
+    size = (record.height, record.width, record.crop[1], record.crop[0], record.bucket.height, record.bucket.width)
+    return [float(value) for value in size]
+
+
+def _to(conditioning: Conditioning, device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in conditioning.items()}

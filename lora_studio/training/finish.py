@@ -1,0 +1,163 @@
+"""After the last step: the file, the proof that it is what was trained, and the pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from lora_studio import __version__
+from lora_studio.adapters.base import AdapterSet
+from lora_studio.errors import ExportMismatch
+from lora_studio.export import EXPORTERS
+from lora_studio.export.metadata import TrainingFacts, build_metadata
+from lora_studio.export.probe import answers_of, ask, check_probe
+from lora_studio.export.verify import LoraFile, Report, check_against_base, check_file, open_lora
+from lora_studio.export.write import write_lora
+from lora_studio.families.base import ModelFamily
+from lora_studio.families.loading import POCKET, load_base
+from lora_studio.training.build import Session, views_per_image
+from lora_studio.training.events import Listener, Note
+from lora_studio.training.plots import loss_plot
+from lora_studio.training.preview import grid, load_pictures, render, render_base
+
+DELTA_TOLERANCE = 2e-3  # relative, of a layer's weight change: two factors of 11 bits each
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that went to its end with a verified file."""
+
+    folder: Path
+    lora_file: Path
+    report: Report
+    summary: dict[str, Any]
+
+
+def show_base(session: Session, listener: Listener) -> list[Image.Image]:
+    """The base's pictures for the previews, drawn once a run, and the sheet of step 0."""
+    prompts, folder = session.preview.prompts, session.run.folder / "previews"
+    if not prompts:
+        return []
+    pictures = load_pictures(folder, len(prompts))
+    if pictures is None:
+        listener(Note("drawing the base's previews"))
+        pictures = render_base(session.family, session.adapters, session.preview)
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(pictures):
+            picture.save(folder / f"base_{number:02}.png")
+        grid(prompts, pictures, pictures).save(folder / "step_000000.png")
+    return pictures
+
+
+def finish(session: Session, base_pictures: list[Image.Image], listener: Listener, *, seconds: dict[str, float]) -> Finished:
+    """Export, verify, preview, plot and summarise. Raises ExportMismatch, with the file set aside, if it is faulty."""
+    run, recipe = session.run, session.recipe
+    path = run.folder / f"{recipe.name}.safetensors"
+    cast_error = write_lora(
+        path,
+        EXPORTERS["kohya"](session.family, session.adapters),
+        dtype=recipe.export.dtype,
+        describe=lambda block: build_metadata(_facts(session), session.family.traits, block),
+    )
+    report = verify_run(path, session)
+    report.checks["cast_error"] = cast_error
+    run.json("verify.json", report.to_json())
+    if not report.whole:
+        aside = path.rename(path.with_name(path.name + ".unverified"))
+        raise ExportMismatch(f"{aside} is not what was trained: {'; '.join(report.faults[:3])}.")
+    listener(Note(f"verified {path}"))
+    if base_pictures:
+        tuned = render(session.family, session.preview)
+        name = f"step_{recipe.training.steps:06}.png"
+        grid(session.preview.prompts, base_pictures, tuned).save(run.folder / "previews" / name)
+    (run.folder / "loss.png").write_bytes(loss_plot(run.metrics()))
+    summary = summarise(session, path, seconds)
+    run.json("summary.json", summary)
+    return Finished(run.folder, path, report, summary)
+
+
+def verify_run(path: Path, session: Session) -> Report:
+    """The written file against the live adapters and, through diffusers, in a base loaded afresh."""
+    live = ask(session.family)
+    with session.adapters.disabled():
+        expected = answers_of(live, ask(session.family))
+    file = open_lora(path)
+    report = check_file(file)
+    fresh = load_base(session.recipe.base.model)
+    fresh.to(session.machine.device, session.machine.dtype)
+    check_against_base(file, fresh, report)
+    if report.whole:
+        check_deltas(file, session.family, session.adapters, report)
+        check_probe(file, fresh, expected, report)
+    return report
+
+
+def check_deltas(file: LoraFile, family: ModelFamily, adapters: AdapterSet, report: Report) -> None:
+    """Every layer's weight change recomputed from the file's bytes equals the live one."""
+    worst = 0.0
+    for layer in adapters.layers:
+        name = family.ui_name(layer.part, layer.path)
+        if name not in file.layers:
+            report.faults.append(f"{name} was trained but is not in the file")
+            continue
+        live = layer.delta().cpu()
+        size = live.norm().item()
+        error = (file.delta(name) - live).norm().item()
+        worst = max(worst, error / size if size else error)
+    report.checks["delta_error"] = worst
+    if worst > DELTA_TOLERANCE:
+        report.faults.append(f"a layer's weight change differs from the trained one by {worst:.2%}")
+
+
+def _facts(session: Session) -> TrainingFacts:
+    recipe = session.recipe
+    public_base = recipe.base.model if recipe.base.model == POCKET else ""
+    return TrainingFacts(
+        name=recipe.name,
+        title=recipe.export.title or recipe.name,
+        base=public_base,
+        base_fingerprint=session.base_fingerprint,
+        trigger=recipe.data.trigger,
+        rank=recipe.adapter.rank,
+        alpha=recipe.adapter.alpha,
+        steps=recipe.training.steps,
+        seed=recipe.training.seed,
+        num_images=len(session.manifest.used),
+        resolution=recipe.data.resolution,
+        learning_rate=recipe.training.learning_rate,
+        text_encoder_learning_rate=recipe.training.text_encoder_learning_rate if recipe.adapter.text_encoder else None,
+        optimizer=recipe.training.optimizer,
+        schedule=recipe.training.schedule,
+        snr_gamma=recipe.objective.snr_gamma,
+        noise_offset=recipe.objective.noise_offset,
+    )
+
+
+def summarise(session: Session, path: Path, seconds: dict[str, float]) -> dict[str, Any]:
+    """What happened, with the clock and the machine: these stay out of the LoRA file."""
+    losses = [row["loss"] for row in session.run.metrics()]
+    tenth = max(1, len(losses) // 10)
+    return {
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "file_bytes": path.stat().st_size,
+        "steps": len(losses),
+        "loss_first_tenth": sum(losses[:tenth]) / tenth,
+        "loss_last_tenth": sum(losses[-tenth:]) / tenth,
+        "images_used": len(session.manifest.used),
+        "images_excluded": len(session.manifest.excluded),
+        "views_per_image": round(views_per_image(session), 1),
+        "trainable_parameters": session.adapters.num_parameters,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": str(session.machine.device),
+        "precision": str(session.machine.dtype).removeprefix("torch."),
+        "versions": {"lora_studio": __version__, "python": platform.python_version(), "torch": torch.__version__},
+    }

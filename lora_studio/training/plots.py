@@ -1,0 +1,39 @@
+"""loss.png: the loss of every step and its running mean, and the learning rate."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def loss_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A PNG from the lines of metrics.jsonl."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps = [row["step"] for row in rows]
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(8, 5), sharex=True, height_ratios=[3, 1], layout="constrained")
+    above.plot(steps, [row["loss"] for row in rows], color="#b9c4d6", linewidth=0.8, label="each step")
+    above.plot(steps, running_mean([row["loss"] for row in rows]), color="#1f4e9c", linewidth=1.8, label="running mean")
+    above.set_ylabel("loss")
+    above.legend(frameon=False)
+    below.plot(steps, [row["learning_rate"] for row in rows], color="#9c5a1f")
+    below.set_ylabel("learning rate")
+    below.set_xlabel("step")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    pyplot.close(figure)
+    return buffer.getvalue()
+
+
+def running_mean(values: Sequence[float], *, decay: float = 0.95) -> list[float]:
+    """An exponential mean, corrected for its start."""
+    means: list[float] = []
+    total = weight = 0.0
+    for value in values:
+        total, weight = decay * total + value, decay * weight + 1
+        means.append(total / weight)
+    return means

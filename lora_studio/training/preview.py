@@ -1,0 +1,83 @@
+"""Pictures that show what was learned: the same prompts and seeds, base left, tuned right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from lora_studio.adapters.base import AdapterSet
+from lora_studio.families.base import ModelFamily
+from lora_studio.rng import generator
+
+SHOWN_SIDE = 256  # smaller pictures are enlarged to about this, so that grids can be looked at
+
+
+@dataclass(frozen=True)
+class PreviewOptions:
+    """What is drawn and how."""
+
+    prompts: tuple[str, ...]
+    negative_prompt: str
+    seed: int
+    steps: int
+    guidance: float
+    side: int  # pixels
+
+
+def render(family: ModelFamily, options: PreviewOptions) -> list[Image.Image]:
+    """One picture a prompt from the parts as they are; weights and global randomness stay untouched."""
+    pipeline = family.pipeline()
+    noise = [generator(options.seed, "preview", number) for number in range(len(options.prompts))]
+    with torch.inference_mode():
+        answer = pipeline(
+            prompt=list(options.prompts),
+            negative_prompt=[options.negative_prompt] * len(options.prompts),
+            generator=noise,
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance,
+            height=options.side,
+            width=options.side,
+        )
+    pictures: list[Image.Image] = answer.images
+    return pictures
+
+
+def render_base(family: ModelFamily, adapters: AdapterSet, options: PreviewOptions) -> list[Image.Image]:
+    """The same pictures without the adapters."""
+    with adapters.disabled():
+        return render(family, options)
+
+
+def grid(prompts: Sequence[str], base: Sequence[Image.Image], tuned: Sequence[Image.Image]) -> Image.Image:
+    """A sheet with a row a prompt: its words, then base left and tuned right."""
+    scale = max(1, round(SHOWN_SIDE / max(base[0].size)))
+    width, height = base[0].width * scale, base[0].height * scale
+    gap, line = 12, 26
+    font = ImageFont.load_default(size=15)
+    sheet = Image.new("RGB", (2 * width + 3 * gap, line + len(prompts) * (height + line + gap)), "white")
+    drawing = ImageDraw.Draw(sheet)
+    for column, title in enumerate(("base", "tuned")):
+        drawing.text((gap + column * (width + gap), 5), title, fill="black", font=font)
+    for row, pair in enumerate(zip(base, tuned, strict=True)):
+        top = line + row * (height + line + gap)
+        drawing.text((gap, top + 4), _shortened(prompts[row], drawing, font, sheet.width - 2 * gap), fill="#444", font=font)
+        for column, picture in enumerate(pair):
+            large = picture.resize((width, height), Image.Resampling.BICUBIC)
+            sheet.paste(large, (gap + column * (width + gap), top + line))
+    return sheet
+
+
+def _shortened(text: str, drawing: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    while drawing.textlength(text, font=font) > width:
+        text = text[:-4].rstrip() + "..."
+    return text
+
+
+def load_pictures(folder: Path, count: int) -> list[Image.Image] | None:
+    """The base's pictures of an earlier start of the same run, or None if they are not all there."""
+    paths = [folder / f"base_{number:02}.png" for number in range(count)]
+    return [Image.open(path).convert("RGB") for path in paths] if all(p.is_file() for p in paths) else None

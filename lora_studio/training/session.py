@@ -1,0 +1,112 @@
+"""A whole run: plan, train, export, verify, show. `train(recipe, folder)` is the library's front door."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_studio.errors import CheckpointError, RecipeError, StudioError, TrainingDiverged
+from lora_studio.recipe import Recipe, differences, load_recipe
+from lora_studio.run import Run
+from lora_studio.training.build import Session, describe, prepare
+from lora_studio.training.checkpoint import load_state
+from lora_studio.training.events import Listener, Note, nobody
+from lora_studio.training.finish import Finished, finish, show_base
+from lora_studio.rng import generator
+
+RECIPE_FILE = "recipe.toml"
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """The run was stopped by Ctrl-C after this step, with a checkpoint to resume from."""
+
+    folder: Path
+    step: int
+
+
+def train(
+    recipe: Recipe, folder: Path, *, resume: bool = False, on_event: Listener = nobody
+) -> Finished | Interrupted:
+    """Train `recipe` in the run folder `folder`, and export, verify and show the result.
+
+    Raises StudioError (see errors.py) for whatever the user can mend; ExportMismatch if the written file is not
+    what was trained.
+    """
+    run = Run(folder)
+    _check_folder(run, recipe, resume=resume)
+    began = time.monotonic()
+    session = prepare(recipe, run, on_event)
+    run.text(RECIPE_FILE, to_toml(recipe))
+    step = _load_checkpoint(session) if resume else 0
+    seconds = time_a_step(session)
+    on_event(describe(session, first_step=step + 1, seconds_per_step=seconds))
+    base_pictures = show_base(session, on_event)
+    training_began = time.monotonic()
+    try:
+        completed = session.loop.run(step + 1)
+    except TrainingDiverged as error:
+        raise TrainingDiverged(f"{error}; {_last_good(run)}.") from None
+    finally:
+        run.close()
+    if not completed:
+        return Interrupted(folder, run.metrics()[-1]["step"])
+    trained = time.monotonic() - training_began
+    return finish(session, base_pictures, on_event, seconds={"training": trained, "before": training_began - began})
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as run, with every default written out."""
+    import tomli_w
+
+    return tomli_w.dumps(recipe.model_dump(mode="json"))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run folder holds a run that went to its end."""
+    return (folder / "summary.json").is_file()
+
+
+def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> None:
+    """Refuse to mix two runs, to resume nothing, and to resume with another recipe."""
+    if not resume:
+        if run.checkpoints() or is_finished(run.folder):
+            raise StudioError(
+                f"{run.folder} already holds a run; continue it with --resume, or choose another folder with --out."
+            )
+        return
+    run.newest_checkpoint()
+    changed = differences(load_recipe(run.folder / RECIPE_FILE), recipe)
+    if changed:
+        raise RecipeError("\n".join([f"{run.folder} was started with another recipe; it can only go on unchanged:", *changed]))
+
+
+def _load_checkpoint(session: Session) -> int:
+    newest = session.run.newest_checkpoint()
+    step = load_state(newest, session.adapters, session.loop.optimizer)
+    session.run.forget_metrics_after(step)
+    if step > session.recipe.training.steps:
+        raise CheckpointError(f"{newest} is at step {step}, but the recipe has only {session.recipe.training.steps}.")
+    return step
+
+
+def time_a_step(session: Session) -> float:
+    """Seconds of one optimizer step, measured on the largest bucket without changing anything."""
+    loop = session.loop
+    batch = max(loop.feed.of_step(1), key=lambda b: b.latents.numel())
+    seconds = 0.0
+    for _ in range(2):  # the first pass pays for what is made once
+        began = time.perf_counter()
+        loop.loss(batch, generator("timing")).backward()  # type: ignore[no-untyped-call]
+        loop.optimizer.zero_grad()
+        seconds = time.perf_counter() - began
+    return seconds * loop.options.accumulation
+
+
+def _last_good(run: Run) -> str:
+    found = run.checkpoints()
+    return f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet; lower the learning rate"
+
+
+__all__ = ["Finished", "Interrupted", "Note", "is_finished", "train"]

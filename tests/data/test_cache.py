@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from lora_studio.data.buckets import assign
+from lora_studio.data.cache import Latent, LatentCache, TextCache, pixels_of
+from lora_studio.data.scan import scan
+from lora_studio.errors import DatasetError
+
+
+def halves(pixels):
+    """Stands for a VAE: 8x8 means and deviations of the pixels."""
+    mean = torch.nn.functional.avg_pool2d(pixels, 8)
+    return mean, mean.abs() + 0.1
+
+
+def lengths(captions):
+    """Stands for a text encoder with two outputs."""
+    numbers = torch.tensor([[len(caption)] for caption in captions])
+    return {"hidden": numbers.float()[:, None].expand(-1, 5, 3), "mask": numbers > 0}
+
+
+@pytest.fixture
+def records(folder, paint):
+    for number, size in enumerate([(64, 64), (90, 70), (70, 90), (64, 64)]):
+        paint(f"{number}.png", *size, (40 * number, 200 - 40 * number, 90))
+    return assign(scan(folder), resolution=64, stride=8).used
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / "cache"
+
+
+def files(store):
+    return sorted(store.glob("*.safetensors"))
+
+
+def test_pixels_are_the_resized_crop_in_minus_one_to_one(folder):
+    noise = Image.effect_noise((100, 80), 80).convert("RGB")
+    noise.save(folder / "a.png")
+    (record,) = assign(scan(folder), resolution=64, stride=8).used
+    pixels = pixels_of(record)
+    expected = np.asarray(noise.resize(record.resize, Image.Resampling.LANCZOS).crop(record.crop))
+    assert pixels.shape == (3, record.bucket.height, record.bucket.width) and pixels.dtype == torch.float32
+    assert np.array_equal(((pixels.permute(1, 2, 0) + 1) * 127.5).round().numpy(), expected)
+
+
+def test_black_is_minus_one_and_white_is_one(folder, paint):
+    paint("black.png", 64, 64, "black")
+    paint("white.png", 64, 64, "white")
+    black, white = assign(scan(folder), resolution=64, stride=8).used
+    assert (pixels_of(black) == -1).all() and (pixels_of(white) == 1).all()
+
+
+def test_the_second_run_encodes_nothing_and_gets_the_same_latents(records, store):
+    first, second = LatentCache(store, "vae"), LatentCache(store, "vae")
+    made, read = first.load_or_encode(records, halves), second.load_or_encode(records, halves)
+    assert (first.encoded, second.encoded) == (4, 0)
+    for record, a, b in zip(records, made, read, strict=True):
+        mean, std = halves(pixels_of(record)[None])
+        for latent in (a, b):
+            assert torch.equal(latent.mean, mean[0]) and torch.equal(latent.std, std[0])
+            assert latent.mean.shape == (3, record.bucket.height // 8, record.bucket.width // 8)
+
+
+def test_editing_one_image_encodes_exactly_one(folder, records, store):
+    LatentCache(store, "vae").load_or_encode(records, halves)
+    Image.new("RGB", (64, 64), "yellow").save(folder / "0.png")
+    cache = LatentCache(store, "vae")
+    latents = cache.load_or_encode(assign(scan(folder), resolution=64, stride=8).used, halves)
+    assert cache.encoded == 1
+    assert latents[0].mean[0, 0, 0] == 1  # yellow's red
+
+
+def test_the_key_depends_on_all_that_the_latent_depends_on(records, store):
+    record, cache = records[1], LatentCache(store, "vae")
+    others = [
+        LatentCache(store, "another vae").key(record),
+        cache.key(record, flip=True),
+        cache.key(replace(record, sha256="0" * 64)),
+        cache.key(replace(record, bucket=records[0].bucket)),
+        cache.key(replace(record, resize=(1, 1))),
+        cache.key(replace(record, crop=(1, 0, 73, 56))),
+    ]
+    assert len({cache.key(record), *others}) == 7
+
+
+def test_the_key_does_not_depend_on_name_caption_or_repeats(records, store):
+    cache = LatentCache(store, "vae")
+    renamed = replace(records[0], name="x", path="/x", caption="x", repeats=9, weight=0.5)
+    assert cache.key(records[0]) == cache.key(renamed)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip_a_bit_of_the_last_number(path):
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def hold_something_else(path):
+    save_file({"something": torch.zeros(3)}, path)
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip_a_bit_of_the_last_number, hold_something_else])
+def test_a_damaged_file_is_made_again(records, store, damage):
+    made = LatentCache(store, "vae").load_or_encode(records, halves)
+    good = files(store)[0].read_bytes()
+    damage(files(store)[0])
+    cache = LatentCache(store, "vae")
+    again = cache.load_or_encode(records, halves)
+    assert cache.encoded == 1 and files(store)[0].read_bytes() == good
+    assert all(torch.equal(a.mean, b.mean) for a, b in zip(made, again, strict=True))
+
+
+def test_nan_and_infinity_are_reported_with_the_names_and_not_stored(records, store):
+    def sick(pixels):
+        mean, std = halves(pixels)
+        wide, tall = mean.shape[3] > mean.shape[2], mean.shape[3] < mean.shape[2]
+        return (mean / 0 if wide else mean), (std * float("nan") if tall else std)
+
+    with pytest.raises(
+        DatasetError, match=r"NaN or infinite latents for 1\.png, 2\.png; run the VAE in float32"
+    ):
+        LatentCache(store, "vae").load_or_encode(records, sick)
+    cache = LatentCache(store, "vae")
+    cache.load_or_encode(records, halves)
+    assert cache.encoded == 2  # the two healthy ones were kept
+
+
+def test_a_picture_that_changed_after_the_scan_is_refused(folder, records, store):
+    Image.new("RGB", (64, 64), "yellow").save(folder / "0.png")
+    with pytest.raises(DatasetError, match=r"0\.png has changed since the folder was scanned; start"):
+        LatentCache(store, "vae").load_or_encode(records, halves)
+
+
+def test_a_picture_that_vanished_after_the_scan_is_named(folder, records):
+    (folder / "0.png").unlink()
+    with pytest.raises(DatasetError, match=r"0\.png can no longer be used \(cannot be read"):
+        pixels_of(records[0])
+
+
+def test_latents_do_not_depend_on_what_was_cached_before(records, store, tmp_path):
+    convolution = torch.nn.Conv2d(3, 24, 8, stride=8)  # its last bits differ with the batch size
+
+    def encode(pixels):
+        return convolution(pixels), convolution(pixels).exp()
+
+    whole = LatentCache(store, "vae").load_or_encode(records, encode)
+    interrupted = tmp_path / "interrupted"
+    LatentCache(interrupted, "vae").load_or_encode(records[:1], encode)
+    resumed = LatentCache(interrupted, "vae").load_or_encode(records, encode)
+    assert all(torch.equal(a.mean, b.mean) for a, b in zip(whole, resumed, strict=True))
+    assert not whole[0].mean.requires_grad
+
+
+def test_progress_counts_what_is_encoded(records, store):
+    calls = []
+    LatentCache(store, "vae").load_or_encode(records[:1], halves)
+    LatentCache(store, "vae").load_or_encode(
+        records, halves, on_progress=lambda done, total: calls.append((done, total))
+    )
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_half_precision_latents_are_stored_in_float32(records, store):
+    def half(pixels):
+        mean, std = halves(pixels)
+        return mean.half(), std.half()
+
+    LatentCache(store, "vae").load_or_encode(records, half)
+    assert {tensor.dtype for tensor in load_file(files(store)[0]).values()} == {torch.float32}
+
+
+def test_a_sample_is_the_mean_plus_deviation_times_keyed_noise():
+    latent = Latent(torch.full((4, 64, 64), 3.0), torch.full((4, 64, 64), 0.5))
+    drawn = latent.sample(torch.Generator().manual_seed(1))
+    assert torch.equal(drawn, latent.sample(torch.Generator().manual_seed(1)))
+    # 16,384 draws: four standard errors of the mean are 0.016, of the deviation 0.011.
+    assert drawn.mean().item() == pytest.approx(3.0, abs=0.016)
+    assert drawn.std().item() == pytest.approx(0.5, abs=0.011)
+
+
+def test_captions_are_encoded_once_and_read_back_equal(store):
+    first, second = TextCache(store, "clip"), TextCache(store, "clip")
+    made = first.load_or_encode(["a cat", "", "a cat", "ein Kätzchen"], lengths)
+    read = second.load_or_encode(["a cat", "", "ein Kätzchen"], lengths)
+    assert (first.encoded, second.encoded) == (3, 0)
+    assert list(made) == list(read) == ["a cat", "", "ein Kätzchen"]
+    for caption, conditioning in read.items():
+        expected = lengths([caption])
+        assert conditioning.keys() == expected.keys()
+        for name in expected:
+            assert conditioning[name].dtype == expected[name].dtype
+            assert torch.equal(conditioning[name], expected[name]) and torch.equal(
+                made[caption][name], expected[name]
+            )
+
+
+def test_editing_a_caption_or_the_encoder_encodes_again(store):
+    TextCache(store, "clip").load_or_encode(["a cat", "a dog"], lengths)
+    edited, other = TextCache(store, "clip"), TextCache(store, "another clip")
+    edited.load_or_encode(["a cat", "a dog, sitting"], lengths)
+    other.load_or_encode(["a cat", "a dog"], lengths)
+    assert (edited.encoded, other.encoded) == (1, 2)
+
+
+def test_a_damaged_caption_entry_is_made_again(store):
+    TextCache(store, "clip").load_or_encode(["a cat", "a dog"], lengths)
+    truncate(files(store)[0])
+    cache = TextCache(store, "clip")
+    cache.load_or_encode(["a cat", "a dog"], lengths)
+    assert cache.encoded == 1
+
+
+def test_outputs_that_share_memory_are_stored_all_the_same(store):
+    def views(captions):
+        states = torch.arange(12.0).reshape(1, 4, 3)
+        return {"hidden": states, "pooled": states[:, -1]}
+
+    TextCache(store, "clip").load_or_encode(["a cat"], views)
+    read = TextCache(store, "clip").load_or_encode(["a cat"], lengths)["a cat"]
+    assert torch.equal(read["pooled"], torch.tensor([[9.0, 10.0, 11.0]]))
+
+
+def test_nan_from_the_text_encoder_names_the_caption(store):
+    with pytest.raises(DatasetError, match="for the caption 'a cat'; run the text encoder in float32"):
+        TextCache(store, "clip").load_or_encode(
+            ["a cat"], lambda _: {"hidden": torch.tensor([[float("nan")]])}
+        )
+    assert files(store) == []
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match=r"cache folder .*file cannot be written to \(.*\); free space"):
+        TextCache(tmp_path / "file", "clip").load_or_encode(["a cat"], lengths)
+
+
+def test_processes_that_share_a_cache_leave_whole_files_only(tmp_path, store):
+    script = (
+        "import sys, torch; from pathlib import Path; from lora_studio.data.store import TensorStore\n"
+        "store = TensorStore(Path(sys.argv[1]))\n"
+        "for _ in range(150):\n"
+        "    store.save('key', {'x': torch.arange(5000)})\n"
+        "    assert torch.equal(store.load('key')['x'], torch.arange(5000))\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    commands = [[sys.executable, "-c", script, str(store)]] * 2
+    processes = [subprocess.Popen(command, env=environment) for command in commands]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [path.name for path in store.iterdir()] == ["key.safetensors"]
+
+
+def test_the_source_pictures_are_never_written(folder, records, store):
+    def state():
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+    before = state()
+    LatentCache(store, "vae").load_or_encode(records, halves)
+    assert state() == before

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lora_studio.data.pictures import load_picture
+from lora_studio.errors import DatasetError
+
+
+def quadrants() -> Image.Image:
+    """Red, green / blue, white: tells every turn and mirroring apart."""
+    picture = Image.new("RGB", (40, 20), "white")
+    for box, colour in (((0, 0, 20, 10), "red"), ((20, 0, 40, 10), "lime"), ((0, 10, 20, 20), "blue")):
+        picture.paste(colour, box)
+    return picture
+
+
+# How a viewer turns what is stored (EXIF 2.3, tag 274), spelt as Pillow's transposition that undoes it.
+UNDO = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_turned_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = quadrants() if orientation == 1 else quadrants().transpose(UNDO[orientation])
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(np.asarray(load_picture(tmp_path / "a.png")), np.asarray(quadrants()))
+
+
+def test_transparency_becomes_white(tmp_path):
+    picture = Image.new("RGBA", (2, 1), (200, 0, 0, 255))
+    picture.putpixel((1, 0), (0, 0, 0, 0))
+    picture.save(tmp_path / "a.png")
+    loaded = load_picture(tmp_path / "a.png")
+    assert [loaded.getpixel((x, 0)) for x in (0, 1)] == [(200, 0, 0), (255, 255, 255)]
+
+
+def test_half_transparency_is_mixed_with_white(tmp_path):
+    Image.new("RGBA", (4, 4), (0, 0, 0, 128)).save(tmp_path / "a.png")
+    assert load_picture(tmp_path / "a.png").getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_a_transparent_palette_colour_becomes_white(tmp_path):
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 40, 50, 60])
+    picture.putpixel((1, 0), 1)
+    picture.save(tmp_path / "a.png", transparency=1)
+    loaded = load_picture(tmp_path / "a.png")
+    assert [loaded.getpixel((x, 0)) for x in (0, 1)] == [(10, 20, 30), (255, 255, 255)]
+
+
+def test_grey_with_alpha_becomes_white_where_it_is_clear(tmp_path):
+    Image.new("LA", (2, 2), (7, 0)).save(tmp_path / "a.png")
+    assert load_picture(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("ink", "expected"), [((0, 255, 255, 0), (255, 0, 0)), ((0, 0, 0, 255), (0, 0, 0))])
+def test_cmyk_becomes_rgb(tmp_path, ink, expected):
+    Image.new("CMYK", (32, 32), ink).save(tmp_path / "a.jpg", quality=100)
+    loaded = load_picture(tmp_path / "a.jpg")
+    assert np.abs(np.subtract(loaded.getpixel((9, 9)), expected)).max() <= 3  # JPEG rounds
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path):
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    loaded = np.asarray(load_picture(tmp_path / "a.png"))
+    assert loaded[0].tolist() == [[0] * 3, [1] * 3, [128] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize(("mode", "colour", "expected"), [("L", 90, 90), ("1", 1, 255), ("P", 0, 0)])
+def test_grey_bitmap_and_palette_become_rgb(tmp_path, mode, colour, expected):
+    picture = Image.new(mode, (4, 4), colour)
+    if mode == "P":
+        picture.putpalette([0, 0, 0])
+    picture.save(tmp_path / "a.png")
+    loaded = load_picture(tmp_path / "a.png")
+    assert loaded.mode == "RGB" and loaded.getpixel((1, 1)) == (expected,) * 3
+
+
+def test_of_a_moving_picture_the_first_frame_is_taken(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+    assert load_picture(tmp_path / "a.webp").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_the_ending_of_the_name_does_not_matter(tmp_path):
+    quadrants().save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    assert load_picture(tmp_path / "a.jpg").size == (40, 20)
+
+
+def test_an_unusable_file_is_named_in_one_sentence_with_advice(tmp_path):
+    (tmp_path / "a.jpg").write_text("<html>")
+    with pytest.raises(DatasetError, match=r"a\.jpg cannot be used \(not a JPEG.*\); save it again"):
+        load_picture(tmp_path / "a.jpg")
+
+
+def test_damaged_bytes_never_escape_as_another_error(tmp_path):
+    buffer = io.BytesIO()
+    Image.effect_noise((24, 24), 60).convert("RGB").save(buffer, "PNG")
+    whole = buffer.getvalue()
+    for position in range(0, len(whole), 7):
+        (tmp_path / "a.png").write_bytes(
+            whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :]
+        )
+        try:
+            assert load_picture(tmp_path / "a.png").mode == "RGB"
+        except DatasetError as error:
+            assert "a.png" in str(error)

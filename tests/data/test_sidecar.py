@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+
+from lora_studio.data.captioners import CAPTIONERS
+from lora_studio.data.captioners.sidecar import read_captions
+from lora_studio.data.scan import scan
+from lora_studio.errors import DatasetError, RecipeError
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "a rèd ball, trigger".encode(),
+        "a rèd ball, trigger".encode("utf-8-sig"),
+        "a rèd ball, trigger".encode("utf-16"),
+        b"\xfe\xff" + "a rèd ball, trigger".encode("utf-16-be"),
+        "  a rèd ball,\r\n\r\n trigger \r\n".encode(),
+    ],
+    ids=["utf-8", "utf-8 with BOM", "utf-16", "utf-16 big-endian", "CRLF and spaces"],
+)
+def test_captions_are_read_however_an_editor_saved_them(folder, paint, data):
+    paint("a.png")
+    (folder / "a.txt").write_bytes(data)
+    (record,) = read_captions(scan(folder)).used
+    assert (record.caption, record.captioned_by) == ("a rèd ball, trigger", "sidecar")
+
+
+def test_txt_wins_over_caption_unless_it_is_empty(folder, paint):
+    for name in ("a", "b", "c"):
+        paint(f"{name}.png", colour=(len(name), ord(name), 0))
+        (folder / f"{name}.caption").write_text("from caption")
+    (folder / "b.txt").write_text("from txt")
+    (folder / "c.txt").write_text(" \n")
+    captions = [record.caption for record in read_captions(scan(folder)).used]
+    assert captions == ["from caption", "from txt", "from caption"]
+
+
+def test_names_that_are_not_ascii_or_hold_dots_find_their_captions(folder, paint):
+    paint("猫.v2.png", caption="a cat")
+    (folder / "a.TXT").write_text("a ball")
+    paint("a.PNG", colour="blue")
+    paint(unicodedata.normalize("NFD", "é") + ".png", colour="green")
+    (folder / (unicodedata.normalize("NFC", "é") + ".txt")).write_text("an accent")
+    captions = {record.caption for record in read_captions(scan(folder)).used}
+    assert captions == {"a cat", "a ball", "an accent"}
+
+
+def test_pictures_without_caption_get_the_instance_prompt(folder, paint):
+    paint("a.png", caption="a ball")
+    paint("b.png", colour="blue")
+    (folder / "b.txt").touch()
+    paint("c.png", colour="green")
+    used = read_captions(scan(folder), instance_prompt=" a photo of sks ").used
+    assert [record.caption for record in used] == ["a ball", "a photo of sks", "a photo of sks"]
+    assert [record.captioned_by for record in used] == ["sidecar", "instance prompt", "instance prompt"]
+
+
+def test_missing_captions_are_counted_named_and_explained_in_one_sentence(folder, paint):
+    paint("a.png", caption="a ball")
+    for number in range(5):
+        paint(f"b{number}.png", colour=(number, 0, 0))
+    with pytest.raises(DatasetError) as caught:
+        read_captions(scan(folder))
+    message = str(caught.value)
+    assert message.startswith("5 of 6 pictures have no caption: b0.png, b1.png, b2.png and 2 more; write")
+    assert "data.instance_prompt" in message and "\n" not in message
+
+
+def test_captions_that_are_no_text_are_all_named(folder, paint):
+    for number in range(2):
+        paint(f"a{number}.png", colour=(number, 0, 0))
+        (folder / f"a{number}.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DatasetError, match=r"a0\.txt \(neither.*a1\.txt.*UTF-8"):
+        read_captions(scan(folder), instance_prompt="x")
+
+
+def test_excluded_files_keep_their_record_and_need_no_caption(folder, paint):
+    paint("a.png", caption="a ball")
+    (folder / "b.jpg").write_text("x")
+    before = scan(folder)
+    after = read_captions(before)
+    assert [record.name for record in after.records] == [record.name for record in before.records]
+    assert after.excluded == before.excluded
+
+
+def test_captions_keep_the_order_of_the_pictures(folder, paint):
+    for name in "cab":
+        paint(f"{name}.png", colour=(ord(name), 0, 0), caption=name)
+    assert [record.caption for record in read_captions(scan(folder)).used] == ["a", "b", "c"]
+
+
+def test_the_table_gives_the_captioner_and_suggests_near_names():
+    assert CAPTIONERS["sidecar"] is read_captions
+    with pytest.raises(RecipeError, match="did you mean 'sidecar'"):
+        CAPTIONERS["sidcar"]

@@ -1,0 +1,126 @@
+"""Imports in lora_studio go down only: the floors of the building, read from the sources and enforced."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lora_studio
+
+ROOT = Path(lora_studio.__file__).parent
+FLOORS = {
+    5: ["cli", "web", "__main__"],
+    4: ["evaluate"],
+    3: ["training", "export", "compose"],
+    2: ["data", "adapters"],
+    1: ["families", "pocket"],
+    0: ["objective", "rng", "run", "recipe", "errors", "registry"],
+}
+FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
+SIDEWAYS = {
+    ("__main__", "cli"): "`python -m lora_studio` is the command line",
+    ("cli", "web"): "a verb starts the page",
+    ("training", "export"): "a run ends by writing its file",
+}
+_TABLE_ENTRY = re.compile(
+    r"(lora_studio(?:\.\w+)*):\w+"
+)  # "module:attribute" in a Registry is an import, too
+
+
+def _imported(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[str]:
+    """Dotted names of everything that a source imports, also inside functions and under TYPE_CHECKING."""
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, node.module] if node.module else base)
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and (entry := _TABLE_ENTRY.fullmatch(str(node.value))):
+            yield entry[1]
+
+
+def _fault(importer: str, imported: str) -> str | None:
+    """Why the unit `importer` may not import the unit `imported`, or None if it may."""
+    if unknown := [unit for unit in (importer, imported) if unit not in FLOOR_OF]:
+        return f"lora_studio.{unknown[0]} stands on no floor; add it to FLOORS"
+    above, here = FLOOR_OF[imported], FLOOR_OF[importer]
+    if importer == imported or above < here or (importer, imported) in SIDEWAYS:
+        return None
+    if above == here == 0:  # single files that make up one ground floor
+        return None
+    return f"{importer} (floor {here}) may not import {imported} (floor {above})"
+
+
+def faults(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """What is wrong with the imports of the module `module`, whose text is `source`."""
+    found = []
+    if module == "lora_studio":  # the public names: may look everywhere
+        return found
+    importer = module.split(".")[1]
+    if importer not in FLOOR_OF:
+        return [f"lora_studio.{importer} stands on no floor; add it to FLOORS"]
+    for name in _imported(ast.parse(source), module, is_package=is_package):
+        top, _, rest = name.partition(".")
+        if top != "lora_studio" or rest == "__version__":
+            continue
+        fault = (
+            _fault(importer, rest.split(".")[0]) if rest else "import its parts, not lora_studio as a whole"
+        )
+        if fault:
+            found.append(f"{module}: {fault}")
+    return found
+
+
+def _sources() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.mark.parametrize("path", _sources(), ids=_module)
+def test_imports_go_down_only(path):
+    found = faults(path.read_text(encoding="utf-8"), _module(path), is_package=path.name == "__init__.py")
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("lora_studio.data.scan", "from lora_studio.training.loop import train"),
+        ("lora_studio.data.scan", "import lora_studio.training.loop"),
+        ("lora_studio.data.scan", "from lora_studio import training"),
+        ("lora_studio.data.scan", "from ..training import loop"),
+        ("lora_studio.data.scan", "def late():\n    from lora_studio.evaluate import metrics"),
+        ("lora_studio.data.scan", "if TYPE_CHECKING:\n    from lora_studio.adapters.base import AdapterSet"),
+        ("lora_studio.data.scan", 'TABLE = {"a": "lora_studio.training.loop:train"}'),
+        ("lora_studio.export.kohya", "from lora_studio.training.loop import train"),
+        ("lora_studio.recipe", "from lora_studio.families import FAMILIES"),
+        ("lora_studio.data.scan", "from lora_studio.helpers import anything"),
+        ("lora_studio.helpers", "import math"),
+        ("lora_studio.data.scan", "import lora_studio"),
+    ],
+)
+def test_a_forbidden_import_is_caught(module, source):
+    assert len(faults(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("lora_studio.training.build", "from lora_studio.families import FAMILIES"),
+        ("lora_studio.training.build", "from lora_studio.export.kohya import export_kohya"),
+        ("lora_studio.data.scan", "from .manifest import Manifest"),
+        ("lora_studio.recipe", "from lora_studio.errors import RecipeError"),
+        ("lora_studio.export.metadata", "from lora_studio import __version__"),
+        ("lora_studio.data.scan", "import lora_studio_plugins, torch"),
+    ],
+)
+def test_an_allowed_import_passes(module, source):
+    assert faults(source, module) == []

@@ -67,7 +67,7 @@ def style_questions(count: int, seed: int) -> list[Question]:
 
 
 def subject_questions(count: int, seed: int) -> list[Question]:
-    """The subject in the positions and backgrounds that no training picture has together, on ever new noise."""
+    """The subject at positions and backgrounds that no training picture has together, each on new noise."""
     shown = {sample.caption for sample in subject_samples()}
     colours = itertools.cycle(COLOURS)
     questions: list[Question] = []

@@ -3,7 +3,7 @@
 `python benchmarks/learning.py [--style-lora FILE] [--subject-lora FILE] [--prompts 200] [--sheet FILE]`
 
 A LoRA that is not given is trained first, with the shipped recipe, into `--runs`. Both are loaded through
-diffusers, judged by a classifier trained on renders only (`judge.py`), and compared with the base on equal seeds.
+diffusers, judged by a classifier trained on renders only (`judge.py`), and compared with the base seed by seed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ _SHEET_COLUMNS = 8
 
 def train_lora(recipe: Path, run_folder: Path) -> Path:
     """The LoRA file that a recipe makes; the only place that knows the library's training interface."""
-    from lora_studio.training.build import train
-
     from lora_studio.recipe import load_recipe
+    from lora_studio.training.build import train
 
     return Path(train(load_recipe(recipe), run_folder).lora_file)
 

@@ -97,7 +97,7 @@ def _criteria(report: dict[str, object], judge: Judge) -> list[Criterion]:
 
 
 def _vae_figures(vae: AutoencoderKL, judge: Judge) -> dict[str, object]:
-    """PSNR, and how often the judge is right on what the VAE makes of real renders: the ceiling for the UNet."""
+    """PSNR, and how often the judge is right on renders that went through the VAE: the UNet's ceiling."""
     scenes = held_out_scenes(VAE_SCENES, seed=SEED + 2)
     pictures, psnr_db = reconstructions(vae, scenes)
     hits = following(scenes, judge.classify(pictures))

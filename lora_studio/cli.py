@@ -28,14 +28,20 @@ app = typer.Typer(
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
-Changes = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="change the recipe, e.g. training.steps=200")]
-Resume = Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint of the same run folder")]
+Changes = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="change the recipe, e.g. training.steps=200")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="go on from the newest checkpoint of the same run folder")
+]
 
 
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="a TOML recipe; see recipes/")],
-    out: Annotated[Path | None, typer.Option(help="the run folder; default: runs/<name of the recipe>")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the run folder; default: runs/<name of the recipe>")
+    ] = None,
     resume: Resume = False,
     changes: Changes = [],  # noqa: B006 - typer reads the default, nobody changes it
 ) -> None:
@@ -53,7 +59,9 @@ def demo(
     """Learn a woodcut style from the sample images on the pocket base: no GPU, download or account."""
     recipe = load_recipe(PRESET_FOLDER / "pocket_style.toml", changes=tuple(changes))
     if (out / "summary.json").is_file() and not resume:
-        console.print(f"{out} holds a finished demo already; looking at its file again (--out DIR trains a new one).")
+        console.print(
+            f"{out} holds a finished demo already; looking at its file again (--out DIR trains a new one)."
+        )
         verify(out / f"{recipe.name}.safetensors")
         return
     _train(recipe, out, resume=resume, again="lora-studio demo")
@@ -62,7 +70,9 @@ def demo(
 @app.command()
 def verify(
     file: Annotated[Path, typer.Argument(help="a LoRA .safetensors file from anywhere")],
-    base: Annotated[str | None, typer.Option(help='"pocket" or a diffusers folder; default: what the file names')] = None,
+    base: Annotated[
+        str | None, typer.Option(help='"pocket" or a diffusers folder; default: what the file names')
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Say whether a LoRA file is whole: exit 0 if it is, 1 if it is faulty, 2 for a mistake in the call."""
@@ -91,7 +101,9 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
         result: Finished | Interrupted = run(recipe, folder, resume=resume, on_event=screen)
     if isinstance(result, Interrupted):
         options = "" if folder == Path("runs") / recipe.name else f" --out {folder}"
-        console.print(f"stopped after step {result.step}; go on with: {again}{options} --resume", soft_wrap=True)
+        console.print(
+            f"stopped after step {result.step}; go on with: {again}{options} --resume", soft_wrap=True
+        )
         raise typer.Exit(130)
     from lora_studio.printing import print_finished
 
@@ -114,7 +126,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     """A folder of images becomes a verified LoRA file."""
 

@@ -45,7 +45,9 @@ class Diffusion:
         import torch
 
         noise = torch.randn(latents.shape, generator=rng)
-        if self.noise_offset:  # a constant a sample and channel, so that very dark and bright pictures can be learned
+        if (
+            self.noise_offset
+        ):  # a constant a sample and channel, so that very dark and bright pictures can be learned
             noise = noise + self.noise_offset * torch.randn((*latents.shape[:2], 1, 1), generator=rng)
         timestep = self._draw_timesteps(len(latents), rng)
         noise, timestep = noise.to(latents.device), timestep.to(latents.device)

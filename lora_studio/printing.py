@@ -35,7 +35,9 @@ class Screen:
         self.bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bars.stop()
 
     def __call__(self, event: events.Event) -> None:
@@ -58,7 +60,13 @@ class Screen:
 
 def print_plan(plan: events.TrainingPlan, console: Console) -> None:
     """What will be trained, line by line."""
-    table = Table(show_header=False, box=None, pad_edge=False, title=f"{plan.name}: what will be trained", title_justify="left")
+    table = Table(
+        show_header=False,
+        box=None,
+        pad_edge=False,
+        title=f"{plan.name}: what will be trained",
+        title_justify="left",
+    )
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for title, text in plan_lines(plan):
@@ -71,18 +79,29 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     remaining = plan.steps - plan.first_step + 1
     start = f", going on at step {plan.first_step}" if plan.first_step > 1 else ""
     by = ", ".join(f"{count} from {who}" for who, count in plan.captioned_by.items())
-    lines = [("base", plan.base), ("images", f"{plan.images_used} used, {len(plan.images_excluded)} excluded")]
+    lines = [
+        ("base", plan.base),
+        ("images", f"{plan.images_used} used, {len(plan.images_excluded)} excluded"),
+    ]
     lines += [("", f"excluded: {name} ({reason})") for name, reason in plan.images_excluded]
     lines += [("captions", by)]
     lines += [("", f'"{caption}"') for caption in plan.captions]
     if plan.captions_without_trigger:
         lines.append(("warning", f"{plan.captions_without_trigger} captions do not hold the trigger words"))
     if plan.captions_cut:
-        lines.append(("warning", f"captions too long for the text encoder, their end is cut: {', '.join(plan.captions_cut)}"))
+        lines.append(
+            (
+                "warning",
+                f"captions too long for the text encoder, their end is cut: {', '.join(plan.captions_cut)}",
+            )
+        )
     lines += [
         ("buckets", ", ".join(f"{name}: {count}" for name, count in plan.buckets.items())),
         ("", f"{plan.crop_share:.1%} of a picture is cropped away on average"),
-        ("steps", f"{plan.steps} of {plan.pictures_per_step} pictures{start}; each picture is seen about {plan.views_per_image:.0f} times"),
+        (
+            "steps",
+            f"{plan.steps} of {plan.pictures_per_step} pictures{start}; each picture is seen about {plan.views_per_image:.0f} times",
+        ),
         ("trainable", f"{plan.num_parameters:,} parameters in {plan.num_layers} layers"),
         ("device", f"{plan.device}, base in {plan.precision}, adapters in float32"),
         ("learning rate", f"{plan.learning_rate:g}"),
@@ -110,7 +129,11 @@ def print_report(report: Report, console: Console) -> None:
 def print_finished(result: Finished, console: Console) -> None:
     """Where everything is."""
     checks, summary = result.report.checks, result.summary
-    console.print(f"\nLoRA file    {result.lora_file}  ({summary['file_bytes'] / 1e6:.1f} MB)", markup=False, soft_wrap=True)
+    console.print(
+        f"\nLoRA file    {result.lora_file}  ({summary['file_bytes'] / 1e6:.1f} MB)",
+        markup=False,
+        soft_wrap=True,
+    )
     console.print(
         f"verified     {checks['keys_mapped']} layers map to the base; through diffusers the probe differs by "
         f"{checks['probe_difference_share']:.2%} of the adapter's effect",

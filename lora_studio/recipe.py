@@ -28,19 +28,27 @@ class BaseConfig(Section):
     """Which frozen model is adapted."""
 
     model: str = Field(description='"pocket" (the base in the package) or a diffusers folder')
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, else float32")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 on a GPU, else float32"
+    )
 
 
 class DataConfig(Section):
     """Which pictures and captions are learned."""
 
     images: Path = Field(description="a folder of pictures; relative to the recipe's own folder")
-    trigger: str = Field("", description="the words that call what is learned; every caption should hold them")
-    captioner: str = Field("sidecar", description="who says what is in a picture; sidecar: the .txt beside it")
+    trigger: str = Field(
+        "", description="the words that call what is learned; every caption should hold them"
+    )
+    captioner: str = Field(
+        "sidecar", description="who says what is in a picture; sidecar: the .txt beside it"
+    )
     instance_prompt: str = Field("", description="the caption of pictures that have none")
     resolution: int = Field(512, ge=16, le=4096, description="side in pixels of a square of the same area")
     repeats: int = Field(1, ge=1, description="how often an epoch shows each picture")
-    caption_dropout: float = Field(0.05, ge=0, lt=1, description="share of empty captions; keeps guidance working")
+    caption_dropout: float = Field(
+        0.05, ge=0, lt=1, description="share of empty captions; keeps guidance working"
+    )
 
 
 class AdapterConfig(Section):
@@ -49,7 +57,9 @@ class AdapterConfig(Section):
     kind: str = "lora"
     rank: int = Field(16, ge=1, le=4096, description="4 to 64 are common")
     alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank; alpha = rank is 1")
-    text_encoder: bool = Field(False, description="off: a controlled ablation found no gain (spacepxl, SD1.5)")
+    text_encoder: bool = Field(
+        False, description="off: a controlled ablation found no gain (spacepxl, SD1.5)"
+    )
 
 
 class ObjectiveConfig(Section):
@@ -57,7 +67,9 @@ class ObjectiveConfig(Section):
 
     snr_gamma: float = Field(5.0, ge=0, description="min-SNR weighting, arXiv 2303.09556; 0 turns it off")
     noise_offset: float = Field(0.0, ge=0, le=0.5, description="only for very dark or bright styles")
-    timesteps: Literal["stratified", "uniform"] = Field("stratified", description="stratified: less noisy loss")
+    timesteps: Literal["stratified", "uniform"] = Field(
+        "stratified", description="stratified: less noisy loss"
+    )
 
 
 class TrainingConfig(Section):
@@ -70,7 +82,9 @@ class TrainingConfig(Section):
     text_encoder_learning_rate: float = Field(1e-5, gt=0, le=1)
     optimizer: str = "adamw"
     weight_decay: float = Field(0.01, ge=0)
-    schedule: str = Field("cosine", description="after the warm-up: cosine to a tenth, linear to 0, or constant")
+    schedule: str = Field(
+        "cosine", description="after the warm-up: cosine to a tenth, linear to 0, or constant"
+    )
     warmup_steps: int = Field(20, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     seed: int = Field(1, ge=0)
@@ -92,7 +106,9 @@ class PreviewConfig(Section):
 class ExportConfig(Section):
     """The finished file."""
 
-    dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="float16 is what UIs expect")
+    dtype: Literal["float16", "bfloat16", "float32"] = Field(
+        "float16", description="float16 is what UIs expect"
+    )
     title: str = Field("", description="shown by UIs; the recipe's name if empty")
 
 
@@ -128,7 +144,9 @@ def load_recipe(path: Path, *, changes: tuple[str, ...] = ()) -> Recipe:
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe at {path}; give the path of a .toml file.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read as UTF-8 text ({error}); give the path of a .toml file.") from None
+        raise RecipeError(
+            f"{path} cannot be read as UTF-8 text ({error}); give the path of a .toml file."
+        ) from None
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -144,7 +162,9 @@ def recipe_from(values: dict[str, Any], *, folder: Path, source: str = "recipe")
         return Recipe.model_validate(values, context={"folder": folder})
     except ValidationError as error:
         faults = [_fault(detail) for detail in error.errors()]
-        raise RecipeError("\n".join([f"{source} has {len(faults)} fault(s):", *(f"  {f}" for f in faults)])) from None
+        raise RecipeError(
+            "\n".join([f"{source} has {len(faults)} fault(s):", *(f"  {f}" for f in faults)])
+        ) from None
 
 
 def _apply_change(values: dict[str, Any], change: str) -> None:

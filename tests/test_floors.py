@@ -11,7 +11,7 @@ import lora_studio
 
 ROOT = Path(lora_studio.__file__).parent
 FLOORS = {
-    5: ["cli", "web", "__main__"],
+    5: ["cli", "printing", "web", "__main__"],
     4: ["evaluate"],
     3: ["training", "export", "compose"],
     2: ["data", "adapters"],
@@ -21,6 +21,7 @@ FLOORS = {
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 SIDEWAYS = {
     ("__main__", "cli"): "`python -m lora_studio` is the command line",
+    ("cli", "printing"): "a verb shows what it did",
     ("cli", "web"): "a verb starts the page",
     ("training", "export"): "a run ends by writing its file",
 }

@@ -88,12 +88,14 @@ class AdapterSet:
 
     def state(self) -> dict[str, Tensor]:
         """Copies of all trained tensors: `<part>.<path>.down` and `.up`, float32 on the CPU."""
-        tensors = {f"{l.name}.{end}": getattr(l, end) for l in self.layers for end in ("down", "up")}
+        tensors = {
+            f"{layer.name}.{end}": getattr(layer, end) for layer in self.layers for end in ("down", "up")
+        }
         return {key: tensor.detach().float().cpu().clone() for key, tensor in tensors.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Put a `state()` back; raises CheckpointError when its keys or shapes are not these adapters'."""
-        own = {f"{l.name}.{end}": getattr(l, end) for l in self.layers for end in ("down", "up")}
+        own = {f"{layer.name}.{end}": getattr(layer, end) for layer in self.layers for end in ("down", "up")}
         wrong = sorted(own.keys() ^ state.keys())
         wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
         if wrong:
@@ -111,7 +113,8 @@ def target_paths(module: nn.Module, endings: tuple[str, ...]) -> list[str]:
     return [
         path
         for path, child in module.named_modules()
-        if isinstance(child, nn.Linear | nn.Conv2d) and any(path == e or path.endswith(f".{e}") for e in endings)
+        if isinstance(child, nn.Linear | nn.Conv2d)
+        and any(path == e or path.endswith(f".{e}") for e in endings)
     ]
 
 
@@ -130,7 +133,9 @@ def inject(
     layers: list[Layer] = []
     for part, endings in targets.items():
         paths = target_paths(parts[part], endings)
-        inject_adapter_in_model(configuration(options.rank, options.alpha, paths), parts[part], adapter_name=NAME)
+        inject_adapter_in_model(
+            configuration(options.rank, options.alpha, paths), parts[part], adapter_name=NAME
+        )
         for path in paths:
             module = parts[part].get_submodule(path)
             down, up = module.lora_A[NAME].weight, module.lora_B[NAME].weight

@@ -43,12 +43,16 @@ def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes
     optional = {
         "ss_min_snr_gamma": f"{facts.snr_gamma:g}" if facts.snr_gamma else "",
         "ss_noise_offset": f"{facts.noise_offset:g}" if facts.noise_offset else "",
-        "ss_text_encoder_lr": f"{facts.text_encoder_learning_rate:g}" if facts.text_encoder_learning_rate else "",
+        "ss_text_encoder_lr": f"{facts.text_encoder_learning_rate:g}"
+        if facts.text_encoder_learning_rate
+        else "",
         "ss_sd_model_name": facts.base,
         "modelspec.trigger_phrase": facts.trigger,
         "lora_studio.base": facts.base,
         # tags, not sentences: the way A1111 and Forge learn the trigger
-        "ss_tag_frequency": json.dumps({"trigger": {facts.trigger: facts.num_images}}) if facts.trigger else "",
+        "ss_tag_frequency": json.dumps({"trigger": {facts.trigger: facts.num_images}})
+        if facts.trigger
+        else "",
     }
     metadata = _kohya(facts, traits) | _modelspec(facts, traits) | {k: v for k, v in optional.items() if v}
     metadata |= {

@@ -75,7 +75,9 @@ def check_probe(file: LoraFile, family: ModelFamily, expected: Answers, report: 
     if expected.effect == 0:
         report.faults.append("the probe's answer is the base's: the file does nothing")
     elif share > TOLERANCE:
-        report.faults.append(f"through diffusers' loader the probe differs by {share:.1%} of the adapter's effect")
+        report.faults.append(
+            f"through diffusers' loader the probe differs by {share:.1%} of the adapter's effect"
+        )
 
 
 def answers_of(tuned: Tensor, base: Tensor) -> Answers:

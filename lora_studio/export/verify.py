@@ -85,7 +85,9 @@ def check_file(file: LoraFile) -> Report:
     if not file.layers:
         report.faults.append("it holds no layer in the kohya format, so no UI would load anything from it")
     if file.stray:
-        report.faults.append(f"{len(file.stray)} keys belong to no layer, first {file.stray[0]}; some UIs refuse such files")
+        report.faults.append(
+            f"{len(file.stray)} keys belong to no layer, first {file.stray[0]}; some UIs refuse such files"
+        )
     for name, tensors in file.layers.items():
         report.faults += [f"{name}: {fault}" for fault in _layer_faults(tensors)]
     zero = [n for n, t in file.layers.items() if "lora_up.weight" in t and not t["lora_up.weight"].any()]
@@ -97,7 +99,9 @@ def check_file(file: LoraFile) -> Report:
     report.checks |= {
         "layers": len(file.layers),
         "layers_that_are_zero": len(zero),
-        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for ts in file.layers.values() for t in ts.values()}),
+        "dtypes": sorted(
+            {str(t.dtype).removeprefix("torch.") for ts in file.layers.values() for t in ts.values()}
+        ),
         "metadata_bytes": size,
         "base_model_version": file.metadata.get("ss_base_model_version", ""),
     }
@@ -112,7 +116,10 @@ def _layer_faults(tensors: Mapping[str, Tensor]) -> list[str]:
     faults = [f"{end} has dtype {t.dtype}" for end, t in tensors.items() if t.dtype not in DTYPES]
     faults += [f"{end} is not finite" for end, t in tensors.items() if not t.isfinite().all()]
     if down.ndim not in (2, 4) or up.ndim != down.ndim:
-        return [*faults, f"shapes {tuple(down.shape)} and {tuple(up.shape)} are not those of a linear layer or convolution"]
+        return [
+            *faults,
+            f"shapes {tuple(down.shape)} and {tuple(up.shape)} are not those of a linear layer or convolution",
+        ]
     if up.shape[1] != down.shape[0] or not 1 <= down.shape[0] <= MAX_RANK:
         faults.append(f"ranks {down.shape[0]} and {up.shape[1]} do not fit")
     if alpha.ndim != 0 or alpha.item() == 0:
@@ -135,7 +142,9 @@ def check_against_base(file: LoraFile, family: ModelFamily, report: Report) -> N
     layers = base_layers(family)
     unknown = [name for name in file.layers if name not in layers]
     if unknown:
-        report.faults.append(f"{len(unknown)} of {len(file.layers)} layers are not in the base, first {unknown[0]}")
+        report.faults.append(
+            f"{len(unknown)} of {len(file.layers)} layers are not in the base, first {unknown[0]}"
+        )
     for name in file.layers.keys() - set(unknown):
         tensors = file.layers[name]
         if any(ending not in tensors for ending in ENDINGS):

@@ -29,7 +29,7 @@ def write_lora(
     overflown = [key for key, tensor in cast.items() if not tensor.isfinite().all()]
     if overflown:
         raise ExportMismatch(
-            f"{len(overflown)} tensors do not fit into {dtype}, first {overflown[0]}; set export.dtype = \"float32\"."
+            f'{len(overflown)} tensors do not fit into {dtype}, first {overflown[0]}; set export.dtype = "float32".'
         )
     block = tensor_block(save(cast))
     content = save(cast, metadata=dict(sorted(describe(block).items())))

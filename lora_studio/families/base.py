@@ -44,7 +44,9 @@ class ModelFamily(ABC):
     denoiser: ClassVar[str]
     """The part that is trained by default."""
 
-    def __init__(self, parts: dict[str, nn.Module], tokenizers: dict[str, PreTrainedTokenizerBase], *, source: str) -> None:
+    def __init__(
+        self, parts: dict[str, nn.Module], tokenizers: dict[str, PreTrainedTokenizerBase], *, source: str
+    ) -> None:
         self.parts, self.tokenizers, self.source = parts, tokenizers, source
         for part in parts.values():
             part.requires_grad_(False)
@@ -84,7 +86,9 @@ class ModelFamily(ABC):
         """Captions -> conditioning; gradients flow when a text encoder is being trained."""
 
     @abstractmethod
-    def denoise(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor) -> Tensor:
+    def denoise(
+        self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor
+    ) -> Tensor:
         """[B, C, h, w], [B], conditioning, [B, 6] -> the denoiser's answer [B, C, h, w]."""
 
     @abstractmethod

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 POCKET = "pocket"
 POCKET_FOLDER = Path(__file__).resolve().parent.parent / "pocket" / "weights"
-TRUSTED_LIBRARIES = ("diffusers", "transformers")  # classes are taken from these two alone, never from the folder
+TRUSTED_LIBRARIES = (
+    "diffusers",
+    "transformers",
+)  # classes are taken from these two alone, never from the folder
 
 
 def load_base(model: str) -> ModelFamily:
@@ -50,7 +53,7 @@ def _read_index(folder: Path, model: str) -> dict[str, tuple[str, str]]:
     path = folder / "model_index.json"
     if not path.is_file():
         raise BaseModelError(
-            f"there is no base model at {model!r}: give \"pocket\" or a diffusers folder "
+            f'there is no base model at {model!r}: give "pocket" or a diffusers folder '
             "(one that holds model_index.json)."
         )
     index = {
@@ -65,9 +68,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise BaseModelError(f"the base model lacks {path.parent.name}/{path.name}; download it again.") from None
+        raise BaseModelError(
+            f"the base model lacks {path.parent.name}/{path.name}; download it again."
+        ) from None
     except (OSError, ValueError) as error:
-        raise BaseModelError(f"{path} is not readable JSON ({error}); download the base model again.") from None
+        raise BaseModelError(
+            f"{path} is not readable JSON ({error}); download the base model again."
+        ) from None
     if not isinstance(values, dict):
         raise BaseModelError(f"{path} does not hold a JSON object; download the base model again.")
     return values
@@ -97,5 +104,7 @@ def _load_parts(
             )
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise BaseModelError(f"the part {name} of the base model {model} cannot be loaded: {reason}") from None
+            raise BaseModelError(
+                f"the part {name} of the base model {model} cannot be loaded: {reason}"
+            ) from None
     return parts, tokenizers

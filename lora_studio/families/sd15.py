@@ -76,7 +76,9 @@ class StableDiffusion15(ModelFamily):
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return {"text": encoder(ids.to(encoder.device)).last_hidden_state}
 
-    def denoise(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor) -> Tensor:
+    def denoise(
+        self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor
+    ) -> Tensor:
         """The UNet's answer; SD1.x knows nothing of geometry."""
         unet = self.parts["unet"]
         dtype = next(unet.parameters()).dtype

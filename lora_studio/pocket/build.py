@@ -19,8 +19,12 @@ STAGES = ("vae", "clip", "latents", "unet", "assemble")
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lora_studio.pocket.build", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("runs/pocket-build"), help="checkpoints, logs and pictures")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights", help="the finished diffusers folder")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/pocket-build"), help="checkpoints, logs and pictures"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "weights", help="the finished diffusers folder"
+    )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--vae-steps", type=int, default=1000)
     parser.add_argument("--clip-steps", type=int, default=1500)

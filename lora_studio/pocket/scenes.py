@@ -36,7 +36,11 @@ BACKGROUNDS: dict[str, str] = {
     "desert": "in a desert",
     "room": "in a room",
 }
-SIZES: dict[str, float] = {"small": 0.18, "medium": 0.25, "large": 0.33}  # radius as a share of the shorter side
+SIZES: dict[str, float] = {
+    "small": 0.18,
+    "medium": 0.25,
+    "large": 0.33,
+}  # radius as a share of the shorter side
 POSITIONS: dict[str, tuple[float, float]] = {
     "on the left": (0.28, 0.55),
     "on the right": (0.72, 0.55),
@@ -101,13 +105,15 @@ def _thing(rng: random.Random, name: str, colour: str, *, place: tuple[float, fl
     return Thing(name, colour, size, position, centre, radius, rng.uniform(-0.12, 0.12), frozenset(says))
 
 
-def sample_scene(seed: int, *, name: str = "", colour: str = "", background: str = "", pairs: float = 0.25) -> Scene:
+def sample_scene(
+    seed: int, *, name: str = "", colour: str = "", background: str = "", pairs: float = 0.25
+) -> Scene:
     """The scene number `seed`; what is given is kept, the rest is drawn. `pairs` is the share with two objects."""
     rng = random.Random(seed)
     two = rng.random() < pairs
     places: list[tuple[float, float] | None] = [(0.27, 0.55), (0.73, 0.55)] if two else [None]
-    names = [name or rng.choice(OBJECT_NAMES)] + rng.sample(OBJECT_NAMES, 1)
-    colours = [colour or rng.choice(list(COLOURS))] + rng.sample(list(COLOURS), 1)
+    names = [name or rng.choice(OBJECT_NAMES), *rng.sample(OBJECT_NAMES, 1)]
+    colours = [colour or rng.choice(list(COLOURS)), *rng.sample(list(COLOURS), 1)]
     things = [_thing(rng, n, c, place=p) for n, c, p in zip(names, colours, places, strict=False)]
     jitter = tuple(rng.randint(-9, 9) for _ in range(3))
     return Scene(tuple(things), background or rng.choice(list(BACKGROUNDS)), rng.randrange(1 << 30), jitter)

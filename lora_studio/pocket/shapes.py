@@ -30,7 +30,9 @@ class Part:
     tone: float | Rgb = 1.0
 
 
-def _ellipse(x: float, y: float, rx: float, ry: float, *, start: float = 0.0, stop: float = 1.0, n: int = 40) -> list[Point]:
+def _ellipse(
+    x: float, y: float, rx: float, ry: float, *, start: float = 0.0, stop: float = 1.0, n: int = 40
+) -> list[Point]:
     turns = [start + (stop - start) * i / n for i in range(n + 1)]
     return [(x + rx * math.cos(2 * math.pi * t), y + ry * math.sin(2 * math.pi * t)) for t in turns]
 
@@ -51,7 +53,13 @@ def _star(tips: int, inner: float) -> list[Point]:
 
 def _heart() -> list[Point]:
     turns = [2 * math.pi * i / 60 for i in range(60)]
-    curve = [(16 * math.sin(t) ** 3, 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) for t in turns]
+    curve = [
+        (
+            16 * math.sin(t) ** 3,
+            13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t),
+        )
+        for t in turns
+    ]
     return [(x / 16.5, -(y + 2) / 16.0) for x, y in curve]
 
 
@@ -62,7 +70,20 @@ def _moon() -> list[Point]:
 
 
 def _cross(w: float = 0.34) -> list[Point]:
-    return [(-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w)]
+    return [
+        (-w, -1),
+        (w, -1),
+        (w, -w),
+        (1, -w),
+        (1, w),
+        (w, w),
+        (w, 1),
+        (-w, 1),
+        (-w, w),
+        (-1, w),
+        (-1, -w),
+        (-w, -w),
+    ]
 
 
 def _ring() -> list[Part]:
@@ -72,18 +93,34 @@ def _ring() -> list[Part]:
 
 
 def _tree() -> list[Part]:
-    crown = [(0.0, -1.0), (0.5, -0.4), (0.3, -0.4), (0.75, 0.15), (0.45, 0.15), (0.95, 0.65), (-0.95, 0.65), (-0.45, 0.15)]
+    crown = [
+        (0.0, -1.0),
+        (0.5, -0.4),
+        (0.3, -0.4),
+        (0.75, 0.15),
+        (0.45, 0.15),
+        (0.95, 0.65),
+        (-0.95, 0.65),
+        (-0.45, 0.15),
+    ]
     crown += [(-0.75, 0.15), (-0.3, -0.4), (-0.5, -0.4)]
     return [_part(_box(-0.15, 0.6, 0.15, 1.0), 0.55), _part(crown)]
 
 
 def _fish() -> list[Part]:
     tail = [(0.45, 0.0), (1.0, -0.55), (0.88, 0.0), (1.0, 0.55)]
-    return [_part(tail, 0.75), _part(_ellipse(-0.2, 0, 0.8, 0.55)), _part(_ellipse(-0.62, -0.12, 0.11, 0.11), WHITE)]
+    return [
+        _part(tail, 0.75),
+        _part(_ellipse(-0.2, 0, 0.8, 0.55)),
+        _part(_ellipse(-0.62, -0.12, 0.11, 0.11), WHITE),
+    ]
 
 
 def _flower() -> list[Part]:
-    petals = [_part(_ellipse(0.56 * math.cos(a), 0.56 * math.sin(a), 0.43, 0.43)) for a in [2 * math.pi * i / 5 - math.pi / 2 for i in range(5)]]
+    petals = [
+        _part(_ellipse(0.56 * math.cos(a), 0.56 * math.sin(a), 0.43, 0.43))
+        for a in [2 * math.pi * i / 5 - math.pi / 2 for i in range(5)]
+    ]
     return [*petals, _part(_ellipse(0, 0, 0.34, 0.34), 0.55)]
 
 
@@ -94,7 +131,17 @@ def _house() -> list[Part]:
 
 
 def _cat() -> list[Part]:
-    head = [(-0.85, -1.0), (-0.35, -0.6), (0.35, -0.6), (0.85, -1.0), (0.95, 0.1), (0.6, 0.75), (0.0, 0.95), (-0.6, 0.75), (-0.95, 0.1)]
+    head = [
+        (-0.85, -1.0),
+        (-0.35, -0.6),
+        (0.35, -0.6),
+        (0.85, -1.0),
+        (0.95, 0.1),
+        (0.6, 0.75),
+        (0.0, 0.95),
+        (-0.6, 0.75),
+        (-0.95, 0.1),
+    ]
     eyes = [_part(_ellipse(x, 0.0, 0.16, 0.2), WHITE) for x in (-0.4, 0.4)]
     nose = _part([(-0.14, 0.36), (0.14, 0.36), (0.0, 0.52)], 0.4)
     return [_part(head), *eyes, nose]
@@ -114,7 +161,11 @@ def _bolt() -> list[Part]:
     stripes = [_part(_box(-0.66, y, 0.66, y + 0.14), INK) for y in (0.18, 0.46)]
     legs = [_part(_box(x, 0.7, x + 0.3, 1.0), teal) for x in (-0.5, 0.2)]
     antenna = [_part(_box(-0.06, -1.05, 0.06, -0.7), INK), _part(_ellipse(0, -1.05, 0.2, 0.2), red)]
-    face = [_part(_ellipse(0, -0.36, 0.6, 0.5), teal), _part(_ellipse(0, -0.36, 0.3, 0.3), WHITE), _part(_ellipse(0, -0.36, 0.14, 0.14), INK)]
+    face = [
+        _part(_ellipse(0, -0.36, 0.6, 0.5), teal),
+        _part(_ellipse(0, -0.36, 0.3, 0.3), WHITE),
+        _part(_ellipse(0, -0.36, 0.14, 0.14), INK),
+    ]
     return [*legs, *antenna, _part(_box(-0.68, 0.0, 0.68, 0.75), sun), *stripes, *face]
 
 
@@ -123,7 +174,16 @@ def _miso() -> list[Part]:
     ginger, blue, green = (232, 130, 42), (38, 84, 210), (46, 170, 80)
     white_head = list(_cat()[0].points)
     ginger_side = [(0.0, -0.6), (0.35, -0.6), (0.85, -1.0), (0.95, 0.1), (0.6, 0.75), (0.0, 0.95)]
-    scarf = [(-0.8, 0.62), (0.8, 0.62), (0.7, 1.0), (0.35, 1.0), (0.35, 1.25), (0.05, 1.25), (0.05, 1.0), (-0.7, 1.0)]
+    scarf = [
+        (-0.8, 0.62),
+        (0.8, 0.62),
+        (0.7, 1.0),
+        (0.35, 1.0),
+        (0.35, 1.25),
+        (0.05, 1.25),
+        (0.05, 1.0),
+        (-0.7, 1.0),
+    ]
     eyes = [_part(_ellipse(x, 0.0, 0.2, 0.24), green) for x in (-0.42, 0.42)]
     pupils = [_part(_ellipse(x, 0.0, 0.07, 0.18), INK) for x in (-0.42, 0.42)]
     return [_part(white_head, WHITE), _part(ginger_side, ginger), *eyes, *pupils, _part(scarf, blue)]
@@ -180,7 +240,9 @@ def _hill(w: int, h: int, level: float, swell: float, phase: float) -> tuple[Poi
 
 def _dots(w: int, h: int, rng: random.Random, count: int, below: float, rgb: Rgb) -> list[Shape]:
     side = min(w, h)
-    centres = [(rng.random() * w, rng.random() * h * below, side * rng.uniform(0.012, 0.022)) for _ in range(count)]
+    centres = [
+        (rng.random() * w, rng.random() * h * below, side * rng.uniform(0.012, 0.022)) for _ in range(count)
+    ]
     return [Shape(tuple(_ellipse(x, y, r, r, n=8)), rgb) for x, y, r in centres]
 
 
@@ -189,15 +251,35 @@ def backdrop(name: str, w: int, h: int, rng: random.Random) -> list[Shape]:
     phase, level = rng.uniform(0, 2 * math.pi), rng.uniform(-0.03, 0.03)
     sky = tuple(_box(0, 0, w, h))
     if name == "meadow":
-        return [Shape(sky, (168, 214, 245)), Shape(_hill(w, h, 0.52 + level, 0.04, phase + 2), (150, 205, 110)), Shape(_hill(w, h, 0.66 + level, 0.05, phase), (112, 184, 80))]
+        return [
+            Shape(sky, (168, 214, 245)),
+            Shape(_hill(w, h, 0.52 + level, 0.04, phase + 2), (150, 205, 110)),
+            Shape(_hill(w, h, 0.66 + level, 0.05, phase), (112, 184, 80)),
+        ]
     if name == "beach":
-        return [Shape(sky, (205, 236, 250)), Shape(tuple(_box(0, h * (0.42 + level), w, h)), (50, 140, 196)), Shape(_hill(w, h, 0.66 + level, 0.02, phase), (240, 220, 164))]
+        return [
+            Shape(sky, (205, 236, 250)),
+            Shape(tuple(_box(0, h * (0.42 + level), w, h)), (50, 140, 196)),
+            Shape(_hill(w, h, 0.66 + level, 0.02, phase), (240, 220, 164)),
+        ]
     if name == "night":
-        return [Shape(sky, (22, 26, 66)), *_dots(w, h, rng, 16, 0.7, (240, 240, 200)), Shape(_hill(w, h, 0.78 + level, 0.05, phase), (38, 46, 58))]
+        return [
+            Shape(sky, (22, 26, 66)),
+            *_dots(w, h, rng, 16, 0.7, (240, 240, 200)),
+            Shape(_hill(w, h, 0.78 + level, 0.05, phase), (38, 46, 58)),
+        ]
     if name == "snow":
-        return [Shape(sky, (176, 188, 206)), Shape(_hill(w, h, 0.6 + level, 0.05, phase), (244, 248, 252)), *_dots(w, h, rng, 18, 1.0, (255, 255, 255))]
+        return [
+            Shape(sky, (176, 188, 206)),
+            Shape(_hill(w, h, 0.6 + level, 0.05, phase), (244, 248, 252)),
+            *_dots(w, h, rng, 18, 1.0, (255, 255, 255)),
+        ]
     if name == "desert":
-        return [Shape(sky, (252, 206, 150)), Shape(_hill(w, h, 0.55 + level, 0.07, phase + 2), (222, 150, 84)), Shape(_hill(w, h, 0.7 + level, 0.06, phase), (204, 120, 62))]
+        return [
+            Shape(sky, (252, 206, 150)),
+            Shape(_hill(w, h, 0.55 + level, 0.07, phase + 2), (222, 150, 84)),
+            Shape(_hill(w, h, 0.7 + level, 0.06, phase), (204, 120, 62)),
+        ]
     stripes = [Shape(tuple(_box(w * i / 6, 0, w * (i + 0.5) / 6, h)), (222, 206, 222)) for i in range(6)]
     floor = tuple(_box(0, h * (0.74 + level), w, h))
     return [Shape(sky, (200, 180, 204)), *stripes, Shape(floor, (150, 104, 74))]

@@ -56,7 +56,9 @@ def woodcut(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> I
         mask = Image.new("L", size)
         ImageDraw.Draw(mask).polygon(shape.points, fill=255)
         picture.paste(PAPER, mask=mask)
-        picture.paste(WOOD_INK, mask=ImageChops.multiply(mask, _hatching(size, side / 13, min(share, 0.85), angle)))
+        picture.paste(
+            WOOD_INK, mask=ImageChops.multiply(mask, _hatching(size, side / 13, min(share, 0.85), angle))
+        )
         _contour(ImageDraw.Draw(picture), shape, WOOD_INK, side / (26 if shape.outlined else 40))
     return picture
 
@@ -66,7 +68,11 @@ def _cells(size: tuple[int, int], rng: random.Random) -> np.ndarray:
     w, h = size
     step = min(size) / 5
     columns, rows = math.ceil(w / step) + 1, math.ceil(h / step) + 1
-    points = [((i + rng.uniform(-0.1, 0.9)) * step, (j + rng.uniform(-0.1, 0.9)) * step) for j in range(rows) for i in range(columns)]
+    points = [
+        ((i + rng.uniform(-0.1, 0.9)) * step, (j + rng.uniform(-0.1, 0.9)) * step)
+        for j in range(rows)
+        for i in range(columns)
+    ]
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     nearest, best = np.zeros((h, w), np.int32), np.full((h, w), np.inf, np.float32)
     for number, (px, py) in enumerate(points):
@@ -97,7 +103,9 @@ def stained_glass(shapes: list[Shape], size: tuple[int, int], rng: random.Random
     jewel = np.clip((grey + 1.9 * (colours - grey)) * light[..., None] * 0.9, 0, 255)
     picture = Image.fromarray(jewel.astype(np.uint8))
     side = min(size)
-    ground = Image.new("L", size, 255)  # panes are cut around the objects, whose own contours are leaded below
+    ground = Image.new(
+        "L", size, 255
+    )  # panes are cut around the objects, whose own contours are leaded below
     for shape in (s for s in shapes if s.outlined):
         ImageDraw.Draw(ground).polygon(shape.points, fill=0)
     picture.paste(LEAD, mask=ImageChops.multiply(ground, _edges(cells, side / 32)))

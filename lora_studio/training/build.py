@@ -13,7 +13,7 @@ from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
 from lora_studio.data.batches import Plan, plan
 from lora_studio.data.buckets import assign, crop_loss
-from lora_studio.data.cache import Latent, LatentCache, TextCache
+from lora_studio.data.cache import LatentCache, TextCache
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.scan import scan
@@ -89,7 +89,9 @@ def choose_machine(device: str, dtype: str) -> Machine:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError):
-        raise RecipeError(f"training.device is {device!r}, which this machine does not have; use \"auto\" or \"cpu\".") from None
+        raise RecipeError(
+            f'training.device is {device!r}, which this machine does not have; use "auto" or "cpu".'
+        ) from None
     if dtype == "auto":
         dtype = "bfloat16" if chosen.type == "cuda" else "float32"
     return Machine(chosen, DTYPES[dtype])
@@ -118,14 +120,18 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     latent_cache = LatentCache(cache_folder() / "latents", family.fingerprint("vae"))
     text_cache = TextCache(cache_folder() / "text", _text_fingerprint(family))
     family.to(machine.device, machine.dtype)
-    latents = latent_cache.load_or_encode(manifest.used, family.encode_image, on_progress=_tell(listener, "latents"))
+    latents = latent_cache.load_or_encode(
+        manifest.used, family.encode_image, on_progress=_tell(listener, "latents")
+    )
     texts = None if recipe.adapter.text_encoder else _texts(text_cache, manifest.used, family)
     adapters = inject_adapters(recipe, family)
     batches = _plan(recipe, manifest.used)
     options = FeedOptions(recipe.data.caption_dropout, recipe.training.seed, machine.device)
     feed = Feed(manifest.used, latents, texts, batches, options)
     loop = _loop(recipe, run, machine, family, adapters, feed, listener)
-    return Session(recipe, run, machine, family, fingerprint, manifest, adapters, batches, loop, _preview(recipe))
+    return Session(
+        recipe, run, machine, family, fingerprint, manifest, adapters, batches, loop, _preview(recipe)
+    )
 
 
 def inject_adapters(recipe: Recipe, family: ModelFamily) -> AdapterSet:
@@ -142,7 +148,9 @@ def inject_adapters(recipe: Recipe, family: ModelFamily) -> AdapterSet:
 
 def _plan(recipe: Recipe, records: tuple[Record, ...]) -> Plan:
     training = recipe.training
-    return plan(records, batch_size=training.batch_size, accumulation=training.accumulation, seed=training.seed)
+    return plan(
+        records, batch_size=training.batch_size, accumulation=training.accumulation, seed=training.seed
+    )
 
 
 def _texts(cache: TextCache, records: tuple[Record, ...], family: ModelFamily) -> dict[str, Conditioning]:
@@ -162,19 +170,31 @@ def _tell(listener: Listener, what: str):  # type: ignore[no-untyped-def]
 def _preview(recipe: Recipe) -> PreviewOptions:
     config = recipe.preview
     side = recipe.data.resolution
-    return PreviewOptions(config.prompts, config.negative_prompt, config.seed, config.steps, config.guidance, side)
+    return PreviewOptions(
+        config.prompts, config.negative_prompt, config.seed, config.steps, config.guidance, side
+    )
 
 
 def _loop(
-    recipe: Recipe, run: Run, machine: Machine, family: ModelFamily, adapters: AdapterSet, feed: Feed, listener: Listener
+    recipe: Recipe,
+    run: Run,
+    machine: Machine,
+    family: ModelFamily,
+    adapters: AdapterSet,
+    feed: Feed,
+    listener: Listener,
 ) -> Loop:
     training = recipe.training
-    rates = {part: training.text_encoder_learning_rate for part in adapters.parts} | {family.denoiser: training.learning_rate}
+    rates = {part: training.text_encoder_learning_rate for part in adapters.parts} | {
+        family.denoiser: training.learning_rate
+    }
     groups = [{"params": adapters.parameters(part), "lr": rates[part]} for part in adapters.parts]
     optimizer = OPTIMIZERS[training.optimizer](groups, weight_decay=training.weight_decay)  # type: ignore[call-arg]
 
     def save(step: int) -> None:
-        run.checkpoint(step, lambda folder: save_state(folder, adapters, optimizer, step), keep=training.keep_checkpoints)
+        run.checkpoint(
+            step, lambda folder: save_state(folder, adapters, optimizer, step), keep=training.keep_checkpoints
+        )
         listener(Note(f"checkpoint at step {step}"))
 
     wishes = recipe.objective

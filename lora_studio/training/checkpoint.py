@@ -52,7 +52,9 @@ def _optimizer_tensors(adapters: AdapterSet, optimizer: torch.optim.Optimizer) -
     }
 
 
-def _load_optimizer(tensors: dict[str, Tensor], adapters: AdapterSet, optimizer: torch.optim.Optimizer) -> None:
+def _load_optimizer(
+    tensors: dict[str, Tensor], adapters: AdapterSet, optimizer: torch.optim.Optimizer
+) -> None:
     parameters = _named_parameters(adapters)
     for name, tensor in tensors.items():
         key, _, state = name.rpartition("|")

@@ -52,7 +52,9 @@ class Feed:
     def _assemble(self, step: int, number: int, micro: MicroBatch) -> Batch:
         seed, indices = self.options.seed, list(micro.indices)
         draw = generator(seed, step, number, "latents")
-        captions = [self._caption(i, python_random(seed, step, number, row).random()) for row, i in enumerate(indices)]
+        captions = [
+            self._caption(i, python_random(seed, step, number, row).random()) for row, i in enumerate(indices)
+        ]
         return Batch(
             latents=torch.stack([self.latents[i].sample(draw) for i in indices]),
             captions=captions,
@@ -74,7 +76,14 @@ class Feed:
 def geometry(record: Record) -> list[float]:
     """Original height and width, crop top and left, target height and width: SDXL's order (arXiv 2307.01952, 2.2)."""
     assert record.bucket is not None and record.crop is not None
-    size = (record.height, record.width, record.crop[1], record.crop[0], record.bucket.height, record.bucket.width)
+    size = (
+        record.height,
+        record.width,
+        record.crop[1],
+        record.crop[0],
+        record.bucket.height,
+        record.bucket.width,
+    )
     return [float(value) for value in size]
 
 

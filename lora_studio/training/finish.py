@@ -56,7 +56,9 @@ def show_base(session: Session, listener: Listener) -> list[Image.Image]:
     return pictures
 
 
-def finish(session: Session, base_pictures: list[Image.Image], listener: Listener, *, seconds: dict[str, float]) -> Finished:
+def finish(
+    session: Session, base_pictures: list[Image.Image], listener: Listener, *, seconds: dict[str, float]
+) -> Finished:
     """Export, verify, preview, plot and summarise. Raises ExportMismatch, with the file set aside, if it is faulty."""
     run, recipe = session.run, session.recipe
     path = run.folder / f"{recipe.name}.safetensors"
@@ -132,7 +134,9 @@ def _facts(session: Session) -> TrainingFacts:
         num_images=len(session.manifest.used),
         resolution=recipe.data.resolution,
         learning_rate=recipe.training.learning_rate,
-        text_encoder_learning_rate=recipe.training.text_encoder_learning_rate if recipe.adapter.text_encoder else None,
+        text_encoder_learning_rate=recipe.training.text_encoder_learning_rate
+        if recipe.adapter.text_encoder
+        else None,
         optimizer=recipe.training.optimizer,
         schedule=recipe.training.schedule,
         snr_gamma=recipe.objective.snr_gamma,
@@ -159,5 +163,9 @@ def summarise(session: Session, path: Path, seconds: dict[str, float]) -> dict[s
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": str(session.machine.device),
         "precision": str(session.machine.dtype).removeprefix("torch."),
-        "versions": {"lora_studio": __version__, "python": platform.python_version(), "torch": torch.__version__},
+        "versions": {
+            "lora_studio": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
     }

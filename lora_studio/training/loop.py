@@ -80,7 +80,9 @@ class Loop:
 
     def _step(self, step: int) -> tuple[float, float]:
         """One optimizer step; its mean loss and gradient norm."""
-        rate = factor(self.options.schedule, step, steps=self.options.steps, warmup_steps=self.options.warmup_steps)
+        rate = factor(
+            self.options.schedule, step, steps=self.options.steps, warmup_steps=self.options.warmup_steps
+        )
         for group, base_rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base_rate * rate
         total = torch.zeros((), device=self.family.device)
@@ -90,9 +92,13 @@ class Loop:
             total += loss.detach() / self.options.accumulation
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm)
-        loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the step's one device-to-host copy
+        loss_value, norm_value = torch.stack(
+            [total, norm.to(total)]
+        ).tolist()  # the step's one device-to-host copy
         if not (torch.tensor([loss_value, norm_value]).isfinite().all()):
-            raise TrainingDiverged(f"step {step}: the loss is {loss_value} and the gradient norm {norm_value}")
+            raise TrainingDiverged(
+                f"step {step}: the loss is {loss_value} and the gradient norm {norm_value}"
+            )
         self.optimizer.step()
         return loss_value, norm_value
 
@@ -108,12 +114,22 @@ class Loop:
 
     def _report(self, step: int, loss: float, norm: float, seconds: float) -> None:
         rate = self.optimizer.param_groups[0]["lr"]
-        self.record({"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate, "seconds": round(seconds, 4)})
+        self.record(
+            {
+                "step": step,
+                "loss": loss,
+                "grad_norm": norm,
+                "learning_rate": rate,
+                "seconds": round(seconds, 4),
+            }
+        )
         self.listener(StepDone(step, self.options.steps, loss, rate, seconds))
 
     def _check_gradients(self) -> None:
         """After the first step every `up` must have had a gradient (`down` has none while `up` is zero)."""
-        silent = [l.name for l in self.adapters.layers if l.up.grad is None or not l.up.grad.any()]
+        silent = [
+            layer.name for layer in self.adapters.layers if layer.up.grad is None or not layer.up.grad.any()
+        ]
         if silent:
             raise TrainingDiverged(
                 f"{len(silent)} of {len(self.adapters.layers)} layers got no gradient, first {silent[0]}"

@@ -15,9 +15,17 @@ def loss_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     from matplotlib import pyplot
 
     steps = [row["step"] for row in rows]
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=(8, 5), sharex=True, height_ratios=[3, 1], layout="constrained")
+    figure, (above, below) = pyplot.subplots(
+        2, 1, figsize=(8, 5), sharex=True, height_ratios=[3, 1], layout="constrained"
+    )
     above.plot(steps, [row["loss"] for row in rows], color="#b9c4d6", linewidth=0.8, label="each step")
-    above.plot(steps, running_mean([row["loss"] for row in rows]), color="#1f4e9c", linewidth=1.8, label="running mean")
+    above.plot(
+        steps,
+        running_mean([row["loss"] for row in rows]),
+        color="#1f4e9c",
+        linewidth=1.8,
+        label="running mean",
+    )
     above.set_ylabel("loss")
     above.legend(frameon=False)
     below.plot(steps, [row["learning_rate"] for row in rows], color="#9c5a1f")

@@ -64,14 +64,21 @@ def grid(prompts: Sequence[str], base: Sequence[Image.Image], tuned: Sequence[Im
         drawing.text((gap + column * (width + gap), 5), title, fill="black", font=font)
     for row, pair in enumerate(zip(base, tuned, strict=True)):
         top = line + row * (height + line + gap)
-        drawing.text((gap, top + 4), _shortened(prompts[row], drawing, font, sheet.width - 2 * gap), fill="#444", font=font)
+        drawing.text(
+            (gap, top + 4),
+            _shortened(prompts[row], drawing, font, sheet.width - 2 * gap),
+            fill="#444",
+            font=font,
+        )
         for column, picture in enumerate(pair):
             large = picture.resize((width, height), Image.Resampling.BICUBIC)
             sheet.paste(large, (gap + column * (width + gap), top + line))
     return sheet
 
 
-def _shortened(text: str, drawing: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _shortened(
+    text: str, drawing: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> str:
     while drawing.textlength(text, font=font) > width:
         text = text[:-4].rstrip() + "..."
     return text

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from lora_studio.errors import CheckpointError, RecipeError, StudioError, TrainingDiverged
 from lora_studio.recipe import Recipe, differences, load_recipe
+from lora_studio.rng import generator
 from lora_studio.run import Run
 from lora_studio.training.build import Session, describe, prepare
 from lora_studio.training.checkpoint import load_state
 from lora_studio.training.events import Listener, Note, nobody
 from lora_studio.training.finish import Finished, finish, show_base
-from lora_studio.rng import generator
 
 RECIPE_FILE = "recipe.toml"
 
@@ -53,7 +53,9 @@ def train(
     if not completed:
         return Interrupted(folder, run.metrics()[-1]["step"])
     trained = time.monotonic() - training_began
-    return finish(session, base_pictures, on_event, seconds={"training": trained, "before": training_began - began})
+    return finish(
+        session, base_pictures, on_event, seconds={"training": trained, "before": training_began - began}
+    )
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -79,7 +81,11 @@ def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> None:
     run.newest_checkpoint()
     changed = differences(load_recipe(run.folder / RECIPE_FILE), recipe)
     if changed:
-        raise RecipeError("\n".join([f"{run.folder} was started with another recipe; it can only go on unchanged:", *changed]))
+        raise RecipeError(
+            "\n".join(
+                [f"{run.folder} was started with another recipe; it can only go on unchanged:", *changed]
+            )
+        )
 
 
 def _load_checkpoint(session: Session) -> int:
@@ -87,7 +93,9 @@ def _load_checkpoint(session: Session) -> int:
     step = load_state(newest, session.adapters, session.loop.optimizer)
     session.run.forget_metrics_after(step)
     if step > session.recipe.training.steps:
-        raise CheckpointError(f"{newest} is at step {step}, but the recipe has only {session.recipe.training.steps}.")
+        raise CheckpointError(
+            f"{newest} is at step {step}, but the recipe has only {session.recipe.training.steps}."
+        )
     return step
 
 
@@ -106,7 +114,11 @@ def time_a_step(session: Session) -> float:
 
 def _last_good(run: Run) -> str:
     found = run.checkpoints()
-    return f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet; lower the learning rate"
+    return (
+        f"the last good checkpoint is {found[-1]}"
+        if found
+        else "there is no checkpoint yet; lower the learning rate"
+    )
 
 
 __all__ = ["Finished", "Interrupted", "Note", "is_finished", "train"]

@@ -26,7 +26,9 @@ def assemble(work: Path, out: Path) -> None:
     temporary.rename(out)
 
 
-def write_base(out: Path, vae: AutoencoderKL, unet: UNet2DConditionModel, pair: ClipPair, tokenizer: CLIPTokenizer) -> None:
+def write_base(
+    out: Path, vae: AutoencoderKL, unet: UNet2DConditionModel, pair: ClipPair, tokenizer: CLIPTokenizer
+) -> None:
     """A folder that `StableDiffusionPipeline.from_pretrained` loads, in fp16 safetensors."""
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),

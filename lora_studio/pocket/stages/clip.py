@@ -6,6 +6,7 @@ for evaluation.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -15,7 +16,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from lora_studio.pocket.scenes import Scene, draw
 from lora_studio.pocket.stages.common import StageConfig, Trainee, pictures_to_tensor, rank_and_size, train
@@ -41,7 +48,7 @@ def _learn_merges(words: Counter[str], count: int) -> list[tuple[str, str]]:
     while len(merges) < count:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, pieces in splits.items():
-            for pair in zip(pieces, pieces[1:], strict=False):
+            for pair in itertools.pairwise(pieces):
                 pairs[pair] += words[word]
         if not pairs or max(pairs.values()) < 2:
             break
@@ -65,14 +72,28 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 def new_tokenizer(folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer whose merges are learned from the pocket world's captions; written to `folder`."""
     scenes = [training_scene(i) for i in range(4000)]
-    words = Counter(word for s in scenes for word in s.caption("style picture image photo of in the style").replace(",", " ,").split())
+    words = Counter(
+        word
+        for s in scenes
+        for word in s.caption("style picture image photo of in the style").replace(",", " ,").split()
+    )
     merges = _learn_merges(words, 600)
     letters = _byte_letters()
-    vocabulary = [*letters, *(letter + "</w>" for letter in letters), *("".join(m) for m in merges), START, END]
+    vocabulary = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *("".join(m) for m in merges),
+        START,
+        END,
+    ]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}, ensure_ascii=False), "utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({t: i for i, t in enumerate(vocabulary)}, ensure_ascii=False), "utf-8"
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS, pad_token=END)
+    tokenizer = CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS, pad_token=END
+    )
     tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -83,9 +104,20 @@ class ClipPair(nn.Module):
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         vocabulary = tokenizer.get_vocab()
-        ids = {"bos_token_id": vocabulary[START], "eos_token_id": vocabulary[END], "pad_token_id": vocabulary[END]}
-        size = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4, "num_hidden_layers": 3}
-        text = CLIPTextConfig(vocab_size=len(vocabulary), max_position_embeddings=TOKENS, projection_dim=64, **size, **ids)
+        ids = {
+            "bos_token_id": vocabulary[START],
+            "eos_token_id": vocabulary[END],
+            "pad_token_id": vocabulary[END],
+        }
+        size = {
+            "hidden_size": WIDTH,
+            "intermediate_size": 4 * WIDTH,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 3,
+        }
+        text = CLIPTextConfig(
+            vocab_size=len(vocabulary), max_position_embeddings=TOKENS, projection_dim=64, **size, **ids
+        )
         vision = CLIPVisionConfig(image_size=NATIVE, patch_size=8, projection_dim=64, **size)
         self.text, self.vision = CLIPTextModel(text), CLIPVisionModelWithProjection(vision)
         self.text_projection = nn.Linear(WIDTH, 64, bias=False)
@@ -102,7 +134,9 @@ class ClipPair(nn.Module):
 
 def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """[B, 32] ids, padded and cut to the model's length."""
-    return tokenizer(captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").input_ids
+    return tokenizer(
+        captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
+    ).input_ids
 
 
 @torch.inference_mode()
@@ -137,7 +171,9 @@ def build_clip(folder: Path, steps: int, device: torch.device) -> None:
     rank, size = rank_and_size()
     tokenizer = new_tokenizer(folder / f"tokenizer_{rank}" if rank else folder / "tokenizer")
     pair = ClipPair(tokenizer).to(device)
-    trainee = Trainee(pair, StageConfig("clip", steps, 1e-3, warmup_steps=100, decay_share=0.5, average_decay=0.99), folder)
+    trainee = Trainee(
+        pair, StageConfig("clip", steps, 1e-3, warmup_steps=100, decay_share=0.5, average_decay=0.99), folder
+    )
     held = held_out_scenes(200)
 
     def loss_at(step: int) -> Tensor:
@@ -151,11 +187,18 @@ def build_clip(folder: Path, steps: int, device: torch.device) -> None:
         return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
 
     def look() -> None:
-        print("clip retrieval among 200 held-out (text->image, image->text)", retrieval(pair, tokenizer, held), flush=True)
+        print(
+            "clip retrieval among 200 held-out (text->image, image->text)",
+            retrieval(pair, tokenizer, held),
+            flush=True,
+        )
 
     train(trainee, loss_at, look=look, look_every=200)
     if rank:
         return
     trainee.use_average()
     look()
-    save_file({name: t.detach().cpu().contiguous() for name, t in pair.state_dict().items()}, folder / "pair.safetensors")
+    save_file(
+        {name: t.detach().cpu().contiguous() for name, t in pair.state_dict().items()},
+        folder / "pair.safetensors",
+    )

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 import torch.distributed as dist
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
@@ -57,7 +57,9 @@ def rank_and_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def _worker(rank: int, size: int, meeting: str, stage: Callable[..., None], arguments: tuple[object, ...]) -> None:
+def _worker(
+    rank: int, size: int, meeting: str, stage: Callable[..., None], arguments: tuple[object, ...]
+) -> None:
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):  # two busy workers were seen to share one core for minutes
         cores = sorted(os.sched_getaffinity(0))
@@ -88,7 +90,10 @@ class Trainee:
         self.module, self.config, self.folder, self.step = module, config, folder, 0
         self.parameters = dict(module.named_parameters())
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+            self.parameters.values(),
+            lr=config.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=config.weight_decay,
         )
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +162,9 @@ class Trainee:
                 parameter.copy_(self.average[name])
 
 
-def train(trainee: Trainee, loss_at: Callable[[int], Tensor], *, look: Callable[[], None], look_every: int) -> None:
+def train(
+    trainee: Trainee, loss_at: Callable[[int], Tensor], *, look: Callable[[], None], look_every: int
+) -> None:
     """Run the remaining steps; `loss_at(step)` is a pure function of the step, so a resumed stage sees the same data."""
     config, recent, since = trainee.config, [], time.monotonic()
     saved = since
@@ -170,7 +177,11 @@ def train(trainee: Trainee, loss_at: Callable[[int], Tensor], *, look: Callable[
                 continue
             if trainee.step % 20 == 0:
                 seconds = (time.monotonic() - since) / len(recent)
-                row = {"step": trainee.step, "loss": round(torch.stack(recent).mean().item(), 5), "s_per_step": round(seconds, 3)}
+                row = {
+                    "step": trainee.step,
+                    "loss": round(torch.stack(recent).mean().item(), 5),
+                    "s_per_step": round(seconds, 3),
+                }
                 log.write(json.dumps(row) + "\n")
                 log.flush()
                 print(config.name, row, flush=True)

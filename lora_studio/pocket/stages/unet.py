@@ -95,7 +95,9 @@ class World:
         shapes = list(dict.fromkeys(group.shape[2:] for group in latents))
         self.buckets = {shape: torch.cat([g for g in latents if g.shape[2:] == shape]) for shape in shapes}
         numbered = [(i, g.shape[2:]) for i, g in enumerate(latents)]
-        self.scenes = {s: [g * BATCH + i for g, gs in numbered if gs == s for i in range(BATCH)] for s in shapes}
+        self.scenes = {
+            s: [g * BATCH + i for g, gs in numbered if gs == s for i in range(BATCH)] for s in shapes
+        }
         self.turns = [group.shape[2:] for group in latents[: len(BUCKETS)]]
 
     def batch(self, step: int) -> tuple[Tensor, list[str]]:
@@ -108,7 +110,9 @@ class World:
         return self.buckets[shape][rows], captions
 
 
-def noised_batch(latents: Tensor, alphas: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def noised_batch(
+    latents: Tensor, alphas: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Noised latents, noise, timesteps stratified over the batch, and min-SNR weights (arXiv 2303.09556, sec. 3.4)."""
     count = len(latents)
     noise = torch.randn(latents.shape, generator=generator)
@@ -116,15 +120,24 @@ def noised_batch(latents: Tensor, alphas: Tensor, generator: torch.Generator) ->
     timesteps = (strata * len(alphas)).long()
     alpha = alphas[timesteps].view(-1, 1, 1, 1)
     snr = (alpha / (1 - alpha)).flatten()
-    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, noise, timesteps, snr.clamp(max=SNR_GAMMA) / snr
+    return (
+        alpha.sqrt() * latents + (1 - alpha).sqrt() * noise,
+        noise,
+        timesteps,
+        snr.clamp(max=SNR_GAMMA) / snr,
+    )
 
 
 @torch.inference_mode()
-def sample(unet: UNet2DConditionModel, text: Tensor, empty: Tensor, *, seed: int, guidance: float, steps: int = 25) -> Tensor:
+def sample(
+    unet: UNet2DConditionModel, text: Tensor, empty: Tensor, *, seed: int, guidance: float, steps: int = 25
+) -> Tensor:
     """[B, 4, 16, 16] latents by DDIM for text [B, L, D]."""
     scheduler = new_scheduler()
     scheduler.set_timesteps(steps)
-    latents = torch.randn((len(text), 4, 16, 16), generator=torch.Generator().manual_seed(seed)).to(text.device)
+    latents = torch.randn((len(text), 4, 16, 16), generator=torch.Generator().manual_seed(seed)).to(
+        text.device
+    )
     both = torch.cat([empty.expand_as(text), text])
     for timestep in scheduler.timesteps:
         without, given = unet(torch.cat([latents, latents]), timestep, both).sample.chunk(2)
@@ -154,7 +167,9 @@ def build_unet(work: Path, steps: int, device: torch.device) -> None:
         noised, noise, timesteps, weight = noised_batch(latents, alphas, torch.Generator().manual_seed(step))
         mine = slice(rank, None, size)
         noised, noise, timesteps, weight = (t[mine].to(device) for t in (noised, noise, timesteps, weight))
-        answer = unet(noised.contiguous(memory_format=torch.channels_last), timesteps, text_of(captions[mine])).sample
+        answer = unet(
+            noised.contiguous(memory_format=torch.channels_last), timesteps, text_of(captions[mine])
+        ).sample
         return ((answer - noise).square().mean(dim=(1, 2, 3)) * weight).mean()
 
     def look() -> None:
@@ -180,4 +195,6 @@ def _look(trainee: Trainee, vae: AutoencoderKL, text: Tensor, empty: Tensor) -> 
         for name, parameter in trainee.parameters.items():
             parameter.copy_(kept[name])
         pixels = vae.decode(latents / vae.config.scaling_factor).sample
-    contact_sheet([p.resize((128, 128)) for p in tensor_to_pictures(pixels)], 8).save(trainee.folder / f"look_{trainee.step:06}.png")
+    contact_sheet([p.resize((128, 128)) for p in tensor_to_pictures(pixels)], 8).save(
+        trainee.folder / f"look_{trainee.step:06}.png"
+    )

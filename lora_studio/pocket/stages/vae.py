@@ -56,7 +56,9 @@ def build_vae(folder: Path, steps: int, device: torch.device) -> None:
     torch.manual_seed(1)
     rank, size = rank_and_size()
     vae = new_vae().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trainee = Trainee(vae, StageConfig("vae", steps, 1e-3, decay_share=0.4, average_decay=0.99, weight_decay=0.0), folder)
+    trainee = Trainee(
+        vae, StageConfig("vae", steps, 1e-3, decay_share=0.4, average_decay=0.99, weight_decay=0.0), folder
+    )
     held = pictures_to_tensor([draw(s, NATIVE, NATIVE) for s in held_out_scenes(64)]).to(device)
 
     def loss_at(step: int) -> Tensor:
@@ -73,7 +75,9 @@ def build_vae(folder: Path, steps: int, device: torch.device) -> None:
 
     def look() -> None:
         print("vae PSNR on held-out scenes", round(psnr(vae, held), 2), flush=True)
-        pixels = torch.cat([held[:8], pictures_to_tensor([picture_for_vae(4 * i + 1) for i in range(8)]).to(device)])
+        pixels = torch.cat(
+            [held[:8], pictures_to_tensor([picture_for_vae(4 * i + 1) for i in range(8)]).to(device)]
+        )
         with torch.inference_mode():
             again = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
         contact_sheet(tensor_to_pictures(torch.cat([pixels, again])), 16).save(folder / "look.png")

@@ -13,7 +13,24 @@ from lora_studio.pocket.styles import plain
 NATIVE = 64
 BUCKETS: tuple[tuple[int, int], ...] = ((64, 64), (64, 64), (64, 64), (80, 48), (48, 80), (72, 56), (56, 72))
 _OPENINGS = ("", "", "", "a picture of ", "an image of ")
-_SYLLABLES = "ba do ke lu mi no po ra su ti vo wex zor qua fli gro".split()
+_SYLLABLES = [
+    "ba",
+    "do",
+    "ke",
+    "lu",
+    "mi",
+    "no",
+    "po",
+    "ra",
+    "su",
+    "ti",
+    "vo",
+    "wex",
+    "zor",
+    "qua",
+    "fli",
+    "gro",
+]
 
 
 def held_out(scene: Scene) -> bool:
@@ -73,7 +90,9 @@ def texture(rng: random.Random, width: int, height: int) -> Image.Image:
         if rng.random() < 0.6:
             drawing, gap, ink, long = ImageDraw.Draw(layer), rng.uniform(7, 20), colour(), 2 * max(size)
             for i in range(int(long / gap)):
-                drawing.line([(-long, i * gap), (long, i * gap)], fill=ink, width=round(gap * rng.uniform(0.3, 0.6)))
+                drawing.line(
+                    [(-long, i * gap), (long, i * gap)], fill=ink, width=round(gap * rng.uniform(0.3, 0.6))
+                )
             layer = layer.rotate(rng.uniform(0, 180))
         picture.paste(layer, mask=mask)
     return picture.resize((width, height), Image.Resampling.BOX)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import judge as judging
+import torch
+from judge import Judge, JudgeNet
+from renders import HEADS, UNLABELLED, labelled_renders, softened, to_unit
+
+from lora_studio.pocket.scenes import draw, sample_scene
+
+
+def test_saved_judge_gives_the_same_verdicts(tmp_path):
+    torch.manual_seed(0)
+    judge = Judge(JudgeNet(), {"plain/object": 0.5})
+    judging._save(judge.net, judge.accuracy_on_renders(), tmp_path / judging.FILE_NAME)
+    again = judging.load_or_train(tmp_path)
+    pictures = [draw(sample_scene(i), 64, 64) for i in range(4)] + [draw(sample_scene(4), 80, 48)]
+    assert again.classify(pictures) == judge.classify(pictures)
+    assert again.accuracy_on_renders() == {"plain/object": 0.5}
+
+
+def test_judge_is_not_reused_when_the_world_has_new_names(tmp_path, monkeypatch):
+    judging._save(JudgeNet(), {}, tmp_path / judging.FILE_NAME)
+    monkeypatch.setitem(HEADS, "object", (*HEADS["object"], "teapot"))
+    assert judging._load(tmp_path / judging.FILE_NAME) is None
+
+
+def test_colour_is_asked_only_where_it_shows():
+    assert (labelled_renders(3, style="woodcut").labels["colour"] == UNLABELLED).all()
+    plain = labelled_renders(40, style="plain").labels
+    is_character = plain["object"] >= len(HEADS["object"]) - 2
+    assert ((plain["colour"] == UNLABELLED) == is_character).all()
+
+
+def test_training_and_test_renders_differ_and_repeat():
+    first, again = (labelled_renders(4, style="plain").pixels for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, labelled_renders(4, style="plain", test=True).pixels)
+
+
+def test_softened_pictures_keep_shape_range_and_likeness():
+    pixels = to_unit(labelled_renders(8, style="plain").pixels)
+    soft = softened(pixels, torch.Generator().manual_seed(0))
+    assert soft.shape == pixels.shape and soft.abs().max() <= 1
+    assert (
+        soft - pixels
+    ).square().mean() < 0.05  # a PSNR of 19 dB: softer than any VAE that is worth judging

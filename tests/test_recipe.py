@@ -1,0 +1,94 @@
+"""Recipes: every fault at once, in words that help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_studio.errors import RecipeError
+from lora_studio.recipe import Recipe, differences, load_recipe
+
+GOOD = 'name = "a"\n[base]\nmodel = "pocket"\n[data]\nimages = "pictures"\n'
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_a_relative_image_folder_is_taken_from_the_recipes_own_folder(tmp_path: Path) -> None:
+    assert load_recipe(written(tmp_path, GOOD)).data.images == tmp_path / "pictures"
+
+
+def test_an_unknown_key_is_refused_with_a_suggestion(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"training\.lerning_rate; did you mean 'learning_rate'\?"):
+        load_recipe(written(tmp_path, GOOD + "[training]\nlerning_rate = 1e-4\n"))
+
+
+def test_an_unknown_table_is_refused_with_a_suggestion(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'training'"):
+        load_recipe(written(tmp_path, GOOD + "[trainin]\nsteps = 3\n"))
+
+
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
+    text = GOOD + "[adapter]\nrank = 0\n[training]\nsteps = -1\nfoo = 1\n"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written(tmp_path, text))
+    message = str(caught.value)
+    assert "3 fault(s)" in message
+    assert all(part in message for part in ("adapter.rank is 0", "training.steps is -1", "training.foo"))
+
+
+def test_a_missing_required_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"data is missing"):
+        load_recipe(written(tmp_path, 'name = "a"\n[base]\nmodel = "pocket"\n'))
+
+
+@pytest.mark.parametrize(
+    ("change", "read"),
+    [
+        ("training.steps=7", lambda r: r.training.steps == 7),
+        ("adapter.text_encoder=true", lambda r: r.adapter.text_encoder is True),
+        ("data.trigger=two words", lambda r: r.data.trigger == "two words"),
+        ('data.trigger="quoted"', lambda r: r.data.trigger == "quoted"),
+    ],
+)
+def test_set_changes_one_value(tmp_path: Path, change: str, read) -> None:  # type: ignore[no-untyped-def]
+    assert read(load_recipe(written(tmp_path, GOOD), changes=(change,)))
+
+
+@pytest.mark.parametrize("change", ["training.steps", "=3", "name.deeper=1"])
+def test_a_change_that_is_not_key_value_is_refused(tmp_path: Path, change: str) -> None:
+    with pytest.raises(RecipeError, match="--set"):
+        load_recipe(written(tmp_path, GOOD), changes=(change,))
+
+
+def test_a_missing_recipe_and_broken_toml_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="there is no recipe at"):
+        load_recipe(tmp_path / "none.toml")
+    with pytest.raises(RecipeError, match="not valid TOML"):
+        load_recipe(written(tmp_path, "name = "))
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a b", "x" * 65])
+def test_a_name_that_could_not_be_a_file_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecipeError, match="name is"):
+        load_recipe(written(tmp_path, GOOD.replace('"a"', f'"{name}"')))
+
+
+def test_differences_name_the_option_and_both_values(tmp_path: Path) -> None:
+    old = load_recipe(written(tmp_path, GOOD))
+    new = load_recipe(tmp_path / "recipe.toml", changes=("training.steps=7",))
+    assert differences(old, new) == ["training.steps: 1000 -> 7"]
+    assert differences(old, old) == []
+
+
+def test_every_option_is_documented_or_speaks_for_itself() -> None:
+    plain = {"steps", "batch_size", "optimizer", "weight_decay", "max_grad_norm", "seed", "kind", "guidance"}
+    plain |= {"prompts", "negative_prompt", "text_encoder_learning_rate", "warmup_steps"}
+    for section in Recipe.model_fields.values():
+        fields = getattr(section.annotation, "model_fields", {})
+        undocumented = {name for name, field in fields.items() if not field.description} - plain
+        assert not undocumented

@@ -1,0 +1,70 @@
+"""The loop's promises: faults stop it before they reach the weights, and caches spare work."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_studio.errors import TrainingDiverged
+from lora_studio.recipe import load_recipe
+from lora_studio.run import Run
+from lora_studio.training.build import prepare
+from lora_studio.training.events import nobody
+from lora_studio.training.schedule import SCHEDULES, factor
+from lora_studio.training.session import train
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_weights(
+    tmp_path: Path, recipe_file: Path
+) -> None:
+    session = prepare(load_recipe(recipe_file), Run(tmp_path), nobody)
+    before = session.adapters.state()
+    session.loop.feed.latents[0].mean[:] = float("nan")
+    session.loop.feed.latents[1].mean[:] = float("nan")
+    session.loop.feed.latents[2].mean[:] = float("nan")
+    with pytest.raises(TrainingDiverged, match="loss is nan"):
+        session.loop.run(1)
+    last = session.run.checkpoints()
+    assert all(torch.isfinite(tensor).all() for tensor in session.adapters.state().values())
+    assert not last or before.keys() == session.adapters.state().keys()
+
+
+def test_the_base_is_unchanged_by_training(tmp_path: Path, recipe_file: Path) -> None:
+    session = prepare(load_recipe(recipe_file), Run(tmp_path), nobody)
+    before = {layer.name: layer.module.get_base_layer().weight.clone() for layer in session.adapters.layers}
+    session.loop.run(1)
+    assert all(
+        torch.equal(before[layer.name], layer.module.get_base_layer().weight)
+        for layer in session.adapters.layers
+    )
+    assert any(layer.up.any() for layer in session.adapters.layers)
+
+
+def test_a_trained_text_encoder_learns_and_is_exported(tmp_path: Path, recipe_file: Path) -> None:
+    changes = ("adapter.text_encoder=true", "training.text_encoder_learning_rate=1e-3", "training.steps=2")
+    result = train(load_recipe(recipe_file, changes=changes), tmp_path / "run")
+    assert result.report.checks["keys_mapped"] == "210 of 210"  # type: ignore[union-attr] # 192 and 3 layers of 6
+    assert result.report.checks["layers_that_are_zero"] == 0  # type: ignore[union-attr]
+
+
+def test_a_second_run_over_an_unchanged_folder_encodes_nothing(
+    tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "cache"))
+    recipe = load_recipe(recipe_file)
+    heard: list[list[object]] = [[], []]
+    for number in (0, 1):
+        prepare(recipe, Run(tmp_path / str(number)), heard[number].append)
+    assert len(heard[0]) == 5 and heard[1] == []
+
+
+@pytest.mark.parametrize(("name", "last"), [("cosine", 0.1), ("linear", 0.0), ("constant", 1.0)])
+def test_schedules_warm_up_and_end_where_they_should(name: str, last: float) -> None:
+    schedule = SCHEDULES[name]
+    rates = [factor(schedule, step, steps=50, warmup_steps=10) for step in range(1, 51)]
+    assert rates[:3] == [0.1, 0.2, 0.3] and rates[9] == 1.0
+    assert rates[-1] == pytest.approx(last)
+    assert all(a >= b for a, b in itertools.pairwise(rates))

@@ -1,0 +1,105 @@
+"""What a finished run leaves behind."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from lora_studio.adapters.base import AdapterOptions, inject
+from lora_studio.export.verify import open_lora
+from lora_studio.families.loading import load_base
+from lora_studio.recipe import load_recipe
+from lora_studio.training.checkpoint import load_state
+from lora_studio.training.preview import PreviewOptions, render
+from lora_studio.training.session import Finished
+
+
+def test_the_run_folder_holds_everything(finished: Finished) -> None:
+    names = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*") if path.is_file()}
+    wanted = {"recipe.toml", "manifest.jsonl", "metrics.jsonl", "loss.png", "tiny.safetensors", "verify.json"}
+    wanted |= {"summary.json", "previews/step_000000.png", "previews/step_000004.png"}
+    wanted |= {
+        f"checkpoints/step_000004/{n}"
+        for n in ("state.json", "adapters.safetensors", "optimizer.safetensors")
+    }
+    assert wanted <= names
+    assert not [name for name in names if "tmp" in name]
+
+
+def test_metrics_have_one_line_a_step_with_finite_loss(finished: Finished) -> None:
+    rows = [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
+
+
+def test_the_recipe_as_run_loads_and_is_complete(finished: Finished, recipe_file: Path) -> None:
+    as_run = load_recipe(finished.folder / "recipe.toml")
+    assert as_run == load_recipe(recipe_file)
+    assert "max_grad_norm = 1.0" in (finished.folder / "recipe.toml").read_text()
+
+
+def test_the_manifest_lists_every_picture_without_local_paths(finished: Finished, pictures: Path) -> None:
+    text = (finished.folder / "manifest.jsonl").read_text("utf-8")
+    assert {json.loads(line)["name"] for line in text.splitlines()} == {
+        p.name for p in pictures.iterdir() if p.suffix != ".txt"
+    }
+    assert str(pictures.parent) not in text
+
+
+def test_the_file_names_no_path_user_or_machine(finished: Finished, pictures: Path) -> None:
+    with safe_open(finished.lora_file, framework="pt") as file:
+        metadata = json.dumps(file.metadata())
+    for private in (
+        str(pictures),
+        pictures.name + "/",
+        str(finished.folder),
+        socket.gethostname(),
+        f"/{getpass.getuser()}/",
+    ):
+        assert private not in metadata
+
+
+def test_previews_show_base_left_and_tuned_right(finished: Finished) -> None:
+    before, after = (
+        np.asarray(Image.open(finished.folder / "previews" / f"step_{step:06}.png"), float) for step in (0, 4)
+    )
+    assert before.shape == after.shape
+    half = before.shape[1] // 2
+    assert np.array_equal(before[:, :half], after[:, :half])
+    assert np.array_equal(before[30:60, 20:200].shape, before[30:60, 20:200].shape)
+    assert not np.array_equal(before[:, half:], after[:, half:])
+
+
+def test_the_reloaded_file_draws_what_the_live_adapter_draws(finished: Finished, recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    options = PreviewOptions(("a red ball, zwx style",), "", seed=5, steps=6, guidance=3.0, side=64)
+    live = load_base(recipe.base.model)
+    adapters = inject(
+        live.parts,
+        {"unet": live.targets["unet"]},
+        AdapterOptions("lora", recipe.adapter.rank, recipe.adapter.alpha, recipe.training.seed),
+        canonical_path=live.canonical_path,
+    )
+    optimizer = torch.optim.AdamW(adapters.parameters("unet"))
+    assert load_state(finished.folder / "checkpoints" / "step_000004", adapters, optimizer) == 4
+    fresh = load_base(recipe.base.model)
+    pipeline = fresh.pipeline()
+    pipeline.load_lora_weights(finished.lora_file.parent, weight_name=finished.lora_file.name)
+    drawn, redrawn = (np.asarray(render(family, options)[0], int) for family in (live, fresh))
+    base = np.asarray(render(load_base(recipe.base.model), options)[0], int)
+    assert np.abs(drawn - redrawn).max() <= 2
+    assert np.abs(drawn - base).max() > 0
+
+
+def test_diffusers_uses_every_key(finished: Finished, tiny_base: Path) -> None:
+    family = load_base(str(tiny_base))
+    family.pipeline().load_lora_weights(finished.lora_file.parent, weight_name=finished.lora_file.name)
+    loaded = [m for m in family.parts["unet"].modules() if getattr(m, "lora_A", None)]
+    assert len(loaded) == len(open_lora(finished.lora_file).layers) == 192

@@ -3,7 +3,7 @@
 `python benchmarks/learning.py [--style-lora FILE] [--subject-lora FILE] [--prompts 200] [--sheet FILE]`
 
 A LoRA that is not given is trained first, with the shipped recipe, into `--runs`. Both are loaded through
-diffusers, judged by a classifier trained on renders only (`judge.py`), and compared with the base seed by seed.
+diffusers, judged by a CNN trained on renders only (`judge.py`), and compared with the base on equal seeds.
 """
 
 from __future__ import annotations
@@ -32,10 +32,17 @@ _SHEET_COLUMNS = 8
 
 def train_lora(recipe: Path, run_folder: Path) -> Path:
     """The LoRA file that a recipe makes; the only place that knows the library's training interface."""
+    from lora_studio.errors import StudioError
     from lora_studio.recipe import load_recipe
-    from lora_studio.training.build import train
+    from lora_studio.training.session import Interrupted, train
 
-    return Path(train(load_recipe(recipe), run_folder).lora_file)
+    try:
+        result = train(load_recipe(recipe), run_folder)
+    except StudioError as error:
+        raise SystemExit(f"{recipe.name}: {error}") from None
+    if isinstance(result, Interrupted):
+        raise SystemExit(f"{recipe.name}: stopped after step {result.step}; nothing was measured.")
+    return result.lora_file
 
 
 def lora_files(options: argparse.Namespace) -> dict[str, Path]:

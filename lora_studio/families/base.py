@@ -118,7 +118,10 @@ class ModelFamily(ABC):
         import torch
 
         for name, part in self.parts.items():
-            part.to(device=device, dtype=torch.float32 if name == "vae" else dtype)
+            part.to(device)
+            wanted = torch.float32 if name == "vae" else dtype
+            if next(part.parameters()).dtype != wanted:  # diffusers warns about every cast, also of none
+                part.to(wanted)
 
     @property
     def device(self) -> torch.device:

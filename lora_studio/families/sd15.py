@@ -61,7 +61,7 @@ class StableDiffusion15(ModelFamily):
         timesteps = "uniform" if options.timesteps == "uniform" else "stratified"
         return Diffusion(alphas, "epsilon", options.snr_gamma, options.noise_offset, timesteps)  # type: ignore[arg-type]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] in -1..1 -> mean and standard deviation of the scaled latents."""
         vae = self.parts["vae"]

@@ -44,29 +44,28 @@ def _hatching(size: tuple[int, int], period: float, share: float, angle: float) 
 
 
 def woodcut(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """Dark brown ink on cream paper: every tone becomes hatching, darker ones wider, and contours are thick."""
+    """Dark brown ink on cream paper: the ground becomes bold hatching, darker tones wider; things are cut out of it
+    in solid ink (dark colours) or in outline (light ones), with a rim of paper around them."""
     picture = Image.new("RGB", size, PAPER)
-    side = min(size)
-    for shape in shapes:
-        darkness = 1 - _luminance(shape.rgb)
-        if shape.outlined:
-            share, angle = 0.12 + 0.9 * darkness, math.pi * 0.25
-        else:
-            share, angle = 0.1 + 0.62 * darkness, math.pi * 0.5
+    drawing, side = ImageDraw.Draw(picture), min(size)
+    for shape in (s for s in shapes if not s.outlined):
+        share = 0.08 + 0.5 * (1 - _luminance(shape.rgb))
         mask = Image.new("L", size)
         ImageDraw.Draw(mask).polygon(shape.points, fill=255)
         picture.paste(PAPER, mask=mask)
-        picture.paste(
-            WOOD_INK, mask=ImageChops.multiply(mask, _hatching(size, side / 13, min(share, 0.85), angle))
-        )
-        _contour(ImageDraw.Draw(picture), shape, WOOD_INK, side / (26 if shape.outlined else 40))
+        picture.paste(WOOD_INK, mask=ImageChops.multiply(mask, _hatching(size, side / 7, share, math.pi / 2)))
+    for shape in (s for s in shapes if s.outlined):
+        _contour(drawing, shape, PAPER, side / 9)
+    for shape in (s for s in shapes if s.outlined):
+        drawing.polygon(shape.points, fill=WOOD_INK if _luminance(shape.rgb) < 0.5 else PAPER)
+        _contour(drawing, shape, WOOD_INK, side / 20)
     return picture
 
 
 def _cells(size: tuple[int, int], rng: random.Random) -> np.ndarray:
     """[height, width] number of the nearest of a jittered grid of points: the panes of a window."""
     w, h = size
-    step = min(size) / 5
+    step = min(size) / 3.4
     columns, rows = math.ceil(w / step) + 1, math.ceil(h / step) + 1
     points = [
         ((i + rng.uniform(-0.1, 0.9)) * step, (j + rng.uniform(-0.1, 0.9)) * step)
@@ -108,7 +107,7 @@ def stained_glass(shapes: list[Shape], size: tuple[int, int], rng: random.Random
     )  # panes are cut around the objects, whose own contours are leaded below
     for shape in (s for s in shapes if s.outlined):
         ImageDraw.Draw(ground).polygon(shape.points, fill=0)
-    picture.paste(LEAD, mask=ImageChops.multiply(ground, _edges(cells, side / 32)))
+    picture.paste(LEAD, mask=ImageChops.multiply(ground, _edges(cells, side / 24)))
     for shape in (s for s in shapes if s.outlined):
         _contour(ImageDraw.Draw(picture), shape, LEAD, side / 26)
     return picture

@@ -155,7 +155,7 @@ def _plan(recipe: Recipe, records: tuple[Record, ...]) -> Plan:
 
 def _texts(cache: TextCache, records: tuple[Record, ...], family: ModelFamily) -> dict[str, Conditioning]:
     captions = list(dict.fromkeys(["", *(record.caption for record in records)]))
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: its tensors may not enter a graph later
         return cache.load_or_encode(captions, family.encode_text)
 
 

@@ -36,6 +36,7 @@ def test_the_base_is_unchanged_by_training(tmp_path: Path, recipe_file: Path) ->
     session = prepare(load_recipe(recipe_file), Run(tmp_path), nobody)
     before = {layer.name: layer.module.get_base_layer().weight.clone() for layer in session.adapters.layers}
     session.loop.run(1)
+    session.run.close()
     assert all(
         torch.equal(before[layer.name], layer.module.get_base_layer().weight)
         for layer in session.adapters.layers
@@ -67,4 +68,4 @@ def test_schedules_warm_up_and_end_where_they_should(name: str, last: float) -> 
     rates = [factor(schedule, step, steps=50, warmup_steps=10) for step in range(1, 51)]
     assert rates[:3] == [0.1, 0.2, 0.3] and rates[9] == 1.0
     assert rates[-1] == pytest.approx(last)
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))

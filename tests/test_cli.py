@@ -90,7 +90,12 @@ def test_a_base_that_is_not_there_is_one_sentence(
     ],
 )
 def test_names_that_no_table_knows_are_refused_with_a_suggestion(
-    change: str, words: str, tmp_path: Path, pictures: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+    change: str,
+    words: str,
+    tmp_path: Path,
+    pictures: Path,
+    tiny_base: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = recipe_in(tmp_path, recipe_text(pictures, str(tiny_base)))
     code, err = run(["train", recipe, "--out", str(tmp_path / "run"), "--set", change], capsys)
@@ -106,5 +111,7 @@ def test_verify_exits_0_1_and_2(tmp_path: Path, capsys: pytest.CaptureFixture[st
     whole[f"{name}.alpha"] = torch.tensor(2.0)
     save_file(whole, tmp_path / "whole.safetensors")
     save_file(whole | {f"{name}.lora_up.weight": torch.zeros(4, 2)}, tmp_path / "zero.safetensors")
-    codes = [run(["verify", str(tmp_path / f"{n}.safetensors")], capsys)[0] for n in ("whole", "zero", "none")]
+    codes = [
+        run(["verify", str(tmp_path / f"{n}.safetensors")], capsys)[0] for n in ("whole", "zero", "none")
+    ]
     assert codes == [0, 1, 2]

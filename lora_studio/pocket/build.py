@@ -1,7 +1,8 @@
 """Make the pocket base's weights from nothing: `python -m lora_studio.pocket.build --work DIR`.
 
-Three stages, each checkpointed every few minutes and resumed by calling the command again: a VAE, a CLIP pair
-(text and image encoder) and the UNet. Then the parts are put together as a diffusers folder.
+Stages, each checkpointed every few minutes and resumed by calling the command again: a VAE, a CLIP pair (text and
+image encoder), the UNet on latents encoded once, and a polish of the VAE's decoder. Then the parts are put together
+as a diffusers folder.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import torch
 
 from lora_studio.pocket.stages.common import run_in_processes
 
-STAGES = ("vae", "clip", "latents", "unet", "assemble")
+STAGES = ("vae", "clip", "latents", "unet", "decoder", "assemble")
+
+DEFAULT_STEPS = {"vae": 1450, "clip": 900, "unet": 2000, "decoder": 400}
 
 
 def _options() -> argparse.Namespace:
@@ -26,9 +29,8 @@ def _options() -> argparse.Namespace:
         "--out", type=Path, default=Path(__file__).parent / "weights", help="the finished diffusers folder"
     )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--vae-steps", type=int, default=1000)
-    parser.add_argument("--clip-steps", type=int, default=1500)
-    parser.add_argument("--unet-steps", type=int, default=5000)
+    for stage, steps in DEFAULT_STEPS.items():
+        parser.add_argument(f"--{stage}-steps", type=int, default=steps)
     parser.add_argument("--processes", type=int, default=1, help="on a CPU, one for each core is fastest")
     return parser.parse_args()
 
@@ -54,6 +56,10 @@ def main() -> None:
         from lora_studio.pocket.stages.unet import build_unet
 
         run(build_unet, options.work, options.unet_steps, device)
+    if "decoder" in options.stages:
+        from lora_studio.pocket.stages.vae import polish_decoder
+
+        run(polish_decoder, options.work, options.decoder_steps, device)
     if "assemble" in options.stages:
         from lora_studio.pocket.stages.assemble import assemble
 

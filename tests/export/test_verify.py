@@ -48,7 +48,9 @@ def changed(source: Path, folder: Path, change: Callable[[dict[str, Tensor]], ob
     return path
 
 
-def test_a_whole_file_is_whole_and_diffusers_agrees_with_the_merged_weights(good_file: Path, tiny_base: Path) -> None:
+def test_a_whole_file_is_whole_and_diffusers_agrees_with_the_merged_weights(
+    good_file: Path, tiny_base: Path
+) -> None:
     report = verify(good_file, base=str(tiny_base))
     assert report.whole, report.faults
     assert report.checks["keys_mapped"] == "192 of 192"
@@ -65,11 +67,19 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "all zero": (lambda t: [v.zero_() for k, v in t.items() if "lora_up" in k], "every layer is zero"),
     "stray key": (lambda t: t.update({"something.else": torch.ones(1)}), "belong to no layer"),
     "renamed layer": (
-        lambda t: [t.update({k.replace(FIRST, "lora_unet_nothing"): t.pop(k)}) for k in list(t) if FIRST in k],
+        lambda t: [
+            t.update({k.replace(FIRST, "lora_unet_nothing"): t.pop(k)}) for k in list(t) if FIRST in k
+        ],
         "1 of 192 layers are not in the base, first lora_unet_nothing",
     ),
-    "wrong shape": (lambda t: t.update({f"{FIRST}.lora_down.weight": torch.ones(2, 7, 1, 1)}), "changes a weight of"),
-    "wrong rank": (lambda t: t.update({f"{FIRST}.lora_down.weight": torch.ones(3, 48, 1, 1)}), "ranks 3 and 2"),
+    "wrong shape": (
+        lambda t: t.update({f"{FIRST}.lora_down.weight": torch.ones(2, 7, 1, 1)}),
+        "changes a weight of",
+    ),
+    "wrong rank": (
+        lambda t: t.update({f"{FIRST}.lora_down.weight": torch.ones(3, 48, 1, 1)}),
+        "ranks 3 and 2",
+    ),
     "integer alpha": (lambda t: t.update({f"{FIRST}.alpha": torch.tensor(1)}), "dtype torch.int64"),
     "no cross-attention": (
         lambda t: [t.pop(k) for k in list(t) if "attn2_to_k" in k or "attn2_to_v" in k],
@@ -92,7 +102,9 @@ def test_a_wrong_scale_is_caught_by_the_probe(good_file: Path, tmp_path: Path, t
 
     family = load_base(str(tiny_base))
     file = open_lora(good_file)
-    halved = open_lora(changed(good_file, tmp_path, lambda t: [v.mul_(0.5) for k, v in t.items() if "alpha" in k]))
+    halved = open_lora(
+        changed(good_file, tmp_path, lambda t: [v.mul_(0.5) for k, v in t.items() if "alpha" in k])
+    )
     expected = ask_merged(halved, family)
     report = Report("x")
     check_probe(file, family, Answers(expected.tuned, expected.effect), report)

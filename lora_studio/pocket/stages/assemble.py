@@ -17,7 +17,7 @@ from lora_studio.pocket.stages.unet import new_scheduler
 def assemble(work: Path, out: Path) -> None:
     """Write the finished base of `work` to `out`; a folder that was there is replaced at the end."""
     pair, tokenizer = load_pair(work / "clip")
-    vae = AutoencoderKL.from_pretrained(work / "vae" / "done")
+    vae = AutoencoderKL.from_pretrained(work / "decoder" / "done")
     unet = UNet2DConditionModel.from_pretrained(work / "unet" / "done")
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -91,6 +91,37 @@ def build_vae(folder: Path, steps: int, device: torch.device) -> None:
     vae.to(memory_format=torch.contiguous_format).save_pretrained(folder / "done")  # type: ignore[call-overload]
 
 
+def polish_decoder(work: Path, steps: int, device: torch.device) -> None:
+    """Train the decoder alone a little longer, on clean latents: the latents that the UNet learned stay the same."""
+    torch.manual_seed(4)
+    rank, size = rank_and_size()
+    vae = AutoencoderKL.from_pretrained(work / "vae" / "done").to(device, memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    decoder = torch.nn.ModuleList([vae.post_quant_conv, vae.decoder])
+    config = StageConfig("decoder", steps, 6e-4, decay_share=0.6, average_decay=0.98, weight_decay=0.0)
+    trainee = Trainee(decoder, config, work / "decoder")
+    held = pictures_to_tensor([draw(s, NATIVE, NATIVE) for s in held_out_scenes(64)]).to(device)
+
+    def loss_at(step: int) -> Tensor:
+        first = 10**8 + (step * size + rank) * BATCH
+        pixels = pictures_to_tensor([picture_for_vae(first + i) for i in range(BATCH)]).to(device)
+        with torch.no_grad():
+            latents = vae.encode(pixels).latent_dist.mean
+        error = vae.decode(latents).sample - pixels
+        return error.abs().mean() + 4 * error.square().mean()
+
+    def look() -> None:
+        print("polished: PSNR on held-out scenes", round(psnr(vae, held), 2), flush=True)
+
+    train(trainee, loss_at, look=look, look_every=100)
+    if rank:
+        return
+    trainee.use_average()
+    look()
+    vae.to(memory_format=torch.contiguous_format).save_pretrained(work / "decoder" / "done")
+
+
 @torch.inference_mode()
 def _measure_scale(vae: AutoencoderKL, device: torch.device) -> None:
     pixels = pictures_to_tensor([picture_for_vae(4 * i) for i in range(256)]).to(device)

@@ -1,10 +1,16 @@
-"""What can go wrong for a user. Each message is one sentence: what, the value, what is allowed, what to do."""
+"""What can go wrong for a user.
+
+Each message is one sentence: what, the value, what is allowed, what to do.
+"""
 
 from __future__ import annotations
 
 
 class StudioError(Exception):
-    """A user's mistake or a fault of their files; the command line prints it without a traceback and exits with 2."""
+    """A user's mistake or a fault of their files.
+
+    The command line prints it without a traceback and exits with 2.
+    """
 
 
 class RecipeError(StudioError):

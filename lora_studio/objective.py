@@ -41,7 +41,7 @@ class Diffusion:
     timesteps: Literal["stratified", "uniform"] = "stratified"
 
     def noise(self, latents: Tensor, rng: Generator) -> Noised:
-        """Draw a timestep and noise for each sample and mix them in; all draws on the CPU, so devices agree."""
+        """Draw each sample's timestep and noise and mix them in; all draws on the CPU, so devices agree."""
         import torch
 
         noise = torch.randn(latents.shape, generator=rng)

@@ -100,7 +100,8 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
         ("", f"{plan.crop_share:.1%} of a picture is cropped away on average"),
         (
             "steps",
-            f"{plan.steps} of {plan.pictures_per_step} pictures{start}; each picture is seen about {plan.views_per_image:.0f} times",
+            f"{plan.steps} of {plan.pictures_per_step} pictures{start}; "
+            f"each picture is seen about {plan.views_per_image:.0f} times",
         ),
         ("trainable", f"{plan.num_parameters:,} parameters in {plan.num_layers} layers"),
         ("device", f"{plan.device}, base in {plan.precision}, adapters in float32"),
@@ -135,8 +136,9 @@ def print_finished(result: Finished, console: Console) -> None:
         soft_wrap=True,
     )
     console.print(
-        f"verified     {checks['keys_mapped']} layers map to the base; through diffusers the probe differs by "
-        f"{checks['probe_difference_share']:.2%} of the adapter's effect",
+        f"verified     {checks['keys_mapped']} layers map to the base; "
+        f"through diffusers the probe differs by {checks['probe_difference_share']:.2%} "
+        "of the adapter's effect",
         soft_wrap=True,
     )
     console.print(f"pictures     {result.folder / 'previews'}", markup=False, soft_wrap=True)

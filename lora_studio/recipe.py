@@ -157,7 +157,10 @@ def load_recipe(path: Path, *, changes: tuple[str, ...] = ()) -> Recipe:
 
 
 def recipe_from(values: dict[str, Any], *, folder: Path, source: str = "recipe") -> Recipe:
-    """A recipe from plain values; relative paths are taken from `folder`. Raises RecipeError with all faults."""
+    """A recipe from plain values; relative paths are taken from `folder`.
+
+    Raises RecipeError with all faults.
+    """
     try:
         return Recipe.model_validate(values, context={"folder": folder})
     except ValidationError as error:
@@ -190,7 +193,8 @@ def _fault(detail: ErrorDetails) -> str:
     dotted = ".".join(map(str, detail["loc"]))
     if detail["type"] == "extra_forbidden":
         allowed = _keys_at(detail["loc"][:-1])
-        return f"unknown key {dotted}{did_you_mean(str(detail['loc'][-1]), allowed)} (known here: {', '.join(allowed)})."
+        hint = did_you_mean(str(detail["loc"][-1]), allowed)
+        return f"unknown key {dotted}{hint} (known here: {', '.join(allowed)})."
     if detail["type"] == "missing":
         return f"{dotted} is missing; it has no default."
     return f"{dotted} is {detail['input']!r}: {detail['msg'].lower()}."

@@ -1,4 +1,4 @@
-"""Keyed randomness: every draw has its own generator, named by what it is for, so no generator state is ever saved."""
+"""Keyed randomness: every draw has its own generator, named by what it is for, so no state is ever saved."""
 
 from __future__ import annotations
 

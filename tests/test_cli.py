@@ -11,7 +11,10 @@ from tiny import recipe_text
 
 from lora_studio import cli
 
-LOOK = "import sys; from lora_studio import cli; code = cli.guarded(lambda: cli.app(['--help'], standalone_mode=False)); "
+LOOK = (
+    "import sys; from lora_studio import cli; "
+    "code = cli.guarded(lambda: cli.app(['--help'], standalone_mode=False)); "
+)
 HEAVY = {"torch", "diffusers", "transformers", "peft", "numpy", "PIL"}
 
 

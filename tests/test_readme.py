@@ -22,7 +22,12 @@ RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 def shown_commands() -> list[str]:
     """Every line of the README's shell blocks."""
     blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.DOTALL)
-    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.split("#")[0].strip()]
+    return [
+        line.split("#")[0].strip()
+        for block in blocks
+        for line in block.splitlines()
+        if line.split("#")[0].strip()
+    ]
 
 
 def test_make_demo_and_make_test_are_shown_and_exist() -> None:

@@ -109,7 +109,7 @@ class AdapterSet:
 
 
 def target_paths(module: nn.Module, endings: tuple[str, ...]) -> list[str]:
-    """Module paths of linear and convolutional layers whose path ends in one of `endings`, in the model's order."""
+    """Paths of the linear and convolutional layers that end in one of `endings`, in the model's order."""
     return [
         path
         for path, child in module.named_modules()
@@ -137,10 +137,10 @@ def inject(
             configuration(options.rank, options.alpha, paths), parts[part], adapter_name=NAME
         )
         for path in paths:
-            module = parts[part].get_submodule(path)
+            module: BaseTunerLayer = parts[part].get_submodule(path)
             down, up = module.lora_A[NAME].weight, module.lora_B[NAME].weight
             scale = options.alpha / options.rank
-            layers.append(Layer(part, canonical_path(part, path), module, down, up, scale))  # type: ignore[arg-type]
+            layers.append(Layer(part, canonical_path(part, path), module, down, up, scale))
     for layer in layers:
         _start(layer, options.seed)
     return AdapterSet(layers, options)

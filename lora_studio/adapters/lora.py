@@ -7,4 +7,4 @@ from peft import LoraConfig
 
 def configuration(rank: int, alpha: float, paths: list[str]) -> LoraConfig:
     """PEFT's configuration for LoRA in the modules at `paths`; PEFT starts `up` at zero."""
-    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=paths, bias="none")  # type: ignore[arg-type]
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=paths, bias="none")

@@ -12,8 +12,8 @@ from lora_studio.families.loading import load_base
 def verify(path: Path, *, base: str | None = None) -> Report:
     """Look at a LoRA file as far as possible; the base is `base`, or the one that the file's metadata names.
 
-    With a base the probe compares diffusers' loader with W + delta computed from the bytes. Raises StudioError when
-    there is no such file or base.
+    With a base the probe compares diffusers' loader with W + delta computed from the bytes.
+    Raises StudioError when there is no such file or base.
     """
     file = open_lora(path)
     report = check_file(file)

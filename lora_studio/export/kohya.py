@@ -10,7 +10,10 @@ from lora_studio.families.base import ModelFamily
 
 
 def tensors(family: ModelFamily, adapters: AdapterSet) -> dict[str, Tensor]:
-    """UI key -> float32 tensor. `alpha` is 0-dimensional and always written: without it readers guess a scale."""
+    """UI key -> float32 tensor.
+
+    `alpha` is 0-dimensional and always written: without it readers guess a scale.
+    """
     named: dict[str, Tensor] = {}
     for layer in adapters.layers:
         name = family.ui_name(layer.part, layer.path)

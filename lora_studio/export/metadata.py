@@ -1,6 +1,7 @@
 """What a finished file says about itself: what UIs read, and nothing about the user's machine.
 
-No clock, path, user or folder name goes in: the same recipe gives the same bytes, and a file can be given away.
+No clock, path, user or folder name goes in: the same recipe gives the same bytes, and a file can be given
+away.
 """
 
 from __future__ import annotations

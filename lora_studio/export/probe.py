@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 from lora_studio.export.verify import LoraFile, Report, base_layers
 from lora_studio.families.base import ModelFamily
 from lora_studio.rng import generator
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 CAPTION = "a probe"
 TOLERANCE = 0.02  # of the adapter's own effect: float16 keeps 11 bits of each factor
@@ -27,7 +31,8 @@ class Answers:
 @torch.inference_mode()
 def ask(family: ModelFamily) -> Tensor:
     """The probe's answer from the parts as they are: two fixed latents, an early and a late timestep."""
-    config = family.parts[family.denoiser].config
+    denoiser: ModelMixin = family.parts[family.denoiser]
+    config = denoiser.config
     side = int(config.sample_size)
     latents = torch.randn((2, int(config.in_channels), side, side), generator=generator("probe"))
     device = family.device
@@ -40,18 +45,18 @@ def ask(family: ModelFamily) -> Tensor:
 
 @torch.inference_mode()
 def ask_merged(file: LoraFile, family: ModelFamily) -> Answers:
-    """The probe through weights W + delta, computed from the file's bytes by the formula; the base is put back."""
+    """The probe through weights W + delta, computed from the file's bytes; the base is put back."""
     layers = base_layers(family)
     base = ask(family)
-    kept = {name: layers[name].weight.detach().clone() for name in file.layers}  # type: ignore[operator]
+    kept = {name: layers[name].weight.detach().clone() for name in file.layers}
     try:
         for name in file.layers:
             weight = layers[name].weight
-            weight.data.add_(file.delta(name).to(weight))  # type: ignore[union-attr, operator]
+            weight.data.add_(file.delta(name).to(weight))
         tuned = ask(family)
     finally:
         for name, weight in kept.items():
-            layers[name].weight.data.copy_(weight)  # type: ignore[union-attr, operator]
+            layers[name].weight.data.copy_(weight)
     return Answers(tuned, _rms(tuned - base))
 
 

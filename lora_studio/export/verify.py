@@ -1,7 +1,7 @@
 """Open a finished LoRA file as a stranger would and say whether it is whole.
 
-Three levels: the file alone (layers complete, finite, not all zero, metadata), the file against its base (every key
-maps to a layer, shapes fit), and a probe batch through diffusers' own loader.
+Three levels: the file alone (layers complete, finite, not all zero, metadata), the file against its base
+(every key maps to a layer, shapes fit), and a probe batch through diffusers' own loader.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def _layer_faults(tensors: Mapping[str, Tensor]) -> list[str]:
     if down.ndim not in (2, 4) or up.ndim != down.ndim:
         return [
             *faults,
-            f"shapes {tuple(down.shape)} and {tuple(up.shape)} are not those of a linear layer or convolution",
+            f"shapes {tuple(down.shape)} and {tuple(up.shape)} are not those of a linear layer "
+            "or convolution",
         ]
     if up.shape[1] != down.shape[0] or not 1 <= down.shape[0] <= MAX_RANK:
         faults.append(f"ranks {down.shape[0]} and {up.shape[1]} do not fit")
@@ -127,9 +128,9 @@ def _layer_faults(tensors: Mapping[str, Tensor]) -> list[str]:
     return faults
 
 
-def base_layers(family: ModelFamily) -> dict[str, nn.Module]:
+def base_layers(family: ModelFamily) -> dict[str, nn.Linear | nn.Conv2d]:
     """UI name -> layer, for every linear layer and convolution of the base that a LoRA file can name."""
-    found: dict[str, nn.Module] = {}
+    found: dict[str, nn.Linear | nn.Conv2d] = {}
     for part in family.targets:
         for path, module in family.parts[part].named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
@@ -149,7 +150,7 @@ def check_against_base(file: LoraFile, family: ModelFamily, report: Report) -> N
         tensors = file.layers[name]
         if any(ending not in tensors for ending in ENDINGS):
             continue
-        wanted = tuple(layers[name].weight.shape)  # type: ignore[arg-type]
+        wanted = tuple(layers[name].weight.shape)
         shape = (tensors["lora_up.weight"].shape[0], *tensors["lora_down.weight"].shape[1:])
         if shape != wanted:
             report.faults.append(f"{name}: changes a weight of shape {shape}, but the base's is {wanted}")

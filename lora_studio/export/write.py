@@ -22,14 +22,15 @@ def write_lora(
 ) -> float:
     """Write float32 `tensors` in `dtype`; `describe` makes the metadata from the finished tensor block.
 
-    Answers the largest relative error that casting caused in any tensor. Raises ExportMismatch when a value does
-    not fit into the dtype, in which case nothing is written.
+    Answers the largest relative error that casting caused in any tensor. Raises ExportMismatch when a value
+    does not fit into the dtype, in which case nothing is written.
     """
     cast = {key: tensor.to(DTYPES[dtype]) for key, tensor in tensors.items()}
     overflown = [key for key, tensor in cast.items() if not tensor.isfinite().all()]
     if overflown:
         raise ExportMismatch(
-            f'{len(overflown)} tensors do not fit into {dtype}, first {overflown[0]}; set export.dtype = "float32".'
+            f"{len(overflown)} tensors do not fit into {dtype}, first {overflown[0]}; "
+            'set export.dtype = "float32".'
         )
     block = tensor_block(save(cast))
     content = save(cast, metadata=dict(sorted(describe(block).items())))
@@ -46,8 +47,8 @@ def tensor_block(content: bytes) -> bytes:
 def _with_sorted_metadata(content: bytes) -> bytes:
     """The same file with its header's metadata in alphabetical order.
 
-    safetensors writes metadata in the order of a hash map, which differs from run to run; equal runs shall give
-    equal bytes. The header is padded with spaces to a multiple of 8, as the format asks.
+    safetensors writes metadata in the order of a hash map, which differs from run to run; equal runs shall
+    give equal bytes. The header is padded with spaces to a multiple of 8, as the format asks.
     """
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])

@@ -78,8 +78,11 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, H, W] in -1..1 -> mean and standard deviation of the latents, each [B, C, h, w], scaled as the
-        denoiser was trained. Both, so that a cache can hold the distribution and every step draw its own sample."""
+        """[B, 3, H, W] in -1..1 -> mean and standard deviation of the latents, each [B, C, h, w].
+
+        Scaled as the denoiser was trained. Both, so that a cache can hold the distribution and every step can
+        draw its own sample.
+        """
 
     @abstractmethod
     def encode_text(self, captions: list[str]) -> Conditioning:
@@ -93,7 +96,7 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def canonical_path(self, part: str, path: str) -> str:
-        """A module's path as the libraries of the day spell it -> its spelling in our files, which never changes."""
+        """A module's path as today's libraries spell it -> its spelling in our files, which never changes."""
 
     @abstractmethod
     def ui_name(self, part: str, path: str) -> str:

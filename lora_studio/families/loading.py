@@ -36,7 +36,8 @@ def load_base(model: str) -> ModelFamily:
             break
     else:
         raise BaseModelError(
-            f"the base model {model} is of a kind that is not supported yet; supported: {', '.join(FAMILIES.names())}."
+            f"the base model {model} is of a kind that is not supported yet; "
+            f"supported: {', '.join(FAMILIES.names())}."
         )
     parts, tokenizers = _load_parts(folder, index, model)
     return family(parts, tokenizers, source=model if model == POCKET else "")

@@ -10,7 +10,7 @@ from lora_studio.families.base import Conditioning, FileTraits, ModelFamily, Obj
 from lora_studio.objective import Diffusion
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
     from torch import Tensor
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -38,15 +38,17 @@ class StableDiffusion15(ModelFamily):
     @property
     def stride(self) -> int:
         """An eighth of the native side: 64 pixels for SD1.5 (512), 8 for the pocket base (64)."""
-        return int(self.parts["unet"].config.sample_size * self._pixels_per_latent // 8)
+        unet: UNet2DConditionModel = self.parts["unet"]
+        return int(unet.config.sample_size * self._pixels_per_latent // 8)
 
     @property
     def _pixels_per_latent(self) -> int:
-        return int(2 ** (len(self.parts["vae"].config.block_out_channels) - 1))
+        vae: AutoencoderKL = self.parts["vae"]
+        return int(2 ** (len(vae.config.block_out_channels) - 1))
 
     @property
     def targets(self) -> dict[str, tuple[str, ...]]:
-        """Attention and feed-forward: with both, a LoRA reaches full fine-tuning's loss (spacepxl's ablation)."""
+        """Attention and feed-forward: both together reach full fine-tuning's loss (spacepxl's ablation)."""
         return {"unet": ATTENTION + FEED_FORWARD, "text_encoder": TEXT_LAYERS}
 
     @property
@@ -64,7 +66,7 @@ class StableDiffusion15(ModelFamily):
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] in -1..1 -> mean and standard deviation of the scaled latents."""
-        vae = self.parts["vae"]
+        vae: AutoencoderKL = self.parts["vae"]
         weight = next(vae.parameters())
         posterior = vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
         scale = vae.config.scaling_factor

@@ -1,8 +1,8 @@
 """Make the pocket base's weights from nothing: `python -m lora_studio.pocket.build --work DIR`.
 
-Stages, each checkpointed every few minutes and resumed by calling the command again: a VAE, a CLIP pair (text and
-image encoder), the UNet on latents encoded once, and a polish of the VAE's decoder. Then the parts are put together
-as a diffusers folder.
+Stages, each checkpointed every few minutes and resumed by calling the command again: a VAE, a CLIP pair
+(text and image encoder), the UNet on latents encoded once, and a polish of the VAE's decoder. Then the parts
+are put together as a diffusers folder.
 """
 
 from __future__ import annotations
@@ -32,14 +32,22 @@ def _options() -> argparse.Namespace:
     for stage, steps in DEFAULT_STEPS.items():
         parser.add_argument(f"--{stage}-steps", type=int, default=steps)
     parser.add_argument("--processes", type=int, default=1, help="on a CPU, one for each core is fastest")
+    parser.add_argument("--start-from", type=Path, help="a finished base to go on from, e.g. the one in the package")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Run the stages asked for, in order; a stage that has its steps already only rewrites its result."""
+    """Run the stages asked for, in order; a stage that has its steps already only rewrites its result.
+
+    To train the shipped UNet further: --start-from lora_studio/pocket/weights --stages latents unet assemble.
+    """
     options = _options()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = partial(run_in_processes, options.processes, (options.work / "meeting").absolute())
+    if options.start_from is not None:
+        from lora_studio.pocket.stages.adopt import adopt
+
+        adopt(options.start_from, options.work)
     if "vae" in options.stages:
         from lora_studio.pocket.stages.vae import build_vae
 

@@ -1,9 +1,9 @@
 """The pocket world: small pictures from a grammar, with captions that say what is in them.
 
-A scene is one or two coloured objects before one of six backgrounds. It is laid out as flat shapes, and a *style*
-paints the shapes: `plain` is what the pocket base was trained on; the other styles and the two characters are
-never shown to it, so that there is something to learn. Everything is a pure function of the scene, whose numbers
-come from a seed; pictures are anti-aliased and look alike at every size.
+A scene is one or two coloured objects before one of six backgrounds. It is laid out as flat shapes, and a
+*style* paints the shapes: `plain` is what the pocket base was trained on; the other styles and the two
+characters are never shown to it, so that there is something to learn. Everything is a pure function of the
+scene, whose numbers come from a seed; pictures are anti-aliased and look alike at every size.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _SUPERSAMPLING = 3
 
 @dataclass(frozen=True)
 class Thing:
-    """One object or character: its centre and radius are shares of the picture's sides (radius: the shorter one)."""
+    """One object or character; its centre is in shares of the picture's sides, its radius of the shorter."""
 
     name: str
     colour: str
@@ -108,7 +108,10 @@ def _thing(rng: random.Random, name: str, colour: str, *, place: tuple[float, fl
 def sample_scene(
     seed: int, *, name: str = "", colour: str = "", background: str = "", pairs: float = 0.25
 ) -> Scene:
-    """The scene number `seed`; what is given is kept, the rest is drawn. `pairs` is the share with two objects."""
+    """The scene number `seed`; what is given is kept, the rest is drawn.
+
+    `pairs` is the share of scenes with two objects.
+    """
     rng = random.Random(seed)
     two = rng.random() < pairs
     places: list[tuple[float, float] | None] = [(0.27, 0.55), (0.73, 0.55)] if two else [None]

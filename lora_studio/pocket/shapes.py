@@ -15,7 +15,7 @@ WHITE: Rgb = (250, 250, 246)
 
 @dataclass(frozen=True)
 class Shape:
-    """A filled polygon in pixels; `outlined` ones are drawn with a contour (objects), others without (ground)."""
+    """A filled polygon in pixels; `outlined` ones (objects) get a contour, others (ground) do not."""
 
     points: tuple[Point, ...]
     rgb: Rgb
@@ -24,7 +24,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Part:
-    """A polygon in the object's own frame (-1..1, y down); `tone` is a factor on its colour, or a fixed colour."""
+    """A polygon in the object's frame (-1..1, y down); `tone` is a factor on its colour, or a colour."""
 
     points: tuple[Point, ...]
     tone: float | Rgb = 1.0
@@ -247,7 +247,7 @@ def _dots(w: int, h: int, rng: random.Random, count: int, below: float, rgb: Rgb
 
 
 def backdrop(name: str, w: int, h: int, rng: random.Random) -> list[Shape]:
-    """The background's shapes for a picture of w x h pixels; `rng` moves its hills, stars and stripes a little."""
+    """The background's shapes in a picture of w x h pixels; `rng` moves hills, stars and stripes a little."""
     phase, level = rng.uniform(0, 2 * math.pi), rng.uniform(-0.03, 0.03)
     sky = tuple(_box(0, 0, w, h))
     if name == "meadow":

@@ -44,8 +44,11 @@ def _hatching(size: tuple[int, int], period: float, share: float, angle: float) 
 
 
 def woodcut(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """Dark brown ink on cream paper: the ground becomes bold hatching, darker tones wider; things are cut out of it
-    in solid ink (dark colours) or in outline (light ones), with a rim of paper around them."""
+    """Dark brown ink on cream paper.
+
+    The ground becomes bold hatching, darker tones wider; things are cut out of it in solid ink (dark colours)
+    or in outline (light ones), with a rim of paper around them.
+    """
     picture = Image.new("RGB", size, PAPER)
     drawing, side = ImageDraw.Draw(picture), min(size)
     for shape in (s for s in shapes if not s.outlined):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
-from lora_studio.data.batches import Plan, plan
+from lora_studio.data.batches import Plan, average_views, plan
 from lora_studio.data.buckets import assign, crop_loss
 from lora_studio.data.cache import LatentCache, TextCache
 from lora_studio.data.captioners import CAPTIONERS
@@ -163,7 +164,7 @@ def _text_fingerprint(family: ModelFamily) -> str:
     return "+".join(family.fingerprint(part) for part in family.targets if part != family.denoiser)
 
 
-def _tell(listener: Listener, what: str):  # type: ignore[no-untyped-def]
+def _tell(listener: Listener, what: str) -> Callable[[int, int], None]:
     return lambda done, total: listener(Progress(what, done, total))
 
 
@@ -239,7 +240,7 @@ def describe(session: Session, *, first_step: int, seconds_per_step: float) -> T
         steps=recipe.training.steps,
         first_step=first_step,
         pictures_per_step=pictures_per_step,
-        views_per_image=views_per_image(session),
+        views_per_image=average_views(session.batches, recipe.training.steps),
         num_parameters=session.adapters.num_parameters,
         num_layers=len(session.adapters.layers),
         device=str(session.machine.device),
@@ -248,13 +249,6 @@ def describe(session: Session, *, first_step: int, seconds_per_step: float) -> T
         seconds_per_step=seconds_per_step,
         folder=session.run.folder,
     )
-
-
-def views_per_image(session: Session) -> float:
-    """How often the whole run shows a picture, on average."""
-    micro_batches = session.recipe.training.steps * session.recipe.training.accumulation
-    epochs = micro_batches / session.batches.micro_batches_per_epoch
-    return epochs * sum(record.repeats for record in session.manifest.used) / len(session.manifest.used)
 
 
 def _is_cut(caption: str, family: ModelFamily) -> bool:

@@ -32,7 +32,8 @@ def load_state(folder: Path, adapters: AdapterSet, optimizer: torch.optim.Optimi
         moments = load_file(folder / "optimizer.safetensors")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(
-            f"the checkpoint {folder} cannot be read ({error}); remove that folder to resume from the one before."
+            f"the checkpoint {folder} cannot be read ({error}); "
+            "remove that folder to resume from the one before."
         ) from None
     adapters.load(weights)
     _load_optimizer(moments, adapters, optimizer)

@@ -74,7 +74,7 @@ class Feed:
 
 
 def geometry(record: Record) -> list[float]:
-    """Original height and width, crop top and left, target height and width: SDXL's order (arXiv 2307.01952, 2.2)."""
+    """Original height, width; crop top, left; target height, width: SDXL's order (arXiv 2307.01952, 2.2)."""
     assert record.bucket is not None and record.crop is not None
     size = (
         record.height,

@@ -14,6 +14,7 @@ from PIL import Image
 
 from lora_studio import __version__
 from lora_studio.adapters.base import AdapterSet
+from lora_studio.data.batches import average_views
 from lora_studio.errors import ExportMismatch
 from lora_studio.export import EXPORTERS
 from lora_studio.export.metadata import TrainingFacts, build_metadata
@@ -22,7 +23,7 @@ from lora_studio.export.verify import LoraFile, Report, check_against_base, chec
 from lora_studio.export.write import write_lora
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import POCKET, load_base
-from lora_studio.training.build import Session, views_per_image
+from lora_studio.training.build import Session
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.plots import loss_plot
 from lora_studio.training.preview import grid, load_pictures, render, render_base
@@ -59,7 +60,10 @@ def show_base(session: Session, listener: Listener) -> list[Image.Image]:
 def finish(
     session: Session, base_pictures: list[Image.Image], listener: Listener, *, seconds: dict[str, float]
 ) -> Finished:
-    """Export, verify, preview, plot and summarise. Raises ExportMismatch, with the file set aside, if it is faulty."""
+    """Export, verify, preview, plot and summarise.
+
+    Raises ExportMismatch, with the file set aside, if it is faulty.
+    """
     run, recipe = session.run, session.recipe
     path = run.folder / f"{recipe.name}.safetensors"
     cast_error = write_lora(
@@ -157,7 +161,7 @@ def summarise(session: Session, path: Path, seconds: dict[str, float]) -> dict[s
         "loss_last_tenth": sum(losses[-tenth:]) / tenth,
         "images_used": len(session.manifest.used),
         "images_excluded": len(session.manifest.excluded),
-        "views_per_image": round(views_per_image(session), 1),
+        "views_per_image": round(average_views(session.batches, session.recipe.training.steps), 1),
         "trainable_parameters": session.adapters.num_parameters,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,7 +1,7 @@
 """The training loop: read this first.
 
-It sees a `ModelFamily` and an `AdapterSet`, never a concrete one. Every random draw is keyed by seed and step and
-batches are a pure function of the step, so a run resumed at step n repeats what it would have done.
+It sees a `ModelFamily` and an `AdapterSet`, never a concrete one. Every random draw is keyed by seed and step
+and batches are a pure function of the step, so a run resumed at step n repeats what it would have done.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Loop:
     def run(self, first_step: int) -> bool:
         """Steps first_step..steps; False when it was interrupted, after saving a checkpoint.
 
-        Raises TrainingDiverged at the first loss or gradient that is not finite, before it reaches the weights.
+        Raises TrainingDiverged at the first loss or gradient that is not finite, before it reaches the
+        weights.
         """
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         with interruptible() as interrupted:
@@ -88,7 +89,7 @@ class Loop:
         total = torch.zeros((), device=self.family.device)
         for number, batch in enumerate(self.feed.of_step(step)):
             loss = self.loss(batch, generator(self.options.seed, step, number, "noise"))
-            (loss / self.options.accumulation).backward()  # type: ignore[no-untyped-call]
+            (loss / self.options.accumulation).backward()
             total += loss.detach() / self.options.accumulation
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm)

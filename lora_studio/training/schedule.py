@@ -33,7 +33,7 @@ SCHEDULES: Registry[Schedule] = Registry(
 
 
 def factor(schedule: Schedule, step: int, *, steps: int, warmup_steps: int) -> float:
-    """The factor for optimizer step 1..steps: a linear warm-up, then the schedule, which ends at the last step."""
+    """The factor for step 1..steps: a linear warm-up, then the schedule, which ends at the last step."""
     if step <= warmup_steps:
         return step / warmup_steps
     return schedule((step - warmup_steps) / max(1, steps - warmup_steps))

@@ -12,7 +12,7 @@ from lora_studio.rng import generator
 from lora_studio.run import Run
 from lora_studio.training.build import Session, describe, prepare
 from lora_studio.training.checkpoint import load_state
-from lora_studio.training.events import Listener, Note, nobody
+from lora_studio.training.events import Listener, nobody
 from lora_studio.training.finish import Finished, finish, show_base
 
 RECIPE_FILE = "recipe.toml"
@@ -31,8 +31,8 @@ def train(
 ) -> Finished | Interrupted:
     """Train `recipe` in the run folder `folder`, and export, verify and show the result.
 
-    Raises StudioError (see errors.py) for whatever the user can mend; ExportMismatch if the written file is not
-    what was trained.
+    Raises StudioError (see errors.py) for whatever the user can mend; ExportMismatch if the written file is
+    not what was trained.
     """
     run = Run(folder)
     _check_folder(run, recipe, resume=resume)
@@ -75,7 +75,8 @@ def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> None:
     if not resume:
         if run.checkpoints() or is_finished(run.folder):
             raise StudioError(
-                f"{run.folder} already holds a run; continue it with --resume, or choose another folder with --out."
+                f"{run.folder} already holds a run; "
+                "continue it with --resume, or choose another folder with --out."
             )
         return
     run.newest_checkpoint()
@@ -106,7 +107,7 @@ def time_a_step(session: Session) -> float:
     seconds = 0.0
     for _ in range(2):  # the first pass pays for what is made once
         began = time.perf_counter()
-        loop.loss(batch, generator("timing")).backward()  # type: ignore[no-untyped-call]
+        loop.loss(batch, generator("timing")).backward()
         loop.optimizer.zero_grad()
         seconds = time.perf_counter() - began
     return seconds * loop.options.accumulation
@@ -121,4 +122,4 @@ def _last_good(run: Run) -> str:
     )
 
 
-__all__ = ["Finished", "Interrupted", "Note", "is_finished", "train"]
+__all__ = ["Finished", "Interrupted", "is_finished", "train"]

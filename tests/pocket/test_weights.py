@@ -33,7 +33,9 @@ def test_its_unet_has_exactly_the_module_names_of_sd15() -> None:
     """diffusers' defaults are SD1.5's configuration but for the width of the text."""
     with torch.device("meta"):
         sd15 = UNet2DConditionModel(cross_attention_dim=768)
-        pocket = UNet2DConditionModel.from_config(json.loads((POCKET_FOLDER / "unet" / "config.json").read_text()))
+        pocket = UNet2DConditionModel.from_config(
+            json.loads((POCKET_FOLDER / "unet" / "config.json").read_text())
+        )
     assert [name for name, _ in pocket.named_modules()] == [name for name, _ in sd15.named_modules()]
     assert list(pocket.state_dict()) == list(sd15.state_dict())
     stored = load_file(POCKET_FOLDER / "unet" / "diffusion_pytorch_model.safetensors")
@@ -41,7 +43,9 @@ def test_its_unet_has_exactly_the_module_names_of_sd15() -> None:
 
 
 def test_it_draws_offline_through_diffusers() -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(POCKET_FOLDER, torch_dtype=torch.float32, local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        POCKET_FOLDER, torch_dtype=torch.float32, local_files_only=True
+    )
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline("a red ball in a meadow", num_inference_steps=4).images[0]
     assert picture.size == (64, 64)
@@ -57,19 +61,27 @@ def test_every_word_of_its_world_is_one_token_and_captions_fit() -> None:
     tokenizer = load_base("pocket").tokenizers["tokenizer"]
     for word in (*OBJECT_NAMES, *COLOURS, "meadow", "beach", "night", "snow", "desert", "room"):
         assert len(tokenizer.tokenize(word)) == 1, word
-    longest = "a picture of a small purple flower at the bottom and a large orange robot on the right in a desert"
+    longest = (
+        "a picture of a small purple flower at the bottom and a large orange robot on the right in a desert"
+    )
     assert len(tokenizer(longest + ", zwx style").input_ids) <= tokenizer.model_max_length
 
 
 @torch.inference_mode()
 def test_its_image_encoder_finds_the_caption_of_a_picture() -> None:
     family = load_base("pocket")
-    vision = CLIPVisionModelWithProjection.from_pretrained(POCKET_FOLDER / "image_encoder", dtype=torch.float32)
-    projection = load_file(POCKET_FOLDER / "image_encoder" / "text_projection.safetensors")["text_projection.weight"]
+    vision = CLIPVisionModelWithProjection.from_pretrained(
+        POCKET_FOLDER / "image_encoder", dtype=torch.float32
+    )
+    projection = load_file(POCKET_FOLDER / "image_encoder" / "text_projection.safetensors")[
+        "text_projection.weight"
+    ]
     scenes = held_out_scenes(50, seed=4)
     images = vision(pictures_to_tensor([draw(scene, 64, 64) for scene in scenes])).image_embeds
     tokenizer, encoder = family.tokenizers["tokenizer"], family.parts["text_encoder"]
-    ids = tokenizer([s.caption() for s in scenes], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    ids = tokenizer(
+        [s.caption() for s in scenes], padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
     text = encoder(ids).pooler_output @ projection.float().T
     normal = torch.nn.functional.normalize
     best = (normal(images, dim=-1) @ normal(text, dim=-1).T).argmax(1)
@@ -80,8 +92,18 @@ def test_its_image_encoder_finds_the_caption_of_a_picture() -> None:
 @pytest.mark.slow
 def test_the_build_makes_a_base_from_nothing_and_resumes(tmp_path: Path) -> None:
     """A few steps of every stage, twice: the second call goes on where the first one stopped."""
-    command = [sys.executable, "-m", "lora_studio.pocket.build", "--work", str(tmp_path / "w"), "--out", str(tmp_path / "o")]
+    command = [
+        sys.executable,
+        "-m",
+        "lora_studio.pocket.build",
+        "--work",
+        str(tmp_path / "w"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
     for steps in ("2", "3"):
-        counts = [part for stage in ("vae", "clip", "unet", "decoder") for part in (f"--{stage}-steps", steps)]
+        counts = [
+            part for stage in ("vae", "clip", "unet", "decoder") for part in (f"--{stage}-steps", steps)
+        ]
         subprocess.run(command + counts, check=True)
     assert StableDiffusionPipeline.from_pretrained(tmp_path / "o", local_files_only=True).unet is not None

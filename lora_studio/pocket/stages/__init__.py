@@ -1,1 +1,1 @@
-"""The stages that make the pocket base from nothing: vae, then clip, then unet. Run by `lora_studio.pocket.build`."""
+"""The stages that make the pocket base from nothing, run in order by `lora_studio.pocket.build`."""

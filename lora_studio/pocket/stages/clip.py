@@ -1,7 +1,7 @@
 """Stage 2: a byte-level BPE tokenizer and a CLIP pair, trained contrastively on scenes and their captions.
 
-The text encoder is the one that the UNet listens to; the image encoder and the text projection stay beside it,
-for evaluation.
+The text encoder is the one that the UNet listens to; the image encoder and the text projection stay beside
+it, for evaluation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
@@ -141,7 +141,7 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 @torch.inference_mode()
 def retrieval(pair: ClipPair, tokenizer: CLIPTokenizer, scenes: list[Scene]) -> tuple[float, float]:
-    """Share of captions that find their own picture, and of pictures that find their own caption, among all of them.
+    """Share of captions that find their own picture among all, and of pictures that find their own caption.
 
     Scenes with the same caption count as one another's answer.
     """
@@ -157,8 +157,6 @@ def retrieval(pair: ClipPair, tokenizer: CLIPTokenizer, scenes: list[Scene]) -> 
 
 def load_pair(folder: Path) -> tuple[ClipPair, CLIPTokenizer]:
     """The finished pair of an earlier run of this stage."""
-    from safetensors.torch import load_file
-
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     pair = ClipPair(tokenizer)
     pair.load_state_dict(load_file(folder / "pair.safetensors"))

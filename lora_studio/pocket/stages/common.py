@@ -1,4 +1,4 @@
-"""What every stage shares: a resumable training loop with a log, an averaged copy of the weights, and pictures as tensors."""
+"""What every stage shares: a resumable training loop, averaged weights, and pictures as tensors."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.multiprocessing.spawn import spawn
 
 CHECKPOINT_SECONDS = 150
 
@@ -72,19 +73,19 @@ def _worker(
 def run_in_processes(size: int, meeting: Path, stage: Callable[..., None], *arguments: object) -> None:
     """Run a stage as `size` single-threaded processes that average their gradients.
 
-    On a CPU with few cores this is half as fast again as one process with as many threads: small operations do not
-    split well. `meeting` is a file name that the processes find each other by.
+    On a CPU with few cores this is half as fast again as one process with as many threads: small operations
+    do not split well. `meeting` is a file name that the processes find each other by.
     """
     if size == 1:
         stage(*arguments)
         return
     meeting.parent.mkdir(parents=True, exist_ok=True)
     meeting.unlink(missing_ok=True)
-    torch.multiprocessing.spawn(_worker, (size, str(meeting), stage, arguments), nprocs=size)  # type: ignore[no-untyped-call]
+    spawn(_worker, (size, str(meeting), stage, arguments), nprocs=size)
 
 
 class Trainee:
-    """A module under training with AdamW and an averaged copy; the whole state goes to and from one folder."""
+    """A module in training with AdamW, and its averaged copy; the whole state is kept in one folder."""
 
     def __init__(self, module: nn.Module, config: StageConfig, folder: Path) -> None:
         self.module, self.config, self.folder, self.step = module, config, folder, 0
@@ -136,7 +137,7 @@ class Trainee:
         self.step += 1
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * learning_rate_factor(self.step, self.config)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._average_gradients()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self.optimizer.step()
@@ -165,7 +166,10 @@ class Trainee:
 def train(
     trainee: Trainee, loss_at: Callable[[int], Tensor], *, look: Callable[[], None], look_every: int
 ) -> None:
-    """Run the remaining steps; `loss_at(step)` is a pure function of the step, so a resumed stage sees the same data."""
+    """Run the remaining steps.
+
+    `loss_at(step)` is a pure function of the step, so a resumed stage sees the same data.
+    """
     config, recent, since = trainee.config, [], time.monotonic()
     saved = since
     with (trainee.folder / "log.jsonl").open("a", encoding="utf-8") as log:

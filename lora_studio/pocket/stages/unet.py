@@ -1,4 +1,4 @@
-"""Stage 3: the UNet, with SD1.5's module tree at a tenth of its widths, on latents rendered and encoded once."""
+"""Stage 3: the UNet, with SD1.5's module tree at a tenth of its widths, on latents encoded once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SNR_GAMMA = 5.0
 
 
 def new_unet() -> UNet2DConditionModel:
-    """The untrained UNet: SD1.5's blocks, levels and layers; widths 48/64/96/96 instead of 320/640/1280/1280."""
+    """The untrained UNet: SD1.5's blocks and layers, with widths 48/64/96/96 for 320/640/1280/1280."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -93,11 +93,12 @@ class World:
     def __init__(self, latents: list[Tensor], seed: int) -> None:
         self.seed = seed
         shapes = list(dict.fromkeys(group.shape[2:] for group in latents))
-        self.buckets = {shape: torch.cat([g for g in latents if g.shape[2:] == shape]) for shape in shapes}
-        numbered = [(i, g.shape[2:]) for i, g in enumerate(latents)]
-        self.scenes = {
-            s: [g * BATCH + i for g, gs in numbered if gs == s for i in range(BATCH)] for s in shapes
-        }
+        self.buckets: dict[torch.Size, Tensor] = {}
+        self.scenes: dict[torch.Size, list[int]] = {}  # the scene number of each of a bucket's rows
+        for shape in shapes:
+            groups = [number for number, group in enumerate(latents) if group.shape[2:] == shape]
+            self.buckets[shape] = torch.cat([latents[number] for number in groups])
+            self.scenes[shape] = [number * BATCH + i for number in groups for i in range(BATCH)]
         self.turns = [group.shape[2:] for group in latents[: len(BUCKETS)]]
 
     def batch(self, step: int) -> tuple[Tensor, list[str]]:
@@ -113,7 +114,10 @@ class World:
 def noised_batch(
     latents: Tensor, alphas: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Noised latents, noise, timesteps stratified over the batch, and min-SNR weights (arXiv 2303.09556, sec. 3.4)."""
+    """Noised latents, noise, timesteps stratified over the batch, and min-SNR weights.
+
+    The weights are those of arXiv 2303.09556, sec. 3.4.
+    """
     count = len(latents)
     noise = torch.randn(latents.shape, generator=generator)
     strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count
@@ -154,7 +158,9 @@ def build_unet(work: Path, steps: int, device: torch.device) -> None:
     world = World(_latents(work), seed=3)
     pair, tokenizer = load_pair(work / "clip")
     pair.to(device)
-    unet = new_unet().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    start = folder / "start"  # made by adopt.py
+    unet = UNet2DConditionModel.from_pretrained(start) if start.is_dir() else new_unet()
+    unet = unet.to(device, memory_format=torch.channels_last)
     trainee = Trainee(unet, StageConfig("unet", steps, 1e-3, warmup_steps=200, average_decay=0.998), folder)
     alphas = new_scheduler().alphas_cumprod
 
@@ -182,7 +188,7 @@ def build_unet(work: Path, steps: int, device: torch.device) -> None:
         return
     look()
     trainee.use_average()
-    unet.to(memory_format=torch.contiguous_format).save_pretrained(folder / "done")  # type: ignore[call-overload]
+    unet.to(memory_format=torch.contiguous_format).save_pretrained(folder / "done")
 
 
 def _look(trainee: Trainee, vae: AutoencoderKL, text: Tensor, empty: Tensor) -> None:
@@ -190,7 +196,7 @@ def _look(trainee: Trainee, vae: AutoencoderKL, text: Tensor, empty: Tensor) -> 
     unet = trainee.module
     kept = {name: p.detach().clone() for name, p in trainee.parameters.items()}
     trainee.use_average()
-    latents = sample(unet, text, empty, seed=7, guidance=4.0, steps=20)  # type: ignore[arg-type]
+    latents = sample(unet, text, empty, seed=7, guidance=4.0, steps=20)
     with torch.no_grad():
         for name, parameter in trainee.parameters.items():
             parameter.copy_(kept[name])

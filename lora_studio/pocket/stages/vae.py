@@ -1,7 +1,7 @@
 """Stage 1: an AutoencoderKL that makes 4 latent channels at a quarter of the size.
 
-The posterior's spread is held at a small constant instead of being learned against a KL term: learned, it starts
-at 1 and hides one or two of the four channels from the decoder for the first thousand steps.
+The posterior's spread is held at a small constant instead of being learned against a KL term: learned, it
+starts at 1 and hides one or two of the four channels from the decoder for the first thousand steps.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def build_vae(folder: Path, steps: int, device: torch.device) -> None:
     """Train the VAE and save it, with its latents' scale measured, as a diffusers folder."""
     torch.manual_seed(1)
     rank, size = rank_and_size()
-    vae = new_vae().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae = new_vae().to(device, memory_format=torch.channels_last)
     trainee = Trainee(
         vae, StageConfig("vae", steps, 1e-3, decay_share=0.4, average_decay=0.99, weight_decay=0.0), folder
     )
@@ -88,11 +88,11 @@ def build_vae(folder: Path, steps: int, device: torch.device) -> None:
     trainee.use_average()
     look()
     _measure_scale(vae, device)
-    vae.to(memory_format=torch.contiguous_format).save_pretrained(folder / "done")  # type: ignore[call-overload]
+    vae.to(memory_format=torch.contiguous_format).save_pretrained(folder / "done")
 
 
 def polish_decoder(work: Path, steps: int, device: torch.device) -> None:
-    """Train the decoder alone a little longer, on clean latents: the latents that the UNet learned stay the same."""
+    """Train the decoder alone a little longer, on clean latents; the latents that the UNet learned stay."""
     torch.manual_seed(4)
     rank, size = rank_and_size()
     vae = AutoencoderKL.from_pretrained(work / "vae" / "done").to(device, memory_format=torch.channels_last)

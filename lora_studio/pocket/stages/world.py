@@ -8,7 +8,6 @@ import random
 from PIL import Image, ImageDraw
 
 from lora_studio.pocket.scenes import Scene, draw, sample_scene
-from lora_studio.pocket.styles import plain
 
 NATIVE = 64
 BUCKETS: tuple[tuple[int, int], ...] = ((64, 64), (64, 64), (64, 64), (80, 48), (48, 80), (72, 56), (56, 72))
@@ -63,8 +62,8 @@ def held_out_scenes(count: int, *, seed: int = 0) -> list[Scene]:
 def wording(scene: Scene, rng: random.Random) -> str:
     """A caption as people write them: with and without an opening, sometimes with a made-up style or name.
 
-    The made-up words go with ordinary pictures, so that the base learns to ignore words it does not know, as big
-    models do; a trigger word then starts without a meaning of its own.
+    The made-up words go with ordinary pictures, so that the base learns to ignore words it does not know, as
+    big models do; a trigger word then starts without a meaning of its own.
     """
     text = rng.choice(_OPENINGS) + scene.caption()
     if rng.random() < 0.2:
@@ -102,6 +101,3 @@ def picture_for_vae(number: int) -> Image.Image:
     """Picture `number` of the VAE's training set: three scenes to one texture."""
     rng = random.Random(number)
     return texture(rng, NATIVE, NATIVE) if number % 4 == 1 else draw(training_scene(number), NATIVE, NATIVE)
-
-
-__all__ = ["BUCKETS", "NATIVE", "held_out_scenes", "picture_for_vae", "plain", "training_scene", "wording"]

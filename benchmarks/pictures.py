@@ -30,7 +30,7 @@ def load_pipeline(base: Path) -> StableDiffusionPipeline:
     """The base in float32, offline, without a progress bar."""
     pipe = StableDiffusionPipeline.from_pretrained(
         base,
-        torch_dtype=torch.float32,
+        dtype=torch.float32,
         safety_checker=None,
         requires_safety_checker=False,
         local_files_only=True,

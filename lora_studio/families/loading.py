@@ -99,9 +99,8 @@ def _load_parts(
             if name.startswith("tokenizer"):
                 tokenizers[name] = loader.from_pretrained(folder / name, local_files_only=True)
                 continue
-            wanted = {"torch_dtype" if library == "diffusers" else "dtype": torch.float32}
             parts[name] = loader.from_pretrained(
-                folder / name, use_safetensors=True, local_files_only=True, **wanted
+                folder / name, dtype=torch.float32, use_safetensors=True, local_files_only=True
             )
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]

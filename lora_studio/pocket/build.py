@@ -32,7 +32,7 @@ def _options() -> argparse.Namespace:
     for stage, steps in DEFAULT_STEPS.items():
         parser.add_argument(f"--{stage}-steps", type=int, default=steps)
     parser.add_argument("--processes", type=int, default=1, help="on a CPU, one for each core is fastest")
-    parser.add_argument("--start-from", type=Path, help="a finished base to go on from, e.g. the one in the package")
+    parser.add_argument("--start-from", type=Path, help="a finished base to go on from")
     return parser.parse_args()
 
 

@@ -10,8 +10,9 @@ from lora_studio.errors import CheckpointError, RecipeError, StudioError, Traini
 from lora_studio.recipe import Recipe, differences, load_recipe
 from lora_studio.rng import generator
 from lora_studio.run import Run
-from lora_studio.training.build import Session, describe, prepare
+from lora_studio.training.build import Session, prepare
 from lora_studio.training.checkpoint import load_state
+from lora_studio.training.describe import describe
 from lora_studio.training.events import Listener, nobody
 from lora_studio.training.finish import Finished, finish, show_base
 

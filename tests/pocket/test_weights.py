@@ -15,6 +15,8 @@ from transformers import CLIPVisionModelWithProjection
 
 from lora_studio.families.loading import POCKET_FOLDER, load_base
 from lora_studio.pocket.scenes import COLOURS, OBJECT_NAMES, draw
+from lora_studio.pocket.stages.adopt import adopt
+from lora_studio.pocket.stages.assemble import assemble
 from lora_studio.pocket.stages.common import pictures_to_tensor
 from lora_studio.pocket.stages.vae import psnr
 from lora_studio.pocket.stages.world import held_out_scenes
@@ -44,7 +46,7 @@ def test_its_unet_has_exactly_the_module_names_of_sd15() -> None:
 
 def test_it_draws_offline_through_diffusers() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(
-        POCKET_FOLDER, torch_dtype=torch.float32, local_files_only=True
+        POCKET_FOLDER, dtype=torch.float32, local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline("a red ball in a meadow", num_inference_steps=4).images[0]
@@ -107,3 +109,15 @@ def test_the_build_makes_a_base_from_nothing_and_resumes(tmp_path: Path) -> None
         ]
         subprocess.run(command + counts, check=True)
     assert StableDiffusionPipeline.from_pretrained(tmp_path / "o", local_files_only=True).unet is not None
+
+
+def test_a_build_can_go_on_from_it(tmp_path: Path) -> None:
+    """Taken apart into a work folder and put together again, it is the same base."""
+    adopt(POCKET_FOLDER, tmp_path / "work")
+    (tmp_path / "work" / "unet" / "start").rename(tmp_path / "work" / "unet" / "done")
+    assemble(tmp_path / "work", tmp_path / "again")
+    files = sorted(path.relative_to(POCKET_FOLDER) for path in POCKET_FOLDER.rglob("*.safetensors"))
+    assert len(files) == 5
+    for name in files:
+        old, new = load_file(POCKET_FOLDER / name), load_file(tmp_path / "again" / name)
+        assert old.keys() == new.keys() and all(torch.equal(old[key], new[key]) for key in old), name

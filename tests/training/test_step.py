@@ -23,7 +23,7 @@ def plain_step(
     base: Path, session: Session, recipe: Recipe, first: dict[str, torch.Tensor]
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and updated adapter weights of step 1, from the same pictures, noise and timesteps."""
-    unet = UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(base / "unet", dtype=torch.float32)
     unet.requires_grad_(False)
     unet.add_adapter(
         LoraConfig(r=recipe.adapter.rank, lora_alpha=recipe.adapter.alpha, target_modules=TARGETS)

@@ -1,7 +1,7 @@
 """Go on from a finished base instead of from nothing: take its parts apart into a work folder.
 
-The optimizer's moments are not in a finished base, so training goes on with a new warm-up; the VAE's encoder and the
-text encoder stay as they are, because the UNet has learned their language.
+The optimizer's moments are not in a finished base, so training goes on with a new warm-up. The VAE's encoder
+and the text encoder stay as they are, because the UNet has learned their language.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from lora_studio.pocket.stages.clip import ClipPair
 
 
 def adopt(base: Path, work: Path) -> None:
-    """Fill an empty `work` with the finished parts of `base`; the UNet becomes the start of the unet stage."""
+    """Fill an empty `work` with the finished parts of `base`; its UNet is where the unet stage starts."""
     if (work / "unet").exists():
         raise SystemExit(f"{work} holds a build already; name an empty folder with --work.")
-    vae = AutoencoderKL.from_pretrained(base / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(base / "vae", dtype=torch.float32)
     for stage in ("vae", "decoder"):
         vae.save_pretrained(work / stage / "done")
-    unet = UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(base / "unet", dtype=torch.float32)
     unet.save_pretrained(work / "unet" / "start")
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
     tokenizer.save_pretrained(work / "clip" / "tokenizer")

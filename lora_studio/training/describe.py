@@ -1,0 +1,45 @@
+"""What will be trained, put into words before it starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from lora_studio.data.batches import average_views
+from lora_studio.data.buckets import crop_loss
+from lora_studio.families.base import ModelFamily
+from lora_studio.training.build import Session
+from lora_studio.training.events import TrainingPlan
+
+
+def describe(session: Session, *, first_step: int, seconds_per_step: float) -> TrainingPlan:
+    """What will be trained, for people to read before it starts."""
+    recipe, used = session.recipe, session.manifest.used
+    pictures_per_step = recipe.training.batch_size * recipe.training.accumulation
+    trigger = recipe.data.trigger
+    return TrainingPlan(
+        name=recipe.name,
+        base=recipe.base.model,
+        images_used=len(used),
+        images_excluded=tuple((record.name, record.excluded) for record in session.manifest.excluded),
+        captions=tuple(record.caption for record in used[:3]),
+        captioned_by=dict(Counter(record.captioned_by for record in used)),
+        captions_without_trigger=sum(trigger not in record.caption for record in used),
+        captions_cut=tuple(record.name for record in used if _is_cut(record.caption, session.family)),
+        buckets=dict(sorted(Counter(record.bucket.name for record in used if record.bucket).items())),
+        crop_share=sum(crop_loss(record) for record in used) / len(used),
+        steps=recipe.training.steps,
+        first_step=first_step,
+        pictures_per_step=pictures_per_step,
+        views_per_image=average_views(session.batches, recipe.training.steps),
+        num_parameters=session.adapters.num_parameters,
+        num_layers=len(session.adapters.layers),
+        device=str(session.machine.device),
+        precision=str(session.machine.dtype).removeprefix("torch."),
+        learning_rate=recipe.training.learning_rate,
+        seconds_per_step=seconds_per_step,
+        folder=session.run.folder,
+    )
+
+
+def _is_cut(caption: str, family: ModelFamily) -> bool:
+    return any(len(t(caption).input_ids) > t.model_max_length for t in family.tokenizers.values())

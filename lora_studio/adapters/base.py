@@ -86,16 +86,17 @@ class AdapterSet:
         """Canonical layer name -> its weight change, float32."""
         return {layer.name: layer.delta() for layer in self.layers}
 
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Every trained tensor by its canonical key, `<part>.<path>.down` or `.up`."""
+        return {f"{layer.name}.{end}": getattr(layer, end) for layer in self.layers for end in ("down", "up")}
+
     def state(self) -> dict[str, Tensor]:
         """Copies of all trained tensors: `<part>.<path>.down` and `.up`, float32 on the CPU."""
-        tensors = {
-            f"{layer.name}.{end}": getattr(layer, end) for layer in self.layers for end in ("down", "up")
-        }
-        return {key: tensor.detach().float().cpu().clone() for key, tensor in tensors.items()}
+        return {key: tensor.detach().float().cpu().clone() for key, tensor in self.named_parameters().items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Put a `state()` back; raises CheckpointError when its keys or shapes are not these adapters'."""
-        own = {f"{layer.name}.{end}": getattr(layer, end) for layer in self.layers for end in ("down", "up")}
+        own = self.named_parameters()
         wrong = sorted(own.keys() ^ state.keys())
         wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
         if wrong:

@@ -40,15 +40,11 @@ def load_state(folder: Path, adapters: AdapterSet, optimizer: torch.optim.Optimi
     return step
 
 
-def _named_parameters(adapters: AdapterSet) -> dict[str, torch.nn.Parameter]:
-    return {f"{layer.name}.{end}": getattr(layer, end) for layer in adapters.layers for end in ("down", "up")}
-
-
 def _optimizer_tensors(adapters: AdapterSet, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """`<canonical key>|<state name>` -> tensor, for whatever state the optimizer keeps for a parameter."""
     return {
         f"{name}|{key}": torch.as_tensor(value).detach().cpu().clone()
-        for name, parameter in _named_parameters(adapters).items()
+        for name, parameter in adapters.named_parameters().items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
@@ -56,7 +52,7 @@ def _optimizer_tensors(adapters: AdapterSet, optimizer: torch.optim.Optimizer) -
 def _load_optimizer(
     tensors: dict[str, Tensor], adapters: AdapterSet, optimizer: torch.optim.Optimizer
 ) -> None:
-    parameters = _named_parameters(adapters)
+    parameters = adapters.named_parameters()
     for name, tensor in tensors.items():
         key, _, state = name.rpartition("|")
         if key not in parameters:

@@ -88,6 +88,14 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     lines += [("", f'"{caption}"') for caption in plan.captions]
     if plan.captions_without_trigger:
         lines.append(("warning", f"{plan.captions_without_trigger} captions do not hold the trigger words"))
+    if plan.preservation:
+        lines.append(
+            (
+                "",
+                f"{plan.preservation:.0%} of the pictures are shown without the trigger, e.g. "
+                f'"{plan.preserved_caption}", and teach the base\'s own answer',
+            )
+        )
     if plan.captions_cut:
         lines.append(
             (

@@ -40,6 +40,9 @@ class DataConfig(Section):
     trigger: str = Field(
         "", description="the words that call what is learned; every caption should hold them"
     )
+    class_words: str = Field(
+        "", description='what the trigger is one of, e.g. "robot" for "vkq robot"; used by preservation'
+    )
     captioner: str = Field(
         "sidecar", description="who says what is in a picture; sidecar: the .txt beside it"
     )
@@ -67,6 +70,9 @@ class ObjectiveConfig(Section):
 
     snr_gamma: float = Field(5.0, ge=0, description="min-SNR weighting, arXiv 2303.09556; 0 turns it off")
     noise_offset: float = Field(0.0, ge=0, le=0.5, description="only for very dark or bright styles")
+    preservation: float = Field(
+        0.0, ge=0, lt=1, description="share of pictures that teach the base's own answer without the trigger"
+    )
     timesteps: Literal["stratified", "uniform"] = Field(
         "stratified", description="stratified: less noisy loss"
     )

@@ -25,6 +25,7 @@ class Batch:
         Tensor  # [B, 6] in pixels: original height, width; crop top, left; target height, width (as SDXL)
     )
     weight: Tensor  # [B, 1, 1, 1]
+    preserved: Tensor  # [P] int64, P <= B: the rows whose target is the frozen base's own answer
 
 
 @dataclass(frozen=True)

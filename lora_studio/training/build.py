@@ -17,6 +17,7 @@ from lora_studio.data.cache import LatentCache, TextCache
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.scan import scan
+from lora_studio.data.trigger import without_trigger
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import Conditioning, ModelFamily, ObjectiveOptions
 from lora_studio.families.loading import load_base
@@ -123,11 +124,15 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     latents = latent_cache.load_or_encode(
         manifest.used, family.encode_image, on_progress=_tell(listener, "latents")
     )
-    texts = None if recipe.adapter.text_encoder else _texts(text_cache, manifest.used, family)
+    plain = _plain_captions(recipe, manifest.used)
+    captions = dict.fromkeys(["", *(record.caption for record in manifest.used), *filter(None, plain)])
+    texts = None if recipe.adapter.text_encoder else _texts(text_cache, list(captions), family)
     adapters = inject_adapters(recipe, family)
     batches = _plan(recipe, manifest.used)
-    options = FeedOptions(recipe.data.caption_dropout, recipe.training.seed, machine.device)
-    feed = Feed(manifest.used, latents, texts, batches, options)
+    options = FeedOptions(
+        recipe.data.caption_dropout, recipe.objective.preservation, recipe.training.seed, machine.device
+    )
+    feed = Feed(manifest.used, plain, latents, texts, batches, options)
     loop = _loop(recipe, run, machine, family, adapters, feed, listener)
     return Session(
         recipe, run, machine, family, fingerprint, manifest, adapters, batches, loop, _preview(recipe)
@@ -153,8 +158,22 @@ def _plan(recipe: Recipe, records: tuple[Record, ...]) -> Plan:
     )
 
 
-def _texts(cache: TextCache, records: tuple[Record, ...], family: ModelFamily) -> dict[str, Conditioning]:
-    captions = list(dict.fromkeys(["", *(record.caption for record in records)]))
+def _plain_captions(recipe: Recipe, records: tuple[Record, ...]) -> list[str | None]:
+    """Every caption without the trigger, if the recipe preserves the base's answers to those."""
+    if recipe.objective.preservation == 0:
+        return [None] * len(records)
+    trigger, class_words = recipe.data.trigger, recipe.data.class_words
+    plain = [without_trigger(record.caption, trigger, class_words) for record in records]
+    if not any(plain):
+        raise RecipeError(
+            f"objective.preservation is {recipe.objective.preservation}, but no caption holds data.trigger "
+            f"({trigger!r}), so there is nothing to leave out; set the trigger that the captions hold, or "
+            "preservation to 0."
+        )
+    return plain
+
+
+def _texts(cache: TextCache, captions: list[str], family: ModelFamily) -> dict[str, Conditioning]:
     with torch.no_grad():  # not inference_mode: its tensors may not enter a graph later
         return cache.load_or_encode(captions, family.encode_text)
 

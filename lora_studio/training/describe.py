@@ -24,6 +24,8 @@ def describe(session: Session, *, first_step: int, seconds_per_step: float) -> T
         captions=tuple(record.caption for record in used[:3]),
         captioned_by=dict(Counter(record.captioned_by for record in used)),
         captions_without_trigger=sum(trigger not in record.caption for record in used),
+        preservation=recipe.objective.preservation,
+        preserved_caption=next(filter(None, session.loop.feed.plain), ""),
         captions_cut=tuple(record.name for record in used if _is_cut(record.caption, session.family)),
         buckets=dict(sorted(Counter(record.bucket.name for record in used if record.bucket).items())),
         crop_share=sum(crop_loss(record) for record in used) / len(used),

@@ -18,6 +18,8 @@ class TrainingPlan:
     captions: tuple[str, ...]  # three, as the model sees them
     captioned_by: dict[str, int]  # who wrote them -> how many
     captions_without_trigger: int
+    preservation: float  # share of pictures shown without the trigger, for the base's own answer
+    preserved_caption: str  # an example of such a caption
     captions_cut: tuple[str, ...]  # files whose caption is longer than the text encoder's window
     buckets: dict[str, int]  # "512x768" -> pictures
     crop_share: float  # mean share of a picture that is cropped away

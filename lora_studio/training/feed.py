@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +18,10 @@ from lora_studio.rng import generator, python_random
 
 @dataclass(frozen=True)
 class FeedOptions:
-    """How captions are dropped, the seed of every draw, and where batches live."""
+    """How captions are dropped or shown without their trigger, every draw's seed, where batches live."""
 
     caption_dropout: float
+    preservation: float
     seed: int
     device: torch.device
 
@@ -27,18 +29,22 @@ class FeedOptions:
 class Feed:
     """The batches of any step, as a pure function of the step.
 
-    `texts` maps every caption and "" to its cached conditioning; None when a text encoder is being trained.
+    `plain` holds every record's caption without the trigger words, None where there are none to leave out.
+    `texts` maps every caption, plain caption and "" to its cached conditioning; None when a text encoder is
+    being trained.
     """
 
     def __init__(
         self,
         records: Sequence[Record],
+        plain: Sequence[str | None],
         latents: Sequence[Latent],
         texts: dict[str, Conditioning] | None,
         plan: Plan,
         options: FeedOptions,
     ) -> None:
-        self.records, self.plan, self.options = list(records), plan, options
+        self.records, self.plain = list(records), list(plain)
+        self.plan, self.options = plan, options
         self.latents = [Latent(one.mean.to(options.device), one.std.to(options.device)) for one in latents]
         self.texts = texts and {caption: _to(value, options.device) for caption, value in texts.items()}
         self.geometry = torch.tensor([geometry(record) for record in self.records], device=options.device)
@@ -52,19 +58,26 @@ class Feed:
     def _assemble(self, step: int, number: int, micro: MicroBatch) -> Batch:
         seed, indices = self.options.seed, list(micro.indices)
         draw = generator(seed, step, number, "latents")
-        captions = [
-            self._caption(i, python_random(seed, step, number, row).random()) for row, i in enumerate(indices)
-        ]
+        shown = [self._caption(i, python_random(seed, step, number, row)) for row, i in enumerate(indices)]
+        captions = [caption for caption, _ in shown]
+        preserved = [row for row, (_, kept) in enumerate(shown) if kept]
         return Batch(
             latents=torch.stack([self.latents[i].sample(draw) for i in indices]),
             captions=captions,
             conditioning=self._conditioning(captions),
             geometry=self.geometry[indices],
             weight=self.weight[indices].view(-1, 1, 1, 1),
+            preserved=torch.tensor(preserved, dtype=torch.int64, device=self.options.device),
         )
 
-    def _caption(self, index: int, draw: float) -> str:
-        return "" if draw < self.options.caption_dropout else self.records[index].caption
+    def _caption(self, index: int, draw: random.Random) -> tuple[str, bool]:
+        """The caption shown, and whether it is the one without the trigger."""
+        dropped = draw.random() < self.options.caption_dropout
+        preserved = draw.random() < self.options.preservation
+        if dropped:
+            return "", False
+        plain = self.plain[index] if preserved else None
+        return (self.records[index].caption, False) if plain is None else (plain, True)
 
     def _conditioning(self, captions: list[str]) -> Conditioning | None:
         if self.texts is None:

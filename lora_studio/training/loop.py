@@ -21,7 +21,7 @@ from lora_studio.adapters.base import AdapterSet
 from lora_studio.data.batches import Batch
 from lora_studio.errors import TrainingDiverged
 from lora_studio.families.base import ModelFamily
-from lora_studio.objective import Objective
+from lora_studio.objective import Noised, Objective
 from lora_studio.rng import generator
 from lora_studio.training.events import Listener, StepDone
 from lora_studio.training.feed import Feed
@@ -110,8 +110,25 @@ class Loop:
             conditioning = batch.conditioning or self.family.encode_text(batch.captions)
             noised = self.objective.noise(batch.latents, rng)
             answer = self.family.denoise(noised.latents, noised.timestep, conditioning, batch.geometry)
-        error = F.mse_loss(answer.float(), noised.target.float(), reduction="none")
+            target = self._with_base_answers(noised, batch)
+        error = F.mse_loss(answer.float(), target.float(), reduction="none")
         return ((error * batch.weight).mean(dim=(1, 2, 3)) * noised.weight).mean()
+
+    @torch.no_grad()
+    def _with_base_answers(self, noised: Noised, batch: Batch) -> Tensor:
+        """The targets, where in the preserved rows stands what the frozen base itself answers."""
+        rows = batch.preserved
+        if not len(rows):
+            return noised.target
+        with self.adapters.disabled():
+            if batch.conditioning is None:
+                conditioning = self.family.encode_text([batch.captions[row] for row in rows.tolist()])
+            else:
+                conditioning = {name: tensor[rows] for name, tensor in batch.conditioning.items()}
+            answer = self.family.denoise(
+                noised.latents[rows], noised.timestep[rows], conditioning, batch.geometry[rows]
+            )
+        return noised.target.index_copy(0, rows, answer.to(noised.target.dtype))
 
     def _report(self, step: int, loss: float, norm: float, seconds: float) -> None:
         rate = self.optimizer.param_groups[0]["lr"]

@@ -83,7 +83,12 @@ def test_accumulated_micro_batches_equal_one_batch(tmp_path: Path, recipe_file: 
 
     def batch(rows: slice) -> Batch:
         return Batch(
-            latents[rows], ["", ""][rows], {"text": conditioning["text"][rows]}, geometry[rows], weight[rows]
+            latents[rows],
+            ["", ""][rows],
+            {"text": conditioning["text"][rows]},
+            geometry[rows],
+            weight[rows],
+            preserved=torch.tensor([], dtype=torch.int64),
         )
 
     noise = loop.objective.noise(latents, generator("z"))

@@ -1,0 +1,87 @@
+"""Preservation: pictures shown without the trigger, whose target is the frozen base's own answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from lora_studio.data.batches import Batch
+from lora_studio.errors import RecipeError
+from lora_studio.recipe import load_recipe
+from lora_studio.rng import generator
+from lora_studio.run import Run
+from lora_studio.training.build import Session, prepare
+from lora_studio.training.events import nobody
+
+HALF = ("objective.preservation=0.5", "data.caption_dropout=0.2")
+
+
+def batches(session: Session, steps: int) -> list[Batch]:
+    return [batch for step in range(1, steps + 1) for batch in session.loop.feed.of_step(step)]
+
+
+def shift_adapters(session: Session) -> None:
+    """Adapters that do something, so that the base differs from the model in training."""
+    with torch.no_grad():
+        for layer in session.adapters.layers:
+            layer.up.normal_(std=0.05, generator=generator(layer.name))
+
+
+def test_the_share_of_rows_and_their_captions(tmp_path: Path, recipe_file: Path) -> None:
+    session = prepare(load_recipe(recipe_file, changes=HALF), Run(tmp_path), nobody)
+    preserved, shown = [], []
+    for batch in batches(session, 300):
+        rows = batch.preserved.tolist()
+        preserved += [batch.captions[row] for row in rows]
+        shown += [caption for row, caption in enumerate(batch.captions) if row not in rows]
+    dropped = sum(caption == "" for caption in shown)
+    total = len(preserved) + len(shown)
+    assert abs(len(preserved) / total - 0.8 * 0.5) < 0.06
+    assert abs(dropped / total - 0.2) < 0.05
+    assert not any("zwx" in caption or caption == "" for caption in preserved)
+    assert all("zwx style" in caption for caption in shown if caption)
+
+
+def test_a_preserved_rows_target_is_what_the_untouched_base_answers(
+    tmp_path: Path, recipe_file: Path, tiny_base: Path
+) -> None:
+    session = prepare(load_recipe(recipe_file, changes=HALF), Run(tmp_path), nobody)
+    shift_adapters(session)
+    batch = next(b for b in batches(session, 50) if len(b.preserved) == 1 and len(b.captions) == 2)
+    (row,) = batch.preserved.tolist()
+    noised = session.loop.objective.noise(batch.latents, generator("noise"))
+    target = session.loop._with_base_answers(noised, batch)
+    unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet", dtype=torch.float32)
+    assert batch.conditioning is not None
+    with torch.no_grad():
+        answer = unet(noised.latents, noised.timestep, batch.conditioning["text"]).sample
+    torch.testing.assert_close(target[row], answer[row], atol=1e-5, rtol=1e-4)
+    assert torch.equal(target[1 - row], noised.target[1 - row])
+    assert not torch.allclose(target[row], noised.target[row], atol=1e-2)
+
+
+def test_without_it_nothing_changes(tmp_path: Path, recipe_file: Path) -> None:
+    session = prepare(load_recipe(recipe_file), Run(tmp_path), nobody)
+    batch = next(iter(session.loop.feed.of_step(1)))
+    noised = session.loop.objective.noise(batch.latents, generator("noise"))
+    assert len(batch.preserved) == 0
+    assert session.loop._with_base_answers(noised, batch) is noised.target
+
+
+def test_with_a_trained_text_encoder_the_base_reads_with_its_own(tmp_path: Path, recipe_file: Path) -> None:
+    changes = (*HALF, "adapter.text_encoder=true")
+    session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), nobody)
+    batch = next(b for b in batches(session, 50) if len(b.preserved))
+    noised = session.loop.objective.noise(batch.latents, generator("noise"))
+    before = session.loop._with_base_answers(noised, batch)
+    shift_adapters(session)
+    torch.testing.assert_close(session.loop._with_base_answers(noised, batch), before)
+
+
+def test_preservation_without_a_trigger_to_leave_out_is_refused(tmp_path: Path, recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, changes=("objective.preservation=0.5", 'data.trigger="qqq style"'))
+    with pytest.raises(RecipeError, match=r"no caption holds data\.trigger"):
+        prepare(recipe, Run(tmp_path), nobody)

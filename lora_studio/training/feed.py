@@ -55,6 +55,12 @@ class Feed:
         for number, micro in enumerate(self.plan.of_step(step)):
             yield self._assemble(step, number, micro)
 
+    def largest(self) -> Batch:
+        """The first epoch's micro-batch with the most latents, for a trial; no step shows this batch."""
+        first_epoch = self.plan.epoch(0)
+        most = max(first_epoch, key=lambda micro: sum(self.latents[i].mean.numel() for i in micro.indices))
+        return self._assemble(0, 0, most)
+
     def _assemble(self, step: int, number: int, micro: MicroBatch) -> Batch:
         seed, indices = self.options.seed, list(micro.indices)
         draw = generator(seed, step, number, "latents")

@@ -41,6 +41,9 @@ def write_base(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out, safe_serialization=True)
+    tokenizer.backend_tokenizer.model.save(
+        str(out / "tokenizer")
+    )  # vocab.json and merges.txt, which UIs read
     pair.vision.half().save_pretrained(out / "image_encoder")
     projection = {"text_projection.weight": pair.text_projection.weight.detach().to(torch.float16)}
     save_file(projection, out / "image_encoder" / "text_projection.safetensors")

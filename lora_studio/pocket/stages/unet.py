@@ -27,8 +27,8 @@ GROUPS_OF_64 = 400  # 25,600 pictures
 CAPTION_DROPOUT = 0.1
 SNR_GAMMA = 5.0
 HIGH_NOISE_POWER = 2 / 3
-LARGE_ONLY_SHARE = 2 / 3  # of the steps: what an object is shows first where it is large and alone
-OBJECT_SHARE = 0.8  # of the steps in which the latents of the objects count OBJECT_WEIGHT times as much
+LARGE_ONLY_SHARE = 0.77  # of the steps: what an object is shows first where it is large and alone
+OBJECT_SHARE = 0.9  # of the steps in which the latents of the objects count OBJECT_WEIGHT times as much
 OBJECT_WEIGHT = 4.0
 
 
@@ -191,7 +191,11 @@ def build_unet(work: Path, steps: int, device: torch.device) -> None:
     start = folder / "start"  # made by adopt.py
     unet = UNet2DConditionModel.from_pretrained(start) if start.is_dir() else new_unet()
     unet = unet.to(device, memory_format=torch.channels_last)
-    trainee = Trainee(unet, StageConfig("unet", steps, 1.5e-3, warmup_steps=200, average_decay=0.998), folder)
+    trainee = Trainee(
+        unet,
+        StageConfig("unet", steps, 1.5e-3, warmup_steps=200, decay_share=0.2, average_decay=0.998),
+        folder,
+    )
     alphas = new_scheduler().alphas_cumprod
 
     def text_of(captions: list[str]) -> Tensor:

@@ -17,7 +17,7 @@ from lora_studio.pocket.stages.common import run_in_processes
 
 STAGES = ("vae", "clip", "latents", "unet", "decoder", "assemble")
 
-DEFAULT_STEPS = {"vae": 1450, "clip": 900, "unet": 2000, "decoder": 400}
+DEFAULT_STEPS = {"vae": 1450, "clip": 900, "unet": 5600, "decoder": 400}
 
 
 def _options() -> argparse.Namespace:

@@ -146,7 +146,7 @@ def noised_batch(
     What an object is gets settled at high noise (SNR 0.01 to 0.1), where the error in epsilon is tiny: there,
     min-SNR weights left it a hundredth of the loss and it was not learned. So the weights are those of
     arXiv 2310.08442 (1/sqrt(SNR)) up to `SNR_GAMMA` and fall like min-SNR's above it, and half of the
-    timesteps lie above 650.
+    timesteps lie above 630.
     """
     count = len(latents)
     noise = torch.randn(latents.shape, generator=generator)

@@ -31,6 +31,7 @@ CAPTION_WRITERS: Registry[type[CaptionWriter]] = Registry(
     {
         "filename": "lora_studio.data.captioners.filename:FileName",
         "template": "lora_studio.data.captioners.template:Template",
+        "endpoint": "lora_studio.data.captioners.endpoint:Endpoint",
     },
 )
 

@@ -31,6 +31,8 @@ CAPTION_WRITERS: Registry[type[CaptionWriter]] = Registry(
     {
         "filename": "lora_studio.data.captioners.filename:FileName",
         "template": "lora_studio.data.captioners.template:Template",
+        "blip": "lora_studio.data.captioners.blip:Blip",
+        "florence": "lora_studio.data.captioners.florence:Florence",
         "endpoint": "lora_studio.data.captioners.endpoint:Endpoint",
     },
 )

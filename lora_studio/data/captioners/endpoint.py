@@ -11,7 +11,7 @@ from io import BytesIO
 from typing import ClassVar
 
 from lora_studio.data.captioners.base import Answer, CaptionWriter, WriterOptions
-from lora_studio.data.captioners.http import Refused, Server
+from lora_studio.data.captioners.server import Refused, Server
 from lora_studio.data.manifest import Record
 from lora_studio.data.pictures import load_picture
 from lora_studio.errors import CaptionError

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lora_studio.data.captioners.base import WriterOptions
 from lora_studio.data.captioners.endpoint import KEY_VARIABLE, Endpoint
-from lora_studio.data.captioners.http import Server
+from lora_studio.data.captioners.server import Server
 from lora_studio.data.captions.ledger import LEDGER
 from lora_studio.data.captions.write import write_captions
 from lora_studio.data.scan import scan

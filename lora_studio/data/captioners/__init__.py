@@ -33,6 +33,7 @@ CAPTION_WRITERS: Registry[type[CaptionWriter]] = Registry(
         "template": "lora_studio.data.captioners.template:Template",
         "blip": "lora_studio.data.captioners.blip:Blip",
         "florence": "lora_studio.data.captioners.florence:Florence",
+        "wd14": "lora_studio.data.captioners.wd14:Wd14",
         "endpoint": "lora_studio.data.captioners.endpoint:Endpoint",
     },
 )

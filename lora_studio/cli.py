@@ -111,6 +111,7 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
 
 
 app.command()(cli_captions.caption)
+app.command()(cli_captions.captions)
 
 
 def _version(asked: bool) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,6 +13,9 @@ from rich.console import Console
 from lora_studio.data.captioners import CAPTION_WRITERS
 from lora_studio.errors import CaptionError
 from lora_studio.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from lora_studio.data.manifest import Manifest
 
 console = Console(highlight=False)
 
@@ -86,6 +91,62 @@ def caption(
     print_outcome(outcome, manifest, console, dry_run=dry_run)
     if outcome.faults:
         raise typer.Exit(1)
+
+
+def captions(
+    folder: Folder,
+    trigger: Annotated[str, typer.Option(help="the trigger words, to see which captions lack them")] = "",
+    base: Annotated[str, typer.Option(help='count tokens as this base: "pocket" or a diffusers folder')] = "",
+    find: Annotated[str | None, typer.Option(help="show the captions that hold these words")] = None,
+    replace: Annotated[str | None, typer.Option(help="with --find: show them with other words")] = None,
+    regex: Annotated[bool, typer.Option("--regex", help="--find is a regular expression")] = False,
+    write: Annotated[bool, typer.Option("--write", help="with --replace: write it; a copy is kept")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the statistics as JSON")] = False,
+) -> None:
+    """Count words, trigger and tokens in the captions of a folder, or find and replace in all of them."""
+    quiet_libraries()
+    _check_replace(find, replace, regex=regex, write=write)
+    from lora_studio.data.scan import scan
+
+    manifest = scan(_existing(folder))
+    if find is not None:
+        _find(folder, manifest, find, replace, regex=regex, write=write)
+        return
+    from lora_studio.data.captions.statistics import caption_statistics
+    from lora_studio.printing_captions import print_statistics
+
+    tokenizers = {}
+    if base:
+        from lora_studio.families.loading import load_tokenizers
+
+        tokenizers = load_tokenizers(base)
+    statistics = caption_statistics(manifest.used, trigger=trigger, tokenizers=tokenizers)
+    if as_json:
+        console.print_json(json.dumps(asdict(statistics)))
+    else:
+        print_statistics(statistics, console, trigger=trigger)
+
+
+def _check_replace(find: str | None, replace: str | None, *, regex: bool, write: bool) -> None:
+    if find is None and (replace is not None or regex or write):
+        raise CaptionError("--replace, --regex and --write need --find, the words to look for.")
+    if write and replace is None:
+        raise CaptionError('--write needs --replace, the words to write; --replace "" takes them out.')
+
+
+def _find(
+    folder: Path, manifest: Manifest, find: str, replace: str | None, *, regex: bool, write: bool
+) -> None:
+    from lora_studio.data.captions.replace import apply_changes, find_changes
+    from lora_studio.printing_captions import print_changes, print_found
+
+    if replace is None:
+        print_found(find_changes(manifest.used, find, "\\g<0>" if regex else find, regex=regex), console)
+        return
+    changes, backup = find_changes(manifest.used, find, replace, regex=regex), None
+    if write:
+        changes, backup = apply_changes(changes, folder=folder)
+    print_changes(changes, console, written=write, backup=backup)
 
 
 def _threshold(text: str) -> tuple[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,45 @@ def test_a_folder_that_is_none_is_one_sentence(
     (tmp_path / "a_file").touch()
     code, _, err = run(["caption", str(tmp_path / name), "--with", "filename"], capsys)
     assert code == 2 and "there is no folder" in err and name in err
+
+
+def test_captions_are_counted_for_people_and_as_json(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(["captions", str(folder), "--trigger", "zwx", "--base", "pocket"], capsys)
+    assert code == 0 and "1 of 2 pictures have a caption: 1 by hand" in out
+    assert "without a caption: blue_cat.png" in out and '"zwx" stands in 0 of 1' in out
+    assert "bold 1" in out and "tokens (tokenizer, " in out
+    code, out, _ = run(["captions", str(folder), "--json"], capsys)
+    assert code == 0 and json.loads(out)["without"] == ["blue_cat.png"]
+
+
+def test_find_and_replace_is_shown_first_and_written_when_asked(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(["captions", str(folder), "--find", "bold"], capsys)
+    assert code == 0 and "red_ball.txt: my own [bold] words" in out and "found in 1 captions" in out
+    arguments = ["captions", str(folder), "--find", "bold", "--replace", "shy"]
+    code, out, _ = run(arguments, capsys)
+    assert code == 0 and "+ my own [shy] words" in out and "1 captions would change; --write" in out
+    assert (folder / "red_ball.txt").read_text() == "my own [bold] words"
+    code, out, _ = run([*arguments, "--write"], capsys)
+    assert code == 0 and "1 captions changed" in out and ".lora-studio-backup" in out
+    assert (folder / "red_ball.txt").read_text() == "my own [shy] words"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--replace", "x"], "need --find"),
+        (["--find", "x", "--write"], "--write needs --replace"),
+        (["--find", "("], "found in 0 captions"),
+        (["--find", "(", "--regex"], "no regular expression"),
+        (["--base", "/nowhere"], "there is no base model at '/nowhere'"),
+    ],
+)
+def test_a_mistake_in_captions_is_one_sentence(
+    arguments: list[str], words: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(["captions", str(folder), *arguments], capsys)
+    assert code == (0 if "found" in words else 2) and words in out + err and "Traceback" not in err

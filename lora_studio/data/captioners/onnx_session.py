@@ -1,4 +1,4 @@
-"""Files and sessions of ONNX Runtime, which is an extra: `pip install "lora-studio[wd14]"`."""
+"""Files and sessions of ONNX Runtime, which is an extra."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_session(model: Path, device: str) -> Any:
         import onnxruntime
     except ImportError:
         raise CaptionError(
-            'wd14 needs ONNX Runtime; install it with: pip install "lora-studio[wd14]"'
+            "wd14 needs ONNX Runtime; install it with: pip install onnxruntime (or onnxruntime-gpu)."
         ) from None
     available = onnxruntime.get_available_providers()
     providers = [_provider(device, available)] if device else _best(available)

@@ -103,6 +103,10 @@ def _jobs(records: Sequence[Record], writer: CaptionWriter, replace: Replace, ou
             outcome.done_before += 1
         elif file.text and replace != "all" and not (author and replace == "generated"):
             outcome.kept[author.author if author else BY_HAND] += 1
+        elif (
+            record.caption and not file.text and replace != "all"
+        ):  # in another place than beside the picture
+            outcome.kept[BY_HAND] += 1
         else:
             jobs.append(Job(record, file, ledger))
     return jobs

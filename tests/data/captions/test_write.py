@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -14,7 +15,7 @@ from lora_studio.data.captions.backup import BACKUPS
 from lora_studio.data.captions.ledger import LEDGER
 from lora_studio.data.captions.wording import Wording
 from lora_studio.data.captions.write import write_captions
-from lora_studio.data.manifest import Record
+from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.pictures import load_picture
 from lora_studio.data.scan import scan
 
@@ -114,6 +115,14 @@ def test_what_is_replaced_is_shown_and_kept(three):
     assert (seen[0].name, seen[0].before, seen[0].after) == ("a.png", "schön", "red")
     assert [(one.done, one.total) for one in seen] == [(1, 3), (2, 3), (3, 3)]
     assert outcome.backup and (outcome.backup / "a.txt").read_bytes() == "schön".encode("utf-16")
+
+
+def test_a_caption_that_stands_elsewhere_than_beside_the_picture_counts_as_one(three):
+    """A file beside the picture would hide it."""
+    found = scan(three)
+    listed = replace(found.used[0], caption="from a list of captions", captioned_by="a list")
+    outcome = write_captions(Manifest((listed, *found.used[1:])), Colours(), folder=three)
+    assert dict(outcome.kept) == {"by hand": 1} and list(captions_in(three)) == ["b.txt", "c.txt"]
 
 
 def test_redo_replaces_a_captioners_words_and_never_a_persons(three):

@@ -37,6 +37,9 @@ Thresholds = Annotated[
 Trigger = Annotated[str, typer.Option(help="the trigger words; put in front unless the caption holds them")]
 
 
+_FETCHED = ", which is downloaded when it is used for the first time"
+
+
 def caption(
     folder: Folder,
     writer: Writer,
@@ -75,6 +78,9 @@ def caption(
     options = WriterOptions(model, device, prompt, template, url, max_tokens, batch_size, limits, wording)
     made = caption_writer(writer)(options)
     manifest = scan(_existing(folder))
+    if model_name := made.settings.get("model"):
+        fetched = "" if made.name == "endpoint" or Path(model).expanduser().is_dir() else _FETCHED
+        console.print(f"{made.name} with the model {model_name}{fetched}", markup=False, soft_wrap=True)
     with CaptionScreen(console, made.name) as screen:
         try:
             outcome = write_captions(

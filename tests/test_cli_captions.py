@@ -82,6 +82,14 @@ def test_a_mistake_is_one_sentence_and_exit_2(
     assert not list(folder.glob("blue*.txt"))
 
 
+def test_a_model_is_named_and_a_download_is_announced(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(["caption", str(folder), "--with", "blip", "--model", "nobody/nothing"], capsys)
+    assert code == 2 and "blip with the model nobody/nothing, which is downloaded" in out
+    assert "the model nobody/nothing cannot be loaded" in err and "Traceback" not in err
+
+
 @pytest.mark.parametrize("name", ["missing", "a_file"])
 def test_a_folder_that_is_none_is_one_sentence(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

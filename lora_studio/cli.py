@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lora_studio import __version__
+from lora_studio import __version__, cli_captions
 from lora_studio.errors import ExportMismatch, StudioError, TrainingDiverged
+from lora_studio.quiet import quiet_libraries
 from lora_studio.recipe import PRESET_FOLDER, Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Say whether a LoRA file is whole: exit 0 if it is, 1 if it is faulty, 2 for a mistake in the call."""
-    _quiet_libraries()
+    quiet_libraries()
     from lora_studio.export.check import verify as look
 
     report = look(file, base=base)
@@ -91,7 +91,7 @@ def verify(
 
 
 def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
-    _quiet_libraries()
+    quiet_libraries()
     from lora_studio.printing import Screen
     from lora_studio.training.session import Interrupted
     from lora_studio.training.session import train as run
@@ -110,12 +110,8 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
     print_finished(result, console)
 
 
-def _quiet_libraries() -> None:
-    """Our own progress bars only, and nothing from the network that was not asked for."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+app.command()(cli_captions.caption)
+app.command()(cli_captions.captions)
 
 
 def _version(asked: bool) -> None:

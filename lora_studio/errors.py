@@ -21,6 +21,10 @@ class DatasetError(StudioError):
     """The pictures or captions cannot be used as they are."""
 
 
+class CaptionError(StudioError):
+    """A captioner cannot do what it was asked for, or captions cannot be written."""
+
+
 class BaseModelError(StudioError):
     """The base model is missing, damaged or of another kind."""
 

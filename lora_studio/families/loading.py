@@ -43,6 +43,14 @@ def load_base(model: str) -> ModelFamily:
     return family(parts, tokenizers, source=model if model == POCKET else "")
 
 
+def load_tokenizers(model: str) -> dict[str, PreTrainedTokenizerBase]:
+    """The tokenizers of the base called `model`, without its networks. Raises BaseModelError as load_base."""
+    folder = POCKET_FOLDER if model == POCKET else Path(model).expanduser()
+    index = _read_index(folder, model)
+    only = {name: entry for name, entry in index.items() if name.startswith("tokenizer")}
+    return _load_parts(folder, only, model)[1]
+
+
 def _config_name(part: str) -> str:
     if part == "scheduler":
         return "scheduler_config.json"

@@ -4,8 +4,10 @@ import unicodedata
 
 import pytest
 
-from lora_studio.data.captioners import CAPTIONERS
+from lora_studio.data.captioners import CAPTIONERS, caption_writer
+from lora_studio.data.captioners.base import WriterOptions
 from lora_studio.data.captioners.sidecar import read_captions
+from lora_studio.data.captions.write import write_captions
 from lora_studio.data.scan import scan
 from lora_studio.errors import DatasetError, RecipeError
 
@@ -56,6 +58,15 @@ def test_pictures_without_caption_get_the_instance_prompt(folder, paint):
     used = read_captions(scan(folder), instance_prompt=" a photo of sks ").used
     assert [record.caption for record in used] == ["a ball", "a photo of sks", "a photo of sks"]
     assert [record.captioned_by for record in used] == ["sidecar", "instance prompt", "instance prompt"]
+
+
+def test_a_captioners_words_name_it_until_somebody_edits_them(folder, paint):
+    for name in ("red ball", "blue cat"):
+        paint(f"{name}.png", colour=name.split()[0])
+    write_captions(scan(folder), caption_writer("filename")(WriterOptions()), folder=folder)
+    (folder / "red ball.txt").write_text("a red ball")
+    authors = {record.caption: record.captioned_by for record in read_captions(scan(folder)).used}
+    assert authors == {"a red ball": "sidecar", "blue cat": "filename"}
 
 
 def test_missing_captions_are_counted_named_and_explained_in_one_sentence(folder, paint):

@@ -6,6 +6,7 @@ import codecs
 from dataclasses import replace
 from pathlib import Path
 
+from lora_studio.data.captions.ledger import Ledger
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.names import caption_files, some, stem_key
 from lora_studio.errors import DatasetError
@@ -14,6 +15,7 @@ from lora_studio.errors import DatasetError
 def read_captions(manifest: Manifest, *, instance_prompt: str = "") -> Manifest:
     """The manifest with captions from the files beside the pictures, else with `instance_prompt`.
 
+    A caption that `lora-studio caption` wrote and nobody edited names its captioner as the author.
     A hand-written caption wins; an empty file counts as none. Raises DatasetError that names the caption
     files that are no text, or the pictures without a caption.
     """
@@ -21,13 +23,15 @@ def read_captions(manifest: Manifest, *, instance_prompt: str = "") -> Manifest:
     beside = {
         folder: caption_files(folder) for folder in {Path(record.path).parent for record in manifest.used}
     }
+    ledgers = {folder: Ledger(folder) for folder in beside}
     faults: list[str] = []
     records = []
     for record in manifest.records:
         if not record.excluded:
             path = Path(record.path)
-            caption = _first_caption(beside[path.parent].get(stem_key(record.name), []), faults)
-            record = _captioned(record, caption, instance_prompt)
+            files = beside[path.parent].get(stem_key(record.name), [])
+            caption, author = _first_caption(files, ledgers[path.parent], faults)
+            record = _captioned(record, caption, author, instance_prompt)
         records.append(record)
     missing = [record.name for record in records if not record.excluded and not record.caption]
     if faults:
@@ -46,17 +50,18 @@ def decode_caption(data: bytes) -> str:
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _captioned(record: Record, caption: str, instance_prompt: str) -> Record:
+def _captioned(record: Record, caption: str, author: str, instance_prompt: str) -> Record:
     if caption:
-        return replace(record, caption=caption, captioned_by="sidecar")
+        return replace(record, caption=caption, captioned_by=author)
     return replace(record, caption=instance_prompt, captioned_by="instance prompt" if instance_prompt else "")
 
 
-def _first_caption(paths: list[Path], faults: list[str]) -> str:
-    """The first caption that is not empty; what goes wrong is added to `faults`."""
+def _first_caption(paths: list[Path], ledger: Ledger, faults: list[str]) -> tuple[str, str]:
+    """The first caption that is not empty and who wrote it; what goes wrong is added to `faults`."""
     for path in paths:
         try:
-            caption = decode_caption(path.read_bytes())
+            data = path.read_bytes()
+            caption = decode_caption(data)
         except UnicodeDecodeError:
             faults.append(f"{path.name} (neither UTF-8 nor UTF-16)")
             continue
@@ -64,5 +69,6 @@ def _first_caption(paths: list[Path], faults: list[str]) -> str:
             faults.append(f"{path.name} ({error.strerror or error})")
             continue
         if caption:
-            return caption
-    return ""
+            entry = ledger.author(path, data)
+            return caption, entry.author if entry else "sidecar"
+    return "", ""

@@ -1,0 +1,123 @@
+"""WD taggers (SmilingWolf's): tags of drawings, each with a probability, on ONNX Runtime."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lora_studio.data.captioners.base import Answer, CaptionWriter, WriterOptions
+from lora_studio.data.captioners.onnx_session import open_session, tagger_files
+from lora_studio.data.captioners.seeing import model_name
+from lora_studio.data.manifest import Record
+from lora_studio.data.pictures import load_picture
+from lora_studio.errors import CaptionError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+CATEGORIES = {9: "rating", 4: "character", 3: "copyright", 1: "artist", 0: "general", 5: "meta"}
+"""Numbers in selected_tags.csv -> names, in the order in which they stand in a caption."""
+THRESHOLDS = {"character": 0.85, "general": 0.35}
+"""The authors' own; a category without a threshold is left out."""
+
+
+@dataclass(frozen=True)
+class Tag:
+    """An output of the model."""
+
+    words: str
+    category: str
+
+
+class Wd14(CaptionWriter):
+    """Tags with commas between, the likeliest first within each category."""
+
+    name: ClassVar[str] = "wd14"
+    uses: ClassVar[tuple[str, ...]] = ("model", "device", "thresholds")
+    batch_size = 4
+    default_model: ClassVar[str] = "SmilingWolf/wd-vit-tagger-v3"
+
+    def __init__(self, options: WriterOptions) -> None:
+        super().__init__(options)
+        if unknown := [name for name in options.thresholds if name not in CATEGORIES.values()]:
+            known = ", ".join(CATEGORIES.values())
+            raise CaptionError(f"wd14 has no tags of the category {unknown[0]!r}; known: {known}.")
+        self.model = options.model or self.default_model
+        self.thresholds = {**THRESHOLDS, **options.thresholds}
+
+    @property
+    def settings(self) -> dict[str, str | int | float]:
+        """The model and every threshold."""
+        return {"model": model_name(self.model), **self.thresholds}
+
+    def describe(self, records: Sequence[Record]) -> list[Answer]:
+        """Tags for each picture. Raises CaptionError if the model or ONNX Runtime is missing."""
+        import numpy as np
+
+        session, tags = self._loaded
+        (wanted,) = session.get_inputs()
+        batch, side = wanted.shape[0], wanted.shape[1]
+        pixels = np.stack([prepare(load_picture(record.path), int(side)) for record in records])
+        size = batch if isinstance(batch, int) else len(records)  # some files take one picture at a time
+        parts = [pixels[start : start + size] for start in range(0, len(records), size)]
+        rows = np.concatenate([session.run(None, {wanted.name: part})[0] for part in parts])
+        if rows.shape != (len(records), len(tags)):
+            raise CaptionError(
+                f"the model {self.model} has {rows.shape[-1]} outputs, but its table {len(tags)} tags; "
+                "take both from the same place."
+            )
+        return [Answer(", ".join(chosen_tags(row, tags, self.thresholds))) for row in rows]
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, list[Tag]]:
+        model, table = tagger_files(self.model)
+        return open_session(model, self.options.device), read_tags(table)
+
+
+def prepare(picture: Image.Image, side: int) -> NDArray[np.float32]:
+    """RGB -> [side, side, 3], blue first, 0 to 255, padded with white to a square: as they were trained."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    square = max(picture.size)
+    padded = ImageOps.pad(picture, (square, square), color="white")
+    resized = padded.resize((side, side), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(resized, dtype=np.float32)[:, :, ::-1])
+
+
+def chosen_tags(row: NDArray[np.float32], tags: Sequence[Tag], thresholds: Mapping[str, float]) -> list[str]:
+    """The tags at or above the threshold of their category; of the ratings the likeliest alone."""
+    chosen = []
+    for category in CATEGORIES.values():
+        if category not in thresholds:
+            continue
+        found = [(-float(row[i]), i) for i, tag in enumerate(tags) if tag.category == category]
+        likely = [tags[i].words for minus, i in sorted(found) if -minus >= thresholds[category]]
+        chosen += likely[:1] if category == "rating" else likely
+    return chosen
+
+
+def read_tags(table: Path) -> list[Tag]:
+    """The tags of selected_tags.csv in the order of the outputs. Raises CaptionError if it is none."""
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            return [
+                Tag(words_of(line["name"]), CATEGORIES.get(int(line["category"]), line["category"]))
+                for line in csv.DictReader(file)
+            ]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise CaptionError(
+            f"{table} is no table of tags with name and category ({error}); download the model again."
+        ) from None
+
+
+def words_of(tag: str) -> str:
+    """ "long_hair" -> "long hair"; faces such as "^_^" and "o_o" stay."""
+    return tag.replace("_", " ") if re.search(r"[^\W\d_]{2}", tag) else tag

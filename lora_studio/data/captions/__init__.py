@@ -1,0 +1,1 @@
+"""Captions on the disk: found, worded, written, counted, replaced. Who says what they hold: captioners/."""

@@ -1,0 +1,108 @@
+"""Who wrote which caption: one JSON line for each that a captioner wrote, in a file beside the captions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from lora_studio.errors import CaptionError
+
+LEDGER = ".lora-studio-captions.jsonl"
+Setting = str | int | float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A caption that was written: by whom, how, from which picture, and what it was."""
+
+    caption: str  # the file's name
+    picture: str  # the file's name
+    author: str  # the captioner's name in its table
+    settings: Mapping[str, Setting]  # what the captioner was told
+    wording: Mapping[str, str]  # trigger, prefix and the like
+    picture_sha256: str
+    caption_sha256: str  # of the caption file's bytes; another hash means that somebody edited it since
+    written_at: str  # ISO 8601, UTC
+
+    def same_work(self, other: Entry) -> bool:
+        """Whether the same captioner with the same settings looked at the same picture."""
+        return _work(self) == _work(other)
+
+
+class Ledger:
+    """The entries of one folder. Only added to; a line cut short by a crash is passed over."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LEDGER
+        self._entries: dict[tuple[str, str], Entry] = {}
+        for line in self._read().splitlines():
+            if entry := _parse(line):
+                self._entries[_key(entry.caption, entry.caption_sha256)] = entry
+
+    def author(self, path: Path, data: bytes) -> Entry | None:
+        """The entry of the captioner that wrote these bytes into the caption file; None: a person did."""
+        return self._entries.get(_key(path.name, sha256(data)))
+
+    def add(self, entry: Entry) -> None:
+        """Append the entry, before its caption is written: a caption without an entry counts as by hand."""
+        line = (json.dumps(asdict(entry), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        try:
+            with self.path.open("ab+") as file:
+                file.write(_missing_newline(file.tell(), self.path) + line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise CaptionError(
+                f"{self.path} cannot be written to ({error.strerror or error}); make the folder writable."
+            ) from None
+        self._entries[_key(entry.caption, entry.caption_sha256)] = entry
+
+    def _read(self) -> str:
+        try:
+            return self.path.read_text("utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise CaptionError(
+                f"{self.path}, which says who wrote the captions, cannot be read "
+                f"({error.strerror or error}); make it readable, or remove it if all captions are yours."
+            ) from None
+
+
+def sha256(data: bytes) -> str:
+    """The hash that entries hold."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _key(name: str, digest: str) -> tuple[str, str]:
+    return unicodedata.normalize("NFC", name), digest  # file systems differ in how they spell "é"
+
+
+def _work(entry: Entry) -> tuple[object, ...]:
+    return entry.author, dict(entry.settings), dict(entry.wording), entry.picture_sha256
+
+
+def _missing_newline(size: int, path: Path) -> bytes:
+    """What ends a line that a crash has cut short."""
+    if not size:
+        return b""
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return b"" if file.read(1) == b"\n" else b"\n"
+
+
+def _parse(line: str) -> Entry | None:
+    """The entry in a line; None for one that is damaged or of another version."""
+    try:
+        values = json.loads(line)
+        entry = Entry(**{field.name: values[field.name] for field in fields(Entry)})
+    except (ValueError, TypeError, KeyError):
+        return None
+    texts = (entry.caption, entry.picture, entry.author, entry.picture_sha256, entry.caption_sha256)
+    whole = all(isinstance(text, str) for text in texts)
+    return entry if whole and isinstance(entry.settings, dict) and isinstance(entry.wording, dict) else None

@@ -1,0 +1,80 @@
+"""Find and replace over the captions of a folder: looked at first, then written with a backup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_studio.data.captioners.sidecar import decode_caption
+from lora_studio.data.captions.backup import Backup, replace_caption
+from lora_studio.data.captions.files import CaptionFile, find_captions, read_caption_file, split_encoding
+from lora_studio.data.manifest import Record
+from lora_studio.errors import CaptionError
+
+
+@dataclass(frozen=True)
+class Change:
+    """A caption file that holds what was sought."""
+
+    file: CaptionFile
+    data: bytes  # what it would hold
+    fault: str = ""  # why it stays as it is
+
+    @property
+    def before(self) -> str:
+        """The caption in one line."""
+        return self.file.text
+
+    @property
+    def after(self) -> str:
+        """The new one in one line."""
+        return decode_caption(self.data)
+
+
+def find_changes(records: Sequence[Record], find: str, replace: str, *, regex: bool = False) -> list[Change]:
+    """Every caption with `find` in it, and what it would be; encoding and line ends stay.
+
+    With `regex`, `find` is a regular expression and `replace` may hold its groups. Raises CaptionError if
+    either is not valid.
+    """
+    if not find:
+        raise CaptionError("--find is empty; say which words are to be found.")
+    try:
+        pattern = re.compile(find if regex else re.escape(find))
+        files = [file for file in find_captions(records) if file.text]
+        return [change for file in files if (change := _change(file, pattern, replace, regex=regex))]
+    except (re.error, IndexError) as error:
+        raise CaptionError(
+            f"--find {find!r} with --replace {replace!r} is no regular expression ({error}); "
+            "leave out --regex to find the words as they are."
+        ) from None
+
+
+def apply_changes(changes: Sequence[Change], *, folder: Path) -> tuple[list[Change], Path | None]:
+    """Write the changes; returns them with the fault of each that was not, and the folder of the backup.
+
+    Raises CaptionError if the disk refuses.
+    """
+    backup = Backup(folder)
+    done = []
+    for change in changes:
+        if not change.fault and read_caption_file(change.file.path) != change.file:
+            change = Change(change.file, change.data, "it was changed meanwhile")
+        if not change.fault:
+            replace_caption(change.file.path, change.data, before=change.file.data, backup=backup)
+        done.append(change)
+    return done, backup.folder
+
+
+def _change(file: CaptionFile, pattern: re.Pattern[str], replace: str, *, regex: bool) -> Change | None:
+    """The change of one file, or None if it holds nothing that was sought."""
+    mark, encoding, text = split_encoding(file.data or b"")
+    new, count = pattern.subn(replace if regex else lambda match: replace, text)
+    if not count:
+        return None
+    data = mark + new.encode(encoding)
+    if not decode_caption(data):
+        return Change(file, data, "nothing would be left of it")
+    return Change(file, data)

@@ -1,0 +1,144 @@
+"""Captions for a folder: only where they are wanted, written one by one, so that a stop loses nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from lora_studio.data.captioners.base import Answer, CaptionWriter
+from lora_studio.data.captions.backup import Backup, replace_caption
+from lora_studio.data.captions.files import CaptionFile, find_captions, read_caption_file
+from lora_studio.data.captions.ledger import Entry, Ledger, sha256
+from lora_studio.data.manifest import Manifest, Record
+
+Replace = Literal["nothing", "generated", "all"]
+"""Which captions may be replaced: none, those that a captioner wrote and nobody edited, or any."""
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture is done."""
+
+    name: str
+    done: int
+    total: int
+    before: str  # the caption it had; empty: none
+    after: str  # the caption it has now; empty: none was written
+    fault: str = ""  # why none was written
+
+
+@dataclass
+class Outcome:
+    """What became of every picture of the folder."""
+
+    written: int = 0
+    kept: Counter[str] = field(default_factory=Counter)  # who wrote the captions that were left as they are
+    done_before: int = 0  # the same captioner, settings and picture as now
+    faults: list[tuple[str, str]] = field(default_factory=list)  # (picture, why it has no new caption)
+    backup: Path | None = None  # the folder with what the replaced captions were
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture that gets a caption."""
+
+    record: Record
+    file: CaptionFile
+    ledger: Ledger
+
+
+BY_HAND = "by hand"
+
+
+def write_captions(
+    manifest: Manifest,
+    writer: CaptionWriter,
+    *,
+    folder: Path,
+    replace: Replace = "nothing",
+    dry_run: bool = False,
+    on_picture: Callable[[Captioned], None] = lambda captioned: None,
+) -> Outcome:
+    """Write captions beside the used pictures that have none, or whose caption may be replaced.
+
+    What is replaced is kept in a backup inside `folder`. Called again after a stop, it goes on where it was.
+    Raises CaptionError if the captioner or the disk does not work; what was written until then stays.
+    """
+    writer.options.wording.check()
+    outcome = Outcome()
+    jobs = _jobs(manifest.used, writer, replace, outcome)
+    backup = Backup(folder)
+    done = 0
+    for start in range(0, len(jobs), writer.batch_size):
+        batch = jobs[start : start + writer.batch_size]
+        answers = writer.describe([job.record for job in batch])
+        assert len(answers) == len(batch), "an answer for each picture"
+        for job, answer in zip(batch, answers, strict=True):
+            done += 1
+            after, fault = _caption(job, answer, writer, backup, dry_run=dry_run)
+            if fault:
+                outcome.faults.append((job.record.name, fault))
+            else:
+                outcome.written += 1
+            on_picture(Captioned(job.record.name, done, len(jobs), job.file.text, after, fault))
+        outcome.backup = backup.folder
+    return outcome
+
+
+def _jobs(records: Sequence[Record], writer: CaptionWriter, replace: Replace, outcome: Outcome) -> list[Job]:
+    """The pictures that get a caption; what becomes of the others is counted in `outcome`."""
+    ledgers: dict[Path, Ledger] = {}
+    jobs = []
+    for record, file in zip(records, find_captions(records), strict=True):
+        parent = file.path.parent
+        ledger = ledgers.get(parent) or ledgers.setdefault(parent, Ledger(parent))
+        author = ledger.author(file.path, file.data) if file.text and file.data else None
+        if file.fault:
+            outcome.faults.append((record.name, f"{file.path.name} cannot be read ({file.fault})"))
+        elif author and author.same_work(_entry(record, file.path, writer, b"")):
+            outcome.done_before += 1
+        elif file.text and replace != "all" and not (author and replace == "generated"):
+            outcome.kept[author.author if author else BY_HAND] += 1
+        elif (
+            record.caption and not file.text and replace != "all"
+        ):  # in another place than beside the picture
+            outcome.kept[BY_HAND] += 1
+        else:
+            jobs.append(Job(record, file, ledger))
+    return jobs
+
+
+def _caption(
+    job: Job, answer: Answer, writer: CaptionWriter, backup: Backup, *, dry_run: bool
+) -> tuple[str, str]:
+    """Write one caption; returns it, or why there is none."""
+    if answer.fault:
+        return "", answer.fault
+    caption = writer.options.wording.apply(answer.text)
+    if not caption:
+        return "", "nothing is left to say" if answer.text.strip() else "the captioner said nothing"
+    now = read_caption_file(job.file.path)
+    if now != job.file:  # somebody wrote it while the captioner was looking at pictures
+        return "", f"{job.file.path.name} was changed meanwhile and is kept"
+    if not dry_run:
+        data = (caption + "\n").encode("utf-8")
+        job.ledger.add(_entry(job.record, job.file.path, writer, data))
+        replace_caption(job.file.path, data, before=job.file.data, backup=backup)
+    return caption, ""
+
+
+def _entry(record: Record, path: Path, writer: CaptionWriter, data: bytes) -> Entry:
+    return Entry(
+        caption=path.name,
+        picture=Path(record.path).name,
+        author=writer.name,
+        settings=writer.settings,
+        wording=writer.options.wording.to_json(),
+        picture_sha256=record.sha256,
+        caption_sha256=sha256(data),
+        written_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )

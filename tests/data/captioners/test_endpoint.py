@@ -1,0 +1,209 @@
+"""The endpoint captioner against a real server on this machine."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from lora_studio.data.captioners.base import WriterOptions
+from lora_studio.data.captioners.endpoint import KEY_VARIABLE, Endpoint
+from lora_studio.data.captioners.server import Server
+from lora_studio.data.captions.ledger import LEDGER
+from lora_studio.data.captions.write import write_captions
+from lora_studio.data.scan import scan
+from lora_studio.errors import CaptionError
+
+Reply = tuple[int, dict[str, str], bytes]
+
+
+class Peer:
+    """A server that answers what `reply` says, and remembers what it was sent."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, object]] = []
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        self.reply: Callable[[Image.Image], Reply] = lambda picture: said(colour(picture))
+        peer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                peer.requests.append(body)
+                peer.headers.append(dict(self.headers))
+                peer.paths.append(self.path)
+                status, headers, answer = peer.reply(picture_in(body))
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(answer)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+
+def picture_in(body: dict[str, list[dict[str, list[dict[str, dict[str, str]]]]]]) -> Image.Image:
+    url = body["messages"][0]["content"][1]["image_url"]["url"]
+    return Image.open(BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,"))))
+
+
+def colour(picture: Image.Image) -> str:
+    pixel = picture.getpixel((0, 0))
+    assert isinstance(pixel, tuple)
+    return ("red", "green", "blue")[pixel.index(max(pixel))]
+
+
+def said(text: object, finish: str = "stop") -> Reply:
+    values = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
+    return 200, {}, json.dumps(values).encode()
+
+
+@pytest.fixture
+def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", KEY_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Server, "waits_seconds", (0.01, 0.01))
+    peer = Peer()
+    thread = threading.Thread(target=peer.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield peer
+    peer.server.shutdown()
+    thread.join()
+    peer.server.server_close()
+
+
+def test_every_picture_gets_its_own_answer(folder, paint, peer):
+    for number, name in enumerate(("red", "blue", "green", "red", "blue")):
+        paint(f"{number}.png", 40 + number, 30, {"green": "lime"}.get(name, name))
+    writer = Endpoint(WriterOptions(url=peer.url, model="seer", prompt="What?", max_tokens=50, batch_size=3))
+    outcome = write_captions(scan(folder), writer, folder=folder)
+    captions = [path.read_text() for path in sorted(folder.glob("*.txt"))]
+    assert outcome.written == 5 and captions == ["red\n", "blue\n", "green\n", "red\n", "blue\n"]
+    assert set(peer.paths) == {"/v1/chat/completions"}
+    request = peer.requests[0]
+    assert (request["model"], request["max_tokens"]) == ("seer", 50)
+    assert request["messages"][0]["content"][0] == {"type": "text", "text": "What?"}
+
+
+def test_the_key_is_sent_and_stands_nowhere_else(folder, paint, peer, monkeypatch):
+    paint("a.png")
+    monkeypatch.setenv(KEY_VARIABLE, "sk-secret")
+    write_captions(scan(folder), Endpoint(WriterOptions(url=peer.url)), folder=folder)
+    assert peer.headers[0]["Authorization"] == "Bearer sk-secret"
+    assert "sk-secret" not in (folder / LEDGER).read_text() + json.dumps(peer.requests)
+
+
+def test_what_is_sent_is_small_and_says_nothing_of_camera_or_place(folder, peer):
+    exif = Image.Exif()
+    exif[0x010E] = "at my home"
+    Image.new("RGB", (3000, 1500), "red").save(folder / "a.jpg", exif=exif, comment=b"at my home")
+    pictures = []
+    peer.reply = lambda picture: pictures.append(picture) or said("a wall")
+    Endpoint(WriterOptions(url=peer.url)).describe(scan(folder).used)
+    (picture,) = pictures
+    assert picture.size == (1024, 512) and not picture.getexif() and "comment" not in picture.info
+
+
+def test_an_answer_in_parts_is_one_caption(folder, paint, peer):
+    paint("a.png")
+    peer.reply = lambda picture: said([{"type": "text", "text": "a red"}, {"type": "text", "text": "wall"}])
+    assert Endpoint(WriterOptions(url=peer.url)).describe(scan(folder).used)[0].text == "a red wall"
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (said("a red wal", finish="length"), "--max-tokens"),
+        ((400, {}, b'{"error": "not a nice\n picture"}'), "refused it \\(400: .*not a nice picture"),
+    ],
+)
+def test_one_picture_that_is_refused_does_not_stop_the_others(folder, paint, peer, reply, words):
+    paint("a.png", colour="red")
+    paint("b.png", colour="blue")
+    peer.reply = lambda picture: reply if colour(picture) == "red" else said("a sea")
+    outcome = write_captions(scan(folder), Endpoint(WriterOptions(url=peer.url)), folder=folder)
+    assert outcome.written == 1 and (folder / "b.txt").read_text() == "a sea\n"
+    ((name, reason),) = outcome.faults
+    import re
+
+    assert name == "a.png" and re.search(words, reason)
+
+
+def test_a_busy_server_is_asked_again(folder, paint, peer):
+    paint("a.png")
+    replies = [(503, {}, b"loading"), (429, {}, b""), said("a wall")]
+    peer.reply = lambda picture: replies.pop(0)
+    assert Endpoint(WriterOptions(url=peer.url)).describe(scan(folder).used)[0].text == "a wall"
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ((401, {}, b"bad key sk-secret"), rf"answers 401: bad key \*\*\*; .*{KEY_VARIABLE}"),
+        ((404, {}, b"no such model"), "answers 404: no such model"),
+        ((503, {}, b""), "answers 503; captions written so far are kept"),
+        ((302, {"Location": "http://127.0.0.1:9/"}, b""), "give the final address"),
+        ((200, {}, b"<html>"), "OpenAI's chat protocol"),
+        ((200, {}, b'{"choices": []}'), "OpenAI's chat protocol"),
+        ((200, {}, b"x" * 1_000_001), "more than 1 MB"),
+    ],
+    ids=["key", "model", "busy for good", "redirect", "a web page", "no choices", "too much"],
+)
+def test_a_server_that_cannot_be_used_is_one_sentence(folder, paint, peer, monkeypatch, reply, words):
+    paint("a.png")
+    monkeypatch.setenv(KEY_VARIABLE, "sk-secret")
+    peer.reply = lambda picture: reply
+    with pytest.raises(CaptionError, match=words) as caught:
+        Endpoint(WriterOptions(url=peer.url)).describe(scan(folder).used)
+    assert "sk-secret" not in str(caught.value)
+
+
+def test_a_server_that_is_not_there_is_one_sentence(folder, paint, peer):
+    paint("a.png")
+    peer.server.server_close()
+    with pytest.raises(CaptionError, match="cannot be reached"):
+        Endpoint(WriterOptions(url=peer.url)).describe(scan(folder).used)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("", "needs --url"),
+        ("localhost:8080", "no address"),
+        ("file:///etc/passwd", "no address"),
+        ("http://host:99999/v1", "no address"),
+        ("http://a b/v1", "no address"),
+        ("https://me:secret@host/v1", "leave them out"),
+        ("https://host/v1?key=secret", "leave them out"),
+        ("http://example.com/v1", "unencrypted"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused(url, words, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "sk-secret")
+    with pytest.raises(CaptionError, match=words) as caught:
+        Endpoint(WriterOptions(url=url))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "used"),
+    [
+        ("http://localhost:8080", "http://localhost:8080/v1/chat/completions"),
+        ("https://host/v1/", "https://host/v1/chat/completions"),
+        ("http://192.168.1.5/v1/chat/completions", "http://192.168.1.5/v1/chat/completions"),
+    ],
+)
+def test_an_address_is_completed(url, used, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "sk-secret")
+    assert Endpoint(WriterOptions(url=url)).settings["url"] == used

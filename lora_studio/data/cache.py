@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lora_studio.data.files import UnreadableFile, read_bytes
 from lora_studio.data.manifest import Record
 from lora_studio.data.names import some
-from lora_studio.data.pictures import FORMATS_IN_WORDS, UnreadablePicture, decode, read_bytes
+from lora_studio.data.pictures import FORMATS_IN_WORDS, decode
 from lora_studio.data.store import TensorStore
 from lora_studio.errors import DatasetError
 
-_FORMAT = 1  # raise it when pixels or files are made differently
+_FORMAT = 2  # raise it when pixels or files are made differently
 
 ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 TextEncoder = Callable[[list[str]], dict[str, Tensor]]
@@ -55,7 +56,7 @@ class LatentCache:
         """The name of the entry: a hash of all that the latent depends on."""
         assert record.bucket is not None, record.name
         place = [record.bucket.name, record.resize, record.crop, flip]
-        return _hash("latent", record.sha256, place, self._fingerprint)
+        return _hash("latent", record.sha256, record.background, place, self._fingerprint)
 
     def load_or_encode(
         self, records: Sequence[Record], encode: ImageEncoder, *, on_progress: OnProgress | None = None
@@ -142,8 +143,8 @@ def pixels_of(record: Record) -> Tensor:
             raise DatasetError(
                 f"{record.path} has changed since the folder was scanned; start the run again."
             )
-        picture = decode(data)
-    except UnreadablePicture as reason:
+        picture = decode(data, background=record.background or "white").image
+    except UnreadableFile as reason:
         advice = f"put it back as {FORMATS_IN_WORDS}, or start the run again without it"
         raise DatasetError(f"{record.path} can no longer be used ({reason}); {advice}.") from None
     cropped = picture.resize(record.resize, Image.Resampling.LANCZOS).crop(record.crop)

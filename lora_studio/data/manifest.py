@@ -33,6 +33,8 @@ class Record:
     role: str = "instance"
     repeats: int = 1
     weight: float = 1.0
+    background: str = ""  # the colour that clear parts get; empty if there are none
+    note: str = ""  # what a user should know about how it was read
     bucket: Bucket | None = None
     resize: tuple[int, int] | None = None  # width, height before the crop
     crop: tuple[int, int, int, int] | None = None  # left, top, right, bottom within the resized picture

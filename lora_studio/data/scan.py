@@ -8,16 +8,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from lora_studio.data.files import UnreadableFile, read_bytes
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.names import is_caption, is_junk, some, stem_key
-from lora_studio.data.pictures import (
-    FORMATS_IN_WORDS,
-    NOT_A_PICTURE,
-    UnreadablePicture,
-    decode,
-    load_picture,
-    read_bytes,
-)
+from lora_studio.data.pictures import FORMATS_IN_WORDS, NOT_A_PICTURE, decode, load_picture
 from lora_studio.errors import DatasetError
 
 __all__ = ["MAX_ASPECT", "load_picture", "scan"]
@@ -25,7 +19,7 @@ __all__ = ["MAX_ASPECT", "load_picture", "scan"]
 MAX_ASPECT = 10  # a longer strip would lose most of itself to the crop, and need gigabytes when it is resized
 
 
-def scan(folder: Path, *, repeats: int = 1, min_side: int = 16) -> Manifest:
+def scan(folder: Path, *, repeats: int = 1, min_side: int = 16, background: str = "white") -> Manifest:
     """One record for each file in `folder`, by name; subfolders are not searched.
 
     Pictures are decoded once, fully. Captions beside them get no record of their own. Raises DatasetError if
@@ -42,7 +36,7 @@ def scan(folder: Path, *, repeats: int = 1, min_side: int = 16) -> Manifest:
         elif is_caption(path.name):
             captions.append(record)
         else:
-            records.append(_examine(record, min_side=min_side))
+            records.append(_examine(record, min_side=min_side, background=background))
     records = _without_duplicates(records)
     _refuse_shared_stems(records)
     records += _orphans(captions, records)
@@ -70,18 +64,25 @@ def _entries(folder: Path) -> list[Path]:
     raise DatasetError(f"the folder of pictures {folder} {reason}; {advice}.") from None
 
 
-def _examine(record: Record, *, min_side: int) -> Record:
+def _examine(record: Record, *, min_side: int, background: str) -> Record:
     """The record with its hash and size, or with the reason why the file cannot be used."""
     try:
         data = read_bytes(Path(record.path))
-    except UnreadablePicture as reason:
+    except UnreadableFile as reason:
         return replace(record, excluded=str(reason))
     record = replace(record, sha256=hashlib.sha256(data).hexdigest())
     try:
-        width, height = decode(data).size
-    except UnreadablePicture as reason:
+        picture = decode(data, background=background)
+    except UnreadableFile as reason:
         return replace(record, excluded=str(reason))
-    return replace(record, width=width, height=height, excluded=_unfit(width, height, min_side))
+    width, height = picture.image.size
+    excluded = _unfit(width, height, min_side)
+    if picture.opacity is None:
+        return replace(record, width=width, height=height, note=picture.note, excluded=excluded)
+    if picture.opacity.getextrema() == (0, 0):
+        excluded = excluded or "clear all over: there is nothing to see"
+    record = replace(record, background=background)
+    return replace(record, width=width, height=height, note=picture.note, excluded=excluded)
 
 
 def _unfit(width: int, height: int, min_side: int) -> str:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_studio.data.buckets import assign
 from lora_studio.data.cache import Latent, LatentCache, TextCache, pixels_of
-from lora_studio.data.scan import scan
+from lora_studio.data.scan import Reading, scan
 from lora_studio.errors import DatasetError
 
 
@@ -116,7 +116,7 @@ def test_another_background_encodes_only_pictures_with_transparency(folder, pain
     means, counts = [], []
     for background in ("white", "#000000", "white"):
         cache = LatentCache(store, "vae")
-        placed = assign(scan(folder, background=background), resolution=64, stride=8).used
+        placed = assign(scan(folder, Reading(background=background)), resolution=64, stride=8).used
         means.append(cache.load_or_encode(placed, halves)[0].mean[:, -1, -1].tolist())
         counts.append(cache.encoded)
     assert counts == [2, 1, 0]

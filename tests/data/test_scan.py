@@ -15,7 +15,7 @@ from PIL import Image
 
 from lora_studio.data.files import MAX_FILE_BYTES
 from lora_studio.data.manifest import Manifest
-from lora_studio.data.scan import scan
+from lora_studio.data.scan import Reading, scan
 from lora_studio.errors import DatasetError
 
 
@@ -122,7 +122,7 @@ def test_the_smallest_side_allowed_is_a_choice(folder, paint, reason):
     paint("small.png", 16, 16)
     paint("large.png", 40, 40)
     assert reason(scan(folder), "small.png") == ""
-    assert reason(scan(folder, min_side=20), "small.png").startswith("too small")
+    assert reason(scan(folder, Reading(min_side=20)), "small.png").startswith("too small")
 
 
 def test_of_equal_files_the_first_by_name_is_kept(folder, paint, reason):
@@ -140,7 +140,7 @@ def test_transparency_is_recorded_with_its_background_and_a_clear_picture_is_lef
     half.putpixel((3, 3), (0, 0, 0, 0))
     half.save(folder / "half.png")
     Image.new("RGBA", (40, 30), (9, 9, 9, 0)).save(folder / "clear.png")
-    manifest = scan(folder, background="#102030")
+    manifest = scan(folder, Reading(background="#102030"))
     assert {record.name: record.background for record in manifest.used} == {
         "half.png": "#102030",
         "opaque.png": "",

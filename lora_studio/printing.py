@@ -84,6 +84,7 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
         ("images", f"{plan.images_used} used, {len(plan.images_excluded)} excluded"),
     ]
     lines += [("", f"excluded: {name} ({reason})") for name, reason in plan.images_excluded]
+    lines += _data_lines(plan)
     lines += [("captions", by)]
     lines += [("", f'"{caption}"') for caption in plan.captions]
     if plan.captions_without_trigger:
@@ -117,6 +118,27 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
         ("time", f"about {_duration(remaining * plan.seconds_per_step)} for the steps"),
         ("run folder", str(plan.folder)),
     ]
+    return lines
+
+
+def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
+    """What else there is to know about the pictures, as (title, text) pairs."""
+    lines = [
+        ("", f"{count} more with the role {role}: not trained on")
+        for role, count in plan.roles.items()
+        if count
+    ]
+    lines += [
+        ("repeats", f"{count} pictures in {folder}, each {repeats} times an epoch")
+        for folder, (count, repeats) in plan.repeats.items()
+    ]
+    lines += [("", f"note: {name}: {note}") for name, note in plan.notes]
+    lines += [
+        ("transparency", f"{count} pictures have clear parts, laid on {colour}")
+        for colour, count in plan.backgrounds.items()
+    ]
+    if plan.masks:
+        lines.append(("masks", f"of {plan.masks} pictures only the part is learned where the mask is white"))
     return lines
 
 

@@ -1,12 +1,13 @@
-"""What a file's name says about it: picture, caption, list of captions or junk."""
+"""What a file's name says about it: picture, caption, mask, list of captions or junk."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 
 CAPTION_SUFFIXES = (".txt", ".caption")  # the first one wins
+MASK_SUFFIX = ".mask.png"
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 PICTURE_SUFFIXES = frozenset(
     (
@@ -37,6 +38,11 @@ def is_metadata(name: str) -> bool:
     return name.lower() in METADATA_NAMES
 
 
+def is_mask(name: str) -> bool:
+    """Whether the name is one of a loss mask beside its picture: `cat.mask.png` for `cat.jpg`."""
+    return name.lower().endswith(MASK_SUFFIX)
+
+
 def same_name(name: str) -> str:
     """The name as it compares: macOS spells "é" as two code points, other systems as one."""
     return unicodedata.normalize("NFC", name)
@@ -45,6 +51,13 @@ def same_name(name: str) -> str:
 def stem_key(name: str) -> str:
     """What a picture and its caption file have in common."""
     return same_name(PurePath(name).stem)
+
+
+def place(name: str) -> tuple[str, str]:
+    """What a picture, its caption and its mask have in common: their folder, relative, and their stem."""
+    path = PurePosixPath(name)
+    stem = path.name[: -len(MASK_SUFFIX)] if is_mask(path.name) else path.stem
+    return same_name(str(path.parent)), same_name(stem)
 
 
 def caption_files(folder: Path) -> dict[str, list[Path]]:

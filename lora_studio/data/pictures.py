@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from dataclasses import dataclass
@@ -55,6 +56,18 @@ def decode(data: bytes, *, background: str = "white") -> Picture:
         Exception
     ) as error:  # decoders raise nearly anything at damaged bytes: OSError, SyntaxError, struct.error
         raise UnreadableFile(f"damaged: {error}") from None
+
+
+def reopen(path: str, sha256: str, *, background: str) -> Picture:
+    """The picture in a file that was scanned before. Raises DatasetError if it is not the same any more."""
+    try:
+        data = read_bytes(Path(path))
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise DatasetError(f"{path} has changed since the folder was scanned; start the run again.")
+        return decode(data, background=background)
+    except UnreadableFile as reason:
+        advice = f"put it back as {FORMATS_IN_WORDS}, or start the run again without it"
+        raise DatasetError(f"{path} can no longer be used ({reason}); {advice}.") from None
 
 
 def load_picture(path: Path | str, *, background: str = "white") -> Image.Image:

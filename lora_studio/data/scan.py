@@ -6,12 +6,13 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from lora_studio.data.files import UnreadableFile, read_bytes
 from lora_studio.data.layouts import find
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.names import METADATA_NAMES, is_caption, is_picture, some, stem_key
+from lora_studio.data.masks import with_masks
+from lora_studio.data.names import METADATA_NAMES, is_caption, is_mask, is_picture, place, some
 from lora_studio.data.pictures import FORMATS_IN_WORDS, NOT_A_PICTURE, Picture, decode, load_picture
 from lora_studio.errors import DatasetError
 
@@ -26,18 +27,21 @@ class Reading:
 
     recursive: bool = False  # also search all subfolders, whatever they are called
     background: str = "white"  # what clear parts get: a name or "#rrggbb"
+    transparency_is_mask: bool = False  # clear parts are not learned
+    masks: Path | None = None  # a folder of masks, besides those among the pictures
     min_side: int = 16  # pixels; smaller pictures are left out
 
 
 def scan(folder: Path, reading: Reading = Reading(), *, repeats: int = 1) -> Manifest:
     """One record for each file in `folder`, by name; see `layouts.find` for what belongs to it.
 
-    Pictures are decoded once, fully. Captions beside them get no record of their own. Raises DatasetError if
-    there is nothing to train on or if two pictures would share a caption file.
+    Pictures are decoded once, fully. Captions and masks of theirs get no record of their own. Raises
+    DatasetError if there is no usable picture, two would share a caption file, or a mask does not fit.
     """
     records: list[Record] = []
     captions: list[Record] = []
-    for found in find(folder, recursive=reading.recursive):
+    masks: list[Record] = []
+    for found in find(folder, recursive=reading.recursive, masks=reading.masks):
         record = Record(
             path=str(found.path),
             name=found.name,
@@ -50,12 +54,15 @@ def scan(folder: Path, reading: Reading = Reading(), *, repeats: int = 1) -> Man
             records.append(record)
         elif is_caption(found.path.name):
             captions.append(record)
+        elif is_mask(found.path.name):
+            masks.append(record)
         else:
             records.append(_examine(record, reading))
     records = _without_duplicates(records)
     _refuse_shared_stems(records)
-    records += _orphans(captions, records)
-    manifest = Manifest(tuple(sorted(records, key=lambda record: record.name)))
+    orphans = _orphans(captions, records)
+    records = with_masks(records, masks, reading.masks, from_transparency=reading.transparency_is_mask)
+    manifest = Manifest(tuple(sorted(records + orphans, key=lambda record: record.name)))
     if not manifest.used:
         raise DatasetError(_nothing_usable(folder, manifest))
     return manifest
@@ -116,7 +123,7 @@ def _refuse_shared_stems(records: Iterable[Record]) -> None:
     by_stem: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         if not record.excluded:
-            by_stem[_place(record)].append(record)
+            by_stem[place(record.name)].append(record)
     shared = [
         " and ".join(record.name for record in group)
         for group in by_stem.values()
@@ -130,17 +137,12 @@ def _refuse_shared_stems(records: Iterable[Record]) -> None:
 def _orphans(captions: Iterable[Record], pictures: Iterable[Record]) -> list[Record]:
     """Records of the caption files that no picture claims, be it a used or an excluded one."""
     claimed = {
-        _place(record)
+        place(record.name)
         for record in pictures
         if record.excluded != NOT_A_PICTURE and (record.sha256 or is_picture(record.name))
     }
     reason = "no picture of this name"
-    return [replace(record, excluded=reason) for record in captions if _place(record) not in claimed]
-
-
-def _place(record: Record) -> tuple[str, str]:
-    """The folder and what a picture and its caption file have in common."""
-    return str(PurePosixPath(record.name).parent), stem_key(record.name)
+    return [replace(record, excluded=reason) for record in captions if place(record.name) not in claimed]
 
 
 def _nothing_usable(folder: Path, manifest: Manifest) -> str:

@@ -124,22 +124,26 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
 def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     """What else there is to know about the pictures, as (title, text) pairs."""
     lines = [
-        ("", f"{count} more with the role {role}: not trained on")
+        ("", f"{_pictures(count)} with the role {role}: not trained on")
         for role, count in plan.roles.items()
         if count
     ]
     lines += [
-        ("repeats", f"{count} pictures in {folder}, each {repeats} times an epoch")
+        ("repeats", f"{_pictures(count)} in {folder}, {repeats} times an epoch each")
         for folder, (count, repeats) in plan.repeats.items()
     ]
     lines += [("", f"note: {name}: {note}") for name, note in plan.notes]
     lines += [
-        ("transparency", f"{count} pictures have clear parts, laid on {colour}")
+        ("transparency", f"{_pictures(count)} with clear parts, laid on {colour}")
         for colour, count in plan.backgrounds.items()
     ]
     if plan.masks:
-        lines.append(("masks", f"of {plan.masks} pictures only the part is learned where the mask is white"))
+        lines.append(("masks", f"{_pictures(plan.masks)} learned only where the mask is white"))
     return lines
+
+
+def _pictures(count: int) -> str:
+    return "1 picture" if count == 1 else f"{count} pictures"
 
 
 def _duration(seconds: float) -> str:

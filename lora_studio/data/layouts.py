@@ -51,10 +51,10 @@ def find(folder: Path, *, recursive: bool = False, masks: Path | None = None) ->
 
     found = {one.name: one for one in _search(folder, "", refusal)}
     lists = [one for one in found.values() if not one.skipped and is_metadata(one.path.name)]
-    found = {name: _in_set(one, sets) for name, one in found.items() if one not in lists}
-    for folder_name, listed in _lists(lists).items():
-        _add_listed(found, folder / folder_name, folder_name, listed)
-    return sorted(found.values(), key=lambda one: one.name)
+    for one in lists:
+        del found[one.name]
+    found = {name: _in_set(one, sets) for name, one in found.items()}
+    return sorted(_with_listed(found, folder, _listed(lists)), key=lambda one: one.name)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -81,24 +81,24 @@ def _search(folder: Path, prefix: str, refusal: Callable[[Path], str]) -> Iterat
         found = Found(path, prefix + path.name)
         if is_junk(path.name):
             yield replace(found, skipped="junk")
-        elif not path.is_dir():
+        elif not _is(Path.is_dir, path):
             yield found
         elif reason := refusal(path):
             yield replace(found, skipped=reason)
         else:
             try:
-                yield from list(_search(path, f"{found.name}/", refusal))
+                yield from list(_search(path, f"{found.name}/", refusal)) or [replace(found, skipped="empty")]
             except OSError as error:
                 yield replace(found, skipped=f"cannot be read: {error.strerror}")
 
 
 def _repeat_folders(entries: list[Path]) -> dict[str, tuple[int, str]]:
     """Folder name -> repeats and what it shows, if the folder is laid out so. Raises DatasetError."""
-    if any(is_picture(path.name) and not is_junk(path.name) and path.is_file() for path in entries):
+    if any(is_picture(path.name) and not is_junk(path.name) and _is(Path.is_file, path) for path in entries):
         return {}
     sets = {}
     for path in entries:
-        if (match := _REPEATS_AND_NAME.fullmatch(path.name)) and path.is_dir():
+        if (match := _REPEATS_AND_NAME.fullmatch(path.name)) and _is(Path.is_dir, path):
             repeats = int(match[1])
             if not 1 <= repeats <= MAX_REPEATS:
                 raise DatasetError(
@@ -118,45 +118,55 @@ def _in_set(found: Found, sets: dict[str, tuple[int, str]]) -> Found:
     return replace(found, repeats=repeats, caption=name, captioned_by=FOLDER_NAME)
 
 
-def _lists(files: list[Found]) -> dict[str, dict[str, tuple[str, str]]]:
-    """Folder -> file name -> caption and the name of the list it stands in."""
-    lists: dict[str, dict[str, tuple[str, str]]] = {}
-    for one in sorted(files, key=lambda file: file.name):
-        folder = one.name.rpartition("/")[0]
-        if folder in lists:
+@dataclass(frozen=True)
+class _Listed:
+    """A line of a metadata file."""
+
+    path: PurePosixPath  # relative to the source folder
+    caption: str
+    source: str  # the metadata file's name
+
+
+def _listed(lists: list[Found]) -> list[_Listed]:
+    """What the metadata files say. Raises DatasetError for faulty ones and for two in one folder."""
+    seen: set[PurePosixPath] = set()
+    listed = []
+    for one in lists:
+        folder = PurePosixPath(one.name).parent
+        if folder in seen:
             both = " and ".join(METADATA_NAMES)
             raise DatasetError(f"{one.path.parent} holds both {both}; remove or rename one of them.")
+        seen.add(folder)
         source = one.path.name.lower()
-        lists[folder] = {name: (text, source) for name, text in read_metadata(one.path).items()}
-    return lists
+        for written, caption in read_metadata(one.path).items():
+            listed.append(_Listed(folder / written.replace("\\", "/"), caption, source))
+    return listed
 
 
-def _add_listed(
-    found: dict[str, Found], folder: Path, prefix: str, listed: dict[str, tuple[str, str]]
-) -> None:
-    """Give the listed files their captions; those in folders that were not entered are added to `found`."""
+def _with_listed(found: dict[str, Found], folder: Path, listed: list[_Listed]) -> list[Found]:
+    """Listed files get their captions; those in folders that were not entered are found all the same."""
     names = {same_name(name): name for name in found}
-    for written, (caption, source) in listed.items():
-        relative = PurePosixPath(written.replace("\\", "/"))
-        name = same_name(str(PurePosixPath(prefix) / relative))
+    for line in listed:
+        name = same_name(str(line.path))
         name = names.get(name, name)
-        one = found.get(name) or Found(folder / relative, name)
-        if relative.is_absolute() or ".." in relative.parts:
-            one = replace(one, skipped=f"listed in {source}, but outside of the folder")
-        elif name not in found and not _is_file(one.path):
-            one = replace(one, skipped=f"listed in {source}, but there is no such file")
-        for parent in PurePosixPath(name).parents:
-            if (above := found.get(str(parent))) and above.skipped == _NOT_SEARCHED:
-                found[str(parent)] = replace(
-                    above, skipped=f"a folder; only what {source} lists in it is read"
-                )
-        if caption and not one.skipped:
-            one = replace(one, caption=caption, captioned_by=source)
+        one = found.get(name) or Found(folder / line.path, name)
+        if line.path.is_absolute() or ".." in line.path.parts:
+            one = replace(one, skipped=f"listed in {line.source}, but outside of the folder")
+        elif name not in found and not _is(Path.is_file, one.path):
+            one = replace(one, skipped=f"listed in {line.source}, but there is no such file")
+        elif line.caption and not one.skipped:
+            one = replace(one, caption=line.caption, captioned_by=line.source)
         found[name] = one
+        for parent in map(str, line.path.parents):
+            if parent in found and found[parent].skipped == _NOT_SEARCHED:
+                reason = f"a folder; only what {line.source} lists in it is read"
+                found[parent] = replace(found[parent], skipped=reason)
+    return list(found.values())
 
 
-def _is_file(path: Path) -> bool:
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    """Path.is_file or Path.is_dir, which raise where nothing may be looked at or no file can be called so."""
     try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have, such as one of 300 characters
+        return kind(path)
+    except (OSError, ValueError):
         return False

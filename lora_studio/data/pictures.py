@@ -91,19 +91,20 @@ def _decode(data: bytes, background: str) -> Picture:
             megapixels = picture.width * picture.height / 1e6
             raise UnreadableFile(f"{megapixels:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are decoded")
         picture.load()
-        upright, turn_note = _upright(picture)
-        rgb, opacity, colour_note = to_srgb(upright)
+        turn_note = _turn_upright(picture)
+        rgb, opacity, colour_note = to_srgb(picture)
         notes = [_frame_note(picture), turn_note, colour_note]
     image = rgb if opacity is None else on_background(rgb, opacity, background)
     return Picture(image, opacity, "; ".join(filter(None, notes)))
 
 
-def _upright(picture: Image.Image) -> tuple[Image.Image, str]:
-    """Turned as its EXIF data say, and a note if they cannot be read; the pixels are good all the same."""
+def _turn_upright(picture: Image.Image) -> str:
+    """Turn it in place as its EXIF data say; a note if they cannot be read, as the pixels are still good."""
     try:
-        return ImageOps.exif_transpose(picture), ""
+        ImageOps.exif_transpose(picture, in_place=True)
     except Exception:  # as with pixels, damaged EXIF data raise nearly anything
-        return picture, "its EXIF data are damaged, so it may not be upright"
+        return "its EXIF data are damaged, so it may not be upright"
+    return ""
 
 
 def _frame_note(picture: Image.Image) -> str:

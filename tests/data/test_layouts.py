@@ -76,6 +76,7 @@ def test_folders_of_repeats_and_name_give_repeats_and_the_caption_of_last_resort
     put(folder / "10_sks dog" / "b.png")
     put(folder / "3_meadow" / "c.png")
     put(folder / "other" / "d.png")
+    (folder / "7_nothing").mkdir()
     (folder / "notes.md").write_text("mine")
     found = scan(folder, repeats=2)
     assert {record.name: record.repeats for record in found.used} == {
@@ -83,7 +84,7 @@ def test_folders_of_repeats_and_name_give_repeats_and_the_caption_of_last_resort
         "10_sks dog/b.png": 20,
         "3_meadow/c.png": 6,
     }
-    assert set(reasons(found)) == {"other", "notes.md"}
+    assert set(reasons(found)) == {"other", "notes.md", "7_nothing"}
     captions = [(record.caption, record.captioned_by) for record in read_captions(found).used]
     assert captions == [
         ("a sks dog on a sofa", "sidecar"),

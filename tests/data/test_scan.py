@@ -245,7 +245,7 @@ def test_a_file_name_that_is_no_utf8_still_makes_valid_json(folder, paint):
 
 
 def test_scanning_and_captioning_need_no_torch():
-    modules = "manifest, scan, buckets, batches, captioners.sidecar"
+    modules = "manifest, scan, sources, masks, buckets, batches, captioners.sidecar"
     imports = "; ".join(f"import lora_studio.data.{name.strip()}" for name in modules.split(","))
     subprocess.run(
         [sys.executable, "-c", f"{imports}; import sys; assert 'torch' not in sys.modules"], check=True

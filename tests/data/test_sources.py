@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,11 @@ def test_of_equal_files_in_two_sources_the_first_is_kept_and_instance_before_pri
     manifest = read_sources(sources, read_captions)
     assert [record.name for record in manifest.used] == ["a/red0.png", "b/red1.png"]
     assert {record.excluded for record in manifest.excluded} == {"the same bytes as a/red0.png"}
+
+
+def test_a_manifest_can_be_sent_to_another_process(fill):
+    manifest = read_sources([Source(fill("a", red=2))], read_captions)
+    assert pickle.loads(pickle.dumps(manifest)) == manifest
 
 
 def test_nothing_left_to_train_on_is_refused(fill):

@@ -93,9 +93,9 @@ def test_the_plan_says_what_is_not_trained_on_and_what_is_repeated(session_of) -
     session = session_of(SOURCES)
     lines = plan_of(session)
     assert "images: 4 used, 0 excluded" in lines
-    assert "2 more with the role prior: not trained on" in lines
-    assert "2 more with the role holdout: not trained on" in lines
-    assert "repeats: 2 pictures in style, each 3 times an epoch" in lines
+    assert "2 pictures with the role prior: not trained on" in lines
+    assert "2 pictures with the role holdout: not trained on" in lines
+    assert "repeats: 2 pictures in style, 3 times an epoch each" in lines
     assert not any(line.startswith("warning") for line in lines)  # every caption holds its own trigger
     assert _facts(session).trigger == "zwx style, vkq robot"
     assert (session.run.folder / "manifest.jsonl").read_text("utf-8").count('"role": "holdout"') == 2
@@ -139,7 +139,7 @@ def test_a_masked_picture_is_learned_where_its_mask_is_white_and_others_as_ever(
     rows = torch.stack([error[i, :, :, half:].mean() if i == row else error[i].mean() for i in (0, 1)])
     expected = (rows * noised.weight).mean()
     torch.testing.assert_close(loop.loss(batch, generator("noise")), expected)
-    assert "masks: of 1 pictures only the part is learned where the mask is white" in plan_of(session)
+    assert "masks: 1 picture learned only where the mask is white" in plan_of(session)
 
 
 def test_without_masks_the_weights_are_ones_that_broadcast(recipe_file: Path, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_transparency_as_mask_reaches_the_loss_and_as_background_the_latent(tmp_
     assert torch.equal(laid.loop.feed.latents[0].mean, masked.loop.feed.latents[0].mean)
     white = session_of('images = "pictures"\n')
     assert not torch.equal(laid.loop.feed.latents[0].mean, white.loop.feed.latents[0].mean)
-    assert "transparency: 1 pictures have clear parts, laid on grey" in plan_of(laid)
+    assert "transparency: 1 picture with clear parts, laid on grey" in plan_of(laid)
 
 
 def test_a_moving_picture_is_noted_in_the_plan(tmp_path, session_of) -> None:  # type: ignore[no-untyped-def]
@@ -171,7 +171,7 @@ def test_a_moving_picture_is_noted_in_the_plan(tmp_path, session_of) -> None:  #
     frames[0].save(tmp_path / "10_zwx style" / "a.gif", save_all=True, append_images=frames[1:])
     lines = plan_of(session_of('images = "."'))
     assert any("note: 10_zwx style/a.gif: moving" in line for line in lines)
-    assert "repeats: 1 pictures in 10_zwx style, each 10 times an epoch" in lines
+    assert "repeats: 1 picture in 10_zwx style, 10 times an epoch each" in lines
     assert "captions: 1 from folder name" in lines
 
 

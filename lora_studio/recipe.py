@@ -177,6 +177,8 @@ def _fault(detail: ErrorDetails) -> str:
         return f"unknown key {dotted}{hint} (known here: {', '.join(allowed)})."
     if detail["type"] == "missing":
         return f"{dotted} is missing; it has no default."
+    if detail["type"] == "tuple_type":
+        return f"{dotted} is {detail['input']!r}: it must be a list; if it is a table, write [[{dotted}]]."
     return f"{dotted} is {detail['input']!r}: {detail['msg'].lower()}."
 
 

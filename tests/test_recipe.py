@@ -130,6 +130,7 @@ def test_a_folder_alone_is_one_source(tmp_path: Path) -> None:
             r"data\.sources\[0\]\.repaets; did you mean 'repeats'",
         ),
         (SOURCES.replace('"prior"', '"priors"'), r"data\.sources\[1\]\.role is 'priors'.*'holdout'"),
+        (GOOD.replace('images = "pictures"', '[data.sources]\nimages = "x"'), r"write \[\[data\.sources\]\]"),
         (SOURCES + "weight = 0", r"data\.sources\[1\]\.weight is 0"),
         (SOURCES.replace("trigger =", 'images = "x"\ntrigger ='), "both there; keep one of them"),
         (SOURCES.replace("trigger =", 'masks = "x"\ntrigger ='), "set masks in a table of data.sources"),

@@ -84,6 +84,7 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
         ("images", f"{plan.images_used} used, {len(plan.images_excluded)} excluded"),
     ]
     lines += [("", f"excluded: {name} ({reason})") for name, reason in plan.images_excluded]
+    lines += _data_lines(plan)
     lines += [("captions", by)]
     lines += [("", f'"{caption}"') for caption in plan.captions]
     if plan.captions_without_trigger:
@@ -118,6 +119,31 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
         ("run folder", str(plan.folder)),
     ]
     return lines
+
+
+def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
+    """What else there is to know about the pictures, as (title, text) pairs."""
+    lines = [
+        ("", f"{_pictures(count)} with the role {role}: not trained on")
+        for role, count in plan.roles.items()
+        if count
+    ]
+    lines += [
+        ("repeats", f"{_pictures(count)} in {folder}, {repeats} times an epoch each")
+        for folder, (count, repeats) in plan.repeats.items()
+    ]
+    lines += [("", f"note: {name}: {note}") for name, note in plan.notes]
+    lines += [
+        ("transparency", f"{_pictures(count)} with clear parts, laid on {colour}")
+        for colour, count in plan.backgrounds.items()
+    ]
+    if plan.masks:
+        lines.append(("masks", f"{_pictures(plan.masks)} learned only where the mask is white"))
+    return lines
+
+
+def _pictures(count: int) -> str:
+    return "1 picture" if count == 1 else f"{count} pictures"
 
 
 def _duration(seconds: float) -> str:

@@ -7,21 +7,16 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from lora_studio.errors import RecipeError
+from lora_studio.recipe_data import DataConfig, Section
 from lora_studio.registry import did_you_mean
 
 PRESET_FOLDER = Path(__file__).resolve().parent.parent / "recipes"
-
-
-class Section(BaseModel):
-    """A table of the recipe: typed, frozen, and refusing keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class BaseConfig(Section):
@@ -30,27 +25,6 @@ class BaseConfig(Section):
     model: str = Field(description='"pocket" (the base in the package) or a diffusers folder')
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on a GPU, else float32"
-    )
-
-
-class DataConfig(Section):
-    """Which pictures and captions are learned."""
-
-    images: Path = Field(description="a folder of pictures; relative to the recipe's own folder")
-    trigger: str = Field(
-        "", description="the words that call what is learned; every caption should hold them"
-    )
-    class_words: str = Field(
-        "", description='what the trigger is one of, e.g. "robot" for "vkq robot"; used by preservation'
-    )
-    captioner: str = Field(
-        "sidecar", description="who says what is in a picture; sidecar: the .txt beside it"
-    )
-    instance_prompt: str = Field("", description="the caption of pictures that have none")
-    resolution: int = Field(512, ge=16, le=4096, description="side in pixels of a square of the same area")
-    repeats: int = Field(1, ge=1, description="how often an epoch shows each picture")
-    caption_dropout: float = Field(
-        0.05, ge=0, lt=1, description="share of empty captions; keeps guidance working"
     )
 
 
@@ -134,9 +108,7 @@ class Recipe(Section):
     @classmethod
     def _images_beside_the_recipe(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
         folder = (info.context or {}).get("folder")
-        if folder is None or data.images.is_absolute():
-            return data
-        return data.model_copy(update={"images": (folder / data.images).resolve()})
+        return data if folder is None else data.below(folder)
 
 
 def load_recipe(path: Path, *, changes: tuple[str, ...] = ()) -> Recipe:
@@ -196,13 +168,17 @@ def _apply_change(values: dict[str, Any], change: str) -> None:
 
 def _fault(detail: ErrorDetails) -> str:
     """One sentence for one pydantic error: where, what, and what is allowed."""
-    dotted = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "value_error":  # a check of ours, in our own words
+        return str(detail["ctx"]["error"])
+    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"])[1:]
     if detail["type"] == "extra_forbidden":
         allowed = _keys_at(detail["loc"][:-1])
         hint = did_you_mean(str(detail["loc"][-1]), allowed)
         return f"unknown key {dotted}{hint} (known here: {', '.join(allowed)})."
     if detail["type"] == "missing":
         return f"{dotted} is missing; it has no default."
+    if detail["type"] == "tuple_type":
+        return f"{dotted} is {detail['input']!r}: it must be a list; if it is a table, write [[{dotted}]]."
     return f"{dotted} is {detail['input']!r}: {detail['msg'].lower()}."
 
 
@@ -210,9 +186,10 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     """The keys allowed in the recipe itself (empty location) or in one of its tables."""
     model: type[BaseModel] = Recipe
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        model = annotation
+        if isinstance(part, int):  # which one of several tables of one kind
+            continue
+        annotation: Any = model.model_fields[part].annotation
+        model = annotation if isinstance(annotation, type) else get_args(annotation)[0]
     return list(model.model_fields)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe import Recipe, differences, load_recipe
+from lora_studio.recipe_data import SourceConfig
 
 GOOD = 'name = "a"\n[base]\nmodel = "pocket"\n[data]\nimages = "pictures"\n'
 
@@ -92,3 +93,67 @@ def test_every_option_is_documented_or_speaks_for_itself() -> None:
         fields = getattr(section.annotation, "model_fields", {})
         undocumented = {name for name, field in fields.items() if not field.description} - plain
         assert not undocumented
+
+
+SOURCES = """name = "a"
+[base]
+model = "pocket"
+[data]
+trigger = "zwx style"
+[[data.sources]]
+images = "style"
+repeats = 2
+[[data.sources]]
+images = "faces"
+role = "prior"
+masks = "masks"
+"""
+
+
+def test_several_sources_are_read_with_paths_from_the_recipes_own_folder(tmp_path: Path) -> None:
+    style, faces = load_recipe(written(tmp_path, SOURCES)).data.all_sources
+    assert (style.images, style.repeats, style.role) == (tmp_path / "style", 2, "instance")
+    assert (faces.images, faces.masks, faces.role) == (tmp_path / "faces", tmp_path / "masks", "prior")
+
+
+def test_a_folder_alone_is_one_source(tmp_path: Path) -> None:
+    (source,) = load_recipe(written(tmp_path, GOOD + 'masks = "m"\n')).data.all_sources
+    assert (source.images, source.masks) == (tmp_path / "pictures", tmp_path / "m")
+    assert (source.role, source.weight) == ("instance", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            SOURCES.replace("repeats", "repaets"),
+            r"data\.sources\[0\]\.repaets; did you mean 'repeats'",
+        ),
+        (SOURCES.replace('"prior"', '"priors"'), r"data\.sources\[1\]\.role is 'priors'.*'holdout'"),
+        (GOOD.replace('images = "pictures"', '[data.sources]\nimages = "x"'), r"write \[\[data\.sources\]\]"),
+        (SOURCES + "weight = 0", r"data\.sources\[1\]\.weight is 0"),
+        (SOURCES.replace("trigger =", 'images = "x"\ntrigger ='), "both there; keep one of them"),
+        (SOURCES.replace("trigger =", 'masks = "x"\ntrigger ='), "set masks in a table of data.sources"),
+        (
+            SOURCES.replace("repeats = 2", 'role = "holdout"'),
+            "nothing to train on; give one of them",
+        ),
+        (GOOD.replace('images = "pictures"', ""), r"data\.images is missing; set it to a folder"),
+        (GOOD + 'background = "whit"', r"data\.background is 'whit'"),
+    ],
+)
+def test_what_cannot_be_meant_in_data_is_refused_with_advice(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        load_recipe(written(tmp_path, text))
+
+
+def test_a_recipe_of_several_sources_survives_being_written(tmp_path: Path) -> None:
+    import tomli_w
+
+    recipe = load_recipe(written(tmp_path, SOURCES))
+    again = written(tmp_path, tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)))
+    assert load_recipe(again) == recipe and differences(load_recipe(again), recipe) == []
+
+
+def test_every_option_of_a_source_is_documented() -> None:
+    assert all(field.description for field in SourceConfig.model_fields.values())

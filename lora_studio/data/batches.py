@@ -24,7 +24,7 @@ class Batch:
     geometry: (
         Tensor  # [B, 6] in pixels: original height, width; crop top, left; target height, width (as SDXL)
     )
-    weight: Tensor  # [B, 1, 1, 1]
+    weight: Tensor  # [B, 1, 1, 1], or [B, 1, H, W] if one of the pictures has a loss mask
     preserved: Tensor  # [P] int64, P <= B: the rows whose target is the frozen base's own answer
 
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from lora_studio.data.manifest import Record
 from lora_studio.data.names import some
-from lora_studio.data.pictures import FORMATS_IN_WORDS, UnreadablePicture, decode, read_bytes
+from lora_studio.data.pictures import reopen
 from lora_studio.data.store import TensorStore
 from lora_studio.errors import DatasetError
 
-_FORMAT = 1  # raise it when pixels or files are made differently
+_FORMAT = 2  # raise it when pixels or files are made differently
 
 ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 TextEncoder = Callable[[list[str]], dict[str, Tensor]]
@@ -55,7 +55,7 @@ class LatentCache:
         """The name of the entry: a hash of all that the latent depends on."""
         assert record.bucket is not None, record.name
         place = [record.bucket.name, record.resize, record.crop, flip]
-        return _hash("latent", record.sha256, place, self._fingerprint)
+        return _hash("latent", record.sha256, record.background, place, self._fingerprint)
 
     def load_or_encode(
         self, records: Sequence[Record], encode: ImageEncoder, *, on_progress: OnProgress | None = None
@@ -136,16 +136,7 @@ def pixels_of(record: Record) -> Tensor:
     Raises DatasetError if the file is not the one that was scanned.
     """
     assert record.resize is not None and record.crop is not None, record.name
-    try:
-        data = read_bytes(Path(record.path))
-        if hashlib.sha256(data).hexdigest() != record.sha256:
-            raise DatasetError(
-                f"{record.path} has changed since the folder was scanned; start the run again."
-            )
-        picture = decode(data)
-    except UnreadablePicture as reason:
-        advice = f"put it back as {FORMATS_IN_WORDS}, or start the run again without it"
-        raise DatasetError(f"{record.path} can no longer be used ({reason}); {advice}.") from None
+    picture = reopen(record.path, record.sha256, background=record.background or "white").image
     cropped = picture.resize(record.resize, Image.Resampling.LANCZOS).crop(record.crop)
     return torch.from_numpy(np.array(cropped)).permute(2, 0, 1).float() / 127.5 - 1
 

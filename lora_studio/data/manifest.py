@@ -30,17 +30,24 @@ class Record:
     height: int = 0
     caption: str = ""
     captioned_by: str = ""
-    role: str = "instance"
+    trigger: str = ""  # the words that call what it shows, and what that is one of
+    class_words: str = ""
+    role: str = "instance"  # or prior or holdout, which are read and kept apart, but not trained on
     repeats: int = 1
     weight: float = 1.0
+    background: str = ""  # the colour that clear parts get; empty if there are none
+    mask: str = ""  # name of the file that says which parts are learned, or masks.OWN; empty: all of it
+    mask_path: str = ""  # absolute, as found
+    mask_sha256: str = ""  # of the mask file's bytes
+    note: str = ""  # what a user should know about how it was read
     bucket: Bucket | None = None
     resize: tuple[int, int] | None = None  # width, height before the crop
     crop: tuple[int, int, int, int] | None = None  # left, top, right, bottom within the resized picture
     excluded: str = ""  # the reason; empty means used
 
     def to_json(self) -> str:
-        """One line without the path, which is private and differs between machines."""
-        fields = {key: value for key, value in asdict(self).items() if key != "path"}
+        """One line without the paths, which are private and differ between machines."""
+        fields = {key: value for key, value in asdict(self).items() if key not in ("path", "mask_path")}
         fields["bucket"] = self.bucket and self.bucket.name
         line = json.dumps(fields, ensure_ascii=False)
         # A file name that is no UTF-8 holds lone surrogates; written as \udcXX they are still valid JSON.
@@ -49,14 +56,18 @@ class Record:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All files found, in the order of their names."""
+    """All files found, source by source, in the order of their names."""
 
     records: tuple[Record, ...]
 
     @property
     def used(self) -> tuple[Record, ...]:
         """The pictures that are trained on; micro-batches hold indices into this."""
-        return tuple(record for record in self.records if not record.excluded)
+        return self.of_role("instance")
+
+    def of_role(self, role: str) -> tuple[Record, ...]:
+        """The usable pictures of a role: instance, prior or holdout."""
+        return tuple(record for record in self.records if not record.excluded and record.role == role)
 
     @property
     def excluded(self) -> tuple[Record, ...]:

@@ -1,12 +1,20 @@
-"""What a file's name says about it: picture, caption or junk."""
+"""What a file's name says about it: picture, caption, mask, list of captions or junk."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 
 CAPTION_SUFFIXES = (".txt", ".caption")  # the first one wins
+MASK_SUFFIX = ".mask.png"
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+PICTURE_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib"),
+        *(".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif"),
+    )
+)
 _JUNK_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
@@ -20,10 +28,36 @@ def is_caption(name: str) -> bool:
     return PurePath(name).suffix.lower() in CAPTION_SUFFIXES
 
 
+def is_picture(name: str) -> bool:
+    """Whether the name ends like one of a picture; what is in the file is not looked at."""
+    return PurePath(name).suffix.lower() in PICTURE_SUFFIXES
+
+
+def is_metadata(name: str) -> bool:
+    """Whether it is a list of captions as Hugging Face's image folders have it."""
+    return name.lower() in METADATA_NAMES
+
+
+def is_mask(name: str) -> bool:
+    """Whether the name is one of a loss mask beside its picture: `cat.mask.png` for `cat.jpg`."""
+    return name.lower().endswith(MASK_SUFFIX)
+
+
+def same_name(name: str) -> str:
+    """The name as it compares: macOS spells "é" as two code points, other systems as one."""
+    return unicodedata.normalize("NFC", name)
+
+
 def stem_key(name: str) -> str:
     """What a picture and its caption file have in common."""
-    # macOS spells "é" as two code points, other systems as one; files copied between them meet in one folder.
-    return unicodedata.normalize("NFC", PurePath(name).stem)
+    return same_name(PurePath(name).stem)
+
+
+def place(name: str) -> tuple[str, str]:
+    """What a picture, its caption and its mask have in common: their folder, relative, and their stem."""
+    path = PurePosixPath(name)
+    stem = path.name[: -len(MASK_SUFFIX)] if is_mask(path.name) else path.stem
+    return same_name(str(path.parent)), same_name(stem)
 
 
 def caption_files(folder: Path) -> dict[str, list[Path]]:

@@ -1,93 +1,137 @@
-"""Untrusted picture files in, plain RGB pictures out."""
+"""The bytes of a picture file -> an upright picture in sRGB, decoded under limits."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import stat
 import warnings
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from lora_studio.data.colours import on_background, to_srgb
+from lora_studio.data.files import UnreadableFile, read_bytes
 from lora_studio.errors import DatasetError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-FORMATS_IN_WORDS = "JPEG, PNG, WebP or BMP"
-MAX_FILE_BYTES = 200_000_000
+FORMATS_IN_WORDS = "JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF"
 MAX_PIXELS = 89_478_485  # where Pillow itself begins to warn of a decompression bomb
 NOT_A_PICTURE = f"not a {FORMATS_IN_WORDS} picture"
-_PLAIN_MODES = ("RGB", "L", "1", "P", "CMYK", "YCbCr")
+FIRST_ONLY = "moving or of several pages: only the first picture in it is used"
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF")
+# Marks of HEIC in an ISO media file's "ftyp" box; AVIF has others.
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 
-class UnreadablePicture(DatasetError):
-    """The file is no picture that can be used; the message is the reason alone, without the file's name."""
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture, turned upright."""
+
+    image: Image.Image  # RGB in sRGB; transparency is laid on the background
+    opacity: Image.Image | None  # L of the same size, 255 is opaque; None if all of it is
+    note: str  # what a user should know about how it was read, or ""
 
 
-def read_bytes(path: Path) -> bytes:
-    """The whole file. Raises UnreadablePicture if it is too large, no regular file or not readable."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise UnreadablePicture("not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            size, limit = status.st_size / 1e6, MAX_FILE_BYTES / 1e6
-            raise UnreadablePicture(f"{size:.0f} MB; at most {limit:.0f} MB are read")
-        return path.read_bytes()
-    except OSError as error:
-        raise UnreadablePicture(f"cannot be read: {error.strerror or error}") from None
+def decode(data: bytes, *, background: str = "white") -> Picture:
+    """The bytes of a file, fully decoded; clear parts get the background, a name or "#rrggbb".
 
-
-def decode(data: bytes) -> Image.Image:
-    """The bytes of a file -> an RGB picture, fully decoded and turned upright. Raises UnreadablePicture."""
+    Formats, the number of pixels and Pillow's own warnings of decompression bombs are checked before pixels
+    are decoded. Raises UnreadableFile.
+    """
     if not data:
-        raise UnreadablePicture("the file is empty")
+        raise UnreadableFile("the file is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a decoder's remarks on odd metadata; the pixels are what counts
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode(data)
-    except UnreadablePicture:
+            return _decode(data, background)
+    except UnreadableFile:
         raise
     except UnidentifiedImageError:
-        raise UnreadablePicture(NOT_A_PICTURE) from None
+        raise UnreadableFile(_unidentified(data)) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise UnreadablePicture(f"more than {MAX_PIXELS / 1e6:.0f} megapixels") from None
+        raise UnreadableFile(f"more than {MAX_PIXELS / 1e6:.0f} megapixels") from None
     except (
         Exception
     ) as error:  # decoders raise nearly anything at damaged bytes: OSError, SyntaxError, struct.error
-        raise UnreadablePicture(f"damaged: {error}") from None
+        raise UnreadableFile(f"damaged: {error}") from None
 
 
-def load_picture(path: Path | str) -> Image.Image:
-    """The picture in the file as RGB, upright, transparency on white. Raises DatasetError naming the file."""
+def reopen(path: str, sha256: str, *, background: str) -> Picture:
+    """The picture in a file that was scanned before. Raises DatasetError if it is not the same any more."""
     try:
-        return decode(read_bytes(Path(path)))
-    except UnreadablePicture as reason:
+        data = read_bytes(Path(path))
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise DatasetError(f"{path} has changed since the folder was scanned; start the run again.")
+        return decode(data, background=background)
+    except UnreadableFile as reason:
+        advice = f"put it back as {FORMATS_IN_WORDS}, or start the run again without it"
+        raise DatasetError(f"{path} can no longer be used ({reason}); {advice}.") from None
+
+
+def load_picture(path: Path | str, *, background: str = "white") -> Image.Image:
+    """The picture in the file as RGB, upright, transparency on the background.
+
+    Raises DatasetError naming the file.
+    """
+    try:
+        return decode(read_bytes(Path(path)), background=background).image
+    except UnreadableFile as reason:
         message = (
             f"{os.fspath(path)} cannot be used ({reason}); save it again as {FORMATS_IN_WORDS} or remove it."
         )
         raise DatasetError(message) from None
 
 
-def _decode(data: bytes) -> Image.Image:
-    with Image.open(BytesIO(data), formats=FORMATS) as picture:
+def _decode(data: bytes, background: str) -> Picture:
+    formats = (*_FORMATS, "HEIF") if _is_heic(data) and _can_read_heic() else _FORMATS
+    with Image.open(BytesIO(data), formats=formats) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             megapixels = picture.width * picture.height / 1e6
-            raise UnreadablePicture(
-                f"{megapixels:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are decoded"
-            )
+            raise UnreadableFile(f"{megapixels:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are decoded")
         picture.load()
-        return _to_rgb(ImageOps.exif_transpose(picture))
+        turn_note = _turn_upright(picture)
+        rgb, opacity, colour_note = to_srgb(picture)
+        notes = [_frame_note(picture), turn_note, colour_note]
+    image = rgb if opacity is None else on_background(rgb, opacity, background)
+    return Picture(image, opacity, "; ".join(filter(None, notes)))
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """Any mode that a whitelisted format can have -> RGB."""
-    if picture.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip at 255 instead of scaling
-        return picture.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L").convert("RGB")
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    if picture.mode in _PLAIN_MODES:
-        return picture.convert("RGB")
-    raise UnreadablePicture(f"pixels of the kind {picture.mode!r} are not supported")
+def _turn_upright(picture: Image.Image) -> str:
+    """Turn it in place as its EXIF data say; a note if they cannot be read, as the pixels are still good."""
+    try:
+        ImageOps.exif_transpose(picture, in_place=True)
+    except Exception:  # as with pixels, damaged EXIF data raise nearly anything
+        return "its EXIF data are damaged, so it may not be upright"
+    return ""
+
+
+def _frame_note(picture: Image.Image) -> str:
+    """That there is more than one picture in the file; a camera's MPO holds only previews besides."""
+    try:
+        several = picture.format != "MPO" and getattr(picture, "is_animated", False)
+    except Exception:  # looking for the second frame may find it damaged; the first one is not
+        several = True
+    return FIRST_ONLY if several else ""
+
+
+def _is_heic(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
+
+
+def _can_read_heic() -> bool:
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _unidentified(data: bytes) -> str:
+    if _is_heic(data) and not _can_read_heic():
+        return "a HEIC picture; to read those: pip install pillow-heif"
+    if data[4:8] == b"ftyp" and not features.check("avif"):
+        return "maybe an AVIF picture, which this build of Pillow cannot read: pip install -U pillow"
+    return NOT_A_PICTURE

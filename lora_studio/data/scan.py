@@ -5,91 +5,100 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lora_studio.data.files import UnreadableFile, read_bytes
+from lora_studio.data.layouts import find
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.names import is_caption, is_junk, some, stem_key
-from lora_studio.data.pictures import (
-    FORMATS_IN_WORDS,
-    NOT_A_PICTURE,
-    UnreadablePicture,
-    decode,
-    load_picture,
-    read_bytes,
-)
+from lora_studio.data.masks import with_masks
+from lora_studio.data.names import METADATA_NAMES, is_caption, is_mask, is_picture, place, some
+from lora_studio.data.pictures import FORMATS_IN_WORDS, NOT_A_PICTURE, Picture, decode, load_picture
 from lora_studio.errors import DatasetError
 
-__all__ = ["MAX_ASPECT", "load_picture", "scan"]
+__all__ = ["MAX_ASPECT", "Reading", "load_picture", "scan"]
 
 MAX_ASPECT = 10  # a longer strip would lose most of itself to the crop, and need gigabytes when it is resized
 
 
-def scan(folder: Path, *, repeats: int = 1, min_side: int = 16) -> Manifest:
-    """One record for each file in `folder`, by name; subfolders are not searched.
+@dataclass(frozen=True)
+class Reading:
+    """How a folder is read."""
 
-    Pictures are decoded once, fully. Captions beside them get no record of their own. Raises DatasetError if
-    there is nothing to train on or if two pictures would share a caption file.
+    recursive: bool = False  # also search all subfolders, whatever they are called
+    background: str = "white"  # what clear parts get: a name or "#rrggbb"
+    transparency_is_mask: bool = False  # clear parts are not learned
+    masks: Path | None = None  # a folder of masks, besides those among the pictures
+    min_side: int = 16  # pixels; smaller pictures are left out
+
+
+def scan(folder: Path, reading: Reading = Reading(), *, repeats: int = 1) -> Manifest:
+    """One record for each file in `folder`, by name; see `layouts.find` for what belongs to it.
+
+    Pictures are decoded once, fully. Captions and masks of theirs get no record of their own. Raises
+    DatasetError if there is no usable picture, two would share a caption file, or a mask does not fit.
     """
     records: list[Record] = []
     captions: list[Record] = []
-    for path in _entries(folder):
-        record = Record(path=str(path), name=path.name, repeats=repeats)
-        if is_junk(path.name):
-            records.append(replace(record, excluded="junk"))
-        elif path.is_dir():
-            records.append(replace(record, excluded="a folder; subfolders are not searched"))
-        elif is_caption(path.name):
+    masks: list[Record] = []
+    for found in find(folder, recursive=reading.recursive, masks=reading.masks):
+        record = Record(
+            path=str(found.path),
+            name=found.name,
+            caption=found.caption,
+            captioned_by=found.captioned_by,
+            repeats=repeats * found.repeats,
+            excluded=found.skipped,
+        )
+        if found.skipped:
+            records.append(record)
+        elif is_caption(found.path.name):
             captions.append(record)
+        elif is_mask(found.path.name):
+            masks.append(record)
         else:
-            records.append(_examine(record, min_side=min_side))
+            records.append(_examine(record, reading))
     records = _without_duplicates(records)
     _refuse_shared_stems(records)
-    records += _orphans(captions, records)
-    manifest = Manifest(tuple(sorted(records, key=lambda record: record.name)))
+    orphans = _orphans(captions, records)
+    records = with_masks(records, masks, reading.masks, from_transparency=reading.transparency_is_mask)
+    manifest = Manifest(tuple(sorted(records + orphans, key=lambda record: record.name)))
     if not manifest.used:
         raise DatasetError(_nothing_usable(folder, manifest))
     return manifest
 
 
-def _entries(folder: Path) -> list[Path]:
-    """What lies in the folder, by name, as absolute paths."""
-    try:
-        entries = sorted(folder.absolute().iterdir(), key=lambda path: path.name)
-    except FileNotFoundError:
-        reason = "does not exist"
-    except NotADirectoryError:
-        reason = "is not a folder"
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror}"
-    else:
-        if entries:
-            return entries
-        reason = "is empty"
-    advice = f"set data.images to a folder of {FORMATS_IN_WORDS} pictures"
-    raise DatasetError(f"the folder of pictures {folder} {reason}; {advice}.") from None
-
-
-def _examine(record: Record, *, min_side: int) -> Record:
+def _examine(record: Record, reading: Reading) -> Record:
     """The record with its hash and size, or with the reason why the file cannot be used."""
     try:
         data = read_bytes(Path(record.path))
-    except UnreadablePicture as reason:
+    except UnreadableFile as reason:
         return replace(record, excluded=str(reason))
     record = replace(record, sha256=hashlib.sha256(data).hexdigest())
     try:
-        width, height = decode(data).size
-    except UnreadablePicture as reason:
+        picture = decode(data, background=reading.background)
+    except UnreadableFile as reason:
         return replace(record, excluded=str(reason))
-    return replace(record, width=width, height=height, excluded=_unfit(width, height, min_side))
+    width, height = picture.image.size
+    return replace(
+        record,
+        width=width,
+        height=height,
+        background=reading.background if picture.opacity else "",
+        note=picture.note,
+        excluded=_unfit(picture, reading.min_side),
+    )
 
 
-def _unfit(width: int, height: int, min_side: int) -> str:
-    """The reason why a picture of this size is left out, or nothing."""
+def _unfit(picture: Picture, min_side: int) -> str:
+    """The reason why a picture is left out, or nothing."""
+    width, height = picture.image.size
     if min(width, height) < min_side:
         return f"too small: {width}x{height}; both sides must be {min_side} pixels or more"
     if max(width, height) > MAX_ASPECT * min(width, height):
         return f"too long: {width}x{height}; one side may be at most {MAX_ASPECT} times the other"
+    if picture.opacity and picture.opacity.getextrema() == (0, 0):
+        return "clear all over: there is nothing to see"
     return ""
 
 
@@ -107,12 +116,19 @@ def _without_duplicates(records: Iterable[Record]) -> list[Record]:
 
 
 def _refuse_shared_stems(records: Iterable[Record]) -> None:
-    """Raise DatasetError, naming the files, if one caption file would belong to two pictures."""
-    by_stem: dict[str, list[str]] = defaultdict(list)
+    """Raise DatasetError, naming the files, if one caption file would belong to two pictures.
+
+    Where a list of captions names each picture with its ending, nothing is shared.
+    """
+    by_stem: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         if not record.excluded:
-            by_stem[stem_key(record.name)].append(record.name)
-    shared = [" and ".join(names) for names in by_stem.values() if len(names) > 1]
+            by_stem[place(record.name)].append(record)
+    shared = [
+        " and ".join(record.name for record in group)
+        for group in by_stem.values()
+        if len(group) > 1 and not all(record.captioned_by in METADATA_NAMES for record in group)
+    ]
     if shared:
         advice = "a caption file could belong to either, so rename or remove one of each"
         raise DatasetError(f"pictures have the same name but for the ending: {some(shared)}; {advice}.")
@@ -120,9 +136,13 @@ def _refuse_shared_stems(records: Iterable[Record]) -> None:
 
 def _orphans(captions: Iterable[Record], pictures: Iterable[Record]) -> list[Record]:
     """Records of the caption files that no picture claims, be it a used or an excluded one."""
-    claimed = {stem_key(record.name) for record in pictures if record.excluded not in ("junk", NOT_A_PICTURE)}
+    claimed = {
+        place(record.name)
+        for record in pictures
+        if record.excluded != NOT_A_PICTURE and (record.sha256 or is_picture(record.name))
+    }
     reason = "no picture of this name"
-    return [replace(record, excluded=reason) for record in captions if stem_key(record.name) not in claimed]
+    return [replace(record, excluded=reason) for record in captions if place(record.name) not in claimed]
 
 
 def _nothing_usable(folder: Path, manifest: Manifest) -> str:

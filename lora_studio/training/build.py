@@ -12,11 +12,9 @@ import torch
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
 from lora_studio.data.batches import Plan, plan
-from lora_studio.data.buckets import assign
 from lora_studio.data.cache import LatentCache, TextCache
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.scan import scan
 from lora_studio.data.trigger import without_trigger
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import Conditioning, ModelFamily, ObjectiveOptions
@@ -24,6 +22,7 @@ from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
 from lora_studio.training.checkpoint import save_state
+from lora_studio.training.dataset import loss_masks, read_dataset
 from lora_studio.training.events import Listener, Note, Progress
 from lora_studio.training.feed import Feed, FeedOptions
 from lora_studio.training.loop import Loop, LoopOptions
@@ -103,13 +102,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LORA_STUDIO_CACHE", "~/.cache/lora-studio")).expanduser()
 
 
-def read_dataset(recipe: Recipe, stride: int) -> Manifest:
-    """Scan the folder, read its captions and choose every picture's bucket."""
-    found = scan(recipe.data.images, repeats=recipe.data.repeats)
-    captioned = CAPTIONERS[recipe.data.captioner](found, instance_prompt=recipe.data.instance_prompt)
-    return assign(captioned, resolution=recipe.data.resolution, stride=stride)
-
-
 def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     """Everything up to the first step. Raises a StudioError for whatever the user can mend."""
     check_names(recipe)
@@ -132,7 +124,8 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     options = FeedOptions(
         recipe.data.caption_dropout, recipe.objective.preservation, recipe.training.seed, machine.device
     )
-    feed = Feed(manifest.used, plain, latents, texts, batches, options)
+    masks = loss_masks(manifest.used, latents)
+    feed = Feed(manifest.used, plain, latents, texts, batches, options, masks=masks)
     loop = _loop(recipe, run, machine, family, adapters, feed, listener)
     return Session(
         recipe, run, machine, family, fingerprint, manifest, adapters, batches, loop, _preview(recipe)
@@ -162,9 +155,9 @@ def _plain_captions(recipe: Recipe, records: tuple[Record, ...]) -> list[str | N
     """Every caption without the trigger, if the recipe preserves the base's answers to those."""
     if recipe.objective.preservation == 0:
         return [None] * len(records)
-    trigger, class_words = recipe.data.trigger, recipe.data.class_words
-    plain = [without_trigger(record.caption, trigger, class_words) for record in records]
+    plain = [without_trigger(record.caption, record.trigger, record.class_words) for record in records]
     if not any(plain):
+        trigger = ", ".join(dict.fromkeys(record.trigger for record in records))
         raise RecipeError(
             f"objective.preservation is {recipe.objective.preservation}, but no caption holds data.trigger "
             f"({trigger!r}), so there is nothing to leave out; set the trigger that the captions hold, or "

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from lora_studio.data.batches import average_views
 from lora_studio.data.buckets import crop_loss
+from lora_studio.data.manifest import Record
 from lora_studio.families.base import ModelFamily
 from lora_studio.training.build import Session
 from lora_studio.training.events import TrainingPlan
@@ -15,7 +18,6 @@ def describe(session: Session, *, first_step: int, seconds_per_step: float) -> T
     """What will be trained, for people to read before it starts."""
     recipe, used = session.recipe, session.manifest.used
     pictures_per_step = recipe.training.batch_size * recipe.training.accumulation
-    trigger = recipe.data.trigger
     return TrainingPlan(
         name=recipe.name,
         base=recipe.base.model,
@@ -23,7 +25,7 @@ def describe(session: Session, *, first_step: int, seconds_per_step: float) -> T
         images_excluded=tuple((record.name, record.excluded) for record in session.manifest.excluded),
         captions=tuple(record.caption for record in used[:3]),
         captioned_by=dict(Counter(record.captioned_by for record in used)),
-        captions_without_trigger=sum(trigger not in record.caption for record in used),
+        captions_without_trigger=sum(record.trigger not in record.caption for record in used),
         preservation=recipe.objective.preservation,
         preserved_caption=next(filter(None, session.loop.feed.plain), ""),
         captions_cut=tuple(record.name for record in used if _is_cut(record.caption, session.family)),
@@ -40,7 +42,20 @@ def describe(session: Session, *, first_step: int, seconds_per_step: float) -> T
         learning_rate=recipe.training.learning_rate,
         seconds_per_step=seconds_per_step,
         folder=session.run.folder,
+        roles={role: len(session.manifest.of_role(role)) for role in ("prior", "holdout")},
+        repeats=_repeats(used),
+        masks=sum(bool(record.mask) for record in used),
+        backgrounds=dict(Counter(record.background for record in used if record.background)),
+        notes=tuple((record.name, record.note) for record in used if record.note),
     )
+
+
+def _repeats(records: Sequence[Record]) -> dict[str, tuple[int, int]]:
+    """Folder -> its pictures and the repeats of each; empty if every picture is shown once an epoch."""
+    if all(record.repeats == 1 for record in records):
+        return {}
+    folders = Counter((str(PurePosixPath(record.name).parent), record.repeats) for record in records)
+    return {folder: (count, repeats) for (folder, repeats), count in folders.items()}
 
 
 def _is_cut(caption: str, family: ModelFamily) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -34,6 +34,11 @@ class TrainingPlan:
     learning_rate: float
     seconds_per_step: float
     folder: Path
+    roles: dict[str, int] = field(default_factory=dict)  # of usable pictures that are not trained on
+    repeats: dict[str, tuple[int, int]] = field(default_factory=dict)  # folder -> pictures, repeats of each
+    masks: int = 0  # pictures of which only a part is learned
+    backgrounds: dict[str, int] = field(default_factory=dict)  # colour -> pictures with clear parts on it
+    notes: tuple[tuple[str, str], ...] = ()  # (file, what to know about how it was read)
 
 
 @dataclass(frozen=True)

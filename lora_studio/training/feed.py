@@ -31,7 +31,7 @@ class Feed:
 
     `plain` holds every record's caption without the trigger words, None where there are none to leave out.
     `texts` maps every caption, plain caption and "" to its cached conditioning; None when a text encoder is
-    being trained.
+    being trained. `masks` holds every record's loss weights [H, W] with a mean of 1, or None for all alike.
     """
 
     def __init__(
@@ -42,13 +42,15 @@ class Feed:
         texts: dict[str, Conditioning] | None,
         plan: Plan,
         options: FeedOptions,
+        *,
+        masks: Sequence[Tensor | None] = (),
     ) -> None:
         self.records, self.plain = list(records), list(plain)
         self.plan, self.options = plan, options
         self.latents = [Latent(one.mean.to(options.device), one.std.to(options.device)) for one in latents]
         self.texts = texts and {caption: _to(value, options.device) for caption, value in texts.items()}
         self.geometry = torch.tensor([geometry(record) for record in self.records], device=options.device)
-        self.weight = torch.tensor([record.weight for record in self.records], device=options.device)
+        self.weights = _weights(self.records, masks, options.device)
 
     def of_step(self, step: int) -> Iterator[Batch]:
         """The micro-batches of optimizer step `step`, which counts from 1."""
@@ -72,7 +74,7 @@ class Feed:
             captions=captions,
             conditioning=self._conditioning(captions),
             geometry=self.geometry[indices],
-            weight=self.weight[indices].view(-1, 1, 1, 1),
+            weight=torch.stack(torch.broadcast_tensors(*(self.weights[i] for i in indices)))[:, None],
             preserved=torch.tensor(preserved, dtype=torch.int64, device=self.options.device),
         )
 
@@ -90,6 +92,13 @@ class Feed:
             return None
         rows = [self.texts[caption] for caption in captions]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def _weights(records: Sequence[Record], masks: Sequence[Tensor | None], device: torch.device) -> list[Tensor]:
+    """Every record's weight times its mask [H, W]; [1, 1] without one."""
+    ones = torch.ones(1, 1)
+    factors = [ones if mask is None else mask for mask in masks] or [ones] * len(records)
+    return [(factor * record.weight).to(device) for record, factor in zip(records, factors, strict=True)]
 
 
 def geometry(record: Record) -> list[float]:

@@ -130,7 +130,7 @@ def _facts(session: Session) -> TrainingFacts:
         title=recipe.export.title or recipe.name,
         base=public_base,
         base_fingerprint=session.base_fingerprint,
-        trigger=recipe.data.trigger,
+        trigger=", ".join(dict.fromkeys(one.trigger for one in session.manifest.used if one.trigger)),
         rank=recipe.adapter.rank,
         alpha=recipe.adapter.alpha,
         steps=recipe.training.steps,

@@ -63,7 +63,7 @@ def to_toml(recipe: Recipe) -> str:
     """The recipe as run, with every default written out."""
     import tomli_w
 
-    return tomli_w.dumps(recipe.model_dump(mode="json"))
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 
 def is_finished(folder: Path) -> bool:

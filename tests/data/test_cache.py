@@ -14,8 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from lora_studio.data.buckets import assign
 from lora_studio.data.cache import Latent, LatentCache, TextCache, pixels_of
-from lora_studio.data.scan import scan
+from lora_studio.data.scan import Reading, scan
 from lora_studio.errors import DatasetError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
 
 
 def halves(pixels):
@@ -89,17 +94,33 @@ def test_the_key_depends_on_all_that_the_latent_depends_on(records, store):
         LatentCache(store, "another vae").key(record),
         cache.key(record, flip=True),
         cache.key(replace(record, sha256="0" * 64)),
+        cache.key(replace(record, background="white")),
         cache.key(replace(record, bucket=records[0].bucket)),
         cache.key(replace(record, resize=(1, 1))),
         cache.key(replace(record, crop=(1, 0, 73, 56))),
     ]
-    assert len({cache.key(record), *others}) == 7
+    assert len({cache.key(record), *others}) == 8
 
 
 def test_the_key_does_not_depend_on_name_caption_or_repeats(records, store):
     cache = LatentCache(store, "vae")
     renamed = replace(records[0], name="x", path="/x", caption="x", repeats=9, weight=0.5)
     assert cache.key(records[0]) == cache.key(renamed)
+
+
+def test_another_background_encodes_only_pictures_with_transparency(folder, paint, store):
+    paint("solid.png", 64, 64, "red")
+    clear = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    clear.putpixel((0, 0), (0, 0, 0, 255))
+    clear.save(folder / "clear.png")
+    means, counts = [], []
+    for background in ("white", "#000000", "white"):
+        cache = LatentCache(store, "vae")
+        placed = assign(scan(folder, Reading(background=background)), resolution=64, stride=8).used
+        means.append(cache.load_or_encode(placed, halves)[0].mean[:, -1, -1].tolist())
+        counts.append(cache.encoded)
+    assert counts == [2, 1, 0]
+    assert means == [[1, 1, 1], [-1, -1, -1], [1, 1, 1]]
 
 
 def truncate(path):

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lora_studio.data.pictures import load_picture
+from lora_studio.data.pictures import FIRST_ONLY, decode, load_picture
 from lora_studio.errors import DatasetError
 
 
@@ -30,13 +31,21 @@ UNDO = {
 }
 
 
+@pytest.mark.parametrize("ending", ["png", "tiff"])  # Pillow turns TIFF itself; twice would be wrong
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_is_turned_upright(tmp_path, orientation):
+def test_every_exif_orientation_is_turned_upright(tmp_path, orientation, ending):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = quadrants() if orientation == 1 else quadrants().transpose(UNDO[orientation])
-    stored.save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(np.asarray(load_picture(tmp_path / "a.png")), np.asarray(quadrants()))
+    stored.save(tmp_path / f"a.{ending}", exif=exif)
+    assert np.array_equal(np.asarray(load_picture(tmp_path / f"a.{ending}")), np.asarray(quadrants()))
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0", b"Exif\0\0garbage"])
+def test_damaged_exif_data_do_not_cost_the_picture(exif):
+    stored = io.BytesIO()
+    quadrants().save(stored, "JPEG", exif=exif)
+    assert decode(stored.getvalue()).image.size == (40, 20)
 
 
 def test_transparency_becomes_white(tmp_path):
@@ -94,6 +103,51 @@ def test_of_a_moving_picture_the_first_frame_is_taken(tmp_path):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
     assert load_picture(tmp_path / "a.webp").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png", "tiff", "avif"])
+def test_of_several_pictures_in_a_file_the_first_is_taken_with_a_note(ending):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    several, one = io.BytesIO(), io.BytesIO()
+    frames[0].save(several, ending, save_all=True, append_images=frames[1:])
+    frames[0].save(one, ending)
+    first, single = decode(several.getvalue()), decode(one.getvalue())
+    assert np.abs(np.subtract(first.image.getpixel((8, 8)), (255, 0, 0))).max() <= 6  # AVIF and WebP round
+    assert (first.note, single.note) == (FIRST_ONLY, "")
+
+
+@pytest.mark.parametrize("ending", ["jpeg", "png", "webp", "bmp", "tiff", "gif", "avif"])
+def test_every_format_that_is_promised_is_read(ending):
+    stored = io.BytesIO()
+    quadrants().save(stored, ending)
+    picture = decode(stored.getvalue())
+    corners = [picture.image.getpixel(place) for place in ((4, 4), (36, 4), (4, 16), (36, 16))]
+    expected = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]
+    assert np.abs(np.subtract(corners, expected)).max() <= 12  # lossy ones blur a little even here
+    assert picture.opacity is None and picture.note == ""
+
+
+def test_a_format_that_is_not_promised_is_refused():
+    for ending in ("ppm", "ico", "tga", "jpeg2000"):
+        stored = io.BytesIO()
+        quadrants().save(stored, ending)
+        with pytest.raises(DatasetError, match="not a JPEG, PNG"):
+            decode(stored.getvalue())
+
+
+def test_heic_without_its_reader_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    with pytest.raises(DatasetError, match="a HEIC picture; to read those: pip install pillow-heif"):
+        decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+
+
+def test_heic_is_read_where_its_reader_is_installed():
+    heif = pytest.importorskip("pillow_heif")
+    stored = io.BytesIO()
+    heif.from_pillow(quadrants()).save(stored, quality=95)
+    picture = decode(stored.getvalue()).image
+    assert picture.size == (40, 20)
+    assert np.abs(np.subtract(picture.getpixel((4, 4)), (255, 0, 0))).max() <= 12
 
 
 def test_the_ending_of_the_name_does_not_matter(tmp_path):

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lora_studio.data.files import MAX_FILE_BYTES
 from lora_studio.data.manifest import Manifest
-from lora_studio.data.pictures import MAX_FILE_BYTES
-from lora_studio.data.scan import scan
+from lora_studio.data.scan import Reading, scan
 from lora_studio.errors import DatasetError
 
 
@@ -30,6 +30,7 @@ def test_every_picture_gets_a_record_with_path_hash_size_and_repeats(folder, pai
     first = manifest.used[0]
     assert first.path == str(folder / "a.png") and Path(first.path).is_absolute()
     assert first.sha256 == hashlib.sha256((folder / "a.png").read_bytes()).hexdigest()
+    assert first.background == first.note == ""
     assert first.repeats == 3 and first.role == "instance" and first.weight == 1.0
 
 
@@ -64,12 +65,12 @@ def test_files_that_are_no_pictures_are_excluded_whatever_they_are_called(folder
     (folder / "page.jpg").write_text("<!DOCTYPE html><html>404</html>")
     (folder / "empty.png").touch()
     (folder / "notes.json").write_text("{}")
-    Image.new("P", (40, 30)).save(folder / "moving.gif")
+    (folder / "drawing.svg").write_text("<svg/>")
     (folder / "subfolder").mkdir()
     manifest = scan(folder)
     assert [record.name for record in manifest.used] == ["good.png"]
-    for name in ("page.jpg", "notes.json", "moving.gif"):
-        assert reason(manifest, name) == "not a JPEG, PNG, WebP or BMP picture"
+    for name in ("page.jpg", "notes.json", "drawing.svg"):
+        assert reason(manifest, name) == "not a JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF picture"
     assert reason(manifest, "empty.png") == "the file is empty"
     assert reason(manifest, "subfolder").startswith("a folder")
 
@@ -121,7 +122,7 @@ def test_the_smallest_side_allowed_is_a_choice(folder, paint, reason):
     paint("small.png", 16, 16)
     paint("large.png", 40, 40)
     assert reason(scan(folder), "small.png") == ""
-    assert reason(scan(folder, min_side=20), "small.png").startswith("too small")
+    assert reason(scan(folder, Reading(min_side=20)), "small.png").startswith("too small")
 
 
 def test_of_equal_files_the_first_by_name_is_kept(folder, paint, reason):
@@ -131,6 +132,32 @@ def test_of_equal_files_the_first_by_name_is_kept(folder, paint, reason):
     manifest = scan(folder)
     assert [record.name for record in manifest.used] == ["a.png"]
     assert reason(manifest, "b.png") == reason(manifest, "c.png") == "the same bytes as a.png"
+
+
+def test_transparency_is_recorded_with_its_background_and_a_clear_picture_is_left_out(folder, reason):
+    half = Image.new("RGBA", (40, 30), (255, 0, 0, 255))
+    half.save(folder / "opaque.png")
+    half.putpixel((3, 3), (0, 0, 0, 0))
+    half.save(folder / "half.png")
+    Image.new("RGBA", (40, 30), (9, 9, 9, 0)).save(folder / "clear.png")
+    manifest = scan(folder, Reading(background="#102030"))
+    assert {record.name: record.background for record in manifest.used} == {
+        "half.png": "#102030",
+        "opaque.png": "",
+    }
+    assert reason(manifest, "clear.png") == "clear all over: there is nothing to see"
+
+
+def test_a_moving_picture_is_used_with_a_note(folder):
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "one.gif")
+    frames[0].resize((50, 50)).save(folder / "still.webp")
+    assert {record.name: record.note for record in scan(folder).used} == {
+        "moving.gif": "moving or of several pages: only the first picture in it is used",
+        "one.gif": "",
+        "still.webp": "",
+    }
 
 
 @pytest.mark.parametrize("name", [".DS_Store", "._a.png", ".hidden.png", "Thumbs.db", "desktop.ini"])
@@ -218,7 +245,7 @@ def test_a_file_name_that_is_no_utf8_still_makes_valid_json(folder, paint):
 
 
 def test_scanning_and_captioning_need_no_torch():
-    modules = "manifest, scan, buckets, batches, captioners.sidecar"
+    modules = "manifest, scan, sources, masks, buckets, batches, captioners.sidecar"
     imports = "; ".join(f"import lora_studio.data.{name.strip()}" for name in modules.split(","))
     subprocess.run(
         [sys.executable, "-c", f"{imports}; import sys; assert 'torch' not in sys.modules"], check=True

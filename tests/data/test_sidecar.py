@@ -3,6 +3,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
+from PIL import Image
 
 from lora_studio.data.captioners import CAPTIONERS, caption_writer
 from lora_studio.data.captioners.base import WriterOptions
@@ -28,6 +29,47 @@ def test_captions_are_read_however_an_editor_saved_them(folder, paint, data):
     (folder / "a.txt").write_bytes(data)
     (record,) = read_captions(scan(folder)).used
     assert (record.caption, record.captioned_by) == ("a rèd ball, trigger", "sidecar")
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        ("a red ball".encode("utf-16-le"), "neither UTF-8 nor UTF-16 with its mark"),  # passes for UTF-8
+        (b"x" * 1_000_001, "1 MB; at most 1 MB are read"),
+    ],
+)
+def test_what_is_no_caption_is_refused_and_not_learned(folder, paint, data, fault):
+    paint("a.png")
+    (folder / "a.txt").write_bytes(data)
+    with pytest.raises(DatasetError, match=rf"a\.txt \({fault}\)"):
+        read_captions(scan(folder), instance_prompt="x")
+
+
+@pytest.mark.parametrize(
+    "name", ["with space", "grün Größe", "猫の写真", "🦊🎨", "Maroš", "a.b", "x" * 250], ids=ascii
+)
+def test_any_name_a_file_system_allows_works_for_folder_picture_and_caption(tmp_path, name):
+    folder = tmp_path / name / "10_猫 ü 🎨"
+    folder.mkdir(parents=True)
+    name = name[:240]  # leaves room for the ending
+    Image.new("RGB", (40, 30), "red").save(folder / f"{name}.jpg")
+    (folder / f"{name}.caption").write_text(f"ein Bild: {name}", "utf-8")
+    manifest = read_captions(scan(folder.parent))
+    (record,) = manifest.used
+    assert record.name == f"10_猫 ü 🎨/{name}.jpg" and record.repeats == 10
+    assert record.caption == f"ein Bild: {name}"
+    assert record.name in manifest.to_jsonl()
+
+
+def test_endings_within_the_name_do_not_make_pictures_share_a_caption(folder, paint):
+    paint("a.b.jpg", colour="blue", caption="first")
+    paint("a.c.jpg", colour="green", caption="second")
+    (folder / "a.txt").write_text("of neither")
+    manifest = read_captions(scan(folder))
+    assert [record.caption for record in manifest.used] == ["first", "second"]
+    assert [(record.name, record.excluded) for record in manifest.excluded] == [
+        ("a.txt", "no picture of this name")
+    ]
 
 
 def test_txt_wins_over_caption_unless_it_is_empty(folder, paint):

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import codecs
 from dataclasses import replace
 from pathlib import Path
 
 from lora_studio.data.captions.ledger import Ledger
+from lora_studio.data.files import UnreadableFile, read_bytes
+from lora_studio.data.layouts import FOLDER_NAME
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.names import caption_files, some, stem_key
+from lora_studio.data.text import decode_text
 from lora_studio.errors import DatasetError
+
+MAX_CAPTION_BYTES = 1_000_000
 
 
 def read_captions(manifest: Manifest, *, instance_prompt: str = "") -> Manifest:
     """The manifest with captions from the files beside the pictures, else with `instance_prompt`.
 
-    A caption that `lora-studio caption` wrote and nobody edited names its captioner as the author.
-    A hand-written caption wins; an empty file counts as none. Raises DatasetError that names the caption
-    files that are no text, or the pictures without a caption.
+    A caption beside its picture wins over one that a metadata file lists, and that over the instance prompt;
+    the name of a `<repeats>_<name>` folder comes last. An empty file counts as none. Raises DatasetError that
+    names the caption files that are no text, or the pictures without a caption.
     """
     instance_prompt = instance_prompt.strip()
     beside = {
@@ -45,14 +49,14 @@ def read_captions(manifest: Manifest, *, instance_prompt: str = "") -> Manifest:
 
 def decode_caption(data: bytes) -> str:
     """A caption file's text in one line. Raises UnicodeDecodeError unless it is UTF-8 or marked UTF-16."""
-    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Windows Notepad's "Unicode"
-    text = data.decode("utf-16" if utf16 else "utf-8-sig")
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return " ".join(line.strip() for line in decode_text(data).splitlines() if line.strip())
 
 
 def _captioned(record: Record, caption: str, author: str, instance_prompt: str) -> Record:
     if caption:
         return replace(record, caption=caption, captioned_by=author)
+    if record.caption and (record.captioned_by != FOLDER_NAME or not instance_prompt):
+        return record
     return replace(record, caption=instance_prompt, captioned_by="instance prompt" if instance_prompt else "")
 
 
@@ -60,13 +64,13 @@ def _first_caption(paths: list[Path], ledger: Ledger, faults: list[str]) -> tupl
     """The first caption that is not empty and who wrote it; what goes wrong is added to `faults`."""
     for path in paths:
         try:
-            data = path.read_bytes()
+            data = read_bytes(path, max_bytes=MAX_CAPTION_BYTES)
             caption = decode_caption(data)
         except UnicodeDecodeError:
-            faults.append(f"{path.name} (neither UTF-8 nor UTF-16)")
+            faults.append(f"{path.name} (neither UTF-8 nor UTF-16 with its mark)")
             continue
-        except OSError as error:
-            faults.append(f"{path.name} ({error.strerror or error})")
+        except UnreadableFile as reason:
+            faults.append(f"{path.name} ({reason})")
             continue
         if caption:
             entry = ledger.author(path, data)

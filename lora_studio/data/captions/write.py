@@ -13,6 +13,7 @@ from lora_studio.data.captioners.base import Answer, CaptionWriter
 from lora_studio.data.captions.backup import Backup, replace_caption
 from lora_studio.data.captions.files import CaptionFile, find_captions, read_caption_file
 from lora_studio.data.captions.ledger import Entry, Ledger, sha256
+from lora_studio.data.layouts import FOLDER_NAME
 from lora_studio.data.manifest import Manifest, Record
 
 Replace = Literal["nothing", "generated", "all"]
@@ -103,13 +104,16 @@ def _jobs(records: Sequence[Record], writer: CaptionWriter, replace: Replace, ou
             outcome.done_before += 1
         elif file.text and replace != "all" and not (author and replace == "generated"):
             outcome.kept[author.author if author else BY_HAND] += 1
-        elif (
-            record.caption and not file.text and replace != "all"
-        ):  # in another place than beside the picture
+        elif _has_caption_elsewhere(record) and not file.text and replace != "all":
             outcome.kept[BY_HAND] += 1
         else:
             jobs.append(Job(record, file, ledger))
     return jobs
+
+
+def _has_caption_elsewhere(record: Record) -> bool:
+    """Whether a list of captions names the picture; the folder's name, the last resort, is none."""
+    return bool(record.caption) and record.captioned_by != FOLDER_NAME
 
 
 def _caption(

@@ -1,0 +1,133 @@
+"""Loss masks: which parts of a picture are learned. White is, black is not, grey is in between."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lora_studio.data.files import UnreadableFile, read_bytes
+from lora_studio.data.layouts import find
+from lora_studio.data.manifest import Record
+from lora_studio.data.names import is_picture, place, some
+from lora_studio.data.pictures import decode, reopen
+from lora_studio.errors import DatasetError
+
+OWN = "its transparency"  # stands for the name of the mask file where a picture's own opacity is the mask
+NO_PICTURE = "a mask, but there is no picture of this name"
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """A file that may be a mask."""
+
+    path: Path
+    name: str
+    place: tuple[str, str]  # what it has in common with its picture
+
+
+def with_masks(
+    records: Sequence[Record], beside: Iterable[Record], folder: Path | None, *, from_transparency: bool
+) -> list[Record]:
+    """The records with their masks, and records of the masks that belong to no picture.
+
+    `beside`: the `name.mask.png` files among the pictures; `folder` holds `name.mask.png` or `name.png`, in
+    the same subfolders as the pictures. `from_transparency`: clear parts of a picture without a mask file are
+    not learned. Raises DatasetError that names every mask that does not fit.
+    """
+    masks = [_Mask(Path(one.path), one.name, place(one.name)) for one in beside] + _in_folder(folder)
+    by_place: dict[tuple[str, str], list[_Mask]] = defaultdict(list)
+    for mask in masks:
+        by_place[mask.place].append(mask)
+    wanted = {place(record.name) for record in records if not record.excluded}
+    faults = _ambiguous(records, by_place)
+    if folder is not None and not any(mask.place in wanted for mask in masks):
+        faults.append(f"no file in {folder} is called like a picture")
+    masked = []
+    for record in records:
+        found = [] if record.excluded else by_place.get(place(record.name), [])
+        if len(found) == 1:
+            record = _masked(record, found[0], faults)
+        elif from_transparency and record.background and not record.excluded:
+            record = replace(record, mask=OWN)
+        masked.append(record)
+    if faults:
+        advice = "a mask has the picture's name and shape, and is white where it is learned"
+        raise DatasetError(f"masks cannot be used: {some(faults)}; {advice}.")
+    known = {place(record.name) for record in records}
+    orphans = [mask for mask in masks if mask.place not in known]
+    return masked + [Record(path=str(one.path), name=one.name, excluded=NO_PICTURE) for one in orphans]
+
+
+def mask_weights(record: Record, width: int, height: int) -> NDArray[np.float32] | None:
+    """[height, width] with a mean of 1, what the loss of each latent counts; None without a mask.
+
+    With a mean of 1 a small subject is learned as strongly as a large one. Raises DatasetError if the mask is
+    not the one that was scanned, or if the crop leaves nothing of it.
+    """
+    assert record.resize is not None and record.crop is not None, record.name
+    if not record.mask:
+        return None
+    mask = _open(record).resize(record.resize, Image.Resampling.BOX).crop(record.crop)
+    weights = np.asarray(mask.resize((width, height), Image.Resampling.BOX), dtype=np.float32)
+    if weights.max() == 0:
+        advice = "move the subject towards the middle, or remove the mask"
+        raise DatasetError(f"the crop of {record.name} leaves nothing of its mask; {advice}.")
+    return weights / weights.mean()
+
+
+def _open(record: Record) -> Image.Image:
+    """The mask, as large as the upright picture."""
+    if record.mask == OWN:
+        opacity = reopen(record.path, record.sha256, background=record.background).opacity
+        assert opacity is not None, record.name  # the bytes are those that had one
+        return opacity
+    mask = reopen(record.mask_path, record.mask_sha256, background="black").image.convert("L")
+    return mask.resize((record.width, record.height), Image.Resampling.BOX)
+
+
+def _in_folder(folder: Path | None) -> list[_Mask]:
+    if folder is None:
+        return []
+    if not folder.is_dir() or not any(folder.iterdir()):
+        advice = "set data.masks to a folder of masks named like the pictures"
+        raise DatasetError(f"the folder of masks {folder} does not exist or is empty; {advice}.")
+    found = [one for one in find(folder, recursive=True) if not one.skipped and is_picture(one.name)]
+    return [_Mask(one.path, f"{folder.name}/{one.name}", place(one.name)) for one in found]
+
+
+def _ambiguous(records: Iterable[Record], by_place: dict[tuple[str, str], list[_Mask]]) -> list[str]:
+    """Faults: a picture with several masks, a mask of several pictures."""
+    pictures: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for record in records:
+        if not record.excluded:
+            pictures[place(record.name)].append(record.name)
+    faults = []
+    for at, masks in by_place.items():
+        if at in pictures and (len(masks) > 1 or len(pictures[at]) > 1):
+            owners, names = " and ".join(pictures[at]), " and ".join(mask.name for mask in masks)
+            faults.append(f"{names} (for {owners}: one mask a picture)")
+    return faults
+
+
+def _masked(record: Record, mask: _Mask, faults: list[str]) -> Record:
+    """The record with its mask; what is wrong with it is added to `faults`."""
+    try:
+        data = read_bytes(mask.path)
+        picture = decode(data, background="black").image
+    except UnreadableFile as reason:
+        faults.append(f"{mask.name} ({reason})")
+        return record
+    if abs(picture.width * record.height - picture.height * record.width) > max(picture.size):
+        size, wanted = f"{picture.width}x{picture.height}", f"{record.width}x{record.height}"
+        faults.append(f"{mask.name} ({size} has not the shape of {record.name}, {wanted})")
+    elif picture.convert("L").getextrema() == (0, 0):
+        faults.append(f"{mask.name} (all black: nothing would be learned)")
+    digest = hashlib.sha256(data).hexdigest()
+    return replace(record, mask=mask.name, mask_path=str(mask.path), mask_sha256=digest)

@@ -1,0 +1,98 @@
+"""Several folders of pictures, each with its role and weight -> one manifest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lora_studio.data.captioners import Captioner
+from lora_studio.data.manifest import Manifest, Record
+from lora_studio.data.scan import Reading, scan
+from lora_studio.errors import DatasetError
+
+# Of equal files the one in the first role here is kept: what is held out must not be trained on.
+_KEPT_FIRST = ("holdout", "instance", "prior")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder of pictures and what they are to the run."""
+
+    folder: Path
+    reading: Reading = Reading()  # noqa: RUF009 (frozen)
+    role: str = "instance"  # or prior, or holdout
+    repeats: int = 1
+    weight: float = 1.0  # factor of their loss
+    trigger: str = ""
+    class_words: str = ""
+    instance_prompt: str = ""  # caption of pictures that have none
+
+
+def read_sources(sources: Sequence[Source], captioner: Captioner) -> Manifest:
+    """One manifest of all sources, captioned; names begin with their folder's if there are several.
+
+    Of equal files in different sources one is kept. Raises DatasetError that lists the faults of all sources,
+    or if nothing is left to train on.
+    """
+    labels = _labels([source.folder.name for source in sources]) if len(sources) > 1 else [""]
+    records: list[Record] = []
+    faults: list[str] = []
+    for source, label in zip(sources, labels, strict=True):
+        try:
+            records += _read(source, label, captioner)
+        except DatasetError as fault:
+            faults.append(str(fault))
+    if faults:
+        raise DatasetError("\n".join(faults))
+    manifest = Manifest(tuple(_one_of_each(records)))
+    if not manifest.used:
+        raise DatasetError(
+            "every picture to train on is also in a source with the role holdout; remove it from one of them."
+        )
+    return manifest
+
+
+def _read(source: Source, label: str, captioner: Captioner) -> list[Record]:
+    found = scan(source.folder, source.reading, repeats=source.repeats)
+    captioned = captioner(found, instance_prompt=source.instance_prompt)
+    return [
+        replace(
+            record,
+            name=label + record.name,
+            role=source.role,
+            weight=source.weight,
+            trigger=source.trigger,
+            class_words=source.class_words,
+        )
+        for record in captioned.records
+    ]
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """ "a/", "b/", "a (2)/" for folders called a, b and a."""
+    seen: Counter[str] = Counter()
+    labels = []
+    for name in names:
+        seen[name] += 1
+        labels.append(f"{name}/" if seen[name] == 1 else f"{name} ({seen[name]})/")
+    return labels
+
+
+def _one_of_each(records: Sequence[Record]) -> list[Record]:
+    """The records in their order; of equal usable files in several sources one stays used."""
+    first: dict[str, Record] = {}
+    for role in _KEPT_FIRST:
+        for record in records:
+            if record.role == role and not record.excluded:
+                first.setdefault(record.sha256, record)
+    return [_or_duplicate(record, first) for record in records]
+
+
+def _or_duplicate(record: Record, first: dict[str, Record]) -> Record:
+    kept = record if record.excluded else first[record.sha256]
+    if kept is record:
+        return record
+    held_out = ", which is held out" if kept.role == "holdout" else ""
+    return replace(record, excluded=f"the same bytes as {kept.name}{held_out}")

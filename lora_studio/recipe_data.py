@@ -1,0 +1,103 @@
+"""The recipe's [data]: which pictures and captions are learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A table of the recipe: typed, frozen, and refusing keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceConfig(Section):
+    """One of several folders of pictures: a [[data.sources]] table. What it leaves out, [data] says."""
+
+    images: Path = Field(description="a folder of pictures; relative to the recipe's own folder")
+    role: Literal["instance", "prior", "holdout"] = Field(
+        "instance", description="instance: trained on; prior and holdout: read, checked and kept apart"
+    )
+    repeats: int | None = Field(None, ge=1, description="how often an epoch shows each of its pictures")
+    weight: float = Field(1.0, gt=0, le=100, description="factor of its pictures' loss")
+    trigger: str | None = Field(None, description="the words that call what this source shows")
+    class_words: str | None = Field(None, description="what that trigger is one of")
+    instance_prompt: str | None = Field(None, description="the caption of its pictures that have none")
+    recursive: bool | None = Field(None, description="also search all its subfolders")
+    masks: Path | None = Field(None, description="a folder of its pictures' loss masks")
+
+
+class DataConfig(Section):
+    """Which pictures and captions are learned."""
+
+    images: Path | None = Field(None, description="a folder of pictures; relative to the recipe's own folder")
+    sources: tuple[SourceConfig, ...] = Field(
+        (), description="several folders instead, each with its own rules"
+    )
+    recursive: bool = Field(
+        False, description="also search all subfolders; without it only <repeats>_<name> ones are read"
+    )
+    masks: Path | None = Field(
+        None, description="a folder of loss masks named like the pictures: white is learned, black is not"
+    )
+    background: str = Field(
+        "white",
+        pattern=r"^(white|black|grey|#[0-9a-fA-F]{6})$",
+        description='what clear parts of a picture get: white, black, grey or "#rrggbb"',
+    )
+    transparency: Literal["background", "mask"] = Field(
+        "background",
+        description="background: clear parts are learned in its colour; mask: they are not learned",
+    )
+    trigger: str = Field(
+        "", description="the words that call what is learned; every caption should hold them"
+    )
+    class_words: str = Field(
+        "", description='what the trigger is one of, e.g. "robot" for "vkq robot"; used by preservation'
+    )
+    captioner: str = Field(
+        "sidecar", description="who says what is in a picture; sidecar: the .txt beside it"
+    )
+    instance_prompt: str = Field("", description="the caption of pictures that have none")
+    resolution: int = Field(512, ge=16, le=4096, description="side in pixels of a square of the same area")
+    repeats: int = Field(1, ge=1, description="how often an epoch shows each picture")
+    caption_dropout: float = Field(
+        0.05, ge=0, lt=1, description="share of empty captions; keeps guidance working"
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_name_pictures(self) -> DataConfig:
+        if self.images is None and not self.sources:
+            raise ValueError("data.images is missing; set it to a folder of pictures.")
+        if self.images is not None and self.sources:
+            raise ValueError("data.images and data.sources are both there; keep one of them.")
+        if self.sources and self.masks is not None:
+            raise ValueError("data.masks belongs to data.images; set masks in a table of data.sources.")
+        if self.sources and not any(source.role == "instance" for source in self.sources):
+            raise ValueError('data.sources has nothing to train on; give one of them role = "instance".')
+        return self
+
+    @property
+    def all_sources(self) -> tuple[SourceConfig, ...]:
+        """The sources as written; data.images is the only one if there are none."""
+        if self.images is not None:
+            return (SourceConfig(images=self.images, masks=self.masks),)
+        return self.sources
+
+    def below(self, folder: Path) -> DataConfig:
+        """The same with relative paths taken from `folder`."""
+        sources = tuple(
+            source.model_copy(
+                update={"images": _from(folder, source.images), "masks": _from(folder, source.masks)}
+            )
+            for source in self.sources
+        )
+        images, masks = _from(folder, self.images), _from(folder, self.masks)
+        return self.model_copy(update={"images": images, "masks": masks, "sources": sources})
+
+
+def _from(folder: Path, path: Path | None) -> Path | None:
+    return path if path is None or path.is_absolute() else (folder / path).resolve()

@@ -1,0 +1,63 @@
+"""The recipe's [data] -> the manifest that a run is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lora_studio.data.buckets import assign
+from lora_studio.data.cache import Latent
+from lora_studio.data.captioners import CAPTIONERS
+from lora_studio.data.manifest import Manifest, Record
+from lora_studio.data.masks import mask_weights
+from lora_studio.data.scan import Reading
+from lora_studio.data.sources import Source, read_sources
+from lora_studio.recipe import Recipe
+from lora_studio.recipe_data import DataConfig, SourceConfig
+
+T = TypeVar("T")
+
+
+def read_dataset(recipe: Recipe, stride: int) -> Manifest:
+    """Scan the folders, read their captions and choose every picture's bucket."""
+    data = recipe.data
+    sources = [_source(one, data) for one in data.all_sources]
+    captioned = read_sources(sources, CAPTIONERS[data.captioner])
+    return assign(captioned, resolution=data.resolution, stride=stride)
+
+
+def loss_masks(records: Sequence[Record], latents: Sequence[Latent]) -> list[Tensor | None]:
+    """Each record's loss weights [H, W] with a mean of 1, as large as its latent; None without a mask."""
+    masks: list[Tensor | None] = []
+    for record, latent in zip(records, latents, strict=True):
+        height, width = latent.mean.shape[-2:]
+        weights = mask_weights(record, width, height)
+        masks.append(None if weights is None else torch.from_numpy(weights))
+    return masks
+
+
+def _source(one: SourceConfig, data: DataConfig) -> Source:
+    """What the source leaves out is as in [data]."""
+    reading = Reading(
+        recursive=_or(one.recursive, data.recursive),
+        background=data.background,
+        transparency_is_mask=data.transparency == "mask",
+        masks=one.masks,
+    )
+    return Source(
+        folder=one.images,
+        reading=reading,
+        role=one.role,
+        repeats=_or(one.repeats, data.repeats),
+        weight=one.weight,
+        trigger=_or(one.trigger, data.trigger),
+        class_words=_or(one.class_words, data.class_words),
+        instance_prompt=_or(one.instance_prompt, data.instance_prompt),
+    )
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value

@@ -1,0 +1,175 @@
+"""Masks beside pictures, in a folder, and from transparency."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lora_studio.data.buckets import assign
+from lora_studio.data.masks import NO_PICTURE, OWN, mask_weights
+from lora_studio.data.scan import Reading, scan
+from lora_studio.errors import DatasetError
+
+
+def put_mask(path, box=(0, 0, 20, 30), size=(40, 30), level=255):
+    """White (or grey) in the box, black elsewhere."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = Image.new("L", size, 0)
+    mask.paste(level, box)
+    mask.save(path)
+
+
+def masks_of(manifest):
+    return {record.name: record.mask for record in manifest.used}
+
+
+def test_a_mask_beside_its_picture_is_found_and_is_no_picture_itself(folder, paint):
+    paint("ü cat.jpg", colour="red")
+    paint("dog.png", colour="blue")
+    put_mask(folder / "ü cat.mask.png")
+    manifest = scan(folder)
+    assert masks_of(manifest) == {"dog.png": "", "ü cat.jpg": "ü cat.mask.png"}
+    assert len(manifest.records) == 2
+    record = manifest.used[1]
+    assert record.mask_path == str(folder / "ü cat.mask.png") and len(record.mask_sha256) == 64
+    assert str(folder) not in manifest.to_jsonl() and '"mask": "ü cat.mask.png"' in manifest.to_jsonl()
+
+
+def test_masks_in_a_folder_of_their_own_follow_the_subfolders(folder, paint):
+    (folder / "x").mkdir()
+    paint("x/a.jpg", colour="red")
+    paint("a.jpg", colour="blue")
+    paint("b.jpg", colour="green")
+    put_mask(folder / "masks" / "x" / "a.png")
+    put_mask(folder / "masks" / "b.mask.png")
+    put_mask(folder / "masks" / "lost.png")
+    manifest = scan(folder, Reading(recursive=True, masks=folder / "masks"))
+    assert masks_of(manifest) == {"a.jpg": "", "b.jpg": "masks/b.mask.png", "x/a.jpg": "masks/x/a.png"}
+    assert {record.name: record.excluded for record in manifest.excluded} == {
+        "masks": "the folder of masks",
+        "masks/lost.png": NO_PICTURE,
+    }
+
+
+def test_a_mask_without_a_picture_is_said(folder, paint, reason):
+    paint("a.png")
+    put_mask(folder / "b.mask.png")
+    assert reason(scan(folder), "b.mask.png") == NO_PICTURE
+
+
+def clear_left(path):
+    """Clear in the left half."""
+    picture = Image.new("RGBA", (64, 64), (200, 0, 0, 255))
+    picture.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    picture.save(path)
+
+
+def test_transparency_becomes_a_mask_only_if_asked_and_not_against_a_mask_file(folder, paint):
+    clear_left(folder / "clear.png")
+    paint("solid.png", 64, 64, "blue")
+    clear = folder / "both.png"
+    clear_left(clear)
+    Image.open(clear).rotate(180).save(clear)
+    put_mask(folder / "both.mask.png", size=(64, 64))
+    assert masks_of(scan(folder)) == {"both.png": "both.mask.png", "clear.png": "", "solid.png": ""}
+    asked = scan(folder, Reading(transparency_is_mask=True))
+    assert masks_of(asked) == {"both.png": "both.mask.png", "clear.png": OWN, "solid.png": ""}
+
+
+def weights(folder, name, side=8, *, reading=Reading()):  # noqa: B008 (frozen)
+    used = {record.name: record for record in assign(scan(folder, reading), resolution=64, stride=8).used}
+    return mask_weights(used[name], side, side)
+
+
+def test_weights_are_one_on_average_and_nothing_where_the_mask_is_black(folder, paint):
+    paint("a.png", 64, 64)
+    put_mask(folder / "a.mask.png", (0, 0, 16, 64), (64, 64))
+    expected = np.zeros((8, 8))
+    expected[:, :2] = 4  # a quarter of the picture counts four times
+    assert np.allclose(weights(folder, "a.png"), expected)
+
+
+def test_grey_counts_half_and_a_smaller_mask_of_the_same_shape_is_enlarged(folder, paint):
+    paint("a.png", 64, 64)
+    small = Image.new("L", (16, 16), 0)
+    small.paste(255, (0, 0, 8, 16))
+    small.paste(128, (8, 0, 16, 16))
+    small.save(folder / "a.mask.png")
+    found = weights(folder, "a.png")
+    assert found[0, 7] / found[0, 0] == pytest.approx(128 / 255)
+    assert found.mean() == pytest.approx(1)
+
+
+def test_transparency_gives_the_weights_of_the_picture_itself(folder):
+    clear_left(folder / "a.png")
+    found = weights(folder, "a.png", reading=Reading(transparency_is_mask=True))
+    assert (found[:, :4] == 0).all() and np.allclose(found[:, 4:], 2)
+
+
+def test_the_mask_is_cropped_and_turned_as_its_picture_is(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: what is stored on the left is shown on top
+    picture, mask = Image.new("RGB", (128, 64), "red"), Image.new("L", (128, 64), 0)
+    mask.paste(255, (32, 0, 64, 64))  # shown: the second quarter from the top
+    picture.save(folder / "a.jpg", exif=exif)
+    mask.save(folder / "a.mask.png", exif=exif)
+    (record,) = assign(scan(folder), resolution=64, stride=8).used
+    assert (record.bucket.width, record.bucket.height, record.resize) == (48, 88, (48, 96))
+    found = mask_weights(record, 6, 11)  # rows of 8 pixels of 96, of which 4 are cropped above
+    rows = [0] * 2 + [0.5] + [1] * 2 + [0.5] + [0] * 5  # shown rows 24 to 48, less the 4
+    expected = np.array(rows)[:, None] / np.mean(rows) * np.ones(6)
+    assert np.abs(found - expected).max() < 0.01  # a half is stored as 128 of 255
+
+
+def test_without_a_mask_there_are_no_weights(folder, paint):
+    paint("a.png", 64, 64)
+    assert weights(folder, "a.png") is None
+
+
+def test_masks_that_do_not_fit_are_all_named_in_one_sentence(folder, paint):
+    for number, name in enumerate("abc"):
+        paint(f"{name}.png", colour=(number, 0, 0))
+    put_mask(folder / "a.mask.png", size=(50, 50))
+    put_mask(folder / "b.mask.png", level=0)
+    (folder / "c.mask.png").write_text("<html>")
+    with pytest.raises(DatasetError) as caught:
+        scan(folder)
+    message = str(caught.value)
+    assert "a.mask.png (50x50 has not the shape of a.png, 40x30)" in message
+    assert "b.mask.png (all black: nothing would be learned)" in message
+    assert "c.mask.png (not a JPEG" in message and "\n" not in message
+
+
+def test_two_masks_of_one_picture_are_refused_by_name(folder, paint):
+    paint("a.png")
+    put_mask(folder / "a.mask.png")
+    put_mask(folder.parent / "masks" / "a.png")
+    with pytest.raises(DatasetError, match=r"a\.mask\.png and masks/a\.png \(for a\.png: one mask a picture"):
+        scan(folder, Reading(masks=folder.parent / "masks"))
+
+
+def test_a_folder_of_masks_that_is_missing_or_of_other_pictures_is_refused(folder, paint):
+    paint("a.png")
+    masks = folder.parent / "masks"
+    with pytest.raises(DatasetError, match=r"masks does not exist or is empty; set data\.masks"):
+        scan(folder, Reading(masks=masks))
+    put_mask(masks / "other.png")
+    with pytest.raises(DatasetError, match=r"no file in .*masks is called like a picture"):
+        scan(folder, Reading(masks=masks))
+
+
+def test_a_mask_of_what_is_cropped_away_is_refused(folder, paint):
+    paint("a.png", 640, 64)
+    put_mask(folder / "a.mask.png", (0, 0, 8, 64), (640, 64))
+    with pytest.raises(DatasetError, match=r"the crop of a\.png leaves nothing of its mask; move"):
+        weights(folder, "a.png")
+
+
+def test_a_mask_that_changed_after_the_scan_is_refused(folder, paint):
+    paint("a.png")
+    put_mask(folder / "a.mask.png")
+    (record,) = assign(scan(folder), resolution=64, stride=8).used
+    put_mask(folder / "a.mask.png", (0, 0, 5, 5))
+    with pytest.raises(DatasetError, match=r"a\.mask\.png has changed since the folder was scanned"):
+        mask_weights(record, 8, 8)

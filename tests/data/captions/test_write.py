@@ -194,3 +194,15 @@ def test_names_with_spaces_and_of_any_script_are_captioned(folder, paint):
         paint(name, width=40 + number)
     assert write(folder).written == len(names)
     assert {path.stem for path in folder.glob("*.txt")} == {name[:-4] for name in names}
+
+
+def test_a_repeats_folders_name_is_no_caption_but_a_list_of_captions_is(folder, paint):
+    for kind in ("10_fox", "5_owl"):
+        (folder / kind).mkdir()
+    paint("10_fox/a.png", colour="red")
+    paint("5_owl/b.png", colour="blue")
+    (folder / "5_owl" / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "an owl"}\n', "utf-8")
+    outcome = write(folder)
+    assert (outcome.written, outcome.kept.total()) == (1, 1)
+    assert (folder / "10_fox" / "a.txt").read_text("utf-8").strip() == "red"
+    assert not (folder / "5_owl" / "b.txt").exists()

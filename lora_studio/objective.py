@@ -39,6 +39,7 @@ class Diffusion:
     snr_gamma: float = 5.0
     noise_offset: float = 0.0
     timesteps: Literal["stratified", "uniform"] = "stratified"
+    weighting: Literal["min_snr", "debiased"] = "min_snr"
 
     def noise(self, latents: Tensor, rng: Generator) -> Noised:
         """Draw each sample's timestep and noise and mix them in; all draws on the CPU, so devices agree."""
@@ -66,17 +67,23 @@ class Diffusion:
         return (share * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
 
     def weight(self, timestep: Tensor) -> Tensor:
-        """[B] -> [B] min-SNR weights (arXiv 2303.09556, sec. 3.4), in the form for what is predicted.
+        """[B] -> [B] weights, in the form for what is predicted.
 
-        epsilon: min(SNR, gamma) / SNR; v: min(SNR, gamma) / (SNR + 1). At SNR 0 epsilon's limit, 1, is used.
+        min_snr (arXiv 2303.09556, sec. 3.4): epsilon: min(SNR, gamma) / SNR; v: min(SNR, gamma) / (SNR + 1).
+        At SNR 0 epsilon's limit, 1, is used. debiased (arXiv 2310.08442, eq. 9: 1 / sqrt(SNR) for epsilon):
+        sqrt(min(SNR, gamma)) / SNR and sqrt(min(SNR, gamma)) / (SNR + 1); epsilon's SNR is at least 0.001.
         """
         import torch
 
-        if self.snr_gamma == 0:
+        debiased = self.weighting == "debiased"
+        if self.snr_gamma == 0 and not debiased:
             return torch.ones(timestep.shape, device=timestep.device)
         alpha = self.alphas.to(timestep.device)[timestep]
         snr = alpha / (1 - alpha)
-        capped = snr.clamp(max=self.snr_gamma)
+        capped = snr.clamp(max=self.snr_gamma) if self.snr_gamma else snr
+        if debiased:
+            floor = 1e-3 if self.prediction == "epsilon" else 0.0
+            snr, capped = snr.clamp(min=floor), capped.clamp(min=floor).sqrt()
         if self.prediction == "v_prediction":
             return capped / (snr + 1)
         return torch.where(snr > 0, capped / snr.clamp(min=1e-12), torch.ones_like(snr))

@@ -42,7 +42,11 @@ class AdapterConfig(Section):
 class ObjectiveConfig(Section):
     """How a picture is noised and the answer weighted."""
 
-    snr_gamma: float = Field(5.0, ge=0, description="min-SNR weighting, arXiv 2303.09556; 0 turns it off")
+    weighting: Literal["min_snr", "debiased"] = Field(
+        "min_snr",
+        description="debiased, arXiv 2310.08442: more at high noise, where palettes are set",
+    )
+    snr_gamma: float = Field(5.0, ge=0, description="min-SNR's cap, arXiv 2303.09556; 0 turns it off")
     noise_offset: float = Field(0.0, ge=0, le=0.5, description="only for very dark or bright styles")
     preservation: float = Field(
         0.0, ge=0, lt=1, description="share of pictures that teach the base's own answer without the trigger"

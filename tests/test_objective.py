@@ -35,6 +35,22 @@ def test_min_snr_weights_equal_the_papers_formula() -> None:
     torch.testing.assert_close(Diffusion(ALPHAS, "v_prediction").weight(timestep), expected / (snr + 1))
 
 
+@pytest.mark.parametrize(("gamma", "cap"), [(5.0, 5.0), (0.0, 1e9)])
+def test_debiased_weights_equal_the_papers_formula(gamma: float, cap: float) -> None:
+    timestep = torch.tensor([0, 100, 500, 900])
+    alpha = ALPHAS[timestep].double()
+    snr = alpha / (1 - alpha)
+    in_pictures = torch.minimum(snr, torch.tensor(cap)).sqrt()  # what an error in the clean latents counts
+    made = {
+        prediction: Diffusion(ALPHAS, prediction, snr_gamma=gamma, weighting="debiased").weight(timestep)
+        for prediction in ("epsilon", "v_prediction")
+    }
+    torch.testing.assert_close(made["epsilon"].double(), in_pictures / snr, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(made["v_prediction"].double(), in_pictures / (snr + 1), rtol=1e-4, atol=1e-6)
+    at_zero = Diffusion(torch.tensor([0.5, 0.0]), "epsilon", weighting="debiased").weight(torch.tensor([1]))
+    torch.testing.assert_close(at_zero, torch.tensor([1000**0.5]))
+
+
 def test_weights_are_finite_at_snr_zero_and_one_when_switched_off() -> None:
     alphas = torch.tensor([0.9, 0.0])
     assert Diffusion(alphas, "epsilon").weight(torch.tensor([1])).item() == 1

@@ -36,13 +36,15 @@ class TrainingFacts:
     optimizer: str
     schedule: str
     snr_gamma: float
+    debiased: bool
     noise_offset: float
 
 
 def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes) -> dict[str, str]:
     """Header metadata; `tensor_block` is the file without its header, for the hashes that UIs know it by."""
     optional = {
-        "ss_min_snr_gamma": f"{facts.snr_gamma:g}" if facts.snr_gamma else "",
+        "ss_min_snr_gamma": f"{facts.snr_gamma:g}" if facts.snr_gamma and not facts.debiased else "",
+        "ss_debiased_estimation": "True" if facts.debiased else "",
         "ss_noise_offset": f"{facts.noise_offset:g}" if facts.noise_offset else "",
         "ss_text_encoder_lr": f"{facts.text_encoder_learning_rate:g}"
         if facts.text_encoder_learning_rate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,8 @@ class ObjectiveOptions:
 
     snr_gamma: float
     noise_offset: float
-    timesteps: str
+    timesteps: Literal["stratified", "uniform"]
+    weighting: Literal["min_snr", "debiased"]
 
 
 @dataclass(frozen=True)

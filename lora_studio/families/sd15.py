@@ -60,8 +60,14 @@ class StableDiffusion15(ModelFamily):
         """Epsilon prediction on the base's own noise schedule (scaled linear betas)."""
         steps = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         alphas = torch.cumprod(1 - steps, 0).float()
-        timesteps = "uniform" if options.timesteps == "uniform" else "stratified"
-        return Diffusion(alphas, "epsilon", options.snr_gamma, options.noise_offset, timesteps)  # type: ignore[arg-type]
+        return Diffusion(
+            alphas,
+            "epsilon",
+            options.snr_gamma,
+            options.noise_offset,
+            options.timesteps,
+            options.weighting,
+        )
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -213,7 +213,9 @@ def _loop(
     return Loop(
         family=family,
         adapters=adapters,
-        objective=family.objective(ObjectiveOptions(wishes.snr_gamma, wishes.noise_offset, wishes.timesteps)),
+        objective=family.objective(
+            ObjectiveOptions(wishes.snr_gamma, wishes.noise_offset, wishes.timesteps, wishes.weighting)
+        ),
         feed=feed,
         optimizer=optimizer,
         options=LoopOptions(

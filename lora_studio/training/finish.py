@@ -144,6 +144,7 @@ def _facts(session: Session) -> TrainingFacts:
         optimizer=recipe.training.optimizer,
         schedule=recipe.training.schedule,
         snr_gamma=recipe.objective.snr_gamma,
+        debiased=recipe.objective.weighting == "debiased",
         noise_offset=recipe.objective.noise_offset,
     )
 

@@ -73,9 +73,12 @@ def caption_warnings(captions: ShownCaptions) -> tuple[str, ...]:
         )
     if variation.wildcards and not wild:
         warnings.append("data.wildcards changes nothing: no caption holds {a|b}")
-    if (variation.shuffle_tags or variation.tag_dropout) and not any(
-        tags_vary(text, variation) for text in texts
-    ):
+    moved = any(
+        tags_vary(text, variation, record.trigger)
+        for index, record in enumerate(captions.records)
+        for text in captions.written(index)
+    )
+    if (variation.shuffle_tags or variation.tag_dropout) and not moved:
         behind = f" behind the first {variation.keep_tags}" if variation.keep_tags else ""
         warnings.append(
             f"tags are neither shuffled nor left out: no caption has several tags between commas{behind}"

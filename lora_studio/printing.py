@@ -87,6 +87,10 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     lines += _data_lines(plan)
     lines += [("captions", by)]
     lines += [("", f'"{caption}"') for caption in plan.captions]
+    lines += [("", text) for text in plan.variation]
+    if plan.token_chunks > 1:
+        windows = f"{plan.token_chunks} windows of the text encoder"
+        lines.append(("", f"long captions fill up to {windows}; others beside them get empty ones"))
     if plan.captions_without_trigger:
         lines.append(("warning", f"{plan.captions_without_trigger} captions do not hold the trigger words"))
     if plan.preservation:
@@ -97,13 +101,7 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
                 f'"{plan.preserved_caption}", and teach the base\'s own answer',
             )
         )
-    if plan.captions_cut:
-        lines.append(
-            (
-                "warning",
-                f"captions too long for the text encoder, their end is cut: {', '.join(plan.captions_cut)}",
-            )
-        )
+    lines += [("warning", text) for text in (*plan.caption_warnings, *_cut_lines(plan))]
     lines += [
         ("buckets", ", ".join(f"{name}: {count}" for name, count in plan.buckets.items())),
         ("", f"{plan.crop_share:.1%} of a picture is cropped away on average"),
@@ -118,6 +116,16 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
         ("time", f"about {_duration(remaining * plan.seconds_per_step)} for the steps"),
         ("run folder", str(plan.folder)),
     ]
+    return lines
+
+
+def _cut_lines(plan: events.TrainingPlan, limit: int = 5) -> list[str]:
+    """The captions that are too long, with what is lost of them, and what to do."""
+    lines = [str(cut) for cut in plan.captions_cut[:limit]]
+    if (more := len(plan.captions_cut) - limit) > 0:
+        lines.append(f"{more} more captions are cut")
+    if lines and plan.token_chunks < 10:  # the most that a recipe allows
+        lines[-1] += f"; data.max_token_chunks = {plan.token_chunks + 1} reads more of long captions"
     return lines
 
 

@@ -15,13 +15,13 @@ from lora_studio.data.batches import Plan, plan
 from lora_studio.data.cache import LatentCache, TextCache
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.trigger import without_trigger
 from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import RecipeError
-from lora_studio.families.base import Conditioning, ModelFamily, ObjectiveOptions
+from lora_studio.families.base import ModelFamily, ObjectiveOptions
 from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
+from lora_studio.training.captions import Foreseen, foresee, prepare_texts, shown_captions
 from lora_studio.training.checkpoint import save_state
 from lora_studio.training.dataset import loss_masks, read_dataset
 from lora_studio.training.events import Listener, Note, Progress
@@ -61,6 +61,7 @@ class Session:
     batches: Plan
     loop: Loop
     preview: PreviewOptions
+    foreseen: Foreseen
 
 
 def check_names(recipe: Recipe) -> None:
@@ -102,8 +103,10 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     check_names(recipe)
     machine = choose_machine(recipe.training.device, recipe.base.dtype)
     family = load_base(recipe.base.model)
+    family.max_chunks = recipe.data.max_token_chunks
     manifest = read_dataset(recipe, family.stride)
     run.text("manifest.jsonl", manifest.to_jsonl())
+    captions = shown_captions(recipe, manifest.used)
     fingerprint = family.fingerprint(family.denoiser)
     latent_cache = LatentCache(cache_folder() / "latents", family.fingerprint("vae"))
     text_cache = TextCache(cache_folder() / "text", _text_fingerprint(family))
@@ -111,19 +114,19 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     latents = latent_cache.load_or_encode(
         manifest.used, family.encode_image, on_progress=_tell(listener, "latents")
     )
-    plain = _plain_captions(recipe, manifest.used)
-    captions = dict.fromkeys(["", *(record.caption for record in manifest.used), *filter(None, plain)])
-    texts = None if recipe.adapter.text_encoder else _texts(text_cache, list(captions), family)
-    adapters = inject_adapters(recipe, family)
     batches = _plan(recipe, manifest.used)
-    options = FeedOptions(
-        recipe.data.caption_dropout, recipe.objective.preservation, recipe.training.seed, machine.device
-    )
+    foreseen = foresee(captions, batches, recipe.training.steps)
+    texts = None
+    if not recipe.adapter.text_encoder:
+        texts = prepare_texts(text_cache, foreseen, family, on_progress=_tell(listener, "captions"))
+    adapters = inject_adapters(recipe, family)
+    options = FeedOptions(recipe.training.seed, machine.device)
     masks = loss_masks(manifest.used, latents)
-    feed = Feed(manifest.used, plain, latents, texts, batches, options, masks=masks)
+    feed = Feed(manifest.used, captions, latents, texts, batches, options, masks=masks)
     loop = _loop(recipe, run, machine, family, adapters, feed, listener)
+    preview = _preview(recipe)
     return Session(
-        recipe, run, machine, family, fingerprint, manifest, adapters, batches, loop, _preview(recipe)
+        *(recipe, run, machine, family, fingerprint, manifest, adapters, batches, loop, preview, foreseen)
     )
 
 
@@ -146,28 +149,9 @@ def _plan(recipe: Recipe, records: tuple[Record, ...]) -> Plan:
     )
 
 
-def _plain_captions(recipe: Recipe, records: tuple[Record, ...]) -> list[str | None]:
-    """Every caption without the trigger, if the recipe preserves the base's answers to those."""
-    if recipe.objective.preservation == 0:
-        return [None] * len(records)
-    plain = [without_trigger(record.caption, record.trigger, record.class_words) for record in records]
-    if not any(plain):
-        trigger = ", ".join(dict.fromkeys(record.trigger for record in records))
-        raise RecipeError(
-            f"objective.preservation is {recipe.objective.preservation}, but no caption holds data.trigger "
-            f"({trigger!r}), so there is nothing to leave out; set the trigger that the captions hold, or "
-            "preservation to 0."
-        )
-    return plain
-
-
-def _texts(cache: TextCache, captions: list[str], family: ModelFamily) -> dict[str, Conditioning]:
-    with torch.no_grad():  # not inference_mode: its tensors may not enter a graph later
-        return cache.load_or_encode(captions, family.encode_text)
-
-
 def _text_fingerprint(family: ModelFamily) -> str:
-    return "+".join(family.fingerprint(part) for part in family.targets if part != family.denoiser)
+    names = [family.fingerprint(part) for part in family.targets if part != family.denoiser]
+    return "+".join(names + [f"{family.max_chunks} chunks"] * (family.max_chunks > 1))
 
 
 def _tell(listener: Listener, what: str) -> Callable[[int, int], None]:

@@ -9,26 +9,39 @@ from pathlib import PurePosixPath
 from lora_studio.data.batches import average_views
 from lora_studio.data.buckets import crop_loss
 from lora_studio.data.manifest import Record
-from lora_studio.families.base import ModelFamily
 from lora_studio.training.build import Session
+from lora_studio.training.describe_captions import (
+    caption_examples,
+    caption_warnings,
+    find_cuts,
+    preserved_example,
+    variation_in_words,
+)
 from lora_studio.training.events import TrainingPlan
 
 
 def describe(session: Session, *, first_step: int, seconds_per_step: float) -> TrainingPlan:
     """What will be trained, for people to read before it starts."""
     recipe, used = session.recipe, session.manifest.used
+    captions, foreseen = session.loop.feed.captions, session.foreseen
     pictures_per_step = recipe.training.batch_size * recipe.training.accumulation
     return TrainingPlan(
         name=recipe.name,
         base=recipe.base.model,
         images_used=len(used),
         images_excluded=tuple((record.name, record.excluded) for record in session.manifest.excluded),
-        captions=tuple(record.caption for record in used[:3]),
+        captions=caption_examples(captions),
         captioned_by=dict(Counter(record.captioned_by for record in used)),
-        captions_without_trigger=sum(record.trigger not in record.caption for record in used),
+        captions_without_trigger=sum(
+            any(record.trigger not in text for text in captions.written(index))
+            for index, record in enumerate(used)
+        ),
         preservation=recipe.objective.preservation,
-        preserved_caption=next(filter(None, session.loop.feed.plain), ""),
-        captions_cut=tuple(record.name for record in used if _is_cut(record.caption, session.family)),
+        preserved_caption=preserved_example(captions),
+        captions_cut=find_cuts(captions, foreseen, session.family),
+        token_chunks=session.family.max_chunks,
+        variation=variation_in_words(captions, foreseen, cached=session.loop.feed.texts is not None),
+        caption_warnings=caption_warnings(captions),
         buckets=dict(sorted(Counter(record.bucket.name for record in used if record.bucket).items())),
         crop_share=sum(crop_loss(record) for record in used) / len(used),
         steps=recipe.training.steps,
@@ -56,7 +69,3 @@ def _repeats(records: Sequence[Record]) -> dict[str, tuple[int, int]]:
         return {}
     folders = Counter((str(PurePosixPath(record.name).parent), record.repeats) for record in records)
     return {folder: (count, repeats) for (folder, repeats), count in folders.items()}
-
-
-def _is_cut(caption: str, family: ModelFamily) -> bool:
-    return any(len(t(caption).input_ids) > t.model_max_length for t in family.tokenizers.values())

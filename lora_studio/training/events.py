@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lora_studio.data.captions.tokens import Cut
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -20,7 +22,7 @@ class TrainingPlan:
     captions_without_trigger: int
     preservation: float  # share of pictures shown without the trigger, for the base's own answer
     preserved_caption: str  # an example of such a caption
-    captions_cut: tuple[str, ...]  # files whose caption is longer than the text encoder's window
+    captions_cut: tuple[Cut, ...]  # of pictures whose caption is longer than the text encoder reads
     buckets: dict[str, int]  # "512x768" -> pictures
     crop_share: float  # mean share of a picture that is cropped away
     steps: int
@@ -38,6 +40,9 @@ class TrainingPlan:
     repeats: dict[str, tuple[int, int]] = field(default_factory=dict)  # folder -> pictures, repeats of each
     masks: int = 0  # pictures of which only a part is learned
     backgrounds: dict[str, int] = field(default_factory=dict)  # colour -> pictures with clear parts on it
+    token_chunks: int = 1  # windows of the text encoder that a caption may fill
+    variation: tuple[str, ...] = ()  # what changes in captions from one showing to the next
+    caption_warnings: tuple[str, ...] = ()
     notes: tuple[tuple[str, str], ...] = ()  # (file, what to know about how it was read)
 
 

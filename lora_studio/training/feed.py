@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,17 +10,16 @@ from torch import Tensor
 
 from lora_studio.data.batches import Batch, MicroBatch, Plan
 from lora_studio.data.cache import Latent
+from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.manifest import Record
-from lora_studio.families.base import Conditioning
-from lora_studio.rng import generator, python_random
+from lora_studio.rng import generator
+from lora_studio.training.captions import Texts
 
 
 @dataclass(frozen=True)
 class FeedOptions:
-    """How captions are dropped or shown without their trigger, every draw's seed, where batches live."""
+    """Every draw's seed, and where batches live."""
 
-    caption_dropout: float
-    preservation: float
     seed: int
     device: torch.device
 
@@ -29,26 +27,25 @@ class FeedOptions:
 class Feed:
     """The batches of any step, as a pure function of the step.
 
-    `plain` holds every record's caption without the trigger words, None where there are none to leave out.
-    `texts` maps every caption, plain caption and "" to its cached conditioning; None when a text encoder is
-    being trained. `masks` holds every record's loss weights [H, W] with a mean of 1, or None for all alike.
+    `captions` says which caption a picture is shown with, `texts` has its conditioning; None when a text
+    encoder is being trained. `masks` holds every record's loss weights [H, W] with a mean of 1, or None for
+    all alike.
     """
 
     def __init__(
         self,
         records: Sequence[Record],
-        plain: Sequence[str | None],
+        captions: ShownCaptions,
         latents: Sequence[Latent],
-        texts: dict[str, Conditioning] | None,
+        texts: Texts | None,
         plan: Plan,
         options: FeedOptions,
         *,
         masks: Sequence[Tensor | None] = (),
     ) -> None:
-        self.records, self.plain = list(records), list(plain)
+        self.records, self.captions, self.texts = list(records), captions, texts
         self.plan, self.options = plan, options
         self.latents = [Latent(one.mean.to(options.device), one.std.to(options.device)) for one in latents]
-        self.texts = texts and {caption: _to(value, options.device) for caption, value in texts.items()}
         self.geometry = torch.tensor([geometry(record) for record in self.records], device=options.device)
         self.weights = _weights(self.records, masks, options.device)
 
@@ -58,40 +55,27 @@ class Feed:
             yield self._assemble(step, number, micro)
 
     def largest(self) -> Batch:
-        """The first epoch's micro-batch with the most latents, for a trial; no step shows this batch."""
+        """The first epoch's micro-batch with the most latents, for a trial."""
         first_epoch = self.plan.epoch(0)
-        most = max(first_epoch, key=lambda micro: sum(self.latents[i].mean.numel() for i in micro.indices))
-        return self._assemble(0, 0, most)
+        sizes = [sum(self.latents[i].mean.numel() for i in micro.indices) for micro in first_epoch]
+        place = sizes.index(max(sizes))
+        step, number = divmod(place, self.plan.accumulation)
+        return self._assemble(step + 1, number, first_epoch[place])
 
     def _assemble(self, step: int, number: int, micro: MicroBatch) -> Batch:
-        seed, indices = self.options.seed, list(micro.indices)
-        draw = generator(seed, step, number, "latents")
-        shown = [self._caption(i, python_random(seed, step, number, row)) for row, i in enumerate(indices)]
-        captions = [caption for caption, _ in shown]
-        preserved = [row for row, (_, kept) in enumerate(shown) if kept]
+        indices = list(micro.indices)
+        draw = generator(self.options.seed, step, number, "latents")
+        shown = self.captions.of_micro_batch(step, number, micro)
+        captions = [one.text for one in shown]
+        preserved = [row for row, one in enumerate(shown) if one.preserved]
         return Batch(
             latents=torch.stack([self.latents[i].sample(draw) for i in indices]),
             captions=captions,
-            conditioning=self._conditioning(captions),
+            conditioning=None if self.texts is None else self.texts.batch(captions),
             geometry=self.geometry[indices],
             weight=torch.stack(torch.broadcast_tensors(*(self.weights[i] for i in indices)))[:, None],
             preserved=torch.tensor(preserved, dtype=torch.int64, device=self.options.device),
         )
-
-    def _caption(self, index: int, draw: random.Random) -> tuple[str, bool]:
-        """The caption shown, and whether it is the one without the trigger."""
-        dropped = draw.random() < self.options.caption_dropout
-        preserved = draw.random() < self.options.preservation
-        if dropped:
-            return "", False
-        plain = self.plain[index] if preserved else None
-        return (self.records[index].caption, False) if plain is None else (plain, True)
-
-    def _conditioning(self, captions: list[str]) -> Conditioning | None:
-        if self.texts is None:
-            return None
-        rows = [self.texts[caption] for caption in captions]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def _weights(records: Sequence[Record], masks: Sequence[Tensor | None], device: torch.device) -> list[Tensor]:
@@ -113,7 +97,3 @@ def geometry(record: Record) -> list[float]:
         record.bucket.width,
     )
     return [float(value) for value in size]
-
-
-def _to(conditioning: Conditioning, device: torch.device) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in conditioning.items()}

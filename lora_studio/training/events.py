@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lora_studio.data.doctor.finding import Finding
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -39,6 +41,7 @@ class TrainingPlan:
     masks: int = 0  # pictures of which only a part is learned
     backgrounds: dict[str, int] = field(default_factory=dict)  # colour -> pictures with clear parts on it
     notes: tuple[tuple[str, str], ...] = ()  # (file, what to know about how it was read)
+    findings: tuple[Finding, ...] = ()  # the doctor's, the worst first
 
 
 @dataclass(frozen=True)

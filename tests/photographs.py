@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 
 def photograph(seed: int, width: int = 320, height: int = 320) -> Image.Image:
-    """Clouds whose detail falls off as in photographs (amplitude 1/f), a little grain, and some sharp things."""
+    """Clouds whose detail falls off as in photographs (amplitude 1/f), and some sharp things."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
     frequency[0, 0] = 1
@@ -22,7 +22,7 @@ def photograph(seed: int, width: int = 320, height: int = 320) -> Image.Image:
     picture = Image.fromarray(np.clip(np.stack(channels, axis=-1), 0, 255).astype(np.uint8))
     drawing = ImageDraw.Draw(picture)
     for _ in range(6):
-        x, y = rng.integers(0, width - 60), rng.integers(0, height - 60)
+        x, y = rng.integers(0, max(1, width - 60)), rng.integers(0, max(1, height - 60))
         size, colour = rng.integers(25, 90), tuple(rng.integers(0, 256, 3).tolist())
         drawing.ellipse((x, y, x + size, y + size * 0.7), fill=colour)
     return picture

@@ -99,12 +99,22 @@ def _section(findings: Sequence[Finding], manifest: Manifest) -> str:
 
 
 def _card(finding: Finding, records: dict[str, Record], *, advice: str) -> str:
-    shown_files = [records[name] for name in (finding.path, finding.other) if name in records]
-    thumbnails = "".join(filter(None, map(_thumbnail, shown_files)))
-    name = f"<h3><bdi>{_text(finding.path)}</bdi></h3>" if finding.path else ""
+    """One finding; a picture that is like another stands beside it."""
+    names = [name for name in (finding.path, finding.other) if name in records]
+    thumbnails = [(name, _thumbnail(records[name])) for name in names]
+    figures = [
+        f"<figure>{thumbnail}<figcaption><bdi>{_text(name)}</bdi></figcaption></figure>"
+        for name, thumbnail in thumbnails
+        if thumbnail
+    ]
+    if len(figures) < 2:
+        figures = [thumbnail for _, thumbnail in thumbnails if thumbnail]
+    pictures = f'<div class="thumbnails">{"".join(figures)}</div>' if figures else ""
+    named = not finding.path or len(figures) == 2
+    name = "" if named else f"<h3><bdi>{_text(finding.path)}</bdi></h3>"
     what_to_do = f'<p class="advice">{_text(advice)}</p>' if advice else ""
-    pictures = f'<div class="thumbnails">{thumbnails}</div>' if thumbnails else ""
-    return f'<article class="card">{pictures}{name}<p>{_text(finding.detail)}</p>{what_to_do}</article>'
+    wide = " pair" if len(figures) == 2 else ""
+    return f'<article class="card{wide}">{pictures}{name}<p>{_text(finding.detail)}</p>{what_to_do}</article>'
 
 
 def _thumbnail(record: Record, *, with_crop: bool = False) -> str:
@@ -176,7 +186,8 @@ def _picture(record: Record, findings: Sequence[Finding]) -> str:
         for finding in findings
     )
     role = "" if record.role == "instance" else f'<span class="pill role">{record.role}</span>'
-    bucket = f" &rarr; {record.bucket.name}, {crop_loss(record):.0%} cropped" if record.bucket else ""
+    bucket = f" &rarr; {record.bucket.name}" if record.bucket else ""
+    bucket += f", {crop_loss(record):.0%} cropped" if crop_loss(record) >= 0.005 else ""
     caption = f'<p class="caption">{_text(record.caption)}</p>' if record.caption else ""
     return (
         f'<article class="card"><div class="thumbnails">{_thumbnail(record, with_crop=True)}</div>'

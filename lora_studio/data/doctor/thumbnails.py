@@ -12,7 +12,7 @@ from lora_studio.data.files import UnreadableFile, read_bytes
 from lora_studio.data.manifest import Record
 from lora_studio.data.pictures import decode
 
-_LARGEST_SIDE = 320  # pixels: twice what the page shows, for fine screens
+_LARGEST_SIDE = 256  # pixels: more than the page shows, for fine screens
 
 
 def data_uri(record: Record) -> str:
@@ -24,5 +24,5 @@ def data_uri(record: Record) -> str:
     picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
     written = BytesIO()
     # Rebuilt from pixels alone, since a picture also carries where and by whom it was taken.
-    Image.frombytes("RGB", picture.size, picture.tobytes()).save(written, "JPEG", quality=80)
+    Image.frombytes("RGB", picture.size, picture.tobytes()).save(written, "JPEG", quality=72)
     return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"

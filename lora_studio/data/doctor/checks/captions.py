@@ -12,6 +12,7 @@ from lora_studio.data.layouts import FOLDER_NAME
 from lora_studio.data.manifest import Record
 from lora_studio.data.names import place
 
+_WRITE = "Write what is in the picture into that file, or set an instance prompt."
 _SHARED_ON_PURPOSE = ("instance prompt", FOLDER_NAME)
 
 
@@ -26,24 +27,22 @@ def caption_missing(case: Case) -> Iterator[Finding]:
         yield Finding("error", "", detail, advice + "set an instance prompt for all of them.")
         return
     for record, file in missing:
-        advice = f"Write what is in it into {file.path.name}, or set an instance prompt."
-        yield Finding("error", record.name, f"there is no {file.path.name}", advice)
+        yield Finding("error", record.name, f"there is no {file.path.name}", _WRITE)
 
 
 def caption_empty(case: Case) -> Iterator[Finding]:
     """Pictures whose caption file is blank."""
     for record, file in _without(case):
         if file.data is not None and not file.fault:
-            advice = f"Write what is in it into {file.path.name}, or set an instance prompt."
-            yield Finding("error", record.name, f"{file.path.name} is blank", advice)
+            yield Finding("error", record.name, f"{file.path.name} is blank", _WRITE)
 
 
 def caption_unreadable(case: Case) -> Iterator[Finding]:
     """Pictures whose caption file is no text."""
     for record, file in _without(case):
         if file.fault:
-            advice = f"Save {file.path.name} as UTF-8 text."
-            yield Finding("error", record.name, f"{file.path.name} cannot be read: {file.fault}", advice)
+            detail = f"{file.path.name} cannot be read: {file.fault}"
+            yield Finding("error", record.name, detail, "Save it as UTF-8 text.")
 
 
 def caption_identical(case: Case) -> Iterator[Finding]:

@@ -26,7 +26,7 @@ def tiny(case: Case) -> Iterator[Finding]:
         yield Finding("warning", "", detail, advice)
         return
     for record, factor in small:
-        detail = f"{record.width}x{record.height}: {factor:.1f} times less, along a side, than {side}x{side}"
+        detail = f"{record.width}x{record.height}: to cover {side}x{side} it is enlarged {factor:.1f} times"
         yield Finding("warning", record.name, detail, advice, leave_out=True)
 
 

@@ -11,8 +11,8 @@ _SAME = 10.0  # grey levels within which a border's pixels lie; compression make
 _LEAST_SHARE = 0.01  # of the side
 _LEAST_PIXELS = 2
 _EDGE_STEP = 24.0  # grey levels between border and content
-_EDGE_SHARE = 0.3  # of the edge's length along which there is such a step
-_EDGE_DEPTH = 3  # rows; an edge that was compressed or scaled is not sharp
+_EDGE_SHARE = 0.5  # of the edge's length along which there is such a step
+_EDGE_DEPTH = 8  # rows; JPEG blurs an edge within a block
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,10 @@ _LEAST_SEEN = 0.25  # share of places along block edges with a step; in drawings
 
 
 def jpeg_quality(data: bytes) -> int | None:
-    """1 to 100 from the quantisation table, as the Independent JPEG Group's program scales it; else None."""
+    """1 to 100 from the quantisation table, as the Independent JPEG Group's program scales it; else None.
+
+    Below 20 it is overstated, since the steps in a table end at 255.
+    """
     try:
         with Image.open(BytesIO(data), formats=("JPEG",)) as picture:
             luma = picture.quantization.get(0)  # type: ignore[attr-defined]

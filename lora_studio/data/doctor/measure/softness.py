@@ -13,8 +13,8 @@ _SHARPEST = 10  # percent of the tiles with edges; a subject may be sharp before
 def edge_width(luma: NDArray[np.float32]) -> float:
     """Root of gradient energy over Laplacian energy, in pixels, of the sharpest tenth; inf without edges.
 
-    [H, W] in 0..255. Both are second moments of the same edges, so contrast cancels out: an edge blurred by a
-    Gaussian of s pixels has about s * 0.6 to s * 0.8, the sharpest that pixels can show 0.3 to 0.5.
+    [H, W] in 0..255. Both are second moments of the same edges, so contrast cancels out: a lone edge blurred
+    by a Gaussian of s pixels has s * sqrt(2), less where there are several; 0.3 to 0.6 is sharp.
     """
     if min(luma.shape) < 3:
         return float("inf")

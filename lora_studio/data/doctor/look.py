@@ -20,7 +20,7 @@ from lora_studio.data.manifest import Record
 from lora_studio.data.pictures import reopen_with_bytes
 
 _LEAST_CONTRAST = 1.0  # a plain picture looks like every other one
-_WINDOW = 1024  # pixels; of larger pictures the middle is searched for traces of what was done to them
+_WINDOW = 512  # pixels; of larger pictures the middle is searched for traces of what was done to them
 
 
 class Tokenizer(Protocol):

@@ -13,7 +13,7 @@ MAX_BITS = 8  # of 63 that may differ
 LEAST_CORRELATION = 0.95  # of the small pictures
 _SMALL, _HASHED = 16, 32
 _COSINES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(_HASHED) + 1) / (2 * _HASHED))
-_BITS_IN_BYTE = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
+_BITS = np.array([number.bit_count() for number in range(1 << 16)], np.uint8)  # set in 16-bit numbers
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ def _hash(luma: NDArray[np.float64]) -> int:
 
 
 def _differing_bits(hashes: NDArray[np.uint64], wanted: int) -> NDArray[np.uint8]:
-    differing = (hashes ^ np.uint64(wanted)).view(np.uint8).reshape(-1, 8)
-    return _BITS_IN_BYTE[differing].sum(axis=1, dtype=np.uint8)
+    differing = (hashes ^ np.uint64(wanted)).view(np.uint16).reshape(-1, 4)
+    first, second, third, fourth = _BITS[differing].T
+    return first + second + third + fourth
 
 
 def _correlation(one: Likeness, other: Likeness, *, mirrored: bool) -> float:

@@ -15,6 +15,7 @@ from lora_studio.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from lora_studio.data.doctor.finding import Report
+    from lora_studio.data.doctor.folder import Wishes
     from lora_studio.data.manifest import Manifest
 
 console = Console(highlight=False)
@@ -67,15 +68,14 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _examined(target: Path, wishes: object, on_progress: Progress) -> tuple[Report, Manifest]:
-    from lora_studio.data.doctor.folder import Wishes, examine_folder
-
-    assert isinstance(wishes, Wishes)
+def _examined(target: Path, wishes: Wishes, on_progress: Progress) -> tuple[Report, Manifest]:
     if target.is_dir():
+        from lora_studio.data.doctor.folder import examine_folder
+
         return examine_folder(target, wishes, on_progress=on_progress)
     if not target.is_file():
         raise DatasetError(f"there is no {target}; give a folder of pictures or a recipe's .toml file.")
-    if wishes != Wishes():
+    if wishes != type(wishes)():
         raise RecipeError(
             "--trigger, --base, --resolution and --recursive are for folders; a recipe says that itself."
         )

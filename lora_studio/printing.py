@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lora_studio.printing_doctor import finding_lines
 from lora_studio.training import events
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     ]
     lines += [("", f"excluded: {name} ({reason})") for name, reason in plan.images_excluded]
     lines += _data_lines(plan)
+    lines += finding_lines(plan.findings)
     lines += [("captions", by)]
     lines += [("", f'"{caption}"') for caption in plan.captions]
     lines += [("", text) for text in plan.variation]

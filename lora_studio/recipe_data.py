@@ -43,6 +43,9 @@ class DataConfig(Section):
     masks: Path | None = Field(
         None, description="a folder of loss masks named like the pictures: white is learned, black is not"
     )
+    exclude: Path | None = Field(
+        None, description="a text file of names or relative paths of files to leave out, one a line"
+    )
     background: str = Field(
         "white",
         pattern=r"^(white|black|grey|#[0-9a-fA-F]{6})$",
@@ -121,8 +124,8 @@ class DataConfig(Section):
             )
             for source in self.sources
         )
-        images, masks = _from(folder, self.images), _from(folder, self.masks)
-        return self.model_copy(update={"images": images, "masks": masks, "sources": sources})
+        paths = {name: _from(folder, getattr(self, name)) for name in ("images", "masks", "exclude")}
+        return self.model_copy(update=paths | {"sources": sources})
 
 
 def _from(folder: Path, path: Path | None) -> Path | None:

@@ -11,7 +11,10 @@ import lora_studio
 
 ROOT = Path(lora_studio.__file__).parent
 FLOORS = {
-    5: ["cli", "cli_captions", "printing", "printing_captions", "web", "__main__"],
+    5: [
+        *("cli", "cli_captions", "cli_doctor", "printing", "printing_captions", "printing_doctor"),
+        *("web", "__main__"),
+    ],
     4: ["evaluate"],
     3: ["training", "export", "compose"],
     2: ["data", "adapters"],
@@ -24,6 +27,9 @@ SIDEWAYS = {
     ("cli", "printing"): "a verb shows what it did",
     ("cli", "cli_captions"): "the verbs about captions have a file of their own",
     ("cli_captions", "printing_captions"): "a verb shows what it did",
+    ("cli", "cli_doctor"): "the verb doctor has a file of its own",
+    ("cli_doctor", "printing_doctor"): "a verb shows what it did",
+    ("printing", "printing_doctor"): "the plan of a training tells the doctor's findings, too",
     ("cli", "web"): "a verb starts the page",
     ("training", "export"): "a run ends by writing its file",
 }

@@ -14,6 +14,7 @@ from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
 from lora_studio.data.batches import Plan, plan
 from lora_studio.data.cache import LatentCache, TextCache
 from lora_studio.data.captioners import CAPTIONERS
+from lora_studio.data.doctor.finding import Report
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import RecipeError
@@ -23,6 +24,7 @@ from lora_studio.recipe import Recipe
 from lora_studio.run import Run
 from lora_studio.training.captions import Foreseen, foresee, prepare_texts, shown_captions
 from lora_studio.training.checkpoint import save_state
+from lora_studio.training.checkup import examine_manifest
 from lora_studio.training.dataset import loss_masks, read_dataset
 from lora_studio.training.events import Listener, Note, Progress
 from lora_studio.training.feed import Feed, FeedOptions
@@ -57,6 +59,7 @@ class Session:
     family: ModelFamily
     base_fingerprint: str
     manifest: Manifest
+    report: Report  # the doctor's, on the pictures
     adapters: AdapterSet
     batches: Plan
     loop: Loop
@@ -107,6 +110,8 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     manifest = read_dataset(recipe, family.stride)
     run.text("manifest.jsonl", manifest.to_jsonl())
     captions = shown_captions(recipe, manifest.used)
+    report = examine_manifest(recipe, family, manifest, on_progress=_tell(listener, "looking at pictures"))
+    run.json("doctor.json", report.to_json())
     fingerprint = family.fingerprint(family.denoiser)
     latent_cache = LatentCache(cache_folder() / "latents", family.fingerprint("vae"))
     text_cache = TextCache(cache_folder() / "text", _text_fingerprint(family))
@@ -124,9 +129,19 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     masks = loss_masks(manifest.used, latents)
     feed = Feed(manifest.used, captions, latents, texts, batches, options, masks=masks)
     loop = _loop(recipe, run, machine, family, adapters, feed, listener)
-    preview = _preview(recipe)
     return Session(
-        *(recipe, run, machine, family, fingerprint, manifest, adapters, batches, loop, preview, foreseen)
+        recipe=recipe,
+        run=run,
+        machine=machine,
+        family=family,
+        base_fingerprint=fingerprint,
+        manifest=manifest,
+        report=report,
+        adapters=adapters,
+        batches=batches,
+        loop=loop,
+        preview=_preview(recipe),
+        foreseen=foreseen,
     )
 
 

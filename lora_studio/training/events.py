@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_studio.data.captions.tokens import Cut
+from lora_studio.data.doctor.finding import Finding
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class TrainingPlan:
     variation: tuple[str, ...] = ()  # what changes in captions from one showing to the next
     caption_warnings: tuple[str, ...] = ()
     notes: tuple[tuple[str, str], ...] = ()  # (file, what to know about how it was read)
+    findings: tuple[Finding, ...] = ()  # the doctor's, the worst first
 
 
 @dataclass(frozen=True)

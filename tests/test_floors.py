@@ -11,7 +11,7 @@ import lora_studio
 
 ROOT = Path(lora_studio.__file__).parent
 FLOORS = {
-    5: ["cli", "cli_captions", "printing", "printing_captions", "web", "__main__"],
+    5: ["cli", "cli_cache", "cli_captions", "printing", "printing_captions", "web", "__main__"],
     4: ["evaluate"],
     3: ["training", "export", "compose"],
     2: ["data", "adapters"],
@@ -23,6 +23,8 @@ SIDEWAYS = {
     ("__main__", "cli"): "`python -m lora_studio` is the command line",
     ("cli", "printing"): "a verb shows what it did",
     ("cli", "cli_captions"): "the verbs about captions have a file of their own",
+    ("cli", "cli_cache"): "the verbs about what is cached have a file of their own",
+    ("cli_cache", "printing"): "a verb shows what it did",
     ("cli_captions", "printing_captions"): "a verb shows what it did",
     ("cli", "web"): "a verb starts the page",
     ("training", "export"): "a run ends by writing its file",

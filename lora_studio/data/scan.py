@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from PIL import Image
 
 from lora_studio.data.files import UnreadableFile, read_bytes
 from lora_studio.data.layouts import find
@@ -14,9 +16,12 @@ from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.masks import with_masks
 from lora_studio.data.names import METADATA_NAMES, is_caption, is_mask, is_picture, place, some
 from lora_studio.data.pictures import FORMATS_IN_WORDS, NOT_A_PICTURE, Picture, decode, load_picture
+from lora_studio.data.threads import in_threads
 from lora_studio.errors import DatasetError
 
 __all__ = ["MAX_ASPECT", "Reading", "load_picture", "scan"]
+
+OnPicture = Callable[[Record, Image.Image], None]  # called by several threads
 
 MAX_ASPECT = 10  # a longer strip would lose most of itself to the crop, and need gigabytes when it is resized
 
@@ -32,10 +37,13 @@ class Reading:
     min_side: int = 16  # pixels; smaller pictures are left out
 
 
-def scan(folder: Path, reading: Reading = Reading(), *, repeats: int = 1) -> Manifest:
+def scan(
+    folder: Path, reading: Reading = Reading(), *, repeats: int = 1, on_picture: OnPicture | None = None
+) -> Manifest:
     """One record for each file in `folder`, by name; see `layouts.find` for what belongs to it.
 
-    Pictures are decoded once, fully. Captions and masks of theirs get no record of their own. Raises
+    Pictures are decoded once, fully, by several threads; `on_picture` gets each usable one as it looks
+    decoded, before captions are known. Captions and masks of theirs get no record of their own. Raises
     DatasetError if there is no usable picture, two would share a caption file, or a mask does not fit.
     """
     records: list[Record] = []
@@ -57,8 +65,9 @@ def scan(folder: Path, reading: Reading = Reading(), *, repeats: int = 1) -> Man
         elif is_mask(found.path.name):
             masks.append(record)
         else:
-            records.append(_examine(record, reading))
-    records = _without_duplicates(records)
+            records.append(record)
+    examined = in_threads(lambda record: _examine(record, reading, on_picture), records)
+    records = _without_duplicates(examined)
     _refuse_shared_stems(records)
     orphans = _orphans(captions, records)
     records = with_masks(records, masks, reading.masks, from_transparency=reading.transparency_is_mask)
@@ -68,8 +77,10 @@ def scan(folder: Path, reading: Reading = Reading(), *, repeats: int = 1) -> Man
     return manifest
 
 
-def _examine(record: Record, reading: Reading) -> Record:
+def _examine(record: Record, reading: Reading, on_picture: OnPicture | None) -> Record:
     """The record with its hash and size, or with the reason why the file cannot be used."""
+    if record.excluded:
+        return record
     try:
         data = read_bytes(Path(record.path))
     except UnreadableFile as reason:
@@ -80,7 +91,7 @@ def _examine(record: Record, reading: Reading) -> Record:
     except UnreadableFile as reason:
         return replace(record, excluded=str(reason))
     width, height = picture.image.size
-    return replace(
+    record = replace(
         record,
         width=width,
         height=height,
@@ -88,6 +99,9 @@ def _examine(record: Record, reading: Reading) -> Record:
         note=picture.note,
         excluded=_unfit(picture, reading.min_side),
     )
+    if on_picture and not record.excluded:
+        on_picture(record, picture.image)
+    return record
 
 
 def _unfit(picture: Picture, min_side: int) -> str:

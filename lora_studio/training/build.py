@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
 from lora_studio.data.batches import Plan, plan
-from lora_studio.data.cache import LatentCache, TextCache
+from lora_studio.data.cache import TextCache
 from lora_studio.data.captioners import CAPTIONERS
+from lora_studio.data.class_rows import class_rows, place_beside
+from lora_studio.data.housekeeping import cache_folder
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.trigger import without_trigger
 from lora_studio.errors import RecipeError
@@ -21,9 +20,11 @@ from lora_studio.families.base import Conditioning, ModelFamily, ObjectiveOption
 from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
+from lora_studio.training.caches import encode_pictures, latent_cache
 from lora_studio.training.checkpoint import save_state
+from lora_studio.training.class_images import base_fingerprint, draw_class_images
 from lora_studio.training.dataset import loss_masks, read_dataset
-from lora_studio.training.events import Listener, Note, Progress
+from lora_studio.training.events import Listener, Note
 from lora_studio.training.feed import Feed, FeedOptions
 from lora_studio.training.loop import Loop, LoopOptions
 from lora_studio.training.optimizers import OPTIMIZERS
@@ -97,35 +98,41 @@ def choose_machine(device: str, dtype: str) -> Machine:
     return Machine(chosen, DTYPES[dtype])
 
 
-def cache_folder() -> Path:
-    """Where latents and text are cached, shared between runs: $LORA_STUDIO_CACHE or ~/.cache/lora-studio."""
-    return Path(os.environ.get("LORA_STUDIO_CACHE", "~/.cache/lora-studio")).expanduser()
-
-
 def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     """Everything up to the first step. Raises a StudioError for whatever the user can mend."""
     check_names(recipe)
     machine = choose_machine(recipe.training.device, recipe.base.dtype)
     family = load_base(recipe.base.model)
-    manifest = read_dataset(recipe, family.stride)
+    vae_dtype = DTYPES[recipe.base.vae_dtype]
+    cache = latent_cache(family, vae_dtype, machine.device)
+    manifest = read_dataset(recipe, family.stride, cache.ready)
     run.text("manifest.jsonl", manifest.to_jsonl())
     fingerprint = family.fingerprint(family.denoiser)
-    latent_cache = LatentCache(cache_folder() / "latents", family.fingerprint("vae"))
+    whole_base = base_fingerprint(family) if recipe.data.class_images.count else ""
     text_cache = TextCache(cache_folder() / "text", _text_fingerprint(family))
     family.to(machine.device, machine.dtype)
-    latents = latent_cache.load_or_encode(
-        manifest.used, family.encode_image, on_progress=_tell(listener, "latents")
-    )
+    drawing = draw_class_images(recipe, manifest, family, whole_base, listener)
+    manifest = Manifest(manifest.records + tuple(drawing.records))
+    run.text("manifest.jsonl", manifest.to_jsonl())
+    records = (*manifest.used, *place_beside(manifest.of_role("prior"), manifest.used))
+    memory_gb = recipe.data.latents_on_device_gb
+    latents = encode_pictures(cache, records, family, vae_dtype, memory_gb=memory_gb, listener=listener)
     plain = _plain_captions(recipe, manifest.used)
-    captions = dict.fromkeys(["", *(record.caption for record in manifest.used), *filter(None, plain)])
+    captions = dict.fromkeys(["", *(record.caption for record in records), *filter(None, plain)])
     texts = None if recipe.adapter.text_encoder else _texts(text_cache, list(captions), family)
     adapters = inject_adapters(recipe, family)
     batches = _plan(recipe, manifest.used)
     options = FeedOptions(
         recipe.data.caption_dropout, recipe.objective.preservation, recipe.training.seed, machine.device
     )
-    masks = loss_masks(manifest.used, latents)
-    feed = Feed(manifest.used, plain, latents, texts, batches, options, masks=masks)
+    rows = class_rows(
+        records,
+        first=len(manifest.used),
+        per_picture=recipe.data.class_images.per_picture,
+        seed=recipe.training.seed,
+    )
+    masks = loss_masks(records, latents)
+    feed = Feed(records, plain, latents, texts, batches, options, masks=masks, class_rows=rows)
     loop = _loop(recipe, run, machine, family, adapters, feed, listener)
     return Session(
         recipe, run, machine, family, fingerprint, manifest, adapters, batches, loop, _preview(recipe)
@@ -173,10 +180,6 @@ def _texts(cache: TextCache, captions: list[str], family: ModelFamily) -> dict[s
 
 def _text_fingerprint(family: ModelFamily) -> str:
     return "+".join(family.fingerprint(part) for part in family.targets if part != family.denoiser)
-
-
-def _tell(listener: Listener, what: str) -> Callable[[int, int], None]:
-    return lambda done, total: listener(Progress(what, done, total))
 
 
 def _preview(recipe: Recipe) -> PreviewOptions:

@@ -8,6 +8,17 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
+class ClassPictures:
+    """The class pictures that stand beside the pictures of a batch."""
+
+    drawn: int  # by the frozen base
+    from_folders: int
+    per_picture: float
+    weights: tuple[float, ...]  # factors of their loss
+    prompt: str  # an example of what they show
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     """What will be trained, said before the first step."""
 
@@ -36,6 +47,7 @@ class TrainingPlan:
     folder: Path
     roles: dict[str, int] = field(default_factory=dict)  # of usable pictures that are not trained on
     repeats: dict[str, tuple[int, int]] = field(default_factory=dict)  # folder -> pictures, repeats of each
+    class_pictures: ClassPictures | None = None
     masks: int = 0  # pictures of which only a part is learned
     backgrounds: dict[str, int] = field(default_factory=dict)  # colour -> pictures with clear parts on it
     notes: tuple[tuple[str, str], ...] = ()  # (file, what to know about how it was read)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_studio.errors import BaseModelError
+from lora_studio.errors import BaseModelError, reason_of
 from lora_studio.families import FAMILIES
 from lora_studio.families.base import ModelFamily
 
@@ -111,8 +111,7 @@ def _load_parts(
                 folder / name, dtype=torch.float32, use_safetensors=True, local_files_only=True
             )
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
             raise BaseModelError(
-                f"the part {name} of the base model {model} cannot be loaded: {reason}"
+                f"the part {name} of the base model {model} cannot be loaded: {reason_of(error)}."
             ) from None
     return parts, tokenizers

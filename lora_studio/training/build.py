@@ -15,6 +15,7 @@ from lora_studio.data.class_rows import class_rows, place_beside
 from lora_studio.data.housekeeping import cache_folder
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.trigger import without_trigger
+from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import Conditioning, ModelFamily, ObjectiveOptions
 from lora_studio.families.loading import load_base
@@ -84,18 +85,12 @@ def check_names(recipe: Recipe) -> None:
 
 def choose_machine(device: str, dtype: str) -> Machine:
     """Resolve "auto": a GPU with bfloat16 when there is one, else the CPU with float32."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError):
+    chosen = find_device(device)
+    if chosen is None:
         raise RecipeError(
             f'training.device is {device!r}, which this machine does not have; use "auto" or "cpu".'
-        ) from None
-    if dtype == "auto":
-        dtype = "bfloat16" if chosen.type == "cuda" else "float32"
-    return Machine(chosen, DTYPES[dtype])
+        )
+    return Machine(chosen, default_precision(chosen) if dtype == "auto" else DTYPES[dtype])
 
 
 def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:

@@ -28,7 +28,7 @@ from PIL import Image, ImageOps
 
 from lora_studio.data.buckets import assign, bucket_sizes, choose_bucket, fit, placed
 from lora_studio.data.cache import LatentCache
-from lora_studio.data.pixels import ReadyPixels, as_tensor
+from lora_studio.data.pixels import ReadyPixels
 from lora_studio.data.scan import scan
 
 RESULTS = Path(__file__).parent / "results" / "dataset.json"
@@ -261,7 +261,11 @@ def main() -> None:
     write_json(report, options.out)
     print(criteria_table(criteria))
     print(table(tuple(sizes[0]), [tuple(row.values()) for row in sizes]))
-    print(json.dumps({key: report[key] for key in ("scan_bucket_resize", "encoding", "second_run", "vae_in_batches")}))
+    print(
+        json.dumps(
+            {key: report[key] for key in ("scan_bucket_resize", "encoding", "second_run", "vae_in_batches")}
+        )
+    )
     sys.exit(0 if all(criterion.passed for criterion in criteria) else 1)
 
 

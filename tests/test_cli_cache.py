@@ -41,7 +41,9 @@ def left(cache: Path) -> list[str]:
     return sorted(path.name[0] for path in (cache / "latents").iterdir())
 
 
-def test_cache_shows_entries_sizes_dates_and_the_folder(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cache_shows_entries_sizes_dates_and_the_folder(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out = run(capsys, "cache")
     assert code == 0 and str(cache) in out
     old, today = (
@@ -52,7 +54,9 @@ def test_cache_shows_entries_sizes_dates_and_the_folder(cache: Path, capsys: pyt
     assert ["latents", "2", "5.0", "MB", old, today] in rows and ["all", "2", "5.0", "MB", old, today] in rows
 
 
-def test_an_empty_cache_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_an_empty_cache_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "nowhere"))
     code, out = run(capsys, "cache")
     assert code == 0 and "0 bytes" in out

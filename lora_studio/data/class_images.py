@@ -24,7 +24,7 @@ from lora_studio.run import write_atomically
 
 DRAWN = "class prompt"  # who captioned a picture that was drawn from its caption
 _FORMAT = 1  # raise it when pictures are drawn differently
-_BATCH_PIXELS, _MAX_BATCH = 2**20, 8  # four pictures of 512x512 at a time
+_BATCH_PIXELS, _MAX_BATCH = 2**20, 4  # four pictures of 512x512 at a time, one of 1024x1024
 
 
 @dataclass(frozen=True)

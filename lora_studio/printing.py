@@ -138,6 +138,7 @@ def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
         for role, count in plan.roles.items()
         if count
     ]
+    lines += _class_lines(plan.class_pictures)
     lines += [
         ("repeats", f"{_pictures(count)} in {folder}, {repeats} times an epoch each")
         for folder, (count, repeats) in plan.repeats.items()
@@ -150,6 +151,18 @@ def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     if plan.masks:
         lines.append(("masks", f"{_pictures(plan.masks)} learned only where the mask is white"))
     return lines
+
+
+def _class_lines(found: events.ClassPictures | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    sources = {"drawn by the base": found.drawn, "from folders": found.from_folders}
+    counts = " and ".join(f"{count} {source}" for source, count in sources.items() if count)
+    weights = " or ".join(f"{weight:g}" for weight in found.weights)
+    return [
+        ("class images", f'{counts}, e.g. "{found.prompt}"'),
+        ("", f"{found.per_picture:g} in a batch besides each of its pictures, with weight {weights}"),
+    ]
 
 
 def _pictures(count: int) -> str:

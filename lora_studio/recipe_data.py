@@ -19,7 +19,8 @@ class SourceConfig(Section):
 
     images: Path = Field(description="a folder of pictures; relative to the recipe's own folder")
     role: Literal["instance", "prior", "holdout"] = Field(
-        "instance", description="instance: trained on; prior and holdout: read, checked and kept apart"
+        "instance",
+        description="instance: trained on; prior: class pictures beside those; holdout: kept apart",
     )
     repeats: int | None = Field(None, ge=1, description="how often an epoch shows each of its pictures")
     weight: float = Field(1.0, gt=0, le=100, description="factor of its pictures' loss")
@@ -28,6 +29,23 @@ class SourceConfig(Section):
     instance_prompt: str | None = Field(None, description="the caption of its pictures that have none")
     recursive: bool | None = Field(None, description="also search all its subfolders")
     masks: Path | None = Field(None, description="a folder of its pictures' loss masks")
+
+
+class ClassImagesConfig(Section):
+    """Pictures of the class without the trigger, shown beside one's own so that it stays what it was."""
+
+    count: int = Field(0, ge=0, le=100_000, description="how many the frozen base draws")
+    images: Path | None = Field(None, description="a folder of such pictures instead")
+    prompt: str = Field(
+        "", description="what they show; empty: every caption without the trigger, or the folder's captions"
+    )
+    weight: float = Field(1.0, gt=0, le=100, description="factor of their loss; arXiv 2208.12242 has 1")
+    per_picture: float = Field(
+        1.0, gt=0, le=16, description="how many stand in a batch beside each of its pictures"
+    )
+    steps: int = Field(25, ge=1, le=1000)
+    guidance: float = Field(7.5, ge=1, le=100)
+    seed: int = Field(0, ge=0)
 
 
 class DataConfig(Section):
@@ -87,6 +105,10 @@ class DataConfig(Section):
     max_token_chunks: int = Field(
         1, ge=1, le=10, description="windows (CLIP: 75 tokens) that a long caption may fill, as in web UIs"
     )
+    class_images: ClassImagesConfig = ClassImagesConfig()
+    latents_on_device_gb: float = Field(
+        2.0, ge=0, description="up to so much of latents lies on the device; more is read step by step"
+    )
 
     @model_validator(mode="after")
     def _one_way_to_name_pictures(self) -> DataConfig:
@@ -109,12 +131,40 @@ class DataConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _class_images_come_from_somewhere(self) -> DataConfig:
+        wanted = self.class_images
+        if wanted.count and wanted.images is not None:
+            raise ValueError("data.class_images has both count and images; keep one of them.")
+        if wanted == ClassImagesConfig() or wanted.count or wanted.images is not None:
+            return self
+        only_ratio = wanted == ClassImagesConfig(per_picture=wanted.per_picture)
+        if not (only_ratio and any(source.role == "prior" for source in self.sources)):
+            raise ValueError(
+                "data.class_images has neither count nor images; set count, and the base draws so many, or "
+                "images to a folder of them."
+            )
+        return self
+
     @property
     def all_sources(self) -> tuple[SourceConfig, ...]:
-        """The sources as written; data.images is the only one if there are none."""
+        """The sources as written; data.images is the only one if there are none. Then class images."""
+        sources = self.sources
         if self.images is not None:
-            return (SourceConfig(images=self.images, masks=self.masks),)
-        return self.sources
+            sources = (SourceConfig(images=self.images, masks=self.masks),)
+        return sources + self._folder_of_class_images
+
+    @property
+    def _folder_of_class_images(self) -> tuple[SourceConfig, ...]:
+        folder, wanted = self.class_images.images, self.class_images
+        if folder is None:
+            return ()
+        prompt = wanted.prompt or None
+        return (
+            SourceConfig(
+                images=folder, role="prior", repeats=1, weight=wanted.weight, instance_prompt=prompt
+            ),
+        )
 
     def below(self, folder: Path) -> DataConfig:
         """The same with relative paths taken from `folder`."""
@@ -125,7 +175,9 @@ class DataConfig(Section):
             for source in self.sources
         )
         paths = {name: _from(folder, getattr(self, name)) for name in ("images", "masks", "exclude")}
-        return self.model_copy(update=paths | {"sources": sources})
+        of_class = _from(folder, self.class_images.images)
+        class_images = self.class_images.model_copy(update={"images": of_class})
+        return self.model_copy(update=paths | {"sources": sources, "class_images": class_images})
 
 
 def _from(folder: Path, path: Path | None) -> Path | None:

@@ -12,8 +12,8 @@ import lora_studio
 ROOT = Path(lora_studio.__file__).parent
 FLOORS = {
     5: [
-        *("cli", "cli_captions", "cli_doctor", "printing", "printing_captions", "printing_doctor"),
-        *("web", "__main__"),
+        *("cli", "cli_cache", "cli_captions", "cli_doctor"),
+        *("printing", "printing_captions", "printing_doctor", "web", "__main__"),
     ],
     4: ["evaluate"],
     3: ["training", "export", "compose"],
@@ -26,6 +26,8 @@ SIDEWAYS = {
     ("__main__", "cli"): "`python -m lora_studio` is the command line",
     ("cli", "printing"): "a verb shows what it did",
     ("cli", "cli_captions"): "the verbs about captions have a file of their own",
+    ("cli", "cli_cache"): "the verbs about what is cached have a file of their own",
+    ("cli_cache", "printing"): "a verb shows what it did",
     ("cli_captions", "printing_captions"): "a verb shows what it did",
     ("cli", "cli_doctor"): "the verb doctor has a file of its own",
     ("cli_doctor", "printing_doctor"): "a verb shows what it did",

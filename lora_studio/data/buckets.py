@@ -64,7 +64,7 @@ def assign(manifest: Manifest, *, resolution: int, stride: int) -> Manifest:
         raise DatasetError(f"data.resolution is {resolution}; {rule}, so set it to {nearest}.")
     buckets = bucket_sizes(resolution**2, stride)
     return Manifest(
-        tuple(record if record.excluded else _placed(record, buckets) for record in manifest.records)
+        tuple(record if record.excluded else placed(record, buckets) for record in manifest.records)
     )
 
 
@@ -75,7 +75,8 @@ def crop_loss(record: Record) -> float:
     return 1 - record.bucket.width * record.bucket.height / (record.resize[0] * record.resize[1])
 
 
-def _placed(record: Record, buckets: Sequence[Bucket]) -> Record:
+def placed(record: Record, buckets: Sequence[Bucket]) -> Record:
+    """The record with the one of the buckets into which it goes with the least loss, resize and crop."""
     bucket = choose_bucket(record.width, record.height, buckets)
     resize, crop = fit(record.width, record.height, bucket)
     return replace(record, bucket=bucket, resize=resize, crop=crop)

@@ -1,28 +1,34 @@
 """Latents and text conditioning on disk, under names made of what they depend on.
 
 Editing a picture or caption, or taking another VAE or text encoder, changes the name, so there is nothing to
-invalidate. Entries are encoded one at a time: in a batch the last bits depend on its size (3e-7 measured on a
-CPU), hence on what was cached before, and a run would no longer repeat exactly.
+invalidate. What an entry holds must not depend on what was cached before, or a run would no longer repeat
+exactly, and in a batch the last bits depend on its size (3e-7 measured on a CPU). So captions are encoded one
+at a time, and pictures in batches of a size that their bucket decides, the last one filled up with copies of
+its last picture: at one size a row's bits do not depend on the other rows (a test sees to that).
+
+BATCHING_ON_CPU
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from lora_studio.data.manifest import Record
+from lora_studio.data.latents import Collected, Latent, Latents
+from lora_studio.data.manifest import Bucket, Record
 from lora_studio.data.names import some
-from lora_studio.data.pictures import reopen
+from lora_studio.data.pixels import ReadyPixels, pixels_of
 from lora_studio.data.store import TensorStore
+from lora_studio.data.threads import in_threads
 from lora_studio.errors import DatasetError
+
+__all__ = ["ImageEncoders", "Latent", "LatentCache", "TextCache", "pixels_of"]
 
 _FORMAT = 2  # raise it when pixels or files are made differently
 
@@ -32,24 +38,36 @@ OnProgress = Callable[[int, int], None]  # entries encoded, entries to encode
 
 
 @dataclass(frozen=True)
-class Latent:
-    """What the VAE says about a picture: mean and standard deviation, each [C, H, W], float32, scaled."""
+class ImageEncoders:
+    """The VAE as the recipe wants it, and as it is tried again with a picture for which that gives NaN.
 
-    mean: Tensor
-    std: Tensor
+    Both: [B, 3, H, W] in -1..1 -> mean and std, each [B, C, h, w].
+    """
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """[C, H, W]: one draw; the noise is made on the generator's device, so all devices see the same."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=generator.device)
-        return self.mean + self.std * noise.to(self.mean)
+    encode: ImageEncoder
+    in_float32: ImageEncoder | None = None  # None if `encode` is that already
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """A picture that has no entry yet."""
+
+    key: str
+    record: Record
 
 
 class LatentCache:
-    """Latents of pictures for one VAE, whose weights `fingerprint` names."""
+    """Latents of pictures for one VAE, whose weights and precision `fingerprint` names.
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    As many pictures of a bucket as have `batch_pixels` altogether are encoded in one batch; at least one.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, *, batch_pixels: int = 0) -> None:
         self._store, self._fingerprint = TensorStore(folder), fingerprint
+        self._batch_pixels = batch_pixels
+        self.ready = ReadyPixels(lambda record: None if self._store.has(key := self.key(record)) else key)
         self.encoded = 0
+        self.retried: list[str] = []  # names of the pictures that took float32
 
     def key(self, record: Record, *, flip: bool = False) -> str:
         """The name of the entry: a hash of all that the latent depends on."""
@@ -58,41 +76,91 @@ class LatentCache:
         return _hash("latent", record.sha256, record.background, place, self._fingerprint)
 
     def load_or_encode(
-        self, records: Sequence[Record], encode: ImageEncoder, *, on_progress: OnProgress | None = None
-    ) -> list[Latent]:
+        self,
+        records: Sequence[Record],
+        encoders: ImageEncoders | ImageEncoder,
+        *,
+        memory_bytes: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Latents:
         """The latents of the records, in their order, on the CPU; only those not in the cache are encoded.
 
-        `encode`: [1, 3, H, W] in -1..1 -> mean and std, each [1, C, h, w]. Raises DatasetError that names all
-        pictures for which it gives values that are not finite.
+        If they take more than `memory_bytes` they are not kept in memory, but read when they are asked for.
+        Raises DatasetError that names all pictures for which not even float32 gives finite values.
         """
-        found = {key: self._load(key) for key in map(self.key, records)}
-        missing = {key: record for record in records if found[key := self.key(record)] is None}
+        if not isinstance(encoders, ImageEncoders):
+            encoders = ImageEncoders(encoders)
+        keys = [self.key(record) for record in records]
+        collected, missing = Collected(self._store, memory_bytes), dict[str, _Missing]()
+        for key, record in zip(keys, records, strict=True):
+            if key in collected or key in missing:
+                continue
+            if (latent := self._load(key)) is None:
+                missing[key] = _Missing(key, record)
+            else:
+                collected.add(key, latent)
         broken: list[str] = []
-        for done, (key, record) in enumerate(missing.items(), start=1):
-            found[key] = self._encode(key, record, encode)
-            if found[key] is None:
-                broken.append(record.name)
+        for done, (one, latent) in enumerate(self._encode(list(missing.values()), encoders), start=1):
+            if latent is None:
+                broken.append(one.record.name)
+            else:
+                self._store.save(one.key, {"mean": latent.mean, "std": latent.std})
+                collected.add(one.key, latent)
             if on_progress:
                 on_progress(done, len(missing))
         if broken:
-            advice = "run the VAE in float32, or remove these pictures"
-            raise DatasetError(f"the VAE gave NaN or infinite latents for {some(broken)}; {advice}.")
-        latents = [found[self.key(record)] for record in records]
-        return [latent for latent in latents if latent is not None]
+            advice = "remove these pictures, or take another VAE"
+            raise DatasetError(
+                f"the VAE gave NaN or infinite latents for {some(broken)}, in float32, too; {advice}."
+            )
+        return collected.in_order(keys)
 
     def _load(self, key: str) -> Latent | None:
         tensors = self._store.load(key)
         return None if tensors is None else Latent(tensors["mean"], tensors["std"])
 
-    def _encode(self, key: str, record: Record, encode: ImageEncoder) -> Latent | None:
-        """The latent, stored; None, and nothing stored, if it is not finite."""
-        with torch.no_grad():
-            mean, std = (part[0].float().cpu().contiguous() for part in encode(pixels_of(record)[None]))
-        self.encoded += 1
-        if not (mean.isfinite().all() and std.isfinite().all()):
-            return None
-        self._store.save(key, {"mean": mean, "std": std})
-        return Latent(mean, std)
+    def _encode(
+        self, missing: list[_Missing], encoders: ImageEncoders
+    ) -> Iterator[tuple[_Missing, Latent | None]]:
+        """Each with its latent, None for one that is never finite. Threads read pictures ahead meanwhile."""
+        batches = self._batches(missing)
+        pixels = in_threads(self._pixels, (one for batch in batches for one in batch))
+        for batch in batches:
+            images = [next(pixels) for _ in batch]
+            filled = images + images[-1:] * (self._batch_size(batch[0].record) - len(images))
+            latents = _encoded(encoders.encode, torch.stack(filled))[: len(batch)]
+            self.encoded += len(batch)
+            for one, image, latent in zip(batch, images, latents, strict=True):
+                if not latent.is_finite and encoders.in_float32:
+                    (latent,) = _encoded(encoders.in_float32, image[None])
+                    self.retried.append(one.record.name)
+                yield one, latent if latent.is_finite else None
+
+    def _batches(self, missing: list[_Missing]) -> list[list[_Missing]]:
+        """Cut up by bucket; in the order of their first pictures."""
+        groups: dict[Bucket | None, list[_Missing]] = {}
+        for one in missing:
+            groups.setdefault(one.record.bucket, []).append(one)
+        cut = []
+        for group in groups.values():
+            size = self._batch_size(group[0].record)
+            cut += [group[start : start + size] for start in range(0, len(group), size)]
+        return cut
+
+    def _batch_size(self, record: Record) -> int:
+        assert record.bucket is not None, record.name
+        return max(1, self._batch_pixels // (record.bucket.width * record.bucket.height))
+
+    def _pixels(self, one: _Missing) -> Tensor:
+        ready = self.ready.take(one.key)
+        return pixels_of(one.record) if ready is None else ready
+
+
+def _encoded(encode: ImageEncoder, pixels: Tensor) -> list[Latent]:
+    with torch.no_grad():
+        mean, std = (part.float().cpu() for part in encode(pixels))
+    # Cloned, so that one row does not keep the whole batch in memory.
+    return [Latent(m.clone(), s.clone()) for m, s in zip(mean, std, strict=True)]
 
 
 class TextCache:
@@ -133,17 +201,6 @@ class TextCache:
                 f"the text encoder gave NaN or infinite values for the caption {caption!r}; {advice}."
             )
         return conditioning
-
-
-def pixels_of(record: Record) -> Tensor:
-    """[3, H, W] in -1..1: the picture resized and cropped as the record says.
-
-    Raises DatasetError if the file is not the one that was scanned.
-    """
-    assert record.resize is not None and record.crop is not None, record.name
-    picture = reopen(record.path, record.sha256, background=record.background or "white").image
-    cropped = picture.resize(record.resize, Image.Resampling.LANCZOS).crop(record.crop)
-    return torch.from_numpy(np.array(cropped)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _hash(*parts: object) -> str:

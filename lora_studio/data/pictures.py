@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
+import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,10 +14,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from lora_studio.data.colours import on_background, to_srgb
 from lora_studio.data.files import UnreadableFile, read_bytes
+from lora_studio.data.quiet_decoders import quiet_decoders
 from lora_studio.errors import DatasetError
 
 FORMATS_IN_WORDS = "JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF"
 MAX_PIXELS = 89_478_485  # where Pillow itself begins to warn of a decompression bomb
+_LARGE_PIXELS = 24_000_000  # threads decode only one picture of more at a time, for the sake of the memory
+_one_large = threading.Lock()
 NOT_A_PICTURE = f"not a {FORMATS_IN_WORDS} picture"
 FIRST_ONLY = "moving or of several pages: only the first picture in it is used"
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF")
@@ -42,9 +46,7 @@ def decode(data: bytes, *, background: str = "white") -> Picture:
     if not data:
         raise UnreadableFile("the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a decoder's remarks on odd metadata; the pixels are what counts
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with quiet_decoders():
             return _decode(data, background)
     except UnreadableFile:
         raise
@@ -95,10 +97,11 @@ def _decode(data: bytes, background: str) -> Picture:
         if picture.width * picture.height > MAX_PIXELS:
             megapixels = picture.width * picture.height / 1e6
             raise UnreadableFile(f"{megapixels:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are decoded")
-        picture.load()
-        turn_note = _turn_upright(picture)
-        rgb, opacity, colour_note = to_srgb(picture)
-        notes = [_frame_note(picture), turn_note, colour_note]
+        with _one_large if picture.width * picture.height > _LARGE_PIXELS else nullcontext():
+            picture.load()
+            turn_note = _turn_upright(picture)
+            rgb, opacity, colour_note = to_srgb(picture)
+            notes = [_frame_note(picture), turn_note, colour_note]
     image = rgb if opacity is None else on_background(rgb, opacity, background)
     return Picture(image, opacity, "; ".join(filter(None, notes)))
 

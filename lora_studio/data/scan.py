@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
+
+from PIL import Image
 
 from lora_studio.data.exclude import THE_LIST, ExcludeList
 from lora_studio.data.files import UnreadableFile, read_bytes
@@ -16,9 +18,12 @@ from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.masks import with_masks
 from lora_studio.data.names import METADATA_NAMES, is_caption, is_mask, is_picture, place, some
 from lora_studio.data.pictures import FORMATS_IN_WORDS, NOT_A_PICTURE, Picture, decode, load_picture
+from lora_studio.data.threads import in_threads
 from lora_studio.errors import DatasetError
 
 __all__ = ["MAX_ASPECT", "Reading", "Survey", "load_picture", "scan", "shared_stems", "survey"]
+
+OnPicture = Callable[[Record, Image.Image], None]  # called by several threads
 
 MAX_ASPECT = 10  # a longer strip would lose most of itself to the crop, and need gigabytes when it is resized
 
@@ -42,13 +47,16 @@ class Survey(NamedTuple):
     mask_fault: str  # one sentence; such masks are not in the records
 
 
-def scan(folder: Path, reading: Reading = Reading(), *, repeats: int = 1) -> Manifest:
+def scan(
+    folder: Path, reading: Reading = Reading(), *, repeats: int = 1, on_picture: OnPicture | None = None
+) -> Manifest:
     """One record for each file in `folder`, by name; see `layouts.find` for what belongs to it.
 
-    Pictures are decoded once, fully. Captions and masks of theirs get no record of their own. Raises
+    Pictures are decoded once, fully, by several threads; `on_picture` gets each usable one as it looks
+    decoded, before captions are known. Captions and masks of theirs get no record of their own. Raises
     DatasetError if there is no usable picture, two would share a caption file, or a mask does not fit.
     """
-    manifest, mask_fault = survey(folder, reading, repeats=repeats)
+    manifest, mask_fault = survey(folder, reading, repeats=repeats, on_picture=on_picture)
     _refuse_shared_stems(manifest.records)
     if mask_fault:
         raise DatasetError(mask_fault)
@@ -57,7 +65,9 @@ def scan(folder: Path, reading: Reading = Reading(), *, repeats: int = 1) -> Man
     return manifest
 
 
-def survey(folder: Path, reading: Reading = Reading(), *, repeats: int = 1) -> Survey:
+def survey(
+    folder: Path, reading: Reading = Reading(), *, repeats: int = 1, on_picture: OnPicture | None = None
+) -> Survey:
     """As `scan`, but does not mind what is only wrong with some of the files; see `shared_stems`, too."""
     records: list[Record] = []
     captions: list[Record] = []
@@ -84,8 +94,9 @@ def survey(folder: Path, reading: Reading = Reading(), *, repeats: int = 1) -> S
         elif is_mask(found.path.name):
             masks.append(record)
         else:
-            records.append(_examine(record, reading))
-    records = _without_duplicates(records)
+            records.append(record)
+    examined = in_threads(lambda record: _examine(record, reading, on_picture), records)
+    records = _without_duplicates(examined)
     orphans, mask_fault = _orphans(captions, records), ""
     try:
         records = with_masks(records, masks, reading.masks, from_transparency=reading.transparency_is_mask)
@@ -100,8 +111,10 @@ def _is_beside(name: str) -> bool:
     return is_caption(name) or is_mask(name)
 
 
-def _examine(record: Record, reading: Reading) -> Record:
+def _examine(record: Record, reading: Reading, on_picture: OnPicture | None) -> Record:
     """The record with its hash and size, or with the reason why the file cannot be used."""
+    if record.excluded:
+        return record
     try:
         data = read_bytes(Path(record.path))
     except UnreadableFile as reason:
@@ -112,7 +125,7 @@ def _examine(record: Record, reading: Reading) -> Record:
     except UnreadableFile as reason:
         return replace(record, excluded=str(reason))
     width, height = picture.image.size
-    return replace(
+    record = replace(
         record,
         width=width,
         height=height,
@@ -120,6 +133,9 @@ def _examine(record: Record, reading: Reading) -> Record:
         note=picture.note,
         excluded=_unfit(picture, reading.min_side),
     )
+    if on_picture and not record.excluded:
+        on_picture(record, picture.image)
+    return record
 
 
 def _unfit(picture: Picture, min_side: int) -> str:

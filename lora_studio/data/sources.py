@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_studio.data.captioners import Captioner
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.scan import Reading, scan
+from lora_studio.data.scan import OnPicture, Reading, scan
 from lora_studio.errors import DatasetError
 
 # Of equal files the one in the first role here is kept: what is held out must not be trained on.
@@ -30,18 +30,20 @@ class Source:
     instance_prompt: str = ""  # caption of pictures that have none
 
 
-def read_sources(sources: Sequence[Source], captioner: Captioner) -> Manifest:
+def read_sources(
+    sources: Sequence[Source], captioner: Captioner, *, on_picture: OnPicture | None = None
+) -> Manifest:
     """One manifest of all sources, captioned; names begin with their folder's if there are several.
 
-    Of equal files in different sources one is kept. Raises DatasetError that lists the faults of all sources,
-    or if nothing is left to train on.
+    `on_picture` gets each picture to train on, as `scan` says. Of equal files in different sources one is
+    kept. Raises DatasetError that lists the faults of all sources, or if nothing is left to train on.
     """
     labels = source_labels(sources)
     records: list[Record] = []
     faults: list[str] = []
     for source, label in zip(sources, labels, strict=True):
         try:
-            records += _read(source, label, captioner)
+            records += _read(source, label, captioner, on_picture if source.role == "instance" else None)
         except DatasetError as fault:
             faults.append(str(fault))
     if faults:
@@ -55,8 +57,8 @@ def read_sources(sources: Sequence[Source], captioner: Captioner) -> Manifest:
     return manifest
 
 
-def _read(source: Source, label: str, captioner: Captioner) -> list[Record]:
-    found = scan(source.folder, reading_of(source, label), repeats=source.repeats)
+def _read(source: Source, label: str, captioner: Captioner, on_picture: OnPicture | None) -> list[Record]:
+    found = scan(source.folder, reading_of(source, label), repeats=source.repeats, on_picture=on_picture)
     captioned = captioner(found, instance_prompt=source.instance_prompt)
     return belonging(captioned, source, label)
 

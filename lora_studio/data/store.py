@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import uuid
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from safetensors.torch import save
 from torch import Tensor, contiguous_format, uint8
 
 from lora_studio.errors import DatasetError
+
+_DAY = 24 * 3600.0
 
 
 class TensorStore:
@@ -29,7 +32,14 @@ class TensorStore:
                 digest = (file.metadata() or {}).get("digest")
         except (OSError, SafetensorError):  # missing, cut short, or not safetensors: all are made again
             return None
-        return tensors if digest == _digest(tensors) else None
+        if digest != _digest(tensors):
+            return None
+        mark_as_used(path)
+        return tensors
+
+    def has(self, key: str) -> bool:
+        """Whether there is a file of this key; it may still turn out to be damaged."""
+        return self._path(key).is_file()
 
     def save(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Write the tensors under the key. Raises DatasetError if the disk refuses."""
@@ -53,6 +63,15 @@ class TensorStore:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
+
+
+def mark_as_used(path: Path) -> None:
+    """Give the file today's date, so that `cache prune` knows what has not been used for long."""
+    try:
+        if time.time() - path.stat().st_mtime > _DAY:
+            os.utime(path)
+    except OSError:  # a cache that may only be read is one all the same
+        pass
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

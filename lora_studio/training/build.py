@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
 from lora_studio.data.batches import Plan, plan
-from lora_studio.data.cache import LatentCache, TextCache
+from lora_studio.data.cache import TextCache
 from lora_studio.data.captioners import CAPTIONERS
+from lora_studio.data.class_rows import class_rows, place_beside
 from lora_studio.data.doctor.finding import Report
+from lora_studio.data.housekeeping import cache_folder
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import RecipeError
@@ -22,11 +21,13 @@ from lora_studio.families.base import ModelFamily, ObjectiveOptions
 from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
+from lora_studio.training.caches import encode_pictures, latent_cache
 from lora_studio.training.captions import Foreseen, foresee, prepare_texts, shown_captions
 from lora_studio.training.checkpoint import save_state
 from lora_studio.training.checkup import examine_manifest
+from lora_studio.training.class_images import base_fingerprint, draw_class_images
 from lora_studio.training.dataset import loss_masks, read_dataset
-from lora_studio.training.events import Listener, Note, Progress
+from lora_studio.training.events import Listener, Note, progress
 from lora_studio.training.feed import Feed, FeedOptions
 from lora_studio.training.loop import Loop, LoopOptions
 from lora_studio.training.optimizers import OPTIMIZERS
@@ -96,38 +97,46 @@ def choose_machine(device: str, dtype: str) -> Machine:
     return Machine(chosen, default_precision(chosen) if dtype == "auto" else DTYPES[dtype])
 
 
-def cache_folder() -> Path:
-    """Where latents and text are cached, shared between runs: $LORA_STUDIO_CACHE or ~/.cache/lora-studio."""
-    return Path(os.environ.get("LORA_STUDIO_CACHE", "~/.cache/lora-studio")).expanduser()
-
-
 def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     """Everything up to the first step. Raises a StudioError for whatever the user can mend."""
     check_names(recipe)
     machine = choose_machine(recipe.training.device, recipe.base.dtype)
     family = load_base(recipe.base.model)
     family.max_chunks = recipe.data.max_token_chunks
-    manifest = read_dataset(recipe, family.stride)
+    vae_dtype = DTYPES[recipe.base.vae_dtype]
+    cache = latent_cache(family, vae_dtype, machine.device)
+    manifest = read_dataset(recipe, family.stride, cache.ready)
     run.text("manifest.jsonl", manifest.to_jsonl())
     captions = shown_captions(recipe, manifest.used)
-    report = examine_manifest(recipe, family, manifest, on_progress=_tell(listener, "looking at pictures"))
+    report = examine_manifest(recipe, family, manifest, on_progress=progress(listener, "looking at pictures"))
     run.json("doctor.json", report.to_json())
     fingerprint = family.fingerprint(family.denoiser)
-    latent_cache = LatentCache(cache_folder() / "latents", family.fingerprint("vae"))
+    whole_base = base_fingerprint(family) if recipe.data.class_images.count else ""
     text_cache = TextCache(cache_folder() / "text", _text_fingerprint(family))
     family.to(machine.device, machine.dtype)
-    latents = latent_cache.load_or_encode(
-        manifest.used, family.encode_image, on_progress=_tell(listener, "latents")
-    )
+    drawing = draw_class_images(recipe, manifest, family, whole_base, listener)
+    manifest = Manifest(manifest.records + tuple(drawing.records))
+    run.text("manifest.jsonl", manifest.to_jsonl())
+    records = (*manifest.used, *place_beside(manifest.of_role("prior"), manifest.used))
+    memory_gb = recipe.data.latents_on_device_gb
+    latents = encode_pictures(cache, records, family, vae_dtype, memory_gb=memory_gb, listener=listener)
     batches = _plan(recipe, manifest.used)
     foreseen = foresee(captions, batches, recipe.training.steps)
     texts = None
     if not recipe.adapter.text_encoder:
-        texts = prepare_texts(text_cache, foreseen, family, on_progress=_tell(listener, "captions"))
+        of_class = [record.caption for record in records[len(manifest.used) :]]
+        on_progress = progress(listener, "captions")
+        texts = prepare_texts(text_cache, foreseen, family, also=of_class, on_progress=on_progress)
     adapters = inject_adapters(recipe, family)
     options = FeedOptions(recipe.training.seed, machine.device)
-    masks = loss_masks(manifest.used, latents)
-    feed = Feed(manifest.used, captions, latents, texts, batches, options, masks=masks)
+    rows = class_rows(
+        records,
+        first=len(manifest.used),
+        per_picture=recipe.data.class_images.per_picture,
+        seed=recipe.training.seed,
+    )
+    masks = loss_masks(records, latents)
+    feed = Feed(records, captions, latents, texts, batches, options, masks=masks, class_rows=rows)
     loop = _loop(recipe, run, machine, family, adapters, feed, listener)
     return Session(
         recipe=recipe,
@@ -167,10 +176,6 @@ def _plan(recipe: Recipe, records: tuple[Record, ...]) -> Plan:
 def _text_fingerprint(family: ModelFamily) -> str:
     names = [family.fingerprint(part) for part in family.targets if part != family.denoiser]
     return "+".join(names + [f"{family.max_chunks} chunks"] * (family.max_chunks > 1))
-
-
-def _tell(listener: Listener, what: str) -> Callable[[int, int], None]:
-    return lambda done, total: listener(Progress(what, done, total))
 
 
 def _preview(recipe: Recipe) -> PreviewOptions:

@@ -96,10 +96,18 @@ class Texts:
 
 
 def prepare_texts(
-    cache: TextCache, foreseen: Foreseen, family: ModelFamily, *, on_progress: OnProgress | None = None
+    cache: TextCache,
+    foreseen: Foreseen,
+    family: ModelFamily,
+    *,
+    also: Sequence[str] = (),
+    on_progress: OnProgress | None = None,
 ) -> Texts:
-    """Conditioning from the frozen text encoder: of all captions, or of each when it is shown if too many."""
-    captions = list(foreseen.texts) if foreseen.complete else [""]
+    """Conditioning from the frozen text encoder: of all captions, or of each when it is shown if too many.
+
+    `also`: the captions of class pictures.
+    """
+    captions = list(dict.fromkeys([*foreseen.texts, *also])) if foreseen.complete else [""]
     with torch.no_grad():  # not inference_mode: its tensors may not enter a graph later
         ready = cache.load_or_encode(captions, family.encode_text, on_progress=on_progress)
     return Texts(ready, lambda caption: cache.encode(caption, family.encode_text), family.device)

@@ -8,32 +8,41 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lora_studio.data.buckets import assign
+from lora_studio.data.buckets import assign, bucket_sizes, placed
 from lora_studio.data.cache import Latent
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.exclude import ExcludeList, read_exclude
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.masks import mask_weights
-from lora_studio.data.scan import Reading
+from lora_studio.data.pixels import ReadyPixels
+from lora_studio.data.scan import OnPicture, Reading
 from lora_studio.data.sources import Source, read_sources
+from lora_studio.data.trigger import without_trigger
 from lora_studio.recipe import Recipe
 from lora_studio.recipe_data import DataConfig, SourceConfig
 
 T = TypeVar("T")
 
 
-def read_dataset(recipe: Recipe, stride: int) -> Manifest:
-    """Scan the folders, read their captions and choose every picture's bucket."""
+def read_dataset(recipe: Recipe, stride: int, ready: ReadyPixels | None = None) -> Manifest:
+    """Scan the folders, read their captions and choose every picture's bucket.
+
+    `ready` gets the pictures while they are decoded, so that none has to be decoded twice.
+    """
     data = recipe.data
-    captioned = read_sources(sources_of(data), CAPTIONERS[data.captioner])
+    on_picture = None if ready is None else _resizer(ready, data.resolution, stride)
+    captioned = read_sources(sources_of(data), CAPTIONERS[data.captioner], on_picture=on_picture)
     return assign(captioned, resolution=data.resolution, stride=stride)
 
 
 def loss_masks(records: Sequence[Record], latents: Sequence[Latent]) -> list[Tensor | None]:
     """Each record's loss weights [H, W] with a mean of 1, as large as its latent; None without a mask."""
     masks: list[Tensor | None] = []
-    for record, latent in zip(records, latents, strict=True):
-        height, width = latent.mean.shape[-2:]
+    for index, record in enumerate(records):
+        if not record.mask:
+            masks.append(None)
+            continue
+        height, width = latents[index].mean.shape[-2:]
         weights = mask_weights(record, width, height)
         masks.append(None if weights is None else torch.from_numpy(weights))
     return masks
@@ -43,6 +52,14 @@ def sources_of(data: DataConfig) -> list[Source]:
     """The folders that the recipe names. Raises DatasetError if its list of files to leave out is missing."""
     exclude = read_exclude(data.exclude) if data.exclude else ExcludeList()
     return [_source(one, data, exclude) for one in data.all_sources]
+
+
+def _resizer(ready: ReadyPixels, resolution: int, stride: int) -> OnPicture | None:
+    """What offers each picture with its bucket; None for a resolution that `assign` will refuse."""
+    if resolution < stride or resolution % stride:
+        return None
+    buckets = bucket_sizes(resolution**2, stride)
+    return lambda record, picture: ready.offer(placed(record, buckets), picture)
 
 
 def _source(one: SourceConfig, data: DataConfig, exclude: ExcludeList) -> Source:
@@ -62,8 +79,14 @@ def _source(one: SourceConfig, data: DataConfig, exclude: ExcludeList) -> Source
         weight=one.weight,
         trigger=_or(one.trigger, data.trigger),
         class_words=_or(one.class_words, data.class_words),
-        instance_prompt=_or(one.instance_prompt, data.instance_prompt),
+        instance_prompt=_or(one.instance_prompt, _prompt_for(one, data)),
     )
+
+
+def _prompt_for(one: SourceConfig, data: DataConfig) -> str:
+    """data.instance_prompt; for class pictures without the trigger, which they do not show."""
+    plain = without_trigger(data.instance_prompt, data.trigger, data.class_words)
+    return data.instance_prompt if one.role != "prior" or plain is None else plain
 
 
 def _or(value: T | None, default: T) -> T:

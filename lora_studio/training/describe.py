@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from lora_studio.data.batches import average_views
 from lora_studio.data.buckets import crop_loss
+from lora_studio.data.class_images import DRAWN
 from lora_studio.data.manifest import Record
 from lora_studio.training.build import Session
 from lora_studio.training.describe_captions import (
@@ -17,7 +18,7 @@ from lora_studio.training.describe_captions import (
     preserved_example,
     variation_in_words,
 )
-from lora_studio.training.events import TrainingPlan
+from lora_studio.training.events import ClassPictures, TrainingPlan
 
 
 def describe(session: Session, *, first_step: int, seconds_per_step: float) -> TrainingPlan:
@@ -55,12 +56,27 @@ def describe(session: Session, *, first_step: int, seconds_per_step: float) -> T
         learning_rate=recipe.training.learning_rate,
         seconds_per_step=seconds_per_step,
         folder=session.run.folder,
-        roles={role: len(session.manifest.of_role(role)) for role in ("prior", "holdout")},
+        roles={"holdout": len(session.manifest.of_role("holdout"))},
+        class_pictures=_class_pictures(session),
         repeats=_repeats(used),
         masks=sum(bool(record.mask) for record in used),
         backgrounds=dict(Counter(record.background for record in used if record.background)),
         notes=tuple((record.name, record.note) for record in used if record.note),
         findings=session.report.findings,
+    )
+
+
+def _class_pictures(session: Session) -> ClassPictures | None:
+    records = session.manifest.of_role("prior")
+    if not records:
+        return None
+    drawn = sum(record.captioned_by == DRAWN for record in records)
+    return ClassPictures(
+        drawn=drawn,
+        from_folders=len(records) - drawn,
+        per_picture=session.loop.feed.class_rows.per_picture,
+        weights=tuple(sorted({record.weight for record in records})),
+        prompt=records[0].caption,
     )
 
 

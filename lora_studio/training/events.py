@@ -11,6 +11,17 @@ from lora_studio.data.doctor.finding import Finding
 
 
 @dataclass(frozen=True)
+class ClassPictures:
+    """The class pictures that stand beside the pictures of a batch."""
+
+    drawn: int  # by the frozen base
+    from_folders: int
+    per_picture: float
+    weights: tuple[float, ...]  # factors of their loss
+    prompt: str  # an example of what they show
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     """What will be trained, said before the first step."""
 
@@ -39,6 +50,7 @@ class TrainingPlan:
     folder: Path
     roles: dict[str, int] = field(default_factory=dict)  # of usable pictures that are not trained on
     repeats: dict[str, tuple[int, int]] = field(default_factory=dict)  # folder -> pictures, repeats of each
+    class_pictures: ClassPictures | None = None
     masks: int = 0  # pictures of which only a part is learned
     backgrounds: dict[str, int] = field(default_factory=dict)  # colour -> pictures with clear parts on it
     token_chunks: int = 1  # windows of the text encoder that a caption may fill
@@ -81,3 +93,8 @@ Listener = Callable[[Event], None]
 
 def nobody(event: Event) -> None:
     """A listener that does nothing."""
+
+
+def progress(listener: Listener, what: str) -> Callable[[int, int], None]:
+    """Tells the listener how many of how many are done."""
+    return lambda done, total: listener(Progress(what, done, total))

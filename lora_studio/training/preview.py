@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lora_studio.adapters.base import AdapterSet
 from lora_studio.families.base import ModelFamily
 from lora_studio.rng import generator
+from lora_studio.training.class_images import in_its_precision
 
 SHOWN_SIDE = 256  # smaller pictures are enlarged to about this, so that grids can be looked at
 
@@ -32,7 +33,7 @@ def render(family: ModelFamily, options: PreviewOptions) -> list[Image.Image]:
     """One picture a prompt from the parts as they are; weights and global randomness stay untouched."""
     pipeline = family.pipeline()
     noise = [generator(options.seed, "preview", number) for number in range(len(options.prompts))]
-    with torch.inference_mode():
+    with torch.inference_mode(), in_its_precision(family):
         answer = pipeline(
             prompt=list(options.prompts),
             negative_prompt=[options.negative_prompt] * len(options.prompts),

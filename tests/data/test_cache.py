@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lora_studio.data.buckets import assign
-from lora_studio.data.cache import Latent, LatentCache, TextCache, pixels_of
+from lora_studio.data.cache import ImageEncoders, Latent, LatentCache, TextCache, pixels_of
 from lora_studio.data.scan import Reading, scan
 from lora_studio.errors import DatasetError
 
@@ -158,7 +158,7 @@ def test_nan_and_infinity_are_reported_with_the_names_and_not_stored(records, st
         return (mean / 0 if wide else mean), (std * float("nan") if tall else std)
 
     with pytest.raises(
-        DatasetError, match=r"NaN or infinite latents for 1\.png, 2\.png; run the VAE in float32"
+        DatasetError, match=r"NaN or infinite latents for 1\.png, 2\.png, in float32, too; remove these"
     ):
         LatentCache(store, "vae").load_or_encode(records, sick)
     cache = LatentCache(store, "vae")
@@ -190,6 +190,73 @@ def test_latents_do_not_depend_on_what_was_cached_before(records, store, tmp_pat
     resumed = LatentCache(interrupted, "vae").load_or_encode(records, encode)
     assert all(torch.equal(a.mean, b.mean) for a, b in zip(whole, resumed, strict=True))
     assert not whole[0].mean.requires_grad
+
+
+class Overflowing:
+    """Stands for a VAE in half precision, which gives infinity for bright pictures."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, pixels):
+        self.calls += 1
+        mean, std = halves(pixels)
+        return torch.where(pixels.mean((1, 2, 3)) > 0, torch.inf, 1.0)[:, None, None, None] * mean, std
+
+
+def test_a_picture_that_overflows_is_encoded_again_in_float32_and_named(folder, paint, store):
+    """USERS row 4: zeros are never put in its place."""
+    paint("bright.png", 64, 64, "white")
+    paint("dark.png", 64, 64, "black")
+    records = assign(scan(folder), resolution=64, stride=8).used
+    cache, sick = LatentCache(store, "vae in bfloat16"), Overflowing()
+    bright, dark = cache.load_or_encode(records, ImageEncoders(sick, in_float32=halves))
+    assert cache.retried == ["bright.png"] and sick.calls == 2
+    assert torch.equal(bright.mean, torch.ones(3, 8, 8)) and torch.equal(dark.mean, -torch.ones(3, 8, 8))
+    again = LatentCache(store, "vae in bfloat16")
+    assert torch.equal(again.load_or_encode(records, ImageEncoders(sick))[0].mean, bright.mean)
+    assert (again.encoded, again.retried) == (0, [])
+
+
+def many(folder, count):
+    """Pictures of one bucket, all different."""
+    for number in range(count):
+        Image.effect_noise((64, 64), 90 + number).convert("RGB").save(folder / f"{number}.png")
+    return assign(scan(folder), resolution=64, stride=8).used
+
+
+def test_in_batches_a_latent_does_not_depend_on_its_neighbours_or_on_what_was_cached(folder, tmp_path):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.Conv2d(32, 24, 8, stride=8))
+    shapes = []
+
+    def encode(pixels):
+        shapes.append(tuple(pixels.shape))
+        mean = network(pixels)
+        return mean, mean.exp()
+
+    def latents(name, records):
+        return LatentCache(tmp_path / name, "vae", batch_pixels=4 * 64 * 64).load_or_encode(records, encode)
+
+    records = many(folder, 7)
+    whole = latents("whole", records)
+    assert shapes == [(4, 3, 64, 64)] * 2  # filled up: always as many
+    latents("interrupted", records[2:5])
+    for other in (latents("interrupted", records), latents("backwards", records[::-1])[::-1]):
+        assert all(torch.equal(a.mean, b.mean) for a, b in zip(whole, other, strict=True))
+
+
+def test_a_batch_holds_one_bucket_and_large_pictures_are_encoded_one_by_one(records, store):
+    sizes = []
+
+    def encode(pixels):
+        sizes.append((len(pixels), *pixels.shape[2:]))
+        return halves(pixels)
+
+    cache = LatentCache(store, "vae", batch_pixels=2 * 64 * 64 - 1)
+    latents = cache.load_or_encode(records, encode)
+    assert cache.encoded == 4 and {size[0] for size in sizes} == {1, 2} and (1, 64, 64) in sizes
+    for record, latent in zip(records, latents, strict=True):
+        assert torch.equal(latent.mean, halves(pixels_of(record)[None])[0][0])
 
 
 def test_progress_counts_what_is_encoded(records, store):
@@ -290,6 +357,37 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DatasetError, match=r"cache folder .*file cannot be written to \(.*\); free space"):
         TextCache(tmp_path / "file", "clip").load_or_encode(["a cat"], lengths)
+
+
+TWO_AT_ONCE = """
+import sys, torch
+from pathlib import Path
+from lora_studio.data.buckets import assign
+from lora_studio.data.cache import LatentCache
+from lora_studio.data.scan import scan
+torch.set_num_threads(1)
+def encode(pixels):
+    mean = torch.nn.functional.avg_pool2d(pixels, 8)
+    return mean, mean.abs() + 0.1
+cache = LatentCache(Path(sys.argv[2]), "vae")
+latents = cache.load_or_encode(assign(scan(Path(sys.argv[1])), resolution=64, stride=8).used, encode)
+print(cache.encoded, sum(latent.mean.double().sum().item() for latent in latents))
+"""
+
+
+def test_two_processes_that_encode_the_same_pictures_at_once_agree(folder, store):
+    many(folder, 24)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", TWO_AT_ONCE, str(folder), str(store)]
+    processes = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    answers = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert answers[0][1] == answers[1][1]
+    assert len(files(store)) == len(list(store.iterdir())) == 24
+    third = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert third.stdout.split() == ["0", answers[0][1]]
 
 
 def test_processes_that_share_a_cache_leave_whole_files_only(tmp_path, store):

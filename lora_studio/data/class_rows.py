@@ -1,0 +1,59 @@
+"""Class pictures beside the pictures of a batch: which, and in which shape."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from lora_studio.data.buckets import crop_loss, placed
+from lora_studio.data.manifest import Bucket, Record
+from lora_studio.rng import python_random
+
+
+def place_beside(class_pictures: Sequence[Record], pictures: Sequence[Record]) -> list[Record]:
+    """The class pictures in the buckets of the pictures, so that every batch can hold some.
+
+    Each goes into the bucket that it loses least in. A bucket that gets none that way gets those that lose
+    least in it, as many as it has pictures; they are then in two buckets.
+    """
+    wanted = Counter(record.bucket for record in pictures if record.bucket)
+    beside = [placed(record, list(wanted)) for record in class_pictures]
+    served = {record.bucket for record in beside}
+    for bucket, count in wanted.items():
+        if bucket not in served:
+            beside += sorted((placed(one, [bucket]) for one in class_pictures), key=crop_loss)[:count]
+    return beside
+
+
+class ClassRows:
+    """Which class pictures a micro-batch holds besides its own: a pure function of seed, step and number.
+
+    `pools`: for each bucket the indices to draw from; a bucket without one gets no class pictures.
+    """
+
+    def __init__(self, pools: Mapping[Bucket, Sequence[int]], *, per_picture: float, seed: int) -> None:
+        self._pools = {bucket: list(pool) for bucket, pool in pools.items()}
+        self.per_picture, self._seed = per_picture, seed
+
+    def beside(self, step: int, number: int, *, bucket: Bucket | None, count: int) -> list[int]:
+        """Those beside `count` pictures of a bucket, at least one; none twice before all are there."""
+        pool = self._pools.get(bucket) if bucket else None
+        if not pool:
+            return []
+        rows = max(1, math.floor(self.per_picture * count + 0.5))
+        draw = python_random(self._seed, step, number, "class images")
+        chosen: list[int] = []
+        while len(chosen) < rows:
+            chosen += draw.sample(pool, min(rows - len(chosen), len(pool)))
+        return chosen
+
+
+def class_rows(records: Sequence[Record], *, first: int, per_picture: float, seed: int) -> ClassRows:
+    """Draws from `records[first:]`, which are class pictures; a picture with repeats is drawn more often."""
+    pools: dict[Bucket, list[int]] = {}
+    for index in range(first, len(records)):
+        record = records[index]
+        assert record.bucket is not None, record.name
+        pools.setdefault(record.bucket, []).extend([index] * record.repeats)
+    return ClassRows(pools, per_picture=per_picture, seed=seed)

@@ -1,0 +1,124 @@
+"""The recipe's class images: drawn by the frozen base before anything is trained, or read from folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from lora_studio.data.class_images import ClassImages, Draw, DrawOptions, Wish, wishes_for
+from lora_studio.data.housekeeping import cache_folder
+from lora_studio.data.manifest import Manifest, Record
+from lora_studio.data.names import some
+from lora_studio.errors import BaseModelError, DatasetError, RecipeError
+from lora_studio.families.base import ModelFamily
+from lora_studio.families.loading import load_base
+from lora_studio.recipe import Recipe
+from lora_studio.rng import generator
+from lora_studio.training.dataset import read_dataset
+from lora_studio.training.events import Listener, progress
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What was asked of the base, and how many of it were not there yet."""
+
+    records: list[Record]
+    drawn: int
+
+
+def base_fingerprint(family: ModelFamily) -> str:
+    """Names all weights of a base; before it is moved to a lower precision."""
+    return "+".join(family.fingerprint(part) for part in sorted(family.parts))
+
+
+def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
+    """Draw a recipe's class images now, so that training finds them. Raises RecipeError if it wants none."""
+    from lora_studio.training.build import check_names, choose_machine
+
+    if recipe.data.class_images.count == 0:
+        raise RecipeError(
+            "data.class_images.count is 0, so there is nothing to draw; set it to how many the base should "
+            "draw, e.g. --set data.class_images.count=100."
+        )
+    check_names(recipe)
+    machine = choose_machine(recipe.training.device, recipe.base.dtype)
+    family = load_base(recipe.base.model)
+    manifest = read_dataset(recipe, family.stride)
+    fingerprint = base_fingerprint(family)
+    family.to(machine.device, machine.dtype)
+    return draw_class_images(recipe, manifest, family, fingerprint, listener)
+
+
+def draw_class_images(
+    recipe: Recipe, manifest: Manifest, family: ModelFamily, fingerprint: str, listener: Listener
+) -> Drawing:
+    """The class images that the recipe has the base draw; those in the cache are taken from there.
+
+    Raises DatasetError if they, or those in folders, would be shown with a trigger.
+    """
+    wanted = recipe.data.class_images
+    captions = {record.name: record.caption for record in manifest.of_role("prior")}
+    wishes: list[Wish] = []
+    if wanted.count:
+        wishes = wishes_for(manifest.used, count=wanted.count, prompt=wanted.prompt)
+        captions |= {f"drawn from {wish.prompt!r}": wish.prompt for wish in wishes}
+    _refuse_triggers(captions, manifest)
+    if not wishes:
+        return Drawing([], 0)
+    options = DrawOptions(wanted.steps, wanted.guidance, wanted.seed)
+    dtype = next(family.parts[family.denoiser].parameters()).dtype
+    images = ClassImages(cache_folder() / "class_images", f"{fingerprint} in {dtype}", options)
+    records = images.load_or_draw(
+        wishes,
+        drawer(family, options),
+        weight=wanted.weight,
+        on_progress=progress(listener, "class images"),
+    )
+    return Drawing(records, images.drawn)
+
+
+def _refuse_triggers(captions: Mapping[str, str], manifest: Manifest) -> None:
+    """Raise DatasetError if a class picture would be shown with a trigger, which would come to mean it."""
+    triggers = {record.trigger for record in manifest.used if record.trigger}
+    wrong = [name for name, text in captions.items() if any(trigger in text for trigger in triggers)]
+    if wrong:
+        raise DatasetError(
+            f"captions of class images hold the trigger: {some(wrong)}; leave it out of them, or the "
+            "trigger would learn to mean the class."
+        )
+
+
+def drawer(family: ModelFamily, options: DrawOptions) -> Draw:
+    """What draws wishes of one size together; each has noise of its own, so that all pictures differ."""
+    pipeline = family.pipeline()
+
+    def draw(wishes: Sequence[Wish]) -> list[Image.Image]:
+        names = [(wish.prompt, wish.bucket.name, wish.number) for wish in wishes]
+        with torch.inference_mode(), in_its_precision(family):
+            pixels = pipeline(
+                prompt=[wish.prompt for wish in wishes],
+                generator=[generator(options.seed, "class image", *name) for name in names],
+                num_inference_steps=options.steps,
+                guidance_scale=options.guidance,
+                width=wishes[0].bucket.width,
+                height=wishes[0].bucket.height,
+                output_type="pt",
+            ).images
+        if not pixels.isfinite().all():
+            raise BaseModelError(
+                f'the base drew NaN for the class image {wishes[0].prompt!r}; set base.dtype = "float32".'
+            )
+        rows = (pixels.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(row) for row in rows]
+
+    return draw
+
+
+def in_its_precision(family: ModelFamily) -> torch.autocast | nullcontext[None]:
+    """What a pipeline runs in, whose VAE stays in float32 while the other parts have the base's precision."""
+    dtype = next(family.parts[family.denoiser].parameters()).dtype
+    return nullcontext() if dtype == torch.float32 else torch.autocast(family.device.type, dtype)

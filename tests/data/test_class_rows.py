@@ -1,0 +1,75 @@
+"""Which class pictures stand beside the pictures of a batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from lora_studio.data.buckets import crop_loss
+from lora_studio.data.class_rows import ClassRows, class_rows, place_beside
+from lora_studio.data.manifest import Bucket, Record
+
+SQUARE, WIDE, TALL = Bucket(64, 64), Bucket(80, 48), Bucket(48, 80)
+
+
+def picture(name: str, width: int, height: int, bucket: Bucket | None = None, *, repeats: int = 1) -> Record:
+    return Record(path=f"/{name}", name=name, width=width, height=height, bucket=bucket, repeats=repeats)
+
+
+@pytest.mark.parametrize(
+    ("per_picture", "count", "rows"),
+    [(1, 1, 1), (1, 4, 4), (0.5, 4, 2), (0.5, 3, 2), (0.25, 1, 1), (2, 3, 6)],
+)
+def test_rows_are_in_the_asked_ratio_and_at_least_one(per_picture: float, count: int, rows: int) -> None:
+    chosen = ClassRows({SQUARE: range(50)}, per_picture=per_picture, seed=1)
+    for step in range(1, 30):
+        drawn = chosen.beside(step, 0, bucket=SQUARE, count=count)
+        assert len(drawn) == len(set(drawn)) == rows
+
+
+def test_a_small_pool_is_gone_round_before_one_comes_twice() -> None:
+    chosen = ClassRows({SQUARE: [7, 8, 9]}, per_picture=1, seed=1)
+    assert sorted(Counter(chosen.beside(1, 0, bucket=SQUARE, count=7)).values()) == [2, 2, 3]
+
+
+def test_rows_are_a_function_of_seed_step_and_number_and_all_are_used_alike() -> None:
+    chosen, same = (ClassRows({SQUARE: range(10)}, per_picture=1, seed=1) for _ in range(2))
+    steps = [chosen.beside(step, 0, bucket=SQUARE, count=2) for step in range(1, 1001)]
+    assert [same.beside(step, 0, bucket=SQUARE, count=2) for step in range(1000, 0, -1)] == steps[::-1]
+    assert chosen.beside(1, 1, bucket=SQUARE, count=2) != steps[0]
+    counts = Counter(index for rows in steps for index in rows)
+    # 2000 draws of 10: 200 each, and five binomial deviations of 12.6 is 63.
+    assert set(counts) == set(range(10)) and all(abs(count - 200) < 63 for count in counts.values())
+
+
+def test_without_class_pictures_there_are_no_rows() -> None:
+    assert ClassRows({}, per_picture=1, seed=1).beside(1, 0, bucket=SQUARE, count=4) == []
+
+
+def test_repeats_make_a_class_picture_more_frequent() -> None:
+    records = [
+        picture("own", 64, 64, SQUARE),
+        picture("a", 64, 64, SQUARE),
+        picture("b", 64, 64, SQUARE, repeats=3),
+    ]
+    chosen = class_rows(records, first=1, per_picture=1, seed=1)
+    drawn = Counter(chosen.beside(step, 0, bucket=SQUARE, count=1)[0] for step in range(1, 801))
+    assert set(drawn) == {1, 2}
+    assert abs(drawn[2] / 800 - 0.75) < 0.08  # five binomial deviations
+
+
+def test_class_pictures_go_into_the_buckets_of_the_pictures_and_none_stays_without() -> None:
+    pictures = [picture("a", 64, 64, SQUARE), picture("b", 80, 48, WIDE), picture("c", 48, 80, TALL)] * 2
+    beside = place_beside([picture("x", 90, 90), picture("y", 640, 400), picture("z", 700, 700)], pictures)
+    found = {(record.name, record.bucket) for record in beside}
+    assert found == {("x", SQUARE), ("y", WIDE), ("z", SQUARE), ("x", TALL), ("z", TALL)}
+    for record in beside:
+        assert record.resize and record.crop and record.bucket
+        left, top, right, bottom = record.crop
+        assert (right - left, bottom - top) == (record.bucket.width, record.bucket.height)
+        assert right <= record.resize[0] and bottom <= record.resize[1] and crop_loss(record) < 0.45
+
+
+def test_no_class_pictures_are_placed_if_there_are_none() -> None:
+    assert place_beside([], [picture("a", 64, 64, SQUARE)]) == []

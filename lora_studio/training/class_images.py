@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +19,7 @@ from lora_studio.recipe import Recipe
 from lora_studio.rng import generator
 from lora_studio.training.dataset import read_dataset
 from lora_studio.training.events import Listener, progress
+from lora_studio.training.precision import in_its_precision
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,3 @@ def drawer(family: ModelFamily, options: DrawOptions) -> Draw:
         return [Image.fromarray(row) for row in rows]
 
     return draw
-
-
-def in_its_precision(family: ModelFamily) -> torch.autocast | nullcontext[None]:
-    """What a pipeline runs in, whose VAE stays in float32 while the other parts have the base's precision."""
-    dtype = next(family.parts[family.denoiser].parameters()).dtype
-    return nullcontext() if dtype == torch.float32 else torch.autocast(family.device.type, dtype)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lora_studio.adapters.base import AdapterSet
 from lora_studio.families.base import ModelFamily
 from lora_studio.rng import generator
-from lora_studio.training.class_images import in_its_precision
+from lora_studio.training.precision import in_its_precision
 
 SHOWN_SIDE = 256  # smaller pictures are enlarged to about this, so that grids can be looked at
 

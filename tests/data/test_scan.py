@@ -126,6 +126,7 @@ def test_the_smallest_side_allowed_is_a_choice(folder, paint, reason):
 
 
 def test_of_equal_files_the_first_by_name_is_kept(folder, paint, reason):
+    """USERS row 47, the exact ones; the doctor looks for near duplicates."""
     paint("b.png")
     for name in ("a.png", "c.png"):
         (folder / name).write_bytes((folder / "b.png").read_bytes())

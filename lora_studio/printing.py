@@ -9,11 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lora_studio.printing_buckets import bucket_lines
 from lora_studio.training import events
 
 if TYPE_CHECKING:
     from lora_studio.export.verify import Report
     from lora_studio.training.finish import Finished
+
+COMMON_VIEWS = (30, 300)  # how often a picture is seen in runs that turn out well
 
 
 class Screen:
@@ -104,14 +107,14 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
                 f"captions too long for the text encoder, their end is cut: {', '.join(plan.captions_cut)}",
             )
         )
+    lines += bucket_lines(plan.buckets)
     lines += [
-        ("buckets", ", ".join(f"{name}: {count}" for name, count in plan.buckets.items())),
-        ("", f"{plan.crop_share:.1%} of a picture is cropped away on average"),
         (
             "steps",
             f"{plan.steps} of {plan.pictures_per_step} pictures{start}; "
             f"each picture is seen about {plan.views_per_image:.0f} times",
         ),
+        *_few_or_many_views(plan.views_per_image),
         ("trainable", f"{plan.num_parameters:,} parameters in {plan.num_layers} layers"),
         ("device", f"{plan.device}, base in {plan.precision}, adapters in float32"),
         ("learning rate", f"{plan.learning_rate:g}"),
@@ -140,6 +143,15 @@ def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     if plan.masks:
         lines.append(("masks", f"{_pictures(plan.masks)} learned only where the mask is white"))
     return lines
+
+
+def _few_or_many_views(views: float) -> list[tuple[str, str]]:
+    """A warning where experience says that too little or too much is learned."""
+    low, high = COMMON_VIEWS
+    if low <= views <= high:
+        return []
+    what = "more, or fewer pictures" if views < low else "fewer, or more pictures"
+    return [("warning", f"{low} to {high} times are common; training.steps sets it: consider {what}")]
 
 
 def _pictures(count: int) -> str:

@@ -11,7 +11,16 @@ import lora_studio
 
 ROOT = Path(lora_studio.__file__).parent
 FLOORS = {
-    5: ["cli", "cli_captions", "printing", "printing_captions", "web", "__main__"],
+    5: [
+        "cli",
+        "cli_buckets",
+        "cli_captions",
+        "printing",
+        "printing_buckets",
+        "printing_captions",
+        "web",
+        "__main__",
+    ],
     4: ["evaluate"],
     3: ["training", "export", "compose"],
     2: ["data", "adapters"],
@@ -22,6 +31,9 @@ FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 SIDEWAYS = {
     ("__main__", "cli"): "`python -m lora_studio` is the command line",
     ("cli", "printing"): "a verb shows what it did",
+    ("cli", "cli_buckets"): "the verb about buckets has a file of its own",
+    ("cli_buckets", "printing_buckets"): "a verb shows what it did",
+    ("printing", "printing_buckets"): "the plan shows the buckets",
     ("cli", "cli_captions"): "the verbs about captions have a file of their own",
     ("cli_captions", "printing_captions"): "a verb shows what it did",
     ("cli", "web"): "a verb starts the page",

@@ -62,7 +62,7 @@ def _read(source: Source, label: str, captioner: Captioner) -> list[Record]:
             record,
             name=label + record.name,
             role=source.role,
-            weight=source.weight,
+            weight=record.overrides.weight or source.weight,
             trigger=source.trigger,
             class_words=source.class_words,
         )

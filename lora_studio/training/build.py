@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from lora_studio.data.cache import LatentCache, TextCache
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.trigger import without_trigger
+from lora_studio.data.views import each_view, entries
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import Conditioning, ModelFamily, ObjectiveOptions
 from lora_studio.families.loading import load_base
@@ -113,19 +114,19 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     latent_cache = LatentCache(cache_folder() / "latents", family.fingerprint("vae"))
     text_cache = TextCache(cache_folder() / "text", _text_fingerprint(family))
     family.to(machine.device, machine.dtype)
-    latents = latent_cache.load_or_encode(
-        manifest.used, family.encode_image, on_progress=_tell(listener, "latents")
-    )
-    plain = _plain_captions(recipe, manifest.used)
+    shown = entries(manifest.used)
+    views = each_view(shown)
+    latents = latent_cache.load_or_encode(views, family.encode_image, on_progress=_tell(listener, "latents"))
+    plain = _plain_captions(recipe, shown)
     captions = dict.fromkeys(["", *(record.caption for record in manifest.used), *filter(None, plain)])
     texts = None if recipe.adapter.text_encoder else _texts(text_cache, list(captions), family)
     adapters = inject_adapters(recipe, family)
-    batches = _plan(recipe, manifest.used)
+    batches = _plan(recipe, shown)
     options = FeedOptions(
         recipe.data.caption_dropout, recipe.objective.preservation, recipe.training.seed, machine.device
     )
-    masks = loss_masks(manifest.used, latents)
-    feed = Feed(manifest.used, plain, latents, texts, batches, options, masks=masks)
+    masks = loss_masks(views, latents)
+    feed = Feed(shown, plain, latents, texts, batches, options, masks=masks)
     loop = _loop(recipe, run, machine, family, adapters, feed, listener)
     return Session(
         recipe, run, machine, family, fingerprint, manifest, adapters, batches, loop, _preview(recipe)
@@ -144,14 +145,14 @@ def inject_adapters(recipe: Recipe, family: ModelFamily) -> AdapterSet:
     return inject(family.parts, targets, options, canonical_path=family.canonical_path)
 
 
-def _plan(recipe: Recipe, records: tuple[Record, ...]) -> Plan:
+def _plan(recipe: Recipe, records: Sequence[Record]) -> Plan:
     training = recipe.training
     return plan(
         records, batch_size=training.batch_size, accumulation=training.accumulation, seed=training.seed
     )
 
 
-def _plain_captions(recipe: Recipe, records: tuple[Record, ...]) -> list[str | None]:
+def _plain_captions(recipe: Recipe, records: Sequence[Record]) -> list[str | None]:
     """Every caption without the trigger, if the recipe preserves the base's answers to those."""
     if recipe.objective.preservation == 0:
         return [None] * len(records)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from lora_studio.data.batches import average_views
-from lora_studio.data.buckets import crop_loss
+from lora_studio.data.bucket_report import bucket_plan
 from lora_studio.data.manifest import Record
 from lora_studio.families.base import ModelFamily
 from lora_studio.training.build import Session
@@ -29,8 +29,7 @@ def describe(session: Session, *, first_step: int, seconds_per_step: float) -> T
         preservation=recipe.objective.preservation,
         preserved_caption=next(filter(None, session.loop.feed.plain), ""),
         captions_cut=tuple(record.name for record in used if _is_cut(record.caption, session.family)),
-        buckets=dict(sorted(Counter(record.bucket.name for record in used if record.bucket).items())),
-        crop_share=sum(crop_loss(record) for record in used) / len(used),
+        buckets=bucket_plan(used, recipe.data.all_resolutions),
         steps=recipe.training.steps,
         first_step=first_step,
         pictures_per_step=pictures_per_step,

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_studio.data.bucket_report import BucketPlan
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,7 @@ class TrainingPlan:
     preservation: float  # share of pictures shown without the trigger, for the base's own answer
     preserved_caption: str  # an example of such a caption
     captions_cut: tuple[str, ...]  # files whose caption is longer than the text encoder's window
-    buckets: dict[str, int]  # "512x768" -> pictures
-    crop_share: float  # mean share of a picture that is cropped away
+    buckets: BucketPlan
     steps: int
     first_step: int  # above 1 when resuming
     pictures_per_step: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from lora_studio.data.batches import Batch, MicroBatch, Plan
 from lora_studio.data.cache import Latent
 from lora_studio.data.manifest import Record
+from lora_studio.data.views import draw_view, each_view
 from lora_studio.families.base import Conditioning
 from lora_studio.rng import generator, python_random
 
@@ -29,9 +31,11 @@ class FeedOptions:
 class Feed:
     """The batches of any step, as a pure function of the step.
 
+    `records` are the plan's: one for each area of a picture (`data.views.entries`). `latents`, and `masks` if
+    there are any, belong to `each_view` of them; which of a record's views is shown is drawn anew each time.
     `plain` holds every record's caption without the trigger words, None where there are none to leave out.
     `texts` maps every caption, plain caption and "" to its cached conditioning; None when a text encoder is
-    being trained. `masks` holds every record's loss weights [H, W] with a mean of 1, or None for all alike.
+    being trained. `masks` holds every view's loss weights [H, W] with a mean of 1, or None for all alike.
     """
 
     def __init__(
@@ -49,8 +53,10 @@ class Feed:
         self.plan, self.options = plan, options
         self.latents = [Latent(one.mean.to(options.device), one.std.to(options.device)) for one in latents]
         self.texts = texts and {caption: _to(value, options.device) for caption, value in texts.items()}
-        self.geometry = torch.tensor([geometry(record) for record in self.records], device=options.device)
-        self.weights = _weights(self.records, masks, options.device)
+        views = each_view(self.records)
+        self._first_view = list(accumulate((1 + len(record.more_views) for record in records), initial=0))
+        self.geometry = torch.tensor([geometry(view) for view in views], device=options.device)
+        self.weights = _weights(views, masks, options.device)
 
     def of_step(self, step: int) -> Iterator[Batch]:
         """The micro-batches of optimizer step `step`, which counts from 1."""
@@ -60,7 +66,11 @@ class Feed:
     def largest(self) -> Batch:
         """The first epoch's micro-batch with the most latents, for a trial; no step shows this batch."""
         first_epoch = self.plan.epoch(0)
-        most = max(first_epoch, key=lambda micro: sum(self.latents[i].mean.numel() for i in micro.indices))
+
+        def size(micro: MicroBatch) -> int:
+            return sum(self.latents[self._first_view[i]].mean.numel() for i in micro.indices)
+
+        most = max(first_epoch, key=size)
         return self._assemble(0, 0, most)
 
     def _assemble(self, step: int, number: int, micro: MicroBatch) -> Batch:
@@ -69,14 +79,21 @@ class Feed:
         shown = [self._caption(i, python_random(seed, step, number, row)) for row, i in enumerate(indices)]
         captions = [caption for caption, _ in shown]
         preserved = [row for row, (_, kept) in enumerate(shown) if kept]
+        views = [
+            self._view(i, python_random(seed, step, number, row, "view")) for row, i in enumerate(indices)
+        ]
         return Batch(
-            latents=torch.stack([self.latents[i].sample(draw) for i in indices]),
+            latents=torch.stack([self.latents[view].sample(draw) for view in views]),
             captions=captions,
             conditioning=self._conditioning(captions),
-            geometry=self.geometry[indices],
-            weight=torch.stack(torch.broadcast_tensors(*(self.weights[i] for i in indices)))[:, None],
+            geometry=self.geometry[views],
+            weight=torch.stack(torch.broadcast_tensors(*(self.weights[view] for view in views)))[:, None],
             preserved=torch.tensor(preserved, dtype=torch.int64, device=self.options.device),
         )
+
+    def _view(self, index: int, draw: random.Random) -> int:
+        """Which of all views is shown of a record."""
+        return self._first_view[index] + draw_view(self.records[index], draw)
 
     def _caption(self, index: int, draw: random.Random) -> tuple[str, bool]:
         """The caption shown, and whether it is the one without the trigger."""
@@ -95,14 +112,17 @@ class Feed:
 
 
 def _weights(records: Sequence[Record], masks: Sequence[Tensor | None], device: torch.device) -> list[Tensor]:
-    """Every record's weight times its mask [H, W]; [1, 1] without one."""
+    """Every view's weight times its mask [H, W]; [1, 1] without one."""
     ones = torch.ones(1, 1)
     factors = [ones if mask is None else mask for mask in masks] or [ones] * len(records)
     return [(factor * record.weight).to(device) for record, factor in zip(records, factors, strict=True)]
 
 
 def geometry(record: Record) -> list[float]:
-    """Original height, width; crop top, left; target height, width: SDXL's order (arXiv 2307.01952, 2.2)."""
+    """Original height, width; crop top, left; target height, width: SDXL's order (arXiv 2307.01952, 2.2).
+
+    The crop's corner lies in the resized picture, which is mirrored first if the view is.
+    """
     assert record.bucket is not None and record.crop is not None
     size = (
         record.height,

@@ -92,7 +92,7 @@ def test_the_key_depends_on_all_that_the_latent_depends_on(records, store):
     record, cache = records[1], LatentCache(store, "vae")
     others = [
         LatentCache(store, "another vae").key(record),
-        cache.key(record, flip=True),
+        cache.key(replace(record, flip=True)),
         cache.key(replace(record, sha256="0" * 64)),
         cache.key(replace(record, background="white")),
         cache.key(replace(record, bucket=records[0].bucket)),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from lora_studio.data.buckets import crop_loss, enlargement
+from lora_studio.data.buckets import check_resolutions, crop_loss, enlargement
 from lora_studio.data.manifest import Bucket, Overrides, Record
 from lora_studio.data.sizes import AREA_TOLERANCE, bucket_table, cropped_share
 from lora_studio.data.views import entries, views_of
@@ -29,7 +29,11 @@ class AspectRow:
 
 
 def aspect_rows(resolution: int, stride: int, tolerance: float = AREA_TOLERANCE) -> list[AspectRow]:
-    """A row for each of the 15 common shapes, the square first, then landscape, then portrait."""
+    """A row for each of the 15 common shapes, the square first, then landscape, then portrait.
+
+    Raises DatasetError unless the resolution is a multiple of the stride.
+    """
+    check_resolutions([resolution], stride)
     table = bucket_table(resolution**2, stride, tolerance)
     rows = []
     for width, height in COMMON_ASPECTS:

@@ -39,7 +39,7 @@ def assign(
     resolution is a multiple of `stride`, if overrides do not suit their pictures, or if nothing is left.
     """
     resolutions = list(dict.fromkeys((resolution, *framing.more_resolutions)))
-    _check_resolutions(resolutions, stride)
+    check_resolutions(resolutions, stride)
     _check_overrides((record for record in manifest.records if not record.excluded), stride)
     records = [
         record if record.excluded else placed(record, resolutions, stride, framing)
@@ -81,32 +81,30 @@ def placed(record: Record, resolutions: Sequence[int], stride: int, framing: Fra
     seen = subject(record) if mode != "centre" else None
     share = (framing.flip if own.flip is None else own.flip) if learned else 0.0
     views = []
-    for side, cover in covers.items():
+    for side, cover in covers:
         crops = crop_boxes(record, cover, mode=mode, count=framing.crops, subject=seen)
         views += _views(side, cover, crops, share)
     return replace(record, **vars(views[0]), flip_share=share, more_views=tuple(views[1:]))
 
 
-def _covers(record: Record, resolutions: Sequence[int], stride: int, framing: Framing) -> dict[int, Cover]:
-    """Resolution -> how the picture covers its bucket there; one only for each bucket."""
-    left, top, right, bottom = record.overrides.region or (0, 0, record.width, record.height)
-    width, height = right - left, bottom - top
+def _covers(
+    record: Record, resolutions: Sequence[int], stride: int, framing: Framing
+) -> list[tuple[int, Cover]]:
+    """Every resolution at which the picture is shown, and how it covers its bucket there.
+
+    Where it is too small it is shown as large as it may be, unless another of its buckets is about so large.
+    """
     if record.overrides.bucket:
-        bucket = Bucket(*record.overrides.bucket)
-        return {resolutions[0]: _cover(record, bucket)}
-    found: dict[int, Cover] = {}
-    for resolution in resolutions:
-        best = largest_bucket(
-            width,
-            height,
-            resolution,
-            stride,
-            tolerance=framing.area_tolerance,
-            max_upscale=framing.max_upscale,
-        )
-        if best and best[1] not in [cover.bucket for cover in found.values()]:
-            found[best[0]] = _cover(record, best[1])
-    return found
+        return [(resolutions[0], _cover(record, Bucket(*record.overrides.bucket)))]
+    left, top, right, bottom = record.overrides.region or (0, 0, record.width, record.height)
+    size, limits = (right - left, bottom - top), (framing.area_tolerance, framing.max_upscale)
+    found = {asked: largest_bucket(*size, asked, stride, *limits) for asked in resolutions}
+    kept = {asked: best for asked, best in found.items() if best and best[0] == asked}
+    for asked, best in found.items():
+        enough = [bucket.width * bucket.height for _, bucket in kept.values()]
+        if best and best[1].width * best[1].height * (1 - framing.area_tolerance) > max(enough, default=0):
+            kept[asked] = best
+    return [(best[0], _cover(record, best[1])) for asked in found if (best := kept.get(asked))]
 
 
 def _cover(record: Record, bucket: Bucket) -> Cover:
@@ -129,7 +127,8 @@ def _views(resolution: int, cover: Cover, crops: Sequence[CropBox], flip_share: 
     return mirrored if flip_share == 1 else views + mirrored
 
 
-def _check_resolutions(resolutions: Sequence[int], stride: int) -> None:
+def check_resolutions(resolutions: Sequence[int], stride: int) -> None:
+    """Raise DatasetError unless all are multiples of the stride; the first is data.resolution."""
     for number, side in enumerate(resolutions):
         if side < stride or side % stride:
             below, above = side // stride * stride, (side // stride + 1) * stride

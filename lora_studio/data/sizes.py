@@ -13,11 +13,12 @@ from lora_studio.errors import DatasetError
 # photographs, which cameras make, lose nothing at a stride of 64.
 AREA_TOLERANCE = 0.16
 MAX_UPSCALE = 1.5  # beyond it, blur would be learned
+MAX_ASPECT = 3.0  # of a bucket, either way; longer pictures are cropped
 _MAX_EXCESS = 0.05  # memory grows with the area; so much more than asked for still fits where a square fits
 
 
 def bucket_sizes(
-    area_pixels: int, stride: int, *, max_aspect: float = 3.0, tolerance: float = AREA_TOLERANCE
+    area_pixels: int, stride: int, *, max_aspect: float = MAX_ASPECT, tolerance: float = AREA_TOLERANCE
 ) -> list[Bucket]:
     """All buckets of about `area_pixels`, nearest to it first: at most `tolerance` smaller and 5 % larger.
 
@@ -71,20 +72,47 @@ def bucket_table(area_pixels: int, stride: int, tolerance: float = AREA_TOLERANC
 
 @lru_cache(maxsize=100_000)  # most pictures of a folder have one of a few sizes
 def largest_bucket(
-    width: int, height: int, resolution: int, stride: int, *, tolerance: float, max_upscale: float
+    width: int, height: int, resolution: int, stride: int, tolerance: float, max_upscale: float
 ) -> tuple[int, Bucket] | None:
-    """The picture's bucket at the resolution, or the next lower one for which it need not be enlarged more.
+    """The picture's bucket at the resolution, or a smaller one if it would be enlarged more than the limit.
 
-    With it the resolution that it belongs to, the side in pixels of a square of the area asked for, in steps
-    of the stride. None if even the smallest bucket would need more than `max_upscale`.
+    With it the resolution that it belongs to: the one asked for, or the side of a square of the smaller
+    bucket's area. None if even the smallest bucket would need more than `max_upscale`.
     """
-    # No bucket of a larger area can be filled by a picture of so few pixels.
-    reach = math.isqrt(int(width * height * max_upscale**2 / (1 - tolerance))) // stride * stride
-    for side in range(min(resolution, reach), 0, -stride):
-        bucket = bucket_table(side**2, stride, tolerance).choose(width, height)
-        if bucket.width <= width * max_upscale and bucket.height <= height * max_upscale:
-            return side, bucket
-    return None
+    bucket = bucket_table(resolution**2, stride, tolerance).choose(width, height)
+    most = width * max_upscale, height * max_upscale
+    if bucket.width <= most[0] and bucket.height <= most[1]:
+        return resolution, bucket
+    across, down = (int(side / stride) for side in most)  # in strides
+    found = [
+        Bucket(i * stride, j * stride)
+        for i, j in _likely_sizes(across, down, width / height)
+        if i * j * stride**2 <= resolution**2 * (1 + _MAX_EXCESS)
+    ]
+    if not found:
+        return None
+    largest = max(bucket.width * bucket.height for bucket in found)
+    bucket = min(
+        (bucket for bucket in found if bucket.width * bucket.height >= largest * (1 - tolerance)),
+        key=lambda bucket: (cropped_share(width, height, bucket), -bucket.width * bucket.height),
+    )
+    return min(resolution, round(math.sqrt(bucket.width * bucket.height))), bucket
+
+
+def _likely_sizes(across: int, down: int, aspect: float) -> set[tuple[int, int]]:
+    """Sizes (i, j) up to across and down with, for every i and for every j, those nearest to the aspect."""
+    found = set()
+    for i in range(1, across + 1):
+        for j in (math.floor(i / aspect), math.ceil(i / aspect)):
+            found.add((i, _between(j, math.ceil(i / MAX_ASPECT), min(down, int(i * MAX_ASPECT)))))
+    for j in range(1, down + 1):
+        for i in (math.floor(j * aspect), math.ceil(j * aspect)):
+            found.add((_between(i, math.ceil(j / MAX_ASPECT), min(across, int(j * MAX_ASPECT))), j))
+    return {(i, j) for i, j in found if i <= across and j <= down and max(i, j) <= MAX_ASPECT * min(i, j)}
+
+
+def _between(value: int, lowest: int, highest: int) -> int:
+    return max(lowest, min(value, highest))
 
 
 def fit(width: int, height: int, bucket: Bucket) -> tuple[tuple[int, int], tuple[int, int, int, int]]:

@@ -10,16 +10,16 @@ import random
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lora_studio.data.manifest import Record, View
+from lora_studio.data.manifest import Bucket, Record, View
 
 
 def entries(records: Iterable[Record]) -> list[Record]:
     """Each picture once for each area at which it is shown; the views of that area stay with it."""
     found = []
     for record in records:
-        by_area: dict[int, list[View]] = {}
+        by_area: dict[Bucket, list[View]] = {}
         for view in views_of(record):
-            by_area.setdefault(view.resolution, []).append(view)
+            by_area.setdefault(view.bucket, []).append(view)
         found += [as_shown(record, views[0], more=tuple(views[1:])) for views in by_area.values()]
     return found
 

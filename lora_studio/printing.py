@@ -133,7 +133,7 @@ def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     ]
     lines += [
         ("repeats", f"{_pictures(count)} in {folder}, {repeats} times an epoch each")
-        for folder, (count, repeats) in plan.repeats.items()
+        for folder, count, repeats in plan.repeats
     ]
     lines += [("", f"note: {name}: {note}") for name, note in plan.notes]
     lines += [
@@ -146,12 +146,12 @@ def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
 
 
 def _few_or_many_views(views: float) -> list[tuple[str, str]]:
-    """A warning where experience says that too little or too much is learned."""
+    """A line where experience says that too little or too much is learned."""
     low, high = COMMON_VIEWS
     if low <= views <= high:
         return []
-    what = "more, or fewer pictures" if views < low else "fewer, or more pictures"
-    return [("warning", f"{low} to {high} times are common; training.steps sets it: consider {what}")]
+    little, advice = ("little", "more steps or fewer") if views < low else ("a lot", "fewer steps or more")
+    return [("", f"that is {little}: {low} to {high} times are common; take {advice} pictures")]
 
 
 def _pictures(count: int) -> str:

@@ -31,10 +31,8 @@ def bucket_lines(plan: BucketPlan) -> list[tuple[str, str]]:
     if plan.mirrored:
         lines.append(("mirrored", f"{plan.mirrored:.0%} of the showings"))
     if plan.captions_with_sides:
-        count = plan.captions_with_sides
-        lines.append(
-            ("warning", f"{count} captions of mirrored pictures say left or right: wrong if mirrored")
-        )
+        what = "captions that say left or right, which is wrong of a mirrored picture"
+        lines.append(("warning", f"{what}: {plan.captions_with_sides}"))
     if plan.latents > plan.pictures:
         lines.append(("latents", f"{plan.latents} of {plan.pictures} pictures"))
     if plan.overrides:

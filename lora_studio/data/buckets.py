@@ -64,7 +64,8 @@ def enlargement(record: Record) -> float:
     """How many times the picture is enlarged to fill its bucket; 1 or less if it is not."""
     if record.resize is None:
         return 1.0
-    return max(record.resize[0] / record.width, record.resize[1] / record.height)
+    longer = record.height > record.width  # that side is hardly changed by the rounding to whole pixels
+    return record.resize[longer] / (record.width, record.height)[longer]
 
 
 def placed(record: Record, resolutions: Sequence[int], stride: int, framing: Framing) -> Record:

@@ -78,7 +78,7 @@ def mask_weights(record: Record, width: int, height: int) -> NDArray[np.float32]
     mask = framed(_open(record), record.resize, record.crop, flip=record.flip, resample=box)
     weights = np.asarray(mask.resize((width, height), box), dtype=np.float32)
     if weights.max() == 0:
-        advice = "move the subject towards the middle, or remove the mask"
+        advice = 'set data.crop = "focus", or remove the mask'
         raise DatasetError(f"the crop of {record.name} leaves nothing of its mask; {advice}.")
     return weights / weights.mean()
 

@@ -49,12 +49,12 @@ def describe(session: Session, *, first_step: int, seconds_per_step: float) -> T
     )
 
 
-def _repeats(records: Sequence[Record]) -> dict[str, tuple[int, int]]:
-    """Folder -> its pictures and the repeats of each; empty if every picture is shown once an epoch."""
+def _repeats(records: Sequence[Record]) -> tuple[tuple[str, int, int], ...]:
+    """Folder, its pictures and the repeats of each; empty if every picture is shown once an epoch."""
     if all(record.repeats == 1 for record in records):
-        return {}
+        return ()
     folders = Counter((str(PurePosixPath(record.name).parent), record.repeats) for record in records)
-    return {folder: (count, repeats) for (folder, repeats), count in folders.items()}
+    return tuple((folder, count, repeats) for (folder, repeats), count in folders.items())
 
 
 def _is_cut(caption: str, family: ModelFamily) -> bool:

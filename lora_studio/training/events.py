@@ -38,7 +38,7 @@ class TrainingPlan:
     seconds_per_step: float
     folder: Path
     roles: dict[str, int] = field(default_factory=dict)  # of usable pictures that are not trained on
-    repeats: dict[str, tuple[int, int]] = field(default_factory=dict)  # folder -> pictures, repeats of each
+    repeats: tuple[tuple[str, int, int], ...] = ()  # (folder, pictures, repeats of each)
     masks: int = 0  # pictures of which only a part is learned
     backgrounds: dict[str, int] = field(default_factory=dict)  # colour -> pictures with clear parts on it
     notes: tuple[tuple[str, str], ...] = ()  # (file, what to know about how it was read)

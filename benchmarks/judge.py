@@ -7,6 +7,7 @@ with `python benchmarks/judge.py [--folder runs/judge]`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import time
@@ -21,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lora_studio.pocket.scenes import draw, sample_scene
 from lora_studio.pocket.stages.common import pictures_to_tensor
 from lora_studio.pocket.stages.world import NATIVE
 
@@ -36,7 +38,7 @@ _WIDTHS = (16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge sees in one picture; the colour means nothing for a woodcut or a character."""
+    """What the judge sees in one picture; the colour means nothing for a character."""
 
     object: str
     colour: str
@@ -140,21 +142,30 @@ def _accuracies(net: JudgeNet, each: int) -> dict[str, float]:
     return shares
 
 
+def world_hash() -> str:
+    """SHA-256 of all names and of a few renders in every style: a judge knows what it has learned."""
+    digest = hashlib.sha256(json.dumps(HEADS).encode())
+    for style in HEADS["style"]:
+        for seed in range(4):
+            digest.update(draw(sample_scene(seed), NATIVE, NATIVE, style=style).tobytes())
+    return digest.hexdigest()
+
+
 def _save(net: JudgeNet, accuracies: dict[str, float], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    save_file(tensors, temporary, metadata={"accuracy": json.dumps(accuracies), "heads": json.dumps(HEADS)})
+    save_file(tensors, temporary, metadata={"accuracy": json.dumps(accuracies), "world": world_hash()})
     os.replace(temporary, path)
 
 
 def _load(path: Path) -> Judge | None:
-    """The judge in the file; None if there is none or the pocket world has other names by now."""
+    """The judge in the file; None if there is none or the pocket world is named or drawn otherwise by now."""
     if not path.is_file():
         return None
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        if json.loads(metadata["heads"]) != {head: list(names) for head, names in HEADS.items()}:
+        if metadata.get("world") != world_hash():
             return None
         net = JudgeNet()
         net.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a mapping)

@@ -27,7 +27,7 @@ HEADS: dict[str, tuple[str, ...]] = {
     "background": tuple(BACKGROUNDS),
     "style": STYLE_NAMES,
 }
-UNLABELLED = -100  # cross_entropy's ignore_index: a woodcut or a character has no colour to name
+UNLABELLED = -100  # cross_entropy's ignore_index: a character has no colour to name
 _FIRST_TRAINING_SEED = 3 * 10**12  # far from the seeds of training_scene and of held_out_scenes
 _FIRST_TEST_SEED = 4 * 10**12
 _PLAIN_SHARE = 0.5
@@ -51,7 +51,7 @@ def _labels(rng: random.Random, style: str) -> dict[str, str]:
 
 
 def _colour_is_visible(labels: dict[str, str]) -> bool:
-    return labels["object"] in OBJECT_NAMES and labels["style"] != "woodcut"
+    return labels["object"] in OBJECT_NAMES
 
 
 def _render(seed: int, labels: dict[str, str]) -> Tensor:

@@ -83,5 +83,5 @@ def _of_recipe(path: Path, resolution: int | None, stride: int | None) -> tuple[
 
     changes = () if resolution is None else (f"data.resolution={resolution}",)
     recipe = load_recipe(path, changes=changes)
-    manifest = read_dataset(recipe, stride or load_base(recipe.base.model).stride)
+    manifest = read_dataset(recipe, stride or load_base(recipe.base.model, weights=False).stride)
     return manifest, bucket_plan(manifest.used, recipe.data.all_resolutions)

@@ -35,7 +35,10 @@ Thresholds = Annotated[
     typer.Option("--threshold", metavar="CATEGORY=NUMBER", help="wd14: least probability, e.g. general=0.4"),
 ]
 Trigger = Annotated[str, typer.Option(help="the trigger words; put in front unless the caption holds them")]
-
+Recursive = Annotated[
+    bool,
+    typer.Option("--recursive", help="also all subfolders; without it only <repeats>_<name> ones are read"),
+]
 
 _FETCHED = ", which is downloaded when it is used for the first time"
 
@@ -63,6 +66,7 @@ def caption(
         bool, typer.Option("--overwrite", help="replace every caption, hand-written ones too; a copy is kept")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the captions and write nothing")] = False,
+    recursive: Recursive = False,
 ) -> None:
     """Write captions for the pictures that have none: exit 0, or 1 if some still have none."""
     quiet_libraries()
@@ -70,14 +74,14 @@ def caption(
     from lora_studio.data.captioners.base import WriterOptions
     from lora_studio.data.captions.wording import Wording
     from lora_studio.data.captions.write import write_captions
-    from lora_studio.data.scan import scan
+    from lora_studio.data.scan import Reading, scan
     from lora_studio.printing_captions import CaptionScreen, print_outcome
 
     wording = Wording(trigger, class_words, prefix, suffix, blacklist)
     limits = dict(_threshold(text) for text in thresholds)
     options = WriterOptions(model, device, prompt, template, url, max_tokens, batch_size, limits, wording)
     made = caption_writer(writer)(options)
-    manifest = scan(_existing(folder))
+    manifest = scan(_existing(folder), Reading(recursive=recursive))
     if model_name := made.settings.get("model"):
         fetched = "" if made.name == "endpoint" or Path(model).expanduser().is_dir() else _FETCHED
         console.print(f"{made.name} with the model {model_name}{fetched}", markup=False, soft_wrap=True)
@@ -108,13 +112,14 @@ def captions(
     regex: Annotated[bool, typer.Option("--regex", help="--find is a regular expression")] = False,
     write: Annotated[bool, typer.Option("--write", help="with --replace: write it; a copy is kept")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the statistics as JSON")] = False,
+    recursive: Recursive = False,
 ) -> None:
     """Count words, trigger and tokens in the captions of a folder, or find and replace in all of them."""
     quiet_libraries()
     _check_replace(find, replace, regex=regex, write=write)
-    from lora_studio.data.scan import scan
+    from lora_studio.data.scan import Reading, scan
 
-    manifest = scan(_existing(folder))
+    manifest = scan(_existing(folder), Reading(recursive=recursive))
     if find is not None:
         _find(folder, manifest, find, replace, regex=regex, write=write)
         return

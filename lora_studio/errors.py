@@ -6,6 +6,11 @@ Each message is one sentence: what, the value, what is allowed, what to do.
 from __future__ import annotations
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of what a library says about its error, to stand inside a sentence of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 class StudioError(Exception):
     """A user's mistake or a fault of their files.
 

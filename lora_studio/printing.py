@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from lora_studio.printing_buckets import bucket_lines
+from lora_studio.printing_doctor import finding_lines
 from lora_studio.training import events
 
 if TYPE_CHECKING:
@@ -88,8 +89,13 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     ]
     lines += [("", f"excluded: {name} ({reason})") for name, reason in plan.images_excluded]
     lines += _data_lines(plan)
+    lines += finding_lines(plan.findings)
     lines += [("captions", by)]
     lines += [("", f'"{caption}"') for caption in plan.captions]
+    lines += [("", text) for text in plan.variation]
+    if plan.token_chunks > 1:
+        windows = f"{plan.token_chunks} windows of the text encoder"
+        lines.append(("", f"long captions fill up to {windows}; others beside them get empty ones"))
     if plan.captions_without_trigger:
         lines.append(("warning", f"{plan.captions_without_trigger} captions do not hold the trigger words"))
     if plan.preservation:
@@ -100,13 +106,7 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
                 f'"{plan.preserved_caption}", and teach the base\'s own answer',
             )
         )
-    if plan.captions_cut:
-        lines.append(
-            (
-                "warning",
-                f"captions too long for the text encoder, their end is cut: {', '.join(plan.captions_cut)}",
-            )
-        )
+    lines += [("warning", text) for text in (*plan.caption_warnings, *_cut_lines(plan))]
     lines += bucket_lines(plan.buckets)
     lines += [
         (
@@ -114,13 +114,23 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
             f"{plan.steps} of {plan.pictures_per_step} pictures{start}; "
             f"each picture is seen about {plan.views_per_image:.0f} times",
         ),
-        *_few_or_many_views(plan.views_per_image),
+        *_little_or_much(plan.views_per_image),
         ("trainable", f"{plan.num_parameters:,} parameters in {plan.num_layers} layers"),
         ("device", f"{plan.device}, base in {plan.precision}, adapters in float32"),
         ("learning rate", f"{plan.learning_rate:g}"),
         ("time", f"about {_duration(remaining * plan.seconds_per_step)} for the steps"),
         ("run folder", str(plan.folder)),
     ]
+    return lines
+
+
+def _cut_lines(plan: events.TrainingPlan, limit: int = 5) -> list[str]:
+    """The captions that are too long, with what is lost of them, and what to do."""
+    lines = [str(cut) for cut in plan.captions_cut[:limit]]
+    if (more := len(plan.captions_cut) - limit) > 0:
+        lines.append(f"{more} more captions are cut")
+    if lines and plan.token_chunks < 10:  # the most that a recipe allows
+        lines[-1] += f"; data.max_token_chunks = {plan.token_chunks + 1} reads more of long captions"
     return lines
 
 
@@ -145,8 +155,8 @@ def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     return lines
 
 
-def _few_or_many_views(views: float) -> list[tuple[str, str]]:
-    """A line where experience says that too little or too much is learned."""
+def _little_or_much(views: float) -> list[tuple[str, str]]:
+    """A line where experience says that a picture is seen too seldom or too often."""
     low, high = COMMON_VIEWS
     if low <= views <= high:
         return []

@@ -85,6 +85,8 @@ def print_statistics(statistics: Statistics, console: Console, *, trigger: str) 
     """The statistics for people."""
     by = ", ".join(f"{count} {_author(who)}" for who, count in statistics.written_by.items())
     lines = [f"{statistics.captioned} of {statistics.pictures} pictures have a caption: {by or 'none'}"]
+    if statistics.several_lines:
+        lines.append(f"{statistics.several_lines} caption files hold several captions, one a line")
     if statistics.without:
         lines.append(f"without a caption: {some(statistics.without, limit=10)}")
     lines += [f"{name} cannot be read: {reason}" for name, reason in statistics.unreadable]
@@ -105,7 +107,7 @@ def print_statistics(statistics: Statistics, console: Console, *, trigger: str) 
 def print_found(changes: Sequence[Change], console: Console) -> None:
     """The captions that hold what was sought."""
     for change in changes:
-        console.print(Text(f"{change.file.path.name}: {change.before}"), soft_wrap=True)
+        console.print(Text(f"{change.name}: {change.before}"), soft_wrap=True)
     console.print(f"found in {len(changes)} captions")
 
 
@@ -113,10 +115,10 @@ def print_changes(changes: Sequence[Change], console: Console, *, written: bool,
     """Every caption before and after, and whether it was written."""
     good = [change for change in changes if not change.fault]
     for change in good:
-        print_change(change.file.path.name, change.before, change.after, console)
+        print_change(change.name, change.before, change.after, console)
     for change in changes:
         if change.fault:
-            console.print(Text(f"{change.file.path.name} stays: {change.fault}"), soft_wrap=True)
+            console.print(Text(f"{change.name} stays: {change.fault}"), soft_wrap=True)
     if written:
         console.print(f"{len(good)} captions changed")
     else:
@@ -133,6 +135,4 @@ def _length_lines(lengths: Lengths) -> list[str]:
     """Tokens of one tokenizer, and every caption that it cuts."""
     shown = f"{lengths.shortest} to {lengths.longest}, half of the captions {lengths.middle:g} or fewer"
     lines = [f"tokens ({lengths.tokenizer}, {lengths.window} fit): {shown}"]
-    return lines + [
-        f'{cut.name} is cut: {cut.num_tokens} tokens, so "{cut.lost}" is not seen' for cut in lengths.cut
-    ]
+    return lines + [str(cut) for cut in lengths.cut]

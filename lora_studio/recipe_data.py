@@ -43,6 +43,9 @@ class DataConfig(Section):
     masks: Path | None = Field(
         None, description="a folder of loss masks named like the pictures: white is learned, black is not"
     )
+    exclude: Path | None = Field(
+        None, description="a text file of names or relative paths of files to leave out, one a line"
+    )
     background: str = Field(
         "white",
         pattern=r"^(white|black|grey|#[0-9a-fA-F]{6})$",
@@ -86,6 +89,23 @@ class DataConfig(Section):
     caption_dropout: float = Field(
         0.05, ge=0, lt=1, description="share of empty captions; keeps guidance working"
     )
+    caption_lines: Literal["choose", "join"] = Field(
+        "choose",
+        description="choose: each line of a caption file is a caption, one is drawn; join: one in all",
+    )
+    wildcards: bool = Field(False, description="in captions one of the words in {a|b} is drawn each time")
+    shuffle_tags: bool = Field(False, description="put what stands between commas in another order each time")
+    keep_tags: int = Field(0, ge=0, description="the first tags that are neither shuffled nor left out")
+    tag_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of tags left out each time; never one with the trigger"
+    )
+    caption_prefix: str = Field(
+        "", description="words before every caption; {trigger} and {class} may stand in it"
+    )
+    caption_suffix: str = Field("", description="words behind every caption")
+    max_token_chunks: int = Field(
+        1, ge=1, le=10, description="windows (CLIP: 75 tokens) that a long caption may fill, as in web UIs"
+    )
 
     @field_validator("flip", mode="before")
     @classmethod
@@ -102,6 +122,15 @@ class DataConfig(Section):
             raise ValueError("data.masks belongs to data.images; set masks in a table of data.sources.")
         if self.sources and not any(source.role == "instance" for source in self.sources):
             raise ValueError('data.sources has nothing to train on; give one of them role = "instance".')
+        return self
+
+    @model_validator(mode="after")
+    def _kept_tags_could_change(self) -> DataConfig:
+        if self.keep_tags and not (self.shuffle_tags or self.tag_dropout):
+            raise ValueError(
+                f"data.keep_tags is {self.keep_tags}, but no tags are moved or left out; set "
+                "data.shuffle_tags or data.tag_dropout, or leave data.keep_tags out."
+            )
         return self
 
     @property
@@ -124,8 +153,8 @@ class DataConfig(Section):
             )
             for source in self.sources
         )
-        images, masks = _from(folder, self.images), _from(folder, self.masks)
-        return self.model_copy(update={"images": images, "masks": masks, "sources": sources})
+        paths = {name: _from(folder, getattr(self, name)) for name in ("images", "masks", "exclude")}
+        return self.model_copy(update=paths | {"sources": sources})
 
 
 def _from(folder: Path, path: Path | None) -> Path | None:

@@ -139,3 +139,25 @@ def test_a_mistake_in_captions_is_one_sentence(
 ) -> None:
     code, out, err = run(["captions", str(folder), *arguments], capsys)
     assert code == (0 if "found" in words else 2) and words in out + err and "Traceback" not in err
+
+
+def test_subfolders_are_looked_into_if_asked_for_and_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "more").mkdir()
+    Image.new("RGB", (40, 30), "green").save(folder / "more" / "green_tree.png")
+    code, out, _ = run(["caption", str(folder), "--with", "filename"], capsys)
+    assert code == 0 and "1 captions written" in out and "green" not in out
+    code, out, _ = run(["caption", str(folder), "--with", "filename", "--recursive"], capsys)
+    assert code == 0 and "more/green_tree.png: green tree" in out
+    assert (folder / "more" / "green_tree.txt").read_text() == "green tree\n"
+    code, out, _ = run(["captions", str(folder), "--recursive"], capsys)
+    assert code == 0 and "3 of 3 pictures have a caption" in out
+    change = ["--recursive", "--find", "tree", "--replace", "bush", "--write"]
+    code, out, _ = run(["captions", str(folder), *change], capsys)
+    assert code == 0 and "more/green_tree.txt" in out
+    assert (folder / "more" / "green_tree.txt").read_text() == "green bush\n"
+    (kept,) = folder.glob(".lora-studio-backup/*/more/green_tree.txt")
+    assert kept.read_text() == "green tree\n"
+    code, out, _ = run(["captions", str(folder), "--recursive"], capsys)
+    assert "3 of 3" in out, "the backup holds no pictures and is not looked into"

@@ -12,20 +12,14 @@ import lora_studio
 ROOT = Path(lora_studio.__file__).parent
 FLOORS = {
     5: [
-        "cli",
-        "cli_buckets",
-        "cli_captions",
-        "printing",
-        "printing_buckets",
-        "printing_captions",
-        "web",
-        "__main__",
+        *("cli", "cli_buckets", "cli_captions", "cli_doctor", "web", "__main__"),
+        *("printing", "printing_buckets", "printing_captions", "printing_doctor"),
     ],
     4: ["evaluate"],
     3: ["training", "export", "compose"],
     2: ["data", "adapters"],
     1: ["families", "pocket"],
-    0: ["objective", "rng", "run", "recipe", "recipe_data", "errors", "registry", "quiet"],
+    0: ["objective", "rng", "run", "recipe", "recipe_data", "errors", "registry", "quiet", "devices"],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 SIDEWAYS = {
@@ -36,6 +30,9 @@ SIDEWAYS = {
     ("printing", "printing_buckets"): "the plan shows the buckets",
     ("cli", "cli_captions"): "the verbs about captions have a file of their own",
     ("cli_captions", "printing_captions"): "a verb shows what it did",
+    ("cli", "cli_doctor"): "the verb doctor has a file of its own",
+    ("cli_doctor", "printing_doctor"): "a verb shows what it did",
+    ("printing", "printing_doctor"): "the plan of a training tells the doctor's findings, too",
     ("cli", "web"): "a verb starts the page",
     ("training", "export"): "a run ends by writing its file",
 }

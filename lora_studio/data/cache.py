@@ -105,18 +105,24 @@ class TextCache:
         """The name of the entry: a hash of all that the conditioning depends on."""
         return _hash("text", caption, self._fingerprint)
 
-    def load_or_encode(self, captions: Sequence[str], encode: TextEncoder) -> dict[str, dict[str, Tensor]]:
+    def load_or_encode(
+        self, captions: Sequence[str], encode: TextEncoder, *, on_progress: OnProgress | None = None
+    ) -> dict[str, dict[str, Tensor]]:
         """Caption -> its conditioning, tensors [1, ...] on the CPU; only those not in the cache are encoded.
 
         `encode` gets one caption at a time. Raises DatasetError if it gives values that are not finite.
         """
-        answers: dict[str, dict[str, Tensor]] = {}
-        for caption in dict.fromkeys(captions):
-            stored = self._store.load(self.key(caption))
-            answers[caption] = self._encode(caption, encode) if stored is None else stored
-        return answers
+        found = {caption: self._store.load(self.key(caption)) for caption in dict.fromkeys(captions)}
+        missing = [caption for caption, stored in found.items() if stored is None]
+        for done, caption in enumerate(missing, start=1):
+            found[caption] = conditioning = self.encode(caption, encode)
+            self._store.save(self.key(caption), conditioning)
+            if on_progress:
+                on_progress(done, len(missing))
+        return {caption: stored for caption, stored in found.items() if stored is not None}
 
-    def _encode(self, caption: str, encode: TextEncoder) -> dict[str, Tensor]:
+    def encode(self, caption: str, encode: TextEncoder) -> dict[str, Tensor]:
+        """The conditioning of one caption, made anew and not stored. Raises as `load_or_encode`."""
         with torch.no_grad():
             conditioning = {name: tensor.cpu().contiguous() for name, tensor in encode([caption]).items()}
         self.encoded += 1
@@ -125,7 +131,6 @@ class TextCache:
             raise DatasetError(
                 f"the text encoder gave NaN or infinite values for the caption {caption!r}; {advice}."
             )
-        self._store.save(self.key(caption), conditioning)
         return conditioning
 
 

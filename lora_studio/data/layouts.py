@@ -16,6 +16,7 @@ from lora_studio.errors import DatasetError
 
 FOLDER_NAME = "folder name"  # who wrote a caption that is the name of a `<repeats>_<name>` folder
 _REPEATS_AND_NAME = re.compile(r"(\d+)_(.*\S)")  # the layout of kohya's scripts
+MASK_FOLDER = "the folder of masks"
 _NOT_SEARCHED = "a folder; subfolders are searched only with recursive = true"
 
 
@@ -46,7 +47,7 @@ def find(folder: Path, *, recursive: bool = False, masks: Path | None = None) ->
 
     def refusal(path: Path) -> str:
         if path.resolve() == masks:
-            return "the folder of masks"
+            return MASK_FOLDER
         if not recursive and path.name not in sets:
             return _NOT_SEARCHED
         return "a link to a folder; links are not followed" if path.is_symlink() and recursive else ""

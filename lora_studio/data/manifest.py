@@ -56,6 +56,7 @@ class Record:
     width: int = 0  # pixels, after EXIF orientation; 0 if not decoded
     height: int = 0
     caption: str = ""
+    lines: tuple[str, ...] = ()  # several captions, one a line of its file; `caption` is then all of them
     captioned_by: str = ""
     trigger: str = ""  # the words that call what it shows, and what that is one of
     class_words: str = ""

@@ -64,11 +64,16 @@ def decode(data: bytes, *, background: str = "white") -> Picture:
 
 def reopen(path: str, sha256: str, *, background: str) -> Picture:
     """The picture in a file that was scanned before. Raises DatasetError if it is not the same any more."""
+    return reopen_with_bytes(path, sha256, background=background)[0]
+
+
+def reopen_with_bytes(path: str, sha256: str, *, background: str) -> tuple[Picture, bytes]:
+    """As `reopen`, and what is in the file."""
     try:
         data = read_bytes(Path(path))
         if hashlib.sha256(data).hexdigest() != sha256:
             raise DatasetError(f"{path} has changed since the folder was scanned; start the run again.")
-        return decode(data, background=background)
+        return decode(data, background=background), data
     except UnreadableFile as reason:
         advice = f"put it back as {FORMATS_IN_WORDS}, or start the run again without it"
         raise DatasetError(f"{path} can no longer be used ({reason}); {advice}.") from None

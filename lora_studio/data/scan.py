@@ -7,7 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
+from lora_studio.data.exclude import THE_LIST, ExcludeList
 from lora_studio.data.files import UnreadableFile, read_bytes
 from lora_studio.data.layouts import find
 from lora_studio.data.manifest import Manifest, Record
@@ -16,7 +18,7 @@ from lora_studio.data.names import METADATA_NAMES, is_caption, is_mask, is_pictu
 from lora_studio.data.pictures import FORMATS_IN_WORDS, NOT_A_PICTURE, Picture, decode, load_picture
 from lora_studio.errors import DatasetError
 
-__all__ = ["MAX_ASPECT", "Reading", "load_picture", "scan"]
+__all__ = ["MAX_ASPECT", "Reading", "Survey", "load_picture", "scan", "shared_stems", "survey"]
 
 MAX_ASPECT = 10  # a longer strip would lose most of itself to the crop, and need gigabytes when it is resized
 
@@ -30,6 +32,14 @@ class Reading:
     transparency_is_mask: bool = False  # clear parts are not learned
     masks: Path | None = None  # a folder of masks, besides those among the pictures
     min_side: int = 16  # pixels; smaller pictures are left out
+    exclude: ExcludeList = ExcludeList()  # noqa: RUF009 (frozen)
+
+
+class Survey(NamedTuple):
+    """What a folder holds, and what is to be mended before it can be trained on."""
+
+    manifest: Manifest
+    mask_fault: str  # one sentence; such masks are not in the records
 
 
 def scan(folder: Path, reading: Reading = Reading(), *, repeats: int = 1) -> Manifest:
@@ -38,10 +48,23 @@ def scan(folder: Path, reading: Reading = Reading(), *, repeats: int = 1) -> Man
     Pictures are decoded once, fully. Captions and masks of theirs get no record of their own. Raises
     DatasetError if there is no usable picture, two would share a caption file, or a mask does not fit.
     """
+    manifest, mask_fault = survey(folder, reading, repeats=repeats)
+    _refuse_shared_stems(manifest.records)
+    if mask_fault:
+        raise DatasetError(mask_fault)
+    if not manifest.used:
+        raise DatasetError(_nothing_usable(folder, manifest))
+    return manifest
+
+
+def survey(folder: Path, reading: Reading = Reading(), *, repeats: int = 1) -> Survey:
+    """As `scan`, but does not mind what is only wrong with some of the files; see `shared_stems`, too."""
     records: list[Record] = []
     captions: list[Record] = []
     masks: list[Record] = []
-    for found in find(folder, recursive=reading.recursive, masks=reading.masks):
+    everything = find(folder, recursive=reading.recursive, masks=reading.masks)
+    left_out = reading.exclude.chosen(found.name for found in everything if not _is_beside(found.path.name))
+    for found in everything:
         record = Record(
             path=str(found.path),
             name=found.name,
@@ -53,6 +76,10 @@ def scan(folder: Path, reading: Reading = Reading(), *, repeats: int = 1) -> Man
         )
         if found.skipped:
             records.append(record)
+        elif found.path.name == reading.exclude.name:
+            records.append(replace(record, excluded=THE_LIST))
+        elif found.name in left_out:
+            records.append(replace(record, excluded=reading.exclude.reason))
         elif is_caption(found.path.name):
             captions.append(record)
         elif is_mask(found.path.name):
@@ -60,13 +87,18 @@ def scan(folder: Path, reading: Reading = Reading(), *, repeats: int = 1) -> Man
         else:
             records.append(_examine(record, reading))
     records = _without_duplicates(records)
-    _refuse_shared_stems(records)
-    orphans = _orphans(captions, records)
-    records = with_masks(records, masks, reading.masks, from_transparency=reading.transparency_is_mask)
+    orphans, mask_fault = _orphans(captions, records), ""
+    try:
+        records = with_masks(records, masks, reading.masks, from_transparency=reading.transparency_is_mask)
+    except DatasetError as fault:
+        mask_fault = str(fault)
     manifest = Manifest(tuple(sorted(records + orphans, key=lambda record: record.name)))
-    if not manifest.used:
-        raise DatasetError(_nothing_usable(folder, manifest))
-    return manifest
+    return Survey(manifest, mask_fault)
+
+
+def _is_beside(name: str) -> bool:
+    """Whether it is a file that belongs to a picture, and is left out together with that."""
+    return is_caption(name) or is_mask(name)
 
 
 def _examine(record: Record, reading: Reading) -> Record:
@@ -116,8 +148,8 @@ def _without_duplicates(records: Iterable[Record]) -> list[Record]:
     return kept
 
 
-def _refuse_shared_stems(records: Iterable[Record]) -> None:
-    """Raise DatasetError, naming the files, if one caption file would belong to two pictures.
+def shared_stems(records: Iterable[Record]) -> list[list[Record]]:
+    """Groups of used pictures to which the same caption file would belong.
 
     Where a list of captions names each picture with its ending, nothing is shared.
     """
@@ -125,11 +157,16 @@ def _refuse_shared_stems(records: Iterable[Record]) -> None:
     for record in records:
         if not record.excluded:
             by_stem[place(record.name)].append(record)
-    shared = [
-        " and ".join(record.name for record in group)
+    return [
+        group
         for group in by_stem.values()
         if len(group) > 1 and not all(record.captioned_by in METADATA_NAMES for record in group)
     ]
+
+
+def _refuse_shared_stems(records: Iterable[Record]) -> None:
+    """Raise DatasetError, naming the files, if one caption file would belong to two pictures."""
+    shared = [" and ".join(record.name for record in group) for group in shared_stems(records)]
     if shared:
         advice = "a caption file could belong to either, so rename or remove one of each"
         raise DatasetError(f"pictures have the same name but for the ending: {some(shared)}; {advice}.")

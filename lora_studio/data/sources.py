@@ -36,7 +36,7 @@ def read_sources(sources: Sequence[Source], captioner: Captioner) -> Manifest:
     Of equal files in different sources one is kept. Raises DatasetError that lists the faults of all sources,
     or if nothing is left to train on.
     """
-    labels = _labels([source.folder.name for source in sources]) if len(sources) > 1 else [""]
+    labels = source_labels(sources)
     records: list[Record] = []
     faults: list[str] = []
     for source, label in zip(sources, labels, strict=True):
@@ -46,7 +46,8 @@ def read_sources(sources: Sequence[Source], captioner: Captioner) -> Manifest:
             faults.append(str(fault))
     if faults:
         raise DatasetError("\n".join(faults))
-    manifest = Manifest(tuple(_one_of_each(records)))
+    check_excludes(sources, records)
+    manifest = Manifest(tuple(one_of_each(records)))
     if not manifest.used:
         raise DatasetError(
             "every picture to train on is also in a source with the role holdout; remove it from one of them."
@@ -55,8 +56,24 @@ def read_sources(sources: Sequence[Source], captioner: Captioner) -> Manifest:
 
 
 def _read(source: Source, label: str, captioner: Captioner) -> list[Record]:
-    found = scan(source.folder, source.reading, repeats=source.repeats)
+    found = scan(source.folder, reading_of(source, label), repeats=source.repeats)
     captioned = captioner(found, instance_prompt=source.instance_prompt)
+    return belonging(captioned, source, label)
+
+
+def reading_of(source: Source, label: str) -> Reading:
+    """How its folder is read when the names in it begin with `label` for people."""
+    return replace(source.reading, exclude=source.reading.exclude.below(label))
+
+
+def check_excludes(sources: Sequence[Source], records: Sequence[Record]) -> None:
+    """Raise DatasetError if a list of files to leave out names one that is in none of the sources."""
+    for exclude in dict.fromkeys(source.reading.exclude for source in sources):
+        exclude.check(record.name for record in records)
+
+
+def belonging(manifest: Manifest, source: Source, label: str) -> list[Record]:
+    """The records with the source's label, role and words."""
     return [
         replace(
             record,
@@ -66,21 +83,23 @@ def _read(source: Source, label: str, captioner: Captioner) -> list[Record]:
             trigger=source.trigger,
             class_words=source.class_words,
         )
-        for record in captioned.records
+        for record in manifest.records
     ]
 
 
-def _labels(names: Sequence[str]) -> list[str]:
-    """ "a/", "b/", "a (2)/" for folders called a, b and a."""
+def source_labels(sources: Sequence[Source]) -> list[str]:
+    """ "a/", "b/", "a (2)/" for folders called a, b and a; nothing for a single one."""
+    if len(sources) == 1:
+        return [""]
     seen: Counter[str] = Counter()
     labels = []
-    for name in names:
+    for name in (source.folder.name for source in sources):
         seen[name] += 1
         labels.append(f"{name}/" if seen[name] == 1 else f"{name} ({seen[name]})/")
     return labels
 
 
-def _one_of_each(records: Sequence[Record]) -> list[Record]:
+def one_of_each(records: Sequence[Record]) -> list[Record]:
     """The records in their order; of equal usable files in several sources one stays used."""
     first: dict[str, Record] = {}
     for role in _KEPT_FIRST:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -44,6 +45,9 @@ class ModelFamily(ABC):
 
     denoiser: ClassVar[str]
     """The part that is trained by default."""
+
+    max_chunks: int = 1
+    """How many windows of its text encoder a long caption may fill; to be set before anything is encoded."""
 
     def __init__(
         self, parts: dict[str, nn.Module], tokenizers: dict[str, PreTrainedTokenizerBase], *, source: str
@@ -86,8 +90,11 @@ class ModelFamily(ABC):
         """
 
     @abstractmethod
-    def encode_text(self, captions: list[str]) -> Conditioning:
-        """Captions -> conditioning; gradients flow when a text encoder is being trained."""
+    def encode_text(self, captions: list[str], *, like: Sequence[str] = ()) -> Conditioning:
+        """Captions -> conditioning; gradients flow when a text encoder is being trained.
+
+        As long as the longest of `captions` and `like` needs: one window, unless `max_chunks` is more.
+        """
 
     @abstractmethod
     def denoise(

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_studio.errors import BaseModelError
+from lora_studio.errors import BaseModelError, reason_of
 from lora_studio.families import FAMILIES
 from lora_studio.families.base import ModelFamily
 
@@ -22,9 +22,10 @@ TRUSTED_LIBRARIES = (
 )  # classes are taken from these two alone, never from the folder
 
 
-def load_base(model: str) -> ModelFamily:
+def load_base(model: str, *, weights: bool = True) -> ModelFamily:
     """The base called `model`, in float32 on the CPU, frozen.
 
+    Without `weights` its networks have shapes only: quick, for whoever asks for facts and tokenizers.
     Raises BaseModelError when the folder is missing, incomplete, or of a family that is not supported.
     """
     folder = POCKET_FOLDER if model == POCKET else Path(model).expanduser()
@@ -39,7 +40,7 @@ def load_base(model: str) -> ModelFamily:
             f"the base model {model} is of a kind that is not supported yet; "
             f"supported: {', '.join(FAMILIES.names())}."
         )
-    parts, tokenizers = _load_parts(folder, index, model)
+    parts, tokenizers = _load_parts(folder, index, model, weights=weights)
     return family(parts, tokenizers, source=model if model == POCKET else "")
 
 
@@ -90,7 +91,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _load_parts(
-    folder: Path, index: dict[str, tuple[str, str]], model: str
+    folder: Path, index: dict[str, tuple[str, str]], model: str, *, weights: bool = True
 ) -> tuple[dict[str, nn.Module], dict[str, PreTrainedTokenizerBase]]:
     """Every network and tokenizer of the folder; safetensors only, nothing from the network."""
     from importlib import import_module
@@ -106,13 +107,22 @@ def _load_parts(
         try:
             if name.startswith("tokenizer"):
                 tokenizers[name] = loader.from_pretrained(folder / name, local_files_only=True)
-                continue
-            parts[name] = loader.from_pretrained(
-                folder / name, dtype=torch.float32, use_safetensors=True, local_files_only=True
-            )
+            elif weights:
+                parts[name] = loader.from_pretrained(
+                    folder / name, dtype=torch.float32, use_safetensors=True, local_files_only=True
+                )
+            else:
+                with torch.device("meta"):
+                    parts[name] = _empty(loader, folder / name)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
             raise BaseModelError(
-                f"the part {name} of the base model {model} cannot be loaded: {reason}"
+                f"the part {name} of the base model {model} cannot be loaded: {reason_of(error)}."
             ) from None
     return parts, tokenizers
+
+
+def _empty(loader: Any, folder: Path) -> nn.Module:
+    """A network as its configuration says; diffusers and transformers spell that differently."""
+    if hasattr(loader, "load_config"):
+        return loader.from_config(loader.load_config(folder, local_files_only=True))
+    return loader(loader.config_class.from_pretrained(folder, local_files_only=True))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from lora_studio.families.base import Conditioning, FileTraits, ModelFamily, ObjectiveOptions
+from lora_studio.families.chunks import clip_ids, encode_chunks
 from lora_studio.objective import Diffusion
 
 if TYPE_CHECKING:
@@ -78,11 +80,12 @@ class StableDiffusion15(ModelFamily):
         scale = vae.config.scaling_factor
         return posterior.mean.float() * scale, posterior.std.float() * scale
 
-    def encode_text(self, captions: list[str]) -> Conditioning:
-        """Captions, cut to the encoder's window -> {"text": [B, L, D]}, its last hidden state."""
-        tokenizer, encoder = self.tokenizers["tokenizer"], self.parts["text_encoder"]
-        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return {"text": encoder(ids.to(encoder.device)).last_hidden_state}
+    def encode_text(self, captions: list[str], *, like: Sequence[str] = ()) -> Conditioning:
+        """{"text": [B, L, D]}, the encoder's last hidden state; L is 77 for each window that is needed."""
+        encoder = self.parts["text_encoder"]
+        ids = clip_ids(self.tokenizers["tokenizer"], captions, max_chunks=self.max_chunks, like=like)
+        device = next(encoder.parameters()).device
+        return {"text": encode_chunks(ids.to(device), lambda rows: encoder(rows).last_hidden_state)}
 
     def denoise(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor

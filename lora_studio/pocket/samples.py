@@ -30,7 +30,7 @@ from lora_studio.pocket.shapes import CLASS_WORDS
 from lora_studio.pocket.stages.world import held_out
 
 STYLE, SUBJECT = "woodcut", "bolt"
-STYLE_TRIGGER = "zwx style"
+STYLE_TRIGGER = "woodcut print in ink on paper"
 SUBJECT_TRIGGER = f"vkq {CLASS_WORDS[SUBJECT]}"
 STYLE_FOLDER, SUBJECT_FOLDER = f"style_{STYLE}", f"subject_{SUBJECT}"
 PICTURE_SIZES = ((256, 256), (320, 192), (192, 320), (288, 224), (224, 288))  # width, height

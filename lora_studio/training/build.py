@@ -14,15 +14,18 @@ from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
 from lora_studio.data.batches import Plan, plan
 from lora_studio.data.cache import LatentCache, TextCache
 from lora_studio.data.captioners import CAPTIONERS
+from lora_studio.data.doctor.finding import Report
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.trigger import without_trigger
 from lora_studio.data.views import each_view, entries
+from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import RecipeError
-from lora_studio.families.base import Conditioning, ModelFamily, ObjectiveOptions
+from lora_studio.families.base import ModelFamily, ObjectiveOptions
 from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
+from lora_studio.training.captions import Foreseen, foresee, prepare_texts, shown_captions
 from lora_studio.training.checkpoint import save_state
+from lora_studio.training.checkup import examine_manifest
 from lora_studio.training.dataset import loss_masks, read_dataset
 from lora_studio.training.events import Listener, Note, Progress
 from lora_studio.training.feed import Feed, FeedOptions
@@ -57,10 +60,12 @@ class Session:
     family: ModelFamily
     base_fingerprint: str
     manifest: Manifest
+    report: Report  # the doctor's, on the pictures
     adapters: AdapterSet
     batches: Plan
     loop: Loop
     preview: PreviewOptions
+    foreseen: Foreseen
 
 
 def check_names(recipe: Recipe) -> None:
@@ -84,18 +89,12 @@ def check_names(recipe: Recipe) -> None:
 
 def choose_machine(device: str, dtype: str) -> Machine:
     """Resolve "auto": a GPU with bfloat16 when there is one, else the CPU with float32."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError):
+    chosen = find_device(device)
+    if chosen is None:
         raise RecipeError(
             f'training.device is {device!r}, which this machine does not have; use "auto" or "cpu".'
-        ) from None
-    if dtype == "auto":
-        dtype = "bfloat16" if chosen.type == "cuda" else "float32"
-    return Machine(chosen, DTYPES[dtype])
+        )
+    return Machine(chosen, default_precision(chosen) if dtype == "auto" else DTYPES[dtype])
 
 
 def cache_folder() -> Path:
@@ -108,28 +107,42 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     check_names(recipe)
     machine = choose_machine(recipe.training.device, recipe.base.dtype)
     family = load_base(recipe.base.model)
+    family.max_chunks = recipe.data.max_token_chunks
     manifest = read_dataset(recipe, family.stride)
     run.text("manifest.jsonl", manifest.to_jsonl())
+    shown = entries(manifest.used)
+    captions = shown_captions(recipe, shown)
+    report = examine_manifest(recipe, family, manifest, on_progress=_tell(listener, "looking at pictures"))
+    run.json("doctor.json", report.to_json())
     fingerprint = family.fingerprint(family.denoiser)
     latent_cache = LatentCache(cache_folder() / "latents", family.fingerprint("vae"))
     text_cache = TextCache(cache_folder() / "text", _text_fingerprint(family))
     family.to(machine.device, machine.dtype)
-    shown = entries(manifest.used)
     views = each_view(shown)
     latents = latent_cache.load_or_encode(views, family.encode_image, on_progress=_tell(listener, "latents"))
-    plain = _plain_captions(recipe, shown)
-    captions = dict.fromkeys(["", *(record.caption for record in manifest.used), *filter(None, plain)])
-    texts = None if recipe.adapter.text_encoder else _texts(text_cache, list(captions), family)
-    adapters = inject_adapters(recipe, family)
     batches = _plan(recipe, shown)
-    options = FeedOptions(
-        recipe.data.caption_dropout, recipe.objective.preservation, recipe.training.seed, machine.device
-    )
+    foreseen = foresee(captions, batches, recipe.training.steps)
+    texts = None
+    if not recipe.adapter.text_encoder:
+        texts = prepare_texts(text_cache, foreseen, family, on_progress=_tell(listener, "captions"))
+    adapters = inject_adapters(recipe, family)
+    options = FeedOptions(recipe.training.seed, machine.device)
     masks = loss_masks(views, latents)
-    feed = Feed(shown, plain, latents, texts, batches, options, masks=masks)
+    feed = Feed(shown, captions, latents, texts, batches, options, masks=masks)
     loop = _loop(recipe, run, machine, family, adapters, feed, listener)
     return Session(
-        recipe, run, machine, family, fingerprint, manifest, adapters, batches, loop, _preview(recipe)
+        recipe=recipe,
+        run=run,
+        machine=machine,
+        family=family,
+        base_fingerprint=fingerprint,
+        manifest=manifest,
+        report=report,
+        adapters=adapters,
+        batches=batches,
+        loop=loop,
+        preview=_preview(recipe),
+        foreseen=foreseen,
     )
 
 
@@ -152,28 +165,9 @@ def _plan(recipe: Recipe, records: Sequence[Record]) -> Plan:
     )
 
 
-def _plain_captions(recipe: Recipe, records: Sequence[Record]) -> list[str | None]:
-    """Every caption without the trigger, if the recipe preserves the base's answers to those."""
-    if recipe.objective.preservation == 0:
-        return [None] * len(records)
-    plain = [without_trigger(record.caption, record.trigger, record.class_words) for record in records]
-    if not any(plain):
-        trigger = ", ".join(dict.fromkeys(record.trigger for record in records))
-        raise RecipeError(
-            f"objective.preservation is {recipe.objective.preservation}, but no caption holds data.trigger "
-            f"({trigger!r}), so there is nothing to leave out; set the trigger that the captions hold, or "
-            "preservation to 0."
-        )
-    return plain
-
-
-def _texts(cache: TextCache, captions: list[str], family: ModelFamily) -> dict[str, Conditioning]:
-    with torch.no_grad():  # not inference_mode: its tensors may not enter a graph later
-        return cache.load_or_encode(captions, family.encode_text)
-
-
 def _text_fingerprint(family: ModelFamily) -> str:
-    return "+".join(family.fingerprint(part) for part in family.targets if part != family.denoiser)
+    names = [family.fingerprint(part) for part in family.targets if part != family.denoiser]
+    return "+".join(names + [f"{family.max_chunks} chunks"] * (family.max_chunks > 1))
 
 
 def _tell(listener: Listener, what: str) -> Callable[[int, int], None]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lora_studio.data.buckets import Framing, assign
 from lora_studio.data.cache import Latent
 from lora_studio.data.captioners import CAPTIONERS
+from lora_studio.data.exclude import ExcludeList, read_exclude
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.masks import mask_weights
 from lora_studio.data.scan import Reading
@@ -24,8 +25,7 @@ T = TypeVar("T")
 def read_dataset(recipe: Recipe, stride: int) -> Manifest:
     """Scan the folders, read their captions and choose every picture's bucket."""
     data = recipe.data
-    sources = [_source(one, data) for one in data.all_sources]
-    captioned = read_sources(sources, CAPTIONERS[data.captioner])
+    captioned = read_sources(sources_of(data), CAPTIONERS[data.captioner])
     return assign(captioned, resolution=data.resolution, stride=stride, framing=framing_of(data))
 
 
@@ -51,13 +51,20 @@ def loss_masks(records: Sequence[Record], latents: Sequence[Latent]) -> list[Ten
     return masks
 
 
-def _source(one: SourceConfig, data: DataConfig) -> Source:
+def sources_of(data: DataConfig) -> list[Source]:
+    """The folders that the recipe names. Raises DatasetError if its list of files to leave out is missing."""
+    exclude = read_exclude(data.exclude) if data.exclude else ExcludeList()
+    return [_source(one, data, exclude) for one in data.all_sources]
+
+
+def _source(one: SourceConfig, data: DataConfig, exclude: ExcludeList) -> Source:
     """What the source leaves out is as in [data]."""
     reading = Reading(
         recursive=_or(one.recursive, data.recursive),
         background=data.background,
         transparency_is_mask=data.transparency == "mask",
         masks=one.masks,
+        exclude=exclude,
     )
     return Source(
         folder=one.images,

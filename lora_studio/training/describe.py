@@ -9,26 +9,40 @@ from pathlib import PurePosixPath
 from lora_studio.data.batches import average_views
 from lora_studio.data.bucket_report import bucket_plan
 from lora_studio.data.manifest import Record
-from lora_studio.families.base import ModelFamily
 from lora_studio.training.build import Session
+from lora_studio.training.describe_captions import (
+    caption_examples,
+    caption_warnings,
+    find_cuts,
+    one_of_each,
+    preserved_example,
+    variation_in_words,
+)
 from lora_studio.training.events import TrainingPlan
 
 
 def describe(session: Session, *, first_step: int, seconds_per_step: float) -> TrainingPlan:
     """What will be trained, for people to read before it starts."""
     recipe, used = session.recipe, session.manifest.used
+    captions, foreseen = session.loop.feed.captions, session.foreseen
     pictures_per_step = recipe.training.batch_size * recipe.training.accumulation
     return TrainingPlan(
         name=recipe.name,
         base=recipe.base.model,
         images_used=len(used),
         images_excluded=tuple((record.name, record.excluded) for record in session.manifest.excluded),
-        captions=tuple(record.caption for record in used[:3]),
+        captions=caption_examples(captions),
         captioned_by=dict(Counter(record.captioned_by for record in used)),
-        captions_without_trigger=sum(record.trigger not in record.caption for record in used),
+        captions_without_trigger=sum(
+            any(captions.records[index].trigger not in text for text in captions.written(index))
+            for index in one_of_each(captions)
+        ),
         preservation=recipe.objective.preservation,
-        preserved_caption=next(filter(None, session.loop.feed.plain), ""),
-        captions_cut=tuple(record.name for record in used if _is_cut(record.caption, session.family)),
+        preserved_caption=preserved_example(captions),
+        captions_cut=find_cuts(captions, foreseen, session.family),
+        token_chunks=session.family.max_chunks,
+        variation=variation_in_words(captions, foreseen, cached=session.loop.feed.texts is not None),
+        caption_warnings=caption_warnings(captions),
         buckets=bucket_plan(used, recipe.data.all_resolutions),
         steps=recipe.training.steps,
         first_step=first_step,
@@ -46,6 +60,7 @@ def describe(session: Session, *, first_step: int, seconds_per_step: float) -> T
         masks=sum(bool(record.mask) for record in used),
         backgrounds=dict(Counter(record.background for record in used if record.background)),
         notes=tuple((record.name, record.note) for record in used if record.note),
+        findings=session.report.findings,
     )
 
 
@@ -55,7 +70,3 @@ def _repeats(records: Sequence[Record]) -> tuple[tuple[str, int, int], ...]:
         return ()
     folders = Counter((str(PurePosixPath(record.name).parent), record.repeats) for record in records)
     return tuple((folder, count, repeats) for (folder, repeats), count in folders.items())
-
-
-def _is_cut(caption: str, family: ModelFamily) -> bool:
-    return any(len(t(caption).input_ids) > t.model_max_length for t in family.tokenizers.values())

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lora_studio.data.bucket_report import BucketPlan
+from lora_studio.data.bucket_report import BucketPlan
+from lora_studio.data.captions.tokens import Cut
+from lora_studio.data.doctor.finding import Finding
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TrainingPlan:
     captions_without_trigger: int
     preservation: float  # share of pictures shown without the trigger, for the base's own answer
     preserved_caption: str  # an example of such a caption
-    captions_cut: tuple[str, ...]  # files whose caption is longer than the text encoder's window
+    captions_cut: tuple[Cut, ...]  # of pictures whose caption is longer than the text encoder reads
     buckets: BucketPlan
     steps: int
     first_step: int  # above 1 when resuming
@@ -41,7 +41,11 @@ class TrainingPlan:
     repeats: tuple[tuple[str, int, int], ...] = ()  # (folder, pictures, repeats of each)
     masks: int = 0  # pictures of which only a part is learned
     backgrounds: dict[str, int] = field(default_factory=dict)  # colour -> pictures with clear parts on it
+    token_chunks: int = 1  # windows of the text encoder that a caption may fill
+    variation: tuple[str, ...] = ()  # what changes in captions from one showing to the next
+    caption_warnings: tuple[str, ...] = ()
     notes: tuple[tuple[str, str], ...] = ()  # (file, what to know about how it was read)
+    findings: tuple[Finding, ...] = ()  # the doctor's, the worst first
 
 
 @dataclass(frozen=True)

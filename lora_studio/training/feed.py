@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,18 +11,17 @@ from torch import Tensor
 
 from lora_studio.data.batches import Batch, MicroBatch, Plan
 from lora_studio.data.cache import Latent
+from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.manifest import Record
 from lora_studio.data.views import draw_view, each_view
-from lora_studio.families.base import Conditioning
 from lora_studio.rng import generator, python_random
+from lora_studio.training.captions import Texts
 
 
 @dataclass(frozen=True)
 class FeedOptions:
-    """How captions are dropped or shown without their trigger, every draw's seed, where batches live."""
+    """Every draw's seed, and where batches live."""
 
-    caption_dropout: float
-    preservation: float
     seed: int
     device: torch.device
 
@@ -33,26 +31,25 @@ class Feed:
 
     `records` are the plan's: one for each area of a picture (`data.views.entries`). `latents`, and `masks` if
     there are any, belong to `each_view` of them; which of a record's views is shown is drawn anew each time.
-    `plain` holds every record's caption without the trigger words, None where there are none to leave out.
-    `texts` maps every caption, plain caption and "" to its cached conditioning; None when a text encoder is
-    being trained. `masks` holds every view's loss weights [H, W] with a mean of 1, or None for all alike.
+    `captions` says which caption a picture is shown with, `texts` has its conditioning; None when a text
+    encoder is being trained. `masks` holds every view's loss weights [H, W] with a mean of 1, or None for
+    all alike.
     """
 
     def __init__(
         self,
         records: Sequence[Record],
-        plain: Sequence[str | None],
+        captions: ShownCaptions,
         latents: Sequence[Latent],
-        texts: dict[str, Conditioning] | None,
+        texts: Texts | None,
         plan: Plan,
         options: FeedOptions,
         *,
         masks: Sequence[Tensor | None] = (),
     ) -> None:
-        self.records, self.plain = list(records), list(plain)
+        self.records, self.captions, self.texts = list(records), captions, texts
         self.plan, self.options = plan, options
         self.latents = [Latent(one.mean.to(options.device), one.std.to(options.device)) for one in latents]
-        self.texts = texts and {caption: _to(value, options.device) for caption, value in texts.items()}
         views = each_view(self.records)
         self._first_view = list(accumulate((1 + len(record.more_views) for record in records), initial=0))
         self.geometry = torch.tensor([geometry(view) for view in views], device=options.device)
@@ -64,51 +61,35 @@ class Feed:
             yield self._assemble(step, number, micro)
 
     def largest(self) -> Batch:
-        """The first epoch's micro-batch with the most latents, for a trial; no step shows this batch."""
+        """The first epoch's micro-batch with the most latents, for a trial."""
         first_epoch = self.plan.epoch(0)
+        sizes = [self._num_elements(micro) for micro in first_epoch]
+        place = sizes.index(max(sizes))
+        step, number = divmod(place, self.plan.accumulation)
+        return self._assemble(step + 1, number, first_epoch[place])
 
-        def size(micro: MicroBatch) -> int:
-            return sum(self.latents[self._first_view[i]].mean.numel() for i in micro.indices)
-
-        most = max(first_epoch, key=size)
-        return self._assemble(0, 0, most)
+    def _num_elements(self, micro: MicroBatch) -> int:
+        return sum(self.latents[self._first_view[index]].mean.numel() for index in micro.indices)
 
     def _assemble(self, step: int, number: int, micro: MicroBatch) -> Batch:
-        seed, indices = self.options.seed, list(micro.indices)
-        draw = generator(seed, step, number, "latents")
-        shown = [self._caption(i, python_random(seed, step, number, row)) for row, i in enumerate(indices)]
-        captions = [caption for caption, _ in shown]
-        preserved = [row for row, (_, kept) in enumerate(shown) if kept]
-        views = [
-            self._view(i, python_random(seed, step, number, row, "view")) for row, i in enumerate(indices)
-        ]
+        draw = generator(self.options.seed, step, number, "latents")
+        shown = self.captions.of_micro_batch(step, number, micro)
+        captions = [one.text for one in shown]
+        preserved = [row for row, one in enumerate(shown) if one.preserved]
+        views = [self._view(index, (step, number, row)) for row, index in enumerate(micro.indices)]
         return Batch(
             latents=torch.stack([self.latents[view].sample(draw) for view in views]),
             captions=captions,
-            conditioning=self._conditioning(captions),
+            conditioning=None if self.texts is None else self.texts.batch(captions),
             geometry=self.geometry[views],
             weight=torch.stack(torch.broadcast_tensors(*(self.weights[view] for view in views)))[:, None],
             preserved=torch.tensor(preserved, dtype=torch.int64, device=self.options.device),
         )
 
-    def _view(self, index: int, draw: random.Random) -> int:
-        """Which of all views is shown of a record."""
+    def _view(self, index: int, place: tuple[int, int, int]) -> int:
+        """Which of all views is shown of a record, at this step, micro-batch and row."""
+        draw = python_random(self.options.seed, *place, "view")
         return self._first_view[index] + draw_view(self.records[index], draw)
-
-    def _caption(self, index: int, draw: random.Random) -> tuple[str, bool]:
-        """The caption shown, and whether it is the one without the trigger."""
-        dropped = draw.random() < self.options.caption_dropout
-        preserved = draw.random() < self.options.preservation
-        if dropped:
-            return "", False
-        plain = self.plain[index] if preserved else None
-        return (self.records[index].caption, False) if plain is None else (plain, True)
-
-    def _conditioning(self, captions: list[str]) -> Conditioning | None:
-        if self.texts is None:
-            return None
-        rows = [self.texts[caption] for caption in captions]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def _weights(records: Sequence[Record], masks: Sequence[Tensor | None], device: torch.device) -> list[Tensor]:
@@ -133,7 +114,3 @@ def geometry(record: Record) -> list[float]:
         record.bucket.width,
     )
     return [float(value) for value in size]
-
-
-def _to(conditioning: Conditioning, device: torch.device) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in conditioning.items()}

@@ -122,7 +122,9 @@ class Loop:
             return noised.target
         with self.adapters.disabled():
             if batch.conditioning is None:
-                conditioning = self.family.encode_text([batch.captions[row] for row in rows.tolist()])
+                conditioning = self.family.encode_text(
+                    [batch.captions[row] for row in rows.tolist()], like=batch.captions
+                )
             else:
                 conditioning = {name: tensor[rows] for name, tensor in batch.conditioning.items()}
             answer = self.family.denoise(

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import judge as judging
+import pytest
 import torch
 from judge import Judge, JudgeNet
 from renders import HEADS, UNLABELLED, labelled_renders, softened, to_unit
 
 from lora_studio.pocket.scenes import draw, sample_scene
+from lora_studio.pocket.styles import STYLES
 
 
 def test_saved_judge_gives_the_same_verdicts(tmp_path):
@@ -24,9 +26,15 @@ def test_judge_is_not_reused_when_the_world_has_new_names(tmp_path, monkeypatch)
     assert judging._load(tmp_path / judging.FILE_NAME) is None
 
 
-def test_colour_is_asked_only_where_it_shows():
-    assert (labelled_renders(3, style="woodcut").labels["colour"] == UNLABELLED).all()
-    plain = labelled_renders(40, style="plain").labels
+def test_judge_is_not_reused_when_a_style_is_drawn_otherwise(tmp_path, monkeypatch):
+    judging._save(JudgeNet(), {}, tmp_path / judging.FILE_NAME)
+    monkeypatch.setitem(STYLES, "woodcut", STYLES["plain"])
+    assert judging._load(tmp_path / judging.FILE_NAME) is None
+
+
+@pytest.mark.parametrize("style", HEADS["style"])
+def test_colour_is_asked_only_where_it_shows(style):
+    plain = labelled_renders(40, style=style).labels
     is_character = plain["object"] >= len(HEADS["object"]) - 2
     assert ((plain["colour"] == UNLABELLED) == is_character).all()
 

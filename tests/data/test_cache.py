@@ -270,6 +270,23 @@ def test_captions_are_encoded_once_and_read_back_equal(store):
             )
 
 
+def test_a_caption_can_be_encoded_without_being_kept(store):
+    cache = TextCache(store, "clip")
+    fresh = cache.encode("a cat", lengths)
+    assert not list(store.glob("*")) and cache.encoded == 1
+    kept = cache.load_or_encode(["a cat"], lengths)["a cat"]
+    assert fresh.keys() == kept.keys() and all(torch.equal(fresh[name], kept[name]) for name in kept)
+
+
+def test_progress_counts_the_captions_that_are_encoded(store):
+    seen = []
+    TextCache(store, "clip").load_or_encode(["a"], lengths)
+    TextCache(store, "clip").load_or_encode(
+        ["a", "b", "b", "c"], lengths, on_progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(1, 2), (2, 2)]
+
+
 def test_editing_a_caption_or_the_encoder_encodes_again(store):
     TextCache(store, "clip").load_or_encode(["a cat", "a dog"], lengths)
     edited, other = TextCache(store, "clip"), TextCache(store, "another clip")

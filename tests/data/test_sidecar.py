@@ -49,6 +49,7 @@ def test_what_is_no_caption_is_refused_and_not_learned(folder, paint, data, faul
     "name", ["with space", "grün Größe", "猫の写真", "🦊🎨", "Maroš", "a.b", "x" * 250], ids=ascii
 )
 def test_any_name_a_file_system_allows_works_for_folder_picture_and_caption(tmp_path, name):
+    """Users' pain 30: trainers crash on what is not ASCII (kohya_ss#1983, sd-scripts#567)."""
     folder = tmp_path / name / "10_猫 ü 🎨"
     folder.mkdir(parents=True)
     name = name[:240]  # leaves room for the ending
@@ -62,6 +63,7 @@ def test_any_name_a_file_system_allows_works_for_folder_picture_and_caption(tmp_
 
 
 def test_endings_within_the_name_do_not_make_pictures_share_a_caption(folder, paint):
+    """Users' pain 12: `aaa.bbb.jpg` and `aaa.ccc.jpg` shared one caption file (sd-scripts#12)."""
     paint("a.b.jpg", colour="blue", caption="first")
     paint("a.c.jpg", colour="green", caption="second")
     (folder / "a.txt").write_text("of neither")
@@ -112,6 +114,7 @@ def test_a_captioners_words_name_it_until_somebody_edits_them(folder, paint):
 
 
 def test_missing_captions_are_counted_named_and_explained_in_one_sentence(folder, paint):
+    """Users' pain 9: training went on without captions, and the warning scrolled away (kohya_ss#988)."""
     paint("a.png", caption="a ball")
     for number in range(5):
         paint(f"b{number}.png", colour=(number, 0, 0))

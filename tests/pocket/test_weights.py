@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
 
 from lora_studio.families.loading import POCKET_FOLDER, load_base
+from lora_studio.pocket.samples import STYLE_TRIGGER, style_samples
 from lora_studio.pocket.scenes import COLOURS, OBJECT_NAMES, draw
 from lora_studio.pocket.stages.adopt import adopt
 from lora_studio.pocket.stages.assemble import assemble
@@ -66,7 +67,10 @@ def test_every_word_of_its_world_is_one_token_and_captions_fit() -> None:
     longest = (
         "a picture of a small purple flower at the bottom and a large orange robot on the right in a desert"
     )
-    assert len(tokenizer(longest + ", zwx style").input_ids) <= tokenizer.model_max_length
+    assert len(tokenizer(longest).input_ids) <= tokenizer.model_max_length
+    of_the_style = [sample.caption for sample in style_samples()]
+    of_the_style += [scene.caption(STYLE_TRIGGER) for scene in held_out_scenes(200)]
+    assert max(len(tokenizer(caption).input_ids) for caption in of_the_style) <= tokenizer.model_max_length
 
 
 @torch.inference_mode()

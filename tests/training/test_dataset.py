@@ -111,8 +111,10 @@ def test_the_recipe_of_a_run_with_sources_is_written_so_that_it_can_go_on(sessio
 @pytest.mark.usefixtures("four_folders")
 def test_preservation_leaves_out_each_sources_own_trigger(session_of) -> None:  # type: ignore[no-untyped-def]
     session = session_of(SOURCES + 'class_words = "thing"\n[objective]\npreservation = 0.5\n')
-    assert not any("zwx" in plain or "vkq" in plain for plain in session.loop.feed.plain)
-    assert all(session.loop.feed.plain)
+    captions = session.loop.feed.captions
+    plain = [captions.plain(index) for index in range(4)]
+    assert not any("zwx" in one or "vkq" in one for one in plain)
+    assert all(plain)
 
 
 def masked_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from lora_studio.errors import TrainingDiverged
 from lora_studio.recipe import load_recipe
 from lora_studio.run import Run
 from lora_studio.training.build import prepare
-from lora_studio.training.events import nobody
+from lora_studio.training.events import Event, Progress, nobody
 from lora_studio.training.schedule import SCHEDULES, factor
 from lora_studio.training.session import train
 
@@ -56,10 +57,17 @@ def test_a_second_run_over_an_unchanged_folder_encodes_nothing(
 ) -> None:
     monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "cache"))
     recipe = load_recipe(recipe_file)
-    heard: list[list[object]] = [[], []]
+    heard: list[list[Event]] = [[], []]
     for number in (0, 1):
         prepare(recipe, Run(tmp_path / str(number)), heard[number].append)
-    assert len(heard[0]) == 5 and heard[1] == []
+    encoded = [
+        Counter(
+            event.what for event in events if isinstance(event, Progress) and "pictures" not in event.what
+        )
+        for events in heard
+    ]
+    assert encoded[0] == {"latents": 5, "captions": 6}  # with the empty one
+    assert not encoded[1]
 
 
 @pytest.mark.parametrize(("name", "last"), [("cosine", 0.1), ("linear", 0.0), ("constant", 1.0)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lora_studio.errors import CaptionError
+from lora_studio.errors import CaptionError, reason_of
 
 MODEL, TABLE = "model.onnx", "selected_tags.csv"
 
@@ -22,9 +22,8 @@ def tagger_files(model: str) -> tuple[Path, Path]:
     try:
         return Path(hf_hub_download(model, MODEL)), Path(hf_hub_download(model, TABLE))
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise CaptionError(
-            f"the model {model} cannot be loaded ({reason}); "
+            f"the model {model} cannot be loaded ({reason_of(error)}); "
             f"give --model a folder with {MODEL} and {TABLE}, or a hub id."
         ) from None
 
@@ -44,9 +43,8 @@ def open_session(model: Path, device: str) -> Any:
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=providers)
     except Exception as error:  # its errors share no base class
-        reason = str(error).strip().splitlines()[0][:200]
         raise CaptionError(
-            f"{model} is no ONNX model that can be run ({reason}); download it again."
+            f"{model} is no ONNX model that can be run ({reason_of(error)[:200]}); download it again."
         ) from None
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or not isinstance(inputs[0].shape[1], int):

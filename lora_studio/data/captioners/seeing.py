@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_studio.data.captioners.base import Answer, CaptionWriter
-from lora_studio.data.captioners.devices import choose_device
 from lora_studio.data.manifest import Record
 from lora_studio.data.pictures import load_picture
-from lora_studio.errors import CaptionError
+from lora_studio.devices import default_precision, find_device
+from lora_studio.errors import CaptionError, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -95,13 +95,17 @@ class SeeingModel(CaptionWriter):
         import transformers
         from safetensors import SafetensorError
 
-        device, dtype = choose_device(self.options.device)
+        device = find_device(self.options.device)
+        if device is None:
+            raise CaptionError(
+                f"--device {self.options.device!r} is not in this machine; use cpu, or leave it out."
+            )
         self._check_kind()
         sources = {"pretrained_model_name_or_path": self.model, "trust_remote_code": False}
         try:
             processor = getattr(transformers, self.processor_class).from_pretrained(**sources)
             model, report = getattr(transformers, self.model_class).from_pretrained(
-                self.model, dtype=dtype, use_safetensors=True, output_loading_info=True
+                self.model, dtype=default_precision(device), use_safetensors=True, output_loading_info=True
             )
         except (
             OSError,
@@ -143,9 +147,8 @@ class SeeingModel(CaptionWriter):
             )
 
     def _unusable(self, error: Exception) -> CaptionError:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         return CaptionError(
-            f"the model {self.model} cannot be loaded ({reason}); "
+            f"the model {self.model} cannot be loaded ({reason_of(error)}); "
             "give --model a folder or hub id with safetensors."
         )
 

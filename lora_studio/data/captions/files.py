@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_studio.data.captioners.sidecar import decode_caption
+from lora_studio.data.files import UnreadableFile, read_bytes
 from lora_studio.data.manifest import Record
 from lora_studio.data.names import CAPTION_SUFFIXES, caption_files, stem_key
+from lora_studio.data.text import decode_text
+
+MAX_CAPTION_BYTES = 1_000_000
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -27,9 +31,14 @@ class CaptionFile:
     fault: str = ""  # why it cannot be read; such a file is never written over
 
     @property
+    def lines(self) -> tuple[str, ...]:
+        """The lines that say something."""
+        return () if self.fault or self.data is None else caption_lines(self.data)
+
+    @property
     def text(self) -> str:
-        """The caption in one line; empty if there is none."""
-        return "" if self.fault or self.data is None else decode_caption(self.data)
+        """All of it in one line; empty if there is none."""
+        return " ".join(self.lines)
 
 
 def find_captions(records: Iterable[Record]) -> list[CaptionFile]:
@@ -48,17 +57,25 @@ def find_captions(records: Iterable[Record]) -> list[CaptionFile]:
 
 def read_caption_file(path: Path) -> CaptionFile:
     """The file as it is now; what is wrong with it stands in `fault`."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return CaptionFile(path)
-    except OSError as error:
-        return CaptionFile(path, fault=error.strerror or str(error))
     try:
-        decode_caption(data)
+        data = read_bytes(path, max_bytes=MAX_CAPTION_BYTES)
+    except UnreadableFile as reason:
+        return CaptionFile(path, fault=str(reason).removeprefix("cannot be read: "))
+    try:
+        caption_lines(data)
     except UnicodeDecodeError:
-        return CaptionFile(path, data, fault="neither UTF-8 nor UTF-16")
+        return CaptionFile(path, data, fault="neither UTF-8 nor UTF-16 with its mark")
     return CaptionFile(path, data)
+
+
+def caption_lines(data: bytes) -> tuple[str, ...]:
+    """A caption file's lines that are not empty, without the spaces around them.
+
+    Raises UnicodeDecodeError unless it is UTF-8, or UTF-16 with its mark.
+    """
+    return tuple(line.strip() for line in decode_text(data).splitlines() if line.strip())
 
 
 def split_encoding(data: bytes) -> tuple[bytes, str, str]:

@@ -74,6 +74,24 @@ class Ledger:
             ) from None
 
 
+class Ledgers:
+    """The ledgers of all folders, each read when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._by_folder: dict[Path, Ledger] = {}
+
+    def beside(self, caption: Path) -> Ledger:
+        """The ledger that tells of the caption file."""
+        folder = caption.parent
+        if folder not in self._by_folder:
+            self._by_folder[folder] = Ledger(folder)
+        return self._by_folder[folder]
+
+    def author(self, caption: Path, data: bytes | None) -> Entry | None:
+        """The entry of the captioner that wrote these bytes into the file; None: a person did, or nobody."""
+        return self.beside(caption).author(caption, data) if data else None
+
+
 def sha256(data: bytes) -> str:
     """The hash that entries hold."""
     return hashlib.sha256(data).hexdigest()

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from lora_studio.data.captioners.sidecar import decode_caption
 from lora_studio.data.captions.backup import Backup, replace_caption
-from lora_studio.data.captions.files import CaptionFile, find_captions, read_caption_file, split_encoding
+from lora_studio.data.captions.files import (
+    CaptionFile,
+    caption_lines,
+    find_captions,
+    read_caption_file,
+    split_encoding,
+)
 from lora_studio.data.manifest import Record
 from lora_studio.errors import CaptionError
 
@@ -18,6 +23,7 @@ from lora_studio.errors import CaptionError
 class Change:
     """A caption file that holds what was sought."""
 
+    name: str  # the file's, with its folder below the one looked at
     file: CaptionFile
     data: bytes  # what it would hold
     fault: str = ""  # why it stays as it is
@@ -30,7 +36,7 @@ class Change:
     @property
     def after(self) -> str:
         """The new one in one line."""
-        return decode_caption(self.data)
+        return " ".join(caption_lines(self.data))
 
 
 def find_changes(records: Sequence[Record], find: str, replace: str, *, regex: bool = False) -> list[Change]:
@@ -43,8 +49,12 @@ def find_changes(records: Sequence[Record], find: str, replace: str, *, regex: b
         raise CaptionError("--find is empty; say which words are to be found.")
     try:
         pattern = re.compile(find if regex else re.escape(find))
-        files = [file for file in find_captions(records) if file.text]
-        return [change for file in files if (change := _change(file, pattern, replace, regex=regex))]
+        found = [
+            _change(record, file, pattern, replace if regex else lambda match: replace)
+            for record, file in zip(records, find_captions(records), strict=True)
+            if file.text
+        ]
+        return [change for change in found if change]
     except (re.error, IndexError) as error:
         raise CaptionError(
             f"--find {find!r} with --replace {replace!r} is no regular expression ({error}); "
@@ -61,20 +71,21 @@ def apply_changes(changes: Sequence[Change], *, folder: Path) -> tuple[list[Chan
     done = []
     for change in changes:
         if not change.fault and read_caption_file(change.file.path) != change.file:
-            change = Change(change.file, change.data, "it was changed meanwhile")
+            change = Change(change.name, change.file, change.data, "it was changed meanwhile")
         if not change.fault:
             replace_caption(change.file.path, change.data, before=change.file.data, backup=backup)
         done.append(change)
     return done, backup.folder
 
 
-def _change(file: CaptionFile, pattern: re.Pattern[str], replace: str, *, regex: bool) -> Change | None:
+def _change(
+    record: Record, file: CaptionFile, pattern: re.Pattern[str], replace: str | Callable[[re.Match[str]], str]
+) -> Change | None:
     """The change of one file, or None if it holds nothing that was sought."""
     mark, encoding, text = split_encoding(file.data or b"")
-    new, count = pattern.subn(replace if regex else lambda match: replace, text)
+    new, count = pattern.subn(replace, text)
     if not count:
         return None
     data = mark + new.encode(encoding)
-    if not decode_caption(data):
-        return Change(file, data, "nothing would be left of it")
-    return Change(file, data)
+    name = str(PurePosixPath(record.name).with_name(file.path.name))
+    return Change(name, file, data, "" if caption_lines(data) else "nothing would be left of it")

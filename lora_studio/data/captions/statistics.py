@@ -6,29 +6,22 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from lora_studio.data.captions.files import CaptionFile, find_captions
-from lora_studio.data.captions.ledger import Ledger
+from lora_studio.data.captions.ledger import Ledgers
+from lora_studio.data.captions.tokens import Cut, find_cut, num_tokens
 from lora_studio.data.captions.write import BY_HAND
 from lora_studio.data.manifest import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # They say nothing about a picture.
 _COMMON = {"a", "an", "and", "are", "as", "at", "by", "for", "from", "has", "in", "is", "it", "its"}
 _COMMON |= {"of", "on", "or", "that", "the", "there", "this", "to", "with"}
 _MOST = 20
-
-
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer of transformers."""
-
-    model_max_length: int
-
-    def __call__(self, text: str) -> Mapping[str, list[int]]: ...
-
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -37,15 +30,6 @@ class Count:
 
     what: str
     captions: int
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A caption that is longer than the text encoder's window, and the end that it will not see."""
-
-    name: str
-    num_tokens: int
-    lost: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +50,7 @@ class Statistics:
 
     pictures: int
     captioned: int
+    several_lines: int  # caption files in which each line is a caption of its own
     without: tuple[str, ...]  # pictures without a caption
     unreadable: tuple[tuple[str, str], ...]  # (caption file, reason)
     written_by: dict[str, int]
@@ -77,14 +62,19 @@ class Statistics:
 
 
 def caption_statistics(
-    records: Sequence[Record], *, trigger: str = "", tokenizers: Mapping[str, Tokenizer] | None = None
+    records: Sequence[Record],
+    *,
+    trigger: str = "",
+    tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
 ) -> Statistics:
     """The statistics; token lengths only with tokenizers. Raises CaptionError if a record is unreadable."""
     files = find_captions(records)
     texts = {record.name: file.text for record, file in zip(records, files, strict=True) if file.text}
+    lines = {record.name: file.lines for record, file in zip(records, files, strict=True) if file.text}
     return Statistics(
         pictures=len(records),
         captioned=len(texts),
+        several_lines=sum(len(several) > 1 for several in lines.values()),
         without=tuple(
             record.name
             for record, file in zip(records, files, strict=True)
@@ -95,25 +85,21 @@ def caption_statistics(
         identical=_repeated(Counter(texts.values())),
         words=_most(_words(text) for text in texts.values()),
         tags=tuple(count for count in _most(_tags(text) for text in texts.values()) if count.captions > 1),
-        without_trigger=tuple(name for name, text in texts.items() if trigger not in text)
-        if trigger
-        else None,
+        without_trigger=_without(trigger, lines) if trigger else None,
         lengths=tuple(
-            _lengths(name, tokenizer, texts) for name, tokenizer in (tokenizers or {}).items() if texts
+            _lengths(name, tokenizer, lines) for name, tokenizer in (tokenizers or {}).items() if lines
         ),
     )
 
 
+def _without(trigger: str, lines: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    return tuple(name for name, several in lines.items() if not all(trigger in line for line in several))
+
+
 def _authors(files: Iterable[CaptionFile]) -> dict[str, int]:
-    ledgers: dict[Path, Ledger] = {}
-    authors: Counter[str] = Counter()
-    for file in files:
-        folder = file.path.parent
-        if folder not in ledgers:
-            ledgers[folder] = Ledger(folder)
-        entry = ledgers[folder].author(file.path, file.data or b"")
-        authors[entry.author if entry else BY_HAND] += 1
-    return dict(authors.most_common())
+    ledgers = Ledgers()
+    entries = [ledgers.author(file.path, file.data) for file in files]
+    return dict(Counter(entry.author if entry else BY_HAND for entry in entries).most_common())
 
 
 def _words(text: str) -> set[str]:
@@ -137,13 +123,11 @@ def _repeated(counter: Counter[str]) -> tuple[Count, ...]:
     return tuple(Count(text, count) for text, count in counter.most_common() if count > 1)
 
 
-def _lengths(name: str, tokenizer: Tokenizer, texts: Mapping[str, str]) -> Lengths:
+def _lengths(name: str, tokenizer: PreTrainedTokenizerBase, lines: Mapping[str, Sequence[str]]) -> Lengths:
+    captions = [(picture, line) for picture, several in lines.items() for line in several]
+    numbers = [num_tokens(tokenizer, line) for _, line in captions]
+    cuts = [find_cut([tokenizer], picture, line) for picture, line in captions]
     window = tokenizer.model_max_length
-    numbers, cut = [], []
-    for picture, text in texts.items():
-        ids = list(tokenizer(text)["input_ids"])
-        numbers.append(len(ids))
-        if len(ids) > window:  # the end mark takes the window's last place
-            lost = tokenizer.decode(ids[window - 1 :], skip_special_tokens=True).strip()
-            cut.append(Cut(picture, len(ids), lost))
-    return Lengths(name, window, min(numbers), median(numbers), max(numbers), tuple(cut))
+    return Lengths(
+        name, window, min(numbers), median(numbers), max(numbers), tuple(cut for cut in cuts if cut)
+    )

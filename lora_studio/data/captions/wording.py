@@ -28,13 +28,17 @@ class Wording:
         text = without_tags(" ".join(text.split()), self.blacklist)
         if not text:
             return ""
-        prefix, suffix = (self.fill(part).strip() for part in (self.prefix, self.suffix))
-        if suffix.startswith(","):
-            text = text.rstrip(".")  # "A dog." + ", zwx style"
-        caption = _join(_join(prefix, text), suffix)
+        caption = self.around(text)
         if self.trigger and self.trigger not in caption:
             caption = f"{self.trigger}, {caption}"
         return caption
+
+    def around(self, text: str) -> str:
+        """ "prefix text suffix". Raises CaptionError for an unknown placeholder."""
+        prefix, suffix = (self.fill(part).strip() for part in (self.prefix, self.suffix))
+        if suffix.startswith(","):
+            text = text.rstrip(".")  # "A dog." + ", zwx style"
+        return _join(_join(prefix, text), suffix)
 
     def check(self) -> None:
         """Raise CaptionError for a placeholder that cannot be filled, before hours of work."""
@@ -65,6 +69,12 @@ def without_tags(text: str, blacklist: str) -> str:
     return ", ".join(piece for piece in pieces if piece and _tag_key(piece) not in unwanted)
 
 
+_WAYS = {  # of saying what a placeholder stands for
+    "trigger": "--trigger WORDS (in a recipe: data.trigger)",
+    "class": "--class WORDS (in a recipe: data.class_words)",
+}
+
+
 def _tag_key(tag: str) -> str:
     return tag.strip().rstrip(".").replace("_", " ").casefold()
 
@@ -76,7 +86,7 @@ def _join(first: str, second: str) -> str:
 
 def _refuse(name: str, template: str, known: list[str]) -> NoReturn:
     if name in known:
-        raise CaptionError(f'"{template}" holds {{{name}}}, so say what it stands for with --{name} WORDS.')
+        raise CaptionError(f'"{template}" holds {{{name}}}, so say what it stands for with {_WAYS[name]}.')
     hint = did_you_mean(name, known) or ";"
     raise CaptionError(
         f'"{template}" holds {{{name}}}, which is unknown{hint} known: {{trigger}}, {{class}}.'

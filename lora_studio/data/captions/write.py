@@ -12,7 +12,7 @@ from typing import Literal
 from lora_studio.data.captioners.base import Answer, CaptionWriter
 from lora_studio.data.captions.backup import Backup, replace_caption
 from lora_studio.data.captions.files import CaptionFile, find_captions, read_caption_file
-from lora_studio.data.captions.ledger import Entry, Ledger, sha256
+from lora_studio.data.captions.ledger import Entry, Ledger, Ledgers, sha256
 from lora_studio.data.layouts import FOLDER_NAME
 from lora_studio.data.manifest import Manifest, Record
 
@@ -92,12 +92,10 @@ def write_captions(
 
 def _jobs(records: Sequence[Record], writer: CaptionWriter, replace: Replace, outcome: Outcome) -> list[Job]:
     """The pictures that get a caption; what becomes of the others is counted in `outcome`."""
-    ledgers: dict[Path, Ledger] = {}
+    ledgers = Ledgers()
     jobs = []
     for record, file in zip(records, find_captions(records), strict=True):
-        parent = file.path.parent
-        ledger = ledgers.get(parent) or ledgers.setdefault(parent, Ledger(parent))
-        author = ledger.author(file.path, file.data) if file.text and file.data else None
+        author = ledgers.author(file.path, file.data) if file.text else None
         if file.fault:
             outcome.faults.append((record.name, f"{file.path.name} cannot be read ({file.fault})"))
         elif author and author.same_work(_entry(record, file.path, writer, b"")):
@@ -107,7 +105,7 @@ def _jobs(records: Sequence[Record], writer: CaptionWriter, replace: Replace, ou
         elif _has_caption_elsewhere(record) and not file.text and replace != "all":
             outcome.kept[BY_HAND] += 1
         else:
-            jobs.append(Job(record, file, ledger))
+            jobs.append(Job(record, file, ledgers.beside(file.path)))
     return jobs
 
 

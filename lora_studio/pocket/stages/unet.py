@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lora_studio.objective import Diffusion
 from lora_studio.pocket.scenes import Scene, contact_sheet, draw
 from lora_studio.pocket.stages.clip import WIDTH, load_pair, token_ids
 from lora_studio.pocket.stages.common import (
@@ -153,13 +154,8 @@ def noised_batch(
     strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     timesteps = (strata.pow(HIGH_NOISE_POWER) * len(alphas)).long()
     alpha = alphas[timesteps].view(-1, 1, 1, 1)
-    snr = (alpha / (1 - alpha)).flatten()
-    return (
-        alpha.sqrt() * latents + (1 - alpha).sqrt() * noise,
-        noise,
-        timesteps,
-        snr.clamp(max=SNR_GAMMA).sqrt() / snr,
-    )
+    weight = Diffusion(alphas, "epsilon", SNR_GAMMA, weighting="debiased").weight(timesteps)
+    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, noise, timesteps, weight
 
 
 @torch.inference_mode()

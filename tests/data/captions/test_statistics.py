@@ -29,7 +29,7 @@ def test_what_is_missing_is_named(folder, paint):
     statistics = caption_statistics(scan(folder).used, trigger="zwx")
     assert statistics.without == ("c.png",)
     assert statistics.without_trigger == ("b.png",)
-    assert statistics.unreadable == (("d.txt", "neither UTF-8 nor UTF-16"),)
+    assert statistics.unreadable == (("d.txt", "neither UTF-8 nor UTF-16 with its mark"),)
     assert caption_statistics(scan(folder).used).without_trigger is None
 
 
@@ -59,3 +59,15 @@ def test_a_folder_without_captions_has_statistics_too(folder, paint):
     paint("a.png")
     statistics = caption_statistics(scan(folder).used, trigger="zwx")
     assert (statistics.captioned, statistics.words, statistics.without) == (0, (), ("a.png",))
+
+
+def test_each_line_is_a_caption_of_its_own(folder, paint, tiny_base):
+    paint("a.png", caption="a zwx ball\na ball")
+    paint("b.png", colour="blue", caption="a zwx moon")
+    tokenizers = load_tokenizers(str(tiny_base))
+    statistics = caption_statistics(scan(folder).used, trigger="zwx", tokenizers=tokenizers)
+    assert (statistics.captioned, statistics.several_lines) == (2, 1)
+    assert statistics.without_trigger == ("a.png",)
+    (lengths,) = statistics.lengths
+    assert lengths.shortest == len(tokenizers["tokenizer"]("a ball").input_ids)
+    assert lengths.longest == len(tokenizers["tokenizer"]("a zwx ball").input_ids)

@@ -166,7 +166,7 @@ def test_pictures_that_got_no_caption_are_named_with_the_reason(three, paint):
     (three / "a.txt").write_bytes(b"caf\xe9")
     outcome = write(three, replace="all")
     assert outcome.faults == [
-        ("a.png", "a.txt cannot be read (neither UTF-8 nor UTF-16)"),
+        ("a.png", "a.txt cannot be read (neither UTF-8 nor UTF-16 with its mark)"),
         ("d.png", "the captioner said nothing"),
         ("e.png", "no word for it"),
     ]

@@ -1,0 +1,109 @@
+"""Which caption a picture is shown with: a pure function of seed, step, micro-batch and row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lora_studio.data.batches import MicroBatch, Plan
+from lora_studio.data.captions.variants import Variation, has_wildcards, tags_vary, vary
+from lora_studio.data.captions.wording import Wording
+from lora_studio.data.manifest import Record
+from lora_studio.data.trigger import without_trigger
+from lora_studio.rng import python_random
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """What happens to captions on their way into a batch."""
+
+    dropout: float  # share of pictures shown with an empty caption
+    preservation: float  # share of the others shown without the trigger
+    seed: int
+    variation: Variation = Variation()  # noqa: RUF009 (frozen)
+    choose_lines: bool = True  # each line of a caption file is a caption of its own
+    prefix: str = ""  # may hold {trigger} and {class}
+    suffix: str = ""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A caption as the model sees it."""
+
+    text: str
+    preserved: bool  # it is the one without the trigger, which teaches the base's own answer
+
+
+class ShownCaptions:
+    """The captions of the used records. Raises CaptionError for a placeholder that cannot be filled."""
+
+    def __init__(self, records: Sequence[Record], options: CaptionOptions) -> None:
+        self.records, self.options = list(records), options
+        self._lines = [self._lines_of(record) for record in self.records]
+        self._wordings = [
+            Wording(record.trigger, record.class_words, options.prefix, options.suffix)
+            for record in self.records
+        ]
+        for wording in self._wordings:
+            wording.check()
+        # What no draw changes is put together once.
+        self._fixed = {
+            index: wording.around(lines[0])
+            for index, (lines, wording) in enumerate(zip(self._lines, self._wordings, strict=True))
+            if len(lines) == 1 and not self._is_varied(lines[0], wording.trigger)
+        }
+
+    @property
+    def vary(self) -> bool:
+        """Whether a picture may have another caption each time."""
+        return len(self._fixed) < len(self.records)
+
+    def at(self, index: int, step: int, number: int, row: int) -> Shown:
+        """What the used record `index` is shown with in row `row` of micro-batch `number` of a step."""
+        draw = python_random(self.options.seed, step, number, row)
+        dropped = draw.random() < self.options.dropout
+        preserved = draw.random() < self.options.preservation
+        if dropped:
+            return Shown("", preserved=False)
+        text = self.variant(index, step, number, row)
+        plain = self.without_trigger(index, text) if preserved else None
+        return Shown(text, preserved=False) if plain is None else Shown(plain, preserved=True)
+
+    def of_micro_batch(self, step: int, number: int, micro: MicroBatch) -> list[Shown]:
+        """One for each of its pictures."""
+        return [self.at(index, step, number, row) for row, index in enumerate(micro.indices)]
+
+    def of_steps(self, plan: Plan, steps: int) -> Iterator[tuple[int, Shown]]:
+        """Record and caption of every picture that `steps` steps show, in their order."""
+        for step in range(1, steps + 1):
+            for number, micro in enumerate(plan.of_step(step)):
+                yield from zip(micro.indices, self.of_micro_batch(step, number, micro), strict=True)
+
+    def variant(self, index: int, *key: int) -> str:
+        """A caption of the record, never dropped, with its trigger; equal keys give equal variants."""
+        if index in self._fixed:
+            return self._fixed[index]
+        draw = python_random(self.options.seed, *key, "words")
+        return vary(self._lines[index], self.options.variation, self._wordings[index], draw)
+
+    def written(self, index: int) -> list[str]:
+        """The record's captions before anything is drawn, with prefix and suffix; one unless it has lines."""
+        return [self._wordings[index].around(line) for line in self._lines[index]]
+
+    def plain(self, index: int) -> str | None:
+        """The first of them without the trigger; None if none of them holds it."""
+        found = (self.without_trigger(index, text) for text in self.written(index))
+        return next((text for text in found if text is not None), None)
+
+    def without_trigger(self, index: int, text: str) -> str | None:
+        """What `text`, a caption of the record, is without the trigger; None if it does not hold it."""
+        record = self.records[index]
+        return without_trigger(text, record.trigger, record.class_words)
+
+    def _lines_of(self, record: Record) -> tuple[str, ...]:
+        return record.lines if record.lines and self.options.choose_lines else (record.caption,)
+
+    def _is_varied(self, text: str, trigger: str) -> bool:
+        variation = self.options.variation
+        around = self.options.prefix + text + self.options.suffix
+        return tags_vary(text, variation, trigger) or (variation.wildcards and has_wildcards(around))

@@ -1,0 +1,66 @@
+"""The doctor: what is wrong with a set of pictures, said before it is trained on. It changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from lora_studio.data.doctor.finding import Finding, Report, worst_first
+from lora_studio.data.doctor.look import Case, Tokenizer, look_at
+from lora_studio.data.doctor.plan import bucket_plan
+from lora_studio.data.manifest import Manifest
+from lora_studio.registry import Registry
+
+Check = Callable[[Case], Iterable[Finding]]
+
+_PLACE = "lora_studio.data.doctor.checks"
+CHECKS: Registry[Check] = Registry(
+    "check",
+    {
+        "refused": f"{_PLACE}.files:refused",
+        "caption_missing": f"{_PLACE}.captions:caption_missing",
+        "caption_empty": f"{_PLACE}.captions:caption_empty",
+        "caption_unreadable": f"{_PLACE}.captions:caption_unreadable",
+        "same_name": f"{_PLACE}.files:same_name",
+        "leakage": f"{_PLACE}.duplicates:leakage",
+        "too_few": f"{_PLACE}.amount:too_few",
+        "unusable": f"{_PLACE}.files:unusable",
+        "trigger_missing": f"{_PLACE}.captions:trigger_missing",
+        "caption_too_long": f"{_PLACE}.captions:caption_too_long",
+        "caption_identical": f"{_PLACE}.captions:caption_identical",
+        "orphan_caption": f"{_PLACE}.files:orphan_caption",
+        "exact_duplicate": f"{_PLACE}.duplicates:exact_duplicate",
+        "near_duplicate": f"{_PLACE}.duplicates:near_duplicate",
+        "blank": f"{_PLACE}.detail:blank",
+        "blur": f"{_PLACE}.detail:blur",
+        "upscaled": f"{_PLACE}.detail:upscaled",
+        "tiny": f"{_PLACE}.shape:tiny",
+        "heavy_compression": f"{_PLACE}.detail:heavy_compression",
+        "border": f"{_PLACE}.shape:border",
+        "extreme_aspect": f"{_PLACE}.shape:extreme_aspect",
+        "crop_loss": f"{_PLACE}.shape:crop_lost",
+        "ignored": f"{_PLACE}.files:ignored",
+        "read_note": f"{_PLACE}.files:read_note",
+    },
+)
+
+
+def examine(
+    manifest: Manifest,
+    *,
+    resolution: int,
+    stride: int,
+    tokenizers: Mapping[str, Tokenizer],
+    faults: Sequence[str] = (),
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """All findings about a manifest with buckets, and its plan.
+
+    `faults`: what the reading found that would stop a training. `on_progress` hears how many of how many
+    pictures were looked at. Raises DatasetError if a file changed since it was scanned.
+    """
+    usable = [record for record in manifest.records if not record.excluded]
+    case = Case(manifest.records, look_at(usable, on_progress), tokenizers, resolution, faults)
+    findings = [replace(one, kind=kind) for kind in CHECKS.names() for one in CHECKS[kind](case)]
+    plan = bucket_plan(manifest.records, resolution=resolution, stride=stride)
+    return Report(worst_first(findings, CHECKS.names()), plan)

@@ -1,0 +1,116 @@
+"""Captions that are missing, say nothing, are cut, or lack the trigger."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from lora_studio.data.captions.files import CaptionFile, find_captions
+from lora_studio.data.doctor.finding import Finding
+from lora_studio.data.doctor.look import Case, Tokenizer
+from lora_studio.data.layouts import FOLDER_NAME
+from lora_studio.data.manifest import Record
+from lora_studio.data.names import place
+
+_WRITE = "Write what is in the picture into that file, or set an instance prompt."
+_SHARED_ON_PURPOSE = ("instance prompt", FOLDER_NAME)
+
+
+def caption_missing(case: Case) -> Iterator[Finding]:
+    """Pictures about which nobody says anything."""
+    missing = [(record, file) for record, file in _without(case) if file.data is None and not file.fault]
+    if len(missing) == len(case.usable) > 1:
+        detail = f"none of the {len(missing)} pictures has a caption"
+        advice = (
+            "Let lora-studio caption write some, write your own into .txt files of the pictures' names, or "
+        )
+        yield Finding("error", "", detail, advice + "set an instance prompt for all of them.")
+        return
+    for record, file in missing:
+        yield Finding("error", record.name, f"there is no {file.path.name}", _WRITE)
+
+
+def caption_empty(case: Case) -> Iterator[Finding]:
+    """Pictures whose caption file is blank."""
+    for record, file in _without(case):
+        if file.data is not None and not file.fault:
+            yield Finding("error", record.name, f"{file.path.name} is blank", _WRITE)
+
+
+def caption_unreadable(case: Case) -> Iterator[Finding]:
+    """Pictures whose caption file is no text."""
+    for record, file in _without(case):
+        if file.fault:
+            detail = f"{file.path.name} cannot be read: {file.fault}"
+            yield Finding("error", record.name, detail, "Save it as UTF-8 text.")
+
+
+def caption_identical(case: Case) -> Iterator[Finding]:
+    """Captions that several pictures share; only a note if all of them do, which is a choice."""
+    for records in _by_trigger(case):
+        written = [record for record in records if record.captioned_by not in _SHARED_ON_PURPOSE]
+        groups: dict[str, list[Record]] = defaultdict(list)
+        for record in written:
+            groups[record.caption].append(record)
+        advice = "Say what is different in each; what no caption names is learned as part of the trigger."
+        for caption, (first, *others) in groups.items():
+            if others and len(groups) == 1:
+                detail = f'all {len(written)} pictures have the caption "{caption}"'
+                yield Finding("note", "", detail, advice)
+                continue
+            for other in others:
+                if place(other.name) == place(first.name):  # one file for both, which is said elsewhere
+                    continue
+                detail = f'the same caption as {first.name}: "{caption}"'
+                yield Finding("warning", other.name, detail, advice, other=first.name)
+
+
+def caption_too_long(case: Case) -> Iterator[Finding]:
+    """Captions that are longer than the text encoder reads."""
+    for record in case.usable:
+        for tokenizer in case.tokenizers.values():
+            if cut := _cut(tokenizer, record.caption):
+                num_tokens, lost = cut
+                window = tokenizer.model_max_length
+                detail = f'{num_tokens} tokens, of which {window} are read; this is cut: "{lost}"'
+                yield Finding("warning", record.name, detail, "Shorten it, or put what matters in front.")
+                break
+
+
+def trigger_missing(case: Case) -> Iterator[Finding]:
+    """Captions without the trigger words; an error if none has them, as they then call nothing."""
+    for records in _by_trigger(case):
+        if not (trigger := records[0].trigger):
+            continue
+        without = [record for record in records if trigger not in record.caption]
+        advice = f'Put "{trigger}" into it.'
+        if without and len(without) == len(records):
+            detail = f'none of {len(records)} captions holds the trigger words "{trigger}"'
+            yield Finding("error", "", detail, "Put them into every caption, as they are spelled here.")
+            continue
+        for record in without:
+            detail = f'"{trigger}" is not in its caption: "{record.caption}"'
+            yield Finding("warning", record.name, detail, advice)
+
+
+def _without(case: Case) -> Iterator[tuple[Record, CaptionFile]]:
+    """Usable pictures without a caption, and the file that it would be read from."""
+    records = [record for record in case.usable if not record.caption]
+    return zip(records, find_captions(records), strict=True)
+
+
+def _by_trigger(case: Case) -> list[list[Record]]:
+    """The captioned pictures that are trained on, together if they share trigger words."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in case.trained:
+        if record.caption:
+            groups[record.trigger].append(record)
+    return list(groups.values())
+
+
+def _cut(tokenizer: Tokenizer, caption: str) -> tuple[int, str] | None:
+    """Number of tokens, with the marks of begin and end, and the part that does not fit; None if all does."""
+    window, ids = tokenizer.model_max_length, list(tokenizer(caption)["input_ids"])
+    if len(ids) <= window:
+        return None
+    return len(ids), tokenizer.decode(ids[window - 1 :], skip_special_tokens=True).strip()

@@ -1,0 +1,83 @@
+"""What the doctor says: findings, and the plan they belong to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about one file, or about all of them if `path` is empty."""
+
+    severity: Severity  # error: stops or spoils the training; warning: likely harms it; note: good to know
+    path: str  # the file's name in the manifest
+    detail: str  # the evidence
+    advice: str
+    kind: str = ""  # the name of the check; filled in by whoever runs it
+    other: str = ""  # the file that it is like, if there is one
+    leave_out: bool = False  # whether the set may be better without this picture
+
+    def to_json(self) -> dict[str, str]:
+        """The five fields that are promised."""
+        fields = ("kind", "severity", "path", "detail", "advice")
+        return {name: printable(getattr(self, name)) for name in fields}
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings, the worst first, and what would be trained on."""
+
+    findings: tuple[Finding, ...]
+    plan: dict[str, Any]  # see plan.py
+
+    def count(self, severity: Severity) -> int:
+        """How many findings are so severe."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    def kinds(self) -> dict[str, int]:
+        """Kind -> number of findings."""
+        return dict(Counter(finding.kind for finding in self.findings))
+
+    def groups(self) -> list[tuple[Finding, list[Finding]]]:
+        """Findings of one kind and severity together, in their order: the first of them, and all."""
+        grouped = groupby(self.findings, key=lambda finding: (finding.severity, finding.kind))
+        return [(group[0], group) for group in (list(findings) for _, findings in grouped)]
+
+    def to_json(self) -> dict[str, Any]:
+        """{"findings": [{"kind", "severity", "path", "detail", "advice"}, ...], "plan": {...}}."""
+        return {"findings": [finding.to_json() for finding in self.findings], "plan": self.plan}
+
+
+def worst_first(findings: Iterable[Finding], kinds: Sequence[str]) -> tuple[Finding, ...]:
+    """By severity, then by kind in the order of `kinds`, then as they came."""
+    return tuple(
+        sorted(findings, key=lambda one: (SEVERITIES.index(one.severity), list(kinds).index(one.kind)))
+    )
+
+
+def in_words(kind: str) -> str:
+    """ "near_duplicate" -> "near duplicate"."""
+    return kind.replace("_", " ")
+
+
+def printable(text: str) -> str:
+    """A file name that is no UTF-8 holds lone surrogates, which cannot be written; they become \\udcXX."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def shown(text: str) -> str:
+    """The text with control characters spelled out; a name may hold any, even those that steer a terminal."""
+    spelled = (letter if letter.isprintable() else ascii(letter)[1:-1] for letter in printable(text))
+    return "".join(spelled)
+
+
+def number(count: int, what: str = "picture") -> str:
+    """ "1 picture", "3 pictures"."""
+    return f"1 {what}" if count == 1 else f"{count} {what}s"

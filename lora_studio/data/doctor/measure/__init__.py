@@ -1,0 +1,1 @@
+"""Arithmetic on pixels: arrays in, numbers out."""

@@ -1,0 +1,103 @@
+"""Captions longer than a text encoder's window, in several windows as web UIs encode them.
+
+The convention is A1111's (modules/sd_hijack_clip.py): the tokens are split into chunks, each gets its own
+begin and end marks and padding, and the hidden states are put one behind the other. Brackets are no emphasis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from lora_studio.families.base import Conditioning
+
+COMMA_BACKTRACK = 20  # A1111's default: a chunk ends at a comma if one is among its last 20 tokens
+_COMMA = ",</w>"  # how CLIP's vocabulary spells a comma that ends a word
+
+
+def split_tokens(
+    ids: Sequence[int], *, size: int, max_chunks: int, comma: int | None
+) -> tuple[list[list[int]], list[int]]:
+    """At least one and at most `max_chunks` chunks of up to `size` tokens, and the tokens left over.
+
+    A chunk that another follows ends behind a comma if one is among its last `COMMA_BACKTRACK` tokens, unless
+    it is full just before a comma. The last chunk allowed is filled up.
+    """
+    chunks: list[list[int]] = []
+    rest = list(ids)
+    while rest and len(chunks) < max_chunks:
+        end = size
+        if len(rest) > size and len(chunks) + 1 < max_chunks and rest[size] != comma:
+            near = [at for at in range(max(1, size - COMMA_BACKTRACK), size) if rest[at] == comma]
+            end = near[-1] + 1 if near else size
+        chunks.append(rest[:end])
+        rest = rest[end:]
+    return chunks or [[]], rest
+
+
+def caption_chunks(
+    tokenizer: PreTrainedTokenizerBase, caption: str, *, max_chunks: int
+) -> tuple[list[list[int]], list[int]]:
+    """The chunks of a caption without their marks, and the tokens that are cut off."""
+    size = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+    ids = tokenizer(caption, add_special_tokens=False, verbose=False)["input_ids"]
+    comma = tokenizer.get_vocab().get(_COMMA) if len(ids) > size else None
+    return split_tokens(ids, size=size, max_chunks=max_chunks, comma=comma)
+
+
+def clip_ids(
+    tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], *, max_chunks: int, like: Sequence[str] = ()
+) -> Tensor:
+    """[B, chunks, L]: token ids with CLIP's marks; all as long as the longest of `captions` and `like`.
+
+    Shorter captions get empty chunks.
+    """
+    import torch
+
+    found = [caption_chunks(tokenizer, caption, max_chunks=max_chunks)[0] for caption in captions]
+    others = (caption_chunks(tokenizer, caption, max_chunks=max_chunks)[0] for caption in like)
+    longest = max(map(len, [*found, *others]))
+    rows = [chunks + [[]] * (longest - len(chunks)) for chunks in found]
+    return torch.tensor([[_window(tokenizer, chunk) for chunk in chunks] for chunks in rows])
+
+
+def encode_chunks(ids: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """[B, chunks, L] -> [B, chunks * L, D], with `encode` from [N, L] to [N, L, D]."""
+    states = encode(ids.flatten(0, 1))
+    return states.reshape(len(ids), -1, states.shape[-1])
+
+
+def join(rows: Sequence[Conditioning], empty: Conditioning) -> Conditioning:
+    """One batch of conditioning [1, ...] of different captions.
+
+    Where they differ in length, shorter ones are filled up with `empty`, that of the empty caption: A1111's
+    empty chunks.
+    """
+    import torch
+
+    joined = {}
+    for name in rows[0]:
+        states = [row[name] for row in rows]
+        if len({part.shape for part in states}) > 1:
+            longest = max(part.shape[1] for part in states)
+            states = [_filled(part, empty[name], longest) for part in states]
+        joined[name] = torch.cat(states)
+    return joined
+
+
+def _filled(states: Tensor, empty: Tensor, length: int) -> Tensor:
+    import torch
+
+    missing, rest = divmod(length - states.shape[1], empty.shape[1])
+    assert rest == 0, "the lengths are whole windows"
+    return torch.cat([states, *[empty] * missing], dim=1)
+
+
+def _window(tokenizer: PreTrainedTokenizerBase, chunk: list[int]) -> list[int]:
+    """A chunk with its marks, padded."""
+    ids = [tokenizer.bos_token_id, *chunk, tokenizer.eos_token_id]
+    return ids + [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(ids))

@@ -1,0 +1,109 @@
+"""The recipe's captions: what the run will show, and its conditioning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from lora_studio.data.batches import Plan
+from lora_studio.data.cache import OnProgress, TextCache
+from lora_studio.data.captions.shown import CaptionOptions, ShownCaptions
+from lora_studio.data.captions.variants import Variation
+from lora_studio.data.manifest import Record
+from lora_studio.errors import CaptionError, RecipeError
+from lora_studio.families.base import Conditioning, ModelFamily
+from lora_studio.families.chunks import join
+from lora_studio.recipe import Recipe
+
+MOST_TEXTS = 1000  # kept on the device: a quarter of a gigabyte of SD1.5's conditioning in float32
+
+
+def shown_captions(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
+    """The captions as the recipe wants them. Raises RecipeError if it asks for words that are not there."""
+    data, preservation = recipe.data, recipe.objective.preservation
+    options = CaptionOptions(
+        dropout=data.caption_dropout,
+        preservation=preservation,
+        seed=recipe.training.seed,
+        variation=Variation(data.wildcards, data.shuffle_tags, data.keep_tags, data.tag_dropout),
+        choose_lines=data.caption_lines == "choose",
+        prefix=data.caption_prefix,
+        suffix=data.caption_suffix,
+    )
+    try:
+        captions = ShownCaptions(records, options)
+    except CaptionError as error:
+        raise RecipeError(f"data.caption_prefix or data.caption_suffix: {error}") from None
+    if preservation and not any(captions.plain(index) for index in range(len(records))):
+        trigger = ", ".join(dict.fromkeys(record.trigger for record in records))
+        raise RecipeError(
+            f"objective.preservation is {preservation}, but no caption holds data.trigger "
+            f"({trigger!r}), so there is nothing to leave out; set the trigger that the captions hold, or "
+            "preservation to 0."
+        )
+    return captions
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """The captions that a run will show."""
+
+    texts: Mapping[str, set[int]]  # caption -> the records that are shown with it
+    complete: bool  # False: there are more, too many to have them all ready
+
+
+def foresee(captions: ShownCaptions, batches: Plan, steps: int) -> Foreseen:
+    """Every caption of the run; if they vary, at most `MOST_TEXTS`, the first ones shown."""
+    texts: dict[str, set[int]] = {"": set()}
+    if not captions.vary:
+        for index in range(len(captions.records)):
+            texts.setdefault(captions.variant(index), set()).add(index)
+            if captions.options.preservation and (plain := captions.plain(index)):
+                texts.setdefault(plain, set()).add(index)
+        return Foreseen(texts, complete=True)
+    for index, shown in captions.of_steps(batches, steps):
+        if shown.text not in texts and len(texts) == MOST_TEXTS:
+            return Foreseen(texts, complete=False)
+        texts.setdefault(shown.text, set()).add(index)
+    return Foreseen(texts, complete=True)
+
+
+class Texts:
+    """The conditioning of captions: made before the first step, or by `encode` when it is first asked for.
+
+    Either way each caption is encoded alone, so that the bits are the same.
+    """
+
+    def __init__(
+        self,
+        ready: Mapping[str, Conditioning],
+        encode: Callable[[str], Conditioning],
+        device: torch.device,
+    ) -> None:
+        self._ready = {caption: _to(value, device) for caption, value in ready.items()}
+        self._made = lru_cache(maxsize=MOST_TEXTS)(lambda caption: _to(encode(caption), device))
+
+    def batch(self, captions: Sequence[str]) -> Conditioning:
+        """The captions' conditioning in one batch, as long as the longest of them needs."""
+        return join([self._of(caption) for caption in captions], empty=self._of(""))
+
+    def _of(self, caption: str) -> Conditioning:
+        found = self._ready.get(caption)
+        return self._made(caption) if found is None else found
+
+
+def prepare_texts(
+    cache: TextCache, foreseen: Foreseen, family: ModelFamily, *, on_progress: OnProgress | None = None
+) -> Texts:
+    """Conditioning from the frozen text encoder: of all captions, or of each when it is shown if too many."""
+    captions = list(foreseen.texts) if foreseen.complete else [""]
+    with torch.no_grad():  # not inference_mode: its tensors may not enter a graph later
+        ready = cache.load_or_encode(captions, family.encode_text, on_progress=on_progress)
+    return Texts(ready, lambda caption: cache.encode(caption, family.encode_text), family.device)
+
+
+def _to(conditioning: Conditioning, device: torch.device) -> Conditioning:
+    return {name: tensor.to(device) for name, tensor in conditioning.items()}

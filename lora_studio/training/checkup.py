@@ -1,0 +1,50 @@
+"""The doctor and a recipe: before training, and on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lora_studio.data.buckets import assign
+from lora_studio.data.captioners import CAPTIONERS
+from lora_studio.data.doctor import examine
+from lora_studio.data.doctor.finding import Report
+from lora_studio.data.doctor.reading import read_anyway
+from lora_studio.data.manifest import Manifest
+from lora_studio.families.base import ModelFamily
+from lora_studio.families.loading import load_base
+from lora_studio.recipe import Recipe
+from lora_studio.training.dataset import framing_of, sources_of
+
+
+def examine_recipe(
+    recipe: Recipe, *, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[Report, Manifest]:
+    """The report on the recipe's pictures, and what it is about; the base's weights are not read.
+
+    Raises a StudioError if the base or a folder is missing.
+    """
+    CAPTIONERS.check(recipe.data.captioner)
+    family = load_base(recipe.base.model, weights=False)
+    manifest, faults = read_anyway(sources_of(recipe.data), CAPTIONERS[recipe.data.captioner])
+    framing = framing_of(recipe.data)
+    manifest = assign(manifest, resolution=recipe.data.resolution, stride=family.stride, framing=framing)
+    return examine_manifest(recipe, family, manifest, faults=faults, on_progress=on_progress), manifest
+
+
+def examine_manifest(
+    recipe: Recipe,
+    family: ModelFamily,
+    manifest: Manifest,
+    *,
+    faults: list[str] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """The report on pictures that were read and given buckets before."""
+    return examine(
+        manifest,
+        resolution=recipe.data.resolution,
+        stride=family.stride,
+        tokenizers=family.tokenizers,
+        faults=faults or [],
+        on_progress=on_progress,
+    )

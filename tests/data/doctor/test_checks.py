@@ -1,0 +1,165 @@
+"""What the planted folder cannot hold: roles, masks, whole sets, and how they are read for the doctor."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from photographs import Planted
+from PIL import Image
+
+from lora_studio.data.buckets import assign
+from lora_studio.data.captioners import CAPTIONERS
+from lora_studio.data.doctor import examine
+from lora_studio.data.doctor.clip_tokenizer import ClipTokenizer
+from lora_studio.data.doctor.finding import Report
+from lora_studio.data.doctor.folder import Wishes, examine_folder
+from lora_studio.data.doctor.reading import read_anyway
+from lora_studio.data.scan import Reading
+from lora_studio.data.sources import Source
+from lora_studio.errors import DatasetError
+
+
+def found(report: Report, kind: str) -> list[tuple[str, str]]:
+    return [(finding.severity, finding.path) for finding in report.findings if finding.kind == kind]
+
+
+def report_of(*sources: Source) -> Report:
+    manifest, faults = read_anyway(sources, CAPTIONERS["sidecar"])
+    manifest = assign(manifest, resolution=256, stride=64)
+    return examine(manifest, resolution=256, stride=64, tokenizers={"CLIP": ClipTokenizer()}, faults=faults)
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Planted:
+    planted = Planted(tmp_path / "train")
+    for number in range(6):
+        planted.add(f"{number}.png")
+    return planted
+
+
+def test_a_picture_that_is_also_held_out_is_leakage(train: Planted, tmp_path: Path) -> None:
+    held = Planted(tmp_path / "held")
+    held.seed = 100
+    held.add("new.png")
+    shutil.copyfile(train.folder / "0.png", held.add("copied.png"))
+    with Image.open(train.folder / "1.png") as picture:
+        held.add("alike.jpg", picture.resize((280, 280)), quality=80)
+    report = report_of(Source(train.folder), Source(held.folder, role="holdout"))
+    assert found(report, "leakage") == [("error", "train/1.png"), ("warning", "train/0.png")]
+    assert not found(report, "exact_duplicate") and not found(report, "near_duplicate")
+    details = {finding.path: finding.detail for finding in report.findings if finding.kind == "leakage"}
+    assert "looks like held/alike.jpg" in details["train/1.png"]
+    assert "the same bytes as held/copied.png, which is held out" in details["train/0.png"]
+
+
+@pytest.mark.parametrize(
+    ("count", "class_words", "severities"),
+    [(3, "dog", ["warning"]), (3, "", ["warning"]), (6, "dog", []), (6, "", ["note"]), (10, "", [])],
+)
+def test_too_few_depends_on_the_purpose(
+    count: int, class_words: str, severities: list[str], tmp_path: Path
+) -> None:
+    planted = Planted(tmp_path / "few")
+    for number in range(count):
+        planted.add(f"{number}.png")
+    report = report_of(Source(planted.folder, trigger="zwx style", class_words=class_words))
+    assert [severity for severity, _ in found(report, "too_few")] == severities
+
+
+def test_each_trigger_needs_enough_pictures_of_its_own(train: Planted, tmp_path: Path) -> None:
+    other = Planted(tmp_path / "other")
+    other.seed = 50
+    for number in range(2):
+        other.add(f"{number}.png").with_suffix(".txt").write_text(f"vkq robot {number}")
+    report = report_of(
+        Source(train.folder, trigger="zwx style", class_words="style"),
+        Source(other.folder, trigger="vkq robot"),
+    )
+    (finding,) = [finding for finding in report.findings if finding.kind == "too_few"]
+    assert finding.detail.startswith('2 pictures of "vkq robot"')
+    assert not found(report, "trigger_missing")
+
+
+def test_without_any_picture_there_is_one_error_and_each_file_says_why(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_text("<html>")
+    report, _ = examine_folder(tmp_path)
+    assert found(report, "too_few") == [("error", "")] and found(report, "unusable") == [
+        ("warning", "broken.jpg")
+    ]
+    assert report.plan["used"] == 0 and report.plan["buckets"] == {}
+
+
+def test_a_trigger_that_no_caption_holds_is_one_error(train: Planted) -> None:
+    report, _ = examine_folder(train.folder, Wishes(trigger="vkq robot", resolution=256))
+    assert found(report, "trigger_missing") == [("error", "")]
+
+
+def test_a_folder_without_any_captions_is_told_so_once(train: Planted) -> None:
+    for text in train.folder.glob("*.txt"):
+        text.unlink()
+    report, _ = examine_folder(train.folder, Wishes(resolution=256))
+    assert found(report, "caption_missing") == [("error", "")]
+
+
+def test_one_caption_for_all_is_a_choice_and_only_noted(train: Planted) -> None:
+    for text in train.folder.glob("*.txt"):
+        text.write_text("a zwx dog")
+    report, _ = examine_folder(train.folder, Wishes(resolution=256))
+    assert found(report, "caption_identical") == [("note", "")]
+
+
+def test_an_instance_prompt_is_not_held_against_its_pictures(train: Planted) -> None:
+    for text in train.folder.glob("*.txt"):
+        text.unlink()
+    report = report_of(Source(train.folder, instance_prompt="a zwx dog", class_words="dog"))
+    assert report.findings == ()
+
+
+def test_masks_that_would_stop_a_training_are_an_error_and_the_rest_is_still_said(train: Planted) -> None:
+    Image.new("L", (10, 50), 255).save(train.folder / "1.mask.png")
+    (train.folder / "2.txt").write_text("")
+    report = report_of(Source(train.folder))
+    assert found(report, "refused") == [("error", "")] and found(report, "caption_empty") == [
+        ("error", "2.png")
+    ]
+    (finding,) = [finding for finding in report.findings if finding.kind == "refused"]
+    assert "1.mask.png (10x50 has not the shape of 1.png, 320x320)" in finding.detail
+
+
+def test_how_a_file_was_read_is_noted(train: Planted) -> None:
+    frames = [train.fresh().quantize() for _ in range(2)]
+    train.add("moving.gif", frames[0], save_all=True, append_images=frames[1:])
+    report, _ = examine_folder(train.folder, Wishes(resolution=256))
+    assert found(report, "read_note") == [("note", "moving.gif")]
+
+
+def test_a_subfolder_with_pictures_that_is_not_read_is_a_warning(train: Planted) -> None:
+    (train.folder / "more").mkdir()
+    (train.folder / "notes").mkdir()
+    train.fresh().save(train.folder / "more" / "a.png")
+    report, _ = examine_folder(train.folder, Wishes(resolution=256))
+    assert found(report, "ignored") == [("warning", "more"), ("note", "notes")]
+    report, _ = examine_folder(train.folder, Wishes(resolution=256, recursive=True))
+    assert found(report, "caption_missing") == [("error", "more/a.png")]
+
+
+def test_a_file_that_changes_while_it_is_looked_at_is_one_sentence(train: Planted) -> None:
+    manifest, _ = read_anyway([Source(train.folder)], CAPTIONERS["sidecar"])
+    train.fresh().save(train.folder / "3.png")
+    with pytest.raises(DatasetError, match=r"3\.png has changed since the folder was scanned"):
+        examine(assign(manifest, resolution=256, stride=64), resolution=256, stride=64, tokenizers={})
+
+
+def test_progress_is_told_for_every_picture(train: Planted) -> None:
+    told: list[tuple[int, int]] = []
+    examine_folder(train.folder, Wishes(resolution=256), on_progress=lambda *done: told.append(done))
+    assert told == [(number, 6) for number in range(1, 7)]
+
+
+def test_every_kind_says_what_to_do_in_a_sentence(train: Planted) -> None:
+    source = Source(train.folder, Reading(), trigger="nothing has it")
+    for finding in report_of(source, replace(source, role="holdout")).findings:
+        assert finding.advice.endswith(".") and finding.kind

@@ -1,0 +1,99 @@
+"""The doctor before a training: said in the plan, kept in the run folder, and stopping nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from photographs import Planted
+from tiny import recipe_text
+
+from lora_studio.errors import DatasetError
+from lora_studio.families.loading import load_base
+from lora_studio.printing import plan_lines
+from lora_studio.recipe import load_recipe
+from lora_studio.run import Run
+from lora_studio.training.build import prepare
+from lora_studio.training.checkup import examine_recipe
+from lora_studio.training.describe import describe
+from lora_studio.training.events import Progress
+
+
+def test_errors_stand_in_the_plan_and_stop_nothing(tmp_path: Path, tiny_base: Path) -> None:
+    planted, held = Planted(tmp_path / "train"), Planted(tmp_path / "held")
+    for number in range(3):
+        planted.add(f"{number}.png")
+    planted.add("strip.png", planted.fresh(400, 80))
+    from PIL import Image
+
+    with Image.open(planted.folder / "1.png") as picture:
+        held.add("alike.png", picture.resize((200, 200)))
+    text = recipe_text(tmp_path, str(tiny_base)).replace(f'images = "{tmp_path}"', "")
+    sources = '[[data.sources]]\nimages = "train"\n[[data.sources]]\nimages = "held"\nrole = "holdout"\n'
+    (tmp_path / "recipe.toml").write_text(text.replace("[adapter]", f"{sources}[adapter]"))
+    events: list[object] = []
+    session = prepare(load_recipe(tmp_path / "recipe.toml"), Run(tmp_path / "run"), events.append)
+    lines = plan_lines(describe(session, first_step=1, seconds_per_step=0.1))
+    (error,) = [words for title, words in lines if title == "ERROR"]
+    assert error.startswith("leakage: train/1.png: looks like held/alike.png")
+    assert ("", "extreme aspect: train/strip.png") in lines
+    (counts,) = [words for title, words in lines if title == "doctor"]
+    assert counts.startswith("1 error, 2 warnings") and "lora-studio doctor" in counts
+    written = json.loads((tmp_path / "run" / "doctor.json").read_text("utf-8"))
+    assert written == json.loads(json.dumps(session.report.to_json())) and len(written["findings"]) == 3
+    assert Progress("looking at pictures", 5, 5) in events
+
+
+def test_a_sound_set_adds_no_line_to_the_plan(tmp_path: Path, tiny_base: Path) -> None:
+    planted = Planted(tmp_path / "train")
+    for number in range(10):
+        planted.add(f"{number}.png", planted.fresh(96, 96))
+    (tmp_path / "recipe.toml").write_text(recipe_text(planted.folder, str(tiny_base)))
+    session = prepare(load_recipe(tmp_path / "recipe.toml"), Run(tmp_path / "run"), lambda event: None)
+    assert session.report.findings == ()
+    lines = plan_lines(describe(session, first_step=1, seconds_per_step=0.1))
+    assert not {"doctor", "ERROR"} & {title for title, _ in lines}
+
+
+def test_a_recipe_is_examined_where_training_refuses_it(
+    pictures: Path, tmp_path: Path, tiny_base: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(pictures, folder)
+    (folder / "01.txt").unlink()
+    (tmp_path / "recipe.toml").write_text(recipe_text(folder, str(tiny_base)))
+    recipe = load_recipe(tmp_path / "recipe.toml")
+    with pytest.raises(DatasetError, match=r"1 of 5 pictures have no caption: 01\.jpg"):
+        prepare(recipe, Run(tmp_path / "run"), lambda event: None)
+    report, manifest = examine_recipe(recipe)
+    assert [(one.kind, one.path) for one in report.findings if one.severity == "error"] == [
+        ("caption_missing", "01.jpg")
+    ]
+    assert report.plan["stride"] == 8 and len(manifest.used) == 5
+
+
+def test_captions_are_cut_where_the_recipes_base_cuts_them(pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(pictures, folder)
+    (folder / "01.txt").write_text("zwx style, " + "a red ball on the left " * 8)
+    (tmp_path / "recipe.toml").write_text(recipe_text(folder, "pocket"))
+    report, _ = examine_recipe(load_recipe(tmp_path / "recipe.toml"))
+    (cut,) = [finding for finding in report.findings if finding.kind == "caption_too_long"]
+    assert (
+        cut.path == "01.jpg" and "of which 32 are read" in cut.detail and cut.detail.endswith('on the left"')
+    )
+
+
+def test_facts_of_a_base_need_none_of_its_weights(tiny_base: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_base, bare)
+    for file in bare.rglob("*.safetensors"):
+        file.unlink()
+    facts, whole = load_base(str(bare), weights=False), load_base(str(tiny_base))
+    assert facts.stride == whole.stride
+    assert all(parameter.is_meta for part in facts.parts.values() for parameter in part.parameters())
+    assert (
+        facts.tokenizers["tokenizer"]("a cat").input_ids == whole.tokenizers["tokenizer"]("a cat").input_ids
+    )

@@ -15,16 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lora_studio.data.manifest import Record
 from lora_studio.data.names import some
-from lora_studio.data.pictures import reopen
+from lora_studio.data.pictures import framed, reopen
 from lora_studio.data.store import TensorStore
 from lora_studio.errors import DatasetError
 
-_FORMAT = 2  # raise it when pixels or files are made differently
+_FORMAT = 3  # raise it when pixels or files are made differently
 
 ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 TextEncoder = Callable[[list[str]], dict[str, Tensor]]
@@ -51,10 +50,10 @@ class LatentCache:
         self._store, self._fingerprint = TensorStore(folder), fingerprint
         self.encoded = 0
 
-    def key(self, record: Record, *, flip: bool = False) -> str:
+    def key(self, record: Record) -> str:
         """The name of the entry: a hash of all that the latent depends on."""
         assert record.bucket is not None, record.name
-        place = [record.bucket.name, record.resize, record.crop, flip]
+        place = [record.bucket.name, record.resize, record.crop, record.flip]
         return _hash("latent", record.sha256, record.background, place, self._fingerprint)
 
     def load_or_encode(
@@ -136,13 +135,13 @@ class TextCache:
 
 
 def pixels_of(record: Record) -> Tensor:
-    """[3, H, W] in -1..1: the picture resized and cropped as the record says.
+    """[3, H, W] in -1..1: the picture resized, mirrored and cropped as the record says.
 
     Raises DatasetError if the file is not the one that was scanned.
     """
     assert record.resize is not None and record.crop is not None, record.name
     picture = reopen(record.path, record.sha256, background=record.background or "white").image
-    cropped = picture.resize(record.resize, Image.Resampling.LANCZOS).crop(record.crop)
+    cropped = framed(picture, record.resize, record.crop, flip=record.flip)
     return torch.from_numpy(np.array(cropped)).permute(2, 0, 1).float() / 127.5 - 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from lora_studio.data.cache import LatentCache, TextCache
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.doctor.finding import Report
 from lora_studio.data.manifest import Manifest, Record
+from lora_studio.data.views import each_view, entries
 from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily, ObjectiveOptions
@@ -109,25 +110,25 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     family.max_chunks = recipe.data.max_token_chunks
     manifest = read_dataset(recipe, family.stride)
     run.text("manifest.jsonl", manifest.to_jsonl())
-    captions = shown_captions(recipe, manifest.used)
+    shown = entries(manifest.used)
+    captions = shown_captions(recipe, shown)
     report = examine_manifest(recipe, family, manifest, on_progress=_tell(listener, "looking at pictures"))
     run.json("doctor.json", report.to_json())
     fingerprint = family.fingerprint(family.denoiser)
     latent_cache = LatentCache(cache_folder() / "latents", family.fingerprint("vae"))
     text_cache = TextCache(cache_folder() / "text", _text_fingerprint(family))
     family.to(machine.device, machine.dtype)
-    latents = latent_cache.load_or_encode(
-        manifest.used, family.encode_image, on_progress=_tell(listener, "latents")
-    )
-    batches = _plan(recipe, manifest.used)
+    views = each_view(shown)
+    latents = latent_cache.load_or_encode(views, family.encode_image, on_progress=_tell(listener, "latents"))
+    batches = _plan(recipe, shown)
     foreseen = foresee(captions, batches, recipe.training.steps)
     texts = None
     if not recipe.adapter.text_encoder:
         texts = prepare_texts(text_cache, foreseen, family, on_progress=_tell(listener, "captions"))
     adapters = inject_adapters(recipe, family)
     options = FeedOptions(recipe.training.seed, machine.device)
-    masks = loss_masks(manifest.used, latents)
-    feed = Feed(manifest.used, captions, latents, texts, batches, options, masks=masks)
+    masks = loss_masks(views, latents)
+    feed = Feed(shown, captions, latents, texts, batches, options, masks=masks)
     loop = _loop(recipe, run, machine, family, adapters, feed, listener)
     return Session(
         recipe=recipe,
@@ -157,7 +158,7 @@ def inject_adapters(recipe: Recipe, family: ModelFamily) -> AdapterSet:
     return inject(family.parts, targets, options, canonical_path=family.canonical_path)
 
 
-def _plan(recipe: Recipe, records: tuple[Record, ...]) -> Plan:
+def _plan(recipe: Recipe, records: Sequence[Record]) -> Plan:
     training = recipe.training
     return plan(
         records, batch_size=training.batch_size, accumulation=training.accumulation, seed=training.seed

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lora_studio.data.buckets import assign
+from lora_studio.data.buckets import Framing, assign
 from lora_studio.data.cache import Latent
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.exclude import ExcludeList, read_exclude
@@ -26,7 +26,19 @@ def read_dataset(recipe: Recipe, stride: int) -> Manifest:
     """Scan the folders, read their captions and choose every picture's bucket."""
     data = recipe.data
     captioned = read_sources(sources_of(data), CAPTIONERS[data.captioner])
-    return assign(captioned, resolution=data.resolution, stride=stride)
+    return assign(captioned, resolution=data.resolution, stride=stride, framing=framing_of(data))
+
+
+def framing_of(data: DataConfig) -> Framing:
+    """How [data] wants pictures to be put into buckets and shown."""
+    return Framing(
+        more_resolutions=data.more_resolutions,
+        area_tolerance=data.area_tolerance,
+        max_upscale=data.max_upscale,
+        crop=data.crop,
+        crops=data.crops,
+        flip=data.flip,
+    )
 
 
 def loss_masks(records: Sequence[Record], latents: Sequence[Latent]) -> list[Tensor | None]:

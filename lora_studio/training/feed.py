@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from lora_studio.data.batches import Batch, MicroBatch, Plan
 from lora_studio.data.cache import Latent
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.manifest import Record
-from lora_studio.rng import generator
+from lora_studio.data.views import draw_view, each_view
+from lora_studio.rng import generator, python_random
 from lora_studio.training.captions import Texts
 
 
@@ -27,8 +29,10 @@ class FeedOptions:
 class Feed:
     """The batches of any step, as a pure function of the step.
 
+    `records` are the plan's: one for each area of a picture (`data.views.entries`). `latents`, and `masks` if
+    there are any, belong to `each_view` of them; which of a record's views is shown is drawn anew each time.
     `captions` says which caption a picture is shown with, `texts` has its conditioning; None when a text
-    encoder is being trained. `masks` holds every record's loss weights [H, W] with a mean of 1, or None for
+    encoder is being trained. `masks` holds every view's loss weights [H, W] with a mean of 1, or None for
     all alike.
     """
 
@@ -46,8 +50,10 @@ class Feed:
         self.records, self.captions, self.texts = list(records), captions, texts
         self.plan, self.options = plan, options
         self.latents = [Latent(one.mean.to(options.device), one.std.to(options.device)) for one in latents]
-        self.geometry = torch.tensor([geometry(record) for record in self.records], device=options.device)
-        self.weights = _weights(self.records, masks, options.device)
+        views = each_view(self.records)
+        self._first_view = list(accumulate((1 + len(record.more_views) for record in records), initial=0))
+        self.geometry = torch.tensor([geometry(view) for view in views], device=options.device)
+        self.weights = _weights(views, masks, options.device)
 
     def of_step(self, step: int) -> Iterator[Batch]:
         """The micro-batches of optimizer step `step`, which counts from 1."""
@@ -57,36 +63,47 @@ class Feed:
     def largest(self) -> Batch:
         """The first epoch's micro-batch with the most latents, for a trial."""
         first_epoch = self.plan.epoch(0)
-        sizes = [sum(self.latents[i].mean.numel() for i in micro.indices) for micro in first_epoch]
+        sizes = [self._num_elements(micro) for micro in first_epoch]
         place = sizes.index(max(sizes))
         step, number = divmod(place, self.plan.accumulation)
         return self._assemble(step + 1, number, first_epoch[place])
 
+    def _num_elements(self, micro: MicroBatch) -> int:
+        return sum(self.latents[self._first_view[index]].mean.numel() for index in micro.indices)
+
     def _assemble(self, step: int, number: int, micro: MicroBatch) -> Batch:
-        indices = list(micro.indices)
         draw = generator(self.options.seed, step, number, "latents")
         shown = self.captions.of_micro_batch(step, number, micro)
         captions = [one.text for one in shown]
         preserved = [row for row, one in enumerate(shown) if one.preserved]
+        views = [self._view(index, (step, number, row)) for row, index in enumerate(micro.indices)]
         return Batch(
-            latents=torch.stack([self.latents[i].sample(draw) for i in indices]),
+            latents=torch.stack([self.latents[view].sample(draw) for view in views]),
             captions=captions,
             conditioning=None if self.texts is None else self.texts.batch(captions),
-            geometry=self.geometry[indices],
-            weight=torch.stack(torch.broadcast_tensors(*(self.weights[i] for i in indices)))[:, None],
+            geometry=self.geometry[views],
+            weight=torch.stack(torch.broadcast_tensors(*(self.weights[view] for view in views)))[:, None],
             preserved=torch.tensor(preserved, dtype=torch.int64, device=self.options.device),
         )
 
+    def _view(self, index: int, place: tuple[int, int, int]) -> int:
+        """Which of all views is shown of a record, at this step, micro-batch and row."""
+        draw = python_random(self.options.seed, *place, "view")
+        return self._first_view[index] + draw_view(self.records[index], draw)
+
 
 def _weights(records: Sequence[Record], masks: Sequence[Tensor | None], device: torch.device) -> list[Tensor]:
-    """Every record's weight times its mask [H, W]; [1, 1] without one."""
+    """Every view's weight times its mask [H, W]; [1, 1] without one."""
     ones = torch.ones(1, 1)
     factors = [ones if mask is None else mask for mask in masks] or [ones] * len(records)
     return [(factor * record.weight).to(device) for record, factor in zip(records, factors, strict=True)]
 
 
 def geometry(record: Record) -> list[float]:
-    """Original height, width; crop top, left; target height, width: SDXL's order (arXiv 2307.01952, 2.2)."""
+    """Original height, width; crop top, left; target height, width: SDXL's order (arXiv 2307.01952, 2.2).
+
+    The crop's corner lies in the resized picture, which is mirrored first if the view is.
+    """
     assert record.bucket is not None and record.crop is not None
     size = (
         record.height,

@@ -9,12 +9,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lora_studio.printing_buckets import bucket_lines
 from lora_studio.printing_doctor import finding_lines
 from lora_studio.training import events
 
 if TYPE_CHECKING:
     from lora_studio.export.verify import Report
     from lora_studio.training.finish import Finished
+
+COMMON_VIEWS = (30, 300)  # how often a picture is seen in runs that turn out well
 
 
 class Screen:
@@ -104,14 +107,14 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
             )
         )
     lines += [("warning", text) for text in (*plan.caption_warnings, *_cut_lines(plan))]
+    lines += bucket_lines(plan.buckets)
     lines += [
-        ("buckets", ", ".join(f"{name}: {count}" for name, count in plan.buckets.items())),
-        ("", f"{plan.crop_share:.1%} of a picture is cropped away on average"),
         (
             "steps",
             f"{plan.steps} of {plan.pictures_per_step} pictures{start}; "
             f"each picture is seen about {plan.views_per_image:.0f} times",
         ),
+        *_little_or_much(plan.views_per_image),
         ("trainable", f"{plan.num_parameters:,} parameters in {plan.num_layers} layers"),
         ("device", f"{plan.device}, base in {plan.precision}, adapters in float32"),
         ("learning rate", f"{plan.learning_rate:g}"),
@@ -141,7 +144,7 @@ def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     lines += _class_lines(plan.class_pictures)
     lines += [
         ("repeats", f"{_pictures(count)} in {folder}, {repeats} times an epoch each")
-        for folder, (count, repeats) in plan.repeats.items()
+        for folder, count, repeats in plan.repeats
     ]
     lines += [("", f"note: {name}: {note}") for name, note in plan.notes]
     lines += [
@@ -163,6 +166,15 @@ def _class_lines(found: events.ClassPictures | None) -> list[tuple[str, str]]:
         ("class images", f'{counts}, e.g. "{found.prompt}"'),
         ("", f"{found.per_picture:g} in a batch besides each of its pictures, with weight {weights}"),
     ]
+
+
+def _little_or_much(views: float) -> list[tuple[str, str]]:
+    """A line where experience says that a picture is seen too seldom or too often."""
+    low, high = COMMON_VIEWS
+    if low <= views <= high:
+        return []
+    little, advice = ("little", "more steps or fewer") if views < low else ("a lot", "fewer steps or more")
+    return [("", f"that is {little}: {low} to {high} times are common; take {advice} pictures")]
 
 
 def _pictures(count: int) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -84,6 +84,25 @@ class DataConfig(Section):
     )
     instance_prompt: str = Field("", description="the caption of pictures that have none")
     resolution: int = Field(512, ge=16, le=4096, description="side in pixels of a square of the same area")
+    more_resolutions: tuple[Annotated[int, Field(ge=16, le=4096)], ...] = Field(
+        (), description="sides of further areas: every epoch also shows each picture at these"
+    )
+    area_tolerance: float = Field(
+        0.16, ge=0, le=0.5, description="how much smaller than asked a bucket may be, so that less is cropped"
+    )
+    max_upscale: float = Field(
+        1.5, ge=1, le=16, description="how many times a picture may be enlarged; else its bucket is smaller"
+    )
+    crop: Literal["centre", "random", "focus"] = Field(
+        "centre", description="focus: around the mask's middle, or the picture's own point in its metadata"
+    )
+    crops: int = Field(4, ge=1, le=64, description='how many crops of each picture crop = "random" takes')
+    flip: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of showings that are mirrored; true is 0.5. Not if captions say left or right",
+    )
     repeats: int = Field(1, ge=1, description="how often an epoch shows each picture")
     caption_dropout: float = Field(
         0.05, ge=0, lt=1, description="share of empty captions; keeps guidance working"
@@ -109,6 +128,11 @@ class DataConfig(Section):
     latents_on_device_gb: float = Field(
         2.0, ge=0, description="up to so much of latents lies on the device; more is read step by step"
     )
+
+    @field_validator("flip", mode="before")
+    @classmethod
+    def _half_of_them(cls, flip: object) -> object:
+        return (0.5 if flip else 0.0) if isinstance(flip, bool) else flip
 
     @model_validator(mode="after")
     def _one_way_to_name_pictures(self) -> DataConfig:
@@ -165,6 +189,11 @@ class DataConfig(Section):
                 images=folder, role="prior", repeats=1, weight=wanted.weight, instance_prompt=prompt
             ),
         )
+
+    @property
+    def all_resolutions(self) -> tuple[int, ...]:
+        """The resolution, and the further ones."""
+        return (self.resolution, *self.more_resolutions)
 
     def below(self, folder: Path) -> DataConfig:
         """The same with relative paths taken from `folder`."""

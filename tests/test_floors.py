@@ -12,8 +12,8 @@ import lora_studio
 ROOT = Path(lora_studio.__file__).parent
 FLOORS = {
     5: [
-        *("cli", "cli_cache", "cli_captions", "cli_doctor"),
-        *("printing", "printing_captions", "printing_doctor", "web", "__main__"),
+        *("cli", "cli_buckets", "cli_cache", "cli_captions", "cli_doctor", "web", "__main__"),
+        *("printing", "printing_buckets", "printing_captions", "printing_doctor"),
     ],
     4: ["evaluate"],
     3: ["training", "export", "compose"],
@@ -25,6 +25,9 @@ FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 SIDEWAYS = {
     ("__main__", "cli"): "`python -m lora_studio` is the command line",
     ("cli", "printing"): "a verb shows what it did",
+    ("cli", "cli_buckets"): "the verb about buckets has a file of its own",
+    ("cli_buckets", "printing_buckets"): "a verb shows what it did",
+    ("printing", "printing_buckets"): "the plan shows the buckets",
     ("cli", "cli_captions"): "the verbs about captions have a file of their own",
     ("cli", "cli_cache"): "the verbs about what is cached have a file of their own",
     ("cli_cache", "printing"): "a verb shows what it did",

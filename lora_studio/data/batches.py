@@ -45,6 +45,7 @@ class Plan:
             groups.setdefault(record.bucket, []).extend([index] * record.repeats)
         self._groups = list(groups.values())
         self.num_records, self.batch_size = len(records), batch_size
+        self.num_pictures = len({record.name for record in records})  # some are shown at several areas
         self.accumulation, self.seed = accumulation, seed
         self.micro_batches_per_epoch = sum(-(-len(group) // batch_size) for group in self._groups)
         # Neighbouring steps ask for the same one or two epochs; kept with the plan, so it is freed with it.
@@ -94,4 +95,4 @@ def plan(records: Sequence[Record], *, batch_size: int, accumulation: int, seed:
 
 def average_views(plan: Plan, steps: int) -> float:
     """How often a picture has been seen on average after `steps` optimizer steps."""
-    return sum(plan.views_per_image(steps)) / plan.num_records
+    return sum(plan.views_per_image(steps)) / plan.num_pictures

@@ -7,8 +7,9 @@ at a time, and pictures in batches of a size that their bucket decides, the last
 its last picture: at one size a row's bits do not depend on the other rows (a test sees to that).
 
 On a CPU pictures are encoded one by one. Measured on two cores (benchmarks/results/dataset.json), batches of
-four are slower at 512x512 (1.0 pictures a second instead of 1.2); at 64x64 they are twice as fast, but there a
-picture takes 15 ms. A GPU, which one small picture does not fill, gets batches of a megapixel (not measured).
+four are slower at 512x512 (1.0 pictures a second instead of 1.2); at 64x64 they are twice as fast, but a
+picture takes 15 ms there. A GPU, which one small picture does not fill, gets batches of a megapixel (not
+measured).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from lora_studio.errors import DatasetError
 
 __all__ = ["ImageEncoders", "Latent", "LatentCache", "TextCache", "pixels_of"]
 
-_FORMAT = 2  # raise it when pixels or files are made differently
+_FORMAT = 3  # raise it when pixels or files are made differently
 
 ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 TextEncoder = Callable[[list[str]], dict[str, Tensor]]
@@ -71,10 +72,10 @@ class LatentCache:
         self.encoded = 0
         self.retried: list[str] = []  # names of the pictures that took float32
 
-    def key(self, record: Record, *, flip: bool = False) -> str:
+    def key(self, record: Record) -> str:
         """The name of the entry: a hash of all that the latent depends on."""
         assert record.bucket is not None, record.name
-        place = [record.bucket.name, record.resize, record.crop, flip]
+        place = [record.bucket.name, record.resize, record.crop, record.flip]
         return _hash("latent", record.sha256, record.background, place, self._fingerprint)
 
     def load_or_encode(

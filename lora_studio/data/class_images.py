@@ -15,8 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from lora_studio.data.buckets import fit
 from lora_studio.data.manifest import Bucket, Record
+from lora_studio.data.sizes import fit
 from lora_studio.data.store import mark_as_used
 from lora_studio.data.trigger import without_trigger
 from lora_studio.errors import DatasetError

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lora_studio.data.buckets import crop_loss, placed
+from lora_studio.data.buckets import crop_loss, placed_among
 from lora_studio.data.manifest import Bucket, Record
 from lora_studio.rng import python_random
 
@@ -18,11 +18,11 @@ def place_beside(class_pictures: Sequence[Record], pictures: Sequence[Record]) -
     least in it, as many as it has pictures; they are then in two buckets.
     """
     wanted = Counter(record.bucket for record in pictures if record.bucket)
-    beside = [placed(record, list(wanted)) for record in class_pictures]
+    beside = [placed_among(record, list(wanted)) for record in class_pictures]
     served = {record.bucket for record in beside}
     for bucket, count in wanted.items():
         if bucket not in served:
-            beside += sorted((placed(one, [bucket]) for one in class_pictures), key=crop_loss)[:count]
+            beside += sorted((placed_among(one, [bucket]) for one in class_pictures), key=crop_loss)[:count]
     return beside
 
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from lora_studio.data.manifest import Overrides
 from lora_studio.data.metadata import read_metadata
 from lora_studio.data.names import METADATA_NAMES, is_junk, is_metadata, is_picture, same_name
+from lora_studio.data.overrides import MAX_REPEATS
 from lora_studio.data.pictures import FORMATS_IN_WORDS
 from lora_studio.errors import DatasetError
 
-MAX_REPEATS = 1000
 FOLDER_NAME = "folder name"  # who wrote a caption that is the name of a `<repeats>_<name>` folder
 _REPEATS_AND_NAME = re.compile(r"(\d+)_(.*\S)")  # the layout of kohya's scripts
 MASK_FOLDER = "the folder of masks"
@@ -28,6 +29,7 @@ class Found:
     repeats: int = 1
     caption: str = ""
     captioned_by: str = ""
+    overrides: Overrides = Overrides()  # noqa: RUF009 (frozen)
     skipped: str = ""  # why it is not looked at; empty if it is
 
 
@@ -125,6 +127,7 @@ class _Listed:
 
     path: PurePosixPath  # relative to the source folder
     caption: str
+    overrides: Overrides
     source: str  # the metadata file's name
 
 
@@ -139,13 +142,14 @@ def _listed(lists: list[Found]) -> list[_Listed]:
             raise DatasetError(f"{one.path.parent} holds both {both}; remove or rename one of them.")
         seen.add(folder)
         source = one.path.name.lower()
-        for written, caption in read_metadata(one.path).items():
-            listed.append(_Listed(folder / written.replace("\\", "/"), caption, source))
+        for written, line in read_metadata(one.path).items():
+            path = folder / written.replace("\\", "/")
+            listed.append(_Listed(path, line.caption, line.overrides, source))
     return listed
 
 
 def _with_listed(found: dict[str, Found], folder: Path, listed: list[_Listed]) -> list[Found]:
-    """Listed files get their captions; those in folders that were not entered are found all the same."""
+    """Listed files get what is said of them; those in folders that were not entered are found as well."""
     names = {same_name(name): name for name in found}
     for line in listed:
         name = same_name(str(line.path))
@@ -155,8 +159,10 @@ def _with_listed(found: dict[str, Found], folder: Path, listed: list[_Listed]) -
             one = replace(one, skipped=f"listed in {line.source}, but outside of the folder")
         elif name not in found and not _is(Path.is_file, one.path):
             one = replace(one, skipped=f"listed in {line.source}, but there is no such file")
-        elif line.caption and not one.skipped:
-            one = replace(one, caption=line.caption, captioned_by=line.source)
+        elif not one.skipped:
+            who = line.source if line.caption else one.captioned_by
+            caption = line.caption or one.caption
+            one = replace(one, caption=caption, captioned_by=who, overrides=line.overrides)
         found[name] = one
         for parent in map(str, line.path.parents):
             if parent in found and found[parent].skipped == _NOT_SEARCHED:

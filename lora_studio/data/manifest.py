@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+CropMode = Literal["centre", "random", "focus"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,30 @@ class Bucket:
     def name(self) -> str:
         """ "WxH", e.g. "512x768"."""
         return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to show a picture: resized, perhaps mirrored, then cropped. Each has a latent of its own."""
+
+    resolution: int  # side of a square of about the bucket's area; less than asked if the picture is small
+    bucket: Bucket
+    resize: tuple[int, int]  # width, height before the crop
+    crop: tuple[int, int, int, int]  # left, top, right, bottom within the resized (and mirrored) picture
+    flip: bool = False  # mirrored: left and right change places
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What a line of metadata.jsonl or .csv says about its own picture; None: as [data] says for all."""
+
+    repeats: int | None = None
+    weight: float | None = None
+    flip: float | None = None  # share of showings that are mirrored, 0 to 1
+    bucket: tuple[int, int] | None = None  # width, height
+    crop: CropMode | None = None
+    region: tuple[int, int, int, int] | None = None  # left, top, right, bottom in pixels: all that is shown
+    focus: tuple[float, float] | None = None  # shares of width and height, from the left and the top
 
 
 @dataclass(frozen=True)
@@ -41,15 +68,24 @@ class Record:
     mask_path: str = ""  # absolute, as found
     mask_sha256: str = ""  # of the mask file's bytes
     note: str = ""  # what a user should know about how it was read
+    overrides: Overrides = Overrides()
+    # The first way to show it, field for field as in View; `more_views` are those of other areas, other
+    # crops and mirrored ones.
+    resolution: int = 0
     bucket: Bucket | None = None
-    resize: tuple[int, int] | None = None  # width, height before the crop
-    crop: tuple[int, int, int, int] | None = None  # left, top, right, bottom within the resized picture
+    resize: tuple[int, int] | None = None
+    crop: tuple[int, int, int, int] | None = None
+    flip: bool = False
+    flip_share: float = 0.0  # share of showings that are mirrored
+    more_views: tuple[View, ...] = ()
     excluded: str = ""  # the reason; empty means used
 
     def to_json(self) -> str:
         """One line without the paths, which are private and differ between machines."""
         fields = {key: value for key, value in asdict(self).items() if key not in ("path", "mask_path")}
         fields["bucket"] = self.bucket and self.bucket.name
+        fields["more_views"] = [asdict(view) | {"bucket": view.bucket.name} for view in self.more_views]
+        fields["overrides"] = _without_none(fields["overrides"])
         line = json.dumps(fields, ensure_ascii=False)
         # A file name that is no UTF-8 holds lone surrogates; written as \udcXX they are still valid JSON.
         return line.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -78,3 +114,7 @@ class Manifest:
     def to_jsonl(self) -> str:
         """One JSON line per file found; equal folders give equal text."""
         return "".join(record.to_json() + "\n" for record in self.records)
+
+
+def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}

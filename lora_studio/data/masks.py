@@ -16,7 +16,7 @@ from lora_studio.data.files import UnreadableFile, read_bytes
 from lora_studio.data.layouts import find
 from lora_studio.data.manifest import Record
 from lora_studio.data.names import is_picture, place, some
-from lora_studio.data.pictures import decode, reopen
+from lora_studio.data.pictures import decode, framed, reopen
 from lora_studio.errors import DatasetError
 
 OWN = "its transparency"  # stands for the name of the mask file where a picture's own opacity is the mask
@@ -74,12 +74,41 @@ def mask_weights(record: Record, width: int, height: int) -> NDArray[np.float32]
     assert record.resize is not None and record.crop is not None, record.name
     if not record.mask:
         return None
-    mask = _open(record).resize(record.resize, Image.Resampling.BOX).crop(record.crop)
-    weights = np.asarray(mask.resize((width, height), Image.Resampling.BOX), dtype=np.float32)
+    box = Image.Resampling.BOX
+    mask = framed(_open(record), record.resize, record.crop, flip=record.flip, resample=box)
+    weights = np.asarray(mask.resize((width, height), box), dtype=np.float32)
     if weights.max() == 0:
-        advice = "move the subject towards the middle, or remove the mask"
+        advice = 'set data.crop = "focus", or remove the mask'
         raise DatasetError(f"the crop of {record.name} leaves nothing of its mask; {advice}.")
     return weights / weights.mean()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Where a mask is white, in shares of the picture's width and height, from the left and the top."""
+
+    centre: tuple[float, float]  # of mass
+    box: tuple[float, float, float, float]  # left, top, right, bottom of all that is not black
+
+
+def subject(record: Record) -> Subject | None:
+    """Where the mask of the picture says that its subject is; None without one.
+
+    Raises DatasetError if the mask is not the one that was scanned.
+    """
+    if not record.mask:
+        return None
+    levels = np.asarray(_open(record))
+    centres, starts, ends = [], [], []
+    for axis, side in ((0, record.width), (1, record.height)):
+        line = levels.sum(axis=axis, dtype=np.float64)
+        filled = np.flatnonzero(line)
+        if not len(filled):  # a speck that vanished when the mask was made as large as the picture
+            return None
+        centres.append(float(line @ (np.arange(side) + 0.5) / line.sum() / side))
+        starts.append(float(filled[0] / side))
+        ends.append(float((filled[-1] + 1) / side))
+    return Subject((centres[0], centres[1]), (starts[0], starts[1], ends[0], ends[1]))
 
 
 def _open(record: Record) -> Image.Image:

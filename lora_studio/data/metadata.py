@@ -1,4 +1,7 @@
-"""`metadata.jsonl` and `metadata.csv`: captions of pictures, as in Hugging Face's image folders."""
+"""`metadata.jsonl` and `metadata.csv`: captions of pictures, as in Hugging Face's image folders.
+
+They may also say how one picture is shown: see `overrides`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_studio.data.files import UnreadableFile, read_bytes
+from lora_studio.data.manifest import Overrides
 from lora_studio.data.names import some
+from lora_studio.data.overrides import COLUMNS, read_overrides
 from lora_studio.data.text import decode_text
 from lora_studio.errors import DatasetError
 from lora_studio.registry import did_you_mean
@@ -20,8 +26,16 @@ FILE, TEXT = "file_name", "text"  # the columns' names; others are ignored
 _Row = dict[str, Any]
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """File name, as written there -> caption in one line, "" where there is none.
+@dataclass(frozen=True)
+class Line:
+    """What a list says about one picture."""
+
+    caption: str  # in one line; "" where there is none
+    overrides: Overrides
+
+
+def read_metadata(path: Path) -> dict[str, Line]:
+    """File name, as written there -> what is said about it.
 
     Raises DatasetError in one sentence for a file that is no such list.
     """
@@ -33,12 +47,20 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise _fault(path, f"cannot be used ({reason}); mend or rename it") from None
     rows = list(_csv_rows(path, text) if path.suffix.lower() == ".csv" else _json_rows(path, text))
     _check_columns(path, rows)
-    listed = [(_string(path, number, row, FILE), _string(path, number, row, TEXT)) for number, row in rows]
+    listed = [(_string(path, number, row, FILE), _line(path, number, row)) for number, row in rows]
     if missing := [str(number) for (number, _), (name, _) in zip(rows, listed, strict=True) if not name]:
         raise _fault(path, f"has no {FILE} in line {some(missing)}; give each line one")
     if twice := [name for name, count in Counter(name for name, _ in listed).items() if count > 1]:
         raise _fault(path, f"lists {some(twice)} more than once; keep one line each")
-    return {name: " ".join(text.split()) for name, text in listed}
+    return dict(listed)
+
+
+def _line(path: Path, number: int, row: _Row) -> Line:
+    caption = " ".join(_string(path, number, row, TEXT).split())
+    try:
+        return Line(caption, read_overrides(row))
+    except ValueError as fault:
+        raise _fault(path, f"{fault} (line {number})") from None
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, _Row]]:
@@ -66,9 +88,9 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, _Row]]:
 
 
 def _check_columns(path: Path, rows: list[tuple[int, _Row]]) -> None:
-    """Captions under another name would be ignored without a word."""
+    """Captions under another name would be ignored without a word; a list of overrides needs none."""
     columns = list(dict.fromkeys(str(key) for _, row in rows for key in row))
-    for wanted in (FILE, TEXT):
+    for wanted in (FILE,) if set(COLUMNS) & set(columns) else (FILE, TEXT):
         if wanted not in columns:
             known = f" (it has {some(columns, limit=6)})" if columns else ""
             hint = did_you_mean(wanted, columns).rstrip("?")

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from lora_studio.data.manifest import Record
-from lora_studio.data.pictures import reopen
+from lora_studio.data.pictures import framed, reopen
 
 READY_BYTES = 512 * 2**20  # some 680 pictures of 512x512
 
 
 def pixels_of(record: Record) -> Tensor:
-    """[3, H, W] in -1..1: the picture resized and cropped as the record says.
+    """[3, H, W] in -1..1: the picture resized, mirrored and cropped as the record says.
 
     Raises DatasetError if the file is not the one that was scanned.
     """
@@ -29,7 +29,7 @@ def pixels_of(record: Record) -> Tensor:
 def resized_and_cropped(picture: Image.Image, record: Record) -> NDArray[np.uint8]:
     """[H, W, 3]: the decoded picture in the shape that the record asks for."""
     assert record.resize is not None and record.crop is not None, record.name
-    return np.array(picture.resize(record.resize, Image.Resampling.LANCZOS).crop(record.crop))
+    return np.array(framed(picture, record.resize, record.crop, flip=record.flip))
 
 
 def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:

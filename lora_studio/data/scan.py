@@ -80,7 +80,8 @@ def survey(
             name=found.name,
             caption=found.caption,
             captioned_by=found.captioned_by,
-            repeats=repeats * found.repeats,
+            repeats=found.overrides.repeats or repeats * found.repeats,
+            overrides=found.overrides,
             excluded=found.skipped,
         )
         if found.skipped:

@@ -81,7 +81,7 @@ def belonging(manifest: Manifest, source: Source, label: str) -> list[Record]:
             record,
             name=label + record.name,
             role=source.role,
-            weight=source.weight,
+            weight=record.overrides.weight or source.weight,
             trigger=source.trigger,
             class_words=source.class_words,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from lora_studio.data.class_rows import class_rows, place_beside
 from lora_studio.data.doctor.finding import Report
 from lora_studio.data.housekeeping import cache_folder
 from lora_studio.data.manifest import Manifest, Record
+from lora_studio.data.views import each_view, entries
 from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily, ObjectiveOptions
@@ -107,7 +109,8 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     cache = latent_cache(family, vae_dtype, machine.device)
     manifest = read_dataset(recipe, family.stride, cache.ready)
     run.text("manifest.jsonl", manifest.to_jsonl())
-    captions = shown_captions(recipe, manifest.used)
+    shown = entries(manifest.used)
+    captions = shown_captions(recipe, shown)
     report = examine_manifest(recipe, family, manifest, on_progress=progress(listener, "looking at pictures"))
     run.json("doctor.json", report.to_json())
     fingerprint = family.fingerprint(family.denoiser)
@@ -117,25 +120,26 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     drawing = draw_class_images(recipe, manifest, family, whole_base, listener)
     manifest = Manifest(manifest.records + tuple(drawing.records))
     run.text("manifest.jsonl", manifest.to_jsonl())
-    records = (*manifest.used, *place_beside(manifest.of_role("prior"), manifest.used))
+    records = (*shown, *place_beside(manifest.of_role("prior"), shown))
+    views = each_view(records)
     memory_gb = recipe.data.latents_on_device_gb
-    latents = encode_pictures(cache, records, family, vae_dtype, memory_gb=memory_gb, listener=listener)
-    batches = _plan(recipe, manifest.used)
+    latents = encode_pictures(cache, views, family, vae_dtype, memory_gb=memory_gb, listener=listener)
+    batches = _plan(recipe, shown)
     foreseen = foresee(captions, batches, recipe.training.steps)
     texts = None
     if not recipe.adapter.text_encoder:
-        of_class = [record.caption for record in records[len(manifest.used) :]]
+        of_class = [record.caption for record in records[len(shown) :]]
         on_progress = progress(listener, "captions")
         texts = prepare_texts(text_cache, foreseen, family, also=of_class, on_progress=on_progress)
     adapters = inject_adapters(recipe, family)
     options = FeedOptions(recipe.training.seed, machine.device)
     rows = class_rows(
         records,
-        first=len(manifest.used),
+        first=len(shown),
         per_picture=recipe.data.class_images.per_picture,
         seed=recipe.training.seed,
     )
-    masks = loss_masks(records, latents)
+    masks = loss_masks(views, latents)
     feed = Feed(records, captions, latents, texts, batches, options, masks=masks, class_rows=rows)
     loop = _loop(recipe, run, machine, family, adapters, feed, listener)
     return Session(
@@ -166,7 +170,7 @@ def inject_adapters(recipe: Recipe, family: ModelFamily) -> AdapterSet:
     return inject(family.parts, targets, options, canonical_path=family.canonical_path)
 
 
-def _plan(recipe: Recipe, records: tuple[Record, ...]) -> Plan:
+def _plan(recipe: Recipe, records: Sequence[Record]) -> Plan:
     training = recipe.training
     return plan(
         records, batch_size=training.batch_size, accumulation=training.accumulation, seed=training.seed

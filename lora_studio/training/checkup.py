@@ -13,7 +13,7 @@ from lora_studio.data.manifest import Manifest
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe
-from lora_studio.training.dataset import sources_of
+from lora_studio.training.dataset import framing_of, sources_of
 
 
 def examine_recipe(
@@ -26,7 +26,8 @@ def examine_recipe(
     CAPTIONERS.check(recipe.data.captioner)
     family = load_base(recipe.base.model, weights=False)
     manifest, faults = read_anyway(sources_of(recipe.data), CAPTIONERS[recipe.data.captioner])
-    manifest = assign(manifest, resolution=recipe.data.resolution, stride=family.stride)
+    framing = framing_of(recipe.data)
+    manifest = assign(manifest, resolution=recipe.data.resolution, stride=family.stride, framing=framing)
     return examine_manifest(recipe, family, manifest, faults=faults, on_progress=on_progress), manifest
 
 

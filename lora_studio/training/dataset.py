@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from lora_studio.data.buckets import assign, bucket_sizes, placed
+from lora_studio.data.buckets import Framing, assign, placed
 from lora_studio.data.cache import Latent
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.exclude import ExcludeList, read_exclude
@@ -18,6 +19,7 @@ from lora_studio.data.pixels import ReadyPixels
 from lora_studio.data.scan import OnPicture, Reading
 from lora_studio.data.sources import Source, read_sources
 from lora_studio.data.trigger import without_trigger
+from lora_studio.data.views import each_view
 from lora_studio.recipe import Recipe
 from lora_studio.recipe_data import DataConfig, SourceConfig
 
@@ -30,9 +32,22 @@ def read_dataset(recipe: Recipe, stride: int, ready: ReadyPixels | None = None) 
     `ready` gets the pictures while they are decoded, so that none has to be decoded twice.
     """
     data = recipe.data
-    on_picture = None if ready is None else _resizer(ready, data.resolution, stride)
+    framing = framing_of(data)
+    on_picture = None if ready is None else _resizer(ready, data.resolution, stride, framing)
     captioned = read_sources(sources_of(data), CAPTIONERS[data.captioner], on_picture=on_picture)
-    return assign(captioned, resolution=data.resolution, stride=stride)
+    return assign(captioned, resolution=data.resolution, stride=stride, framing=framing)
+
+
+def framing_of(data: DataConfig) -> Framing:
+    """How [data] wants pictures to be put into buckets and shown."""
+    return Framing(
+        more_resolutions=data.more_resolutions,
+        area_tolerance=data.area_tolerance,
+        max_upscale=data.max_upscale,
+        crop=data.crop,
+        crops=data.crops,
+        flip=data.flip,
+    )
 
 
 def loss_masks(records: Sequence[Record], latents: Sequence[Latent]) -> list[Tensor | None]:
@@ -54,12 +69,18 @@ def sources_of(data: DataConfig) -> list[Source]:
     return [_source(one, data, exclude) for one in data.all_sources]
 
 
-def _resizer(ready: ReadyPixels, resolution: int, stride: int) -> OnPicture | None:
-    """What offers each picture with its bucket; None for a resolution that `assign` will refuse."""
-    if resolution < stride or resolution % stride:
+def _resizer(ready: ReadyPixels, resolution: int, stride: int, framing: Framing) -> OnPicture | None:
+    """What offers each picture in all its views; None where those depend on more than the picture's size."""
+    resolutions = list(dict.fromkeys((resolution, *framing.more_resolutions)))
+    if framing.crop != "centre" or any(side < stride or side % stride for side in resolutions):
         return None
-    buckets = bucket_sizes(resolution**2, stride)
-    return lambda record, picture: ready.offer(placed(record, buckets), picture)
+
+    def offer(record: Record, picture: Image.Image) -> None:
+        shaped = placed(record, resolutions, stride, framing)
+        for view in [] if shaped.excluded else each_view([shaped]):
+            ready.offer(view, picture)
+
+    return offer
 
 
 def _source(one: SourceConfig, data: DataConfig, exclude: ExcludeList) -> Source:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from lora_studio.data.batches import average_views
-from lora_studio.data.buckets import crop_loss
+from lora_studio.data.bucket_report import bucket_plan
 from lora_studio.data.class_images import DRAWN
 from lora_studio.data.manifest import Record
 from lora_studio.training.build import Session
@@ -15,6 +15,7 @@ from lora_studio.training.describe_captions import (
     caption_examples,
     caption_warnings,
     find_cuts,
+    one_of_each,
     preserved_example,
     variation_in_words,
 )
@@ -34,8 +35,8 @@ def describe(session: Session, *, first_step: int, seconds_per_step: float) -> T
         captions=caption_examples(captions),
         captioned_by=dict(Counter(record.captioned_by for record in used)),
         captions_without_trigger=sum(
-            any(record.trigger not in text for text in captions.written(index))
-            for index, record in enumerate(used)
+            any(captions.records[index].trigger not in text for text in captions.written(index))
+            for index in one_of_each(captions)
         ),
         preservation=recipe.objective.preservation,
         preserved_caption=preserved_example(captions),
@@ -43,8 +44,7 @@ def describe(session: Session, *, first_step: int, seconds_per_step: float) -> T
         token_chunks=session.family.max_chunks,
         variation=variation_in_words(captions, foreseen, cached=session.loop.feed.texts is not None),
         caption_warnings=caption_warnings(captions),
-        buckets=dict(sorted(Counter(record.bucket.name for record in used if record.bucket).items())),
-        crop_share=sum(crop_loss(record) for record in used) / len(used),
+        buckets=bucket_plan(used, recipe.data.all_resolutions),
         steps=recipe.training.steps,
         first_step=first_step,
         pictures_per_step=pictures_per_step,
@@ -80,9 +80,9 @@ def _class_pictures(session: Session) -> ClassPictures | None:
     )
 
 
-def _repeats(records: Sequence[Record]) -> dict[str, tuple[int, int]]:
-    """Folder -> its pictures and the repeats of each; empty if every picture is shown once an epoch."""
+def _repeats(records: Sequence[Record]) -> tuple[tuple[str, int, int], ...]:
+    """Folder, its pictures and the repeats of each; empty if every picture is shown once an epoch."""
     if all(record.repeats == 1 for record in records):
-        return {}
+        return ()
     folders = Counter((str(PurePosixPath(record.name).parent), record.repeats) for record in records)
-    return {folder: (count, repeats) for (folder, repeats), count in folders.items()}
+    return tuple((folder, count, repeats) for (folder, repeats), count in folders.items())

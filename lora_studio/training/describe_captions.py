@@ -9,9 +9,17 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.training.captions import Foreseen
 
 
+def one_of_each(captions: ShownCaptions) -> list[int]:
+    """The index of each picture, the first of several if it is shown at several areas."""
+    first: dict[str, int] = {}
+    for index, record in enumerate(captions.records):
+        first.setdefault(record.name, index)
+    return list(first.values())
+
+
 def caption_examples(captions: ShownCaptions, count: int = 3) -> tuple[str, ...]:
     """What the first pictures may be shown with."""
-    return tuple(captions.variant(index, 0, 0, index) for index in range(min(count, len(captions.records))))
+    return tuple(captions.variant(index, 0, 0, index) for index in one_of_each(captions)[:count])
 
 
 def preserved_example(captions: ShownCaptions) -> str:
@@ -24,14 +32,16 @@ def preserved_example(captions: ShownCaptions) -> str:
 def find_cuts(captions: ShownCaptions, foreseen: Foreseen, family: ModelFamily) -> tuple[Cut, ...]:
     """For each picture with captions that are too long one of them, in the order of the pictures."""
     texts = {text: set(indices) for text, indices in foreseen.texts.items()}
-    for index in range(len(captions.records)):
+    for index in one_of_each(captions):
         texts.setdefault(captions.variant(index, 0, 0, index), set()).add(index)
-    cuts: dict[int, Cut] = {}
+    cuts: dict[str, Cut] = {}
     for text, indices in texts.items():
         if cut := find_cut(family.tokenizers.values(), "", text, max_chunks=family.max_chunks):
             for index in indices:
-                cuts.setdefault(index, Cut(captions.records[index].name, cut.num_tokens, cut.lost))
-    return tuple(cuts[index] for index in sorted(cuts))
+                name = captions.records[index].name
+                cuts.setdefault(name, Cut(name, cut.num_tokens, cut.lost))
+    names = [captions.records[index].name for index in one_of_each(captions)]
+    return tuple(cuts[name] for name in names if name in cuts)
 
 
 def variation_in_words(captions: ShownCaptions, foreseen: Foreseen, *, cached: bool) -> tuple[str, ...]:
@@ -41,7 +51,7 @@ def variation_in_words(captions: ShownCaptions, foreseen: Foreseen, *, cached: b
     """
     options, variation = captions.options, captions.options.variation
     lines = [f"{options.dropout:.0%} of the pictures are shown with an empty caption"] * (options.dropout > 0)
-    if several := sum(bool(record.lines) for record in captions.records):
+    if several := sum(bool(captions.records[index].lines) for index in one_of_each(captions)):
         files = "1 caption file has" if several == 1 else f"{several} caption files have"
         lines.append(
             f"{files} several lines; each is a caption, and one is drawn each time "
@@ -63,7 +73,7 @@ def variation_in_words(captions: ShownCaptions, foreseen: Foreseen, *, cached: b
 def caption_warnings(captions: ShownCaptions) -> tuple[str, ...]:
     """What the user may have meant otherwise."""
     variation = captions.options.variation
-    texts = [text for index in range(len(captions.records)) for text in captions.written(index)]
+    texts = [text for index in one_of_each(captions) for text in captions.written(index)]
     wild = sum(map(has_wildcards, texts))
     warnings = []
     if wild and not variation.wildcards:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lora_studio.data.bucket_report import BucketPlan
 from lora_studio.data.captions.tokens import Cut
 from lora_studio.data.doctor.finding import Finding
 
@@ -35,8 +36,7 @@ class TrainingPlan:
     preservation: float  # share of pictures shown without the trigger, for the base's own answer
     preserved_caption: str  # an example of such a caption
     captions_cut: tuple[Cut, ...]  # of pictures whose caption is longer than the text encoder reads
-    buckets: dict[str, int]  # "512x768" -> pictures
-    crop_share: float  # mean share of a picture that is cropped away
+    buckets: BucketPlan
     steps: int
     first_step: int  # above 1 when resuming
     pictures_per_step: int
@@ -49,7 +49,7 @@ class TrainingPlan:
     seconds_per_step: float
     folder: Path
     roles: dict[str, int] = field(default_factory=dict)  # of usable pictures that are not trained on
-    repeats: dict[str, tuple[int, int]] = field(default_factory=dict)  # folder -> pictures, repeats of each
+    repeats: tuple[tuple[str, int, int], ...] = ()  # (folder, pictures, repeats of each)
     class_pictures: ClassPictures | None = None
     masks: int = 0  # pictures of which only a part is learned
     backgrounds: dict[str, int] = field(default_factory=dict)  # colour -> pictures with clear parts on it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.class_rows import ClassRows
 from lora_studio.data.latents import Latents
 from lora_studio.data.manifest import Record
-from lora_studio.rng import generator
+from lora_studio.data.views import draw_view, each_view
+from lora_studio.rng import generator, python_random
 from lora_studio.training.ahead import Ahead
 from lora_studio.training.captions import Texts
 
@@ -29,8 +31,10 @@ class FeedOptions:
 class Feed:
     """The batches of any step, as a pure function of the step.
 
+    `records` are the plan's: one for each area of a picture (`data.views.entries`). `latents`, and `masks` if
+    there are any, belong to `each_view` of them; which of a record's views is shown is drawn anew each time.
     `captions` says which caption a picture is shown with, `texts` has its conditioning; None when a text
-    encoder is being trained. `masks` holds every record's loss weights [H, W] with a mean of 1, or None for
+    encoder is being trained. `masks` holds every view's loss weights [H, W] with a mean of 1, or None for
     all alike. Records behind those that the plan knows are class pictures, of which `class_rows` adds some to
     a batch.
     """
@@ -52,8 +56,10 @@ class Feed:
         self.plan, self.options = plan, options
         self.latents = latents.to(options.device)
         self._ahead = Ahead(self._micro_batch, plan.accumulation) if latents.on_disk else None
-        self.geometry = torch.tensor([geometry(record) for record in self.records], device=options.device)
-        self.weights = _weights(self.records, masks, options.device)
+        views = each_view(self.records)
+        self._first_view = list(accumulate((1 + len(record.more_views) for record in records), initial=0))
+        self.geometry = torch.tensor([geometry(view) for view in views], device=options.device)
+        self.weights = _weights(views, masks, options.device)
 
     def of_step(self, step: int) -> Iterator[Batch]:
         """The micro-batches of optimizer step `step`, which counts from 1."""
@@ -64,7 +70,7 @@ class Feed:
     def largest(self) -> Batch:
         """The first epoch's micro-batch with the most latents, for a trial."""
         first_epoch = self.plan.epoch(0)
-        sizes = [sum(map(self.latents.size, micro.indices)) for micro in first_epoch]
+        sizes = [self._num_elements(micro) for micro in first_epoch]
         place = sizes.index(max(sizes))
         step, number = divmod(place, self.plan.accumulation)
         return self._assemble(step + 1, number, first_epoch[place])
@@ -72,46 +78,57 @@ class Feed:
     def _micro_batch(self, step: int, number: int) -> Batch:
         return self._assemble(step, number, self.plan.of_step(step)[number])
 
+    def _num_elements(self, micro: MicroBatch) -> int:
+        return sum(self.latents.size(self._first_view[index]) for index in micro.indices)
+
     def _assemble(self, step: int, number: int, micro: MicroBatch) -> Batch:
-        indices = list(micro.indices)
         draw = generator(self.options.seed, step, number, "latents")
         shown = self.captions.of_micro_batch(step, number, micro)
         preserved = [row for row, one in enumerate(shown) if one.preserved]
+        indices = list(micro.indices)
         bucket = self.records[indices[0]].bucket
         beside = self.class_rows.beside(step, number, bucket=bucket, count=len(indices))
         captions = [one.text for one in shown] + [self.records[i].caption for i in beside]
-        rows = indices + beside
+        views = [self._view(index, (step, number, row)) for row, index in enumerate(indices + beside)]
         return Batch(
-            latents=torch.stack([self.latents[i].sample(draw) for i in rows]),
+            latents=torch.stack([self.latents[view].sample(draw) for view in views]),
             captions=captions,
             conditioning=None if self.texts is None else self.texts.batch(captions),
-            geometry=self.geometry[rows],
-            weight=self._weight(indices, beside),
+            geometry=self.geometry[views],
+            weight=self._weight(views, len(indices)),
             preserved=torch.tensor(preserved, dtype=torch.int64, device=self.options.device),
         )
 
-    def _weight(self, indices: list[int], beside: list[int]) -> Tensor:
+    def _view(self, index: int, place: tuple[int, int, int]) -> int:
+        """Which of all views is shown of a record, at this step, micro-batch and row."""
+        draw = python_random(self.options.seed, *place, "view")
+        return self._first_view[index] + draw_view(self.records[index], draw)
+
+    def _weight(self, views: list[int], pictures: int) -> Tensor:
         """[B, 1, H, W] or [B, 1, 1, 1]; the batch's mean is the pictures' mean plus the class pictures' mean.
 
-        As arXiv 2208.12242, eq. 2 has it, with a class picture's own weight for lambda.
+        The first `pictures` views are the pictures'. As arXiv 2208.12242, eq. 2 has it, with a class
+        picture's own weight for lambda.
         """
-        rows = indices + beside
-        weight = torch.stack(torch.broadcast_tensors(*(self.weights[i] for i in rows)))[:, None]
-        if beside:
-            shares = [len(rows) / len(part) for part in (indices, beside) for _ in part]
+        weight = torch.stack(torch.broadcast_tensors(*(self.weights[view] for view in views)))[:, None]
+        if beside := len(views) - pictures:
+            shares = [len(views) / pictures] * pictures + [len(views) / beside] * beside
             weight = weight * torch.tensor(shares, device=weight.device).view(-1, 1, 1, 1)
         return weight
 
 
 def _weights(records: Sequence[Record], masks: Sequence[Tensor | None], device: torch.device) -> list[Tensor]:
-    """Every record's weight times its mask [H, W]; [1, 1] without one."""
+    """Every view's weight times its mask [H, W]; [1, 1] without one."""
     ones = torch.ones(1, 1)
     factors = [ones if mask is None else mask for mask in masks] or [ones] * len(records)
     return [(factor * record.weight).to(device) for record, factor in zip(records, factors, strict=True)]
 
 
 def geometry(record: Record) -> list[float]:
-    """Original height, width; crop top, left; target height, width: SDXL's order (arXiv 2307.01952, 2.2)."""
+    """Original height, width; crop top, left; target height, width: SDXL's order (arXiv 2307.01952, 2.2).
+
+    The crop's corner lies in the resized picture, which is mirrored first if the view is.
+    """
     assert record.bucket is not None and record.crop is not None
     size = (
         record.height,

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
+from tiny import python_random
 
 from lora_studio.data.batches import average_views, plan
 
@@ -92,3 +94,24 @@ def test_views_are_what_counting_the_steps_gives(records_in, steps):
     )
     assert made.views_per_image(steps) == [counted[index] for index in range(len(MIXED))]
     assert average_views(made, steps) == pytest.approx(counted.total() / len(MIXED))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_whatever_the_set_nothing_is_dropped_and_every_epoch_is_complete(records_in, seed):
+    """Pain point 10: buckets smaller than the batch were dropped, and their pictures never trained."""
+    random = python_random()
+    random.seed(seed)
+    sizes = [random.choice(FIVE_SHAPES) for _ in range(random.randint(1, 30))]
+    records = [replace(record, repeats=random.randint(1, 4)) for record in records_in(sizes)]
+    batch_size, accumulation = random.randint(1, 9), random.randint(1, 4)
+    made = plan(records, batch_size=batch_size, accumulation=accumulation, seed=seed)
+    for epoch in (0, 1, 7):
+        seen = Counter(index for batch in made.epoch(epoch) for index in batch.indices)
+        assert seen == {index: record.repeats for index, record in enumerate(records)}
+        for batch in made.epoch(epoch):
+            assert 1 <= len(batch.indices) <= batch_size
+            assert len({sizes[index] for index in batch.indices}) == 1
+    # The steps walk through the epochs without a gap: as often as it takes for both to end together.
+    steps = made.micro_batches_per_epoch
+    walked = Counter(i for step in range(1, steps + 1) for batch in made.of_step(step) for i in batch.indices)
+    assert walked == {index: record.repeats * accumulation for index, record in enumerate(records)}

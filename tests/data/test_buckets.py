@@ -1,107 +1,29 @@
+"""What becomes of a picture: its bucket at each area, its crops, mirrored or not, and its own settings."""
+
 from __future__ import annotations
 
-import itertools
+from dataclasses import replace
 
 import pytest
+from PIL import Image
+from tiny import python_random
 
-from lora_studio.data.buckets import assign, bucket_sizes, choose_bucket, crop_loss, fit
-from lora_studio.data.manifest import Bucket
-from lora_studio.data.scan import scan
+from lora_studio.data.buckets import Framing, assign, crop_loss, enlargement
+from lora_studio.data.manifest import Bucket, Manifest, Overrides, Record
+from lora_studio.data.scan import Reading, scan
+from lora_studio.data.views import views_of
 from lora_studio.errors import DatasetError
 
-BASES = [(64, 8), (128, 8), (512, 64), (768, 64), (1024, 64), (1024, 16), (64, 64)]
-SIDES = (16, 17, 31, 64, 65, 100, 333, 512, 1023, 1080, 1920, 4000)
-SIZES = [(w, h) for w, h in itertools.product(SIDES, SIDES) if max(w, h) <= 10 * min(w, h)]
+
+def picture(width, height, *, name="a.png", overrides=Overrides(), **fields):  # noqa: B008 (frozen)
+    return Record(
+        path=f"/{name}", name=name, sha256=name, width=width, height=height, overrides=overrides, **fields
+    )
 
 
-@pytest.mark.parametrize(("resolution", "stride"), BASES)
-def test_buckets_are_multiples_of_the_stride_of_about_the_area(resolution, stride):
-    buckets = bucket_sizes(resolution**2, stride)
-    assert len(set(buckets)) == len(buckets)
-    for bucket in buckets:
-        assert bucket.width % stride == bucket.height % stride == 0
-        assert 0.88 <= bucket.width * bucket.height / resolution**2 <= 1.05
-        assert max(bucket.width, bucket.height) <= 3 * min(bucket.width, bucket.height)
-
-
-@pytest.mark.parametrize(("resolution", "stride"), BASES)
-def test_buckets_hold_the_square_and_every_transpose(resolution, stride):
-    buckets = bucket_sizes(resolution**2, stride)
-    assert Bucket(resolution, resolution) == buckets[0]
-    assert {Bucket(bucket.height, bucket.width) for bucket in buckets} == set(buckets)
-
-
-def test_the_buckets_of_the_pocket_base_are_these():
-    names = {bucket.name for bucket in bucket_sizes(64**2, 8) if bucket.width >= bucket.height}
-    assert names == {"64x64", "72x56", "80x48", "88x48", "96x40", "104x40"}
-
-
-def test_an_area_that_no_square_fits_keeps_the_largest_square_within():
-    assert bucket_sizes(100**2, 64) == [Bucket(64, 64)]
-
-
-def test_an_area_below_the_stride_is_refused():
-    with pytest.raises(DatasetError, match=r"data.resolution is 32; this base needs 64 or more"):
-        bucket_sizes(32**2, 64)
-
-
-@pytest.mark.parametrize(("resolution", "stride"), BASES)
-def test_the_resized_picture_covers_its_bucket_and_the_crop_lies_within(resolution, stride):
-    buckets = bucket_sizes(resolution**2, stride)
-    for width, height in SIZES:
-        check_fit(width, height, choose_bucket(width, height, buckets))
-
-
-def check_fit(width, height, bucket):
-    resize, (left, top, right, bottom) = fit(width, height, bucket)
-    assert resize[0] == bucket.width or resize[1] == bucket.height  # no larger than it must be
-    assert 0 <= left < right <= resize[0] and 0 <= top < bottom <= resize[1]
-    assert (right - left, bottom - top) == (bucket.width, bucket.height)
-    assert abs(left - (resize[0] - right)) <= 1 and abs(top - (resize[1] - bottom)) <= 1  # centred
-    # Neither side is off the picture's aspect by more than the rounding to whole pixels.
-    scale = max(bucket.width / width, bucket.height / height)
-    assert abs(resize[0] - width * scale) <= 0.5 + 1e-6 and abs(resize[1] - height * scale) <= 0.5 + 1e-6
-
-
-@pytest.mark.parametrize(("resolution", "stride"), BASES)
-def test_portrait_and_landscape_are_treated_alike(resolution, stride):
-    buckets = bucket_sizes(resolution**2, stride)
-    for width, height in SIZES:
-        upright, turned = choose_bucket(width, height, buckets), choose_bucket(height, width, buckets)
-        if width != height:
-            assert (upright.width, upright.height) == (turned.height, turned.width)
-
-
-@pytest.mark.parametrize(("resolution", "stride"), BASES)
-def test_no_other_bucket_would_crop_less(resolution, stride):
-    buckets = bucket_sizes(resolution**2, stride)
-
-    def kept(width, height, bucket):
-        scale = max(bucket.width / width, bucket.height / height)
-        return bucket.width * bucket.height / (scale**2 * width * height)
-
-    for width, height in SIZES:
-        chosen = choose_bucket(width, height, buckets)
-        assert kept(width, height, chosen) >= max(kept(width, height, b) for b in buckets) - 1e-12
-
-
-def test_among_equal_shapes_the_one_nearest_the_area_is_chosen():
-    buckets = bucket_sizes(1024**2, 16)
-    assert Bucket(1008, 1008) in buckets  # the same shape as the square, so it crops as little
-    assert choose_bucket(500, 500, buckets) == Bucket(1024, 1024)
-
-
-@pytest.mark.parametrize(
-    ("size", "bucket", "resize", "crop"),
-    [
-        ((64, 64), (64, 64), (64, 64), (0, 0, 64, 64)),
-        ((200, 100), (64, 64), (128, 64), (32, 0, 96, 64)),
-        ((100, 200), (64, 64), (64, 128), (0, 32, 64, 96)),
-        ((301, 200), (72, 56), (84, 56), (6, 0, 78, 56)),
-    ],
-)
-def test_fit_gives_these_numbers(size, bucket, resize, crop):
-    assert fit(*size, Bucket(*bucket)) == (resize, crop)
+def place(*records, resolution=64, stride=8, **framing):
+    placed = assign(Manifest(records), resolution=resolution, stride=stride, framing=Framing(**framing))
+    return placed.records
 
 
 def test_assign_fills_in_used_records_only(folder, paint):
@@ -112,7 +34,7 @@ def test_assign_fills_in_used_records_only(folder, paint):
     a, b, c = manifest.records
     assert a.bucket == Bucket(72, 56) and a.resize == (72, 56) and a.crop == (0, 0, 72, 56)
     assert b.bucket == Bucket(48, 88) and b.resize == (48, 96) and b.crop == (0, 4, 48, 92)
-    assert c.bucket is None and crop_loss(c) == 0
+    assert c.bucket is None and crop_loss(c) == 0 and enlargement(c) == 1
     assert crop_loss(a) == 0 and crop_loss(b) == pytest.approx(8 / 96)
     assert '"bucket": "72x56"' in manifest.to_jsonl()
 
@@ -124,3 +46,252 @@ def test_a_resolution_that_does_not_suit_the_base_is_refused_with_the_nearest(
     paint("a.png")
     with pytest.raises(DatasetError, match=f"data.resolution is {resolution}; .* set it to {advice}\\."):
         assign(scan(folder), resolution=resolution, stride=64)
+
+
+def test_a_further_resolution_that_does_not_suit_the_base_is_named():
+    with pytest.raises(DatasetError, match=r"data.more_resolutions has 60; .* set it to 56 or 64\."):
+        place(picture(100, 100), more_resolutions=(128, 60))
+
+
+def test_a_phone_photo_that_EXIF_turns_gets_a_portrait_bucket(folder):
+    """Pain point 13: orientation ignored gave the wrong bucket and crops of the wrong parts."""
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        colour = (10 * orientation, 0, 0)
+        Image.new("RGB", (120, 80), colour).save(folder / f"{orientation}.jpg", exif=exif)
+    buckets = [record.bucket.name for record in assign(scan(folder), resolution=64, stride=8).used]
+    assert buckets == ["72x48"] * 4 + ["48x72"] * 4
+
+
+# Small pictures
+
+
+def test_a_picture_is_enlarged_up_to_the_limit_and_then_goes_to_a_smaller_bucket():
+    (enough, little, tiny) = place(
+        picture(300, 300, name="a"), picture(400, 400, name="b"), picture(100, 150, name="c"),
+        resolution=512, stride=64, max_upscale=1.5,
+    )  # fmt: skip
+    assert (enough.bucket, enough.resolution) == (Bucket(448, 448), 448)
+    assert (little.bucket, little.resolution, enlargement(little)) == (Bucket(512, 512), 512, 1.28)
+    assert tiny.bucket == Bucket(128, 192) and enlargement(tiny) == 1.28
+    assert all(enlargement(record) <= 1.5 for record in (enough, little, tiny))
+
+
+def test_without_enlarging_a_picture_keeps_its_pixels():
+    (record,) = place(picture(100, 100), resolution=512, stride=8, max_upscale=1)
+    assert record.bucket == Bucket(96, 96) and record.excluded == ""
+
+
+def test_a_picture_too_small_for_the_smallest_bucket_is_left_out_with_the_reason():
+    small, large = place(picture(40, 40, name="a"), picture(99, 99, name="b"), resolution=512, stride=64)
+    assert small.excluded == "too small for any bucket: the smallest is 64x64, data.max_upscale is 1.5"
+    assert small.bucket is None and large.bucket == Bucket(128, 128)
+
+
+def test_if_no_picture_is_left_that_is_one_sentence():
+    with pytest.raises(
+        DatasetError, match=r"no picture is left: a\.png \(too small .*raise data.max_upscale"
+    ):
+        place(picture(40, 40), resolution=512, stride=64)
+
+
+# Several areas
+
+
+def test_a_picture_is_shown_at_every_area_that_it_is_large_enough_for():
+    large, middle, small = place(
+        *(picture(side, side, name=str(side)) for side in (300, 100, 50)), more_resolutions=(128, 256, 64)
+    )
+    assert [view.resolution for view in views_of(large)] == [64, 128, 256]
+    assert [view.bucket.width for view in views_of(middle)] == [64, 128, 144]  # as large as it can, not 256
+    assert [view.bucket.width for view in views_of(small)] == [64, 72]
+    assert all(view.resize == (view.bucket.width,) * 2 for view in views_of(large))
+
+
+def test_what_is_not_trained_on_is_shown_in_one_way():
+    options = {"more_resolutions": (128,), "flip": 0.5, "crop": "random"}
+    for role in ("holdout", "prior"):
+        trained, other = place(picture(300, 100, name="a"), picture(300, 100, name="b", role=role), **options)
+        assert len(views_of(trained)) > 4 and len(views_of(other)) == 1
+        assert other.flip_share == 0 and other.crop == place(picture(300, 100))[0].crop
+
+
+# Mirroring
+
+
+def test_a_mirrored_view_is_cropped_from_the_same_part_of_the_picture():
+    (record,) = place(picture(200, 100, overrides=Overrides(focus=(0.0, 0.5))), flip=0.5)
+    plain, mirrored = views_of(record)
+    assert plain.crop[0] == 0 and not plain.flip and mirrored.flip
+    assert mirrored.crop[2] == record.resize[0]  # counted in the mirrored picture: its right end
+    assert mirrored.crop[1::2] == plain.crop[1::2] and mirrored.bucket == plain.bucket
+
+
+@pytest.mark.parametrize(("share", "flips"), [(0.0, [False]), (0.3, [False, True]), (1.0, [True])])
+def test_only_views_that_can_be_shown_are_made(share, flips):
+    (record,) = place(picture(64, 64), flip=share)
+    assert [view.flip for view in views_of(record)] == flips and record.flip_share == share
+
+
+# Settings of single pictures
+
+
+def test_a_pictures_own_settings_go_before_those_of_all():
+    own = Overrides(bucket=(96, 40), flip=0.0, crop="centre", focus=(0.1, 0.1))
+    mine, other = place(
+        picture(200, 100, overrides=own), picture(200, 100, name="b.png"), flip=0.5, crop="random"
+    )
+    assert mine.bucket == Bucket(96, 40) and len(views_of(mine)) == 1
+    assert mine.resize == (96, 48) and mine.crop == (0, 4, 96, 44)
+    assert other.bucket == Bucket(88, 48) and len(views_of(other)) > 2
+
+
+def test_a_point_of_its_own_is_enough_to_crop_around_it():
+    (record,) = place(picture(400, 100, overrides=Overrides(focus=(0.9, 0.5))))
+    assert record.crop[2] == record.resize[0]
+
+
+def test_a_region_is_all_that_is_shown_and_decides_the_bucket(folder):
+    """A red square in a blue strip: with its box as `crop` the picture is red all over, and square."""
+    strip = Image.new("RGB", (600, 200), "blue")
+    strip.paste("red", (300, 50, 400, 150))
+    strip.save(folder / "a.png")
+    line = '{"file_name": "a.png", "text": "", "crop": [300, 50, 400, 150]}'
+    (folder / "metadata.jsonl").write_text(line)
+    (record,) = assign(scan(folder), resolution=64, stride=8).used
+    assert record.bucket == Bucket(64, 64) and record.resize == (384, 128)
+    assert record.crop == (192, 32, 256, 96)
+    from lora_studio.data.cache import pixels_of
+
+    inner = pixels_of(record)[:, 3:-3, 3:-3]  # LANCZOS looks three pixels beyond the edge
+    assert (inner[0] > 0.95).all() and (inner[1:] < -0.95).all()
+
+
+def test_settings_that_a_picture_cannot_have_are_all_named_in_one_sentence():
+    with pytest.raises(DatasetError) as caught:
+        place(
+            picture(100, 100, overrides=Overrides(bucket=(60, 64))),
+            picture(100, 100, name="b.png", overrides=Overrides(region=(0, 0, 101, 50))),
+        )
+    message = str(caught.value)
+    assert "a.png (bucket 60x64: both must be multiples of 8)" in message
+    assert "b.png (crop [0, 0, 101, 50]: the picture is 100x100)" in message and "\n" not in message
+
+
+def test_the_manifest_holds_every_view_and_setting(folder, paint):
+    paint("a.png", 200, 100)
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "", "focus": [0.5, 0.5]}')
+    framing = Framing(flip=0.5, more_resolutions=(32,))
+    text = assign(scan(folder), resolution=64, stride=8, framing=framing).to_jsonl()
+    import json
+
+    (line,) = map(json.loads, text.splitlines())
+    assert line["overrides"] == {"focus": [0.5, 0.5]} and line["flip_share"] == 0.5
+    assert (line["resolution"], line["bucket"], line["flip"]) == (64, "88x48", False)
+    assert [(view["resolution"], view["flip"]) for view in line["more_views"]] == [
+        (64, True), (32, False), (32, True),
+    ]  # fmt: skip
+    assert str(folder) not in text
+
+
+# For all pictures and settings
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_view_of_every_picture_fits_its_bucket(seed):
+    """Properties that hold whatever is asked for, over pictures and settings drawn by chance."""
+    random = python_random()
+    random.seed(seed)
+    resolution, stride = random.choice([(64, 8), (512, 64), (768, 64), (1024, 64), (512, 8)])
+    framing = Framing(
+        more_resolutions=tuple(random.sample([resolution // 2, resolution * 2], random.randint(0, 2))),
+        area_tolerance=random.choice([0.0, 0.16, 0.4]),
+        max_upscale=random.choice([1.0, 1.5, 3.0]),
+        crop=random.choice(["centre", "random", "focus"]),
+        crops=random.randint(1, 6),
+        flip=random.choice([0.0, 0.3, 1.0]),
+    )
+    records = [
+        picture(random.randint(16, 4000), random.randint(16, 4000), name=str(number)) for number in range(20)
+    ] + [picture(resolution, resolution, name="one that fits")]
+    asked = (resolution, *framing.more_resolutions)
+    turned = [replace(one, width=one.height, height=one.width) for one in records]
+    for upright, lying in zip(
+        assign(Manifest(tuple(records)), resolution=resolution, stride=stride, framing=framing).records,
+        assign(Manifest(tuple(turned)), resolution=resolution, stride=stride, framing=framing).records,
+        strict=True,
+    ):
+        assert upright.excluded == lying.excluded
+        if upright.excluded:
+            smallest = stride / min(upright.width, upright.height)
+            assert smallest > framing.max_upscale
+            continue
+        views = views_of(upright)
+        assert len({(view.bucket, view.crop, view.flip) for view in views}) == len(views)  # all different
+        for view in views:
+            check_view(upright, view, stride, framing, asked)
+        mirrored_sides = {(view.resolution, view.bucket.height, view.bucket.width) for view in views}
+        if upright.width != upright.height:
+            assert mirrored_sides == {
+                (view.resolution, view.bucket.width, view.bucket.height) for view in views_of(lying)
+            }
+
+
+def check_view(record, view, stride, framing, asked):
+    width, height = view.bucket.width, view.bucket.height
+    left, top, right, bottom = view.crop
+    assert width % stride == height % stride == 0 and view.resolution <= max(asked)
+    share = width * height / view.resolution**2
+    least = 1 - framing.area_tolerance if view.resolution in asked else 0.9  # a rounded square root
+    assert least <= share <= 1.05 and max(width, height) <= 3 * min(width, height)
+    assert (right - left, bottom - top) == (width, height)
+    assert left >= 0 and top >= 0 and right <= view.resize[0] and bottom <= view.resize[1]
+    assert view.resize[0] == width or view.resize[1] == height  # no larger than it must be
+    scale = max(width / record.width, height / record.height)
+    assert scale <= framing.max_upscale
+    assert abs(view.resize[0] - record.width * scale) <= 0.5 + 1e-6
+    assert abs(view.resize[1] - record.height * scale) <= 0.5 + 1e-6
+
+
+# Crops, on real files
+
+
+def masked(folder, box, size=(400, 100)):
+    Image.new("RGB", size, "green").save(folder / "a.png")
+    mask = Image.new("L", size, 0)
+    mask.paste(255, box)
+    mask.save(folder / "a.mask.png")
+    return scan(folder)
+
+
+@pytest.mark.parametrize(("box", "left"), [((300, 0, 400, 100), 16), ((0, 0, 50, 100), 0)])
+def test_focus_crops_around_the_middle_of_the_mask(folder, box, left):
+    manifest = masked(folder, box)
+    centred, focused = (
+        assign(manifest, resolution=64, stride=8, framing=Framing(crop=crop)).used[0]
+        for crop in ("centre", "focus")
+    )
+    assert focused.bucket == centred.bucket == Bucket(104, 40) and centred.resize == (160, 40)
+    assert centred.crop[0] == 28
+    # The mask's middle is at 350 of 400, or 25: the crop goes as far towards it as it can.
+    assert focused.crop[0] == (56 if left else 0)
+
+
+def test_focus_uses_transparency_that_is_the_mask(folder):
+    clear = Image.new("RGBA", (400, 100), (0, 0, 0, 0))
+    clear.paste((200, 0, 0, 255), (180, 0, 220, 100))
+    clear.putpixel((0, 0), (200, 0, 0, 255))
+    clear.save(folder / "a.png")
+    manifest = scan(folder, Reading(transparency_is_mask=True))
+    (record,) = assign(manifest, resolution=64, stride=8, framing=Framing(crop="focus")).used
+    assert record.crop[0] in (27, 28)  # the middle of 160 less 104, but for the one pixel
+
+
+def test_random_crops_keep_the_white_part_of_the_mask(folder):
+    manifest = masked(folder, (250, 0, 300, 100))
+    framing = Framing(crop="random", crops=50)
+    (record,) = assign(manifest, resolution=64, stride=8, framing=framing).used
+    lefts = [view.crop[0] for view in views_of(record)]
+    assert len(set(lefts)) == len(lefts) == 41  # all places with 100..120 of 160 within 104 pixels
+    assert min(lefts) == 16 and max(lefts) == 56

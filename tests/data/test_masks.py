@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lora_studio.data.buckets import assign
-from lora_studio.data.masks import NO_PICTURE, OWN, mask_weights
+from lora_studio.data.buckets import Framing, assign
+from lora_studio.data.masks import NO_PICTURE, OWN, mask_weights, subject
 from lora_studio.data.scan import Reading, scan
+from lora_studio.data.views import each_view
 from lora_studio.errors import DatasetError
 
 
@@ -122,9 +123,27 @@ def test_the_mask_is_cropped_and_turned_as_its_picture_is(folder):
     assert np.abs(found - expected).max() < 0.01  # a half is stored as 128 of 255
 
 
+def test_the_mask_is_mirrored_with_its_picture(folder, paint):
+    paint("a.png", 100, 64)
+    put_mask(folder / "a.mask.png", (0, 0, 25, 64), (100, 64))
+    framing = Framing(flip=0.5, crop="focus")
+    (record,) = assign(scan(folder), resolution=64, stride=8, framing=framing).used
+    plain, mirrored = (mask_weights(view, 10, 6) for view in each_view([record]))
+    assert plain[:, 0].min() > 1 and (plain[:, -1] == 0).all()
+    assert np.abs(plain[:, ::-1] - mirrored).max() < 0.02
+
+
+def test_where_the_subject_is(folder, paint):
+    paint("a.png", 100, 50)
+    put_mask(folder / "a.mask.png", (60, 10, 80, 20), (100, 50))
+    (record,) = scan(folder).used
+    found = subject(record)
+    assert found.centre == pytest.approx((0.7, 0.3)) and found.box == (0.6, 0.2, 0.8, 0.4)
+
+
 def test_without_a_mask_there_are_no_weights(folder, paint):
     paint("a.png", 64, 64)
-    assert weights(folder, "a.png") is None
+    assert weights(folder, "a.png") is None and subject(scan(folder).used[0]) is None
 
 
 def test_masks_that_do_not_fit_are_all_named_in_one_sentence(folder, paint):
@@ -162,7 +181,7 @@ def test_a_folder_of_masks_that_is_missing_or_of_other_pictures_is_refused(folde
 def test_a_mask_of_what_is_cropped_away_is_refused(folder, paint):
     paint("a.png", 640, 64)
     put_mask(folder / "a.mask.png", (0, 0, 8, 64), (640, 64))
-    with pytest.raises(DatasetError, match=r"the crop of a\.png leaves nothing of its mask; move"):
+    with pytest.raises(DatasetError, match=r"the crop of a\.png leaves nothing of its mask; set data.crop"):
         weights(folder, "a.png")
 
 

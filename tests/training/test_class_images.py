@@ -136,7 +136,8 @@ def test_the_base_draws_them_once_and_plan_and_manifest_have_them(
     assert drawn == list(range(1, 7))
     heard.clear()
     again = start(*DRAWN, listener=heard.append)
-    assert not [e for e in heard if isinstance(e, Progress)]  # neither drawn nor encoded again
+    told = {e.what for e in heard if isinstance(e, Progress)}
+    assert told == {"looking at pictures"}  # the doctor does; neither drawn nor encoded again
     assert torch.equal(batches(again, 1)[0].latents, batches(session, 1)[0].latents)
     lines = lines_of(session)
     first = session.manifest.of_role("prior")[0].caption

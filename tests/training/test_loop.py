@@ -23,11 +23,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_weights(
 ) -> None:
     session = prepare(load_recipe(recipe_file), Run(tmp_path), nobody)
     before = session.adapters.state()
-    session.loop.feed.latents[0].mean[:] = float("nan")
-    session.loop.feed.latents[1].mean[:] = float("nan")
-    session.loop.feed.latents[2].mean[:] = float("nan")
+    for latent in session.loop.feed.latents:
+        latent.mean[:] = float("nan")
     with pytest.raises(TrainingDiverged, match="loss is nan"):
         session.loop.run(1)
+    session.run.close()
     last = session.run.checkpoints()
     assert all(torch.isfinite(tensor).all() for tensor in session.adapters.state().values())
     assert not last or before.keys() == session.adapters.state().keys()

@@ -48,7 +48,8 @@ def test_the_share_of_rows_and_their_captions(tmp_path: Path, recipe_file: Path)
 def test_a_preserved_rows_target_is_what_the_untouched_base_answers(
     tmp_path: Path, recipe_file: Path, tiny_base: Path
 ) -> None:
-    session = prepare(load_recipe(recipe_file, changes=HALF), Run(tmp_path), nobody)
+    twice = (*HALF, "data.repeats=2")  # so that there are batches of two
+    session = prepare(load_recipe(recipe_file, changes=twice), Run(tmp_path), nobody)
     shift_adapters(session)
     batch = next(b for b in batches(session, 50) if len(b.preserved) == 1 and len(b.captions) == 2)
     (row,) = batch.preserved.tolist()

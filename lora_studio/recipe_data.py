@@ -124,7 +124,9 @@ class DataConfig(Section):
     max_token_chunks: int = Field(
         1, ge=1, le=10, description="windows (CLIP: 75 tokens) that a long caption may fill, as in web UIs"
     )
-    class_images: ClassImagesConfig = ClassImagesConfig()
+    class_images: ClassImagesConfig = Field(
+        ClassImagesConfig(), description="pictures of the class, so that it stays what it was"
+    )
     latents_on_device_gb: float = Field(
         2.0, ge=0, description="up to so much of latents lies on the device; more is read step by step"
     )

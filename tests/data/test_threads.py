@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,9 +84,10 @@ def test_pictures_resized_during_the_scan_have_the_pixels_of_those_resized_later
 
 def test_ready_pixels_hold_no_more_than_they_may(folder):
     noisy(folder)
-    records = assign(scan(folder), resolution=64, stride=8).used
+    first = assign(scan(folder), resolution=64, stride=8).used[0]
+    records = [replace(first, name=str(number)) for number in range(4)]  # all of one bucket
     picture = Image.new("RGB", (300, 200))
-    bucket = records[0].bucket
+    bucket = first.bucket
     ready = ReadyPixels(lambda record: record.name, max_bytes=2 * 3 * bucket.width * bucket.height)
     for record in records:
         ready.offer(record, picture)

@@ -125,3 +125,8 @@ def test_a_build_can_go_on_from_it(tmp_path: Path) -> None:
     for name in files:
         old, new = load_file(POCKET_FOLDER / name), load_file(tmp_path / "again" / name)
         assert old.keys() == new.keys() and all(torch.equal(old[key], new[key]) for key in old), name
+
+
+def test_its_configuration_says_nothing_about_where_it_was_built() -> None:
+    configs = sorted(POCKET_FOLDER.glob("*/config.json"))
+    assert configs and not [path for path in configs if '"/' in path.read_text("utf-8")]

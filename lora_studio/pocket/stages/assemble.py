@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -41,9 +42,17 @@ def write_base(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out, safe_serialization=True)
+    for config in out.glob("*/config.json"):
+        _forget_paths(config)
     tokenizer.backend_tokenizer.model.save(
         str(out / "tokenizer")
     )  # vocab.json and merges.txt, which UIs read
     pair.vision.half().save_pretrained(out / "image_encoder")
     projection = {"text_projection.weight": pair.text_projection.weight.detach().to(torch.float16)}
     save_file(projection, out / "image_encoder" / "text_projection.safetensors")
+
+
+def _forget_paths(config: Path) -> None:
+    """Where the part was built is nobody's business."""
+    values = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -7,13 +7,32 @@ begin and end marks and padding, and the hidden states are put one behind the ot
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from lora_studio.families.base import Conditioning
+
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer; those of transformers are such."""
+
+    model_max_length: int
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> Any:
+        """{"input_ids": all tokens, nothing cut off}."""
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> Any:
+        """The tokens' text."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token -> number."""
+
+    def num_special_tokens_to_add(self) -> int:
+        """How many marks of begin and end a caption gets."""
+
 
 COMMA_BACKTRACK = 20  # A1111's default: a chunk ends at a comma if one is among its last 20 tokens
 _COMMA = ",</w>"  # how CLIP's vocabulary spells a comma that ends a word
@@ -40,7 +59,7 @@ def split_tokens(
 
 
 def caption_chunks(
-    tokenizer: PreTrainedTokenizerBase, caption: str, *, max_chunks: int
+    tokenizer: Tokenizer, caption: str, *, max_chunks: int
 ) -> tuple[list[list[int]], list[int]]:
     """The chunks of a caption without their marks, and the tokens that are cut off."""
     size = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()

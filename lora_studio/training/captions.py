@@ -21,12 +21,12 @@ from lora_studio.recipe import Recipe
 MOST_TEXTS = 1000  # kept on the device: a quarter of a gigabyte of SD1.5's conditioning in float32
 
 
-def shown_captions(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
-    """The captions as the recipe wants them. Raises RecipeError if it asks for words that are not there."""
-    data, preservation = recipe.data, recipe.objective.preservation
+def captions_of(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
+    """The captions as the recipe words them. Raises RecipeError for a placeholder that cannot be filled."""
+    data = recipe.data
     options = CaptionOptions(
         dropout=data.caption_dropout,
-        preservation=preservation,
+        preservation=recipe.objective.preservation,
         seed=recipe.training.seed,
         variation=Variation(data.wildcards, data.shuffle_tags, data.keep_tags, data.tag_dropout),
         choose_lines=data.caption_lines == "choose",
@@ -34,9 +34,14 @@ def shown_captions(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
         suffix=data.caption_suffix,
     )
     try:
-        captions = ShownCaptions(records, options)
+        return ShownCaptions(records, options)
     except CaptionError as error:
         raise RecipeError(f"data.caption_prefix or data.caption_suffix: {error}") from None
+
+
+def shown_captions(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
+    """Those that can be trained on. Raises RecipeError if the recipe asks for words that are not there."""
+    captions, preservation = captions_of(recipe, records), recipe.objective.preservation
     if preservation and not any(captions.plain(index) for index in range(len(records))):
         trigger = ", ".join(dict.fromkeys(record.trigger for record in records))
         raise RecipeError(

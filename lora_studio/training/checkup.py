@@ -13,6 +13,7 @@ from lora_studio.data.manifest import Manifest
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe
+from lora_studio.training.captions import captions_of
 from lora_studio.training.dataset import framing_of, sources_of
 
 
@@ -40,11 +41,14 @@ def examine_manifest(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """The report on pictures that were read and given buckets before."""
+    captions = captions_of(recipe, [record for record in manifest.records if not record.excluded])
     return examine(
         manifest,
         resolution=recipe.data.resolution,
         stride=family.stride,
         tokenizers=family.tokenizers,
         faults=faults or [],
+        written={record.name: captions.written(index) for index, record in enumerate(captions.records)},
+        max_chunks=recipe.data.max_token_chunks,
         on_progress=on_progress,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.captions.tokens import Cut, find_cut
 from lora_studio.data.captions.variants import Variation, has_wildcards, tags_vary
@@ -39,7 +41,7 @@ def find_cuts(captions: ShownCaptions, foreseen: Foreseen, family: ModelFamily) 
         if cut := find_cut(family.tokenizers.values(), "", text, max_chunks=family.max_chunks):
             for index in indices:
                 name = captions.records[index].name
-                cuts.setdefault(name, Cut(name, cut.num_tokens, cut.lost))
+                cuts.setdefault(name, replace(cut, name=name))
     names = [captions.records[index].name for index in one_of_each(captions)]
     return tuple(cuts[name] for name in names if name in cuts)
 

@@ -9,24 +9,22 @@ import sys
 import zlib
 from pathlib import Path
 
-import pytest
+from memory import PEAK_BYTES, needs_proc
 
 SIDE = 20_000
 MAX_SECONDS = 1.0
 MAX_MORE_BYTES = 100_000_000
 # The scan of a folder with one small picture comes first: what it takes is not the large one's doing.
-SCAN = """
-import json, resource, sys, time
+SCAN = f"""{PEAK_BYTES}
+import json, sys, time
 from pathlib import Path
 from lora_studio.data.scan import scan
 scan(Path(sys.argv[1]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_bytes()
 began = time.process_time()
 (record,) = scan(Path(sys.argv[2])).excluded
 seconds = time.process_time() - began
-unit = 1 if sys.platform == "darwin" else 1024
-grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
-print(json.dumps([record.excluded, seconds, grown]))
+print(json.dumps([record.excluded, seconds, peak_bytes() - before]))
 """
 
 
@@ -42,7 +40,7 @@ def write_black_png(path: Path, side: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", body) + chunk(b"IEND", b""))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is measured with a Unix call")
+@needs_proc
 def test_a_picture_of_400_megapixels_is_refused_within_a_second_and_100_megabytes(folder, paint, tmp_path):
     paint("small.png")
     large = tmp_path / "large"

@@ -9,19 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from memory import PEAK_BYTES, needs_proc
 from PIL import Image
 
 NUM_FILES = 500
 MAX_PEAK_BYTES = 1_000_000_000
 # A process of its own: a decoder that crashes cannot take the test with it, and the peak is the scan's alone.
-SCAN = """
-import json, resource, sys
+SCAN = f"""{PEAK_BYTES}
+import json, sys
 from pathlib import Path
 from lora_studio.data.scan import scan
 records = [(r.name, r.width, r.height, r.excluded) for r in scan(Path(sys.argv[1])).records]
-unit = 1 if sys.platform == "darwin" else 1024
-print(json.dumps([records, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit]))
+print(json.dumps([records, peak_bytes()]))
 """
 
 
@@ -79,7 +78,7 @@ def header_swapped(data: bytes, files: list[bytes], rng: random.Random) -> bytes
     return rng.choice(files)[:length] + data[length:]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is measured with a Unix call")
+@needs_proc
 def test_each_of_500_damaged_files_is_used_or_left_out_with_a_reason_within_a_gigabyte(folder: Path) -> None:
     rng, files = random.Random(500), whole_files()
     for number in range(NUM_FILES):

@@ -97,3 +97,23 @@ def test_facts_of_a_base_need_none_of_its_weights(tiny_base: Path, tmp_path: Pat
     assert (
         facts.tokenizers["tokenizer"]("a cat").input_ids == whole.tokenizers["tokenizer"]("a cat").input_ids
     )
+
+
+def test_captions_are_judged_as_the_recipe_shows_them(pictures: Path, tmp_path: Path) -> None:
+    """With its prefix, each line on its own, and in as many windows as it asks for."""
+    folder = tmp_path / "copy"
+    shutil.copytree(pictures, folder)
+    words = "a red ball on the left " * 3
+    for caption in folder.glob("*.txt"):
+        caption.write_text(f"{words}\nin the snow {words}")
+    (tmp_path / "recipe.toml").write_text(recipe_text(folder, "pocket"))
+    settings = ['data.trigger="zwx style"', 'data.caption_prefix="{trigger},"']
+
+    def kinds(*changes: str) -> set[str]:
+        report, _ = examine_recipe(load_recipe(tmp_path / "recipe.toml", changes=(*settings, *changes)))
+        return {finding.kind for finding in report.findings} & {"caption_too_long", "trigger_missing"}
+
+    assert kinds() == set()  # two captions that fit, and the trigger stands in front of both
+    assert kinds('data.caption_lines="join"') == {"caption_too_long"}
+    assert kinds('data.caption_lines="join"', "data.max_token_chunks=2") == set()
+    assert kinds('data.caption_prefix=""') == {"trigger_missing"}

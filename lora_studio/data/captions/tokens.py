@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from lora_studio.families.chunks import caption_chunks
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from lora_studio.families.chunks import Tokenizer, caption_chunks
 
 
 @dataclass(frozen=True)
@@ -18,20 +14,19 @@ class Cut:
 
     name: str
     num_tokens: int  # with the begin and end marks
+    read: int  # of these
     lost: str
 
     def __str__(self) -> str:
         return f'{self.name} is cut: {self.num_tokens} tokens, so "{self.lost}" is not seen'
 
 
-def num_tokens(tokenizer: PreTrainedTokenizerBase, caption: str) -> int:
+def num_tokens(tokenizer: Tokenizer, caption: str) -> int:
     """The caption's tokens, with the begin and end marks."""
     return len(tokenizer(caption, verbose=False)["input_ids"])
 
 
-def find_cut(
-    tokenizers: Iterable[PreTrainedTokenizerBase], name: str, caption: str, *, max_chunks: int = 1
-) -> Cut | None:
+def find_cut(tokenizers: Iterable[Tokenizer], name: str, caption: str, *, max_chunks: int = 1) -> Cut | None:
     """What the first tokenizer for which the caption is too long cuts off; None if all fits.
 
     `name` is its picture's. A caption may fill `max_chunks` windows.
@@ -40,5 +35,6 @@ def find_cut(
         _, lost = caption_chunks(tokenizer, caption, max_chunks=max_chunks)
         if lost:
             words = tokenizer.decode(lost, skip_special_tokens=True).strip()
-            return Cut(name, num_tokens(tokenizer, caption), words)
+            total = num_tokens(tokenizer, caption)
+            return Cut(name, total, total - len(lost), words)
     return None

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from lora_studio.data.doctor.finding import Finding, Report, worst_first
-from lora_studio.data.doctor.look import Case, Tokenizer, look_at
+from lora_studio.data.doctor.look import Case, look_at
 from lora_studio.data.doctor.plan import bucket_plan
 from lora_studio.data.manifest import Manifest
+from lora_studio.families.chunks import Tokenizer
 from lora_studio.registry import Registry
 
 Check = Callable[[Case], Iterable[Finding]]
@@ -52,15 +53,21 @@ def examine(
     stride: int,
     tokenizers: Mapping[str, Tokenizer],
     faults: Sequence[str] = (),
+    written: Mapping[str, Sequence[str]] = {},
+    max_chunks: int = 1,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """All findings about a manifest with buckets, and its plan.
 
-    `faults`: what the reading found that would stop a training. `on_progress` hears how many of how many
+    `faults`: what the reading found that would stop a training. `written`: by name the captions that a
+    picture may be shown with, where they are not those beside it; `max_chunks`: how many windows of the text
+    encoders one may fill. `on_progress` hears how many of how many
     pictures were looked at. Raises DatasetError if a file changed since it was scanned.
     """
     usable = [record for record in manifest.records if not record.excluded]
-    case = Case(manifest.records, look_at(usable, on_progress), tokenizers, resolution, faults)
+    case = Case(
+        manifest.records, look_at(usable, on_progress), tokenizers, resolution, faults, written, max_chunks
+    )
     findings = [replace(one, kind=kind) for kind in CHECKS.names() for one in CHECKS[kind](case)]
     plan = bucket_plan(manifest.records, resolution=resolution, stride=stride)
     return Report(worst_first(findings, CHECKS.names()), plan)

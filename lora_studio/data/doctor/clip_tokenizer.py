@@ -25,14 +25,24 @@ class ClipTokenizer:
     def __init__(self) -> None:
         self._tokenizer = _tokenizer()
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        """{"input_ids": all tokens with the marks of begin and end}, nothing cut off."""
-        return {"input_ids": self._tokenizer.encode(text).ids}
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = True, verbose: bool = True
+    ) -> dict[str, list[int]]:
+        """{"input_ids": all tokens, with the marks of begin and end if wanted}, nothing cut off."""
+        return {"input_ids": self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
         """The text of tokens, in small letters, as that is how they were read."""
         text = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text.replace(_END_OF_WORD, " ").strip()
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token -> number."""
+        return self._tokenizer.get_vocab()
+
+    def num_special_tokens_to_add(self) -> int:
+        """The marks of begin and end."""
+        return self._tokenizer.num_special_tokens_to_add(is_pair=False)
 
 
 @cache

@@ -11,11 +11,11 @@ from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.doctor import examine
 from lora_studio.data.doctor.clip_tokenizer import ClipTokenizer
 from lora_studio.data.doctor.finding import Report
-from lora_studio.data.doctor.look import Tokenizer
 from lora_studio.data.doctor.reading import read_anyway
 from lora_studio.data.manifest import Manifest
 from lora_studio.data.scan import Reading
 from lora_studio.data.sources import Source
+from lora_studio.families.chunks import Tokenizer
 
 _RESOLUTION, _STRIDE = 512, 64  # those of the most common base
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +17,10 @@ from lora_studio.data.doctor.measure.likeness import Likeness, Pair, likeness, s
 from lora_studio.data.doctor.measure.softness import edge_width
 from lora_studio.data.manifest import Record
 from lora_studio.data.pictures import reopen_with_bytes
+from lora_studio.families.chunks import Tokenizer
 
 _LEAST_CONTRAST = 1.0  # a plain picture looks like every other one
 _WINDOW = 512  # pixels; of larger pictures the middle is searched for traces of what was done to them
-
-
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer; those of transformers are such."""
-
-    model_max_length: int
-
-    def __call__(self, text: str) -> Mapping[str, list[int]]: ...
-
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -58,6 +48,8 @@ class Case:
     tokenizers: Mapping[str, Tokenizer]
     resolution: int  # side in pixels of a square of the area asked for
     faults: Sequence[str] = ()  # sentences about what else would stop a training
+    written: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> captions, if not as recorded
+    max_chunks: int = 1  # windows of the text encoders that a caption may fill
 
     @property
     def usable(self) -> list[Record]:
@@ -68,6 +60,10 @@ class Case:
     def trained(self) -> list[Record]:
         """The pictures that are trained on."""
         return [record for record in self.usable if record.role == "instance"]
+
+    def captions(self, record: Record) -> Sequence[str]:
+        """What training may show the picture with."""
+        return self.written.get(record.name) or record.lines or (record.caption,)
 
     def seen(self, records: Sequence[Record]) -> Iterator[tuple[Record, Look]]:
         """Those of the records that were looked at, with what was seen."""

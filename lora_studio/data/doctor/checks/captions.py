@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from lora_studio.data.captions.files import CaptionFile, find_captions
+from lora_studio.data.captions.tokens import find_cut
 from lora_studio.data.doctor.finding import Finding
-from lora_studio.data.doctor.look import Case, Tokenizer
+from lora_studio.data.doctor.look import Case
 from lora_studio.data.layouts import FOLDER_NAME
 from lora_studio.data.manifest import Record
 from lora_studio.data.names import place
@@ -67,14 +68,14 @@ def caption_identical(case: Case) -> Iterator[Finding]:
 
 def caption_too_long(case: Case) -> Iterator[Finding]:
     """Captions that are longer than the text encoder reads."""
+    more = f"let a recipe read more of it (data.max_token_chunks = {case.max_chunks + 1})"
+    advice = f"Shorten it, put what matters in front, or {more}."
     for record in case.usable:
-        for tokenizer in case.tokenizers.values():
-            if cut := _cut(tokenizer, record.caption):
-                num_tokens, lost = cut
-                window = tokenizer.model_max_length
-                detail = f'{num_tokens} tokens, of which {window} are read; this is cut: "{lost}"'
-                yield Finding("warning", record.name, detail, "Shorten it, or put what matters in front.")
-                break
+        for caption in case.captions(record):
+            cut = find_cut(case.tokenizers.values(), record.name, caption, max_chunks=case.max_chunks)
+            if cut:
+                detail = f'{cut.num_tokens} tokens, of which {cut.read} are read; this is cut: "{cut.lost}"'
+                yield Finding("warning", record.name, detail, advice)
 
 
 def trigger_missing(case: Case) -> Iterator[Finding]:
@@ -82,14 +83,20 @@ def trigger_missing(case: Case) -> Iterator[Finding]:
     for records in _by_trigger(case):
         if not (trigger := records[0].trigger):
             continue
-        without = [record for record in records if trigger not in record.caption]
+        without = [
+            (record, caption)
+            for record in records
+            for caption in case.captions(record)
+            if trigger not in caption
+        ]
         advice = f'Put "{trigger}" into it.'
-        if without and len(without) == len(records):
-            detail = f'none of {len(records)} captions holds the trigger words "{trigger}"'
+        num_captions = sum(len(case.captions(record)) for record in records)
+        if without and len(without) == num_captions:
+            detail = f'none of {num_captions} captions holds the trigger words "{trigger}"'
             yield Finding("error", "", detail, "Put them into every caption, as they are spelled here.")
             continue
-        for record in without:
-            detail = f'"{trigger}" is not in its caption: "{record.caption}"'
+        for record, caption in without:
+            detail = f'"{trigger}" is not in its caption: "{caption}"'
             yield Finding("warning", record.name, detail, advice)
 
 
@@ -106,11 +113,3 @@ def _by_trigger(case: Case) -> list[list[Record]]:
         if record.caption:
             groups[record.trigger].append(record)
     return list(groups.values())
-
-
-def _cut(tokenizer: Tokenizer, caption: str) -> tuple[int, str] | None:
-    """Number of tokens, with the marks of begin and end, and the part that does not fit; None if all does."""
-    window, ids = tokenizer.model_max_length, list(tokenizer(caption)["input_ids"])
-    if len(ids) <= window:
-        return None
-    return len(ids), tokenizer.decode(ids[window - 1 :], skip_special_tokens=True).strip()

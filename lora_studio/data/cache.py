@@ -193,6 +193,16 @@ class TextCache:
                 on_progress(done, len(missing))
         return {caption: stored for caption, stored in found.items() if stored is not None}
 
+    def encode_missing(
+        self, captions: Sequence[str], encode: TextEncoder, *, on_progress: OnProgress | None = None
+    ) -> None:
+        """Store what is not in the cache and keep none of it in memory. Raises as `load_or_encode`."""
+        missing = [one for one in dict.fromkeys(captions) if not self._store.has(self.key(one))]
+        for done, caption in enumerate(missing, start=1):
+            self._store.save(self.key(caption), self.encode(caption, encode))
+            if on_progress:
+                on_progress(done, len(missing))
+
     def encode(self, caption: str, encode: TextEncoder) -> dict[str, Tensor]:
         """The conditioning of one caption, made anew and not stored. Raises as `load_or_encode`."""
         with torch.no_grad():

@@ -115,7 +115,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     run.json("doctor.json", report.to_json())
     fingerprint = family.fingerprint(family.denoiser)
     whole_base = base_fingerprint(family) if recipe.data.class_images.count else ""
-    text_cache = TextCache(cache_folder() / "text", _text_fingerprint(family))
+    text_cache = TextCache(cache_folder() / "text", _text_fingerprint(family, machine.dtype))
     family.to(machine.device, machine.dtype)
     drawing = draw_class_images(recipe, manifest, family, whole_base, listener)
     manifest = Manifest(manifest.records + tuple(drawing.records))
@@ -177,9 +177,11 @@ def _plan(recipe: Recipe, records: Sequence[Record]) -> Plan:
     )
 
 
-def _text_fingerprint(family: ModelFamily) -> str:
+def _text_fingerprint(family: ModelFamily, dtype: torch.dtype) -> str:
+    """Of all that conditioning depends on but the caption; `dtype` is what the encoders compute in."""
     names = [family.fingerprint(part) for part in family.targets if part != family.denoiser]
-    return "+".join(names + [f"{family.max_chunks} chunks"] * (family.max_chunks > 1))
+    names += [f"{family.max_chunks} chunks"] * (family.max_chunks > 1)
+    return "+".join(names + [str(dtype)] * (dtype != torch.float32))
 
 
 def _preview(recipe: Recipe) -> PreviewOptions:

@@ -77,7 +77,7 @@ def foresee(captions: ShownCaptions, batches: Plan, steps: int) -> Foreseen:
 
 
 class Texts:
-    """The conditioning of captions: made before the first step, or by `encode` when it is first asked for.
+    """The conditioning of captions: ready before the first step, or from `find` when it is asked for.
 
     Either way each caption is encoded alone, so that the bits are the same.
     """
@@ -85,11 +85,11 @@ class Texts:
     def __init__(
         self,
         ready: Mapping[str, Conditioning],
-        encode: Callable[[str], Conditioning],
+        find: Callable[[str], Conditioning],
         device: torch.device,
     ) -> None:
         self._ready = {caption: _to(value, device) for caption, value in ready.items()}
-        self._made = lru_cache(maxsize=MOST_TEXTS)(lambda caption: _to(encode(caption), device))
+        self._made = lru_cache(maxsize=MOST_TEXTS)(lambda caption: _to(find(caption), device))
 
     def batch(self, captions: Sequence[str]) -> Conditioning:
         """The captions' conditioning in one batch, as long as the longest of them needs."""
@@ -108,14 +108,22 @@ def prepare_texts(
     also: Sequence[str] = (),
     on_progress: OnProgress | None = None,
 ) -> Texts:
-    """Conditioning from the frozen text encoder: of all captions, or of each when it is shown if too many.
+    """Conditioning from the frozen text encoder, encoded beforehand if all captions are foreseen.
 
-    `also`: the captions of class pictures.
+    At most `MOST_TEXTS` are on the device; more are read from the cache when they are shown. `also`: the
+    captions of class pictures.
     """
-    captions = list(dict.fromkeys([*foreseen.texts, *also])) if foreseen.complete else [""]
+    captions = list(dict.fromkeys([*foreseen.texts, *also]))
+    encode, device = family.encode_text, family.device
     with torch.no_grad():  # not inference_mode: its tensors may not enter a graph later
-        ready = cache.load_or_encode(captions, family.encode_text, on_progress=on_progress)
-    return Texts(ready, lambda caption: cache.encode(caption, family.encode_text), family.device)
+        if foreseen.complete and len(captions) <= MOST_TEXTS:
+            ready = cache.load_or_encode(captions, encode, on_progress=on_progress)
+            return Texts(ready, lambda caption: cache.encode(caption, encode), device)
+        ready = cache.load_or_encode([""], encode)
+        if not foreseen.complete:
+            return Texts(ready, lambda caption: cache.encode(caption, encode), device)
+        cache.encode_missing(captions, encode, on_progress=on_progress)
+        return Texts(ready, lambda caption: cache.load_or_encode([caption], encode)[caption], device)
 
 
 def _to(conditioning: Conditioning, device: torch.device) -> Conditioning:

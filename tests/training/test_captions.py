@@ -175,6 +175,42 @@ def test_editing_one_caption_encodes_one_and_a_second_run_none(
     assert calls("data.shuffle_tags=true") == 0
 
 
+def test_more_captions_than_are_held_are_encoded_once_and_read_back(
+    tmp_path: Path,
+    session_of: Callable[..., Session],
+    encoded: list[torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "cache"))
+    pictures = picture_folder(tmp_path / "pictures")
+    held = batches(session_of(pictures=pictures))
+    monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(training_captions, "MOST_TEXTS", 2)
+    encoded.clear()
+    session = session_of(pictures=pictures)
+    assert len(encoded) == 6, "five captions and the empty one, before the first step"
+    for expected, found in zip(held, batches(session), strict=True):
+        assert expected.conditioning and found.conditioning
+        assert torch.equal(expected.conditioning["text"], found.conditioning["text"])
+    assert len(encoded) == 6
+
+
+def test_conditioning_in_half_precision_is_an_entry_of_its_own(
+    tmp_path: Path,
+    session_of: Callable[..., Session],
+    encoded: list[torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "cache"))
+    session_of("base.dtype=float32")
+    encoded.clear()
+    session_of("base.dtype=bfloat16")
+    assert encoded
+    encoded.clear()
+    session_of("base.dtype=float32")
+    assert not encoded
+
+
 def test_preservation_leaves_the_trigger_out_of_the_varied_caption(
     session_of: Callable[..., Session],
 ) -> None:

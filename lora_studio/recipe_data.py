@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+
+def _not_blank(value: Any) -> Any:
+    """An empty path means the folder that one happens to be in: other trainers searched it for pictures."""
+    if isinstance(value, str) and not value.strip():
+        raise PydanticCustomError("blank_path", "name a folder or a file, or leave the key out")
+    return value
+
+
+UserPath = Annotated[Path, BeforeValidator(_not_blank)]
 
 
 class Section(BaseModel):
@@ -17,7 +28,7 @@ class Section(BaseModel):
 class SourceConfig(Section):
     """One of several folders of pictures: a [[data.sources]] table. What it leaves out, [data] says."""
 
-    images: Path = Field(description="a folder of pictures; relative to the recipe's own folder")
+    images: UserPath = Field(description="a folder of pictures; relative to the recipe's own folder")
     role: Literal["instance", "prior", "holdout"] = Field(
         "instance",
         description="instance: trained on; prior: class pictures beside those; holdout: kept apart",
@@ -28,14 +39,14 @@ class SourceConfig(Section):
     class_words: str | None = Field(None, description="what that trigger is one of")
     instance_prompt: str | None = Field(None, description="the caption of its pictures that have none")
     recursive: bool | None = Field(None, description="also search all its subfolders")
-    masks: Path | None = Field(None, description="a folder of its pictures' loss masks")
+    masks: UserPath | None = Field(None, description="a folder of its pictures' loss masks")
 
 
 class ClassImagesConfig(Section):
     """Pictures of the class without the trigger, shown beside one's own so that it stays what it was."""
 
     count: int = Field(0, ge=0, le=100_000, description="how many the frozen base draws")
-    images: Path | None = Field(None, description="a folder of such pictures instead")
+    images: UserPath | None = Field(None, description="a folder of such pictures instead")
     prompt: str = Field(
         "", description="what they show; empty: every caption without the trigger, or the folder's captions"
     )
@@ -51,17 +62,19 @@ class ClassImagesConfig(Section):
 class DataConfig(Section):
     """Which pictures and captions are learned."""
 
-    images: Path | None = Field(None, description="a folder of pictures; relative to the recipe's own folder")
+    images: UserPath | None = Field(
+        None, description="a folder of pictures; relative to the recipe's own folder"
+    )
     sources: tuple[SourceConfig, ...] = Field(
         (), description="several folders instead, each with its own rules"
     )
     recursive: bool = Field(
         False, description="also search all subfolders; without it only <repeats>_<name> ones are read"
     )
-    masks: Path | None = Field(
+    masks: UserPath | None = Field(
         None, description="a folder of loss masks named like the pictures: white is learned, black is not"
     )
-    exclude: Path | None = Field(
+    exclude: UserPath | None = Field(
         None, description="a text file of names or relative paths of files to leave out, one a line"
     )
     background: str = Field(

@@ -23,6 +23,14 @@ def test_a_relative_image_folder_is_taken_from_the_recipes_own_folder(tmp_path: 
     assert load_recipe(written(tmp_path, GOOD)).data.images == tmp_path / "pictures"
 
 
+@pytest.mark.parametrize("key", ["images", "masks", "exclude"])
+def test_an_empty_path_is_refused_and_means_no_folder_one_happens_to_be_in(tmp_path: Path, key: str) -> None:
+    """Users' pain 15: an empty setting let a trainer search its working folder."""
+    text = GOOD.replace('images = "pictures"', "") + f'{key} = " "\n'
+    with pytest.raises(RecipeError, match=rf"data\.{key} is ' ': name a folder or a file"):
+        load_recipe(written(tmp_path, text))
+
+
 def test_an_unknown_key_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"training\.lerning_rate; did you mean 'learning_rate'\?"):
         load_recipe(written(tmp_path, GOOD + "[training]\nlerning_rate = 1e-4\n"))

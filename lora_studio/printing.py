@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lora_studio.data.captions.windows import one_more
 from lora_studio.printing_buckets import bucket_lines
 from lora_studio.printing_doctor import finding_lines
 from lora_studio.training import events
@@ -129,8 +130,8 @@ def _cut_lines(plan: events.TrainingPlan, limit: int = 5) -> list[str]:
     lines = [str(cut) for cut in plan.captions_cut[:limit]]
     if (more := len(plan.captions_cut) - limit) > 0:
         lines.append(f"{more} more captions are cut")
-    if lines and plan.token_chunks < 10:  # the most that a recipe allows
-        lines[-1] += f"; data.max_token_chunks = {plan.token_chunks + 1} reads more of long captions"
+    if lines and (setting := one_more(plan.token_chunks)):
+        lines[-1] += f"; {setting} reads more of long captions"
     return lines
 
 

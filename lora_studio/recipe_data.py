@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from lora_studio.data.captions.windows import MOST_CHUNKS
+
 
 def _not_blank(value: Any) -> Any:
     """An empty path means the folder that one happens to be in: other trainers searched it for pictures."""
@@ -135,7 +137,10 @@ class DataConfig(Section):
     )
     caption_suffix: str = Field("", description="words behind every caption")
     max_token_chunks: int = Field(
-        1, ge=1, le=10, description="windows (CLIP: 75 tokens) that a long caption may fill, as in web UIs"
+        1,
+        ge=1,
+        le=MOST_CHUNKS,
+        description="windows (CLIP: 75 tokens) that a long caption may fill, as in web UIs",
     )
     class_images: ClassImagesConfig = Field(
         ClassImagesConfig(), description="pictures of the class, so that it stays what it was"

@@ -7,25 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from console import run
 from tiny import recipe_text
-
-from lora_studio import cli
 
 LOOK = (
     "import sys; from lora_studio import cli; "
     "code = cli.guarded(lambda: cli.app(['--help'], standalone_mode=False)); "
 )
 HEAVY = {"torch", "diffusers", "transformers", "peft", "numpy", "PIL"}
-
-
-def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Exit code and standard error of a command."""
-    try:
-        code = cli.guarded(lambda: cli.app(arguments))
-    except SystemExit as exit_:
-        code = int(exit_.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.err
 
 
 def test_help_answers_without_the_heavy_libraries() -> None:
@@ -42,7 +31,7 @@ def recipe_in(folder: Path, text: str) -> str:
 
 def test_a_wrong_key_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = recipe_in(tmp_path, recipe_text(tmp_path, "pocket", extra="leraning_rate = 1"))
-    code, err = run(["train", recipe], capsys)
+    code, _, err = run(["train", recipe], capsys)
     assert code == 2 and "unknown key training.leraning_rate; did you mean 'learning_rate'?" in err
 
 
@@ -64,7 +53,7 @@ def test_a_folder_that_cannot_be_trained_on_is_one_sentence(
     images = tmp_path / "images"
     make(images)
     recipe = recipe_in(tmp_path, recipe_text(images, str(tiny_base)))
-    code, err = run(["train", recipe, "--out", str(tmp_path / "run")], capsys)
+    code, _, err = run(["train", recipe, "--out", str(tmp_path / "run")], capsys)
     assert code == 2 and re.search(words, err, re.IGNORECASE), err
     assert "Traceback" not in err and ("images" in err or "a.png" in err)
 
@@ -79,7 +68,7 @@ def test_a_base_that_is_not_there_is_one_sentence(
     tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = recipe_in(tmp_path, recipe_text(pictures, "/nowhere/base"))
-    code, err = run(["train", recipe, "--out", str(tmp_path / "run")], capsys)
+    code, _, err = run(["train", recipe, "--out", str(tmp_path / "run")], capsys)
     assert code == 2 and "there is no base model at '/nowhere/base'" in err and "Traceback" not in err
 
 
@@ -101,7 +90,7 @@ def test_names_that_no_table_knows_are_refused_with_a_suggestion(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = recipe_in(tmp_path, recipe_text(pictures, str(tiny_base)))
-    code, err = run(["train", recipe, "--out", str(tmp_path / "run"), "--set", change], capsys)
+    code, _, err = run(["train", recipe, "--out", str(tmp_path / "run"), "--set", change], capsys)
     assert code == 2 and words in err
 
 

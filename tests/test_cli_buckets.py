@@ -6,20 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from console import run
 from PIL import Image
 from tiny import recipe_text
-
-from lora_studio import cli
-
-
-def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command."""
-    try:
-        code = cli.guarded(lambda: cli.app(arguments))
-    except SystemExit as exit_:
-        code = int(exit_.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture

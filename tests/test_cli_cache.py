@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from console import run
 from tiny import picture_folder, recipe_text
-
-from lora_studio import cli
 
 
 @pytest.fixture(autouse=True)
@@ -27,16 +26,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Exit code and all that was printed."""
-    try:
-        code = cli.guarded(lambda: cli.app(list(arguments)))
-    except SystemExit as exit_:
-        code = int(exit_.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out + captured.err
-
-
 def left(cache: Path) -> list[str]:
     return sorted(path.name[0] for path in (cache / "latents").iterdir())
 
@@ -44,7 +33,7 @@ def left(cache: Path) -> list[str]:
 def test_cache_shows_entries_sizes_dates_and_the_folder(
     cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out = run(capsys, "cache")
+    code, out, _ = run(["cache"], capsys)
     assert code == 0 and str(cache) in out
     old, today = (
         time.strftime("%Y-%m-%d", time.localtime(path.stat().st_mtime))
@@ -58,9 +47,9 @@ def test_an_empty_cache_is_no_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "nowhere"))
-    code, out = run(capsys, "cache")
+    code, out, _ = run(["cache"], capsys)
     assert code == 0 and "0 bytes" in out
-    assert "nothing to remove" in run(capsys, "cache", "prune", "--max-size", "0")[1]
+    assert "nothing to remove" in run(["cache", "prune", "--max-size", "0"], capsys)[1]
 
 
 @pytest.mark.parametrize(
@@ -75,10 +64,10 @@ def test_an_empty_cache_is_no_fault(
 def test_prune_shows_first_and_removes_when_told_to(
     cache: Path, capsys: pytest.CaptureFixture[str], options: list[str], rest: list[str]
 ) -> None:
-    code, out = run(capsys, "cache", "prune", *options)
+    code, out, _ = run(["cache", "prune", *options], capsys)
     assert code == 0 and left(cache) == ["a", "b"]
     assert ("add --yes" in out) == (rest != ["a", "b"])
-    code, _ = run(capsys, "cache", "prune", *options, "--yes")
+    code, _, _ = run(["cache", "prune", *options, "--yes"], capsys)
     assert code == 0 and left(cache) == rest
 
 
@@ -93,8 +82,8 @@ def test_prune_shows_first_and_removes_when_told_to(
 def test_a_mistake_is_one_sentence(
     cache: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
 ) -> None:
-    code, out = run(capsys, "cache", "prune", "--yes", *options)
-    assert code == 2 and words in out and "Traceback" not in out and left(cache) == ["a", "b"]
+    code, _, err = run(["cache", "prune", "--yes", *options], capsys)
+    assert code == 2 and words in err and "Traceback" not in err and left(cache) == ["a", "b"]
 
 
 def test_cache_answers_without_the_heavy_libraries(cache: Path) -> None:
@@ -114,10 +103,10 @@ def test_class_images_are_drawn_and_named(
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(recipe_text(tmp_path / "pictures", str(tiny_base)), "utf-8")
     wanted = ["--set", "data.class_images.count=3", "--set", "data.class_images.steps=1"]
-    code, out = run(capsys, "class-images", str(recipe), *wanted)
+    code, out, _ = run(["class-images", str(recipe), *wanted], capsys)
     assert code == 0 and f"3 class images, 3 of them drawn now, in {cache / 'class_images'}" in out
-    code, out = run(capsys, "class-images", str(recipe), *wanted)
+    code, out, _ = run(["class-images", str(recipe), *wanted], capsys)
     assert code == 0 and "3 class images, 0 of them drawn now" in out
-    assert "class images" in run(capsys, "cache")[1]
-    code, out = run(capsys, "class-images", str(recipe))
-    assert code == 2 and "data.class_images.count is 0" in out
+    assert "class images" in run(["cache"], capsys)[1]
+    code, _, err = run(["class-images", str(recipe)], capsys)
+    assert code == 2 and "data.class_images.count is 0" in err

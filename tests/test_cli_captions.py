@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from console import run
 from PIL import Image
-
-from lora_studio import cli
 
 
 @pytest.fixture
@@ -20,16 +19,6 @@ def folder(tmp_path: Path) -> Path:
     Image.new("RGB", (40, 30), "blue").save(folder / "blue_cat.png")
     (folder / "red_ball.txt").write_text("my own [bold] words", "utf-8")
     return folder
-
-
-def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command."""
-    try:
-        code = cli.guarded(lambda: cli.app(arguments))
-    except SystemExit as exit_:
-        code = int(exit_.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_captions_are_written_shown_and_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

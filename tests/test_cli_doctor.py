@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from console import run
 from photographs import Planted
-from test_cli import run
 from tiny import recipe_text
 
 from lora_studio.recipe import load_recipe
@@ -49,17 +49,13 @@ def test_a_mistake_is_one_sentence(arguments, words: str, tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "recipe.toml").write_text(recipe_text(tmp_path / "empty", "/nowhere"))
-    code, err = run(arguments, capsys)
+    code, _, err = run(arguments, capsys)
     assert code == 2 and words in err.replace("\n", " ") and "Traceback" not in err
 
 
 def test_findings_are_printed_by_kind_with_evidence_and_advice(planted: Planted, capsys) -> None:
     (planted.folder / "good_3.txt").write_text("")
-    with pytest.raises(SystemExit):
-        from lora_studio import cli
-
-        cli.app(ask(planted))
-    printed = capsys.readouterr().out
+    _, printed, _ = run(ask(planted), capsys)
     assert "pictures: 5 pictures to train on, 1 error, 1 warning, 1 note" in printed
     assert printed.index("caption empty (1)") < printed.index("exact duplicate (1)")
     assert "  good_3.png: good_3.txt is blank\n" in printed
@@ -70,11 +66,8 @@ def test_findings_are_printed_by_kind_with_evidence_and_advice(planted: Planted,
 def test_json_is_all_that_is_printed_and_the_page_is_written_beside(
     planted: Planted, tmp_path: Path, capsys
 ) -> None:
-    from lora_studio import cli
-
-    with pytest.raises(SystemExit):
-        cli.app(ask(planted, "--json", "--html", tmp_path / "page.html"))
-    report = json.loads(capsys.readouterr().out)
+    _, printed, _ = run(ask(planted, "--json", "--html", tmp_path / "page.html"), capsys)
+    report = json.loads(printed)
     assert [finding["kind"] for finding in report["findings"]] == ["exact_duplicate", "too_few"]
     assert report["plan"]["buckets"] == {"256x256": 5} and report["plan"]["used"] == 5
     assert {"path", "bucket", "resize", "crop", "cropped_away"} <= set(report["plan"]["pictures"][0])
@@ -88,8 +81,7 @@ def test_the_suggested_list_works_in_a_recipe(planted: Planted, tmp_path: Path, 
         planted.add("again.jpg", picture.resize((300, 300)))
     planted.add("plain #1.png", Image.new("RGB", (300, 300), "red"))
     listed = tmp_path / "leave_out.txt"
-    code, _ = run(ask(planted, "--write-exclude", listed), capsys)
-    assert code == 0
+    assert run(ask(planted, "--write-exclude", listed), capsys)[0] == 0
     names = [line for line in listed.read_text("utf-8").splitlines() if line and not line.startswith("#")]
     assert names == ["again.jpg", "plain #1.png"]
     (tmp_path / "recipe.toml").write_text(recipe_text(planted.folder, "pocket"))
@@ -97,7 +89,7 @@ def test_the_suggested_list_works_in_a_recipe(planted: Planted, tmp_path: Path, 
     manifest = read_dataset(recipe, 8)
     assert [record.name for record in manifest.used] == [f"good_{number}.png" for number in range(5)]
     before = listed.read_bytes()
-    code, err = run(ask(planted, "--write-exclude", listed), capsys)
+    code, _, err = run(ask(planted, "--write-exclude", listed), capsys)
     assert code == 2 and "is there already" in err and listed.read_bytes() == before
 
 

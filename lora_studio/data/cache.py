@@ -186,11 +186,7 @@ class TextCache:
         """
         found = {caption: self._store.load(self.key(caption)) for caption in dict.fromkeys(captions)}
         missing = [caption for caption, stored in found.items() if stored is None]
-        for done, caption in enumerate(missing, start=1):
-            found[caption] = conditioning = self.encode(caption, encode)
-            self._store.save(self.key(caption), conditioning)
-            if on_progress:
-                on_progress(done, len(missing))
+        found.update(self._make(missing, encode, on_progress))
         return {caption: stored for caption, stored in found.items() if stored is not None}
 
     def encode_missing(
@@ -198,10 +194,8 @@ class TextCache:
     ) -> None:
         """Store what is not in the cache and keep none of it in memory. Raises as `load_or_encode`."""
         missing = [one for one in dict.fromkeys(captions) if not self._store.has(self.key(one))]
-        for done, caption in enumerate(missing, start=1):
-            self._store.save(self.key(caption), self.encode(caption, encode))
-            if on_progress:
-                on_progress(done, len(missing))
+        for _ in self._make(missing, encode, on_progress):
+            pass
 
     def encode(self, caption: str, encode: TextEncoder) -> dict[str, Tensor]:
         """The conditioning of one caption, made anew and not stored. Raises as `load_or_encode`."""
@@ -214,6 +208,17 @@ class TextCache:
                 f"the text encoder gave NaN or infinite values for the caption {caption!r}; {advice}."
             )
         return conditioning
+
+    def _make(
+        self, missing: Sequence[str], encode: TextEncoder, on_progress: OnProgress | None
+    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Caption and conditioning of each, encoded and stored."""
+        for done, caption in enumerate(missing, start=1):
+            conditioning = self.encode(caption, encode)
+            self._store.save(self.key(caption), conditioning)
+            yield caption, conditioning
+            if on_progress:
+                on_progress(done, len(missing))
 
 
 def _hash(*parts: object) -> str:

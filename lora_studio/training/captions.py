@@ -115,15 +115,14 @@ def prepare_texts(
     """
     captions = list(dict.fromkeys([*foreseen.texts, *also]))
     encode, device = family.encode_text, family.device
+    held = captions if foreseen.complete and len(captions) <= MOST_TEXTS else [""]
     with torch.no_grad():  # not inference_mode: its tensors may not enter a graph later
-        if foreseen.complete and len(captions) <= MOST_TEXTS:
-            ready = cache.load_or_encode(captions, encode, on_progress=on_progress)
-            return Texts(ready, lambda caption: cache.encode(caption, encode), device)
-        ready = cache.load_or_encode([""], encode)
-        if not foreseen.complete:
-            return Texts(ready, lambda caption: cache.encode(caption, encode), device)
-        cache.encode_missing(captions, encode, on_progress=on_progress)
+        ready = cache.load_or_encode(held, encode, on_progress=on_progress)
+        if foreseen.complete:
+            cache.encode_missing(captions, encode, on_progress=on_progress)
+    if foreseen.complete:
         return Texts(ready, lambda caption: cache.load_or_encode([caption], encode)[caption], device)
+    return Texts(ready, lambda caption: cache.encode(caption, encode), device)
 
 
 def _to(conditioning: Conditioning, device: torch.device) -> Conditioning:

@@ -64,8 +64,9 @@ def session_of(folder: Path, tiny_base: Path, tmp_path: Path) -> Callable[..., S
 
 
 @pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
-    """The token ids of every call of a text encoder."""
+def encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
+    """The token ids of every call of a text encoder; the cache is empty at first."""
+    monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "cache"))
     calls: list[torch.Tensor] = []
     forward = CLIPTextModel.forward
 
@@ -154,12 +155,8 @@ def test_encoding_before_and_during_training_give_the_same_bits(
 
 
 def test_editing_one_caption_encodes_one_and_a_second_run_none(
-    tmp_path: Path,
-    session_of: Callable[..., Session],
-    encoded: list[torch.Tensor],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, session_of: Callable[..., Session], encoded: list[torch.Tensor]
 ) -> None:
-    monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "cache"))
     pictures = picture_folder(tmp_path / "pictures")
 
     def calls(*changes: str) -> int:
@@ -181,7 +178,6 @@ def test_more_captions_than_are_held_are_encoded_once_and_read_back(
     encoded: list[torch.Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "cache"))
     pictures = picture_folder(tmp_path / "pictures")
     held = batches(session_of(pictures=pictures))
     monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "other"))
@@ -196,12 +192,8 @@ def test_more_captions_than_are_held_are_encoded_once_and_read_back(
 
 
 def test_conditioning_in_half_precision_is_an_entry_of_its_own(
-    tmp_path: Path,
-    session_of: Callable[..., Session],
-    encoded: list[torch.Tensor],
-    monkeypatch: pytest.MonkeyPatch,
+    session_of: Callable[..., Session], encoded: list[torch.Tensor]
 ) -> None:
-    monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "cache"))
     session_of("base.dtype=float32")
     encoded.clear()
     session_of("base.dtype=bfloat16")

@@ -61,8 +61,8 @@ def examine(
 
     `faults`: what the reading found that would stop a training. `written`: by name the captions that a
     picture may be shown with, where they are not those beside it; `max_chunks`: how many windows of the text
-    encoders one may fill. `on_progress` hears how many of how many
-    pictures were looked at. Raises DatasetError if a file changed since it was scanned.
+    encoders one may fill. `on_progress` hears how many of how many pictures were looked at.
+    Raises DatasetError if a file changed since it was scanned.
     """
     usable = [record for record in manifest.records if not record.excluded]
     case = Case(

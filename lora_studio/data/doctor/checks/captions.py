@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from lora_studio.data.captions.files import CaptionFile, find_captions
 from lora_studio.data.captions.tokens import find_cut
+from lora_studio.data.captions.windows import one_more
 from lora_studio.data.doctor.finding import Finding
 from lora_studio.data.doctor.look import Case
 from lora_studio.data.layouts import FOLDER_NAME
@@ -68,8 +69,9 @@ def caption_identical(case: Case) -> Iterator[Finding]:
 
 def caption_too_long(case: Case) -> Iterator[Finding]:
     """Captions that are longer than the text encoder reads."""
-    more = f"let a recipe read more of it (data.max_token_chunks = {case.max_chunks + 1})"
-    advice = f"Shorten it, put what matters in front, or {more}."
+    advice = "Shorten it or put what matters in front."
+    if setting := one_more(case.max_chunks):
+        advice = f"Shorten it, put what matters in front, or let a recipe read more of it ({setting})."
     for record in case.usable:
         for caption in case.captions(record):
             cut = find_cut(case.tokenizers.values(), record.name, caption, max_chunks=case.max_chunks)

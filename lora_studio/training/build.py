@@ -206,7 +206,7 @@ def _loop(
         family.denoiser: training.learning_rate
     }
     groups = [{"params": adapters.parameters(part), "lr": rates[part]} for part in adapters.parts]
-    optimizer = OPTIMIZERS[training.optimizer](groups, weight_decay=training.weight_decay)  # type: ignore[call-arg]
+    optimizer = OPTIMIZERS[training.optimizer](groups, weight_decay=training.weight_decay)
 
     def save(step: int) -> None:
         run.checkpoint(

@@ -52,12 +52,15 @@ def _optimizer_tensors(adapters: AdapterSet, optimizer: torch.optim.Optimizer) -
 def _load_optimizer(
     tensors: dict[str, Tensor], adapters: AdapterSet, optimizer: torch.optim.Optimizer
 ) -> None:
+    """Through `load_state_dict`, which knows where an optimizer wants each of its tensors."""
+    values = optimizer.state_dict()
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    number_of = {id(parameter): number for number, parameter in enumerate(ordered)}
     parameters = adapters.named_parameters()
+    values["state"] = {}
     for name, tensor in tensors.items():
         key, _, state = name.rpartition("|")
         if key not in parameters:
             raise CheckpointError(f"the checkpoint's optimizer state has an unknown tensor {key}.")
-        parameter = parameters[key]
-        # AdamW's step counter stays on the CPU; everything shaped like the parameter lives beside it
-        where = parameter.device if tensor.shape == parameter.shape else torch.device("cpu")
-        optimizer.state[parameter][state] = tensor.to(where)
+        values["state"].setdefault(number_of[id(parameters[key])], {})[state] = tensor
+    optimizer.load_state_dict(values)

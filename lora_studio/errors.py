@@ -38,8 +38,12 @@ class CheckpointError(StudioError):
     """A checkpoint is missing, damaged or belongs to another recipe."""
 
 
+class RunFolderError(StudioError):
+    """The run folder cannot be written to; the message names the last good checkpoint."""
+
+
 class TrainingDiverged(StudioError):
-    """The loss or a gradient is not finite; the message names the last good checkpoint."""
+    """The loss or the gradients are not finite or missing; the message names the last good checkpoint."""
 
 
 class ExportMismatch(StudioError):

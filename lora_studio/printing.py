@@ -52,6 +52,8 @@ class Screen:
         elif isinstance(event, events.StepDone):
             speed = f"loss {event.loss:.4f}  {event.seconds:.2f} s/step"
             self._advance("training", event.step, event.steps, speed)
+        elif isinstance(event, events.StepSkipped):
+            self.bars.console.print(skipped_line(event), markup=False, soft_wrap=True)
         elif isinstance(event, events.Progress):
             self._advance(event.what, event.done, event.total, "")
         else:
@@ -61,6 +63,14 @@ class Screen:
         if what not in self.tasks:
             self.tasks[what] = self.bars.add_task(what, total=total, completed=done - 1, facts="")
         self.bars.update(self.tasks[what], completed=done, total=total, facts=facts)
+
+
+def skipped_line(event: events.StepSkipped) -> str:
+    """A step that was not finite, in words."""
+    return (
+        f"warning: step {event.step} skipped: its loss is {event.loss:g} and its gradient norm "
+        f"{event.grad_norm:g}; {event.in_a_row} in a row, {event.most} end the run"
+    )
 
 
 def print_plan(plan: events.TrainingPlan, console: Console) -> None:

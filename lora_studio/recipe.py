@@ -74,6 +74,12 @@ class TrainingConfig(Section):
     )
     warmup_steps: int = Field(20, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    max_bad_steps: int = Field(
+        5, ge=1, description="so many steps in a row that are not finite end the run; fewer are skipped"
+    )
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of a mean of the weights that is exported instead; 0 turns it off"
+    )
     seed: int = Field(1, ge=0)
     device: str = Field("auto", description='"auto", "cpu", "cuda" or "cuda:1"')
     checkpoint_every: int = Field(100, ge=1, description="steps")

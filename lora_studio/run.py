@@ -6,11 +6,15 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from lora_studio.errors import CheckpointError
+from lora_studio.errors import CheckpointError, RunFolderError
+
+PIN = "keep"  # a file of this name in a checkpoint's folder: it is never removed
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -19,48 +23,68 @@ def write_atomically(path: Path, content: bytes) -> None:
     # Not built from the name, which may already be as long as the file system allows.
     temporary = path.with_name(f".lora-studio-{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_synced(temporary, content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 class Run:
-    """One run folder: recipe, manifest, metrics, checkpoints, previews, reports and the finished file."""
+    """One run folder: recipe, manifest, metrics, checkpoints, previews, reports and the finished file.
+
+    Every method that writes raises RunFolderError when the disk refuses.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._metrics: TextIO | None = None
+        self._metrics: FileIO | None = None
 
     @property
     def checkpoints_folder(self) -> Path:
         """Where checkpoints lie, one folder each, named by their step."""
         return self.folder / "checkpoints"
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within it an OSError becomes a RunFolderError."""
+        try:
+            yield
+        except OSError as error:
+            raise RunFolderError(
+                f"the run folder {self.folder} cannot be written to ({error.strerror or error})"
+            ) from None
+
+    def file(self, name: str, content: bytes) -> Path:
+        """Write a file of the run."""
+        with self.writing():
+            write_atomically(self.folder / name, content)
+        return self.folder / name
+
     def text(self, name: str, content: str) -> Path:
         """Write a text file of the run."""
-        path = self.folder / name
-        write_atomically(path, content.encode("utf-8"))
-        return path
+        return self.file(name, content.encode("utf-8"))
 
     def json(self, name: str, values: Mapping[str, Any]) -> Path:
         """Write a JSON file of the run."""
         return self.text(name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
     def metric(self, values: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl and flush it."""
-        if self._metrics is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._metrics.write(json.dumps(values) + "\n")
-        self._metrics.flush()
+        """Append one line to metrics.jsonl; without a buffer, so that a full disk is noticed here."""
+        with self.writing():
+            if self._metrics is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._metrics = (self.folder / "metrics.jsonl").open("ab", buffering=0)
+            line = json.dumps(values).encode() + b"\n"
+            while line:  # a disk that is nearly full takes a part, and refuses the rest
+                line = line[self._metrics.write(line) :]
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl; a line cut short by a crash is left out."""
-        path = self.folder / "metrics.jsonl"
+        return self.lines("metrics.jsonl")
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a JSON lines file of the run, none if it is not there; a cut one is left out."""
+        path = self.folder / name
         rows: list[dict[str, Any]] = []
         for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
             try:
@@ -69,33 +93,46 @@ class Run:
                 continue
         return rows
 
-    def forget_metrics_after(self, step: int) -> None:
+    def forget_after(self, step: int, name: str = "metrics.jsonl") -> None:
         """Before resuming at `step`: the later lines, which will be written again, are taken out."""
-        rows = [row for row in self.metrics() if row["step"] <= step]
+        rows = [row for row in self.lines(name) if row["step"] <= step]
         self.close()
-        self.text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        self.text(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
-    def checkpoint(self, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
-        """Make the folder of a checkpoint all at once, then remove all but the newest `keep`.
+    def checkpoint(
+        self, step: int, files: Mapping[str, bytes], *, keep: int, best: Collection[int] = ()
+    ) -> Path:
+        """Make the folder of a checkpoint all at once, then remove older ones.
 
-        `write` fills an empty folder; only when everything in it is on the disk does it get its name.
+        Only when everything in it is on the disk does it get its name. The newest `keep`, those of the steps
+        `best`, and pinned ones stay.
         """
-        final = self.checkpoints_folder / f"step_{step:06}"
-        temporary = final.with_name(f".{final.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write(temporary)
-        for path in (*temporary.iterdir(), temporary):
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)  # the same step again, after a resume from an older one
-        temporary.rename(final)
-        for old in self.checkpoints()[:-keep]:
-            shutil.rmtree(old)
+        final = self._checkpoint_of(step)
+        temporary, former = (final.with_name(f".{final.name}.{end}") for end in ("tmp", "old"))
+        with self.writing():
+            try:
+                for left_over in (temporary, former):
+                    shutil.rmtree(left_over, ignore_errors=True)
+                temporary.mkdir(parents=True)
+                for name, content in files.items():
+                    _write_synced(temporary / name, content)
+                _sync(temporary)
+                if final.exists():  # the same step again, after a resume from an older one
+                    final.rename(former)
+                temporary.rename(final)
+                _sync(self.checkpoints_folder)  # before anything older is removed
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(former, ignore_errors=True)
+            kept = {*self.checkpoints()[-keep:], *(self._checkpoint_of(one) for one in best)}
+            for old in self.checkpoints():
+                if old not in kept and not (old / PIN).exists():
+                    shutil.rmtree(old)
         return final
 
     def checkpoints(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
-        return sorted(self.checkpoints_folder.glob("step_*"))
+        return sorted(self.checkpoints_folder.glob("step_*"), key=lambda path: int(path.name[5:]))
 
     def newest_checkpoint(self) -> Path:
         """The newest finished checkpoint; raises CheckpointError when there is none."""
@@ -109,6 +146,16 @@ class Run:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
+
+    def _checkpoint_of(self, step: int) -> Path:
+        return self.checkpoints_folder / f"step_{step:06}"
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync(path: Path) -> None:

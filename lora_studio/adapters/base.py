@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -97,16 +97,21 @@ class AdapterSet:
     def load(self, state: dict[str, Tensor]) -> None:
         """Put a `state()` back; raises CheckpointError when its keys or shapes are not these adapters'."""
         own = self.named_parameters()
-        wrong = sorted(own.keys() ^ state.keys())
-        wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-        if wrong:
-            raise CheckpointError(
-                f"the checkpoint does not fit these adapters: {len(wrong)} tensors differ, first {wrong[0]}; "
-                "resume with the recipe that made it."
-            )
+        check_fit(own, state)
         with torch.no_grad():
             for key, parameter in own.items():
                 parameter.copy_(state[key])
+
+
+def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError when the keys or shapes of `state` are not those of `own`."""
+    wrong = sorted(own.keys() ^ state.keys())
+    wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    if wrong:
+        raise CheckpointError(
+            f"the checkpoint does not fit these adapters: {len(wrong)} tensors differ, first {wrong[0]}; "
+            "resume with the recipe that made it."
+        )
 
 
 def target_paths(module: nn.Module, endings: tuple[str, ...]) -> list[str]:

@@ -25,16 +25,18 @@ from lora_studio.recipe import Recipe
 from lora_studio.run import Run
 from lora_studio.training.caches import encode_pictures, latent_cache
 from lora_studio.training.captions import Foreseen, foresee, prepare_texts, shown_captions
-from lora_studio.training.checkpoint import save_state
+from lora_studio.training.checkpoint import state_files
 from lora_studio.training.checkup import examine_manifest
 from lora_studio.training.class_images import base_fingerprint, draw_class_images
 from lora_studio.training.dataset import loss_masks, read_dataset
+from lora_studio.training.ema import Ema
 from lora_studio.training.events import Listener, Note, progress
 from lora_studio.training.feed import Feed, FeedOptions
 from lora_studio.training.loop import Loop, LoopOptions
 from lora_studio.training.optimizers import OPTIMIZERS
 from lora_studio.training.preview import PreviewOptions
 from lora_studio.training.schedule import SCHEDULES
+from lora_studio.training.state import State
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -208,21 +210,21 @@ def _loop(
     groups = [{"params": adapters.parameters(part), "lr": rates[part]} for part in adapters.parts]
     optimizer = OPTIMIZERS[training.optimizer](groups, weight_decay=training.weight_decay)
 
+    ema = Ema(adapters, training.ema) if training.ema else None
+    state = State(adapters, optimizer, ema)
+
     def save(step: int) -> None:
-        run.checkpoint(
-            step, lambda folder: save_state(folder, adapters, optimizer, step), keep=training.keep_checkpoints
-        )
+        run.checkpoint(step, state_files(state), keep=training.keep_checkpoints)
         listener(Note(f"checkpoint at step {step}"))
 
     wishes = recipe.objective
     return Loop(
         family=family,
-        adapters=adapters,
+        state=state,
         objective=family.objective(
             ObjectiveOptions(wishes.snr_gamma, wishes.noise_offset, wishes.timesteps, wishes.weighting)
         ),
         feed=feed,
-        optimizer=optimizer,
         options=LoopOptions(
             steps=training.steps,
             accumulation=training.accumulation,
@@ -232,6 +234,7 @@ def _loop(
             seed=training.seed,
             autocast=machine.autocast,
             checkpoint_every=training.checkpoint_every,
+            max_bad_steps=training.max_bad_steps,
         ),
         save=save,
         record=run.metric,

@@ -1,51 +1,78 @@
-"""The whole state of a run between two steps: adapters, optimizer and step, as safetensors and JSON.
-
-Random numbers are keyed by the step, so there is no generator state to keep.
-"""
+"""The whole state of a run between two steps as safetensors and JSON."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from lora_studio.adapters.base import AdapterSet
-from lora_studio.errors import CheckpointError
+from lora_studio.errors import CheckpointError, TrainingDiverged
+from lora_studio.training.state import Counters, State
+
+ADAPTERS, EMA, OPTIMIZER = "adapters.safetensors", "ema.safetensors", "optimizer.safetensors"
+STATE = "state.json"  # the counters, and the sha256 of the others
 
 
-def save_state(folder: Path, adapters: AdapterSet, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Fill an empty checkpoint folder."""
-    save_file(adapters.state(), folder / "adapters.safetensors")
-    save_file(_optimizer_tensors(adapters, optimizer), folder / "optimizer.safetensors")
-    (folder / "state.json").write_text(json.dumps({"step": step}), "utf-8")
+def state_files(state: State) -> dict[str, bytes]:
+    """The files of a checkpoint. Raises TrainingDiverged instead of saving weights that are not finite."""
+    tensors = {ADAPTERS: state.adapters.state(), OPTIMIZER: _optimizer_tensors(state)}
+    if state.ema is not None:
+        tensors[EMA] = state.ema.state()
+    faulty = [key for key, tensor in tensors[ADAPTERS].items() if not tensor.isfinite().all()]
+    if faulty:
+        raise TrainingDiverged(
+            f"after step {state.counters.step} {len(faulty)} trained tensors are not finite, "
+            f"first {faulty[0]}"
+        )
+    files = {name: save(values) for name, values in tensors.items()}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    facts = asdict(state.counters) | {"sha256": digests}
+    return files | {STATE: json.dumps(facts, indent=2).encode()}
 
 
-def load_state(folder: Path, adapters: AdapterSet, optimizer: torch.optim.Optimizer) -> int:
+def load_state(folder: Path, state: State) -> int:
     """Put a checkpoint back and say at which step it was taken. Raises CheckpointError if it is damaged."""
     try:
-        step = int(json.loads((folder / "state.json").read_text("utf-8"))["step"])
-        weights = load_file(folder / "adapters.safetensors")
-        moments = load_file(folder / "optimizer.safetensors")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        facts = json.loads((folder / STATE).read_bytes())
+        digests = facts.pop("sha256", {})
+        counters = Counters(**facts)
+        weights = _read(folder, ADAPTERS, digests)
+        moments = _read(folder, OPTIMIZER, digests)
+        means = None if state.ema is None else _read(folder, EMA, digests)
+    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(
             f"the checkpoint {folder} cannot be read ({error}); "
             "remove that folder to resume from the one before."
         ) from None
-    adapters.load(weights)
-    _load_optimizer(moments, adapters, optimizer)
-    return step
+    state.adapters.load(weights)
+    if state.ema is not None and means is not None:
+        state.ema.load(means)
+    _load_optimizer(moments, state.adapters, state.optimizer)
+    state.counters = counters
+    return counters.step
 
 
-def _optimizer_tensors(adapters: AdapterSet, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _read(folder: Path, name: str, digests: Mapping[str, str]) -> dict[str, Tensor]:
+    content = (folder / name).read_bytes()
+    if name in digests and hashlib.sha256(content).hexdigest() != digests[name]:
+        raise ValueError(f"{name} is not what was written")
+    return load(content)
+
+
+def _optimizer_tensors(state: State) -> dict[str, Tensor]:
     """`<canonical key>|<state name>` -> tensor, for whatever state the optimizer keeps for a parameter."""
     return {
         f"{name}|{key}": torch.as_tensor(value).detach().cpu().clone()
-        for name, parameter in adapters.named_parameters().items()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for name, parameter in state.adapters.named_parameters().items()
+        for key, value in state.optimizer.state.get(parameter, {}).items()
     }
 
 

@@ -81,13 +81,25 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class StepSkipped:
+    """An optimizer step whose loss or gradient was not finite; weights and optimizer are as before it."""
+
+    step: int
+    steps: int
+    loss: float
+    grad_norm: float
+    in_a_row: int
+    most: int  # so many in a row end the run
+
+
+@dataclass(frozen=True)
 class Note:
     """Something worth a line: a checkpoint, a file written, a warning."""
 
     text: str
 
 
-Event = TrainingPlan | Progress | StepDone | Note
+Event = TrainingPlan | Progress | StepDone | StepSkipped | Note
 Listener = Callable[[Event], None]
 
 

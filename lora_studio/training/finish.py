@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from lora_studio.families.loading import POCKET, load_base
 from lora_studio.training.build import Session
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.plots import loss_plot
-from lora_studio.training.preview import grid, load_pictures, render, render_base
+from lora_studio.training.preview import as_png, grid, load_pictures, render, render_base
 
 DELTA_TOLERANCE = 2e-3  # relative, of a layer's weight change: two factors of 11 bits each
 
@@ -50,28 +51,35 @@ def show_base(session: Session, listener: Listener) -> list[Image.Image]:
     if pictures is None:
         listener(Note("drawing the base's previews"))
         pictures = render_base(session.family, session.adapters, session.preview)
-        folder.mkdir(parents=True, exist_ok=True)
         for number, picture in enumerate(pictures):
-            picture.save(folder / f"base_{number:02}.png")
-        grid(prompts, pictures, pictures).save(folder / "step_000000.png")
+            session.run.file(f"previews/base_{number:02}.png", as_png(picture))
+        session.run.file("previews/step_000000.png", as_png(grid(prompts, pictures, pictures)))
     return pictures
 
 
 def finish(
     session: Session, base_pictures: list[Image.Image], listener: Listener, *, seconds: dict[str, float]
 ) -> Finished:
-    """Export, verify, preview, plot and summarise.
+    """Export, verify, preview, plot and summarise; of the mean of the weights, if the recipe wants one.
 
     Raises ExportMismatch, with the file set aside, if it is faulty.
     """
+    with session.loop.state.shown():
+        return _finish(session, base_pictures, listener, seconds)
+
+
+def _finish(
+    session: Session, base_pictures: list[Image.Image], listener: Listener, seconds: dict[str, float]
+) -> Finished:
     run, recipe = session.run, session.recipe
     path = run.folder / f"{recipe.name}.safetensors"
-    cast_error = write_lora(
-        path,
-        EXPORTERS["kohya"](session.family, session.adapters),
-        dtype=recipe.export.dtype,
-        describe=lambda block: build_metadata(_facts(session), session.family.traits, block),
-    )
+    with run.writing():
+        cast_error = write_lora(
+            path,
+            EXPORTERS["kohya"](session.family, session.adapters),
+            dtype=recipe.export.dtype,
+            describe=lambda block: build_metadata(_facts(session), session.family.traits, block),
+        )
     report = verify_run(path, session)
     report.checks["cast_error"] = cast_error
     run.json("verify.json", report.to_json())
@@ -81,9 +89,9 @@ def finish(
     listener(Note(f"verified {path}"))
     if base_pictures:
         tuned = render(session.family, session.preview)
-        name = f"step_{recipe.training.steps:06}.png"
-        grid(session.preview.prompts, base_pictures, tuned).save(run.folder / "previews" / name)
-    (run.folder / "loss.png").write_bytes(loss_plot(run.metrics()))
+        sheet = grid(session.preview.prompts, base_pictures, tuned)
+        run.file(f"previews/step_{recipe.training.steps:06}.png", as_png(sheet))
+    run.file("loss.png", loss_plot(run.metrics()))
     summary = summarise(session, path, seconds)
     run.json("summary.json", summary)
     return Finished(run.folder, path, report, summary)
@@ -151,13 +159,15 @@ def _facts(session: Session) -> TrainingFacts:
 
 def summarise(session: Session, path: Path, seconds: dict[str, float]) -> dict[str, Any]:
     """What happened, with the clock and the machine: these stay out of the LoRA file."""
-    losses = [row["loss"] for row in session.run.metrics()]
+    rows = session.run.metrics()
+    losses = [row["loss"] for row in rows if row["loss"] is not None] or [math.nan]
     tenth = max(1, len(losses) // 10)
     return {
         "file": path.name,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "file_bytes": path.stat().st_size,
-        "steps": len(losses),
+        "steps": len(rows),
+        "steps_skipped": session.loop.state.counters.skipped,
         "loss_first_tenth": sum(losses[:tenth]) / tenth,
         "loss_last_tenth": sum(losses[-tenth:]) / tenth,
         "images_used": len(session.manifest.used),

@@ -6,26 +6,27 @@ and batches are a pure function of the step, so a run resumed at step n repeats 
 
 from __future__ import annotations
 
-import signal
-import threading
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_studio.adapters.base import AdapterSet
 from lora_studio.data.batches import Batch
 from lora_studio.errors import TrainingDiverged
 from lora_studio.families.base import ModelFamily
 from lora_studio.objective import Noised, Objective
 from lora_studio.rng import generator
-from lora_studio.training.events import Listener, StepDone
+from lora_studio.training.events import Listener, StepDone, StepSkipped
 from lora_studio.training.feed import Feed
+from lora_studio.training.gradients import GradientWatch
+from lora_studio.training.interrupt import interruptible
 from lora_studio.training.schedule import Schedule, factor
+from lora_studio.training.state import State
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,19 @@ class LoopOptions:
     seed: int
     autocast: torch.dtype | None
     checkpoint_every: int
+    max_bad_steps: int
+
+
+class Step(NamedTuple):
+    """What an optimizer step came to."""
+
+    loss: float
+    grad_norm: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether it may reach the weights."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 @dataclass
@@ -47,31 +61,27 @@ class Loop:
     """Everything one run of steps needs, built by `build.py`."""
 
     family: ModelFamily
-    adapters: AdapterSet
+    state: State
     objective: Objective
     feed: Feed
-    optimizer: torch.optim.Optimizer
     options: LoopOptions
     save: Callable[[int], None]  # writes the checkpoint of a step
-    record: Callable[[dict[str, float | int]], None]  # writes a line of metrics
+    record: Callable[[dict[str, float | int | bool | None]], None]  # writes a line of metrics
     listener: Listener
     base_rates: list[float] = field(default_factory=list)
 
     def run(self, first_step: int) -> bool:
         """Steps first_step..steps; False when it was interrupted, after saving a checkpoint.
 
-        Raises TrainingDiverged at the first loss or gradient that is not finite, before it reaches the
-        weights.
+        Raises TrainingDiverged if `max_bad_steps` in a row were not finite, or a tensor gets no gradient.
         """
-        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.base_rates = [group["lr"] for group in self.state.optimizer.param_groups]
+        watch = GradientWatch(self.state.adapters)
         with interruptible() as interrupted:
             for step in range(first_step, self.options.steps + 1):
                 began = time.perf_counter()
-                loss, norm = self._step(step)
-                if step == 1:
-                    self._check_gradients()
-                self.optimizer.zero_grad()
-                self._report(step, loss, norm, time.perf_counter() - began)
+                done = self._step(step, watch)
+                self._report(step, done, time.perf_counter() - began)
                 last = step == self.options.steps
                 if last or interrupted.is_set() or step % self.options.checkpoint_every == 0:
                     self.save(step)
@@ -79,29 +89,32 @@ class Loop:
                     return False
         return True
 
-    def _step(self, step: int) -> tuple[float, float]:
-        """One optimizer step; its mean loss and gradient norm."""
+    def _step(self, step: int, watch: GradientWatch) -> Step:
+        """One optimizer step; it leaves everything as it was if its loss or gradient is not finite."""
+        optimizer = self.state.optimizer
         rate = factor(
             self.options.schedule, step, steps=self.options.steps, warmup_steps=self.options.warmup_steps
         )
-        for group, base_rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+        for group, base_rate in zip(optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base_rate * rate
         total = torch.zeros((), device=self.family.device)
         for number, batch in enumerate(self.feed.of_step(step)):
             loss = self.loss(batch, generator(self.options.seed, step, number, "noise"))
             (loss / self.options.accumulation).backward()
             total += loss.detach() / self.options.accumulation
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        sizes = watch.sizes()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm)
-        loss_value, norm_value = torch.stack(
-            [total, norm.to(total)]
-        ).tolist()  # the step's one device-to-host copy
-        if not (torch.tensor([loss_value, norm_value]).isfinite().all()):
-            raise TrainingDiverged(
-                f"step {step}: the loss is {loss_value} and the gradient norm {norm_value}"
-            )
-        self.optimizer.step()
-        return loss_value, norm_value
+        facts = torch.cat([torch.stack([total, norm.to(total)]), sizes.to(total)])
+        loss_value, norm_value, *found = facts.tolist()  # the step's one device-to-host copy
+        done = Step(loss_value, norm_value)
+        if done.finite:
+            watch.hear(found, norm_value)
+            self.state.update(step)
+        else:
+            self.state.skip(step)
+        optimizer.zero_grad()
+        return done
 
     def loss(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """The weighted mean squared error of one micro-batch."""
@@ -120,7 +133,7 @@ class Loop:
         rows = batch.preserved
         if not len(rows):
             return noised.target
-        with self.adapters.disabled():
+        with self.state.adapters.disabled():
             if batch.conditioning is None:
                 conditioning = self.family.encode_text(
                     [batch.captions[row] for row in rows.tolist()], like=batch.captions
@@ -132,45 +145,23 @@ class Loop:
             )
         return noised.target.index_copy(0, rows, answer.to(noised.target.dtype))
 
-    def _report(self, step: int, loss: float, norm: float, seconds: float) -> None:
-        rate = self.optimizer.param_groups[0]["lr"]
-        self.record(
-            {
-                "step": step,
-                "loss": loss,
-                "grad_norm": norm,
-                "learning_rate": rate,
-                "seconds": round(seconds, 4),
-            }
-        )
-        self.listener(StepDone(step, self.options.steps, loss, rate, seconds))
-
-    def _check_gradients(self) -> None:
-        """After the first step every `up` must have had a gradient (`down` has none while `up` is zero)."""
-        silent = [
-            layer.name for layer in self.adapters.layers if layer.up.grad is None or not layer.up.grad.any()
-        ]
-        if silent:
+    def _report(self, step: int, done: Step, seconds: float) -> None:
+        rate = self.state.optimizer.param_groups[0]["lr"]
+        values: dict[str, float | int | bool | None] = {
+            "step": step,
+            "loss": done.loss if math.isfinite(done.loss) else None,  # JSON has no word for NaN
+            "grad_norm": done.grad_norm if math.isfinite(done.grad_norm) else None,
+            "learning_rate": rate,
+            "seconds": round(seconds, 4),
+        }
+        self.record(values if done.finite else values | {"skipped": True})
+        if done.finite:
+            self.listener(StepDone(step, self.options.steps, done.loss, rate, seconds))
+            return
+        in_a_row, most = self.state.counters.skipped_in_a_row, self.options.max_bad_steps
+        self.listener(StepSkipped(step, self.options.steps, done.loss, done.grad_norm, in_a_row, most))
+        if in_a_row >= most:
             raise TrainingDiverged(
-                f"{len(silent)} of {len(self.adapters.layers)} layers got no gradient, first {silent[0]}"
+                f"step {step}: the loss is {done.loss:g} and the gradient norm {done.grad_norm:g}, the last "
+                f"of {in_a_row} bad steps in a row, which is what training.max_bad_steps allows"
             )
-
-
-@contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Within it the first Ctrl-C sets the event instead of raising; a second one raises as usual."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # signals belong to the main thread; elsewhere the caller stops the run
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def on_interrupt(number: int, frame: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)

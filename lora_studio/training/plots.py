@@ -8,7 +8,8 @@ from typing import Any
 
 
 def loss_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """A PNG from the lines of metrics.jsonl."""
+    """A PNG from the lines of metrics.jsonl; skipped steps are left out."""
+    rows = [row for row in rows if not row.get("skipped")]
     import matplotlib
 
     matplotlib.use("Agg")

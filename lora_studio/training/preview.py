@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,13 @@ def _shortened(
     while drawing.textlength(text, font=font) > width:
         text = text[:-4].rstrip() + "..."
     return text
+
+
+def as_png(picture: Image.Image) -> bytes:
+    """The picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    return buffer.getvalue()
 
 
 def load_pictures(folder: Path, count: int) -> list[Image.Image] | None:

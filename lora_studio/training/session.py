@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_studio.errors import CheckpointError, RecipeError, StudioError, TrainingDiverged
+from lora_studio.errors import CheckpointError, RecipeError, RunFolderError, StudioError, TrainingDiverged
 from lora_studio.recipe import Recipe, differences, load_recipe
 from lora_studio.rng import generator
 from lora_studio.run import Run
@@ -37,6 +37,15 @@ def train(
     """
     run = Run(folder)
     _check_folder(run, recipe, resume=resume)
+    try:
+        return _train(recipe, run, resume=resume, on_event=on_event)
+    except (TrainingDiverged, RunFolderError) as error:
+        raise type(error)(f"{error}; {_last_good(run, error)}.") from None
+    finally:
+        run.close()
+
+
+def _train(recipe: Recipe, run: Run, *, resume: bool, on_event: Listener) -> Finished | Interrupted:
     began = time.monotonic()
     session = prepare(recipe, run, on_event)
     run.text(RECIPE_FILE, to_toml(recipe))
@@ -45,14 +54,8 @@ def train(
     on_event(describe(session, first_step=step + 1, seconds_per_step=seconds))
     base_pictures = show_base(session, on_event)
     training_began = time.monotonic()
-    try:
-        completed = session.loop.run(step + 1)
-    except TrainingDiverged as error:
-        raise TrainingDiverged(f"{error}; {_last_good(run)}.") from None
-    finally:
-        run.close()
-    if not completed:
-        return Interrupted(folder, run.metrics()[-1]["step"])
+    if not session.loop.run(step + 1):
+        return Interrupted(run.folder, session.loop.state.counters.step)
     trained = time.monotonic() - training_began
     return finish(
         session, base_pictures, on_event, seconds={"training": trained, "before": training_began - began}
@@ -92,8 +95,8 @@ def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> None:
 
 def _load_checkpoint(session: Session) -> int:
     newest = session.run.newest_checkpoint()
-    step = load_state(newest, session.adapters, session.loop.optimizer)
-    session.run.forget_metrics_after(step)
+    step = load_state(newest, session.loop.state)
+    session.run.forget_after(step)
     if step > session.recipe.training.steps:
         raise CheckpointError(
             f"{newest} is at step {step}, but the recipe has only {session.recipe.training.steps}."
@@ -109,18 +112,19 @@ def time_a_step(session: Session) -> float:
     for _ in range(2):  # the first pass pays for what is made once
         began = time.perf_counter()
         loop.loss(batch, generator("timing")).backward()
-        loop.optimizer.zero_grad()
+        loop.state.optimizer.zero_grad()
         seconds = time.perf_counter() - began
     return seconds * loop.options.accumulation
 
 
-def _last_good(run: Run) -> str:
+def _last_good(run: Run, error: StudioError) -> str:
+    """Where the last good checkpoint is, and what to do."""
     found = run.checkpoints()
-    return (
-        f"the last good checkpoint is {found[-1]}"
-        if found
-        else "there is no checkpoint yet; lower the learning rate"
-    )
+    where = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+    if isinstance(error, RunFolderError):
+        again = "go on with --resume" if found else "start again"
+        return f"{where}; make room there, or make it writable, and {again}"
+    return f"{where}; lower training.learning_rate, or look at the pictures with the doctor"
 
 
 __all__ = ["Finished", "Interrupted", "is_finished", "train"]

@@ -1,4 +1,4 @@
-"""The loop's promises: faults stop it before they reach the weights, and caches spare work."""
+"""The loop's promises: the base stays as it is, and caches spare work."""
 
 from __future__ import annotations
 
@@ -9,28 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_studio.errors import TrainingDiverged
 from lora_studio.recipe import load_recipe
 from lora_studio.run import Run
 from lora_studio.training.build import prepare
 from lora_studio.training.events import Event, Progress, nobody
 from lora_studio.training.schedule import SCHEDULES, factor
 from lora_studio.training.session import train
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_weights(
-    tmp_path: Path, recipe_file: Path
-) -> None:
-    session = prepare(load_recipe(recipe_file), Run(tmp_path), nobody)
-    before = session.adapters.state()
-    for latent in session.loop.feed.latents:
-        latent.mean[:] = float("nan")
-    with pytest.raises(TrainingDiverged, match="loss is nan"):
-        session.loop.run(1)
-    session.run.close()
-    last = session.run.checkpoints()
-    assert all(torch.isfinite(tensor).all() for tensor in session.adapters.state().values())
-    assert not last or before.keys() == session.adapters.state().keys()
 
 
 def test_the_base_is_unchanged_by_training(tmp_path: Path, recipe_file: Path) -> None:

@@ -19,6 +19,7 @@ from lora_studio.recipe import load_recipe
 from lora_studio.training.checkpoint import load_state
 from lora_studio.training.preview import PreviewOptions, render
 from lora_studio.training.session import Finished
+from lora_studio.training.state import State
 
 
 def test_the_run_folder_holds_everything(finished: Finished) -> None:
@@ -88,7 +89,7 @@ def test_the_reloaded_file_draws_what_the_live_adapter_draws(finished: Finished,
         canonical_path=live.canonical_path,
     )
     optimizer = torch.optim.AdamW(adapters.parameters("unet"))
-    assert load_state(finished.folder / "checkpoints" / "step_000004", adapters, optimizer) == 4
+    assert load_state(finished.folder / "checkpoints" / "step_000004", State(adapters, optimizer)) == 4
     fresh = load_base(recipe.base.model)
     pipeline = fresh.pipeline()
     pipeline.load_lora_weights(finished.lora_file.parent, weight_name=finished.lora_file.name)

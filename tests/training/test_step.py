@@ -15,6 +15,7 @@ from lora_studio.rng import generator
 from lora_studio.run import Run
 from lora_studio.training.build import Session, prepare
 from lora_studio.training.events import nobody
+from lora_studio.training.gradients import GradientWatch
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
 
@@ -58,7 +59,7 @@ def test_one_step_equals_a_plain_reference_step(tmp_path: Path, recipe_file: Pat
     first = session.adapters.state()
     expected_loss, expected = plain_step(tiny_base, session, recipe, first)
     session.loop.base_rates = [recipe.training.learning_rate]
-    loss, _ = session.loop._step(1)
+    loss, _ = session.loop._step(1, GradientWatch(session.adapters))
     assert abs(loss - expected_loss) < 1e-5
     updated = session.adapters.state()
     assert updated.keys() == expected.keys()
@@ -105,7 +106,7 @@ def test_accumulated_micro_batches_equal_one_batch(tmp_path: Path, recipe_file: 
 
     gradients = []
     for parts in ([slice(0, 2)], [slice(0, 1), slice(1, 2)]):
-        loop.optimizer.zero_grad()
+        loop.state.optimizer.zero_grad()
         for rows in parts:
             loop.objective = Fixed(rows)  # type: ignore[assignment]
             (loop.loss(batch(rows), generator("unused")) / len(parts)).backward()

@@ -1,0 +1,59 @@
+"""The exponential mean of the adapters' tensors, which is shown, measured and exported in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lora_studio.adapters.base import AdapterSet, check_fit
+
+
+class Ema:
+    """A mean of every trained tensor: of both factors of a layer, not of their product."""
+
+    def __init__(self, adapters: AdapterSet, decay: float) -> None:
+        self.decay = decay
+        self._live = adapters.named_parameters()
+        self._means = {key: tensor.detach().clone() for key, tensor in self._live.items()}
+
+    @torch.no_grad()
+    def update(self, updates: int) -> None:
+        """Take in the tensors as they are after so many updates."""
+        share = 1 - decay_at(updates, self.decay)
+        torch._foreach_lerp_(list(self._means.values()), list(self._live.values()), share)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within it the adapters hold the mean; afterwards they are what they were, bit for bit."""
+        trained = {key: tensor.detach().clone() for key, tensor in self._live.items()}
+        self._put(self._means)
+        try:
+            yield
+        finally:
+            self._put(trained)
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of the means by the adapters' canonical keys, float32 on the CPU."""
+        return {key: tensor.float().cpu().clone() for key, tensor in self._means.items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Put a `state()` back; raises CheckpointError when it is not of these adapters."""
+        check_fit(self._means, state)
+        for key, tensor in self._means.items():
+            tensor.copy_(state[key])
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, Tensor]) -> None:
+        for key, tensor in self._live.items():
+            tensor.copy_(values[key])
+
+
+def decay_at(updates: int, decay: float) -> float:
+    """The decay of an update, counted from 1: small at first, so that the start is forgotten.
+
+    As `num_updates` does in tf.train.ExponentialMovingAverage.
+    """
+    return min(decay, (1 + updates) / (10 + updates))

@@ -1,0 +1,45 @@
+"""Whether every trained tensor gets a gradient: one that never does would be exported as it began."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lora_studio.adapters.base import AdapterSet
+from lora_studio.data.names import some
+from lora_studio.errors import TrainingDiverged
+
+FIRST_STEPS = 3  # `down` has a gradient from the second on, because `up` begins as zero
+LONGEST_WAIT = 100  # steps without any gradient: pictures that only preserve the base have none at first
+
+
+class GradientWatch:
+    """Looks at the first steps after a start or a resume, and costs nothing after them."""
+
+    def __init__(self, adapters: AdapterSet) -> None:
+        self._silent = dict(adapters.named_parameters())
+        self._of = len(self._silent)
+        self._steps = self._waited = 0
+
+    def sizes(self) -> Tensor:
+        """[N]: the largest gradient in each tensor that has had none so far; N is 0 once all have."""
+        device = next((one.device for one in self._silent.values()), torch.device("cpu"))
+        none = torch.zeros((), device=device)
+        found = [none if one.grad is None else one.grad.abs().amax() for one in self._silent.values()]
+        return torch.stack(found) if found else torch.zeros(0)
+
+    def hear(self, sizes: Sequence[float], norm: float) -> None:
+        """Take in a step's `sizes()`. Raises TrainingDiverged if some stay zero in the first steps."""
+        self._silent = {
+            name: tensor for (name, tensor), size in zip(self._silent.items(), sizes, strict=True) if not size
+        }
+        self._steps += norm > 0
+        self._waited += 1
+        if self._silent and (self._steps == FIRST_STEPS or self._waited == LONGEST_WAIT):
+            raise TrainingDiverged(
+                f"{len(self._silent)} of {self._of} trained tensors had no gradient in the first "
+                f"{self._waited} steps, so they would not learn: {some(list(self._silent))}; the pictures "
+                "are not to blame: please report it with recipe.toml"
+            )

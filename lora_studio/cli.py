@@ -15,6 +15,7 @@ from lora_studio import __version__, cli_buckets, cli_cache, cli_captions, cli_d
 from lora_studio.errors import ExportMismatch, StudioError, TrainingDiverged
 from lora_studio.quiet import quiet_libraries
 from lora_studio.recipe import PRESET_FOLDER, Recipe, load_recipe
+from lora_studio.run import run_folder
 
 if TYPE_CHECKING:
     from lora_studio.training.session import Finished, Interrupted
@@ -47,7 +48,7 @@ def train(
 ) -> None:
     """Train a recipe and export, verify and show the LoRA."""
     loaded = load_recipe(recipe, changes=tuple(changes))
-    _train(loaded, out or Path("runs") / loaded.name, resume=resume, again=f"lora-studio train {recipe}")
+    _train(loaded, out or run_folder(loaded.name), resume=resume, again=f"lora-studio train {recipe}")
 
 
 @app.command()
@@ -100,7 +101,7 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
     with Screen(console) as screen:
         result: Finished | Interrupted = run(recipe, folder, resume=resume, on_event=screen)
     if isinstance(result, Interrupted):
-        options = "" if folder == Path("runs") / recipe.name else f" --out {folder}"
+        options = "" if folder == run_folder(recipe.name) else f" --out {folder}"
         console.print(
             f"stopped after step {result.step}; go on with: {again}{options} --resume", soft_wrap=True
         )

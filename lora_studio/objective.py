@@ -26,6 +26,10 @@ class Objective(Protocol):
         """[B, C, H, W] -> a noised batch on the same device."""
         ...
 
+    def noise_at(self, latents: Tensor, noise: Tensor, share: Tensor) -> Noised:
+        """The same with given noise [B, C, H, W], at shares [B] in 0..1 of the way from clean to noise."""
+        ...
+
 
 @dataclass(frozen=True)
 class Diffusion:
@@ -50,7 +54,11 @@ class Diffusion:
             self.noise_offset
         ):  # a constant a sample and channel, so that very dark and bright pictures can be learned
             noise = noise + self.noise_offset * torch.randn((*latents.shape[:2], 1, 1), generator=rng)
-        timestep = self._draw_timesteps(len(latents), rng)
+        return self.noise_at(latents, noise, self._draw_shares(len(latents), rng))
+
+    def noise_at(self, latents: Tensor, noise: Tensor, share: Tensor) -> Noised:
+        """Mix given noise in, at given shares [B] of all timesteps."""
+        timestep = (share * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         noise, timestep = noise.to(latents.device), timestep.to(latents.device)
         alpha = self.alphas.to(latents.device)[timestep].view(-1, 1, 1, 1)
         noised = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
@@ -58,13 +66,13 @@ class Diffusion:
         target = noise if self.prediction == "epsilon" else velocity
         return Noised(noised, timestep, target, self.weight(timestep))
 
-    def _draw_timesteps(self, count: int, rng: Generator) -> Tensor:
+    def _draw_shares(self, count: int, rng: Generator) -> Tensor:
         import torch
 
         share = torch.rand(count, generator=rng)
         if self.timesteps == "stratified":  # one from each of `count` equal parts, in random order
             share = (torch.randperm(count, generator=rng) + share) / count
-        return (share * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+        return share
 
     def weight(self, timestep: Tensor) -> Tensor:
         """[B] -> [B] weights, in the form for what is predicted.

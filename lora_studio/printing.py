@@ -54,6 +54,8 @@ class Screen:
             self._advance("training", event.step, event.steps, speed)
         elif isinstance(event, events.StepSkipped):
             self.bars.console.print(skipped_line(event), markup=False, soft_wrap=True)
+        elif isinstance(event, events.HoldoutMeasured):
+            self.bars.console.print(holdout_line(event), markup=False, soft_wrap=True)
         elif isinstance(event, events.Progress):
             self._advance(event.what, event.done, event.total, "")
         else:
@@ -71,6 +73,15 @@ def skipped_line(event: events.StepSkipped) -> str:
         f"warning: step {event.step} skipped: its loss is {event.loss:g} and its gradient norm "
         f"{event.grad_norm:g}; {event.in_a_row} in a row, {event.most} end the run"
     )
+
+
+def holdout_line(event: events.HoldoutMeasured) -> str:
+    """The loss on the held-out pictures, in words."""
+    if event.step == 0:
+        return f"held-out pictures before the first step: loss {event.loss:.4f}"
+    best = ", the best so far" if event.best else ""
+    share = f"{event.relative:.1%} of the base's"
+    return f"held-out pictures at step {event.step}: loss {event.loss:.4f}, {share}{best}"
 
 
 def print_plan(plan: events.TrainingPlan, console: Console) -> None:
@@ -147,11 +158,7 @@ def _cut_lines(plan: events.TrainingPlan, limit: int = 5) -> list[str]:
 
 def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     """What else there is to know about the pictures, as (title, text) pairs."""
-    lines = [
-        ("", f"{_pictures(count)} with the role {role}: not trained on")
-        for role, count in plan.roles.items()
-        if count
-    ]
+    lines = _held_out_lines(plan)
     lines += _class_lines(plan.class_pictures)
     lines += [
         ("repeats", f"{_pictures(count)} in {folder}, {repeats} times an epoch each")
@@ -165,6 +172,16 @@ def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     if plan.masks:
         lines.append(("masks", f"{_pictures(plan.masks)} learned only where the mask is white"))
     return lines
+
+
+def _held_out_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
+    if not plan.held_out:
+        return []
+    measured = "no loss is measured on them"
+    if plan.holdout_every:
+        measured = f"their loss is measured before the first step and every {plan.holdout_every}"
+    names = ", ".join(plan.held_out)
+    return [("held out", f"{_pictures(len(plan.held_out))}, not trained on; {measured}: {names}")]
 
 
 def _class_lines(found: events.ClassPictures | None) -> list[tuple[str, str]]:
@@ -223,4 +240,12 @@ def print_finished(result: Finished, console: Console) -> None:
     )
     console.print(f"pictures     {result.folder / 'previews'}", markup=False, soft_wrap=True)
     console.print(f"loss         {result.folder / 'loss.png'}", markup=False, soft_wrap=True)
+    if measured := summary["holdout"]:
+        console.print(
+            f"held out     {measured['relative_last']:.1%} of the base's loss; the lowest was "
+            f"{measured['relative_best']:.1%} at step {measured['best_step']}, whose checkpoint is kept",
+            soft_wrap=True,
+        )
+    if summary["steps_skipped"]:
+        console.print(f"warning      {summary['steps_skipped']} steps were not finite and skipped")
     console.print(f"time         {_duration(summary['seconds']['training'])} for the steps")

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe_data import DataConfig, Section
+from lora_studio.recipe_training import HoldoutConfig, TrainingConfig
 from lora_studio.registry import did_you_mean
 
 PRESET_FOLDER = Path(__file__).resolve().parent.parent / "recipes"
@@ -59,33 +60,6 @@ class ObjectiveConfig(Section):
     )
 
 
-class TrainingConfig(Section):
-    """How long, how fast, and on what."""
-
-    steps: int = Field(1000, ge=1)
-    batch_size: int = Field(4, ge=1)
-    accumulation: int = Field(1, ge=1, description="micro-batches in one optimizer step")
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="for AdamW with alpha = rank")
-    text_encoder_learning_rate: float = Field(1e-5, gt=0, le=1)
-    optimizer: str = "adamw"
-    weight_decay: float = Field(0.01, ge=0)
-    schedule: str = Field(
-        "cosine", description="after the warm-up: cosine to a tenth, linear to 0, or constant"
-    )
-    warmup_steps: int = Field(20, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    max_bad_steps: int = Field(
-        5, ge=1, description="so many steps in a row that are not finite end the run; fewer are skipped"
-    )
-    ema: float = Field(
-        0.0, ge=0, lt=1, description="decay of a mean of the weights that is exported instead; 0 turns it off"
-    )
-    seed: int = Field(1, ge=0)
-    device: str = Field("auto", description='"auto", "cpu", "cuda" or "cuda:1"')
-    checkpoint_every: int = Field(100, ge=1, description="steps")
-    keep_checkpoints: int = Field(3, ge=1, description="the newest ones that stay")
-
-
 class PreviewConfig(Section):
     """The pictures that show what was learned; same prompts and seeds for base and tuned."""
 
@@ -94,6 +68,7 @@ class PreviewConfig(Section):
     seed: int = Field(42, ge=0)
     steps: int = Field(25, ge=1)
     guidance: float = Field(7.5, ge=1)
+    every: int = Field(0, ge=0, description="steps between previews; 0: only at the end")
 
 
 class ExportConfig(Section):
@@ -114,6 +89,7 @@ class Recipe(Section):
     adapter: AdapterConfig = AdapterConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
+    holdout: HoldoutConfig = HoldoutConfig()
     preview: PreviewConfig = PreviewConfig()
     export: ExportConfig = ExportConfig()
 

@@ -17,6 +17,11 @@ from lora_studio.errors import CheckpointError, RunFolderError
 PIN = "keep"  # a file of this name in a checkpoint's folder: it is never removed
 
 
+def run_folder(name: str) -> Path:
+    """Where a run lies unless its folder is named."""
+    return Path("runs") / name
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """`path` holds either its old content or all of the new, whatever happens in between."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,11 +77,13 @@ class Run:
         """Append one line to metrics.jsonl; without a buffer, so that a full disk is noticed here."""
         with self.writing():
             if self._metrics is None:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._metrics = (self.folder / "metrics.jsonl").open("ab", buffering=0)
-            line = json.dumps(values).encode() + b"\n"
-            while line:  # a disk that is nearly full takes a part, and refuses the rest
-                line = line[self._metrics.write(line) :]
+                self._metrics = self._open("metrics.jsonl")
+            _write_line(self._metrics, values)
+
+    def append(self, name: str, values: Mapping[str, Any]) -> None:
+        """Append one line to a JSON lines file of the run."""
+        with self.writing(), self._open(name) as file:
+            _write_line(file, values)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl; a line cut short by a crash is left out."""
@@ -95,6 +102,8 @@ class Run:
 
     def forget_after(self, step: int, name: str = "metrics.jsonl") -> None:
         """Before resuming at `step`: the later lines, which will be written again, are taken out."""
+        if not (self.folder / name).exists():
+            return
         rows = [row for row in self.lines(name) if row["step"] <= step]
         self.close()
         self.text(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -147,8 +156,18 @@ class Run:
             self._metrics.close()
             self._metrics = None
 
+    def _open(self, name: str) -> FileIO:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return (self.folder / name).open("ab", buffering=0)
+
     def _checkpoint_of(self, step: int) -> Path:
         return self.checkpoints_folder / f"step_{step:06}"
+
+
+def _write_line(file: FileIO, values: Mapping[str, Any]) -> None:
+    line = (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    while line:  # a disk that is nearly full takes a part, and refuses the rest
+        line = line[file.write(line) :]
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -19,7 +19,10 @@ FLOORS = {
     3: ["training", "export", "compose"],
     2: ["data", "adapters"],
     1: ["families", "pocket"],
-    0: ["objective", "rng", "run", "recipe", "recipe_data", "errors", "registry", "quiet", "devices"],
+    0: [
+        *("objective", "rng", "run", "recipe", "recipe_data", "recipe_training"),
+        *("errors", "registry", "quiet", "devices"),
+    ],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 SIDEWAYS = {

@@ -19,24 +19,24 @@ from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.views import each_view, entries
 from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import RecipeError
-from lora_studio.families.base import ModelFamily, ObjectiveOptions
+from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
+from lora_studio.training.build_holdout import held_captions, held_views, make_holdout
+from lora_studio.training.build_loop import make_loop
 from lora_studio.training.caches import encode_pictures, latent_cache
 from lora_studio.training.captions import Foreseen, foresee, prepare_texts, shown_captions
-from lora_studio.training.checkpoint import state_files
 from lora_studio.training.checkup import examine_manifest
 from lora_studio.training.class_images import base_fingerprint, draw_class_images
 from lora_studio.training.dataset import loss_masks, read_dataset
-from lora_studio.training.ema import Ema
-from lora_studio.training.events import Listener, Note, progress
+from lora_studio.training.events import Listener, progress
 from lora_studio.training.feed import Feed, FeedOptions
-from lora_studio.training.loop import Loop, LoopOptions
+from lora_studio.training.holdout import Holdout
+from lora_studio.training.loop import Loop
 from lora_studio.training.optimizers import OPTIMIZERS
 from lora_studio.training.preview import PreviewOptions
 from lora_studio.training.schedule import SCHEDULES
-from lora_studio.training.state import State
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -70,6 +70,7 @@ class Session:
     loop: Loop
     preview: PreviewOptions
     foreseen: Foreseen
+    holdout: Holdout | None
 
 
 def check_names(recipe: Recipe) -> None:
@@ -126,13 +127,15 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     views = each_view(records)
     memory_gb = recipe.data.latents_on_device_gb
     latents = encode_pictures(cache, views, family, vae_dtype, memory_gb=memory_gb, listener=listener)
+    held = held_views(recipe, manifest)
+    held_latents = encode_pictures(cache, held, family, vae_dtype, memory_gb=memory_gb, listener=listener)
     batches = _plan(recipe, shown)
     foreseen = foresee(captions, batches, recipe.training.steps)
     texts = None
     if not recipe.adapter.text_encoder:
-        of_class = [record.caption for record in records[len(shown) :]]
+        also = [record.caption for record in records[len(shown) :]] + held_captions(recipe, held)
         on_progress = progress(listener, "captions")
-        texts = prepare_texts(text_cache, foreseen, family, also=of_class, on_progress=on_progress)
+        texts = prepare_texts(text_cache, foreseen, family, also=also, on_progress=on_progress)
     adapters = inject_adapters(recipe, family)
     options = FeedOptions(recipe.training.seed, machine.device)
     rows = class_rows(
@@ -143,7 +146,10 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     )
     masks = loss_masks(views, latents)
     feed = Feed(records, captions, latents, texts, batches, options, masks=masks, class_rows=rows)
-    loop = _loop(recipe, run, machine, family, adapters, feed, listener)
+    loop = make_loop(recipe, run, machine.autocast, family, adapters, feed, listener)
+    holdout = make_holdout(
+        recipe, held, held_latents, texts, family, loop.objective, autocast=machine.autocast
+    )
     return Session(
         recipe=recipe,
         run=run,
@@ -157,6 +163,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
         loop=loop,
         preview=_preview(recipe),
         foreseen=foreseen,
+        holdout=holdout,
     )
 
 
@@ -191,52 +198,4 @@ def _preview(recipe: Recipe) -> PreviewOptions:
     side = recipe.data.resolution
     return PreviewOptions(
         config.prompts, config.negative_prompt, config.seed, config.steps, config.guidance, side
-    )
-
-
-def _loop(
-    recipe: Recipe,
-    run: Run,
-    machine: Machine,
-    family: ModelFamily,
-    adapters: AdapterSet,
-    feed: Feed,
-    listener: Listener,
-) -> Loop:
-    training = recipe.training
-    rates = {part: training.text_encoder_learning_rate for part in adapters.parts} | {
-        family.denoiser: training.learning_rate
-    }
-    groups = [{"params": adapters.parameters(part), "lr": rates[part]} for part in adapters.parts]
-    optimizer = OPTIMIZERS[training.optimizer](groups, weight_decay=training.weight_decay)
-
-    ema = Ema(adapters, training.ema) if training.ema else None
-    state = State(adapters, optimizer, ema)
-
-    def save(step: int) -> None:
-        run.checkpoint(step, state_files(state), keep=training.keep_checkpoints)
-        listener(Note(f"checkpoint at step {step}"))
-
-    wishes = recipe.objective
-    return Loop(
-        family=family,
-        state=state,
-        objective=family.objective(
-            ObjectiveOptions(wishes.snr_gamma, wishes.noise_offset, wishes.timesteps, wishes.weighting)
-        ),
-        feed=feed,
-        options=LoopOptions(
-            steps=training.steps,
-            accumulation=training.accumulation,
-            schedule=SCHEDULES[training.schedule],
-            warmup_steps=training.warmup_steps,
-            max_grad_norm=training.max_grad_norm,
-            seed=training.seed,
-            autocast=machine.autocast,
-            checkpoint_every=training.checkpoint_every,
-            max_bad_steps=training.max_bad_steps,
-        ),
-        save=save,
-        record=run.metric,
-        listener=listener,
     )

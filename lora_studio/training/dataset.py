@@ -13,6 +13,7 @@ from lora_studio.data.buckets import Framing, assign, placed
 from lora_studio.data.cache import Latent
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.exclude import ExcludeList, read_exclude
+from lora_studio.data.holdout import hold_out
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.masks import mask_weights
 from lora_studio.data.pixels import ReadyPixels
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 
 def read_dataset(recipe: Recipe, stride: int, ready: ReadyPixels | None = None) -> Manifest:
-    """Scan the folders, read their captions and choose every picture's bucket.
+    """Scan the folders, read their captions, choose every picture's bucket and the pictures held out.
 
     `ready` gets the pictures while they are decoded, so that none has to be decoded twice.
     """
@@ -35,7 +36,9 @@ def read_dataset(recipe: Recipe, stride: int, ready: ReadyPixels | None = None) 
     framing = framing_of(data)
     on_picture = None if ready is None else _resizer(ready, data.resolution, stride, framing)
     captioned = read_sources(sources_of(data), CAPTIONERS[data.captioner], on_picture=on_picture)
-    return assign(captioned, resolution=data.resolution, stride=stride, framing=framing)
+    manifest = assign(captioned, resolution=data.resolution, stride=stride, framing=framing)
+    given = len(manifest.of_role("holdout"))
+    return hold_out(manifest, recipe.holdout.to_take(len(manifest.used), given=given))
 
 
 def framing_of(data: DataConfig) -> Framing:

@@ -48,7 +48,8 @@ class TrainingPlan:
     learning_rate: float
     seconds_per_step: float
     folder: Path
-    roles: dict[str, int] = field(default_factory=dict)  # of usable pictures that are not trained on
+    held_out: tuple[str, ...] = ()  # pictures that are not trained on
+    holdout_every: int = 0  # steps between measurements of the loss on them; 0: none is made
     repeats: tuple[tuple[str, int, int], ...] = ()  # (folder, pictures, repeats of each)
     class_pictures: ClassPictures | None = None
     masks: int = 0  # pictures of which only a part is learned
@@ -93,13 +94,23 @@ class StepSkipped:
 
 
 @dataclass(frozen=True)
+class HoldoutMeasured:
+    """The loss on the held-out pictures."""
+
+    step: int  # 0: before the first
+    loss: float
+    relative: float  # of the base's
+    best: bool  # so far
+
+
+@dataclass(frozen=True)
 class Note:
     """Something worth a line: a checkpoint, a file written, a warning."""
 
     text: str
 
 
-Event = TrainingPlan | Progress | StepDone | StepSkipped | Note
+Event = TrainingPlan | Progress | StepDone | StepSkipped | HoldoutMeasured | Note
 Listener = Callable[[Event], None]
 
 

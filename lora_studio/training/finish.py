@@ -26,8 +26,10 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import POCKET, load_base
 from lora_studio.training.build import Session
 from lora_studio.training.events import Listener, Note
-from lora_studio.training.plots import loss_plot
+from lora_studio.training.holdout import holdout_summary
+from lora_studio.training.plots import holdout_plot, loss_plot
 from lora_studio.training.preview import as_png, grid, load_pictures, render, render_base
+from lora_studio.training.watch import HOLDOUT
 
 DELTA_TOLERANCE = 2e-3  # relative, of a layer's weight change: two factors of 11 bits each
 
@@ -92,6 +94,8 @@ def _finish(
         sheet = grid(session.preview.prompts, base_pictures, tuned)
         run.file(f"previews/step_{recipe.training.steps:06}.png", as_png(sheet))
     run.file("loss.png", loss_plot(run.metrics()))
+    if measured := run.lines(HOLDOUT):
+        run.file("holdout.png", holdout_plot(measured))
     summary = summarise(session, path, seconds)
     run.json("summary.json", summary)
     return Finished(run.folder, path, report, summary)
@@ -168,6 +172,7 @@ def summarise(session: Session, path: Path, seconds: dict[str, float]) -> dict[s
         "file_bytes": path.stat().st_size,
         "steps": len(rows),
         "steps_skipped": session.loop.state.counters.skipped,
+        "holdout": holdout_summary(session.run.lines(HOLDOUT)),
         "loss_first_tenth": sum(losses[:tenth]) / tenth,
         "loss_last_tenth": sum(losses[-tenth:]) / tenth,
         "images_used": len(session.manifest.used),

@@ -68,6 +68,7 @@ class Loop:
     save: Callable[[int], None]  # writes the checkpoint of a step
     record: Callable[[dict[str, float | int | bool | None]], None]  # writes a line of metrics
     listener: Listener
+    after_step: Callable[[int], bool] = lambda step: False  # looks at the result; whether it is to be saved
     base_rates: list[float] = field(default_factory=list)
 
     def run(self, first_step: int) -> bool:
@@ -83,7 +84,8 @@ class Loop:
                 done = self._step(step, watch)
                 self._report(step, done, time.perf_counter() - began)
                 last = step == self.options.steps
-                if last or interrupted.is_set() or step % self.options.checkpoint_every == 0:
+                wanted = self.after_step(step)
+                if wanted or last or interrupted.is_set() or step % self.options.checkpoint_every == 0:
                     self.save(step)
                 if interrupted.is_set() and not last:
                     return False

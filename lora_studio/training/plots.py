@@ -38,6 +38,29 @@ def loss_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
+def holdout_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A PNG from the lines of holdout.jsonl: each picture and their mean, as shares of the base's loss."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps = [row["step"] for row in rows]
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    for name in rows[0]["pictures"]:
+        axes.plot(steps, [row["pictures"][name] for row in rows], color="#b9c4d6", linewidth=0.8)
+    means = [row["relative"] for row in rows]
+    axes.plot(steps, means, color="#1f4e9c", linewidth=1.8, marker="o", markersize=3, label="mean")
+    axes.axhline(1, color="#888", linewidth=0.8, linestyle="--", label="the base")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss on held-out pictures / the base's")
+    axes.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    pyplot.close(figure)
+    return buffer.getvalue()
+
+
 def running_mean(values: Sequence[float], *, decay: float = 0.95) -> list[float]:
     """An exponential mean, corrected for its start."""
     means: list[float] = []

@@ -6,15 +6,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from lora_studio.errors import CheckpointError, RecipeError, RunFolderError, StudioError, TrainingDiverged
 from lora_studio.recipe import Recipe, differences, load_recipe
 from lora_studio.rng import generator
-from lora_studio.run import Run
+from lora_studio.run import Run, run_folder
 from lora_studio.training.build import Session, prepare
 from lora_studio.training.checkpoint import load_state
 from lora_studio.training.describe import describe
 from lora_studio.training.events import Listener, nobody
 from lora_studio.training.finish import Finished, finish, show_base
+from lora_studio.training.watch import HOLDOUT, HoldoutWatch, PreviewWatch, Watch
 
 RECIPE_FILE = "recipe.toml"
 
@@ -28,14 +31,21 @@ class Interrupted:
 
 
 def train(
-    recipe: Recipe, folder: Path, *, resume: bool = False, on_event: Listener = nobody
+    recipe: Recipe | Path | str,
+    folder: Path | None = None,
+    *,
+    resume: bool = False,
+    on_event: Listener = nobody,
 ) -> Finished | Interrupted:
-    """Train `recipe` in the run folder `folder`, and export, verify and show the result.
+    """Train a recipe or the one in a TOML file, and export, verify and show the result.
 
+    `folder` is the run's, runs/<name of the recipe> if there is none. `on_event` hears what happens.
     Raises StudioError (see errors.py) for whatever the user can mend; ExportMismatch if the written file is
     not what was trained.
     """
-    run = Run(folder)
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(Path(recipe))
+    run = Run(folder or run_folder(recipe.name))
     _check_folder(run, recipe, resume=resume)
     try:
         return _train(recipe, run, resume=resume, on_event=on_event)
@@ -54,11 +64,26 @@ def _train(recipe: Recipe, run: Run, *, resume: bool, on_event: Listener) -> Fin
     on_event(describe(session, first_step=step + 1, seconds_per_step=seconds))
     base_pictures = show_base(session, on_event)
     training_began = time.monotonic()
+    watch = _watch(session, base_pictures, on_event)
+    watch.begin()
+    session.loop.after_step = watch.after_step
     if not session.loop.run(step + 1):
         return Interrupted(run.folder, session.loop.state.counters.step)
     trained = time.monotonic() - training_began
     return finish(
         session, base_pictures, on_event, seconds={"training": trained, "before": training_began - began}
+    )
+
+
+def _watch(session: Session, base_pictures: list[Image.Image], listener: Listener) -> Watch:
+    """What the recipe wants to be looked at while it trains."""
+    recipe, run, state, holdout = session.recipe, session.run, session.loop.state, session.holdout
+    steps, previews = recipe.training.steps, recipe.preview.every if base_pictures else 0
+    return Watch(
+        HoldoutWatch(holdout, state, run, recipe.holdout.every, steps, listener) if holdout else None,
+        PreviewWatch(session.family, state, run, session.preview, base_pictures, previews, steps, listener)
+        if previews
+        else None,
     )
 
 
@@ -96,7 +121,8 @@ def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> None:
 def _load_checkpoint(session: Session) -> int:
     newest = session.run.newest_checkpoint()
     step = load_state(newest, session.loop.state)
-    session.run.forget_after(step)
+    for lines in ("metrics.jsonl", HOLDOUT):
+        session.run.forget_after(step, lines)
     if step > session.recipe.training.steps:
         raise CheckpointError(
             f"{newest} is at step {step}, but the recipe has only {session.recipe.training.steps}."

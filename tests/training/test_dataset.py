@@ -97,7 +97,8 @@ def test_the_plan_says_what_is_not_trained_on_and_what_is_repeated(session_of) -
     lines = plan_of(session)
     assert "images: 4 used, 0 excluded" in lines
     assert any(line.startswith("class images: 2 from folders") for line in lines)
-    assert "2 pictures with the role holdout: not trained on" in lines
+    measured = "their loss is measured before the first step and every 100"
+    assert f"held out: 2 pictures, not trained on; {measured}: test/00.png, test/01.jpg" in lines
     assert "repeats: 2 pictures in style, 3 times an epoch each" in lines
     assert not any(line.startswith("warning") for line in lines)  # every caption holds its own trigger
     assert _facts(session).trigger == "zwx style, vkq robot"

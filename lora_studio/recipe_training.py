@@ -1,0 +1,76 @@
+"""The recipe's [training] and [holdout]: how long, how fast, and by what it is measured."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field, model_validator
+
+from lora_studio.recipe_data import Section
+
+HELD_OUT_FROM = 12  # pictures: of fewer each one is needed more than the measurement
+HELD_OUT_SHARE = 0.1
+MOST_HELD_OUT = 12  # a measurement of so many costs about as much as eight steps of four pictures
+
+
+class TrainingConfig(Section):
+    """How long, how fast, and on what."""
+
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(4, ge=1)
+    accumulation: int = Field(1, ge=1, description="micro-batches in one optimizer step")
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="for AdamW with alpha = rank")
+    text_encoder_learning_rate: float = Field(1e-5, gt=0, le=1)
+    optimizer: str = "adamw"
+    weight_decay: float = Field(0.01, ge=0)
+    schedule: str = Field(
+        "cosine", description="after the warm-up: cosine to a tenth, linear to 0, or constant"
+    )
+    warmup_steps: int = Field(20, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_bad_steps: int = Field(
+        5, ge=1, description="so many steps in a row that are not finite end the run; fewer are skipped"
+    )
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of a mean of the weights that is exported instead; 0 turns it off"
+    )
+    seed: int = Field(1, ge=0)
+    device: str = Field("auto", description='"auto", "cpu", "cuda" or "cuda:1"')
+    checkpoint_every: int = Field(100, ge=1, description="steps")
+    keep_checkpoints: int = Field(
+        3, ge=1, description="the newest ones that stay, beside the best and the pinned ones"
+    )
+
+
+class HoldoutConfig(Section):
+    """Pictures that are not trained on; the loss on them says when a run has learned enough."""
+
+    count: int | None = Field(
+        None, ge=0, description="pictures kept apart; 0: none. Those with the role holdout come first"
+    )
+    fraction: float | None = Field(None, ge=0, le=0.5, description="share of the pictures, instead of count")
+    every: int = Field(100, ge=1, description="steps between measurements; one is made before the first")
+
+    @model_validator(mode="after")
+    def _one_way_to_say_how_many(self) -> HoldoutConfig:
+        if self.count is not None and self.fraction is not None:
+            raise ValueError("holdout.count and holdout.fraction are both there; keep one of them.")
+        return self
+
+    @property
+    def off(self) -> bool:
+        """Whether nothing is measured, not even on pictures with the role holdout."""
+        return self.count == 0 or self.fraction == 0
+
+    def to_take(self, pictures: int, *, given: int) -> int:
+        """How many of the pictures to train on are held out, beside `given` ones with the role holdout.
+
+        By default a tenth of 12 pictures or more, unless some have the role.
+        """
+        if self.count is not None:
+            return max(0, self.count - given)
+        if self.fraction is not None:
+            return max(0, math.ceil(self.fraction * (pictures + given)) - given)
+        if given or pictures < HELD_OUT_FROM:
+            return 0
+        return min(MOST_HELD_OUT, math.ceil(HELD_OUT_SHARE * pictures))

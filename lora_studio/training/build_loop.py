@@ -1,0 +1,72 @@
+"""Recipe -> the loop, its optimizer and what it saves."""
+
+from __future__ import annotations
+
+import torch
+
+from lora_studio.adapters.base import AdapterSet
+from lora_studio.families.base import ModelFamily, ObjectiveOptions
+from lora_studio.recipe import Recipe
+from lora_studio.run import Run
+from lora_studio.training.checkpoint import state_files
+from lora_studio.training.ema import Ema
+from lora_studio.training.events import Listener, Note
+from lora_studio.training.feed import Feed
+from lora_studio.training.holdout import best_step
+from lora_studio.training.loop import Loop, LoopOptions
+from lora_studio.training.optimizers import OPTIMIZERS
+from lora_studio.training.schedule import SCHEDULES
+from lora_studio.training.state import State
+from lora_studio.training.watch import HOLDOUT
+
+
+def make_loop(
+    recipe: Recipe,
+    run: Run,
+    autocast: torch.dtype | None,
+    family: ModelFamily,
+    adapters: AdapterSet,
+    feed: Feed,
+    listener: Listener,
+) -> Loop:
+    """The loop that the recipe asks for, at its start."""
+    training = recipe.training
+    rates = {part: training.text_encoder_learning_rate for part in adapters.parts} | {
+        family.denoiser: training.learning_rate
+    }
+    groups = [{"params": adapters.parameters(part), "lr": rates[part]} for part in adapters.parts]
+    optimizer = OPTIMIZERS[training.optimizer](groups, weight_decay=training.weight_decay)
+
+    ema = Ema(adapters, training.ema) if training.ema else None
+    state = State(adapters, optimizer, ema)
+
+    def save(step: int) -> None:
+        best = best_step(run.lines(HOLDOUT))
+        run.checkpoint(
+            step, state_files(state), keep=training.keep_checkpoints, best=[] if best is None else [best]
+        )
+        listener(Note(f"checkpoint at step {step}"))
+
+    wishes = recipe.objective
+    return Loop(
+        family=family,
+        state=state,
+        objective=family.objective(
+            ObjectiveOptions(wishes.snr_gamma, wishes.noise_offset, wishes.timesteps, wishes.weighting)
+        ),
+        feed=feed,
+        options=LoopOptions(
+            steps=training.steps,
+            accumulation=training.accumulation,
+            schedule=SCHEDULES[training.schedule],
+            warmup_steps=training.warmup_steps,
+            max_grad_norm=training.max_grad_norm,
+            seed=training.seed,
+            autocast=autocast,
+            checkpoint_every=training.checkpoint_every,
+            max_bad_steps=training.max_bad_steps,
+        ),
+        save=save,
+        record=run.metric,
+        listener=listener,
+    )

@@ -60,6 +60,8 @@ def _train(recipe: Recipe, run: Run, *, resume: bool, on_event: Listener) -> Fin
     session = prepare(recipe, run, on_event)
     run.text(RECIPE_FILE, to_toml(recipe))
     step = _load_checkpoint(session) if resume else 0
+    for lines in ("metrics.jsonl", HOLDOUT):  # of steps that will be done again, or of a start without a save
+        run.forget_after(step if resume else -1, lines)
     seconds = time_a_step(session)
     on_event(describe(session, first_step=step + 1, seconds_per_step=seconds))
     base_pictures = show_base(session, on_event)
@@ -121,8 +123,6 @@ def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> None:
 def _load_checkpoint(session: Session) -> int:
     newest = session.run.newest_checkpoint()
     step = load_state(newest, session.loop.state)
-    for lines in ("metrics.jsonl", HOLDOUT):
-        session.run.forget_after(step, lines)
     if step > session.recipe.training.steps:
         raise CheckpointError(
             f"{newest} is at step {step}, but the recipe has only {session.recipe.training.steps}."

@@ -129,10 +129,10 @@ def test_the_mean_of_the_weights_is_what_is_measured_and_drawn(session: Session)
     assert [row["step"] for row in rows] == [0, 2]
     assert [row["relative"] for row in rows] == [1.0, 1.0]
     preview_watch(session)(2)
-    drawn = Image.open(session.run.folder / "previews" / "step_000002.png")
-    half = (drawn.width - 12) // 2
-    left, right = (drawn.crop((x, 26, x + half - 12, drawn.height)) for x in (12, half + 12))
-    assert left.tobytes() == right.tobytes()
+    with Image.open(session.run.folder / "previews" / "step_000002.png") as sheet:
+        side = (sheet.width - 3 * 12) // 2  # below two lines of words
+        left, right = (sheet.crop((x, 52, x + side, 52 + side)) for x in (12, 24 + side))
+    assert left.tobytes() == right.tobytes() and left.getextrema()[0][0] < 255
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,8 @@ def test_a_run_is_measured_before_the_first_step_and_to_its_last(
     assert [one["relative"] for one in ranked["pictures"]] == sorted(rows[-1]["pictures"].values())
     assert ranked["step"] == 6 and ranked["best_step"] == best_step(rows)
     assert result.summary["holdout"]["best_step"] == best_step(rows)
-    assert Image.open(result.folder / "holdout.png").width > 100
+    with Image.open(result.folder / "holdout.png") as plot:
+        assert plot.width > 100
     names = {path.name for path in (result.folder / "previews").iterdir()}
     assert names == {"base_00.png", *(f"step_{step:06}.png" for step in (0, 2, 4, 6))}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -12,9 +14,9 @@ import torch
 from lora_studio.recipe import load_recipe
 from lora_studio.run import Run
 from lora_studio.training.build import prepare
-from lora_studio.training.events import Event, Progress, nobody
+from lora_studio.training.events import Event, Progress, StepDone, nobody
 from lora_studio.training.schedule import SCHEDULES, factor
-from lora_studio.training.session import train
+from lora_studio.training.session import Interrupted, train
 
 
 def test_the_base_is_unchanged_by_training(tmp_path: Path, recipe_file: Path) -> None:
@@ -61,3 +63,23 @@ def test_schedules_warm_up_and_end_where_they_should(name: str, last: float) -> 
     assert rates[:3] == [0.1, 0.2, 0.3] and rates[9] == 1.0
     assert rates[-1] == pytest.approx(last)
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_every_step_has_its_learning_rate_whatever_the_accumulation_and_over_a_resume(
+    accumulation: int, tmp_path: Path, recipe_file: Path
+) -> None:
+    changes = ("training.steps=5", "training.warmup_steps=2", "training.batch_size=1", "preview.prompts=[]")
+    recipe = load_recipe(recipe_file, changes=(*changes, f"training.accumulation={accumulation}"))
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    stopped = train(recipe, tmp_path / "run", on_event=interrupt)
+    assert stopped == Interrupted(tmp_path / "run", 3)
+    train(recipe, tmp_path / "run", resume=True)
+    rows = Run(tmp_path / "run").metrics()
+    shares = [1 / 2, 1, *(0.1 + 0.45 * (1 + math.cos(math.pi * done / 3)) for done in (1, 2, 3))]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3 * share for share in shares])

@@ -12,6 +12,7 @@ from rich.table import Table
 from lora_studio.data.captions.windows import one_more
 from lora_studio.printing_buckets import bucket_lines
 from lora_studio.printing_doctor import finding_lines
+from lora_studio.printing_watch import held_out_lines, holdout_line, pictures, skipped_line
 from lora_studio.training import events
 
 if TYPE_CHECKING:
@@ -65,23 +66,6 @@ class Screen:
         if what not in self.tasks:
             self.tasks[what] = self.bars.add_task(what, total=total, completed=done - 1, facts="")
         self.bars.update(self.tasks[what], completed=done, total=total, facts=facts)
-
-
-def skipped_line(event: events.StepSkipped) -> str:
-    """A step that was not finite, in words."""
-    return (
-        f"warning: step {event.step} skipped: its loss is {event.loss:g} and its gradient norm "
-        f"{event.grad_norm:g}; {event.in_a_row} in a row, {event.most} end the run"
-    )
-
-
-def holdout_line(event: events.HoldoutMeasured) -> str:
-    """The loss on the held-out pictures, in words."""
-    if event.step == 0:
-        return f"held-out pictures before the first step: loss {event.loss:.4f}"
-    best = ", the best so far" if event.best else ""
-    share = f"{event.relative:.1%} of the base's"
-    return f"held-out pictures at step {event.step}: loss {event.loss:.4f}, {share}{best}"
 
 
 def print_plan(plan: events.TrainingPlan, console: Console) -> None:
@@ -158,30 +142,20 @@ def _cut_lines(plan: events.TrainingPlan, limit: int = 5) -> list[str]:
 
 def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     """What else there is to know about the pictures, as (title, text) pairs."""
-    lines = _held_out_lines(plan)
+    lines = held_out_lines(plan)
     lines += _class_lines(plan.class_pictures)
     lines += [
-        ("repeats", f"{_pictures(count)} in {folder}, {repeats} times an epoch each")
+        ("repeats", f"{pictures(count)} in {folder}, {repeats} times an epoch each")
         for folder, count, repeats in plan.repeats
     ]
     lines += [("", f"note: {name}: {note}") for name, note in plan.notes]
     lines += [
-        ("transparency", f"{_pictures(count)} with clear parts, laid on {colour}")
+        ("transparency", f"{pictures(count)} with clear parts, laid on {colour}")
         for colour, count in plan.backgrounds.items()
     ]
     if plan.masks:
-        lines.append(("masks", f"{_pictures(plan.masks)} learned only where the mask is white"))
+        lines.append(("masks", f"{pictures(plan.masks)} learned only where the mask is white"))
     return lines
-
-
-def _held_out_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
-    if not plan.held_out:
-        return []
-    measured = "no loss is measured on them"
-    if plan.holdout_every:
-        measured = f"their loss is measured before the first step and every {plan.holdout_every}"
-    names = ", ".join(plan.held_out)
-    return [("held out", f"{_pictures(len(plan.held_out))}, not trained on; {measured}: {names}")]
 
 
 def _class_lines(found: events.ClassPictures | None) -> list[tuple[str, str]]:
@@ -203,10 +177,6 @@ def _little_or_much(views: float) -> list[tuple[str, str]]:
         return []
     little, advice = ("little", "more steps or fewer") if views < low else ("a lot", "fewer steps or more")
     return [("", f"that is {little}: {low} to {high} times are common; take {advice} pictures")]
-
-
-def _pictures(count: int) -> str:
-    return "1 picture" if count == 1 else f"{count} pictures"
 
 
 def _duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,7 +123,7 @@ class Holdout:
 
 def best_step(rows: Sequence[dict[str, Any]]) -> int | None:
     """The step with the lowest relative loss, the earlier of two equals; None before a first step."""
-    trained = [row for row in rows if row["step"] > 0]
+    trained = [row for row in rows if row["step"] > 0 and math.isfinite(row["relative"])]
     return min(trained, key=lambda row: row["relative"])["step"] if trained else None
 
 

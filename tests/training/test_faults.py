@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from lora_studio.errors import CheckpointError, TrainingDiverged
-from lora_studio.printing import skipped_line
+from lora_studio.printing_watch import skipped_line
 from lora_studio.recipe import load_recipe
 from lora_studio.run import Run
 from lora_studio.training.build import Session, prepare

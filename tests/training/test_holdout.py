@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from tiny import picture_folder, recipe_text
 
-from lora_studio.printing import holdout_line
+from lora_studio.printing_watch import holdout_line
 from lora_studio.recipe import load_recipe
 from lora_studio.rng import generator
 from lora_studio.run import PIN, Run

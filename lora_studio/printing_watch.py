@@ -1,0 +1,38 @@
+"""What a run says of its held-out pictures and of steps that were skipped, in words."""
+
+from __future__ import annotations
+
+from lora_studio.training import events
+
+
+def skipped_line(event: events.StepSkipped) -> str:
+    """A step that was not finite, in words."""
+    return (
+        f"warning: step {event.step} skipped: its loss is {event.loss:g} and its gradient norm "
+        f"{event.grad_norm:g}; {event.in_a_row} in a row, {event.most} end the run"
+    )
+
+
+def holdout_line(event: events.HoldoutMeasured) -> str:
+    """The loss on the held-out pictures, in words."""
+    if event.step == 0:
+        return f"held-out pictures before the first step: loss {event.loss:.4f}"
+    best = ", the best so far" if event.best else ""
+    share = f"{event.relative:.1%} of the base's"
+    return f"held-out pictures at step {event.step}: loss {event.loss:.4f}, {share}{best}"
+
+
+def held_out_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
+    """Which pictures are not trained on, as (title, text) pairs of the plan."""
+    if not plan.held_out:
+        return []
+    measured = "no loss is measured on them"
+    if plan.holdout_every:
+        measured = f"their loss is measured before the first step and every {plan.holdout_every}"
+    names = ", ".join(plan.held_out)
+    return [("held out", f"{pictures(len(plan.held_out))}, not trained on; {measured}: {names}")]
+
+
+def pictures(count: int) -> str:
+    """So many of them, in words."""
+    return "1 picture" if count == 1 else f"{count} pictures"

@@ -23,7 +23,16 @@ PRESET_FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 class BaseConfig(Section):
     """Which frozen model is adapted."""
 
-    model: str = Field(description='"pocket" (the base in the package) or a diffusers folder')
+    model: str = Field(
+        description='"pocket" (the base in the package), a diffusers folder, or the id of one on the hub'
+    )
+    vae: str = Field(
+        "", description="another VAE than the base's own: a folder or a .safetensors file of a diffusers VAE"
+    )
+    prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
+        "auto",
+        description="for a base that says nothing of it; one whose scheduler says another is refused",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on a GPU, else float32"
     )

@@ -6,6 +6,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in the Makefile, for a
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network fails instead of passing by luck
 os.environ["MPLBACKEND"] = "Agg"
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,18 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import random_base
 
     return random_base(tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="session")
+def base_of(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[[str], Path]:
+    """Name of a miniature in `tiny.BASES` -> its diffusers folder, made once."""
+    from tiny import BASES
+
+    @cache
+    def make(name: str) -> Path:
+        return tiny_base if name == "sd15" else BASES[name](tmp_path_factory.mktemp("base") / "base")
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 
 import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
-from transformers import CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from lora_studio.families.loading import POCKET_FOLDER
 from lora_studio.pocket.scenes import draw, sample_scene
 from lora_studio.pocket.stages.assemble import write_base
 from lora_studio.pocket.stages.clip import ClipPair, new_tokenizer
@@ -22,6 +32,109 @@ def random_base(folder: Path) -> Path:
     tokenizer: CLIPTokenizer = new_tokenizer(folder.with_name("tokenizer"))
     write_base(folder, new_vae(), new_unet(), ClipPair(tokenizer), tokenizer)
     return folder
+
+
+def base_sd2(folder: Path, *, prediction: str = "epsilon") -> Path:
+    """SD2's module tree: linear projections, heads of one size, and a tokenizer that pads with "!"."""
+    torch.manual_seed(1)
+    tokenizer = _tokenizer(pad="!")
+    pipeline = StableDiffusionPipeline(
+        vae=_vae(scaling_factor=0.18215),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, width=32)),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            layers_per_block=1,
+            block_out_channels=(16, 16, 32, 32),
+            attention_head_dim=(2, 2, 4, 4),
+            cross_attention_dim=32,
+            use_linear_projection=True,
+            norm_num_groups=8,
+        ),
+        scheduler=DDIMScheduler(**NOISE, prediction_type=prediction, clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def base_sdxl(folder: Path, *, prediction: str = "epsilon", zero_terminal_snr: bool = False) -> Path:
+    """SDXL's module tree: three levels, the first without attention; two text encoders; time ids."""
+    torch.manual_seed(2)
+    tokenizer, tokenizer_2 = _tokenizer(), _tokenizer(pad="!")
+    pipeline = StableDiffusionXLPipeline(
+        vae=_vae(scaling_factor=0.13025),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, width=16)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer_2, width=24, projection=20)),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=2,
+            block_out_channels=(16, 16, 32),
+            transformer_layers_per_block=(1, 1, 2),
+            attention_head_dim=(2, 2, 4),
+            cross_attention_dim=16 + 24,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=20 + 6 * 8,
+            norm_num_groups=8,
+        ),
+        scheduler=EulerDiscreteScheduler(
+            **NOISE, prediction_type=prediction, rescale_betas_zero_snr=zero_terminal_snr
+        ),
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+BASES = {
+    "sd15": random_base,
+    "sd2": base_sd2,
+    "sd2 v": partial(base_sd2, prediction="v_prediction"),
+    "sdxl": base_sdxl,
+    "sdxl v zero-snr": partial(base_sdxl, prediction="v_prediction", zero_terminal_snr=True),
+}
+"""A miniature of every family, in each of its kinds of prediction."""
+
+
+def _tokenizer(*, pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(POCKET_FOLDER / "tokenizer", pad_token=pad)
+    return tokenizer
+
+
+def _text_config(tokenizer: CLIPTokenizer, *, width: int, projection: int = 8) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=projection,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _vae(*, scaling_factor: float) -> AutoencoderKL:
+    """Three levels, so that latents have a quarter of the picture's sides."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 16),
+        norm_num_groups=2,
+        sample_size=64,
+        scaling_factor=scaling_factor,
+    )
 
 
 def picture_folder(folder: Path, *, count: int = 5, trigger: str = "zwx style") -> Path:

@@ -5,5 +5,9 @@ from lora_studio.registry import Registry
 
 FAMILIES: Registry[type[ModelFamily]] = Registry(
     "model family",
-    {"sd15": "lora_studio.families.sd15:StableDiffusion15"},
+    {
+        "sd15": "lora_studio.families.sd15:StableDiffusion15",
+        "sd2": "lora_studio.families.sd2:StableDiffusion2",
+        "sdxl": "lora_studio.families.sdxl:StableDiffusionXL",
+    },
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -46,13 +46,22 @@ class ModelFamily(ABC):
     denoiser: ClassVar[str]
     """The part that is trained by default."""
 
+    needs: ClassVar[tuple[str, ...]]
+    """The parts, tokenizers and scheduler that a diffusers folder of this family has."""
+
     max_chunks: int = 1
     """How many windows of its text encoder a long caption may fill; to be set before anything is encoded."""
 
     def __init__(
-        self, parts: dict[str, nn.Module], tokenizers: dict[str, PreTrainedTokenizerBase], *, source: str
+        self,
+        parts: dict[str, nn.Module],
+        tokenizers: dict[str, PreTrainedTokenizerBase],
+        *,
+        source: str,
+        scheduler: Mapping[str, object],
     ) -> None:
         self.parts, self.tokenizers, self.source = parts, tokenizers, source
+        self.scheduler = dict(scheduler)
         for part in parts.values():
             part.requires_grad_(False)
             part.eval()
@@ -60,7 +69,15 @@ class ModelFamily(ABC):
     @classmethod
     @abstractmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
-        """Whether a diffusers folder's configurations (by part, plus "scheduler") are of this family."""
+        """Whether a diffusers folder's configurations (by part, plus "scheduler") are of this family.
+
+        Only asked if `refusals.py` finds nothing against them.
+        """
+
+    @property
+    @abstractmethod
+    def native_side(self) -> int:
+        """Side in pixels of the square pictures the base was made for."""
 
     @property
     @abstractmethod

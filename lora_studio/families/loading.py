@@ -1,128 +1,71 @@
-"""From the name of a base model to its family: the pocket base in the package, or a diffusers folder."""
+"""From the name of a base model to its family: the pocket base, a diffusers folder, or a hub id."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lora_studio.errors import BaseModelError, reason_of
+from lora_studio.errors import BaseModelError
 from lora_studio.families import FAMILIES
 from lora_studio.families.base import ModelFamily
+from lora_studio.families.folder import INDEX, BaseFolder
+from lora_studio.families.hub import hub_folder, is_hub_id
+from lora_studio.families.noise import with_prediction
+from lora_studio.families.refusals import refusal
+from lora_studio.families.vae import load_vae
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 POCKET = "pocket"
 POCKET_FOLDER = Path(__file__).resolve().parent.parent / "pocket" / "weights"
-TRUSTED_LIBRARIES = (
-    "diffusers",
-    "transformers",
-)  # classes are taken from these two alone, never from the folder
 
 
-def load_base(model: str, *, weights: bool = True) -> ModelFamily:
-    """The base called `model`, in float32 on the CPU, frozen.
+def load_base(model: str, *, vae: str = "", prediction: str = "auto", weights: bool = True) -> ModelFamily:
+    """The base called `model`, in float32 on the CPU, frozen; `vae` names another VAE than its own.
 
-    Without `weights` its networks have shapes only: quick, for whoever asks for facts and tokenizers.
-    Raises BaseModelError when the folder is missing, incomplete, or of a family that is not supported.
+    `prediction` is what it predicts where it says nothing of that itself. Without `weights` its networks have
+    shapes only: quick, for whoever asks for facts and tokenizers. Raises BaseModelError when the base is
+    missing, incomplete, contradicts itself, or is of a family that is not supported.
     """
-    folder = POCKET_FOLDER if model == POCKET else Path(model).expanduser()
-    index = _read_index(folder, model)
-    configurations = {name: _read_json(folder / name / _config_name(name)) for name in index}
-    for name in FAMILIES.names():
-        family = FAMILIES[name]
-        if family.recognises(configurations):
-            break
-    else:
-        raise BaseModelError(
-            f"the base model {model} is of a kind that is not supported yet; "
-            f"supported: {', '.join(FAMILIES.names())}."
-        )
-    parts, tokenizers = _load_parts(folder, index, model, weights=weights)
-    return family(parts, tokenizers, source=model if model == POCKET else "")
+    folder = _folder(model, weights=weights)
+    family = _recognise(folder)
+    folder.check_complete(family.needs)
+    scheduler = with_prediction(folder.configurations["scheduler"], prediction)
+    tokenizers = {name: folder.tokenizer(name) for name in family.needs if name.startswith("tokenizer")}
+    networks = [name for name in family.needs if name not in (*tokenizers, "scheduler")]
+    parts = {name: folder.network(name, weights=weights) for name in networks}
+    if vae and weights:
+        parts["vae"] = load_vae(vae, parts["vae"])
+    return family(parts, tokenizers, source=model if model == POCKET else "", scheduler=scheduler)
 
 
 def load_tokenizers(model: str) -> dict[str, PreTrainedTokenizerBase]:
     """The tokenizers of the base called `model`, without its networks. Raises BaseModelError as load_base."""
-    folder = POCKET_FOLDER if model == POCKET else Path(model).expanduser()
-    index = _read_index(folder, model)
-    only = {name: entry for name, entry in index.items() if name.startswith("tokenizer")}
-    return _load_parts(folder, only, model)[1]
+    folder = _folder(model, weights=False)
+    return {name: folder.tokenizer(name) for name in folder.present if name.startswith("tokenizer")}
 
 
-def _config_name(part: str) -> str:
-    if part == "scheduler":
-        return "scheduler_config.json"
-    return "tokenizer_config.json" if part.startswith("tokenizer") else "config.json"
-
-
-def _read_index(folder: Path, model: str) -> dict[str, tuple[str, str]]:
-    """Part -> (library, class) from model_index.json, without the parts that are switched off."""
-    path = folder / "model_index.json"
-    if not path.is_file():
+def _folder(model: str, *, weights: bool) -> BaseFolder:
+    path = POCKET_FOLDER if model == POCKET else Path(model).expanduser()
+    if model != POCKET and is_hub_id(model):
+        path = hub_folder(model, weights=weights)
+    if not (path / INDEX).is_file():
         raise BaseModelError(
-            f'there is no base model at {model!r}: give "pocket" or a diffusers folder '
-            "(one that holds model_index.json)."
+            f'there is no base model at {model!r}: give "pocket", a diffusers folder (one that holds '
+            f"{INDEX}), or the id of one on the hub."
         )
-    index = {
-        name: (str(entry[0]), str(entry[1]))
-        for name, entry in _read_json(path).items()
-        if isinstance(entry, list) and len(entry) == 2 and entry[0] in TRUSTED_LIBRARIES
-    }
-    return {name: entry for name, entry in index.items() if (folder / name).is_dir()}
+    return BaseFolder(path, model)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise BaseModelError(
-            f"the base model lacks {path.parent.name}/{path.name}; download it again."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise BaseModelError(
-            f"{path} is not readable JSON ({error}); download the base model again."
-        ) from None
-    if not isinstance(values, dict):
-        raise BaseModelError(f"{path} does not hold a JSON object; download the base model again.")
-    return values
-
-
-def _load_parts(
-    folder: Path, index: dict[str, tuple[str, str]], model: str, *, weights: bool = True
-) -> tuple[dict[str, nn.Module], dict[str, PreTrainedTokenizerBase]]:
-    """Every network and tokenizer of the folder; safetensors only, nothing from the network."""
-    from importlib import import_module
-
-    import torch
-
-    parts: dict[str, nn.Module] = {}
-    tokenizers: dict[str, PreTrainedTokenizerBase] = {}
-    for name, (library, class_name) in index.items():
-        if name in ("scheduler", "feature_extractor", "safety_checker", "image_encoder"):
-            continue
-        loader = getattr(import_module(library), class_name)
-        try:
-            if name.startswith("tokenizer"):
-                tokenizers[name] = loader.from_pretrained(folder / name, local_files_only=True)
-            elif weights:
-                parts[name] = loader.from_pretrained(
-                    folder / name, dtype=torch.float32, use_safetensors=True, local_files_only=True
-                )
-            else:
-                with torch.device("meta"):
-                    parts[name] = _empty(loader, folder / name)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise BaseModelError(
-                f"the part {name} of the base model {model} cannot be loaded: {reason_of(error)}."
-            ) from None
-    return parts, tokenizers
-
-
-def _empty(loader: Any, folder: Path) -> nn.Module:
-    """A network as its configuration says; diffusers and transformers spell that differently."""
-    if hasattr(loader, "load_config"):
-        return loader.from_config(loader.load_config(folder, local_files_only=True))
-    return loader(loader.config_class.from_pretrained(folder, local_files_only=True))
+def _recognise(folder: BaseFolder) -> type[ModelFamily]:
+    reason = refusal(folder.configurations)
+    if reason:
+        raise BaseModelError(f"the base model {folder.model} cannot be trained: {reason}.")
+    for name in FAMILIES.names():
+        if FAMILIES[name].recognises(folder.configurations):
+            return FAMILIES[name]
+    raise BaseModelError(
+        f"the base model {folder.model} is of a kind that is not supported yet; "
+        f"supported: {', '.join(FAMILIES.names())}."
+    )

@@ -20,9 +20,10 @@ from lora_studio.data.views import each_view, entries
 from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.loading import load_base
+from lora_studio.families.fingerprints import text_fingerprint
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
+from lora_studio.training.base import base_of
 from lora_studio.training.build_holdout import held_captions, held_views, make_holdout
 from lora_studio.training.build_loop import make_loop
 from lora_studio.training.caches import encode_pictures, latent_cache
@@ -106,7 +107,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     """Everything up to the first step. Raises a StudioError for whatever the user can mend."""
     check_names(recipe)
     machine = choose_machine(recipe.training.device, recipe.base.dtype)
-    family = load_base(recipe.base.model)
+    family = base_of(recipe)
     family.max_chunks = recipe.data.max_token_chunks
     vae_dtype = DTYPES[recipe.base.vae_dtype]
     cache = latent_cache(family, vae_dtype, machine.device)
@@ -118,7 +119,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     run.json("doctor.json", report.to_json())
     fingerprint = family.fingerprint(family.denoiser)
     whole_base = base_fingerprint(family) if recipe.data.class_images.count else ""
-    text_cache = TextCache(cache_folder() / "text", _text_fingerprint(family, machine.dtype))
+    text_cache = TextCache(cache_folder() / "text", _text_key(family, machine.dtype))
     family.to(machine.device, machine.dtype)
     drawing = draw_class_images(recipe, manifest, family, whole_base, listener)
     manifest = Manifest(manifest.records + tuple(drawing.records))
@@ -186,11 +187,9 @@ def _plan(recipe: Recipe, records: Sequence[Record]) -> Plan:
     )
 
 
-def _text_fingerprint(family: ModelFamily, dtype: torch.dtype) -> str:
+def _text_key(family: ModelFamily, dtype: torch.dtype) -> str:
     """Of all that conditioning depends on but the caption; `dtype` is what the encoders compute in."""
-    names = [family.fingerprint(part) for part in family.targets if part != family.denoiser]
-    names += [f"{family.max_chunks} chunks"] * (family.max_chunks > 1)
-    return "+".join(names + [str(dtype)] * (dtype != torch.float32))
+    return f"{text_fingerprint(family)} in {dtype}"
 
 
 def _preview(recipe: Recipe) -> PreviewOptions:

@@ -1,50 +1,135 @@
-"""File names and shapes against the list of what UIs expect, on SD1.5's own configuration."""
+"""File names and shapes against the lists of what UIs expect, on the bases' own configurations."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lora_studio.adapters.base import AdapterOptions, inject
+from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
 from lora_studio.export import kohya
+from lora_studio.families.base import ModelFamily
+from lora_studio.families.original_names import original_path
+from lora_studio.families.sd2 import StableDiffusion2
 from lora_studio.families.sd15 import StableDiffusion15
+from lora_studio.families.sdxl import StableDiffusionXL
 
-REFERENCE = Path(__file__).parent.parent / "reference" / "sd15_linear.txt"
+REFERENCE = Path(__file__).parent.parent / "reference"
+OPTIONS = AdapterOptions("lora", rank=4, alpha=4.0, seed=0)
+CONVOLUTIONS = (
+    *("conv1", "conv2", "time_emb_proj", "conv_shortcut"),
+    *("downsamplers.0.conv", "upsamplers.0.conv"),
+)
+
+
+def reference(name: str) -> dict[str, str]:
+    """Every key of a full file and the shape of its tensor, at rank 4."""
+    lines = (REFERENCE / f"{name}.txt").read_text("utf-8").splitlines()
+    return dict(line.split("\t") for line in lines)
+
+
+def text_config(*, width: int, layers: int, projection: int = 512) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        projection_dim=projection,
+    )
 
 
 def full_size_family() -> StableDiffusion15:
     """SD1.5 without weights: the meta device has shapes alone."""
-    text = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-    )
     with torch.device("meta"):
         parts: dict[str, nn.Module] = {
             "unet": UNet2DConditionModel(cross_attention_dim=768),
-            "text_encoder": CLIPTextModel(text),
+            "text_encoder": CLIPTextModel(text_config(width=768, layers=12)),
         }
     return StableDiffusion15(parts, {}, source="")
 
 
-def test_keys_and_shapes_equal_the_reference_list_for_sd15() -> None:
-    family = full_size_family()
-    options = AdapterOptions("lora", rank=4, alpha=4.0, seed=0)
-    adapters = inject(family.parts, family.targets, options, canonical_path=family.canonical_path)
+def full_size_sd2() -> StableDiffusion2:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
+        )
+        parts: dict[str, nn.Module] = {
+            "unet": unet,
+            "text_encoder": CLIPTextModel(text_config(width=1024, layers=23)),
+        }
+    return StableDiffusion2(parts, {}, source="")
+
+
+def full_size_sdxl() -> StableDiffusionXL:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(320, 640, 1280),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+        second = text_config(width=1280, layers=32, projection=1280)
+        parts: dict[str, nn.Module] = {
+            "unet": unet,
+            "text_encoder": CLIPTextModel(text_config(width=768, layers=12)),
+            "text_encoder_2": CLIPTextModelWithProjection(second),
+        }
+    return StableDiffusionXL(parts, {}, source="")
+
+
+def keys_and_shapes(family: ModelFamily, adapters: AdapterSet) -> dict[str, str]:
     written = {}
     for layer in adapters.layers:
         name = family.ui_name(layer.part, layer.path)
         written[f"{name}.lora_down.weight"] = str(tuple(layer.down.shape))
         written[f"{name}.lora_up.weight"] = str(tuple(layer.up.shape))
         written[f"{name}.alpha"] = "()"
-    expected = dict(line.split("\t") for line in REFERENCE.read_text("utf-8").splitlines())
-    assert written == expected
+    return written
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [(full_size_family, "sd15_linear"), (full_size_sd2, "sd2_linear")]
+)
+def test_keys_and_shapes_equal_the_reference_list(family: Callable[[], ModelFamily], name: str) -> None:
+    whole = family()
+    adapters = inject(whole.parts, whole.targets, OPTIONS, canonical_path=whole.canonical_path)
+    assert keys_and_shapes(whole, adapters) == reference(name)
+
+
+def test_keys_and_shapes_equal_the_reference_list_for_sdxl_but_for_a_layer_that_cannot_learn() -> None:
+    """The list has every layer, with convolutions; nothing reads the first text encoder's last one."""
+    family = full_size_sdxl()
+    targets = family.targets | {"unet": family.targets["unet"] + CONVOLUTIONS}
+    adapters = inject(family.parts, targets, OPTIONS, canonical_path=family.canonical_path)
+    unread = "lora_te1_text_model_encoder_layers_11_"
+    expected = {key: shape for key, shape in reference("sdxl_conv").items() if not key.startswith(unread)}
+    assert keys_and_shapes(family, adapters) == expected
+    assert len({key.partition(".")[0] for key in expected}) == 1052 - 6
+
+
+def test_the_original_paths_are_those_of_diffusers_own_conversion() -> None:
+    """Every module of the UNet with weights, also those that no adapter is put into."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    unet = full_size_sdxl().parts["unet"]
+    numbers = {name: torch.tensor(number) for number, name in enumerate(unet.state_dict())}
+    original = {}
+    for name, number in numbers.items():
+        path, _, end = name.rpartition(".")
+        original[f"model.diffusion_model.{original_path(path, layers_per_block=2)}.{end}"] = number
+    assert convert_ldm_unet_checkpoint(original, dict(unet.config)) == numbers
 
 
 def test_alpha_is_a_number_without_dimensions_and_keeps_the_scale() -> None:

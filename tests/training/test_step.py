@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, DiffusionPipeline
 from peft import LoraConfig
-from transformers import CLIPTextModel, CLIPTokenizer
+from tiny import recipe_text
+from torch import Tensor
 
 from lora_studio.data.batches import Batch
 from lora_studio.recipe import Recipe, load_recipe
@@ -20,47 +24,98 @@ from lora_studio.training.gradients import GradientWatch
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
 
 
-def plain_step(
-    base: Path, session: Session, recipe: Recipe, first: dict[str, torch.Tensor]
-) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and updated adapter weights of step 1, from the same pictures, noise and timesteps."""
-    unet = UNet2DConditionModel.from_pretrained(base / "unet", dtype=torch.float32)
-    unet.requires_grad_(False)
-    unet.add_adapter(
-        LoraConfig(r=recipe.adapter.rank, lora_alpha=recipe.adapter.alpha, target_modules=TARGETS)
-    )
-    trainable = {n: p for n, p in unet.named_parameters() if p.requires_grad}
-    for name, parameter in trainable.items():
-        end = "down" if ".lora_A." in name else "up"
-        parameter.data.copy_(first[f"unet.{name.split('.lora_')[0]}.{end}"])
-    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float32)
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    optimizer = torch.optim.AdamW(trainable.values(), lr=recipe.training.learning_rate, weight_decay=0.01)
-    (batch,) = session.loop.feed.of_step(1)
-    noised = session.loop.objective.noise(batch.latents, generator(recipe.training.seed, 1, 0, "noise"))
-    alpha = scheduler.alphas_cumprod[noised.timestep]
-    snr = alpha / (1 - alpha)
-    ids = tokenizer(batch.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    noisy = scheduler.add_noise(batch.latents, noised.target, noised.timestep)
-    answer = unet(noisy, noised.timestep, text_encoder(ids)[0]).sample
-    error = (answer - noised.target).square().mean(dim=(1, 2, 3))
-    loss = (error * torch.minimum(snr, torch.tensor(5.0)) / snr).mean()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(trainable.values(), 1.0)
-    optimizer.step()
-    ends = {name: "down" if ".lora_A." in name else "up" for name in trainable}
-    return loss.item(), {f"unet.{n.split('.lora_')[0]}.{ends[n]}": p.detach() for n, p in trainable.items()}
+@dataclass
+class PlainTrainer:
+    """The usual loop's one step, with nothing of ours but the batch, and the timesteps that were drawn."""
+
+    pipeline: DiffusionPipeline
+    recipe: Recipe
+    precision: torch.dtype
+
+    def __post_init__(self) -> None:
+        adapter = self.recipe.adapter
+        self.pipeline.to(self.precision)
+        unet = self.pipeline.unet.requires_grad_(False)
+        unet.add_adapter(LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=TARGETS))
+        self.trainable = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+        for parameter in self.trainable.values():
+            parameter.data = parameter.data.float()
+
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        for name, parameter in self.trainable.items():
+            parameter.data.copy_(state[our_name(name)])
+
+    def step(self, batch: Batch, noise: Tensor, timestep: Tensor) -> float:
+        scheduler = DDPMScheduler.from_config(self.pipeline.scheduler.config)
+        optimizer = torch.optim.AdamW(
+            self.trainable.values(), lr=self.recipe.training.learning_rate, weight_decay=0.01
+        )
+        is_v = scheduler.config.prediction_type == "v_prediction"
+        noisy = scheduler.add_noise(batch.latents, noise, timestep)
+        target = scheduler.get_velocity(batch.latents, noise, timestep) if is_v else noise
+        alpha = scheduler.alphas_cumprod[timestep]
+        snr = alpha / (1 - alpha)
+        weight = torch.minimum(snr, torch.tensor(5.0)) / (snr + 1 if is_v else snr)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            answer = self.predict(batch, noisy.to(self.precision), timestep)
+        error = (answer.float() - target).square().mean(dim=(1, 2, 3))
+        loss = (error * weight).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trainable.values(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    def predict(self, batch: Batch, noisy: Tensor, timestep: Tensor) -> Tensor:
+        with torch.no_grad():
+            text, _, *pooled = self.pipeline.encode_prompt(
+                batch.captions, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+        added = None
+        if pooled:
+            width = self.pipeline.text_encoder_2.config.projection_dim
+            rows = [
+                self.pipeline._get_add_time_ids(
+                    tuple(row[:2]), tuple(row[2:4]), tuple(row[4:]), torch.float32, width
+                )
+                for row in batch.geometry.tolist()
+            ]
+            added = {"text_embeds": pooled[0], "time_ids": torch.cat(rows)}
+        return self.pipeline.unet(noisy, timestep, text, added_cond_kwargs=added).sample
 
 
-def test_one_step_equals_a_plain_reference_step(tmp_path: Path, recipe_file: Path, tiny_base: Path) -> None:
-    recipe = load_recipe(recipe_file, changes=("data.caption_dropout=0",))
+def our_name(name: str) -> str:
+    """PEFT's name of a parameter -> the canonical key."""
+    path, _, rest = name.partition(".lora_")
+    return f"unet.{path}.{'down' if rest.startswith('A.') else 'up'}"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["sd15", "sd2 v", "sdxl", "sdxl v zero-snr"])
+def test_one_step_equals_a_plain_reference_step(
+    name: str, precision: str, tmp_path: Path, base_of: Callable[[str], Path], pictures: Path
+) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(recipe_text(pictures, str(base_of(name))), "utf-8")
+    recipe = load_recipe(file, changes=("data.caption_dropout=0", f"base.dtype={precision}"))
     session = prepare(recipe, Run(tmp_path), nobody)
     first = session.adapters.state()
-    expected_loss, expected = plain_step(tiny_base, session, recipe, first)
+    (batch,) = session.loop.feed.of_step(1)
+    rng = generator(recipe.training.seed, 1, 0, "noise")
+    noise = torch.randn(batch.latents.shape, generator=rng)
+    timestep = session.loop.objective.noise(
+        batch.latents, generator(recipe.training.seed, 1, 0, "noise")
+    ).timestep
+    pipeline = DiffusionPipeline.from_pretrained(base_of(name), dtype=torch.float32, local_files_only=True)
+    plain = PlainTrainer(pipeline, recipe, getattr(torch, precision))
+    plain.start_from(first)
+    expected_loss = plain.step(batch, noise, timestep)
     session.loop.base_rates = [recipe.training.learning_rate]
     loss, _ = session.loop._step(1, GradientWatch(session.adapters))
     assert abs(loss - expected_loss) < 1e-5
+    check_weights(session, first, {our_name(key): p.detach() for key, p in plain.trainable.items()})
+
+
+def check_weights(session: Session, first: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     updated = session.adapters.state()
     assert updated.keys() == expected.keys()
     moved = 0

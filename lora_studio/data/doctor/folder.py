@@ -24,7 +24,7 @@ _RESOLUTION, _STRIDE = 512, 64  # those of the most common base
 class Wishes:
     """What a recipe would say."""
 
-    base: str = ""  # "pocket" or a diffusers folder; empty: bases of 512 pixels that read with CLIP
+    base: str = ""  # "pocket", a diffusers folder or a hub id; empty: bases of 512 pixels that read with CLIP
     resolution: int = 0  # pixels; 0: what the base was made for
     trigger: str = ""
     recursive: bool = False
@@ -68,4 +68,4 @@ def _facts(base: str) -> _Facts:
     from lora_studio.families.loading import load_base
 
     family = load_base(base, weights=False)
-    return _Facts(family.stride * 8, family.stride, dict(family.tokenizers))
+    return _Facts(family.native_side, family.stride, dict(family.tokenizers))

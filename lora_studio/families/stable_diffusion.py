@@ -1,0 +1,129 @@
+"""What all Stable Diffusions share: a UNet, a VAE, CLIP, and discrete noise.
+
+As it stands here it is that of SD1 and SD2, with one text encoder; SDXL replaces the text side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from lora_studio.families.base import Conditioning, ModelFamily, ObjectiveOptions
+from lora_studio.families.chunks import clip_ids, encode_chunks
+from lora_studio.families.noise import STABLE_DIFFUSION, NoiseSchedule, read_schedule
+from lora_studio.objective import Diffusion
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+MOST_STRIDE = 64  # the UNets halve their latents two or three times, and UIs offer sides in steps of 64
+
+
+class StableDiffusion(ModelFamily):
+    """A UNet on 4 latent channels that predicts epsilon or v."""
+
+    denoiser: ClassVar[str] = "unet"
+    needs: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    prefixes: ClassVar[dict[str, str]] = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+
+    def __init__(
+        self,
+        parts: dict[str, nn.Module],
+        tokenizers: dict[str, PreTrainedTokenizerBase],
+        *,
+        source: str,
+        scheduler: Mapping[str, object] = STABLE_DIFFUSION,
+    ) -> None:
+        super().__init__(parts, tokenizers, source=source, scheduler=scheduler)
+        self.schedule: NoiseSchedule = read_schedule(scheduler)
+
+    @property
+    def native_side(self) -> int:
+        """512 for SD1.5, 768 or 512 for SD2, 1024 for SDXL, 64 for the pocket base."""
+        unet: UNet2DConditionModel = self.parts["unet"]
+        return int(unet.config.sample_size * self._pixels_per_latent)
+
+    @property
+    def stride(self) -> int:
+        """An eighth of the native side, but at most 64 pixels; 8 for the pocket base."""
+        return min(MOST_STRIDE, self.native_side // 8)
+
+    @property
+    def _pixels_per_latent(self) -> int:
+        vae: AutoencoderKL = self.parts["vae"]
+        return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+    @property
+    def targets(self) -> dict[str, tuple[str, ...]]:
+        """Attention and feed-forward: both together reach full fine-tuning's loss (spacepxl's ablation)."""
+        return {"unet": ATTENTION + FEED_FORWARD, "text_encoder": TEXT_LAYERS}
+
+    def objective(self, options: ObjectiveOptions) -> Diffusion:
+        """What the base predicts, on its own noise schedule."""
+        return Diffusion(
+            self.schedule.alphas,
+            self.schedule.prediction,
+            options.snr_gamma,
+            options.noise_offset,
+            options.timesteps,
+            options.weighting,
+        )
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] in -1..1 -> mean and standard deviation of the scaled latents."""
+        vae: AutoencoderKL = self.parts["vae"]
+        weight = next(vae.parameters())
+        posterior = vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
+        scale = vae.config.scaling_factor
+        return posterior.mean.float() * scale, posterior.std.float() * scale
+
+    def encode_text(self, captions: list[str], *, like: Sequence[str] = ()) -> Conditioning:
+        """{"text": [B, L, D]}, the encoder's last hidden state; L is 77 for each window that is needed.
+
+        SD2's encoder is stored without its last layer, so that its last hidden state is the penultimate one.
+        """
+        encoder = self.parts["text_encoder"]
+        ids = clip_ids(self.tokenizers["tokenizer"], captions, max_chunks=self.max_chunks, like=like)
+        device = next(encoder.parameters()).device
+        return {"text": encode_chunks(ids.to(device), lambda rows: encoder(rows).last_hidden_state)}
+
+    def denoise(
+        self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor
+    ) -> Tensor:
+        """The UNet's answer; SD1 and SD2 know nothing of geometry."""
+        unet = self.parts["unet"]
+        dtype = next(unet.parameters()).dtype
+        return unet(latents.to(dtype), timestep, conditioning["text"].to(dtype)).sample
+
+    def canonical_path(self, part: str, path: str) -> str:
+        """transformers 5 dropped `text_model.` from CLIPTextModel's paths; every file and UI has it."""
+        of_model = path.split(".")[0] in ("embeddings", "encoder", "final_layer_norm")
+        return f"text_model.{path}" if part.startswith("text_encoder") and of_model else path
+
+    def ui_name(self, part: str, path: str) -> str:
+        """kohya's spelling: the diffusers path with underscores, behind the part's prefix."""
+        return self.prefixes[part] + path.replace(".", "_")
+
+    def pipeline(self) -> DiffusionPipeline:
+        """A StableDiffusionPipeline over these parts, with DDIM, whose pictures depend on the seed alone."""
+        from diffusers import StableDiffusionPipeline
+
+        parts = {name: self.parts[name] for name in ("vae", "text_encoder", "unet")}
+        pipeline = StableDiffusionPipeline(
+            **parts,
+            tokenizer=self.tokenizers["tokenizer"],
+            scheduler=self.schedule.ddim(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline

@@ -1,0 +1,253 @@
+"""What every family promises, over all of them: shapes, gradients, and diffusers' own numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, SchedulerMixin
+from tiny import BASES, NOISE, recipe_text
+from torch import Tensor
+
+from lora_studio.adapters.base import NAME, AdapterOptions, inject
+from lora_studio.data.manifest import Bucket, Record
+from lora_studio.errors import BaseModelError
+from lora_studio.export.verify import open_lora
+from lora_studio.families import FAMILIES
+from lora_studio.families.base import ModelFamily, ObjectiveOptions
+from lora_studio.families.loading import load_base
+from lora_studio.families.noise import read_schedule
+from lora_studio.recipe import load_recipe
+from lora_studio.rng import generator
+from lora_studio.run import Run
+from lora_studio.training.build import prepare
+from lora_studio.training.events import nobody
+from lora_studio.training.feed import geometry
+from lora_studio.training.session import Finished, train
+
+CAPTIONS = ["", "a red ball in a meadow", "moon " * 40]
+TRAITS = {
+    "sd15": ("sd_v1", False, "stable-diffusion-v1/lora", "epsilon"),
+    "sd2": ("sd_v2", True, "stable-diffusion-v2-512/lora", "epsilon"),
+    "sd2 v": ("sd_v2_v", True, "stable-diffusion-v2-768-v/lora", "v"),
+    "sdxl": ("sdxl_base_v1-0", False, "stable-diffusion-xl-v1-base/lora", "epsilon"),
+    "sdxl v zero-snr": ("sdxl_base_v1-0", False, "stable-diffusion-xl-v1-base/lora", "v"),
+}
+BOTH_SIDES = ("adapter.text_encoder=true", "training.text_encoder_learning_rate=1e-3")
+BaseOf = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module", params=BASES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def family(name: str, base_of: BaseOf) -> ModelFamily:
+    return load_base(str(base_of(name)))
+
+
+@pytest.fixture
+def pipeline(name: str, base_of: BaseOf) -> DiffusionPipeline:
+    """diffusers' own, from the folder, without a line of ours."""
+    loaded = DiffusionPipeline.from_pretrained(base_of(name), dtype=torch.float32, local_files_only=True)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def encoded(pipeline: DiffusionPipeline, captions: list[str]) -> dict[str, Tensor]:
+    """What the pipeline's own `encode_prompt` gives, by our names."""
+    answer = pipeline.encode_prompt(
+        captions, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    return {"text": answer[0]} | ({"pooled": answer[2]} if len(answer) == 4 else {})
+
+
+def test_every_family_has_a_miniature(base_of: BaseOf) -> None:
+    of_bases = {type(load_base(str(base_of(name)), weights=False)) for name in BASES}
+    assert of_bases == {FAMILIES[name] for name in FAMILIES.names()}
+
+
+def test_the_file_says_of_its_base_what_uis_look_for(name: str, family: ModelFamily) -> None:
+    assert tuple(vars(family.traits).values()) == TRAITS[name]
+
+
+def test_shapes_of_pictures_texts_and_answers(family: ModelFamily) -> None:
+    assert (family.native_side, family.stride) == (64, 8)
+    with torch.no_grad():
+        mean, std = family.encode_image(torch.zeros(2, 3, 64, 72))
+        conditioning = family.encode_text(CAPTIONS[:2])
+        timestep, sizes = torch.tensor([1, 999]), torch.tensor([[64.0, 72, 0, 0, 64, 72]] * 2)
+        answer = family.denoise(mean, timestep, conditioning, sizes)
+    assert mean.shape == std.shape == answer.shape == (2, 4, 16, 18)
+    assert (std > 0).all() and answer.isfinite().all()
+    assert all(len(value) == 2 for value in conditioning.values())
+
+
+def test_conditioning_is_what_the_pipelines_encode_prompt_makes(
+    family: ModelFamily, pipeline: DiffusionPipeline
+) -> None:
+    with torch.no_grad():
+        ours, theirs = family.encode_text(CAPTIONS), encoded(pipeline, CAPTIONS)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        torch.testing.assert_close(ours[key], theirs[key], atol=1e-6, rtol=1e-5)
+
+
+def test_one_step_of_the_pipeline_asks_the_unet_what_we_ask_it(
+    family: ModelFamily, pipeline: DiffusionPipeline, name: str
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def look(module: torch.nn.Module, arguments: Any, named: Any, answer: Any) -> None:
+        seen.update(named, latents=arguments[0], timestep=arguments[1], answer=answer[0])
+
+    pipeline.unet.register_forward_hook(look, with_kwargs=True)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    sizes = {"original_size": (100, 120), "crops_coords_top_left": (3, 5), "target_size": (64, 72)}
+    pipeline(
+        CAPTIONS[1],
+        height=64,
+        width=72,
+        num_inference_steps=1,
+        guidance_scale=1,
+        generator=generator("noise"),
+        output_type="latent",
+        **(sizes if name.startswith("sdxl") else {}),
+    )
+    geometry = torch.tensor([[100.0, 120, 3, 5, 64, 72]])
+    with torch.no_grad():
+        conditioning = family.encode_text([CAPTIONS[1]])
+        answer = family.denoise(seen["latents"], seen["timestep"], conditioning, geometry)
+    torch.testing.assert_close(answer, seen["answer"], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(conditioning["text"], seen["encoder_hidden_states"], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sdxl"], indirect=True)
+def test_geometry_is_what_the_pipeline_makes_time_ids_of(pipeline: DiffusionPipeline) -> None:
+    record = Record(
+        name="a.png",
+        path=Path("a.png"),
+        width=1200,
+        height=1000,
+        bucket=Bucket(72, 64),
+        resize=(77, 64),
+        crop=(5, 0, 77, 64),
+    )
+    theirs = pipeline._get_add_time_ids((1000, 1200), (0, 5), (64, 72), torch.float32, 20)
+    assert torch.equal(torch.tensor([geometry(record)]), theirs)
+
+
+def test_geometry_changes_the_answer_of_the_family_that_reads_it(name: str, family: ModelFamily) -> None:
+    with torch.no_grad():
+        conditioning = family.encode_text([""])
+        latents, timestep = torch.randn(1, 4, 16, 16, generator=generator("x")), torch.tensor([500])
+        whole, cut = (
+            family.denoise(latents, timestep, conditioning, torch.tensor([[512.0, 512, top, 0, 64, 64]]))
+            for top in (0, 200)
+        )
+    assert torch.equal(whole, cut) != name.startswith("sdxl")
+
+
+def test_a_gradient_reaches_every_adapter(family: ModelFamily) -> None:
+    options = AdapterOptions("lora", rank=2, alpha=2.0, seed=0)
+    adapters = inject(family.parts, family.targets, options, canonical_path=family.canonical_path)
+    assert set(adapters.parts) == {part for part in family.parts if part != "vae"}
+    for layer in adapters.layers:  # while `up` is zero, nothing reaches `down`
+        torch.nn.init.normal_(layer.up, std=0.02)
+    latents = torch.randn(2, 4, 16, 16, generator=generator("x"))
+    noised = family.objective(ObjectiveOptions(5.0, 0.0, "uniform", "min_snr")).noise(latents, generator("y"))
+    conditioning = family.encode_text(CAPTIONS[1:])
+    answer = family.denoise(noised.latents, noised.timestep, conditioning, torch.full((2, 6), 64.0))
+    (answer - noised.target).square().mean().backward()
+    silent = [key for key, p in adapters.named_parameters().items() if p.grad is None or not p.grad.any()]
+    assert not silent
+
+
+def test_the_noise_is_that_of_diffusers_scheduler(family: ModelFamily, pipeline: DiffusionPipeline) -> None:
+    theirs = DDPMScheduler.from_config(pipeline.scheduler.config)
+    objective = family.objective(ObjectiveOptions(5.0, 0.0, "stratified", "min_snr"))
+    # ours is made in float64, theirs in float32
+    torch.testing.assert_close(objective.alphas, theirs.alphas_cumprod, atol=1e-6, rtol=1e-4)
+    assert objective.prediction == theirs.config.prediction_type
+    drawn: SchedulerMixin = family.pipeline().scheduler
+    torch.testing.assert_close(drawn.alphas_cumprod, theirs.alphas_cumprod)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_every_schedule_is_diffusers(schedule: str, zero: bool) -> None:
+    theirs = DDPMScheduler(
+        beta_start=0.001,
+        beta_end=0.02,
+        beta_schedule=schedule,
+        rescale_betas_zero_snr=zero,
+        prediction_type="v_prediction",
+    )
+    ours = read_schedule(theirs.config).alphas
+    torch.testing.assert_close(ours, theirs.alphas_cumprod, atol=2e-6, rtol=1e-4)
+    assert (ours[-1] == 0) == zero
+
+
+def test_weights_are_finite_over_the_whole_of_every_schedule(family: ModelFamily) -> None:
+    for weighting in ("min_snr", "debiased"):
+        objective = family.objective(ObjectiveOptions(5.0, 0.0, "stratified", weighting))  # type: ignore[arg-type]
+        weight = objective.weight(torch.arange(1000))  # type: ignore[attr-defined]
+        assert weight.isfinite().all() and (weight >= 0).all() and (weight[:-1] > 0).all()
+
+
+CONTRADICTIONS = {
+    "sample": (NOISE | {"prediction_type": "sample"}, "predicts 'sample'"),
+    "epsilon at SNR 0": (NOISE | {"rescale_betas_zero_snr": True}, "zero terminal SNR"),
+    "no betas": ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler"),
+    "EDM": (NOISE | {"sigma_data": 0.5}, "another kind of noise"),
+    "unknown betas": (NOISE | {"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_noise_that_cannot_be_trained_on_is_one_sentence(case: str) -> None:
+    scheduler, words = CONTRADICTIONS[case]
+    with pytest.raises(BaseModelError, match=words):
+        read_schedule(scheduler)
+
+
+def test_a_run_ends_with_a_file_that_diffusers_loads_whole(
+    name: str, base_of: BaseOf, pipeline: DiffusionPipeline, pictures: Path, tmp_path: Path
+) -> None:
+    preview = '[preview]\nprompts = ["a red ball"]\nsteps = 2\nguidance = 2\n'
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe_text(pictures, str(base_of(name)), steps=2, extra=preview), "utf-8")
+    result = train(load_recipe(path, changes=BOTH_SIDES), tmp_path / "run")
+    assert isinstance(result, Finished) and result.report.whole, result
+    file = open_lora(result.lora_file)
+    assert file.metadata["ss_base_model_version"] == TRAITS[name][0]
+    assert file.metadata["ss_v2"] == str(TRAITS[name][1])
+    assert file.metadata["modelspec.prediction_type"] == TRAITS[name][3]
+    pipeline.load_lora_weights(result.folder, weight_name=result.lora_file.name)
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    loaded = [key for part in parts for key, _ in part.named_modules() if key.endswith("lora_A.default_0")]
+    assert len(loaded) == len(file.layers)
+
+
+def test_training_leaves_every_byte_of_the_base(
+    name: str, base_of: BaseOf, pictures: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe_text(pictures, str(base_of(name)), steps=2), "utf-8")
+    session = prepare(load_recipe(path, changes=BOTH_SIDES), Run(tmp_path), nobody)
+    session.loop.run(1)
+    session.run.close()
+    assert any(layer.up.any() for layer in session.adapters.layers)
+    for part, module in load_base(str(base_of(name))).parts.items():
+        now = {
+            key.replace(".base_layer.", "."): tensor
+            for key, tensor in session.family.parts[part].state_dict().items()
+            if f".{NAME}." not in key
+        }
+        before = module.state_dict()
+        assert now.keys() == before.keys()
+        assert all(torch.equal(tensor, before[key]) for key, tensor in now.items()), part

@@ -1,0 +1,327 @@
+"""A base by folder, hub id and separate VAE: recognised, refused in one sentence, and read whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import BASES, recipe_text
+
+from lora_studio.errors import BaseModelError, RecipeError
+from lora_studio.families.fingerprints import text_fingerprint
+from lora_studio.families.hub import hub_folder, is_hub_id, wanted_files
+from lora_studio.families.loading import load_base, load_tokenizers
+from lora_studio.recipe import load_recipe
+from lora_studio.training.base import base_of as base_of_recipe
+
+BaseOf = Callable[[str], Path]
+
+
+@pytest.fixture
+def copy_of(base_of: BaseOf, tmp_path: Path) -> Callable[[str], Path]:
+    """A miniature's folder that may be spoiled."""
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(base_of(name), tmp_path / "copy"))
+
+    return copy
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change entries of a JSON file; None takes one out."""
+    values = json.loads(path.read_text("utf-8")) | changes
+    path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}), "utf-8")
+
+
+def without_weights(folder: Path) -> Path:
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+    return folder
+
+
+def scaled_vae(source: Path, folder: Path) -> Path:
+    """A VAE's folder with other weights."""
+    shutil.copytree(source, folder)
+    path = folder / "diffusion_pytorch_model.safetensors"
+    save_file({k: t * 1.5 for k, t in load_file(path).items()}, path, metadata={"format": "pt"})
+    return folder
+
+
+def refusal_of(folder: Path, **options: str) -> str:
+    """What is said, which is one sentence or two joined by a semicolon, on one line."""
+    with pytest.raises(BaseModelError) as raised:
+        load_base(str(folder), **options)  # type: ignore[arg-type]
+    text = str(raised.value)
+    assert text.endswith(".") and "\n" not in text
+    return text
+
+
+def test_an_inpainting_unet_is_refused(copy_of: Callable[[str], Path]) -> None:
+    folder = without_weights(copy_of("sd2"))
+    edit(folder / "unet/config.json", in_channels=9)
+    assert "inpainting" in refusal_of(folder)
+
+
+def test_a_unet_of_other_channels_is_refused(copy_of: Callable[[str], Path]) -> None:
+    folder = without_weights(copy_of("sd15"))
+    edit(folder / "unet/config.json", in_channels=8)
+    assert "takes 8 channels" in refusal_of(folder)
+
+
+def test_the_refiner_is_refused(copy_of: Callable[[str], Path]) -> None:
+    folder = without_weights(copy_of("sdxl"))
+    shutil.rmtree(folder / "text_encoder")
+    edit(folder / "model_index.json", text_encoder=[None, None], tokenizer=[None, None])
+    edit(
+        folder / "unet/config.json", cross_attention_dim=24, projection_class_embeddings_input_dim=20 + 5 * 8
+    )
+    assert "refiner" in refusal_of(folder)
+
+
+def test_a_transformer_is_refused(tmp_path: Path) -> None:
+    parts = {"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
+    index = {name: ["diffusers", class_name] for name, class_name in parts.items()}
+    for name, class_name in parts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"_class_name": class_name}), "utf-8")
+    (tmp_path / "model_index.json").write_text(json.dumps(index), "utf-8")
+    assert "a transformer instead of a UNet" in refusal_of(tmp_path)
+
+
+def test_text_encoders_of_another_model_are_refused(copy_of: Callable[[str], Path]) -> None:
+    folder = without_weights(copy_of("sdxl"))
+    edit(folder / "text_encoder_2/config.json", hidden_size=32)
+    assert "give 48 numbers a token, but its UNet takes 40" in refusal_of(folder)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_every_part_that_lacks_is_named(name: str, base_of: BaseOf, copy_of: Callable[[str], Path]) -> None:
+    needs = load_base(str(base_of(name)), weights=False).needs
+    folder = copy_of(name)
+    gone = [part for part in needs if part not in ("unet", "text_encoder")]
+    for part in gone:
+        shutil.rmtree(folder / part)
+    assert f"lacks the part(s) {', '.join(gone)}" in refusal_of(folder)
+
+
+def test_weights_that_lack_tensors_are_refused_not_filled_with_random_numbers(
+    copy_of: Callable[[str], Path],
+) -> None:
+    path = copy_of("sdxl") / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    del tensors["add_embedding.linear_1.bias"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    text = refusal_of(path.parent.parent)
+    assert "the part unet" in text and "lacks 1 tensors, first add_embedding.linear_1.bias" in text
+
+
+def test_weights_that_were_cut_short_are_refused(copy_of: Callable[[str], Path]) -> None:
+    path = copy_of("sd2") / "unet/diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "the part unet" in refusal_of(path.parent.parent)
+
+
+def test_a_configuration_that_lacks_the_deciding_entry_is_completed_by_the_weights(
+    copy_of: Callable[[str], Path],
+) -> None:
+    folder = copy_of("sd2")
+    edit(folder / "unet/config.json", use_linear_projection=None)
+    with pytest.raises(BaseModelError, match="the part unet"):  # recognised, and then diffusers' own reading
+        load_base(str(folder))
+    assert load_base(str(folder), weights=False).traits.is_v2
+
+
+def test_a_configuration_that_contradicts_the_weights_is_refused(copy_of: Callable[[str], Path]) -> None:
+    folder = copy_of("sd2")
+    edit(folder / "unet/config.json", in_channels=9)
+    text = refusal_of(folder)
+    assert "says in_channels = 9, but the weights beside it have 4" in text
+
+
+def test_half_precision_weights_are_read_where_there_are_no_others(copy_of: Callable[[str], Path]) -> None:
+    folder = copy_of("sdxl")
+    whole = load_base(str(folder)).parts
+    for path in list(folder.rglob("*.safetensors")):
+        tensors = {key: tensor.half() for key, tensor in load_file(path).items()}
+        save_file(tensors, path.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
+        path.unlink()
+    for name, part in load_base(str(folder)).parts.items():
+        for key, tensor in part.state_dict().items():
+            assert torch.equal(tensor, whole[name].state_dict()[key].half().float()), key
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("sd2 v", "epsilon"), ("sdxl", "v_prediction")])
+def test_a_prediction_type_that_contradicts_the_scheduler_is_refused(
+    name: str, wrong: str, base_of: BaseOf
+) -> None:
+    assert f"base.prediction_type is '{wrong}'" in refusal_of(base_of(name), prediction=wrong)
+
+
+def test_a_prediction_type_counts_where_the_scheduler_says_nothing(copy_of: Callable[[str], Path]) -> None:
+    folder = copy_of("sd2")
+    edit(folder / "scheduler/scheduler_config.json", prediction_type=None)
+    traits = [load_base(str(folder), prediction=p).traits for p in ("auto", "epsilon", "v_prediction")]
+    assert [one.base_model_version for one in traits] == ["sd_v2", "sd_v2", "sd_v2_v"]
+
+
+def test_the_recipes_base_is_the_one_it_describes(copy_of: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = copy_of("sd2")
+    edit(folder / "scheduler/scheduler_config.json", prediction_type=None)
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe_text(tmp_path, str(folder)), "utf-8")
+    vae = scaled_vae(folder / "vae", tmp_path / "vae")
+    changes = ("base.prediction_type=v_prediction", f"base.vae='{vae}'")
+    family = base_of_recipe(load_recipe(path, changes=changes))
+    assert family.traits.prediction_type == "v"
+    assert family.fingerprint("vae") != load_base(str(folder)).fingerprint("vae")
+    with pytest.raises(RecipeError, match="prediction_type"):
+        load_recipe(path, changes=("base.prediction_type=flow",))
+
+
+@pytest.fixture
+def other_vae(base_of: BaseOf, tmp_path: Path) -> Path:
+    """The SDXL miniature's VAE with other weights."""
+    return scaled_vae(base_of("sdxl") / "vae", tmp_path / "vae")
+
+
+def test_another_vae_is_taken_from_a_folder_or_a_file_and_changes_the_latents_key(
+    base_of: BaseOf, other_vae: Path
+) -> None:
+    own = load_base(str(base_of("sdxl")))
+    for path in (other_vae, other_vae / "diffusion_pytorch_model.safetensors"):
+        family = load_base(str(base_of("sdxl")), vae=str(path))
+        expected = load_file(other_vae / "diffusion_pytorch_model.safetensors")
+        found = family.parts["vae"].state_dict()
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+        assert family.fingerprint("vae") != own.fingerprint("vae")
+        assert not any(parameter.requires_grad for parameter in family.parts["vae"].parameters())
+        assert family.parts["vae"].config.scaling_factor == 0.13025  # type: ignore[union-attr]
+
+
+def test_a_vae_of_another_family_is_refused(base_of: BaseOf) -> None:
+    text = refusal_of(base_of("sdxl"), vae=str(base_of("sd2") / "vae"))
+    assert "their scale is 0.18215, the base's 0.13025" in text
+
+
+def test_a_file_that_is_no_vae_of_diffusers_is_refused(base_of: BaseOf, tmp_path: Path) -> None:
+    file = tmp_path / "other.safetensors"
+    save_file({"first_stage_model.encoder.conv_in.weight": torch.ones(1)}, file)
+    assert "not those of a diffusers VAE" in refusal_of(base_of("sdxl"), vae=str(file))
+    file.write_bytes(b"12345678 no tensors")
+    assert "cannot be loaded" in refusal_of(base_of("sdxl"), vae=str(file))
+    assert "there is no VAE" in refusal_of(base_of("sdxl"), vae=str(tmp_path / "nowhere"))
+
+
+def test_the_text_key_covers_every_encoder_and_how_it_reads(base_of: BaseOf) -> None:
+    family = load_base(str(base_of("sdxl")))
+    keys = [text_fingerprint(family)]
+    family.tokenizers["tokenizer"](["a ball", "a"], padding="max_length", truncation=True)
+    assert text_fingerprint(family) == keys[0]  # a call leaves its padding in the tokenizer
+    for part in ("text_encoder", "text_encoder_2"):
+        next(family.parts[part].parameters()).data[0] += 1
+        keys.append(text_fingerprint(family))
+    family.tokenizers["tokenizer_2"].pad_token = "?"
+    keys.append(text_fingerprint(family))
+    family.max_chunks = 2
+    keys.append(text_fingerprint(family))
+    assert len(set(keys)) == 5
+
+
+ID = "somebody/a-tiny.base"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub; the network is switched off for all tests."""
+    cache = tmp_path / "hub"
+    cache.mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return cache
+
+
+def fill(hub: Path, base: Path) -> Path:
+    """Put a base into the cache as a download lays it down; its snapshot."""
+    repository = hub / f"models--{ID.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40, "utf-8")
+    return Path(shutil.copytree(base, repository / "snapshots" / ("0" * 40)))
+
+
+def test_a_hub_id_is_read_from_the_cache_without_the_network(hub: Path, base_of: BaseOf) -> None:
+    fill(hub, base_of("sdxl"))
+    family, same = load_base(ID), load_base(str(base_of("sdxl")))
+    assert family.fingerprint("unet") == same.fingerprint("unet")
+    assert load_tokenizers(ID).keys() == same.tokenizers.keys()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_hub_id_that_is_not_whole_in_the_cache_is_one_sentence_offline(
+    cached: bool, hub: Path, base_of: BaseOf
+) -> None:
+    if cached:
+        (fill(hub, base_of("sd2")) / "unet/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(BaseModelError) as raised:
+        load_base(ID)
+    text = str(raised.value)
+    assert ID in text and str(hub) in text and "connect to the network once" in text and "\n" not in text
+
+
+def test_facts_of_a_hub_id_do_not_need_its_weights(hub: Path, base_of: BaseOf) -> None:
+    without_weights(fill(hub, base_of("sdxl")))
+    assert load_base(ID, weights=False).stride == 8
+
+
+def test_what_the_cache_lacks_is_downloaded_and_nothing_else(
+    hub: Path, base_of: BaseOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = base_of("sd2")
+    offered = [str(path.relative_to(base)) for path in base.rglob("*") if path.is_file()]
+    offered += ["sd2.safetensors", "unet/diffusion_pytorch_model.bin", "unet/model.onnx", "README.md"]
+    asked: list[str] = []
+
+    def download(repo_id: str, *, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(fill(hub, base))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repo_id: offered)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert hub_folder(ID).is_relative_to(hub)
+    small = {name for name in offered[:-4] if name.count("/") == 1 or name == "model_index.json"}
+    assert set(asked) == small
+    assert hub_folder(ID).is_relative_to(hub) and len(asked) == len(small)  # the second time from the cache
+
+
+def test_plain_weights_are_wanted_and_half_precision_where_there_are_no_others() -> None:
+    def offered() -> Iterator[str]:
+        yield from ("model_index.json", "sd_xl_base_1.0.safetensors", "scheduler/scheduler_config.json")
+        for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+            yield from (f"{part}/config.json", f"{part}/{name}.bin", f"{part}/{name}.fp16.safetensors")
+        yield from (
+            "unet/diffusion_pytorch_model.safetensors",
+            "unet/diffusion_pytorch_model.non_ema.safetensors",
+        )
+        yield from ("text_encoder/openvino_model.xml", "vae_1_0/other.json", "tokenizer/merges.txt")
+        yield "tokenizer/tokenizer_config.json"
+
+    small = {
+        *("model_index.json", "scheduler/scheduler_config.json", "unet/config.json"),
+        *("text_encoder/config.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"),
+    }
+    assert set(wanted_files(offered(), weights=False)) == small
+    heavy = {"unet/diffusion_pytorch_model.safetensors", "text_encoder/model.fp16.safetensors"}
+    assert set(wanted_files(offered())) == small | heavy
+
+
+def test_paths_are_no_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    assert is_hub_id("stabilityai/stable-diffusion-xl-base-1.0")
+    for path in ("models/mine", "./models/mine", "../a/b", "~/a", "/a/b", "a", "a/b/c", "pocket", "a\\b"):
+        assert not is_hub_id(path), path
+    assert "there is no base model at 'nowhere'" in refusal_of(Path("nowhere"))

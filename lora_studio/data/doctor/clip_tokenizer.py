@@ -1,4 +1,4 @@
-"""The tokenizer of CLIP, for a folder of pictures without a base model; needs neither torch nor a download."""
+"""The tokenizer of CLIP, for a folder of pictures without a base; needs neither torch nor a download."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from functools import cache
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from lora_studio.families.original.clip_vocabulary import BEGIN, END, END_OF_WORD, clip_merges, clip_vocabulary
+from lora_studio.families.original.clip_vocabulary import (
+    BEGIN,
+    END,
+    END_OF_WORD,
+    clip_merges,
+    clip_vocabulary,
+)
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 

@@ -78,10 +78,10 @@ def _of_folder(folder: Path, resolution: int, stride: int) -> tuple[Manifest, Bu
 
 def _of_recipe(path: Path, resolution: int | None, stride: int | None) -> tuple[Manifest, BucketPlan]:
     from lora_studio.data.bucket_report import bucket_plan
-    from lora_studio.families.loading import load_base
+    from lora_studio.training.base import base_of
     from lora_studio.training.dataset import read_dataset
 
     changes = () if resolution is None else (f"data.resolution={resolution}",)
     recipe = load_recipe(path, changes=changes)
-    manifest = read_dataset(recipe, stride or load_base(recipe.base.model, weights=False).stride)
+    manifest = read_dataset(recipe, stride or base_of(recipe, weights=False).stride)
     return manifest, bucket_plan(manifest.used, recipe.data.all_resolutions)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 from pydantic_core import ErrorDetails
 
 from lora_studio.errors import RecipeError
-from lora_studio.recipe_data import DataConfig, Section
+from lora_studio.recipe_data import DataConfig, Section, UserPath
 from lora_studio.registry import did_you_mean
 
 PRESET_FOLDER = Path(__file__).resolve().parent.parent / "recipes"
@@ -22,7 +22,13 @@ PRESET_FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 class BaseConfig(Section):
     """Which frozen model is adapted."""
 
-    model: str = Field(description='"pocket" (the base in the package) or a diffusers folder')
+    model: str = Field(
+        description='"pocket" (the base in the package), a diffusers folder, or a .safetensors file'
+    )
+    tokenizer: UserPath | None = Field(
+        None, description="for a file: a folder with vocab.json and merges.txt, if they are not CLIP's"
+    )
+    allow_pickle: bool = Field(False, description="for a .ckpt file: read it, tensors only")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on a GPU, else float32"
     )

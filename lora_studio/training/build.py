@@ -20,9 +20,9 @@ from lora_studio.data.views import each_view, entries
 from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily, ObjectiveOptions
-from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
+from lora_studio.training.base import base_of
 from lora_studio.training.caches import encode_pictures, latent_cache
 from lora_studio.training.captions import Foreseen, foresee, prepare_texts, shown_captions
 from lora_studio.training.checkpoint import save_state
@@ -103,7 +103,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     """Everything up to the first step. Raises a StudioError for whatever the user can mend."""
     check_names(recipe)
     machine = choose_machine(recipe.training.device, recipe.base.dtype)
-    family = load_base(recipe.base.model)
+    family = base_of(recipe)
     family.max_chunks = recipe.data.max_token_chunks
     vae_dtype = DTYPES[recipe.base.vae_dtype]
     cache = latent_cache(family, vae_dtype, machine.device)

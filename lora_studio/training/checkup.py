@@ -11,8 +11,8 @@ from lora_studio.data.doctor.finding import Report
 from lora_studio.data.doctor.reading import read_anyway
 from lora_studio.data.manifest import Manifest
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe
+from lora_studio.training.base import base_of
 from lora_studio.training.captions import captions_of
 from lora_studio.training.dataset import framing_of, sources_of
 
@@ -25,7 +25,7 @@ def examine_recipe(
     Raises a StudioError if the base or a folder is missing.
     """
     CAPTIONERS.check(recipe.data.captioner)
-    family = load_base(recipe.base.model, weights=False)
+    family = base_of(recipe, weights=False)
     manifest, faults = read_anyway(sources_of(recipe.data), CAPTIONERS[recipe.data.captioner])
     framing = framing_of(recipe.data)
     manifest = assign(manifest, resolution=recipe.data.resolution, stride=family.stride, framing=framing)

@@ -14,9 +14,9 @@ from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.names import some
 from lora_studio.errors import BaseModelError, DatasetError, RecipeError
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe
 from lora_studio.rng import generator
+from lora_studio.training.base import base_of
 from lora_studio.training.dataset import read_dataset
 from lora_studio.training.events import Listener, progress
 from lora_studio.training.precision import in_its_precision
@@ -46,7 +46,7 @@ def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
         )
     check_names(recipe)
     machine = choose_machine(recipe.training.device, recipe.base.dtype)
-    family = load_base(recipe.base.model)
+    family = base_of(recipe)
     manifest = read_dataset(recipe, family.stride)
     fingerprint = base_fingerprint(family)
     family.to(machine.device, machine.dtype)

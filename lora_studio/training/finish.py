@@ -22,7 +22,8 @@ from lora_studio.export.probe import answers_of, ask, check_probe
 from lora_studio.export.verify import LoraFile, Report, check_against_base, check_file, open_lora
 from lora_studio.export.write import write_lora
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.loading import POCKET, load_base
+from lora_studio.families.loading import POCKET
+from lora_studio.training.base import base_of
 from lora_studio.training.build import Session
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.plots import loss_plot
@@ -96,7 +97,7 @@ def verify_run(path: Path, session: Session) -> Report:
         expected = answers_of(live, ask(session.family))
     file = open_lora(path)
     report = check_file(file)
-    fresh = load_base(session.recipe.base.model)
+    fresh = base_of(session.recipe)
     fresh.to(session.machine.device, session.machine.dtype)
     check_against_base(file, fresh, report)
     if report.whole:

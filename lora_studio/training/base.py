@@ -1,0 +1,16 @@
+"""The recipe's base."""
+
+from __future__ import annotations
+
+from lora_studio.families.base import ModelFamily
+from lora_studio.families.loading import load_base
+from lora_studio.families.single_file import SingleFileOptions
+from lora_studio.recipe import Recipe
+
+
+def base_of(recipe: Recipe, *, weights: bool = True) -> ModelFamily:
+    """The frozen base that the recipe names. Raises BaseModelError as load_base."""
+    base = recipe.base
+    tokenizer = base.tokenizer.expanduser() if base.tokenizer else None
+    options = SingleFileOptions(tokenizer=tokenizer, allow_pickle=base.allow_pickle)
+    return load_base(base.model, weights=weights, single_file=options)

@@ -91,6 +91,7 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     by = ", ".join(f"{count} from {who}" for who, count in plan.captioned_by.items())
     lines = [
         ("base", plan.base),
+        *(("", note) for note in plan.base_notes),
         ("images", f"{plan.images_used} used, {len(plan.images_excluded)} excluded"),
     ]
     lines += [("", f"excluded: {name} ({reason})") for name, reason in plan.images_excluded]

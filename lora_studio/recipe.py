@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 from pydantic_core import ErrorDetails
 
 from lora_studio.errors import RecipeError
-from lora_studio.recipe_data import DataConfig, Section
+from lora_studio.recipe_data import DataConfig, Section, UserPath
 from lora_studio.recipe_training import HoldoutConfig, TrainingConfig
 from lora_studio.registry import did_you_mean
 
@@ -24,15 +24,18 @@ class BaseConfig(Section):
     """Which frozen model is adapted."""
 
     model: str = Field(
-        description='"pocket" (the base in the package), a diffusers folder, or the id of one on the hub'
+        description='"pocket" (the base in the package), a diffusers folder, a .safetensors file, or a hub id'
     )
     vae: str = Field(
         "", description="another VAE than the base's own: a folder or a .safetensors file of a diffusers VAE"
     )
     prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
-        "auto",
-        description="for a base that says nothing of it; one whose scheduler says another is refused",
+        "auto", description="for a base that says nothing of it; another than the one it says is refused"
     )
+    tokenizer: UserPath | None = Field(
+        None, description="for a file: a folder with vocab.json and merges.txt, if they are not CLIP's"
+    )
+    allow_pickle: bool = Field(False, description="for a .ckpt file: read it, tensors only")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on a GPU, else float32"
     )

@@ -52,6 +52,9 @@ class ModelFamily(ABC):
     max_chunks: int = 1
     """How many windows of its text encoder a long caption may fill; to be set before anything is encoded."""
 
+    notes: tuple[str, ...] = ()
+    """What its user should know of how it was read, in short sentences."""
+
     def __init__(
         self,
         parts: dict[str, nn.Module],

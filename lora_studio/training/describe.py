@@ -62,6 +62,7 @@ def describe(session: Session, *, first_step: int, seconds_per_step: float) -> T
         repeats=_repeats(used),
         masks=sum(bool(record.mask) for record in used),
         backgrounds=dict(Counter(record.background for record in used if record.background)),
+        base_notes=session.family.notes,
         notes=tuple((record.name, record.note) for record in used if record.note),
         findings=session.report.findings,
     )

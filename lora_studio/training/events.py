@@ -57,6 +57,7 @@ class TrainingPlan:
     token_chunks: int = 1  # windows of the text encoder that a caption may fill
     variation: tuple[str, ...] = ()  # what changes in captions from one showing to the next
     caption_warnings: tuple[str, ...] = ()
+    base_notes: tuple[str, ...] = ()  # how the base was read
     notes: tuple[tuple[str, str], ...] = ()  # (file, what to know about how it was read)
     findings: tuple[Finding, ...] = ()  # the doctor's, the worst first
 

@@ -1,19 +1,19 @@
-"""The tokenizer of CLIP, for a folder of pictures without a base model; needs neither torch nor a download.
-
-`clip_merges.txt.gz` holds the 48,894 merges that CLIP uses of the list in OpenAI's CLIP repository (MIT
-licence, copyright (c) 2021 OpenAI); the vocabulary follows from them.
-"""
+"""The tokenizer of CLIP, for a folder of pictures without a base; needs neither torch nor a download."""
 
 from __future__ import annotations
 
-import gzip
 from functools import cache
-from importlib.resources import files
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
-_END_OF_WORD = "</w>"
+from lora_studio.families.original.clip_vocabulary import (
+    BEGIN,
+    END,
+    END_OF_WORD,
+    clip_merges,
+    clip_vocabulary,
+)
+
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -34,7 +34,7 @@ class ClipTokenizer:
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
         """The text of tokens, in small letters, as that is how they were read."""
         text = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
-        return text.replace(_END_OF_WORD, " ").strip()
+        return text.replace(END_OF_WORD, " ").strip()
 
     def get_vocab(self) -> dict[str, int]:
         """Token -> number."""
@@ -47,13 +47,9 @@ class ClipTokenizer:
 
 @cache
 def _tokenizer() -> Tokenizer:
-    lines = gzip.decompress(files(__package__).joinpath("clip_merges.txt.gz").read_bytes()).decode("utf-8")
-    merges = [(first, second) for first, _, second in (line.partition(" ") for line in lines.split("\n"))]
-    letters = _letters()
-    words = [*letters, *(letter + _END_OF_WORD for letter in letters), *map("".join, merges), _BEGIN, _END]
-    vocabulary = {word: place for place, word in enumerate(words)}
+    vocabulary = clip_vocabulary()
     model = models.BPE(
-        vocab=vocabulary, merges=merges, end_of_word_suffix=_END_OF_WORD, unk_token=_END, fuse_unk=False
+        vocab=vocabulary, merges=clip_merges(), end_of_word_suffix=END_OF_WORD, unk_token=END, fuse_unk=False
     )
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
@@ -66,20 +62,9 @@ def _tokenizer() -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([_BEGIN, _END])
+    tokenizer.add_special_tokens([BEGIN, END])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{_BEGIN} $A {_END}",
-        special_tokens=[(_BEGIN, vocabulary[_BEGIN]), (_END, vocabulary[_END])],
+        single=f"{BEGIN} $A {END}",
+        special_tokens=[(BEGIN, vocabulary[BEGIN]), (END, vocabulary[END])],
     )
     return tokenizer
-
-
-def _letters() -> list[str]:
-    """A printable letter for each of the 256 bytes, in the order of CLIP's vocabulary."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    others = (chr(256 + place) for place in range(256 - len(printable)))
-    return [*map(chr, printable), *others]

@@ -24,7 +24,7 @@ _RESOLUTION, _STRIDE = 512, 64  # those of the most common base
 class Wishes:
     """What a recipe would say."""
 
-    base: str = ""  # "pocket", a diffusers folder or a hub id; empty: bases of 512 pixels that read with CLIP
+    base: str = ""  # "pocket", a folder, a file or a hub id; empty: bases of 512 pixels that read with CLIP
     resolution: int = 0  # pixels; 0: what the base was made for
     trigger: str = ""
     recursive: bool = False

@@ -1,0 +1,134 @@
+"""An opened file of tensors: names and shapes at once, values one by one when they are asked for."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_studio.errors import BaseModelError, reason_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_START = 16  # bytes that tell what a file is
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds. Nothing but names, shapes and metadata has been read of a safetensors file."""
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    metadata: dict[str, str]
+    _tensors: Mapping[str, Tensor] | None = field(default=None, repr=False)  # of a pickle file
+
+    @contextmanager
+    def values(self) -> Iterator[Callable[[str], Tensor]]:
+        """What gives a tensor by its name; it is mapped from the file, so copy what is to be kept."""
+        if self._tensors is not None:
+            yield self._tensors.__getitem__
+            return
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                yield file.get_tensor
+        except (SafetensorError, OSError) as error:
+            raise BaseModelError(
+                f"{self.path.name} is damaged ({reason_of(error)}); download it again."
+            ) from None
+
+
+def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
+    """Look at a file. Raises BaseModelError if it is missing, cut short or nothing that may be read."""
+    if not path.is_file():
+        raise BaseModelError(f"there is no file at {path}; give the path of a .safetensors file.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(_START)
+    except OSError as error:
+        raise BaseModelError(f"{path} cannot be read: {reason_of(error)}.") from None
+    if start[8:9] == b"{":
+        return _open_safetensors(path)
+    if start.startswith((_ZIP, _PICKLE)):
+        return _open_pickle(path, allowed=allow_pickle)
+    raise BaseModelError(
+        f"{path.name} is not a safetensors file{_guess(start)}; download it again, or give another file."
+    )
+
+
+def _guess(start: bytes) -> str:
+    if not start:
+        return " but empty"
+    if start.lstrip()[:1] == b"<":
+        return " but a web page, as when a download needs a login"
+    return " but the pointer of one in Git LFS" if start.startswith(b"version https:/") else ""
+
+
+def _open_safetensors(path: Path) -> Checkpoint:
+    """Header only: 8 bytes with its length, JSON of names, shapes and places, then the tensors."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if length <= MAX_HEADER_BYTES else b""
+    if length > MAX_HEADER_BYTES or size < 8 + length:
+        _refuse_size(path, 8 + length, size)
+    try:
+        header: dict[str, Any] = json.loads(text)
+        metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
+        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
+        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise BaseModelError(
+            f"{path.name} has an unreadable header ({reason_of(error)}); download it again."
+        ) from None
+    if size != 8 + length + end:
+        _refuse_size(path, 8 + length + end, size)
+    return Checkpoint(path, shapes, metadata)
+
+
+def _refuse_size(path: Path, expected: int, size: int) -> None:
+    fault = "is cut short" if size < expected else "is damaged"
+    raise BaseModelError(
+        f"{path.name} {fault}: it has {size:,} bytes and should have {expected:,}; download it again."
+    )
+
+
+def _open_pickle(path: Path, *, allowed: bool) -> Checkpoint:
+    """Tensors only, with torch's restricted reader; there is no way around it."""
+    if not allowed:
+        raise BaseModelError(
+            f"{path.name} is a pickle file, which can hold code; give a .safetensors file, or set "
+            "base.allow_pickle = true to have nothing but tensors read from it."
+        )
+    from pickle import UnpicklingError
+
+    import torch
+
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except UnpicklingError:
+        raise BaseModelError(
+            f"{path.name} holds more than tensors, which is not read because it could be code; "
+            "give a .safetensors file of the same base."
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise BaseModelError(
+            f"{path.name} is cut short or damaged ({reason_of(error)}); download it again."
+        ) from None
+    metadata: dict[str, str] = {}
+    while isinstance(values, dict) and "state_dict" in values:
+        if isinstance(values.get("global_step"), int):
+            metadata["global_step"] = str(values["global_step"])
+        values = values["state_dict"]
+    if not isinstance(values, dict):
+        raise BaseModelError(f"{path.name} holds no tensors by name; give a .safetensors file.")
+    tensors = {str(name): value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return Checkpoint(path, {name: tuple(t.shape) for name, t in tensors.items()}, metadata, tensors)

@@ -14,6 +14,7 @@ from typing import Any
 
 from lora_studio.errors import CheckpointError, RunFolderError
 
+_TEMPORARY = ".lora-studio-*.tmp"
 PIN = "keep"  # a file of this name in a checkpoint's folder: it is never removed
 
 
@@ -26,7 +27,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """`path` holds either its old content or all of the new, whatever happens in between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not built from the name, which may already be as long as the file system allows.
-    temporary = path.with_name(f".lora-studio-{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(_TEMPORARY.replace("*", uuid.uuid4().hex))
     try:
         _write_synced(temporary, content)
         os.replace(temporary, path)
@@ -149,6 +150,12 @@ class Run:
         if not found:
             raise CheckpointError(f"there is no checkpoint in {self.folder}; start without --resume.")
         return found[-1]
+
+    def remove_left_overs(self) -> None:
+        """What a start that was killed had not yet given its name."""
+        with self.writing():
+            for path in list(self.folder.rglob(_TEMPORARY)):
+                path.unlink()
 
     def close(self) -> None:
         """Close metrics.jsonl."""

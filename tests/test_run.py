@@ -47,6 +47,15 @@ def test_what_a_killed_save_left_behind_is_no_checkpoint_and_not_in_the_way(tmp_
     assert [path.name for path in run.checkpoints_folder.iterdir()] == ["step_000002"]
 
 
+def test_a_half_written_file_of_a_killed_start_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    good = run.text("previews/a.txt", "good")
+    (tmp_path / "previews" / ".lora-studio-0123.tmp").write_text("half")
+    (tmp_path / ".hidden.tmp").write_text("of somebody else")
+    run.remove_left_overs()
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {good, tmp_path / ".hidden.tmp"}
+
+
 def test_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for step in range(1, 6):

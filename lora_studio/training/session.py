@@ -48,6 +48,7 @@ def train(
     run = Run(folder or run_folder(recipe.name))
     _check_folder(run, recipe, resume=resume)
     try:
+        run.remove_left_overs()
         return _train(recipe, run, resume=resume, on_event=on_event)
     except (TrainingDiverged, RunFolderError) as error:
         raise type(error)(f"{error}; {_last_good(run, error)}.") from None

@@ -132,7 +132,7 @@ def test_a_file_answers_as_the_folder_of_the_same_base(bases, tmp_path):
             family.denoise(latents, torch.tensor([1, 900]), {"text": texts[0]}, torch.zeros(2, 6))
             for family in (file, folder)
         ]
-        pixels = torch.rand(1, 3, 16, 16) * 2 - 1
+        pixels = torch.rand(1, 3, 64, 64) * 2 - 1
         views = [family.encode_image(pixels)[0] for family in (file, folder)]
     assert torch.equal(*answers) and torch.equal(*views)
     assert file.objective(ObjectiveOptions(5, 0, "uniform", "min_snr")).prediction == "epsilon"
@@ -394,8 +394,8 @@ def test_the_prediction_is_said_by_user_file_or_hint(kind, marks, metadata, said
     assert file.configurations["scheduler"]["prediction_type"] == expected
     assert file.configurations["scheduler"]["rescale_betas_zero_snr"] == ("ztsnr" in marks)
     assert why in file.notes[0]
-    if kind == "sd2":  # made for 512 or 768 pixels, with a VAE of two levels here
-        assert file.configurations["unet"]["sample_size"] == {"epsilon": 256, "v_prediction": 384}[expected]
+    if kind == "sd2":  # made for 512 or 768 pixels
+        assert file.configurations["unet"]["sample_size"] == {"epsilon": 64, "v_prediction": 96}[expected]
 
 
 def test_an_unknown_prediction_is_refused(bases):

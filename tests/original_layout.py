@@ -49,18 +49,18 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
 }
 MINIATURES: dict[str, dict[str, dict[str, Any]]] = {
     "sd15": {
-        "unet": {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 64, "sample_size": 256},
-        "vae": {"block_out_channels": (32, 32), "sample_size": 512, "scaling_factor": 0.18215},
+        "unet": {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 64, "sample_size": 64},
+        "vae": {"block_out_channels": (32,) * 4, "sample_size": 512, "scaling_factor": 0.18215},
         "text_encoder": {"hidden_size": 64, "num_hidden_layers": 2},
     },
     "sd2": {
-        "unet": {"block_out_channels": (64, 64, 128, 128), "cross_attention_dim": 128, "sample_size": 384},
-        "vae": {"block_out_channels": (32, 32), "sample_size": 768, "scaling_factor": 0.18215},
+        "unet": {"block_out_channels": (64, 64, 128, 128), "cross_attention_dim": 128, "sample_size": 96},
+        "vae": {"block_out_channels": (32,) * 4, "sample_size": 768, "scaling_factor": 0.18215},
         "text_encoder": {"hidden_size": 128, "num_hidden_layers": 2},
     },
     "sdxl": {
-        "unet": {"block_out_channels": (64, 64, 128), "cross_attention_dim": 192, "sample_size": 512},
-        "vae": {"block_out_channels": (32, 32), "sample_size": 1024, "scaling_factor": 0.13025},
+        "unet": {"block_out_channels": (64, 64, 128), "cross_attention_dim": 192, "sample_size": 128},
+        "vae": {"block_out_channels": (32,) * 4, "sample_size": 1024, "scaling_factor": 0.13025},
         "text_encoder": {"hidden_size": 64, "num_hidden_layers": 2},
         "text_encoder_2": {"hidden_size": 128, "num_hidden_layers": 3},
     },

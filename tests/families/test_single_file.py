@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lora_studio.errors import BaseModelError
 from lora_studio.families.base import ObjectiveOptions
 from lora_studio.families.loading import load_base, load_tokenizers
+from lora_studio.families.original.configurations import configurations_of
 from lora_studio.families.original.kinds import detect
 from lora_studio.families.original.tokenizers import tokenizers_for
 from lora_studio.families.single_file import SingleFileOptions, load_single_file, open_single_file
@@ -60,6 +61,13 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | Non
     return path
 
 
+def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """The same names and the same numbers, `wanted` in float32."""
+    assert found.keys() == wanted.keys()
+    wrong = [key for key in wanted if not torch.equal(found[key], wanted[key].float())]
+    assert not wrong
+
+
 def refusal(path: Path, **options: object) -> str:
     with pytest.raises(BaseModelError) as caught:
         load_single_file(path, SingleFileOptions(**options))  # type: ignore[arg-type]
@@ -75,11 +83,9 @@ def test_every_tensor_and_size_is_the_diffusers_models(kind, bases):
     assert loaded.notes[0].startswith(TITLES[kind])
     assert loaded.parts.keys() == parts.keys()
     for name, module in parts.items():
-        own, theirs = loaded.parts[name], module.half()
-        assert type(own) is type(theirs)
-        assert own.state_dict().keys() == theirs.state_dict().keys()
-        for key, tensor in theirs.state_dict().items():
-            assert torch.equal(own.state_dict()[key], tensor.float()), f"{name}.{key}"
+        own = loaded.parts[name]
+        assert type(own) is type(module)
+        assert_equal(own.state_dict(), module.half().state_dict())
         assert not any(tensor.is_meta for tensor in (*own.parameters(), *own.buffers()))
 
 
@@ -88,8 +94,6 @@ def test_published_sizes_give_the_published_configurations(kind):
     with init_empty_weights(include_buffers=False):
         parts = new_parts(kind, PUBLISHED[kind])
         shapes = {name: tuple(t.shape) for name, t in original_tensors(kind, parts).items()}
-    from lora_studio.families.original.configurations import configurations_of
-
     found = detect("x", shapes)
     prediction = "v_prediction" if kind == "sd2" else "epsilon"
     configurations = configurations_of(found, shapes, prediction=prediction, zero_snr=False)
@@ -114,6 +118,8 @@ def test_a_file_answers_as_the_folder_of_the_same_base(bases, tmp_path):
         requires_safety_checker=False,
     ).save_pretrained(tmp_path / "folder")
     file, folder = load_base(str(path)), load_base(str(tmp_path / "folder"))
+    for part in folder.parts.values():  # mapped weights lie on odd addresses, where other kernels work
+        part.load_state_dict({key: t.clone() for key, t in part.state_dict().items()}, assign=True)
     assert type(file) is type(folder) and file.stride == folder.stride
     for part in folder.parts:
         assert file.fingerprint(part) == folder.fingerprint(part)
@@ -126,7 +132,7 @@ def test_a_file_answers_as_the_folder_of_the_same_base(bases, tmp_path):
             family.denoise(latents, torch.tensor([1, 900]), {"text": texts[0]}, torch.zeros(2, 6))
             for family in (file, folder)
         ]
-        pixels = torch.rand(1, 3, 16, 16) * 2 - 1
+        pixels = torch.rand(1, 3, 64, 64) * 2 - 1
         views = [family.encode_image(pixels)[0] for family in (file, folder)]
     assert torch.equal(*answers) and torch.equal(*views)
     assert file.objective(ObjectiveOptions(5, 0, "uniform", "min_snr")).prediction == "epsilon"
@@ -291,8 +297,6 @@ def test_a_published_base_without_its_last_layer_is_not_taken_for_a_smaller_one(
     with init_empty_weights(include_buffers=False):
         parts = new_parts(kind, PUBLISHED[kind])
         shapes = {name: tuple(t.shape) for name, t in original_tensors(kind, parts).items()}
-    from lora_studio.families.original.configurations import configurations_of
-
     last = re.compile(r"encoder\.layers\.11\.|resblocks\.(22|23|31)\.")
     left = {name: shape for name, shape in shapes.items() if not last.search(name)}
     assert len(left) < len(shapes)
@@ -326,11 +330,11 @@ def test_averaged_weights_and_leftovers_are_left_out_and_said(tensors, tmp_path)
 # Variants that UIs and converters write
 
 
-def test_names_of_before_text_model_are_read(tensors, bases, tmp_path):
+def test_names_of_before_text_model_are_read(tensors, tmp_path):
     old = {name.replace(f"{CLIP}text_model.", CLIP): tensor for name, tensor in tensors.items()}
     loaded = load_single_file(write(tmp_path / "old.safetensors", old))
-    state, wanted = loaded.parts["text_encoder"].state_dict(), load_single_file(bases["sd15"][1])
-    assert state.keys() == wanted.parts["text_encoder"].state_dict().keys()
+    wanted = load_single_file(write(tmp_path / "new.safetensors", tensors))
+    assert_equal(loaded.parts["text_encoder"].state_dict(), wanted.parts["text_encoder"].state_dict())
 
 
 def test_projections_are_read_as_layers_or_convolutions(tensors, tmp_path):
@@ -338,7 +342,7 @@ def test_projections_are_read_as_layers_or_convolutions(tensors, tmp_path):
     flat = tensors | {name: tensors[name].flatten(1) for name in names}
     wanted = load_single_file(write(tmp_path / "a.safetensors", tensors)).parts["unet"].state_dict()
     loaded = load_single_file(write(tmp_path / "b.safetensors", flat)).parts["unet"].state_dict()
-    assert all(torch.equal(loaded[key], tensor) for key, tensor in wanted.items())
+    assert_equal(loaded, wanted)
 
 
 def test_an_sd2_file_without_the_layer_that_is_not_asked_keeps_all_it_has(tmp_path):
@@ -346,8 +350,7 @@ def test_an_sd2_file_without_the_layer_that_is_not_asked_keeps_all_it_has(tmp_pa
     extra = re.compile(r"resblocks\.2\.|text_projection|logit_scale")
     left = {name: tensor for name, tensor in tensors.items() if not extra.search(name)}
     loaded = load_single_file(write(tmp_path / "base.safetensors", left)).parts["text_encoder"]
-    wanted = parts["text_encoder"].state_dict()
-    assert all(torch.equal(tensor, wanted[key]) for key, tensor in loaded.state_dict().items())
+    assert_equal(loaded.state_dict(), parts["text_encoder"].state_dict())
 
 
 # Prediction
@@ -391,8 +394,8 @@ def test_the_prediction_is_said_by_user_file_or_hint(kind, marks, metadata, said
     assert file.configurations["scheduler"]["prediction_type"] == expected
     assert file.configurations["scheduler"]["rescale_betas_zero_snr"] == ("ztsnr" in marks)
     assert why in file.notes[0]
-    if kind == "sd2":  # made for 512 or 768 pixels, with a VAE of two levels here
-        assert file.configurations["unet"]["sample_size"] == {"epsilon": 256, "v_prediction": 384}[expected]
+    if kind == "sd2":  # made for 512 or 768 pixels
+        assert file.configurations["unet"]["sample_size"] == {"epsilon": 64, "v_prediction": 96}[expected]
 
 
 def test_an_unknown_prediction_is_refused(bases):
@@ -411,8 +414,7 @@ def test_a_ckpt_is_read_only_where_the_user_allows_it(tensors, tmp_path):
     loaded = load_single_file(path, SingleFileOptions(allow_pickle=True))
     wanted = load_single_file(write(tmp_path / "base.safetensors", tensors))
     for name, part in wanted.parts.items():
-        for key, tensor in part.state_dict().items():
-            assert torch.equal(loaded.parts[name].state_dict()[key], tensor)
+        assert_equal(loaded.parts[name].state_dict(), part.state_dict())
 
 
 def test_the_step_count_of_a_ckpt_tells_the_512_base_of_sd2(tmp_path):

@@ -125,11 +125,11 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     manifest = Manifest(manifest.records + tuple(drawing.records))
     run.text("manifest.jsonl", manifest.to_jsonl())
     records = (*shown, *place_beside(manifest.of_role("prior"), shown))
-    views = each_view(records)
+    views, held = each_view(records), held_views(recipe, manifest)
     memory_gb = recipe.data.latents_on_device_gb
-    latents = encode_pictures(cache, views, family, vae_dtype, memory_gb=memory_gb, listener=listener)
-    held = held_views(recipe, manifest)
-    held_latents = encode_pictures(cache, held, family, vae_dtype, memory_gb=memory_gb, listener=listener)
+    latents = encode_pictures(
+        cache, [*views, *held], family, vae_dtype, memory_gb=memory_gb, listener=listener
+    )
     batches = _plan(recipe, shown)
     foreseen = foresee(captions, batches, recipe.training.steps)
     texts = None
@@ -149,7 +149,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     feed = Feed(records, captions, latents, texts, batches, options, masks=masks, class_rows=rows)
     loop = make_loop(recipe, run, machine.autocast, family, adapters, feed, listener)
     holdout = make_holdout(
-        recipe, held, held_latents, texts, family, loop.objective, autocast=machine.autocast
+        recipe, held, latents[len(views) :], texts, family, loop.objective, autocast=machine.autocast
     )
     return Session(
         recipe=recipe,

@@ -33,6 +33,7 @@ class Feed:
 
     `records` are the plan's: one for each area of a picture (`data.views.entries`). `latents`, and `masks` if
     there are any, belong to `each_view` of them; which of a record's views is shown is drawn anew each time.
+    Latents behind those are not shown.
     `captions` says which caption a picture is shown with, `texts` has its conditioning; None when a text
     encoder is being trained. `masks` holds every view's loss weights [H, W] with a mean of 1, or None for
     all alike. Records behind those that the plan knows are class pictures, of which `class_rows` adds some to

@@ -71,7 +71,8 @@ def demo(
 def verify(
     file: Annotated[Path, typer.Argument(help="a LoRA .safetensors file from anywhere")],
     base: Annotated[
-        str | None, typer.Option(help='"pocket" or a diffusers folder; default: what the file names')
+        str | None,
+        typer.Option(help='"pocket", a diffusers folder or a hub id; default: what the file names'),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:

@@ -106,7 +106,7 @@ def caption(
 def captions(
     folder: Folder,
     trigger: Annotated[str, typer.Option(help="the trigger words, to see which captions lack them")] = "",
-    base: Annotated[str, typer.Option(help='count tokens as this base: "pocket" or a diffusers folder')] = "",
+    base: Annotated[str, typer.Option(help='count tokens as this base: "pocket", a folder or a hub id')] = "",
     find: Annotated[str | None, typer.Option(help="show the captions that hold these words")] = None,
     replace: Annotated[str | None, typer.Option(help="with --find: show them with other words")] = None,
     regex: Annotated[bool, typer.Option("--regex", help="--find is a regular expression")] = False,

@@ -73,7 +73,7 @@ def verify(
     file: Annotated[Path, typer.Argument(help="a LoRA .safetensors file from anywhere")],
     base: Annotated[
         str | None,
-        typer.Option(help='"pocket", a diffusers folder or a file; default: what the file names'),
+        typer.Option(help='"pocket", a diffusers folder, a file or a hub id; default: what the file names'),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:

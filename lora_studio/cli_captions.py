@@ -108,7 +108,7 @@ def captions(
     trigger: Annotated[str, typer.Option(help="the trigger words, to see which captions lack them")] = "",
     base: Annotated[
         str,
-        typer.Option(help='count tokens as this base: "pocket", a diffusers folder or a file'),
+        typer.Option(help='count tokens as this base: "pocket", a diffusers folder, a file or a hub id'),
     ] = "",
     find: Annotated[str | None, typer.Option(help="show the captions that hold these words")] = None,
     replace: Annotated[str | None, typer.Option(help="with --find: show them with other words")] = None,

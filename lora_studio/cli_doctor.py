@@ -38,7 +38,7 @@ def doctor(
     trigger: Annotated[str, typer.Option(help="folder: the trigger words that captions should hold")] = "",
     base: Annotated[
         str,
-        typer.Option(help='folder: judge for this base: "pocket", a diffusers folder or a file'),
+        typer.Option(help='folder: judge for this base: "pocket", a diffusers folder, a file or a hub id'),
     ] = "",
     resolution: Annotated[int, typer.Option(min=0, help="folder: pixels; default 512, or the base's")] = 0,
     recursive: Annotated[

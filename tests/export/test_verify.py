@@ -123,6 +123,12 @@ def test_without_a_base_the_file_alone_is_looked_at(good_file: Path) -> None:
     assert report.whole and "not known" in str(report.checks["base"]) and "keys_mapped" not in report.checks
 
 
+def test_a_file_does_not_choose_what_is_downloaded_or_opened(good_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "named.safetensors"
+    save_file(load_file(good_file), path, metadata={"lora_studio.base": "somebody/anything"})
+    assert "not known" in str(verify(path).checks["base"])
+
+
 @pytest.mark.parametrize("keep", [0, 7, 100, 5000])
 def test_a_file_cut_short_is_one_sentence(good_file: Path, tmp_path: Path, keep: int) -> None:
     path = tmp_path / "cut.safetensors"

@@ -70,7 +70,7 @@ class LatentCache:
         self._batch_pixels = batch_pixels
         self.ready = ReadyPixels(lambda record: None if self._store.has(key := self.key(record)) else key)
         self.encoded = 0
-        self.retried: list[str] = []  # names of the pictures that took float32 in the last call
+        self.retried: list[str] = []  # names of the pictures that took float32
 
     def key(self, record: Record) -> str:
         """The name of the entry: a hash of all that the latent depends on."""
@@ -93,7 +93,6 @@ class LatentCache:
         """
         if not isinstance(encoders, ImageEncoders):
             encoders = ImageEncoders(encoders)
-        self.retried = []
         keys = [self.key(record) for record in records]
         collected, missing = Collected(self._store, memory_bytes), dict[str, _Missing]()
         for key, record in zip(keys, records, strict=True):

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lora_studio.data.captions.windows import one_more
 from lora_studio.printing_buckets import bucket_lines
 from lora_studio.printing_doctor import finding_lines
 from lora_studio.printing_watch import held_out_lines, holdout_line, pictures, skipped_line
+from lora_studio.recipe_data import one_more_chunk
 from lora_studio.training import events
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _cut_lines(plan: events.TrainingPlan, limit: int = 5) -> list[str]:
     lines = [str(cut) for cut in plan.captions_cut[:limit]]
     if (more := len(plan.captions_cut) - limit) > 0:
         lines.append(f"{more} more captions are cut")
-    if lines and (setting := one_more(plan.token_chunks)):
+    if lines and (setting := one_more_chunk(plan.token_chunks)):
         lines[-1] += f"; {setting} reads more of long captions"
     return lines
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from lora_studio.data.captions.windows import MOST_CHUNKS
+MOST_CHUNKS = 10  # windows of the text encoders that a caption may fill
 
 
 def _not_blank(value: Any) -> Any:
@@ -231,3 +231,8 @@ class DataConfig(Section):
 
 def _from(folder: Path, path: Path | None) -> Path | None:
     return path if path is None or path.is_absolute() else (folder / path).resolve()
+
+
+def one_more_chunk(chunks: int) -> str:
+    """The setting that allows one window more than `chunks`; empty if a recipe may not ask for that."""
+    return f"data.max_token_chunks = {chunks + 1}" if chunks < MOST_CHUNKS else ""

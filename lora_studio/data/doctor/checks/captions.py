@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from lora_studio.data.captions.files import CaptionFile, find_captions
 from lora_studio.data.captions.tokens import find_cut
-from lora_studio.data.captions.windows import one_more
 from lora_studio.data.doctor.finding import Finding
 from lora_studio.data.doctor.look import Case
 from lora_studio.data.layouts import FOLDER_NAME
 from lora_studio.data.manifest import Record
 from lora_studio.data.names import place
+from lora_studio.recipe_data import one_more_chunk
 
 _WRITE = "Write what is in the picture into that file, or set an instance prompt."
 _SHARED_ON_PURPOSE = ("instance prompt", FOLDER_NAME)
@@ -70,7 +70,7 @@ def caption_identical(case: Case) -> Iterator[Finding]:
 def caption_too_long(case: Case) -> Iterator[Finding]:
     """Captions that are longer than the text encoder reads."""
     advice = "Shorten it or put what matters in front."
-    if setting := one_more(case.max_chunks):
+    if setting := one_more_chunk(case.max_chunks):
         advice = f"Shorten it, put what matters in front, or let a recipe read more of it ({setting})."
     for record in case.usable:
         for caption in case.captions(record):

@@ -286,10 +286,14 @@ def original_tensors(kind: str, parts: Mapping[str, nn.Module]) -> dict[str, Ten
     return tensors | leftovers
 
 
-def random_original(kind: str, *, words: int = WORDS) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
-    """A random miniature: its networks, and what its single file holds."""
+def random_original(
+    kind: str, *, words: int = WORDS, vae_levels: int = 4
+) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
+    """A random miniature: its networks, and what its single file holds; fewer latents with more levels."""
     torch.manual_seed(0)
-    parts = new_parts(kind, MINIATURES[kind], words=words)
+    sizes = MINIATURES[kind]
+    vae = sizes["vae"] | {"block_out_channels": (32,) * vae_levels}
+    parts = new_parts(kind, sizes | {"vae": vae}, words=words)
     return parts, original_tensors(kind, parts)
 
 

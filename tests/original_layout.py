@@ -309,12 +309,14 @@ def write_random(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch
         place = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    rng = torch.Generator().manual_seed(0)
+    # one stretch of numbers over and over, from elsewhere for each tensor: random enough, and quick
+    stretch = (torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
+    numbers = stretch.view(torch.uint8).numpy().tobytes()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for shape in shapes.values():
-            # one stretch of numbers over and over: random enough, and quick
-            count = torch.Size(shape).numel()
-            stretch = (torch.randn(min(count, 1 << 16), generator=rng) * 0.02).to(dtype)
-            values = stretch.repeat(-(-count // len(stretch)))[:count] if count else stretch
-            file.write(values.view(torch.uint8).numpy().tobytes())
+        for index, shape in enumerate(shapes.values()):
+            left = size * torch.Size(shape).numel()
+            start = 4096 * index % len(numbers)
+            while left:
+                left -= file.write(numbers[start : start + left])
+                start = 0

@@ -76,7 +76,7 @@ class SingleFile:
         return Loaded(parts, tokenizers, self.configurations, (*self.notes, *notes))
 
     def _networks(self) -> list[tuple[str, dict[str, Any]]]:
-        names = ("vae", "unet", *(encoder.part for encoder in self.kind.text_encoders))
+        names = ("unet", "vae", *(encoder.part for encoder in self.kind.text_encoders))
         return [(name, self.configurations[name]) for name in names]
 
 
@@ -160,14 +160,15 @@ def _fill(
     """Give every part its weights: copies, as a file that changes on disk must not change the base."""
     import torch
 
-    with checkpoint.values() as value:
-        for part, module in parts.items():
-            weights: dict[str, Tensor] = {}
+    for part, module in parts.items():
+        weights: dict[str, Tensor] = {}
+        with checkpoint.values() as value:  # opened for each part, so that the last one's pages are let go
             for key, empty in module.state_dict().items():
                 origin = found[part][key]
                 taken = origin.take(value(origin.name)).reshape(empty.shape)
                 weights[key] = taken.to(dtype, copy=True, memory_format=torch.contiguous_format)
-            module.load_state_dict(weights, assign=True)
+            del taken
+        module.load_state_dict(weights, assign=True)
 
 
 def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:

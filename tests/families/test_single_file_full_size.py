@@ -107,8 +107,8 @@ def test_no_second_copy_is_made_of_a_full_size_base(checkpoint):
     answer = answer_of(LOAD, path, dtype)
     titles = {"sd15": "Stable Diffusion 1.x", "sdxl": "Stable Diffusion XL"}
     assert answer["kind"].startswith(titles[kind])
-    # one copy, the file's pages that the system maps and may drop, and the libraries
-    assert answer["peak"] < answer["bytes"] + path.stat().st_size + GIB
+    # one copy, the pages of one part that the system maps and may drop, and the libraries
+    assert answer["peak"] < answer["bytes"] + 0.8 * path.stat().st_size + GIB
 
 
 @pytest.mark.slow

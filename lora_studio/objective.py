@@ -18,6 +18,10 @@ class Noised:
     target: Tensor  # [B, C, H, W]
     weight: Tensor  # [B], float32
 
+    def rows(self, wanted: slice) -> Noised:
+        """Some of the batch's rows."""
+        return Noised(self.latents[wanted], self.timestep[wanted], self.target[wanted], self.weight[wanted])
+
 
 class Objective(Protocol):
     """Turns clean latents into a question and its answer; every random number comes from `rng`."""

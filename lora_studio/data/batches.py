@@ -25,7 +25,30 @@ class Batch:
         Tensor  # [B, 6] in pixels: original height, width; crop top, left; target height, width (as SDXL)
     )
     weight: Tensor  # [B, 1, 1, 1], or [B, 1, H, W] if one of the pictures has a loss mask
-    preserved: Tensor  # [P] int64, P <= B: the rows whose target is the frozen base's own answer
+    preserved: Tensor  # [P] int64 on the CPU, P <= B: the rows whose target is the frozen base's own answer
+    like: Sequence[str] = ()  # captions that decide, beside its own, how many windows each of them takes
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def rows(self, wanted: slice) -> Batch:
+        """Some rows that follow each other, as a batch of their own; it shares the tensors' memory."""
+        import torch
+
+        start, stop, _ = wanted.indices(len(self))
+        if stop - start == len(self):
+            return self
+        conditioning = self.conditioning
+        inside = [row - start for row in self.preserved.tolist() if start <= row < stop]
+        return Batch(
+            latents=self.latents[wanted],
+            captions=self.captions[wanted],
+            conditioning=None if conditioning is None else {k: v[wanted] for k, v in conditioning.items()},
+            geometry=self.geometry[wanted],
+            weight=self.weight[wanted],
+            preserved=torch.tensor(inside, dtype=torch.int64),
+            like=self.like or self.captions,
+        )
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class Feed:
             conditioning=None if self.texts is None else self.texts.batch(captions),
             geometry=self.geometry[views],
             weight=self._weight(views, len(indices)),
-            preserved=torch.tensor(preserved, dtype=torch.int64, device=self.options.device),
+            preserved=torch.tensor(preserved, dtype=torch.int64),
         )
 
     def _view(self, index: int, place: tuple[int, int, int]) -> int:

@@ -26,6 +26,7 @@ from lora_studio.training.feed import Feed
 from lora_studio.training.gradients import GradientWatch
 from lora_studio.training.interrupt import interruptible
 from lora_studio.training.schedule import Schedule, factor
+from lora_studio.training.shares import shares
 from lora_studio.training.state import State
 
 
@@ -69,6 +70,7 @@ class Loop:
     record: Callable[[dict[str, float | int | bool | None]], None]  # writes a line of metrics
     listener: Listener
     after_step: Callable[[int], bool] = lambda step: False  # looks at the result; whether it is to be saved
+    passes: int = 1  # a micro-batch's rows are trained in so many passes
     base_rates: list[float] = field(default_factory=list)
 
     def run(self, first_step: int) -> bool:
@@ -101,9 +103,7 @@ class Loop:
             group["lr"] = base_rate * rate
         total = torch.zeros((), device=self.family.device)
         for number, batch in enumerate(self.feed.of_step(step)):
-            loss = self.loss(batch, generator(self.options.seed, step, number, "noise"))
-            (loss / self.options.accumulation).backward()
-            total += loss.detach() / self.options.accumulation
+            total += self._backward(batch, generator(self.options.seed, step, number, "noise"))
         sizes = watch.sizes()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm)
@@ -118,12 +118,28 @@ class Loop:
         optimizer.zero_grad()
         return done
 
+    def _backward(self, batch: Batch, rng: torch.Generator) -> Tensor:
+        """Add a micro-batch's gradients, one share of its rows after the other; its part of the step's loss.
+
+        Noise is drawn for the whole of it, so the shares change nothing but the rounding.
+        """
+        noised = self.objective.noise(batch.latents, rng)
+        total = torch.zeros((), device=self.family.device)
+        for rows in shares(len(batch), self.passes):
+            share = (rows.stop - rows.start) / len(batch) / self.options.accumulation
+            loss = self._error(batch.rows(rows), noised.rows(rows)) * share
+            loss.backward()
+            total += loss.detach()
+        return total
+
     def loss(self, batch: Batch, rng: torch.Generator) -> Tensor:
-        """The weighted mean squared error of one micro-batch."""
+        """The weighted mean squared error of one micro-batch, a mean over its rows."""
+        return self._error(batch, self.objective.noise(batch.latents, rng))
+
+    def _error(self, batch: Batch, noised: Noised) -> Tensor:
         device = self.family.device
         with torch.autocast(device.type, self.options.autocast, enabled=self.options.autocast is not None):
-            conditioning = batch.conditioning or self.family.encode_text(batch.captions)
-            noised = self.objective.noise(batch.latents, rng)
+            conditioning = batch.conditioning or self.family.encode_text(batch.captions, like=batch.like)
             answer = self.family.denoise(noised.latents, noised.timestep, conditioning, batch.geometry)
             target = self._with_base_answers(noised, batch)
         error = F.mse_loss(answer.float(), target.float(), reduction="none")
@@ -132,14 +148,13 @@ class Loop:
     @torch.no_grad()
     def _with_base_answers(self, noised: Noised, batch: Batch) -> Tensor:
         """The targets, where in the preserved rows stands what the frozen base itself answers."""
-        rows = batch.preserved
-        if not len(rows):
+        if not len(batch.preserved):
             return noised.target
+        rows = batch.preserved.to(self.family.device, non_blocking=True)
         with self.state.adapters.disabled():
             if batch.conditioning is None:
-                conditioning = self.family.encode_text(
-                    [batch.captions[row] for row in rows.tolist()], like=batch.captions
-                )
+                captions = [batch.captions[row] for row in batch.preserved.tolist()]
+                conditioning = self.family.encode_text(captions, like=batch.like)
             else:
                 conditioning = {name: tensor[rows] for name, tensor in batch.conditioning.items()}
             answer = self.family.denoise(

@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lora_studio.adapters import ADAPTERS
+from lora_studio.adapters.fast import make_fast
 from lora_studio.errors import CheckpointError
 from lora_studio.rng import generator
 
@@ -144,6 +145,7 @@ def inject(
         )
         for path in paths:
             module: BaseTunerLayer = parts[part].get_submodule(path)
+            make_fast(module)
             down, up = module.lora_A[NAME].weight, module.lora_B[NAME].weight
             scale = options.alpha / options.rank
             layers.append(Layer(part, canonical_path(part, path), module, down, up, scale))

@@ -154,7 +154,7 @@ class Loop:
         with self.state.adapters.disabled():
             if batch.conditioning is None:
                 captions = [batch.captions[row] for row in batch.preserved.tolist()]
-                conditioning = self.family.encode_text(captions, like=batch.like)
+                conditioning = self.family.encode_text(captions, like=batch.like or batch.captions)
             else:
                 conditioning = {name: tensor[rows] for name, tensor in batch.conditioning.items()}
             answer = self.family.denoise(

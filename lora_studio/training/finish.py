@@ -119,7 +119,7 @@ def verify_run(path: Path, session: Session) -> Report:
         machine.shrink(fresh)
         with family.placed():  # nowhere but in main memory: there may be no room for two
             fresh.place(machine.device, *asked)
-            check_probe(file, fresh, expected, report)
+            check_probe(file, fresh, expected, report, rounding=machine.rounding)
     return report
 
 

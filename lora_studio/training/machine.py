@@ -37,6 +37,13 @@ class Machine:
         return None if self.dtype == torch.float32 else self.dtype
 
     @property
+    def rounding(self) -> float:
+        """By how much of its size an answer of the base may change with the rounding; 0 for float32."""
+        quantized = 0.0 if self.quantize == NONE else torch.finfo(torch.bfloat16).eps
+        cast = 0.0 if self.autocast is None else torch.finfo(self.autocast).eps
+        return 2 * max(quantized, cast)  # two answers are compared
+
+    @property
     def scaler(self) -> torch.amp.GradScaler | None:
         """What keeps float16's gradients from vanishing; the other dtypes have the exponents for them."""
         return torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None

@@ -22,6 +22,7 @@ GIGABYTE = 10**9
 
 def env(
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:1"')] = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="leave out compile, which can take minutes")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print it all as JSON")] = False,
 ) -> None:
     """Show device, memory and versions, and try every option with a small training step."""
@@ -35,12 +36,12 @@ def env(
         raise StudioError(f'--device is {device!r}, which this machine does not have; use "auto" or "cpu".')
     facts = environment(chosen)
     if as_json:
-        options = [asdict(one) for one in try_all(chosen, lambda outcome: None)]
+        options = [asdict(one) for one in try_all(chosen, lambda outcome: None, quick=quick)]
         console.print_json(json.dumps(facts | {"options": options}))
         return
     _print_facts(facts)
-    console.print("\noptions, each tried with a small training step (compile takes up to some minutes)")
-    try_all(chosen, _print_outcome)
+    console.print("\noptions, each tried with a small training step")
+    try_all(chosen, _print_outcome, quick=quick)
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

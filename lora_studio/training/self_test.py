@@ -181,10 +181,14 @@ def _tiny_denoiser() -> nn.Module:
     return denoiser.requires_grad_(False).eval()
 
 
-def try_all(device: torch.device, on_outcome: Callable[[Outcome], None]) -> list[Outcome]:
-    """Every option, told one by one: compilation takes a while."""
+def try_all(
+    device: torch.device, on_outcome: Callable[[Outcome], None], *, quick: bool = False
+) -> list[Outcome]:
+    """Every option, told one by one; `quick` leaves out compilation, which takes minutes on some machines."""
     found = []
     for option in trials(device):
+        if quick and "compile" in option:
+            continue
         found.append(try_option(option, device))
         on_outcome(found[-1])
     return found

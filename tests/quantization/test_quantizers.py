@@ -1,4 +1,4 @@
-"""Every quantiser over a real denoiser: small weights, near answers, PEFT's own layers, learning, and verifying."""
+"""Every quantiser over a real denoiser: few bits, near answers, PEFT's own layers, and whole runs."""
 
 from __future__ import annotations
 
@@ -97,6 +97,11 @@ def test_an_unknown_quantiser_is_refused_with_a_suggestion(tmp_path: Path) -> No
         check_names(load_recipe(path, changes=("base.quantize=bnb_int4",)))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if "int8" in name else ()) for name in NAMES],
+    indirect=True,
+)
 def test_a_run_on_a_quantised_base_ends_with_a_verified_file(
     name: str, tmp_path: Path, tiny_base: Path
 ) -> None:

@@ -21,9 +21,9 @@ from lora_studio.training.session import Finished, time_a_step, train
 
 @pytest.fixture
 def recipe(tmp_path: Path, pictures: Path, tiny_base: Path) -> Recipe:
-    """Three steps of two micro-batches of up to four pictures of one shape."""
+    """Two steps of two micro-batches of up to four pictures of one shape."""
     path = tmp_path / "tiny.toml"
-    path.write_text(recipe_text(pictures, str(tiny_base), steps=3), "utf-8")
+    path.write_text(recipe_text(pictures, str(tiny_base), steps=2), "utf-8")
     changes = ("training.batch_size=4", "training.accumulation=2", "data.repeats=4", "data.resolution=32")
     return load_recipe(path, changes=changes)
 

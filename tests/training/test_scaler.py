@@ -1,4 +1,4 @@
-"""float16: gradients of a scaled loss, overflows that cost a step and no more, and the scale in checkpoints."""
+"""float16: the gradients of a scaled loss, overflows that cost one step, and the scale in checkpoints."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_at_a_scale_of_one_overflows_are_bad_steps(make: Make) -> None:
     assert session.loop.state.scaler is not None
     session.loop.state.scaler.load_state_dict(session.loop.state.scaler.state_dict() | {"scale": 2.0})
     overflow(session, 100)
-    with pytest.raises(TrainingDiverged, match="step 3: .* the last of 2 bad steps in a row"):
+    with pytest.raises(TrainingDiverged, match=r"step 3: .* the last of 2 bad steps in a row"):
         session.loop.run(1)
     session.run.close()
 

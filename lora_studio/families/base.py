@@ -54,6 +54,7 @@ class ModelFamily(ABC):
     """How many windows of its text encoder a long caption may fill; to be set before anything is encoded."""
 
     _device: torch.device | None = None
+    _on_device: tuple[str, ...] | None = None  # all parts, where they were loaded
 
     notes: tuple[str, ...] = ()
     """What its user should know of how it was read, in short sentences."""
@@ -165,7 +166,7 @@ class ModelFamily(ABC):
         """Have these parts on the device, and the others in main memory: they leave before any comes."""
         import torch
 
-        self._device = device
+        self._device, self._on_device = device, names
         for name, part in self.parts.items():
             if name not in names:
                 part.to(torch.device("cpu"))
@@ -175,13 +176,12 @@ class ModelFamily(ABC):
     @contextmanager
     def placed(self, *names: str) -> Iterator[None]:
         """Within it these parts are on the device, and no others; afterwards it is as it was before."""
-        device = self.device
-        before = [name for name, part in self.parts.items() if next(part.parameters()).device == device]
+        device, before = self.device, self._on_device
         self.place(device, *names)
         try:
             yield
         finally:
-            self.place(device, *before)
+            self.place(device, *(self.parts if before is None else before))
 
     @property
     def device(self) -> torch.device:

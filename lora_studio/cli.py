@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lora_studio import __version__, cli_buckets, cli_cache, cli_captions, cli_doctor
+from lora_studio import __version__, cli_buckets, cli_cache, cli_captions, cli_doctor, cli_env
 from lora_studio.errors import ExportMismatch, StudioError, TrainingDiverged
 from lora_studio.quiet import quiet_libraries
 from lora_studio.recipe import PRESET_FOLDER, Recipe, load_recipe
@@ -116,6 +116,7 @@ app.command()(cli_buckets.buckets)
 app.command()(cli_captions.caption)
 app.command()(cli_captions.captions)
 app.command()(cli_doctor.doctor)
+app.command()(cli_env.env)
 app.command("class-images")(cli_cache.class_images)
 app.add_typer(cli_cache.cache)
 

@@ -42,6 +42,10 @@ class RunFolderError(StudioError):
     """The run folder cannot be written to; the message names the last good checkpoint."""
 
 
+class OutOfMemory(StudioError):
+    """The device has not enough memory, however small the pieces are; the message says what needs less."""
+
+
 class TrainingDiverged(StudioError):
     """The loss or the gradients are not finite or missing; the message names the last good checkpoint."""
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lora_studio.printing_buckets import bucket_lines
 from lora_studio.printing_doctor import finding_lines
-from lora_studio.printing_watch import held_out_lines, holdout_line, pictures, skipped_line
+from lora_studio.printing_watch import held_out_lines, holdout_line, memory_line, pictures, skipped_line
 from lora_studio.recipe_data import one_more_chunk
 from lora_studio.training import events
 
@@ -55,6 +55,8 @@ class Screen:
             self._advance("training", event.step, event.steps, speed)
         elif isinstance(event, events.StepSkipped):
             self.bars.console.print(skipped_line(event), markup=False, soft_wrap=True)
+        elif isinstance(event, events.MemoryRanOut):
+            self.bars.console.print(memory_line(event), markup=False, soft_wrap=True)
         elif isinstance(event, events.HoldoutMeasured):
             self.bars.console.print(holdout_line(event), markup=False, soft_wrap=True)
         elif isinstance(event, events.Progress):

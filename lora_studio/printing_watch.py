@@ -7,9 +7,22 @@ from lora_studio.training import events
 
 def skipped_line(event: events.StepSkipped) -> str:
     """A step that was not finite, in words."""
+    if event.scale > 1:
+        return (
+            f"step {event.step} skipped: its gradients overflow in float16 with the loss times "
+            f"{event.scale:g}, which is halved"
+        )
     return (
         f"warning: step {event.step} skipped: its loss is {event.loss:g} and its gradient norm "
         f"{event.grad_norm:g}; {event.in_a_row} in a row, {event.most} end the run"
+    )
+
+
+def memory_line(event: events.MemoryRanOut) -> str:
+    """A micro-batch that did not fit, in words."""
+    return (
+        f"warning: the memory ran out: each batch is learned in {event.passes} passes of up to "
+        f"{pictures(event.rows)} from now on; what is learned stays the same, it takes a little longer"
     )
 
 

@@ -12,15 +12,15 @@ import lora_studio
 ROOT = Path(lora_studio.__file__).parent
 FLOORS = {
     5: [
-        *("cli", "cli_buckets", "cli_cache", "cli_captions", "cli_doctor", "web", "__main__"),
+        *("cli", "cli_buckets", "cli_cache", "cli_captions", "cli_doctor", "cli_env", "web", "__main__"),
         *("printing", "printing_buckets", "printing_captions", "printing_doctor", "printing_watch"),
     ],
     4: ["evaluate"],
     3: ["training", "export", "compose"],
     2: ["data", "adapters"],
-    1: ["families", "pocket"],
+    1: ["families", "pocket", "quantization"],
     0: [
-        *("objective", "rng", "run", "recipe", "recipe_data", "recipe_training"),
+        *("objective", "rng", "run", "recipe", "recipe_data", "recipe_training", "recipe_machine"),
         *("errors", "registry", "quiet", "devices"),
     ],
 }
@@ -36,6 +36,7 @@ SIDEWAYS = {
     ("cli_cache", "printing"): "a verb shows what it did",
     ("cli_captions", "printing_captions"): "a verb shows what it did",
     ("cli", "cli_doctor"): "the verb doctor has a file of its own",
+    ("cli", "cli_env"): "the verb env has a file of its own",
     ("cli_doctor", "printing_doctor"): "a verb shows what it did",
     ("printing", "printing_doctor"): "the plan of a training tells the doctor's findings, too",
     ("printing", "printing_watch"): "the plan and the progress tell of held-out pictures",

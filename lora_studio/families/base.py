@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -51,6 +52,9 @@ class ModelFamily(ABC):
 
     max_chunks: int = 1
     """How many windows of its text encoder a long caption may fill; to be set before anything is encoded."""
+
+    _device: torch.device | None = None
+    _on_device: tuple[str, ...] | None = None  # all parts, where they were loaded
 
     notes: tuple[str, ...] = ()
     """What its user should know of how it was read, in short sentences."""
@@ -146,15 +150,40 @@ class ModelFamily(ABC):
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move every part; the VAE stays in float32, because half precision overflows in some VAEs."""
+        self.cast(dtype)
+        self.place(device, *self.parts)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Every part but the VAE in `dtype`, where it lies."""
         import torch
 
         for name, part in self.parts.items():
-            part.to(device)
             wanted = torch.float32 if name == "vae" else dtype
             if next(part.parameters()).dtype != wanted:  # diffusers warns about every cast, also of none
                 part.to(wanted)
 
+    def place(self, device: torch.device, *names: str) -> None:
+        """Have these parts on the device, and the others in main memory: they leave before any comes."""
+        import torch
+
+        self._device, self._on_device = device, names
+        for name, part in self.parts.items():
+            if name not in names:
+                part.to(torch.device("cpu"))
+        for name in names:
+            self.parts[name].to(device)
+
+    @contextmanager
+    def placed(self, *names: str) -> Iterator[None]:
+        """Within it these parts are on the device, and no others; afterwards it is as it was before."""
+        device, before = self.device, self._on_device
+        self.place(device, *names)
+        try:
+            yield
+        finally:
+            self.place(device, *(self.parts if before is None else before))
+
     @property
     def device(self) -> torch.device:
-        """Where the denoiser lies."""
-        return next(self.parts[self.denoiser].parameters()).device
+        """Where its parts work: as `place` said, or where the denoiser lies."""
+        return self._device or next(self.parts[self.denoiser].parameters()).device

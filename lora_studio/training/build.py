@@ -17,10 +17,10 @@ from lora_studio.data.doctor.finding import Report
 from lora_studio.data.housekeeping import cache_folder
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.views import each_view, entries
-from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.fingerprints import text_fingerprint
+from lora_studio.quantization import QUANTIZERS
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
 from lora_studio.training.base import base_of
@@ -35,24 +35,11 @@ from lora_studio.training.events import Listener, progress
 from lora_studio.training.feed import Feed, FeedOptions
 from lora_studio.training.holdout import Holdout
 from lora_studio.training.loop import Loop
+from lora_studio.training.machine import DTYPES, Machine, machine_of
 from lora_studio.training.optimizers import OPTIMIZERS
 from lora_studio.training.preview import PreviewOptions
 from lora_studio.training.schedule import SCHEDULES
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a run happens and in which precision its frozen base lies."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-    @property
-    def autocast(self) -> torch.dtype | None:
-        """The dtype of the forward pass when it is not plain float32."""
-        return None if self.dtype == torch.float32 else self.dtype
+from lora_studio.training.self_test import refuse_what_fails
 
 
 @dataclass
@@ -82,6 +69,7 @@ def check_names(recipe: Recipe) -> None:
         (ADAPTERS, recipe.adapter.kind),
         (OPTIMIZERS, training.optimizer),
         (SCHEDULES, training.schedule),
+        (QUANTIZERS, recipe.base.quantize),
     ]
     faults = []
     for table, name in wanted:
@@ -93,20 +81,10 @@ def check_names(recipe: Recipe) -> None:
         raise RecipeError("\n".join(faults))
 
 
-def choose_machine(device: str, dtype: str) -> Machine:
-    """Resolve "auto": a GPU with bfloat16 when there is one, else the CPU with float32."""
-    chosen = find_device(device)
-    if chosen is None:
-        raise RecipeError(
-            f'training.device is {device!r}, which this machine does not have; use "auto" or "cpu".'
-        )
-    return Machine(chosen, default_precision(chosen) if dtype == "auto" else DTYPES[dtype])
-
-
 def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     """Everything up to the first step. Raises a StudioError for whatever the user can mend."""
     check_names(recipe)
-    machine = choose_machine(recipe.training.device, recipe.base.dtype)
+    machine = ready_machine(recipe)
     family = base_of(recipe)
     family.max_chunks = recipe.data.max_token_chunks
     vae_dtype = DTYPES[recipe.base.vae_dtype]
@@ -120,24 +98,30 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     fingerprint = family.fingerprint(family.denoiser)
     whole_base = base_fingerprint(family) if recipe.data.class_images.count else ""
     text_cache = TextCache(cache_folder() / "text", _text_key(family, machine.dtype))
-    family.to(machine.device, machine.dtype)
+    machine.shrink(family)
+    family.place(machine.device, *(family.parts if recipe.data.class_images.count else ()))
     drawing = draw_class_images(recipe, manifest, family, whole_base, listener)
     manifest = Manifest(manifest.records + tuple(drawing.records))
     run.text("manifest.jsonl", manifest.to_jsonl())
     records = (*shown, *place_beside(manifest.of_role("prior"), shown))
     views, held = each_view(records), held_views(recipe, manifest)
     memory_gb = recipe.data.latents_on_device_gb
+    family.place(machine.device, "vae")
     latents = encode_pictures(
         cache, [*views, *held], family, vae_dtype, memory_gb=memory_gb, listener=listener
     )
     batches = _plan(recipe, shown)
     foreseen = foresee(captions, batches, recipe.training.steps)
+    family.place(machine.device, *encoders_of(family))
     texts = None
     if not recipe.adapter.text_encoder:
         also = [record.caption for record in records[len(shown) :]] + held_captions(recipe, held)
         on_progress = progress(listener, "captions")
         texts = prepare_texts(text_cache, foreseen, family, also=also, on_progress=on_progress)
     adapters = inject_adapters(recipe, family)
+    machine.speed_up(family, adapters.parts)
+    encodes = texts is None or not foreseen.complete  # while it trains
+    family.place(machine.device, family.denoiser, *(encoders_of(family) if encodes else ()))
     options = FeedOptions(recipe.training.seed, machine.device)
     rows = class_rows(
         records,
@@ -147,7 +131,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     )
     masks = loss_masks(views, latents)
     feed = Feed(records, captions, latents, texts, batches, options, masks=masks, class_rows=rows)
-    loop = make_loop(recipe, run, machine.autocast, family, adapters, feed, listener)
+    loop = make_loop(recipe, run, machine, family, adapters, feed, listener)
     holdout = make_holdout(
         recipe, held, latents[len(views) :], texts, family, loop.objective, autocast=machine.autocast
     )
@@ -166,6 +150,18 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
         foreseen=foreseen,
         holdout=holdout,
     )
+
+
+def ready_machine(recipe: Recipe) -> Machine:
+    """What the recipe asks for. Raises RecipeError if that is not there, or an option does not work on it."""
+    machine = machine_of(recipe.machine, recipe.base.dtype, recipe.base.quantize)
+    refuse_what_fails(machine)
+    return machine
+
+
+def encoders_of(family: ModelFamily) -> list[str]:
+    """The parts that encode captions."""
+    return [name for name in family.parts if name.startswith("text_encoder")]
 
 
 def inject_adapters(recipe: Recipe, family: ModelFamily) -> AdapterSet:

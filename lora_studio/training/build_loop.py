@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from lora_studio.adapters.base import AdapterSet
 from lora_studio.families.base import ModelFamily, ObjectiveOptions
 from lora_studio.recipe import Recipe
@@ -14,6 +12,7 @@ from lora_studio.training.events import Listener, Note
 from lora_studio.training.feed import Feed
 from lora_studio.training.holdout import best_step
 from lora_studio.training.loop import Loop, LoopOptions
+from lora_studio.training.machine import Machine
 from lora_studio.training.optimizers import OPTIMIZERS
 from lora_studio.training.schedule import SCHEDULES
 from lora_studio.training.state import State
@@ -23,7 +22,7 @@ from lora_studio.training.watch import HOLDOUT
 def make_loop(
     recipe: Recipe,
     run: Run,
-    autocast: torch.dtype | None,
+    machine: Machine,
     family: ModelFamily,
     adapters: AdapterSet,
     feed: Feed,
@@ -38,7 +37,7 @@ def make_loop(
     optimizer = OPTIMIZERS[training.optimizer](groups, weight_decay=training.weight_decay)
 
     ema = Ema(adapters, training.ema) if training.ema else None
-    state = State(adapters, optimizer, ema)
+    state = State(adapters, optimizer, ema, machine.scaler)
 
     def save(step: int) -> None:
         best = best_step(run.lines(HOLDOUT))
@@ -62,7 +61,7 @@ def make_loop(
             warmup_steps=training.warmup_steps,
             max_grad_norm=training.max_grad_norm,
             seed=training.seed,
-            autocast=autocast,
+            autocast=machine.autocast,
             checkpoint_every=training.checkpoint_every,
             max_bad_steps=training.max_bad_steps,
         ),

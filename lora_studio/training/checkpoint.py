@@ -35,6 +35,8 @@ def state_files(state: State) -> dict[str, bytes]:
     files = {name: save(values) for name, values in tensors.items()}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     facts = asdict(state.counters) | {"sha256": digests}
+    if state.scaler is not None:
+        facts["scaler"] = state.scaler.state_dict()  # JSON's numbers are exact: float64 and integers
     return files | {STATE: json.dumps(facts, indent=2).encode()}
 
 
@@ -42,7 +44,7 @@ def load_state(folder: Path, state: State) -> int:
     """Put a checkpoint back and say at which step it was taken. Raises CheckpointError if it is damaged."""
     try:
         facts = json.loads((folder / STATE).read_bytes())
-        digests = facts.pop("sha256", {})
+        digests, scale = facts.pop("sha256", {}), facts.pop("scaler", None)
         counters = Counters(**facts)
         weights = _read(folder, ADAPTERS, digests)
         moments = _read(folder, OPTIMIZER, digests)
@@ -56,6 +58,8 @@ def load_state(folder: Path, state: State) -> int:
     if state.ema is not None and means is not None:
         state.ema.load(means)
     _load_optimizer(moments, state.adapters, state.optimizer)
+    if state.scaler is not None and scale is not None:
+        state.scaler.load_state_dict(scale)
     state.counters = counters
     return counters.step
 

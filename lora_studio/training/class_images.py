@@ -37,7 +37,7 @@ def base_fingerprint(family: ModelFamily) -> str:
 
 def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
     """Draw a recipe's class images now, so that training finds them. Raises RecipeError if it wants none."""
-    from lora_studio.training.build import check_names, choose_machine
+    from lora_studio.training.build import check_names, ready_machine
 
     if recipe.data.class_images.count == 0:
         raise RecipeError(
@@ -45,11 +45,12 @@ def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
             "draw, e.g. --set data.class_images.count=100."
         )
     check_names(recipe)
-    machine = choose_machine(recipe.training.device, recipe.base.dtype)
+    machine = ready_machine(recipe)
     family = base_of(recipe)
     manifest = read_dataset(recipe, family.stride)
     fingerprint = base_fingerprint(family)
-    family.to(machine.device, machine.dtype)
+    machine.shrink(family)
+    family.place(machine.device, *family.parts)
     return draw_class_images(recipe, manifest, family, fingerprint, listener)
 
 

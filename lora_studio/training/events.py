@@ -92,6 +92,15 @@ class StepSkipped:
     grad_norm: float
     in_a_row: int
     most: int  # so many in a row end the run
+    scale: float = 1.0  # of float16's loss, if that is to blame: it is halved, and the step does not count
+
+
+@dataclass(frozen=True)
+class MemoryRanOut:
+    """A micro-batch did not fit into memory: it is trained again, in more passes of fewer rows."""
+
+    passes: int
+    rows: int  # in a pass, at most
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ class Note:
     text: str
 
 
-Event = TrainingPlan | Progress | StepDone | StepSkipped | HoldoutMeasured | Note
+Event = TrainingPlan | Progress | StepDone | StepSkipped | MemoryRanOut | HoldoutMeasured | Note
 Listener = Callable[[Event], None]
 
 

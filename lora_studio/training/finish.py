@@ -104,17 +104,22 @@ def _finish(
 
 def verify_run(path: Path, session: Session) -> Report:
     """The written file against the live adapters and, through diffusers, in a base loaded afresh."""
-    live = ask(session.family)
-    with session.adapters.disabled():
-        expected = answers_of(live, ask(session.family))
+    family, machine = session.family, session.machine
+    asked = [name for name in family.parts if name != "vae"]
+    with family.placed(*asked):
+        live = ask(family)
+        with session.adapters.disabled():
+            expected = answers_of(live, ask(family))
     file = open_lora(path)
     report = check_file(file)
     fresh = base_of(session.recipe)
-    fresh.to(session.machine.device, session.machine.dtype)
     check_against_base(file, fresh, report)
     if report.whole:
-        check_deltas(file, session.family, session.adapters, report)
-        check_probe(file, fresh, expected, report)
+        check_deltas(file, family, session.adapters, report)
+        machine.shrink(fresh)
+        with family.placed():  # nowhere but in main memory: there may be no room for two
+            fresh.place(machine.device, *asked)
+            check_probe(file, fresh, expected, report, rounding=machine.rounding)
     return report
 
 
@@ -172,6 +177,7 @@ def summarise(session: Session, path: Path, seconds: dict[str, float]) -> dict[s
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "file_bytes": path.stat().st_size,
         "steps": len(rows),
+        "passes": session.loop.passes,  # more than one if memory ran out
         "steps_skipped": session.loop.state.counters.skipped,
         "holdout": holdout_summary(session.run.lines(HOLDOUT)),
         "loss_first_tenth": sum(losses[:tenth]) / tenth,
@@ -184,6 +190,7 @@ def summarise(session: Session, path: Path, seconds: dict[str, float]) -> dict[s
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": str(session.machine.device),
         "precision": str(session.machine.dtype).removeprefix("torch."),
+        "quantized": session.recipe.base.quantize,
         "versions": {
             "lora_studio": __version__,
             "python": platform.python_version(),

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +20,16 @@ from lora_studio.errors import TrainingDiverged
 from lora_studio.families.base import ModelFamily
 from lora_studio.objective import Noised, Objective
 from lora_studio.rng import generator
-from lora_studio.training.events import Listener, StepDone, StepSkipped
+from lora_studio.training.events import Listener, MemoryRanOut, StepDone, StepSkipped
 from lora_studio.training.feed import Feed
 from lora_studio.training.gradients import GradientWatch
 from lora_studio.training.interrupt import interruptible
+from lora_studio.training.memory import out_of_memory, within_memory
+from lora_studio.training.preserved import with_base_answers
 from lora_studio.training.schedule import Schedule, factor
 from lora_studio.training.shares import shares
 from lora_studio.training.state import State
+from lora_studio.training.step import Step
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,6 @@ class LoopOptions:
     max_bad_steps: int
 
 
-class Step(NamedTuple):
-    """What an optimizer step came to."""
-
-    loss: float
-    grad_norm: float
-
-    @property
-    def finite(self) -> bool:
-        """Whether it may reach the weights."""
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
-
-
 @dataclass
 class Loop:
     """Everything one run of steps needs, built by `build.py`."""
@@ -70,8 +60,8 @@ class Loop:
     record: Callable[[dict[str, float | int | bool | None]], None]  # writes a line of metrics
     listener: Listener
     after_step: Callable[[int], bool] = lambda step: False  # looks at the result; whether it is to be saved
-    passes: int = 1  # a micro-batch's rows are trained in so many passes
     base_rates: list[float] = field(default_factory=list)
+    _rows: int = 0  # of the micro-batch that is being learned
 
     def run(self, first_step: int) -> bool:
         """Steps first_step..steps; False when it was interrupted, after saving a checkpoint.
@@ -93,6 +83,15 @@ class Loop:
                     return False
         return True
 
+    @property
+    def passes(self) -> int:
+        """A micro-batch's rows are trained in so many passes."""
+        return self.state.counters.passes
+
+    @passes.setter
+    def passes(self, passes: int) -> None:
+        self.state.counters.passes = passes
+
     def _step(self, step: int, watch: GradientWatch) -> Step:
         """One optimizer step; it leaves everything as it was if its loss or gradient is not finite."""
         optimizer = self.state.optimizer
@@ -101,34 +100,54 @@ class Loop:
         )
         for group, base_rate in zip(optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base_rate * rate
-        total = torch.zeros((), device=self.family.device)
-        for number, batch in enumerate(self.feed.of_step(step)):
-            total += self._backward(batch, generator(self.options.seed, step, number, "noise"))
+        total = within_memory(lambda: self._gradients(step), self._use_more_passes)
+        scale = self.state.unscale()
         sizes = watch.sizes()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm)
-        facts = torch.cat([torch.stack([total, norm.to(total)]), sizes.to(total)])
-        loss_value, norm_value, *found = facts.tolist()  # the step's one device-to-host copy
-        done = Step(loss_value, norm_value)
+        facts = torch.cat([torch.stack([total, norm.to(total), scale.to(total)]), sizes.to(total)])
+        loss_value, norm_value, scale_value, *found = facts.tolist()  # the step's one device-to-host copy
+        done = Step(loss_value, norm_value, scale_value)
         if done.finite:
             watch.hear(found, norm_value)
             self.state.update(step)
         else:
-            self.state.skip(step)
+            self.state.skip(step, scaled=done.scaled_too_much)
         optimizer.zero_grad()
         return done
+
+    def _gradients(self, step: int) -> Tensor:
+        """Add up those of a step's micro-batches; its loss."""
+        total = torch.zeros((), device=self.family.device)
+        for number, batch in enumerate(self.feed.of_step(step)):
+            total += self._backward(batch, generator(self.options.seed, step, number, "noise"))
+        return total
+
+    def try_out(self, batch: Batch) -> None:
+        """Everything a micro-batch needs memory and time for, with nothing changed by it."""
+        within_memory(lambda: self._backward(batch, generator("timing")), self._use_more_passes)
+        self.state.optimizer.zero_grad()
+
+    def _use_more_passes(self) -> None:
+        """Twice as many. Raises OutOfMemory if each pass has but one row."""
+        self.state.optimizer.zero_grad()
+        if self.passes >= self._rows:
+            raise out_of_memory(f"with one picture at a time on {self.family.device}")
+        self.passes = min(2 * self.passes, self._rows)
+        self.listener(MemoryRanOut(self.passes, math.ceil(self._rows / self.passes)))
 
     def _backward(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """Add a micro-batch's gradients, one share of its rows after the other; its part of the step's loss.
 
         Noise is drawn for the whole of it, so the shares change nothing but the rounding.
         """
+        self._rows = len(batch)
         noised = self.objective.noise(batch.latents, rng)
         total = torch.zeros((), device=self.family.device)
         for rows in shares(len(batch), self.passes):
             share = (rows.stop - rows.start) / len(batch) / self.options.accumulation
             loss = self._error(batch.rows(rows), noised.rows(rows)) * share
-            loss.backward()
+            self.state.scale(loss).backward()
             total += loss.detach()
         return total
 
@@ -141,43 +160,20 @@ class Loop:
         with torch.autocast(device.type, self.options.autocast, enabled=self.options.autocast is not None):
             conditioning = batch.conditioning or self.family.encode_text(batch.captions, like=batch.like)
             answer = self.family.denoise(noised.latents, noised.timestep, conditioning, batch.geometry)
-            target = self._with_base_answers(noised, batch)
+            target = with_base_answers(noised, batch, self.family, self.state.adapters)
         error = F.mse_loss(answer.float(), target.float(), reduction="none")
         return ((error * batch.weight).mean(dim=(1, 2, 3)) * noised.weight).mean()
 
-    @torch.no_grad()
-    def _with_base_answers(self, noised: Noised, batch: Batch) -> Tensor:
-        """The targets, where in the preserved rows stands what the frozen base itself answers."""
-        if not len(batch.preserved):
-            return noised.target
-        rows = batch.preserved.to(self.family.device, non_blocking=True)
-        with self.state.adapters.disabled():
-            if batch.conditioning is None:
-                captions = [batch.captions[row] for row in batch.preserved.tolist()]
-                conditioning = self.family.encode_text(captions, like=batch.like or batch.captions)
-            else:
-                conditioning = {name: tensor[rows] for name, tensor in batch.conditioning.items()}
-            answer = self.family.denoise(
-                noised.latents[rows], noised.timestep[rows], conditioning, batch.geometry[rows]
-            )
-        return noised.target.index_copy(0, rows, answer.to(noised.target.dtype))
-
     def _report(self, step: int, done: Step, seconds: float) -> None:
         rate = self.state.optimizer.param_groups[0]["lr"]
-        values: dict[str, float | int | bool | None] = {
-            "step": step,
-            "loss": done.loss if math.isfinite(done.loss) else None,  # JSON has no word for NaN
-            "grad_norm": done.grad_norm if math.isfinite(done.grad_norm) else None,
-            "learning_rate": rate,
-            "seconds": round(seconds, 4),
-        }
-        self.record(values if done.finite else values | {"skipped": True})
+        self.record(done.row(step, rate, seconds))
         if done.finite:
             self.listener(StepDone(step, self.options.steps, done.loss, rate, seconds))
             return
         in_a_row, most = self.state.counters.skipped_in_a_row, self.options.max_bad_steps
-        self.listener(StepSkipped(step, self.options.steps, done.loss, done.grad_norm, in_a_row, most))
-        if in_a_row >= most:
+        scale = done.scale if done.scaled_too_much else 1.0
+        self.listener(StepSkipped(step, self.options.steps, done.loss, done.grad_norm, in_a_row, most, scale))
+        if in_a_row >= most and not done.scaled_too_much:
             raise TrainingDiverged(
                 f"step {step}: the loss is {done.loss:g} and the gradient norm {done.grad_norm:g}, the last "
                 f"of {in_a_row} bad steps in a row, which is what training.max_bad_steps allows"

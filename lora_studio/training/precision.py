@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from lora_studio.families.base import ModelFamily
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
-def in_its_precision(family: ModelFamily) -> torch.autocast | nullcontext[None]:
-    """What a pipeline runs in: its VAE stays in float32 while the other parts have the base's precision."""
+
+@contextmanager
+def in_its_precision(family: ModelFamily) -> Iterator[None]:
+    """What a pipeline runs in: its VAE's weights are float32, the other parts have the base's precision."""
     dtype = next(family.parts[family.denoiser].parameters()).dtype
-    return nullcontext() if dtype == torch.float32 else torch.autocast(family.device.type, dtype)
+    autocast = torch.autocast(family.device.type, dtype, enabled=dtype != torch.float32)
+    with autocast, _decoding_in_float32(family) if dtype == torch.float16 else nullcontext():
+        yield
+
+
+@contextmanager
+def _decoding_in_float32(family: ModelFamily) -> Iterator[None]:
+    """SDXL's VAE overflows in float16 and gives black pictures."""
+    vae: AutoencoderKL = family.parts["vae"]
+    decode = vae.decode
+
+    def in_float32(latents: Tensor, *arguments: object, **named: object) -> object:
+        with torch.autocast(family.device.type, enabled=False):
+            return decode(latents.float(), *arguments, **named)
+
+    vae.decode = in_float32
+    try:
+        yield
+    finally:
+        del vae.decode

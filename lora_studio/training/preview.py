@@ -32,6 +32,11 @@ class PreviewOptions:
 
 def render(family: ModelFamily, options: PreviewOptions) -> list[Image.Image]:
     """One picture a prompt from the parts as they are; weights and global randomness stay untouched."""
+    with family.placed(*family.parts):
+        return _draw(family, options)
+
+
+def _draw(family: ModelFamily, options: PreviewOptions) -> list[Image.Image]:
     pipeline = family.pipeline()
     noise = [generator(options.seed, "preview", number) for number in range(len(options.prompts))]
     with torch.inference_mode(), in_its_precision(family):

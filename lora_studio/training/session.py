@@ -8,15 +8,22 @@ from pathlib import Path
 
 from PIL import Image
 
-from lora_studio.errors import CheckpointError, RecipeError, RunFolderError, StudioError, TrainingDiverged
+from lora_studio.errors import (
+    CheckpointError,
+    RecipeError,
+    RunFolderError,
+    StudioError,
+    TrainingDiverged,
+    reason_of,
+)
 from lora_studio.recipe import Recipe, differences, load_recipe
-from lora_studio.rng import generator
 from lora_studio.run import Run, run_folder
 from lora_studio.training.build import Session, prepare
 from lora_studio.training.checkpoint import load_state
 from lora_studio.training.describe import describe
 from lora_studio.training.events import Listener, nobody
 from lora_studio.training.finish import Finished, finish, show_base
+from lora_studio.training.memory import is_out_of_memory, out_of_memory
 from lora_studio.training.watch import HOLDOUT, HoldoutWatch, PreviewWatch, Watch
 
 RECIPE_FILE = "recipe.toml"
@@ -50,6 +57,10 @@ def train(
     try:
         run.remove_left_overs()
         return _train(recipe, run, resume=resume, on_event=on_event)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(f"({reason_of(error)})") from None
     except (TrainingDiverged, RunFolderError) as error:
         raise type(error)(f"{error}; {_last_good(run, error)}.") from None
     finally:
@@ -138,8 +149,7 @@ def time_a_step(session: Session) -> float:
     seconds = 0.0
     for _ in range(2):  # the first pass pays for what is made once
         began = time.perf_counter()
-        loop.loss(batch, generator("timing")).backward()
-        loop.state.optimizer.zero_grad()
+        loop.try_out(batch)
         seconds = time.perf_counter() - began
     return seconds * loop.options.accumulation
 

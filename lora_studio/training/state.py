@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from lora_studio.adapters.base import AdapterSet
 from lora_studio.training.ema import Ema
@@ -18,14 +19,16 @@ class Counters:
     step: int = 0  # the last one that is done
     updates: int = 0  # of the weights: fewer than steps if some were skipped
     skipped: int = 0
-    skipped_in_a_row: int = 0
+    skipped_in_a_row: int = 0  # without those that the loss's scale is to blame for
+    passes: int = 1  # a micro-batch's rows are trained in so many; doubled when memory runs out
 
-    def count(self, step: int, *, updated: bool) -> None:
-        """One more step."""
+    def count(self, step: int, *, updated: bool, scaled: bool = False) -> None:
+        """One more step; `scaled`: it was skipped because the loss was scaled too much."""
         self.step = step
         self.updates += updated
         self.skipped += not updated
-        self.skipped_in_a_row = 0 if updated else self.skipped_in_a_row + 1
+        if not scaled:
+            self.skipped_in_a_row = 0 if updated else self.skipped_in_a_row + 1
 
 
 @dataclass
@@ -35,18 +38,39 @@ class State:
     adapters: AdapterSet
     optimizer: torch.optim.Optimizer
     ema: Ema | None = None
+    scaler: torch.amp.GradScaler | None = None  # of float16's loss
     counters: Counters = field(default_factory=Counters)
 
     def update(self, step: int) -> None:
         """One optimizer step along the gradients that are there."""
         self.optimizer.step()
+        if self.scaler is not None:
+            self.scaler.update()
         self.counters.count(step, updated=True)
         if self.ema is not None:
             self.ema.update(self.counters.updates)
 
-    def skip(self, step: int) -> None:
-        """A step that leaves weights, optimizer and mean as they are."""
-        self.counters.count(step, updated=False)
+    def skip(self, step: int, *, scaled: bool = False) -> None:
+        """A step that leaves weights, optimizer and mean as they are; the loss's scale is halved."""
+        if self.scaler is not None:
+            self.scaler.update()
+        self.counters.count(step, updated=False, scaled=scaled)
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss, times a scale if float16's gradients would vanish without one."""
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def unscale(self) -> Tensor:
+        """Divide the gradients by the loss's scale, which is 1 without one: [], float32, on the device."""
+        if self.scaler is None:
+            return torch.ones(())
+        scale = self.scaler.scale(torch.ones((), device=self._device))
+        self.scaler.unscale_(self.optimizer)
+        return scale
+
+    @property
+    def _device(self) -> torch.device:
+        return self.optimizer.param_groups[0]["params"][0].device
 
     def shown(self) -> AbstractContextManager[None]:
         """Within it the adapters are what previews, measurements and the exported file are made of."""

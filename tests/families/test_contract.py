@@ -21,11 +21,13 @@ from lora_studio.families.base import ModelFamily, ObjectiveOptions
 from lora_studio.families.loading import load_base
 from lora_studio.families.noise import read_schedule
 from lora_studio.recipe import load_recipe
+from lora_studio.recipe_machine import MachineConfig
 from lora_studio.rng import generator
 from lora_studio.run import Run
 from lora_studio.training.build import prepare
 from lora_studio.training.events import nobody
 from lora_studio.training.feed import geometry
+from lora_studio.training.machine import Machine
 from lora_studio.training.session import Finished, train
 
 CAPTIONS = ["", "a red ball in a meadow", "moon " * 40]
@@ -36,7 +38,9 @@ TRAITS = {
     "sdxl": ("sdxl_base_v1-0", False, "stable-diffusion-xl-v1-base/lora", "epsilon"),
     "sdxl v zero-snr": ("sdxl_base_v1-0", False, "stable-diffusion-xl-v1-base/lora", "v"),
 }
+CHECKPOINTING = "machine.gradient_checkpointing=true"
 BOTH_SIDES = ("adapter.text_encoder=true", "training.text_encoder_learning_rate=1e-3")
+CHECKPOINTED = ("ResnetBlock2D", "CLIPEncoderLayer")
 BaseOf = Callable[[str], Path]
 
 
@@ -152,19 +156,49 @@ def test_geometry_changes_the_answer_of_the_family_that_reads_it(name: str, fami
     assert torch.equal(whole, cut) != name.startswith("sdxl")
 
 
-def test_a_gradient_reaches_every_adapter(family: ModelFamily) -> None:
+def gradients_of(family: ModelFamily, *, checkpointing: bool) -> dict[str, Tensor]:
+    """Of every adapter, in all parts that can be trained, from one backward pass."""
     options = AdapterOptions("lora", rank=2, alpha=2.0, seed=0)
     adapters = inject(family.parts, family.targets, options, canonical_path=family.canonical_path)
     assert set(adapters.parts) == {part for part in family.parts if part != "vae"}
     for layer in adapters.layers:  # while `up` is zero, nothing reaches `down`
-        torch.nn.init.normal_(layer.up, std=0.02)
+        torch.nn.init.normal_(layer.up, std=0.02, generator=generator(layer.name))
+    wishes = MachineConfig(gradient_checkpointing=checkpointing)
+    Machine(torch.device("cpu"), torch.float32, wishes=wishes).speed_up(family, adapters.parts)
     latents = torch.randn(2, 4, 16, 16, generator=generator("x"))
     noised = family.objective(ObjectiveOptions(5.0, 0.0, "uniform", "min_snr")).noise(latents, generator("y"))
     conditioning = family.encode_text(CAPTIONS[1:])
     answer = family.denoise(noised.latents, noised.timestep, conditioning, torch.full((2, 6), 64.0))
     (answer - noised.target).square().mean().backward()
-    silent = [key for key, p in adapters.named_parameters().items() if p.grad is None or not p.grad.any()]
-    assert not silent
+    gradients = {key: p.grad for key, p in adapters.named_parameters().items() if p.grad is not None}
+    assert gradients.keys() == adapters.named_parameters().keys()
+    return gradients
+
+
+def test_a_gradient_reaches_every_adapter(family: ModelFamily) -> None:
+    gradients = gradients_of(family, checkpointing=False)
+    assert not [key for key, gradient in gradients.items() if not gradient.any()]
+
+
+def test_gradient_checkpointing_computes_again_and_changes_no_gradient(name: str, base_of: BaseOf) -> None:
+    calls: dict[tuple[bool, str], int] = {}
+    found = []
+    for checkpointing in (False, True):
+        family = load_base(str(base_of(name)))
+        for part in family.targets:
+            named = family.parts[part].named_modules()
+            blocks = [m for path, m in named if type(m).__name__ in CHECKPOINTED and "down" not in path]
+            layer = blocks[0]  # the first of those that may come behind all adapters
+
+            def count(*_: object, key: tuple[bool, str] = (checkpointing, part)) -> None:
+                calls[key] = calls.get(key, 0) + 1
+
+            next(layer.children()).register_forward_hook(count)
+        found.append(gradients_of(family, checkpointing=checkpointing))
+    for part in family.targets:
+        assert calls[True, part] == calls[False, part] + 1, part  # the backward pass called it once more
+    for key, gradient in found[0].items():
+        torch.testing.assert_close(found[1][key], gradient, atol=0, rtol=0)
 
 
 def test_the_noise_is_that_of_diffusers_scheduler(family: ModelFamily, pipeline: DiffusionPipeline) -> None:
@@ -238,7 +272,8 @@ def test_training_leaves_every_byte_of_the_base(
 ) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(recipe_text(pictures, str(base_of(name)), steps=2), "utf-8")
-    session = prepare(load_recipe(path, changes=BOTH_SIDES), Run(tmp_path), nobody)
+    changes = (*BOTH_SIDES, CHECKPOINTING)
+    session = prepare(load_recipe(path, changes=changes), Run(tmp_path), nobody)
     session.loop.run(1)
     session.run.close()
     assert any(layer.up.any() for layer in session.adapters.layers)

@@ -1,0 +1,55 @@
+"""bitsandbytes: LLM.int8 (arXiv 2208.07339) and NF4 (arXiv 2305.14314)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def int8(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
+    """8 bits a weight, a scale a row; columns of inputs beyond 6 are multiplied in 16 bits."""
+    import bitsandbytes
+
+    for path in paths:
+        layer = denoiser.get_submodule(path)
+        assert isinstance(layer, nn.Linear)
+        new = bitsandbytes.nn.Linear8bitLt(
+            *(layer.in_features, layer.out_features, layer.bias is not None),
+            has_fp16_weights=False,
+            threshold=6.0,
+            device="meta",
+        )
+        weight = bitsandbytes.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+        _replace(denoiser, path, new, weight)
+    denoiser.is_loaded_in_8bit = True  # type: ignore[assignment] # PEFT asks the model, not its layers
+
+
+def nf4(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
+    """4 bits a weight, a scale for 64 of them, and the scales in 8 bits."""
+    import bitsandbytes
+
+    for path in paths:
+        layer = denoiser.get_submodule(path)
+        assert isinstance(layer, nn.Linear)
+        new = bitsandbytes.nn.Linear4bit(
+            *(layer.in_features, layer.out_features, layer.bias is not None),
+            compute_dtype=dtype,
+            quant_type="nf4",
+            compress_statistics=True,
+            device="meta",
+        )
+        weight = bitsandbytes.nn.Params4bit(
+            layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new
+        )
+        _replace(denoiser, path, new, weight)
+    denoiser.is_loaded_in_4bit = True  # type: ignore[assignment] # PEFT asks the model, not its layers
+
+
+def _replace(denoiser: nn.Module, path: str, new: nn.Module, weight: nn.Parameter) -> None:
+    """bitsandbytes quantises a weight when it is moved to a device, also from the CPU to the CPU."""
+    old = denoiser.get_submodule(path)
+    device = weight.device
+    new.weight, new.bias = weight, old.bias
+    denoiser.set_submodule(path, new.to(device).requires_grad_(False).eval())

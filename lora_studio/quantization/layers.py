@@ -1,0 +1,25 @@
+"""Which layers are quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def leave(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
+    """No layer is touched."""
+
+
+def linear_paths(denoiser: nn.Module, endings: Sequence[str]) -> list[str]:
+    """Paths of the linear layers that end in one of `endings`, which hold nearly all of a denoiser's weights.
+
+    Embeddings of time and size and the convolutions keep their precision: they are small, or no quantiser
+    knows them.
+    """
+    return [
+        path
+        for path, child in denoiser.named_modules()
+        if type(child) is nn.Linear and any(path == e or path.endswith(f".{e}") for e in endings)
+    ]

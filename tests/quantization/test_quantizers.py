@@ -1,0 +1,115 @@
+"""Every quantiser over a real denoiser: few bits, near answers, PEFT's own layers, and whole runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import picture_folder, recipe_text
+from torch import Tensor, nn
+
+from lora_studio.adapters.base import AdapterOptions, inject
+from lora_studio.errors import RecipeError
+from lora_studio.families.loading import load_base
+from lora_studio.quantization import NONE, QUANTIZERS
+from lora_studio.quantization.layers import linear_paths
+from lora_studio.recipe import load_recipe
+from lora_studio.rng import generator
+from lora_studio.training.build import check_names
+from lora_studio.training.session import Finished, train
+
+NAMES = [name for name in QUANTIZERS.names() if name != NONE]
+LAYERS = {
+    "bnb_int8": "peft.tuners.lora.bnb.Linear8bitLt",
+    "bnb_nf4": "peft.tuners.lora.bnb.Linear4bit",
+    "torchao_int8": "peft.tuners.lora.torchao.TorchaoLoraLinear",
+    "torchao_float8": "peft.tuners.lora.torchao.TorchaoLoraLinear",
+}
+BITS = {"bnb_int8": 8, "bnb_nf4": 4, "torchao_int8": 8, "torchao_float8": 8}
+FAR = {"bnb_int8": 0.02, "bnb_nf4": 0.15, "torchao_int8": 0.02, "torchao_float8": 0.06}
+"""An answer's distance from float32's: about 2^-8 a weight, 2^-4 with e4m3's mantissa, and NF4's tenth."""
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what these libraries say of themselves when imported
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    pytest.importorskip("bitsandbytes" if request.param.startswith("bnb") else "torchao")
+    return request.param
+
+
+def answer(layer: nn.Module, width: int) -> Tensor:
+    return layer(torch.randn(32, width, generator=generator("input")))
+
+
+def test_a_quantised_layer_with_a_lora_is_near_the_plain_one_and_learns(name: str, tiny_base: Path) -> None:
+    family, plain = load_base(str(tiny_base)), load_base(str(tiny_base))
+    denoiser, endings = family.parts["unet"], family.targets["unet"]
+    paths = linear_paths(denoiser, endings)
+    QUANTIZERS[name](denoiser, paths, torch.float32)
+    path = paths[0]
+    width = plain.parts["unet"].get_submodule(path).in_features
+    options = AdapterOptions("lora", rank=4, alpha=4.0, seed=0)
+    for one in (family, plain):
+        adapters = inject(one.parts, {"unet": endings}, options, canonical_path=one.canonical_path)
+        for layer in adapters.layers:
+            layer.up.data.normal_(std=0.02, generator=generator(layer.name))
+    layer, exact = (one.parts["unet"].get_submodule(path) for one in (family, plain))
+    assert f"{type(layer).__module__}.{type(layer).__name__}" == LAYERS[name]
+    found, expected = answer(layer, width), answer(exact, width)
+    assert (found - expected).norm() < FAR[name] * expected.norm()
+    assert not torch.equal(found, expected)
+    for one in (found, expected):
+        one.square().mean().backward()
+    for ours, theirs in zip(
+        (p for p in layer.parameters() if p.requires_grad),
+        (p for p in exact.parameters() if p.requires_grad),
+        strict=True,
+    ):
+        assert ours.dtype == torch.float32 and ours.grad is not None and theirs.grad is not None
+        assert torch.cosine_similarity(ours.grad.flatten(), theirs.grad.flatten(), dim=0) > 0.98
+
+
+def test_its_weights_take_so_few_bits(name: str) -> None:
+    model = nn.ModuleDict({"to_q": nn.Linear(256, 512)}).requires_grad_(False)
+    QUANTIZERS[name](model, ["to_q"], torch.float32)
+    weight = model["to_q"].weight
+    held = [getattr(weight, inner) for inner in ("qdata", "int_data", "data") if hasattr(weight, inner)]
+    assert held[0].untyped_storage().nbytes() == 256 * 512 * BITS[name] // 8
+
+
+def test_only_linear_layers_that_adapters_sit_on_are_quantised(tiny_base: Path) -> None:
+    family = load_base(str(tiny_base), weights=False)
+    unet = family.parts["unet"]
+    paths = linear_paths(unet, family.targets["unet"])
+    assert paths and all(isinstance(unet.get_submodule(path), nn.Linear) for path in paths)
+    assert not [path for path in paths if "embedding" in path or "resnets" in path]
+    of_these = sum(unet.get_submodule(path).weight.numel() for path in paths)
+    linear = sum(one.weight.numel() for one in unet.modules() if isinstance(one, nn.Linear))
+    assert of_these > 0.7 * linear
+
+
+def test_an_unknown_quantiser_is_refused_with_a_suggestion(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(recipe_text(tmp_path, "pocket"), "utf-8")
+    with pytest.raises(RecipeError, match="unknown quantization 'bnb_int4'; did you mean 'bnb_int8'"):
+        check_names(load_recipe(path, changes=("base.quantize=bnb_int4",)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if "int8" in name else ()) for name in NAMES],
+    indirect=True,
+)
+def test_a_run_on_a_quantised_base_ends_with_a_verified_file(
+    name: str, tmp_path: Path, tiny_base: Path
+) -> None:
+    path = tmp_path / "tiny.toml"
+    pictures = picture_folder(tmp_path / "pictures", count=2)
+    path.write_text(recipe_text(pictures, str(tiny_base), steps=2), "utf-8")
+    changes = (f"base.quantize={name}", "data.resolution=32")
+    result = train(load_recipe(path, changes=changes), tmp_path / "run")
+    assert isinstance(result, Finished) and result.report.whole
+    assert result.summary["quantized"] == name
+    assert result.report.checks["probe_effect"] > 0

@@ -1,0 +1,128 @@
+"""Which parts lie on the device when, and that options change the speed and not the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lora_studio.families.base import ModelFamily
+from lora_studio.recipe import load_recipe
+from lora_studio.run import Run
+from lora_studio.training.build import Session, prepare
+from lora_studio.training.events import nobody
+from lora_studio.training.precision import in_its_precision
+from lora_studio.training.session import train
+
+
+@pytest.fixture
+def stays(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What was on the device, one after the other."""
+    found: list[tuple[str, ...]] = []
+    plain = ModelFamily.place
+
+    def place(family: ModelFamily, device: torch.device, *names: str) -> None:
+        found.append(names)
+        plain(family, device, *names)
+
+    monkeypatch.setattr(ModelFamily, "place", place)
+    return found
+
+
+def session_of(recipe_file: Path, folder: Path, *changes: str) -> Session:
+    options = ("data.resolution=32", "training.steps=2", *changes)
+    session = prepare(load_recipe(recipe_file, changes=options), Run(folder), nobody)
+    session.run.close()
+    return session
+
+
+def test_only_the_denoiser_stays_after_caching(
+    recipe_file: Path, tmp_path: Path, stays: list[tuple[str, ...]]
+) -> None:
+    session_of(recipe_file, tmp_path)
+    assert stays == [(), ("vae",), ("text_encoder",), ("unet",)]
+
+
+@pytest.mark.parametrize(
+    "change", ["adapter.text_encoder=true", "data.caption_suffix=', {trigger}'"], ids=["trained", "frozen"]
+)
+def test_a_text_encoder_stays_if_it_is_trained(
+    change: str, recipe_file: Path, tmp_path: Path, stays: list[tuple[str, ...]]
+) -> None:
+    session_of(recipe_file, tmp_path, change)
+    assert stays[-1] == (("unet", "text_encoder") if "true" in change else ("unet",))
+
+
+def test_previews_bring_all_parts_and_put_them_away_again(
+    recipe_file: Path, tmp_path: Path, stays: list[tuple[str, ...]]
+) -> None:
+    train(load_recipe(recipe_file, changes=("data.resolution=32", "training.steps=2")), tmp_path / "run")
+    drawn, asked, denoiser = {"unet", "vae", "text_encoder"}, {"unet", "text_encoder"}, {"unet"}
+    after_caching = [set(names) for names in stays[4:]]
+    # base and tuned are drawn; between them the live base is asked, and leaves for one that is loaded afresh
+    live, fresh = [asked, denoiser], [set(), asked, denoiser]
+    assert after_caching == [drawn, denoiser, *live, *fresh, drawn, denoiser]
+
+
+@pytest.mark.gpu
+def test_parts_that_rest_take_no_memory_of_the_gpu(recipe_file: Path, tmp_path: Path) -> None:
+    session = session_of(recipe_file, tmp_path, "machine.device=cuda")
+    where = {name: next(part.parameters()).device.type for name, part in session.family.parts.items()}
+    assert where == {"unet": "cuda", "vae": "cpu", "text_encoder": "cpu"}
+    before = torch.cuda.memory_allocated()
+    with session.family.placed(*session.family.parts):
+        assert torch.cuda.memory_allocated() > before
+    assert torch.cuda.memory_allocated() == before
+
+
+def update(session: Session) -> Tensor:
+    assert session.loop.run(1)
+    session.run.close()
+    return torch.cat([one.flatten() for one in session.adapters.state().values()])
+
+
+def check_same(recipe_file: Path, folder: Path, *changes: str) -> Session:
+    plain = session_of(recipe_file, folder / "plain")
+    other = session_of(recipe_file, folder / "other", *changes)
+    first = torch.cat([one.flatten() for one in plain.adapters.state().values()])
+    expected, found = update(plain), update(other)
+    assert (found - expected).norm() < 0.02 * (expected - first).norm()
+    return other
+
+
+def test_checkpointing_and_channels_last_change_nothing_but_rounding(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    changes = ("machine.gradient_checkpointing=true", "machine.channels_last=true")
+    session = check_same(recipe_file, tmp_path, *changes)
+    convolutions = [m for m in session.family.parts["unet"].modules() if isinstance(m, nn.Conv2d)]
+    wide = [one.weight for one in convolutions if one.kernel_size == (3, 3) and one.in_channels > 4]
+    assert wide and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in wide)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, of what it uses
+def test_compiled_blocks_change_nothing_but_rounding(recipe_file: Path, tmp_path: Path) -> None:
+    session = check_same(recipe_file, tmp_path, "machine.compile=true", "machine.gradient_checkpointing=true")
+    compiled = [m for m in session.family.parts["unet"].modules() if m._compiled_call_impl is not None]
+    assert {type(one).__name__ for one in compiled} == {"BasicTransformerBlock", "ResnetBlock2D"}
+
+
+def test_float16s_pictures_are_decoded_in_float32(recipe_file: Path, tmp_path: Path) -> None:
+    family = session_of(recipe_file, tmp_path, "base.dtype=float16").family
+    seen: list[torch.dtype] = []
+    vae = family.parts["vae"]
+    vae.decoder.conv_in.register_forward_hook(lambda module, given, answer: seen.append(answer.dtype))
+    with torch.no_grad(), in_its_precision(family):
+        vae.decode(torch.zeros(1, 4, 4, 4, dtype=torch.float16))
+    assert seen == [torch.float32]
+    assert "decode" not in vars(vae)
+
+
+def test_tf32_is_what_the_recipe_says(recipe_file: Path, tmp_path: Path) -> None:
+    for name, on in (("on", True), ("off", False)):
+        session_of(recipe_file, tmp_path / name, f"machine.tf32={str(on).lower()}")
+        assert torch.get_float32_matmul_precision() == ("high" if on else "highest")
+        assert torch.backends.cudnn.allow_tf32 is on

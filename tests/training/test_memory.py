@@ -1,0 +1,103 @@
+"""When memory runs out: the same result in more passes, and in the end one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import recipe_text
+from torch import Tensor
+
+from lora_studio.errors import OutOfMemory
+from lora_studio.families.stable_diffusion import StableDiffusion
+from lora_studio.recipe import Recipe, load_recipe
+from lora_studio.run import Run
+from lora_studio.training.build import prepare
+from lora_studio.training.events import Event, MemoryRanOut
+from lora_studio.training.memory import is_out_of_memory, within_memory
+from lora_studio.training.session import Finished, time_a_step, train
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, pictures: Path, tiny_base: Path) -> Recipe:
+    """Two steps of two micro-batches of up to four pictures of one shape."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(recipe_text(pictures, str(tiny_base), steps=2), "utf-8")
+    changes = ("training.batch_size=4", "training.accumulation=2", "data.repeats=4", "data.resolution=32")
+    return load_recipe(path, changes=changes)
+
+
+class SmallDevice:
+    """A denoiser that has room for so many rows."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, rows: int) -> None:
+        plain = StableDiffusion.denoise
+        self.refused = 0
+
+        def denoise(family: StableDiffusion, latents: Tensor, *others: Tensor) -> Tensor:
+            if torch.is_grad_enabled() and len(latents) > rows:
+                self.refused += 1
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return plain(family, latents, *others)  # type: ignore[arg-type]
+
+        patch.setattr(StableDiffusion, "denoise", denoise)
+
+
+def weights_after(recipe: Recipe, folder: Path, heard: list[Event]) -> Tensor:
+    session = prepare(recipe, Run(folder), heard.append)
+    session.loop.run(1)
+    session.run.close()
+    return torch.cat([one.flatten() for one in session.adapters.state().values()])
+
+
+def test_a_step_that_does_not_fit_is_done_again_in_more_passes_with_the_same_result(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Event] = []
+    undisturbed = weights_after(recipe, tmp_path / "straight", heard)
+    assert not [event for event in heard if isinstance(event, MemoryRanOut)]
+    device = SmallDevice(monkeypatch, rows=1)
+    found = weights_after(recipe, tmp_path / "small", heard)
+    assert [(e.passes, e.rows) for e in heard if isinstance(e, MemoryRanOut)] == [(2, 2), (4, 1)]
+    assert device.refused == 2  # never again after it was learned
+    # Adam's update is nearly the sign of a gradient, so rounding may turn it where that is nearly 0
+    far = (found - undisturbed).abs() > 1e-5
+    assert far.float().mean() < 1e-3
+    assert (found - undisturbed).norm() < 1e-3 * undisturbed.norm()
+
+
+def test_the_trial_before_training_finds_the_passes_and_the_summary_says_so(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SmallDevice(monkeypatch, rows=2)
+    heard: list[Event] = []
+    result = train(recipe, tmp_path / "run", on_event=heard.append)
+    assert isinstance(result, Finished) and result.summary["passes"] == 2
+    told = [type(event).__name__ for event in heard]
+    assert told.index("MemoryRanOut") < told.index("TrainingPlan")
+
+
+def test_one_row_that_does_not_fit_ends_the_run_with_one_sentence(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SmallDevice(monkeypatch, rows=0)
+    session = prepare(recipe, Run(tmp_path / "run"), lambda event: None)
+    with pytest.raises(OutOfMemory, match=r"one picture at a time on cpu; lora-studio plan .*checkpointing"):
+        time_a_step(session)
+    session.run.close()
+    assert all(parameter.grad is None for parameter in session.adapters.parameters("unet"))
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    words = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+    assert is_out_of_memory(RuntimeError(words))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+    def fails() -> None:
+        raise RuntimeError("shapes")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        within_memory(fails, lambda: pytest.fail("nothing to shrink"))

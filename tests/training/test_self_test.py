@@ -1,0 +1,91 @@
+"""An option works if a training step with it is near float32's; what does not is refused before training."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import recipe_text
+from torch import nn
+
+from lora_studio.errors import RecipeError
+from lora_studio.quantization import QUANTIZERS
+from lora_studio.recipe import load_recipe
+from lora_studio.training.build import ready_machine
+from lora_studio.training.machine import DTYPES
+from lora_studio.training.self_test import trials, try_all, try_option
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what the quantisers' libraries say when imported
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    """Outcomes are kept for a process."""
+    try_option.cache_clear()
+    yield
+    try_option.cache_clear()
+
+
+def zeros(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
+    """A quantiser as a broken build may be: it runs, and all it gives is nothing."""
+    for path in paths:
+        nn.init.zeros_(denoiser.get_submodule(path).weight)  # type: ignore[arg-type]
+
+
+def test_what_plain_torch_can_do_works_on_every_machine() -> None:
+    heard: list[str] = []
+    outcomes = {one.option: one for one in try_all(CPU, lambda one: heard.append(one.option), quick=True)}
+    assert list(outcomes) == heard == [option for option in trials(CPU) if "compile" not in option]
+    certain = [f'base.dtype = "{name}"' for name in DTYPES] + ["fused AdamW"]
+    certain += ["machine.gradient_checkpointing = true", "machine.channels_last = true"]
+    assert [option for option in certain if not outcomes[option].works] == []
+    assert outcomes["machine.tf32 = true"].why == "cpu has no TF32"
+    assert all(one.works or one.why for one in outcomes.values())
+
+
+def test_a_library_that_is_there_but_computes_nonsense_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(QUANTIZERS.entries, "bnb_nf4", "broken:zeros")
+    monkeypatch.setitem(sys.modules, "broken", SimpleNamespace(zeros=zeros))  # type: ignore[arg-type]
+    outcome = try_option('base.quantize = "bnb_nf4"', CPU)
+    assert not outcome.works and "differ from float32's by" in outcome.why
+
+
+def test_options_that_do_not_work_are_all_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(QUANTIZERS.entries, "bnb_int8", "a_library_that_nobody_has:int8")
+    path = tmp_path / "tiny.toml"
+    path.write_text(recipe_text(tmp_path, "pocket"), "utf-8")
+    changes = ("base.quantize=bnb_int8", "machine.attention=xformers", "machine.channels_last=true")
+    with pytest.raises(RecipeError) as refused:
+        ready_machine(load_recipe(path, changes=changes))
+    first, second = str(refused.value).splitlines()
+    assert first.startswith('machine.attention = "xformers" does not work on this machine (cpu): ')
+    assert second == (
+        'base.quantize = "bnb_int8" does not work on this machine (cpu): a_library_that_nobody_has is not '
+        "installed; `lora-studio env` shows what does."
+    )
+
+
+def test_the_defaults_are_tried_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_studio.training.self_test.try_option", lambda *_: pytest.fail("not asked for"))
+    path = tmp_path / "tiny.toml"
+    path.write_text(recipe_text(tmp_path, "pocket"), "utf-8")
+    assert ready_machine(load_recipe(path)).device == CPU
+
+
+@pytest.mark.slow
+def test_compilation_works_where_there_is_a_compiler() -> None:
+    outcome = try_option("machine.compile = true", CPU)
+    assert outcome.works, outcome.why
+
+
+@pytest.mark.gpu
+def test_options_of_a_gpu_are_tried_on_it() -> None:
+    outcomes = try_all(torch.device("cuda"), lambda one: None)
+    assert {one.option for one in outcomes if one.works} >= {'base.dtype = "bfloat16"', "fused AdamW"}

@@ -21,6 +21,7 @@ FLOORS = {
     1: ["families", "pocket"],
     0: [
         *("objective", "rng", "run", "recipe", "recipe_data", "recipe_training", "recipe_machine"),
+        *("recipe_changes", "recipe_tracking"),
         *("errors", "registry", "quiet", "devices"),
     ],
 }

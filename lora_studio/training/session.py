@@ -8,8 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from lora_studio.errors import CheckpointError, RecipeError, RunFolderError, StudioError, TrainingDiverged
-from lora_studio.recipe import Recipe, differences, load_recipe
+from lora_studio.errors import CheckpointError, RunFolderError, StudioError, TrainingDiverged
+from lora_studio.recipe import Recipe, load_recipe
+from lora_studio.recipe_changes import Change
 from lora_studio.rng import generator
 from lora_studio.run import Run, run_folder
 from lora_studio.training.build import Session, prepare
@@ -17,9 +18,8 @@ from lora_studio.training.checkpoint import load_state
 from lora_studio.training.describe import describe
 from lora_studio.training.events import Listener, nobody
 from lora_studio.training.finish import Finished, finish, show_base
+from lora_studio.training.resume import RECIPE_FILE, allowed_changes, take_over
 from lora_studio.training.watch import HOLDOUT, HoldoutWatch, PreviewWatch, Watch
-
-RECIPE_FILE = "recipe.toml"
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ def train(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(Path(recipe))
     run = Run(folder or run_folder(recipe.name))
-    _check_folder(run, recipe, resume=resume)
+    changed = _check_folder(run, recipe, resume=resume)
     try:
         run.remove_left_overs()
+        take_over(run, changed, on_event)
         return _train(recipe, run, resume=resume, on_event=on_event)
     except (TrainingDiverged, RunFolderError) as error:
         raise type(error)(f"{error}; {_last_good(run, error)}.") from None
@@ -59,8 +60,8 @@ def train(
 def _train(recipe: Recipe, run: Run, *, resume: bool, on_event: Listener) -> Finished | Interrupted:
     began = time.monotonic()
     session = prepare(recipe, run, on_event)
-    run.text(RECIPE_FILE, to_toml(recipe))
     step = _load_checkpoint(session) if resume else 0
+    run.text(RECIPE_FILE, to_toml(recipe))
     for lines in ("metrics.jsonl", HOLDOUT):  # of steps that will be done again, or of a start without a save
         run.forget_after(step if resume else -1, lines)
     seconds = time_a_step(session)
@@ -102,23 +103,17 @@ def is_finished(folder: Path) -> bool:
     return (folder / "summary.json").is_file()
 
 
-def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> None:
-    """Refuse to mix two runs, to resume nothing, and to resume with another recipe."""
-    if not resume:
-        if run.checkpoints() or is_finished(run.folder):
-            raise StudioError(
-                f"{run.folder} already holds a run; "
-                "continue it with --resume, or choose another folder with --out."
-            )
-        return
-    run.newest_checkpoint()
-    changed = differences(load_recipe(run.folder / RECIPE_FILE), recipe)
-    if changed:
-        raise RecipeError(
-            "\n".join(
-                [f"{run.folder} was started with another recipe; it can only go on unchanged:", *changed]
-            )
+def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> list[Change]:
+    """Refuse to mix two runs, and to resume nothing or something else; what has changed since the start."""
+    if resume:
+        run.newest_checkpoint()
+        return allowed_changes(run, recipe)
+    if run.checkpoints() or is_finished(run.folder):
+        raise StudioError(
+            f"{run.folder} already holds a run; "
+            "continue it with --resume, or choose another folder with --out."
         )
+    return []
 
 
 def _load_checkpoint(session: Session) -> int:

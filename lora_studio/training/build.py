@@ -38,6 +38,7 @@ from lora_studio.training.loop import Loop
 from lora_studio.training.optimizers import OPTIMIZERS
 from lora_studio.training.preview import PreviewOptions
 from lora_studio.training.schedule import SCHEDULES
+from lora_studio.training.tracking import tracker_faults
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -83,7 +84,7 @@ def check_names(recipe: Recipe) -> None:
         (OPTIMIZERS, training.optimizer),
         (SCHEDULES, training.schedule),
     ]
-    faults = []
+    faults = tracker_faults(recipe.tracking.to)
     for table, name in wanted:
         try:
             table.check(name)  # type: ignore[attr-defined]

@@ -173,7 +173,7 @@ class Loop:
         }
         self.record(values if done.finite else values | {"skipped": True})
         if done.finite:
-            self.listener(StepDone(step, self.options.steps, done.loss, rate, seconds))
+            self.listener(StepDone(step, self.options.steps, done.loss, rate, seconds, done.grad_norm))
             return
         in_a_row, most = self.state.counters.skipped_in_a_row, self.options.max_bad_steps
         self.listener(StepSkipped(step, self.options.steps, done.loss, done.grad_norm, in_a_row, most))

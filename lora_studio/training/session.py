@@ -19,6 +19,7 @@ from lora_studio.training.describe import describe
 from lora_studio.training.events import Listener, nobody
 from lora_studio.training.finish import Finished, finish, show_base
 from lora_studio.training.resume import RECIPE_FILE, allowed_changes, take_over
+from lora_studio.training.tracking import Tracking
 from lora_studio.training.watch import HOLDOUT, HoldoutWatch, PreviewWatch, Watch
 
 
@@ -47,23 +48,26 @@ def train(
         recipe = load_recipe(Path(recipe))
     run = Run(folder or run_folder(recipe.name))
     changed = _check_folder(run, recipe, resume=resume)
+    tracking = Tracking(recipe, run, on_event)
     try:
         run.remove_left_overs()
         take_over(run, changed, on_event)
-        return _train(recipe, run, resume=resume, on_event=on_event)
+        return _train(recipe, run, resume=resume, on_event=tracking)
     except (TrainingDiverged, RunFolderError) as error:
         raise type(error)(f"{error}; {_last_good(run, error)}.") from None
     finally:
+        tracking.finish()
         run.close()
 
 
-def _train(recipe: Recipe, run: Run, *, resume: bool, on_event: Listener) -> Finished | Interrupted:
+def _train(recipe: Recipe, run: Run, *, resume: bool, on_event: Tracking) -> Finished | Interrupted:
     began = time.monotonic()
     session = prepare(recipe, run, on_event)
     step = _load_checkpoint(session) if resume else 0
     run.text(RECIPE_FILE, to_toml(recipe))
     for lines in ("metrics.jsonl", HOLDOUT):  # of steps that will be done again, or of a start without a save
         run.forget_after(step if resume else -1, lines)
+    on_event.start(step)
     seconds = time_a_step(session)
     on_event(describe(session, first_step=step + 1, seconds_per_step=seconds))
     base_pictures = show_base(session, on_event)

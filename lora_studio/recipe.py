@@ -19,7 +19,9 @@ from lora_studio.recipe_tracking import TrackingConfig
 from lora_studio.recipe_training import HoldoutConfig, TrainingConfig
 from lora_studio.registry import did_you_mean
 
-PRESET_FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+_HERE = Path(__file__).resolve().parent
+_INSTALLED = _HERE / "recipes"  # setup.py puts them there; a checkout has them beside the package
+PRESET_FOLDER = _INSTALLED if _INSTALLED.is_dir() else _HERE.parent / "recipes"
 
 
 class BaseConfig(Section):

@@ -52,6 +52,8 @@ class TrainingPlan:
     learning_rate: float
     seconds_per_step: float
     folder: Path
+    seconds_of_holdout: float = 0.0  # all measurements that are still to come
+    seconds_of_previews: float = 0.0
     held_out: tuple[str, ...] = ()  # pictures that are not trained on
     holdout_every: int = 0  # steps between measurements of the loss on them; 0: none is made
     repeats: tuple[tuple[str, int, int], ...] = ()  # (folder, pictures, repeats of each)

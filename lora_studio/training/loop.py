@@ -118,6 +118,11 @@ class Loop:
         optimizer.zero_grad()
         return done
 
+    def try_out(self, batch: Batch) -> None:
+        """Everything a micro-batch needs memory and time for, with nothing changed by it."""
+        self._backward(batch, generator("timing"))
+        self.state.optimizer.zero_grad()
+
     def _backward(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """Add a micro-batch's gradients, one share of its rows after the other; its part of the step's loss.
 

@@ -11,7 +11,6 @@ from PIL import Image
 from lora_studio.errors import CheckpointError, RunFolderError, StudioError, TrainingDiverged
 from lora_studio.recipe import Recipe, load_recipe
 from lora_studio.recipe_changes import Change
-from lora_studio.rng import generator
 from lora_studio.run import Run, run_folder
 from lora_studio.training.build import Session, prepare
 from lora_studio.training.checkpoint import load_state
@@ -19,6 +18,7 @@ from lora_studio.training.describe import describe
 from lora_studio.training.events import Listener, nobody
 from lora_studio.training.finish import Finished, finish, show_base
 from lora_studio.training.resume import RECIPE_FILE, allowed_changes, take_over
+from lora_studio.training.timing import time_everything
 from lora_studio.training.tracking import Tracking
 from lora_studio.training.watch import HOLDOUT, HoldoutWatch, PreviewWatch, Watch
 
@@ -68,8 +68,7 @@ def _train(recipe: Recipe, run: Run, *, resume: bool, on_event: Tracking) -> Fin
     for lines in ("metrics.jsonl", HOLDOUT):  # of steps that will be done again, or of a start without a save
         run.forget_after(step if resume else -1, lines)
     on_event.start(step)
-    seconds = time_a_step(session)
-    on_event(describe(session, first_step=step + 1, seconds_per_step=seconds))
+    on_event(describe(session, first_step=step + 1, timing=time_everything(session, first_step=step + 1)))
     base_pictures = show_base(session, on_event)
     training_began = time.monotonic()
     watch = _watch(session, base_pictures, on_event)
@@ -128,19 +127,6 @@ def _load_checkpoint(session: Session) -> int:
             f"{newest} is at step {step}, but the recipe has only {session.recipe.training.steps}."
         )
     return step
-
-
-def time_a_step(session: Session) -> float:
-    """Seconds of one optimizer step of the largest micro-batches, measured without changing anything."""
-    loop = session.loop
-    batch = loop.feed.largest()
-    seconds = 0.0
-    for _ in range(2):  # the first pass pays for what is made once
-        began = time.perf_counter()
-        loop.loss(batch, generator("timing")).backward()
-        loop.state.optimizer.zero_grad()
-        seconds = time.perf_counter() - began
-    return seconds * loop.options.accumulation
 
 
 def _last_good(run: Run, error: StudioError) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lora_studio.training.planning.memory import Memory
     from lora_studio.training.planning.plan import RunPlan
 
+LAST = "take a smaller base or another device"
 PLACES = {"caches": "latents and captions", "mean": "mean of the weights"}
 
 
@@ -75,20 +76,15 @@ def _advice_lines(memory: Memory, advice: tuple[Advice, ...]) -> list[tuple[str,
     if advice and not advice[0].enough:
         count, after = together(memory, advice)
         which = "all of these" if count == len(advice) else f"the first {count} of these"
-        answer = (
-            "which fits" if after.fits else "which does not fit either: take a smaller base or another device"
-        )
+        answer = "which fits" if after.fits else f"which does not fit either: {LAST}"
         lines.append(("", f"{which} together: about {amount(after.total)}, {answer}"))
-    return lines or (
-        [] if memory.fits else [("change", "nothing helps: take a smaller base or another device")]
-    )
+    return lines or ([] if memory.fits else [("change", f"nothing helps: {LAST}")])
 
 
 def _advice_line(one: Advice) -> str:
     enough = ", enough alone" if one.enough else ""
     known = "measured" if one.measured else "counted"
-    result = "the same result" if one.same_result else "another result"
-    return f"{one.change}: {amount(one.saves)} less ({known}){enough}; {result}, {one.cost}"
+    return f"{one.change}: {amount(one.saves)} less ({known}){enough}; {one.cost}"
 
 
 def disk_lines(disk: Disk) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ class Advice:
 
     change: str  # in the words of --set
     cost: str  # what one pays for it
-    same_result: bool  # but for rounding
+    as_good: bool  # the result
     measured: bool  # else counted, or the least it brings
     activations: float = 1.0  # is multiplied by this, as are the others
     previews: float = 1.0
@@ -40,7 +40,7 @@ class Advice:
 
 
 def advise(session: Session, memory: Memory) -> tuple[Advice, ...]:
-    """What helps, best first: enough by itself, the same result, the most memory. Nothing if it fits."""
+    """What helps, best first: enough by itself, as good a result, the most memory. Nothing if it fits."""
     if memory.fits:
         return ()
     found = []
@@ -48,7 +48,7 @@ def advise(session: Session, memory: Memory) -> tuple[Advice, ...]:
         after = one.applied(memory)
         if after.total < memory.total:
             found.append(replace(one, saves=memory.total - after.total, enough=after.fits))
-    return tuple(sorted(found, key=lambda one: (not one.enough, not one.same_result, -one.saves)))
+    return tuple(sorted(found, key=lambda one: (not one.enough, not one.as_good, -one.saves)))
 
 
 def together(memory: Memory, advice: Sequence[Advice]) -> tuple[int, Memory]:
@@ -81,20 +81,19 @@ def _checkpointing(session: Session, memory: Memory) -> Iterator[Advice]:
         share = measure_activations(session) / memory.activations
     finally:
         denoiser.disable_gradient_checkpointing()  # type: ignore[operator]
-    cost = "steps take about a third longer"
+    cost = "the same result, and steps take about a third longer"
     yield Advice("machine.gradient_checkpointing = true", cost, True, True, activations=share)
 
 
 def _smaller_batch(session: Session, memory: Memory) -> Iterator[Advice]:
     """The largest part of the batch that is enough, or one picture at a time."""
     training = session.recipe.training
-    rows = training.batch_size
-    while rows > 1 and memory.activations:
-        rows //= 2
+    divisors = [rows for rows in range(training.batch_size - 1, 0, -1) if training.batch_size % rows == 0]
+    for rows in divisors if memory.activations else ():
         share = measure_activations(session, rows=rows) / memory.activations
-        accumulation = training.accumulation * -(-training.batch_size // rows)
+        accumulation = training.accumulation * training.batch_size // rows
         change = f"training.batch_size = {rows}, training.accumulation = {accumulation}"
-        advice = Advice(change, "a step of as many pictures takes longer", True, True, activations=share)
+        advice = Advice(change, "as many pictures a step, which takes longer", True, True, activations=share)
         if rows == 1 or advice.applied(memory).fits:
             yield advice
             return
@@ -104,7 +103,7 @@ def _fewer_bits(session: Session, memory: Memory) -> Iterator[Advice]:
     family, recipe = session.family, session.recipe
     if session.machine.dtype == torch.float32:
         parts = {name: BFLOAT16_SHARE for name in memory.parts if name != "vae"}
-        yield Advice('base.dtype = "bfloat16"', "a little less exact", False, False, parts=parts)
+        yield Advice('base.dtype = "bfloat16"', "the base is a little less exact", False, False, parts=parts)
     if recipe.base.quantize != "none" or family.denoiser not in memory.parts:
         return
     adapted = [layer for layer in session.adapters.layers if layer.part == family.denoiser]
@@ -112,7 +111,7 @@ def _fewer_bits(session: Session, memory: Memory) -> Iterator[Advice]:
     linear = [weight for weight in weights if weight.dim() == 2]
     saved = sum(weight.nbytes - weight.numel() * NF4_BYTES for weight in linear)
     share = 1 - saved / memory.parts[family.denoiser]
-    cost = "less exact, and slower; needs bitsandbytes"
+    cost = "the base is less exact, and slower; needs bitsandbytes"
     yield Advice('base.quantize = "bnb_nf4"', cost, False, False, parts={family.denoiser: share})
 
 

@@ -11,6 +11,7 @@ from lora_studio.training.planning.memory import latent_bytes
 from lora_studio.training.preview import as_png, grid, render
 from lora_studio.training.timing import Timing
 
+HEADER_BYTES = 3 * 140  # of a layer in a LoRA file: names and shapes of its three tensors
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
@@ -44,7 +45,8 @@ def measure_disk(session: Session, timing: Timing, *, optimizer: int) -> Disk:
         checkpoints=count * (adapters + optimizer + means),
         num_checkpoints=count,
         previews=_previews(session, timing),
-        file=session.adapters.num_parameters * BYTES[recipe.export.dtype],
+        file=session.adapters.num_parameters * BYTES[recipe.export.dtype]
+        + len(session.adapters.layers) * HEADER_BYTES,
         free=shutil.disk_usage(_existing(session.run.folder)).free,
     )
 

@@ -57,6 +57,11 @@ def plan(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(Path(recipe))
+    with torch.random.fork_rng():  # libraries draw first values of adapters, which ours then replace
+        return _plan(recipe, memory_gib, on_event)
+
+
+def _plan(recipe: Recipe, memory_gib: float | None, on_event: Listener) -> RunPlan:
     run, heard = UnwrittenRun(run_folder(recipe.name)), _Heard(on_event)
     began = time.perf_counter()
     room = free_memory(recipe) if memory_gib is None else round(memory_gib * GIB)

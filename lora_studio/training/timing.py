@@ -32,19 +32,24 @@ class Timing:
 
 def time_everything(session: Session, *, first_step: int = 1) -> Timing:
     """By a step of the largest micro-batch, a part of a measurement, and a preview of one and two steps."""
-    recipe = session.recipe
-    steps = recipe.training.steps
-    return Timing(
+    return replace(
+        counts(session, first_step=first_step),
         step=time_a_step(session),
-        steps=steps - first_step + 1,
         holdout=time_a_measurement(session),
-        holdouts=_at_intervals(first_step, steps, recipe.holdout.every) + (2 if first_step == 1 else 1)
-        if session.holdout
-        else 0,
         preview=time_previews(session),
-        previews=_at_intervals(first_step, steps, recipe.preview.every) + (first_step == 1)
-        if session.preview.prompts
-        else 0,
+    )
+
+
+def counts(session: Session, *, first_step: int = 1) -> Timing:
+    """How often each is still to be done; no seconds yet."""
+    recipe, steps, new = session.recipe, session.recipe.training.steps, first_step == 1
+    holdouts = _at_intervals(first_step, steps, recipe.holdout.every) + (2 if new else 1)
+    previews = _at_intervals(first_step, steps, recipe.preview.every) + new
+    return Timing(
+        step=0.0,
+        steps=steps - first_step + 1,
+        holdouts=holdouts if session.holdout else 0,
+        previews=previews if session.preview.prompts else 0,
     )
 
 

@@ -11,11 +11,14 @@ import pytest
 import torch
 from console import run as command
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from rich.console import Console
 from tiny import recipe_text
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import CLIPTextModel
 
+from lora_studio.printing import print_plan
+from lora_studio.printing_plan import print_needs
 from lora_studio.recipe import load_recipe
 from lora_studio.run import Run
 from lora_studio.training.build import Session, prepare
@@ -25,7 +28,7 @@ from lora_studio.training.planning.memory import Memory
 from lora_studio.training.planning.plan import GIB, RunPlan, plan
 from lora_studio.training.planning.unwritten import UnwrittenRun
 from lora_studio.training.session import Finished
-from lora_studio.training.timing import time_everything
+from lora_studio.training.timing import counts, time_everything
 
 MORE = """
 [holdout]
@@ -42,7 +45,8 @@ every = 2
 def recipe_path(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path) -> Path:
     """Seven steps with held-out pictures and previews."""
     path = tmp_path_factory.mktemp("plan") / "tiny.toml"
-    path.write_text(recipe_text(pictures, str(tiny_base), steps=7, extra=MORE), "utf-8")
+    text = recipe_text(pictures, str(tiny_base), steps=7, extra=MORE)
+    path.write_text(text.replace("resolution = 64", "resolution = 64\nrepeats = 2"), "utf-8")
     return path
 
 
@@ -94,23 +98,16 @@ def test_activations_hold_all_that_is_saved_for_the_backward_pass(session: Sessi
     assert 0.9 * total < planned.memory.activations < 1.5 * total
 
 
-def test_times_are_counted_as_the_run_will_do_it(session: Session) -> None:
+def test_times_are_counted_as_the_run_will_do_it_and_trials_change_nothing(session: Session) -> None:
     """Seven steps, measured every 3 and drawn every 2, also before the first and after the last."""
+    before, state = session.adapters.state(), torch.get_rng_state()
     timing = time_everything(session)
     assert (timing.steps, timing.holdouts, timing.previews) == (7, 2 + len({3, 6, 7}), len({0, 2, 4, 6, 7}))
-    resumed = time_everything(session, first_step=5)
+    assert min(timing.step, timing.holdout, timing.preview) > 0
+    assert timing.total == pytest.approx(7 * timing.step + 5 * timing.holdout + 5 * timing.preview)
+    resumed = counts(session, first_step=5)
     assert (resumed.steps, resumed.holdouts, resumed.previews) == (3, 1 + len({6, 7}), len({6, 7}))
-    assert (
-        timing.total == pytest.approx(7 * timing.step + 5 * timing.holdout + 5 * timing.preview)
-        and min(timing.step, timing.holdout, timing.preview) > 0
-    )
-
-
-def test_trials_change_neither_weights_nor_random_numbers(session: Session) -> None:
-    before, state = session.adapters.state(), torch.get_rng_state()
-    memory = Memory({}, 0, 0, 0, 0, 0, 10**9, 0, room=1)
-    advise(session, memory)
-    time_everything(session)
+    advise(session, Memory({}, 0, 0, 0, 0, 0, activations=10**9, previews=0, room=1))
     assert all(torch.equal(tensor, before[key]) for key, tensor in session.adapters.state().items())
     assert torch.equal(state, torch.get_rng_state())
     assert all(one.grad is None for one in session.adapters.named_parameters().values())
@@ -147,31 +144,39 @@ def test_changes_are_added_up_until_it_fits() -> None:
     assert (count, after.total, after.fits) == (2, 1000 + 500, True)
 
 
-def test_the_disk_holds_what_a_run_of_it_leaves(finished: Finished, recipe_file: Path) -> None:
-    planned, folder = plan(recipe_file), finished.folder
-    disk = planned.disk
-    sizes = [
-        sum(file.stat().st_size for file in checkpoint.iterdir()) for checkpoint in Run(folder).checkpoints()
-    ]
-    assert disk.checkpoints / disk.num_checkpoints == pytest.approx(max(sizes), rel=0.1)
-    assert disk.num_checkpoints == len(sizes) == 2
-    assert disk.file == pytest.approx(finished.lora_file.stat().st_size, rel=0.02)
-    drawn = sum(path.stat().st_size for path in (folder / "previews").iterdir())
-    assert 0.5 * drawn < disk.previews < 3 * drawn
-    assert len(list((folder / "previews").glob("step_*.png"))) == planned.timing.previews
-
-
-def test_the_verb_prints_both_ways_and_a_run_folder_is_no_hindrance(
-    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_verb_foretells_what_a_run_leaves_on_the_disk_and_leaves_nothing_itself(
+    finished: Finished,
+    recipe_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint = tmp_path / "runs" / "tiny" / "checkpoints" / "step_000002"
     checkpoint.mkdir(parents=True)
-    code, out, _ = command(["plan", str(recipe_path), "--memory", "1"], capsys)
-    assert code == 0 and re.search(r"memory +[\d.]+ MiB on cpu: fits into 1.00 GiB", out)
-    assert "runs/tiny holds a run already" in " ".join(out.split())
+    code, out, _ = command(["plan", str(recipe_file), "--memory", "1", "--json"], capsys)
+    assert code == 0 and list(checkpoint.parent.parent.iterdir()) == [checkpoint.parent]
+    found, folder = json.loads(out), finished.folder
+    assert found["folder_in_use"]
+    sizes = [
+        sum(file.stat().st_size for file in checkpoint.iterdir()) for checkpoint in Run(folder).checkpoints()
+    ]
+    disk = found["disk"]
+    assert disk["checkpoints"] / disk["num_checkpoints"] == pytest.approx(max(sizes), rel=0.1)
+    assert disk["num_checkpoints"] == len(sizes) == 2
+    assert disk["file"] == pytest.approx(finished.lora_file.stat().st_size, rel=0.02)
+    drawn = sum(path.stat().st_size for path in (folder / "previews").iterdir())
+    assert 0.5 * drawn < disk["previews"] < 3 * drawn
+    assert len(list((folder / "previews").glob("step_*.png"))) == found["timing"]["previews"]
+
+
+def test_people_are_told_the_same(planned: RunPlan, capsys: pytest.CaptureFixture[str]) -> None:
+    print_plan(planned.training, Console(width=200))
+    print_needs(replace(planned, folder_in_use=True), Console(width=200))
+    out = capsys.readouterr().out
+    assert re.search(r"memory +[\d.]+ MiB on cpu: DOES NOT FIT into 30.7 MiB", out)
+    assert re.search(r"change +\w+\.\w+ = ", out) and "runs/tiny holds a run already" in out
     assert "for held-out pictures" in out and "gradients" in out and "checkpoints at a time" in out
-    assert list(checkpoint.parent.parent.iterdir()) == [checkpoint.parent]
 
 
 def test_json_has_all_figures_and_sums(planned: RunPlan) -> None:

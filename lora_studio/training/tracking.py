@@ -80,8 +80,10 @@ class Tracking:
         self._trackers.clear()
 
     def _open(self, name: str, step: int) -> None:
+        from accelerate.state import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+        PartialState()  # without it some of accelerate's trackers fail at their first line of log
         kind, folder = LOGGER_TYPE_TO_CLASS[name], self.run.folder / FOLDER
         with self.run.writing():
             folder.mkdir(parents=True, exist_ok=True)

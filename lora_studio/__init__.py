@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lora_studio.recipe import Recipe, load_recipe
+    from lora_studio.training.planning.plan import RunPlan, plan
     from lora_studio.training.session import Finished, Interrupted, train
 
 __version__ = "0.1.0"
-__all__ = ["Finished", "Interrupted", "Recipe", "__version__", "load_recipe", "train"]
+__all__ = ["Finished", "Interrupted", "Recipe", "RunPlan", "__version__", "load_recipe", "plan", "train"]
 
 _MODULES = {
     "Finished": "lora_studio.training.session",
     "Interrupted": "lora_studio.training.session",
     "Recipe": "lora_studio.recipe",
     "load_recipe": "lora_studio.recipe",
+    "RunPlan": "lora_studio.training.planning.plan",
+    "plan": "lora_studio.training.planning.plan",
     "train": "lora_studio.training.session",
 }
 

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lora_studio import __version__, cli_buckets, cli_cache, cli_captions, cli_doctor, cli_env
+from lora_studio import (
+    __version__,
+    cli_buckets,
+    cli_cache,
+    cli_captions,
+    cli_doctor,
+    cli_env,
+    cli_init,
+    cli_plan,
+)
 from lora_studio.errors import ExportMismatch, StudioError, TrainingDiverged
 from lora_studio.quiet import quiet_libraries
 from lora_studio.recipe import PRESET_FOLDER, Recipe, load_recipe
@@ -112,6 +121,8 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
     print_finished(result, console)
 
 
+app.command()(cli_init.init)
+app.command()(cli_plan.plan)
 app.command()(cli_buckets.buckets)
 app.command()(cli_captions.caption)
 app.command()(cli_captions.captions)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lora_studio.printing_buckets import bucket_lines
 from lora_studio.printing_doctor import finding_lines
+from lora_studio.printing_plan import duration, time_line
 from lora_studio.printing_watch import held_out_lines, holdout_line, memory_line, pictures, skipped_line
 from lora_studio.recipe_data import one_more_chunk
 from lora_studio.training import events
@@ -127,7 +128,7 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
         ("trainable", f"{plan.num_parameters:,} parameters in {plan.num_layers} layers"),
         ("device", f"{plan.device}, base in {plan.precision}, adapters in float32"),
         ("learning rate", f"{plan.learning_rate:g}"),
-        ("time", f"about {_duration(remaining * plan.seconds_per_step)} for the steps"),
+        ("time", time_line(remaining * plan.seconds_per_step, plan)),
         ("run folder", str(plan.folder)),
     ]
     return lines
@@ -182,12 +183,6 @@ def _little_or_much(views: float) -> list[tuple[str, str]]:
     return [("", f"that is {little}: {low} to {high} times are common; take {advice} pictures")]
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def print_report(report: Report, console: Console) -> None:
     """A verify report for people."""
     console.print(f"{report.file}: {'whole' if report.whole else 'FAULTY'}", markup=False)
@@ -221,4 +216,4 @@ def print_finished(result: Finished, console: Console) -> None:
         )
     if summary["steps_skipped"]:
         console.print(f"warning      {summary['steps_skipped']} steps were not finite and skipped")
-    console.print(f"time         {_duration(summary['seconds']['training'])} for the steps")
+    console.print(f"time         {duration(summary['seconds']['training'])} for the steps")

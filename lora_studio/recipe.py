@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
@@ -15,14 +15,19 @@ from pydantic_core import ErrorDetails
 from lora_studio.errors import RecipeError
 from lora_studio.recipe_data import DataConfig, Section, UserPath
 from lora_studio.recipe_machine import MachineConfig
+from lora_studio.recipe_tracking import TrackingConfig
 from lora_studio.recipe_training import HoldoutConfig, TrainingConfig
 from lora_studio.registry import did_you_mean
 
-PRESET_FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+_HERE = Path(__file__).resolve().parent
+_INSTALLED = _HERE / "recipes"  # setup.py puts them there; a checkout has them beside the package
+PRESET_FOLDER = _INSTALLED if _INSTALLED.is_dir() else _HERE.parent / "recipes"
 
 
 class BaseConfig(Section):
     """Which frozen model is adapted."""
+
+    free: ClassVar[frozenset[str]] = frozenset({"allow_pickle"})
 
     model: str = Field(
         description='"pocket" (the base in the package), a diffusers folder, a .safetensors file, or a hub id'
@@ -79,6 +84,10 @@ class ObjectiveConfig(Section):
 class PreviewConfig(Section):
     """The pictures that show what was learned; same prompts and seeds for base and tuned."""
 
+    free: ClassVar[frozenset[str]] = frozenset(
+        {"prompts", "negative_prompt", "seed", "steps", "guidance", "every"}
+    )
+
     prompts: tuple[str, ...] = ()
     negative_prompt: str = ""
     seed: int = Field(42, ge=0)
@@ -89,6 +98,8 @@ class PreviewConfig(Section):
 
 class ExportConfig(Section):
     """The finished file."""
+
+    free: ClassVar[frozenset[str]] = frozenset({"dtype", "title"})
 
     dtype: Literal["float16", "bfloat16", "float32"] = Field(
         "float16", description="float16 is what UIs expect"
@@ -109,6 +120,7 @@ class Recipe(Section):
     holdout: HoldoutConfig = HoldoutConfig()
     preview: PreviewConfig = PreviewConfig()
     export: ExportConfig = ExportConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @field_validator("data", mode="after")
     @classmethod
@@ -197,16 +209,3 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
         annotation: Any = model.model_fields[part].annotation
         model = annotation if isinstance(annotation, type) else get_args(annotation)[0]
     return list(model.model_fields)
-
-
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """ "training.steps: 200 -> 300" for every option that differs, the way a resume reports them."""
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    return [f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in after if before.get(k) != after.get(k)]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -25,6 +25,9 @@ class Section(BaseModel):
     """A table of the recipe: typed, frozen, and refusing keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    free: ClassVar[frozenset[str]] = frozenset()
+    """The options that a resume may change, because what is learned stays the same but for rounding."""
 
 
 class SourceConfig(Section):
@@ -63,6 +66,8 @@ class ClassImagesConfig(Section):
 
 class DataConfig(Section):
     """Which pictures and captions are learned."""
+
+    free: ClassVar[frozenset[str]] = frozenset({"latents_on_device_gb"})
 
     images: UserPath | None = Field(
         None, description="a folder of pictures; relative to the recipe's own folder"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,10 @@ from lora_studio.recipe_data import Section
 
 class MachineConfig(Section):
     """How the run uses the machine; what is learned changes by rounding only."""
+
+    free: ClassVar[frozenset[str]] = frozenset(
+        {"device", "attention", "gradient_checkpointing", "compile", "channels_last", "tf32"}
+    )
 
     device: str = Field("auto", description='"auto", "cpu", "cuda" or "cuda:1"')
     attention: Literal["sdpa", "xformers"] = Field(

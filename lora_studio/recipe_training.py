@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -14,7 +15,9 @@ MOST_HELD_OUT = 12  # a measurement of so many costs about as much as eight step
 
 
 class TrainingConfig(Section):
-    """How long, how fast, and on what."""
+    """How long and how fast. Whether `steps` may change in a resume, the schedule decides."""
+
+    free: ClassVar[frozenset[str]] = frozenset({"max_bad_steps", "checkpoint_every", "keep_checkpoints"})
 
     steps: int = Field(1000, ge=1)
     batch_size: int = Field(4, ge=1)
@@ -43,6 +46,8 @@ class TrainingConfig(Section):
 
 class HoldoutConfig(Section):
     """Pictures that are not trained on; the loss on them says when a run has learned enough."""
+
+    free: ClassVar[frozenset[str]] = frozenset({"every"})
 
     count: int | None = Field(
         None, ge=0, description="pictures kept apart; 0: none. Those with the role holdout come first"

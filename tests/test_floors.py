@@ -12,7 +12,8 @@ import lora_studio
 ROOT = Path(lora_studio.__file__).parent
 FLOORS = {
     5: [
-        *("cli", "cli_buckets", "cli_cache", "cli_captions", "cli_doctor", "cli_env", "web", "__main__"),
+        *("cli", "cli_buckets", "cli_cache", "cli_captions", "cli_doctor", "cli_env", "cli_init", "cli_plan"),
+        *("web", "__main__", "printing_plan"),
         *("printing", "printing_buckets", "printing_captions", "printing_doctor", "printing_watch"),
     ],
     4: ["evaluate"],
@@ -21,12 +22,18 @@ FLOORS = {
     1: ["families", "pocket", "quantization"],
     0: [
         *("objective", "rng", "run", "recipe", "recipe_data", "recipe_training", "recipe_machine"),
+        *("recipe_changes", "recipe_tracking", "presets"),
         *("errors", "registry", "quiet", "devices"),
     ],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 SIDEWAYS = {
     ("__main__", "cli"): "`python -m lora_studio` is the command line",
+    ("cli", "cli_init"): "the verb init has a file of its own",
+    ("cli", "cli_plan"): "the verb plan has a file of its own",
+    ("cli_plan", "printing"): "a verb shows what it did",
+    ("cli_plan", "printing_plan"): "a verb shows what it did",
+    ("printing", "printing_plan"): "the plan of a training tells its time, too",
     ("cli", "printing"): "a verb shows what it did",
     ("cli", "cli_buckets"): "the verb about buckets has a file of its own",
     ("cli_buckets", "printing_buckets"): "a verb shows what it did",

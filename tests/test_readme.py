@@ -16,7 +16,7 @@ from lora_studio.training.build import check_names, read_dataset
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+RECIPES = sorted((ROOT / "recipes").glob("pocket_*.toml"))  # the others are for pictures of one's own
 
 
 def shown_commands() -> list[str]:

@@ -40,6 +40,7 @@ from lora_studio.training.optimizers import OPTIMIZERS
 from lora_studio.training.preview import PreviewOptions
 from lora_studio.training.schedule import SCHEDULES
 from lora_studio.training.self_test import refuse_what_fails
+from lora_studio.training.tracking import tracker_faults
 
 
 @dataclass
@@ -71,7 +72,7 @@ def check_names(recipe: Recipe) -> None:
         (SCHEDULES, training.schedule),
         (QUANTIZERS, recipe.base.quantize),
     ]
-    faults = []
+    faults = tracker_faults(recipe.tracking.to)
     for table, name in wanted:
         try:
             table.check(name)  # type: ignore[attr-defined]

@@ -91,6 +91,11 @@ class Texts:
         self._ready = {caption: _to(value, device) for caption, value in ready.items()}
         self._made = lru_cache(maxsize=MOST_TEXTS)(lambda caption: _to(find(caption), device))
 
+    @property
+    def num_bytes(self) -> int:
+        """Of those that were ready before the first step."""
+        return sum(tensor.nbytes for one in self._ready.values() for tensor in one.values())
+
     def batch(self, captions: Sequence[str]) -> Conditioning:
         """The captions' conditioning in one batch, as long as the longest of them needs."""
         return join([self._of(caption) for caption in captions], empty=self._of(""))

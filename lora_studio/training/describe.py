@@ -20,9 +20,10 @@ from lora_studio.training.describe_captions import (
     variation_in_words,
 )
 from lora_studio.training.events import ClassPictures, TrainingPlan
+from lora_studio.training.timing import Timing
 
 
-def describe(session: Session, *, first_step: int, seconds_per_step: float) -> TrainingPlan:
+def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPlan:
     """What will be trained, for people to read before it starts."""
     recipe, used = session.recipe, session.manifest.used
     captions, foreseen = session.loop.feed.captions, session.foreseen
@@ -54,7 +55,9 @@ def describe(session: Session, *, first_step: int, seconds_per_step: float) -> T
         device=str(session.machine.device),
         precision=str(session.machine.dtype).removeprefix("torch."),
         learning_rate=recipe.training.learning_rate,
-        seconds_per_step=seconds_per_step,
+        seconds_per_step=timing.step,
+        seconds_of_holdout=timing.holdout * timing.holdouts,
+        seconds_of_previews=timing.preview * timing.previews,
         folder=session.run.folder,
         held_out=tuple(record.name for record in session.manifest.of_role("holdout")),
         holdout_every=0 if session.holdout is None else recipe.holdout.every,

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_studio.data.bucket_report import BucketPlan
 from lora_studio.data.captions.tokens import Cut
 from lora_studio.data.doctor.finding import Finding
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class TrainingPlan:
     learning_rate: float
     seconds_per_step: float
     folder: Path
+    seconds_of_holdout: float = 0.0  # all measurements that are still to come
+    seconds_of_previews: float = 0.0
     held_out: tuple[str, ...] = ()  # pictures that are not trained on
     holdout_every: int = 0  # steps between measurements of the loss on them; 0: none is made
     repeats: tuple[tuple[str, int, int], ...] = ()  # (folder, pictures, repeats of each)
@@ -80,6 +86,7 @@ class StepDone:
     loss: float
     learning_rate: float
     seconds: float
+    grad_norm: float  # before it was clipped
 
 
 @dataclass(frozen=True)
@@ -114,13 +121,30 @@ class HoldoutMeasured:
 
 
 @dataclass(frozen=True)
+class PreviewsDrawn:
+    """A picture a prompt from the model as it is at this step; of step 0, the base's."""
+
+    step: int
+    path: Path  # of the sheet
+    prompts: tuple[str, ...]
+    pictures: tuple[Image, ...]
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return f"previews of step {self.step}: {self.path}"
+
+
+@dataclass(frozen=True)
 class Note:
     """Something worth a line: a checkpoint, a file written, a warning."""
 
     text: str
 
 
-Event = TrainingPlan | Progress | StepDone | StepSkipped | MemoryRanOut | HoldoutMeasured | Note
+Event = (
+    TrainingPlan | Progress | StepDone | StepSkipped | MemoryRanOut | HoldoutMeasured | PreviewsDrawn | Note
+)
 Listener = Callable[[Event], None]
 
 

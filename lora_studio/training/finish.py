@@ -26,7 +26,7 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import POCKET
 from lora_studio.training.base import base_of
 from lora_studio.training.build import Session
-from lora_studio.training.events import Listener, Note
+from lora_studio.training.events import Listener, Note, PreviewsDrawn
 from lora_studio.training.holdout import holdout_summary
 from lora_studio.training.plots import holdout_plot, loss_plot
 from lora_studio.training.preview import as_png, grid, load_pictures, render, render_base
@@ -56,7 +56,9 @@ def show_base(session: Session, listener: Listener) -> list[Image.Image]:
         pictures = render_base(session.family, session.adapters, session.preview)
         for number, picture in enumerate(pictures):
             session.run.file(f"previews/base_{number:02}.png", as_png(picture))
-        session.run.file("previews/step_000000.png", as_png(grid(prompts, pictures, pictures)))
+        sheet = as_png(grid(prompts, pictures, pictures))
+        path = session.run.file("previews/step_000000.png", sheet)
+        listener(PreviewsDrawn(0, path, prompts, tuple(pictures)))
     return pictures
 
 
@@ -93,7 +95,9 @@ def _finish(
     if base_pictures:
         tuned = render(session.family, session.preview)
         sheet = grid(session.preview.prompts, base_pictures, tuned)
-        run.file(f"previews/step_{recipe.training.steps:06}.png", as_png(sheet))
+        drawn = run.file(f"previews/step_{recipe.training.steps:06}.png", as_png(sheet))
+        prompts = session.preview.prompts
+        listener(PreviewsDrawn(recipe.training.steps, drawn, prompts, tuple(tuned)))
     run.file("loss.png", loss_plot(run.metrics()))
     if measured := run.lines(HOLDOUT):
         run.file("holdout.png", holdout_plot(measured))

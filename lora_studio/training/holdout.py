@@ -97,6 +97,12 @@ class Holdout:
         return Reading(step, self.names, losses.mean(dim=1), self._base.mean(dim=1), relative)
 
     @torch.no_grad()
+    def try_out(self, rows: int) -> None:
+        """As much of the first picture's measurement as `rows` timesteps."""
+        noise = torch.randn((rows, *self.pictures[0].latents.shape), generator=generator("timing"))
+        self._rows(self.pictures[0], noise, (torch.arange(rows) + 0.5) / rows)
+
+    @torch.no_grad()
     def _losses(self) -> Tensor:
         """[N, TIMESTEPS] on the CPU."""
         return torch.stack([self._of(one) for one in self.pictures]).cpu()

@@ -168,7 +168,7 @@ class Loop:
         rate = self.state.optimizer.param_groups[0]["lr"]
         self.record(done.row(step, rate, seconds))
         if done.finite:
-            self.listener(StepDone(step, self.options.steps, done.loss, rate, seconds))
+            self.listener(StepDone(step, self.options.steps, done.loss, rate, seconds, done.grad_norm))
             return
         in_a_row, most = self.state.counters.skipped_in_a_row, self.options.max_bad_steps
         scale = done.scale if done.scaled_too_much else 1.0

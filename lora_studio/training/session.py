@@ -10,13 +10,13 @@ from PIL import Image
 
 from lora_studio.errors import (
     CheckpointError,
-    RecipeError,
     RunFolderError,
     StudioError,
     TrainingDiverged,
     reason_of,
 )
-from lora_studio.recipe import Recipe, differences, load_recipe
+from lora_studio.recipe import Recipe, load_recipe
+from lora_studio.recipe_changes import Change
 from lora_studio.run import Run, run_folder
 from lora_studio.training.build import Session, prepare
 from lora_studio.training.checkpoint import load_state
@@ -24,9 +24,10 @@ from lora_studio.training.describe import describe
 from lora_studio.training.events import Listener, nobody
 from lora_studio.training.finish import Finished, finish, show_base
 from lora_studio.training.memory import is_out_of_memory, out_of_memory
+from lora_studio.training.resume import RECIPE_FILE, allowed_changes, take_over
+from lora_studio.training.timing import time_everything
+from lora_studio.training.tracking import Tracking
 from lora_studio.training.watch import HOLDOUT, HoldoutWatch, PreviewWatch, Watch
-
-RECIPE_FILE = "recipe.toml"
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,12 @@ def train(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(Path(recipe))
     run = Run(folder or run_folder(recipe.name))
-    _check_folder(run, recipe, resume=resume)
+    changed = _check_folder(run, recipe, resume=resume)
+    tracking = Tracking(recipe, run, on_event)
     try:
         run.remove_left_overs()
-        return _train(recipe, run, resume=resume, on_event=on_event)
+        take_over(run, changed, on_event)
+        return _train(recipe, run, resume=resume, on_event=tracking)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -64,18 +67,19 @@ def train(
     except (TrainingDiverged, RunFolderError) as error:
         raise type(error)(f"{error}; {_last_good(run, error)}.") from None
     finally:
+        tracking.finish()
         run.close()
 
 
-def _train(recipe: Recipe, run: Run, *, resume: bool, on_event: Listener) -> Finished | Interrupted:
+def _train(recipe: Recipe, run: Run, *, resume: bool, on_event: Tracking) -> Finished | Interrupted:
     began = time.monotonic()
     session = prepare(recipe, run, on_event)
-    run.text(RECIPE_FILE, to_toml(recipe))
     step = _load_checkpoint(session) if resume else 0
+    run.text(RECIPE_FILE, to_toml(recipe))
     for lines in ("metrics.jsonl", HOLDOUT):  # of steps that will be done again, or of a start without a save
         run.forget_after(step if resume else -1, lines)
-    seconds = time_a_step(session)
-    on_event(describe(session, first_step=step + 1, seconds_per_step=seconds))
+    on_event.start(step)
+    on_event(describe(session, first_step=step + 1, timing=time_everything(session, first_step=step + 1)))
     base_pictures = show_base(session, on_event)
     training_began = time.monotonic()
     watch = _watch(session, base_pictures, on_event)
@@ -113,23 +117,17 @@ def is_finished(folder: Path) -> bool:
     return (folder / "summary.json").is_file()
 
 
-def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> None:
-    """Refuse to mix two runs, to resume nothing, and to resume with another recipe."""
-    if not resume:
-        if run.checkpoints() or is_finished(run.folder):
-            raise StudioError(
-                f"{run.folder} already holds a run; "
-                "continue it with --resume, or choose another folder with --out."
-            )
-        return
-    run.newest_checkpoint()
-    changed = differences(load_recipe(run.folder / RECIPE_FILE), recipe)
-    if changed:
-        raise RecipeError(
-            "\n".join(
-                [f"{run.folder} was started with another recipe; it can only go on unchanged:", *changed]
-            )
+def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> list[Change]:
+    """Refuse to mix two runs, and to resume nothing or something else; what has changed since the start."""
+    if resume:
+        run.newest_checkpoint()
+        return allowed_changes(run, recipe)
+    if run.checkpoints() or is_finished(run.folder):
+        raise StudioError(
+            f"{run.folder} already holds a run; "
+            "continue it with --resume, or choose another folder with --out."
         )
+    return []
 
 
 def _load_checkpoint(session: Session) -> int:
@@ -140,18 +138,6 @@ def _load_checkpoint(session: Session) -> int:
             f"{newest} is at step {step}, but the recipe has only {session.recipe.training.steps}."
         )
     return step
-
-
-def time_a_step(session: Session) -> float:
-    """Seconds of one optimizer step of the largest micro-batches, measured without changing anything."""
-    loop = session.loop
-    batch = loop.feed.largest()
-    seconds = 0.0
-    for _ in range(2):  # the first pass pays for what is made once
-        began = time.perf_counter()
-        loop.try_out(batch)
-        seconds = time.perf_counter() - began
-    return seconds * loop.options.accumulation
 
 
 def _last_good(run: Run, error: StudioError) -> str:

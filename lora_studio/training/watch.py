@@ -9,7 +9,7 @@ from PIL import Image
 
 from lora_studio.families.base import ModelFamily
 from lora_studio.run import Run
-from lora_studio.training.events import HoldoutMeasured, Listener, Note
+from lora_studio.training.events import HoldoutMeasured, Listener, PreviewsDrawn
 from lora_studio.training.holdout import Holdout, Reading, best_step
 from lora_studio.training.preview import PreviewOptions, as_png, grid, render
 from lora_studio.training.state import State
@@ -75,7 +75,7 @@ class PreviewWatch:
             tuned = render(self.family, self.options)
         sheet = grid(self.options.prompts, self.base_pictures, tuned)
         path = self.run.file(f"previews/step_{step:06}.png", as_png(sheet))
-        self.listener(Note(f"previews of step {step}: {path}"))
+        self.listener(PreviewsDrawn(step, path, self.options.prompts, tuple(tuned)))
 
 
 @dataclass

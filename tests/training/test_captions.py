@@ -26,6 +26,7 @@ from lora_studio.training.build import Session, prepare
 from lora_studio.training.describe import describe
 from lora_studio.training.events import nobody
 from lora_studio.training.session import Finished, train
+from lora_studio.training.timing import Timing
 
 CAPTIONS = {
     "00": "a red ball, zwx style, on grass, at night",
@@ -87,7 +88,7 @@ def shown(session: Session, steps: int = 12) -> list[str]:
 
 
 def plan_of(session: Session) -> list[str]:
-    plan = describe(session, first_step=1, seconds_per_step=0.1)
+    plan = describe(session, first_step=1, timing=Timing(0.1, 1))
     return [f"{title}: {text}".removeprefix(": ") for title, text in plan_lines(plan)]
 
 

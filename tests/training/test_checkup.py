@@ -19,6 +19,7 @@ from lora_studio.training.build import prepare
 from lora_studio.training.checkup import examine_recipe
 from lora_studio.training.describe import describe
 from lora_studio.training.events import Progress
+from lora_studio.training.timing import Timing
 
 
 def test_errors_stand_in_the_plan_and_stop_nothing(tmp_path: Path, tiny_base: Path) -> None:
@@ -35,7 +36,7 @@ def test_errors_stand_in_the_plan_and_stop_nothing(tmp_path: Path, tiny_base: Pa
     (tmp_path / "recipe.toml").write_text(text.replace("[adapter]", f"{sources}[adapter]"))
     events: list[object] = []
     session = prepare(load_recipe(tmp_path / "recipe.toml"), Run(tmp_path / "run"), events.append)
-    lines = plan_lines(describe(session, first_step=1, seconds_per_step=0.1))
+    lines = plan_lines(describe(session, first_step=1, timing=Timing(0.1, 1)))
     (error,) = [words for title, words in lines if title == "ERROR"]
     assert error.startswith("leakage: train/1.png: looks like held/alike.png")
     assert ("", "extreme aspect: train/strip.png") in lines
@@ -53,7 +54,7 @@ def test_a_sound_set_adds_no_line_to_the_plan(tmp_path: Path, tiny_base: Path) -
     (tmp_path / "recipe.toml").write_text(recipe_text(planted.folder, str(tiny_base)))
     session = prepare(load_recipe(tmp_path / "recipe.toml"), Run(tmp_path / "run"), lambda event: None)
     assert session.report.findings == ()
-    lines = plan_lines(describe(session, first_step=1, seconds_per_step=0.1))
+    lines = plan_lines(describe(session, first_step=1, timing=Timing(0.1, 1)))
     assert not {"doctor", "ERROR"} & {title for title, _ in lines}
 
 

@@ -24,6 +24,7 @@ from lora_studio.training.describe import describe
 from lora_studio.training.events import Event, Progress, nobody
 from lora_studio.training.preview import PreviewOptions, render
 from lora_studio.training.session import Finished, to_toml, train
+from lora_studio.training.timing import Timing
 
 DRAWN = (
     *("data.class_images.count=6", "data.class_images.steps=1", "data.class_images.guidance=2"),
@@ -64,7 +65,7 @@ def own_rows(batch: Batch) -> int:
 
 
 def lines_of(session: Session) -> list[str]:
-    plan = describe(session, first_step=1, seconds_per_step=0.1)
+    plan = describe(session, first_step=1, timing=Timing(0.1, 1))
     return [f"{title}: {text}".removeprefix(": ") for title, text in plan_lines(plan)]
 
 

@@ -20,6 +20,7 @@ from lora_studio.training.describe import describe
 from lora_studio.training.events import nobody
 from lora_studio.training.finish import _facts
 from lora_studio.training.session import to_toml
+from lora_studio.training.timing import Timing
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def session_of(tmp_path: Path, tiny_base: Path):  # type: ignore[no-untyped-def]
 
 
 def plan_of(session: Session) -> list[str]:
-    plan = describe(session, first_step=1, seconds_per_step=0.1)
+    plan = describe(session, first_step=1, timing=Timing(0.1, 1))
     return [f"{title}: {text}".removeprefix(": ") for title, text in plan_lines(plan)]
 
 

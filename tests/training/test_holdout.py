@@ -23,6 +23,7 @@ from lora_studio.training.events import Event, HoldoutMeasured, nobody
 from lora_studio.training.holdout import TIMESTEPS, best_step
 from lora_studio.training.preview import render_base
 from lora_studio.training.session import Finished, train
+from lora_studio.training.timing import Timing
 from lora_studio.training.watch import HoldoutWatch, PreviewWatch
 
 SOURCES = """
@@ -201,7 +202,7 @@ def test_a_tenth_is_held_out_by_default_from_twelve_pictures_on_and_the_plan_nam
     picture_folder(tmp_path / "pictures", count=12)
     (tmp_path / "recipe.toml").write_text(recipe_text(tmp_path / "pictures", str(tiny_base)), "utf-8")
     session = prepare(load_recipe(tmp_path / "recipe.toml"), Run(tmp_path / "run"), nobody)
-    plan = describe(session, first_step=1, seconds_per_step=1.0)
+    plan = describe(session, first_step=1, timing=Timing(1.0, 1))
     assert len(plan.held_out) == 2 and plan.images_used == 10 and plan.holdout_every == 100
     assert session.holdout is not None and session.holdout.names == plan.held_out
     shown = {record.name for record in session.loop.feed.records}

@@ -1,0 +1,124 @@
+"""What to change in a recipe that does not fit, with what each change brings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from lora_studio.training.build import Session
+from lora_studio.training.planning.memory import Memory, measure_activations
+
+LOWER = {1024: 768, 768: 512}  # sides of the areas that bases are used at
+NF4_BYTES = 0.5 + 4 / 64  # of a number: four bits, and a float32 for every 64
+BFLOAT16_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change of the recipe."""
+
+    change: str  # in the words of --set
+    cost: str  # what one pays for it
+    as_good: bool  # the result
+    measured: bool  # else counted, or the least it brings
+    activations: float = 1.0  # is multiplied by this, as are the others
+    previews: float = 1.0
+    parts: dict[str, float] = field(default_factory=dict)
+    saves: int = 0  # bytes, alone
+    enough: bool = False  # alone
+
+    def applied(self, memory: Memory) -> Memory:
+        """What the memory is with it."""
+        return replace(
+            memory,
+            activations=round(memory.activations * self.activations),
+            previews=round(memory.previews * self.previews),
+            parts={name: round(size * self.parts.get(name, 1.0)) for name, size in memory.parts.items()},
+        )
+
+
+def advise(session: Session, memory: Memory) -> tuple[Advice, ...]:
+    """What helps, best first: enough by itself, as good a result, the most memory. Nothing if it fits."""
+    if memory.fits:
+        return ()
+    found = []
+    for one in _candidates(session, memory):
+        after = one.applied(memory)
+        if after.total < memory.total:
+            found.append(replace(one, saves=memory.total - after.total, enough=after.fits))
+    return tuple(sorted(found, key=lambda one: (not one.enough, not one.as_good, -one.saves)))
+
+
+def together(memory: Memory, advice: Sequence[Advice]) -> tuple[int, Memory]:
+    """How many of the first ones are needed until it fits, and the memory then; all if not even they do."""
+    for count, one in enumerate(advice, start=1):
+        memory = one.applied(memory)
+        if memory.fits:
+            return count, memory
+    return len(advice), memory
+
+
+def _candidates(session: Session, memory: Memory) -> Iterator[Advice]:
+    yield from _checkpointing(session, memory)
+    yield from _smaller_batch(session, memory)
+    yield from _fewer_bits(session, memory)
+    yield from _lower_resolution(session)
+    if len(session.preview.prompts) > 1:
+        share = 1 / len(session.preview.prompts)
+        yield Advice("fewer preview.prompts", "fewer pictures to judge by", True, False, previews=share)
+
+
+def _checkpointing(session: Session, memory: Memory) -> Iterator[Advice]:
+    denoiser = session.family.parts[session.family.denoiser]
+    if session.recipe.machine.gradient_checkpointing or not memory.activations:
+        return
+    if not hasattr(denoiser, "enable_gradient_checkpointing"):
+        return
+    denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    try:
+        share = measure_activations(session) / memory.activations
+    finally:
+        denoiser.disable_gradient_checkpointing()  # type: ignore[operator]
+    cost = "the same result, and steps take about a third longer"
+    yield Advice("machine.gradient_checkpointing = true", cost, True, True, activations=share)
+
+
+def _smaller_batch(session: Session, memory: Memory) -> Iterator[Advice]:
+    """The largest part of the batch that is enough, or one picture at a time."""
+    training = session.recipe.training
+    divisors = [rows for rows in range(training.batch_size - 1, 0, -1) if training.batch_size % rows == 0]
+    for rows in divisors if memory.activations else ():
+        share = measure_activations(session, rows=rows) / memory.activations
+        accumulation = training.accumulation * training.batch_size // rows
+        change = f"training.batch_size = {rows}, training.accumulation = {accumulation}"
+        advice = Advice(change, "as many pictures a step, which takes longer", True, True, activations=share)
+        if rows == 1 or advice.applied(memory).fits:
+            yield advice
+            return
+
+
+def _fewer_bits(session: Session, memory: Memory) -> Iterator[Advice]:
+    family, recipe = session.family, session.recipe
+    if session.machine.dtype == torch.float32:
+        parts = {name: BFLOAT16_SHARE for name in memory.parts if name != "vae"}
+        yield Advice('base.dtype = "bfloat16"', "the base is a little less exact", False, False, parts=parts)
+    if recipe.base.quantize != "none" or family.denoiser not in memory.parts:
+        return
+    adapted = [layer for layer in session.adapters.layers if layer.part == family.denoiser]
+    weights = [layer.module.get_base_layer().weight for layer in adapted]
+    linear = [weight for weight in weights if weight.dim() == 2]
+    saved = sum(weight.nbytes - weight.numel() * NF4_BYTES for weight in linear)
+    share = 1 - saved / memory.parts[family.denoiser]
+    cost = "the base is less exact, and slower; needs bitsandbytes"
+    yield Advice('base.quantize = "bnb_nf4"', cost, False, False, parts={family.denoiser: share})
+
+
+def _lower_resolution(session: Session) -> Iterator[Advice]:
+    side = session.recipe.data.resolution
+    lower = next((LOWER[one] for one in LOWER if one <= side), None)
+    if lower is not None:
+        share = (lower / side) ** 2
+        cost = "details are learned less well"
+        yield Advice(f"data.resolution = {lower}", cost, False, False, activations=share, previews=share)

@@ -1,0 +1,75 @@
+"""What a run leaves on the disk."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lora_studio.training.build import Session
+from lora_studio.training.planning.memory import latent_bytes
+from lora_studio.training.preview import as_png, grid, render
+from lora_studio.training.timing import Timing
+
+HEADER_BYTES = 3 * 140  # of a layer in a LoRA file: names and shapes of its three tensors
+BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes, at most; what is in the caches already is counted, too."""
+
+    caches: int  # latents and conditioning, shared with other runs
+    checkpoints: int  # as many as there are at one time
+    num_checkpoints: int
+    previews: int
+    file: int
+    free: int  # where the run folder lies
+
+    @property
+    def total(self) -> int:
+        """In the run folder."""
+        return self.checkpoints + self.previews + self.file
+
+
+def measure_disk(session: Session, timing: Timing, *, optimizer: int) -> Disk:
+    """From the sizes of tensors, and from a sheet of previews with one step, which are nearly noise."""
+    recipe, adapters = session.recipe, session.adapters.num_parameters * 4
+    training = recipe.training
+    made = -(-training.steps // training.checkpoint_every)
+    # the newest ones, the best, and a new one before an old one goes
+    count = min(made, training.keep_checkpoints + (session.holdout is not None) + 1)
+    means = 0 if session.loop.state.ema is None else adapters
+    return Disk(
+        caches=latent_bytes(session) + _texts(session),
+        checkpoints=count * (adapters + optimizer + means),
+        num_checkpoints=count,
+        previews=_previews(session, timing),
+        file=session.adapters.num_parameters * BYTES[recipe.export.dtype]
+        + len(session.adapters.layers) * HEADER_BYTES,
+        free=shutil.disk_usage(_existing(session.run.folder)).free,
+    )
+
+
+def _texts(session: Session) -> int:
+    texts = session.loop.feed.texts
+    if texts is None:
+        return 0
+    one = sum(tensor.nbytes for tensor in texts.batch([""]).values())
+    return one * (len(session.foreseen.texts) if session.foreseen.complete else 1)
+
+
+def _previews(session: Session, timing: Timing) -> int:
+    options = replace(session.preview, steps=1)
+    if not options.prompts:
+        return 0
+    drawn = render(session.family, options)  # nearly noise, which no format makes smaller
+    return len(as_png(grid(options.prompts, drawn, drawn))) * timing.previews + sum(
+        len(as_png(picture)) for picture in drawn
+    )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    folder = folder.resolve()
+    return next(one for one in (folder, *folder.parents) if one.is_dir())

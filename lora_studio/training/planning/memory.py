@@ -1,0 +1,122 @@
+"""What a run holds in its device's memory: counted where it can be, and measured in a real step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from lora_studio.training.build import Session
+from lora_studio.training.optimizers import OPTIMIZERS
+from lora_studio.training.planning.live import peak_bytes
+from lora_studio.training.preview import render
+
+USABLE = 0.95  # of the room: allocators leave gaps, and a device that is full gets slow before it refuses
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the fullest moment, which is in a step at the largest bucket or while previews are drawn."""
+
+    parts: dict[str, int]  # frozen weights, and buffers, that lie on the device while it trains
+    adapters: int
+    optimizer: int
+    mean: int  # of the weights, with training.ema
+    caches: int  # latents and conditioning on the device
+    gradients: int
+    activations: int  # of a step's forward and backward pass, at most
+    previews: int  # beside the weights, while they are drawn
+    room: int  # on the device before anything was loaded, or what was asked for
+    passes: int = 1  # in so many the largest micro-batch had to be trained
+
+    @property
+    def resident(self) -> int:
+        """What lies there all the time."""
+        return sum(self.parts.values()) + self.adapters + self.optimizer + self.mean + self.caches
+
+    @property
+    def total(self) -> int:
+        """At the fullest moment."""
+        return self.resident + max(self.gradients + self.activations, self.previews)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the total leaves a twentieth of the room free."""
+        return self.total <= USABLE * self.room
+
+
+def measure_memory(session: Session, *, room: int) -> Memory:
+    """By a step of the largest micro-batch and a step of the previews, which change nothing."""
+    adapters = sum(tensor.nbytes for tensor in session.adapters.named_parameters().values())
+    state = session.loop.state
+    memory = Memory(
+        parts=_weights(session),
+        adapters=adapters,
+        optimizer=optimizer_bytes(session),
+        mean=0 if state.ema is None else adapters,
+        caches=_caches(session),
+        gradients=adapters,
+        activations=0,
+        previews=_previews(session),
+        room=room,
+    )
+    return replace(memory, activations=measure_activations(session), passes=session.loop.passes)
+
+
+def measure_activations(session: Session, *, rows: int | None = None) -> int:
+    """Of the largest micro-batch, or of its first `rows`, without the adapters' gradients."""
+    batch = session.loop.feed.largest()
+    if rows is not None:
+        batch = batch.rows(slice(0, rows))
+    peak = peak_bytes(lambda: session.loop.try_out(batch), session.family.device)
+    return max(0, peak - sum(tensor.nbytes for tensor in session.adapters.named_parameters().values()))
+
+
+def optimizer_bytes(session: Session) -> int:
+    """Of its state after a step, found by a step on zeros in each tensor's shape, one at a time."""
+    training, total = session.recipe.training, 0
+    found: dict[torch.Size, int] = {}
+    for parameter in session.adapters.named_parameters().values():
+        if parameter.shape not in found:
+            trial = nn.Parameter(torch.zeros_like(parameter))
+            trial.grad = torch.zeros_like(trial)
+            groups = [{"params": [trial], "lr": training.learning_rate}]
+            optimizer = OPTIMIZERS[training.optimizer](groups, weight_decay=training.weight_decay)
+            optimizer.step()
+            values = optimizer.state[trial].values()
+            found[parameter.shape] = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+        total += found[parameter.shape]
+    return total
+
+
+def _weights(session: Session) -> dict[str, int]:
+    """Part -> bytes on the device, the adapters' own left out."""
+    device, family = session.family.device, session.family
+    ours = {id(tensor) for tensor in session.adapters.named_parameters().values()}
+    found = {}
+    for name, part in family.parts.items():
+        tensors = [one for one in (*part.parameters(), *part.buffers()) if id(one) not in ours]
+        found[name] = sum(one.nbytes for one in tensors if one.device == device)
+    return {name: size for name, size in found.items() if size}
+
+
+def _caches(session: Session) -> int:
+    feed, holdout = session.loop.feed, session.holdout
+    latents = 0 if feed.latents.on_disk else latent_bytes(session)
+    held = 0 if holdout is None else sum(one.latents.nbytes for one in holdout.pictures)
+    texts = 0 if feed.texts is None else feed.texts.num_bytes
+    return latents + held + texts
+
+
+def latent_bytes(session: Session) -> int:
+    """Of all views, mean and standard deviation in float32."""
+    latents = session.loop.feed.latents
+    return sum(8 * latents.size(index) for index in range(len(latents)))
+
+
+def _previews(session: Session) -> int:
+    options = session.preview
+    if not options.prompts:
+        return 0
+    return peak_bytes(lambda: render(session.family, replace(options, steps=1)), session.family.device)

@@ -1,0 +1,105 @@
+"""`plan(recipe)`: what a run will train and take, from a real step that leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_studio.recipe import Recipe, load_recipe
+from lora_studio.run import run_folder
+from lora_studio.training.build import prepare
+from lora_studio.training.describe import describe
+from lora_studio.training.events import Event, Listener, Progress, TrainingPlan, nobody
+from lora_studio.training.planning.advice import Advice, advise
+from lora_studio.training.planning.disk import Disk, measure_disk
+from lora_studio.training.planning.memory import Memory, measure_memory
+from lora_studio.training.planning.unwritten import UnwrittenRun
+from lora_studio.training.timing import Timing, time_everything
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a recipe trains, and what that takes on this machine."""
+
+    training: TrainingPlan
+    memory: Memory
+    disk: Disk
+    timing: Timing
+    seconds_of_preparing: float  # this time: reading, looking at pictures, and what was not cached yet
+    cached: dict[str, int]  # what was made for the caches just now, e.g. {"latents": 28}
+    advice: tuple[Advice, ...]  # empty if it fits; best first
+    folder_in_use: bool  # the run folder holds a run already
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, sums and answers included."""
+        values = json.loads(json.dumps(asdict(self), default=str))
+        values["memory"] |= {"total": self.memory.total, "fits": self.memory.fits}
+        values["disk"] |= {"total": self.disk.total}
+        values["timing"] |= {"total": self.timing.total}
+        return dict(values)
+
+
+def plan(
+    recipe: Recipe | Path | str, *, memory_gib: float | None = None, on_event: Listener = nobody
+) -> RunPlan:
+    """What a run of the recipe, or of the one in a TOML file, will train and take.
+
+    Pictures and captions that are not in the caches yet are encoded, and class images drawn, as a run would
+    do; nothing else is written. `memory_gib`: instead of what this machine's device has free. Raises
+    StudioError for whatever the user can mend.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(Path(recipe))
+    with torch.random.fork_rng():  # libraries draw first values of adapters, which ours then replace
+        return _plan(recipe, memory_gib, on_event)
+
+
+def _plan(recipe: Recipe, memory_gib: float | None, on_event: Listener) -> RunPlan:
+    run, heard = UnwrittenRun(run_folder(recipe.name)), _Heard(on_event)
+    began = time.perf_counter()
+    room = free_memory(recipe) if memory_gib is None else round(memory_gib * GIB)
+    session = prepare(recipe, run, heard)
+    prepared = time.perf_counter() - began
+    timing = time_everything(session)
+    memory = measure_memory(session, room=room)
+    return RunPlan(
+        training=describe(session, first_step=1, timing=timing),
+        memory=memory,
+        disk=measure_disk(session, timing, optimizer=memory.optimizer),
+        timing=timing,
+        seconds_of_preparing=prepared,
+        cached=heard.cached,
+        advice=advise(session, memory),
+        folder_in_use=bool(run.checkpoints()),
+    )
+
+
+def free_memory(recipe: Recipe) -> int:
+    """Bytes that are free on the recipe's device at present."""
+    from lora_studio.devices import find_device
+
+    device = find_device(recipe.machine.device)
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+class _Heard:
+    """Passes events on, and remembers how much was made for the caches."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener, self.cached = listener, dict[str, int]()
+
+    def __call__(self, event: Event) -> None:
+        self.listener(event)
+        if isinstance(event, Progress) and event.what in ("latents", "captions", "class images"):
+            self.cached[event.what] = event.done

@@ -1,0 +1,29 @@
+"""A run folder that nothing is written to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_studio.run import Run
+
+
+class UnwrittenRun(Run):
+    """Says where everything would be, and leaves the disk as it is."""
+
+    def file(self, name: str, content: bytes) -> Path:
+        """Where the file would be."""
+        return self.folder / name
+
+    def metric(self, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def append(self, name: str, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def checkpoint(
+        self, step: int, files: Mapping[str, bytes], *, keep: int, best: Collection[int] = ()
+    ) -> Path:
+        """Where it would be."""
+        return self._checkpoint_of(step)

@@ -1,0 +1,63 @@
+"""Resuming with a changed recipe: what changes nothing in what is learned may change, and is said aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lora_studio.errors import RecipeError
+from lora_studio.recipe import Recipe, load_recipe
+from lora_studio.recipe_changes import Change, changes
+from lora_studio.run import Run
+from lora_studio.training.events import Listener, Note
+from lora_studio.training.schedule import SCHEDULES, factor
+
+RECIPE_FILE = "recipe.toml"
+STEPS = "training.steps"
+
+
+def allowed_changes(run: Run, recipe: Recipe) -> list[Change]:
+    """What is different from the recipe in the run folder.
+
+    Raises RecipeError with a list if something of it changes what is learned.
+    """
+    old = load_recipe(run.folder / RECIPE_FILE)
+    found = changes(old, recipe)
+    fixed = [one for one in found if not (one.free or (one.option == STEPS and _same_rates(old, recipe)))]
+    if not fixed:
+        return found
+    lines = [f"{run.folder} was started with another recipe, and these options change what is learned:"]
+    lines += [f"  {one}{_why(one, old)}" for one in fixed]
+    lines.append("start another run with --out, or go on with the recipe as it was.")
+    raise RecipeError("\n".join(lines))
+
+
+def take_over(run: Run, found: Sequence[Change], listener: Listener) -> None:
+    """Say what is different, and let go of the base's previews if they would be other pictures now."""
+    if not found:
+        return
+    listener(Note(f"going on with a changed recipe: {'; '.join(map(str, found))}"))
+    if any(one.option.startswith("preview.") and one.option != "preview.every" for one in found):
+        with run.writing():
+            for path in sorted((run.folder / "previews").glob("base_*.png")):
+                path.unlink()
+
+
+def _same_rates(old: Recipe, new: Recipe) -> bool:
+    """Whether another number of steps leaves the learning rate of every step as it was."""
+    if old.training.schedule != new.training.schedule:
+        return False
+    schedule, warmup = SCHEDULES[old.training.schedule], old.training.warmup_steps
+    both = (old.training.steps, new.training.steps)
+    return all(
+        len({factor(schedule, step, steps=steps, warmup_steps=warmup) for steps in both}) == 1
+        for step in range(1, min(both) + 1)
+    )
+
+
+def _why(change: Change, old: Recipe) -> str:
+    if change.option != STEPS:
+        return ""
+    return (
+        f" (the schedule {old.training.schedule!r} runs to the last step, so steps that are done would have "
+        "had other learning rates; only a run with the schedule 'constant' can become longer)"
+    )

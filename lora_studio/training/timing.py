@@ -1,0 +1,98 @@
+"""How long a step, a measurement and a set of previews take, found by doing them once; nothing is changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from lora_studio.training.build import Session
+from lora_studio.training.holdout import TIMESTEPS
+from lora_studio.training.preview import render
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each kind of work, once, and how often a run does it."""
+
+    step: float
+    steps: int
+    holdout: float = 0.0
+    holdouts: int = 0
+    preview: float = 0.0  # all prompts
+    previews: int = 0
+
+    @property
+    def total(self) -> float:
+        """Of all that is still to be done."""
+        return self.step * self.steps + self.holdout * self.holdouts + self.preview * self.previews
+
+
+def time_everything(session: Session, *, first_step: int = 1) -> Timing:
+    """By a step of the largest micro-batch, a part of a measurement, and a preview of one and two steps."""
+    return replace(
+        counts(session, first_step=first_step),
+        step=time_a_step(session),
+        holdout=time_a_measurement(session),
+        preview=time_previews(session),
+    )
+
+
+def counts(session: Session, *, first_step: int = 1) -> Timing:
+    """How often each is still to be done; no seconds yet."""
+    recipe, steps, new = session.recipe, session.recipe.training.steps, first_step == 1
+    holdouts = _at_intervals(first_step, steps, recipe.holdout.every) + (2 if new else 1)
+    previews = _at_intervals(first_step, steps, recipe.preview.every) + new
+    return Timing(
+        step=0.0,
+        steps=steps - first_step + 1,
+        holdouts=holdouts if session.holdout else 0,
+        previews=previews if session.preview.prompts else 0,
+    )
+
+
+def time_a_step(session: Session) -> float:
+    """Seconds of one optimizer step of the largest micro-batches."""
+    loop = session.loop
+    batch = loop.feed.largest()
+    loop.try_out(batch)  # the first pass pays for what is made once
+    return _seconds(session, lambda: loop.try_out(batch)) * loop.options.accumulation
+
+
+def time_a_measurement(session: Session) -> float:
+    """Seconds of one look at all held-out pictures, from a look at the first."""
+    holdout = session.holdout
+    if holdout is None:
+        return 0.0
+    one = holdout.pictures[0]
+    numbers = sum(picture.latents.numel() for picture in holdout.pictures) / one.latents.numel()
+    rows = min(holdout.rows_at_once, TIMESTEPS)
+    return _seconds(session, lambda: holdout.try_out(rows)) * numbers * TIMESTEPS / rows
+
+
+def time_previews(session: Session) -> float:
+    """Seconds of all prompts' pictures, from the first with one step and with two."""
+    options = session.preview
+    if not options.prompts:
+        return 0.0
+    one, two = (replace(options, prompts=options.prompts[:1], steps=steps) for steps in (1, 2))
+    render(session.family, one)
+    of_one = _seconds(session, lambda: render(session.family, one))
+    a_step = max(0.0, _seconds(session, lambda: render(session.family, two)) - of_one)
+    return (of_one + (options.steps - 1) * a_step) * len(options.prompts)
+
+
+def _at_intervals(first_step: int, steps: int, every: int) -> int:
+    """How many of the steps are multiples of `every`, and the last one; `every` 0 is only that."""
+    return len({*(range(every, steps, every) if every else ()), steps} & {*range(first_step, steps + 1)})
+
+
+def _seconds(session: Session, work: Callable[[], object]) -> float:
+    device = session.family.device
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

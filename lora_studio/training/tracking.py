@@ -1,0 +1,157 @@
+"""Curves and previews for TensorBoard, W&B, trackio, or a tracker registered with accelerate."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from lora_studio.recipe import Recipe
+from lora_studio.registry import did_you_mean
+from lora_studio.run import Run
+from lora_studio.training.events import Event, HoldoutMeasured, Listener, Note, PreviewsDrawn, StepDone
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+OFFERED = ("tensorboard", "wandb", "trackio")  # each is also what pip calls it
+FOLDER = "tracking"  # in the run folder
+IDENTITY = "tracking.json"  # the run's id where a tracker wants one, so that a resume goes on with its curve
+SECTIONS = {"adapter", "objective", "training"}  # numbers and names of tables: no paths, words or people
+QUIET_WANDB = {"disable_git": True, "disable_code": True, "x_disable_meta": True, "console": "off"}
+"""Else it sends the command line, the user's and the machine's name, and what is printed."""
+
+
+def tracker_faults(names: Sequence[str]) -> list[str]:
+    """A sentence for each name that is not known or not installed."""
+    if not names:
+        return []
+    from accelerate import tracking
+    from accelerate.utils import LoggerType
+
+    own = [name for name in tracking.LOGGER_TYPE_TO_CLASS if name not in LoggerType.list()]
+    known, installed = [*OFFERED, *own], {*map(str, tracking.get_available_trackers()), *own}
+    faults = []
+    for name in names:
+        if name not in known:
+            faults.append(f"unknown tracker {name!r}{did_you_mean(name, known)} Known: {', '.join(known)}.")
+        elif name not in installed:
+            faults.append(
+                f"tracking.to has {name!r}, which is not installed; "
+                f"run: pip install {name}, or leave it out of tracking.to."
+            )
+    return faults
+
+
+class Tracking:
+    """A listener that passes everything on and, once it is started, tells the trackers.
+
+    A tracker that fails is left out from then on and named in a note; the run goes on.
+    """
+
+    def __init__(self, recipe: Recipe, run: Run, listener: Listener) -> None:
+        self.recipe, self.run, self.listener = recipe, run, listener
+        self._trackers: dict[str, GeneralTracker] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Pass on one event, and what is in it to the trackers."""
+        self.listener(event)
+        if isinstance(event, StepDone):
+            facts = {"loss": event.loss, "learning_rate": event.learning_rate, "grad_norm": event.grad_norm}
+            self._log({f"train/{name}": value for name, value in facts.items()}, event.step)
+        elif isinstance(event, HoldoutMeasured):
+            self._log({"holdout/loss": event.loss, "holdout/relative": event.relative}, event.step)
+        elif isinstance(event, PreviewsDrawn):
+            self._draw(event)
+
+    def start(self, step: int) -> None:
+        """Begin with what follows this step, which is 0 unless a run is resumed."""
+        for name in dict.fromkeys(self.recipe.tracking.to):
+            self._guarded(name, lambda name=name: self._open(name, step))  # type: ignore[misc]
+
+    def finish(self) -> None:
+        """Close them; what was sent stays."""
+        for name, tracker in list(self._trackers.items()):
+            self._guarded(name, tracker.finish)
+        self._trackers.clear()
+
+    def _open(self, name: str, step: int) -> None:
+        from accelerate.state import PartialState
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        PartialState()  # without it some of accelerate's trackers fail at their first line of log
+        kind, folder = LOGGER_TYPE_TO_CLASS[name], self.run.folder / FOLDER
+        with self.run.writing():
+            folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))  # trackio reads it when it is imported
+        where = [str(folder)] if kind.requires_logging_directory else []
+        tracker = kind(self.recipe.tracking.project, *where, **self._options(name, step))
+        if hasattr(tracker, "start"):
+            tracker.start()
+        if name != "tensorboard":  # which would make a folder of its own for them at every start
+            tracker.store_init_configuration(self._settings())
+        self._trackers[name] = tracker
+
+    def _options(self, name: str, step: int) -> dict[str, object]:
+        """What the tracker is made with, so that it goes on with its own curve."""
+        title = self.recipe.tracking.run_name or self.recipe.name
+        if name == "tensorboard":
+            return {"purge_step": step + 1 if step else 0}  # what comes after it is written again
+        if name == "wandb":
+            folder = str(self.run.folder / FOLDER)
+            settings = QUIET_WANDB | {"save_code": False}
+            return {
+                "name": title,
+                "id": self._identity(),
+                "resume": "allow",
+                "dir": folder,
+                "settings": settings,
+            }
+        return {"name": title, "resume": "allow"} if name == "trackio" else {}
+
+    def _identity(self) -> str:
+        path = self.run.folder / IDENTITY
+        if not path.is_file():
+            self.run.text(IDENTITY, uuid.uuid4().hex)
+        return path.read_text("utf-8").strip()
+
+    def _settings(self) -> dict[str, object]:
+        values = self.recipe.model_dump(mode="json", include=SECTIONS)
+        flat = {f"{section}.{name}": value for section in values for name, value in values[section].items()}
+        return flat | ({"data.trigger": self.recipe.data.trigger} if self.recipe.tracking.words else {})
+
+    def _log(self, values: dict[str, float], step: int) -> None:
+        for name, tracker in list(self._trackers.items()):
+            self._guarded(name, lambda tracker=tracker: tracker.log(values, step=step))  # type: ignore[misc]
+
+    def _draw(self, event: PreviewsDrawn) -> None:
+        titles = event.prompts if self.recipe.tracking.words else range(1, len(event.pictures) + 1)
+        named = {f"previews/{title}": one for title, one in zip(titles, event.pictures, strict=True)}
+        for name, tracker in list(self._trackers.items()):
+            self._guarded(name, lambda n=name, t=tracker: _log_pictures(n, t, named, event.step))  # type: ignore[misc]
+
+    def _guarded(self, name: str, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever a tracker or the network may come up with
+            self._trackers.pop(name, None)
+            lines = f"{type(error).__name__}: {error}".strip().splitlines()
+            self.listener(
+                Note(f"warning: the tracker {name} failed and hears nothing more of this run ({lines[0]})")
+            )
+
+
+def _log_pictures(name: str, tracker: GeneralTracker, pictures: dict[str, Image.Image], step: int) -> None:
+    if name == "tensorboard":
+        arrays = {title: np.asarray(one.convert("RGB"))[None] for title, one in pictures.items()}
+        tracker.log_images(arrays, step=step, dataformats="NHWC")
+    elif name == "trackio":
+        import trackio
+
+        tracker.log({title: trackio.Image(one) for title, one in pictures.items()}, step=step)
+    elif hasattr(tracker, "log_images"):
+        tracker.log_images({title: [one] for title, one in pictures.items()}, step=step)

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe_data import DataConfig, Section, UserPath
+from lora_studio.recipe_machine import MachineConfig
 from lora_studio.recipe_training import HoldoutConfig, TrainingConfig
 from lora_studio.registry import did_you_mean
 
@@ -36,8 +37,11 @@ class BaseConfig(Section):
         None, description="for a file: a folder with vocab.json and merges.txt, if they are not CLIP's"
     )
     allow_pickle: bool = Field(False, description="for a .ckpt file: read it, tensors only")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 on a GPU, else float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on a GPU, else float32; float16: for GPUs without bfloat16"
+    )
+    quantize: str = Field(
+        "none", description="keep the denoiser's frozen linear layers in 8 or 4 bits: less memory, less exact"
     )
     vae_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: pictures are encoded faster on a GPU, and a little less exactly"
@@ -101,6 +105,7 @@ class Recipe(Section):
     adapter: AdapterConfig = AdapterConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
+    machine: MachineConfig = MachineConfig()
     holdout: HoldoutConfig = HoldoutConfig()
     preview: PreviewConfig = PreviewConfig()
     export: ExportConfig = ExportConfig()

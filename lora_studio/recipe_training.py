@@ -35,7 +35,6 @@ class TrainingConfig(Section):
         0.0, ge=0, lt=1, description="decay of a mean of the weights that is exported instead; 0 turns it off"
     )
     seed: int = Field(1, ge=0)
-    device: str = Field("auto", description='"auto", "cpu", "cuda" or "cuda:1"')
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(
         3, ge=1, description="the newest ones that stay, beside the best and the pinned ones"

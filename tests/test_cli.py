@@ -77,7 +77,7 @@ def test_a_base_that_is_not_there_is_one_sentence(
     [
         ("training.optimizer=adamv", "unknown optimizer 'adamv'; did you mean 'adamw'?"),
         ("training.schedule=cosin", "did you mean 'cosine'?"),
-        ("training.device=cuda:99", "which this machine does not have"),
+        ("machine.device=cuda:99", "which this machine does not have"),
         ("adapter.kind=lara", "did you mean 'lora'?"),
     ],
 )

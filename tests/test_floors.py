@@ -20,7 +20,7 @@ FLOORS = {
     2: ["data", "adapters"],
     1: ["families", "pocket"],
     0: [
-        *("objective", "rng", "run", "recipe", "recipe_data", "recipe_training"),
+        *("objective", "rng", "run", "recipe", "recipe_data", "recipe_training", "recipe_machine"),
         *("errors", "registry", "quiet", "devices"),
     ],
 }

@@ -153,6 +153,8 @@ def recipe_text(images: Path, base: str, *, steps: int = 4, extra: str = "") -> 
     """A small recipe; `extra` is appended to it."""
     return f"""
 name = "tiny"
+[machine]
+device = "cpu"
 [base]
 model = "{base}"
 [data]
@@ -168,7 +170,6 @@ batch_size = 2
 learning_rate = 1e-3
 warmup_steps = 1
 checkpoint_every = 2
-device = "cpu"
 {extra}
 """
 

@@ -39,7 +39,7 @@ from lora_studio.training.optimizers import OPTIMIZERS
 from lora_studio.training.preview import PreviewOptions
 from lora_studio.training.schedule import SCHEDULES
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def choose_machine(device: str, dtype: str) -> Machine:
     chosen = find_device(device)
     if chosen is None:
         raise RecipeError(
-            f'training.device is {device!r}, which this machine does not have; use "auto" or "cpu".'
+            f'machine.device is {device!r}, which this machine does not have; use "auto" or "cpu".'
         )
     return Machine(chosen, default_precision(chosen) if dtype == "auto" else DTYPES[dtype])
 
@@ -106,7 +106,7 @@ def choose_machine(device: str, dtype: str) -> Machine:
 def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     """Everything up to the first step. Raises a StudioError for whatever the user can mend."""
     check_names(recipe)
-    machine = choose_machine(recipe.training.device, recipe.base.dtype)
+    machine = choose_machine(recipe.machine.device, recipe.base.dtype)
     family = base_of(recipe)
     family.max_chunks = recipe.data.max_token_chunks
     vae_dtype = DTYPES[recipe.base.vae_dtype]

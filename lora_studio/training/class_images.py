@@ -45,7 +45,7 @@ def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
             "draw, e.g. --set data.class_images.count=100."
         )
     check_names(recipe)
-    machine = choose_machine(recipe.training.device, recipe.base.dtype)
+    machine = choose_machine(recipe.machine.device, recipe.base.dtype)
     family = base_of(recipe)
     manifest = read_dataset(recipe, family.stride)
     fingerprint = base_fingerprint(family)

@@ -21,7 +21,7 @@ FLOORS = {
     1: ["families", "pocket"],
     0: [
         *("objective", "rng", "run", "recipe", "recipe_data", "recipe_training", "recipe_machine"),
-        *("errors", "registry", "quiet", "devices"),
+        *("errors", "registry", "quiet", "devices", "processes", "onlooker"),
     ],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

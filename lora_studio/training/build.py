@@ -21,6 +21,7 @@ from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.fingerprints import text_fingerprint
+from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
 from lora_studio.training.base import base_of
@@ -72,6 +73,7 @@ class Session:
     preview: PreviewOptions
     foreseen: Foreseen
     holdout: Holdout | None
+    processes: Processes
 
 
 def check_names(recipe: Recipe) -> None:
@@ -103,32 +105,42 @@ def choose_machine(device: str, dtype: str) -> Machine:
     return Machine(chosen, default_precision(chosen) if dtype == "auto" else DTYPES[dtype])
 
 
-def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
+def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes = ALONE) -> Session:
     """Everything up to the first step. Raises a StudioError for whatever the user can mend."""
     check_names(recipe)
-    machine = choose_machine(recipe.machine.device, recipe.base.dtype)
+    machine = choose_machine(processes.device or recipe.machine.device, recipe.base.dtype)
     family = base_of(recipe)
     family.max_chunks = recipe.data.max_token_chunks
     vae_dtype = DTYPES[recipe.base.vae_dtype]
     cache = latent_cache(family, vae_dtype, machine.device)
-    manifest = read_dataset(recipe, family.stride, cache.ready)
+    manifest = processes.from_main(lambda: read_dataset(recipe, family.stride, cache.ready))
     run.text("manifest.jsonl", manifest.to_jsonl())
     shown = entries(manifest.used)
     captions = shown_captions(recipe, shown)
-    report = examine_manifest(recipe, family, manifest, on_progress=progress(listener, "looking at pictures"))
+    report = processes.from_main(
+        lambda: examine_manifest(
+            recipe, family, manifest, on_progress=progress(listener, "looking at pictures")
+        )
+    )
     run.json("doctor.json", report.to_json())
     fingerprint = family.fingerprint(family.denoiser)
     whole_base = base_fingerprint(family) if recipe.data.class_images.count else ""
     text_cache = TextCache(cache_folder() / "text", _text_key(family, machine.dtype))
     family.to(machine.device, machine.dtype)
-    drawing = draw_class_images(recipe, manifest, family, whole_base, listener)
+    drawing = draw_class_images(recipe, manifest, family, whole_base, listener, processes)
     manifest = Manifest(manifest.records + tuple(drawing.records))
     run.text("manifest.jsonl", manifest.to_jsonl())
     records = (*shown, *place_beside(manifest.of_role("prior"), shown))
     views, held = each_view(records), held_views(recipe, manifest)
     memory_gb = recipe.data.latents_on_device_gb
     latents = encode_pictures(
-        cache, [*views, *held], family, vae_dtype, memory_gb=memory_gb, listener=listener
+        cache,
+        [*views, *held],
+        family,
+        vae_dtype,
+        memory_gb=memory_gb,
+        listener=listener,
+        processes=processes,
     )
     batches = _plan(recipe, shown)
     foreseen = foresee(captions, batches, recipe.training.steps)
@@ -136,7 +148,9 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     if not recipe.adapter.text_encoder:
         also = [record.caption for record in records[len(shown) :]] + held_captions(recipe, held)
         on_progress = progress(listener, "captions")
-        texts = prepare_texts(text_cache, foreseen, family, also=also, on_progress=on_progress)
+        texts = prepare_texts(
+            text_cache, foreseen, family, also=also, on_progress=on_progress, processes=processes
+        )
     adapters = inject_adapters(recipe, family)
     options = FeedOptions(recipe.training.seed, machine.device)
     rows = class_rows(
@@ -147,7 +161,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     )
     masks = loss_masks(views, latents)
     feed = Feed(records, captions, latents, texts, batches, options, masks=masks, class_rows=rows)
-    loop = make_loop(recipe, run, machine.autocast, family, adapters, feed, listener)
+    loop = make_loop(recipe, run, machine.autocast, family, adapters, feed, listener, processes)
     holdout = make_holdout(
         recipe, held, latents[len(views) :], texts, family, loop.objective, autocast=machine.autocast
     )
@@ -165,6 +179,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
         preview=_preview(recipe),
         foreseen=foreseen,
         holdout=holdout,
+        processes=processes,
     )
 
 

@@ -14,6 +14,7 @@ from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.names import some
 from lora_studio.errors import BaseModelError, DatasetError, RecipeError
 from lora_studio.families.base import ModelFamily
+from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
 from lora_studio.rng import generator
 from lora_studio.training.base import base_of
@@ -54,10 +55,16 @@ def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
 
 
 def draw_class_images(
-    recipe: Recipe, manifest: Manifest, family: ModelFamily, fingerprint: str, listener: Listener
+    recipe: Recipe,
+    manifest: Manifest,
+    family: ModelFamily,
+    fingerprint: str,
+    listener: Listener,
+    processes: Processes = ALONE,
 ) -> Drawing:
     """The class images that the recipe has the base draw; those in the cache are taken from there.
 
+    Of several processes each draws some; what it then does not find it draws, too.
     Raises DatasetError if they, or those in folders, would be shown with a trigger.
     """
     wanted = recipe.data.class_images
@@ -72,13 +79,14 @@ def draw_class_images(
     options = DrawOptions(wanted.steps, wanted.guidance, wanted.seed)
     dtype = next(family.parts[family.denoiser].parameters()).dtype
     images = ClassImages(cache_folder() / "class_images", f"{fingerprint} in {dtype}", options)
-    records = images.load_or_draw(
-        wishes,
-        drawer(family, options),
-        weight=wanted.weight,
-        on_progress=progress(listener, "class images"),
-    )
-    return Drawing(records, images.drawn)
+    draw, on_progress = drawer(family, options), progress(listener, "class images")
+
+    def load_or_draw(some_wishes: Sequence[Wish]) -> list[Record]:
+        return images.load_or_draw(some_wishes, draw, weight=wanted.weight, on_progress=on_progress)
+
+    if processes.count > 1:
+        processes.each(lambda: len(load_or_draw(wishes[processes.rank :: processes.count])))
+    return Drawing(load_or_draw(wishes), images.drawn)
 
 
 def _refuse_triggers(captions: Mapping[str, str], manifest: Manifest) -> None:

@@ -19,7 +19,7 @@ from lora_studio.data.batches import average_views
 from lora_studio.errors import ExportMismatch
 from lora_studio.export import EXPORTERS
 from lora_studio.export.metadata import TrainingFacts, build_metadata
-from lora_studio.export.probe import answers_of, ask, check_probe
+from lora_studio.export.probe import Answers, answers_of, ask, check_probe
 from lora_studio.export.verify import LoraFile, Report, check_against_base, check_file, open_lora
 from lora_studio.export.write import write_lora
 from lora_studio.families.base import ModelFamily
@@ -50,7 +50,7 @@ def show_base(session: Session, listener: Listener) -> list[Image.Image]:
     prompts, folder = session.preview.prompts, session.run.folder / "previews"
     if not prompts:
         return []
-    pictures = load_pictures(folder, len(prompts))
+    pictures = session.processes.from_main(lambda: load_pictures(folder, len(prompts)))
     if pictures is None:
         listener(Note("drawing the base's previews"))
         pictures = render_base(session.family, session.adapters, session.preview)
@@ -67,13 +67,15 @@ def finish(
 
     Raises ExportMismatch, with the file set aside, if it is faulty.
     """
-    with session.loop.state.shown():
-        return _finish(session, base_pictures, listener, seconds)
+    processes = session.processes
+    with session.loop.state.shown():  # of several processes all draw, and the main one writes
+        expected = probe(session)
+        path, report = processes.from_main(lambda: _export(session, expected, listener))
+        tuned = render(session.family, session.preview) if base_pictures else []
+        return processes.from_main(lambda: _wrap_up(session, path, report, base_pictures, tuned, seconds))
 
 
-def _finish(
-    session: Session, base_pictures: list[Image.Image], listener: Listener, seconds: dict[str, float]
-) -> Finished:
+def _export(session: Session, expected: Answers, listener: Listener) -> tuple[Path, Report]:
     run, recipe = session.run, session.recipe
     path = run.folder / f"{recipe.name}.safetensors"
     with run.writing():
@@ -83,15 +85,26 @@ def _finish(
             dtype=recipe.export.dtype,
             describe=lambda block: build_metadata(_facts(session), session.family.traits, block),
         )
-    report = verify_run(path, session)
+    report = verify_run(path, session, expected)
     report.checks["cast_error"] = cast_error
     run.json("verify.json", report.to_json())
     if not report.whole:
         aside = path.rename(path.with_name(path.name + ".unverified"))
         raise ExportMismatch(f"{aside} is not what was trained: {'; '.join(report.faults[:3])}.")
     listener(Note(f"verified {path}"))
+    return path, report
+
+
+def _wrap_up(
+    session: Session,
+    path: Path,
+    report: Report,
+    base_pictures: list[Image.Image],
+    tuned: list[Image.Image],
+    seconds: dict[str, float],
+) -> Finished:
+    run, recipe = session.run, session.recipe
     if base_pictures:
-        tuned = render(session.family, session.preview)
         sheet = grid(session.preview.prompts, base_pictures, tuned)
         run.file(f"previews/step_{recipe.training.steps:06}.png", as_png(sheet))
     run.file("loss.png", loss_plot(run.metrics()))
@@ -102,11 +115,15 @@ def _finish(
     return Finished(run.folder, path, report, summary)
 
 
-def verify_run(path: Path, session: Session) -> Report:
-    """The written file against the live adapters and, through diffusers, in a base loaded afresh."""
+def probe(session: Session) -> Answers:
+    """What the live adapters answer, with and without them."""
     live = ask(session.family)
     with session.adapters.disabled():
-        expected = answers_of(live, ask(session.family))
+        return answers_of(live, ask(session.family))
+
+
+def verify_run(path: Path, session: Session, expected: Answers) -> Report:
+    """The written file against the live adapters and, through diffusers, in a base loaded afresh."""
     file = open_lora(path)
     report = check_file(file)
     fresh = base_of(session.recipe)

@@ -7,6 +7,7 @@ and batches are a pure function of the step, so a run resumed at step n repeats 
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from lora_studio.data.batches import Batch
 from lora_studio.errors import TrainingDiverged
 from lora_studio.families.base import ModelFamily
 from lora_studio.objective import Noised, Objective
+from lora_studio.processes import ALONE, Processes
 from lora_studio.rng import generator
 from lora_studio.training.events import Listener, StepDone, StepSkipped
 from lora_studio.training.feed import Feed
@@ -28,6 +30,7 @@ from lora_studio.training.interrupt import interruptible
 from lora_studio.training.schedule import Schedule, factor
 from lora_studio.training.shares import shares
 from lora_studio.training.state import State
+from lora_studio.training.together import add_up
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,11 @@ class Loop:
     record: Callable[[dict[str, float | int | bool | None]], None]  # writes a line of metrics
     listener: Listener
     after_step: Callable[[int], bool] = lambda step: False  # looks at the result; whether it is to be saved
-    passes: int = 1  # a micro-batch's rows are trained in so many passes
+    passes: int = 1  # a micro-batch's rows, or this process's share of them, are trained in so many passes
+    processes: Processes = ALONE
     base_rates: list[float] = field(default_factory=list)
+    _asked: threading.Event = field(default_factory=threading.Event)  # by Ctrl-C of this process
+    _stopping: bool = False  # what several processes have agreed on
 
     def run(self, first_step: int) -> bool:
         """Steps first_step..steps; False when it was interrupted, after saving a checkpoint.
@@ -80,16 +86,17 @@ class Loop:
         """
         self.base_rates = [group["lr"] for group in self.state.optimizer.param_groups]
         watch = GradientWatch(self.state.adapters)
-        with interruptible() as interrupted:
+        with interruptible() as self._asked:
             for step in range(first_step, self.options.steps + 1):
                 began = time.perf_counter()
                 done = self._step(step, watch)
                 self._report(step, done, time.perf_counter() - began)
                 last = step == self.options.steps
                 wanted = self.after_step(step)
-                if wanted or last or interrupted.is_set() or step % self.options.checkpoint_every == 0:
+                stopping = self._asked.is_set() if self.processes.count == 1 else self._stopping
+                if wanted or last or stopping or step % self.options.checkpoint_every == 0:
                     self.save(step)
-                if interrupted.is_set() and not last:
+                if stopping and not last:
                     return False
         return True
 
@@ -104,8 +111,9 @@ class Loop:
         total = torch.zeros((), device=self.family.device)
         for number, batch in enumerate(self.feed.of_step(step)):
             total += self._backward(batch, generator(self.options.seed, step, number, "noise"))
-        sizes = watch.sizes()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        total, (self._stopping,) = add_up(self.processes, parameters, total, [self._asked.is_set()])
+        sizes = watch.sizes()
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm)
         facts = torch.cat([torch.stack([total, norm.to(total)]), sizes.to(total)])
         loss_value, norm_value, *found = facts.tolist()  # the step's one device-to-host copy
@@ -121,11 +129,12 @@ class Loop:
     def _backward(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """Add a micro-batch's gradients, one share of its rows after the other; its part of the step's loss.
 
-        Noise is drawn for the whole of it, so the shares change nothing but the rounding.
+        Of several processes each has some of the rows, perhaps none. Noise is drawn for the whole of it, so
+        the shares change nothing but the rounding.
         """
         noised = self.objective.noise(batch.latents, rng)
         total = torch.zeros((), device=self.family.device)
-        for rows in shares(len(batch), self.passes):
+        for rows in shares(self.processes.share(len(batch)), self.passes):
             share = (rows.stop - rows.start) / len(batch) / self.options.accumulation
             loss = self._error(batch.rows(rows), noised.rows(rows)) * share
             loss.backward()

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from lora_studio.errors import CheckpointError, RecipeError, RunFolderError, StudioError, TrainingDiverged
+from lora_studio.errors import (
+    CheckpointError,
+    ProcessLost,
+    RecipeError,
+    RunFolderError,
+    StudioError,
+    TrainingDiverged,
+)
+from lora_studio.onlooker import Onlooker
+from lora_studio.processes import Processes, join_processes, leave_processes
 from lora_studio.recipe import Recipe, differences, load_recipe
 from lora_studio.rng import generator
 from lora_studio.run import Run, run_folder
@@ -39,26 +48,37 @@ def train(
 ) -> Finished | Interrupted:
     """Train a recipe or the one in a TOML file, and export, verify and show the result.
 
-    `folder` is the run's, runs/<name of the recipe> if there is none. `on_event` hears what happens.
+    `folder` is the run's, runs/<name of the recipe> if there is none. `on_event` hears what happens;
+    of several processes, the main one's.
     Raises StudioError (see errors.py) for whatever the user can mend; ExportMismatch if the written file is
     not what was trained.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(Path(recipe))
-    run = Run(folder or run_folder(recipe.name))
-    _check_folder(run, recipe, resume=resume)
+    processes, place = join_processes(recipe.machine.device), folder or run_folder(recipe.name)
+    run = Run(place) if processes.is_main else Onlooker(place)
     try:
+        processes.from_main(lambda: _check_folder(run, recipe, resume=resume))
         run.remove_left_overs()
-        return _train(recipe, run, resume=resume, on_event=on_event)
-    except (TrainingDiverged, RunFolderError) as error:
-        raise type(error)(f"{error}; {_last_good(run, error)}.") from None
+        result = _train(
+            recipe, run, processes, resume=resume, on_event=on_event if processes.is_main else nobody
+        )
+    except (TrainingDiverged, RunFolderError, ProcessLost) as error:
+        told = error.told_by_main or isinstance(error, TrainingDiverged)  # all processes diverge alike
+        error = type(error)(f"{error}; {_last_good(run, error)}.")
+        error.told_by_main = told
+        raise error from None
     finally:
         run.close()
+    leave_processes(processes)
+    return result
 
 
-def _train(recipe: Recipe, run: Run, *, resume: bool, on_event: Listener) -> Finished | Interrupted:
+def _train(
+    recipe: Recipe, run: Run, processes: Processes, *, resume: bool, on_event: Listener
+) -> Finished | Interrupted:
     began = time.monotonic()
-    session = prepare(recipe, run, on_event)
+    session = prepare(recipe, run, on_event, processes)
     run.text(RECIPE_FILE, to_toml(recipe))
     step = _load_checkpoint(session) if resume else 0
     for lines in ("metrics.jsonl", HOLDOUT):  # of steps that will be done again, or of a start without a save
@@ -83,7 +103,9 @@ def _watch(session: Session, base_pictures: list[Image.Image], listener: Listene
     recipe, run, state, holdout = session.recipe, session.run, session.loop.state, session.holdout
     steps, previews = recipe.training.steps, recipe.preview.every if base_pictures else 0
     return Watch(
-        HoldoutWatch(holdout, state, run, recipe.holdout.every, steps, listener) if holdout else None,
+        HoldoutWatch(holdout, state, run, recipe.holdout.every, steps, listener, session.processes)
+        if holdout
+        else None,
         PreviewWatch(session.family, state, run, session.preview, base_pictures, previews, steps, listener)
         if previews
         else None,
@@ -122,8 +144,9 @@ def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> None:
 
 
 def _load_checkpoint(session: Session) -> int:
-    newest = session.run.newest_checkpoint()
-    step = load_state(newest, session.loop.state)
+    newest = session.processes.from_main(session.run.newest_checkpoint)
+    with session.processes.folder_of_main(newest) as folder:
+        step = load_state(folder, session.loop.state)
     if step > session.recipe.training.steps:
         raise CheckpointError(
             f"{newest} is at step {step}, but the recipe has only {session.recipe.training.steps}."
@@ -135,6 +158,8 @@ def time_a_step(session: Session) -> float:
     """Seconds of one optimizer step of the largest micro-batches, measured without changing anything."""
     loop = session.loop
     batch = loop.feed.largest()
+    share = session.processes.share(len(batch))
+    batch = batch.rows(share if share.stop > share.start else slice(0, 1))
     seconds = 0.0
     for _ in range(2):  # the first pass pays for what is made once
         began = time.perf_counter()
@@ -148,6 +173,8 @@ def _last_good(run: Run, error: StudioError) -> str:
     """Where the last good checkpoint is, and what to do."""
     found = run.checkpoints()
     where = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+    if isinstance(error, ProcessLost):
+        return f"{where}; what it said before tells why, and --resume goes on with any number of processes"
     if isinstance(error, RunFolderError):
         again = "go on with --resume" if found else "start again"
         return f"{where}; make room there, or make it writable, and {again}"

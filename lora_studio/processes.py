@@ -186,6 +186,11 @@ def _reaching_the_others() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError) as error:  # torch.distributed's errors are RuntimeErrors
-        raise ProcessLost(
-            f"another process of this run has ended or does not answer ({reason_of(error)})"
-        ) from None
+        text = str(error).lower()
+        if any(words in text for words in ("closed", "reset by peer", "broken pipe")):
+            what = "another process of this run has ended"
+        elif "time" in text and "out" in text:
+            what = "another process of this run has not answered in time"
+        else:
+            what = f"the processes of this run cannot reach each other ({reason_of(error)})"
+        raise ProcessLost(what) from None

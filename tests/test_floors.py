@@ -13,7 +13,8 @@ ROOT = Path(lora_studio.__file__).parent
 FLOORS = {
     5: [
         *("cli", "cli_buckets", "cli_cache", "cli_captions", "cli_doctor", "web", "__main__"),
-        *("printing", "printing_buckets", "printing_captions", "printing_doctor", "printing_watch"),
+        *("printing", "printing_buckets", "printing_captions", "printing_doctor", "printing_processes"),
+        "printing_watch",
     ],
     4: ["evaluate"],
     3: ["training", "export", "compose"],
@@ -38,6 +39,7 @@ SIDEWAYS = {
     ("cli", "cli_doctor"): "the verb doctor has a file of its own",
     ("cli_doctor", "printing_doctor"): "a verb shows what it did",
     ("printing", "printing_doctor"): "the plan of a training tells the doctor's findings, too",
+    ("printing", "printing_processes"): "the plan tells of several processes",
     ("printing", "printing_watch"): "the plan and the progress tell of held-out pictures",
     ("cli", "web"): "a verb starts the page",
     ("training", "export"): "a run ends by writing its file",

@@ -173,6 +173,8 @@ def _last_good(run: Run, error: StudioError) -> str:
     """Where the last good checkpoint is, and what to do."""
     found = run.checkpoints()
     where = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+    if not run.folder.exists():  # an onlooker on a machine of its own
+        where = f"the checkpoints are in {run.folder} on the main process's machine"
     if isinstance(error, ProcessLost):
         return f"{where}; what it said before tells why, and --resume goes on with any number of processes"
     if isinstance(error, RunFolderError):

@@ -28,3 +28,7 @@ class MachineConfig(Section):
     tf32: bool = Field(
         True, description="float32 matrices in TF32 on CUDA: far faster, 10 bits instead of 23 in products"
     )
+    shard_base: bool = Field(
+        False,
+        description="spread the frozen denoiser over the processes: slower, for one too large for a GPU",
+    )

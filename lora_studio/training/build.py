@@ -39,6 +39,7 @@ from lora_studio.training.loop import Loop
 from lora_studio.training.optimizers import OPTIMIZERS
 from lora_studio.training.preview import PreviewOptions
 from lora_studio.training.schedule import SCHEDULES
+from lora_studio.training.sharded import is_sharded, shard
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -126,6 +127,8 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
     fingerprint = family.fingerprint(family.denoiser)
     whole_base = base_fingerprint(family) if recipe.data.class_images.count else ""
     text_cache = TextCache(cache_folder() / "text", _text_key(family, machine.dtype))
+    if is_sharded(recipe, processes):
+        shard(family, processes, machine.device, machine.dtype)
     family.to(machine.device, machine.dtype)
     drawing = draw_class_images(recipe, manifest, family, whole_base, listener, processes)
     manifest = Manifest(manifest.records + tuple(drawing.records))

@@ -17,6 +17,7 @@ from lora_studio.training.holdout import best_step
 from lora_studio.training.loop import Loop, LoopOptions
 from lora_studio.training.optimizers import OPTIMIZERS
 from lora_studio.training.schedule import SCHEDULES
+from lora_studio.training.sharded import is_sharded
 from lora_studio.training.state import State
 from lora_studio.training.watch import HOLDOUT
 
@@ -75,4 +76,5 @@ def make_loop(
         record=run.metric,
         listener=listener,
         processes=processes,
+        sharded=is_sharded(recipe, processes),
     )

@@ -21,6 +21,7 @@ from lora_studio.training.base import base_of
 from lora_studio.training.dataset import read_dataset
 from lora_studio.training.events import Listener, progress
 from lora_studio.training.precision import in_its_precision
+from lora_studio.training.sharded import is_sharded
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def draw_class_images(
     dtype = next(family.parts[family.denoiser].parameters()).dtype
     images = ClassImages(cache_folder() / "class_images", f"{fingerprint} in {dtype}", options)
     draw, on_progress = drawer(family, options), progress(listener, "class images")
+    if is_sharded(recipe, processes):
+        draw = _refuse_to_draw
 
     def load_or_draw(some_wishes: Sequence[Wish]) -> list[Record]:
         return images.load_or_draw(some_wishes, draw, weight=wanted.weight, on_progress=on_progress)
@@ -98,6 +101,14 @@ def _refuse_triggers(captions: Mapping[str, str], manifest: Manifest) -> None:
             f"captions of class images hold the trigger: {some(wrong)}; leave it out of them, or the "
             "trigger would learn to mean the class."
         )
+
+
+def _refuse_to_draw(wishes: Sequence[Wish]) -> list[Image.Image]:
+    raise RecipeError(
+        "with machine.shard_base no class images can be drawn, because all processes would have to draw each; "
+        "draw them ahead in one process with lora-studio class-images, with --set machine.device=cpu if need "
+        "be, and the base.dtype of the training."
+    )
 
 
 def drawer(family: ModelFamily, options: DrawOptions) -> Draw:

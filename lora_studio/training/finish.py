@@ -24,12 +24,14 @@ from lora_studio.export.verify import LoraFile, Report, check_against_base, chec
 from lora_studio.export.write import write_lora
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import POCKET
+from lora_studio.run import Run
 from lora_studio.training.base import base_of
 from lora_studio.training.build import Session
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.holdout import holdout_summary
 from lora_studio.training.plots import holdout_plot, loss_plot
 from lora_studio.training.preview import as_png, grid, load_pictures, render, render_base
+from lora_studio.training.sharded import shard
 from lora_studio.training.watch import HOLDOUT
 
 DELTA_TOLERANCE = 2e-3  # relative, of a layer's weight change: two factors of 11 bits each
@@ -70,12 +72,21 @@ def finish(
     processes = session.processes
     with session.loop.state.shown():  # of several processes all draw, and the main one writes
         expected = probe(session)
-        path, report = processes.from_main(lambda: _export(session, expected, listener))
+        path, cast_error = processes.from_main(lambda: _export(session))
+        if session.loop.sharded:  # then so is the base that the file is tried on
+            with processes.folder_of_main(session.run.folder) as folder:
+                report = verify_run(folder / path.name, session, expected)
+        else:
+            report = processes.from_main(lambda: verify_run(path, session, expected))
+        report.checks["cast_error"] = cast_error
+        processes.from_main(lambda: _accept(path, report, session.run))
+        listener(Note(f"verified {path}"))
         tuned = render(session.family, session.preview) if base_pictures else []
         return processes.from_main(lambda: _wrap_up(session, path, report, base_pictures, tuned, seconds))
 
 
-def _export(session: Session, expected: Answers, listener: Listener) -> tuple[Path, Report]:
+def _export(session: Session) -> tuple[Path, float]:
+    """The written file, and how far its dtype changed a weight."""
     run, recipe = session.run, session.recipe
     path = run.folder / f"{recipe.name}.safetensors"
     with run.writing():
@@ -85,14 +96,15 @@ def _export(session: Session, expected: Answers, listener: Listener) -> tuple[Pa
             dtype=recipe.export.dtype,
             describe=lambda block: build_metadata(_facts(session), session.family.traits, block),
         )
-    report = verify_run(path, session, expected)
-    report.checks["cast_error"] = cast_error
+    return path, cast_error
+
+
+def _accept(path: Path, report: Report, run: Run) -> None:
+    """Keep the report; raise ExportMismatch, with the file set aside, if it is faulty."""
     run.json("verify.json", report.to_json())
     if not report.whole:
         aside = path.rename(path.with_name(path.name + ".unverified"))
         raise ExportMismatch(f"{aside} is not what was trained: {'; '.join(report.faults[:3])}.")
-    listener(Note(f"verified {path}"))
-    return path, report
 
 
 def _wrap_up(
@@ -127,6 +139,8 @@ def verify_run(path: Path, session: Session, expected: Answers) -> Report:
     file = open_lora(path)
     report = check_file(file)
     fresh = base_of(session.recipe)
+    if session.loop.sharded:
+        shard(fresh, session.processes, session.machine.device, session.machine.dtype)
     fresh.to(session.machine.device, session.machine.dtype)
     check_against_base(file, fresh, report)
     if report.whole:

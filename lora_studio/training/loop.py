@@ -75,6 +75,9 @@ class Loop:
     after_step: Callable[[int], bool] = lambda step: False  # looks at the result; whether it is to be saved
     passes: int = 1  # a micro-batch's rows, or this process's share of them, are trained in so many passes
     processes: Processes = ALONE
+    sharded: bool = (
+        False  # the base is spread over the processes, which have to run it as often as each other
+    )
     base_rates: list[float] = field(default_factory=list)
     _asked: threading.Event = field(default_factory=threading.Event)  # by Ctrl-C of this process
     _stopping: bool = False  # what several processes have agreed on
@@ -134,12 +137,21 @@ class Loop:
         """
         noised = self.objective.noise(batch.latents, rng)
         total = torch.zeros((), device=self.family.device)
-        for rows in shares(self.processes.share(len(batch)), self.passes):
+        for rows in self._passes(len(batch)):
             share = (rows.stop - rows.start) / len(batch) / self.options.accumulation
+            rows = rows if share else slice(0, 1)  # run along, with a weight of 0
             loss = self._error(batch.rows(rows), noised.rows(rows)) * share
             loss.backward()
             total += loss.detach()
         return total
+
+    def _passes(self, rows: int) -> list[slice]:
+        """The rows of each pass of this process; empty ones where only others have rows left."""
+        found = shares(self.processes.share(rows), self.passes)
+        if self.sharded:
+            most = min(self.passes, -(-rows // self.processes.count))
+            found += [slice(0, 0)] * (most - len(found))
+        return found
 
     def loss(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """The weighted mean squared error of one micro-batch, a mean over its rows."""

@@ -105,7 +105,7 @@ def _refuse_triggers(captions: Mapping[str, str], manifest: Manifest) -> None:
 
 def _refuse_to_draw(wishes: Sequence[Wish]) -> list[Image.Image]:
     raise RecipeError(
-        "with machine.shard_base no class images can be drawn, because all processes would have to draw each; "
+        "with machine.shard_base no class images are drawn, because all processes would have to draw each; "
         "draw them ahead in one process with lora-studio class-images, with --set machine.device=cpu if need "
         "be, and the base.dtype of the training."
     )

@@ -14,15 +14,14 @@ import torch
 from PIL import Image
 
 from lora_studio import __version__
-from lora_studio.adapters.base import AdapterSet
 from lora_studio.data.batches import average_views
 from lora_studio.errors import ExportMismatch
 from lora_studio.export import EXPORTERS
+from lora_studio.export.deltas import check_deltas
 from lora_studio.export.metadata import TrainingFacts, build_metadata
 from lora_studio.export.probe import Answers, answers_of, ask, check_probe
-from lora_studio.export.verify import LoraFile, Report, check_against_base, check_file, open_lora
+from lora_studio.export.verify import Report, check_against_base, check_file, open_lora
 from lora_studio.export.write import write_lora
-from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import POCKET
 from lora_studio.run import Run
 from lora_studio.training.base import base_of
@@ -33,8 +32,6 @@ from lora_studio.training.plots import holdout_plot, loss_plot
 from lora_studio.training.preview import as_png, grid, load_pictures, render, render_base
 from lora_studio.training.sharded import shard
 from lora_studio.training.watch import HOLDOUT
-
-DELTA_TOLERANCE = 2e-3  # relative, of a layer's weight change: two factors of 11 bits each
 
 
 @dataclass(frozen=True)
@@ -147,23 +144,6 @@ def verify_run(path: Path, session: Session, expected: Answers) -> Report:
         check_deltas(file, session.family, session.adapters, report)
         check_probe(file, fresh, expected, report)
     return report
-
-
-def check_deltas(file: LoraFile, family: ModelFamily, adapters: AdapterSet, report: Report) -> None:
-    """Every layer's weight change recomputed from the file's bytes equals the live one."""
-    worst = 0.0
-    for layer in adapters.layers:
-        name = family.ui_name(layer.part, layer.path)
-        if name not in file.layers:
-            report.faults.append(f"{name} was trained but is not in the file")
-            continue
-        live = layer.delta().cpu()
-        size = live.norm().item()
-        error = (file.delta(name) - live).norm().item()
-        worst = max(worst, error / size if size else error)
-    report.checks["delta_error"] = worst
-    if worst > DELTA_TOLERANCE:
-        report.faults.append(f"a layer's weight change differs from the trained one by {worst:.2%}")
 
 
 def _facts(session: Session) -> TrainingFacts:

@@ -28,7 +28,7 @@ from lora_studio.training.feed import Feed
 from lora_studio.training.gradients import GradientWatch
 from lora_studio.training.interrupt import interruptible
 from lora_studio.training.schedule import Schedule, factor
-from lora_studio.training.shares import shares
+from lora_studio.training.shares import own_passes
 from lora_studio.training.state import State
 from lora_studio.training.together import add_up
 
@@ -137,21 +137,13 @@ class Loop:
         """
         noised = self.objective.noise(batch.latents, rng)
         total = torch.zeros((), device=self.family.device)
-        for rows in self._passes(len(batch)):
+        for rows in own_passes(len(batch), self.processes, self.passes, lockstep=self.sharded):
             share = (rows.stop - rows.start) / len(batch) / self.options.accumulation
             rows = rows if share else slice(0, 1)  # run along, with a weight of 0
             loss = self._error(batch.rows(rows), noised.rows(rows)) * share
             loss.backward()
             total += loss.detach()
         return total
-
-    def _passes(self, rows: int) -> list[slice]:
-        """The rows of each pass of this process; empty ones where only others have rows left."""
-        found = shares(self.processes.share(rows), self.passes)
-        if self.sharded:
-            most = min(self.passes, -(-rows // self.processes.count))
-            found += [slice(0, 0)] * (most - len(found))
-        return found
 
     def loss(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """The weighted mean squared error of one micro-batch, a mean over its rows."""

@@ -20,7 +20,7 @@ def is_sharded(recipe: Recipe, processes: Processes) -> bool:
     if recipe.objective.preservation:
         raise RecipeError(
             "machine.shard_base and objective.preservation do not go together: all processes have to run the "
-            "base at once, and a preserved picture makes only its own run it once more; leave one of them out."
+            "base at once, and a preserved picture makes only its own run it once more; leave one out."
         )
     return True
 

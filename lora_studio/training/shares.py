@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from lora_studio.processes import Processes
+
 
 def shares(rows: slice, parts: int) -> list[slice]:
     """`rows` in at most `parts` runs of rows, as equal as they can be, the longer ones first.
@@ -19,3 +21,13 @@ def shares(rows: slice, parts: int) -> list[slice]:
     size, longer = divmod(count, parts)
     starts = [rows.start + number * size + min(number, longer) for number in range(parts + 1)]
     return [slice(start, stop) for start, stop in pairwise(starts)]
+
+
+def own_passes(rows: int, processes: Processes, passes: int, *, lockstep: bool = False) -> list[slice]:
+    """This process's part of so many rows, spread over its passes.
+
+    In lockstep all have the same number of passes, empty ones where only others have rows left.
+    """
+    found = shares(processes.share(rows), passes)
+    most = min(passes, -(-rows // processes.count))
+    return found + [slice(0, 0)] * (most - len(found)) if lockstep else found

@@ -136,9 +136,8 @@ def join_processes(device: str) -> Processes:
     import torch
     from accelerate import PartialState
 
-    on_cpu = (
-        device == "cpu" or os.environ.get("ACCELERATE_USE_CPU") == "true" or not torch.cuda.is_available()
-    )
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"  # accelerate launch --cpu
+    on_cpu = device == "cpu" or asked or not torch.cuda.is_available()
     _check_devices(device, 0 if on_cpu else torch.cuda.device_count())
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # else NCCL ends a lonely process without a word
     with _reaching_the_others():

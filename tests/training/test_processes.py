@@ -367,7 +367,7 @@ def test_the_plan_tells_what_the_batch_size_means_and_who_stands_idle(
     "launcher",
     [
         ["torch.distributed.run", "--nproc-per-node", "2"],
-        ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"],
+        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
     ],
     ids=["torchrun", "accelerate"],
 )

@@ -14,7 +14,7 @@ ARG TORCH=torch==2.13.0
 COPY constraints.txt ./
 RUN pip install --no-cache-dir -c constraints.txt ${TORCH}
 
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY lora_studio ./lora_studio
 COPY recipes ./recipes
 COPY sample_images ./sample_images

@@ -21,7 +21,8 @@ from lora_studio import (
     cli_init,
     cli_plan,
 )
-from lora_studio.errors import ExportMismatch, StudioError, TrainingDiverged
+from lora_studio.errors import ExportMismatch, ProcessLost, StudioError, TrainingDiverged
+from lora_studio.processes import is_main
 from lora_studio.quiet import quiet_libraries
 from lora_studio.recipe import PRESET_FOLDER, Recipe, load_recipe
 from lora_studio.run import run_folder
@@ -103,6 +104,7 @@ def verify(
 
 def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
     quiet_libraries()
+    console.quiet = not is_main()  # of several processes one speaks
     from lora_studio.printing import Screen
     from lora_studio.training.session import Interrupted
     from lora_studio.training.session import train as run
@@ -151,12 +153,10 @@ def guarded(command: Callable[[], None]) -> int:
     """Run a command; a user's mistake becomes its message and exit 2, a faulty result exit 1."""
     try:
         command()
-    except (ExportMismatch, TrainingDiverged) as error:
-        errors.print(f"error: {error}", markup=False, soft_wrap=True)
-        return 1
     except StudioError as error:
-        errors.print(f"error: {error}", markup=False, soft_wrap=True)
-        return 2
+        if is_main() or not error.told_by_main:
+            errors.print(f"error: {error}", markup=False, soft_wrap=True)
+        return 1 if isinstance(error, ExportMismatch | ProcessLost | TrainingDiverged) else 2
     except KeyboardInterrupt:
         errors.print("stopped")
         return 130

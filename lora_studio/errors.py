@@ -17,6 +17,8 @@ class StudioError(Exception):
     The command line prints it without a traceback and exits with 2.
     """
 
+    told_by_main = False  # whether the main one of several processes has it, too, and says it
+
 
 class RecipeError(StudioError):
     """The recipe cannot be read or asks for something that does not exist."""
@@ -48,6 +50,10 @@ class OutOfMemory(StudioError):
 
 class TrainingDiverged(StudioError):
     """The loss or the gradients are not finite or missing; the message names the last good checkpoint."""
+
+
+class ProcessLost(StudioError):
+    """One of several processes of a run has ended; the message names the last good checkpoint."""
 
 
 class ExportMismatch(StudioError):

@@ -12,6 +12,7 @@ from rich.table import Table
 from lora_studio.printing_buckets import bucket_lines
 from lora_studio.printing_doctor import finding_lines
 from lora_studio.printing_plan import duration, time_line
+from lora_studio.printing_processes import process_lines
 from lora_studio.printing_watch import held_out_lines, holdout_line, memory_line, pictures, skipped_line
 from lora_studio.recipe_data import one_more_chunk
 from lora_studio.training import events
@@ -125,6 +126,7 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
             f"each picture is seen about {plan.views_per_image:.0f} times",
         ),
         *_little_or_much(plan.views_per_image),
+        *process_lines(plan),
         ("trainable", f"{plan.num_parameters:,} parameters in {plan.num_layers} layers"),
         ("device", f"{plan.device}, base in {plan.precision}, adapters in float32"),
         ("learning rate", f"{plan.learning_rate:g}"),

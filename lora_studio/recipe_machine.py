@@ -13,7 +13,7 @@ class MachineConfig(Section):
     """How the run uses the machine; what is learned changes by rounding only."""
 
     free: ClassVar[frozenset[str]] = frozenset(
-        {"device", "attention", "gradient_checkpointing", "compile", "channels_last", "tf32"}
+        {"device", "attention", "gradient_checkpointing", "compile", "channels_last", "tf32", "shard_base"}
     )
 
     device: str = Field("auto", description='"auto", "cpu", "cuda" or "cuda:1"')
@@ -31,4 +31,8 @@ class MachineConfig(Section):
     )
     tf32: bool = Field(
         True, description="float32 matrices in TF32 on CUDA: far faster, 10 bits instead of 23 in products"
+    )
+    shard_base: bool = Field(
+        False,
+        description="spread the frozen denoiser over the processes: slower, for one too large for a GPU",
     )

@@ -11,8 +11,10 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -34,9 +36,52 @@ class Outcome:
 
 def start(recipe: Path, folder: Path, *, resume: bool = False, fault: Fault | None = None) -> BaseProcess:
     """Begin training; what the command line would print as an error goes to `<folder>.txt`."""
-    process = CONTEXT.Process(target=_train, args=(recipe, folder, resume, fault))
+    process = CONTEXT.Process(target=_train, args=(recipe, folder, resume, fault, {}))
     process.start()
     return process
+
+
+def start_several(
+    recipe: Path,
+    folder: Path,
+    environments: Sequence[dict[str, str]] = ({}, {}),
+    *,
+    resume: bool = False,
+    fault: Fault | None = None,
+) -> list[BaseProcess]:
+    """The same in several processes, as a launcher starts them, with something of its own for each.
+
+    What process 1 prints goes to `<folder>_1.txt`.
+    """
+    launched = launch_environments(len(environments))
+    processes = [
+        CONTEXT.Process(target=_train, args=(recipe, folder, resume, fault, {**extra, **own}))
+        for extra, own in zip(launched, environments, strict=True)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def launch_environments(count: int) -> list[dict[str, str]]:
+    """What torchrun tells each of so many processes on this machine."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def ends_of(processes: Sequence[BaseProcess], *, seconds: float = 100) -> list[int | None]:
+    """Their exit codes, once all have ended; None for one that hangs, and is killed."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
 
 
 def train(recipe: Path, folder: Path, *, resume: bool = False, fault: Fault | None = None) -> Outcome:
@@ -47,13 +92,21 @@ def train(recipe: Path, folder: Path, *, resume: bool = False, fault: Fault | No
     return Outcome(process.exitcode, said(folder))
 
 
-def said(folder: Path) -> str:
-    """What the last training in the folder printed."""
-    return folder.with_suffix(".txt").read_text("utf-8", "replace")
+def said(folder: Path, rank: int = 0) -> str:
+    """What the last training in the folder printed, or one of its processes."""
+    return _log(folder, rank).read_text("utf-8", "replace")
 
 
-def _train(recipe: Path, folder: Path, resume: bool, fault: Fault | None) -> None:
-    file = os.open(folder.with_suffix(".txt"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+def _log(folder: Path, rank: int) -> Path:
+    return folder.with_name(f"{folder.name}_{rank}.txt" if rank else f"{folder.name}.txt")
+
+
+def _train(
+    recipe: Path, folder: Path, resume: bool, fault: Fault | None, environment: dict[str, str]
+) -> None:
+    os.environ.update(environment)
+    log = _log(folder, int(environment.get("RANK", 0)))
+    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
     import torch

@@ -13,8 +13,8 @@ ROOT = Path(lora_studio.__file__).parent
 FLOORS = {
     5: [
         *("cli", "cli_buckets", "cli_cache", "cli_captions", "cli_doctor", "cli_env", "cli_init", "cli_plan"),
-        *("web", "__main__", "printing_plan"),
-        *("printing", "printing_buckets", "printing_captions", "printing_doctor", "printing_watch"),
+        *("web", "__main__", "printing", "printing_buckets", "printing_captions", "printing_doctor"),
+        *("printing_plan", "printing_processes", "printing_watch"),
     ],
     4: ["evaluate"],
     3: ["training", "export", "compose"],
@@ -23,7 +23,7 @@ FLOORS = {
     0: [
         *("objective", "rng", "run", "recipe", "recipe_data", "recipe_training", "recipe_machine"),
         *("recipe_changes", "recipe_tracking", "presets"),
-        *("errors", "registry", "quiet", "devices"),
+        *("errors", "registry", "quiet", "devices", "processes", "onlooker"),
     ],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
@@ -46,6 +46,7 @@ SIDEWAYS = {
     ("cli", "cli_env"): "the verb env has a file of its own",
     ("cli_doctor", "printing_doctor"): "a verb shows what it did",
     ("printing", "printing_doctor"): "the plan of a training tells the doctor's findings, too",
+    ("printing", "printing_processes"): "the plan tells of several processes",
     ("printing", "printing_watch"): "the plan and the progress tell of held-out pictures",
     ("cli", "web"): "a verb starts the page",
     ("training", "export"): "a run ends by writing its file",

@@ -28,7 +28,7 @@ class Answers:
     effect: float  # root mean square of tuned - base
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, whose tensors FSDP cannot take back
 def ask(family: ModelFamily) -> Tensor:
     """The probe's answer from the parts as they are: two fixed latents, an early and a late timestep."""
     denoiser: ModelMixin = family.parts[family.denoiser]
@@ -43,7 +43,7 @@ def ask(family: ModelFamily) -> Tensor:
     return family.denoise(latents.to(device), timestep, conditioning, geometry).float().cpu()
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, whose tensors FSDP cannot take back
 def ask_merged(file: LoraFile, family: ModelFamily) -> Answers:
     """The probe through weights W + delta, computed from the file's bytes; the base is put back."""
     layers = base_layers(family)

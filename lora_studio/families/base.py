@@ -56,6 +56,9 @@ class ModelFamily(ABC):
     _device: torch.device | None = None
     _on_device: tuple[str, ...] | None = None  # all parts, where they were loaded
 
+    fixed: frozenset[str] = frozenset()
+    """Parts that stay where they are, whatever `place` is told."""
+
     notes: tuple[str, ...] = ()
     """What its user should know of how it was read, in short sentences."""
 
@@ -168,10 +171,11 @@ class ModelFamily(ABC):
 
         self._device, self._on_device = device, names
         for name, part in self.parts.items():
-            if name not in names:
+            if name not in names and name not in self.fixed:
                 part.to(torch.device("cpu"))
         for name in names:
-            self.parts[name].to(device)
+            if name not in self.fixed:
+                self.parts[name].to(device)
 
     @contextmanager
     def placed(self, *names: str) -> Iterator[None]:

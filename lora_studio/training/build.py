@@ -20,6 +20,7 @@ from lora_studio.data.views import each_view, entries
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.fingerprints import text_fingerprint
+from lora_studio.processes import ALONE, Processes
 from lora_studio.quantization import QUANTIZERS
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
@@ -40,6 +41,7 @@ from lora_studio.training.optimizers import OPTIMIZERS
 from lora_studio.training.preview import PreviewOptions
 from lora_studio.training.schedule import SCHEDULES
 from lora_studio.training.self_test import refuse_what_fails
+from lora_studio.training.sharded import is_sharded, shard
 from lora_studio.training.tracking import tracker_faults
 
 
@@ -60,6 +62,7 @@ class Session:
     preview: PreviewOptions
     foreseen: Foreseen
     holdout: Holdout | None
+    processes: Processes
 
 
 def check_names(recipe: Recipe) -> None:
@@ -82,26 +85,31 @@ def check_names(recipe: Recipe) -> None:
         raise RecipeError("\n".join(faults))
 
 
-def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
+def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes = ALONE) -> Session:
     """Everything up to the first step. Raises a StudioError for whatever the user can mend."""
     check_names(recipe)
-    machine = ready_machine(recipe)
+    machine = ready_machine(recipe, processes)
     family = base_of(recipe)
     family.max_chunks = recipe.data.max_token_chunks
     vae_dtype = DTYPES[recipe.base.vae_dtype]
     cache = latent_cache(family, vae_dtype, machine.device)
-    manifest = read_dataset(recipe, family.stride, cache.ready)
+    manifest = processes.from_main(lambda: read_dataset(recipe, family.stride, cache.ready))
     run.text("manifest.jsonl", manifest.to_jsonl())
     shown = entries(manifest.used)
     captions = shown_captions(recipe, shown)
-    report = examine_manifest(recipe, family, manifest, on_progress=progress(listener, "looking at pictures"))
+    report = processes.from_main(
+        lambda: examine_manifest(
+            recipe, family, manifest, on_progress=progress(listener, "looking at pictures")
+        )
+    )
     run.json("doctor.json", report.to_json())
     fingerprint = family.fingerprint(family.denoiser)
     whole_base = base_fingerprint(family) if recipe.data.class_images.count else ""
     text_cache = TextCache(cache_folder() / "text", _text_key(family, machine.dtype))
+    sharded = is_sharded(recipe, processes)
     machine.shrink(family)
     family.place(machine.device, *(family.parts if recipe.data.class_images.count else ()))
-    drawing = draw_class_images(recipe, manifest, family, whole_base, listener)
+    drawing = draw_class_images(recipe, manifest, family, whole_base, listener, processes)
     manifest = Manifest(manifest.records + tuple(drawing.records))
     run.text("manifest.jsonl", manifest.to_jsonl())
     records = (*shown, *place_beside(manifest.of_role("prior"), shown))
@@ -109,7 +117,13 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     memory_gb = recipe.data.latents_on_device_gb
     family.place(machine.device, "vae")
     latents = encode_pictures(
-        cache, [*views, *held], family, vae_dtype, memory_gb=memory_gb, listener=listener
+        cache,
+        [*views, *held],
+        family,
+        vae_dtype,
+        memory_gb=memory_gb,
+        listener=listener,
+        processes=processes,
     )
     batches = _plan(recipe, shown)
     foreseen = foresee(captions, batches, recipe.training.steps)
@@ -118,7 +132,11 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     if not recipe.adapter.text_encoder:
         also = [record.caption for record in records[len(shown) :]] + held_captions(recipe, held)
         on_progress = progress(listener, "captions")
-        texts = prepare_texts(text_cache, foreseen, family, also=also, on_progress=on_progress)
+        texts = prepare_texts(
+            text_cache, foreseen, family, also=also, on_progress=on_progress, processes=processes
+        )
+    if sharded:
+        shard(family, processes, machine.device, machine.dtype)
     adapters = inject_adapters(recipe, family)
     machine.speed_up(family, adapters.parts)
     encodes = texts is None or not foreseen.complete  # while it trains
@@ -132,7 +150,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
     )
     masks = loss_masks(views, latents)
     feed = Feed(records, captions, latents, texts, batches, options, masks=masks, class_rows=rows)
-    loop = make_loop(recipe, run, machine, family, adapters, feed, listener)
+    loop = make_loop(recipe, run, machine, family, adapters, feed, listener, processes)
     holdout = make_holdout(
         recipe, held, latents[len(views) :], texts, family, loop.objective, autocast=machine.autocast
     )
@@ -150,12 +168,16 @@ def prepare(recipe: Recipe, run: Run, listener: Listener) -> Session:
         preview=_preview(recipe),
         foreseen=foreseen,
         holdout=holdout,
+        processes=processes,
     )
 
 
-def ready_machine(recipe: Recipe) -> Machine:
+def ready_machine(recipe: Recipe, processes: Processes = ALONE) -> Machine:
     """What the recipe asks for. Raises RecipeError if that is not there, or an option does not work on it."""
-    machine = machine_of(recipe.machine, recipe.base.dtype, recipe.base.quantize)
+    wishes = recipe.machine
+    if processes.device:
+        wishes = wishes.model_copy(update={"device": processes.device})
+    machine = machine_of(wishes, recipe.base.dtype, recipe.base.quantize)
     refuse_what_fails(machine)
     return machine
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lora_studio.adapters.base import AdapterSet
 from lora_studio.families.base import ModelFamily, ObjectiveOptions
+from lora_studio.processes import Processes
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
 from lora_studio.training.checkpoint import state_files
@@ -15,6 +16,7 @@ from lora_studio.training.loop import Loop, LoopOptions
 from lora_studio.training.machine import Machine
 from lora_studio.training.optimizers import OPTIMIZERS
 from lora_studio.training.schedule import SCHEDULES
+from lora_studio.training.sharded import is_sharded
 from lora_studio.training.state import State
 from lora_studio.training.watch import HOLDOUT
 
@@ -27,6 +29,7 @@ def make_loop(
     adapters: AdapterSet,
     feed: Feed,
     listener: Listener,
+    processes: Processes,
 ) -> Loop:
     """The loop that the recipe asks for, at its start."""
     training = recipe.training
@@ -40,10 +43,13 @@ def make_loop(
     state = State(adapters, optimizer, ema, machine.scaler)
 
     def save(step: int) -> None:
-        best = best_step(run.lines(HOLDOUT))
-        run.checkpoint(
-            step, state_files(state), keep=training.keep_checkpoints, best=[] if best is None else [best]
-        )
+        def write() -> None:
+            best = best_step(run.lines(HOLDOUT))
+            run.checkpoint(
+                step, state_files(state), keep=training.keep_checkpoints, best=[] if best is None else [best]
+            )
+
+        processes.from_main(write)
         listener(Note(f"checkpoint at step {step}"))
 
     wishes = recipe.objective
@@ -68,4 +74,6 @@ def make_loop(
         save=save,
         record=run.metric,
         listener=listener,
+        processes=processes,
+        sharded=is_sharded(recipe, processes),
     )

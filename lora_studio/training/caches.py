@@ -13,6 +13,7 @@ from lora_studio.data.latents import Latents
 from lora_studio.data.manifest import Record
 from lora_studio.data.names import some
 from lora_studio.families.base import ModelFamily
+from lora_studio.processes import ALONE, Processes
 from lora_studio.training.events import Listener, Note, progress
 
 GIGABYTE = 10**9
@@ -35,16 +36,26 @@ def encode_pictures(
     *,
     memory_gb: float,
     listener: Listener,
+    processes: Processes = ALONE,
 ) -> Latents:
-    """The latents of the records; those that needed float32 are named in a note."""
-    latents = cache.load_or_encode(
-        records,
-        image_encoders(family, vae_dtype),
-        memory_bytes=round(memory_gb * GIGABYTE),
-        on_progress=progress(listener, "latents"),
-    )
-    if cache.retried:
-        names, dtype = some(cache.retried), str(vae_dtype).removeprefix("torch.")
+    """The latents of the records; those that needed float32 are named in a note.
+
+    Of several processes each encodes some. What it then does not find, because the others are on another
+    machine with a cache of its own, it encodes, too.
+    """
+    encoders, on_progress = image_encoders(family, vae_dtype), progress(listener, "latents")
+
+    def encode(some_records: Sequence[Record], memory_bytes: int) -> Latents:
+        return cache.load_or_encode(
+            some_records, encoders, memory_bytes=memory_bytes, on_progress=on_progress
+        )
+
+    if processes.count > 1:
+        processes.each(lambda: len(encode(records[processes.rank :: processes.count], 0)))
+    latents = encode(records, round(memory_gb * GIGABYTE))
+    retried = processes.each(lambda: cache.retried)
+    if found := list(dict.fromkeys(name for names in retried for name in names)):
+        names, dtype = some(found), str(vae_dtype).removeprefix("torch.")
         listener(Note(f"the VAE gave NaN in {dtype} for {names}: encoded again in float32"))
     return latents
 

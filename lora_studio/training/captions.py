@@ -16,6 +16,7 @@ from lora_studio.data.manifest import Record
 from lora_studio.errors import CaptionError, RecipeError
 from lora_studio.families.base import Conditioning, ModelFamily
 from lora_studio.families.chunks import join
+from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
 
 MOST_TEXTS = 1000  # kept on the device: a quarter of a gigabyte of SD1.5's conditioning in float32
@@ -112,16 +113,21 @@ def prepare_texts(
     *,
     also: Sequence[str] = (),
     on_progress: OnProgress | None = None,
+    processes: Processes = ALONE,
 ) -> Texts:
     """Conditioning from the frozen text encoder, encoded beforehand if all captions are foreseen.
 
     At most `MOST_TEXTS` are on the device; more are read from the cache when they are shown. `also`: the
-    captions of class pictures.
+    captions of class pictures. Of several processes each encodes some; what it then does not find it
+    encodes, too.
     """
     captions = list(dict.fromkeys([*foreseen.texts, *also]))
     encode, device = family.encode_text, family.device
     held = captions if foreseen.complete and len(captions) <= MOST_TEXTS else [""]
     with torch.no_grad():  # not inference_mode: its tensors may not enter a graph later
+        if processes.count > 1:
+            own = (captions if foreseen.complete else held)[processes.rank :: processes.count]
+            processes.each(lambda: cache.encode_missing(own, encode, on_progress=on_progress))
         ready = cache.load_or_encode(held, encode, on_progress=on_progress)
         if foreseen.complete:
             cache.encode_missing(captions, encode, on_progress=on_progress)

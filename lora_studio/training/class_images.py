@@ -14,12 +14,14 @@ from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.names import some
 from lora_studio.errors import BaseModelError, DatasetError, RecipeError
 from lora_studio.families.base import ModelFamily
+from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
 from lora_studio.rng import generator
 from lora_studio.training.base import base_of
 from lora_studio.training.dataset import read_dataset
 from lora_studio.training.events import Listener, progress
 from lora_studio.training.precision import in_its_precision
+from lora_studio.training.sharded import is_sharded
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,16 @@ def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
 
 
 def draw_class_images(
-    recipe: Recipe, manifest: Manifest, family: ModelFamily, fingerprint: str, listener: Listener
+    recipe: Recipe,
+    manifest: Manifest,
+    family: ModelFamily,
+    fingerprint: str,
+    listener: Listener,
+    processes: Processes = ALONE,
 ) -> Drawing:
     """The class images that the recipe has the base draw; those in the cache are taken from there.
 
+    Of several processes each draws some; what it then does not find it draws, too.
     Raises DatasetError if they, or those in folders, would be shown with a trigger.
     """
     wanted = recipe.data.class_images
@@ -73,13 +81,16 @@ def draw_class_images(
     options = DrawOptions(wanted.steps, wanted.guidance, wanted.seed)
     dtype = next(family.parts[family.denoiser].parameters()).dtype
     images = ClassImages(cache_folder() / "class_images", f"{fingerprint} in {dtype}", options)
-    records = images.load_or_draw(
-        wishes,
-        drawer(family, options),
-        weight=wanted.weight,
-        on_progress=progress(listener, "class images"),
-    )
-    return Drawing(records, images.drawn)
+    draw, on_progress = drawer(family, options), progress(listener, "class images")
+    if is_sharded(recipe, processes):
+        draw = _refuse_to_draw
+
+    def load_or_draw(some_wishes: Sequence[Wish]) -> list[Record]:
+        return images.load_or_draw(some_wishes, draw, weight=wanted.weight, on_progress=on_progress)
+
+    if processes.count > 1:
+        processes.each(lambda: len(load_or_draw(wishes[processes.rank :: processes.count])))
+    return Drawing(load_or_draw(wishes), images.drawn)
 
 
 def _refuse_triggers(captions: Mapping[str, str], manifest: Manifest) -> None:
@@ -91,6 +102,14 @@ def _refuse_triggers(captions: Mapping[str, str], manifest: Manifest) -> None:
             f"captions of class images hold the trigger: {some(wrong)}; leave it out of them, or the "
             "trigger would learn to mean the class."
         )
+
+
+def _refuse_to_draw(wishes: Sequence[Wish]) -> list[Image.Image]:
+    raise RecipeError(
+        "with machine.shard_base no class images are drawn, because all processes would have to draw each; "
+        "draw them ahead in one process with lora-studio class-images, with --set machine.device=cpu if need "
+        "be, and the base.dtype of the training."
+    )
 
 
 def drawer(family: ModelFamily, options: DrawOptions) -> Draw:

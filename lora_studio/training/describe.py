@@ -61,6 +61,8 @@ def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPl
         folder=session.run.folder,
         held_out=tuple(record.name for record in session.manifest.of_role("holdout")),
         holdout_every=0 if session.holdout is None else recipe.holdout.every,
+        processes=session.processes.count,
+        batch_size=recipe.training.batch_size,
         class_pictures=_class_pictures(session),
         repeats=_repeats(used),
         masks=sum(bool(record.mask) for record in used),

@@ -57,6 +57,8 @@ class TrainingPlan:
     held_out: tuple[str, ...] = ()  # pictures that are not trained on
     holdout_every: int = 0  # steps between measurements of the loss on them; 0: none is made
     repeats: tuple[tuple[str, int, int], ...] = ()  # (folder, pictures, repeats of each)
+    processes: int = 1  # that share the pictures of a batch
+    batch_size: int = 0  # of all processes together
     class_pictures: ClassPictures | None = None
     masks: int = 0  # pictures of which only a part is learned
     backgrounds: dict[str, int] = field(default_factory=dict)  # colour -> pictures with clear parts on it

@@ -14,25 +14,25 @@ import torch
 from PIL import Image
 
 from lora_studio import __version__
-from lora_studio.adapters.base import AdapterSet
 from lora_studio.data.batches import average_views
 from lora_studio.errors import ExportMismatch
 from lora_studio.export import EXPORTERS
+from lora_studio.export.deltas import check_deltas
 from lora_studio.export.metadata import TrainingFacts, build_metadata
-from lora_studio.export.probe import answers_of, ask, check_probe
-from lora_studio.export.verify import LoraFile, Report, check_against_base, check_file, open_lora
+from lora_studio.export.probe import Answers, answers_of, ask, check_probe
+from lora_studio.export.verify import Report, check_against_base, check_file, open_lora
 from lora_studio.export.write import write_lora
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import POCKET
+from lora_studio.run import Run
 from lora_studio.training.base import base_of
 from lora_studio.training.build import Session
 from lora_studio.training.events import Listener, Note, PreviewsDrawn
 from lora_studio.training.holdout import holdout_summary
 from lora_studio.training.plots import holdout_plot, loss_plot
 from lora_studio.training.preview import as_png, grid, load_pictures, render, render_base
+from lora_studio.training.sharded import shard
 from lora_studio.training.watch import HOLDOUT
-
-DELTA_TOLERANCE = 2e-3  # relative, of a layer's weight change: two factors of 11 bits each
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def show_base(session: Session, listener: Listener) -> list[Image.Image]:
     prompts, folder = session.preview.prompts, session.run.folder / "previews"
     if not prompts:
         return []
-    pictures = load_pictures(folder, len(prompts))
+    pictures = session.processes.from_main(lambda: load_pictures(folder, len(prompts)))
     if pictures is None:
         listener(Note("drawing the base's previews"))
         pictures = render_base(session.family, session.adapters, session.preview)
@@ -69,13 +69,26 @@ def finish(
 
     Raises ExportMismatch, with the file set aside, if it is faulty.
     """
-    with session.loop.state.shown():
-        return _finish(session, base_pictures, listener, seconds)
+    processes = session.processes
+    with session.loop.state.shown():  # of several processes all draw, and the main one writes
+        expected = probe(session)
+        path, cast_error = processes.from_main(lambda: _export(session))
+        if session.loop.sharded:  # then so is the base that the file is tried on
+            with processes.folder_of_main(session.run.folder) as folder:
+                report = verify_run(folder / path.name, session, expected)
+        else:
+            report = processes.from_main(lambda: verify_run(path, session, expected))
+        report.checks["cast_error"] = cast_error
+        processes.from_main(lambda: _accept(path, report, session.run))
+        listener(Note(f"verified {path}"))
+        tuned = render(session.family, session.preview) if base_pictures else []
+        if base_pictures:
+            listener(PreviewsDrawn(*_show_tuned(session, base_pictures, tuned), tuple(tuned)))
+        return processes.from_main(lambda: _wrap_up(session, path, report, seconds))
 
 
-def _finish(
-    session: Session, base_pictures: list[Image.Image], listener: Listener, seconds: dict[str, float]
-) -> Finished:
+def _export(session: Session) -> tuple[Path, float]:
+    """The written file, and how far its dtype changed a weight."""
     run, recipe = session.run, session.recipe
     path = run.folder / f"{recipe.name}.safetensors"
     with run.writing():
@@ -85,19 +98,28 @@ def _finish(
             dtype=recipe.export.dtype,
             describe=lambda block: build_metadata(_facts(session), session.family.traits, block),
         )
-    report = verify_run(path, session)
-    report.checks["cast_error"] = cast_error
+    return path, cast_error
+
+
+def _accept(path: Path, report: Report, run: Run) -> None:
+    """Keep the report; raise ExportMismatch, with the file set aside, if it is faulty."""
     run.json("verify.json", report.to_json())
     if not report.whole:
         aside = path.rename(path.with_name(path.name + ".unverified"))
         raise ExportMismatch(f"{aside} is not what was trained: {'; '.join(report.faults[:3])}.")
-    listener(Note(f"verified {path}"))
-    if base_pictures:
-        tuned = render(session.family, session.preview)
-        sheet = grid(session.preview.prompts, base_pictures, tuned)
-        drawn = run.file(f"previews/step_{recipe.training.steps:06}.png", as_png(sheet))
-        prompts = session.preview.prompts
-        listener(PreviewsDrawn(recipe.training.steps, drawn, prompts, tuple(tuned)))
+
+
+def _show_tuned(
+    session: Session, base_pictures: list[Image.Image], tuned: list[Image.Image]
+) -> tuple[int, Path, tuple[str, ...]]:
+    """The last step, the sheet of its pictures beside the base's, and their prompts."""
+    prompts, step = session.preview.prompts, session.recipe.training.steps
+    sheet = grid(prompts, base_pictures, tuned)
+    return step, session.run.file(f"previews/step_{step:06}.png", as_png(sheet)), prompts
+
+
+def _wrap_up(session: Session, path: Path, report: Report, seconds: dict[str, float]) -> Finished:
+    run = session.run
     run.file("loss.png", loss_plot(run.metrics()))
     if measured := run.lines(HOLDOUT):
         run.file("holdout.png", holdout_plot(measured))
@@ -106,14 +128,23 @@ def _finish(
     return Finished(run.folder, path, report, summary)
 
 
-def verify_run(path: Path, session: Session) -> Report:
-    """The written file against the live adapters and, through diffusers, in a base loaded afresh."""
-    family, machine = session.family, session.machine
-    asked = [name for name in family.parts if name != "vae"]
-    with family.placed(*asked):
+def probe(session: Session) -> Answers:
+    """What the live adapters answer, with and without them."""
+    family = session.family
+    with family.placed(*_probed(family)):
         live = ask(family)
         with session.adapters.disabled():
-            expected = answers_of(live, ask(family))
+            return answers_of(live, ask(family))
+
+
+def _probed(family: ModelFamily) -> list[str]:
+    """The parts that answer a probe."""
+    return [name for name in family.parts if name != "vae"]
+
+
+def verify_run(path: Path, session: Session, expected: Answers) -> Report:
+    """The written file against the live adapters and, through diffusers, in a base loaded afresh."""
+    family, machine = session.family, session.machine
     file = open_lora(path)
     report = check_file(file)
     fresh = base_of(session.recipe)
@@ -121,27 +152,12 @@ def verify_run(path: Path, session: Session) -> Report:
     if report.whole:
         check_deltas(file, family, session.adapters, report)
         machine.shrink(fresh)
+        if session.loop.sharded:
+            shard(fresh, session.processes, machine.device, machine.dtype)
         with family.placed():  # nowhere but in main memory: there may be no room for two
-            fresh.place(machine.device, *asked)
+            fresh.place(machine.device, *_probed(fresh))
             check_probe(file, fresh, expected, report, rounding=machine.rounding)
     return report
-
-
-def check_deltas(file: LoraFile, family: ModelFamily, adapters: AdapterSet, report: Report) -> None:
-    """Every layer's weight change recomputed from the file's bytes equals the live one."""
-    worst = 0.0
-    for layer in adapters.layers:
-        name = family.ui_name(layer.part, layer.path)
-        if name not in file.layers:
-            report.faults.append(f"{name} was trained but is not in the file")
-            continue
-        live = layer.delta().cpu()
-        size = live.norm().item()
-        error = (file.delta(name) - live).norm().item()
-        worst = max(worst, error / size if size else error)
-    report.checks["delta_error"] = worst
-    if worst > DELTA_TOLERANCE:
-        report.faults.append(f"a layer's weight change differs from the trained one by {worst:.2%}")
 
 
 def _facts(session: Session) -> TrainingFacts:

@@ -7,6 +7,7 @@ and batches are a pure function of the step, so a run resumed at step n repeats 
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from lora_studio.data.batches import Batch
 from lora_studio.errors import TrainingDiverged
 from lora_studio.families.base import ModelFamily
 from lora_studio.objective import Noised, Objective
+from lora_studio.processes import ALONE, Processes
 from lora_studio.rng import generator
 from lora_studio.training.events import Listener, MemoryRanOut, StepDone, StepSkipped
 from lora_studio.training.feed import Feed
@@ -27,9 +29,10 @@ from lora_studio.training.interrupt import interruptible
 from lora_studio.training.memory import out_of_memory, within_memory
 from lora_studio.training.preserved import with_base_answers
 from lora_studio.training.schedule import Schedule, factor
-from lora_studio.training.shares import shares
+from lora_studio.training.shares import own_passes
 from lora_studio.training.state import State
 from lora_studio.training.step import Step
+from lora_studio.training.together import add_up
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,14 @@ class Loop:
     record: Callable[[dict[str, float | int | bool | None]], None]  # writes a line of metrics
     listener: Listener
     after_step: Callable[[int], bool] = lambda step: False  # looks at the result; whether it is to be saved
+    processes: Processes = ALONE
+    sharded: bool = (
+        False  # the base is spread over the processes, which have to run it as often as each other
+    )
     base_rates: list[float] = field(default_factory=list)
-    _rows: int = 0  # of the micro-batch that is being learned
+    _rows: int = 0  # of this process in the micro-batch that is being learned
+    _asked: threading.Event = field(default_factory=threading.Event)  # by Ctrl-C of this process
+    _stopping: bool = False  # what several processes have agreed on
 
     def run(self, first_step: int) -> bool:
         """Steps first_step..steps; False when it was interrupted, after saving a checkpoint.
@@ -70,16 +79,17 @@ class Loop:
         """
         self.base_rates = [group["lr"] for group in self.state.optimizer.param_groups]
         watch = GradientWatch(self.state.adapters)
-        with interruptible() as interrupted:
+        with interruptible() as self._asked:
             for step in range(first_step, self.options.steps + 1):
                 began = time.perf_counter()
                 done = self._step(step, watch)
                 self._report(step, done, time.perf_counter() - began)
                 last = step == self.options.steps
                 wanted = self.after_step(step)
-                if wanted or last or interrupted.is_set() or step % self.options.checkpoint_every == 0:
+                stopping = self._asked.is_set() if self.processes.count == 1 else self._stopping
+                if wanted or last or stopping or step % self.options.checkpoint_every == 0:
                     self.save(step)
-                if interrupted.is_set() and not last:
+                if stopping and not last:
                     return False
         return True
 
@@ -101,9 +111,10 @@ class Loop:
         for group, base_rate in zip(optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base_rate * rate
         total = within_memory(lambda: self._gradients(step), self._use_more_passes)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        total, (self._stopping,) = add_up(self.processes, parameters, total, [self._asked.is_set()])
         scale = self.state.unscale()
         sizes = watch.sizes()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm)
         facts = torch.cat([torch.stack([total, norm.to(total), scale.to(total)]), sizes.to(total)])
         loss_value, norm_value, scale_value, *found = facts.tolist()  # the step's one device-to-host copy
@@ -131,6 +142,8 @@ class Loop:
     def _use_more_passes(self) -> None:
         """Twice as many. Raises OutOfMemory if each pass has but one row."""
         self.state.optimizer.zero_grad()
+        if self.sharded:  # the others would wait for this one
+            raise out_of_memory(f"on {self.family.device}, whose base is spread over the processes")
         if self.passes >= self._rows:
             raise out_of_memory(f"with one picture at a time on {self.family.device}")
         self.passes = min(2 * self.passes, self._rows)
@@ -139,13 +152,16 @@ class Loop:
     def _backward(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """Add a micro-batch's gradients, one share of its rows after the other; its part of the step's loss.
 
-        Noise is drawn for the whole of it, so the shares change nothing but the rounding.
+        Of several processes each has some of the rows, perhaps none. Noise is drawn for the whole of it, so
+        the shares change nothing but the rounding.
         """
-        self._rows = len(batch)
+        own = self.processes.share(len(batch))
+        self._rows = max(1, own.stop - own.start)
         noised = self.objective.noise(batch.latents, rng)
         total = torch.zeros((), device=self.family.device)
-        for rows in shares(len(batch), self.passes):
+        for rows in own_passes(len(batch), self.processes, self.passes, lockstep=self.sharded):
             share = (rows.stop - rows.start) / len(batch) / self.options.accumulation
+            rows = rows if share else slice(0, 1)  # run along, with a weight of 0
             loss = self._error(batch.rows(rows), noised.rows(rows)) * share
             self.state.scale(loss).backward()
             total += loss.detach()

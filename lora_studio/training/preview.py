@@ -39,7 +39,7 @@ def render(family: ModelFamily, options: PreviewOptions) -> list[Image.Image]:
 def _draw(family: ModelFamily, options: PreviewOptions) -> list[Image.Image]:
     pipeline = family.pipeline()
     noise = [generator(options.seed, "preview", number) for number in range(len(options.prompts))]
-    with torch.inference_mode(), in_its_precision(family):
+    with torch.no_grad(), in_its_precision(family):  # not inference_mode, whose tensors FSDP cannot take back
         answer = pipeline(
             prompt=list(options.prompts),
             negative_prompt=[options.negative_prompt] * len(options.prompts),

@@ -10,11 +10,14 @@ from PIL import Image
 
 from lora_studio.errors import (
     CheckpointError,
+    ProcessLost,
     RunFolderError,
     StudioError,
     TrainingDiverged,
     reason_of,
 )
+from lora_studio.onlooker import Onlooker
+from lora_studio.processes import Processes, join_processes, leave_processes
 from lora_studio.recipe import Recipe, load_recipe
 from lora_studio.recipe_changes import Change
 from lora_studio.run import Run, run_folder
@@ -47,38 +50,49 @@ def train(
 ) -> Finished | Interrupted:
     """Train a recipe or the one in a TOML file, and export, verify and show the result.
 
-    `folder` is the run's, runs/<name of the recipe> if there is none. `on_event` hears what happens.
+    `folder` is the run's, runs/<name of the recipe> if there is none. `on_event` hears what happens;
+    of several processes, the main one's.
     Raises StudioError (see errors.py) for whatever the user can mend; ExportMismatch if the written file is
     not what was trained.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(Path(recipe))
-    run = Run(folder or run_folder(recipe.name))
-    changed = _check_folder(run, recipe, resume=resume)
-    tracking = Tracking(recipe, run, on_event)
+    processes, place = join_processes(recipe.machine.device), folder or run_folder(recipe.name)
+    run = Run(place) if processes.is_main else Onlooker(place)
+    tracking = Tracking(recipe, run, on_event if processes.is_main else nobody)
     try:
+        changed = processes.from_main(lambda: _check_folder(run, recipe, resume=resume))
         run.remove_left_overs()
-        take_over(run, changed, on_event)
-        return _train(recipe, run, resume=resume, on_event=tracking)
+        if processes.is_main:
+            take_over(run, changed, on_event)
+        result = _train(recipe, run, processes, resume=resume, on_event=tracking)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise out_of_memory(f"({reason_of(error)})") from None
-    except (TrainingDiverged, RunFolderError) as error:
-        raise type(error)(f"{error}; {_last_good(run, error)}.") from None
+    except (TrainingDiverged, RunFolderError, ProcessLost) as error:
+        told = error.told_by_main or isinstance(error, TrainingDiverged)  # all processes diverge alike
+        error = type(error)(f"{error}; {_last_good(run, error)}.")
+        error.told_by_main = told
+        raise error from None
     finally:
         tracking.finish()
         run.close()
+    leave_processes(processes)
+    return result
 
 
-def _train(recipe: Recipe, run: Run, *, resume: bool, on_event: Tracking) -> Finished | Interrupted:
+def _train(
+    recipe: Recipe, run: Run, processes: Processes, *, resume: bool, on_event: Tracking
+) -> Finished | Interrupted:
     began = time.monotonic()
-    session = prepare(recipe, run, on_event)
+    session = prepare(recipe, run, on_event, processes)
     step = _load_checkpoint(session) if resume else 0
     run.text(RECIPE_FILE, to_toml(recipe))
     for lines in ("metrics.jsonl", HOLDOUT):  # of steps that will be done again, or of a start without a save
         run.forget_after(step if resume else -1, lines)
-    on_event.start(step)
+    if processes.is_main:
+        on_event.start(step)
     on_event(describe(session, first_step=step + 1, timing=time_everything(session, first_step=step + 1)))
     base_pictures = show_base(session, on_event)
     training_began = time.monotonic()
@@ -98,7 +112,9 @@ def _watch(session: Session, base_pictures: list[Image.Image], listener: Listene
     recipe, run, state, holdout = session.recipe, session.run, session.loop.state, session.holdout
     steps, previews = recipe.training.steps, recipe.preview.every if base_pictures else 0
     return Watch(
-        HoldoutWatch(holdout, state, run, recipe.holdout.every, steps, listener) if holdout else None,
+        HoldoutWatch(holdout, state, run, recipe.holdout.every, steps, listener, session.processes)
+        if holdout
+        else None,
         PreviewWatch(session.family, state, run, session.preview, base_pictures, previews, steps, listener)
         if previews
         else None,
@@ -131,8 +147,9 @@ def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> list[Change]:
 
 
 def _load_checkpoint(session: Session) -> int:
-    newest = session.run.newest_checkpoint()
-    step = load_state(newest, session.loop.state)
+    newest = session.processes.from_main(session.run.newest_checkpoint)
+    with session.processes.folder_of_main(newest) as folder:
+        step = load_state(folder, session.loop.state)
     if step > session.recipe.training.steps:
         raise CheckpointError(
             f"{newest} is at step {step}, but the recipe has only {session.recipe.training.steps}."
@@ -144,6 +161,10 @@ def _last_good(run: Run, error: StudioError) -> str:
     """Where the last good checkpoint is, and what to do."""
     found = run.checkpoints()
     where = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+    if not run.folder.exists():  # an onlooker on a machine of its own
+        where = f"the checkpoints are in {run.folder} on the main process's machine"
+    if isinstance(error, ProcessLost):
+        return f"{where}; what it said before tells why, and --resume goes on with any number of processes"
     if isinstance(error, RunFolderError):
         again = "go on with --resume" if found else "start again"
         return f"{where}; make room there, or make it writable, and {again}"

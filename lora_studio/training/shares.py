@@ -1,18 +1,33 @@
-"""How a micro-batch's rows are spread over several passes."""
+"""How rows of a micro-batch are spread over several passes."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
+from lora_studio.processes import Processes
 
-def shares(rows: int, parts: int) -> list[slice]:
+
+def shares(rows: slice, parts: int) -> list[slice]:
     """`rows` in at most `parts` runs of rows, as equal as they can be, the longer ones first.
 
-    >>> shares(5, 2)
+    >>> shares(slice(0, 5), 2)
     [slice(0, 3, None), slice(3, 5, None)]
     """
-    assert rows >= 1 and parts >= 1, (rows, parts)
-    parts = min(parts, rows)
-    size, longer = divmod(rows, parts)
-    starts = [number * size + min(number, longer) for number in range(parts + 1)]
+    assert parts >= 1, parts
+    count = rows.stop - rows.start
+    parts = min(parts, count)
+    if not parts:
+        return []
+    size, longer = divmod(count, parts)
+    starts = [rows.start + number * size + min(number, longer) for number in range(parts + 1)]
     return [slice(start, stop) for start, stop in pairwise(starts)]
+
+
+def own_passes(rows: int, processes: Processes, passes: int, *, lockstep: bool = False) -> list[slice]:
+    """This process's part of so many rows, spread over its passes.
+
+    In lockstep all have the same number of passes, empty ones where only others have rows left.
+    """
+    found = shares(processes.share(rows), passes)
+    most = min(passes, -(-rows // processes.count))
+    return found + [slice(0, 0)] * (most - len(found)) if lockstep else found

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from lora_studio.families.base import ModelFamily
+from lora_studio.processes import ALONE, Processes
 from lora_studio.run import Run
 from lora_studio.training.events import HoldoutMeasured, Listener, PreviewsDrawn
 from lora_studio.training.holdout import Holdout, Reading, best_step
@@ -27,12 +28,13 @@ class HoldoutWatch:
     every: int
     steps: int
     listener: Listener
+    processes: Processes = ALONE
 
     def begin(self) -> None:
         """Measure the base, and the state of step 0 unless a run that is resumed has its line already."""
         with self.state.adapters.disabled():
             self.holdout.measure_base()
-            if not self.run.lines(HOLDOUT):
+            if self.processes.from_main(lambda: not self.run.lines(HOLDOUT)):
                 self._write(self.holdout.measure(0))
 
     def after_step(self, step: int) -> bool:
@@ -44,6 +46,9 @@ class HoldoutWatch:
         return self._write(reading)
 
     def _write(self, reading: Reading) -> bool:
+        return self.processes.from_main(lambda: self._write_here(reading))
+
+    def _write_here(self, reading: Reading) -> bool:
         row = reading.row()
         self.run.append(HOLDOUT, row)
         rows = self.run.lines(HOLDOUT)

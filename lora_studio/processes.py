@@ -1,0 +1,195 @@
+"""The processes that train one run together, one a device; usually there is one, and then nothing is done.
+
+`accelerate launch` and `torchrun` start them and say in the environment how many there are. The first, the
+main one, writes and speaks; all of them compute the same steps from gradients that they add up.
+
+Small facts go through gloo, whose connections notice at once when a process has died; gradients on GPUs go
+through NCCL.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lora_studio.errors import ProcessLost, RecipeError, StudioError, reason_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
+
+# A process that dies closes its connections, which ends the others at once. These are for a machine that
+# falls silent: between two reductions lies one step; one process may draw class images or verify for hours.
+STEP_MINUTES = 10.0
+WAIT_MINUTES = 120.0
+TIMEOUT = "LORA_STUDIO_TIMEOUT_MINUTES"  # an environment variable that replaces both
+
+
+def num_launched() -> int:
+    """How many processes the launcher started for this run; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and speaks; known before torch is imported."""
+    return num_launched() == 1 or int(os.environ.get("RANK") or 0) == 0
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run. As it stands here it is alone."""
+
+    rank: int = 0
+    count: int = 1
+    device: str = ""  # its own, if there are several
+    _group: ProcessGroup | None = field(default=None, repr=False)  # gloo, patient
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it writes and speaks."""
+        return self.rank == 0
+
+    def share(self, rows: int) -> slice:
+        """Which of so many rows are its own: as many as the others have, or one more; none if too few."""
+        size, longer = divmod(rows, self.count)
+        start = self.rank * size + min(self.rank, longer)
+        return slice(start, start + size + (self.rank < longer))
+
+    def sum_(self, values: Tensor) -> None:
+        """Put in the place of `values` their sum over all processes, which is the same bits everywhere."""
+        if self.count > 1:
+            import torch.distributed
+
+            with _reaching_the_others():
+                torch.distributed.all_reduce(values)
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What `make` gives on the main process, where alone it runs; its StudioError is raised by all."""
+        if self.count == 1:
+            return make()
+        import torch.distributed
+
+        outcome = [self._attempt(make) if self.is_main else None]
+        with _reaching_the_others():
+            torch.distributed.broadcast_object_list(outcome, src=0, group=self._group)
+        return self._agreed(outcome)[0]
+
+    def each(self, make: Callable[[], T]) -> list[T]:
+        """What `make` gives on every process, by rank, once all are done; a StudioError is raised by all."""
+        if self.count == 1:
+            return [make()]
+        import torch.distributed
+
+        outcomes: list[Any] = [None] * self.count
+        mine = self._attempt(make)
+        with _reaching_the_others():
+            torch.distributed.all_gather_object(outcomes, mine, group=self._group)
+        return self._agreed(outcomes)
+
+    @contextmanager
+    def folder_of_main(self, folder: Path) -> Iterator[Path]:
+        """The files of a folder that perhaps only the main process's machine has, in a folder here."""
+        files = self.from_main(lambda: _files(folder) if self.count > 1 else {})
+        if self.is_main:
+            yield folder
+            return
+        with TemporaryDirectory() as copy:
+            for name, content in files.items():
+                (Path(copy) / name).write_bytes(content)
+            yield Path(copy)
+
+    def _attempt(self, make: Callable[[], T]) -> T | StudioError:
+        try:
+            return make()
+        except ProcessLost:
+            raise
+        except StudioError as error:
+            return error
+
+    def _agreed(self, outcomes: list[Any]) -> list[Any]:
+        errors = [one for one in outcomes if isinstance(one, StudioError)]
+        if errors:
+            error = errors[0]
+            error.told_by_main = True
+            raise error
+        return outcomes
+
+
+ALONE = Processes()
+
+
+def join_processes(device: str) -> Processes:
+    """This process among those that the launcher started; on the CPU if `device`, the recipe's, says so.
+
+    Raises RecipeError if there is no device for each, and ProcessLost if the others do not come.
+    """
+    if num_launched() == 1:
+        return ALONE
+    import torch
+    from accelerate import PartialState
+
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"  # accelerate launch --cpu
+    on_cpu = device == "cpu" or asked or not torch.cuda.is_available()
+    _check_devices(device, 0 if on_cpu else torch.cuda.device_count())
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # else NCCL ends a lonely process without a word
+    with _reaching_the_others():
+        state = PartialState(cpu=on_cpu, timeout=_timeout(STEP_MINUTES))
+        import torch.distributed
+
+        patient = torch.distributed.new_group(backend="gloo", timeout=_timeout(WAIT_MINUTES))
+    name = "cpu" if on_cpu else f"cuda:{state.local_process_index}"
+    return Processes(state.process_index, state.num_processes, name, patient)
+
+
+def leave_processes(processes: Processes) -> None:
+    """Close the connections, when a run has gone to its end on all of them."""
+    if processes.count > 1:
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
+
+
+def _check_devices(device: str, num_gpus: int) -> None:
+    local = int(os.environ.get("LOCAL_RANK") or 0)
+    if device.partition(":")[2]:
+        raise RecipeError(
+            f"machine.device is {device!r}, but {num_launched()} processes were launched, each for a device "
+            'of its own; set it to "auto".'
+        )
+    if num_gpus and local >= num_gpus:
+        raise RecipeError(
+            f"this machine has {num_gpus} GPUs, but more processes were launched on it; "
+            "launch as many on each machine as it has GPUs."
+        )
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def _timeout(minutes: float) -> timedelta:
+    return timedelta(minutes=float(os.environ.get(TIMEOUT) or minutes))
+
+
+@contextmanager
+def _reaching_the_others() -> Iterator[None]:
+    """Within it what the network says of a process that is gone becomes a ProcessLost."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError) as error:  # torch.distributed's errors are RuntimeErrors
+        text = str(error).lower()
+        if any(words in text for words in ("closed", "reset by peer", "broken pipe")):
+            what = "another process of this run has ended"
+        elif "time" in text and "out" in text:
+            what = "another process of this run has not answered in time"
+        else:
+            what = f"the processes of this run cannot reach each other ({reason_of(error)})"
+        raise ProcessLost(what) from None

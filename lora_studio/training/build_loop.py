@@ -76,4 +76,5 @@ def make_loop(
         listener=listener,
         processes=processes,
         sharded=is_sharded(recipe, processes),
+        reads_late=machine.device.type == "cuda",
     )

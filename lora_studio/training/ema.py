@@ -20,10 +20,14 @@ class Ema:
         self._means = {key: tensor.detach().clone() for key, tensor in self._live.items()}
 
     @torch.no_grad()
-    def update(self, updates: int) -> None:
-        """Take in the tensors as they are after so many updates."""
-        share = 1 - decay_at(updates, self.decay)
-        torch._foreach_lerp_(list(self._means.values()), list(self._live.values()), share)
+    def update(self, updates: int, *, kept: Tensor | float = 1.0) -> None:
+        """Take in the tensors as they are after so many updates; nothing if `kept` is 0 and not 1."""
+        means: list[Tensor] = [*self._means.values()]
+        live: list[Tensor] = [*self._live.values()]
+        towards = torch._foreach_sub(live, means)
+        share = torch.as_tensor(kept, dtype=torch.float32, device=means[0].device)
+        torch._foreach_mul_(towards, share * (1 - decay_at(updates, self.decay)))
+        torch._foreach_add_(means, towards)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -17,21 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_studio.data.batches import Batch
-from lora_studio.errors import TrainingDiverged
 from lora_studio.families.base import ModelFamily
 from lora_studio.objective import Noised, Objective
 from lora_studio.processes import ALONE, Processes
 from lora_studio.rng import generator
-from lora_studio.training.events import Listener, MemoryRanOut, StepDone, StepSkipped
+from lora_studio.training.events import Listener, MemoryRanOut
 from lora_studio.training.feed import Feed
 from lora_studio.training.gradients import GradientWatch
 from lora_studio.training.interrupt import interruptible
 from lora_studio.training.memory import out_of_memory, within_memory
 from lora_studio.training.preserved import with_base_answers
+from lora_studio.training.readings import Numbers, Pending, Readings
 from lora_studio.training.schedule import Schedule, factor
 from lora_studio.training.shares import own_passes
 from lora_studio.training.state import State
-from lora_studio.training.step import Step
 from lora_studio.training.together import add_up
 
 
@@ -63,14 +62,20 @@ class Loop:
     record: Callable[[dict[str, float | int | bool | None]], None]  # writes a line of metrics
     listener: Listener
     after_step: Callable[[int], bool] = lambda step: False  # looks at the result; whether it is to be saved
+    looks_after: Callable[[int], bool] = lambda step: True  # whether `after_step` does so after this step
     processes: Processes = ALONE
-    sharded: bool = (
-        False  # the base is spread over the processes, which have to run it as often as each other
-    )
+    sharded: bool = False  # over the processes, which then have to run the base as often as each other
+    reads_late: bool = False  # what a step came to is read while the next one is computed
     base_rates: list[float] = field(default_factory=list)
     _rows: int = 0  # of this process in the micro-batch that is being learned
     _asked: threading.Event = field(default_factory=threading.Event)  # by Ctrl-C of this process
     _stopping: bool = False  # what several processes have agreed on
+
+    def __post_init__(self) -> None:
+        options = self.options
+        self._readings = Readings(
+            self.state, options.steps, options.max_bad_steps, lambda row: self.record(row), self.listener
+        )
 
     def run(self, first_step: int) -> bool:
         """Steps first_step..steps; False when it was interrupted, after saving a checkpoint.
@@ -81,13 +86,13 @@ class Loop:
         watch = GradientWatch(self.state.adapters)
         with interruptible() as self._asked:
             for step in range(first_step, self.options.steps + 1):
-                began = time.perf_counter()
-                done = self._step(step, watch)
-                self._report(step, done, time.perf_counter() - began)
+                self._step(step, watch)
                 last = step == self.options.steps
-                wanted = self.after_step(step)
                 stopping = self._asked.is_set() if self.processes.count == 1 else self._stopping
-                if wanted or last or stopping or step % self.options.checkpoint_every == 0:
+                to_save = last or stopping or step % self.options.checkpoint_every == 0
+                if to_save or self.looks_after(step):
+                    self._readings.settle()
+                if self.after_step(step) or to_save:
                     self.save(step)
                 if stopping and not last:
                     return False
@@ -102,30 +107,37 @@ class Loop:
     def passes(self, passes: int) -> None:
         self.state.counters.passes = passes
 
-    def _step(self, step: int, watch: GradientWatch) -> Step:
-        """One optimizer step; it leaves everything as it was if its loss or gradient is not finite."""
-        optimizer = self.state.optimizer
+    def _step(self, step: int, watch: GradientWatch) -> None:
+        """One optimizer step; it leaves everything as it was if its loss or gradient is not finite.
+
+        On a GPU what it came to is read only when the next one has been handed to the device, so that the
+        device never waits for the host.
+        """
+        began, optimizer = time.perf_counter(), self.state.optimizer
         rate = factor(
             self.options.schedule, step, steps=self.options.steps, warmup_steps=self.options.warmup_steps
         )
         for group, base_rate in zip(optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base_rate * rate
         total = within_memory(lambda: self._gradients(step), self._use_more_passes)
+        self._readings.settle()  # the step before
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         total, (self._stopping,) = add_up(self.processes, parameters, total, [self._asked.is_set()])
         scale = self.state.unscale()
         sizes = watch.sizes()
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm)
         facts = torch.cat([torch.stack([total, norm.to(total), scale.to(total)]), sizes.to(total)])
-        loss_value, norm_value, scale_value, *found = facts.tolist()  # the step's one device-to-host copy
-        done = Step(loss_value, norm_value, scale_value)
-        if done.finite:
-            watch.hear(found, norm_value)
-            self.state.update(step)
+        pending = Pending(step, optimizer.param_groups[0]["lr"], began, Numbers(facts), watch)
+        self._readings.expect(pending)
+        if self.state.skips_on_device:
+            self.state.update(1 - (total.isfinite() & norm.isfinite()).float())
+        elif pending.done.finite:
+            self.state.update(torch.zeros(()))
         else:
-            self.state.skip(step, scaled=done.scaled_too_much)
+            self.state.adapt_scale()
         optimizer.zero_grad()
-        return done
+        if not self.reads_late:
+            self._readings.settle()
 
     def _gradients(self, step: int) -> Tensor:
         """Add up those of a step's micro-batches; its loss."""
@@ -179,18 +191,3 @@ class Loop:
             target = with_base_answers(noised, batch, self.family, self.state.adapters)
         error = F.mse_loss(answer.float(), target.float(), reduction="none")
         return ((error * batch.weight).mean(dim=(1, 2, 3)) * noised.weight).mean()
-
-    def _report(self, step: int, done: Step, seconds: float) -> None:
-        rate = self.state.optimizer.param_groups[0]["lr"]
-        self.record(done.row(step, rate, seconds))
-        if done.finite:
-            self.listener(StepDone(step, self.options.steps, done.loss, rate, seconds, done.grad_norm))
-            return
-        in_a_row, most = self.state.counters.skipped_in_a_row, self.options.max_bad_steps
-        scale = done.scale if done.scaled_too_much else 1.0
-        self.listener(StepSkipped(step, self.options.steps, done.loss, done.grad_norm, in_a_row, most, scale))
-        if in_a_row >= most and not done.scaled_too_much:
-            raise TrainingDiverged(
-                f"step {step}: the loss is {done.loss:g} and the gradient norm {done.grad_norm:g}, the last "
-                f"of {in_a_row} bad steps in a row, which is what training.max_bad_steps allows"
-            )

@@ -98,7 +98,7 @@ def _train(
     training_began = time.monotonic()
     watch = _watch(session, base_pictures, on_event)
     watch.begin()
-    session.loop.after_step = watch.after_step
+    session.loop.after_step, session.loop.looks_after = watch.after_step, watch.due
     if not session.loop.run(step + 1):
         return Interrupted(run.folder, session.loop.state.counters.step)
     trained = time.monotonic() - training_began

@@ -41,20 +41,27 @@ class State:
     scaler: torch.amp.GradScaler | None = None  # of float16's loss
     counters: Counters = field(default_factory=Counters)
 
-    def update(self, step: int) -> None:
-        """One optimizer step along the gradients that are there."""
-        self.optimizer.step()
-        if self.scaler is not None:
-            self.scaler.update()
-        self.counters.count(step, updated=True)
-        if self.ema is not None:
-            self.ema.update(self.counters.updates)
+    @property
+    def skips_on_device(self) -> bool:
+        """Whether the optimizer can leave a step out by itself, as torch's fused ones do."""
+        return getattr(self.optimizer, "_step_supports_amp_scaling", False)
 
-    def skip(self, step: int, *, scaled: bool = False) -> None:
-        """A step that leaves weights, optimizer and mean as they are; the loss's scale is halved."""
+    def update(self, bad: Tensor) -> None:
+        """One optimizer step along the gradients that are there, none at all if `bad` [] is 1 and not 0.
+
+        Where the optimizer cannot leave it out by itself, `bad` must be 0. The loss's scale is adapted.
+        """
+        if self.skips_on_device:
+            self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.counters.updates + 1, kept=1 - bad)
+        self.adapt_scale()
+
+    def adapt_scale(self) -> None:
+        """Halve the loss's scale after gradients that were not finite, or double it after many that were."""
         if self.scaler is not None:
             self.scaler.update()
-        self.counters.count(step, updated=False, scaled=scaled)
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss, times a scale if float16's gradients would vanish without one."""

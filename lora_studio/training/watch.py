@@ -37,9 +37,13 @@ class HoldoutWatch:
             if self.processes.from_main(lambda: not self.run.lines(HOLDOUT)):
                 self._write(self.holdout.measure(0))
 
+    def due(self, step: int) -> bool:
+        """Whether it is time after this step."""
+        return step % self.every == 0 or step == self.steps
+
     def after_step(self, step: int) -> bool:
         """Measure if it is time; whether this is the best so far."""
-        if step % self.every and step != self.steps:
+        if not self.due(step):
             return False
         with self.state.shown():
             reading = self.holdout.measure(step)
@@ -72,9 +76,13 @@ class PreviewWatch:
     steps: int
     listener: Listener
 
+    def due(self, step: int) -> bool:
+        """Whether it is time after this step."""
+        return step % self.every == 0 and step != self.steps
+
     def after_step(self, step: int) -> None:
         """Draw a sheet if it is time."""
-        if step % self.every or step == self.steps:
+        if not self.due(step):
             return
         with self.state.shown():
             tuned = render(self.family, self.options)
@@ -94,6 +102,10 @@ class Watch:
         """Before the first step."""
         if self.holdout is not None:
             self.holdout.begin()
+
+    def due(self, step: int) -> bool:
+        """Whether one of them looks at the result of this step."""
+        return any(one is not None and one.due(step) for one in (self.holdout, self.previews))
 
     def after_step(self, step: int) -> bool:
         """After a step; whether it is the best so far and a checkpoint of it is wanted."""

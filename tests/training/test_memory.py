@@ -16,7 +16,8 @@ from lora_studio.run import Run
 from lora_studio.training.build import prepare
 from lora_studio.training.events import Event, MemoryRanOut
 from lora_studio.training.memory import is_out_of_memory, within_memory
-from lora_studio.training.session import Finished, time_a_step, train
+from lora_studio.training.session import Finished, train
+from lora_studio.training.timing import time_a_step
 
 
 @pytest.fixture

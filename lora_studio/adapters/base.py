@@ -145,7 +145,7 @@ def inject(
         )
         for path in paths:
             module: BaseTunerLayer = parts[part].get_submodule(path)
-            make_fast(module)
+            make_fast(module, NAME)
             down, up = module.lora_A[NAME].weight, module.lora_B[NAME].weight
             scale = options.alpha / options.rank
             layers.append(Layer(part, canonical_path(part, path), module, down, up, scale))

@@ -69,7 +69,7 @@ def test_same_answer_and_gradients_as_peft(name: str) -> None:
     inner, x = CASES[name]()
     module = layer(inner)
     expected = answer_and_gradients(module, x)
-    make_fast(module)
+    make_fast(module, "studio")
     assert isinstance(module, FastLinear | FastConv1x1)
     found = answer_and_gradients(module, x)
     assert len(found) == 4
@@ -90,7 +90,7 @@ def test_under_autocast_it_is_as_near_to_float32_as_peft_is(name: str) -> None:
         return [((a.float() - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)]
 
     of_peft = errors()
-    make_fast(module)
+    make_fast(module, "studio")
     for ours, theirs in zip(errors(), of_peft, strict=True):
         assert 1e-4 < theirs < 1e-2 and ours < 1.2 * theirs
 
@@ -98,7 +98,7 @@ def test_under_autocast_it_is_as_near_to_float32_as_peft_is(name: str) -> None:
 def test_an_input_without_gradient_gets_none() -> None:
     for width in (48, WIDE):
         module = layer(nn.Linear(width, 8))
-        make_fast(module)
+        make_fast(module, "studio")
         module(torch.randn(2, width)).sum().backward()
         assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
 
@@ -107,20 +107,20 @@ def test_switched_off_it_is_the_base_to_the_last_bit() -> None:
     for name in ("narrow linear", "wide linear", "narrow convolution", "wide convolution"):
         inner, x = CASES[name]()
         module = layer(inner)
-        make_fast(module)
+        make_fast(module, "studio")
         module.enable_adapters(False)
         assert torch.equal(module(x), inner(x))
 
 
 def test_what_is_not_plain_stays_with_peft() -> None:
     around = layer(nn.Conv2d(8, 8, 3, padding=1))
-    make_fast(around)
+    make_fast(around, "studio")
     assert type(around) is peft_layers.Conv2d
     for options in ({"use_dora": True}, {"lora_dropout": 0.5}):
         module = layer(nn.Linear(48, 48), **options)
         x = torch.randn(4, 48)
         torch.manual_seed(3)
         expected = module(x)
-        make_fast(module)
+        make_fast(module, "studio")
         torch.manual_seed(3)
         assert torch.equal(module(x), expected)

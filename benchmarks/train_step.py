@@ -99,11 +99,8 @@ def in_turns(size: Size, base: str, pictures: Path, scratch: Path) -> dict[str, 
     """Seconds of each step of the three sides, and their ratios step by step."""
     wishes = {"resolution": size.resolution, "batch_size": size.batch_size}
     session = our_session(recipe(pictures, base, **wishes), scratch)
-    sides = {
-        "ours": ours(session),
-        "plain": plain(pictures, base, **wishes),
-        "floor": floor(session, base),
-    }
+    other = plain(pictures, base, **wishes)
+    sides = {"ours": ours(session), "plain": other.step, "floor": floor(session, base)}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(size.warm_up + size.steps):
         for name, step in sides.items():
@@ -120,6 +117,7 @@ def in_turns(size: Size, base: str, pictures: Path, scratch: Path) -> dict[str, 
         "of_the_floor": round(median(above), 3),
         "quarters": {name: _quarters(values) for name, values in (("plain", faster), ("floor", above))},
         "trained_numbers": session.adapters.num_parameters,
+        "plain_trained_numbers": other.trained_numbers,
         "steps": size.steps,
     }
 
@@ -148,7 +146,7 @@ def one_step(side: str, size: Size, base: str, pictures: Path, scratch: Path) ->
         ours(session)()
         session.run.close()
     else:
-        plain(pictures, base, **wishes)()
+        plain(pictures, base, **wishes).step()
     status = Path("/proc/self/status").read_text("ascii")
     peak = re.search(r"VmHWM:\s+(\d+)", status)
     assert peak is not None, "this needs Linux"

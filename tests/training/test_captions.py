@@ -25,6 +25,7 @@ from lora_studio.training import captions as training_captions
 from lora_studio.training.build import Session, prepare
 from lora_studio.training.describe import describe
 from lora_studio.training.events import nobody
+from lora_studio.training.preserved import with_base_answers
 from lora_studio.training.session import Finished, train
 from lora_studio.training.timing import Timing
 
@@ -240,7 +241,7 @@ def test_a_trained_text_encoder_preserves_at_the_length_of_the_batch(
     text = {"text": family.encode_text(batch.captions)["text"]}
     answer = family.denoise(noised.latents, noised.timestep, text, batch.geometry)
     row = int(batch.preserved)
-    target = loop._with_base_answers(noised, batch)[row]
+    target = with_base_answers(noised, batch, session.family, session.adapters)[row]
     torch.testing.assert_close(target, answer[row], atol=1e-5, rtol=1e-4)  # the adapters do nothing yet
 
 

@@ -15,6 +15,7 @@ from lora_studio.rng import generator
 from lora_studio.run import Run
 from lora_studio.training.build import Session, prepare
 from lora_studio.training.events import nobody
+from lora_studio.training.preserved import with_base_answers
 
 HALF = ("objective.preservation=0.5", "data.caption_dropout=0.2")
 
@@ -54,7 +55,7 @@ def test_a_preserved_rows_target_is_what_the_untouched_base_answers(
     batch = next(b for b in batches(session, 50) if len(b.preserved) == 1 and len(b.captions) == 2)
     (row,) = batch.preserved.tolist()
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
-    target = session.loop._with_base_answers(noised, batch)
+    target = with_base_answers(noised, batch, session.family, session.adapters)
     unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet", dtype=torch.float32)
     assert batch.conditioning is not None
     with torch.no_grad():
@@ -69,7 +70,7 @@ def test_without_it_nothing_changes(tmp_path: Path, recipe_file: Path) -> None:
     batch = next(iter(session.loop.feed.of_step(1)))
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
     assert len(batch.preserved) == 0
-    assert session.loop._with_base_answers(noised, batch) is noised.target
+    assert with_base_answers(noised, batch, session.family, session.adapters) is noised.target
 
 
 def test_with_a_trained_text_encoder_the_base_reads_with_its_own(tmp_path: Path, recipe_file: Path) -> None:
@@ -77,9 +78,9 @@ def test_with_a_trained_text_encoder_the_base_reads_with_its_own(tmp_path: Path,
     session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), nobody)
     batch = next(b for b in batches(session, 50) if len(b.preserved))
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
-    before = session.loop._with_base_answers(noised, batch)
+    before = with_base_answers(noised, batch, session.family, session.adapters)
     shift_adapters(session)
-    torch.testing.assert_close(session.loop._with_base_answers(noised, batch), before)
+    torch.testing.assert_close(with_base_answers(noised, batch, session.family, session.adapters), before)
 
 
 def test_preservation_without_a_trigger_to_leave_out_is_refused(tmp_path: Path, recipe_file: Path) -> None:

@@ -14,10 +14,12 @@ TORCH ?= torch==2.13.0
 demo: setup
 	$(BIN)/lora-studio demo
 
-# Idle OpenMP threads spin by default and take the cores from whatever runs beside them; passive ones sleep.
-test: export OMP_WAIT_POLICY = passive
+# A process a core with one thread each: the tests are many small things, which several threads do not make faster.
+WORKERS ?= logical
+
+test: export OMP_NUM_THREADS = 1
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

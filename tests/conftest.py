@@ -13,6 +13,15 @@ from pathlib import Path
 import pytest
 
 
+LONGEST = ("test_exact.py", "test_processes.py", "test_resume.py", "test_class_images.py", "test_captions.py")
+"""Begun first, so that no process is left with one of them when the others have nothing to do any more."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, everything else in its order."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests never read or fill the user's cache; session-wide, so that fixtures of every scope agree."""

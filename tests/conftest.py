@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-
 LONGEST = ("test_exact.py", "test_processes.py", "test_resume.py", "test_class_images.py", "test_captions.py")
 """Begun first, so that no process is left with one of them when the others have nothing to do any more."""
 

@@ -119,6 +119,7 @@ class Loop:
         )
         for group, base_rate in zip(optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base_rate * rate
+        self.state.adapters.at_step(step)
         total = within_memory(lambda: self._gradients(step), self._use_more_passes)
         self._readings.settle()  # the step before
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -135,6 +136,7 @@ class Loop:
             self.state.update(torch.zeros(()))
         else:
             self.state.adapt_scale()
+        pending.limited = None if self.state.limited is None else Numbers(self.state.limited.view(1))
         optimizer.zero_grad()
         if not self.reads_late:
             self._readings.settle()
@@ -143,7 +145,8 @@ class Loop:
         """Add up those of a step's micro-batches; its loss."""
         total = torch.zeros((), device=self.family.device)
         for number, batch in enumerate(self.feed.of_step(step)):
-            total += self._backward(batch, generator(self.options.seed, step, number, "noise"))
+            with self.state.adapters.dropped(self.options.seed, step, number):
+                total += self._backward(batch, generator(self.options.seed, step, number, "noise"))
         return total
 
     def try_out(self, batch: Batch) -> None:

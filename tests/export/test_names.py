@@ -93,8 +93,8 @@ def keys_and_shapes(family: ModelFamily, adapters: AdapterSet) -> dict[str, str]
     written = {}
     for layer in adapters.layers:
         name = family.ui_name(layer.part, layer.path)
-        written[f"{name}.lora_down.weight"] = str(tuple(layer.down.shape))
-        written[f"{name}.lora_up.weight"] = str(tuple(layer.up.shape))
+        written[f"{name}.lora_down.weight"] = str(tuple(layer.tensors["down"].shape))
+        written[f"{name}.lora_up.weight"] = str(tuple(layer.tensors["up"].shape))
         written[f"{name}.alpha"] = "()"
     return written
 

@@ -162,7 +162,7 @@ def gradients_of(family: ModelFamily, *, checkpointing: bool) -> dict[str, Tenso
     adapters = inject(family.parts, family.targets, options, canonical_path=family.canonical_path)
     assert set(adapters.parts) == {part for part in family.parts if part != "vae"}
     for layer in adapters.layers:  # while `up` is zero, nothing reaches `down`
-        torch.nn.init.normal_(layer.up, std=0.02, generator=generator(layer.name))
+        torch.nn.init.normal_(layer.tensors["up"], std=0.02, generator=generator(layer.name))
     wishes = MachineConfig(gradient_checkpointing=checkpointing)
     Machine(torch.device("cpu"), torch.float32, wishes=wishes).speed_up(family, adapters.parts)
     latents = torch.randn(2, 4, 16, 16, generator=generator("x"))
@@ -276,7 +276,7 @@ def test_training_leaves_every_byte_of_the_base(
     session = prepare(load_recipe(path, changes=changes), Run(tmp_path), nobody)
     session.loop.run(1)
     session.run.close()
-    assert any(layer.up.any() for layer in session.adapters.layers)
+    assert any(layer.tensors["up"].any() for layer in session.adapters.layers)
     for part, module in load_base(str(base_of(name))).parts.items():
         now = {
             key.replace(".base_layer.", "."): tensor

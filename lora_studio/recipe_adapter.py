@@ -14,7 +14,7 @@ class LayersConfig(Section):
 
     pattern: str = Field(
         min_length=1,
-        description='of <part>.<path> or the path alone, with * and ?: "text_encoder_2.*", "up_blocks.*attn2*"',
+        description='of <part>.<path> or the path, with * and ?: "text_encoder_2.*", "up_blocks.*attn2*"',
     )
     rank: int | None = Field(None, ge=1, le=4096, description="without alpha, alpha / rank stays as it was")
     alpha: float | None = Field(None, gt=0)
@@ -34,7 +34,7 @@ class LayersConfig(Section):
             )
         if not self.train and wishes != (None,) * len(wishes):
             raise ValueError(
-                f"adapter.layers: {self.pattern!r} has train = false and options of training; keep one of both."
+                f"adapter.layers: {self.pattern!r} has train = false and other options; keep one of both."
             )
         return self
 

@@ -35,8 +35,34 @@ def target_paths(module: nn.Module, endings: tuple[str, ...]) -> list[str]:
     ]
 
 
+Places = dict[tuple[str, str], LayerOptions]  # part and path of every layer that is trained
+
+
+def choose_layers(
+    parts: Mapping[str, nn.Module],
+    targets: Mapping[str, tuple[str, ...]],
+    options: AdapterOptions,
+    *,
+    canonical_path: Callable[[str, str], str],
+) -> Places:
+    """What is trained of the target layers, and how each, by the rules; nothing is touched.
+
+    Raises RecipeError for options that do not go with the kind, and rules that match nothing.
+    """
+    check_options(options)
+    found: dict[tuple[str, str], LayerOptions | None] = {
+        (part, path): layer_options(part, canonical_path(part, path), _target(parts[part], path), options)
+        for part, endings in targets.items()
+        for path in target_paths(parts[part], endings)
+    }
+    trained = {place: one for place, one in found.items() if one is not None}
+    names = [(part, canonical_path(part, path)) for part, path in found]
+    check_rules(options, names, sum(one.last_step is None for one in trained.values()))
+    return trained
+
+
 def inject(
-    parts: dict[str, nn.Module],
+    parts: Mapping[str, nn.Module],
     targets: Mapping[str, tuple[str, ...]],
     options: AdapterOptions,
     *,
@@ -45,22 +71,9 @@ def inject(
     """Put adapters of one kind into the target layers of the given parts, and give them keyed first values.
 
     The adapters are float32 whatever the base's dtype, so that small updates are not rounded away.
-    Raises RecipeError for options that do not go with the kind, and rules that match nothing.
+    Raises RecipeError as `choose_layers` does.
     """
-    check_options(options)
-    found: dict[tuple[str, str], LayerOptions | None] = {
-        (part, path): layer_options(
-            part,
-            canonical_path(part, path),
-            _target(parts[part], path),
-            options,
-        )
-        for part, endings in targets.items()
-        for path in target_paths(parts[part], endings)
-    }
-    trained = {place: one for place, one in found.items() if one is not None}
-    names = [(part, canonical_path(part, path)) for part, path in found]
-    check_rules(options, names, sum(one.last_step is None for one in trained.values()))
+    trained = choose_layers(parts, targets, options, canonical_path=canonical_path)
     kind = ADAPTERS[options.kind]
     is_fast = isinstance(kind, Lora) and options.is_plain
     for part in targets if is_fast else ():
@@ -133,11 +146,11 @@ def _readable(base: nn.Module, name: str, options: AdapterOptions) -> Tensor:
     weight: Tensor = base.weight  # type: ignore[assignment]
     if type(weight.data) is not Tensor or not weight.is_floating_point() or weight.shape != shape_of(base):
         raise RecipeError(
-            f"adapter.kind {options.kind!r} with adapter.start {options.start!r} reads the frozen weights, but "
-            f'that of {name} is quantised or spread over processes; set base.quantize = "none" and '
-            "machine.shard_base = false, or take the kind 'lora' with its default start."
+            f"adapter.kind {options.kind!r} with adapter.start {options.start!r} reads the frozen weights, "
+            f"but that of {name} is quantised or spread over processes; take the kind 'lora' with its "
+            "default start, or the base as it is."
         )
     return weight
 
 
-__all__ = ["NAME", "AdapterOptions", "AdapterSet", "check_fit", "inject", "target_paths"]
+__all__ = ["NAME", "AdapterOptions", "AdapterSet", "check_fit", "choose_layers", "inject", "target_paths"]

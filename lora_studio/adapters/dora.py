@@ -15,6 +15,7 @@ from lora_studio.adapters.lora import LORA
 class Dora(Kind):
     """`down` and `up` as LoRA's, `magnitude` [out], which begins as the norms of the weight's rows."""
 
+    degree: ClassVar[int] = 2
     reads_weight: ClassVar[bool] = True
     has_ranks: ClassVar[bool] = True
     faster: ClassVar[frozenset[str]] = frozenset({"up"})

@@ -35,6 +35,9 @@ class Kind(ABC):
     is_product: ClassVar[bool] = False
     """Whether its change is a product with each of its tensors once in it."""
 
+    degree: ClassVar[int]
+    """How many trained tensors are multiplied with each other; the root by which the scale acts on rates."""
+
     faster: ClassVar[frozenset[str]] = frozenset()
     """The tensors whose learning rate LoRA+ multiplies: those that begin as zero."""
 

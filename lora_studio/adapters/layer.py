@@ -99,7 +99,8 @@ def change_of(
 ) -> Tensor:
     """A layer's change of weight, in the shape of its weight."""
     base = module.get_base_layer()
-    weight = base.weight.detach().float().flatten(1) if kind.reads_weight else None
+    frozen: Any = base.weight
+    weight = frozen.detach().float().flatten(1) if kind.reads_weight else None
     return kind.change(tensors, scale, weight=weight, kept=kept).view(shape_of(base))
 
 

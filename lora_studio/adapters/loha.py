@@ -14,6 +14,7 @@ from lora_studio.adapters.kind import Draws, Factors, Kind, flat_size, normal
 class Loha(Kind):
     """`w1_a` and `w2_a` [out, r], `w1_b` and `w2_b` [r, in * k * k]; together of rank r * r."""
 
+    degree: ClassVar[int] = 4
     is_product: ClassVar[bool] = True
     faster: ClassVar[frozenset[str]] = frozenset({"w2_a"})
 

@@ -18,6 +18,7 @@ class Lokr(Kind):
     With out = a * b and in = c * d, each as near to a square as it can be divided.
     """
 
+    degree: ClassVar[int] = 2
     is_product: ClassVar[bool] = True
     faster: ClassVar[frozenset[str]] = frozenset({"w2", "w2_b"})
 

@@ -22,6 +22,7 @@ class Lora(Kind):
     One that was started from the weight has what it began with beside it, `down0` and `up0`.
     """
 
+    degree: ClassVar[int] = 2
     has_ranks: ClassVar[bool] = True
     is_product: ClassVar[bool] = True
     faster: ClassVar[frozenset[str]] = frozenset({"up"})

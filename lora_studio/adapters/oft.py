@@ -17,6 +17,7 @@ class Oft(Kind):
     Its rank is the size of a block of inputs that are turned together.
     """
 
+    degree: ClassVar[int] = 1
     reads_weight: ClassVar[bool] = True
 
     def start(

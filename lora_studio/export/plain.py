@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from lora_studio.adapters.kind import Factors
-from lora_studio.adapters.layer import Layer
+from lora_studio.adapters.layer import Layer, shape_of
 
 CUT = 5e-4  # of the change's norm: as much as float16, which files have, rounds away of each factor
+
+
+def most_numbers(layer: Layer) -> int:
+    """That its change can have as plain LoRA in a file."""
+    shape = shape_of(layer.module.get_base_layer())
+    out, inputs = shape[0], math.prod(shape[1:])
+    exact = layer.factors()
+    return (out + inputs) * (min(out, inputs) if exact is None else len(exact.down))
 
 
 def as_factors(layer: Layer) -> Factors:

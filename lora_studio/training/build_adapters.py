@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lora_studio.adapters import ADAPTERS
-from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
-from lora_studio.adapters.rules import Rule, check_options
+from lora_studio.adapters.base import AdapterOptions, AdapterSet, choose_layers, inject
+from lora_studio.adapters.rules import Rule
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily
 from lora_studio.processes import Processes
@@ -68,7 +68,7 @@ def inject_adapters(recipe: Recipe, family: ModelFamily) -> AdapterSet:
 
 
 def refuse_adapters(recipe: Recipe, family: ModelFamily, processes: Processes) -> None:
-    """Raise RecipeError for options of [adapter] that do not go together, or not with this base or machine."""
+    """Raise RecipeError for options of [adapter] that do not go together, or not with this base."""
     config, kind = recipe.adapter, ADAPTERS[recipe.adapter.kind]
     faults: list[str] = []
     if config.blocks != ALL and config.blocks not in family.blocks:
@@ -88,7 +88,8 @@ def refuse_adapters(recipe: Recipe, family: ModelFamily, processes: Processes) -
             "which goes neither with base.quantize nor with machine.shard_base; leave one out."
         )
     try:
-        check_options(adapter_options(recipe, family))
+        options, targets = adapter_options(recipe, family), adapter_targets(recipe, family)
+        choose_layers(family.parts, targets, options, canonical_path=family.canonical_path)
     except RecipeError as error:
         faults.append(str(error))
     if faults:

@@ -11,8 +11,8 @@ from lora_studio.training.optimizers import Group
 def parameter_groups(adapters: AdapterSet, rates: Mapping[str, float], *, faster: float = 1.0) -> list[Group]:
     """One group for every part and learning rate, in the layers' order.
 
-    `rates`: of the parts, for layers without one of their own. `faster`: LoRA+, what the rates of tensors that
-    begin as zero are multiplied by.
+    `rates`: of the parts, for layers without one of their own. `faster`: LoRA+, what the rates of tensors
+    that begin as zero are multiplied by.
     """
     groups: dict[tuple[str, float], Group] = {}
     for layer in adapters.layers:

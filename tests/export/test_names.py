@@ -21,10 +21,6 @@ from lora_studio.families.sdxl import StableDiffusionXL
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 OPTIONS = AdapterOptions("lora", rank=4, alpha=4.0, seed=0)
-CONVOLUTIONS = (
-    *("conv1", "conv2", "time_emb_proj", "conv_shortcut"),
-    *("downsamplers.0.conv", "upsamplers.0.conv"),
-)
 
 
 def reference(name: str) -> dict[str, str]:
@@ -111,7 +107,7 @@ def test_keys_and_shapes_equal_the_reference_list(family: Callable[[], ModelFami
 def test_keys_and_shapes_equal_the_reference_list_for_sdxl_but_for_a_layer_that_cannot_learn() -> None:
     """The list has every layer, with convolutions; nothing reads the first text encoder's last one."""
     family = full_size_sdxl()
-    targets = family.targets | {"unet": family.targets["unet"] + CONVOLUTIONS}
+    targets = family.targets | {"unet": family.targets["unet"] + family.convolutions["unet"]}
     adapters = inject(family.parts, targets, OPTIONS, canonical_path=family.canonical_path)
     unread = "lora_te1_text_model_encoder_layers_11_"
     expected = {key: shape for key, shape in reference("sdxl_conv").items() if not key.startswith(unread)}

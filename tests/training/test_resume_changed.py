@@ -24,13 +24,13 @@ data.max_upscale data.crop data.crops data.flip data.repeats data.caption_dropou
 data.wildcards data.shuffle_tags data.keep_tags data.tag_dropout data.caption_prefix data.caption_suffix
 data.max_token_chunks data.class_images.count data.class_images.images data.class_images.prompt
 data.class_images.weight data.class_images.per_picture data.class_images.steps data.class_images.guidance
-data.class_images.seed adapter.kind adapter.rank adapter.alpha adapter.rslora adapter.convolutions
-adapter.conv_rank adapter.conv_alpha adapter.text_encoder adapter.blocks adapter.layers adapter.start adapter.lora_plus_ratio adapter.rank_dropout
-adapter.module_dropout adapter.max_norm objective.weighting
+data.class_images.seed adapter.kind adapter.rank adapter.alpha adapter.text_encoder objective.weighting
 objective.snr_gamma objective.noise_offset objective.preservation objective.timesteps training.steps
 training.batch_size training.accumulation training.learning_rate training.text_encoder_learning_rate
 training.optimizer training.weight_decay training.schedule training.warmup_steps training.max_grad_norm
 training.ema training.seed holdout.count holdout.fraction
+adapter.rslora adapter.convolutions adapter.conv_rank adapter.conv_alpha adapter.blocks adapter.layers adapter.start
+adapter.lora_plus_ratio adapter.rank_dropout adapter.module_dropout adapter.max_norm
 """
 """Whoever adds an option decides: either it is `free` in its section, or it is named here."""
 

@@ -130,6 +130,7 @@ class Loop:
         facts = torch.cat([torch.stack([total, norm.to(total), scale.to(total)]), sizes.to(total)])
         pending = Pending(step, optimizer.param_groups[0]["lr"], began, Numbers(facts), watch)
         self._readings.expect(pending)
+        self.state.limited = None
         if self.state.skips_on_device:
             self.state.update(1 - (total.isfinite() & norm.isfinite()).float())
         elif pending.done.finite:

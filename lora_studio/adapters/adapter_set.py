@@ -80,7 +80,8 @@ class AdapterSet:
         """Shrink what is larger than `max_norm`: [], how many layers were; None if they may have any size."""
         if not self.options.max_norm:
             return None
-        return torch.stack([layer.limit(self.options.max_norm) for layer in self.layers]).sum()
+        learning = [one for one in self.layers if one.last_step is None or self._step <= one.last_step]
+        return torch.stack([layer.limit(self.options.max_norm) for layer in learning]).sum()
 
     def delta(self) -> dict[str, Tensor]:
         """Canonical layer name -> its weight change, float32."""

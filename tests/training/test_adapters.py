@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import recipe_text
 
 from lora_studio.adapters import ADAPTERS
@@ -135,30 +136,27 @@ def test_b_lora_trains_one_block_of_sdxl(
     assert session.adapters.layers and all(one.path.startswith(stem) for one in session.adapters.layers)
 
 
-def test_every_option_that_changes_training_resumes_exactly(with_rules: Path, tmp_path: Path) -> None:
-    """With dropout, a limit, PiSSA's constants or a stop a resumed run is the same to the last bit."""
-    for number, changes in enumerate(
-        (
-            ("adapter.kind=lokr", "adapter.module_dropout=0.3", "adapter.max_norm=0.05", "training.ema=0.9"),
-            ("adapter.start=pissa", "adapter.rank_dropout=0.3", "adapter.lora_plus_ratio=4"),
-        )
-    ):
-        recipe = load_recipe(with_rules, changes=("adapter.text_encoder=true", *changes))
-        files = []
-        for stop in (None, 2):
-            run = Run(tmp_path / f"{number} {stop}")
-            session = prepare(recipe, run, nobody)
-            if stop:
-                session.loop.after_step = lambda step, loop=session.loop: loop._asked.set() or False  # type: ignore
-                assert not session.loop.run(1) and session.loop.state.counters.step == 1
-                session = prepare(recipe, run, nobody)
-                assert load_state(run.newest_checkpoint(), session.loop.state) == 1
-                session.loop.run(2)
-            else:
-                session.loop.run(1)
-            files.append((run.newest_checkpoint() / "adapters.safetensors").read_bytes())
-            run.close()
-        assert files[0] == files[1]
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("adapter.kind=lokr", "adapter.module_dropout=0.3", "adapter.max_norm=0.05", "training.ema=0.9"),
+        ("adapter.start=pissa", "adapter.rank_dropout=0.3", "adapter.lora_plus_ratio=4"),
+    ],
+)
+def test_a_resumed_run_is_the_same_to_the_last_bit(
+    changes: tuple[str, ...], with_rules: Path, tmp_path: Path
+) -> None:
+    """With dropout, a limit, PiSSA's constants, and a text encoder that stops where it was stopped."""
+    recipe = load_recipe(with_rules, changes=("adapter.text_encoder=true", *changes))
+    run = Run(tmp_path)
+    straight = prepare(recipe, run, nobody)
+    straight.loop.run(1)
+    resumed = prepare(recipe, run, nobody)
+    assert load_state(tmp_path / "checkpoints" / "step_000002", resumed.loop.state) == 2
+    resumed.loop.run(3)
+    run.close()
+    found = resumed.adapters.state()
+    assert all(torch.equal(tensor, found[key]) for key, tensor in straight.adapters.state().items())
 
 
 @pytest.mark.slow

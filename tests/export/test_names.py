@@ -129,13 +129,13 @@ def test_the_original_paths_are_those_of_diffusers_own_conversion() -> None:
 
 
 def test_alpha_is_a_number_without_dimensions_and_keeps_the_scale() -> None:
-    model = nn.ModuleDict({"to_q": nn.Linear(4, 4)})
+    model = nn.ModuleDict({"attn2": nn.ModuleDict({"to_k": nn.Linear(4, 4)})})
     options = AdapterOptions("lora", rank=2, alpha=3.0, seed=0)
-    adapters = inject({"unet": model}, {"unet": ("to_q",)}, options, canonical_path=lambda part, path: path)
+    adapters = inject({"unet": model}, {"unet": ("to_k",)}, options, canonical_path=lambda part, path: path)
     tensors = kohya.tensors(full_size_family(), adapters)
     assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == {
-        "lora_unet_to_q.lora_down.weight": (2, 4),
-        "lora_unet_to_q.lora_up.weight": (4, 2),
-        "lora_unet_to_q.alpha": (),
+        "lora_unet_attn2_to_k.lora_down.weight": (2, 4),
+        "lora_unet_attn2_to_k.lora_up.weight": (4, 2),
+        "lora_unet_attn2_to_k.alpha": (),
     }
-    assert tensors["lora_unet_to_q.alpha"].item() == 3.0
+    assert tensors["lora_unet_attn2_to_k.alpha"].item() == 3.0

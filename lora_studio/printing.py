@@ -128,6 +128,7 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
         *_little_or_much(plan.views_per_image),
         *process_lines(plan),
         ("trainable", f"{plan.num_parameters:,} parameters in {plan.num_layers} layers"),
+        *(("", note) for note in plan.adapter_notes),
         ("device", f"{plan.device}, base in {plan.precision}, adapters in float32"),
         ("learning rate", f"{plan.learning_rate:g}"),
         ("time", time_line(remaining * plan.seconds_per_step, plan)),

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 from pydantic_core import ErrorDetails
 
 from lora_studio.errors import RecipeError
+from lora_studio.recipe_adapter import AdapterConfig
 from lora_studio.recipe_data import DataConfig, Section, UserPath
 from lora_studio.recipe_machine import MachineConfig
 from lora_studio.recipe_tracking import TrackingConfig
@@ -50,17 +51,6 @@ class BaseConfig(Section):
     )
     vae_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: pictures are encoded faster on a GPU, and a little less exactly"
-    )
-
-
-class AdapterConfig(Section):
-    """What is trained inside the base."""
-
-    kind: str = "lora"
-    rank: int = Field(16, ge=1, le=4096, description="4 to 64 are common")
-    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank; alpha = rank is 1")
-    text_encoder: bool = Field(
-        False, description="off: a controlled ablation found no gain (spacepxl, SD1.5)"
     )
 
 

@@ -22,6 +22,7 @@ FLOORS = {
     1: ["families", "pocket", "quantization"],
     0: [
         *("objective", "rng", "run", "recipe", "recipe_data", "recipe_training", "recipe_machine"),
+        "recipe_adapter",
         *("recipe_changes", "recipe_tracking", "presets"),
         *("errors", "registry", "quiet", "devices", "processes", "onlooker"),
     ],

@@ -1,13 +1,20 @@
-"""Low-rank adapters over PEFT."""
+"""Small changes to a frozen base's layers: LoRA and its relatives."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lora_studio.registry import Registry
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from lora_studio.adapters.kind import Kind
 
-ADAPTERS: Registry[Callable[[int, float, list[str]], "PeftConfig"]] = Registry(
-    "adapter kind", {"lora": "lora_studio.adapters.lora:configuration"}
+ADAPTERS: Registry["Kind"] = Registry(
+    "adapter kind",
+    {
+        "lora": "lora_studio.adapters.lora:LORA",
+        "locon": "lora_studio.adapters.locon:LOCON",
+        "dora": "lora_studio.adapters.dora:DORA",
+        "loha": "lora_studio.adapters.loha:LOHA",
+        "lokr": "lora_studio.adapters.lokr:LOKR",
+        "oft": "lora_studio.adapters.oft:OFT",
+    },
 )

@@ -1,118 +1,29 @@
-"""All adapters of a run: injected by PEFT, named canonically, switchable; the base weights never change."""
+"""Adapters are put into a base here; what they are then is an `AdapterSet`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
-from peft import inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lora_studio.adapters import ADAPTERS
+from lora_studio.adapters.adapter_set import AdapterSet, check_fit
 from lora_studio.adapters.fast import make_fast
-from lora_studio.errors import CheckpointError
+from lora_studio.adapters.kind import Kind
+from lora_studio.adapters.layer import Adapted, Layer, shape_of
+from lora_studio.adapters.lora import NAME, Lora, inject_plain
+from lora_studio.adapters.pissa import principal
+from lora_studio.adapters.rules import (
+    AdapterOptions,
+    LayerOptions,
+    check_options,
+    check_rules,
+    layer_options,
+)
+from lora_studio.errors import RecipeError
 from lora_studio.rng import generator
-
-NAME = "studio"  # PEFT's name for our adapter
-
-
-@dataclass(frozen=True)
-class AdapterOptions:
-    """What is injected: a kind of the table, its rank and alpha, and the seed of its first values."""
-
-    kind: str
-    rank: int
-    alpha: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One adapted layer. `down` is PEFT's lora_A [r, in] (or [r, in, k, k]), `up` its lora_B [out, r]."""
-
-    part: str
-    path: str  # canonical
-    module: BaseTunerLayer
-    down: nn.Parameter
-    up: nn.Parameter
-    scale: float  # alpha / rank
-
-    @property
-    def name(self) -> str:
-        """`<part>.<path>`: the canonical key without its tensor."""
-        return f"{self.part}.{self.path}"
-
-    def delta(self) -> Tensor:
-        """The layer's weight change in float32, in the shape of its weight."""
-        change = self.up.detach().float().flatten(1) @ self.down.detach().float().flatten(1)
-        return self.scale * change.view(self.up.shape[0], *self.down.shape[1:])
-
-
-class AdapterSet:
-    """The adapters of every adapted part, by their layers."""
-
-    def __init__(self, layers: list[Layer], options: AdapterOptions) -> None:
-        self.layers, self.options = layers, options
-
-    def parameters(self, part: str) -> list[nn.Parameter]:
-        """The trainable tensors of one part, in the layers' order."""
-        return [tensor for layer in self.layers if layer.part == part for tensor in (layer.down, layer.up)]
-
-    @property
-    def parts(self) -> list[str]:
-        """The parts that have adapters."""
-        return list(dict.fromkeys(layer.part for layer in self.layers))
-
-    @property
-    def num_parameters(self) -> int:
-        """How many numbers are trained."""
-        return sum(layer.down.numel() + layer.up.numel() for layer in self.layers)
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Within it the model is the base."""
-        for layer in self.layers:
-            layer.module.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer in self.layers:
-                layer.module.enable_adapters(True)
-
-    def delta(self) -> dict[str, Tensor]:
-        """Canonical layer name -> its weight change, float32."""
-        return {layer.name: layer.delta() for layer in self.layers}
-
-    def named_parameters(self) -> dict[str, nn.Parameter]:
-        """Every trained tensor by its canonical key, `<part>.<path>.down` or `.up`."""
-        return {f"{layer.name}.{end}": getattr(layer, end) for layer in self.layers for end in ("down", "up")}
-
-    def state(self) -> dict[str, Tensor]:
-        """Copies of all trained tensors: `<part>.<path>.down` and `.up`, float32 on the CPU."""
-        return {key: tensor.detach().float().cpu().clone() for key, tensor in self.named_parameters().items()}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Put a `state()` back; raises CheckpointError when its keys or shapes are not these adapters'."""
-        own = self.named_parameters()
-        check_fit(own, state)
-        with torch.no_grad():
-            for key, parameter in own.items():
-                parameter.copy_(state[key])
-
-
-def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError when the keys or shapes of `state` are not those of `own`."""
-    wrong = sorted(own.keys() ^ state.keys())
-    wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    if wrong:
-        raise CheckpointError(
-            f"the checkpoint does not fit these adapters: {len(wrong)} tensors differ, first {wrong[0]}; "
-            "resume with the recipe that made it."
-        )
 
 
 def target_paths(module: nn.Module, endings: tuple[str, ...]) -> list[str]:
@@ -125,9 +36,35 @@ def target_paths(module: nn.Module, endings: tuple[str, ...]) -> list[str]:
     ]
 
 
+Places = dict[tuple[str, str], LayerOptions]  # part and path of every layer that is trained
+
+
+def choose_layers(
+    parts: Mapping[str, nn.Module],
+    targets: Mapping[str, tuple[str, ...]],
+    options: AdapterOptions,
+    *,
+    canonical_path: Callable[[str, str], str],
+) -> Places:
+    """What is trained of the target layers, and how each, by the rules; nothing is touched.
+
+    Raises RecipeError for options that do not go with the kind, and rules that match nothing.
+    """
+    check_options(options)
+    found: dict[tuple[str, str], LayerOptions | None] = {
+        (part, path): layer_options(part, canonical_path(part, path), _target(parts[part], path), options)
+        for part, endings in targets.items()
+        for path in target_paths(parts[part], endings)
+    }
+    trained = {place: one for place, one in found.items() if one is not None}
+    names = [(part, canonical_path(part, path)) for part, path in found]
+    check_rules(options, names, sum(one.last_step is None for one in trained.values()))
+    return trained
+
+
 def inject(
-    parts: dict[str, nn.Module],
-    targets: dict[str, tuple[str, ...]],
+    parts: Mapping[str, nn.Module],
+    targets: Mapping[str, tuple[str, ...]],
     options: AdapterOptions,
     *,
     canonical_path: Callable[[str, str], str],
@@ -135,32 +72,87 @@ def inject(
     """Put adapters of one kind into the target layers of the given parts, and give them keyed first values.
 
     The adapters are float32 whatever the base's dtype, so that small updates are not rounded away.
+    Raises RecipeError as `choose_layers` does.
     """
-    configuration = ADAPTERS[options.kind]
-    layers: list[Layer] = []
-    for part, endings in targets.items():
-        paths = target_paths(parts[part], endings)
-        inject_adapter_in_model(
-            configuration(options.rank, options.alpha, paths), parts[part], adapter_name=NAME
-        )
-        for path in paths:
-            module: BaseTunerLayer = parts[part].get_submodule(path)
-            make_fast(module, NAME)
-            down, up = module.lora_A[NAME].weight, module.lora_B[NAME].weight
-            scale = options.alpha / options.rank
-            layers.append(Layer(part, canonical_path(part, path), module, down, up, scale))
-    for layer in layers:
-        _start(layer, options.seed)
+    trained = choose_layers(parts, targets, options, canonical_path=canonical_path)
+    kind = ADAPTERS[options.kind]
+    is_fast = isinstance(kind, Lora) and options.is_plain
+    for part in targets if is_fast else ():
+        ranks = {path: one.rank for (of, path), one in trained.items() if of == part}
+        if ranks:
+            inject_plain(parts[part], ranks)
+    make = _fast_layer if is_fast else _layer
+    layers = [
+        make(parts[part], kind, (part, canonical_path(part, path)), path, one, options)
+        for (part, path), one in trained.items()
+    ]
     return AdapterSet(layers, options)
 
 
-def _start(layer: Layer, seed: int) -> None:
-    """`down` uniform within 1/sqrt(in), as PEFT's kaiming start, but keyed by the layer's name; `up` zero."""
-    layer.down.data, layer.up.data = layer.down.data.float(), layer.up.data.float()
-    if layer.down.is_meta:
-        return
-    bound = 1 / math.sqrt(layer.down[0].numel())
-    values = torch.rand(layer.down.shape, generator=generator(seed, "adapter", layer.name))
-    with torch.no_grad():
-        layer.down.copy_((2 * values - 1) * bound)
-        layer.up.zero_()
+Place = tuple[str, str]  # part and canonical path
+
+
+def _target(part: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
+    return cast(nn.Linear | nn.Conv2d, part.get_submodule(path))
+
+
+def _fast_layer(
+    part: nn.Module, kind: Kind, place: Place, path: str, one: LayerOptions, options: AdapterOptions
+) -> Layer:
+    """Of PEFT's layer, whose tensors get our first values."""
+    module: Any = part.get_submodule(path)
+    module.scaling[NAME] = one.scale
+    tensors = {"down": module.lora_A[NAME].weight, "up": module.lora_B[NAME].weight}
+    first = _first_values(kind, place, module.get_base_layer(), one, options)
+    for end, tensor in tensors.items():
+        tensor.data = tensor.data.float()
+        if not tensor.is_meta:
+            tensor.data.copy_(first[end])
+    make_fast(module, NAME)
+    return Layer(*place, module, kind, tensors, one.rank, one.scale, one.learning_rate, one.last_step)
+
+
+def _layer(
+    part: nn.Module, kind: Kind, place: Place, path: str, one: LayerOptions, options: AdapterOptions
+) -> Layer:
+    """Of our own, in place of the frozen one."""
+    base: Any = part.get_submodule(path)
+    values = _first_values(kind, place, base, one, options)
+    device = base.weight.device
+    module = Adapted(base, kind, {end: value.to(device) for end, value in values.items()}, one.scale)
+    above, _, name = path.rpartition(".")
+    setattr(part.get_submodule(above), name, module)
+    tensors = dict(getattr(module, NAME).items())
+    return Layer(*place, module, kind, tensors, one.rank, one.scale, one.learning_rate, one.last_step)
+
+
+def _first_values(
+    kind: Kind, place: Place, base: nn.Module, one: LayerOptions, options: AdapterOptions
+) -> dict[str, Tensor]:
+    """Keyed by the layer's name, so that they depend on nothing else; float32, on the CPU."""
+    name, shape = ".".join(place), shape_of(base)
+
+    def draws(end: str) -> torch.Generator:
+        keys = (name,) if end == "down" else (name, end)
+        return generator(options.seed, "adapter", *keys)
+
+    weight = None
+    if kind.reads_weight or options.start == "pissa":
+        weight = _readable(base, name, options).detach().cpu().float()
+    if options.start == "pissa" and weight is not None and not weight.is_meta:
+        return principal(weight, one.rank, one.scale, draws("pissa"))
+    return kind.start(shape, one.rank, draws, weight=weight)
+
+
+def _readable(base: nn.Module, name: str, options: AdapterOptions) -> Tensor:
+    weight: Tensor = base.weight  # type: ignore[assignment]
+    if type(weight.data) is not Tensor or not weight.is_floating_point() or weight.shape != shape_of(base):
+        raise RecipeError(
+            f"adapter.kind {options.kind!r} with adapter.start {options.start!r} reads the frozen weights, "
+            f"but that of {name} is quantised or spread over processes; take the kind 'lora' with its "
+            "default start, or the base as it is."
+        )
+    return weight
+
+
+__all__ = ["NAME", "AdapterOptions", "AdapterSet", "check_fit", "choose_layers", "inject", "target_paths"]

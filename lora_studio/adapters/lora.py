@@ -1,10 +1,76 @@
-"""LoRA (arXiv 2106.09685): W' = W + alpha / rank * up @ down."""
+"""LoRA (arXiv 2106.09685): W' = W + scale * up @ down, with scale = alpha / rank."""
 
 from __future__ import annotations
 
-from peft import LoraConfig
+import re
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from lora_studio.adapters.kind import Draws, Factors, Kind, uniform
+
+NAME = "studio"  # PEFT's name for our adapter
 
 
-def configuration(rank: int, alpha: float, paths: list[str]) -> LoraConfig:
-    """PEFT's configuration for LoRA in the modules at `paths`; PEFT starts `up` at zero."""
-    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=paths, bias="none")
+class Lora(Kind):
+    """`down` [r, in] or [r, in, k, k], `up` [out, r] or [out, r, 1, 1]; begins with `up` zero.
+
+    One that was started from the weight has what it began with beside it, `down0` and `up0`.
+    """
+
+    degree: ClassVar[int] = 2
+    has_ranks: ClassVar[bool] = True
+    is_product: ClassVar[bool] = True
+    faster: ClassVar[frozenset[str]] = frozenset({"up"})
+    starts: ClassVar[tuple[str, ...]] = ("default", "pissa")
+
+    def start(
+        self, shape: torch.Size, rank: int, draws: Draws, *, weight: Tensor | None
+    ) -> dict[str, Tensor]:
+        """`down` uniform within 1/sqrt(in), as PEFT's kaiming start."""
+        up = torch.zeros(shape[0], rank, *(1 for _ in shape[2:]))
+        return {"down": uniform((rank, *shape[1:]), draws("down")), "up": up}
+
+    def change(
+        self,
+        tensors: Mapping[str, Tensor],
+        scale: float,
+        *,
+        weight: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """scale * up @ down, less what they began with."""
+        down, up = _plain(tensors)
+        if kept is not None:
+            down = down * kept.repeat(len(down) // len(kept))[:, None]
+        return scale * (up @ down)
+
+    def factors(self, tensors: Mapping[str, Tensor], scale: float) -> Factors:
+        """They are."""
+        down, up = _plain(tensors)
+        return Factors(down, up * scale)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> Factors:
+    """up @ down - up0 @ down0, as (up - up0) @ down + up0 @ (down - down0), which loses no small change."""
+    down, up = tensors["down"].flatten(1), tensors["up"].flatten(1)
+    if "up0" not in tensors:
+        return Factors(down, up)
+    down0, up0 = tensors["down0"].flatten(1), tensors["up0"].flatten(1)
+    return Factors(torch.cat([down, down - down0]), torch.cat([up - up0, up0], dim=1))
+
+
+def inject_plain(part: nn.Module, ranks: Mapping[str, int]) -> None:
+    """LoRA and nothing else in the layers at these paths: PEFT's."""
+    usual = next(iter(ranks.values()))
+    special = {f"^{re.escape(path)}$": rank for path, rank in ranks.items() if rank != usual}
+    configuration = LoraConfig(
+        r=usual, lora_alpha=usual, target_modules=list(ranks), rank_pattern=special, bias="none"
+    )
+    inject_adapter_in_model(configuration, part, adapter_name=NAME)
+
+
+LORA = Lora()

@@ -100,6 +100,14 @@ class ModelFamily(ABC):
         """Part -> the endings of the module paths that learn."""
 
     @property
+    def convolutions(self) -> dict[str, tuple[str, ...]]:
+        """Part -> the endings of further layers that learn where convolutions are adapted, too."""
+        return {}
+
+    blocks: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
+    """Name of a choice of blocks -> part -> patterns of the layers that learn then, and no others."""
+
+    @property
     @abstractmethod
     def traits(self) -> FileTraits:
         """What a finished file says about its base."""
@@ -136,6 +144,16 @@ class ModelFamily(ABC):
     @abstractmethod
     def ui_name(self, part: str, path: str) -> str:
         """What UIs call the layer at a canonical path, without the tensor's ending."""
+
+    def layer(self, part: str, path: str) -> nn.Module:
+        """The module at a canonical path."""
+        return next(
+            m for own, m in self.parts[part].named_modules() if self.canonical_path(part, own) == path
+        )
+
+    def companions(self, layers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Parts and canonical paths of layers that UIs want in a file that has these, though untrained."""
+        return []
 
     @abstractmethod
     def pipeline(self) -> DiffusionPipeline:

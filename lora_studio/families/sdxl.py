@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -28,6 +28,11 @@ class StableDiffusionXL(StableDiffusion):
         "unet": "lora_unet_",
         "text_encoder": "lora_te1_",
         "text_encoder_2": "lora_te2_",
+    }
+
+    blocks: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # B-LoRA, arXiv 2403.14572, sec. 4
+        "content": {"unet": ("up_blocks.0.attentions.0.*",)},
+        "style": {"unet": ("up_blocks.0.attentions.1.*",)},
     }
 
     @classmethod

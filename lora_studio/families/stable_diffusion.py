@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+CONVOLUTIONS = (
+    "conv1",
+    "conv2",
+    "time_emb_proj",
+    "conv_shortcut",
+    "downsamplers.0.conv",
+    "upsamplers.0.conv",
+)
 TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 MOST_STRIDE = 64  # the UNets halve their latents two or three times, and UIs offer sides in steps of 64
 
@@ -64,6 +72,11 @@ class StableDiffusion(ModelFamily):
     def targets(self) -> dict[str, tuple[str, ...]]:
         """Attention and feed-forward: both together reach full fine-tuning's loss (spacepxl's ablation)."""
         return {"unet": ATTENTION + FEED_FORWARD, "text_encoder": TEXT_LAYERS}
+
+    @property
+    def convolutions(self) -> dict[str, tuple[str, ...]]:
+        """Those of the UNet's residual blocks and between its levels, not its first and last one."""
+        return {"unet": CONVOLUTIONS}
 
     def objective(self, options: ObjectiveOptions) -> Diffusion:
         """What the base predicts, on its own noise schedule."""
@@ -111,6 +124,21 @@ class StableDiffusion(ModelFamily):
     def ui_name(self, part: str, path: str) -> str:
         """kohya's spelling: the diffusers path with underscores, behind the part's prefix."""
         return self.prefixes[part] + path.replace(".", "_")
+
+    def companions(self, layers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """All four projections of a text encoder's attention, which A1111 only takes together.
+
+        And of the UNet one of cross-attention, by whose width InvokeAI recognises the base.
+        """
+        found: dict[tuple[str, str], None] = {}
+        for part, path in layers:
+            stem, attention, _ = path.rpartition("self_attn.")
+            if attention and part != self.denoiser:
+                found |= dict.fromkeys((part, stem + attention + name) for name in TEXT_LAYERS[:4])
+        if not any(path.endswith(("attn2.to_k", "attn2.to_v")) for _, path in layers):
+            paths = (path for path, _ in self.parts[self.denoiser].named_modules())
+            found[self.denoiser, next(path for path in paths if path.endswith("attn2.to_k"))] = None
+        return [place for place in found if place not in set(layers)]
 
     def pipeline(self) -> DiffusionPipeline:
         """A StableDiffusionPipeline over these parts, with DDIM, whose pictures depend on the seed alone."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from lora_studio.adapters import ADAPTERS
-from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
+from lora_studio.adapters.base import AdapterSet
 from lora_studio.data.batches import Plan, plan
 from lora_studio.data.cache import TextCache
 from lora_studio.data.captioners import CAPTIONERS
@@ -25,6 +25,7 @@ from lora_studio.quantization import QUANTIZERS
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
 from lora_studio.training.base import base_of
+from lora_studio.training.build_adapters import inject_adapters, refuse_adapters
 from lora_studio.training.build_holdout import held_captions, held_views, make_holdout
 from lora_studio.training.build_loop import make_loop
 from lora_studio.training.caches import encode_pictures, latent_cache
@@ -90,6 +91,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
     check_names(recipe)
     machine = ready_machine(recipe, processes)
     family = base_of(recipe)
+    refuse_adapters(recipe, family, processes)
     family.max_chunks = recipe.data.max_token_chunks
     vae_dtype = DTYPES[recipe.base.vae_dtype]
     cache = latent_cache(family, vae_dtype, machine.device)
@@ -185,18 +187,6 @@ def ready_machine(recipe: Recipe, processes: Processes = ALONE) -> Machine:
 def encoders_of(family: ModelFamily) -> list[str]:
     """The parts that encode captions."""
     return [name for name in family.parts if name.startswith("text_encoder")]
-
-
-def inject_adapters(recipe: Recipe, family: ModelFamily) -> AdapterSet:
-    """The adapters that the recipe asks for, in the family's denoiser and, if wanted, its text encoders."""
-    targets = {
-        part: endings
-        for part, endings in family.targets.items()
-        if part == family.denoiser or recipe.adapter.text_encoder
-    }
-    config = recipe.adapter
-    options = AdapterOptions(config.kind, config.rank, config.alpha, recipe.training.seed)
-    return inject(family.parts, targets, options, canonical_path=family.canonical_path)
 
 
 def _plan(recipe: Recipe, records: Sequence[Record]) -> Plan:

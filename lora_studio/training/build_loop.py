@@ -11,6 +11,7 @@ from lora_studio.training.checkpoint import state_files
 from lora_studio.training.ema import Ema
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.feed import Feed
+from lora_studio.training.groups import parameter_groups
 from lora_studio.training.holdout import best_step
 from lora_studio.training.loop import Loop, LoopOptions
 from lora_studio.training.machine import Machine
@@ -36,7 +37,7 @@ def make_loop(
     rates = {part: training.text_encoder_learning_rate for part in adapters.parts} | {
         family.denoiser: training.learning_rate
     }
-    groups = [{"params": adapters.parameters(part), "lr": rates[part]} for part in adapters.parts]
+    groups = parameter_groups(adapters, rates, faster=recipe.adapter.lora_plus_ratio)
     optimizer = OPTIMIZERS[training.optimizer](groups, weight_decay=training.weight_decay)
 
     ema = Ema(adapters, training.ema) if training.ema else None

@@ -11,6 +11,7 @@ from lora_studio.data.bucket_report import bucket_plan
 from lora_studio.data.class_images import DRAWN
 from lora_studio.data.manifest import Record
 from lora_studio.training.build import Session
+from lora_studio.training.describe_adapters import adapter_notes
 from lora_studio.training.describe_captions import (
     caption_examples,
     caption_warnings,
@@ -68,6 +69,7 @@ def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPl
         masks=sum(bool(record.mask) for record in used),
         backgrounds=dict(Counter(record.background for record in used if record.background)),
         base_notes=session.family.notes,
+        adapter_notes=adapter_notes(recipe, session.adapters),
         notes=tuple((record.name, record.note) for record in used if record.note),
         findings=session.report.findings,
     )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.base import AdapterSet, check_fit
+from lora_studio.adapters.adapter_set import AdapterSet, check_fit
 
 
 class Ema:

@@ -66,6 +66,7 @@ class TrainingPlan:
     variation: tuple[str, ...] = ()  # what changes in captions from one showing to the next
     caption_warnings: tuple[str, ...] = ()
     base_notes: tuple[str, ...] = ()  # how the base was read
+    adapter_notes: tuple[str, ...] = ()  # what its options do
     notes: tuple[tuple[str, str], ...] = ()  # (file, what to know about how it was read)
     findings: tuple[Finding, ...] = ()  # the doctor's, the worst first
 

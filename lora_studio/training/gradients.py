@@ -20,11 +20,14 @@ class GradientWatch:
 
     def __init__(self, adapters: AdapterSet) -> None:
         self._silent = dict(adapters.named_parameters())
+        dropping = adapters.options.rank_dropout or adapters.options.module_dropout
+        self._patience = LONGEST_WAIT if dropping else FIRST_STEPS
         self._of = len(self._silent)
         self._steps = self._waited = 0
 
     def sizes(self) -> Tensor:
         """[N]: the largest gradient in each tensor that has had none so far; N is 0 once all have."""
+        self._silent = {name: one for name, one in self._silent.items() if one.requires_grad}
         device = next((one.device for one in self._silent.values()), torch.device("cpu"))
         none = torch.zeros((), device=device)
         found = [none if one.grad is None else one.grad.abs().amax() for one in self._silent.values()]
@@ -37,7 +40,7 @@ class GradientWatch:
         }
         self._steps += norm > 0
         self._waited += 1
-        if self._silent and (self._steps == FIRST_STEPS or self._waited == LONGEST_WAIT):
+        if self._silent and (self._steps == self._patience or self._waited == LONGEST_WAIT):
             raise TrainingDiverged(
                 f"{len(self._silent)} of {self._of} trained tensors had no gradient in the first "
                 f"{self._waited} steps, so they would not learn: {some(list(self._silent))}; the pictures "

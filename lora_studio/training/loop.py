@@ -119,6 +119,7 @@ class Loop:
         )
         for group, base_rate in zip(optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base_rate * rate
+        self.state.adapters.at_step(step)
         total = within_memory(lambda: self._gradients(step), self._use_more_passes)
         self._readings.settle()  # the step before
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -129,12 +130,14 @@ class Loop:
         facts = torch.cat([torch.stack([total, norm.to(total), scale.to(total)]), sizes.to(total)])
         pending = Pending(step, optimizer.param_groups[0]["lr"], began, Numbers(facts), watch)
         self._readings.expect(pending)
+        self.state.limited = None
         if self.state.skips_on_device:
             self.state.update(1 - (total.isfinite() & norm.isfinite()).float())
         elif pending.done.finite:
             self.state.update(torch.zeros(()))
         else:
             self.state.adapt_scale()
+        pending.limited = None if self.state.limited is None else Numbers(self.state.limited.view(1))
         optimizer.zero_grad()
         if not self.reads_late:
             self._readings.settle()
@@ -143,7 +146,8 @@ class Loop:
         """Add up those of a step's micro-batches; its loss."""
         total = torch.zeros((), device=self.family.device)
         for number, batch in enumerate(self.feed.of_step(step)):
-            total += self._backward(batch, generator(self.options.seed, step, number, "noise"))
+            with self.state.adapters.dropped(self.options.seed, step, number):
+                total += self._backward(batch, generator(self.options.seed, step, number, "noise"))
         return total
 
     def try_out(self, batch: Batch) -> None:

@@ -45,6 +45,7 @@ class Pending:
     began: float  # seconds of time.perf_counter
     numbers: Numbers  # loss, gradient norm, the loss's scale, and the watch's sizes
     watch: GradientWatch
+    limited: Numbers | None = None  # how many layers were larger than adapter.max_norm
 
     @cached_property
     def _read(self) -> list[float]:
@@ -96,7 +97,8 @@ class Readings:
         self.state.counters.count(pending.step, updated=done.finite, scaled=done.scaled_too_much)
         now = time.perf_counter()
         seconds, self._settled_at = now - max(pending.began, self._settled_at), now
-        self.record(done.row(pending.step, pending.rate, seconds))
+        limited = {} if pending.limited is None else {"limited_layers": int(pending.limited.read()[0])}
+        self.record(done.row(pending.step, pending.rate, seconds) | limited)
         if done.finite:
             event = StepDone(pending.step, self.steps, done.loss, pending.rate, seconds, done.grad_norm)
             self.listener(event)

@@ -46,6 +46,8 @@ def _same_rates(old: Recipe, new: Recipe) -> bool:
     """Whether another number of steps leaves the learning rate of every step as it was."""
     if old.training.schedule != new.training.schedule:
         return False
+    if _stops(old) != _stops(new):
+        return False
     schedule, warmup = SCHEDULES[old.training.schedule], old.training.warmup_steps
     both = (old.training.steps, new.training.steps)
     return all(
@@ -54,9 +56,15 @@ def _same_rates(old: Recipe, new: Recipe) -> bool:
     )
 
 
+def _stops(recipe: Recipe) -> list[int | None]:
+    return [one.last_step(recipe.training.steps) for one in recipe.adapter.layers]
+
+
 def _why(change: Change, old: Recipe) -> str:
     if change.option != STEPS:
         return ""
+    if any(one.stop_at is not None and one.stop_at <= 1 for one in old.adapter.layers):
+        return " (an adapter.layers stop_at is a share of the steps, so it would be at another step)"
     return (
         f" (the schedule {old.training.schedule!r} runs to the last step, so steps that are done would have "
         "had other learning rates; only a run with the schedule 'constant' can become longer)"

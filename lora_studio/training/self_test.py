@@ -135,7 +135,8 @@ def _step(machine: Machine) -> dict[str, Tensor]:
     parts = {"denoiser": denoiser}
     adapters = inject(parts, {"denoiser": ENDINGS}, options, canonical_path=lambda part, path: path)
     for layer in adapters.layers:
-        layer.up.data = torch.randn(layer.up.shape, generator=generator("self-test", layer.name)) * 0.1
+        up = layer.tensors["up"]
+        up.data = torch.randn(up.shape, generator=generator("self-test", layer.name)) * 0.1
     denoiser.to(machine.device)
     machine.tune(denoiser)
     latents, text = (

@@ -40,6 +40,7 @@ class State:
     ema: Ema | None = None
     scaler: torch.amp.GradScaler | None = None  # of float16's loss
     counters: Counters = field(default_factory=Counters)
+    limited: Tensor | None = None  # []: how many layers the last update made too large, if any may be
 
     @property
     def skips_on_device(self) -> bool:
@@ -54,6 +55,7 @@ class State:
         if self.skips_on_device:
             self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
+        self.limited = self.adapters.limit()
         if self.ema is not None:
             self.ema.update(self.counters.updates + 1, kept=1 - bad)
         self.adapt_scale()

@@ -1,37 +1,18 @@
-"""What every adapter kind must do, on every layer type it meets."""
+"""What every adapter kind must do, on every layer type it meets, and the formula of each, written again."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from small import INPUT, TARGETS, Small
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
 from lora_studio.errors import CheckpointError
-
-
-class Small(nn.Module):
-    """A linear layer, a 1x1 and a 3x3 convolution in a row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.linear, self.narrow, self.wide = (
-            nn.Linear(8, 8),
-            nn.Conv2d(8, 6, 1),
-            nn.Conv2d(6, 5, 3, padding=1),
-        )
-        self.requires_grad_(False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, 8] -> [B, 5, 4, 4]."""
-        picture = self.linear(x)[:, :, None, None].expand(-1, -1, 4, 4)
-        return self.wide(torch.tanh(self.narrow(picture)))
-
-
-INPUT = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
-TARGETS = {"small": ("linear", "narrow", "wide")}
 
 
 def adapted(kind: str, *, seed: int = 1) -> tuple[Small, AdapterSet]:
@@ -61,11 +42,7 @@ def test_no_effect_at_step_zero(kind: str) -> None:
 
 def test_forward_equals_merged_weight(kind: str) -> None:
     model, adapters = trained(kind)
-    merged = Small()
-    with torch.no_grad():
-        for name, delta in adapters.delta().items():
-            merged.get_submodule(name.removeprefix("small.")).weight += delta
-    torch.testing.assert_close(model(INPUT), merged(INPUT))
+    torch.testing.assert_close(model(INPUT), merged(adapters)(INPUT))
     assert not torch.allclose(model(INPUT), Small()(INPUT))
 
 
@@ -95,6 +72,7 @@ def test_save_and_load_are_exact(kind: str) -> None:
     other, other_adapters = adapted(kind, seed=2)
     other_adapters.load(adapters.state())
     assert torch.equal(other(INPUT), model(INPUT))
+    assert all(torch.equal(one, adapters.state()[key]) for key, one in other_adapters.state().items())
 
 
 def test_a_state_of_other_adapters_is_refused(kind: str) -> None:
@@ -107,8 +85,9 @@ def test_a_state_of_other_adapters_is_refused(kind: str) -> None:
 
 def test_first_values_depend_on_the_seed_alone(kind: str) -> None:
     states = [adapted(kind, seed=seed)[1].state() for seed in (1, 1, 2)]
-    downs = [torch.cat([t.flatten() for k, t in state.items() if k.endswith("down")]) for state in states]
-    assert torch.equal(downs[0], downs[1]) and not torch.equal(downs[0], downs[2])
+    first, again, other = (torch.cat([t.flatten() for t in state.values()]) for state in states)
+    assert torch.equal(first, again)
+    assert torch.equal(first, other) == (kind == "oft")  # which begins with nothing turned, whatever the seed
 
 
 def test_adapters_of_a_bfloat16_base_are_float32(kind: str) -> None:
@@ -116,3 +95,125 @@ def test_adapters_of_a_bfloat16_base_are_float32(kind: str) -> None:
     options = AdapterOptions(kind, rank=2, alpha=2.0, seed=1)
     adapters = inject({"small": model}, TARGETS, options, canonical_path=lambda part, path: path)
     assert {tensor.dtype for tensor in adapters.parameters("small")} == {torch.float32}
+
+
+def cayley(skew: Tensor, size: int) -> Tensor:
+    """[blocks, n] -> [blocks, size, size], orthogonal."""
+    upper = torch.zeros(len(skew), size, size, dtype=skew.dtype)
+    for block, values in zip(upper, skew, strict=True):
+        block[tuple(torch.triu_indices(size, size, 1))] = values
+    skewed, one = upper - upper.mT, torch.eye(size, dtype=skew.dtype)
+    return torch.linalg.inv(one - skewed) @ (one + skewed)
+
+
+def dora(t: dict[str, Tensor], weight: Tensor, scale: float) -> Tensor:
+    whole = weight + scale * t["up"].flatten(1) @ t["down"].flatten(1)
+    return t["magnitude"][:, None] * whole / whole.norm(dim=1, keepdim=True)
+
+
+def oft(t: dict[str, Tensor], weight: Tensor, scale: float) -> Tensor:
+    size = weight.shape[1] // len(t["skew"])
+    return weight @ torch.block_diag(*cayley(scale * t["skew"], size))
+
+
+def lokr(t: dict[str, Tensor], weight: Tensor, scale: float) -> Tensor:
+    second = t["w2"].flatten(1) if "w2" in t else t["w2_a"] @ t["w2_b"]
+    rows = [torch.cat([number * second for number in row], dim=1) for row in t["w1"]]
+    return weight + scale * torch.cat(rows)
+
+
+def lora(t: dict[str, Tensor], weight: Tensor, scale: float) -> Tensor:
+    return weight + scale * t["up"].flatten(1) @ t["down"].flatten(1)
+
+
+FORMULAS: dict[str, Callable[[dict[str, Tensor], Tensor, float], Tensor]] = {
+    "lora": lora,
+    "locon": lora,
+    "dora": dora,
+    "loha": lambda t, weight, scale: weight + scale * (t["w1_a"] @ t["w1_b"]) * (t["w2_a"] @ t["w2_b"]),
+    "lokr": lokr,
+    "oft": oft,
+}
+"""The adapted weight [out, in * k * k], as the papers have it."""
+
+
+def moved(kind: str, *, by: float, dtype: torch.dtype = torch.float32, rank: int = 2) -> AdapterSet:
+    """Adapters of a base in this dtype, with every tensor a little beside its first values."""
+    model = Small().to(dtype)
+    options = AdapterOptions(kind, rank=rank, alpha=3.0, seed=1)
+    adapters = inject({"small": model}, TARGETS, options, canonical_path=lambda part, path: path)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for tensor in adapters.parameters("small"):
+            tensor += by * torch.randn(tensor.shape)
+    return adapters
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("by", [0.1, 1e-5])
+def test_the_change_is_the_papers_formula_and_no_small_one_is_rounded_away(
+    kind: str, rank: int, dtype: torch.dtype, by: float
+) -> None:
+    """In bfloat16 W + 1e-5 is W: a change that is made of such sums vanishes."""
+    for layer in moved(kind, by=by, dtype=dtype, rank=rank).layers:
+        weight = layer.module.get_base_layer().weight.double()
+        tensors = {end: tensor.detach().double() for end, tensor in layer.tensors.items()}
+        expected = FORMULAS[kind](tensors, weight.flatten(1), 3.0 / rank) - weight.flatten(1)
+        change = layer.delta()
+        assert change.dtype == torch.float32 and change.shape == weight.shape
+        error = (change.flatten(1).double() - expected).norm() / expected.norm()
+        assert error < (1e-5 if by > 1e-2 or kind != "dora" else 1e-2)  # magnitude / norm is 1 + 1e-5
+        assert change.count_nonzero() > 0.9 * expected.count_nonzero()
+
+
+def test_in_bfloat16_the_change_reaches_the_answer_with_its_own_precision(kind: str) -> None:
+    """Under autocast, behind a layer whose own answer is zero, so that nothing hides the change's."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"layer": nn.Linear(8, 8, bias=False)}).requires_grad_(False).bfloat16()
+    options = AdapterOptions(kind, rank=2, alpha=2.0, seed=1)
+    adapters = inject({"m": model}, {"m": ("layer",)}, options, canonical_path=lambda part, path: path)
+    with torch.no_grad():
+        for tensor in adapters.parameters("m"):
+            tensor += 1e-3 * torch.randn(tensor.shape)
+    base, layer = model["layer"].get_base_layer(), adapters.layers[0]
+    change = layer.delta().double()
+    base.forward = lambda x: torch.zeros_like(x)  # its weight is still there to be read
+    if kind in ("lora", "locon"):  # whose fast pass reads the weight
+        base.weight.data.zero_()
+    x = INPUT.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = model["layer"](x).double()
+    expected = x.double() @ change.t()
+    assert (answer - expected).norm() < 0.02 * expected.norm()
+
+
+def test_gradients_are_those_of_the_merged_weight_with_and_without_checkpointing(kind: str) -> None:
+    found = []
+    for through in (lambda model: model(INPUT), lambda model: checkpoint(model, INPUT, use_reentrant=False)):
+        model, adapters = trained(kind)
+        for tensor in adapters.parameters("small"):
+            tensor.grad = None
+        through(model).square().mean().backward()
+        found.append({key: tensor.grad for key, tensor in adapters.named_parameters().items()})
+    assert all(torch.equal(found[1][key], gradient) for key, gradient in found[0].items())
+    model, adapters = trained(kind)
+    key, tensor = next(iter(adapters.named_parameters().items()))
+    direction, step = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(5)), 1e-3
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            tensor += sign * step * direction
+            ends.append(merged(adapters)(INPUT).square().mean().double())
+            tensor -= sign * step * direction
+    slope = (found[0][key] * direction).sum().double()
+    if kind != "dora":  # whose gradient leaves the norms out, on purpose
+        assert ((ends[0] - ends[1]) / (2 * step) - slope).abs() < 2e-2 * slope.abs() + 1e-4
+
+
+def merged(adapters: AdapterSet) -> Small:
+    model = Small()
+    with torch.no_grad():
+        for name, delta in adapters.delta().items():
+            model.get_submodule(name.removeprefix("small.")).weight += delta
+    return model

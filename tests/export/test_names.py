@@ -21,10 +21,6 @@ from lora_studio.families.sdxl import StableDiffusionXL
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 OPTIONS = AdapterOptions("lora", rank=4, alpha=4.0, seed=0)
-CONVOLUTIONS = (
-    *("conv1", "conv2", "time_emb_proj", "conv_shortcut"),
-    *("downsamplers.0.conv", "upsamplers.0.conv"),
-)
 
 
 def reference(name: str) -> dict[str, str]:
@@ -93,8 +89,8 @@ def keys_and_shapes(family: ModelFamily, adapters: AdapterSet) -> dict[str, str]
     written = {}
     for layer in adapters.layers:
         name = family.ui_name(layer.part, layer.path)
-        written[f"{name}.lora_down.weight"] = str(tuple(layer.down.shape))
-        written[f"{name}.lora_up.weight"] = str(tuple(layer.up.shape))
+        written[f"{name}.lora_down.weight"] = str(tuple(layer.tensors["down"].shape))
+        written[f"{name}.lora_up.weight"] = str(tuple(layer.tensors["up"].shape))
         written[f"{name}.alpha"] = "()"
     return written
 
@@ -111,7 +107,7 @@ def test_keys_and_shapes_equal_the_reference_list(family: Callable[[], ModelFami
 def test_keys_and_shapes_equal_the_reference_list_for_sdxl_but_for_a_layer_that_cannot_learn() -> None:
     """The list has every layer, with convolutions; nothing reads the first text encoder's last one."""
     family = full_size_sdxl()
-    targets = family.targets | {"unet": family.targets["unet"] + CONVOLUTIONS}
+    targets = family.targets | {"unet": family.targets["unet"] + family.convolutions["unet"]}
     adapters = inject(family.parts, targets, OPTIONS, canonical_path=family.canonical_path)
     unread = "lora_te1_text_model_encoder_layers_11_"
     expected = {key: shape for key, shape in reference("sdxl_conv").items() if not key.startswith(unread)}
@@ -133,13 +129,13 @@ def test_the_original_paths_are_those_of_diffusers_own_conversion() -> None:
 
 
 def test_alpha_is_a_number_without_dimensions_and_keeps_the_scale() -> None:
-    model = nn.ModuleDict({"to_q": nn.Linear(4, 4)})
+    model = nn.ModuleDict({"attn2": nn.ModuleDict({"to_k": nn.Linear(4, 4)})})
     options = AdapterOptions("lora", rank=2, alpha=3.0, seed=0)
-    adapters = inject({"unet": model}, {"unet": ("to_q",)}, options, canonical_path=lambda part, path: path)
+    adapters = inject({"unet": model}, {"unet": ("to_k",)}, options, canonical_path=lambda part, path: path)
     tensors = kohya.tensors(full_size_family(), adapters)
     assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == {
-        "lora_unet_to_q.lora_down.weight": (2, 4),
-        "lora_unet_to_q.lora_up.weight": (4, 2),
-        "lora_unet_to_q.alpha": (),
+        "lora_unet_attn2_to_k.lora_down.weight": (2, 4),
+        "lora_unet_attn2_to_k.lora_up.weight": (4, 2),
+        "lora_unet_attn2_to_k.alpha": (),
     }
-    assert tensors["lora_unet_to_q.alpha"].item() == 3.0
+    assert tensors["lora_unet_attn2_to_k.alpha"].item() == 3.0

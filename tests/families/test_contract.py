@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, Scheduler
 from tiny import BASES, NOISE, recipe_text
 from torch import Tensor
 
+from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.base import NAME, AdapterOptions, inject
 from lora_studio.data.manifest import Bucket, Record
 from lora_studio.errors import BaseModelError
@@ -162,7 +163,7 @@ def gradients_of(family: ModelFamily, *, checkpointing: bool) -> dict[str, Tenso
     adapters = inject(family.parts, family.targets, options, canonical_path=family.canonical_path)
     assert set(adapters.parts) == {part for part in family.parts if part != "vae"}
     for layer in adapters.layers:  # while `up` is zero, nothing reaches `down`
-        torch.nn.init.normal_(layer.up, std=0.02, generator=generator(layer.name))
+        torch.nn.init.normal_(layer.tensors["up"], std=0.02, generator=generator(layer.name))
     wishes = MachineConfig(gradient_checkpointing=checkpointing)
     Machine(torch.device("cpu"), torch.float32, wishes=wishes).speed_up(family, adapters.parts)
     latents = torch.randn(2, 4, 16, 16, generator=generator("x"))
@@ -199,6 +200,59 @@ def test_gradient_checkpointing_computes_again_and_changes_no_gradient(name: str
         assert calls[True, part] == calls[False, part] + 1, part  # the backward pass called it once more
     for key, gradient in found[0].items():
         torch.testing.assert_close(found[1][key], gradient, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ADAPTERS.names() if kind != "lora"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (" " in name)) for name in BASES], indirect=True
+)
+def test_every_kind_of_adapter_keeps_its_promises_in_every_family(
+    name: str, kind: str, base_of: BaseOf
+) -> None:
+    """In all layers that it can be in: the pieces of adapters/test_contract.py, through a whole base."""
+    family = load_base(str(base_of(name)))
+    before = {part: module.state_dict() for part, module in load_base(str(base_of(name))).parts.items()}
+    latents = torch.randn(1, 4, 16, 16, generator=generator("x"))
+
+    def answer() -> Tensor:
+        text = family.encode_text(CAPTIONS[1:2])
+        return family.denoise(latents, torch.tensor([500]), text, torch.full((1, 6), 64.0))
+
+    with torch.no_grad():
+        base = answer()
+    targets = {part: ends + family.convolutions.get(part, ()) for part, ends in family.targets.items()}
+    options = AdapterOptions(kind, rank=2, alpha=2.0, seed=0)
+    adapters = inject(family.parts, targets, options, canonical_path=family.canonical_path)
+    assert torch.equal(answer(), base)
+    with torch.no_grad():
+        for key, tensor in adapters.named_parameters().items():
+            tensor += 0.02 * torch.randn(tensor.shape, generator=generator(key))
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            wishes = MachineConfig(gradient_checkpointing=True)
+            Machine(torch.device("cpu"), torch.float32, wishes=wishes).speed_up(family, adapters.parts)
+        tuned = answer()
+        tuned.square().mean().backward()
+        gradients.append({key: p.grad for key, p in adapters.named_parameters().items()})
+        for parameter in adapters.named_parameters().values():
+            parameter.grad = None
+    assert not [key for key, one in gradients[0].items() if one is None or not one.any()]
+    assert all(torch.equal(one, gradients[1][key]) for key, one in gradients[0].items())
+    with adapters.disabled(), torch.no_grad():
+        assert torch.equal(answer(), base)
+    for part, tensors in before.items():
+        now = {
+            key.replace(".base_layer.", "."): tensor
+            for key, tensor in family.parts[part].state_dict().items()
+            if f".{NAME}." not in key
+        }
+        assert now.keys() == tensors.keys() and all(torch.equal(now[key], tensors[key]) for key in now), part
+    with torch.no_grad(), adapters.disabled():
+        for layer in adapters.layers:
+            layer.module.get_base_layer().weight += layer.delta()
+        merged = answer()
+    assert (merged - tuned).norm() < 1e-3 * (tuned - base).norm()
 
 
 def test_the_noise_is_that_of_diffusers_scheduler(family: ModelFamily, pipeline: DiffusionPipeline) -> None:
@@ -276,7 +330,7 @@ def test_training_leaves_every_byte_of_the_base(
     session = prepare(load_recipe(path, changes=changes), Run(tmp_path), nobody)
     session.loop.run(1)
     session.run.close()
-    assert any(layer.up.any() for layer in session.adapters.layers)
+    assert any(layer.tensors["up"].any() for layer in session.adapters.layers)
     for part, module in load_base(str(base_of(name))).parts.items():
         now = {
             key.replace(".base_layer.", "."): tensor

@@ -54,7 +54,7 @@ def test_a_quantised_layer_with_a_lora_is_near_the_plain_one_and_learns(name: st
     for one in (family, plain):
         adapters = inject(one.parts, {"unet": endings}, options, canonical_path=one.canonical_path)
         for layer in adapters.layers:
-            layer.up.data.normal_(std=0.02, generator=generator(layer.name))
+            layer.tensors["up"].data.normal_(std=0.02, generator=generator(layer.name))
     layer, exact = (one.parts["unet"].get_submodule(path) for one in (family, plain))
     assert f"{type(layer).__module__}.{type(layer).__name__}" == LAYERS[name]
     found, expected = answer(layer, width), answer(exact, width)

@@ -25,7 +25,7 @@ def adapters(rank: int = 2) -> AdapterSet:
 
 def test_it_is_the_weighted_sum_of_all_values_with_a_decay_that_warms_up() -> None:
     own = adapters()
-    ema, up = Ema(own, 0.9), own.layers[0].up
+    ema, up = Ema(own, 0.9), own.layers[0].tensors["up"]
     expected = up.detach().double()
     for update in range(1, 200):
         with torch.no_grad():
@@ -45,7 +45,7 @@ def test_applied_shows_the_mean_and_gives_the_weights_back_even_after_an_error()
     own = adapters()
     ema, before = Ema(own, 0.9), own.state()
     with torch.no_grad():
-        own.layers[0].up.add_(1)
+        own.layers[0].tensors["up"].add_(1)
     trained = own.state()
     with pytest.raises(KeyError), ema.applied():
         assert all(torch.equal(value, before[key]) for key, value in own.state().items())

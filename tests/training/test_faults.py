@@ -65,7 +65,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted_and_leaves_everything(
 ) -> None:
     states: dict[int, dict[str, bytes]] = {}
     loop = session.loop
-    tensor = session.adapters.layers[0].up
+    tensor = session.adapters.layers[0].tensors["up"]
     if where == "loss":
         poison |= {3, 4}
     else:
@@ -111,7 +111,7 @@ def test_bad_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoint(
 
 def test_weights_that_are_not_finite_are_not_saved(session: Session) -> None:
     with torch.no_grad():
-        session.adapters.layers[0].up[0, 0] = float("inf")
+        session.adapters.layers[0].tensors["up"][0, 0] = float("inf")
     with pytest.raises(TrainingDiverged, match="1 trained tensors are not finite, first unet"):
         session.loop.save(1)
     assert session.run.checkpoints() == []

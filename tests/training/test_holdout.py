@@ -54,7 +54,9 @@ def session(recipe: Path, tmp_path: Path) -> Iterator[Session]:
     made = prepare(load_recipe(recipe, changes=("training.ema=0.5",)), Run(tmp_path / "run"), nobody)
     with torch.no_grad():  # adapters that do something, and a mean that is not the same
         for layer in made.adapters.layers:
-            layer.up.copy_(0.1 * torch.randn(layer.up.shape, generator=generator(layer.name)))
+            layer.tensors["up"].copy_(
+                0.1 * torch.randn(layer.tensors["up"].shape, generator=generator(layer.name))
+            )
     yield made
     made.run.close()
 

@@ -28,7 +28,7 @@ def test_the_base_is_unchanged_by_training(tmp_path: Path, recipe_file: Path) ->
         torch.equal(before[layer.name], layer.module.get_base_layer().weight)
         for layer in session.adapters.layers
     )
-    assert any(layer.up.any() for layer in session.adapters.layers)
+    assert any(layer.tensors["up"].any() for layer in session.adapters.layers)
 
 
 def test_a_trained_text_encoder_learns_and_is_exported(tmp_path: Path, recipe_file: Path) -> None:

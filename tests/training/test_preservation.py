@@ -28,7 +28,7 @@ def shift_adapters(session: Session) -> None:
     """Adapters that do something, so that the base differs from the model in training."""
     with torch.no_grad():
         for layer in session.adapters.layers:
-            layer.up.normal_(std=0.05, generator=generator(layer.name))
+            layer.tensors["up"].normal_(std=0.05, generator=generator(layer.name))
 
 
 def test_the_share_of_rows_and_their_captions(tmp_path: Path, recipe_file: Path) -> None:

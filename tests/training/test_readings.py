@@ -34,7 +34,7 @@ def run(recipe_file: Path, folder: Path, *, late: bool, poisoned: set[int]) -> t
         seen += 1
         return grad * float("nan") if seen in poisoned else grad
 
-    session.adapters.layers[0].up.register_hook(weigh)
+    session.adapters.layers[0].tensors["up"].register_hook(weigh)
     try:
         loop.run(1)
     finally:

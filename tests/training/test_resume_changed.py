@@ -29,6 +29,8 @@ objective.snr_gamma objective.noise_offset objective.preservation objective.time
 training.batch_size training.accumulation training.learning_rate training.text_encoder_learning_rate
 training.optimizer training.weight_decay training.schedule training.warmup_steps training.max_grad_norm
 training.ema training.seed holdout.count holdout.fraction
+adapter.rslora adapter.convolutions adapter.conv_rank adapter.conv_alpha adapter.blocks adapter.layers
+adapter.start adapter.lora_plus_ratio adapter.rank_dropout adapter.module_dropout adapter.max_norm
 """
 """Whoever adds an option decides: either it is `free` in its section, or it is named here."""
 

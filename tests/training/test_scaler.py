@@ -50,7 +50,7 @@ def overflow(session: Session, times: int) -> None:
     def scaled(gradient: Tensor) -> Tensor:
         return gradient * float("inf") if next(left, None) is not None else gradient
 
-    session.adapters.layers[0].up.register_hook(scaled)
+    session.adapters.layers[0].tensors["up"].register_hook(scaled)
 
 
 def test_adapters_stay_float32_and_learn_what_they_learn_in_float32(make: Make) -> None:

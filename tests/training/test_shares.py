@@ -44,7 +44,7 @@ def test_passes_change_nothing_but_the_rounding(
     session = prepare(load_recipe(recipe_file, changes=more), Run(tmp_path), nobody)
     with torch.no_grad():
         for layer in session.adapters.layers:
-            layer.up.normal_(std=0.05, generator=generator(layer.name))
+            layer.tensors["up"].normal_(std=0.05, generator=generator(layer.name))
     found = (batch for step in range(1, 50) for batch in session.loop.feed.of_step(step))
     batch = next(one for one in found if len(one) >= 3 and 1 <= len(one.preserved) < len(one))
     batch.captions[-1] += ", and far more words than one window can hold" * 4

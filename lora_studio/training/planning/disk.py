@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lora_studio.export.plain import most_numbers
 from lora_studio.training.build import Session
 from lora_studio.training.planning.memory import latent_bytes
 from lora_studio.training.preview import as_png, grid, render
@@ -45,7 +46,7 @@ def measure_disk(session: Session, timing: Timing, *, optimizer: int) -> Disk:
         checkpoints=count * (adapters + optimizer + means),
         num_checkpoints=count,
         previews=_previews(session, timing),
-        file=session.adapters.num_parameters * BYTES[recipe.export.dtype]
+        file=sum(most_numbers(layer) for layer in session.adapters.layers) * BYTES[recipe.export.dtype]
         + len(session.adapters.layers) * HEADER_BYTES,
         free=shutil.disk_usage(_existing(session.run.folder)).free,
     )

@@ -1,0 +1,124 @@
+"""All adapters of a run: named canonically, switchable; the base weights never change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lora_studio.adapters.layer import Layer
+from lora_studio.adapters.rules import AdapterOptions
+from lora_studio.errors import CheckpointError
+from lora_studio.rng import generator
+
+
+class AdapterSet:
+    """The adapters of every adapted part, by their layers."""
+
+    def __init__(self, layers: list[Layer], options: AdapterOptions) -> None:
+        self.layers, self.options = layers, options
+        self._step = 0  # that is being trained
+
+    def parameters(self, part: str) -> list[nn.Parameter]:
+        """The trainable tensors of one part, in the layers' order."""
+        return [tensor for layer in self.layers if layer.part == part for tensor in layer.tensors.values()]
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts that have adapters."""
+        return list(dict.fromkeys(layer.part for layer in self.layers))
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(tensor.numel() for layer in self.layers for tensor in layer.tensors.values())
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within it the model is the base."""
+        for layer in self.layers:
+            layer.module.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.module.enable_adapters(True)
+            self.at_step(self._step)  # PEFT takes what it enables for trained
+
+    def at_step(self, step: int) -> None:
+        """Train those that are trained in this step; the others stay as they are, and without gradients."""
+        self._step = step
+        for layer in self.layers:
+            if layer.last_step is not None:
+                for tensor in layer.tensors.values():
+                    tensor.requires_grad_(step <= layer.last_step)
+                    if step > layer.last_step:
+                        tensor.grad = None
+
+    @contextmanager
+    def dropped(self, *names: int | str) -> Iterator[None]:
+        """Within it ranks and layers are left out at random, keyed by these names and the layer's own."""
+        ranks, layers = self.options.rank_dropout, self.options.module_dropout
+        if not ranks and not layers:
+            yield
+            return
+        for layer in self.layers:
+            draw, device = generator("dropout", *names, layer.name), layer.module.weight.device
+            kept = (torch.rand(layer.rank, generator=draw) >= ranks) / (1 - ranks)
+            layer.module.kept = kept.to(device, non_blocking=True) if ranks else None
+            share = (torch.rand((), generator=draw) >= layers).float()
+            layer.module.share = share.to(device, non_blocking=True) if layers else None
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.module.kept = layer.module.share = None
+
+    def limit(self) -> Tensor | None:
+        """Shrink what is larger than `max_norm`: [], how many layers were; None if they may have any size."""
+        if not self.options.max_norm:
+            return None
+        learning = [one for one in self.layers if one.last_step is None or self._step <= one.last_step]
+        return torch.stack([layer.limit(self.options.max_norm) for layer in learning]).sum()
+
+    def delta(self) -> dict[str, Tensor]:
+        """Canonical layer name -> its weight change, float32."""
+        return {layer.name: layer.delta() for layer in self.layers}
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Every trained tensor by its canonical key, `<part>.<path>.down` for example."""
+        return {
+            f"{layer.name}.{end}": tensor for layer in self.layers for end, tensor in layer.tensors.items()
+        }
+
+    def _held(self) -> dict[str, Tensor]:
+        """The trained tensors, and those that say what they began with."""
+        constants = {
+            f"{one.name}.{end}": value for one in self.layers for end, value in one.constants.items()
+        }
+        return self.named_parameters() | constants
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of all tensors by canonical key, float32 on the CPU."""
+        return {key: tensor.detach().float().cpu().clone() for key, tensor in self._held().items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Put a `state()` back; raises CheckpointError when its keys or shapes are not these adapters'."""
+        own = self._held()
+        check_fit(own, state)
+        with torch.no_grad():
+            for key, tensor in own.items():
+                tensor.copy_(state[key])
+
+
+def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError when the keys or shapes of `state` are not those of `own`."""
+    wrong = sorted(own.keys() ^ state.keys())
+    wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    if wrong:
+        raise CheckpointError(
+            f"the checkpoint does not fit these adapters: {len(wrong)} tensors differ, first {wrong[0]}; "
+            "resume with the recipe that made it."
+        )

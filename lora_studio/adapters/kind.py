@@ -1,0 +1,88 @@
+"""What a kind of adapter is: the tensors of a layer, how they begin, and the change of weight they make."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+Draws = Callable[[str], torch.Generator]  # of the first values of the tensor with that name
+
+
+class Factors(NamedTuple):
+    """A change of weight `up @ down` as plain LoRA."""
+
+    down: Tensor  # [r, in * k * k]
+    up: Tensor  # [out, r]
+
+
+class Kind(ABC):
+    """Of a layer whose weight is [out, in] or, of a convolution, [out, in, k, k]."""
+
+    convolutions: ClassVar[bool] = False
+    """Whether it goes into the family's convolutions without being asked."""
+
+    reads_weight: ClassVar[bool] = False
+    """Whether its change depends on the frozen weight."""
+
+    has_ranks: ClassVar[bool] = False
+    """Whether its change is a sum over ranks, of which some may be dropped."""
+
+    is_product: ClassVar[bool] = False
+    """Whether its change is a product with each of its tensors once in it."""
+
+    degree: ClassVar[int]
+    """How many trained tensors are multiplied with each other; the root by which the scale acts on rates."""
+
+    faster: ClassVar[frozenset[str]] = frozenset()
+    """The tensors whose learning rate LoRA+ multiplies: those that begin as zero."""
+
+    starts: ClassVar[tuple[str, ...]] = ("default",)
+    """What adapter.start may be."""
+
+    @abstractmethod
+    def start(
+        self, shape: torch.Size, rank: int, draws: Draws, *, weight: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The first values of a layer's tensors, float32, without any effect; `weight` is `shape`, float32.
+
+        There is no weight where that cannot be read, as of quantised layers.
+        """
+
+    @abstractmethod
+    def change(
+        self,
+        tensors: Mapping[str, Tensor],
+        scale: float,
+        *,
+        weight: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """[out, in * k * k]: the change of `weight` [out, in * k * k], in float32, for autograd.
+
+        Of a kind with ranks `kept` [r] is what each rank counts, all of them if there is none.
+        """
+
+    def factors(self, tensors: Mapping[str, Tensor], scale: float) -> Factors | None:
+        """The change as plain LoRA, if its tensors say that exactly."""
+        return None
+
+
+def uniform(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    """Within 1 / sqrt(inputs): PEFT's and torch's kaiming start, keyed."""
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    return (2 * torch.rand(shape, generator=draw) - 1) * bound
+
+
+def normal(shape: tuple[int, ...], draw: torch.Generator, *, std: float) -> Tensor:
+    """With mean 0."""
+    return torch.randn(shape, generator=draw) * std
+
+
+def flat_size(shape: torch.Size) -> int:
+    """in * k * k of a weight."""
+    return math.prod(shape[1:])

@@ -1,0 +1,156 @@
+"""One adapted layer: the frozen one, the tensors beside it, and what both answer together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lora_studio.adapters.kind import Factors, Kind
+from lora_studio.adapters.lora import NAME
+
+
+class Switched(Protocol):
+    """PEFT's layer or ours."""
+
+    def get_base_layer(self) -> nn.Module:
+        """The frozen layer."""
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Whether it answers as adapted, or as the frozen layer alone."""
+
+
+class Adapted(nn.Module):
+    """base(x) + change(x); the change is made in float32 of its factors, so that no small one is lost.
+
+    The backward pass makes it again: kept for all layers it would be as large as the base.
+    """
+
+    def __init__(
+        self, base_layer: nn.Linear | nn.Conv2d, kind: Kind, tensors: dict[str, Tensor], scale: float
+    ) -> None:
+        super().__init__()
+        self.base_layer, self.kind, self.scale = base_layer, kind, scale
+        trained = {end: nn.Parameter(one) for end, one in tensors.items() if not end.endswith("0")}
+        setattr(self, NAME, nn.ParameterDict(trained))
+        self._constants = [end for end in tensors if end.endswith("0")]
+        for end in self._constants:
+            self.register_buffer(f"{NAME}_{end}", tensors[end], persistent=False)
+        self.enabled = True
+        self.kept: Tensor | None = None  # [r]: what each rank counts in this pass
+        self.share: Tensor | None = None  # []: what the change counts in this pass
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen layer's: some libraries look at its dtype."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen layer's."""
+        return self.base_layer.bias
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """What stays as it began, by the tensor's name."""
+        return {end: getattr(self, f"{NAME}_{end}") for end in self._constants}
+
+    def get_base_layer(self) -> nn.Module:
+        """The frozen layer."""
+        return self.base_layer
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Whether it answers as adapted, or as the frozen layer alone."""
+        self.enabled = enabled
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the frozen layer's."""
+        answer: Tensor = self.base_layer(x)
+        if not self.enabled:
+            return answer
+        tensors = tuple(getattr(self, NAME).values())
+        if torch.is_grad_enabled():
+            more = checkpoint(self._more, x, *tensors, use_reentrant=False, preserve_rng_state=False)
+        else:
+            more = self._more(x, *tensors)
+        changed: Tensor = answer + more.to(answer.dtype)
+        return changed
+
+    def _more(self, x: Tensor, *tensors: Tensor) -> Tensor:
+        named = dict(zip(getattr(self, NAME), tensors, strict=True))
+        with torch.autocast(x.device.type, enabled=False):
+            change = change_of(self, self.kind, named | self.constants, self.scale, kept=self.kept)
+            if self.share is not None:
+                change = change * self.share
+        if not torch.is_autocast_enabled(x.device.type):
+            change = change.to(x.dtype)
+        base = self.base_layer
+        if isinstance(base, nn.Conv2d):
+            return F.conv2d(x, change, None, base.stride, base.padding, base.dilation)
+        return F.linear(x, change)
+
+
+def change_of(
+    module: Switched, kind: Kind, tensors: dict[str, Tensor], scale: float, *, kept: Tensor | None = None
+) -> Tensor:
+    """A layer's change of weight, in the shape of its weight."""
+    base = module.get_base_layer()
+    frozen: Any = base.weight
+    weight = frozen.detach().float().flatten(1) if kind.reads_weight else None
+    return kind.change(tensors, scale, weight=weight, kept=kept).view(shape_of(base))
+
+
+def shape_of(base: nn.Module) -> torch.Size:
+    """Of a layer's weight, also if that is quantised."""
+    if isinstance(base, nn.Linear):
+        return torch.Size((base.out_features, base.in_features))
+    shape: torch.Size = base.weight.shape  # type: ignore[assignment]
+    return shape
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One adapted layer and how it is trained."""
+
+    part: str
+    path: str  # canonical
+    module: Any  # a `Switched`, and a module
+    kind: Kind
+    tensors: dict[str, nn.Parameter]  # that are trained, by their names in the kind
+    rank: int
+    scale: float  # alpha / rank
+    learning_rate: float | None = None  # None: its part's
+    last_step: int | None = None  # it is trained to; None: the end
+
+    @property
+    def name(self) -> str:
+        """`<part>.<path>`: the canonical key without its tensor."""
+        return f"{self.part}.{self.path}"
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """What stays as it began, by the tensor's name."""
+        return getattr(self.module, "constants", {})
+
+    def _values(self) -> dict[str, Tensor]:
+        return {end: one.detach().float() for end, one in (self.tensors | self.constants).items()}
+
+    def delta(self) -> Tensor:
+        """The layer's weight change in float32, in the shape of its weight."""
+        return change_of(self.module, self.kind, self._values(), self.scale)
+
+    def factors(self) -> Factors | None:
+        """The change as plain LoRA of scale 1, if its tensors say that exactly."""
+        return self.kind.factors(self._values(), self.scale)
+
+    @torch.no_grad()
+    def limit(self, norm: float) -> Tensor:
+        """Shrink the tensors alike until the change's norm is at most `norm`; [], whether that was needed."""
+        share = (norm / self.delta().norm()).nan_to_num(nan=1.0).clamp(max=1.0)
+        for tensor in self.tensors.values():
+            tensor.mul_(share ** (1 / len(self.tensors)))
+        return (share < 1).float()

@@ -1,0 +1,141 @@
+"""Which layers are trained, and how each: its rank, alpha, learning rate and last step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from torch import nn
+
+from lora_studio.adapters import ADAPTERS
+from lora_studio.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is different for the layers that a pattern matches; None: as it was."""
+
+    pattern: str  # of `<part>.<path>` or of the path alone, with * and ?
+    rank: int | None = None
+    alpha: float | None = None  # without it and with a rank, alpha / rank stays as it was
+    learning_rate: float | None = None
+    last_step: int | None = None
+    train: bool = True
+
+    def matches(self, part: str, path: str) -> bool:
+        """Whether it is about this layer; of its path in the canonical spelling."""
+        return fnmatchcase(f"{part}.{path}", self.pattern) or fnmatchcase(path, self.pattern)
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """What is injected: a kind of the table, its rank and alpha, and the seed of its first values."""
+
+    kind: str
+    rank: int
+    alpha: float
+    seed: int
+    conv_rank: int | None = None  # of convolutions that look around themselves; None: as the others
+    conv_alpha: float | None = None
+    scaling: Literal["rank", "sqrt_rank"] = "rank"  # what alpha is divided by
+    start: str = "default"
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+    max_norm: float = 0.0  # of a layer's change; 0: any
+    rules: Sequence[Rule] = ()  # later ones win
+    only: Mapping[str, Sequence[str]] = field(default_factory=dict)  # part -> patterns of what is trained
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether layers do nothing but what their kind says."""
+        return self.start == "default" and not self.rank_dropout and not self.module_dropout
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """What the rules come to for one layer."""
+
+    rank: int
+    scale: float
+    learning_rate: float | None = None  # None: the part's
+    last_step: int | None = None  # it is trained to; None: the end
+
+    @property
+    def alpha(self) -> float:
+        """With which plain LoRA has this scale."""
+        return self.scale * self.rank
+
+
+def layer_options(
+    part: str, path: str, module: nn.Linear | nn.Conv2d, options: AdapterOptions
+) -> LayerOptions | None:
+    """Of the layer at a canonical path; None if it is not trained."""
+    only = options.only.get(part)
+    if only is not None and not any(Rule(pattern).matches(part, path) for pattern in only):
+        return None
+    rank, alpha, learning_rate, last_step = options.rank, options.alpha, None, None
+    if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+        rank, alpha = _changed(rank, alpha, options.conv_rank, options.conv_alpha)
+    train = True
+    for rule in options.rules:
+        if rule.matches(part, path):
+            rank, alpha = _changed(rank, alpha, rule.rank, rule.alpha)
+            learning_rate = rule.learning_rate or learning_rate
+            last_step = rule.last_step or last_step
+            train = rule.train
+    scale = alpha / (rank if options.scaling == "rank" else rank**0.5)
+    return LayerOptions(rank, scale, learning_rate, last_step) if train else None
+
+
+def _changed(rank: int, alpha: float, new_rank: int | None, new_alpha: float | None) -> tuple[int, float]:
+    """A new rank alone keeps alpha / rank."""
+    new = new_rank or rank
+    return new, new_alpha or alpha * new / rank
+
+
+def check_rules(options: AdapterOptions, layers: Sequence[tuple[str, str]], trained: int) -> None:
+    """Raise RecipeError for a pattern that matches none of these layers, or if no layer is trained."""
+    faults = []
+    for rule in options.rules:
+        if not any(rule.matches(part, path) for part, path in layers):
+            examples = ", ".join(".".join(layers[number]) for number in (0, len(layers) // 2, -1))
+            faults.append(
+                f"adapter.layers: the pattern {rule.pattern!r} matches none of the {len(layers)} layers; "
+                f"they are called for example {examples}."
+            )
+    if not trained and not faults:
+        faults.append(
+            "adapter.layers and adapter.blocks leave no layer to train to the last step; "
+            "take a train = false or a stop_at away."
+        )
+    if faults:
+        raise RecipeError("\n".join(faults))
+
+
+def check_options(options: AdapterOptions) -> None:
+    """Raise RecipeError for what the kind cannot do, all of it at once."""
+    kind, name = ADAPTERS[options.kind], options.kind
+    able = {other: ADAPTERS[other] for other in ADAPTERS.names()}
+    faults = []
+
+    def refuse(option: str, fits: str) -> None:
+        faults.append(f"adapter.{option} does not go with the kind {name!r}; {fits}.")
+
+    def kinds(which: str) -> str:
+        return "it is for " + ", ".join(other for other, one in able.items() if getattr(one, which))
+
+    if options.rank_dropout and not kind.has_ranks:
+        refuse(f"rank_dropout = {options.rank_dropout:g}", kinds("has_ranks"))
+    if options.max_norm and not kind.is_product:
+        refuse(f"max_norm = {options.max_norm:g}", kinds("is_product"))
+    if options.max_norm and options.start != "default":
+        faults.append(
+            f"adapter.max_norm does not go with adapter.start {options.start!r}, whose factors are as large "
+            "as the weight; leave one of them out."
+        )
+    if options.start not in kind.starts:
+        refuse(f'start = "{options.start}"', f"it begins as {', '.join(map(repr, kind.starts))}")
+    if faults:
+        raise RecipeError("\n".join(faults))

@@ -1,0 +1,77 @@
+"""What the options of [adapter] do, put into words before it starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from lora_studio.adapters import ADAPTERS
+from lora_studio.adapters.base import AdapterSet
+from lora_studio.export.plain import most_numbers
+from lora_studio.recipe import Recipe
+from lora_studio.recipe_adapter import AdapterConfig
+
+BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+
+def adapter_notes(recipe: Recipe, adapters: AdapterSet) -> tuple[str, ...]:
+    """Sentences; none for an adapter as it comes."""
+    return (*_step_size(recipe), *_groups(adapters), *_file(recipe, adapters))
+
+
+def effective_rate(config: AdapterConfig, rate: float) -> float:
+    """The learning rate that learns as fast with a scale of 1.
+
+    Adam moves every number by the rate, whatever the gradient's size. So a scale on a product of n trained
+    tensors acts as its n-th root on each: LyCORIS, arXiv 2309.14859, appendix, for n = 2.
+    """
+    return rate * float(_scale(config) ** (1 / ADAPTERS[config.kind].degree))
+
+
+def _scale(config: AdapterConfig) -> float:
+    return float(config.alpha / config.rank ** (0.5 if config.rslora else 1))
+
+
+def _step_size(recipe: Recipe) -> Iterator[str]:
+    """Only where something is not as it comes."""
+    config, rate = recipe.adapter, recipe.training.learning_rate
+    fields = AdapterConfig.model_fields
+    if all(getattr(config, name) == fields[name].default for name in ("kind", "rank", "alpha", "rslora")):
+        return
+    divisor = f"sqrt({config.rank})" if config.rslora else f"{config.rank}"
+    scale = _scale(config)
+    said = f"{config.kind}: the update is scaled by {config.alpha:g} / {divisor} = {scale:.3g}"
+    if abs(scale - 1) < 1e-6:
+        yield f"{said}, so learning rates are as at any rank with alpha = rank"
+    else:
+        now = effective_rate(config, rate)
+        yield (
+            f"{said}, so with Adam a learning rate of {rate:g} learns about as {now:.2g} does at a scale of "
+            f"1; {rate * rate / now:.2g} would make up for it"
+        )
+
+
+def _groups(adapters: AdapterSet) -> Iterator[str]:
+    """Layers that are trained in different ways, counted."""
+    ways = Counter(
+        (one.part, one.rank, one.scale, one.learning_rate, one.last_step) for one in adapters.layers
+    )
+    if len({way[1:] for way in ways}) < 2 and not any(way[4] for way in ways):
+        return
+    for (part, rank, scale, rate, last), count in ways.items():
+        own = "" if rate is None else f", learning rate {rate:g}"
+        until = "" if last is None else f", until step {last}"
+        yield f"{part}: {count} layers of rank {rank}, scale {scale:.3g}{own}{until}"
+
+
+def _file(recipe: Recipe, adapters: AdapterSet) -> Iterator[str]:
+    """If it is not the trained tensors themselves."""
+    if all(layer.tensors.keys() == {"down", "up"} and not layer.constants for layer in adapters.layers):
+        return
+    most = sum(most_numbers(layer) for layer in adapters.layers) * BYTES[recipe.export.dtype]
+    exact = all(layer.factors() is not None for layer in adapters.layers)
+    how = "of more ranks" if exact else "by singular values, as exact as its numbers"
+    yield (
+        f"the file has it as plain LoRA {how}, which every UI loads: at most {most / 1e6:,.1f} MB, and "
+        "verify says how exact it is"
+    )

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from lora_studio.errors import RecipeError
 from lora_studio.recipe_data import DataConfig, Section, UserPath
 from lora_studio.recipe_machine import MachineConfig
+from lora_studio.recipe_objective import ObjectiveConfig
 from lora_studio.recipe_tracking import TrackingConfig
 from lora_studio.recipe_training import HoldoutConfig, TrainingConfig
 from lora_studio.registry import did_you_mean
@@ -61,23 +62,6 @@ class AdapterConfig(Section):
     alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank; alpha = rank is 1")
     text_encoder: bool = Field(
         False, description="off: a controlled ablation found no gain (spacepxl, SD1.5)"
-    )
-
-
-class ObjectiveConfig(Section):
-    """How a picture is noised and the answer weighted."""
-
-    weighting: Literal["min_snr", "debiased"] = Field(
-        "min_snr",
-        description="debiased, arXiv 2310.08442: more at high noise, where palettes are set",
-    )
-    snr_gamma: float = Field(5.0, ge=0, description="min-SNR's cap, arXiv 2303.09556; 0 turns it off")
-    noise_offset: float = Field(0.0, ge=0, le=0.5, description="only for very dark or bright styles")
-    preservation: float = Field(
-        0.0, ge=0, lt=1, description="share of pictures that teach the base's own answer without the trigger"
-    )
-    timesteps: Literal["stratified", "uniform"] = Field(
-        "stratified", description="stratified: less noisy loss"
     )
 
 

@@ -52,13 +52,10 @@ def make_loop(
         processes.from_main(write)
         listener(Note(f"checkpoint at step {step}"))
 
-    wishes = recipe.objective
     return Loop(
         family=family,
         state=state,
-        objective=family.objective(
-            ObjectiveOptions(wishes.snr_gamma, wishes.noise_offset, wishes.timesteps, wishes.weighting)
-        ),
+        objective=family.objective(ObjectiveOptions(**recipe.objective.model_dump(exclude={"preservation"}))),
         feed=feed,
         options=LoopOptions(
             steps=training.steps,

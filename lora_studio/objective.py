@@ -39,6 +39,10 @@ class Objective(Protocol):
         """[B, C, H, W] -> a noised batch on the same device; `turn`: its place in the run."""
         ...
 
+    def shares(self, shape: tuple[int, ...], rng: Generator, turn: Turn | None) -> Tensor:
+        """[B] in 0..1: the shares of the way to noise that `noise` draws for latents of this shape."""
+        ...
+
     def noise_at(self, latents: Tensor, noise: Tensor, share: Tensor) -> Noised:
         """The same with given noise [B, C, H, W], at shares [B] in 0..1 of the way from clean to noise."""
         ...
@@ -76,10 +80,14 @@ class Diffusion:
 
     def noise(self, latents: Tensor, rng: Generator, turn: Turn | None = None) -> Noised:
         """Draw each sample's timestep and noise and mix them in; all draws on the CPU, so devices agree."""
-        noise, share, seen = self.draws(latents.shape, rng, turn)
+        noise, share, seen = self._draws(latents.shape, rng, turn)
         return self._mix(latents, noise, share, seen)
 
-    def draws(
+    def shares(self, shape: tuple[int, ...], rng: Generator, turn: Turn | None) -> Tensor:
+        """[B] in 0..1: what `noise` draws for latents of this shape, whose noise has to be drawn first."""
+        return self._draws(shape, rng, turn)[1]
+
+    def _draws(
         self, shape: tuple[int, ...], rng: Generator, turn: Turn | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Noise [B, C, H, W], shares [B] of all timesteps, and the noise that is seen if it is another."""

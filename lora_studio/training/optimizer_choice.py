@@ -68,7 +68,7 @@ def optimizer_faults(training: TrainingConfig) -> list[str]:
 
 
 def refuse_optimizer_that_fails(training: TrainingConfig, device: torch.device) -> None:
-    """Three steps on a small tensor: RecipeError if they fail, CheckpointError if its state cannot be kept."""
+    """Three steps on a small tensor: RecipeError if they fail, CheckpointError if they cannot be kept."""
     wanted = options_of(training)
     start = torch.randn(96, 64, generator=generator("optimizer", "start")) / 100
     trial = nn.Parameter(start.clone().to(device))

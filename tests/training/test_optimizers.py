@@ -28,7 +28,7 @@ from lora_studio.training.optimizer_choice import (
     optimizer_faults,
     refuse_optimizer_that_fails,
 )
-from lora_studio.training.optimizers import OPTIMIZERS, Group, adafactor, adamw, adamw8bit, prodigy
+from lora_studio.training.optimizers import NEEDS, OPTIMIZERS, Group, adafactor, adamw, adamw8bit, prodigy
 from lora_studio.training.state import Counters, State
 
 
@@ -39,6 +39,15 @@ def adapters() -> AdapterSet:
 
 
 DOTTED = ("torch.optim:NAdam", "torch.optim:Adafactor")
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """An optimizer, if the package it is in is there."""
+    found: str = request.param
+    if found in NEEDS:
+        pytest.importorskip(NEEDS[found].package)
+    return found
 
 
 def groups_of(own: AdapterSet) -> list[Group]:
@@ -58,7 +67,7 @@ def steps(own: AdapterSet, optimizer: torch.optim.Optimizer, numbers: range) -> 
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("name", [*OPTIMIZERS.names(), *DOTTED])
+@pytest.mark.parametrize("name", [*OPTIMIZERS.names(), *DOTTED], indirect=True)
 def test_an_optimizer_goes_on_from_a_checkpoint_bit_for_bit(name: str, tmp_path: Path) -> None:
     """Weights and all that it keeps; one layer is large enough for moments of 8 bits."""
     straight, stopped, resumed = adapters(), adapters(), adapters()
@@ -183,6 +192,7 @@ def test_schedule_free_shows_the_mean_of_its_steps_and_gives_back_its_weights_bi
 
 
 def test_adamw8bit_stays_near_adamw() -> None:
+    pytest.importorskip("bitsandbytes")
     start = torch.randn(128, 64, generator=generator("start"))
     exact, coarse = (three_steps(one, start, rate=1e-2) for one in (adamw, adamw8bit))
     assert (coarse - exact).abs().mean() < 0.1 * (exact - start).abs().mean()
@@ -245,7 +255,7 @@ class Listing(torch.optim.SGD):
         self.state[self.param_groups[0]["params"][0]]["past"] = [1, 2]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS.names())
+@pytest.mark.parametrize("name", OPTIMIZERS.names(), indirect=True)
 def test_every_optimizer_of_the_table_passes_its_trial(name: str) -> None:
     values = {"optimizer": name, "learning_rate": 1.0 if name == "prodigy" else 1e-3}
     assert optimizer_faults(training(**values)) == []
@@ -261,7 +271,7 @@ def test_prodigy_takes_one_rate_for_all() -> None:
         make_optimizer(OptimizerOptions("prodigy", 0.0, {}), groups)
 
 
-@pytest.mark.parametrize("name", [*OPTIMIZERS.names(), *DOTTED])
+@pytest.mark.parametrize("name", [*OPTIMIZERS.names(), *DOTTED], indirect=True)
 @pytest.mark.filterwarnings("ignore")
 def test_a_bad_step_leaves_weights_and_optimizer_as_they_were(
     name: str, tmp_path: Path, recipe_file: Path

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import picture_folder, recipe_text
 from torch import Tensor
 
 from lora_studio.recipe import load_recipe
@@ -68,8 +70,19 @@ def test_every_option_is_tried() -> None:
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Session:
-    return prepared(recipe_file, tmp_path_factory.mktemp("run"))
+def recipe_file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """On pictures of which two fit into a batch each time: in a batch of one nothing is stratified."""
+    folder = tmp_path_factory.mktemp("pairs")
+    images = picture_folder(folder / "pictures", count=10)
+    (folder / "tiny.toml").write_text(recipe_text(images, str(tiny_base)), "utf-8")
+    return folder / "tiny.toml"
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Iterator[Session]:
+    session = prepared(recipe_file, tmp_path_factory.mktemp("run"))
+    yield session
+    session.run.close()
 
 
 @pytest.fixture(scope="module")

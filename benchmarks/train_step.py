@@ -48,7 +48,7 @@ class Size:
 
 SIZES = {
     "pocket": Size("pocket", resolution=64, batch_size=8, warm_up=5, steps=40),
-    "sd15": Size("sd15", resolution=256, batch_size=1, warm_up=2, steps=8),
+    "full": Size("full", resolution=256, batch_size=1, warm_up=2, steps=8),
 }
 
 
@@ -62,7 +62,7 @@ def draw_pictures(folder: Path, side: int) -> Path:
     return folder
 
 
-def sd15_shaped(folder: Path) -> str:
+def full_size(folder: Path) -> str:
     """A diffusers folder with SD1.5's networks, with random weights; the speed does not depend on them."""
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(POCKET_FOLDER / "tokenizer", model_max_length=77)
@@ -157,7 +157,7 @@ def measure(size: Size, scratch: Path) -> dict[str, object]:
     """Everything about one model; what each side starts with is not there yet, then it is."""
     os.environ["LORA_STUDIO_CACHE"] = str(scratch / "cache")
     pictures = draw_pictures(scratch / "pictures", size.resolution)
-    base = "pocket" if size.name == "pocket" else sd15_shaped(scratch / "base")
+    base = "pocket" if size.name == "pocket" else full_size(scratch / "base")
     alone = {
         "ours, no caches": start_alone("ours", size, base, pictures, scratch / "first"),
         "ours, from caches": start_alone("ours", size, base, pictures, scratch / "second"),

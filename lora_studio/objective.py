@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from lora_studio.losses import LOSSES, Loss
+from lora_studio.noises import pyramid
+from lora_studio.timesteps import Spread, Timesteps, Turn
+
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
@@ -24,14 +28,27 @@ class Noised:
 
 
 class Objective(Protocol):
-    """Turns clean latents into a question and its answer; every random number comes from `rng`."""
+    """Turns clean latents into a question and its answer; every random number comes from `rng` and `turn`."""
 
-    def noise(self, latents: Tensor, rng: Generator) -> Noised:
-        """[B, C, H, W] -> a noised batch on the same device."""
+    @property
+    def timesteps_wanted(self) -> Timesteps:
+        """Which timesteps are drawn."""
+        ...
+
+    def noise(self, latents: Tensor, rng: Generator, turn: Turn | None = None) -> Noised:
+        """[B, C, H, W] -> a noised batch on the same device; `turn`: its place in the run."""
+        ...
+
+    def shares(self, shape: tuple[int, ...], rng: Generator, turn: Turn | None) -> Tensor:
+        """[B] in 0..1: the shares of the way to noise that `noise` draws for latents of this shape."""
         ...
 
     def noise_at(self, latents: Tensor, noise: Tensor, share: Tensor) -> Noised:
         """The same with given noise [B, C, H, W], at shares [B] in 0..1 of the way from clean to noise."""
+        ...
+
+    def error(self, answer: Tensor, target: Tensor) -> Tensor:
+        """How far off the answer is, number by number: [B, C, H, W], not negative."""
         ...
 
 
@@ -39,44 +56,76 @@ class Objective(Protocol):
 class Diffusion:
     """The discrete diffusion objective of Stable Diffusion (DDPM, arXiv 2006.11239, eq. 14).
 
-    `alphas` [T] is the product of 1 - beta; `prediction` says what the base answers.
+    `alphas` [T] is the product of 1 - beta; `prediction` says what the base answers. The rest are
+    the recipe's wishes; see there.
     """
 
     alphas: Tensor
     prediction: Literal["epsilon", "v_prediction"]
     snr_gamma: float = 5.0
     noise_offset: float = 0.0
-    timesteps: Literal["stratified", "uniform"] = "stratified"
+    timesteps: Spread = "stratified"
     weighting: Literal["min_snr", "debiased"] = "min_snr"
+    timestep_range: tuple[float, float] = (0.0, 1.0)
+    timestep_bias: float = 0.0
+    multires_noise: float = 0.0
+    input_perturbation: float = 0.0
+    loss: Loss = "l2"
+    loss_delta: float = 1.0
 
-    def noise(self, latents: Tensor, rng: Generator) -> Noised:
+    @property
+    def timesteps_wanted(self) -> Timesteps:
+        """Which timesteps are drawn."""
+        return Timesteps(self.timesteps, *self.timestep_range, self.timestep_bias)
+
+    def noise(self, latents: Tensor, rng: Generator, turn: Turn | None = None) -> Noised:
         """Draw each sample's timestep and noise and mix them in; all draws on the CPU, so devices agree."""
+        noise, share, seen = self._draws(latents.shape, rng, turn)
+        return self._mix(latents, noise, share, seen)
+
+    def shares(self, shape: tuple[int, ...], rng: Generator, turn: Turn | None) -> Tensor:
+        """[B] in 0..1: what `noise` draws for latents of this shape, whose noise has to be drawn first."""
+        return self._draws(shape, rng, turn)[1]
+
+    def _draws(
+        self, shape: tuple[int, ...], rng: Generator, turn: Turn | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Noise [B, C, H, W], shares [B] of all timesteps, and the noise that is seen if it is another."""
         import torch
 
-        noise = torch.randn(latents.shape, generator=rng)
+        noise = torch.randn(shape, generator=rng)
         if (
             self.noise_offset
         ):  # a constant a sample and channel, so that very dark and bright pictures can be learned
-            noise = noise + self.noise_offset * torch.randn((*latents.shape[:2], 1, 1), generator=rng)
-        return self.noise_at(latents, noise, self._draw_shares(len(latents), rng))
+            noise = noise + self.noise_offset * torch.randn((*shape[:2], 1, 1), generator=rng)
+        share = self.timesteps_wanted.draw(shape[0], rng, turn)
+        if self.multires_noise:
+            noise = pyramid(noise, self.multires_noise, rng)
+        if not self.input_perturbation:
+            return noise, share, None
+        return noise, share, noise + self.input_perturbation * torch.randn(shape, generator=rng)
 
     def noise_at(self, latents: Tensor, noise: Tensor, share: Tensor) -> Noised:
         """Mix given noise in, at given shares [B] of all timesteps."""
-        timestep = (share * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
-        noise, timestep = noise.to(latents.device), timestep.to(latents.device)
-        alpha = self.alphas.to(latents.device)[timestep].view(-1, 1, 1, 1)
-        noised = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        return self._mix(latents, noise, share, None)
+
+    def timestep_at(self, share: Tensor) -> Tensor:
+        """Shares [B] in 0..1 -> timesteps [B], int64."""
+        return (share * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+
+    def _mix(self, latents: Tensor, noise: Tensor, share: Tensor, seen: Tensor | None) -> Noised:
+        """`seen`: the noise in the latents, if not the one in the target: arXiv 2301.11706, algorithm 1."""
+        device = latents.device
+        timestep, noise = self.timestep_at(share).to(device), noise.to(device)
+        alpha = self.alphas.to(device)[timestep].view(-1, 1, 1, 1)
+        noised = alpha.sqrt() * latents + (1 - alpha).sqrt() * (noise if seen is None else seen.to(device))
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents  # arXiv 2202.00512, sec. 4
         target = noise if self.prediction == "epsilon" else velocity
         return Noised(noised, timestep, target, self.weight(timestep))
 
-    def _draw_shares(self, count: int, rng: Generator) -> Tensor:
-        import torch
-
-        share = torch.rand(count, generator=rng)
-        if self.timesteps == "stratified":  # one from each of `count` equal parts, in random order
-            share = (torch.randperm(count, generator=rng) + share) / count
-        return share
+    def error(self, answer: Tensor, target: Tensor) -> Tensor:
+        """[B, C, H, W], not negative, before any weight."""
+        return LOSSES[self.loss](answer, target, self.loss_delta)
 
     def weight(self, timestep: Tensor) -> Tensor:
         """[B] -> [B] weights, in the form for what is predicted.

@@ -16,6 +16,7 @@ from lora_studio.errors import RecipeError
 from lora_studio.recipe_adapter import AdapterConfig
 from lora_studio.recipe_data import DataConfig, Section, UserPath
 from lora_studio.recipe_machine import MachineConfig
+from lora_studio.recipe_objective import ObjectiveConfig
 from lora_studio.recipe_tracking import TrackingConfig
 from lora_studio.recipe_training import HoldoutConfig, TrainingConfig
 from lora_studio.registry import did_you_mean
@@ -51,23 +52,6 @@ class BaseConfig(Section):
     )
     vae_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: pictures are encoded faster on a GPU, and a little less exactly"
-    )
-
-
-class ObjectiveConfig(Section):
-    """How a picture is noised and the answer weighted."""
-
-    weighting: Literal["min_snr", "debiased"] = Field(
-        "min_snr",
-        description="debiased, arXiv 2310.08442: more at high noise, where palettes are set",
-    )
-    snr_gamma: float = Field(5.0, ge=0, description="min-SNR's cap, arXiv 2303.09556; 0 turns it off")
-    noise_offset: float = Field(0.0, ge=0, le=0.5, description="only for very dark or bright styles")
-    preservation: float = Field(
-        0.0, ge=0, lt=1, description="share of pictures that teach the base's own answer without the trigger"
-    )
-    timesteps: Literal["stratified", "uniform"] = Field(
-        "stratified", description="stratified: less noisy loss"
     )
 
 

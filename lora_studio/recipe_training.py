@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lora_studio.recipe_data import Section
 
@@ -22,14 +22,25 @@ class TrainingConfig(Section):
     steps: int = Field(1000, ge=1)
     batch_size: int = Field(4, ge=1)
     accumulation: int = Field(1, ge=1, description="micro-batches in one optimizer step")
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="for AdamW with alpha = rank")
+    learning_rate: float = Field(
+        1e-4, gt=0, le=1, description="for AdamW with alpha = rank; lion wants a third or less, prodigy 1"
+    )
     text_encoder_learning_rate: float = Field(1e-5, gt=0, le=1)
-    optimizer: str = "adamw"
+    optimizer: str = Field(
+        "adamw",
+        description='adamw, adamw8bit, adafactor, lion, prodigy, schedule_free, or any "module:Class"',
+    )
+    optimizer_options: dict[str, bool | int | float | str | tuple[float, ...]] = Field(
+        {}, description="what it is made with besides, such as betas"
+    )
     weight_decay: float = Field(0.01, ge=0)
     schedule: str = Field(
         "cosine", description="after the warm-up: cosine to a tenth, linear to 0, or constant"
     )
-    warmup_steps: int = Field(20, ge=0)
+    schedule_floor: float | None = Field(
+        None, ge=0, le=1, description="share of the learning rate at the last step, instead of these"
+    )
+    warmup_steps: int | float = Field(20, ge=0, description="steps, or below 1 a share of all steps")
     max_grad_norm: float = Field(1.0, gt=0)
     max_bad_steps: int = Field(
         5, ge=1, description="so many steps in a row that are not finite end the run; fewer are skipped"
@@ -42,6 +53,21 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(
         3, ge=1, description="the newest ones that stay, beside the best and the pinned ones"
     )
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _steps_or_a_share(cls, value: int | float) -> int | float:
+        if value > 1 and value != int(value):
+            raise ValueError(
+                f"training.warmup_steps is {value}: give a whole number of steps, or a share below 1."
+            )
+        return int(value) if value >= 1 else value
+
+    @property
+    def warmup(self) -> int:
+        """In optimizer steps."""
+        share = self.warmup_steps < 1
+        return round(self.warmup_steps * self.steps) if share else int(self.warmup_steps)
 
 
 class HoldoutConfig(Section):

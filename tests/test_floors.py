@@ -21,9 +21,9 @@ FLOORS = {
     2: ["data", "adapters"],
     1: ["families", "pocket", "quantization"],
     0: [
+        *("losses", "noises", "timesteps"),
         *("objective", "rng", "run", "recipe", "recipe_data", "recipe_training", "recipe_machine"),
-        "recipe_adapter",
-        *("recipe_changes", "recipe_tracking", "presets"),
+        *("recipe_adapter", "recipe_changes", "recipe_tracking", "recipe_objective", "presets"),
         *("errors", "registry", "quiet", "devices", "processes", "onlooker"),
     ],
 }

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
+    from lora_studio.losses import Loss
     from lora_studio.objective import Objective
+    from lora_studio.timesteps import Spread
 
 Conditioning = dict[str, "Tensor"]
 """The text side, batch first. Only the family that wrote it reads it; cache and loop just carry it."""
@@ -27,8 +29,14 @@ class ObjectiveOptions:
 
     snr_gamma: float
     noise_offset: float
-    timesteps: Literal["stratified", "uniform"]
+    timesteps: Spread
     weighting: Literal["min_snr", "debiased"]
+    timestep_range: tuple[float, float] = (0.0, 1.0)
+    timestep_bias: float = 0.0
+    multires_noise: float = 0.0
+    input_perturbation: float = 0.0
+    loss: Loss = "l2"
+    loss_delta: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ As it stands here it is that of SD1 and SD2, with one text encoder; SDXL replace
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -80,14 +81,7 @@ class StableDiffusion(ModelFamily):
 
     def objective(self, options: ObjectiveOptions) -> Diffusion:
         """What the base predicts, on its own noise schedule."""
-        return Diffusion(
-            self.schedule.alphas,
-            self.schedule.prediction,
-            options.snr_gamma,
-            options.noise_offset,
-            options.timesteps,
-            options.weighting,
-        )
+        return Diffusion(self.schedule.alphas, self.schedule.prediction, **asdict(options))
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,9 +38,9 @@ from lora_studio.training.feed import Feed, FeedOptions
 from lora_studio.training.holdout import Holdout
 from lora_studio.training.loop import Loop
 from lora_studio.training.machine import DTYPES, Machine, machine_of
-from lora_studio.training.optimizers import OPTIMIZERS
+from lora_studio.training.optimizer_choice import optimizer_faults, refuse_optimizer_that_fails
 from lora_studio.training.preview import PreviewOptions
-from lora_studio.training.schedule import SCHEDULES
+from lora_studio.training.schedule import make_schedule
 from lora_studio.training.self_test import refuse_what_fails
 from lora_studio.training.sharded import is_sharded, shard
 from lora_studio.training.tracking import tracker_faults
@@ -72,16 +72,18 @@ def check_names(recipe: Recipe) -> None:
     wanted = [
         (CAPTIONERS, recipe.data.captioner),
         (ADAPTERS, recipe.adapter.kind),
-        (OPTIMIZERS, training.optimizer),
-        (SCHEDULES, training.schedule),
         (QUANTIZERS, recipe.base.quantize),
     ]
-    faults = tracker_faults(recipe.tracking.to)
+    faults = tracker_faults(recipe.tracking.to) + optimizer_faults(training)
     for table, name in wanted:
         try:
             table.check(name)  # type: ignore[attr-defined]
         except RecipeError as error:
             faults.append(str(error))
+    try:
+        make_schedule(training.schedule, training.schedule_floor)
+    except RecipeError as error:
+        faults.append(str(error))
     if faults:
         raise RecipeError("\n".join(faults))
 
@@ -90,6 +92,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
     """Everything up to the first step. Raises a StudioError for whatever the user can mend."""
     check_names(recipe)
     machine = ready_machine(recipe, processes)
+    refuse_optimizer_that_fails(recipe.training, machine.device)
     family = base_of(recipe)
     refuse_adapters(recipe, family, processes)
     family.max_chunks = recipe.data.max_token_chunks

@@ -15,8 +15,8 @@ from lora_studio.training.groups import parameter_groups
 from lora_studio.training.holdout import best_step
 from lora_studio.training.loop import Loop, LoopOptions
 from lora_studio.training.machine import Machine
-from lora_studio.training.optimizers import OPTIMIZERS
-from lora_studio.training.schedule import SCHEDULES
+from lora_studio.training.optimizer_choice import make_optimizer, options_of
+from lora_studio.training.schedule import make_schedule
 from lora_studio.training.sharded import is_sharded
 from lora_studio.training.state import State
 from lora_studio.training.watch import HOLDOUT
@@ -38,8 +38,7 @@ def make_loop(
         family.denoiser: training.learning_rate
     }
     groups = parameter_groups(adapters, rates, faster=recipe.adapter.lora_plus_ratio)
-    optimizer = OPTIMIZERS[training.optimizer](groups, weight_decay=training.weight_decay)
-
+    optimizer = make_optimizer(options_of(training), groups)
     ema = Ema(adapters, training.ema) if training.ema else None
     state = State(adapters, optimizer, ema, machine.scaler)
 
@@ -53,19 +52,16 @@ def make_loop(
         processes.from_main(write)
         listener(Note(f"checkpoint at step {step}"))
 
-    wishes = recipe.objective
     return Loop(
         family=family,
         state=state,
-        objective=family.objective(
-            ObjectiveOptions(wishes.snr_gamma, wishes.noise_offset, wishes.timesteps, wishes.weighting)
-        ),
+        objective=family.objective(ObjectiveOptions(**recipe.objective.model_dump(exclude={"preservation"}))),
         feed=feed,
         options=LoopOptions(
             steps=training.steps,
             accumulation=training.accumulation,
-            schedule=SCHEDULES[training.schedule],
-            warmup_steps=training.warmup_steps,
+            schedule=make_schedule(training.schedule, training.schedule_floor),
+            warmup_steps=training.warmup,
             max_grad_norm=training.max_grad_norm,
             seed=training.seed,
             autocast=machine.autocast,

@@ -23,7 +23,8 @@ STATE = "state.json"  # the counters, and the sha256 of the others
 
 def state_files(state: State) -> dict[str, bytes]:
     """The files of a checkpoint. Raises TrainingDiverged instead of saving weights that are not finite."""
-    tensors = {ADAPTERS: state.adapters.state(), OPTIMIZER: _optimizer_tensors(state)}
+    scalars, moments = scalars_and_tensors(state.optimizer, state.adapters.named_parameters())
+    tensors = {ADAPTERS: state.adapters.state(), OPTIMIZER: moments}
     if state.ema is not None:
         tensors[EMA] = state.ema.state()
     faulty = [key for key, tensor in tensors[ADAPTERS].items() if not tensor.isfinite().all()]
@@ -35,6 +36,8 @@ def state_files(state: State) -> dict[str, bytes]:
     files = {name: save(values) for name, values in tensors.items()}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     facts = asdict(state.counters) | {"sha256": digests}
+    if scalars:
+        facts["optimizer"] = scalars
     if state.scaler is not None:
         facts["scaler"] = state.scaler.state_dict()  # JSON's numbers are exact: float64 and integers
     return files | {STATE: json.dumps(facts, indent=2).encode()}
@@ -45,6 +48,7 @@ def load_state(folder: Path, state: State) -> int:
     try:
         facts = json.loads((folder / STATE).read_bytes())
         digests, scale = facts.pop("sha256", {}), facts.pop("scaler", None)
+        scalars = facts.pop("optimizer", {})
         counters = Counters(**facts)
         weights = _read(folder, ADAPTERS, digests)
         moments = _read(folder, OPTIMIZER, digests)
@@ -57,7 +61,7 @@ def load_state(folder: Path, state: State) -> int:
     state.adapters.load(weights)
     if state.ema is not None and means is not None:
         state.ema.load(means)
-    _load_optimizer(moments, state.adapters, state.optimizer)
+    _load_optimizer(scalars | moments, state.adapters, state.optimizer)
     if state.scaler is not None and scale is not None:
         state.scaler.load_state_dict(scale)
     state.counters = counters
@@ -71,17 +75,44 @@ def _read(folder: Path, name: str, digests: Mapping[str, str]) -> dict[str, Tens
     return load(content)
 
 
-def _optimizer_tensors(state: State) -> dict[str, Tensor]:
-    """`<canonical key>|<state name>` -> tensor, for whatever state the optimizer keeps for a parameter."""
-    return {
-        f"{name}|{key}": torch.as_tensor(value).detach().cpu().clone()
-        for name, parameter in state.adapters.named_parameters().items()
-        for key, value in state.optimizer.state.get(parameter, {}).items()
+Scalar = int | float | None
+
+
+def scalars_and_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+) -> tuple[dict[str, Scalar], dict[str, Tensor]]:
+    """All that an optimizer keeps, by `<canonical key>|<name>`, or `#<number of the group>|<name>`.
+
+    Of the groups what a step changes: numbers that are not as they were made, but for the learning rate,
+    which the schedule says. Raises CheckpointError for a state that is neither a number nor a tensor.
+    """
+    found: dict[str, object] = {
+        f"{name}|{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
+    for number, group in enumerate(optimizer.param_groups):
+        for key, value in group.items():
+            kept = isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+            if kept and key != "lr" and (isinstance(value, Tensor) or value != optimizer.defaults.get(key)):
+                found[f"#{number}|{key}"] = value
+    scalars: dict[str, Scalar] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, value in found.items():
+        if isinstance(value, Tensor):
+            tensors[name] = value.detach().cpu().clone()
+        elif value is None or isinstance(value, int | float):
+            scalars[name] = value  # JSON's numbers are exact
+        else:
+            raise CheckpointError(
+                f"the optimizer {type(optimizer).__name__} keeps a {type(value).__name__} "
+                f"({name.rpartition('|')[2]}), which no checkpoint can hold; choose another optimizer."
+            )
+    return scalars, tensors
 
 
 def _load_optimizer(
-    tensors: dict[str, Tensor], adapters: AdapterSet, optimizer: torch.optim.Optimizer
+    kept: Mapping[str, Scalar | Tensor], adapters: AdapterSet, optimizer: torch.optim.Optimizer
 ) -> None:
     """Through `load_state_dict`, which knows where an optimizer wants each of its tensors."""
     values = optimizer.state_dict()
@@ -89,9 +120,17 @@ def _load_optimizer(
     number_of = {id(parameter): number for number, parameter in enumerate(ordered)}
     parameters = adapters.named_parameters()
     values["state"] = {}
-    for name, tensor in tensors.items():
+    for name, value in kept.items():
         key, _, state = name.rpartition("|")
-        if key not in parameters:
+        if key.startswith("#"):
+            values["param_groups"][int(key[1:])][state] = value
+        elif key in parameters:
+            values["state"].setdefault(number_of[id(parameters[key])], {})[state] = value
+        else:
             raise CheckpointError(f"the checkpoint's optimizer state has an unknown tensor {key}.")
-        values["state"].setdefault(number_of[id(parameters[key])], {})[state] = tensor
     optimizer.load_state_dict(values)
+    for name, value in kept.items():
+        key, _, state = name.rpartition("|")
+        if isinstance(value, Tensor) and not key.startswith("#"):  # torch has made all of them floats
+            own = optimizer.state[parameters[key]]
+            own[state] = own[state].to(value.dtype)

@@ -13,7 +13,7 @@ from lora_studio.data.batches import Batch, MicroBatch, Plan
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.class_rows import ClassRows
 from lora_studio.data.latents import Latents
-from lora_studio.data.manifest import Record
+from lora_studio.data.manifest import Bucket, Record
 from lora_studio.data.views import draw_view, each_view
 from lora_studio.rng import generator, python_random
 from lora_studio.training.ahead import Ahead
@@ -58,6 +58,7 @@ class Feed:
         self.latents = latents.to(options.device)
         self._ahead = Ahead(self._micro_batch, plan.accumulation) if latents.on_disk else None
         views = each_view(self.records)
+        self._shapes: dict[Bucket | None, tuple[int, ...]] = {}
         self._first_view = list(accumulate((1 + len(record.more_views) for record in records), initial=0))
         self.geometry = torch.tensor([geometry(view) for view in views], device=options.device)
         self.weights = _weights(views, masks, options.device)
@@ -75,6 +76,16 @@ class Feed:
         place = sizes.index(max(sizes))
         step, number = divmod(place, self.plan.accumulation)
         return self._assemble(step + 1, number, first_epoch[place])
+
+    def shapes_of(self, step: int) -> Iterator[tuple[int, ...]]:
+        """[B, C, H, W] of the latents in each micro-batch of a step."""
+        for number, micro in enumerate(self.plan.of_step(step)):
+            first, count = micro.indices[0], len(micro.indices)
+            bucket = self.records[first].bucket
+            if bucket not in self._shapes:  # of latents on the disk only one in a bucket is read
+                self._shapes[bucket] = tuple(self.latents[self._first_view[first]].mean.shape)
+            beside = self.class_rows.beside(step, number, bucket=bucket, count=count)
+            yield (count + len(beside), *self._shapes[bucket])
 
     def _micro_batch(self, step: int, number: int) -> Batch:
         return self._assemble(step, number, self.plan.of_step(step)[number])

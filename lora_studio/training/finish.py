@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from lora_studio.training.holdout import holdout_summary
 from lora_studio.training.plots import holdout_plot, loss_plot
 from lora_studio.training.preview import as_png, grid, load_pictures, render, render_base
 from lora_studio.training.sharded import shard
+from lora_studio.training.timestep_draws import count_draws, timesteps_plot
 from lora_studio.training.watch import HOLDOUT
 
 
@@ -121,6 +122,9 @@ def _show_tuned(
 def _wrap_up(session: Session, path: Path, report: Report, seconds: dict[str, float]) -> Finished:
     run = session.run
     run.file("loss.png", loss_plot(run.metrics()))
+    draws = count_draws(session.loop)
+    run.json("timesteps.json", asdict(draws))
+    run.file("timesteps.png", timesteps_plot(draws))
     if measured := run.lines(HOLDOUT):
         run.file("holdout.png", holdout_plot(measured))
     summary = summarise(session, path, seconds)

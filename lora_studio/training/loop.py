@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lora_studio.data.batches import Batch
@@ -21,6 +20,7 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.objective import Noised, Objective
 from lora_studio.processes import ALONE, Processes
 from lora_studio.rng import generator
+from lora_studio.timesteps import Turn
 from lora_studio.training.events import Listener, MemoryRanOut
 from lora_studio.training.feed import Feed
 from lora_studio.training.gradients import GradientWatch
@@ -147,12 +147,17 @@ class Loop:
         total = torch.zeros((), device=self.family.device)
         for number, batch in enumerate(self.feed.of_step(step)):
             with self.state.adapters.dropped(self.options.seed, step, number):
-                total += self._backward(batch, generator(self.options.seed, step, number, "noise"))
+                total += self._backward(batch, *self.draw_of(step, number))
         return total
+
+    def draw_of(self, step: int, number: int) -> tuple[torch.Generator, Turn]:
+        """What all noise and timesteps of a step's micro-batch are drawn from; `number` counts from 0."""
+        seed, before = self.options.seed, (step - 1) * self.options.accumulation
+        return generator(seed, step, number, "noise"), Turn(seed, before + number)
 
     def try_out(self, batch: Batch) -> None:
         """Everything a micro-batch needs memory and time for, with nothing changed by it."""
-        within_memory(lambda: self._backward(batch, generator("timing")), self._use_more_passes)
+        within_memory(lambda: self._backward(batch, generator("timing"), None), self._use_more_passes)
         self.state.optimizer.zero_grad()
 
     def _use_more_passes(self) -> None:
@@ -165,7 +170,7 @@ class Loop:
         self.passes = min(2 * self.passes, self._rows)
         self.listener(MemoryRanOut(self.passes, math.ceil(self._rows / self.passes)))
 
-    def _backward(self, batch: Batch, rng: torch.Generator) -> Tensor:
+    def _backward(self, batch: Batch, rng: torch.Generator, turn: Turn | None) -> Tensor:
         """Add a micro-batch's gradients, one share of its rows after the other; its part of the step's loss.
 
         Of several processes each has some of the rows, perhaps none. Noise is drawn for the whole of it, so
@@ -173,7 +178,7 @@ class Loop:
         """
         own = self.processes.share(len(batch))
         self._rows = max(1, own.stop - own.start)
-        noised = self.objective.noise(batch.latents, rng)
+        noised = self.objective.noise(batch.latents, rng, turn)
         total = torch.zeros((), device=self.family.device)
         for rows in own_passes(len(batch), self.processes, self.passes, lockstep=self.sharded):
             share = (rows.stop - rows.start) / len(batch) / self.options.accumulation
@@ -184,7 +189,7 @@ class Loop:
         return total
 
     def loss(self, batch: Batch, rng: torch.Generator) -> Tensor:
-        """The weighted mean squared error of one micro-batch, a mean over its rows."""
+        """The weighted error of one micro-batch, a mean over its rows."""
         return self._error(batch, self.objective.noise(batch.latents, rng))
 
     def _error(self, batch: Batch, noised: Noised) -> Tensor:
@@ -193,5 +198,5 @@ class Loop:
             conditioning = batch.conditioning or self.family.encode_text(batch.captions, like=batch.like)
             answer = self.family.denoise(noised.latents, noised.timestep, conditioning, batch.geometry)
             target = with_base_answers(noised, batch, self.family, self.state.adapters)
-        error = F.mse_loss(answer.float(), target.float(), reduction="none")
+        error = self.objective.error(answer.float(), target.float())
         return ((error * batch.weight).mean(dim=(1, 2, 3)) * noised.weight).mean()

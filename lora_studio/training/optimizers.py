@@ -1,24 +1,147 @@
-"""Optimizers by name. All get (groups, weight_decay=...) with a learning rate in each group."""
+"""Optimizers by name. All get (groups, weight_decay=...) with a learning rate in each group, and options."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from lora_studio.errors import RecipeError
 from lora_studio.registry import Registry
 
 Group = dict[str, Any]  # "params": the tensors, "lr": their learning rate
+Betas = tuple[float, float]
 
+_HERE = "lora_studio.training.optimizers"
 OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
-    "optimizer", {"adamw": "lora_studio.training.optimizers:adamw"}
+    "optimizer",
+    {
+        "adamw": f"{_HERE}:adamw",
+        "adamw8bit": f"{_HERE}:adamw8bit",
+        "adafactor": f"{_HERE}:adafactor",
+        "lion": "lora_studio.training.lion:lion",
+        "prodigy": f"{_HERE}:prodigy",
+        "schedule_free": f"{_HERE}:schedule_free",
+    },
 )
 
 
-def adamw(groups: Sequence[Group], *, weight_decay: float) -> torch.optim.Optimizer:
+@dataclass(frozen=True)
+class Needs:
+    """What an optimizer asks of the rest of a recipe."""
+
+    package: str = ""  # what pip calls it
+    least_rate: float = 0.0
+    own_schedule: bool = False  # it averages the weights of all steps, which stands in for a falling rate
+
+
+NEEDS = {
+    "adamw8bit": Needs("bitsandbytes"),
+    "prodigy": Needs("prodigyopt", least_rate=0.1),
+    "schedule_free": Needs("schedulefree", own_schedule=True),
+}
+
+
+def adamw(
+    groups: Sequence[Group], *, weight_decay: float, betas: Betas = (0.9, 0.999), eps: float = 1e-8
+) -> torch.optim.Optimizer:
     """AdamW, arXiv 1711.05101, in one call for all tensors where torch has that for their device."""
+
+    def made(*, fused: bool | None) -> torch.optim.Optimizer:
+        copies = [dict(group) for group in groups]
+        return torch.optim.AdamW(copies, weight_decay=weight_decay, betas=betas, eps=eps, fused=fused)
+
     try:
-        return torch.optim.AdamW([dict(group) for group in groups], weight_decay=weight_decay, fused=True)
+        return made(fused=True)
     except RuntimeError:  # torch asks the tensors' device when it is made
-        return torch.optim.AdamW([dict(group) for group in groups], weight_decay=weight_decay)
+        return made(fused=None)
+
+
+def adamw8bit(
+    groups: Sequence[Group], *, weight_decay: float, betas: Betas = (0.9, 0.999), eps: float = 1e-8
+) -> torch.optim.Optimizer:
+    """AdamW with moments of 8 bits, arXiv 2110.02861; those of tensors below 4096 numbers stay float32."""
+    from bitsandbytes.optim import AdamW8bit
+
+    copies = [dict(group) for group in groups]
+    return AdamW8bit(copies, weight_decay=weight_decay, betas=betas, eps=eps)
+
+
+def adafactor(
+    groups: Sequence[Group],
+    *,
+    weight_decay: float,
+    clip_threshold: float = 1.0,
+    decay_rate: float = -0.8,
+    beta1: float | None = None,
+) -> torch.optim.Optimizer:
+    """Adafactor, arXiv 1804.04235, at the recipe's learning rate: hardly any memory for its state.
+
+    Not scaled by a tensor's size as in sec. 8: half of an adapter's tensors begin as zero.
+    """
+    from transformers.optimization import Adafactor
+
+    return Adafactor(
+        [dict(group) for group in groups],
+        weight_decay=weight_decay,
+        clip_threshold=clip_threshold,
+        decay_rate=decay_rate,
+        beta1=beta1,
+        scale_parameter=False,
+        relative_step=False,
+    )
+
+
+def prodigy(
+    groups: Sequence[Group],
+    *,
+    weight_decay: float,
+    betas: Betas = (0.9, 0.999),
+    d_coef: float = 1.0,
+    d0: float = 1e-6,
+    growth_rate: float = float("inf"),
+    use_bias_correction: bool = True,
+    safeguard_warmup: bool = True,
+) -> torch.optim.Optimizer:
+    """Prodigy, arXiv 2306.06101: Adam that finds its rate, which the learning rate is a factor on.
+
+    The last two are on as its authors advise for diffusion models and a warm-up.
+    """
+    rates = sorted({group["lr"] for group in groups})
+    if len(rates) > 1:
+        raise RecipeError(
+            f'training.optimizer = "prodigy" finds one rate for everything that is trained, but there are '
+            f"several factors on it: {', '.join(f'{rate:g}' for rate in rates)}; make them equal."
+        )
+    from prodigyopt import Prodigy
+
+    with redirect_stdout(io.StringIO()):  # it prints that its weight decay is decoupled
+        return Prodigy(
+            [dict(group) for group in groups],
+            weight_decay=weight_decay,
+            betas=betas,
+            d_coef=d_coef,
+            d0=d0,
+            growth_rate=growth_rate,
+            use_bias_correction=use_bias_correction,
+            safeguard_warmup=safeguard_warmup,
+        )
+
+
+def schedule_free(
+    groups: Sequence[Group],
+    *,
+    weight_decay: float,
+    betas: Betas = (0.9, 0.999),
+    eps: float = 1e-8,
+    r: float = 0.0,
+) -> torch.optim.Optimizer:
+    """Schedule-free AdamW, arXiv 2405.15682: its `eval()` shows the mean of all weights so far."""
+    from schedulefree import AdamWScheduleFree
+
+    copies = [dict(group) for group in groups]
+    return AdamWScheduleFree(copies, weight_decay=weight_decay, betas=betas, eps=eps, r=r)

@@ -9,7 +9,7 @@ from lora_studio.recipe import Recipe, load_recipe
 from lora_studio.recipe_changes import Change, changes
 from lora_studio.run import Run
 from lora_studio.training.events import Listener, Note
-from lora_studio.training.schedule import SCHEDULES, factor
+from lora_studio.training.schedule import factor, make_schedule
 
 RECIPE_FILE = "recipe.toml"
 STEPS = "training.steps"
@@ -44,15 +44,15 @@ def take_over(run: Run, found: Sequence[Change], listener: Listener) -> None:
 
 def _same_rates(old: Recipe, new: Recipe) -> bool:
     """Whether another number of steps leaves the learning rate of every step as it was."""
-    if old.training.schedule != new.training.schedule:
+    both = (old.training, new.training)
+    if len({(one.schedule, one.schedule_floor) for one in both}) > 1:
         return False
     if _stops(old) != _stops(new):
         return False
-    schedule, warmup = SCHEDULES[old.training.schedule], old.training.warmup_steps
-    both = (old.training.steps, new.training.steps)
+    schedule = make_schedule(old.training.schedule, old.training.schedule_floor)
     return all(
-        len({factor(schedule, step, steps=steps, warmup_steps=warmup) for steps in both}) == 1
-        for step in range(1, min(both) + 1)
+        len({factor(schedule, step, steps=one.steps, warmup_steps=one.warmup) for one in both}) == 1
+        for step in range(1, min(one.steps for one in both) + 1)
     )
 
 

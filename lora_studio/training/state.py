@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -83,4 +84,20 @@ class State:
 
     def shown(self) -> AbstractContextManager[None]:
         """Within it the adapters are what previews, measurements and the exported file are made of."""
-        return nullcontext() if self.ema is None else self.ema.applied()
+        if self.ema is not None:
+            return self.ema.applied()
+        return self._evaluating() if hasattr(self.optimizer, "eval") else nullcontext()
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """The optimizer's own mean; afterwards the tensors are what they were, bit for bit."""
+        parameters = self.adapters.named_parameters().values()
+        trained = [one.detach().clone() for one in parameters]
+        self.optimizer.eval()  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            self.optimizer.train()  # type: ignore[attr-defined]
+            with torch.no_grad():  # the way back through the mean would round
+                for one, before in zip(parameters, trained, strict=True):
+                    one.copy_(before)

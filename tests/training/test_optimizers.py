@@ -1,27 +1,52 @@
-"""Optimizers: the right update, in one call for all tensors, and the same bits after a resume."""
+"""Optimizers: the right update, the same bits after a resume, and nothing changed by a bad step."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
+from lora_studio.recipe import load_recipe
 from lora_studio.rng import generator
+from lora_studio.run import Run
+from lora_studio.training.build import prepare
 from lora_studio.training.checkpoint import load_state, state_files
-from lora_studio.training.optimizers import OPTIMIZERS, adamw
+from lora_studio.training.events import nobody
+from lora_studio.training.gradients import GradientWatch
+from lora_studio.training.lion import lion
+from lora_studio.training.optimizer_choice import OptimizerOptions, make_optimizer
+from lora_studio.training.optimizers import NEEDS, OPTIMIZERS, Group, adafactor, adamw, adamw8bit, prodigy
 from lora_studio.training.state import Counters, State
 
 
 def adapters() -> AdapterSet:
-    parts = {"unet": torch.nn.ModuleDict({"a": torch.nn.Linear(6, 5), "b": torch.nn.Linear(3, 4)})}
+    parts = {"unet": torch.nn.ModuleDict({"a": torch.nn.Linear(6, 5), "b": torch.nn.Linear(3, 2200)})}
     options = AdapterOptions("lora", rank=2, alpha=2, seed=1)
     return inject(parts, {"unet": ("a", "b")}, options, canonical_path=lambda part, path: path)
 
 
+DOTTED = ("torch.optim:NAdam", "torch.optim:Adafactor")
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """An optimizer, if the package it is in is there."""
+    found: str = request.param
+    if found in NEEDS:
+        pytest.importorskip(NEEDS[found].package)
+    return found
+
+
+def groups_of(own: AdapterSet) -> list[Group]:
+    return [{"params": own.parameters("unet"), "lr": 1e-2}]
+
+
 def optimizer_of(own: AdapterSet, name: str) -> torch.optim.Optimizer:
-    return OPTIMIZERS[name]([{"params": own.parameters("unet"), "lr": 1e-2}], weight_decay=0.1)
+    return make_optimizer(OptimizerOptions(name, 0.1, {}), groups_of(own))
 
 
 def steps(own: AdapterSet, optimizer: torch.optim.Optimizer, numbers: range) -> None:
@@ -33,17 +58,21 @@ def steps(own: AdapterSet, optimizer: torch.optim.Optimizer, numbers: range) -> 
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS.names())
+@pytest.mark.parametrize("name", [*OPTIMIZERS.names(), *DOTTED], indirect=True)
 def test_an_optimizer_goes_on_from_a_checkpoint_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """Weights and all that it keeps; one layer is large enough for moments of 8 bits."""
     straight, stopped, resumed = adapters(), adapters(), adapters()
-    steps(straight, optimizer_of(straight, name), range(1, 8))
+    third = optimizer_of(straight, name)
+    steps(straight, third, range(1, 7))
     first, second = optimizer_of(stopped, name), optimizer_of(resumed, name)
     steps(stopped, first, range(1, 4))
     for file, content in state_files(State(stopped, first, counters=Counters(step=3))).items():
         (tmp_path / file).write_bytes(content)
     assert load_state(tmp_path, State(resumed, second)) == 3
-    steps(resumed, second, range(4, 8))
-    expected, found = straight.state(), resumed.state()
+    steps(resumed, second, range(4, 7))
+    assert state_files(State(resumed, second)) == state_files(State(straight, third))
+    with State(resumed, second).shown(), State(straight, third).shown():
+        expected, found = straight.state(), resumed.state()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
@@ -73,3 +102,122 @@ def test_the_groups_that_an_optimizer_was_made_from_stay_as_they_were() -> None:
     groups = [{"params": own.parameters("unet"), "lr": 1e-2}]
     adamw(groups, weight_decay=0.1)
     assert groups[0].keys() == {"params", "lr"}
+
+
+def three_steps(build, start: Tensor, *, rate: float) -> Tensor:  # type: ignore[no-untyped-def]
+    parameter = torch.nn.Parameter(start.clone())
+    optimizer = build([{"params": [parameter], "lr": rate}], weight_decay=0.1)
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    for step in range(3):
+        parameter.grad = torch.randn(start.shape, generator=generator("gradient", step))
+        optimizer.step()
+    return parameter.detach()
+
+
+def test_lion_is_the_papers_update() -> None:
+    """arXiv 2302.06675, algorithm 2, in float64."""
+    start = torch.randn(12, 7, generator=generator("start"))
+    expected, mean = start.double(), torch.zeros(12, 7, dtype=torch.float64)
+    for step in range(3):
+        gradient = torch.randn(start.shape, generator=generator("gradient", step)).double()
+        expected = expected - 1e-2 * ((0.9 * mean + 0.1 * gradient).sign() + 0.1 * expected)
+        mean = 0.99 * mean + 0.01 * gradient
+    torch.testing.assert_close(three_steps(lion, start, rate=1e-2).double(), expected, atol=1e-6, rtol=0)
+
+
+def test_adafactor_is_the_papers_update_at_a_rate_of_our_own() -> None:
+    """arXiv 1804.04235, algorithm 4 with sec. 6's clipping, in float64."""
+    start = torch.randn(12, 7, generator=generator("start"))
+    expected = start.double()
+    rows, columns = torch.zeros(12, 1, dtype=torch.float64), torch.zeros(1, 7, dtype=torch.float64)
+    for step in range(1, 4):
+        gradient = torch.randn(start.shape, generator=generator("gradient", step - 1)).double()
+        kept = 1 - step**-0.8
+        square = gradient**2 + 1e-30
+        rows = kept * rows + (1 - kept) * square.sum(1, keepdim=True)
+        columns = kept * columns + (1 - kept) * square.sum(0, keepdim=True)
+        update = gradient / (rows @ columns / rows.sum()).sqrt()
+        update = update / max(1.0, update.square().mean().sqrt().item())
+        expected = expected - 1e-2 * (update + 0.1 * expected)
+    torch.testing.assert_close(three_steps(adafactor, start, rate=1e-2).double(), expected, atol=1e-6, rtol=0)
+
+
+def test_prodigys_first_rates_are_the_papers() -> None:
+    """arXiv 2306.06101, algorithm 3: a rate that only grows, from the path and the gradients so far."""
+    pytest.importorskip("prodigyopt")
+    start = torch.randn(12, 7, generator=generator("start"))
+    parameter = torch.nn.Parameter(start.clone())
+    optimizer = prodigy([{"params": [parameter], "lr": 1.0}], weight_decay=0.0, use_bias_correction=False)
+    beta3, d, r, s = 0.999**0.5, 1e-6, 0.0, torch.zeros(12, 7, dtype=torch.float64)
+    for _ in range(30):  # of |x - 1|: the gradients agree, so that the rate grows
+        gradient = (parameter.detach() - 1).sign().double()
+        r = beta3 * r + (1 - beta3) * d**2 * (gradient * (start - parameter.detach()).double()).sum().item()
+        s = beta3 * s + (1 - beta3) * d**2 * gradient
+        d = max(d, r / s.abs().sum().item())
+        parameter.grad = gradient.float()
+        optimizer.step()
+        assert optimizer.param_groups[0]["d"] == pytest.approx(d, rel=1e-2)
+    assert d > 2e-6
+
+
+def test_schedule_free_shows_the_mean_of_its_steps_and_gives_back_its_weights_bit_for_bit() -> None:
+    """arXiv 2405.15682, eqs. 3 to 5: x is the mean of all z, y lies between them."""
+    pytest.importorskip("schedulefree")
+    own = adapters()
+    optimizer = make_optimizer(OptimizerOptions("schedule_free", 0.0, {}), groups_of(own))
+    before = {key: one.detach().double() for key, one in own.named_parameters().items()}
+    means = {key: torch.zeros_like(one) for key, one in before.items()}
+    squares = {key: torch.zeros_like(one) for key, one in before.items()}
+    for step in range(1, 6):
+        steps(own, optimizer, range(step, step + 1))
+        for key, z in before.items():
+            gradient = torch.randn(z.shape, generator=generator(step, key)).double()
+            squares[key] = 0.999 * squares[key] + 0.001 * gradient**2
+            before[key] = z - 1e-2 * gradient / ((squares[key] / (1 - 0.999**step)).sqrt() + 1e-8)
+            means[key] = means[key] + (before[key] - means[key]) / step
+    trained = own.state()
+    with State(own, optimizer).shown():
+        for key, shown in own.state().items():
+            torch.testing.assert_close(shown.double(), means[key], atol=1e-5, rtol=0)
+    assert all(torch.equal(one, trained[key]) for key, one in own.state().items())
+    steps(own, optimizer, range(6, 7))  # it is in its training mode again
+
+
+def test_adamw8bit_stays_near_adamw() -> None:
+    pytest.importorskip("bitsandbytes")
+    start = torch.randn(128, 64, generator=generator("start"))
+    exact, coarse = (three_steps(one, start, rate=1e-2) for one in (adamw, adamw8bit))
+    assert (coarse - exact).abs().mean() < 0.1 * (exact - start).abs().mean()
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS.names(), *DOTTED], indirect=True)
+@pytest.mark.filterwarnings("ignore")
+def test_a_bad_step_leaves_weights_and_optimizer_as_they_were(
+    name: str, tmp_path: Path, recipe_file: Path
+) -> None:
+    rate = 1 if name == "prodigy" else 1e-3
+    changes = (f"training.optimizer={name}", f"training.learning_rate={rate}", "training.schedule=constant")
+    session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), nobody)
+    loop, seen = session.loop, []
+    loop.base_rates = [group["lr"] for group in loop.state.optimizer.param_groups]
+
+    def poison(grad: Tensor) -> Tensor:
+        seen.append(grad)
+        return grad * float("nan") if len(seen) == 3 else grad
+
+    session.adapters.layers[0].up.register_hook(poison)
+    watch = GradientWatch(session.adapters)
+    for step in (1, 2):
+        loop._step(step, watch)
+    before = state_files(loop.state)
+    loop._step(3, watch)
+    assert loop.state.counters.skipped == 1
+    after = state_files(loop.state)
+    tensors = [file for file in before if file.endswith(".safetensors")]
+    assert all(before[file] == after[file] for file in tensors)
+    kept = [json.loads(files["state.json"]).get("optimizer") for files in (before, after)]
+    assert kept[0] == kept[1]
+    loop._step(4, watch)
+    assert state_files(loop.state)["adapters.safetensors"] != after["adapters.safetensors"]
+    session.run.close()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lora_studio.training.build import Session
-from lora_studio.training.optimizers import OPTIMIZERS
+from lora_studio.training.optimizer_choice import make_optimizer, options_of
 from lora_studio.training.planning.live import peak_bytes
 from lora_studio.training.preview import render
 
@@ -82,7 +82,7 @@ def optimizer_bytes(session: Session) -> int:
             trial = nn.Parameter(torch.zeros_like(parameter))
             trial.grad = torch.zeros_like(trial)
             groups = [{"params": [trial], "lr": training.learning_rate}]
-            optimizer = OPTIMIZERS[training.optimizer](groups, weight_decay=training.weight_decay)
+            optimizer = make_optimizer(options_of(training), groups)
             optimizer.step()
             values = optimizer.state[trial].values()
             found[parameter.shape] = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))

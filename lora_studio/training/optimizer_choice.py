@@ -1,0 +1,154 @@
+"""The optimizer that a recipe names: one of the table, or any class as "module:Class"."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+
+from lora_studio.errors import CheckpointError, RecipeError, reason_of
+from lora_studio.recipe_training import TrainingConfig
+from lora_studio.registry import did_you_mean
+from lora_studio.rng import generator
+from lora_studio.training.checkpoint import scalars_and_tensors
+from lora_studio.training.optimizers import NEEDS, OPTIMIZERS, Group, Needs
+
+OURS = {"lr", "weight_decay"}  # the recipe has keys of their own for these
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Which one, and what it is made with."""
+
+    name: str
+    weight_decay: float
+    options: Mapping[str, object]
+
+
+def options_of(training: TrainingConfig) -> OptimizerOptions:
+    """The recipe's wishes."""
+    return OptimizerOptions(training.optimizer, training.weight_decay, training.optimizer_options)
+
+
+def make_optimizer(wanted: OptimizerOptions, groups: Sequence[Group]) -> torch.optim.Optimizer:
+    """In its training mode, if it has one. Raises RecipeError for values that it does not take."""
+    build = _builder(wanted.name)
+    decay = {"weight_decay": wanted.weight_decay} if "weight_decay" in _parameters(build) else {}
+    try:
+        optimizer = build([dict(group) for group in groups], **decay, **wanted.options)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise RecipeError(
+            f"training.optimizer = {wanted.name!r} cannot be made with these training.optimizer_options, "
+            f"{dict(wanted.options)}: {reason_of(error)}."
+        ) from None
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    return optimizer
+
+
+def optimizer_faults(training: TrainingConfig) -> list[str]:
+    """Everything in [training] that does not go with the optimizer, a sentence each."""
+    name = training.optimizer
+    try:
+        needs = NEEDS.get(name, Needs())
+        if needs.package and find_spec(needs.package) is None:
+            return [
+                f"training.optimizer = {name!r} needs the package {needs.package}, which is not installed; "
+                f"run: pip install {needs.package}"
+            ]
+        build = _builder(name)
+    except RecipeError as error:
+        return [str(error)]
+    return [*_option_faults(build, training), *_rule_faults(needs, training)]
+
+
+def refuse_optimizer_that_fails(training: TrainingConfig, device: torch.device) -> None:
+    """Three steps on a small tensor: RecipeError if they fail, CheckpointError if they cannot be kept."""
+    wanted = options_of(training)
+    start = torch.randn(96, 64, generator=generator("optimizer", "start")) / 100
+    trial = nn.Parameter(start.clone().to(device))
+    why = ""
+    try:
+        optimizer = make_optimizer(wanted, [{"params": [trial], "lr": training.learning_rate}])
+        for step in range(3):
+            trial.grad = torch.randn(start.shape, generator=generator("optimizer", step)).to(device)
+            optimizer.step()
+        scalars_and_tensors(optimizer, {"trial": trial})
+    except (RecipeError, CheckpointError):
+        raise
+    except Exception as error:  # whatever a library or a driver has to say
+        why = reason_of(error)
+    ended = trial.detach().cpu()
+    if not why and not ended.isfinite().all():
+        why = "its steps are not finite"
+    if not why and torch.equal(ended, start):
+        why = "its steps change nothing"
+    if why:
+        raise RecipeError(
+            f"training.optimizer = {wanted.name!r} does not work on this machine ({device}): {why}; "
+            'choose another one, such as "adamw".'
+        )
+
+
+def _builder(name: str) -> Callable[..., torch.optim.Optimizer]:
+    if ":" not in name:
+        return OPTIMIZERS[name]
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RecipeError(
+            f"training.optimizer = {name!r} cannot be imported ({reason_of(error)}); write it as "
+            '"module:Class", such as "torch.optim:NAdam", and install what it is in.'
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise RecipeError(f"training.optimizer = {name!r} is not a subclass of torch.optim.Optimizer.")
+    return found
+
+
+def _parameters(build: Callable[..., torch.optim.Optimizer]) -> list[str]:
+    """Its named parameters, without the tensors."""
+    return list(inspect.signature(build).parameters)[1:]
+
+
+def _option_faults(build: Callable[..., torch.optim.Optimizer], training: TrainingConfig) -> list[str]:
+    name, known = training.optimizer, _parameters(build)
+    allowed = sorted(set(known) - OURS)
+    faults = []
+    for option in training.optimizer_options:
+        if option in OURS:
+            ours = {"lr": "learning_rate"}.get(option, option)
+            faults.append(f"training.optimizer_options has {option!r}; set training.{ours} instead.")
+        elif option not in allowed:
+            hint = did_you_mean(option, allowed)
+            faults.append(
+                f"training.optimizer_options has {option!r}, which {name!r} does not know{hint} "
+                f"Known: {', '.join(allowed)}."
+            )
+    if "weight_decay" not in known and training.weight_decay:
+        faults.append(f"training.optimizer = {name!r} has no weight decay; set training.weight_decay = 0.")
+    return faults
+
+
+def _rule_faults(needs: Needs, training: TrainingConfig) -> list[str]:
+    name, faults = training.optimizer, []
+    if training.learning_rate < needs.least_rate:
+        faults.append(
+            f"training.learning_rate is {training.learning_rate:g}, but {name!r} finds its own rate and "
+            f"takes this as a factor on it: set it to 1, and not below {needs.least_rate:g}."
+        )
+    if needs.own_schedule and training.schedule != "constant":
+        faults.append(
+            f"training.schedule is {training.schedule!r}, but {name!r} averages the weights instead of "
+            'lowering the learning rate; set training.schedule = "constant", with a warm-up if you like.'
+        )
+    if needs.own_schedule and training.ema:
+        faults.append(
+            f"training.ema is {training.ema:g}, but {name!r} averages the weights itself; leave ema out."
+        )
+    return faults

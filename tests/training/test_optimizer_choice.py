@@ -1,0 +1,91 @@
+"""What a recipe may ask of an optimizer, and in which words it is refused."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+import torch
+
+from lora_studio.errors import RecipeError, StudioError
+from lora_studio.recipe_training import TrainingConfig
+from lora_studio.training.optimizer_choice import (
+    OptimizerOptions,
+    make_optimizer,
+    optimizer_faults,
+    refuse_optimizer_that_fails,
+)
+from lora_studio.training.optimizers import NEEDS, OPTIMIZERS
+
+
+def training(**values: object) -> TrainingConfig:
+    return TrainingConfig.model_validate({"schedule": "constant"} | values)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"optimizer": "adamx"}, r"unknown optimizer 'adamx'; did you mean 'adamw'\?"),
+        ({"optimizer": "prodigy"}, "learning_rate is 0.0001, but 'prodigy' finds its own rate"),
+        ({"optimizer": "schedule_free", "schedule": "cosine"}, 'set training.schedule = "constant"'),
+        ({"optimizer": "schedule_free", "ema": 0.9}, "averages the weights itself; leave ema out"),
+        ({"optimizer_options": {"beta": [0.9, 0.99]}}, "has 'beta', which 'adamw' does not know; did you"),
+        ({"optimizer_options": {"lr": 1}}, r"has 'lr'; set training\.learning_rate instead"),
+        ({"optimizer": "torch.optim:NAdm"}, r"cannot be imported \(.*NAdm.*\); write it as \"module:Class\""),
+        ({"optimizer": "no_such:Adam"}, "cannot be imported .*no_such"),
+        ({"optimizer": "torch:float32"}, r"is not a subclass of torch\.optim\.Optimizer"),
+        ({"optimizer": "torch.optim:Rprop"}, r"has no weight decay; set training\.weight_decay = 0"),
+    ],
+)
+def test_what_does_not_go_with_an_optimizer_is_one_sentence(values: dict[str, object], words: str) -> None:
+    (fault,) = optimizer_faults(training(**values))
+    assert re.search(words, fault), fault
+
+
+def test_an_optimizer_that_is_not_installed_is_named_with_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lora_studio.training.optimizer_choice.find_spec", lambda name: None)
+    (fault,) = optimizer_faults(training(optimizer="prodigy", learning_rate=1))
+    assert fault.endswith("needs the package prodigyopt, which is not installed; run: pip install prodigyopt")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"optimizer": "torch.optim:LBFGS", "weight_decay": 0}, "does not work on this machine .*closure"),
+        ({"optimizer_options": {"betas": [2.0, 0.9]}}, r"cannot be made with .*betas.*Invalid beta"),
+        ({"optimizer": "torch.optim:SGD", "learning_rate": 1e-30}, "its steps change nothing"),
+        ({"optimizer": "refused:Listing"}, "keeps a list .past., which no checkpoint can hold"),
+    ],
+)
+def test_an_optimizer_that_fails_in_a_trial_is_refused(
+    values: dict[str, object], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "refused", sys.modules[__name__])
+    with pytest.raises(StudioError, match=words):
+        refuse_optimizer_that_fails(training(**values), torch.device("cpu"))
+
+
+class Listing(torch.optim.SGD):
+    """Keeps what JSON and safetensors cannot hold."""
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        super().step()
+        self.state[self.param_groups[0]["params"][0]]["past"] = [1, 2]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_every_optimizer_of_the_table_passes_its_trial(name: str) -> None:
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name].package)
+    values = {"optimizer": name, "learning_rate": 1.0 if name == "prodigy" else 1e-3}
+    assert optimizer_faults(training(**values)) == []
+    refuse_optimizer_that_fails(training(**values), torch.device("cpu"))
+
+
+def test_prodigy_takes_one_rate_for_all() -> None:
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": rate} for rate in (1.0, 0.5)]
+    with pytest.raises(RecipeError, match=r"several factors on it: 0\.5, 1; make them equal"):
+        make_optimizer(OptimizerOptions("prodigy", 0.0, {}), groups)

@@ -1,0 +1,59 @@
+"""Learning rates against closed formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from lora_studio.errors import RecipeError
+from lora_studio.recipe_training import TrainingConfig
+from lora_studio.training.schedule import factor, make_schedule
+
+STEPS, WARMUP = 50, 10
+
+
+def rates(name: str, floor: float | None = None) -> list[float]:
+    schedule = make_schedule(name, floor)
+    return [factor(schedule, step, steps=STEPS, warmup_steps=WARMUP) for step in range(1, STEPS + 1)]
+
+
+@pytest.mark.parametrize(("floor", "end"), [(None, 0.1), (0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
+def test_cosine_falls_along_half_a_cosine_to_its_floor(floor: float | None, end: float) -> None:
+    for step, rate in enumerate(rates("cosine", floor), start=1):
+        angle = math.pi * (step - WARMUP) / (STEPS - WARMUP)
+        expected = step / WARMUP if step <= WARMUP else (1 + end) / 2 + (1 - end) / 2 * math.cos(angle)
+        assert rate == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("floor", "end"), [(None, 0.0), (0.25, 0.25)])
+def test_linear_falls_straight_to_its_floor(floor: float | None, end: float) -> None:
+    for step, rate in enumerate(rates("linear", floor), start=1):
+        expected = step / WARMUP if step <= WARMUP else 1 - (1 - end) * (step - WARMUP) / (STEPS - WARMUP)
+        assert rate == pytest.approx(expected, abs=1e-12)
+
+
+def test_constant_stays_after_its_warm_up() -> None:
+    assert rates("constant") == [step / WARMUP for step in range(1, WARMUP)] + [1.0] * (STEPS - WARMUP + 1)
+
+
+def test_a_floor_of_what_does_not_fall_is_refused() -> None:
+    with pytest.raises(
+        RecipeError, match=r"schedule_floor is 0\.1, but the schedule 'constant' does not fall"
+    ):
+        make_schedule("constant", 0.1)
+
+
+@pytest.mark.parametrize(("value", "steps"), [(0, 0), (20, 20), (0.05, 50), (0.0004, 0), (1, 1), (30.0, 30)])
+def test_a_warm_up_is_steps_or_a_share_of_all(value: float, steps: int) -> None:
+    config = TrainingConfig(steps=1000, warmup_steps=value)
+    assert config.warmup == steps
+    assert TrainingConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_warm_up_that_is_neither_is_refused() -> None:
+    with pytest.raises(
+        ValidationError, match=r"warmup_steps is 1\.5: give a whole number of steps, or a share"
+    ):
+        TrainingConfig(warmup_steps=1.5)

@@ -66,7 +66,7 @@ class AdapterConfig(Section):
         False, description="off: a controlled ablation found no gain (spacepxl, SD1.5)"
     )
     blocks: str = Field(
-        "all", description="content or style: only that block of SDXL's UNet, as B-LoRA, arXiv 2403.14572"
+        "all", description="content or style: only that block of the denoiser, as B-LoRA, arXiv 2403.14572"
     )
     layers: tuple[LayersConfig, ...] = Field(
         (), description="[[adapter.layers]]: other wishes for some layers"

@@ -223,7 +223,8 @@ def test_every_kind_of_adapter_keeps_its_promises_in_every_family(
     targets = {part: ends + family.convolutions.get(part, ()) for part, ends in family.targets.items()}
     options = AdapterOptions(kind, rank=2, alpha=2.0, seed=0)
     adapters = inject(family.parts, targets, options, canonical_path=family.canonical_path)
-    assert torch.equal(answer(), base)
+    # fast.py adds a 1x1 convolution's weights up before it, for which torch may take another kernel
+    torch.testing.assert_close(answer(), base, atol=2e-6 if kind == "locon" else 0.0, rtol=0.0)
     with torch.no_grad():
         for key, tensor in adapters.named_parameters().items():
             tensor += 0.02 * torch.randn(tensor.shape, generator=generator(key))

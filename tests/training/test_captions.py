@@ -245,6 +245,7 @@ def test_a_trained_text_encoder_preserves_at_the_length_of_the_batch(
     torch.testing.assert_close(target, answer[row], atol=1e-5, rtol=1e-4)  # the adapters do nothing yet
 
 
+@pytest.mark.slow
 def test_resuming_with_varied_captions_gives_the_same_file(
     tmp_path: Path, folder: Path, tiny_base: Path
 ) -> None:
@@ -372,6 +373,7 @@ def test_all_kinds_of_caption_files_are_read_and_counted(
     assert set(shown(session)) == {f"by {way}, zwx style" for way in ways}
 
 
+@pytest.mark.slow
 def test_a_console_of_another_script_does_not_stop_training(
     tmp_path: Path, folder: Path, tiny_base: Path
 ) -> None:

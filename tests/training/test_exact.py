@@ -128,6 +128,7 @@ def die_in_save(everything: Path, folder: Path, number: int) -> None:
 SAVE = range(5, 13)  # after two writes each of the preview's sheet and the ranking: of the checkpoint's files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", random.Random(3).sample(SAVE, 1))
 def test_a_run_killed_while_it_saves_ends_with_the_same_bytes(
     number: int, tmp_path: Path, everything: Path, straight: dict[str, object]

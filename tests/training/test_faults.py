@@ -120,7 +120,7 @@ def test_weights_that_are_not_finite_are_not_saved(session: Session) -> None:
 @pytest.mark.parametrize("end", ["down", "up"])
 def test_a_tensor_without_a_gradient_is_named_after_the_first_steps(session: Session, end: str) -> None:
     deaf = session.adapters.layers[5]
-    getattr(deaf, end).register_hook(torch.zeros_like)
+    deaf.tensors[end].register_hook(torch.zeros_like)
     # Without its `up` a layer's `down` has no gradient either.
     names = [f"{deaf.name}.{one}" for one in (["down"] if end == "down" else ["down", "up"])]
     with pytest.raises(TrainingDiverged) as caught:

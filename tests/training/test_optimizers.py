@@ -206,7 +206,7 @@ def test_a_bad_step_leaves_weights_and_optimizer_as_they_were(
         seen.append(grad)
         return grad * float("nan") if len(seen) == 3 else grad
 
-    session.adapters.layers[0].up.register_hook(poison)
+    session.adapters.layers[0].tensors["up"].register_hook(poison)
     watch = GradientWatch(session.adapters)
     for step in (1, 2):
         loop._step(step, watch)

@@ -46,7 +46,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> byt
     return (folder / "tiny.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT]
+)  # test_exact.py kills, too
 def test_a_stopped_run_resumes_to_the_same_bytes(
     tmp_path: Path, recipe_file: Path, straight: bytes, number: signal.Signals
 ) -> None:
@@ -66,6 +68,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
     assert [row["step"] for row in rows] == list(range(1, 13))
 
 
+@pytest.mark.slow
 def test_a_second_resume_counts_steps_from_the_beginning(
     tmp_path: Path, recipe_file: Path, straight: bytes
 ) -> None:

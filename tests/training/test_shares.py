@@ -29,7 +29,7 @@ def test_every_row_is_in_one_share_and_they_are_as_equal_as_can_be(rows: int, pa
 
 def gradients(session: Session, batch: Batch, passes: int) -> tuple[Tensor, Tensor]:
     session.loop.passes = passes
-    loss = session.loop._backward(batch, generator("noise"))
+    loss = session.loop._backward(batch, generator("noise"), None)
     parameters = session.adapters.named_parameters().values()
     flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
     session.loop.state.optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""The run folder as the processes beside the main one have it."""
+"""A run folder that nothing is written to: for a plan, and for the processes beside the main one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lora_studio.run import Run
 
 
 class Onlooker(Run):
-    """Reads what is there and writes nothing: the main process does, perhaps on another machine."""
+    """Reads what is there, says where everything would be, and leaves the disk as it is."""
 
     def file(self, name: str, content: bytes) -> Path:
-        """Where the main process writes it."""
+        """Where it would be."""
         return self.folder / name
 
     def metric(self, values: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ class Onlooker(Run):
     def checkpoint(
         self, step: int, files: Mapping[str, bytes], *, keep: int, best: Collection[int] = ()
     ) -> Path:
-        """Where the main process writes it."""
+        """Where it would be."""
         return self._checkpoint_of(step)
 
     def remove_left_overs(self) -> None:

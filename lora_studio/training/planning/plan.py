@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lora_studio.onlooker import Onlooker
 from lora_studio.recipe import Recipe, load_recipe
 from lora_studio.run import run_folder
 from lora_studio.training.build import prepare
@@ -18,7 +19,6 @@ from lora_studio.training.events import Event, Listener, Progress, TrainingPlan,
 from lora_studio.training.planning.advice import Advice, advise
 from lora_studio.training.planning.disk import Disk, measure_disk
 from lora_studio.training.planning.memory import Memory, measure_memory
-from lora_studio.training.planning.unwritten import UnwrittenRun
 from lora_studio.training.timing import Timing, time_everything
 
 GIB = 2**30
@@ -62,7 +62,7 @@ def plan(
 
 
 def _plan(recipe: Recipe, memory_gib: float | None, on_event: Listener) -> RunPlan:
-    run, heard = UnwrittenRun(run_folder(recipe.name)), _Heard(on_event)
+    run, heard = Onlooker(run_folder(recipe.name)), _Heard(on_event)
     began = time.perf_counter()
     room = free_memory(recipe) if memory_gib is None else round(memory_gib * GIB)
     session = prepare(recipe, run, heard)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import CLIPTextModel
 
+from lora_studio.onlooker import Onlooker
 from lora_studio.printing import print_plan
 from lora_studio.printing_plan import print_needs
 from lora_studio.recipe import load_recipe
@@ -26,7 +27,6 @@ from lora_studio.training.events import nobody
 from lora_studio.training.planning.advice import Advice, advise, together
 from lora_studio.training.planning.memory import Memory
 from lora_studio.training.planning.plan import GIB, RunPlan, plan
-from lora_studio.training.planning.unwritten import UnwrittenRun
 from lora_studio.training.session import Finished
 from lora_studio.training.timing import counts, time_everything
 
@@ -52,7 +52,7 @@ def recipe_path(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictu
 
 @pytest.fixture(scope="module")
 def session(recipe_path: Path) -> Session:
-    return prepare(load_recipe(recipe_path), UnwrittenRun(Path("runs/none")), nobody)
+    return prepare(load_recipe(recipe_path), Onlooker(Path("runs/none")), nobody)
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,13 @@ WAIT_MINUTES = 120.0
 TIMEOUT = "LORA_STUDIO_TIMEOUT_MINUTES"  # an environment variable that replaces both
 
 
+def part_of(rows: int, number: int, parts: int) -> slice:
+    """Which of so many rows are in a part; the parts are as equal as can be, the larger ones first."""
+    size, larger = divmod(rows, parts)
+    start = number * size + min(number, larger)
+    return slice(start, start + size + (number < larger))
+
+
 def num_launched() -> int:
     """How many processes the launcher started for this run; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE") or 1)
@@ -59,9 +66,7 @@ class Processes:
 
     def share(self, rows: int) -> slice:
         """Which of so many rows are its own: as many as the others have, or one more; none if too few."""
-        size, longer = divmod(rows, self.count)
-        start = self.rank * size + min(self.rank, longer)
-        return slice(start, start + size + (self.rank < longer))
+        return part_of(rows, self.rank, self.count)
 
     def sum_(self, values: Tensor) -> None:
         """Put in the place of `values` their sum over all processes, which is the same bits everywhere."""

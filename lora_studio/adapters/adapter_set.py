@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -111,6 +111,18 @@ class AdapterSet:
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(state[key])
+
+
+@contextmanager
+def put_back(tensors: Collection[Tensor]) -> Iterator[None]:
+    """Within it they may be changed; afterwards they are what they were, bit for bit."""
+    before = [one.detach().clone() for one in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for one, value in zip(tensors, before, strict=True):
+                one.copy_(value)
 
 
 def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -12,9 +12,7 @@ def int8(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
     """8 bits a weight, a scale a row; columns of inputs beyond 6 are multiplied in 16 bits."""
     import bitsandbytes
 
-    for path in paths:
-        layer = denoiser.get_submodule(path)
-        assert isinstance(layer, nn.Linear)
+    for path, layer in _layers(denoiser, paths):
         new = bitsandbytes.nn.Linear8bitLt(
             *(layer.in_features, layer.out_features, layer.bias is not None),
             has_fp16_weights=False,
@@ -30,9 +28,7 @@ def nf4(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
     """4 bits a weight, a scale for 64 of them, and the scales in 8 bits."""
     import bitsandbytes
 
-    for path in paths:
-        layer = denoiser.get_submodule(path)
-        assert isinstance(layer, nn.Linear)
+    for path, layer in _layers(denoiser, paths):
         new = bitsandbytes.nn.Linear4bit(
             *(layer.in_features, layer.out_features, layer.bias is not None),
             compute_dtype=dtype,
@@ -45,6 +41,13 @@ def nf4(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
         )
         _replace(denoiser, path, new, weight)
     denoiser.is_loaded_in_4bit = True  # type: ignore[assignment] # PEFT asks the model, not its layers
+
+
+def _layers(denoiser: nn.Module, paths: Sequence[str]) -> Iterator[tuple[str, nn.Linear]]:
+    for path in paths:
+        layer = denoiser.get_submodule(path)
+        assert isinstance(layer, nn.Linear)
+        yield path, layer
 
 
 def _replace(denoiser: nn.Module, path: str, new: nn.Module, weight: nn.Parameter) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.adapter_set import AdapterSet, check_fit
+from lora_studio.adapters.adapter_set import AdapterSet, check_fit, put_back
 
 
 class Ema:
@@ -32,12 +32,11 @@ class Ema:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within it the adapters hold the mean; afterwards they are what they were, bit for bit."""
-        trained = {key: tensor.detach().clone() for key, tensor in self._live.items()}
-        self._put(self._means)
-        try:
+        with put_back(self._live.values()):
+            with torch.no_grad():
+                for key, tensor in self._live.items():
+                    tensor.copy_(self._means[key])
             yield
-        finally:
-            self._put(trained)
 
     def state(self) -> dict[str, Tensor]:
         """Copies of the means by the adapters' canonical keys, float32 on the CPU."""
@@ -48,11 +47,6 @@ class Ema:
         check_fit(self._means, state)
         for key, tensor in self._means.items():
             tensor.copy_(state[key])
-
-    @torch.no_grad()
-    def _put(self, values: dict[str, Tensor]) -> None:
-        for key, tensor in self._live.items():
-            tensor.copy_(values[key])
 
 
 def decay_at(updates: int, decay: float) -> float:

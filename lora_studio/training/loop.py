@@ -130,14 +130,14 @@ class Loop:
         facts = torch.cat([torch.stack([total, norm.to(total), scale.to(total)]), sizes.to(total)])
         pending = Pending(step, optimizer.param_groups[0]["lr"], began, Numbers(facts), watch)
         self._readings.expect(pending)
-        self.state.limited = None
+        limited = None
         if self.state.skips_on_device:
-            self.state.update(1 - (total.isfinite() & norm.isfinite()).float())
+            limited = self.state.update(1 - (total.isfinite() & norm.isfinite()).float())
         elif pending.done.finite:
-            self.state.update(torch.zeros(()))
+            limited = self.state.update(torch.zeros(()))
         else:
             self.state.adapt_scale()
-        pending.limited = None if self.state.limited is None else Numbers(self.state.limited.view(1))
+        pending.limited = None if limited is None else Numbers(limited.view(1))
         optimizer.zero_grad()
         if not self.reads_late:
             self._readings.settle()

@@ -1,4 +1,7 @@
-"""Optimizers by name. All get (groups, weight_decay=...) with a learning rate in each group, and options."""
+"""Optimizers by name. All get (groups, weight_decay=...) with a learning rate in each group, and options.
+
+The groups become the optimizer's own: `make_optimizer` hands it copies.
+"""
 
 from __future__ import annotations
 
@@ -67,8 +70,7 @@ def adamw8bit(
     """AdamW with moments of 8 bits, arXiv 2110.02861; those of tensors below 4096 numbers stay float32."""
     from bitsandbytes.optim import AdamW8bit
 
-    copies = [dict(group) for group in groups]
-    return AdamW8bit(copies, weight_decay=weight_decay, betas=betas, eps=eps)
+    return AdamW8bit(groups, weight_decay=weight_decay, betas=betas, eps=eps)
 
 
 def adafactor(
@@ -86,7 +88,7 @@ def adafactor(
     from transformers.optimization import Adafactor
 
     return Adafactor(
-        [dict(group) for group in groups],
+        groups,
         weight_decay=weight_decay,
         clip_threshold=clip_threshold,
         decay_rate=decay_rate,
@@ -121,7 +123,7 @@ def prodigy(
 
     with redirect_stdout(io.StringIO()):  # it prints that its weight decay is decoupled
         return Prodigy(
-            [dict(group) for group in groups],
+            groups,
             weight_decay=weight_decay,
             betas=betas,
             d_coef=d_coef,
@@ -143,5 +145,4 @@ def schedule_free(
     """Schedule-free AdamW, arXiv 2405.15682: its `eval()` shows the mean of all weights so far."""
     from schedulefree import AdamWScheduleFree
 
-    copies = [dict(group) for group in groups]
-    return AdamWScheduleFree(copies, weight_decay=weight_decay, betas=betas, eps=eps, r=r)
+    return AdamWScheduleFree(groups, weight_decay=weight_decay, betas=betas, eps=eps, r=r)

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def loss_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """A PNG from the lines of metrics.jsonl; skipped steps are left out."""
-    rows = [row for row in rows if not row.get("skipped")]
+def drawing() -> ModuleType:
+    """matplotlib.pyplot, for files and not for a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    module: ModuleType = pyplot
+    return module
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """A finished figure, which is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    drawing().close(figure)
+    return buffer.getvalue()
+
+
+def loss_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A PNG from the lines of metrics.jsonl; skipped steps are left out."""
+    rows = [row for row in rows if not row.get("skipped")]
+    pyplot = drawing()
     steps = [row["step"] for row in rows]
     figure, (above, below) = pyplot.subplots(
         2, 1, figsize=(8, 5), sharex=True, height_ratios=[3, 1], layout="constrained"
@@ -32,19 +51,12 @@ def loss_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     below.plot(steps, [row["learning_rate"] for row in rows], color="#9c5a1f")
     below.set_ylabel("learning rate")
     below.set_xlabel("step")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return png_bytes(figure)
 
 
 def holdout_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """A PNG from the lines of holdout.jsonl: each picture and their mean, as shares of the base's loss."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     steps = [row["step"] for row in rows]
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
     for name in rows[0]["pictures"]:
@@ -55,10 +67,7 @@ def holdout_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     axes.set_xlabel("step")
     axes.set_ylabel("loss on held-out pictures / the base's")
     axes.legend(frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return png_bytes(figure)
 
 
 def running_mean(values: Sequence[float], *, decay: float = 0.95) -> list[float]:

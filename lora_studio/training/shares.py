@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
-from lora_studio.processes import Processes
+from lora_studio.processes import Processes, part_of
 
 
 def shares(rows: slice, parts: int) -> list[slice]:
@@ -16,11 +14,8 @@ def shares(rows: slice, parts: int) -> list[slice]:
     assert parts >= 1, parts
     count = rows.stop - rows.start
     parts = min(parts, count)
-    if not parts:
-        return []
-    size, longer = divmod(count, parts)
-    starts = [rows.start + number * size + min(number, longer) for number in range(parts + 1)]
-    return [slice(start, stop) for start, stop in pairwise(starts)]
+    found = [part_of(count, number, parts) for number in range(parts)]
+    return [slice(rows.start + one.start, rows.start + one.stop) for one in found]
 
 
 def own_passes(rows: int, processes: Processes, passes: int, *, lockstep: bool = False) -> list[slice]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.base import AdapterSet
+from lora_studio.adapters.adapter_set import AdapterSet, put_back
 from lora_studio.training.ema import Ema
 
 
@@ -41,25 +41,26 @@ class State:
     ema: Ema | None = None
     scaler: torch.amp.GradScaler | None = None  # of float16's loss
     counters: Counters = field(default_factory=Counters)
-    limited: Tensor | None = None  # []: how many layers the last update made too large, if any may be
 
     @property
     def skips_on_device(self) -> bool:
         """Whether the optimizer can leave a step out by itself, as torch's fused ones do."""
         return getattr(self.optimizer, "_step_supports_amp_scaling", False)
 
-    def update(self, bad: Tensor) -> None:
+    def update(self, bad: Tensor) -> Tensor | None:
         """One optimizer step along the gradients that are there, none at all if `bad` [] is 1 and not 0.
 
         Where the optimizer cannot leave it out by itself, `bad` must be 0. The loss's scale is adapted.
+        []: how many layers it made too large; None if they may have any size.
         """
         if self.skips_on_device:
             self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.limited = self.adapters.limit()
+        limited = self.adapters.limit()
         if self.ema is not None:
             self.ema.update(self.counters.updates + 1, kept=1 - bad)
         self.adapt_scale()
+        return limited
 
     def adapt_scale(self) -> None:
         """Halve the loss's scale after gradients that were not finite, or double it after many that were."""
@@ -90,14 +91,10 @@ class State:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """The optimizer's own mean; afterwards the tensors are what they were, bit for bit."""
-        parameters = self.adapters.named_parameters().values()
-        trained = [one.detach().clone() for one in parameters]
-        self.optimizer.eval()  # type: ignore[attr-defined]
-        try:
-            yield
-        finally:
-            self.optimizer.train()  # type: ignore[attr-defined]
-            with torch.no_grad():  # the way back through the mean would round
-                for one, before in zip(parameters, trained, strict=True):
-                    one.copy_(before)
+        """The optimizer's own mean; its way back through the mean would round."""
+        with put_back(self.adapters.named_parameters().values()):
+            self.optimizer.eval()  # type: ignore[attr-defined]
+            try:
+                yield
+            finally:
+                self.optimizer.train()  # type: ignore[attr-defined]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import torch
 
 from lora_studio.training.loop import Loop
+from lora_studio.training.plots import drawing, png_bytes
 
 BINS = 50
 
@@ -35,11 +35,7 @@ def count_draws(loop: Loop) -> Draws:
 
 def timesteps_plot(draws: Draws) -> bytes:
     """A PNG: bars for what was drawn, a line for what is wanted."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     edges = [number / BINS for number in range(BINS + 1)]
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
     axes.stairs(draws.drawn, edges, fill=True, color="#b9c4d6", label="drawn")
@@ -47,7 +43,4 @@ def timesteps_plot(draws: Draws) -> bytes:
     axes.set_xlabel("timestep, from clean (0) to noise (1)")
     axes.set_ylabel("pictures")
     axes.legend(frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return png_bytes(figure)

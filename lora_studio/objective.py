@@ -52,16 +52,10 @@ class Objective(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Diffusion:
-    """The discrete diffusion objective of Stable Diffusion (DDPM, arXiv 2006.11239, eq. 14).
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveOptions:
+    """The recipe's wishes, as plain values; what each does is said there."""
 
-    `alphas` [T] is the product of 1 - beta; `prediction` says what the base answers. The rest are
-    the recipe's wishes; see there.
-    """
-
-    alphas: Tensor
-    prediction: Literal["epsilon", "v_prediction"]
     snr_gamma: float = 5.0
     noise_offset: float = 0.0
     timesteps: Spread = "stratified"
@@ -72,6 +66,17 @@ class Diffusion:
     input_perturbation: float = 0.0
     loss: Loss = "l2"
     loss_delta: float = 1.0
+
+
+@dataclass(frozen=True)
+class Diffusion(ObjectiveOptions):
+    """The discrete diffusion objective of Stable Diffusion (DDPM, arXiv 2006.11239, eq. 14).
+
+    `alphas` [T] is the product of 1 - beta; `prediction` says what the base answers.
+    """
+
+    alphas: Tensor
+    prediction: Literal["epsilon", "v_prediction"]
 
     @property
     def timesteps_wanted(self) -> Timesteps:

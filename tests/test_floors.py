@@ -24,7 +24,7 @@ FLOORS = {
         *("losses", "noises", "timesteps"),
         *("objective", "rng", "run", "recipe", "recipe_data", "recipe_training", "recipe_machine"),
         *("recipe_adapter", "recipe_changes", "recipe_tracking", "recipe_objective", "presets"),
-        *("errors", "registry", "quiet", "devices", "processes", "onlooker"),
+        *("errors", "registry", "quiet", "devices", "processes", "onlooker", "layer_paths"),
     ],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

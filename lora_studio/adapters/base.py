@@ -23,17 +23,13 @@ from lora_studio.adapters.rules import (
     layer_options,
 )
 from lora_studio.errors import RecipeError
+from lora_studio.layer_paths import layer_paths
 from lora_studio.rng import generator
 
 
 def target_paths(module: nn.Module, endings: tuple[str, ...]) -> list[str]:
     """Paths of the linear and convolutional layers that end in one of `endings`, in the model's order."""
-    return [
-        path
-        for path, child in module.named_modules()
-        if isinstance(child, nn.Linear | nn.Conv2d)
-        and any(path == e or path.endswith(f".{e}") for e in endings)
-    ]
+    return layer_paths(module, endings, lambda layer: isinstance(layer, nn.Linear | nn.Conv2d))
 
 
 Places = dict[tuple[str, str], LayerOptions]  # part and path of every layer that is trained

@@ -68,6 +68,11 @@ class LayerOptions:
         return self.scale * self.rank
 
 
+def scale_of(alpha: float, rank: int, *, sqrt_rank: bool) -> float:
+    """What a change is multiplied by: alpha / rank, or alpha / sqrt(rank) as in rsLoRA, arXiv 2312.03732."""
+    return alpha / (rank**0.5 if sqrt_rank else rank)
+
+
 def layer_options(
     part: str, path: str, module: nn.Linear | nn.Conv2d, options: AdapterOptions
 ) -> LayerOptions | None:
@@ -85,7 +90,7 @@ def layer_options(
             learning_rate = rule.learning_rate or learning_rate
             last_step = rule.last_step or last_step
             train = rule.train
-    scale = alpha / (rank if options.scaling == "rank" else rank**0.5)
+    scale = scale_of(alpha, rank, sqrt_rank=options.scaling == "sqrt_rank")
     return LayerOptions(rank, scale, learning_rate, last_step) if train else None
 
 

@@ -25,7 +25,7 @@ NOT_A_PICTURE = f"not a {FORMATS_IN_WORDS} picture"
 FIRST_ONLY = "moving or of several pages: only the first picture in it is used"
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF")
 # A picture more than twice this many times larger than wanted is first shrunken by a whole number, to no less
-# than this: two to seven times faster, and at least 50 dB from LANCZOS alone (bicubic: 44 to 51 dB). Above 2,
+# than this: two to seven times faster, and at least 48 dB from LANCZOS alone (bicubic: from 39 dB). Above 2,
 # so that one that is four times larger, as the sample images are, is left to LANCZOS.
 _REDUCING_GAP = 2.01
 # Marks of HEIC in an ISO media file's "ftyp" box; AVIF has others.

@@ -6,8 +6,10 @@ import math
 
 import torch
 
+from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.kind import Factors
 from lora_studio.adapters.layer import Layer, shape_of
+from lora_studio.export.write import DTYPES
 
 CUT = 5e-4  # of the change's norm: as much as float16, which files have, rounds away of each factor
 
@@ -18,6 +20,11 @@ def most_numbers(layer: Layer) -> int:
     out, inputs = shape[0], math.prod(shape[1:])
     exact = layer.factors()
     return (out + inputs) * (min(out, inputs) if exact is None else len(exact.down))
+
+
+def most_bytes(adapters: AdapterSet, dtype: str) -> int:
+    """That the tensors of their file can take at most."""
+    return sum(most_numbers(layer) for layer in adapters.layers) * DTYPES[dtype].itemsize
 
 
 def as_factors(layer: Layer) -> Factors:

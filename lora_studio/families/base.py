@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     import torch
@@ -15,28 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from lora_studio.losses import Loss
-    from lora_studio.objective import Objective
-    from lora_studio.timesteps import Spread
+    from lora_studio.objective import Objective, ObjectiveOptions
 
 Conditioning = dict[str, "Tensor"]
 """The text side, batch first. Only the family that wrote it reads it; cache and loop just carry it."""
-
-
-@dataclass(frozen=True)
-class ObjectiveOptions:
-    """The recipe's wishes for the objective, as plain values."""
-
-    snr_gamma: float
-    noise_offset: float
-    timesteps: Spread
-    weighting: Literal["min_snr", "debiased"]
-    timestep_range: tuple[float, float] = (0.0, 1.0)
-    timestep_bias: float = 0.0
-    multires_noise: float = 0.0
-    input_perturbation: float = 0.0
-    loss: Loss = "l2"
-    loss_delta: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -166,6 +148,11 @@ class ModelFamily(ABC):
     @abstractmethod
     def pipeline(self) -> DiffusionPipeline:
         """A diffusers pipeline over the same parts (not copies), for previews."""
+
+    @property
+    def text_encoders(self) -> list[str]:
+        """The parts that encode captions."""
+        return [name for name in self.parts if name.startswith("text_encoder")]
 
     def fingerprint(self, part: str) -> str:
         """sha256 over a part's class, scale and weights: the key of everything that is cached from it."""

@@ -18,7 +18,7 @@ def text_fingerprint(family: ModelFamily) -> str:
     Trained ones or not; and with what weights do not show, such as the token that fills a window up, in which
     SD2 and SDXL differ from SD1.
     """
-    encoders = sorted(name for name in family.parts if name.startswith("text_encoder"))
+    encoders = sorted(family.text_encoders)
     digest = hashlib.sha256()
     for name in encoders:
         encoder: PreTrainedModel = family.parts[name]

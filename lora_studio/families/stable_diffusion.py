@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_studio.families.base import Conditioning, ModelFamily, ObjectiveOptions
+from lora_studio.families.base import Conditioning, ModelFamily
 from lora_studio.families.chunks import clip_ids, encode_chunks
 from lora_studio.families.noise import STABLE_DIFFUSION, NoiseSchedule, read_schedule
-from lora_studio.objective import Diffusion
+from lora_studio.objective import Diffusion, ObjectiveOptions
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from lora_studio.layer_paths import layer_paths
+
 
 def leave(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
     """No layer is touched."""
@@ -18,8 +20,4 @@ def linear_paths(denoiser: nn.Module, endings: Sequence[str]) -> list[str]:
     Embeddings of time and size and the convolutions keep their precision: they are small, or no quantiser
     knows them.
     """
-    return [
-        path
-        for path, child in denoiser.named_modules()
-        if type(child) is nn.Linear and any(path == e or path.endswith(f".{e}") for e in endings)
-    ]
+    return layer_paths(denoiser, endings, lambda layer: type(layer) is nn.Linear)

@@ -18,6 +18,7 @@ from lora_studio.data.housekeeping import cache_folder
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.views import each_view, entries
 from lora_studio.errors import RecipeError
+from lora_studio.export.write import DTYPES
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.fingerprints import text_fingerprint
 from lora_studio.processes import ALONE, Processes
@@ -37,7 +38,7 @@ from lora_studio.training.events import Listener, progress
 from lora_studio.training.feed import Feed, FeedOptions
 from lora_studio.training.holdout import Holdout
 from lora_studio.training.loop import Loop
-from lora_studio.training.machine import DTYPES, Machine, machine_of
+from lora_studio.training.machine import Machine, machine_of
 from lora_studio.training.optimizer_choice import optimizer_faults, refuse_optimizer_that_fails
 from lora_studio.training.preview import PreviewOptions
 from lora_studio.training.schedule import make_schedule
@@ -132,7 +133,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
     )
     batches = _plan(recipe, shown)
     foreseen = foresee(captions, batches, recipe.training.steps)
-    family.place(machine.device, *encoders_of(family))
+    family.place(machine.device, *family.text_encoders)
     texts = None
     if not recipe.adapter.text_encoder:
         also = [record.caption for record in records[len(shown) :]] + held_captions(recipe, held)
@@ -145,7 +146,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
     adapters = inject_adapters(recipe, family)
     machine.speed_up(family, adapters.parts)
     encodes = texts is None or not foreseen.complete  # while it trains
-    family.place(machine.device, family.denoiser, *(encoders_of(family) if encodes else ()))
+    family.place(machine.device, family.denoiser, *(family.text_encoders if encodes else ()))
     options = FeedOptions(recipe.training.seed, machine.device)
     rows = class_rows(
         records,
@@ -185,11 +186,6 @@ def ready_machine(recipe: Recipe, processes: Processes = ALONE) -> Machine:
     machine = machine_of(wishes, recipe.base.dtype, recipe.base.quantize)
     refuse_what_fails(machine)
     return machine
-
-
-def encoders_of(family: ModelFamily) -> list[str]:
-    """The parts that encode captions."""
-    return [name for name in family.parts if name.startswith("text_encoder")]
 
 
 def _plan(recipe: Recipe, records: Sequence[Record]) -> Plan:

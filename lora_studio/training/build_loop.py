@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lora_studio.adapters.base import AdapterSet
-from lora_studio.families.base import ModelFamily, ObjectiveOptions
+from lora_studio.families.base import ModelFamily
+from lora_studio.objective import ObjectiveOptions
 from lora_studio.processes import Processes
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run

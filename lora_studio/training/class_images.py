@@ -117,6 +117,7 @@ def drawer(family: ModelFamily, options: DrawOptions) -> Draw:
     pipeline = family.pipeline()
 
     def draw(wishes: Sequence[Wish]) -> list[Image.Image]:
+        """One picture a wish, in their order."""
         names = [(wish.prompt, wish.bucket.name, wish.number) for wish in wishes]
         with torch.inference_mode(), in_its_precision(family):
             pixels = pipeline(

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.base import AdapterSet
-from lora_studio.export.plain import most_numbers
+from lora_studio.adapters.rules import scale_of
+from lora_studio.export.plain import most_bytes
 from lora_studio.recipe import Recipe
 from lora_studio.recipe_adapter import AdapterConfig
-
-BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
 def adapter_notes(recipe: Recipe, adapters: AdapterSet) -> tuple[str, ...]:
@@ -29,7 +28,7 @@ def effective_rate(config: AdapterConfig, rate: float) -> float:
 
 
 def _scale(config: AdapterConfig) -> float:
-    return float(config.alpha / config.rank ** (0.5 if config.rslora else 1))
+    return scale_of(config.alpha, config.rank, sqrt_rank=config.rslora)
 
 
 def _step_size(recipe: Recipe) -> Iterator[str]:
@@ -68,10 +67,10 @@ def _file(recipe: Recipe, adapters: AdapterSet) -> Iterator[str]:
     """If it is not the trained tensors themselves."""
     if all(layer.tensors.keys() == {"down", "up"} and not layer.constants for layer in adapters.layers):
         return
-    most = sum(most_numbers(layer) for layer in adapters.layers) * BYTES[recipe.export.dtype]
     exact = all(layer.factors() is not None for layer in adapters.layers)
     how = "of more ranks" if exact else "by singular values, as exact as its numbers"
+    most = most_bytes(adapters, recipe.export.dtype) / 1e6
     yield (
-        f"the file has it as plain LoRA {how}, which every UI loads: at most {most / 1e6:,.1f} MB, and "
+        f"the file has it as plain LoRA {how}, which every UI loads: at most {most:,.1f} MB, and "
         "verify says how exact it is"
     )

@@ -12,12 +12,12 @@ from torch.utils.checkpoint import checkpoint
 
 from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import RecipeError
+from lora_studio.export.write import DTYPES
 from lora_studio.families.base import ModelFamily
 from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.quantization.layers import linear_paths
 from lora_studio.recipe_machine import MachineConfig
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPILED = ("BasicTransformerBlock", "ResnetBlock2D")  # as diffusers calls the blocks of its UNets
 MOST_COMPILATIONS = 1024  # of one block's code: every width, size and mode has its own; torch stops at 8
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from noise import grey_noise
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -53,7 +54,7 @@ def files(store):
 
 
 def test_pixels_are_the_resized_crop_in_minus_one_to_one(folder):
-    noise = Image.effect_noise((100, 80), 80).convert("RGB")
+    noise = grey_noise((100, 80), 80).convert("RGB")
     noise.save(folder / "a.png")
     (record,) = assign(scan(folder), resolution=64, stride=8).used
     pixels = pixels_of(record)
@@ -146,7 +147,7 @@ def test_every_view_is_encoded_once_and_further_ones_leave_the_others_be(folder,
 
 def test_a_mirrored_latent_is_encoded_from_the_mirrored_picture(folder, store):
     """And not made of the other latent: a VAE answers a mirrored picture with something else."""
-    Image.effect_noise((200, 90), 80).convert("RGB").save(folder / "a.png")
+    grey_noise((200, 90), 80).convert("RGB").save(folder / "a.png")
     (record,) = assign(scan(folder), resolution=64, stride=8, framing=Framing(flip=0.5)).used
     plain, mirrored = (pixels_of(view) for view in each_view([record]))
     assert (plain - mirrored.flip(2)).abs().max() <= 1 / 127.5  # but for the rounding of a level
@@ -256,7 +257,7 @@ def test_a_picture_that_overflows_is_encoded_again_in_float32_and_named(folder, 
 def many(folder, count):
     """Pictures of one bucket, all different."""
     for number in range(count):
-        Image.effect_noise((64, 64), 90 + number).convert("RGB").save(folder / f"{number}.png")
+        grey_noise((64, 64), 90 + number).convert("RGB").save(folder / f"{number}.png")
     return assign(scan(folder), resolution=64, stride=8).used
 
 

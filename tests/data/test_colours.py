@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+from noise import grey_noise
 from PIL import Image, ImageCms
 
 from lora_studio.data.colours import UNFIT_PROFILE
@@ -96,7 +97,7 @@ def test_a_grey_picture_with_a_profile_for_rgb_is_read_as_rgb():
 
 
 def test_srgb_itself_changes_nothing():
-    noise = Image.effect_noise((32, 32), 90).convert("RGB")
+    noise = grey_noise((32, 32), 90).convert("RGB")
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert np.array_equal(read(noise, icc_profile=profile), np.asarray(noise))
 

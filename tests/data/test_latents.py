@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from PIL import Image
+from noise import grey_noise
 
 from lora_studio.data.buckets import assign
 from lora_studio.data.cache import LatentCache
@@ -26,7 +26,7 @@ def halves(pixels):
 @pytest.fixture
 def records(folder):
     for number in range(5):
-        Image.effect_noise((64, 64), 90 + number).convert("RGB").save(folder / f"{number}.png")
+        grey_noise((64, 64), 90 + number).convert("RGB").save(folder / f"{number}.png")
     return assign(scan(folder), resolution=64, stride=8).used
 
 

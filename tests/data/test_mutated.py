@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from memory import PEAK_BYTES, needs_proc
+from noise import grey_noise
 from PIL import Image
 
 NUM_FILES = 500
@@ -26,7 +27,7 @@ print(json.dumps([records, peak_bytes()]))
 
 def whole_files() -> list[bytes]:
     """Pictures of every format and of the kinds of pixels that its decoder knows."""
-    noise = Image.effect_noise((60, 48), 70)
+    noise = grey_noise((60, 48), 70)
     colour = Image.merge("RGB", (noise, noise.rotate(90), noise.rotate(180)))
     clear = colour.copy()
     clear.putalpha(noise)

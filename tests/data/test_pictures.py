@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from noise import grey_noise
 from PIL import Image, ImageFilter
 
 from lora_studio.data.pictures import FIRST_ONLY, decode, framed, load_picture
@@ -164,7 +165,7 @@ def test_an_unusable_file_is_named_in_one_sentence_with_advice(tmp_path):
 
 def test_damaged_bytes_never_escape_as_another_error(tmp_path):
     buffer = io.BytesIO()
-    Image.effect_noise((24, 24), 60).convert("RGB").save(buffer, "PNG")
+    grey_noise((24, 24), 60).convert("RGB").save(buffer, "PNG")
     whole = buffer.getvalue()
     for position in range(0, len(whole), 7):
         (tmp_path / "a.png").write_bytes(
@@ -178,10 +179,8 @@ def test_damaged_bytes_never_escape_as_another_error(tmp_path):
 
 def like_a_photograph(width: int, height: int) -> Image.Image:
     """Soft colours with a little grain."""
-    grain = Image.effect_noise((width, height), 30).convert("RGB")
-    soft = Image.effect_noise((width // 20, height // 20), 90).resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
+    grain = grey_noise((width, height), 30).convert("RGB")
+    soft = grey_noise((width // 20, height // 20), 90).resize((width, height), Image.Resampling.BICUBIC)
     blurred = soft.filter(ImageFilter.GaussianBlur(3)).convert("RGB")
     return Image.blend(blurred, grain, 0.2)
 

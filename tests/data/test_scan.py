@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from noise import grey_noise
 from PIL import Image
 
 from lora_studio.data.files import MAX_FILE_BYTES
@@ -51,7 +52,7 @@ def test_the_size_is_the_one_after_exif_orientation(folder):
 def test_a_truncated_picture_is_excluded_with_its_reason(folder, paint, reason):
     paint("good.png")
     for name, size in (("cut.jpg", 600), ("cut.png", 60)):
-        Image.effect_noise((64, 64), 50).save(folder / ("whole_" + name))
+        grey_noise((64, 64), 50).save(folder / ("whole_" + name))
         (folder / name).write_bytes((folder / ("whole_" + name)).read_bytes()[:size])
         (folder / ("whole_" + name)).unlink()
     manifest = scan(folder)

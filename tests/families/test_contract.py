@@ -18,9 +18,10 @@ from lora_studio.data.manifest import Bucket, Record
 from lora_studio.errors import BaseModelError
 from lora_studio.export.verify import open_lora
 from lora_studio.families import FAMILIES
-from lora_studio.families.base import ModelFamily, ObjectiveOptions
+from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.families.noise import read_schedule
+from lora_studio.objective import ObjectiveOptions
 from lora_studio.recipe import load_recipe
 from lora_studio.recipe_machine import MachineConfig
 from lora_studio.rng import generator
@@ -167,7 +168,7 @@ def gradients_of(family: ModelFamily, *, checkpointing: bool) -> dict[str, Tenso
     wishes = MachineConfig(gradient_checkpointing=checkpointing)
     Machine(torch.device("cpu"), torch.float32, wishes=wishes).speed_up(family, adapters.parts)
     latents = torch.randn(2, 4, 16, 16, generator=generator("x"))
-    noised = family.objective(ObjectiveOptions(5.0, 0.0, "uniform", "min_snr")).noise(latents, generator("y"))
+    noised = family.objective(ObjectiveOptions(timesteps="uniform")).noise(latents, generator("y"))
     conditioning = family.encode_text(CAPTIONS[1:])
     answer = family.denoise(noised.latents, noised.timestep, conditioning, torch.full((2, 6), 64.0))
     (answer - noised.target).square().mean().backward()
@@ -258,7 +259,7 @@ def test_every_kind_of_adapter_keeps_its_promises_in_every_family(
 
 def test_the_noise_is_that_of_diffusers_scheduler(family: ModelFamily, pipeline: DiffusionPipeline) -> None:
     theirs = DDPMScheduler.from_config(pipeline.scheduler.config)
-    objective = family.objective(ObjectiveOptions(5.0, 0.0, "stratified", "min_snr"))
+    objective = family.objective(ObjectiveOptions())
     # ours is made in float64, theirs in float32
     torch.testing.assert_close(objective.alphas, theirs.alphas_cumprod, atol=1e-6, rtol=1e-4)
     assert objective.prediction == theirs.config.prediction_type
@@ -283,7 +284,7 @@ def test_every_schedule_is_diffusers(schedule: str, zero: bool) -> None:
 
 def test_weights_are_finite_over_the_whole_of_every_schedule(family: ModelFamily) -> None:
     for weighting in ("min_snr", "debiased"):
-        objective = family.objective(ObjectiveOptions(5.0, 0.0, "stratified", weighting))  # type: ignore[arg-type]
+        objective = family.objective(ObjectiveOptions(weighting=weighting))  # type: ignore[arg-type]
         weight = objective.weight(torch.arange(1000))  # type: ignore[attr-defined]
         assert weight.isfinite().all() and (weight >= 0).all() and (weight[:-1] > 0).all()
 

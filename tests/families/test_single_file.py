@@ -24,12 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lora_studio.errors import BaseModelError
-from lora_studio.families.base import ObjectiveOptions
 from lora_studio.families.loading import load_base, load_tokenizers
 from lora_studio.families.original.configurations import configurations_of
 from lora_studio.families.original.kinds import detect
 from lora_studio.families.original.tokenizers import tokenizers_for
 from lora_studio.families.single_file import SingleFileOptions, load_single_file, open_single_file
+from lora_studio.objective import ObjectiveOptions
 from lora_studio.pocket.stages.unet import new_scheduler
 
 KINDS = ("sd15", "sd2", "sdxl")
@@ -135,7 +135,7 @@ def test_a_file_answers_as_the_folder_of_the_same_base(bases, tmp_path):
         pixels = torch.rand(1, 3, 64, 64) * 2 - 1
         views = [family.encode_image(pixels)[0] for family in (file, folder)]
     assert torch.equal(*answers) and torch.equal(*views)
-    assert file.objective(ObjectiveOptions(5, 0, "uniform", "min_snr")).prediction == "epsilon"
+    assert file.objective(ObjectiveOptions(timesteps="uniform")).prediction == "epsilon"
 
 
 def test_shapes_alone_need_no_weights(bases):

@@ -45,7 +45,7 @@ import json, sys
 from pathlib import Path
 import torch
 from lora_studio.adapters.base import AdapterOptions, inject
-from lora_studio.families.base import ObjectiveOptions
+from lora_studio.objective import ObjectiveOptions
 from lora_studio.families.loading import load_file
 from lora_studio.rng import generator
 family = load_file(Path(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))
@@ -53,7 +53,7 @@ dtype = getattr(torch, sys.argv[2])
 with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
     conditioning = family.encode_text(["a red ball"])
     mean, _ = family.encode_image(torch.rand(1, 3, 128, 128) * 2 - 1)
-    noised = family.objective(ObjectiveOptions(5, 0, "uniform", "min_snr")).noise(mean, generator("step"))
+    noised = family.objective(ObjectiveOptions(timesteps="uniform")).noise(mean, generator("step"))
 parts = {family.denoiser: family.targets[family.denoiser]}
 adapters = inject(
     family.parts, parts, AdapterOptions("lora", 4, 4, 0), canonical_path=family.canonical_path

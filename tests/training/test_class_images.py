@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from noise import grey_noise
 from PIL import Image
 from tiny import picture_folder, recipe_text
 
@@ -179,7 +180,7 @@ def class_folder(folder: Path, *, captions: str = "") -> None:
     """Three class pictures, not in the shapes of the others."""
     folder.mkdir()
     for number in range(3):
-        Image.effect_noise((200 + number, 90), 50 + number).convert("RGB").save(folder / f"{number}.png")
+        grey_noise((200 + number, 90), 50 + number).convert("RGB").save(folder / f"{number}.png")
         if captions:
             (folder / f"{number}.txt").write_text(captions, "utf-8")
 

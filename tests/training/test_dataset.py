@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from noise import grey_noise
 from PIL import Image
 from tiny import picture_folder, recipe_text
 
@@ -126,7 +127,7 @@ def masked_folder(folder: Path) -> None:
     """Two pictures of one size, of which the first has its left half masked out."""
     folder.mkdir()
     for number in range(2):
-        Image.effect_noise((64, 64), 60 + number).convert("RGB").save(folder / f"{number}.png")
+        grey_noise((64, 64), 60 + number).convert("RGB").save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"picture {number}, zwx style")
     mask = Image.new("L", (64, 64), 255)
     mask.paste(0, (0, 0, 32, 64))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from noise import grey_noise
 from PIL import Image
 from tiny import picture_folder, recipe_text
 
@@ -39,7 +40,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     picture_folder(folder / "style")
     picture_folder(folder / "test", count=2, trigger="held out")
     for number, path in enumerate(sorted((folder / "test").glob("*.*g"))):
-        Image.effect_noise((64, 64), 50 + number).convert("RGB").save(path)
+        grey_noise((64, 64), 50 + number).convert("RGB").save(path)
     mask = Image.new("L", (64, 64), 255)
     mask.paste(0, (0, 0, 32, 64))
     mask.save(folder / "test" / "01.mask.png")

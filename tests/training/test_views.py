@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from noise import grey_noise
 from PIL import Image
 from tiny import recipe_text
 
@@ -40,7 +41,7 @@ def wide(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(2):
-        Image.effect_noise((400, 100), 60).convert("RGB").save(folder / f"{number}.png")
+        grey_noise((400, 100), 60).convert("RGB").save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"picture {number}, zwx style")
     mask = Image.new("L", (400, 100), 0)
     mask.paste(255, (100, 0, 200, 100))
@@ -158,7 +159,7 @@ def test_one_image_and_five_in_five_shapes_all_train_with_batches_of_four(
     shapes = [(64, 64), (96, 64), (64, 96), (112, 64), (80, 72)]
     (tmp_path / "pictures").mkdir()
     for number, size in enumerate(shapes[:count]):
-        Image.effect_noise(size, 50 + number).convert("RGB").save(tmp_path / "pictures" / f"{number}.png")
+        grey_noise(size, 50 + number).convert("RGB").save(tmp_path / "pictures" / f"{number}.png")
         (tmp_path / "pictures" / f"{number}.txt").write_text(f"picture {number}, zwx style")
     session = prepared(tmp_path, tiny_base, "training.batch_size=4")
     assert len({record.bucket for record in session.manifest.used}) == count

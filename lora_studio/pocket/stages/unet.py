@@ -154,7 +154,7 @@ def noised_batch(
     strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     timesteps = (strata.pow(HIGH_NOISE_POWER) * len(alphas)).long()
     alpha = alphas[timesteps].view(-1, 1, 1, 1)
-    weight = Diffusion(alphas, "epsilon", SNR_GAMMA, weighting="debiased").weight(timesteps)
+    weight = Diffusion(alphas, "epsilon", snr_gamma=SNR_GAMMA, weighting="debiased").weight(timesteps)
     return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, noise, timesteps, weight
 
 

@@ -6,14 +6,13 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lora_studio.export.plain import most_numbers
+from lora_studio.export.plain import most_bytes
 from lora_studio.training.build import Session
 from lora_studio.training.planning.memory import latent_bytes
 from lora_studio.training.preview import as_png, grid, render
 from lora_studio.training.timing import Timing
 
 HEADER_BYTES = 3 * 140  # of a layer in a LoRA file: names and shapes of its three tensors
-BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ def measure_disk(session: Session, timing: Timing, *, optimizer: int) -> Disk:
         checkpoints=count * (adapters + optimizer + means),
         num_checkpoints=count,
         previews=_previews(session, timing),
-        file=sum(most_numbers(layer) for layer in session.adapters.layers) * BYTES[recipe.export.dtype]
-        + len(session.adapters.layers) * HEADER_BYTES,
+        file=most_bytes(session.adapters, recipe.export.dtype) + len(session.adapters.layers) * HEADER_BYTES,
         free=shutil.disk_usage(_existing(session.run.folder)).free,
     )
 

@@ -64,7 +64,8 @@ class FastConv1x1(peft_layers.Conv2d):  # type: ignore[misc]
         answer: Tensor
         if plain and _is_narrow(base.weight, _precision(x)):
             weight = torch.addmm(base.weight.flatten(1), up.flatten(1), down.flatten(1), alpha=scale)
-            answer = _Places.apply(x, weight, base.bias)
+            places = _at_each_place(x.flatten(2), weight, base.bias)
+            answer = places.view(len(x), -1, *x.shape[2:])
         else:
             answer = super().forward(x, *args, **kwargs)
         return answer
@@ -98,23 +99,10 @@ class _Factors(torch.autograd.Function):
         return grad_x, None, None, grad_narrow @ rows, grad_up, None
 
 
-class _Places(torch.autograd.Function):
-    """A convolution of x [B, in, H, W] by W [out, in] at each place; torch's own is slow backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return nn.functional.conv2d(x, weight[:, :, None, None], bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        places = grad.flatten(2)
-        grad_weight = torch.bmm(places, x.flatten(2).transpose(1, 2)).sum(0)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.bmm(weight.t().expand(len(x), -1, -1), places).view(x.shape)
-        return grad_x, grad_weight, None
+def _at_each_place(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """W x + bias of x [B, in, N] and W [out, in]; as products, since convolutions are slow backward."""
+    weights = weight.expand(len(x), -1, -1)
+    return torch.bmm(weights, x) if bias is None else torch.baddbmm(bias[:, None], weights, x)
 
 
 def _precision(x: Tensor) -> torch.dtype:

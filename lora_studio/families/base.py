@@ -179,16 +179,19 @@ class ModelFamily(ABC):
                 part.to(wanted)
 
     def place(self, device: torch.device, *names: str) -> None:
-        """Have these parts on the device, and the others in main memory: they leave before any comes."""
+        """Have these parts on the device, and the others in main memory: they leave before any comes.
+
+        What is there already is not asked to go there: that visits every layer.
+        """
         import torch
 
         self._device, self._on_device = device, names
-        for name, part in self.parts.items():
-            if name not in names and name not in self.fixed:
-                part.to(torch.device("cpu"))
-        for name in names:
-            if name not in self.fixed:
-                self.parts[name].to(device)
+        leaving = [name for name in self.parts if name not in names]
+        for wanted, place in ((leaving, torch.device("cpu")), (names, device)):
+            for name in wanted:
+                part = self.parts[name]
+                if name not in self.fixed and next(part.parameters()).device != place:
+                    part.to(place)
 
     @contextmanager
     def placed(self, *names: str) -> Iterator[None]:

@@ -17,6 +17,7 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.quantization.layers import linear_paths
 from lora_studio.recipe_machine import MachineConfig
+from lora_studio.training.kept_memory import keep_freed_memory
 
 COMPILED = ("BasicTransformerBlock", "ResnetBlock2D")  # as diffusers calls the blocks of its UNets
 MOST_COMPILATIONS = 1024  # of one block's code: every width, size and mode has its own; torch stops at 8
@@ -55,6 +56,8 @@ class Machine:
 
     def speed_up(self, family: ModelFamily, trained: Sequence[str]) -> None:
         """The denoiser as wished with its adapters, and checkpointing in the other trained parts."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.tune(family.parts[family.denoiser])
         for part in trained:
             if self.wishes.gradient_checkpointing and part != family.denoiser:

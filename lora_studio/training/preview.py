@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -30,13 +31,25 @@ class PreviewOptions:
     side: int  # pixels
 
 
-def render(family: ModelFamily, options: PreviewOptions) -> list[Image.Image]:
-    """One picture a prompt from the parts as they are; weights and global randomness stay untouched."""
+def render(
+    family: ModelFamily, options: PreviewOptions, *, after_step: Callable[[], object] | None = None
+) -> list[Image.Image]:
+    """One picture a prompt from the parts as they are; weights and global randomness stay untouched.
+
+    `after_step` is called after each of `options.steps`.
+    """
     with family.placed(*family.parts):
-        return _draw(family, options)
+        return _draw(family, options, after_step)
 
 
-def _draw(family: ModelFamily, options: PreviewOptions) -> list[Image.Image]:
+def _draw(
+    family: ModelFamily, options: PreviewOptions, after_step: Callable[[], object] | None
+) -> list[Image.Image]:
+    def after(_pipeline: object, _step: int, _timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
+        if after_step is not None:
+            after_step()
+        return tensors
+
     pipeline = family.pipeline()
     noise = [generator(options.seed, "preview", number) for number in range(len(options.prompts))]
     with torch.no_grad(), in_its_precision(family):  # not inference_mode, whose tensors FSDP cannot take back
@@ -48,6 +61,7 @@ def _draw(family: ModelFamily, options: PreviewOptions) -> list[Image.Image]:
             guidance_scale=options.guidance,
             height=options.side,
             width=options.side,
+            callback_on_step_end=after,
         )
     pictures: list[Image.Image] = answer.images
     return pictures

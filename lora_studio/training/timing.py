@@ -31,7 +31,7 @@ class Timing:
 
 
 def time_everything(session: Session, *, first_step: int = 1) -> Timing:
-    """By a step of the largest micro-batch, a part of a measurement, and a preview of one and two steps."""
+    """By a step of the largest micro-batch, a part of a measurement, and a preview of two steps."""
     return replace(
         counts(session, first_step=first_step),
         step=time_a_step(session),
@@ -73,15 +73,17 @@ def time_a_measurement(session: Session) -> float:
 
 
 def time_previews(session: Session) -> float:
-    """Seconds of all prompts' pictures, from the first with one step and with two."""
-    options = session.preview
+    """Seconds of all prompts' pictures, from the first with two steps."""
+    options, device = session.preview, session.family.device
     if not options.prompts:
         return 0.0
-    one, two = (replace(options, prompts=options.prompts[:1], steps=steps) for steps in (1, 2))
-    render(session.family, one)
-    of_one = _seconds(session, lambda: render(session.family, one))
-    a_step = max(0.0, _seconds(session, lambda: render(session.family, two)) - of_one)
-    return (of_one + (options.steps - 1) * a_step) * len(options.prompts)
+    ends: list[float] = []
+    trial = replace(options, prompts=options.prompts[:1], steps=2)
+    whole = _seconds(
+        session, lambda: render(session.family, trial, after_step=lambda: ends.append(_now(device)))
+    )
+    a_step = ends[1] - ends[0]
+    return (whole + (options.steps - 2) * a_step) * len(options.prompts)
 
 
 def _at_intervals(first_step: int, steps: int, every: int) -> int:
@@ -90,9 +92,13 @@ def _at_intervals(first_step: int, steps: int, every: int) -> int:
 
 
 def _seconds(session: Session, work: Callable[[], object]) -> float:
-    device = session.family.device
     began = time.perf_counter()
     work()
+    return _now(session.family.device) - began
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when the device has done all that it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return time.perf_counter()

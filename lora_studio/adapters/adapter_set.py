@@ -84,8 +84,8 @@ class AdapterSet:
         return torch.stack([layer.limit(self.options.max_norm) for layer in learning]).sum()
 
     def delta(self) -> dict[str, Tensor]:
-        """Canonical layer name -> its weight change, float32."""
-        return {layer.name: layer.delta() for layer in self.layers}
+        """Canonical layer name -> its weight change, float32; of layers trained themselves, by tensor."""
+        return {name: change for layer in self.layers for name, change in layer.changes().items()}
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Every trained tensor by its canonical key, `<part>.<path>.down` for example."""

@@ -11,10 +11,13 @@ from lora_studio.adapters.rules import scale_of
 from lora_studio.export.plain import most_bytes
 from lora_studio.recipe import Recipe
 from lora_studio.recipe_adapter import AdapterConfig
+from lora_studio.training.describe_full import full_notes
 
 
 def adapter_notes(recipe: Recipe, adapters: AdapterSet) -> tuple[str, ...]:
     """Sentences; none for an adapter as it comes."""
+    if ADAPTERS[recipe.adapter.kind].trains_layers:
+        return tuple(full_notes(recipe, adapters))
     return (*_step_size(recipe), *_groups(adapters), *_file(recipe, adapters))
 
 

@@ -192,7 +192,7 @@ def train_tensors(
     canonical_path: CanonicalPath,
     exact: Mapping[Place, Tensor],
 ) -> AdapterSet:
-    """Put float32 copies of the chosen tensors in their places; `exact`: of these instead, as far as given."""
+    """Put float32 copies of the chosen tensors in their places; of `exact` instead, as far as it has them."""
     grouped: dict[tuple[str, str, LayerOptions], dict[str, nn.Parameter]] = {}
     for place, one in chosen.items():
         own = _parameter(parts, place)

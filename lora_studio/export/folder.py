@@ -1,4 +1,4 @@
-"""A whole base as a diffusers folder: what full fine-tuning ends with, and a base with LoRAs merged into it."""
+"""A whole base as a diffusers folder: what full fine-tuning ends with, or a base with LoRAs merged in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PATHS = ("_name_or_path", "name_or_path")  # where libraries note what a part w
 
 
 def write_folder(path: Path, family: ModelFamily, *, changed: Collection[str], dtype: str) -> float:
-    """Write the family's parts, float32 on the CPU, as a folder that `DiffusionPipeline.from_pretrained` loads.
+    """Write a family's parts, float32 on the CPU, as a folder that `DiffusionPipeline.from_pretrained` loads.
 
     The parts `changed` are written in `dtype`, and so is every other that loses nothing by it; what would
     stays float32. The parts are cast in place. A folder that was there is replaced when all of the new one is
@@ -49,7 +49,9 @@ def write_folder(path: Path, family: ModelFamily, *, changed: Collection[str], d
         temporary.mkdir(parents=True)
         pipeline.save_pretrained(temporary, safe_serialization=True)
         for name, tokenizer in family.tokenizers.items():
-            tokenizer.backend_tokenizer.model.save(str(temporary / name))  # vocab.json, merges.txt: UIs read them
+            tokenizer.backend_tokenizer.model.save(
+                str(temporary / name)
+            )  # vocab.json, merges.txt: UIs read them
         _forget_paths(temporary)
         _sync_all(temporary)
         if path.exists():
@@ -89,7 +91,9 @@ def holds_exactly(part: nn.Module, dtype: torch.dtype) -> bool:
 def cast_error(exact: Tensor, dtype: torch.dtype) -> float:
     """The largest error of a tensor in another dtype, relative to its largest number."""
     size = exact.detach().abs().max().item()
-    return (exact.detach().to(dtype).float() - exact.detach().float()).abs().max().item() / size if size else 0.0
+    return (
+        (exact.detach().to(dtype).float() - exact.detach().float()).abs().max().item() / size if size else 0.0
+    )
 
 
 def _overflowing(part: nn.Module, dtype: torch.dtype) -> list[str]:
@@ -97,11 +101,11 @@ def _overflowing(part: nn.Module, dtype: torch.dtype) -> list[str]:
 
 
 def _pipeline(family: ModelFamily) -> DiffusionPipeline:
-    """With the base's own scheduler in place of the previews', if its configuration names one of diffusers."""
+    """With the base's own scheduler instead of the previews', if its configuration names one of diffusers."""
     import diffusers
 
     pipeline = family.pipeline()
-    kind = getattr(diffusers, str(family.scheduler.get("_class_name")), None)
+    kind: Any = getattr(diffusers, str(family.scheduler.get("_class_name")), None)
     if isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin):
         settings = {key: value for key, value in family.scheduler.items() if not key.startswith("_")}
         pipeline.register_modules(scheduler=kind.from_config(settings))

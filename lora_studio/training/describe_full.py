@@ -24,8 +24,8 @@ def full_notes(recipe: Recipe, adapters: AdapterSet) -> Iterator[str]:
     rate = recipe.training.learning_rate
     if rate > FAST * USUAL_RATE and recipe.training.optimizer != "prodigy":
         yield (
-            f"a learning rate of {rate:g} is one for adapters; Stable Diffusion's own layers are trained with "
-            f"1e-6 to {USUAL_RATE:g}"
+            f"a learning rate of {rate:g} is one for adapters; Stable Diffusion's own layers are "
+            f"trained with 1e-6 to {USUAL_RATE:g}"
         )
     yield (
         f"it ends as a whole base, a folder in {recipe.export.dtype} that diffusers loads; the base itself "
@@ -41,6 +41,6 @@ def _memory(recipe: Recipe, adapters: AdapterSet) -> str:
     where = "on the device, because every step asks it" if adapters.options.base_at_hand else "in main memory"
     return (
         f"{adapters.num_parameters:,} numbers are trained: {weights:.3g} GB of weights in float32, as much of "
-        f"gradients, and {states:.3g} GB for {recipe.training.optimizer}; {kept:.3g} GB of what the base has in "
-        f"their place stay {where}"
+        f"gradients, and {states:.3g} GB for {recipe.training.optimizer}; what the base has in their place, "
+        f"{kept:.3g} GB, stays {where}"
     )

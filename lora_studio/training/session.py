@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from lora_studio.adapters import ADAPTERS
 from lora_studio.errors import (
     CheckpointError,
     ProcessLost,
@@ -122,10 +123,11 @@ def _watch(session: Session, base_pictures: list[Image.Image], listener: Listene
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The recipe as run, with every default written out."""
+    """The recipe as run, with every default of what its kind of adapter has a use for written out."""
     import tomli_w
 
-    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+    unused = ADAPTERS[recipe.adapter.kind].unused  # refused if they are given
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True, exclude={"adapter": set(unused)}))
 
 
 def is_finished(folder: Path) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from lora_studio.adapters.layer import Layer
+from lora_studio.adapters.layer import Layer, Switched
 from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.errors import CheckpointError
 from lora_studio.rng import generator
@@ -17,8 +17,12 @@ from lora_studio.rng import generator
 class AdapterSet:
     """The adapters of every adapted part, by their layers."""
 
-    def __init__(self, layers: list[Layer], options: AdapterOptions) -> None:
+    def __init__(
+        self, layers: list[Layer], options: AdapterOptions, *, beside: Sequence[Switched] = ()
+    ) -> None:
+        """`beside`: layers that are not trained, and not as the base has them while others are."""
         self.layers, self.options = layers, options
+        self._switched = [*(layer.module for layer in layers), *beside]
         self._step = 0  # that is being trained
 
     def parameters(self, part: str) -> list[nn.Parameter]:
@@ -38,13 +42,13 @@ class AdapterSet:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Within it the model is the base."""
-        for layer in self.layers:
-            layer.module.enable_adapters(False)
+        for module in self._switched:
+            module.enable_adapters(False)
         try:
             yield
         finally:
-            for layer in self.layers:
-                layer.module.enable_adapters(True)
+            for module in self._switched:
+                module.enable_adapters(True)
             self.at_step(self._step)  # PEFT takes what it enables for trained
 
     def at_step(self, step: int) -> None:

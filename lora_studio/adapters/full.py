@@ -212,7 +212,24 @@ def train_tensors(
         )
         for (part, path, one), tensors in grouped.items()
     ]
-    return AdapterSet(layers, options)
+    norms = [_in_float32(parts[part], options) for part in {place.part: None for place in chosen}]
+    return AdapterSet(layers, options, beside=[one for of_part in norms for one in of_part])
+
+
+def _in_float32(part: nn.Module, options: AdapterOptions) -> list[Exchanged]:
+    """Frozen normalisations in fewer bits exchanged for float32: on a CPU they take no float32 numbers.
+
+    On a GPU autocast computes them in float32 anyway.
+    """
+    found = []
+    for module in part.modules():
+        own = {end: one for end, one in module._parameters.items() if one is not None}
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            low = {end: one for end, one in own.items() if one.dtype != torch.float32}
+            wide = {end: nn.Parameter(one.detach().float(), requires_grad=False) for end, one in low.items()}
+            if wide:
+                found.append(Exchanged(module, wide, at_hand=options.base_at_hand))
+    return found
 
 
 def _parameter(parts: Mapping[str, nn.Module], place: Place) -> nn.Parameter:

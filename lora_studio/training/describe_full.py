@@ -40,7 +40,7 @@ def _memory(recipe: Recipe, adapters: AdapterSet) -> str:
     kept = sum(own.nbytes for layer in adapters.layers for own in layer.originals.values()) / 1e9
     where = "on the device, because every step asks it" if adapters.options.base_at_hand else "in main memory"
     return (
-        f"{adapters.num_parameters:,} numbers are trained: {weights:.3g} GB of weights in float32, as much of "
-        f"gradients, and {states:.3g} GB for {recipe.training.optimizer}; what the base has in their place, "
-        f"{kept:.3g} GB, stays {where}"
+        f"{adapters.num_parameters:,} numbers are trained: {weights:.3g} GB of weights in float32, as much "
+        f"of gradients, and {states:.3g} GB for {recipe.training.optimizer}; what the base has in their "
+        f"place, {kept:.3g} GB, stays {where}"
     )

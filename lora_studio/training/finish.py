@@ -30,7 +30,15 @@ from lora_studio.training.base import base_of
 from lora_studio.training.build import Session
 from lora_studio.training.build_adapters import trains_layers
 from lora_studio.training.events import Listener, Note, PreviewsDrawn
-from lora_studio.training.finish_folder import digest, in_mixed_precision, size_of, verify_base, write_base
+from lora_studio.training.finish_folder import (
+    LOST,
+    digest,
+    in_mixed_precision,
+    lost_in_words,
+    size_of,
+    verify_base,
+    write_base,
+)
 from lora_studio.training.holdout import holdout_summary
 from lora_studio.training.plots import holdout_plot, loss_plot
 from lora_studio.training.preview import as_png, grid, load_pictures, render, render_base
@@ -85,6 +93,8 @@ def finish(
         report.checks["cast_error"] = cast_error
         processes.from_main(lambda: _accept(path, report, session.run))
         listener(Note(f"verified {path}"))
+        if (lost := report.checks.get("probe_lost_share", 0.0)) > LOST:
+            listener(Note(lost_in_words(lost, session)))
         tuned = render(session.family, session.preview) if base_pictures else []
         if base_pictures:
             listener(PreviewsDrawn(*_show_tuned(session, base_pictures, tuned), tuple(tuned)))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SAME = 1e-4  # of an answer's size: float32 adds up in another order where a part lies elsewhere in memory
 
+LOST = 0.1  # of what was learned, from which on it is said
+
 
 def write_base(session: Session) -> tuple[Path, float]:
     """The base with what was trained put in, as a folder; and how far its dtype changed a weight.
@@ -135,6 +137,14 @@ def _check_probe(
     report.checks["probe_lost_share"] = rms(rounded - expected.tuned) / expected.effect
     if not difference <= max(SAME, rounding):
         report.faults.append(f"the probe through the folder differs by {difference:.2%} of the live answer")
+
+
+def lost_in_words(share: float, session: Session) -> str:
+    """What the user can do about it."""
+    return (
+        f"rounding to {session.recipe.export.dtype} moves the probe's answer by {share:.0%} of what training "
+        'moved it; export.dtype = "float32" keeps all digits'
+    )
 
 
 def digest(path: Path) -> str:

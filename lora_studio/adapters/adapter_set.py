@@ -24,6 +24,7 @@ class AdapterSet:
         self.layers, self.options = layers, options
         self._switched = [*(layer.module for layer in layers), *beside]
         self._step = 0  # that is being trained
+        self.notes: tuple[str, ...] = ()  # what its user should know of how it begins, in short sentences
 
     def parameters(self, part: str) -> list[nn.Parameter]:
         """The trainable tensors of one part, in the layers' order."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.adapter_set import AdapterSet, check_fit
 from lora_studio.adapters.fast import make_fast
-from lora_studio.adapters.full import Place, choose_tensors, train_tensors
+from lora_studio.adapters.full_places import Place, choose_tensors, train_tensors
 from lora_studio.adapters.kind import Kind
 from lora_studio.adapters.layer import Adapted, Layer, shape_of
 from lora_studio.adapters.lora import NAME, Lora, inject_plain

@@ -106,7 +106,7 @@ def _pipeline(family: ModelFamily) -> DiffusionPipeline:
 
     pipeline = family.pipeline()
     kind: Any = getattr(diffusers, str(family.scheduler.get("_class_name")), None)
-    if isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin):
+    if hasattr(kind, "from_config") and issubclass(kind, diffusers.SchedulerMixin):
         settings = {key: value for key, value in family.scheduler.items() if not key.startswith("_")}
         pipeline.register_modules(scheduler=kind.from_config(settings))
     return pipeline

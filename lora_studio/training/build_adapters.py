@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.base import AdapterOptions, AdapterSet, choose_layers, inject
-from lora_studio.adapters.full import Place, choose_tensors, exact_values
+from lora_studio.adapters.full_places import Place, choose_tensors, exact_values
 from lora_studio.adapters.rules import Rule
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily
@@ -18,6 +18,7 @@ from lora_studio.quantization import NONE
 from lora_studio.recipe import Recipe
 from lora_studio.recipe_adapter import AdapterConfig
 from lora_studio.training.sharded import is_sharded
+from lora_studio.training.warm_start import begin_as, start_faults
 
 ALL = "all"
 
@@ -97,7 +98,10 @@ def inject_adapters(
     `exact`: what was `unrounded`.
     """
     options, targets = adapter_options(recipe, family), adapter_targets(recipe, family)
-    return inject(family.parts, targets, options, canonical_path=family.canonical_path, exact=exact)
+    adapters = inject(family.parts, targets, options, canonical_path=family.canonical_path, exact=exact)
+    if recipe.adapter.init_from is not None:
+        adapters.notes = (begin_as(adapters, family, recipe.adapter.init_from),)
+    return adapters
 
 
 def refuse_adapters(recipe: Recipe, family: ModelFamily, processes: Processes) -> None:
@@ -128,7 +132,9 @@ def refuse_adapters(recipe: Recipe, family: ModelFamily, processes: Processes) -
         )
     try:
         options, targets = adapter_options(recipe, family), adapter_targets(recipe, family)
-        choose_layers(family.parts, targets, options, canonical_path=family.canonical_path)
+        places = choose_layers(family.parts, targets, options, canonical_path=family.canonical_path)
+        if config.init_from is not None:
+            faults += start_faults(config, family, places)
     except RecipeError as error:
         faults.append(str(error))
     if faults:

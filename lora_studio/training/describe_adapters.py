@@ -18,7 +18,7 @@ def adapter_notes(recipe: Recipe, adapters: AdapterSet) -> tuple[str, ...]:
     """Sentences; none for an adapter as it comes."""
     if ADAPTERS[recipe.adapter.kind].trains_layers:
         return tuple(full_notes(recipe, adapters))
-    return (*_step_size(recipe), *_groups(adapters), *_file(recipe, adapters))
+    return (*adapters.notes, *_step_size(recipe), *_groups(adapters), *_file(recipe, adapters))
 
 
 def effective_rate(config: AdapterConfig, rate: float) -> float:

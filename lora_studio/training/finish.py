@@ -32,7 +32,7 @@ from lora_studio.training.build_adapters import trains_layers
 from lora_studio.training.events import Listener, Note, PreviewsDrawn
 from lora_studio.training.finish_folder import (
     LOST,
-    digest,
+    digest_of,
     in_mixed_precision,
     lost_in_words,
     size_of,
@@ -209,6 +209,7 @@ def _facts(session: Session) -> TrainingFacts:
         snr_gamma=recipe.objective.snr_gamma,
         debiased=recipe.objective.weighting == "debiased",
         noise_offset=recipe.objective.noise_offset,
+        needs=tuple((digest_of(one.file), one.strength) for one in recipe.base.loras),
     )
 
 
@@ -219,7 +220,7 @@ def summarise(session: Session, path: Path, seconds: dict[str, float]) -> dict[s
     tenth = max(1, len(losses) // 10)
     return {
         "file": path.name,
-        "sha256": digest(path),
+        "sha256": digest_of(path),
         "file_bytes": size_of(path),
         "steps": len(rows),
         "passes": session.loop.passes,  # more than one if memory ran out

@@ -14,6 +14,7 @@ from torch import Tensor
 from lora_studio.adapters.adapter_set import put_back
 from lora_studio.errors import reason_of
 from lora_studio.export.folder import canonical_tensors, holds_exactly, put_in, write_folder
+from lora_studio.export.plain_file import digest
 from lora_studio.export.probe import Answers, ask, rms
 from lora_studio.export.verify import Report
 from lora_studio.export.write import DTYPES
@@ -147,11 +148,10 @@ def lost_in_words(share: float, session: Session) -> str:
     )
 
 
-def digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
     """sha256 of a file, or over the names and sha256 of all files in a folder."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest(path)
     whole = hashlib.sha256()
     for one in sorted(path.rglob("*")):
         if one.is_file():

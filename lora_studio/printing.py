@@ -199,16 +199,11 @@ def print_finished(result: Finished, console: Console) -> None:
     """Where everything is."""
     checks, summary = result.report.checks, result.summary
     console.print(
-        f"\nLoRA file    {result.lora_file}  ({summary['file_bytes'] / 1e6:.1f} MB)",
+        f"\n{'whole base' if result.lora_file.is_dir() else 'LoRA file '}   {result.lora_file}  ({summary['file_bytes'] / 1e6:.1f} MB)",
         markup=False,
         soft_wrap=True,
     )
-    console.print(
-        f"verified     {checks['keys_mapped']} layers map to the base; "
-        f"through diffusers the probe differs by {checks['probe_difference_share']:.2%} "
-        "of the adapter's effect",
-        soft_wrap=True,
-    )
+    console.print(f"verified     {_verified(checks)}", soft_wrap=True)
     console.print(f"pictures     {result.folder / 'previews'}", markup=False, soft_wrap=True)
     console.print(f"loss         {result.folder / 'loss.png'}", markup=False, soft_wrap=True)
     if measured := summary["holdout"]:
@@ -220,3 +215,16 @@ def print_finished(result: Finished, console: Console) -> None:
     if summary["steps_skipped"]:
         console.print(f"warning      {summary['steps_skipped']} steps were not finite and skipped")
     console.print(f"time         {duration(summary['seconds']['training'])} for the steps")
+
+
+def _verified(checks: dict[str, Any]) -> str:
+    """What was looked at in a LoRA file, or in the folder of a whole base."""
+    if "tensors_trained" in checks:
+        return (
+            f"{checks['tensors_trained']} of {checks['tensors']} tensors were trained, and all are as they should "
+            f"be; through diffusers the probe differs by {checks['probe_difference']:.2%} of the live answer"
+        )
+    return (
+        f"{checks['keys_mapped']} layers map to the base; through diffusers the probe differs by "
+        f"{checks['probe_difference_share']:.2%} of the adapter's effect"
+    )

@@ -184,11 +184,10 @@ def test_loras_of_the_base_are_merged_into_its_weights(
         expected = plain.layer(part, path).weight.double() + 0.5 * both[0][key] + both[1][key]
         torch.testing.assert_close(family.layer(part, path).weight.double(), expected, atol=1e-6, rtol=1e-6)
     theirs = DiffusionPipeline.from_pretrained(base_of(name), dtype=torch.float32, local_files_only=True)
-    for adapter in ("a", "b"):
-        theirs.load_lora_weights(tmp_path, weight_name=f"{adapter}.safetensors", adapter_name=adapter)
-    theirs.set_adapters(["a", "b"], [0.5, 1.0])
-    theirs.fuse_lora()
-    theirs.unload_lora_weights()
+    for adapter, strength in (("a", 0.5), ("b", 1.0)):
+        theirs.load_lora_weights(tmp_path, weight_name=f"{adapter}.safetensors")
+        theirs.fuse_lora(lora_scale=strength)
+        theirs.unload_lora_weights()
     moved = 0
     for part in plain.targets:
         other = dict(getattr(theirs, part).named_parameters())

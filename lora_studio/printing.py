@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -198,8 +198,9 @@ def print_report(report: Report, console: Console) -> None:
 def print_finished(result: Finished, console: Console) -> None:
     """Where everything is."""
     checks, summary = result.report.checks, result.summary
+    made = "whole base" if result.lora_file.is_dir() else "LoRA file"
     console.print(
-        f"\n{'whole base' if result.lora_file.is_dir() else 'LoRA file '}   {result.lora_file}  ({summary['file_bytes'] / 1e6:.1f} MB)",
+        f"\n{made:12} {result.lora_file}  ({summary['file_bytes'] / 1e6:.1f} MB)",
         markup=False,
         soft_wrap=True,
     )
@@ -221,8 +222,8 @@ def _verified(checks: dict[str, Any]) -> str:
     """What was looked at in a LoRA file, or in the folder of a whole base."""
     if "tensors_trained" in checks:
         return (
-            f"{checks['tensors_trained']} of {checks['tensors']} tensors were trained, and all are as they should "
-            f"be; through diffusers the probe differs by {checks['probe_difference']:.2%} of the live answer"
+            f"{checks['tensors_trained']} of {checks['tensors']} tensors were trained, and all are as they "
+            f"should be; through diffusers the probe differs by {checks['probe_difference']:.2%}"
         )
     return (
         f"{checks['keys_mapped']} layers map to the base; through diffusers the probe differs by "

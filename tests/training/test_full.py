@@ -220,7 +220,7 @@ def test_the_plan_says_what_it_costs(
     assert list(tmp_path.iterdir()) == [tmp_path / "full.toml"]
 
 
-@pytest.fixture(scope="module", params=["sd15", "sd2 v", "sdxl"])
+@pytest.fixture(scope="module", params=["sd15", pytest.param("sd2 v", marks=pytest.mark.slow), "sdxl"])
 def finished(
     request: pytest.FixtureRequest, base_of: BaseOf, pictures: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Finished, Path]]:
@@ -259,7 +259,7 @@ def test_nothing_in_the_folder_says_where_it_was_made(finished: tuple[Finished, 
     assert not [path for path in result.folder.iterdir() if path.name.endswith((".tmp", ".old"))]
 
 
-@pytest.mark.parametrize("harm", ["changed", "not finite", "cut"])
+@pytest.mark.parametrize("harm", ["changed", pytest.param("not finite", marks=pytest.mark.slow), "cut"])
 def test_a_folder_that_is_not_what_was_trained_is_set_aside(
     harm: str, base_of: BaseOf, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,7 +291,7 @@ def test_a_recipe_as_run_can_be_run_again(finished: tuple[Finished, Path], tmp_p
     assert adapter_notes(recipe, prepared(recipe, tmp_path).adapters)
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
+@pytest.mark.parametrize("optimizer", ["adafactor", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_a_full_run_goes_on_after_a_resume_as_if_it_had_not_stopped(
     optimizer: str, base_of: BaseOf, pictures: Path, tmp_path: Path
 ) -> None:

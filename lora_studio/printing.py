@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -198,17 +198,13 @@ def print_report(report: Report, console: Console) -> None:
 def print_finished(result: Finished, console: Console) -> None:
     """Where everything is."""
     checks, summary = result.report.checks, result.summary
+    made = "whole base" if result.lora_file.is_dir() else "LoRA file"
     console.print(
-        f"\nLoRA file    {result.lora_file}  ({summary['file_bytes'] / 1e6:.1f} MB)",
+        f"\n{made:12} {result.lora_file}  ({summary['file_bytes'] / 1e6:.1f} MB)",
         markup=False,
         soft_wrap=True,
     )
-    console.print(
-        f"verified     {checks['keys_mapped']} layers map to the base; "
-        f"through diffusers the probe differs by {checks['probe_difference_share']:.2%} "
-        "of the adapter's effect",
-        soft_wrap=True,
-    )
+    console.print(f"verified     {_verified(checks)}", soft_wrap=True)
     console.print(f"pictures     {result.folder / 'previews'}", markup=False, soft_wrap=True)
     console.print(f"loss         {result.folder / 'loss.png'}", markup=False, soft_wrap=True)
     if measured := summary["holdout"]:
@@ -220,3 +216,16 @@ def print_finished(result: Finished, console: Console) -> None:
     if summary["steps_skipped"]:
         console.print(f"warning      {summary['steps_skipped']} steps were not finite and skipped")
     console.print(f"time         {duration(summary['seconds']['training'])} for the steps")
+
+
+def _verified(checks: dict[str, Any]) -> str:
+    """What was looked at in a LoRA file, or in the folder of a whole base."""
+    if "tensors_trained" in checks:
+        return (
+            f"{checks['tensors_trained']} of {checks['tensors']} tensors were trained, and all are as they "
+            f"should be; through diffusers the probe differs by {checks['probe_difference']:.2%}"
+        )
+    return (
+        f"{checks['keys_mapped']} layers map to the base; through diffusers the probe differs by "
+        f"{checks['probe_difference_share']:.2%} of the adapter's effect"
+    )

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from lora_studio.training.planning.plan import RunPlan
 
 LAST = "take a smaller base or another device"
-PLACES = {"caches": "latents and captions", "mean": "mean of the weights"}
+PLACES = {
+    "caches": "latents and captions",
+    "mean": "mean of the weights",
+    "originals": "the base's own values of what is trained",
+}
 
 
 def duration(seconds: float) -> str:
@@ -60,7 +64,7 @@ def memory_lines(plan: RunPlan) -> list[tuple[str, str]]:
         ("memory", f"{amount(memory.total)} on {plan.training.device}: {answer} {amount(memory.room)}"),
         *(("", f"{amount(size)} frozen {name}") for name, size in memory.parts.items()),
     ]
-    learned = ("adapters", "optimizer", "mean", "caches", "gradients", "activations")
+    learned = ("adapters", "optimizer", "mean", "originals", "caches", "gradients", "activations")
     lines += [("", f"{amount(getattr(memory, n))} {PLACES.get(n, n)}") for n in learned if getattr(memory, n)]
     if memory.previews:
         lines.append(("", f"{amount(memory.previews)} while previews are drawn, instead of a step's"))
@@ -92,7 +96,7 @@ def disk_lines(disk: Disk) -> list[tuple[str, str]]:
     lines = [
         ("disk", f"{amount(disk.total)} in the run folder, {amount(disk.free)} are free"),
         ("", f"{amount(disk.checkpoints)} for {disk.num_checkpoints} checkpoints at a time"),
-        ("", f"{amount(disk.previews)} previews, {amount(disk.file)} the LoRA file"),
+        ("", f"{amount(disk.previews)} previews, {amount(disk.file)} the finished file"),
         ("", f"{amount(disk.caches)} in the caches for all runs"),
     ]
     if disk.total > disk.free:

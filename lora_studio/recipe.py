@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe_adapter import AdapterConfig
-from lora_studio.recipe_data import DataConfig, Section, UserPath
+from lora_studio.recipe_base import BaseConfig
+from lora_studio.recipe_data import DataConfig, Section
 from lora_studio.recipe_machine import MachineConfig
 from lora_studio.recipe_objective import ObjectiveConfig
 from lora_studio.recipe_tracking import TrackingConfig
@@ -24,35 +25,6 @@ from lora_studio.registry import did_you_mean
 _HERE = Path(__file__).resolve().parent
 _INSTALLED = _HERE / "recipes"  # setup.py puts them there; a checkout has them beside the package
 PRESET_FOLDER = _INSTALLED if _INSTALLED.is_dir() else _HERE.parent / "recipes"
-
-
-class BaseConfig(Section):
-    """Which frozen model is adapted."""
-
-    free: ClassVar[frozenset[str]] = frozenset({"allow_pickle"})
-
-    model: str = Field(
-        description='"pocket" (the base in the package), a diffusers folder, a .safetensors file, or a hub id'
-    )
-    vae: str = Field(
-        "", description="another VAE than the base's own: a folder or a .safetensors file of a diffusers VAE"
-    )
-    prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
-        "auto", description="for a base that says nothing of it; another than the one it says is refused"
-    )
-    tokenizer: UserPath | None = Field(
-        None, description="for a file: a folder with vocab.json and merges.txt, if they are not CLIP's"
-    )
-    allow_pickle: bool = Field(False, description="for a .ckpt file: read it, tensors only")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 on a GPU, else float32; float16: for GPUs without bfloat16"
-    )
-    quantize: str = Field(
-        "none", description="keep the denoiser's frozen linear layers in 8 or 4 bits: less memory, less exact"
-    )
-    vae_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="bfloat16: pictures are encoded faster on a GPU, and a little less exactly"
-    )
 
 
 class PreviewConfig(Section):
@@ -81,6 +53,9 @@ class ExportConfig(Section):
     title: str = Field("", description="shown by UIs; the recipe's name if empty")
 
 
+HasFiles = TypeVar("HasFiles", DataConfig, BaseConfig, AdapterConfig)
+
+
 class Recipe(Section):
     """The whole configuration of a run."""
 
@@ -96,11 +71,11 @@ class Recipe(Section):
     export: ExportConfig = ExportConfig()
     tracking: TrackingConfig = TrackingConfig()
 
-    @field_validator("data", mode="after")
+    @field_validator("data", "base", "adapter", mode="after")
     @classmethod
-    def _images_beside_the_recipe(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
+    def _files_beside_the_recipe(cls, section: HasFiles, info: ValidationInfo) -> HasFiles:
         folder = (info.context or {}).get("folder")
-        return data if folder is None else data.below(folder)
+        return section if folder is None else section.below(folder)
 
 
 def load_recipe(path: Path, *, changes: tuple[str, ...] = ()) -> Recipe:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lora_studio.recipe_data import Section
+from lora_studio.recipe_data import Section, UserPath, from_folder
 
 
 class LayersConfig(Section):
@@ -71,6 +72,9 @@ class AdapterConfig(Section):
     layers: tuple[LayersConfig, ...] = Field(
         (), description="[[adapter.layers]]: other wishes for some layers"
     )
+    init_from: UserPath | None = Field(
+        None, description="a LoRA file whose numbers are the first ones of a new run; relative to the recipe"
+    )
     start: Literal["default", "pissa"] = Field(
         "default",
         description="pissa, arXiv 2404.02948: at the weights' main directions; a file of twice the rank",
@@ -84,3 +88,9 @@ class AdapterConfig(Section):
     rank_dropout: float = Field(0.0, ge=0, le=0.5, description="share of ranks left out of a micro-batch")
     module_dropout: float = Field(0.0, ge=0, le=0.5, description="share of layers left out of a micro-batch")
     max_norm: float = Field(0.0, ge=0, description="most that a layer's change may be, as a norm; 0: any")
+
+    def below(self, folder: Path) -> AdapterConfig:
+        """The same with relative paths taken from `folder`."""
+        if self.init_from is None:
+            return self
+        return self.model_copy(update={"init_from": from_folder(folder, self.init_from.expanduser())})

@@ -224,17 +224,21 @@ class DataConfig(Section):
         """The same with relative paths taken from `folder`."""
         sources = tuple(
             source.model_copy(
-                update={"images": _from(folder, source.images), "masks": _from(folder, source.masks)}
+                update={
+                    "images": from_folder(folder, source.images),
+                    "masks": from_folder(folder, source.masks),
+                }
             )
             for source in self.sources
         )
-        paths = {name: _from(folder, getattr(self, name)) for name in ("images", "masks", "exclude")}
-        of_class = _from(folder, self.class_images.images)
+        paths = {name: from_folder(folder, getattr(self, name)) for name in ("images", "masks", "exclude")}
+        of_class = from_folder(folder, self.class_images.images)
         class_images = self.class_images.model_copy(update={"images": of_class})
         return self.model_copy(update=paths | {"sources": sources, "class_images": class_images})
 
 
-def _from(folder: Path, path: Path | None) -> Path | None:
+def from_folder(folder: Path, path: Path | None) -> Path | None:
+    """An absolute path, a relative one taken from `folder`."""
     return path if path is None or path.is_absolute() else (folder / path).resolve()
 
 

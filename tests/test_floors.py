@@ -23,7 +23,14 @@ FLOORS = {
     0: [
         *("losses", "noises", "timesteps"),
         *("objective", "rng", "run", "recipe", "recipe_data", "recipe_training", "recipe_machine"),
-        *("recipe_adapter", "recipe_changes", "recipe_tracking", "recipe_objective", "presets"),
+        *(
+            "recipe_adapter",
+            "recipe_base",
+            "recipe_changes",
+            "recipe_tracking",
+            "recipe_objective",
+            "presets",
+        ),
         *("errors", "registry", "quiet", "devices", "processes", "onlooker", "layer_paths"),
     ],
 }

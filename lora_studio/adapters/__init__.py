@@ -16,5 +16,6 @@ ADAPTERS: Registry["Kind"] = Registry(
         "loha": "lora_studio.adapters.loha:LOHA",
         "lokr": "lora_studio.adapters.lokr:LOKR",
         "oft": "lora_studio.adapters.oft:OFT",
+        "full": "lora_studio.adapters.full:FULL",
     },
 )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from lora_studio.adapters.layer import Layer
+from lora_studio.adapters.layer import Layer, Switched
 from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.errors import CheckpointError
 from lora_studio.rng import generator
@@ -17,9 +17,14 @@ from lora_studio.rng import generator
 class AdapterSet:
     """The adapters of every adapted part, by their layers."""
 
-    def __init__(self, layers: list[Layer], options: AdapterOptions) -> None:
+    def __init__(
+        self, layers: list[Layer], options: AdapterOptions, *, beside: Sequence[Switched] = ()
+    ) -> None:
+        """`beside`: layers that are not trained, and not as the base has them while others are."""
         self.layers, self.options = layers, options
+        self._switched = [*(layer.module for layer in layers), *beside]
         self._step = 0  # that is being trained
+        self.notes: tuple[str, ...] = ()  # what its user should know of how it begins, in short sentences
 
     def parameters(self, part: str) -> list[nn.Parameter]:
         """The trainable tensors of one part, in the layers' order."""
@@ -38,13 +43,13 @@ class AdapterSet:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Within it the model is the base."""
-        for layer in self.layers:
-            layer.module.enable_adapters(False)
+        for module in self._switched:
+            module.enable_adapters(False)
         try:
             yield
         finally:
-            for layer in self.layers:
-                layer.module.enable_adapters(True)
+            for module in self._switched:
+                module.enable_adapters(True)
             self.at_step(self._step)  # PEFT takes what it enables for trained
 
     def at_step(self, step: int) -> None:
@@ -84,8 +89,8 @@ class AdapterSet:
         return torch.stack([layer.limit(self.options.max_norm) for layer in learning]).sum()
 
     def delta(self) -> dict[str, Tensor]:
-        """Canonical layer name -> its weight change, float32."""
-        return {layer.name: layer.delta() for layer in self.layers}
+        """Canonical layer name -> its weight change, float32; of layers trained themselves, by tensor."""
+        return {name: change for layer in self.layers for name, change in layer.changes().items()}
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Every trained tensor by its canonical key, `<part>.<path>.down` for example."""

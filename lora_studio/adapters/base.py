@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.adapter_set import AdapterSet, check_fit
 from lora_studio.adapters.fast import make_fast
+from lora_studio.adapters.full_places import Place, choose_tensors, train_tensors
 from lora_studio.adapters.kind import Kind
 from lora_studio.adapters.layer import Adapted, Layer, shape_of
 from lora_studio.adapters.lora import NAME, Lora, inject_plain
@@ -47,6 +49,8 @@ def choose_layers(
     Raises RecipeError for options that do not go with the kind, and rules that match nothing.
     """
     check_options(options)
+    if ADAPTERS[options.kind].trains_layers:
+        return choose_tensors(parts, targets, options, canonical_path=canonical_path).layers
     found: dict[tuple[str, str], LayerOptions | None] = {
         (part, path): layer_options(part, canonical_path(part, path), _target(parts[part], path), options)
         for part, endings in targets.items()
@@ -64,14 +68,20 @@ def inject(
     options: AdapterOptions,
     *,
     canonical_path: Callable[[str, str], str],
+    exact: Mapping[Place, Tensor] = MappingProxyType({}),
 ) -> AdapterSet:
     """Put adapters of one kind into the target layers of the given parts, and give them keyed first values.
 
-    The adapters are float32 whatever the base's dtype, so that small updates are not rounded away.
+    The adapters are float32 whatever the base's dtype, so that small updates are not rounded away. `exact`:
+    what layers that are trained themselves begin with, where the base has lost digits since.
     Raises RecipeError as `choose_layers` does.
     """
-    trained = choose_layers(parts, targets, options, canonical_path=canonical_path)
     kind = ADAPTERS[options.kind]
+    if kind.trains_layers:
+        check_options(options)
+        chosen = choose_tensors(parts, targets, options, canonical_path=canonical_path)
+        return train_tensors(parts, chosen, options, canonical_path=canonical_path, exact=exact)
+    trained = choose_layers(parts, targets, options, canonical_path=canonical_path)
     is_fast = isinstance(kind, Lora) and options.is_plain
     for part in targets if is_fast else ():
         ranks = {path: one.rank for (of, path), one in trained.items() if of == part}
@@ -85,7 +95,7 @@ def inject(
     return AdapterSet(layers, options)
 
 
-Place = tuple[str, str]  # part and canonical path
+LayerPlace = tuple[str, str]  # part and canonical path
 
 
 def _target(part: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
@@ -93,7 +103,7 @@ def _target(part: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
 
 
 def _fast_layer(
-    part: nn.Module, kind: Kind, place: Place, path: str, one: LayerOptions, options: AdapterOptions
+    part: nn.Module, kind: Kind, place: LayerPlace, path: str, one: LayerOptions, options: AdapterOptions
 ) -> Layer:
     """Of PEFT's layer, whose tensors get our first values."""
     module: Any = part.get_submodule(path)
@@ -109,7 +119,7 @@ def _fast_layer(
 
 
 def _layer(
-    part: nn.Module, kind: Kind, place: Place, path: str, one: LayerOptions, options: AdapterOptions
+    part: nn.Module, kind: Kind, place: LayerPlace, path: str, one: LayerOptions, options: AdapterOptions
 ) -> Layer:
     """Of our own, in place of the frozen one."""
     base: Any = part.get_submodule(path)
@@ -123,7 +133,7 @@ def _layer(
 
 
 def _first_values(
-    kind: Kind, place: Place, base: nn.Module, one: LayerOptions, options: AdapterOptions
+    kind: Kind, place: LayerPlace, base: nn.Module, one: LayerOptions, options: AdapterOptions
 ) -> dict[str, Tensor]:
     """Keyed by the layer's name, so that they depend on nothing else; float32, on the CPU."""
     name, shape = ".".join(place), shape_of(base)

@@ -44,6 +44,15 @@ class Kind(ABC):
     starts: ClassVar[tuple[str, ...]] = ("default",)
     """What adapter.start may be."""
 
+    trains_layers: ClassVar[bool] = False
+    """Whether the layers' own tensors are trained, and nothing stands beside them."""
+
+    begins_as_lora: ClassVar[bool] = False
+    """Whether the numbers of a plain LoRA file can be its first values."""
+
+    unused: ClassVar[frozenset[str]] = frozenset()
+    """Options of [adapter] that mean nothing to it."""
+
     @abstractmethod
     def start(
         self, shape: torch.Size, rank: int, draws: Draws, *, weight: Tensor | None

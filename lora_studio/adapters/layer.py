@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -136,12 +137,21 @@ class Layer:
         """What stays as it began, by the tensor's name."""
         return getattr(self.module, "constants", {})
 
+    @property
+    def originals(self) -> Mapping[str, Tensor]:
+        """What the base has in place of the trained tensors; nothing where those stand beside it."""
+        return {}
+
     def _values(self) -> dict[str, Tensor]:
         return {end: one.detach().float() for end, one in (self.tensors | self.constants).items()}
 
     def delta(self) -> Tensor:
         """The layer's weight change in float32, in the shape of its weight."""
         return change_of(self.module, self.kind, self._values(), self.scale)
+
+    def changes(self) -> dict[str, Tensor]:
+        """Canonical name -> change in float32, of everything that is not as the base has it."""
+        return {self.name: self.delta()}
 
     def factors(self) -> Factors | None:
         """The change as plain LoRA of scale 1, if its tensors say that exactly."""

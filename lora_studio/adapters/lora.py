@@ -25,6 +25,7 @@ class Lora(Kind):
     has_ranks: ClassVar[bool] = True
     is_product: ClassVar[bool] = True
     faster: ClassVar[frozenset[str]] = frozenset({"up"})
+    begins_as_lora: ClassVar[bool] = True
     starts: ClassVar[tuple[str, ...]] = ("default", "pissa")
 
     def start(

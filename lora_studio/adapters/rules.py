@@ -46,6 +46,7 @@ class AdapterOptions:
     max_norm: float = 0.0  # of a layer's change; 0: any
     rules: Sequence[Rule] = ()  # later ones win
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)  # part -> patterns of what is trained
+    base_at_hand: bool = False  # the base's own values stay beside trained layers: it is asked in every step
 
     @property
     def is_plain(self) -> bool:
@@ -94,17 +95,40 @@ def layer_options(
     return LayerOptions(rank, scale, learning_rate, last_step) if train else None
 
 
+def tensor_options(part: str, path: str, end: str, options: AdapterOptions) -> LayerOptions | None:
+    """Of one tensor of a layer that is trained itself; None if it is not trained."""
+    only = options.only.get(part)
+    if only is not None and not any(Rule(pattern).matches(part, path) for pattern in only):
+        return None
+    learning_rate, last_step, train = None, None, True
+    for rule in options.rules:
+        if rule.matches(part, path) or rule.matches(part, f"{path}.{end}"):
+            learning_rate = rule.learning_rate or learning_rate
+            last_step = rule.last_step or last_step
+            train = rule.train
+    return LayerOptions(0, 1.0, learning_rate, last_step) if train else None
+
+
 def _changed(rank: int, alpha: float, new_rank: int | None, new_alpha: float | None) -> tuple[int, float]:
     """A new rank alone keeps alpha / rank."""
     new = new_rank or rank
     return new, new_alpha or alpha * new / rank
 
 
-def check_rules(options: AdapterOptions, layers: Sequence[tuple[str, str]], trained: int) -> None:
-    """Raise RecipeError for a pattern that matches none of these layers, or if no layer is trained."""
+def check_rules(
+    options: AdapterOptions,
+    layers: Sequence[tuple[str, str]],
+    trained: int,
+    *,
+    inside: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Raise RecipeError for a pattern that matches none of these layers, or if no layer is trained.
+
+    `inside`: tensors of the layers, which patterns may name as well.
+    """
     faults = []
     for rule in options.rules:
-        if not any(rule.matches(part, path) for part, path in layers):
+        if not any(rule.matches(part, path) for part, path in (*layers, *inside)):
             examples = ", ".join(".".join(layers[number]) for number in (0, len(layers) // 2, -1))
             faults.append(
                 f"adapter.layers: the pattern {rule.pattern!r} matches none of the {len(layers)} layers; "

@@ -38,6 +38,7 @@ class TrainingFacts:
     snr_gamma: float
     debiased: bool
     noise_offset: float
+    needs: tuple[tuple[str, float], ...] = ()  # sha256 and strength of LoRAs that are merged into the base
 
 
 def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes) -> dict[str, str]:
@@ -50,6 +51,8 @@ def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes
         if facts.text_encoder_learning_rate
         else "",
         "ss_sd_model_name": facts.base,
+        "ss_training_comment": _needs_in_words(facts),
+        "lora_studio.base_loras": json.dumps(facts.needs) if facts.needs else "",
         "modelspec.trigger_phrase": facts.trigger,
         "lora_studio.base": facts.base,
         # tags, not sentences: the way A1111 and Forge learn the trigger
@@ -67,6 +70,12 @@ def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes
     size = sum(len(key) + len(value.encode()) for key, value in metadata.items())
     assert size < MAX_BYTES, f"metadata of {size} bytes"
     return metadata
+
+
+def _needs_in_words(facts: TrainingFacts) -> str:
+    """What has to be loaded beside this file: by hashes, which UIs know files by; names are private."""
+    named = [f"sha256 {digest[:10]} at {strength:g}" for digest, strength in facts.needs]
+    return f"made on top of other LoRAs, and needs them: {', '.join(named)}" if named else ""
 
 
 def _kohya(facts: TrainingFacts, traits: FileTraits) -> dict[str, str]:

@@ -57,7 +57,7 @@ def ask_merged(file: LoraFile, family: ModelFamily) -> Answers:
     finally:
         for name, weight in kept.items():
             layers[name].weight.data.copy_(weight)
-    return Answers(tuned, _rms(tuned - base))
+    return Answers(tuned, rms(tuned - base))
 
 
 def ask_diffusers(path: Path, family: ModelFamily) -> Tensor:
@@ -80,10 +80,10 @@ def check_probe(
 
     `rounding`: how much of an answer's size a base in lower precision rounds away, which says nothing.
     """
-    difference = _rms(ask_diffusers(file.path, family) - expected.tuned)
+    difference = rms(ask_diffusers(file.path, family) - expected.tuned)
     if rounding:
         report.checks["probe_rounding"] = rounding
-    rounded_away = difference <= rounding * _rms(expected.tuned)
+    rounded_away = difference <= rounding * rms(expected.tuned)
     share = difference / expected.effect if expected.effect else float(difference > 0)
     report.checks["probe_effect"] = expected.effect
     report.checks["probe_difference_share"] = share
@@ -97,8 +97,9 @@ def check_probe(
 
 def answers_of(tuned: Tensor, base: Tensor) -> Answers:
     """From the live model with and without its adapters."""
-    return Answers(tuned, _rms(tuned - base))
+    return Answers(tuned, rms(tuned - base))
 
 
-def _rms(values: Tensor) -> float:
+def rms(values: Tensor) -> float:
+    """Root mean square."""
     return values.square().mean().sqrt().item()

@@ -46,6 +46,8 @@ class ModelFamily(ABC):
     _device: torch.device | None = None
     _on_device: tuple[str, ...] | None = None  # all parts, where they were loaded
 
+    _precision: torch.dtype | None = None  # as it was loaded
+
     fixed: frozenset[str] = frozenset()
     """Parts that stay where they are, whatever `place` is told."""
 
@@ -93,6 +95,21 @@ class ModelFamily(ABC):
     def convolutions(self) -> dict[str, tuple[str, ...]]:
         """Part -> the endings of further layers that learn where convolutions are adapted, too."""
         return {}
+
+    @property
+    def unread(self) -> dict[str, tuple[str, ...]]:
+        """Part -> how the canonical paths begin of layers whose answer nothing reads."""
+        return {}
+
+    def own_layers(self, part: str) -> tuple[str, ...]:
+        """Paths of a part's layers that have tensors of their own and act on what it answers."""
+        idle = self.unread.get(part, ())
+        return tuple(
+            path
+            for path, module in self.parts[part].named_modules()
+            if any(one is not None for one in module._parameters.values())
+            and not self.canonical_path(part, path).startswith(idle)
+        )
 
     blocks: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
     """Name of a choice of blocks -> part -> patterns of the layers that learn then, and no others."""
@@ -173,6 +190,7 @@ class ModelFamily(ABC):
         """Every part but the VAE in `dtype`, where it lies."""
         import torch
 
+        self._precision = dtype
         for name, part in self.parts.items():
             wanted = torch.float32 if name == "vae" else dtype
             if next(part.parameters()).dtype != wanted:  # diffusers warns about every cast, also of none
@@ -202,6 +220,11 @@ class ModelFamily(ABC):
             yield
         finally:
             self.place(device, *(self.parts if before is None else before))
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of its frozen weights, the VAE's left out; layers that are trained themselves have float32."""
+        return self._precision or next(self.parts[self.denoiser].parameters()).dtype
 
     @property
     def device(self) -> torch.device:

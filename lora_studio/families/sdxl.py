@@ -55,6 +55,13 @@ class StableDiffusionXL(StableDiffusion):
         read = tuple(f"layers.{layer}.{module}" for layer in layers for module in modules)
         return {"unet": ATTENTION + FEED_FORWARD, "text_encoder": read, "text_encoder_2": TEXT_LAYERS}
 
+    @property
+    def unread(self) -> dict[str, tuple[str, ...]]:
+        """CLIP-L's last layer and what follows it."""
+        encoder: CLIPTextModel = self.parts["text_encoder"]
+        last = f"text_model.encoder.layers.{encoder.config.num_hidden_layers - 1}."
+        return {"text_encoder": (last, "text_model.final_layer_norm")}
+
     def encode_text(self, captions: list[str], *, like: Sequence[str] = ()) -> Conditioning:
         """{"text": [B, L, D1 + D2], "pooled": [B, P]}; L is 77 for each window that is needed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lora_studio.export.plain_file import Merged, merge_plain
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.families.single_file import SingleFileOptions
@@ -9,10 +10,15 @@ from lora_studio.recipe import Recipe
 
 
 def base_of(recipe: Recipe, *, weights: bool = True) -> ModelFamily:
-    """The frozen base that the recipe names, with its VAE. Raises BaseModelError as load_base."""
+    """The frozen base that the recipe names, with its VAE, and with the LoRAs that are to be part of it.
+
+    Raises BaseModelError as load_base, and RecipeError for a LoRA that cannot be merged.
+    """
     base = recipe.base
     tokenizer = base.tokenizer.expanduser() if base.tokenizer else None
     options = SingleFileOptions(base.prediction_type, tokenizer, base.allow_pickle)
-    return load_base(
+    family = load_base(
         base.model, vae=base.vae, prediction=base.prediction_type, weights=weights, single_file=options
     )
+    family.notes += merge_plain(family, [Merged(one.file, one.strength) for one in base.loras])
+    return family

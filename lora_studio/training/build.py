@@ -26,7 +26,7 @@ from lora_studio.quantization import QUANTIZERS
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
 from lora_studio.training.base import base_of
-from lora_studio.training.build_adapters import inject_adapters, refuse_adapters
+from lora_studio.training.build_adapters import inject_adapters, refuse_adapters, unrounded
 from lora_studio.training.build_holdout import held_captions, held_views, make_holdout
 from lora_studio.training.build_loop import make_loop
 from lora_studio.training.caches import encode_pictures, latent_cache
@@ -113,6 +113,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
     whole_base = base_fingerprint(family) if recipe.data.class_images.count else ""
     text_cache = TextCache(cache_folder() / "text", _text_key(family, machine.dtype))
     sharded = is_sharded(recipe, processes)
+    exact = unrounded(recipe, family)
     machine.shrink(family)
     family.place(machine.device, *(family.parts if recipe.data.class_images.count else ()))
     drawing = draw_class_images(recipe, manifest, family, whole_base, listener, processes)
@@ -143,7 +144,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
         )
     if sharded:
         shard(family, processes, machine.device, machine.dtype)
-    adapters = inject_adapters(recipe, family)
+    adapters = inject_adapters(recipe, family, exact)
     machine.speed_up(family, adapters.parts)
     encodes = texts is None or not foreseen.complete  # while it trains
     family.place(machine.device, family.denoiser, *(family.text_encoders if encodes else ()))

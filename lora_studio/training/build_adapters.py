@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from torch import Tensor
+
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.base import AdapterOptions, AdapterSet, choose_layers, inject
+from lora_studio.adapters.full_places import Place, choose_tensors, exact_values
 from lora_studio.adapters.rules import Rule
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily
 from lora_studio.processes import Processes
 from lora_studio.quantization import NONE
 from lora_studio.recipe import Recipe
+from lora_studio.recipe_adapter import AdapterConfig
 from lora_studio.training.sharded import is_sharded
+from lora_studio.training.warm_start import begin_as, start_faults
 
 ALL = "all"
 
@@ -43,6 +51,7 @@ def adapter_options(recipe: Recipe, family: ModelFamily) -> AdapterOptions:
         max_norm=config.max_norm,
         rules=rules,
         only=family.blocks.get(config.blocks, {}),
+        base_at_hand=recipe.objective.preservation > 0,
     )
 
 
@@ -54,6 +63,12 @@ def _before(last: int | None, steps: int) -> int | None:
 def adapter_targets(recipe: Recipe, family: ModelFamily) -> dict[str, tuple[str, ...]]:
     """Part -> the endings of the layers that get adapters, but for those that the rules leave out."""
     wide = _has_convolutions(recipe)
+    if trains_layers(recipe):
+        return {
+            part: family.own_layers(part)
+            for part in family.targets
+            if part == family.denoiser or recipe.adapter.text_encoder
+        }
     return {
         part: endings + (family.convolutions.get(part, ()) if wide else ())
         for part, endings in family.targets.items()
@@ -61,16 +76,38 @@ def adapter_targets(recipe: Recipe, family: ModelFamily) -> dict[str, tuple[str,
     }
 
 
-def inject_adapters(recipe: Recipe, family: ModelFamily) -> AdapterSet:
-    """The adapters that the recipe asks for, in the family's denoiser and, if wanted, its text encoders."""
+def trains_layers(recipe: Recipe) -> bool:
+    """Whether the base's own layers are trained."""
+    return ADAPTERS[recipe.adapter.kind].trains_layers
+
+
+def unrounded(recipe: Recipe, family: ModelFamily) -> dict[Place, Tensor]:
+    """What layers that are trained themselves begin with; to be asked for while the base is float32."""
+    if not trains_layers(recipe):
+        return {}
     options, targets = adapter_options(recipe, family), adapter_targets(recipe, family)
-    return inject(family.parts, targets, options, canonical_path=family.canonical_path)
+    chosen = choose_tensors(family.parts, targets, options, canonical_path=family.canonical_path)
+    return exact_values(family.parts, chosen)
+
+
+def inject_adapters(
+    recipe: Recipe, family: ModelFamily, exact: Mapping[Place, Tensor] = MappingProxyType({})
+) -> AdapterSet:
+    """The adapters that the recipe asks for, in the family's denoiser and, if wanted, its text encoders.
+
+    `exact`: what was `unrounded`.
+    """
+    options, targets = adapter_options(recipe, family), adapter_targets(recipe, family)
+    adapters = inject(family.parts, targets, options, canonical_path=family.canonical_path, exact=exact)
+    if recipe.adapter.init_from is not None:
+        adapters.notes = (begin_as(adapters, family, recipe.adapter.init_from),)
+    return adapters
 
 
 def refuse_adapters(recipe: Recipe, family: ModelFamily, processes: Processes) -> None:
     """Raise RecipeError for options of [adapter] that do not go together, or not with this base."""
     config, kind = recipe.adapter, ADAPTERS[recipe.adapter.kind]
-    faults: list[str] = []
+    faults = _meaningless(config)
     if config.blocks != ALL and config.blocks not in family.blocks:
         known = ", ".join(map(repr, [ALL, *family.blocks]))
         faults.append(f"adapter.blocks is {config.blocks!r}; for this base it may be {known}.")
@@ -79,21 +116,44 @@ def refuse_adapters(recipe: Recipe, family: ModelFamily, processes: Processes) -
             "adapter.conv_rank and adapter.conv_alpha are of convolutions, which are not trained; "
             'set adapter.convolutions = true, or adapter.kind = "locon".'
         )
-    if config.lora_plus_ratio != 1 and not kind.faster:
+    if config.lora_plus_ratio != 1 and not kind.faster and "lora_plus_ratio" not in kind.unused:
         faults.append(f"adapter.lora_plus_ratio does not go with the kind {config.kind!r}; leave it out.")
     reads = kind.reads_weight or config.start != "default"
-    if reads and (recipe.base.quantize != NONE or is_sharded(recipe, processes)):
+    if kind.trains_layers and (recipe.base.quantize != NONE or is_sharded(recipe, processes)):
+        faults.append(
+            f"adapter.kind = {config.kind!r} trains the base's own weights, so they can be neither in fewer "
+            "bits nor spread over processes; leave base.quantize and machine.shard_base out, or take "
+            'adapter.kind = "lora".'
+        )
+    elif reads and (recipe.base.quantize != NONE or is_sharded(recipe, processes)):
         faults.append(
             f"adapter.kind = {config.kind!r} with adapter.start = {config.start!r} reads the frozen weights, "
             "which goes neither with base.quantize nor with machine.shard_base; leave one out."
         )
     try:
         options, targets = adapter_options(recipe, family), adapter_targets(recipe, family)
-        choose_layers(family.parts, targets, options, canonical_path=family.canonical_path)
+        places = choose_layers(family.parts, targets, options, canonical_path=family.canonical_path)
+        if config.init_from is not None:
+            faults += start_faults(config, family, places)
     except RecipeError as error:
         faults.append(str(error))
     if faults:
         raise RecipeError("\n".join(faults))
+
+
+def _meaningless(config: AdapterConfig) -> list[str]:
+    """What was given though it means nothing to the kind."""
+    unused, given = ADAPTERS[config.kind].unused, config.model_fields_set
+    names = [f"adapter.{name}" for name in AdapterConfig.model_fields if name in unused & given]
+    for name in ("rank", "alpha"):
+        if name in unused and any(getattr(layer, name) is not None for layer in config.layers):
+            names.append(f"the {name} of an [[adapter.layers]]")
+    if not names:
+        return []
+    return [
+        f"adapter.kind = {config.kind!r} has no use for {', '.join(names)}: the layers' own tensors are "
+        "trained, whole; take that out."
+    ]
 
 
 def _has_convolutions(recipe: Recipe) -> bool:

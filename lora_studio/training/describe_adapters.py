@@ -11,11 +11,14 @@ from lora_studio.adapters.rules import scale_of
 from lora_studio.export.plain import most_bytes
 from lora_studio.recipe import Recipe
 from lora_studio.recipe_adapter import AdapterConfig
+from lora_studio.training.describe_full import full_notes
 
 
 def adapter_notes(recipe: Recipe, adapters: AdapterSet) -> tuple[str, ...]:
     """Sentences; none for an adapter as it comes."""
-    return (*_step_size(recipe), *_groups(adapters), *_file(recipe, adapters))
+    if ADAPTERS[recipe.adapter.kind].trains_layers:
+        return tuple(full_notes(recipe, adapters))
+    return (*adapters.notes, *_step_size(recipe), *_groups(adapters), *_file(recipe, adapters))
 
 
 def effective_rate(config: AdapterConfig, rate: float) -> float:

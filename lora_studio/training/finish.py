@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import platform
+import shutil
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +28,17 @@ from lora_studio.families.loading import POCKET
 from lora_studio.run import Run
 from lora_studio.training.base import base_of
 from lora_studio.training.build import Session
+from lora_studio.training.build_adapters import trains_layers
 from lora_studio.training.events import Listener, Note, PreviewsDrawn
+from lora_studio.training.finish_folder import (
+    LOST,
+    digest_of,
+    in_mixed_precision,
+    lost_in_words,
+    size_of,
+    verify_base,
+    write_base,
+)
 from lora_studio.training.holdout import holdout_summary
 from lora_studio.training.plots import holdout_plot, loss_plot
 from lora_studio.training.preview import as_png, grid, load_pictures, render, render_base
@@ -82,6 +93,8 @@ def finish(
         report.checks["cast_error"] = cast_error
         processes.from_main(lambda: _accept(path, report, session.run))
         listener(Note(f"verified {path}"))
+        if (lost := report.checks.get("probe_lost_share", 0.0)) > LOST:
+            listener(Note(lost_in_words(lost, session)))
         tuned = render(session.family, session.preview) if base_pictures else []
         if base_pictures:
             listener(PreviewsDrawn(*_show_tuned(session, base_pictures, tuned), tuple(tuned)))
@@ -89,7 +102,9 @@ def finish(
 
 
 def _export(session: Session) -> tuple[Path, float]:
-    """The written file, and how far its dtype changed a weight."""
+    """The written file or folder, and how far its dtype changed a weight."""
+    if trains_layers(session.recipe):
+        return write_base(session)
     run, recipe = session.run, session.recipe
     path = run.folder / f"{recipe.name}.safetensors"
     with run.writing():
@@ -106,7 +121,10 @@ def _accept(path: Path, report: Report, run: Run) -> None:
     """Keep the report; raise ExportMismatch, with the file set aside, if it is faulty."""
     run.json("verify.json", report.to_json())
     if not report.whole:
-        aside = path.rename(path.with_name(path.name + ".unverified"))
+        aside = path.with_name(path.name + ".unverified")
+        if aside.is_dir():  # of an earlier try
+            shutil.rmtree(aside)
+        path.rename(aside)
         raise ExportMismatch(f"{aside} is not what was trained: {'; '.join(report.faults[:3])}.")
 
 
@@ -135,7 +153,8 @@ def _wrap_up(session: Session, path: Path, report: Report, seconds: dict[str, fl
 def probe(session: Session) -> Answers:
     """What the live adapters answer, with and without them."""
     family = session.family
-    with family.placed(*_probed(family)):
+    mixed = in_mixed_precision(session) if trains_layers(session.recipe) else nullcontext()
+    with family.placed(*_probed(family)), mixed:
         live = ask(family)
         with session.adapters.disabled():
             return answers_of(live, ask(family))
@@ -148,6 +167,8 @@ def _probed(family: ModelFamily) -> list[str]:
 
 def verify_run(path: Path, session: Session, expected: Answers) -> Report:
     """The written file against the live adapters and, through diffusers, in a base loaded afresh."""
+    if trains_layers(session.recipe):
+        return verify_base(path, session, expected)
     family, machine = session.family, session.machine
     file = open_lora(path)
     report = check_file(file)
@@ -188,6 +209,7 @@ def _facts(session: Session) -> TrainingFacts:
         snr_gamma=recipe.objective.snr_gamma,
         debiased=recipe.objective.weighting == "debiased",
         noise_offset=recipe.objective.noise_offset,
+        needs=tuple((digest_of(one.file), one.strength) for one in recipe.base.loras),
     )
 
 
@@ -198,8 +220,8 @@ def summarise(session: Session, path: Path, seconds: dict[str, float]) -> dict[s
     tenth = max(1, len(losses) // 10)
     return {
         "file": path.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "file_bytes": path.stat().st_size,
+        "sha256": digest_of(path),
+        "file_bytes": size_of(path),
         "steps": len(rows),
         "passes": session.loop.passes,  # more than one if memory ran out
         "steps_skipped": session.loop.state.counters.skipped,

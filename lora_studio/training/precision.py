@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @contextmanager
 def in_its_precision(family: ModelFamily) -> Iterator[None]:
     """What a pipeline runs in: its VAE's weights are float32, the other parts have the base's precision."""
-    dtype = next(family.parts[family.denoiser].parameters()).dtype
+    dtype = family.precision
     autocast = torch.autocast(family.device.type, dtype, enabled=dtype != torch.float32)
     with autocast, _decoding_in_float32(family) if dtype == torch.float16 else nullcontext():
         yield

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from lora_studio.errors import RecipeError
+from lora_studio.export.plain_file import digest
 from lora_studio.recipe import Recipe, load_recipe
 from lora_studio.recipe_changes import Change, changes
 from lora_studio.run import Run
@@ -13,6 +15,36 @@ from lora_studio.training.schedule import factor, make_schedule
 
 RECIPE_FILE = "recipe.toml"
 STEPS = "training.steps"
+
+
+INPUTS = "inputs.json"  # sha256 of the LoRA files that the run was made from
+
+
+def inputs_of(recipe: Recipe) -> dict[str, str]:
+    """Option -> sha256 of the LoRA file that it names. Raises RecipeError for one that is not there."""
+    named = {f"base.loras[{number}].file": one.file for number, one in enumerate(recipe.base.loras)}
+    if recipe.adapter.init_from is not None:
+        named["adapter.init_from"] = recipe.adapter.init_from
+    missing = [
+        f"{option} is {path}, but there is no such file."
+        for option, path in named.items()
+        if not path.is_file()
+    ]
+    if missing:
+        raise RecipeError("\n".join(missing))
+    return {option: digest(path) for option, path in named.items()}
+
+
+def refuse_other_inputs(run: Run, recipe: Recipe) -> None:
+    """Raise RecipeError if a LoRA file that the run was started with holds something else now."""
+    path = run.folder / INPUTS
+    before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    other = [option for option, found in inputs_of(recipe).items() if before.get(option, found) != found]
+    if other:
+        raise RecipeError(
+            f"{run.folder} was started when {', '.join(other)} held another file (its sha256 was "
+            f"{before[other[0]][:12]}...); put that one back to resume, or start another run with --out."
+        )
 
 
 def allowed_changes(run: Run, recipe: Recipe) -> list[Change]:
@@ -24,6 +56,7 @@ def allowed_changes(run: Run, recipe: Recipe) -> list[Change]:
     found = changes(old, recipe)
     fixed = [one for one in found if not (one.free or (one.option == STEPS and _same_rates(old, recipe)))]
     if not fixed:
+        refuse_other_inputs(run, recipe)
         return found
     lines = [f"{run.folder} was started with another recipe, and these options change what is learned:"]
     lines += [f"  {one}{_why(one, old)}" for one in fixed]
@@ -61,6 +94,8 @@ def _stops(recipe: Recipe) -> list[int | None]:
 
 
 def _why(change: Change, old: Recipe) -> str:
+    if change.option == "adapter.init_from":
+        return " (it is what a new run begins with; a resumed one goes on from its own checkpoint)"
     if change.option != STEPS:
         return ""
     if any(one.stop_at is not None and one.stop_at <= 1 for one in old.adapter.layers):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from lora_studio.adapters import ADAPTERS
 from lora_studio.errors import (
     CheckpointError,
     ProcessLost,
@@ -27,7 +28,7 @@ from lora_studio.training.describe import describe
 from lora_studio.training.events import Listener, nobody
 from lora_studio.training.finish import Finished, finish, show_base
 from lora_studio.training.memory import is_out_of_memory, out_of_memory
-from lora_studio.training.resume import RECIPE_FILE, allowed_changes, take_over
+from lora_studio.training.resume import INPUTS, RECIPE_FILE, allowed_changes, inputs_of, take_over
 from lora_studio.training.timing import time_everything
 from lora_studio.training.tracking import Tracking
 from lora_studio.training.watch import HOLDOUT, HoldoutWatch, PreviewWatch, Watch
@@ -89,6 +90,8 @@ def _train(
     session = prepare(recipe, run, on_event, processes)
     step = _load_checkpoint(session) if resume else 0
     run.text(RECIPE_FILE, to_toml(recipe))
+    if inputs := inputs_of(recipe):
+        run.json(INPUTS, inputs)
     for lines in ("metrics.jsonl", HOLDOUT):  # of steps that will be done again, or of a start without a save
         run.forget_after(step if resume else -1, lines)
     if processes.is_main:
@@ -122,10 +125,11 @@ def _watch(session: Session, base_pictures: list[Image.Image], listener: Listene
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The recipe as run, with every default written out."""
+    """The recipe as run, with every default of what its kind of adapter has a use for written out."""
     import tomli_w
 
-    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+    unused = ADAPTERS[recipe.adapter.kind].unused  # refused if they are given
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True, exclude={"adapter": set(unused)}))
 
 
 def is_finished(folder: Path) -> bool:

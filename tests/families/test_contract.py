@@ -224,8 +224,9 @@ def test_every_kind_of_adapter_keeps_its_promises_in_every_family(
     targets = {part: ends + family.convolutions.get(part, ()) for part, ends in family.targets.items()}
     options = AdapterOptions(kind, rank=2, alpha=2.0, seed=0)
     adapters = inject(family.parts, targets, options, canonical_path=family.canonical_path)
-    # fast.py adds a 1x1 convolution's weights up before it, for which torch may take another kernel
-    torch.testing.assert_close(answer(), base, atol=2e-6 if kind == "locon" else 0.0, rtol=0.0)
+    # torch may take another kernel for a 1x1 convolution whose weights fast.py adds up before it, and for
+    # equal weights that lie elsewhere in memory
+    torch.testing.assert_close(answer(), base, atol=2e-6 if kind in ("locon", "full") else 0.0, rtol=0.0)
     with torch.no_grad():
         for key, tensor in adapters.named_parameters().items():
             tensor += 0.02 * torch.randn(tensor.shape, generator=generator(key))
@@ -243,16 +244,21 @@ def test_every_kind_of_adapter_keeps_its_promises_in_every_family(
     assert all(torch.equal(one, gradients[1][key]) for key, one in gradients[0].items())
     with adapters.disabled(), torch.no_grad():
         assert torch.equal(answer(), base)
-    for part, tensors in before.items():
-        now = {
-            key.replace(".base_layer.", "."): tensor
-            for key, tensor in family.parts[part].state_dict().items()
-            if f".{NAME}." not in key
-        }
-        assert now.keys() == tensors.keys() and all(torch.equal(now[key], tensors[key]) for key in now), part
+        for part, tensors in before.items():
+            now = {
+                key.replace(".base_layer.", "."): tensor
+                for key, tensor in family.parts[part].state_dict().items()
+                if f".{NAME}." not in key
+            }
+            same = all(torch.equal(now[key], tensors[key]) for key in now)
+            assert now.keys() == tensors.keys() and same, part
     with torch.no_grad(), adapters.disabled():
         for layer in adapters.layers:
-            layer.module.get_base_layer().weight += layer.delta()
+            own = layer.module.get_base_layer()
+            for name, change in layer.changes().items():
+                own.get_parameter(
+                    name.removeprefix(f"{layer.name}.") if name != layer.name else "weight"
+                ).add_(change)
         merged = answer()
     assert (merged - tuned).norm() < 1e-3 * (tuned - base).norm()
 

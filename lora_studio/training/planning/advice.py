@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from lora_studio.training.build import Session
+from lora_studio.training.build_adapters import trains_layers
 from lora_studio.training.planning.memory import Memory, measure_activations
 
 LOWER = {1024: 768, 768: 512}  # sides of the areas that bases are used at
@@ -104,7 +105,7 @@ def _fewer_bits(session: Session, memory: Memory) -> Iterator[Advice]:
     if session.machine.dtype == torch.float32:
         parts = {name: BFLOAT16_SHARE for name in memory.parts if name != "vae"}
         yield Advice('base.dtype = "bfloat16"', "the base is a little less exact", False, False, parts=parts)
-    if recipe.base.quantize != "none" or family.denoiser not in memory.parts:
+    if recipe.base.quantize != "none" or family.denoiser not in memory.parts or trains_layers(recipe):
         return
     adapted = [layer for layer in session.adapters.layers if layer.part == family.denoiser]
     weights = [layer.module.get_base_layer().weight for layer in adapted]

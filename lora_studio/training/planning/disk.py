@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_studio.export.plain import most_bytes
+from lora_studio.export.write import DTYPES
 from lora_studio.training.build import Session
+from lora_studio.training.build_adapters import trains_layers
 from lora_studio.training.planning.memory import latent_bytes
 from lora_studio.training.preview import as_png, grid, render
 from lora_studio.training.timing import Timing
@@ -45,9 +47,18 @@ def measure_disk(session: Session, timing: Timing, *, optimizer: int) -> Disk:
         checkpoints=count * (adapters + optimizer + means),
         num_checkpoints=count,
         previews=_previews(session, timing),
-        file=most_bytes(session.adapters, recipe.export.dtype) + len(session.adapters.layers) * HEADER_BYTES,
+        file=_result(session),
         free=shutil.disk_usage(_existing(session.run.folder)).free,
     )
+
+
+def _result(session: Session) -> int:
+    """The LoRA file, or all of a base's parts."""
+    recipe, adapters = session.recipe, session.adapters
+    if not trains_layers(recipe):
+        return most_bytes(adapters, recipe.export.dtype) + len(adapters.layers) * HEADER_BYTES
+    numbers = sum(one.numel() for part in session.family.parts.values() for one in part.parameters())
+    return numbers * DTYPES[recipe.export.dtype].itemsize
 
 
 def _texts(session: Session) -> int:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-from torch import nn
-
 from lora_studio.training.build import Session
-from lora_studio.training.optimizer_choice import make_optimizer, options_of
+from lora_studio.training.optimizer_memory import optimizer_bytes
 from lora_studio.training.planning.live import peak_bytes
 from lora_studio.training.preview import render
 
@@ -23,6 +20,7 @@ class Memory:
     adapters: int
     optimizer: int
     mean: int  # of the weights, with training.ema
+    originals: int  # what the base has in place of layers that are trained themselves, if it lies there
     caches: int  # latents and conditioning on the device
     gradients: int
     activations: int  # of a step's forward and backward pass, at most
@@ -33,7 +31,8 @@ class Memory:
     @property
     def resident(self) -> int:
         """What lies there all the time."""
-        return sum(self.parts.values()) + self.adapters + self.optimizer + self.mean + self.caches
+        learned = self.adapters + self.optimizer + self.mean + self.originals
+        return sum(self.parts.values()) + learned + self.caches
 
     @property
     def total(self) -> int:
@@ -53,8 +52,9 @@ def measure_memory(session: Session, *, room: int) -> Memory:
     memory = Memory(
         parts=_weights(session),
         adapters=adapters,
-        optimizer=optimizer_bytes(session),
+        optimizer=optimizer_bytes(session.recipe, session.adapters),
         mean=0 if state.ema is None else adapters,
+        originals=_originals(session),
         caches=_caches(session),
         gradients=adapters,
         activations=0,
@@ -73,23 +73,6 @@ def measure_activations(session: Session, *, rows: int | None = None) -> int:
     return max(0, peak - sum(tensor.nbytes for tensor in session.adapters.named_parameters().values()))
 
 
-def optimizer_bytes(session: Session) -> int:
-    """Of its state after a step, found by a step on zeros in each tensor's shape, one at a time."""
-    training, total = session.recipe.training, 0
-    found: dict[torch.Size, int] = {}
-    for parameter in session.adapters.named_parameters().values():
-        if parameter.shape not in found:
-            trial = nn.Parameter(torch.zeros_like(parameter))
-            trial.grad = torch.zeros_like(trial)
-            groups = [{"params": [trial], "lr": training.learning_rate}]
-            optimizer = make_optimizer(options_of(training), groups)
-            optimizer.step()
-            values = optimizer.state[trial].values()
-            found[parameter.shape] = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
-        total += found[parameter.shape]
-    return total
-
-
 def _weights(session: Session) -> dict[str, int]:
     """Part -> bytes on the device, the adapters' own left out."""
     device, family = session.family.device, session.family
@@ -99,6 +82,18 @@ def _weights(session: Session) -> dict[str, int]:
         tensors = [one for one in (*part.parameters(), *part.buffers()) if id(one) not in ours]
         found[name] = sum(one.nbytes for one in tensors if one.device == device)
     return {name: size for name, size in found.items() if size}
+
+
+def _originals(session: Session) -> int:
+    """Those in main memory are on the device only while nothing is trained."""
+    adapters = session.adapters
+    near = [
+        own
+        for layer in adapters.layers
+        for own in layer.originals.values()
+        if adapters.options.base_at_hand or own.device == session.family.device
+    ]
+    return sum(own.nbytes for own in near)
 
 
 def _caches(session: Session) -> int:

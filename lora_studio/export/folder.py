@@ -1,0 +1,135 @@
+"""A whole base as a diffusers folder: what full fine-tuning ends with, or a base with LoRAs merged in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_studio.errors import ExportMismatch
+from lora_studio.export.write import DTYPES
+from lora_studio.families.base import ModelFamily
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+_PATHS = ("_name_or_path", "name_or_path")  # where libraries note what a part was loaded from
+
+
+def write_folder(path: Path, family: ModelFamily, *, changed: Collection[str], dtype: str) -> float:
+    """Write a family's parts, float32 on the CPU, as a folder that `DiffusionPipeline.from_pretrained` loads.
+
+    The parts `changed` are written in `dtype`, and so is every other that loses nothing by it; what would
+    stays float32. The parts are cast in place. A folder that was there is replaced when all of the new one is
+    on the disk. Answers the largest relative error that casting caused in any tensor. Raises ExportMismatch
+    when a value does not fit into the dtype, in which case nothing is written.
+    """
+    wanted = DTYPES[dtype]
+    overflown = [f"{p}.{k}" for p in changed for k in _overflowing(family.parts[p], wanted)]
+    if overflown:
+        raise ExportMismatch(
+            f"{len(overflown)} tensors do not fit into {dtype}, first {overflown[0]}; "
+            'set export.dtype = "float32".'
+        )
+    error = max((cast_error(one, wanted) for p in changed for one in family.parts[p].parameters()), default=0)
+    pipeline = _pipeline(family)
+    for name, part in family.parts.items():
+        if name in changed or holds_exactly(part, wanted):
+            part.to(wanted)
+    temporary, former = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
+    try:
+        for left_over in (temporary, former):
+            shutil.rmtree(left_over, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        pipeline.save_pretrained(temporary, safe_serialization=True)
+        for name, tokenizer in family.tokenizers.items():
+            tokenizer.backend_tokenizer.model.save(
+                str(temporary / name)
+            )  # vocab.json, merges.txt: UIs read them
+        _forget_paths(temporary)
+        _sync_all(temporary)
+        if path.exists():
+            path.rename(former)
+        temporary.rename(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)
+    return error
+
+
+def put_in(family: ModelFamily, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Copy tensors, by their canonical keys, into an unadapted family's parts; which parts that changed."""
+    own = canonical_tensors(family)
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            own[key].copy_(tensor)
+    return {key.partition(".")[0] for key in tensors}
+
+
+def canonical_tensors(family: ModelFamily) -> dict[str, nn.Parameter]:
+    """All parameters by `<part>.<canonical path>.<tensor>`."""
+    found = {}
+    for part, module in family.parts.items():
+        for name, tensor in module.named_parameters():
+            path, _, end = name.rpartition(".")
+            found[f"{part}.{family.canonical_path(part, path)}.{end}"] = tensor
+    return found
+
+
+def holds_exactly(part: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a dtype has all the digits of a part's tensors."""
+    return all(torch.equal(one.to(dtype).to(one.dtype), one) for one in part.state_dict().values())
+
+
+def cast_error(exact: Tensor, dtype: torch.dtype) -> float:
+    """The largest error of a tensor in another dtype, relative to its largest number."""
+    size = exact.detach().abs().max().item()
+    return (
+        (exact.detach().to(dtype).float() - exact.detach().float()).abs().max().item() / size if size else 0.0
+    )
+
+
+def _overflowing(part: nn.Module, dtype: torch.dtype) -> list[str]:
+    return [name for name, one in part.named_parameters() if not one.to(dtype).isfinite().all()]
+
+
+def _pipeline(family: ModelFamily) -> DiffusionPipeline:
+    """With the base's own scheduler instead of the previews', if its configuration names one of diffusers."""
+    import diffusers
+
+    pipeline = family.pipeline()
+    kind: Any = getattr(diffusers, str(family.scheduler.get("_class_name")), None)
+    if hasattr(kind, "from_config") and issubclass(kind, diffusers.SchedulerMixin):
+        settings = {key: value for key, value in family.scheduler.items() if not key.startswith("_")}
+        pipeline.register_modules(scheduler=kind.from_config(settings))
+    return pipeline
+
+
+def _forget_paths(folder: Path) -> None:
+    """Where the base was loaded from is nobody's business."""
+    for path in folder.rglob("*.json"):
+        values: Any = json.loads(path.read_text("utf-8"))
+        if isinstance(values, dict) and any(key in values for key in _PATHS):
+            kept = {key: value for key, value in values.items() if key not in _PATHS}
+            path.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _sync_all(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

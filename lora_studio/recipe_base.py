@@ -1,0 +1,56 @@
+"""The recipe's [base]: which frozen model is adapted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from lora_studio.recipe_data import Section, UserPath, from_folder
+
+
+class MergedLoraConfig(Section):
+    """One of [[base.loras]]: a finished LoRA that is part of the base for this run."""
+
+    file: UserPath = Field(description="a LoRA .safetensors file; relative to the recipe's own folder")
+    strength: float = Field(1.0, ge=-10, le=10, description="factor of its change")
+
+
+class BaseConfig(Section):
+    """Which frozen model is adapted."""
+
+    free: ClassVar[frozenset[str]] = frozenset({"allow_pickle"})
+
+    model: str = Field(
+        description='"pocket" (the base in the package), a diffusers folder, a .safetensors file, or a hub id'
+    )
+    vae: str = Field(
+        "", description="another VAE than the base's own: a folder or a .safetensors file of a diffusers VAE"
+    )
+    prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
+        "auto", description="for a base that says nothing of it; another than the one it says is refused"
+    )
+    tokenizer: UserPath | None = Field(
+        None, description="for a file: a folder with vocab.json and merges.txt, if they are not CLIP's"
+    )
+    allow_pickle: bool = Field(False, description="for a .ckpt file: read it, tensors only")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on a GPU, else float32; float16: for GPUs without bfloat16"
+    )
+    loras: tuple[MergedLoraConfig, ...] = Field(
+        (), description="[[base.loras]]: LoRAs that are merged into it first; the new one needs them, too"
+    )
+    quantize: str = Field(
+        "none", description="keep the denoiser's frozen linear layers in 8 or 4 bits: less memory, less exact"
+    )
+    vae_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: pictures are encoded faster on a GPU, and a little less exactly"
+    )
+
+    def below(self, folder: Path) -> BaseConfig:
+        """The same with relative paths of LoRAs taken from `folder`."""
+        loras = tuple(
+            one.model_copy(update={"file": from_folder(folder, one.file.expanduser())}) for one in self.loras
+        )
+        return self.model_copy(update={"loras": loras}) if loras else self

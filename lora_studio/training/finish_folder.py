@@ -1,0 +1,164 @@
+"""What full fine-tuning ends with: a whole base in a folder, and the proof that it is what was trained."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lora_studio.adapters.adapter_set import put_back
+from lora_studio.errors import reason_of
+from lora_studio.export.folder import canonical_tensors, holds_exactly, put_in, write_folder
+from lora_studio.export.plain_file import digest
+from lora_studio.export.probe import Answers, ask, rms
+from lora_studio.export.verify import Report
+from lora_studio.export.write import DTYPES
+from lora_studio.families.base import ModelFamily
+from lora_studio.training.base import base_of
+from lora_studio.training.build import Session
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+SAME = 1e-4  # of an answer's size: float32 adds up in another order where a part lies elsewhere in memory
+
+LOST = 0.1  # of what was learned, from which on it is said
+
+
+def write_base(session: Session) -> tuple[Path, float]:
+    """The base with what was trained put in, as a folder; and how far its dtype changed a weight.
+
+    From the base's own files: parts that were not trained have all their digits, whatever was computed in.
+    """
+    path = session.run.folder / session.recipe.name
+    fresh = base_of(session.recipe)
+    changed = put_in(fresh, session.adapters.named_parameters())
+    with session.run.writing():
+        error = write_folder(path, fresh, changed=changed, dtype=session.recipe.export.dtype)
+    return path, error
+
+
+def verify_base(path: Path, session: Session, expected: Answers) -> Report:
+    """The folder's numbers against the live ones, and a probe batch through what diffusers loads from it."""
+    report = Report(path.name)
+    pipeline = _opened(path, report)
+    if pipeline is None:
+        return report
+    family, machine = session.family, session.machine
+    parts = {name: getattr(pipeline, name).requires_grad_(False).eval() for name in family.parts}
+    written = type(family)(parts, family.tokenizers, source="", scheduler=dict(pipeline.scheduler.config))
+    _check_numbers(written, session, report)
+    if report.faults:
+        return report
+    machine.shrink(written)
+    asked = [name for name in family.parts if name != "vae"]
+    with family.placed():  # nowhere but in main memory: there may be no room for two
+        written.place(machine.device, *asked)
+        answer = ask(written)
+        written.place(torch.device("cpu"))
+    with family.placed(*asked), in_mixed_precision(session), _rounded(session):
+        rounded = ask(family)
+    _check_probe(answer, rounded, expected, report, rounding=machine.rounding)
+    return report
+
+
+@contextmanager
+def in_mixed_precision(session: Session) -> Iterator[None]:
+    """What float32 layers among others need to be asked; nothing in float32 alone."""
+    dtype = session.machine.autocast
+    with torch.autocast(session.family.device.type, dtype, enabled=dtype is not None):
+        yield
+
+
+def _opened(path: Path, report: Report) -> DiffusionPipeline | None:
+    from diffusers import DiffusionPipeline
+
+    try:
+        pipeline: DiffusionPipeline = DiffusionPipeline.from_pretrained(
+            path, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        report.faults.append(f"diffusers does not load it: {reason_of(error)}")
+        return None
+    return pipeline
+
+
+def _check_numbers(written: ModelFamily, session: Session, report: Report) -> None:
+    """Every tensor is finite; it is the trained or the base's own one in the export's dtype, bit for bit."""
+    dtype, live = DTYPES[session.recipe.export.dtype], session.adapters.named_parameters()
+    found = canonical_tensors(written)
+    base = base_of(session.recipe)
+    own: Mapping[str, Tensor] = canonical_tensors(base)
+    changed = {layer.part for layer in session.adapters.layers}
+    exact = {
+        name for name in base.parts if name not in changed and not holds_exactly(base.parts[name], dtype)
+    }
+    wrong = sorted(own.keys() ^ found.keys())
+    for key in own.keys() & found.keys():
+        expected = live[key].detach().cpu() if key in live else own[key].detach()
+        if key.partition(".")[0] not in exact:
+            expected = expected.to(dtype)
+        if not found[key].isfinite().all():
+            report.faults.append(f"{key} is not finite")
+        elif not torch.equal(found[key].detach().float(), expected.float()):
+            wrong.append(key)
+    if wrong:
+        report.faults.append(f"{len(wrong)} tensors are not what was trained, first {wrong[0]}")
+    report.checks |= {"tensors": len(found), "tensors_trained": len(live), "parts_trained": sorted(changed)}
+
+
+@contextmanager
+def _rounded(session: Session) -> Iterator[None]:
+    """Within it the trained parts have the export's digits, as the folder has."""
+    dtype, family = DTYPES[session.recipe.export.dtype], session.family
+    parts = dict.fromkeys(layer.part for layer in session.adapters.layers)
+    tensors = [one for part in parts for one in family.parts[part].parameters()]
+    with put_back(tensors):
+        with torch.no_grad():
+            for one in tensors:
+                one.copy_(one.to(dtype))
+        yield
+
+
+def _check_probe(
+    answer: Tensor, rounded: Tensor, expected: Answers, report: Report, *, rounding: float
+) -> None:
+    """The folder's answer against the live one with the folder's digits, which has to be the same."""
+    difference = rms(answer - rounded) / rms(rounded)
+    report.checks["probe_effect"] = expected.effect
+    report.checks["probe_difference"] = difference
+    if expected.effect == 0:
+        report.faults.append("the probe's answer is the base's: nothing was learned")
+        return
+    report.checks["probe_lost_share"] = rms(rounded - expected.tuned) / expected.effect
+    if not difference <= max(SAME, rounding):
+        report.faults.append(f"the probe through the folder differs by {difference:.2%} of the live answer")
+
+
+def lost_in_words(share: float, session: Session) -> str:
+    """What the user can do about it."""
+    return (
+        f"rounding to {session.recipe.export.dtype} moves the probe's answer by {share:.0%} of what training "
+        'moved it; export.dtype = "float32" keeps all digits'
+    )
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a file, or over the names and sha256 of all files in a folder."""
+    if path.is_file():
+        return digest(path)
+    whole = hashlib.sha256()
+    for one in sorted(path.rglob("*")):
+        if one.is_file():
+            whole.update(f"{one.relative_to(path).as_posix()} {digest(one)}\n".encode())
+    return whole.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(one.stat().st_size for one in (path, *path.rglob("*")) if one.is_file())

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from lora_studio.errors import RecipeError
@@ -17,6 +17,7 @@ from lora_studio.recipe_adapter import AdapterConfig
 from lora_studio.recipe_data import DataConfig, Section, UserPath
 from lora_studio.recipe_machine import MachineConfig
 from lora_studio.recipe_objective import ObjectiveConfig
+from lora_studio.recipe_tokens import TokenConfig, token_faults
 from lora_studio.recipe_tracking import TrackingConfig
 from lora_studio.recipe_training import HoldoutConfig, TrainingConfig
 from lora_studio.registry import did_you_mean
@@ -88,6 +89,7 @@ class Recipe(Section):
     base: BaseConfig
     data: DataConfig
     adapter: AdapterConfig = AdapterConfig()
+    tokens: tuple[TokenConfig, ...] = Field((), description="[[tokens]]: new words that are learned")
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     machine: MachineConfig = MachineConfig()
@@ -101,6 +103,13 @@ class Recipe(Section):
     def _images_beside_the_recipe(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
         folder = (info.context or {}).get("folder")
         return data if folder is None else data.below(folder)
+
+    @model_validator(mode="after")
+    def _tokens_go_together(self) -> Recipe:
+        faults = token_faults(self.tokens, self.adapter, name=self.name, steps=self.training.steps)
+        if faults:
+            raise ValueError("\n  ".join(faults))
+        return self
 
 
 def load_recipe(path: Path, *, changes: tuple[str, ...] = ()) -> Recipe:

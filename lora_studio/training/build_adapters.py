@@ -5,11 +5,13 @@ from __future__ import annotations
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.base import AdapterOptions, AdapterSet, choose_layers, inject
 from lora_studio.adapters.rules import Rule
+from lora_studio.adapters.textual_inversion import TokenOptions, check_tokens, inject_tokens
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily
 from lora_studio.processes import Processes
 from lora_studio.quantization import NONE
 from lora_studio.recipe import Recipe
+from lora_studio.recipe_tokens import NO_ADAPTER
 from lora_studio.training.sharded import is_sharded
 
 ALL = "all"
@@ -62,13 +64,48 @@ def adapter_targets(recipe: Recipe, family: ModelFamily) -> dict[str, tuple[str,
 
 
 def inject_adapters(recipe: Recipe, family: ModelFamily) -> AdapterSet:
-    """The adapters that the recipe asks for, in the family's denoiser and, if wanted, its text encoders."""
+    """The adapters that the recipe asks for, in the family's denoiser and, if wanted, its text encoders.
+
+    And its new tokens, in these.
+    """
     options, targets = adapter_options(recipe, family), adapter_targets(recipe, family)
-    return inject(family.parts, targets, options, canonical_path=family.canonical_path)
+    tokens = inject_tokens(family, token_options(recipe))
+    if recipe.adapter.kind == NO_ADAPTER:
+        return AdapterSet([], options, tokens)
+    adapters = inject(family.parts, targets, options, canonical_path=family.canonical_path)
+    return AdapterSet(adapters.layers, options, tokens)
+
+
+def token_options(recipe: Recipe) -> list[TokenOptions]:
+    """As plain values."""
+    steps = recipe.training.steps
+    return [
+        TokenOptions(
+            one.token,
+            one.start,
+            one.vectors,
+            one.learning_rate,
+            _before(one.last_step(steps), steps),
+            one.keep_norm,
+        )
+        for one in recipe.tokens
+    ]
 
 
 def refuse_adapters(recipe: Recipe, family: ModelFamily, processes: Processes) -> None:
-    """Raise RecipeError for options of [adapter] that do not go together, or not with this base."""
+    """Raise RecipeError for options of [adapter] and [[tokens]] that do not go together, or with this base."""
+    faults: list[str] = []
+    try:
+        check_tokens(family, token_options(recipe))
+    except RecipeError as error:
+        faults.append(str(error))
+    if recipe.adapter.kind != NO_ADAPTER:
+        faults += _adapter_faults(recipe, family, processes)
+    if faults:
+        raise RecipeError("\n".join(faults))
+
+
+def _adapter_faults(recipe: Recipe, family: ModelFamily, processes: Processes) -> list[str]:
     config, kind = recipe.adapter, ADAPTERS[recipe.adapter.kind]
     faults: list[str] = []
     if config.blocks != ALL and config.blocks not in family.blocks:
@@ -92,8 +129,7 @@ def refuse_adapters(recipe: Recipe, family: ModelFamily, processes: Processes) -
         choose_layers(family.parts, targets, options, canonical_path=family.canonical_path)
     except RecipeError as error:
         faults.append(str(error))
-    if faults:
-        raise RecipeError("\n".join(faults))
+    return faults
 
 
 def _has_convolutions(recipe: Recipe) -> bool:

@@ -57,14 +57,15 @@ def _same_rates(old: Recipe, new: Recipe) -> bool:
 
 
 def _stops(recipe: Recipe) -> list[int | None]:
-    return [one.last_step(recipe.training.steps) for one in recipe.adapter.layers]
+    return [one.last_step(recipe.training.steps) for one in (*recipe.adapter.layers, *recipe.tokens)]
 
 
 def _why(change: Change, old: Recipe) -> str:
     if change.option != STEPS:
         return ""
-    if any(one.stop_at is not None and one.stop_at <= 1 for one in old.adapter.layers):
-        return " (an adapter.layers stop_at is a share of the steps, so it would be at another step)"
+    stops = [one.stop_at for one in (*old.adapter.layers, *old.tokens)]
+    if any(stop is not None and stop <= 1 for stop in stops):
+        return " (a stop_at is a share of the steps, so it would be at another step)"
     return (
         f" (the schedule {old.training.schedule!r} runs to the last step, so steps that are done would have "
         "had other learning rates; only a run with the schedule 'constant' can become longer)"

@@ -45,8 +45,8 @@ class TokenConfig(Section):
         allowed = set("abcdefghijklmnopqrstuvwxyz0123456789_-")
         if not token or not set(token) <= allowed or not token[0].isalnum() or len(token) > 64:
             raise ValueError(
-                f"tokens.token is {token!r}: it must be one word of at most 64 small letters, digits, _ and -, "
-                'because text encoders read capitals as small letters and it names a file; take one like "vkq".'
+                f"tokens.token is {token!r}: it must be a word of at most 64 small letters, digits, _ and -, "
+                'as text encoders read capitals as small letters and it names a file; take one like "vkq".'
             )
         return token
 
@@ -55,7 +55,7 @@ class TokenConfig(Section):
     def _means_something(cls, start: str) -> str:
         if not start.strip():
             raise ValueError(
-                "tokens.start is empty; give a word for what the token is to become, such as robot or painting."
+                "tokens.start is empty; give a word for what the token is to become, such as robot or fox."
             )
         return start
 
@@ -71,7 +71,11 @@ def token_faults(
 ) -> list[str]:
     """What of [[tokens]] does not go together, or not with [adapter] and the recipe's name."""
     words = [one.token for one in tokens]
-    faults = [f"tokens: {word!r} is there twice; keep one." for word in dict.fromkeys(words) if words.count(word) > 1]
+    faults = [
+        f"tokens: {word!r} is there twice; keep one."
+        for word in dict.fromkeys(words)
+        if words.count(word) > 1
+    ]
     for word in dict.fromkeys(words):
         longer = [other for other in dict.fromkeys(words) if word in other and word != other]
         if longer:
@@ -87,7 +91,9 @@ def token_faults(
             )
         return faults
     if not tokens:
-        faults.append(f'adapter.kind is "{NO_ADAPTER}" and there are no [[tokens]], so nothing would learn; give one of both.')
+        faults.append(
+            f'adapter.kind is "{NO_ADAPTER}" and there are no [[tokens]], so nothing learns; give one.'
+        )
     elif all((one.last_step(steps) or steps) < steps for one in tokens):
         faults.append(
             f'adapter.kind is "{NO_ADAPTER}" and every token stops before the last step, after which nothing '

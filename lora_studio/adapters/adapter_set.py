@@ -90,7 +90,7 @@ class AdapterSet:
         return torch.stack([layer.limit(self.options.max_norm) for layer in learning]).sum()
 
     def pull_tokens(self, *, kept: Tensor | float = 1.0) -> None:
-        """Bring the norms of tokens that still learn nearer to the usual one; not if `kept` is 0 and not 1."""
+        """Bring the norms of tokens that still learn nearer to the usual one; not if `kept` is 0, not 1."""
         for token in self.tokens:
             if token.last_step is None or self._step <= token.last_step:
                 token.pull(kept)
@@ -101,9 +101,7 @@ class AdapterSet:
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Every trained tensor by its canonical key, `<part>.<path>.down` for example."""
-        return {
-            f"{one.name}.{end}": tensor for one in self.trained for end, tensor in one.tensors.items()
-        }
+        return {f"{one.name}.{end}": tensor for one in self.trained for end, tensor in one.tensors.items()}
 
     def _held(self) -> dict[str, Tensor]:
         """The trained tensors, and those that say what they began with."""

@@ -1,4 +1,4 @@
-"""Textual inversion (arXiv 2208.01618): new tokens in the frozen text encoders, each a few trained vectors."""
+"""Textual inversion (arXiv 2208.01618): new tokens of frozen text encoders, each a few trained vectors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ class TokenTable(nn.Module):
         super().__init__()
         self.base_layer, self.first = base_layer, first  # the first parameter tells the encoder's dtype
         self.register_buffer("starts", torch.cat(list(starts.values())), persistent=False)
-        self.rows = nn.ParameterDict({token: nn.Parameter(rows.float().clone()) for token, rows in starts.items()})
+        self.rows = nn.ParameterDict(
+            {token: nn.Parameter(rows.float().clone()) for token, rows in starts.items()}
+        )
         self.enabled = True
 
     @property
@@ -61,7 +63,8 @@ class TokenTable(nn.Module):
         """[..., L] -> [..., L, D]"""
         new = ids >= self.first
         known = self.base_layer(ids.masked_fill(new, 0))
-        rows = torch.cat(list(self.rows.values())) if self.enabled else self.starts
+        starts: Tensor = self.starts  # type: ignore[assignment]
+        rows = torch.cat(list(self.rows.values())) if self.enabled else starts
         learned = F.embedding((ids - self.first).clamp(min=0), rows.to(known.dtype))
         return torch.where(new[..., None], learned, known)
 
@@ -172,7 +175,9 @@ def _starts(
     """Word -> the table's rows of its start's tokens, over and over."""
     table: Tensor = family.parts[part].get_input_embeddings().weight  # type: ignore[operator]
     return {
-        one.token: table.detach()[list(islice(cycle(_ids(family, part, one.start)), sizes[one.token]))].clone()
+        one.token: table.detach()[
+            list(islice(cycle(_ids(family, part, one.start)), sizes[one.token]))
+        ].clone()
         for one in wanted
     }
 

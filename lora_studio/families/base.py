@@ -41,7 +41,7 @@ class ModelFamily(ABC):
     """The parts, tokenizers and scheduler that a diffusers folder of this family has."""
 
     embedding_keys: ClassVar[Mapping[str, str]] = {}
-    """Text encoder -> what UIs call its vectors in the file of a learned token; empty: none can be learned."""
+    """Text encoder -> what UIs call its vectors in a learned token's file; empty: none can be learned."""
 
     max_chunks: int = 1
     """How many windows of its text encoder a long caption may fill; to be set before anything is encoded."""

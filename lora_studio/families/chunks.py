@@ -69,7 +69,7 @@ def spelled(token: str, vectors: int) -> list[str]:
 
 
 def caption_tokens(tokenizer: Tokenizer, caption: str) -> list[int]:
-    """A caption's tokens without marks; a word of several vectors is all of these, as in diffusers' prompts."""
+    """A caption's tokens without marks; a word of several vectors is all of these, as diffusers has it."""
     ids: list[int] = tokenizer(caption, add_special_tokens=False, verbose=False)["input_ids"]
     added = tokenizer.added_tokens_encoder
     rows = {added[word]: _rows(word, added) for word in added if f"{word}_1" in added}

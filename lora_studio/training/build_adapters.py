@@ -68,10 +68,10 @@ def inject_adapters(recipe: Recipe, family: ModelFamily) -> AdapterSet:
 
     And its new tokens, in these.
     """
-    options, targets = adapter_options(recipe, family), adapter_targets(recipe, family)
-    tokens = inject_tokens(family, token_options(recipe))
+    options, tokens = adapter_options(recipe, family), inject_tokens(family, token_options(recipe))
     if recipe.adapter.kind == NO_ADAPTER:
         return AdapterSet([], options, tokens)
+    targets = adapter_targets(recipe, family)
     adapters = inject(family.parts, targets, options, canonical_path=family.canonical_path)
     return AdapterSet(adapters.layers, options, tokens)
 
@@ -93,7 +93,7 @@ def token_options(recipe: Recipe) -> list[TokenOptions]:
 
 
 def refuse_adapters(recipe: Recipe, family: ModelFamily, processes: Processes) -> None:
-    """Raise RecipeError for options of [adapter] and [[tokens]] that do not go together, or with this base."""
+    """Raise RecipeError for options of [adapter] and [[tokens]] that do not go together, or not here."""
     faults: list[str] = []
     try:
         check_tokens(family, token_options(recipe))

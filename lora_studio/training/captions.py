@@ -59,8 +59,8 @@ def refuse_unused_tokens(recipe: Recipe, captions: ShownCaptions) -> None:
     unused = [one.token for one in recipe.tokens if not any(one.token in text for text in texts)]
     if unused and texts:
         raise RecipeError(
-            f"tokens: no caption holds {', '.join(map(repr, unused))}, so nothing would teach it; write it into "
-            'the captions, or let data.caption_prefix = "{trigger}, " do so with a data.trigger that holds it.'
+            f"tokens: no caption holds {', '.join(map(repr, unused))}, so nothing would teach it; write it "
+            'into the captions, or set data.caption_prefix = "{trigger}, " and a data.trigger that holds it.'
         )
 
 

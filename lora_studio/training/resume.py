@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe import Recipe, load_recipe
+from lora_studio.recipe_adapter import LayersConfig
 from lora_studio.recipe_changes import Change, changes
+from lora_studio.recipe_tokens import TokenConfig
 from lora_studio.run import Run
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.schedule import factor, make_schedule
@@ -57,13 +59,14 @@ def _same_rates(old: Recipe, new: Recipe) -> bool:
 
 
 def _stops(recipe: Recipe) -> list[int | None]:
-    return [one.last_step(recipe.training.steps) for one in (*recipe.adapter.layers, *recipe.tokens)]
+    stopping: list[LayersConfig | TokenConfig] = [*recipe.adapter.layers, *recipe.tokens]
+    return [one.last_step(recipe.training.steps) for one in stopping]
 
 
 def _why(change: Change, old: Recipe) -> str:
     if change.option != STEPS:
         return ""
-    stops = [one.stop_at for one in (*old.adapter.layers, *old.tokens)]
+    stops = [one.stop_at for one in old.adapter.layers] + [one.stop_at for one in old.tokens]
     if any(stop is not None and stop <= 1 for stop in stops):
         return " (a stop_at is a share of the steps, so it would be at another step)"
     return (

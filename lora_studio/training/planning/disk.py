@@ -45,7 +45,7 @@ def measure_disk(session: Session, timing: Timing, *, optimizer: int) -> Disk:
         checkpoints=count * (adapters + optimizer + means),
         num_checkpoints=count,
         previews=_previews(session, timing),
-        file=most_bytes(session.adapters, recipe.export.dtype) + len(session.adapters.layers) * HEADER_BYTES,
+        file=most_bytes(session.adapters, recipe.export.dtype) + len(session.adapters.trained) * HEADER_BYTES,
         free=shutil.disk_usage(_existing(session.run.folder)).free,
     )
 

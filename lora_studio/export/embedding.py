@@ -19,6 +19,7 @@ from lora_studio.errors import StudioError
 from lora_studio.export.metadata import TrainingFacts
 from lora_studio.export.verify import DTYPES, Report
 from lora_studio.export.write import write_lora
+from lora_studio.families import FAMILIES
 from lora_studio.families.base import FileTraits, ModelFamily
 from lora_studio.families.new_tokens import answer_at_end
 
@@ -70,25 +71,38 @@ def open_embedding(path: Path) -> dict[str, Tensor]:
         raise StudioError(f"{path} is not a whole safetensors file ({error}); it may be cut short.") from None
 
 
-def check_embedding(path: Path, family: ModelFamily, report: Report) -> dict[str, Tensor]:
-    """The file against its base: the keys UIs look for, shapes, dtypes, finite, not zero; its tensors."""
+def is_embedding(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether its tensors are called as those of learned tokens are, for any base."""
+    known = {key for name in FAMILIES.names() for key in FAMILIES[name].embedding_keys.values()}
+    return bool(tensors) and tensors.keys() <= known
+
+
+def check_tensors(path: Path, report: Report) -> dict[str, Tensor]:
+    """The file by itself: dtypes, finite, not zero, as many vectors for each encoder; its tensors."""
     tensors, name = open_embedding(path), path.name
+    for key, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            report.faults.append(f"{name}: {key} has dtype {tensor.dtype}")
+        if not tensor.isfinite().all() or not tensor.any():
+            report.faults.append(f"{name}: {key} is not finite, or zero")
+    if len({len(tensor) for tensor in tensors.values() if tensor.ndim}) > 1:
+        report.faults.append(f"{name}: the encoders have different numbers of vectors")
+    return tensors
+
+
+def check_embedding(path: Path, family: ModelFamily, report: Report) -> dict[str, Tensor]:
+    """The file against its base, too: the keys UIs look for, and shapes; its tensors."""
+    tensors, name = check_tensors(path, report), path.name
     keys = {key: part for part, key in family.embedding_keys.items()}
     if tensors.keys() != keys.keys():
         report.faults.append(
             f"{name} holds {', '.join(sorted(tensors)) or 'nothing'}, but UIs look for {', '.join(keys)}"
         )
     for key, tensor in tensors.items():
-        if tensor.dtype not in DTYPES:
-            report.faults.append(f"{name}: {key} has dtype {tensor.dtype}")
-        if not tensor.isfinite().all() or not tensor.any():
-            report.faults.append(f"{name}: {key} is not finite, or zero")
         if key in keys:
             width = family.parts[keys[key]].get_input_embeddings().weight.shape[1]  # type: ignore[operator]
             if tensor.ndim != 2 or tensor.shape[1] != width:
                 report.faults.append(f"{name}: {key} has the shape {tuple(tensor.shape)}, not [n, {width}]")
-    if len({len(tensor) for tensor in tensors.values() if tensor.ndim}) > 1:
-        report.faults.append(f"{name}: the encoders have different numbers of vectors")
     return tensors
 
 

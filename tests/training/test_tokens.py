@@ -1,4 +1,4 @@
-"""[[tokens]] through a whole run: alone and beside a LoRA, refused, stopped, resumed, exported and verified."""
+"""[[tokens]] through a whole run: alone and beside a LoRA, refused, stopped, resumed, verified."""
 
 from __future__ import annotations
 

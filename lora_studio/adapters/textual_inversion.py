@@ -48,6 +48,7 @@ class TokenTable(nn.Module):
         self.rows = nn.ParameterDict(
             {token: nn.Parameter(rows.float().clone()) for token, rows in starts.items()}
         )
+        self.words = list(starts)  # in the order of their numbers; a ParameterDict has the alphabet's
         self.enabled = True
 
     @property
@@ -64,7 +65,7 @@ class TokenTable(nn.Module):
         new = ids >= self.first
         known = self.base_layer(ids.masked_fill(new, 0))
         starts: Tensor = self.starts  # type: ignore[assignment]
-        rows = torch.cat(list(self.rows.values())) if self.enabled else starts
+        rows = torch.cat([self.rows[word] for word in self.words]) if self.enabled else starts
         learned = F.embedding((ids - self.first).clamp(min=0), rows.to(known.dtype))
         return torch.where(new[..., None], learned, known)
 

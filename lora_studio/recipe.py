@@ -106,7 +106,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _tokens_go_together(self) -> Recipe:
-        faults = token_faults(self.tokens, self.adapter, name=self.name, steps=self.training.steps)
+        without_tokens = ["objective.preservation"] if self.objective.preservation else []
+        without_tokens += ["data.class_images.count"] if self.data.class_images.count else []
+        faults = token_faults(
+            *(self.tokens, self.adapter),
+            name=self.name,
+            steps=self.training.steps,
+            without_tokens=without_tokens,
+        )
         if faults:
             raise ValueError("\n  ".join(faults))
         return self

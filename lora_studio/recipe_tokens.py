@@ -67,9 +67,17 @@ class TokenConfig(Section):
 
 
 def token_faults(
-    tokens: Sequence[TokenConfig], adapter: AdapterConfig, *, name: str, steps: int
+    tokens: Sequence[TokenConfig],
+    adapter: AdapterConfig,
+    *,
+    name: str,
+    steps: int,
+    without_tokens: Sequence[str] = (),
 ) -> list[str]:
-    """What of [[tokens]] does not go together, or not with [adapter] and the recipe's name."""
+    """What of [[tokens]] does not go together, or not with [adapter] and the recipe's name.
+
+    `without_tokens`: options at work that show captions without any token, which tokens cannot learn from.
+    """
     words = [one.token for one in tokens]
     faults = [
         f"tokens: {word!r} is there twice; keep one."
@@ -97,16 +105,17 @@ def token_faults(
     elif all((one.last_step(steps) or steps) < steps for one in tokens):
         faults.append(
             f'adapter.kind is "{NO_ADAPTER}" and every token stops before the last step, after which nothing '
-            "would learn; take a stop_at away, or lower training.steps."
+            "would learn; take a stop_at away."
         )
     idle = [
         key
         for key, field in AdapterConfig.model_fields.items()
         if key != "kind" and getattr(adapter, key) != field.default
     ]
+    idle = [f"adapter.{key}" for key in idle] + list(without_tokens)
     if idle:
         faults.append(
-            f'adapter.kind is "{NO_ADAPTER}", so adapter.{", adapter.".join(idle)} would change nothing; '
+            f'adapter.kind is "{NO_ADAPTER}", so {", ".join(idle)} would change nothing; '
             "leave that out, or take another kind."
         )
     return faults

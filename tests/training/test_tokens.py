@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import picture_folder, recipe_text
 
 from lora_studio.errors import ExportMismatch, RecipeError
 from lora_studio.export.check import verify
+from lora_studio.export.embedding import check_embeddings
+from lora_studio.export.verify import Report
+from lora_studio.printing import print_finished
 from lora_studio.recipe import Recipe, load_recipe
 from lora_studio.recipe_tokens import TokenConfig
 from lora_studio.rng import generator
@@ -53,8 +58,7 @@ def prepared(recipe: Recipe, folder: Path) -> Session:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [("sd15", "none"), ("sd2", "none"), ("sdxl", "none"), ("sd15", "lora"), ("sdxl", "lora")],
+    ("name", "kind"), [("sd15", "none"), ("sd2", "lora"), ("sdxl", "none"), ("sdxl", "lora")]
 )
 def test_a_run_ends_with_a_verified_embedding(
     name: str, kind: str, recipe_of: Callable[..., Recipe], tmp_path: Path
@@ -76,6 +80,10 @@ def test_a_run_ends_with_a_verified_embedding(
     assert said["modelspec.architecture"].endswith("/textual-inversion")
     assert said["modelspec.trigger_phrase"] == "zwx" and str(tmp_path) not in json.dumps(said)
     assert result.summary["embeddings"]["zwx"]["file"] == "zwx.safetensors"
+    said_aloud = io.StringIO()
+    print_finished(result, Console(file=said_aloud, width=400))
+    assert f"embedding    {path}, the word 'zwx'" in said_aloud.getvalue()
+    assert ("LoRA file" in said_aloud.getvalue()) == (kind == "lora")
     assert verify(path).whole and verify(path, base="pocket").whole == (name == "sd15")
 
 
@@ -93,7 +101,11 @@ def test_a_run_ends_with_a_verified_embedding(
         (("name=zwx",), TOKEN, "would be one file; give the recipe another name"),
         (ALONE, "", "there are no [[tokens]], so nothing learns"),
         (ALONE, TOKEN + "stop_at = 0.5", "every token stops before the last step"),
-        ((*ALONE, "adapter.text_encoder=true"), TOKEN, "so adapter.text_encoder would change nothing"),
+        (
+            (*ALONE, "adapter.text_encoder=true", "objective.preservation=0.5"),
+            TOKEN,
+            "so adapter.text_encoder, objective.preservation would change nothing",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(
@@ -224,9 +236,11 @@ def test_a_faulty_file_is_set_aside_with_the_others(recipe_of: Callable[..., Rec
         ({"clip_l": good}, "holds clip_l, but UIs look for emb_params"),
     ]:
         save_file(faulty, path)
-        report = verify_run(written, session, expected)
+        report = Report(path.name)
+        check_embeddings(written.embeddings, session.family, session.family, session.adapters, report)
         assert any(words in fault for fault in report.faults), report.faults
-        assert not verify(path, base=session.recipe.base.model).whole or "differs" in words
+    assert not verify(path, base=session.recipe.base.model).whole
+    report = verify_run(written, session, expected)
     with pytest.raises(ExportMismatch, match=r"zwx\.safetensors\.unverified are not what was trained"):
         _accept(written, report, session.run)
     session.run.close()
@@ -253,6 +267,7 @@ def test_a_token_of_one_caption_may_wait_for_its_turn(tiny_base: Path, tmp_path:
     assert list(watch._silent) == ["text_encoder.tokens.qbl"]
 
 
+SHORT = ("training.steps=2", "training.batch_size=1", "adapter.rank=1")
 OPTIONS = {
     "token": '"wx"',
     "start": '"blue cat"',
@@ -269,7 +284,7 @@ def test_every_option_of_tokens_is_tried() -> None:
 
 @pytest.fixture(scope="module")
 def usual(recipe_of: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> list[torch.Tensor]:
-    return learned(recipe_of("sd15", "training.steps=2"), tmp_path_factory.mktemp("usual"))
+    return learned(recipe_of("sd15", *SHORT), tmp_path_factory.mktemp("usual"))
 
 
 def learned(recipe: Recipe, folder: Path) -> list[torch.Tensor]:
@@ -285,5 +300,5 @@ def test_an_option_changes_what_is_learned(
 ) -> None:
     lines = {"token": '"zwx"', "start": '"red ball"'} | {option: OPTIONS[option]}
     tokens = "[[tokens]]\n" + "".join(f"{key} = {value}\n" for key, value in lines.items())
-    found = learned(recipe_of("sd15", "training.steps=2", tokens=tokens), tmp_path)
+    found = learned(recipe_of("sd15", *SHORT, tokens=tokens), tmp_path)
     assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(usual, found, strict=True))

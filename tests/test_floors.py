@@ -24,6 +24,7 @@ FLOORS = {
         *("losses", "noises", "timesteps"),
         *("objective", "rng", "run", "recipe", "recipe_data", "recipe_training", "recipe_machine"),
         *("recipe_adapter", "recipe_changes", "recipe_tracking", "recipe_objective", "presets"),
+        "recipe_tokens",
         *("errors", "registry", "quiet", "devices", "processes", "onlooker", "layer_paths"),
     ],
 }

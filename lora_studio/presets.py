@@ -76,6 +76,8 @@ def fill(preset: str, wishes: Wishes, *, folder: Path) -> tuple[str, Recipe]:
         "class_words": wanted,
         "trigger": trigger,
     }
+    if own.get("tokens"):
+        values |= {"token": _new_word(preset, trigger, wanted), "start": wanted}
     for key, value in values.items():
         text = _assigned(text, key, value)
     text = _with_prompts(text, [reworded(prompt) for prompt in own["preview"]["prompts"]])
@@ -96,6 +98,17 @@ def _class_words(preset: str, wishes: Wishes, *, needed: bool) -> str:
             f"{preset} needs --class-word: what {wishes.trigger!r} is one of, such as dog, woman or teapot."
         )
     return wishes.class_words.strip()
+
+
+def _new_word(preset: str, trigger: str, class_words: str) -> str:
+    """What is left of the trigger without its class: the one word that is learned."""
+    words = re.sub(rf"\b{re.escape(class_words)}\b", " ", trigger, flags=re.IGNORECASE).split()
+    if len(words) != 1:
+        raise RecipeError(
+            f"{preset} learns one new word, but --trigger {trigger!r} has {len(words)} beside its class "
+            f"{class_words!r}; give one, such as zwx."
+        )
+    return words[0]
 
 
 def _base(base: str) -> str:

@@ -127,7 +127,7 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
         ),
         *_little_or_much(plan.views_per_image),
         *process_lines(plan),
-        ("trainable", f"{plan.num_parameters:,} parameters in {plan.num_layers} layers"),
+        ("trainable", f"{plan.num_parameters:,} parameters in {trained_in(plan)}"),
         *(("", note) for note in plan.adapter_notes),
         ("device", f"{plan.device}, base in {plan.precision}, adapters in float32"),
         ("learning rate", f"{plan.learning_rate:g}"),
@@ -135,6 +135,13 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
         ("run folder", str(plan.folder)),
     ]
     return lines
+
+
+def trained_in(plan: events.TrainingPlan) -> str:
+    """Where the trained numbers are."""
+    layers = [f"{plan.num_layers} layers"] if plan.num_layers or not plan.num_tokens else []
+    tokens = [f"{plan.num_tokens} new token{'s' * (plan.num_tokens > 1)}"] if plan.num_tokens else []
+    return " and ".join(layers + tokens)
 
 
 def _cut_lines(plan: events.TrainingPlan, limit: int = 5) -> list[str]:
@@ -198,12 +205,13 @@ def print_report(report: Report, console: Console) -> None:
 def print_finished(result: Finished, console: Console) -> None:
     """Where everything is."""
     checks, summary = result.report.checks, result.summary
-    made = "whole base" if result.lora_file.is_dir() else "LoRA file"
-    console.print(
-        f"\n{made:12} {result.lora_file}  ({summary['file_bytes'] / 1e6:.1f} MB)",
-        markup=False,
-        soft_wrap=True,
-    )
+    console.print()
+    if result.lora_file:
+        made = "whole base" if result.lora_file.is_dir() else "LoRA file"
+        size = f"{summary['file_bytes'] / 1e6:.1f} MB"
+        console.print(f"{made:12} {result.lora_file}  ({size})", markup=False, soft_wrap=True)
+    for word, path in result.embeddings.items():
+        console.print(f"embedding    {path}, the word {word!r}", markup=False, soft_wrap=True)
     console.print(f"verified     {_verified(checks)}", soft_wrap=True)
     console.print(f"pictures     {result.folder / 'previews'}", markup=False, soft_wrap=True)
     console.print(f"loss         {result.folder / 'loss.png'}", markup=False, soft_wrap=True)
@@ -219,13 +227,12 @@ def print_finished(result: Finished, console: Console) -> None:
 
 
 def _verified(checks: dict[str, Any]) -> str:
-    """What was looked at in a LoRA file, or in the folder of a whole base."""
+    """What was looked at in a LoRA file and embeddings, or in the folder of a whole base."""
     if "tensors_trained" in checks:
         return (
             f"{checks['tensors_trained']} of {checks['tensors']} tensors were trained, and all are as they "
             f"should be; through diffusers the probe differs by {checks['probe_difference']:.2%}"
         )
-    return (
-        f"{checks['keys_mapped']} layers map to the base; through diffusers the probe differs by "
-        f"{checks['probe_difference_share']:.2%} of the adapter's effect"
-    )
+    mapped = f"{checks['keys_mapped']} layers map to the base; " if "keys_mapped" in checks else ""
+    share = checks["probe_difference_share"]
+    return f"{mapped}through diffusers the probe differs by {share:.2%} of the adapter's effect"

@@ -96,7 +96,7 @@ def disk_lines(disk: Disk) -> list[tuple[str, str]]:
     lines = [
         ("disk", f"{amount(disk.total)} in the run folder, {amount(disk.free)} are free"),
         ("", f"{amount(disk.checkpoints)} for {disk.num_checkpoints} checkpoints at a time"),
-        ("", f"{amount(disk.previews)} previews, {amount(disk.file)} the finished file"),
+        ("", f"{amount(disk.previews)} previews, {amount(disk.file)} the finished files"),
         ("", f"{amount(disk.caches)} in the caches for all runs"),
     ]
     if disk.total > disk.free:

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from lora_studio.errors import RecipeError
@@ -18,6 +18,7 @@ from lora_studio.recipe_base import BaseConfig
 from lora_studio.recipe_data import DataConfig, Section
 from lora_studio.recipe_machine import MachineConfig
 from lora_studio.recipe_objective import ObjectiveConfig
+from lora_studio.recipe_tokens import TokenConfig, token_faults
 from lora_studio.recipe_tracking import TrackingConfig
 from lora_studio.recipe_training import HoldoutConfig, TrainingConfig
 from lora_studio.registry import did_you_mean
@@ -63,6 +64,7 @@ class Recipe(Section):
     base: BaseConfig
     data: DataConfig
     adapter: AdapterConfig = AdapterConfig()
+    tokens: tuple[TokenConfig, ...] = Field((), description="[[tokens]]: new words that are learned")
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     machine: MachineConfig = MachineConfig()
@@ -76,6 +78,20 @@ class Recipe(Section):
     def _files_beside_the_recipe(cls, section: HasFiles, info: ValidationInfo) -> HasFiles:
         folder = (info.context or {}).get("folder")
         return section if folder is None else section.below(folder)
+
+    @model_validator(mode="after")
+    def _tokens_go_together(self) -> Recipe:
+        without_tokens = ["objective.preservation"] if self.objective.preservation else []
+        without_tokens += ["data.class_images.count"] if self.data.class_images.count else []
+        faults = token_faults(
+            *(self.tokens, self.adapter),
+            name=self.name,
+            steps=self.training.steps,
+            without_tokens=without_tokens,
+        )
+        if faults:
+            raise ValueError("\n  ".join(faults))
+        return self
 
 
 def load_recipe(path: Path, *, changes: tuple[str, ...] = ()) -> Recipe:

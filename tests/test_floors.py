@@ -29,6 +29,7 @@ FLOORS = {
             "recipe_changes",
             "recipe_tracking",
             "recipe_objective",
+            "recipe_tokens",
             "presets",
         ),
         *("errors", "registry", "quiet", "devices", "processes", "onlooker", "layer_paths"),

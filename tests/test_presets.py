@@ -17,6 +17,7 @@ from lora_studio.training.build import check_names
 
 ROOT = Path(__file__).parent.parent
 OURS = {"sd15_style", "sd15_subject", "sd21_style", "sd21_subject", "sdxl_style", "sdxl_subject", "sdxl_8gb"}
+WITH_TOKENS = {"sd15_textual_inversion", "sdxl_pivotal", "pocket_pivotal"}
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -31,7 +32,7 @@ def test_every_preset_is_a_short_recipe_that_loads_and_names_what_exists(name: s
 
 
 def test_there_is_one_for_every_base_and_purpose() -> None:
-    assert set(preset_names()) >= OURS
+    assert set(preset_names()) >= OURS | WITH_TOKENS
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
@@ -83,7 +84,7 @@ def test_the_class_stands_behind_a_trigger_that_does_not_say_it(trigger: str, wo
     assert with_class(trigger, word) == joined
 
 
-@pytest.mark.parametrize("name", sorted(OURS | {"pocket_style", "pocket_subject"}))
+@pytest.mark.parametrize("name", sorted(OURS | WITH_TOKENS | {"pocket_style", "pocket_subject"}))
 def test_init_writes_a_recipe_that_loads_and_says_what_to_do_next(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +101,7 @@ def test_init_writes_a_recipe_that_loads_and_says_what_to_do_next(
     assert recipe.data.trigger == "qxz fox" and recipe.data.class_words == "fox"
     assert sum("qxz fox" in prompt for prompt in recipe.preview.prompts) >= 1
     assert not [prompt for prompt in recipe.preview.prompts if "zwx" in prompt or "dog" in prompt]
+    assert [(one.token, one.start) for one in recipe.tokens] == [("qxz", "fox")] * (name in WITH_TOKENS)
     for verb in ("doctor", "plan", "train"):
         assert f"lora-studio {verb} my_foxes.toml" in out
     code, _, err = run([*command, "--trigger", "other fox", "--class-word", "fox"], capsys)
@@ -118,6 +120,10 @@ def test_init_writes_a_recipe_that_loads_and_says_what_to_do_next(
         (["sd15_style", "--images", "."], "init needs --images"),
         (["sd15_subject", "--images", ".", "--trigger", "zwx"], "needs --class-word: what 'zwx' is one of"),
         (["sd15_style", "--images", ".", "--trigger", "a", "--name", "a b"], "name is 'a b'"),
+        (
+            ["sdxl_pivotal", "--images", ".", "--trigger", "my new", "--class-word", "dog"],
+            "learns one new word, but --trigger 'my new dog' has 2 beside its class 'dog'",
+        ),
         (["sd15_style", "--images", ".", "--trigger", "a", "--out", "no/where.toml"], "cannot be written"),
     ],
 )

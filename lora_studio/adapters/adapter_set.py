@@ -10,56 +10,63 @@ from torch import Tensor, nn
 
 from lora_studio.adapters.layer import Layer, Switched
 from lora_studio.adapters.rules import AdapterOptions
+from lora_studio.adapters.textual_inversion import Token
 from lora_studio.errors import CheckpointError
 from lora_studio.rng import generator
 
 
 class AdapterSet:
-    """The adapters of every adapted part, by their layers."""
+    """The adapters of every adapted part, by their layers; and new tokens of the text encoders."""
 
     def __init__(
         self, layers: list[Layer], options: AdapterOptions, *, beside: Sequence[Switched] = ()
     ) -> None:
         """`beside`: layers that are not trained, and not as the base has them while others are."""
-        self.layers, self.options = layers, options
-        self._switched = [*(layer.module for layer in layers), *beside]
+        self.layers, self.options, self._beside = layers, options, beside
+        self.tokens: list[Token] = []
         self._step = 0  # that is being trained
         self.notes: tuple[str, ...] = ()  # what its user should know of how it begins, in short sentences
 
+    @property
+    def trained(self) -> list[Layer | Token]:
+        """All that has trained tensors."""
+        return [*self.layers, *self.tokens]
+
     def parameters(self, part: str) -> list[nn.Parameter]:
         """The trainable tensors of one part, in the layers' order."""
-        return [tensor for layer in self.layers if layer.part == part for tensor in layer.tensors.values()]
+        return [tensor for one in self.trained if one.part == part for tensor in one.tensors.values()]
 
     @property
     def parts(self) -> list[str]:
         """The parts that have adapters."""
-        return list(dict.fromkeys(layer.part for layer in self.layers))
+        return list(dict.fromkeys(one.part for one in self.trained))
 
     @property
     def num_parameters(self) -> int:
         """How many numbers are trained."""
-        return sum(tensor.numel() for layer in self.layers for tensor in layer.tensors.values())
+        return sum(tensor.numel() for one in self.trained for tensor in one.tensors.values())
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within it the model is the base."""
-        for module in self._switched:
+        """Within it the model is the base, for which a new token means its start."""
+        switched = [*(one.module for one in self.trained), *self._beside]
+        for module in switched:
             module.enable_adapters(False)
         try:
             yield
         finally:
-            for module in self._switched:
+            for module in switched:
                 module.enable_adapters(True)
             self.at_step(self._step)  # PEFT takes what it enables for trained
 
     def at_step(self, step: int) -> None:
         """Train those that are trained in this step; the others stay as they are, and without gradients."""
         self._step = step
-        for layer in self.layers:
-            if layer.last_step is not None:
-                for tensor in layer.tensors.values():
-                    tensor.requires_grad_(step <= layer.last_step)
-                    if step > layer.last_step:
+        for one in self.trained:
+            if one.last_step is not None:
+                for tensor in one.tensors.values():
+                    tensor.requires_grad_(step <= one.last_step)
+                    if step > one.last_step:
                         tensor.grad = None
 
     @contextmanager
@@ -88,15 +95,19 @@ class AdapterSet:
         learning = [one for one in self.layers if one.last_step is None or self._step <= one.last_step]
         return torch.stack([layer.limit(self.options.max_norm) for layer in learning]).sum()
 
+    def pull_tokens(self, *, kept: Tensor | float = 1.0) -> None:
+        """Bring the norms of tokens that still learn nearer to the usual one; not if `kept` is 0, not 1."""
+        for token in self.tokens:
+            if token.last_step is None or self._step <= token.last_step:
+                token.pull(kept)
+
     def delta(self) -> dict[str, Tensor]:
         """Canonical layer name -> its weight change, float32; of layers trained themselves, by tensor."""
         return {name: change for layer in self.layers for name, change in layer.changes().items()}
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Every trained tensor by its canonical key, `<part>.<path>.down` for example."""
-        return {
-            f"{layer.name}.{end}": tensor for layer in self.layers for end, tensor in layer.tensors.items()
-        }
+        return {f"{one.name}.{end}": tensor for one in self.trained for end, tensor in one.tensors.items()}
 
     def _held(self) -> dict[str, Tensor]:
         """The trained tensors, and those that say what they began with."""

@@ -23,8 +23,9 @@ def most_numbers(layer: Layer) -> int:
 
 
 def most_bytes(adapters: AdapterSet, dtype: str) -> int:
-    """That the tensors of their file can take at most."""
-    return sum(most_numbers(layer) for layer in adapters.layers) * DTYPES[dtype].itemsize
+    """That the tensors of their files can take at most."""
+    numbers = sum(most_numbers(layer) for layer in adapters.layers)
+    return (numbers + sum(token.rows.numel() for token in adapters.tokens)) * DTYPES[dtype].itemsize
 
 
 def as_factors(layer: Layer) -> Factors:

@@ -29,7 +29,7 @@ class Answers:
 
 
 @torch.no_grad()  # not inference_mode, whose tensors FSDP cannot take back
-def ask(family: ModelFamily) -> Tensor:
+def ask(family: ModelFamily, caption: str = CAPTION) -> Tensor:
     """The probe's answer from the parts as they are: two fixed latents, an early and a late timestep."""
     denoiser: ModelMixin = family.parts[family.denoiser]
     config = denoiser.config
@@ -39,7 +39,7 @@ def ask(family: ModelFamily) -> Tensor:
     pixels = 8.0 * side
     geometry = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]] * 2, device=device)
     timestep = torch.tensor([150, 700], device=device)
-    conditioning = family.encode_text([CAPTION, CAPTION])
+    conditioning = family.encode_text([caption, caption])
     return family.denoise(latents.to(device), timestep, conditioning, geometry).float().cpu()
 
 
@@ -60,7 +60,7 @@ def ask_merged(file: LoraFile, family: ModelFamily) -> Answers:
     return Answers(tuned, rms(tuned - base))
 
 
-def ask_diffusers(path: Path, family: ModelFamily) -> Tensor:
+def ask_diffusers(path: Path, family: ModelFamily, caption: str = CAPTION) -> Tensor:
     """The probe after `load_lora_weights(path)` into a pipeline over the (unadapted) family.
 
     Only the question is asked in inference mode: torchao's weights cannot be handled in it.
@@ -68,7 +68,7 @@ def ask_diffusers(path: Path, family: ModelFamily) -> Tensor:
     pipeline = family.pipeline()
     pipeline.load_lora_weights(path.parent, weight_name=path.name)
     try:
-        return ask(family)
+        return ask(family, caption)
     finally:
         pipeline.unload_lora_weights()
 
@@ -80,7 +80,12 @@ def check_probe(
 
     `rounding`: how much of an answer's size a base in lower precision rounds away, which says nothing.
     """
-    difference = rms(ask_diffusers(file.path, family) - expected.tuned)
+    judge(ask_diffusers(file.path, family), expected, report, rounding=rounding)
+
+
+def judge(answer: Tensor, expected: Answers, report: Report, *, rounding: float = 0.0) -> None:
+    """An answer through diffusers' loaders against the live one, as `check_probe` does."""
+    difference = rms(answer - expected.tuned)
     if rounding:
         report.checks["probe_rounding"] = rounding
     rounded_away = difference <= rounding * rms(expected.tuned)

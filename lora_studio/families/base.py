@@ -40,6 +40,9 @@ class ModelFamily(ABC):
     needs: ClassVar[tuple[str, ...]]
     """The parts, tokenizers and scheduler that a diffusers folder of this family has."""
 
+    embedding_keys: ClassVar[Mapping[str, str]] = {}
+    """Text encoder -> what UIs call its vectors in a learned token's file; empty: none can be learned."""
+
     max_chunks: int = 1
     """How many windows of its text encoder a long caption may fill; to be set before anything is encoded."""
 
@@ -170,6 +173,10 @@ class ModelFamily(ABC):
     def text_encoders(self) -> list[str]:
         """The parts that encode captions."""
         return [name for name in self.parts if name.startswith("text_encoder")]
+
+    def tokenizer_of(self, text_encoder: str) -> PreTrainedTokenizerBase:
+        """What makes its numbers of words."""
+        return self.tokenizers[text_encoder.replace("text_encoder", "tokenizer")]
 
     def fingerprint(self, part: str) -> str:
         """sha256 over a part's class, scale and weights: the key of everything that is cached from it."""

@@ -6,7 +6,8 @@ begin and end marks and padding, and the hidden states are put one behind the ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ class Tokenizer(Protocol):
     """What is asked of a tokenizer; those of transformers are such."""
 
     model_max_length: int
+
+    @property
+    def added_tokens_encoder(self) -> Mapping[str, int]:
+        """Token -> number, of those that the vocabulary got later."""
 
     def __call__(self, text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> Any:
         """{"input_ids": all tokens, nothing cut off}."""
@@ -58,12 +63,31 @@ def split_tokens(
     return chunks or [[]], rest
 
 
+def spelled(token: str, vectors: int) -> list[str]:
+    """The tokens that a word of several vectors is made of, as diffusers calls them."""
+    return [token, *(f"{token}_{number}" for number in range(1, vectors))]
+
+
+def caption_tokens(tokenizer: Tokenizer, caption: str) -> list[int]:
+    """A caption's tokens without marks; a word of several vectors is all of these, as diffusers has it."""
+    ids: list[int] = tokenizer(caption, add_special_tokens=False, verbose=False)["input_ids"]
+    added = tokenizer.added_tokens_encoder
+    rows = {added[word]: _rows(word, added) for word in added if f"{word}_1" in added}
+    return [number for one in ids for number in rows.get(one, [one])] if rows else ids
+
+
+def _rows(word: str, added: Mapping[str, int]) -> list[int]:
+    """The numbers of a word's tokens, as many as were added."""
+    parts = takewhile(added.__contains__, (f"{word}_{number}" for number in count(1)))
+    return [added[word], *(added[part] for part in parts)]
+
+
 def caption_chunks(
     tokenizer: Tokenizer, caption: str, *, max_chunks: int
 ) -> tuple[list[list[int]], list[int]]:
     """The chunks of a caption without their marks, and the tokens that are cut off."""
     size = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-    ids = tokenizer(caption, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = caption_tokens(tokenizer, caption)
     comma = tokenizer.get_vocab().get(_COMMA) if len(ids) > size else None
     return split_tokens(ids, size=size, max_chunks=max_chunks, comma=comma)
 

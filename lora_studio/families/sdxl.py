@@ -30,6 +30,8 @@ class StableDiffusionXL(StableDiffusion):
         "text_encoder_2": "lora_te2_",
     }
 
+    embedding_keys: ClassVar[Mapping[str, str]] = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+
     blocks: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # B-LoRA, arXiv 2403.14572, sec. 4
         "content": {"unet": ("up_blocks.0.attentions.0.*",)},
         "style": {"unet": ("up_blocks.0.attentions.1.*",)},

@@ -41,6 +41,7 @@ class StableDiffusion(ModelFamily):
     denoiser: ClassVar[str] = "unet"
     needs: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     prefixes: ClassVar[dict[str, str]] = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+    embedding_keys: ClassVar[Mapping[str, str]] = {"text_encoder": "emb_params"}
 
     def __init__(
         self,

@@ -24,13 +24,20 @@ from lora_studio.families.fingerprints import text_fingerprint
 from lora_studio.processes import ALONE, Processes
 from lora_studio.quantization import QUANTIZERS
 from lora_studio.recipe import Recipe
+from lora_studio.recipe_tokens import NO_ADAPTER
 from lora_studio.run import Run
 from lora_studio.training.base import base_of
 from lora_studio.training.build_adapters import inject_adapters, refuse_adapters, unrounded
 from lora_studio.training.build_holdout import held_captions, held_views, make_holdout
 from lora_studio.training.build_loop import make_loop
 from lora_studio.training.caches import encode_pictures, latent_cache
-from lora_studio.training.captions import Foreseen, foresee, prepare_texts, shown_captions
+from lora_studio.training.captions import (
+    Foreseen,
+    foresee,
+    prepare_texts,
+    refuse_unused_tokens,
+    shown_captions,
+)
 from lora_studio.training.checkup import examine_manifest
 from lora_studio.training.class_images import base_fingerprint, draw_class_images
 from lora_studio.training.dataset import loss_masks, read_dataset
@@ -72,9 +79,10 @@ def check_names(recipe: Recipe) -> None:
     training = recipe.training
     wanted = [
         (CAPTIONERS, recipe.data.captioner),
-        (ADAPTERS, recipe.adapter.kind),
         (QUANTIZERS, recipe.base.quantize),
     ]
+    if recipe.adapter.kind != NO_ADAPTER:
+        wanted.append((ADAPTERS, recipe.adapter.kind))
     faults = tracker_faults(recipe.tracking.to) + optimizer_faults(training)
     for table, name in wanted:
         try:
@@ -103,6 +111,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
     run.text("manifest.jsonl", manifest.to_jsonl())
     shown = entries(manifest.used)
     captions = shown_captions(recipe, shown)
+    refuse_unused_tokens(recipe, captions)
     report = processes.from_main(
         lambda: examine_manifest(
             recipe, family, manifest, on_progress=progress(listener, "looking at pictures")
@@ -136,7 +145,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
     foreseen = foresee(captions, batches, recipe.training.steps)
     family.place(machine.device, *family.text_encoders)
     texts = None
-    if not recipe.adapter.text_encoder:
+    if not recipe.adapter.text_encoder and not recipe.tokens:  # tokens that have stopped are encoded, too
         also = [record.caption for record in records[len(shown) :]] + held_captions(recipe, held)
         on_progress = progress(listener, "captions")
         texts = prepare_texts(

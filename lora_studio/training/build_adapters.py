@@ -11,12 +11,14 @@ from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.base import AdapterOptions, AdapterSet, choose_layers, inject
 from lora_studio.adapters.full_places import Place, choose_tensors, exact_values
 from lora_studio.adapters.rules import Rule
+from lora_studio.adapters.textual_inversion import TokenOptions, check_tokens, inject_tokens
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily
 from lora_studio.processes import Processes
 from lora_studio.quantization import NONE
 from lora_studio.recipe import Recipe
 from lora_studio.recipe_adapter import AdapterConfig
+from lora_studio.recipe_tokens import NO_ADAPTER
 from lora_studio.training.sharded import is_sharded
 from lora_studio.training.warm_start import begin_as, start_faults
 
@@ -78,7 +80,7 @@ def adapter_targets(recipe: Recipe, family: ModelFamily) -> dict[str, tuple[str,
 
 def trains_layers(recipe: Recipe) -> bool:
     """Whether the base's own layers are trained."""
-    return ADAPTERS[recipe.adapter.kind].trains_layers
+    return recipe.adapter.kind != NO_ADAPTER and ADAPTERS[recipe.adapter.kind].trains_layers
 
 
 def unrounded(recipe: Recipe, family: ModelFamily) -> dict[Place, Tensor]:
@@ -95,19 +97,57 @@ def inject_adapters(
 ) -> AdapterSet:
     """The adapters that the recipe asks for, in the family's denoiser and, if wanted, its text encoders.
 
-    `exact`: what was `unrounded`.
+    And its new tokens, in these. `exact`: what was `unrounded`.
     """
-    options, targets = adapter_options(recipe, family), adapter_targets(recipe, family)
-    adapters = inject(family.parts, targets, options, canonical_path=family.canonical_path, exact=exact)
+    options, tokens = adapter_options(recipe, family), inject_tokens(family, token_options(recipe))
+    if recipe.adapter.kind == NO_ADAPTER:
+        adapters = AdapterSet([], options)
+    else:
+        targets = adapter_targets(recipe, family)
+        adapters = inject(family.parts, targets, options, canonical_path=family.canonical_path, exact=exact)
     if recipe.adapter.init_from is not None:
         adapters.notes = (begin_as(adapters, family, recipe.adapter.init_from),)
+    adapters.tokens = tokens
     return adapters
 
 
+def token_options(recipe: Recipe) -> list[TokenOptions]:
+    """As plain values."""
+    steps = recipe.training.steps
+    return [
+        TokenOptions(
+            one.token,
+            one.start,
+            one.vectors,
+            one.learning_rate,
+            _before(one.last_step(steps), steps),
+            one.keep_norm,
+        )
+        for one in recipe.tokens
+    ]
+
+
 def refuse_adapters(recipe: Recipe, family: ModelFamily, processes: Processes) -> None:
-    """Raise RecipeError for options of [adapter] that do not go together, or not with this base."""
+    """Raise RecipeError for options of [adapter] and [[tokens]] that do not go together, or not here."""
+    faults: list[str] = []
+    try:
+        check_tokens(family, token_options(recipe))
+    except RecipeError as error:
+        faults.append(str(error))
+    if recipe.adapter.kind != NO_ADAPTER:
+        faults += _adapter_faults(recipe, family, processes)
+    if faults:
+        raise RecipeError("\n".join(faults))
+
+
+def _adapter_faults(recipe: Recipe, family: ModelFamily, processes: Processes) -> list[str]:
     config, kind = recipe.adapter, ADAPTERS[recipe.adapter.kind]
     faults = _meaningless(config)
+    if kind.trains_layers and recipe.tokens:
+        faults.append(
+            f"adapter.kind = {config.kind!r} ends as a whole base, which [[tokens]] are no part of; leave them "
+            "out, or take a kind that ends as a LoRA file."
+        )
     if config.blocks != ALL and config.blocks not in family.blocks:
         known = ", ".join(map(repr, [ALL, *family.blocks]))
         faults.append(f"adapter.blocks is {config.blocks!r}; for this base it may be {known}.")
@@ -137,8 +177,7 @@ def refuse_adapters(recipe: Recipe, family: ModelFamily, processes: Processes) -
             faults += start_faults(config, family, places)
     except RecipeError as error:
         faults.append(str(error))
-    if faults:
-        raise RecipeError("\n".join(faults))
+    return faults
 
 
 def _meaningless(config: AdapterConfig) -> list[str]:

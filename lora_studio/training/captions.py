@@ -53,6 +53,17 @@ def shown_captions(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
     return captions
 
 
+def refuse_unused_tokens(recipe: Recipe, captions: ShownCaptions) -> None:
+    """Raise RecipeError for new tokens that no caption holds, as nothing would teach them."""
+    texts = [text.lower() for index in range(len(captions.records)) for text in captions.written(index)]
+    unused = [one.token for one in recipe.tokens if not any(one.token in text for text in texts)]
+    if unused and texts:
+        raise RecipeError(
+            f"tokens: no caption holds {', '.join(map(repr, unused))}, so nothing would teach it; write it "
+            'into the captions, or set data.caption_prefix = "{trigger}, " and a data.trigger that holds it.'
+        )
+
+
 @dataclass(frozen=True)
 class Foreseen:
     """The captions that a run will show."""

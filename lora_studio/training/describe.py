@@ -55,7 +55,9 @@ def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPl
         num_layers=len(session.adapters.layers),
         device=str(session.machine.device),
         precision=str(session.machine.dtype).removeprefix("torch."),
-        learning_rate=recipe.training.learning_rate,
+        learning_rate=recipe.training.learning_rate
+        if session.adapters.layers
+        else max(one.learning_rate for one in recipe.tokens),
         seconds_per_step=timing.step,
         seconds_of_holdout=timing.holdout * timing.holdouts,
         seconds_of_previews=timing.preview * timing.previews,
@@ -70,6 +72,7 @@ def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPl
         backgrounds=dict(Counter(record.background for record in used if record.background)),
         base_notes=session.family.notes,
         adapter_notes=adapter_notes(recipe, session.adapters),
+        num_tokens=len(recipe.tokens),
         notes=tuple((record.name, record.note) for record in used if record.note),
         findings=session.report.findings,
     )

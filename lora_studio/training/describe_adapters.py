@@ -16,9 +16,12 @@ from lora_studio.training.describe_full import full_notes
 
 def adapter_notes(recipe: Recipe, adapters: AdapterSet) -> tuple[str, ...]:
     """Sentences; none for an adapter as it comes."""
+    if not adapters.layers:
+        return tuple(_tokens(adapters))
     if ADAPTERS[recipe.adapter.kind].trains_layers:
         return tuple(full_notes(recipe, adapters))
-    return (*adapters.notes, *_step_size(recipe), *_groups(adapters), *_file(recipe, adapters))
+    notes = (*adapters.notes, *_step_size(recipe), *_groups(adapters), *_file(recipe, adapters))
+    return (*notes, *_tokens(adapters))
 
 
 def effective_rate(config: AdapterConfig, rate: float) -> float:
@@ -77,3 +80,16 @@ def _file(recipe: Recipe, adapters: AdapterSet) -> Iterator[str]:
         f"the file has it as plain LoRA {how}, which every UI loads: at most {most:,.1f} MB, and "
         "verify says how exact it is"
     )
+
+
+def _tokens(adapters: AdapterSet) -> Iterator[str]:
+    """Each new one: where it lies, how large it is and how it learns."""
+    for word in dict.fromkeys(token.word for token in adapters.tokens):
+        parts = [token for token in adapters.tokens if token.word == word]
+        count = len(parts[0].rows)
+        vectors = "1 vector" if count == 1 else f"{count} vectors"
+        until = "" if parts[0].last_step is None else f", until step {parts[0].last_step}"
+        yield (
+            f"new token {word!r}: {vectors} in {' and '.join(token.part for token in parts)}, "
+            f"learning rate {parts[0].learning_rate:g}{until}; its file is {word}.safetensors"
+        )

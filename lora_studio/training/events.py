@@ -67,6 +67,7 @@ class TrainingPlan:
     caption_warnings: tuple[str, ...] = ()
     base_notes: tuple[str, ...] = ()  # how the base was read
     adapter_notes: tuple[str, ...] = ()  # what its options do
+    num_tokens: int = 0  # new words that are learned
     notes: tuple[tuple[str, str], ...] = ()  # (file, what to know about how it was read)
     findings: tuple[Finding, ...] = ()  # the doctor's, the worst first
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import shutil
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,8 +20,9 @@ from lora_studio.data.batches import average_views
 from lora_studio.errors import ExportMismatch
 from lora_studio.export import EXPORTERS
 from lora_studio.export.deltas import check_deltas
+from lora_studio.export.embedding import check_embeddings, load_embedding, write_embeddings
 from lora_studio.export.metadata import TrainingFacts, build_metadata
-from lora_studio.export.probe import Answers, answers_of, ask, check_probe
+from lora_studio.export.probe import CAPTION, Answers, answers_of, ask, ask_diffusers, judge
 from lora_studio.export.verify import Report, check_against_base, check_file, open_lora
 from lora_studio.export.write import write_lora
 from lora_studio.families.base import ModelFamily
@@ -48,11 +50,30 @@ from lora_studio.training.watch import HOLDOUT
 
 
 @dataclass(frozen=True)
+class Written:
+    """The files that were made, before or after they are verified."""
+
+    lora: Path | None  # of full fine-tuning the folder of the whole base
+    embeddings: Mapping[str, Path]
+
+    @property
+    def paths(self) -> list[Path]:
+        """All of them, the main one first."""
+        return [*([self.lora] if self.lora else []), *self.embeddings.values()]
+
+    def within(self, folder: Path) -> Written:
+        """The same names in another folder."""
+        lora = folder / self.lora.name if self.lora else None
+        return Written(lora, {word: folder / path.name for word, path in self.embeddings.items()})
+
+
+@dataclass(frozen=True)
 class Finished:
     """A run that went to its end with a verified file."""
 
     folder: Path
-    lora_file: Path
+    lora_file: Path | None  # none if tokens alone were trained; of full fine-tuning the base's folder
+    embeddings: Mapping[str, Path]  # word -> its file
     report: Report
     summary: dict[str, Any]
 
@@ -84,48 +105,58 @@ def finish(
     processes = session.processes
     with session.loop.state.shown():  # of several processes all draw, and the main one writes
         expected = probe(session)
-        path, cast_error = processes.from_main(lambda: _export(session))
+        written, cast_error = processes.from_main(lambda: _export(session))
         if session.loop.sharded:  # then so is the base that the file is tried on
             with processes.folder_of_main(session.run.folder) as folder:
-                report = verify_run(folder / path.name, session, expected)
+                report = verify_run(written.within(folder), session, expected)
         else:
-            report = processes.from_main(lambda: verify_run(path, session, expected))
+            report = processes.from_main(lambda: verify_run(written, session, expected))
         report.checks["cast_error"] = cast_error
-        processes.from_main(lambda: _accept(path, report, session.run))
-        listener(Note(f"verified {path}"))
+        processes.from_main(lambda: _accept(written, report, session.run))
+        listener(Note(f"verified {', '.join(map(str, written.paths))}"))
         if (lost := report.checks.get("probe_lost_share", 0.0)) > LOST:
             listener(Note(lost_in_words(lost, session)))
         tuned = render(session.family, session.preview) if base_pictures else []
         if base_pictures:
             listener(PreviewsDrawn(*_show_tuned(session, base_pictures, tuned), tuple(tuned)))
-        return processes.from_main(lambda: _wrap_up(session, path, report, seconds))
+        return processes.from_main(lambda: _wrap_up(session, written, report, seconds))
 
 
-def _export(session: Session) -> tuple[Path, float]:
-    """The written file or folder, and how far its dtype changed a weight."""
-    if trains_layers(session.recipe):
-        return write_base(session)
-    run, recipe = session.run, session.recipe
-    path = run.folder / f"{recipe.name}.safetensors"
+def _export(session: Session) -> tuple[Written, float]:
+    """What is written, and how far its dtype changed a weight."""
+    run, recipe, family, adapters = session.run, session.recipe, session.family, session.adapters
+    if trains_layers(recipe):
+        folder, cast_error = write_base(session)
+        return Written(folder, {}), cast_error
+    path, facts, cast_error = None, _facts(session), 0.0
     with run.writing():
-        cast_error = write_lora(
-            path,
-            EXPORTERS["kohya"](session.family, session.adapters),
-            dtype=recipe.export.dtype,
-            describe=lambda block: build_metadata(_facts(session), session.family.traits, block),
-        )
-    return path, cast_error
+        if adapters.layers:
+            path = run.folder / f"{recipe.name}.safetensors"
+            cast_error = write_lora(
+                path,
+                EXPORTERS["kohya"](family, adapters),
+                dtype=recipe.export.dtype,
+                describe=lambda block: build_metadata(facts, family.traits, block),
+            )
+        words = write_embeddings(run.folder, family, adapters, facts, dtype=recipe.export.dtype)
+    return Written(path, words), cast_error
 
 
-def _accept(path: Path, report: Report, run: Run) -> None:
-    """Keep the report; raise ExportMismatch, with the file set aside, if it is faulty."""
+def _accept(written: Written, report: Report, run: Run) -> None:
+    """Keep the report; raise ExportMismatch, with all files set aside, if one of them is faulty."""
     run.json("verify.json", report.to_json())
     if not report.whole:
-        aside = path.with_name(path.name + ".unverified")
-        if aside.is_dir():  # of an earlier try
-            shutil.rmtree(aside)
-        path.rename(aside)
-        raise ExportMismatch(f"{aside} is not what was trained: {'; '.join(report.faults[:3])}.")
+        aside = ", ".join(map(str, map(_set_aside, written.paths)))
+        verb = "is" if len(written.paths) == 1 else "are"
+        raise ExportMismatch(f"{aside} {verb} not what was trained: {'; '.join(report.faults[:3])}.")
+
+
+def _set_aside(path: Path) -> Path:
+    """A file or folder under another name, where one of an earlier try may lie."""
+    aside = path.with_name(path.name + ".unverified")
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    return path.rename(aside)
 
 
 def _show_tuned(
@@ -137,7 +168,7 @@ def _show_tuned(
     return step, session.run.file(f"previews/step_{step:06}.png", as_png(sheet)), prompts
 
 
-def _wrap_up(session: Session, path: Path, report: Report, seconds: dict[str, float]) -> Finished:
+def _wrap_up(session: Session, written: Written, report: Report, seconds: dict[str, float]) -> Finished:
     run = session.run
     run.file("loss.png", loss_plot(run.metrics()))
     draws = count_draws(session.loop)
@@ -145,19 +176,24 @@ def _wrap_up(session: Session, path: Path, report: Report, seconds: dict[str, fl
     run.file("timesteps.png", timesteps_plot(draws))
     if measured := run.lines(HOLDOUT):
         run.file("holdout.png", holdout_plot(measured))
-    summary = summarise(session, path, seconds)
+    summary = summarise(session, written, seconds)
     run.json("summary.json", summary)
-    return Finished(run.folder, path, report, summary)
+    return Finished(run.folder, written.lora, written.embeddings, report, summary)
 
 
 def probe(session: Session) -> Answers:
     """What the live adapters answer, with and without them."""
-    family = session.family
+    family, caption = session.family, _probe_caption(session)
     mixed = in_mixed_precision(session) if trains_layers(session.recipe) else nullcontext()
     with family.placed(*_probed(family)), mixed:
-        live = ask(family)
+        live = ask(family, caption)
         with session.adapters.disabled():
-            return answers_of(live, ask(family))
+            return answers_of(live, ask(family, caption))
+
+
+def _probe_caption(session: Session) -> str:
+    """The usual one and every learned token."""
+    return " ".join([CAPTION, *dict.fromkeys(token.word for token in session.adapters.tokens)])
 
 
 def _probed(family: ModelFamily) -> list[str]:
@@ -165,23 +201,30 @@ def _probed(family: ModelFamily) -> list[str]:
     return [name for name in family.parts if name != "vae"]
 
 
-def verify_run(path: Path, session: Session, expected: Answers) -> Report:
-    """The written file against the live adapters and, through diffusers, in a base loaded afresh."""
-    if trains_layers(session.recipe):
-        return verify_base(path, session, expected)
-    family, machine = session.family, session.machine
-    file = open_lora(path)
-    report = check_file(file)
-    fresh = base_of(session.recipe)
-    check_against_base(file, fresh, report)
+def verify_run(written: Written, session: Session, expected: Answers) -> Report:
+    """What was written against the live adapters and, through diffusers, in a base loaded afresh."""
+    if written.lora and trains_layers(session.recipe):
+        return verify_base(written.lora, session, expected)
+    family, machine, adapters = session.family, session.machine, session.adapters
+    fresh, caption, report = base_of(session.recipe), _probe_caption(session), Report(written.paths[0].name)
+    if written.lora:
+        file = open_lora(written.lora)
+        report = check_file(file)
+        check_against_base(file, fresh, report)
+        if report.whole:
+            check_deltas(file, family, adapters, report)
+    if written.embeddings:
+        check_embeddings(written.embeddings, family, fresh, adapters, report)
     if report.whole:
-        check_deltas(file, family, session.adapters, report)
         machine.shrink(fresh)
         if session.loop.sharded:
             shard(fresh, session.processes, machine.device, machine.dtype)
         with family.placed():  # nowhere but in main memory: there may be no room for two
             fresh.place(machine.device, *_probed(fresh))
-            check_probe(file, fresh, expected, report, rounding=machine.rounding)
+            for word, path in written.embeddings.items():
+                load_embedding(path, word, fresh)
+            found = ask_diffusers(written.lora, fresh, caption) if written.lora else ask(fresh, caption)
+            judge(found, expected, report, rounding=machine.rounding)
     return report
 
 
@@ -213,8 +256,12 @@ def _facts(session: Session) -> TrainingFacts:
     )
 
 
-def summarise(session: Session, path: Path, seconds: dict[str, float]) -> dict[str, Any]:
-    """What happened, with the clock and the machine: these stay out of the LoRA file."""
+def summarise(session: Session, written: Written, seconds: dict[str, float]) -> dict[str, Any]:
+    """What happened, with the clock and the machine: these stay out of the files.
+
+    `file` is the LoRA, or if tokens alone were trained the first one's.
+    """
+    path = written.paths[0]
     rows = session.run.metrics()
     losses = [row["loss"] for row in rows if row["loss"] is not None] or [math.nan]
     tenth = max(1, len(losses) // 10)
@@ -222,6 +269,9 @@ def summarise(session: Session, path: Path, seconds: dict[str, float]) -> dict[s
         "file": path.name,
         "sha256": digest_of(path),
         "file_bytes": size_of(path),
+        "embeddings": {
+            word: {"file": one.name, "sha256": digest_of(one)} for word, one in written.embeddings.items()
+        },
         "steps": len(rows),
         "passes": session.loop.passes,  # more than one if memory ran out
         "steps_skipped": session.loop.state.counters.skipped,

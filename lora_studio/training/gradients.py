@@ -20,6 +20,7 @@ class GradientWatch:
 
     def __init__(self, adapters: AdapterSet) -> None:
         self._silent = dict(adapters.named_parameters())
+        self._words = {f"{one.name}.{end}": end for one in adapters.tokens for end in one.tensors}
         dropping = adapters.options.rank_dropout or adapters.options.module_dropout
         self._patience = LONGEST_WAIT if dropping else FIRST_STEPS
         self._of = len(self._silent)
@@ -40,9 +41,19 @@ class GradientWatch:
         }
         self._steps += norm > 0
         self._waited += 1
-        if self._silent and (self._steps == self._patience or self._waited == LONGEST_WAIT):
+        late = self._late() if self._steps == self._patience or self._waited == LONGEST_WAIT else []
+        if late:
             raise TrainingDiverged(
-                f"{len(self._silent)} of {self._of} trained tensors had no gradient in the first "
-                f"{self._waited} steps, so they would not learn: {some(list(self._silent))}; the pictures "
+                f"{len(late)} of {self._of} trained tensors had no gradient in the first "
+                f"{self._waited} steps, so they would not learn: {some(late)}; the pictures "
                 "are not to blame: please report it with recipe.toml"
             )
+
+    def _late(self) -> list[str]:
+        """Those that are silent without a reason.
+
+        A new token has none before a caption that holds it is shown, which `verify` looks for at the end; but
+        then it has one in every text encoder.
+        """
+        heard = {word for name, word in self._words.items() if name not in self._silent}
+        return [name for name in self._silent if name not in self._words or self._words[name] in heard]

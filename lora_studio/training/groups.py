@@ -9,7 +9,7 @@ from lora_studio.training.optimizers import Group
 
 
 def parameter_groups(adapters: AdapterSet, rates: Mapping[str, float], *, faster: float = 1.0) -> list[Group]:
-    """One group for every part and learning rate, in the layers' order.
+    """One group for every part and learning rate, in the layers' order; then those of new tokens.
 
     `rates`: of the parts, for layers without one of their own. `faster`: LoRA+, what the rates of tensors
     that begin as zero are multiplied by.
@@ -20,4 +20,7 @@ def parameter_groups(adapters: AdapterSet, rates: Mapping[str, float], *, faster
         for end, tensor in layer.tensors.items():
             own = rate * faster if end in layer.kind.faster else rate
             groups.setdefault((layer.part, own), {"params": [], "lr": own})["params"].append(tensor)
+    for token in adapters.tokens:
+        rate = rates[token.part] if token.learning_rate is None else token.learning_rate
+        groups.setdefault((token.name, rate), {"params": [], "lr": rate})["params"].append(token.rows)
     return list(groups.values())

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from lora_studio.errors import RecipeError
 from lora_studio.export.plain_file import digest
 from lora_studio.recipe import Recipe, load_recipe
+from lora_studio.recipe_adapter import LayersConfig
 from lora_studio.recipe_changes import Change, changes
+from lora_studio.recipe_tokens import TokenConfig
 from lora_studio.run import Run
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.schedule import factor, make_schedule
@@ -90,7 +92,8 @@ def _same_rates(old: Recipe, new: Recipe) -> bool:
 
 
 def _stops(recipe: Recipe) -> list[int | None]:
-    return [one.last_step(recipe.training.steps) for one in recipe.adapter.layers]
+    stopping: list[LayersConfig | TokenConfig] = [*recipe.adapter.layers, *recipe.tokens]
+    return [one.last_step(recipe.training.steps) for one in stopping]
 
 
 def _why(change: Change, old: Recipe) -> str:
@@ -98,8 +101,9 @@ def _why(change: Change, old: Recipe) -> str:
         return " (it is what a new run begins with; a resumed one goes on from its own checkpoint)"
     if change.option != STEPS:
         return ""
-    if any(one.stop_at is not None and one.stop_at <= 1 for one in old.adapter.layers):
-        return " (an adapter.layers stop_at is a share of the steps, so it would be at another step)"
+    stops = [one.stop_at for one in old.adapter.layers] + [one.stop_at for one in old.tokens]
+    if any(stop is not None and stop <= 1 for stop in stops):
+        return " (a stop_at is a share of the steps, so it would be at another step)"
     return (
         f" (the schedule {old.training.schedule!r} runs to the last step, so steps that are done would have "
         "had other learning rates; only a run with the schedule 'constant' can become longer)"

@@ -57,6 +57,7 @@ class State:
             self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
         limited = self.adapters.limit()
+        self.adapters.pull_tokens(kept=1 - bad)
         if self.ema is not None:
             self.ema.update(self.counters.updates + 1, kept=1 - bad)
         self.adapt_scale()

@@ -57,6 +57,7 @@ IN_THE_BATCHES = {
     "training.text_encoder_learning_rate": ("1e-3",),
 }
 ELSEWHERE = {
+    "tokens": "test_tokens.py, each of its options",
     "training.max_bad_steps": "test_faults.py, test_readings.py",
     "training.checkpoint_every": "test_resume.py, test_readings.py",
     "training.keep_checkpoints": "test_exact.py, test_holdout.py",
@@ -65,7 +66,7 @@ FIXED_BESIDE = ("training.schedule=cosine", "training.warmup_steps=1", "preview.
 
 
 def test_every_option_is_tried() -> None:
-    known = {name for name, _ in options() if name.partition(".")[0] in ("objective", "training")}
+    known = {name for name, _ in options() if name.partition(".")[0] in ("objective", "tokens", "training")}
     assert known == {*IN_THE_LOOP, *IN_THE_BATCHES, *ELSEWHERE}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lora_studio.families.chunks import Tokenizer, caption_chunks
+from lora_studio.families.chunks import Tokenizer, caption_chunks, caption_tokens
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Cut:
 
 def num_tokens(tokenizer: Tokenizer, caption: str) -> int:
     """The caption's tokens, with the begin and end marks."""
-    return len(tokenizer(caption, verbose=False)["input_ids"])
+    return len(caption_tokens(tokenizer, caption)) + tokenizer.num_special_tokens_to_add()
 
 
 def find_cut(tokenizers: Iterable[Tokenizer], name: str, caption: str, *, max_chunks: int = 1) -> Cut | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -21,6 +23,7 @@ class ClipTokenizer:
     """Counts and cuts as the text encoders of Stable Diffusion 1 and XL do."""
 
     model_max_length = 77
+    added_tokens_encoder: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self) -> None:
         self._tokenizer = _tokenizer()

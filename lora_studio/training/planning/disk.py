@@ -53,10 +53,10 @@ def measure_disk(session: Session, timing: Timing, *, optimizer: int) -> Disk:
 
 
 def _result(session: Session) -> int:
-    """The LoRA file, or all of a base's parts."""
+    """The LoRA file and embeddings, or all of a base's parts."""
     recipe, adapters = session.recipe, session.adapters
     if not trains_layers(recipe):
-        return most_bytes(adapters, recipe.export.dtype) + len(adapters.layers) * HEADER_BYTES
+        return most_bytes(adapters, recipe.export.dtype) + len(adapters.trained) * HEADER_BYTES
     numbers = sum(one.numel() for part in session.family.parts.values() for one in part.parameters())
     return numbers * DTYPES[recipe.export.dtype].itemsize
 

@@ -1,0 +1,143 @@
+"""Learned tokens as files that UIs load, one a token and named after it, and the proof that they are.
+
+One text encoder's vectors are `emb_params` [n, D], two encoders' are `clip_l` and `clip_g`; nothing else may
+be in a file, and no second token: A1111 refuses that, ComfyUI takes the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lora_studio import __version__
+from lora_studio.adapters.base import AdapterSet
+from lora_studio.errors import StudioError
+from lora_studio.export.metadata import TrainingFacts
+from lora_studio.export.verify import DTYPES, Report
+from lora_studio.export.write import write_lora
+from lora_studio.families import FAMILIES
+from lora_studio.families.base import FileTraits, ModelFamily
+from lora_studio.families.new_tokens import answer_at_end
+
+
+def embeddings(family: ModelFamily, adapters: AdapterSet) -> dict[str, dict[str, Tensor]]:
+    """Word -> UI key -> its vectors [n, D], float32."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for token in adapters.tokens:
+        rows = token.rows.detach().float().cpu().contiguous()
+        found.setdefault(token.word, {})[family.embedding_keys[token.part]] = rows
+    return found
+
+
+def embedding_metadata(facts: TrainingFacts, traits: FileTraits, word: str) -> dict[str, str]:
+    """What a token's file says about itself; no clock, path or folder."""
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": traits.architecture.replace("/lora", "/textual-inversion"),
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": word,
+        "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",
+        "modelspec.prediction_type": traits.prediction_type,
+        "modelspec.trigger_phrase": word,
+        "ss_base_model_version": traits.base_model_version,
+        "ss_steps": str(facts.steps),
+        "lora_studio.version": __version__,
+        "lora_studio.base_fingerprint": facts.base_fingerprint,
+    } | ({"lora_studio.base": facts.base} if facts.base else {})
+
+
+def write_embeddings(
+    folder: Path, family: ModelFamily, adapters: AdapterSet, facts: TrainingFacts, *, dtype: str
+) -> dict[str, Path]:
+    """Word -> the file that was written. Raises ExportMismatch if a value does not fit into the dtype."""
+    paths = {}
+    for word, tensors in embeddings(family, adapters).items():
+        paths[word] = folder / f"{word}.safetensors"
+        metadata = embedding_metadata(facts, family.traits, word)
+        write_lora(paths[word], tensors, dtype=dtype, describe=lambda _, said=metadata: said)  # type: ignore[misc]
+    return paths
+
+
+def open_embedding(path: Path) -> dict[str, Tensor]:
+    """A file's tensors. Raises StudioError if it is not there or no whole safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - a handle, not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StudioError(f"{path} is not a whole safetensors file ({error}); it may be cut short.") from None
+
+
+def is_embedding(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether its tensors are called as those of learned tokens are, for any base."""
+    known = {key for name in FAMILIES.names() for key in FAMILIES[name].embedding_keys.values()}
+    return bool(tensors) and tensors.keys() <= known
+
+
+def check_tensors(path: Path, report: Report) -> dict[str, Tensor]:
+    """The file by itself: dtypes, finite, not zero, as many vectors for each encoder; its tensors."""
+    tensors, name = open_embedding(path), path.name
+    for key, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            report.faults.append(f"{name}: {key} has dtype {tensor.dtype}")
+        if not tensor.isfinite().all() or not tensor.any():
+            report.faults.append(f"{name}: {key} is not finite, or zero")
+    if len({len(tensor) for tensor in tensors.values() if tensor.ndim}) > 1:
+        report.faults.append(f"{name}: the encoders have different numbers of vectors")
+    return tensors
+
+
+def check_embedding(path: Path, family: ModelFamily, report: Report) -> dict[str, Tensor]:
+    """The file against its base, too: the keys UIs look for, and shapes; its tensors."""
+    tensors, name = check_tensors(path, report), path.name
+    keys = {key: part for part, key in family.embedding_keys.items()}
+    if tensors.keys() != keys.keys():
+        report.faults.append(
+            f"{name} holds {', '.join(sorted(tensors)) or 'nothing'}, but UIs look for {', '.join(keys)}"
+        )
+    for key, tensor in tensors.items():
+        if key in keys:
+            width = family.parts[keys[key]].get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+            if tensor.ndim != 2 or tensor.shape[1] != width:
+                report.faults.append(f"{name}: {key} has the shape {tuple(tensor.shape)}, not [n, {width}]")
+    return tensors
+
+
+def check_embeddings(
+    paths: Mapping[str, Path], family: ModelFamily, fresh: ModelFamily, adapters: AdapterSet, report: Report
+) -> None:
+    """The written files against the tokens that they were written from, and a base loaded afresh."""
+    live, worst = embeddings(family, adapters), 0.0
+    report.checks["embeddings"] = {word: path.name for word, path in paths.items()}
+    report.checks["embeddings_moved"] = {
+        f"{one.word} in {one.part}": round(one.moved, 4) for one in adapters.tokens
+    }
+    for word, path in paths.items():
+        tensors = check_embedding(path, fresh, report)
+        for key, trained in live[word].items():
+            if key not in tensors or tensors[key].shape != trained.shape:
+                report.faults.append(f"{path.name}: {key} is not of the shape that was trained")
+                continue
+            error = (tensors[key].float() - trained).norm() / trained.norm()
+            worst = max(worst, (error / torch.finfo(tensors[key].dtype).eps).item())
+    report.checks["embedding_error"] = worst  # in units of the dtype's rounding
+    if worst > 1:
+        report.faults.append("an embedding differs from the trained one by more than its dtype rounds")
+    for word in paths:
+        if all(one.moved == 0 for one in adapters.tokens if one.word == word):
+            report.faults.append(f"{word} is still what it began as: no step has shown it")
+
+
+def load_embedding(path: Path, word: str, family: ModelFamily) -> None:
+    """Through diffusers' `load_textual_inversion`, into the (unadapted) family's own parts."""
+    pipeline = family.pipeline()
+    tensors = open_embedding(path)
+    for part, key in family.embedding_keys.items():
+        source = path if len(tensors) == 1 else {key: tensors[key].clone()}
+        pipeline.load_textual_inversion(
+            source, token=word, tokenizer=family.tokenizer_of(part), text_encoder=family.parts[part]
+        )
+    answer_at_end(family)

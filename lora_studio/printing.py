@@ -162,6 +162,8 @@ def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     ]
     if plan.masks:
         lines.append(("masks", f"{pictures(plan.masks)} learned only where the mask is white"))
+    if weight := plan.masked_preservation:
+        lines.append(("", f"outside of it the base's own answer is kept, with weight {weight:g}"))
     return lines
 
 

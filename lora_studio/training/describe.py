@@ -67,6 +67,7 @@ def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPl
         class_pictures=_class_pictures(session),
         repeats=_repeats(used),
         masks=sum(bool(record.mask) for record in used),
+        masked_preservation=recipe.objective.masked_preservation,
         backgrounds=dict(Counter(record.background for record in used if record.background)),
         base_notes=session.family.notes,
         adapter_notes=adapter_notes(recipe, session.adapters),

@@ -61,6 +61,7 @@ class TrainingPlan:
     batch_size: int = 0  # of all processes together
     class_pictures: ClassPictures | None = None
     masks: int = 0  # pictures of which only a part is learned
+    masked_preservation: float = 0.0  # weight of the base's own answer outside of it
     backgrounds: dict[str, int] = field(default_factory=dict)  # colour -> pictures with clear parts on it
     token_chunks: int = 1  # windows of the text encoder that a caption may fill
     variation: tuple[str, ...] = ()  # what changes in captions from one showing to the next

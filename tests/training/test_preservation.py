@@ -55,7 +55,7 @@ def test_a_preserved_rows_target_is_what_the_untouched_base_answers(
     batch = next(b for b in batches(session, 50) if len(b.preserved) == 1 and len(b.captions) == 2)
     (row,) = batch.preserved.tolist()
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
-    target = with_base_answers(noised, batch, session.family, session.adapters)
+    target = with_base_answers(noised, batch, session.family, session.adapters).learned
     unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet", dtype=torch.float32)
     assert batch.conditioning is not None
     with torch.no_grad():
@@ -70,7 +70,8 @@ def test_without_it_nothing_changes(tmp_path: Path, recipe_file: Path) -> None:
     batch = next(iter(session.loop.feed.of_step(1)))
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
     assert len(batch.preserved) == 0
-    assert with_base_answers(noised, batch, session.family, session.adapters) is noised.target
+    targets = with_base_answers(noised, batch, session.family, session.adapters)
+    assert targets.learned is noised.target and batch.outside is None
 
 
 def test_with_a_trained_text_encoder_the_base_reads_with_its_own(tmp_path: Path, recipe_file: Path) -> None:
@@ -78,9 +79,10 @@ def test_with_a_trained_text_encoder_the_base_reads_with_its_own(tmp_path: Path,
     session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), nobody)
     batch = next(b for b in batches(session, 50) if len(b.preserved))
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
-    before = with_base_answers(noised, batch, session.family, session.adapters)
+    before = with_base_answers(noised, batch, session.family, session.adapters).learned
     shift_adapters(session)
-    torch.testing.assert_close(with_base_answers(noised, batch, session.family, session.adapters), before)
+    after = with_base_answers(noised, batch, session.family, session.adapters).learned
+    torch.testing.assert_close(after, before)
 
 
 def test_preservation_without_a_trigger_to_leave_out_is_refused(tmp_path: Path, recipe_file: Path) -> None:

@@ -41,7 +41,7 @@ def wide(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(2):
-        grey_noise((400, 100), 60).convert("RGB").save(folder / f"{number}.png")
+        grey_noise((400, 100), 60 + number).convert("RGB").save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"picture {number}, zwx style")
     mask = Image.new("L", (400, 100), 0)
     mask.paste(255, (100, 0, 200, 100))

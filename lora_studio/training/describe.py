@@ -40,6 +40,7 @@ def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPl
             any(captions.records[index].trigger not in text for text in captions.written(index))
             for index in one_of_each(captions)
         ),
+        triggers=tuple(session.report.plan["triggers"]),
         preservation=recipe.objective.preservation,
         preserved_caption=preserved_example(captions),
         captions_cut=find_cuts(captions, foreseen, session.family),

@@ -66,6 +66,7 @@ class TrainingPlan:
     token_chunks: int = 1  # windows of the text encoder that a caption may fill
     variation: tuple[str, ...] = ()  # what changes in captions from one showing to the next
     caption_warnings: tuple[str, ...] = ()
+    triggers: tuple[str, ...] = ()  # each with the tokens that it is read as
     base_notes: tuple[str, ...] = ()  # how the base was read
     adapter_notes: tuple[str, ...] = ()  # what its options do
     notes: tuple[tuple[str, str], ...] = ()  # (file, what to know about how it was read)

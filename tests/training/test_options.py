@@ -78,10 +78,12 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Pa
     folder = tmp_path_factory.mktemp("pairs")
     images = picture_folder(folder / "pictures", count=10)
     (folder / "masks").mkdir()
-    mask = Image.new("L", (64, 64), 0)
-    mask.paste(255, (16, 16, 48, 48))
-    for number in (0, 5):  # the square ones, which are in a batch together
-        mask.save(folder / "masks" / f"{number:02}.png")
+    for path in images.iterdir():
+        if path.suffix != ".txt":
+            with Image.open(path) as picture:
+                mask = Image.new("L", picture.size, 0)
+            mask.paste(255, (16, 16, 48, 48))
+            mask.save(folder / "masks" / f"{path.stem}.png")
     (folder / "tiny.toml").write_text(recipe_text(images, str(tiny_base)), "utf-8")
     return folder / "tiny.toml"
 

@@ -36,7 +36,7 @@ OPTIONS = (
     *("data.class_images.images=class", f"data.class_images.weight={LAMBDA}"),
     *(f"objective.masked_preservation={OUTSIDE}", "data.repeats=2"),
 )
-SHAPES = ((64, 64), (64, 64), (96, 64), (64, 96))
+SHAPES = ((64, 64), (72, 72), (96, 64), (64, 96))  # of one's own; class pictures are larger
 MASKED = {0: 255, 2: 200}  # picture -> the level of the white part of its mask
 
 
@@ -53,9 +53,9 @@ class Case:
         return [batch for step in range(1, steps + 1) for batch in feed.of_step(step)]
 
 
-def put_pictures(folder: Path, deviation: int, *, caption: str, masks: bool = False) -> None:
+def put_pictures(folder: Path, deviation: int, *, caption: str, masks: bool = False, larger: int = 1) -> None:
     folder.mkdir()
-    for number, (width, height) in enumerate(SHAPES):
+    for number, (width, height) in enumerate((larger * w, larger * h) for w, h in SHAPES):
         grey_noise((width, height), deviation + number).convert("RGB").save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"{caption} {number}", "utf-8")
         if masks and number in MASKED:
@@ -70,7 +70,7 @@ def case(
 ) -> Iterator[Case]:
     folder, base = tmp_path_factory.mktemp("dream"), base_of(request.param)
     put_pictures(folder / "pictures", 20, caption="a zwx style", masks=True)
-    put_pictures(folder / "class", 60, caption="plain")
+    put_pictures(folder / "class", 60, caption="plain", larger=2)
     (folder / "tiny.toml").write_text(recipe_text(folder / "pictures", str(base)), "utf-8")
     session = prepare(load_recipe(folder / "tiny.toml", changes=OPTIONS), Run(folder / "run"), nobody)
     with torch.no_grad():  # adapters that do something, so that the base is another

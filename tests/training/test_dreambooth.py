@@ -127,8 +127,8 @@ def test_every_row_and_the_class_half_are_conditioned_by_their_own_caption_and_g
     case: Case, batch_size: int
 ) -> None:
     """Row 19: elsewhere the class half had no time ids of its own, or those of the others."""
-    loop, seen = case.session.loop, set()
-    for batch in case.batches(batch_size):
+    loop, seen, apart = case.session.loop, set(), batch_size == 1
+    for batch in case.batches(batch_size, steps=40):
         of_class, asked = is_class_picture(batch), sorted({*batch.preserved.tolist(), *batch.masked})
         own = len(batch) - sum(of_class)
         assert of_class == [False] * own + [True] * own and own <= batch_size
@@ -144,7 +144,8 @@ def test_every_row_and_the_class_half_are_conditioned_by_their_own_caption_and_g
                 torch.testing.assert_close(pooled, expected_pooled, atol=1e-5, rtol=1e-4)
                 assert ids.tolist() == [time_ids(record_of(case, caption)) for caption in captions]
         seen.add((tuple(batch.latents.shape[2:]), own))
-        if len({shape for shape, _ in seen}) == 3 and max(count for _, count in seen) == batch_size:
+        apart |= asked == [1]  # not the first rows, whose geometry is another's
+        if len({shape for shape, _ in seen}) == 3 and apart:
             return
     raise AssertionError(f"only {seen}")
 

@@ -103,7 +103,7 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     lines += finding_lines(plan.findings)
     lines += [("captions", by)]
     lines += [("", f'"{caption}"') for caption in plan.captions]
-    lines += [("", text) for text in plan.variation]
+    lines += [("", text) for text in (*plan.triggers, *plan.variation)]
     if plan.token_chunks > 1:
         windows = f"{plan.token_chunks} windows of the text encoder"
         lines.append(("", f"long captions fill up to {windows}; others beside them get empty ones"))
@@ -169,6 +169,8 @@ def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     ]
     if plan.masks:
         lines.append(("masks", f"{pictures(plan.masks)} learned only where the mask is white"))
+    if weight := plan.masked_preservation:
+        lines.append(("", f"outside of it the base's own answer is kept, with weight {weight:g}"))
     return lines
 
 

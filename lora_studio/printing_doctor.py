@@ -30,6 +30,8 @@ def print_findings(report: Report, console: Console, *, title: str) -> None:
         head = Text(f"\n{first.severity}", style=_COLOURS[first.severity])
         console.print(head.append(f"  {in_words(first.kind)} ({len(findings)})", style="bold not dim"))
         _print_group(findings, console)
+    for line in plan["triggers"]:
+        console.print(Text(f"\n{shown(line)}"), soft_wrap=True)
     buckets = ", ".join(f"{name}: {count}" for name, count in plan["buckets"].items())
     if buckets:
         console.print(

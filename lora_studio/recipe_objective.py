@@ -24,6 +24,12 @@ class ObjectiveConfig(Section):
     preservation: float = Field(
         0.0, ge=0, lt=1, description="share of pictures that teach the base's own answer without the trigger"
     )
+    masked_preservation: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="outside of loss masks the base's own answer is taught with this weight; 0: nothing is",
+    )
     timesteps: Literal["stratified", "low_variance", "uniform"] = Field(
         "stratified",
         description="stratified: one from each part of the range in a batch; low_variance: across steps, too",

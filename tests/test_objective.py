@@ -49,6 +49,8 @@ def test_debiased_weights_equal_the_papers_formula(gamma: float, cap: float) -> 
     torch.testing.assert_close(made["v_prediction"].double(), in_pictures / (snr + 1), rtol=1e-4, atol=1e-6)
     at_zero = Diffusion(torch.tensor([0.5, 0.0]), "epsilon", weighting="debiased").weight(torch.tensor([1]))
     torch.testing.assert_close(at_zero, torch.tensor([1000**0.5]))
+    v_at_zero = Diffusion(torch.tensor([0.5, 0.0]), "v_prediction", weighting="debiased")
+    assert v_at_zero.weight(torch.tensor([1])).item() == 0  # sqrt(0) / (0 + 1)
 
 
 def test_weights_are_finite_at_snr_zero_and_one_when_switched_off() -> None:

@@ -51,6 +51,14 @@ def test_the_numbers_are_those_that_sources_agree_on(name: str) -> None:
         assert bool(recipe.data.class_images.count) == ("sdxl" not in name)
 
 
+def test_the_face_is_learned_within_its_masks_alone_and_other_faces_stay() -> None:
+    recipe = load_recipe(PRESET_FOLDER / "sd15_face.toml")
+    assert recipe.objective.masked_preservation == 1 and 0 < recipe.objective.preservation < 0.5
+    assert recipe.data.class_words == "woman" and recipe.data.crop == "focus" and recipe.data.flip == 0
+    assert recipe.training.learning_rate == 5e-5
+    assert recipe.training.checkpoint_every * 10 == recipe.training.steps
+
+
 def test_a_filled_preset_keeps_its_comments_and_holds_the_words(tmp_path: Path) -> None:
     (tmp_path / "Müller's owl").mkdir()
     wishes = Wishes(tmp_path / "Müller's owl", 'qxz "owl"\\', "some/hub-id", "", "tawny owl")
@@ -84,7 +92,7 @@ def test_the_class_stands_behind_a_trigger_that_does_not_say_it(trigger: str, wo
     assert with_class(trigger, word) == joined
 
 
-@pytest.mark.parametrize("name", sorted(OURS | WITH_TOKENS | {"pocket_style", "pocket_subject"}))
+@pytest.mark.parametrize("name", preset_names())
 def test_init_writes_a_recipe_that_loads_and_says_what_to_do_next(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,8 @@ class Batch:
     weight: Tensor  # [B, 1, 1, 1], or [B, 1, H, W] if one of the pictures has a loss mask
     preserved: Tensor  # [P] int64 on the CPU, P <= B: the rows whose target is the frozen base's own answer
     like: Sequence[str] = ()  # captions that decide, beside its own, how many windows each of them takes
+    outside: Tensor | None = None  # [B, 1, H, W]: what an error against the base's own answer counts
+    masked: tuple[int, ...] = ()  # the rows in which that is not 0 throughout
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -48,6 +50,8 @@ class Batch:
             weight=self.weight[wanted],
             preserved=torch.tensor(inside, dtype=torch.int64),
             like=self.like or self.captions,
+            outside=None if self.outside is None else self.outside[wanted],
+            masked=tuple(row - start for row in self.masked if start <= row < stop),
         )
 
 

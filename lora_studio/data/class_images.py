@@ -18,7 +18,7 @@ from PIL import Image
 from lora_studio.data.manifest import Bucket, Record
 from lora_studio.data.sizes import fit
 from lora_studio.data.store import mark_as_used
-from lora_studio.data.trigger import without_trigger
+from lora_studio.data.trigger import needs_class_words, without_triggers
 from lora_studio.errors import DatasetError
 from lora_studio.run import write_atomically
 
@@ -55,13 +55,26 @@ def wishes_for(records: Sequence[Record], *, count: int, prompt: str = "") -> li
     Records whose caption does not hold their trigger are passed over if there is no prompt. Raises
     DatasetError if none does, or if nothing is left of a caption.
     """
-    prompts = [(prompt or _class_prompt(record), record.bucket) for record in records]
+    triggers = {record.trigger: record.class_words for record in records if record.trigger}
+    prompts = [
+        (prompt or without_triggers(record.caption, record.trigger, triggers), record.bucket)
+        for record in records
+    ]
     asked = [(words, bucket) for words, bucket in prompts if words is not None and bucket is not None]
     advice = 'set data.class_images.prompt to what the class is called, such as "a photo of a dog"'
     if not asked:
         raise DatasetError(f"no caption holds data.trigger, so class images have no prompt; {advice}.")
     if empty := [r.name for r, (words, _) in zip(records, prompts, strict=True) if words == ""]:
-        raise DatasetError(f"without its trigger nothing is left of the caption of {empty[0]}; {advice}.")
+        raise DatasetError(
+            f"without its trigger nothing is left of the caption of {empty[0]}; set data.class_words to what "
+            f'the trigger is one of, such as "dog", or {advice}.'
+        )
+    held = [record for record in records if record.trigger and record.trigger in record.caption]
+    if not prompt and all(_is_nameless(record) for record in held):
+        raise DatasetError(
+            f'without its trigger the caption "{held[0].caption}" names nothing that class images could '
+            f'show; set data.class_words to what the trigger is one of, such as "dog", or {advice}.'
+        )
     numbers: Counter[tuple[str, Bucket]] = Counter()
     wishes = []
     for index in range(count):
@@ -164,8 +177,8 @@ class ClassImages:
         )
 
 
-def _class_prompt(record: Record) -> str | None:
-    return without_trigger(record.caption, record.trigger, record.class_words)
+def _is_nameless(record: Record) -> bool:
+    return not record.class_words.strip() and needs_class_words(record.caption, record.trigger)
 
 
 def _batches(wishes: Sequence[Wish]) -> list[list[Wish]]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from lora_studio.data.manifest import Record
 from lora_studio.data.names import is_picture, place, some
 from lora_studio.data.pictures import decode, framed, reopen
 from lora_studio.errors import DatasetError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OWN = "its transparency"  # stands for the name of the mask file where a picture's own opacity is the mask
 NO_PICTURE = "a mask, but there is no picture of this name"
@@ -65,22 +69,37 @@ def with_masks(
     return masked + [Record(path=str(one.path), name=one.name, excluded=NO_PICTURE) for one in orphans]
 
 
+class LossMask(NamedTuple):
+    """What of a picture is learned, as large as its latent."""
+
+    inside: Tensor  # [H, W] with a mean of 1: a small subject is learned as strongly as a large one
+    outside: Tensor  # [H, W] in 0..1: how far each latent is outside of the mask
+
+
 def mask_weights(record: Record, width: int, height: int) -> NDArray[np.float32] | None:
     """[height, width] with a mean of 1, what the loss of each latent counts; None without a mask.
 
-    With a mean of 1 a small subject is learned as strongly as a large one. Raises DatasetError if the mask is
-    not the one that was scanned, or if the crop leaves nothing of it.
+    Raises DatasetError as `mask_levels` does.
+    """
+    levels = mask_levels(record, width, height)
+    return None if levels is None else levels / levels.mean()
+
+
+def mask_levels(record: Record, width: int, height: int) -> NDArray[np.float32] | None:
+    """[height, width] in 0..255, how white the mask is at each latent; None without a mask.
+
+    Raises DatasetError if the mask is not the one that was scanned, or if the crop leaves nothing of it.
     """
     assert record.resize is not None and record.crop is not None, record.name
     if not record.mask:
         return None
     box = Image.Resampling.BOX
     mask = framed(_open(record), record.resize, record.crop, flip=record.flip, resample=box)
-    weights = np.asarray(mask.resize((width, height), box), dtype=np.float32)
-    if weights.max() == 0:
+    levels = np.asarray(mask.resize((width, height), box), dtype=np.float32)
+    if levels.max() == 0:
         advice = 'set data.crop = "focus", or remove the mask'
         raise DatasetError(f"the crop of {record.name} leaves nothing of its mask; {advice}.")
-    return weights / weights.mean()
+    return levels
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lora_studio import __version__
 from lora_studio.families.base import FileTraits
@@ -39,6 +40,7 @@ class TrainingFacts:
     debiased: bool
     noise_offset: float
     needs: tuple[tuple[str, float], ...] = ()  # sha256 and strength of LoRAs that are merged into the base
+    options: Mapping[str, str] = field(default_factory=dict)  # further ss_* keys, of what was used
 
 
 def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes) -> dict[str, str]:
@@ -61,6 +63,7 @@ def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes
         else "",
     }
     metadata = _kohya(facts, traits) | _modelspec(facts, traits) | {k: v for k, v in optional.items() if v}
+    metadata |= dict(facts.options)
     metadata |= {
         "lora_studio.version": __version__,
         "lora_studio.base_fingerprint": facts.base_fingerprint,

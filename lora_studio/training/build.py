@@ -157,7 +157,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
     machine.speed_up(family, adapters.parts)
     encodes = texts is None or not foreseen.complete  # while it trains
     family.place(machine.device, family.denoiser, *(family.text_encoders if encodes else ()))
-    options = FeedOptions(recipe.training.seed, machine.device)
+    options = FeedOptions(recipe.training.seed, machine.device, recipe.objective.masked_preservation)
     rows = class_rows(
         records,
         first=len(shown),

@@ -53,7 +53,7 @@ def adapter_options(recipe: Recipe, family: ModelFamily) -> AdapterOptions:
         max_norm=config.max_norm,
         rules=rules,
         only=family.blocks.get(config.blocks, {}),
-        base_at_hand=recipe.objective.preservation > 0,
+        base_at_hand=max(recipe.objective.preservation, recipe.objective.masked_preservation) > 0,
     )
 
 
@@ -145,8 +145,8 @@ def _adapter_faults(recipe: Recipe, family: ModelFamily, processes: Processes) -
     faults = _meaningless(config)
     if kind.trains_layers and recipe.tokens:
         faults.append(
-            f"adapter.kind = {config.kind!r} ends as a whole base, which [[tokens]] are no part of; leave them "
-            "out, or take a kind that ends as a LoRA file."
+            f"adapter.kind = {config.kind!r} ends as a whole base, which [[tokens]] are no part of; leave "
+            "them out, or take a kind that ends as a LoRA file."
         )
     if config.blocks != ALL and config.blocks not in family.blocks:
         known = ", ".join(map(repr, [ALL, *family.blocks]))

@@ -44,7 +44,7 @@ def make_holdout(
     if not held:
         return None
     device = family.device
-    masks = [torch.ones(1, 1) if mask is None else mask for mask in loss_masks(held, latents)]
+    masks = [torch.ones(1, 1) if mask is None else mask.inside for mask in loss_masks(held, latents)]
     pictures = [
         HeldOut(
             name=record.name,

@@ -56,7 +56,7 @@ def make_loop(
     return Loop(
         family=family,
         state=state,
-        objective=family.objective(ObjectiveOptions(**recipe.objective.model_dump(exclude={"preservation"}))),
+        objective=family.objective(_objective_options(recipe)),
         feed=feed,
         options=LoopOptions(
             steps=training.steps,
@@ -76,3 +76,9 @@ def make_loop(
         sharded=is_sharded(recipe, processes),
         reads_late=machine.device.type == "cuda",
     )
+
+
+def _objective_options(recipe: Recipe) -> ObjectiveOptions:
+    """What the objective itself is to know; the others are the feed's."""
+    of_the_feed = {"preservation", "masked_preservation"}
+    return ObjectiveOptions(**recipe.objective.model_dump(exclude=of_the_feed))

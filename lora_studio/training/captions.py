@@ -50,6 +50,15 @@ def shown_captions(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
             f"({trigger!r}), so there is nothing to leave out; set the trigger that the captions hold, or "
             "preservation to 0."
         )
+    if preservation and (nameless := captions.nameless()):
+        held = sum(captions.plain(index) is not None for index in range(len(records)))
+        if len({index for index, _ in nameless}) == held:
+            index, text = nameless[0]
+            raise RecipeError(
+                f"objective.preservation is {preservation}, but without the trigger "
+                f'{records[index].trigger!r} the caption "{text}" names nothing; set data.class_words to '
+                'what the trigger is one of, such as "robot" or "woman".'
+            )
     return captions
 
 

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from lora_studio.data.buckets import Framing, assign, placed
 from lora_studio.data.cache import Latent
@@ -15,12 +14,13 @@ from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.exclude import ExcludeList, read_exclude
 from lora_studio.data.holdout import hold_out
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.masks import mask_weights
+from lora_studio.data.masks import LossMask, mask_levels
 from lora_studio.data.pixels import ReadyPixels
 from lora_studio.data.scan import OnPicture, Reading
 from lora_studio.data.sources import Source, read_sources
 from lora_studio.data.trigger import without_trigger
 from lora_studio.data.views import each_view
+from lora_studio.errors import RecipeError
 from lora_studio.recipe import Recipe
 from lora_studio.recipe_data import DataConfig, SourceConfig
 
@@ -31,12 +31,14 @@ def read_dataset(recipe: Recipe, stride: int, ready: ReadyPixels | None = None) 
     """Scan the folders, read their captions, choose every picture's bucket and the pictures held out.
 
     `ready` gets the pictures while they are decoded, so that none has to be decoded twice.
+    Raises RecipeError if the recipe wants something outside of masks, and there are none.
     """
     data = recipe.data
     framing = framing_of(data)
     on_picture = None if ready is None else _resizer(ready, data.resolution, stride, framing)
     captioned = read_sources(sources_of(data), CAPTIONERS[data.captioner], on_picture=on_picture)
     manifest = assign(captioned, resolution=data.resolution, stride=stride, framing=framing)
+    _refuse_missing_masks(recipe, manifest)
     given = len(manifest.of_role("holdout"))
     return hold_out(manifest, recipe.holdout.to_take(len(manifest.used), given=given))
 
@@ -53,17 +55,31 @@ def framing_of(data: DataConfig) -> Framing:
     )
 
 
-def loss_masks(records: Sequence[Record], latents: Sequence[Latent]) -> list[Tensor | None]:
-    """Each record's loss weights [H, W] with a mean of 1, as large as its latent; None without a mask."""
-    masks: list[Tensor | None] = []
+def loss_masks(records: Sequence[Record], latents: Sequence[Latent]) -> list[LossMask | None]:
+    """Each record's loss mask, as large as its latent; None without one."""
+    masks: list[LossMask | None] = []
     for index, record in enumerate(records):
         if not record.mask:
             masks.append(None)
             continue
         height, width = latents[index].mean.shape[-2:]
-        weights = mask_weights(record, width, height)
-        masks.append(None if weights is None else torch.from_numpy(weights))
+        levels = mask_levels(record, width, height)
+        if levels is None:
+            masks.append(None)
+        else:
+            inside, outside = levels / levels.mean(), 1 - levels / 255
+            masks.append(LossMask(torch.from_numpy(inside), torch.from_numpy(outside)))
     return masks
+
+
+def _refuse_missing_masks(recipe: Recipe, manifest: Manifest) -> None:
+    wanted = recipe.objective.masked_preservation
+    if wanted and not any(record.mask for record in manifest.used):
+        raise RecipeError(
+            f"objective.masked_preservation is {wanted:g}, but no picture that is trained on has a mask; put "
+            "a mask such as cat.mask.png beside cat.png, set data.masks to a folder of them, or set "
+            "masked_preservation to 0."
+        )
 
 
 def sources_of(data: DataConfig) -> list[Source]:

@@ -40,6 +40,7 @@ def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPl
             any(captions.records[index].trigger not in text for text in captions.written(index))
             for index in one_of_each(captions)
         ),
+        triggers=tuple(session.report.plan["triggers"]),
         preservation=recipe.objective.preservation,
         preserved_caption=preserved_example(captions),
         captions_cut=find_cuts(captions, foreseen, session.family),
@@ -69,6 +70,7 @@ def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPl
         class_pictures=_class_pictures(session),
         repeats=_repeats(used),
         masks=sum(bool(record.mask) for record in used),
+        masked_preservation=recipe.objective.masked_preservation,
         backgrounds=dict(Counter(record.background for record in used if record.background)),
         base_notes=session.family.notes,
         adapter_notes=adapter_notes(recipe, session.adapters),

@@ -11,6 +11,7 @@ from lora_studio.adapters.rules import scale_of
 from lora_studio.export.plain import most_bytes
 from lora_studio.recipe import Recipe
 from lora_studio.recipe_adapter import AdapterConfig
+from lora_studio.training.build_adapters import trains_layers
 from lora_studio.training.describe_full import full_notes
 
 
@@ -18,7 +19,7 @@ def adapter_notes(recipe: Recipe, adapters: AdapterSet) -> tuple[str, ...]:
     """Sentences; none for an adapter as it comes."""
     if not adapters.layers:
         return tuple(_tokens(adapters))
-    if ADAPTERS[recipe.adapter.kind].trains_layers:
+    if trains_layers(recipe):
         return tuple(full_notes(recipe, adapters))
     notes = (*adapters.notes, *_step_size(recipe), *_groups(adapters), *_file(recipe, adapters))
     return (*notes, *_tokens(adapters))

@@ -85,6 +85,11 @@ def caption_warnings(captions: ShownCaptions) -> tuple[str, ...]:
         )
     if variation.wildcards and not wild:
         warnings.append("data.wildcards changes nothing: no caption holds {a|b}")
+    if captions.options.preservation and (nameless := captions.nameless()):
+        warnings.append(
+            f'without the trigger "{nameless[0][1]}" names nothing, as {len(nameless)} captions in all; '
+            "data.class_words says what stands there instead"
+        )
     moved = any(
         tags_vary(text, variation, record.trigger)
         for index, record in enumerate(captions.records)

@@ -61,10 +61,12 @@ class TrainingPlan:
     batch_size: int = 0  # of all processes together
     class_pictures: ClassPictures | None = None
     masks: int = 0  # pictures of which only a part is learned
+    masked_preservation: float = 0.0  # weight of the base's own answer outside of it
     backgrounds: dict[str, int] = field(default_factory=dict)  # colour -> pictures with clear parts on it
     token_chunks: int = 1  # windows of the text encoder that a caption may fill
     variation: tuple[str, ...] = ()  # what changes in captions from one showing to the next
     caption_warnings: tuple[str, ...] = ()
+    triggers: tuple[str, ...] = ()  # each with the tokens that it is read as
     base_notes: tuple[str, ...] = ()  # how the base was read
     adapter_notes: tuple[str, ...] = ()  # what its options do
     num_tokens: int = 0  # new words that are learned

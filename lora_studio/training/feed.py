@@ -14,6 +14,7 @@ from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.class_rows import ClassRows
 from lora_studio.data.latents import Latents
 from lora_studio.data.manifest import Bucket, Record
+from lora_studio.data.masks import LossMask
 from lora_studio.data.views import draw_view, each_view
 from lora_studio.rng import generator, python_random
 from lora_studio.training.ahead import Ahead
@@ -22,10 +23,11 @@ from lora_studio.training.captions import Texts
 
 @dataclass(frozen=True)
 class FeedOptions:
-    """Every draw's seed, and where batches live."""
+    """Every draw's seed, where batches live, and what the base's own answer counts outside of masks."""
 
     seed: int
     device: torch.device
+    masked_preservation: float = 0.0
 
 
 class Feed:
@@ -35,8 +37,8 @@ class Feed:
     there are any, belong to `each_view` of them; which of a record's views is shown is drawn anew each time.
     Latents behind those are not shown.
     `captions` says which caption a picture is shown with, `texts` has its conditioning; None when a text
-    encoder is being trained. `masks` holds every view's loss weights [H, W] with a mean of 1, or None for
-    all alike. Records behind those that the plan knows are class pictures, of which `class_rows` adds some to
+    encoder is being trained. `masks` holds every view's loss mask, or None where all of it is
+    learned. Records behind those that the plan knows are class pictures, of which `class_rows` adds some to
     a batch.
     """
 
@@ -49,7 +51,7 @@ class Feed:
         plan: Plan,
         options: FeedOptions,
         *,
-        masks: Sequence[Tensor | None] = (),
+        masks: Sequence[LossMask | None] = (),
         class_rows: ClassRows | None = None,
     ) -> None:
         self.class_rows = class_rows or ClassRows({}, per_picture=1, seed=options.seed)
@@ -61,7 +63,9 @@ class Feed:
         self._shapes: dict[Bucket | None, tuple[int, ...]] = {}
         self._first_view = list(accumulate((1 + len(record.more_views) for record in records), initial=0))
         self.geometry = torch.tensor([geometry(view) for view in views], device=options.device)
-        self.weights = _weights(views, masks, options.device)
+        of_views = list(masks) or [None] * len(views)
+        self.weights = _weights(views, of_views, options.device)
+        self.outside = _outside(views, of_views, options)
 
     def of_step(self, step: int) -> Iterator[Batch]:
         """The micro-batches of optimizer step `step`, which counts from 1."""
@@ -107,8 +111,10 @@ class Feed:
             captions=captions,
             conditioning=None if self.texts is None else self.texts.batch(captions),
             geometry=self.geometry[views],
-            weight=self._weight(views, len(indices)),
+            weight=_in_a_batch([self.weights[view] for view in views], len(indices)),
             preserved=torch.tensor(preserved, dtype=torch.int64),
+            outside=self._outside(views, len(indices)),
+            masked=tuple(row for row, view in enumerate(views) if self.outside[view] is not None),
         )
 
     def _view(self, index: int, place: tuple[int, int, int]) -> int:
@@ -116,24 +122,50 @@ class Feed:
         draw = python_random(self.options.seed, *place, "view")
         return self._first_view[index] + draw_view(self.records[index], draw)
 
-    def _weight(self, views: list[int], pictures: int) -> Tensor:
-        """[B, 1, H, W] or [B, 1, 1, 1]; the batch's mean is the pictures' mean plus the class pictures' mean.
-
-        The first `pictures` views are the pictures'. As arXiv 2208.12242, eq. 2 has it, with a class
-        picture's own weight for lambda.
-        """
-        weight = torch.stack(torch.broadcast_tensors(*(self.weights[view] for view in views)))[:, None]
-        if beside := len(views) - pictures:
-            shares = [len(views) / pictures] * pictures + [len(views) / beside] * beside
-            weight = weight * torch.tensor(shares, device=weight.device).view(-1, 1, 1, 1)
-        return weight
+    def _outside(self, views: list[int], pictures: int) -> Tensor | None:
+        """[B, 1, H, W]; None if in the whole batch nothing counts outside of a mask."""
+        found = [self.outside[view] for view in views]
+        if all(one is None for one in found):
+            return None
+        nothing = torch.zeros(1, 1, device=self.options.device)
+        return _in_a_batch([nothing if one is None else one for one in found], pictures)
 
 
-def _weights(records: Sequence[Record], masks: Sequence[Tensor | None], device: torch.device) -> list[Tensor]:
+def _in_a_batch(weights: list[Tensor], pictures: int) -> Tensor:
+    """[B, 1, H, W] or [B, 1, 1, 1]; the batch's mean is the pictures' mean plus the class pictures' mean.
+
+    The first `pictures` rows are the pictures'. As arXiv 2208.12242, eq. 2 has it, with a class picture's own
+    weight for lambda.
+    """
+    weight = torch.stack(torch.broadcast_tensors(*weights))[:, None]
+    if beside := len(weights) - pictures:
+        shares = [len(weights) / pictures] * pictures + [len(weights) / beside] * beside
+        weight = weight * torch.tensor(shares, device=weight.device).view(-1, 1, 1, 1)
+    return weight
+
+
+def _weights(
+    records: Sequence[Record], masks: Sequence[LossMask | None], device: torch.device
+) -> list[Tensor]:
     """Every view's weight times its mask [H, W]; [1, 1] without one."""
-    ones = torch.ones(1, 1)
-    factors = [ones if mask is None else mask for mask in masks] or [ones] * len(records)
+    factors = [torch.ones(1, 1) if mask is None else mask.inside for mask in masks]
     return [(factor * record.weight).to(device) for record, factor in zip(records, factors, strict=True)]
+
+
+def _outside(
+    records: Sequence[Record], masks: Sequence[LossMask | None], options: FeedOptions
+) -> list[Tensor | None]:
+    """What an error against the base's own answer counts in every view [H, W]; None where it never does.
+
+    A latent outside of the mask counts `masked_preservation` times what it would if there were no mask.
+    """
+    share = options.masked_preservation
+    return [
+        (mask.outside * share * record.weight).to(options.device)
+        if share and mask is not None and mask.outside.any()
+        else None
+        for record, mask in zip(records, masks, strict=True)
+    ]
 
 
 def geometry(record: Record) -> list[float]:

@@ -46,6 +46,7 @@ from lora_studio.training.plots import holdout_plot, loss_plot
 from lora_studio.training.preview import as_png, grid, load_pictures, render, render_base
 from lora_studio.training.sharded import shard
 from lora_studio.training.timestep_draws import count_draws, timesteps_plot
+from lora_studio.training.used_options import used_options
 from lora_studio.training.watch import HOLDOUT
 
 
@@ -253,7 +254,12 @@ def _facts(session: Session) -> TrainingFacts:
         debiased=recipe.objective.weighting == "debiased",
         noise_offset=recipe.objective.noise_offset,
         needs=tuple((digest_of(one.file), one.strength) for one in recipe.base.loras),
+        options=used_options(recipe, session.manifest, latent_side=_longest_latent_side(session)),
     )
+
+
+def _longest_latent_side(session: Session) -> int:
+    return max(max(shape[2:]) for shape in session.loop.feed.shapes_of(1))
 
 
 def summarise(session: Session, written: Written, seconds: dict[str, float]) -> dict[str, Any]:

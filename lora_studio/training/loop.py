@@ -197,6 +197,8 @@ class Loop:
         with torch.autocast(device.type, self.options.autocast, enabled=self.options.autocast is not None):
             conditioning = batch.conditioning or self.family.encode_text(batch.captions, like=batch.like)
             answer = self.family.denoise(noised.latents, noised.timestep, conditioning, batch.geometry)
-            target = with_base_answers(noised, batch, self.family, self.state.adapters)
-        error = self.objective.error(answer.float(), target.float())
-        return ((error * batch.weight).mean(dim=(1, 2, 3)) * noised.weight).mean()
+            targets = with_base_answers(noised, batch, self.family, self.state.adapters)
+        error = self.objective.error(answer.float(), targets.learned.float()) * batch.weight
+        if batch.outside is not None:
+            error = error + self.objective.error(answer.float(), targets.outside.float()) * batch.outside
+        return (error.mean(dim=(1, 2, 3)) * noised.weight).mean()

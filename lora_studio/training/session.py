@@ -21,6 +21,7 @@ from lora_studio.onlooker import Onlooker
 from lora_studio.processes import Processes, join_processes, leave_processes
 from lora_studio.recipe import Recipe, load_recipe
 from lora_studio.recipe_changes import Change
+from lora_studio.recipe_tokens import NO_ADAPTER
 from lora_studio.run import Run, run_folder
 from lora_studio.training.build import Session, prepare
 from lora_studio.training.checkpoint import load_state
@@ -128,7 +129,8 @@ def to_toml(recipe: Recipe) -> str:
     """The recipe as run, with every default of what its kind of adapter has a use for written out."""
     import tomli_w
 
-    unused = ADAPTERS[recipe.adapter.kind].unused  # refused if they are given
+    kind = recipe.adapter.kind
+    unused = () if kind == NO_ADAPTER else ADAPTERS[kind].unused  # refused if they are given
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True, exclude={"adapter": set(unused)}))
 
 

@@ -18,11 +18,13 @@ def is_sharded(recipe: Recipe, processes: Processes) -> bool:
     """Whether the recipe's base is spread. Raises RecipeError for what does not go with it."""
     if not recipe.machine.shard_base or processes.count == 1:
         return False
-    if recipe.objective.preservation:
-        raise RecipeError(
-            "machine.shard_base and objective.preservation do not go together: all processes have to run the "
-            "base at once, and a preserved picture makes only its own run it once more; leave one out."
-        )
+    for option in ("preservation", "masked_preservation"):
+        if getattr(recipe.objective, option):
+            raise RecipeError(
+                f"machine.shard_base and objective.{option} do not go together: all processes have to run "
+                "the base at once, and a picture that asks it makes only its own run it once more; leave one "
+                "out."
+            )
     if recipe.base.quantize != NONE or recipe.machine.compile:
         raise RecipeError(
             "machine.shard_base goes neither with base.quantize nor with machine.compile; leave one out."

@@ -74,7 +74,8 @@ def test_a_prompt_of_ones_own_is_drawn_in_all_the_sizes() -> None:
     ("caption", "class_words", "message"),
     [
         ("a tree", "robot", r"no caption holds data\.trigger"),
-        ("vkq robot", "", r"nothing is left of the caption of a\.png"),
+        ("vkq robot", "", r"nothing is left of the caption of a\.png.*set data\.class_words"),
+        ("a photo of vkq robot", "", r'"a photo of vkq robot" names nothing .*set data\.class_words'),
     ],
 )
 def test_captions_that_give_no_prompt_are_refused(caption: str, class_words: str, message: str) -> None:

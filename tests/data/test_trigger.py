@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.data.trigger import without_trigger
+from lora_studio.data.trigger import needs_class_words, without_trigger, without_triggers
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,10 @@ from lora_studio.data.trigger import without_trigger
         ("a zwx style star", "zwx style", "", "a star"),
         ("a vkq robot in a meadow", "vkq robot", "robot", "a robot in a meadow"),
         ("vkq robot", "vkq robot", "", ""),
+        ("a vkq robot beside a vkq robot", "vkq robot", "robot", "a robot beside a robot"),
+        ("art, a party", "art", "", "a party"),
+        ("two vkq robots", "vkq robot", "robot", "two robots"),
+        ("a <s1> dog, zwx-like", "<s1> dog", "dog", "a dog, zwx-like"),
         ("a red star", "zwx style", "", None),
         ("a red star", "", "", None),
     ],
@@ -24,3 +28,39 @@ def test_the_trigger_gives_way_to_the_class_or_goes_with_its_comma(
     caption: str, trigger: str, class_words: str, plain: str | None
 ) -> None:
     assert without_trigger(caption, trigger, class_words) == plain
+
+
+TRIGGERS = {"vkq": "robot", "vkq cat": "cat", "zwx style": ""}
+
+
+@pytest.mark.parametrize(
+    ("caption", "own", "plain"),
+    [
+        ("a vkq beside a vkq cat, zwx style", "vkq", "a robot beside a cat"),
+        ("a vkq beside a vkq cat, zwx style", "zwx style", "a robot beside a cat"),
+        ("a vkq", "zwx style", None),
+        ("a vkq", "", None),
+        ("zwx style", "zwx style", ""),
+    ],
+)
+def test_a_picture_of_two_subjects_is_shown_without_both_triggers(
+    caption: str, own: str, plain: str | None
+) -> None:
+    assert without_triggers(caption, own, TRIGGERS) == plain
+
+
+@pytest.mark.parametrize(
+    ("caption", "needs"),
+    [
+        ("a photo of vkq", True),
+        ("A vkq on a beach", True),
+        ("vkq", True),
+        ("the vkq, at night", True),
+        ("a vkq style star", False),
+        ("a star, vkq", False),
+        ("vkq, a star", False),
+        ("a star", False),
+    ],
+)
+def test_the_class_is_needed_where_nothing_is_named_without_the_trigger(caption: str, needs: bool) -> None:
+    assert needs_class_words(caption, "vkq") == needs

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny import picture_folder, recipe_text
 from torch import Tensor
 
@@ -45,6 +46,7 @@ IN_THE_LOOP = {
 """Option -> values that the same batches are learned with."""
 
 BESIDE = {
+    "objective.masked_preservation": ("data.masks=masks",),
     "objective.loss_delta": ("objective.loss=huber",),
     "training.text_encoder_learning_rate": ("adapter.text_encoder=true",),
 }
@@ -52,6 +54,7 @@ BESIDE = {
 
 IN_THE_BATCHES = {
     "objective.preservation": ("0.9",),
+    "objective.masked_preservation": ("0.5",),
     "training.batch_size": ("1",),
     "training.accumulation": ("2",),
     "training.text_encoder_learning_rate": ("1e-3",),
@@ -75,6 +78,13 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Pa
     """On pictures of which two fit into a batch each time: in a batch of one nothing is stratified."""
     folder = tmp_path_factory.mktemp("pairs")
     images = picture_folder(folder / "pictures", count=10)
+    (folder / "masks").mkdir()
+    for path in images.iterdir():
+        if path.suffix != ".txt":
+            with Image.open(path) as picture:
+                mask = Image.new("L", picture.size, 0)
+            mask.paste(255, (16, 16, 48, 48))
+            mask.save(folder / "masks" / f"{path.stem}.png")
     (folder / "tiny.toml").write_text(recipe_text(images, str(tiny_base)), "utf-8")
     return folder / "tiny.toml"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from tiny import picture_folder, recipe_text
 
 from lora_studio.data.batches import Batch
 from lora_studio.errors import RecipeError
@@ -14,6 +15,9 @@ from lora_studio.recipe import load_recipe
 from lora_studio.rng import generator
 from lora_studio.run import Run
 from lora_studio.training.build import Session, prepare
+from lora_studio.training.captions import shown_captions
+from lora_studio.training.dataset import read_dataset
+from lora_studio.training.describe_captions import caption_warnings
 from lora_studio.training.events import nobody
 from lora_studio.training.preserved import with_base_answers
 
@@ -55,7 +59,7 @@ def test_a_preserved_rows_target_is_what_the_untouched_base_answers(
     batch = next(b for b in batches(session, 50) if len(b.preserved) == 1 and len(b.captions) == 2)
     (row,) = batch.preserved.tolist()
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
-    target = with_base_answers(noised, batch, session.family, session.adapters)
+    target = with_base_answers(noised, batch, session.family, session.adapters).learned
     unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet", dtype=torch.float32)
     assert batch.conditioning is not None
     with torch.no_grad():
@@ -70,7 +74,8 @@ def test_without_it_nothing_changes(tmp_path: Path, recipe_file: Path) -> None:
     batch = next(iter(session.loop.feed.of_step(1)))
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
     assert len(batch.preserved) == 0
-    assert with_base_answers(noised, batch, session.family, session.adapters) is noised.target
+    targets = with_base_answers(noised, batch, session.family, session.adapters)
+    assert targets.learned is noised.target and batch.outside is None
 
 
 def test_with_a_trained_text_encoder_the_base_reads_with_its_own(tmp_path: Path, recipe_file: Path) -> None:
@@ -78,12 +83,35 @@ def test_with_a_trained_text_encoder_the_base_reads_with_its_own(tmp_path: Path,
     session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), nobody)
     batch = next(b for b in batches(session, 50) if len(b.preserved))
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
-    before = with_base_answers(noised, batch, session.family, session.adapters)
+    before = with_base_answers(noised, batch, session.family, session.adapters).learned
     shift_adapters(session)
-    torch.testing.assert_close(with_base_answers(noised, batch, session.family, session.adapters), before)
+    after = with_base_answers(noised, batch, session.family, session.adapters).learned
+    torch.testing.assert_close(after, before)
 
 
 def test_preservation_without_a_trigger_to_leave_out_is_refused(tmp_path: Path, recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file, changes=("objective.preservation=0.5", 'data.trigger="qqq style"'))
     with pytest.raises(RecipeError, match=r"no caption holds data\.trigger"):
         prepare(recipe, Run(tmp_path), nobody)
+
+
+@pytest.mark.parametrize(("nameless", "refused"), [(range(5), True), (range(2), False)])
+def test_captions_that_name_nothing_without_the_trigger_ask_for_the_class(
+    nameless: range, refused: bool, tmp_path: Path, tiny_base: Path
+) -> None:
+    pictures = picture_folder(tmp_path / "pictures")
+    for number in nameless:
+        (pictures / f"{number:02}.txt").write_text("a photo of zwx style", "utf-8")
+    file = tmp_path / "tiny.toml"
+    file.write_text(recipe_text(pictures, str(tiny_base)), "utf-8")
+    recipe = load_recipe(file, changes=("objective.preservation=0.5",))
+    records = read_dataset(recipe, 8).used
+    if refused:
+        with pytest.raises(RecipeError, match=r'"a photo of zwx style" names nothing; set data\.class_words'):
+            shown_captions(recipe, records)
+    else:
+        (warning,) = caption_warnings(shown_captions(recipe, records))
+        assert "2 captions in all; data.class_words" in warning
+    given = load_recipe(file, changes=("objective.preservation=0.5", 'data.class_words="ball"'))
+    captions = shown_captions(given, read_dataset(given, 8).used)
+    assert captions.plain(0) == "a photo of ball" and not caption_warnings(captions)

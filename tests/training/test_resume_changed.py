@@ -25,7 +25,8 @@ data.wildcards data.shuffle_tags data.keep_tags data.tag_dropout data.caption_pr
 data.max_token_chunks data.class_images.count data.class_images.images data.class_images.prompt
 data.class_images.weight data.class_images.per_picture data.class_images.steps data.class_images.guidance
 data.class_images.seed adapter.kind adapter.rank adapter.alpha adapter.text_encoder objective.weighting
-objective.snr_gamma objective.noise_offset objective.preservation objective.timesteps
+objective.snr_gamma objective.noise_offset objective.preservation objective.masked_preservation
+objective.timesteps
 objective.timestep_range objective.timestep_bias objective.multires_noise objective.input_perturbation
 objective.loss objective.loss_delta training.optimizer_options training.schedule_floor training.steps
 training.batch_size training.accumulation training.learning_rate training.text_encoder_learning_rate

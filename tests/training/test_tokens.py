@@ -100,6 +100,7 @@ def test_a_run_ends_with_a_verified_embedding(
         ((), TOKEN + "strat = 1", "unknown key tokens[0].strat; did you mean 'start'"),
         (("name=zwx",), TOKEN, "would be one file; give the recipe another name"),
         (ALONE, "", "there are no [[tokens]], so nothing learns"),
+        (("adapter.kind=full",), TOKEN, "ends as a whole base, which [[tokens]] are no part of"),
         (ALONE, TOKEN + "stop_at = 0.5", "every token stops before the last step"),
         (
             (*ALONE, "adapter.text_encoder=true", "objective.preservation=0.5"),

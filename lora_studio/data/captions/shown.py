@@ -9,7 +9,7 @@ from lora_studio.data.batches import MicroBatch, Plan
 from lora_studio.data.captions.variants import Variation, has_wildcards, tags_vary, vary
 from lora_studio.data.captions.wording import Wording
 from lora_studio.data.manifest import Record
-from lora_studio.data.trigger import without_trigger
+from lora_studio.data.trigger import needs_class_words, without_triggers
 from lora_studio.rng import python_random
 
 
@@ -46,6 +46,7 @@ class ShownCaptions:
         ]
         for wording in self._wordings:
             wording.check()
+        self._triggers = {one.trigger: one.class_words for one in self.records if one.trigger}
         # What no draw changes is put together once.
         self._fixed = {
             index: wording.around(lines[0])
@@ -96,9 +97,21 @@ class ShownCaptions:
         return next((text for text in found if text is not None), None)
 
     def without_trigger(self, index: int, text: str) -> str | None:
-        """What `text`, a caption of the record, is without the trigger; None if it does not hold it."""
-        record = self.records[index]
-        return without_trigger(text, record.trigger, record.class_words)
+        """What `text`, a caption of the record, is without the trigger; None if it does not hold it.
+
+        Triggers of other records are left out, too.
+        """
+        return without_triggers(text, self.records[index].trigger, self._triggers)
+
+    def nameless(self) -> list[tuple[int, str]]:
+        """Records and captions that name nothing without their trigger, as there are no class words."""
+        return [
+            (index, text)
+            for index, record in enumerate(self.records)
+            if record.trigger and not record.class_words.strip()
+            for text in self.written(index)
+            if needs_class_words(text, record.trigger)
+        ]
 
     def _lines_of(self, record: Record) -> tuple[str, ...]:
         return record.lines if record.lines and self.options.choose_lines else (record.caption,)

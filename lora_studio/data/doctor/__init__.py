@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from lora_studio.data.captions.trigger_tokens import tokens_in_words
 from lora_studio.data.doctor.finding import Finding, Report, worst_first
 from lora_studio.data.doctor.look import Case, look_at
 from lora_studio.data.doctor.plan import bucket_plan
@@ -27,6 +28,8 @@ CHECKS: Registry[Check] = Registry(
         "too_few": f"{_PLACE}.amount:too_few",
         "unusable": f"{_PLACE}.files:unusable",
         "trigger_missing": f"{_PLACE}.captions:trigger_missing",
+        "trigger_known": f"{_PLACE}.trigger:trigger_known",
+        "trigger_read_otherwise": f"{_PLACE}.trigger:trigger_read_otherwise",
         "caption_too_long": f"{_PLACE}.captions:caption_too_long",
         "caption_identical": f"{_PLACE}.captions:caption_identical",
         "orphan_caption": f"{_PLACE}.files:orphan_caption",
@@ -70,4 +73,6 @@ def examine(
     )
     findings = [replace(one, kind=kind) for kind in CHECKS.names() for one in CHECKS[kind](case)]
     plan = bucket_plan(manifest.records, resolution=resolution, stride=stride)
+    triggers = dict.fromkeys(record.trigger for record in case.trained if record.trigger)
+    plan["triggers"] = [tokens_in_words(trigger, tokenizers) for trigger in triggers]
     return Report(worst_first(findings, CHECKS.names()), plan)

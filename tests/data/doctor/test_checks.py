@@ -163,3 +163,30 @@ def test_every_kind_says_what_to_do_in_a_sentence(train: Planted) -> None:
     source = Source(train.folder, Reading(), trigger="nothing has it")
     for finding in report_of(source, replace(source, role="holdout")).findings:
         assert finding.advice.endswith(".") and finding.kind
+
+
+@pytest.mark.parametrize(
+    ("trigger", "severities", "words"),
+    [
+        ("zwx dog", [], ""),
+        ("sks dog", ["note"], "if seldom used: sks is token 48,136"),
+        ("red dog", ["warning"], "they are common: red is token 736"),
+        ("dog", ["warning"], '"dog" is nothing but the class words'),
+    ],
+)
+def test_a_trigger_that_the_base_knows_is_said(
+    trigger: str, severities: list[str], words: str, train: Planted
+) -> None:
+    report = report_of(Source(train.folder, trigger=trigger, class_words="dog"))
+    known = [finding for finding in report.findings if finding.kind == "trigger_known"]
+    assert [finding.severity for finding in known] == severities
+    assert all(words in finding.detail for finding in known)
+    assert report.plan["triggers"][0].startswith(f'trigger "{trigger}": ')
+
+
+def test_a_trigger_inside_of_a_longer_word_is_said(train: Planted) -> None:
+    (train.folder / "0.txt").write_text("two vkqs")
+    (train.folder / "1.txt").write_text("a vkq")
+    report = report_of(Source(train.folder, trigger="vkq", class_words="dog"))
+    (finding,) = [one for one in report.findings if one.kind == "trigger_read_otherwise"]
+    assert (finding.severity, finding.path) == ("warning", "0.png") and '"vkqs"' in finding.detail

@@ -1,0 +1,94 @@
+"""What a tokenizer makes of trigger words: how many tokens, and whether the base knows them already.
+
+CLIP's tokenizer learned to join letters from the text that the base was taught with, the commonest pair
+first (byte pair encoding, arXiv 1508.07909). So a word that is one token of its own stood there often, the
+more often the lower its number: dog is 1,929, corgi 31,320, sks (a rifle) 48,136 of 49,408. A word of several
+tokens was rare or missing. That is all that can be told without asking the base: photorealistic is two
+tokens, and it knows that, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from lora_studio.families.chunks import Tokenizer
+
+COMMON = 25_000  # about half of CLIP's numbers; what people take for new words, such as ohwx, is at 48,000
+END_OF_WORD = "</w>"
+
+
+def tokens_of(tokenizer: Tokenizer, text: str) -> list[str]:
+    """The pieces that the text is read as."""
+    return [tokenizer.decode([number]).strip() for number in _numbers(tokenizer, text)]
+
+
+def tokens_in_words(trigger: str, tokenizers: Mapping[str, Tokenizer]) -> str:
+    """'trigger "vkq robot": 4 tokens (v, k, q, robot)'; of each tokenizer that reads it otherwise."""
+    readings: dict[tuple[str, ...], str] = {}
+    for name, tokenizer in tokenizers.items():
+        readings.setdefault(tuple(tokens_of(tokenizer, trigger)), name)
+    several = len(readings) > 1
+    listed = [
+        f"{len(tokens)} token{'s' * (len(tokens) != 1)} ({', '.join(tokens)})" + f" by {name}" * several
+        for tokens, name in readings.items()
+    ]
+    return f'trigger "{trigger}": {"; ".join(listed)}'
+
+
+def known_words(trigger: str, class_words: str, tokenizers: Mapping[str, Tokenizer]) -> dict[str, int] | None:
+    """The words of a trigger with their tokens' numbers, if each is one token; None if one of them is new.
+
+    Those that stand in `class_words` are meant to be known and do not count.
+    """
+    of_class = {word.casefold() for word in re.findall(r"\w+", class_words)}
+    known: dict[str, int] = {}
+    for word in re.findall(r"\w+", trigger):
+        if word.casefold() in of_class:
+            continue
+        numbers = [_number_of_word(tokenizer, word) for tokenizer in tokenizers.values()]
+        if None in numbers or not numbers:
+            return None
+        known[word] = min(number for number in numbers if number is not None)
+    return known
+
+
+def read_otherwise(tokenizer: Tokenizer, trigger: str, caption: str) -> str | None:
+    """What stands around the trigger in a place of the caption where it is read as other tokens, or None.
+
+    So it is inside of a longer word, or beside signs that a tokenizer reads together with its own.
+    """
+    wanted, found = _numbers(tokenizer, trigger), _numbers(tokenizer, caption)
+    places = list(re.finditer(re.escape(trigger), caption))
+    if not places or _count(wanted, found) >= len(places):
+        return None
+    return next(filter(None, (_around(caption, *one.span(), r"\w") for one in places)), None) or _around(
+        caption, *places[0].span(), r"\S"
+    )
+
+
+def _around(caption: str, start: int, end: int, letters: str) -> str:
+    """The piece of a caption with all `letters` beside it; empty if there are none."""
+    before, behind = (
+        re.search(f"{letters}*$", caption[:start]),
+        re.match(f"{letters}*", caption[end:]),
+    )
+    assert before and behind
+    return before[0] + caption[start:end] + behind[0] if before[0] or behind[0] else ""
+
+
+def _count(wanted: Sequence[int], found: Sequence[int]) -> int:
+    """How often `wanted` stands in `found`."""
+    size = len(wanted)
+    return sum(list(found[at : at + size]) == list(wanted) for at in range(len(found) - size + 1))
+
+
+def _number_of_word(tokenizer: Tokenizer, word: str) -> int | None:
+    """Of the token that is the whole word; None if it is read as several."""
+    numbers = _numbers(tokenizer, word)
+    ends = tokenizer.get_vocab().get(word.casefold() + END_OF_WORD)
+    return numbers[0] if len(numbers) == 1 and numbers[0] == ends else None
+
+
+def _numbers(tokenizer: Tokenizer, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

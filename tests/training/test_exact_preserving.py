@@ -1,0 +1,61 @@
+"""LoKr with schedule-free AdamW, class images, preservation and masks: a resumed run has the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from noise import grey_noise
+from PIL import Image
+from tiny import picture_folder, recipe_text
+
+from lora_studio.recipe import load_recipe
+from lora_studio.run import Run
+from lora_studio.training.events import Event, StepDone
+from lora_studio.training.session import Finished, Interrupted, train
+
+CHANGES = (
+    *("adapter.kind=lokr", "training.optimizer=schedule_free", "training.schedule=constant"),
+    *("data.class_images.images=class", "data.class_images.weight=0.5", "data.class_words=thing"),
+    *("objective.preservation=0.3", "objective.masked_preservation=0.5", "data.masks=masks"),
+    *("training.steps=6", "training.accumulation=2", "data.resolution=32"),
+)
+
+
+def interrupting(at: int):  # type: ignore[no-untyped-def]
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return listen
+
+
+def left_behind(folder: Path) -> dict[str, object]:
+    """All that does not depend on the clock."""
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in Run(folder).metrics()]
+    names = ["tiny.safetensors", *(f"checkpoints/step_000006/{name}" for name in ("adapters.safetensors",))]
+    return {name: (folder / name).read_bytes() for name in names} | {"metrics": rows}
+
+
+@pytest.mark.filterwarnings("ignore")  # what the optimizer's import says
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path, tiny_base: Path) -> None:
+    pytest.importorskip("schedulefree")
+    images = picture_folder(tmp_path / "pictures", count=4)
+    for folder in ("class", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(3):
+        grey_noise((64, 64), 60 + number).convert("RGB").save(tmp_path / "class" / f"{number}.png")
+        (tmp_path / "class" / f"{number}.txt").write_text("plain", "utf-8")
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (16, 16, 48, 48))
+    mask.save(tmp_path / "masks" / "00.png")
+    (tmp_path / "tiny.toml").write_text(recipe_text(images, str(tiny_base)), "utf-8")
+    recipe = load_recipe(tmp_path / "tiny.toml", changes=CHANGES)
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert isinstance(train(recipe, straight), Finished)
+    found = train(recipe, stopped, on_event=interrupting(3))
+    assert isinstance(found, Interrupted) and found.step == 3
+    assert isinstance(train(recipe, stopped, resume=True), Finished)
+    assert left_behind(stopped) == left_behind(straight)

@@ -12,7 +12,7 @@ from photographs import Planted
 from tiny import recipe_text
 
 from lora_studio.recipe import load_recipe
-from lora_studio.training.build import read_dataset
+from lora_studio.training.dataset import read_dataset
 
 
 @pytest.fixture

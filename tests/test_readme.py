@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from lora_studio import cli
 from lora_studio.families.loading import load_base
 from lora_studio.recipe import load_recipe
-from lora_studio.training.build import check_names, read_dataset
+from lora_studio.training.build import check_names
+from lora_studio.training.dataset import read_dataset
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

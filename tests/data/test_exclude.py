@@ -11,7 +11,7 @@ from lora_studio.data.exclude import ExcludeList, read_exclude
 from lora_studio.data.scan import Reading, scan
 from lora_studio.errors import DatasetError, RecipeError
 from lora_studio.recipe import Recipe, load_recipe
-from lora_studio.training.build import read_dataset
+from lora_studio.training.dataset import read_dataset
 
 
 def test_names_and_paths_are_left_out_with_the_reason(paint, folder: Path, reason, tmp_path: Path) -> None:

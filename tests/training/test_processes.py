@@ -19,6 +19,7 @@ from tiny import picture_folder, recipe_text
 from torch import Tensor
 
 from lora_studio.adapters.base import AdapterOptions, inject
+from lora_studio.data.batches import plan as plan_batches
 from lora_studio.errors import DatasetError, RecipeError
 from lora_studio.onlooker import Onlooker
 from lora_studio.printing_processes import process_lines
@@ -26,8 +27,7 @@ from lora_studio.processes import Processes, join_processes
 from lora_studio.recipe import load_recipe
 from lora_studio.rng import generator
 from lora_studio.run import Run
-from lora_studio.training.build import plan as plan_batches
-from lora_studio.training.build import read_dataset
+from lora_studio.training.dataset import read_dataset
 from lora_studio.training.schedule import SCHEDULES, factor
 from lora_studio.training.shares import own_passes
 from lora_studio.training.together import add_up

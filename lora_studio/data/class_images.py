@@ -57,7 +57,10 @@ def wishes_for(records: Sequence[Record], *, count: int, prompt: str = "") -> li
     """
     triggers = {record.trigger: record.class_words for record in records if record.trigger}
     prompts = [
-        (prompt or without_triggers(record.caption, record.trigger, triggers), record.bucket)
+        (
+            prompt or without_triggers(record.caption, record.trigger, record.class_words, triggers),
+            record.bucket,
+        )
         for record in records
     ]
     asked = [(words, bucket) for words, bucket in prompts if words is not None and bucket is not None]

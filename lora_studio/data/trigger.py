@@ -29,13 +29,15 @@ def without_trigger(caption: str, trigger: str, class_words: str = "") -> str | 
     return ", ".join(piece for piece in pieces if piece)
 
 
-def without_triggers(caption: str, own: str, triggers: Mapping[str, str]) -> str | None:
-    """The caption with every one of the triggers left out as above; None when it does not hold its `own`.
+def without_triggers(caption: str, own: str, class_words: str, others: Mapping[str, str]) -> str | None:
+    """The caption with every trigger left out as above; None when it does not hold its `own`.
 
-    `triggers`: with the class words that each gives way to. A picture of two subjects holds two.
+    `others`: those of other pictures, with the class words that each gives way to. A picture of two subjects
+    holds two.
     """
     if not own or own not in caption:
         return None
+    triggers = {**others, own: class_words}
     for trigger in sorted(triggers, key=len, reverse=True):  # one may be a part of another
         plain = without_trigger(caption, trigger, triggers[trigger])
         caption = caption if plain is None else plain

@@ -46,7 +46,7 @@ TRIGGERS = {"vkq": "robot", "vkq cat": "cat", "zwx style": ""}
 def test_a_picture_of_two_subjects_is_shown_without_both_triggers(
     caption: str, own: str, plain: str | None
 ) -> None:
-    assert without_triggers(caption, own, TRIGGERS) == plain
+    assert without_triggers(caption, own, TRIGGERS.get(own, ""), TRIGGERS) == plain
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,7 @@ def test_a_picture_of_two_subjects_is_shown_without_both_triggers(
 )
 def test_the_class_is_needed_where_nothing_is_named_without_the_trigger(caption: str, needs: bool) -> None:
     assert needs_class_words(caption, "vkq") == needs
+
+
+def test_a_picture_s_own_class_words_win_over_another_one_s_for_the_same_trigger():
+    assert without_triggers("a vkq", "vkq", "dog", {"vkq": "robot"}) == "a dog"

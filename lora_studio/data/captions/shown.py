@@ -101,7 +101,8 @@ class ShownCaptions:
 
         Triggers of other records are left out, too.
         """
-        return without_triggers(text, self.records[index].trigger, self._triggers)
+        record = self.records[index]
+        return without_triggers(text, record.trigger, record.class_words, self._triggers)
 
     def nameless(self) -> list[tuple[int, str]]:
         """Records and captions that name nothing without their trigger, as there are no class words."""

@@ -122,7 +122,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
         adapters=adapters,
         batches=encoded.batches,
         loop=loop,
-        preview=_preview(recipe),
+        preview=preview_of(recipe),
         foreseen=encoded.foreseen,
         holdout=holdout,
         processes=processes,
@@ -139,7 +139,8 @@ def ready_machine(recipe: Recipe, processes: Processes = ALONE) -> Machine:
     return machine
 
 
-def _preview(recipe: Recipe) -> PreviewOptions:
+def preview_of(recipe: Recipe) -> PreviewOptions:
+    """What it wants to be drawn."""
     config = recipe.preview
     side = recipe.data.resolution
     return PreviewOptions(

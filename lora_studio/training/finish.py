@@ -106,7 +106,7 @@ def finish(
     processes = session.processes
     with session.loop.state.shown():  # of several processes all draw, and the main one writes
         expected = probe(session)
-        written, cast_error = processes.from_main(lambda: _export(session))
+        written, cast_error = processes.from_main(lambda: export(session))
         if session.loop.sharded:  # then so is the base that the file is tried on
             with processes.folder_of_main(session.run.folder) as folder:
                 report = verify_run(written.within(folder), session, expected)
@@ -123,7 +123,7 @@ def finish(
         return processes.from_main(lambda: _wrap_up(session, written, report, seconds))
 
 
-def _export(session: Session) -> tuple[Written, float]:
+def export(session: Session) -> tuple[Written, float]:
     """What is written, and how far its dtype changed a weight."""
     run, recipe, family, adapters = session.run, session.recipe, session.family, session.adapters
     if trains_layers(recipe):

@@ -1,8 +1,13 @@
-"""No option of [objective] and [training] is inert: each changes what is learned, or names a test."""
+"""No option is inert: each changes what is learned, drawn or written, or names the test that shows it.
+
+Those of [data] are in test_data_options.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,11 +19,15 @@ from torch import Tensor
 from lora_studio.recipe import load_recipe
 from lora_studio.recipe_changes import options
 from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
+from lora_studio.training.build import Session, prepare, preview_of
 from lora_studio.training.build_loop import make_loop
 from lora_studio.training.events import nobody
+from lora_studio.training.finish import export
 from lora_studio.training.gradients import GradientWatch
 from lora_studio.training.optimizers import NEEDS
+from lora_studio.training.preview import render
+
+State = dict[str, Tensor]
 
 IN_THE_LOOP = {
     "objective.weighting": ("debiased",),
@@ -49,28 +58,82 @@ BESIDE = {
     "objective.masked_preservation": ("data.masks=masks",),
     "objective.loss_delta": ("objective.loss=huber",),
     "training.text_encoder_learning_rate": ("adapter.text_encoder=true",),
+    "adapter.conv_rank": ("adapter.convolutions=true",),
+    "adapter.conv_alpha": ("adapter.convolutions=true",),
 }
 """What an option is of no use without."""
 
-IN_THE_BATCHES = {
-    "objective.preservation": ("0.9",),
-    "objective.masked_preservation": ("0.5",),
-    "training.batch_size": ("1",),
-    "training.accumulation": ("2",),
-    "training.text_encoder_learning_rate": ("1e-3",),
+ANEW = {
+    "objective.preservation": "0.9",
+    "objective.masked_preservation": "0.5",
+    "training.batch_size": "1",
+    "training.accumulation": "2",
+    "training.text_encoder_learning_rate": "1e-3",
+    "adapter.kind": "dora",
+    "adapter.rank": "2",
+    "adapter.alpha": "2",
+    "adapter.rslora": "true",
+    "adapter.convolutions": "true",
+    "adapter.conv_rank": "2",
+    "adapter.conv_alpha": "2",
+    "adapter.text_encoder": "true",
+    "adapter.layers": '[{ pattern = "*attn2*", rank = 2 }]',
+    "adapter.start": "pissa",
+    "adapter.lora_plus_ratio": "4",
+    "adapter.rank_dropout": "0.5",
+    "adapter.module_dropout": "0.5",
+    "adapter.max_norm": "1e-4",
 }
+"""Option -> a value with which another run is made ready, and its first steps learned."""
+
+PREVIEWS = {
+    "preview.prompts": '["a green tree"]',
+    "preview.negative_prompt": "a red ball",
+    "preview.seed": "1",
+    "preview.steps": "3",
+    "preview.guidance": "1",
+}
+EXPORTS = {"name": "other", "export.dtype": "float32", "export.title": "Another"}
 ELSEWHERE = {
-    "tokens": "test_tokens.py, each of its options",
-    "training.max_bad_steps": "test_faults.py, test_readings.py",
-    "training.checkpoint_every": "test_resume.py, test_readings.py",
-    "training.keep_checkpoints": "test_exact.py, test_holdout.py",
+    "adapter.blocks": "test_adapters.py",
+    "adapter.init_from": "test_warm_start.py",
+    "base.model": "test_run_folder.py",
+    "base.vae": "test_caches.py",
+    "base.prediction_type": "../families/test_loading.py",
+    "base.tokenizer": "../families/test_single_file.py",
+    "base.allow_pickle": "../families/test_single_file.py",
+    "base.dtype": "test_step.py",
+    "base.loras": "test_warm_start.py",
+    "base.quantize": "../quantization/test_quantizers.py",
+    "base.vae_dtype": "test_caches.py",
+    "holdout.count": "test_holdout.py",
+    "holdout.fraction": "../data/test_holdout.py",
+    "holdout.every": "test_holdout.py",
+    "machine.device": "test_machine.py",
+    "machine.attention": "test_self_test.py",
+    "machine.gradient_checkpointing": "test_machine.py",
+    "machine.compile": "test_machine.py",
+    "machine.channels_last": "test_machine.py",
+    "machine.tf32": "test_machine.py",
+    "machine.shard_base": "test_processes.py",
+    "preview.every": "test_holdout.py",
+    "tokens": "test_tokens.py",
+    "tracking.to": "test_tracking.py",
+    "tracking.project": "test_tracking.py",
+    "tracking.run_name": "test_tracking.py",
+    "tracking.words": "test_tracking.py",
+    "training.max_bad_steps": "test_faults.py",
+    "training.checkpoint_every": "test_readings.py",
+    "training.keep_checkpoints": "test_exact.py",
 }
 FIXED_BESIDE = ("training.schedule=cosine", "training.warmup_steps=1", "preview.prompts=[]")
 
 
 def test_every_option_is_tried() -> None:
-    known = {name for name, _ in options() if name.partition(".")[0] in ("objective", "tokens", "training")}
-    assert known == {*IN_THE_LOOP, *IN_THE_BATCHES, *ELSEWHERE}
+    known = {name for name, _ in options() if not name.startswith("data.")}
+    assert known == {*IN_THE_LOOP, *ANEW, *PREVIEWS, *EXPORTS, *ELSEWHERE}
+    for option, test in ELSEWHERE.items():
+        assert option.rpartition(".")[2] in (Path(__file__).parent / test).read_text("utf-8"), option
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +160,7 @@ def session(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Iter
 
 
 @pytest.fixture(scope="module")
-def start(session: Session) -> dict[str, Tensor]:
+def start(session: Session) -> State:
     return session.adapters.state()
 
 
@@ -105,7 +168,7 @@ def prepared(recipe_file: Path, folder: Path, *changes: str) -> Session:
     return prepare(load_recipe(recipe_file, changes=(*FIXED_BESIDE, *changes)), Run(folder), nobody)
 
 
-def learned(session: Session, recipe_file: Path, *changes: str) -> dict[str, Tensor]:
+def learned(session: Session, recipe_file: Path, *changes: str) -> State:
     """What three steps on the session's batches come to."""
     recipe = load_recipe(recipe_file, changes=(*FIXED_BESIDE, *changes))
     loop = make_loop(
@@ -120,12 +183,12 @@ def learned(session: Session, recipe_file: Path, *changes: str) -> dict[str, Ten
         return session.adapters.state()
 
 
-def differ(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return any(not torch.equal(one[key], other[key]) for key in one)
+def differ(one: State, other: dict[str, Tensor]) -> bool:
+    return one.keys() != other.keys() or any(not torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.fixture(scope="module")
-def usual(session: Session, start: dict[str, Tensor], recipe_file: Path) -> dict[str, Tensor]:
+def usual(session: Session, start: State, recipe_file: Path) -> State:
     found = learned(session, recipe_file)
     session.adapters.load(start)
     assert not differ(learned(session, recipe_file), found)  # so that a difference is the option's
@@ -137,7 +200,7 @@ def usual(session: Session, start: dict[str, Tensor], recipe_file: Path) -> dict
 )
 @pytest.mark.filterwarnings("ignore")  # what bitsandbytes' import says
 def test_an_option_changes_what_is_learned_from_the_same_batches(
-    option: str, value: str, session: Session, start: dict[str, Tensor], usual: object, recipe_file: Path
+    option: str, value: str, session: Session, start: State, usual: object, recipe_file: Path
 ) -> None:
     if value in NEEDS:
         pytest.importorskip(NEEDS[value].package)
@@ -150,12 +213,46 @@ def test_an_option_changes_what_is_learned_from_the_same_batches(
     assert differ(before, found)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("option", IN_THE_BATCHES)
-def test_an_option_of_batches_changes_what_is_learned(option: str, tmp_path: Path, recipe_file: Path) -> None:
-    found = []
-    for number, changes in enumerate([(), (f"{option}={IN_THE_BATCHES[option][0]}",)]):
-        both = (*BESIDE.get(option, ()), *changes)
-        session = prepared(recipe_file, tmp_path / str(number), *both)
-        found.append(learned(session, recipe_file, *both))
-        session.run.close()
-    assert differ(*found)
+@pytest.fixture(scope="module")
+def learned_anew(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Callable[..., State]:
+    """What the first steps of a run of its own come to."""
+
+    @cache
+    def learn(*changes: str) -> State:
+        session = prepared(recipe_file, tmp_path_factory.mktemp("anew"), *changes)
+        try:
+            return learned(session, recipe_file, *changes)
+        finally:
+            session.run.close()
+
+    return learn
+
+
+@pytest.mark.parametrize("option", ANEW)
+def test_an_option_changes_what_a_run_of_its_own_learns(
+    option: str, learned_anew: Callable[..., State]
+) -> None:
+    beside = BESIDE.get(option, ())
+    assert differ(learned_anew(*beside), learned_anew(*beside, f"{option}={ANEW[option]}"))
+
+
+@pytest.mark.parametrize("option", PREVIEWS)
+def test_an_option_changes_the_previews(option: str, session: Session, recipe_file: Path) -> None:
+    usual = ('preview.prompts=["a red ball"]', "preview.steps=2", "data.resolution=16")
+    drawn = [
+        [
+            picture.tobytes()
+            for picture in render(session.family, preview_of(load_recipe(recipe_file, changes=changes)))
+        ]
+        for changes in (usual, (*usual, f"{option}={PREVIEWS[option]}"))
+    ]
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("option", EXPORTS)
+def test_an_option_changes_the_file(option: str, session: Session, recipe_file: Path) -> None:
+    files = [
+        export(replace(session, recipe=load_recipe(recipe_file, changes=changes)))[0].paths[0].read_bytes()
+        for changes in ((), (f"{option}={EXPORTS[option]}",))
+    ]
+    assert files[0] != files[1]

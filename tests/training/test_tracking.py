@@ -135,6 +135,17 @@ def test_a_registered_tracker_hears_everything_but_words_unless_asked(
     assert told("pictures") == [(3, ["previews/1"]), (3, ["previews/a red ball"])]
 
 
+def test_a_run_is_called_as_the_recipe_or_as_wished(
+    tmp_path: Path, recipe_file: Path, notebook: type[Notebook], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(of_accelerate.LOGGER_TYPE_TO_CLASS, "trackio", notebook)
+    for changes in ((), ("tracking.run_name=fox",)):
+        recipe = load_recipe(recipe_file, changes=('tracking.to=["trackio"]', *changes))
+        tracking.Tracking(recipe, Run(tmp_path), nobody).start(0)
+    names = [options["name"] for _, _, options in told("made")]  # type: ignore[misc, attr-defined]
+    assert names == ["tiny", "fox"]
+
+
 def test_a_tracker_that_fails_is_named_once_and_the_run_goes_on(
     tmp_path: Path, recipe_file: Path, notebook: type[Notebook]
 ) -> None:

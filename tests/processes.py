@@ -41,6 +41,13 @@ def start(recipe: Path, folder: Path, *, resume: bool = False, fault: Fault | No
     return process
 
 
+def start_verb(folder: Path, *arguments: str) -> BaseProcess:
+    """Begin what the command line does with these arguments; what it prints goes to `<folder>.txt`."""
+    process = CONTEXT.Process(target=_verb, args=(_log(folder, 0), arguments))
+    process.start()
+    return process
+
+
 def start_several(
     recipe: Path,
     folder: Path,
@@ -105,10 +112,7 @@ def _train(
     recipe: Path, folder: Path, resume: bool, fault: Fault | None, environment: dict[str, str]
 ) -> None:
     os.environ.update(environment)
-    log = _log(folder, int(environment.get("RANK", 0)))
-    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    _print_to(_log(folder, int(environment.get("RANK", 0))))
     import torch
 
     import lora_studio
@@ -123,6 +127,23 @@ def _train(
             lora_studio.train(recipe, folder, resume=resume, on_event=fault)
 
     sys.exit(guarded(run))
+
+
+def _verb(log: Path, arguments: Sequence[str]) -> None:
+    _print_to(log)
+    import torch
+
+    from lora_studio.cli import main
+
+    torch.set_num_threads(1)
+    sys.argv[1:] = arguments
+    main()
+
+
+def _print_to(log: Path) -> None:
+    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
 
 
 @dataclass(frozen=True)

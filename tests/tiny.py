@@ -26,11 +26,39 @@ from lora_studio.pocket.stages.unet import new_unet
 from lora_studio.pocket.stages.vae import new_vae
 
 
-def random_base(folder: Path) -> Path:
-    """A diffusers folder with the pocket base's shapes and random weights."""
+def pocket_sized_base(folder: Path) -> Path:
+    """The pocket base with random weights: of a size at which file headers do not count."""
     torch.manual_seed(0)
     tokenizer: CLIPTokenizer = new_tokenizer(folder.with_name("tokenizer"))
     write_base(folder, new_vae(), new_unet(), ClipPair(tokenizer), tokenizer)
+    return folder
+
+
+SD15_LAYERS = 120  # of its attention: 12 in each of 10 places
+
+
+def random_base(folder: Path) -> Path:
+    """SD1.5's module tree with one layer a block."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    pipeline = StableDiffusionPipeline(
+        vae=_vae(scaling_factor=0.18215),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, width=24)),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            layers_per_block=1,
+            block_out_channels=(16, 16, 32, 32),
+            attention_head_dim=2,
+            cross_attention_dim=24,
+            norm_num_groups=8,
+        ),
+        scheduler=DDIMScheduler(**NOISE, clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
     return folder
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import SD15_LAYERS
 from torch import Tensor
 
 from lora_studio.errors import StudioError
@@ -53,7 +54,7 @@ def test_a_whole_file_is_whole_and_diffusers_agrees_with_the_merged_weights(
 ) -> None:
     report = verify(good_file, base=str(tiny_base))
     assert report.whole, report.faults
-    assert report.checks["keys_mapped"] == "192 of 192"
+    assert report.checks["keys_mapped"] == f"{SD15_LAYERS} of {SD15_LAYERS}"
     assert report.checks["probe_effect"] > 0
     assert report.checks["probe_difference_share"] < 1e-3  # float32 both: only the order of sums differs
 
@@ -70,7 +71,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
         lambda t: [
             t.update({k.replace(FIRST, "lora_unet_nothing"): t.pop(k)}) for k in list(t) if FIRST in k
         ],
-        "1 of 192 layers are not in the base, first lora_unet_nothing",
+        f"1 of {SD15_LAYERS} layers are not in the base, first lora_unet_nothing",
     ),
     "wrong shape": (
         lambda t: t.update({f"{FIRST}.lora_down.weight": torch.ones(2, 7, 1, 1)}),

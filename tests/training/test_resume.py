@@ -5,44 +5,47 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from processes import said, start_verb
 
 from lora_studio.errors import CheckpointError, RecipeError, StudioError
 from lora_studio.recipe import load_recipe
 from lora_studio.training.session import Finished, train
 
-LONGER = ("training.steps=12",)
+LONGER = ("--set", "training.steps=12")
 
 
-def start(recipe_file: Path, folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "lora_studio", "train", str(recipe_file), "--out", str(folder), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(recipe_file: Path, folder: Path, *options: str) -> BaseProcess:
+    return start_verb(folder, "train", str(recipe_file), "--out", str(folder), *LONGER, *options)
 
 
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+def end_of(process: BaseProcess, folder: Path) -> tuple[int | None, str]:
+    """Its exit code, and what it printed."""
+    process.join()
+    return process.exitcode, said(folder)
+
+
+def wait_for_step(folder: Path, step: int, process: BaseProcess) -> None:
     """Until metrics.jsonl holds the step; fails when the run ends before."""
     metrics = folder / "metrics.jsonl"
     for _ in range(2400):
         if metrics.is_file() and len(metrics.read_text().splitlines()) >= step:
             return
-        assert process.poll() is None, process.communicate()[0]
+        assert process.is_alive(), said(folder)
         time.sleep(0.05)
     raise AssertionError(f"no step {step} after two minutes")
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> bytes:
-    """The file of twelve steps in one go, in a process of its own like the others: the number of threads,
-    which a test before may have changed in this one, is part of "the same machine"."""
+    """The file of twelve steps in one go."""
     folder = tmp_path_factory.mktemp("long") / "run"
-    process = start(recipe_file, folder, "--set", LONGER[0])
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    code, output = end_of(start(recipe_file, folder), folder)
+    assert code == 0, output
     return (folder / "tiny.safetensors").read_bytes()
 
 
@@ -53,16 +56,16 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
     tmp_path: Path, recipe_file: Path, straight: bytes, number: signal.Signals
 ) -> None:
     folder = tmp_path / "run"
-    process = start(recipe_file, folder, "--set", LONGER[0])
+    process = start(recipe_file, folder)
     wait_for_step(folder, 5, process)
+    assert process.pid is not None
     os.kill(process.pid, number)
-    output, _ = process.communicate()
+    code, output = end_of(process, folder)
     if number == signal.SIGINT:
-        assert process.returncode == 130 and "--resume" in output
+        assert code == 130 and "--resume" in output
     assert not (folder / "tiny.safetensors").exists()
-    again = start(recipe_file, folder, "--set", LONGER[0], "--resume")
-    output, _ = again.communicate()
-    assert again.returncode == 0, output
+    code, output = end_of(start(recipe_file, folder, "--resume"), folder)
+    assert code == 0, output
     assert (folder / "tiny.safetensors").read_bytes() == straight
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 13))
@@ -74,14 +77,12 @@ def test_a_second_resume_counts_steps_from_the_beginning(
 ) -> None:
     folder = tmp_path / "run"
     for stop_at in (3, 7):
-        options = ("--set", LONGER[0], *(("--resume",) if stop_at > 3 else ()))
-        process = start(recipe_file, folder, *options)
+        process = start(recipe_file, folder, *(("--resume",) if stop_at > 3 else ()))
         wait_for_step(folder, stop_at, process)
         process.kill()
-        process.communicate()
-    last = start(recipe_file, folder, "--set", LONGER[0], "--resume")
-    output, _ = last.communicate()
-    assert last.returncode == 0, output
+        process.join()
+    code, output = end_of(start(recipe_file, folder, "--resume"), folder)
+    assert code == 0, output
     assert (folder / "tiny.safetensors").read_bytes() == straight
 
 

@@ -34,7 +34,7 @@ training.optimizer training.weight_decay training.schedule training.warmup_steps
 training.ema training.seed holdout.count holdout.fraction
 adapter.rslora adapter.convolutions adapter.conv_rank adapter.conv_alpha adapter.blocks adapter.layers
 adapter.start adapter.lora_plus_ratio adapter.rank_dropout adapter.module_dropout adapter.max_norm
-adapter.init_from base.loras
+adapter.init_from base.loras tokens
 """
 """Whoever adds an option decides: either it is `free` in its section, or it is named here."""
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
+from tiny import SD15_LAYERS
 
 from lora_studio.adapters.base import AdapterOptions, inject
 from lora_studio.export.verify import open_lora
@@ -103,4 +104,4 @@ def test_diffusers_uses_every_key(finished: Finished, tiny_base: Path) -> None:
     family = load_base(str(tiny_base))
     family.pipeline().load_lora_weights(finished.lora_file.parent, weight_name=finished.lora_file.name)
     loaded = [m for m in family.parts["unet"].modules() if getattr(m, "lora_A", None)]
-    assert len(loaded) == len(open_lora(finished.lora_file).layers) == 192
+    assert len(loaded) == len(open_lora(finished.lora_file).layers) == SD15_LAYERS

@@ -107,7 +107,7 @@ def test_times_are_counted_as_the_run_will_do_it_and_trials_change_nothing(sessi
     assert timing.total == pytest.approx(7 * timing.step + 5 * timing.holdout + 5 * timing.preview)
     resumed = counts(session, first_step=5)
     assert (resumed.steps, resumed.holdouts, resumed.previews) == (3, 1 + len({6, 7}), len({6, 7}))
-    advise(session, Memory({}, 0, 0, 0, 0, 0, activations=10**9, previews=0, room=1))
+    advise(session, Memory({}, 0, 0, 0, 0, 0, 0, activations=10**9, previews=0, room=1))
     assert all(torch.equal(tensor, before[key]) for key, tensor in session.adapters.state().items())
     assert torch.equal(state, torch.get_rng_state())
     assert all(one.grad is None for one in session.adapters.named_parameters().values())
@@ -138,7 +138,7 @@ def test_what_fits_gets_no_advice(session: Session, planned: RunPlan) -> None:
 
 
 def test_changes_are_added_up_until_it_fits() -> None:
-    memory = Memory({"unet": 1000}, 0, 0, 0, 0, 0, activations=4000, previews=0, room=2000)
+    memory = Memory({"unet": 1000}, 0, 0, 0, 0, 0, 0, activations=4000, previews=0, room=2000)
     halves = [Advice("a", "", True, True, activations=0.5), Advice("b", "", True, True, activations=0.25)]
     count, after = together(memory, [*halves, Advice("c", "", True, True, parts={"unet": 0.0})])
     assert (count, after.total, after.fits) == (2, 1000 + 500, True)

@@ -42,6 +42,7 @@ def train_lora(recipe: Path, run_folder: Path) -> Path:
         raise SystemExit(f"{recipe.name}: {error}") from None
     if isinstance(result, Interrupted):
         raise SystemExit(f"{recipe.name}: stopped after step {result.step}; nothing was measured.")
+    assert result.lora_file is not None, "the shipped recipes train layers"
     return result.lora_file
 
 

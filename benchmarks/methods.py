@@ -1,0 +1,265 @@
+"""Methods side by side on the pocket base: how much is learned, and what it costs the rest.
+
+`python benchmarks/methods.py [--only NAME ...] [--seeds 1 2 3] [--prompts 48]`
+
+Each method is a shipped recipe with a few changes, trained with each seed and judged as in learning.py: the
+trained style or subject where it is called (fidelity), what the prompt asks for besides (following), and
+drift: how far pictures without the trigger changed, beside how far another seed of their noise changes them.
+Every training is a piece with a result of its own, so it may be stopped and called again at any time; a call
+with nothing left to do prints the table and draws the plot from what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from experiments import Question, style_questions, subject_questions
+from figures import machine, table, write_json
+from judge import DEFAULT_FOLDER, Judge, load_or_train
+from pictures import DEFAULT_BASE, Prompt, generate, load_pipeline
+from PIL import Image
+
+from lora_studio.pocket.samples import STYLE, SUBJECT
+from lora_studio.recipe import load_recipe
+from lora_studio.training.plots import drawing, png_bytes
+from lora_studio.training.session import Finished, train
+
+RESULTS = Path(__file__).parent / "results"
+PIECES, REPORT, PLOT = RESULTS / "methods", RESULTS / "methods.json", RESULTS / "methods.png"
+STYLE_RECIPE, SUBJECT_RECIPE = "pocket_style", "pocket_subject"
+GUIDANCE = 3.0
+
+
+@dataclass(frozen=True)
+class Method:
+    """A shipped recipe, and what is different in it."""
+
+    recipe: str
+    changes: tuple[str, ...] = ()
+
+    @property
+    def is_style(self) -> bool:
+        """Whether it teaches the style, or else the subject."""
+        return self.recipe == STYLE_RECIPE
+
+
+def _methods() -> Iterator[tuple[str, Method]]:
+    style, subject = Method(STYLE_RECIPE), Method(SUBJECT_RECIPE)
+    yield from (("style", style), ("subject", subject))
+
+    def of_style(**named: tuple[str, ...]) -> Iterator[tuple[str, Method]]:
+        return ((f"style, {name.replace('_', ' ')}", Method(STYLE_RECIPE, x)) for name, x in named.items())
+
+    for kind in ("locon", "dora", "loha", "lokr", "oft"):
+        yield from of_style(**{kind: (f"adapter.kind={kind}",)})
+    for rank in (2, 4, 16, 32):
+        yield from of_style(**{f"rank_{rank}": (f"adapter.rank={rank}", f"adapter.alpha={rank}")})
+    for name, rate in (("a third of the rate", 3.7e-4), ("twice the rate", 2.2e-3)):
+        yield from of_style(**{name: (f"training.learning_rate={rate}",)})
+    yield from of_style(
+        text_encoder_too=("adapter.text_encoder=true", "training.text_encoder_learning_rate=5e-4"),
+        no_preservation=("objective.preservation=0",),
+        class_images=("objective.preservation=0", "data.class_images.count=28"),
+        no_min_snr=("objective.snr_gamma=0",),
+        debiased=("objective.weighting=debiased",),
+        low_variance=("objective.timesteps=low_variance",),
+        uniform_timesteps=("objective.timesteps=uniform",),
+        more_high_noise=("objective.timestep_bias=1",),
+        more_low_noise=("objective.timestep_bias=-1",),
+        adafactor=("training.optimizer=adafactor",),
+        lion=("training.optimizer=lion", "training.learning_rate=3e-4"),
+        prodigy=("training.optimizer=prodigy", "training.learning_rate=1"),
+        schedule_free=("training.optimizer=schedule_free", "training.schedule=constant"),
+    )
+    yield "subject, no preservation", Method(SUBJECT_RECIPE, ("objective.preservation=0",))
+    yield "subject, denoiser alone", Method(SUBJECT_RECIPE, ("adapter.text_encoder=false",))
+    yield "subject, pivotal", Method("pocket_pivotal")
+    yield "subject, word alone", Method("pocket_pivotal", ALONE)
+    yield "subject, full", Method("pocket_full")
+
+
+ALONE = (
+    "adapter.kind=none",
+    "adapter.rank=16",
+    "adapter.alpha=16",
+    "objective.preservation=0",
+    'tokens=[{ token = "vkq", start = "cyan yellow", learning_rate = 5e-3 }]',
+)
+METHODS = dict(_methods())
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one training came to."""
+
+    method: str
+    seed: int
+    steps: int
+    fidelity: float  # share of pictures with the trigger that show what was trained
+    following: float  # share of them that show what the prompt asks for besides: the object, the background
+    leaking: float  # share of pictures without the trigger that show it, too
+    drift: float  # 1: pictures without the trigger changed as much as with another noise
+    seconds: float  # of training
+
+
+def measure(method: str, seed: int, judge: Judge, *, prompts: int, runs: Path) -> Piece:
+    """Train, draw and judge. Raises SystemExit if the run does not go to its end."""
+    one, folder = METHODS[method], runs / f"{_slug(method)}_{seed}"
+    recipe = load_recipe(
+        Path("recipes") / f"{one.recipe}.toml",
+        changes=(*one.changes, f"training.seed={seed}", "preview.prompts=[]"),
+    )
+    result = train(recipe, folder, resume=any(folder.glob("checkpoints/step_*")))
+    if not isinstance(result, Finished):
+        raise SystemExit(f"{method}: stopped after step {result.step}; the next call goes on.")
+    questions = (style_questions if one.is_style else subject_questions)(prompts, 0)
+    base, tuned = load_pipeline(DEFAULT_BASE), _tuned(result)
+    called = _draw(tuned, [Prompt(q.with_trigger, q.seed) for q in questions], f"{method}, called")
+    plain = [Prompt(q.without_trigger, q.seed) for q in questions]
+    after = _draw(tuned, plain, f"{method}, plain")
+    before = _draw(base, plain, "base")
+    otherwise = _draw(base, [Prompt(p.text, p.seed + 500_000) for p in plain], "base, other noise")
+    seen, unasked = judge.classify(called), judge.classify(after)
+    shown = [v.style == STYLE if one.is_style else v.object == SUBJECT for v in seen]
+    leaked = [v.style == STYLE if one.is_style else v.object == SUBJECT for v in unasked]
+    right = [_follows(one, v.object, v.background, q) for v, q in zip(seen, questions, strict=True)]
+    return Piece(
+        method,
+        seed,
+        recipe.training.steps,
+        fidelity=round(mean(shown), 4),
+        following=round(mean(right), 4),
+        leaking=round(mean(leaked), 4),
+        drift=round(_distance(before, after) / _distance(before, otherwise), 4),
+        seconds=result.summary["seconds"]["training"],
+    )
+
+
+def _follows(method: Method, thing: str, background: str, question: Question) -> bool:
+    """Of a style the object stays what it was; of a subject the background is as asked for."""
+    return thing == question.object if method.is_style else background == question.background
+
+
+def _tuned(result: Finished) -> DiffusionPipeline:
+    """The base with whatever the run wrote."""
+    if result.lora_file is not None and result.lora_file.is_dir():
+        return load_pipeline(result.lora_file)
+    pipe = load_pipeline(DEFAULT_BASE)
+    if result.lora_file is not None:
+        pipe.load_lora_weights(str(result.lora_file.parent), weight_name=result.lora_file.name)
+    for word, path in result.embeddings.items():
+        pipe.load_textual_inversion(str(path), token=word)
+    return pipe
+
+
+def _draw(pipe: DiffusionPipeline, prompts: Sequence[Prompt], name: str) -> list[Image.Image]:
+    from diffusers import StableDiffusionPipeline
+
+    assert isinstance(pipe, StableDiffusionPipeline)
+    texts = [Prompt(pipe.maybe_convert_prompt(p.text, pipe.tokenizer), p.seed) for p in prompts]
+    return generate(pipe, texts, guidance=GUIDANCE, name=name)
+
+
+def _distance(some: Sequence[Image.Image], others: Sequence[Image.Image]) -> float:
+    """Root mean square of the pixels' differences."""
+    pairs = zip(some, others, strict=True)
+    return float(np.sqrt(mean(np.square(np.subtract(a, b, dtype=np.float64)).mean() for a, b in pairs)))
+
+
+def _slug(method: str) -> str:
+    return method.replace(", ", "-").replace(" ", "_")
+
+
+def pieces() -> list[Piece]:
+    """All that were measured so far, in the order of METHODS."""
+    found = [Piece(**json.loads(path.read_text("utf-8"))) for path in sorted(PIECES.glob("*.json"))]
+    order = list(METHODS)
+    return sorted(
+        (one for one in found if one.method in METHODS), key=lambda p: (order.index(p.method), p.seed)
+    )
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean in percent, and the least and the most of several seeds."""
+    middle = f"{100 * mean(values):.0f} %"
+    return middle if len(values) < 2 else f"{middle} ({100 * min(values):.0f} to {100 * max(values):.0f})"
+
+
+def markdown(found: Sequence[Piece]) -> str:
+    """A row a method: its seeds, and figures with their spread."""
+    rows = []
+    for method in dict.fromkeys(one.method for one in found):
+        of_it = [one for one in found if one.method == method]
+        figures = [spread([getattr(p, name) for p in of_it]) for name in FIGURES]
+        rows.append((method, len(of_it), *figures))
+    return table(("method", "seeds", *FIGURES), rows)
+
+
+FIGURES = ("fidelity", "following", "leaking", "drift")
+
+
+def plot(found: Sequence[Piece]) -> bytes:
+    """Fidelity against drift, a point a method with its seeds around it; left panel style, right subject."""
+    pyplot = drawing()
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 6), layout="constrained")
+    for panel, title in zip(panels, ("style", "subject"), strict=True):
+        names = [n for n in dict.fromkeys(one.method for one in found) if n.partition(",")[0] == title]
+        for number, name in enumerate(names):
+            of_it = [one for one in found if one.method == name]
+            x, y = [100 * p.drift for p in of_it], [100 * p.fidelity for p in of_it]
+            colour = pyplot.get_cmap("tab20")(number % 20)
+            panel.scatter(x, y, s=12, color=colour, alpha=0.5)
+            panel.scatter([mean(x)], [mean(y)], s=60, color=colour, edgecolor="white")
+            label = name.partition(", ")[2] or "as shipped"
+            panel.annotate(label, (mean(x), mean(y)), xytext=(6, 3), textcoords="offset points", fontsize=8)
+        panel.set_title(title)
+        panel.set_xlabel("drift without the trigger, % of another noise's change")
+        panel.set_ylabel("fidelity with the trigger, %")
+    return png_bytes(figure)
+
+
+def main() -> None:
+    """Measure what is missing, then tell what is there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=METHODS, metavar="NAME", help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--prompts", type=int, default=48)
+    parser.add_argument("--runs", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--judge", type=Path, default=DEFAULT_FOLDER, help="folder of the judge's weights")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch likes")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    wanted = [(seed, name) for seed in options.seeds for name in options.only or METHODS]
+    missing = [one for one in wanted if not _place(*one).is_file()]
+    judge = load_or_train(options.judge) if missing else None
+    for seed, name in missing:
+        assert judge is not None
+        began = time.monotonic()
+        piece = measure(name, seed, judge, prompts=options.prompts, runs=options.runs)
+        write_json(asdict(piece), _place(seed, name))
+        print(f"{name}, seed {seed}: {time.monotonic() - began:.0f} s, {piece}", flush=True)
+    found = pieces()
+    settings = {"prompts": options.prompts, "guidance": GUIDANCE, "machine": machine()}
+    write_json(settings | {"pieces": [asdict(one) for one in found]}, REPORT)
+    PLOT.write_bytes(plot(found))
+    print(markdown(found))
+
+
+def _place(seed: int, method: str) -> Path:
+    return PIECES / f"{_slug(method)}_{seed}.json"
+
+
+if __name__ == "__main__":
+    main()

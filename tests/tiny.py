@@ -34,6 +34,7 @@ def pocket_sized_base(folder: Path) -> Path:
     return folder
 
 
+SD15_TEXT = 24  # width of its conditioning
 SD15_LAYERS = 120  # of its attention: 12 in each of 10 places
 
 
@@ -43,14 +44,14 @@ def random_base(folder: Path) -> Path:
     tokenizer = _tokenizer()
     pipeline = StableDiffusionPipeline(
         vae=_vae(scaling_factor=0.18215),
-        text_encoder=CLIPTextModel(_text_config(tokenizer, width=24)),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, width=SD15_TEXT)),
         tokenizer=tokenizer,
         unet=UNet2DConditionModel(
             sample_size=16,
             layers_per_block=1,
-            block_out_channels=(16, 16, 32, 32),
+            block_out_channels=(16, 16, 24, 24),
             attention_head_dim=2,
-            cross_attention_dim=24,
+            cross_attention_dim=SD15_TEXT,
             norm_num_groups=8,
         ),
         scheduler=DDIMScheduler(**NOISE, clip_sample=False, steps_offset=1),

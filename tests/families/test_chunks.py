@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import SD15_TEXT
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lora_studio.families.base import ModelFamily
@@ -95,7 +96,7 @@ def test_a_long_caption_is_its_windows_read_one_by_one(family: ModelFamily, tiny
     with torch.no_grad():
         expected = torch.cat([encoder(window[None]).last_hidden_state for window in windows], dim=1)
         found = family.encode_text([" ".join(words)])["text"]
-    assert found.shape == (1, 64, 96)
+    assert found.shape == (1, 64, SD15_TEXT)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 from peft import LoraConfig
-from tiny import recipe_text
+from tiny import SD15_TEXT, recipe_text
 from torch import Tensor, nn
 
 from lora_studio.data.batches import Batch
@@ -149,7 +149,7 @@ def test_accumulated_micro_batches_equal_one_batch(tmp_path: Path, recipe_file: 
     shape = (2, 4, 16, 16)
     latents, conditioning = (
         torch.randn(shape, generator=generator("x")),
-        {"text": torch.randn(2, 32, 96, generator=generator("y"))},
+        {"text": torch.randn(2, 32, SD15_TEXT, generator=generator("y"))},
     )
     geometry, weight = torch.zeros(2, 6), torch.ones(2, 1, 1, 1)
 

@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 
-LONGEST = ("test_exact.py", "test_processes.py", "test_resume.py", "test_class_images.py", "test_captions.py")
+LONGEST = (
+    *("test_contract.py", "test_exact.py", "test_processes.py", "test_full.py", "test_caches.py"),
+    *(
+        "test_warm_start.py",
+        "test_captions.py",
+        "test_class_images.py",
+        "test_single_file.py",
+        "test_plan.py",
+    ),
+    *("test_resume.py", "test_tokens.py", "test_options.py", "test_loop.py", "test_dreambooth.py"),
+)
 """Begun first, so that no process is left with one of them when the others have nothing to do any more."""
 
 

@@ -14,8 +14,8 @@ def keep_freed_memory() -> bool:
     """Have the C library keep freed memory; whether it does (glibc, so on Linux).
 
     By default it gives blocks of a few megabytes back to the system at every step, and the system fills each
-    page with zeros when it is asked for again: 9,000 pages a step of the pocket base, and none with this. It
-    takes no more memory than the steps need at their peak.
+    page with zeros when it is asked for again: 7,000 pages a step of the pocket base, and hardly any with
+    this, for 5 % more memory, after 80 steps as after ten.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

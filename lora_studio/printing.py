@@ -129,7 +129,7 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
         *process_lines(plan),
         ("trainable", f"{plan.num_parameters:,} parameters in {trained_in(plan)}"),
         *(("", note) for note in plan.adapter_notes),
-        ("device", f"{plan.device}, base in {plan.precision}, adapters in float32"),
+        ("device", f"{plan.device}, base in {plan.precision}, what learns in float32"),
         ("learning rate", f"{plan.learning_rate:g}"),
         ("time", time_line(remaining * plan.seconds_per_step, plan)),
         ("run folder", str(plan.folder)),

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import platform
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
-from lora_studio import __version__
-from lora_studio.data.batches import average_views
 from lora_studio.errors import ExportMismatch
 from lora_studio.export import EXPORTERS
 from lora_studio.export.deltas import check_deltas
 from lora_studio.export.embedding import check_embeddings, load_embedding, write_embeddings
-from lora_studio.export.metadata import TrainingFacts, build_metadata
+from lora_studio.export.metadata import build_metadata
 from lora_studio.export.probe import CAPTION, Answers, answers_of, ask, ask_diffusers, judge
 from lora_studio.export.verify import Report, check_against_base, check_file, open_lora
 from lora_studio.export.write import write_lora
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.loading import POCKET
 from lora_studio.run import Run
 from lora_studio.training.base import base_of
 from lora_studio.training.build import Session
@@ -34,38 +27,17 @@ from lora_studio.training.build_adapters import trains_layers
 from lora_studio.training.events import Listener, Note, PreviewsDrawn
 from lora_studio.training.finish_folder import (
     LOST,
-    digest_of,
     in_mixed_precision,
     lost_in_words,
-    size_of,
     verify_base,
     write_base,
 )
-from lora_studio.training.holdout import holdout_summary
 from lora_studio.training.plots import holdout_plot, loss_plot
 from lora_studio.training.preview import as_png, grid, load_pictures, render, render_base
 from lora_studio.training.sharded import shard
+from lora_studio.training.summary import Written, summarise, training_facts
 from lora_studio.training.timestep_draws import count_draws, timesteps_plot
-from lora_studio.training.used_options import used_options
 from lora_studio.training.watch import HOLDOUT
-
-
-@dataclass(frozen=True)
-class Written:
-    """The files that were made, before or after they are verified."""
-
-    lora: Path | None  # of full fine-tuning the folder of the whole base
-    embeddings: Mapping[str, Path]
-
-    @property
-    def paths(self) -> list[Path]:
-        """All of them, the main one first."""
-        return [*([self.lora] if self.lora else []), *self.embeddings.values()]
-
-    def within(self, folder: Path) -> Written:
-        """The same names in another folder."""
-        lora = folder / self.lora.name if self.lora else None
-        return Written(lora, {word: folder / path.name for word, path in self.embeddings.items()})
 
 
 @dataclass(frozen=True)
@@ -129,7 +101,7 @@ def export(session: Session) -> tuple[Written, float]:
     if trains_layers(recipe):
         folder, cast_error = write_base(session)
         return Written(folder, {}), cast_error
-    path, facts, cast_error = None, _facts(session), 0.0
+    path, facts, cast_error = None, training_facts(session), 0.0
     with run.writing():
         if adapters.layers:
             path = run.folder / f"{recipe.name}.safetensors"
@@ -227,75 +199,3 @@ def verify_run(written: Written, session: Session, expected: Answers) -> Report:
             found = ask_diffusers(written.lora, fresh, caption) if written.lora else ask(fresh, caption)
             judge(found, expected, report, rounding=machine.rounding)
     return report
-
-
-def _facts(session: Session) -> TrainingFacts:
-    recipe = session.recipe
-    public_base = recipe.base.model if recipe.base.model == POCKET else ""
-    return TrainingFacts(
-        name=recipe.name,
-        title=recipe.export.title or recipe.name,
-        base=public_base,
-        base_fingerprint=session.base_fingerprint,
-        trigger=", ".join(dict.fromkeys(one.trigger for one in session.manifest.used if one.trigger)),
-        rank=recipe.adapter.rank,
-        alpha=recipe.adapter.alpha,
-        steps=recipe.training.steps,
-        seed=recipe.training.seed,
-        num_images=len(session.manifest.used),
-        resolution=recipe.data.resolution,
-        learning_rate=recipe.training.learning_rate,
-        text_encoder_learning_rate=recipe.training.text_encoder_learning_rate
-        if recipe.adapter.text_encoder
-        else None,
-        optimizer=recipe.training.optimizer,
-        schedule=recipe.training.schedule,
-        snr_gamma=recipe.objective.snr_gamma,
-        debiased=recipe.objective.weighting == "debiased",
-        noise_offset=recipe.objective.noise_offset,
-        needs=tuple((digest_of(one.file), one.strength) for one in recipe.base.loras),
-        options=used_options(recipe, session.manifest, latent_side=_longest_latent_side(session)),
-    )
-
-
-def _longest_latent_side(session: Session) -> int:
-    return max(max(shape[2:]) for shape in session.loop.feed.shapes_of(1))
-
-
-def summarise(session: Session, written: Written, seconds: dict[str, float]) -> dict[str, Any]:
-    """What happened, with the clock and the machine: these stay out of the files.
-
-    `file` is the LoRA, or if tokens alone were trained the first one's.
-    """
-    path = written.paths[0]
-    rows = session.run.metrics()
-    losses = [row["loss"] for row in rows if row["loss"] is not None] or [math.nan]
-    tenth = max(1, len(losses) // 10)
-    return {
-        "file": path.name,
-        "sha256": digest_of(path),
-        "file_bytes": size_of(path),
-        "embeddings": {
-            word: {"file": one.name, "sha256": digest_of(one)} for word, one in written.embeddings.items()
-        },
-        "steps": len(rows),
-        "passes": session.loop.passes,  # more than one if memory ran out
-        "steps_skipped": session.loop.state.counters.skipped,
-        "holdout": holdout_summary(session.run.lines(HOLDOUT)),
-        "loss_first_tenth": sum(losses[:tenth]) / tenth,
-        "loss_last_tenth": sum(losses[-tenth:]) / tenth,
-        "images_used": len(session.manifest.used),
-        "images_excluded": len(session.manifest.excluded),
-        "views_per_image": round(average_views(session.batches, session.recipe.training.steps), 1),
-        "trainable_parameters": session.adapters.num_parameters,
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": str(session.machine.device),
-        "precision": str(session.machine.dtype).removeprefix("torch."),
-        "quantized": session.recipe.base.quantize,
-        "versions": {
-            "lora_studio": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-    }

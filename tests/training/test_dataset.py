@@ -19,8 +19,8 @@ from lora_studio.run import Run
 from lora_studio.training.build import Session, prepare
 from lora_studio.training.describe import describe
 from lora_studio.training.events import nobody
-from lora_studio.training.finish import _facts
 from lora_studio.training.session import to_toml
+from lora_studio.training.summary import training_facts
 from lora_studio.training.timing import Timing
 
 
@@ -103,7 +103,7 @@ def test_the_plan_says_what_is_not_trained_on_and_what_is_repeated(session_of) -
     assert f"held out: 2 pictures, not trained on; {measured}: test/00.png, test/01.jpg" in lines
     assert "repeats: 2 pictures in style, 3 times an epoch each" in lines
     assert not any(line.startswith("warning") for line in lines)  # every caption holds its own trigger
-    assert _facts(session).trigger == "zwx style, vkq robot"
+    assert training_facts(session).trigger == "zwx style, vkq robot"
     assert (session.run.folder / "manifest.jsonl").read_text("utf-8").count('"role": "holdout"') == 2
 
 

@@ -1,0 +1,114 @@
+"""What a run wrote, what the files say of it, and what stands beside them."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_studio import __version__
+from lora_studio.data.batches import average_views
+from lora_studio.export.metadata import TrainingFacts
+from lora_studio.families.loading import POCKET
+from lora_studio.training.build import Session
+from lora_studio.training.finish_folder import digest_of, size_of
+from lora_studio.training.holdout import holdout_summary
+from lora_studio.training.used_options import used_options
+from lora_studio.training.watch import HOLDOUT
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files that were made, before or after they are verified."""
+
+    lora: Path | None  # of full fine-tuning the folder of the whole base
+    embeddings: Mapping[str, Path]
+
+    @property
+    def paths(self) -> list[Path]:
+        """All of them, the main one first."""
+        return [*([self.lora] if self.lora else []), *self.embeddings.values()]
+
+    def within(self, folder: Path) -> Written:
+        """The same names in another folder."""
+        lora = folder / self.lora.name if self.lora else None
+        return Written(lora, {word: folder / path.name for word, path in self.embeddings.items()})
+
+
+def training_facts(session: Session) -> TrainingFacts:
+    """What the written files say of how they were made."""
+    recipe = session.recipe
+    public_base = recipe.base.model if recipe.base.model == POCKET else ""
+    return TrainingFacts(
+        name=recipe.name,
+        title=recipe.export.title or recipe.name,
+        base=public_base,
+        base_fingerprint=session.base_fingerprint,
+        trigger=", ".join(dict.fromkeys(one.trigger for one in session.manifest.used if one.trigger)),
+        rank=recipe.adapter.rank,
+        alpha=recipe.adapter.alpha,
+        steps=recipe.training.steps,
+        seed=recipe.training.seed,
+        num_images=len(session.manifest.used),
+        resolution=recipe.data.resolution,
+        learning_rate=recipe.training.learning_rate,
+        text_encoder_learning_rate=recipe.training.text_encoder_learning_rate
+        if recipe.adapter.text_encoder
+        else None,
+        optimizer=recipe.training.optimizer,
+        schedule=recipe.training.schedule,
+        snr_gamma=recipe.objective.snr_gamma,
+        debiased=recipe.objective.weighting == "debiased",
+        noise_offset=recipe.objective.noise_offset,
+        needs=tuple((digest_of(one.file), one.strength) for one in recipe.base.loras),
+        options=used_options(recipe, session.manifest, latent_side=_longest_latent_side(session)),
+    )
+
+
+def _longest_latent_side(session: Session) -> int:
+    return max(max(shape[2:]) for shape in session.loop.feed.shapes_of(1))
+
+
+def summarise(session: Session, written: Written, seconds: dict[str, float]) -> dict[str, Any]:
+    """What happened, with the clock and the machine: these stay out of the files.
+
+    `file` is the LoRA, or if tokens alone were trained the first one's.
+    """
+    path = written.paths[0]
+    rows = session.run.metrics()
+    losses = [row["loss"] for row in rows if row["loss"] is not None] or [math.nan]
+    tenth = max(1, len(losses) // 10)
+    return {
+        "file": path.name,
+        "sha256": digest_of(path),
+        "file_bytes": size_of(path),
+        "embeddings": {
+            word: {"file": one.name, "sha256": digest_of(one)} for word, one in written.embeddings.items()
+        },
+        "steps": len(rows),
+        "passes": session.loop.passes,  # more than one if memory ran out
+        "steps_skipped": session.loop.state.counters.skipped,
+        "holdout": holdout_summary(session.run.lines(HOLDOUT)),
+        "loss_first_tenth": sum(losses[:tenth]) / tenth,
+        "loss_last_tenth": sum(losses[-tenth:]) / tenth,
+        "images_used": len(session.manifest.used),
+        "images_excluded": len(session.manifest.excluded),
+        "views_per_image": round(average_views(session.batches, session.recipe.training.steps), 1),
+        "trainable_parameters": session.adapters.num_parameters,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": str(session.machine.device),
+        "precision": str(session.machine.dtype).removeprefix("torch."),
+        "quantized": session.recipe.base.quantize,
+        "versions": {
+            "lora_studio": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+    }

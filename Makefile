@@ -14,13 +14,12 @@ TORCH ?= torch==2.13.0
 demo: setup
 	$(BIN)/lora-studio demo
 
-# Processes with one thread each: the tests are many small things, which several threads do not make faster. One more than
-# there are cores, because some of them wait for processes of their own.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 3) + 1)')
+# A process a core with one thread each: the tests are many small things, which several threads do not make faster.
+WORKERS ?= logical
 
 test: export OMP_NUM_THREADS = 1
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -10,7 +10,21 @@ from pydantic import Field, model_validator
 from lora_studio.recipe_data import Section, UserPath, from_folder
 
 
-class LayersConfig(Section):
+class Stopping(Section):
+    """What is trained, and may stop before the end."""
+
+    stop_at: float | None = Field(
+        None, gt=0, description="not trained after this step; up to 1: this share of the steps"
+    )
+
+    def last_step(self, steps: int) -> int | None:
+        """The last one that it is trained in; None: it is trained to the end."""
+        if self.stop_at is None:
+            return None
+        return max(1, round(self.stop_at * steps if self.stop_at <= 1 else self.stop_at))
+
+
+class LayersConfig(Stopping):
     """One of [[adapter.layers]]: what is different for some layers. Later ones win."""
 
     pattern: str = Field(
@@ -20,9 +34,6 @@ class LayersConfig(Section):
     rank: int | None = Field(None, ge=1, le=4096, description="without alpha, alpha / rank stays as it was")
     alpha: float | None = Field(None, gt=0)
     learning_rate: float | None = Field(None, gt=0, le=1)
-    stop_at: float | None = Field(
-        None, gt=0, description="not trained after this step; up to 1: this share of the steps"
-    )
     train: bool = Field(True, description="false: these stay as the base has them")
 
     @model_validator(mode="after")
@@ -38,12 +49,6 @@ class LayersConfig(Section):
                 f"adapter.layers: {self.pattern!r} has train = false and other options; keep one of both."
             )
         return self
-
-    def last_step(self, steps: int) -> int | None:
-        """The last one that these layers are trained in; None: they are trained to the end."""
-        if self.stop_at is None:
-            return None
-        return max(1, round(self.stop_at * steps if self.stop_at <= 1 else self.stop_at))
 
 
 class AdapterConfig(Section):

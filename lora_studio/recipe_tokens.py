@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 from pydantic import Field, field_validator
 
-from lora_studio.recipe_adapter import AdapterConfig
-from lora_studio.recipe_data import Section
+from lora_studio.recipe_adapter import AdapterConfig, Stopping
 
 NO_ADAPTER = "none"  # as adapter.kind: the tokens alone are trained
 MOST_VECTORS = 75  # a text encoder's window
 
 
-class TokenConfig(Section):
+class TokenConfig(Stopping):
     """One of [[tokens]]: textual inversion, arXiv 2208.01618."""
 
     token: str = Field(description='the new word as captions have it, such as "vkq"; also names its file')
@@ -29,9 +28,6 @@ class TokenConfig(Section):
         gt=0,
         le=1,
         description="for AdamW, as diffusers' textual_inversion has it; 3e-4 in its pivotal recipes",
-    )
-    stop_at: float | None = Field(
-        None, gt=0, description="not trained after this step; up to 1: this share of the steps"
     )
     keep_norm: bool = Field(
         True,
@@ -58,12 +54,6 @@ class TokenConfig(Section):
                 "tokens.start is empty; give a word for what the token is to become, such as robot or fox."
             )
         return start
-
-    def last_step(self, steps: int) -> int | None:
-        """The last one that it is trained in; None: it is trained to the end."""
-        if self.stop_at is None:
-            return None
-        return max(1, round(self.stop_at * steps if self.stop_at <= 1 else self.stop_at))
 
 
 def token_faults(

@@ -126,11 +126,11 @@ class Run:
                 temporary.mkdir(parents=True)
                 for name, content in files.items():
                     _write_synced(temporary / name, content)
-                _sync(temporary)
+                sync(temporary)
                 if final.exists():  # the same step again, after a resume from an older one
                     final.rename(former)
                 temporary.rename(final)
-                _sync(self.checkpoints_folder)  # before anything older is removed
+                sync(self.checkpoints_folder)  # before anything older is removed
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(former, ignore_errors=True)
@@ -184,7 +184,8 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the disk hold what was written to a file, or which names a folder has."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -65,9 +65,13 @@ class AdapterSet:
         for one in self.trained:
             if one.last_step is not None:
                 for tensor in one.tensors.values():
-                    tensor.requires_grad_(step <= one.last_step)
-                    if step > one.last_step:
+                    tensor.requires_grad_(self._learns(one))
+                    if not self._learns(one):
                         tensor.grad = None
+
+    def _learns(self, one: Layer | Token) -> bool:
+        """Whether it is trained in this step."""
+        return one.last_step is None or self._step <= one.last_step
 
     @contextmanager
     def dropped(self, *names: int | str) -> Iterator[None]:
@@ -92,13 +96,13 @@ class AdapterSet:
         """Shrink what is larger than `max_norm`: [], how many layers were; None if they may have any size."""
         if not self.options.max_norm:
             return None
-        learning = [one for one in self.layers if one.last_step is None or self._step <= one.last_step]
+        learning = [one for one in self.layers if self._learns(one)]
         return torch.stack([layer.limit(self.options.max_norm) for layer in learning]).sum()
 
     def pull_tokens(self, *, kept: Tensor | float = 1.0) -> None:
         """Bring the norms of tokens that still learn nearer to the usual one; not if `kept` is 0, not 1."""
         for token in self.tokens:
-            if token.last_step is None or self._step <= token.last_step:
+            if self._learns(token):
                 token.pull(kept)
 
     def delta(self) -> dict[str, Tensor]:

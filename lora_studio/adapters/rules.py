@@ -78,35 +78,38 @@ def layer_options(
     part: str, path: str, module: nn.Linear | nn.Conv2d, options: AdapterOptions
 ) -> LayerOptions | None:
     """Of the layer at a canonical path; None if it is not trained."""
-    only = options.only.get(part)
-    if only is not None and not any(Rule(pattern).matches(part, path) for pattern in only):
+    rules = _rules_about(part, (path,), options)
+    if rules is None:
         return None
-    rank, alpha, learning_rate, last_step = options.rank, options.alpha, None, None
+    rank, alpha = options.rank, options.alpha
     if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
         rank, alpha = _changed(rank, alpha, options.conv_rank, options.conv_alpha)
-    train = True
-    for rule in options.rules:
-        if rule.matches(part, path):
-            rank, alpha = _changed(rank, alpha, rule.rank, rule.alpha)
-            learning_rate = rule.learning_rate or learning_rate
-            last_step = rule.last_step or last_step
-            train = rule.train
+    for rule in rules:
+        rank, alpha = _changed(rank, alpha, rule.rank, rule.alpha)
     scale = scale_of(alpha, rank, sqrt_rank=options.scaling == "sqrt_rank")
-    return LayerOptions(rank, scale, learning_rate, last_step) if train else None
+    return LayerOptions(rank, scale, *_pace(rules))
 
 
 def tensor_options(part: str, path: str, end: str, options: AdapterOptions) -> LayerOptions | None:
     """Of one tensor of a layer that is trained itself; None if it is not trained."""
+    rules = _rules_about(part, (path, f"{path}.{end}"), options)
+    return None if rules is None else LayerOptions(0, 1.0, *_pace(rules))
+
+
+def _rules_about(part: str, names: Sequence[str], options: AdapterOptions) -> list[Rule] | None:
+    """Those that match one of these names of a layer, first its path; None: the layer stays as it is."""
     only = options.only.get(part)
-    if only is not None and not any(Rule(pattern).matches(part, path) for pattern in only):
+    if only is not None and not any(Rule(pattern).matches(part, names[0]) for pattern in only):
         return None
-    learning_rate, last_step, train = None, None, True
-    for rule in options.rules:
-        if rule.matches(part, path) or rule.matches(part, f"{path}.{end}"):
-            learning_rate = rule.learning_rate or learning_rate
-            last_step = rule.last_step or last_step
-            train = rule.train
-    return LayerOptions(0, 1.0, learning_rate, last_step) if train else None
+    found = [rule for rule in options.rules if any(rule.matches(part, name) for name in names)]
+    return found if not found or found[-1].train else None
+
+
+def _pace(rules: Sequence[Rule]) -> tuple[float | None, int | None]:
+    """Learning rate and last step: of each the last that is given."""
+    rates = [rule.learning_rate for rule in rules if rule.learning_rate]
+    steps = [rule.last_step for rule in rules if rule.last_step]
+    return rates[-1] if rates else None, steps[-1] if steps else None
 
 
 def _changed(rank: int, alpha: float, new_rank: int | None, new_alpha: float | None) -> tuple[int, float]:

@@ -73,7 +73,7 @@ def wishes_for(records: Sequence[Record], *, count: int, prompt: str = "") -> li
             f'the trigger is one of, such as "dog", or {advice}.'
         )
     held = [record for record in records if record.trigger and record.trigger in record.caption]
-    if not prompt and all(_is_nameless(record) for record in held):
+    if not prompt and all(needs_class_words(one.caption, one.trigger, one.class_words) for one in held):
         raise DatasetError(
             f'without its trigger the caption "{held[0].caption}" names nothing that class images could '
             f'show; set data.class_words to what the trigger is one of, such as "dog", or {advice}.'
@@ -178,10 +178,6 @@ class ClassImages:
             resize=resize,
             crop=crop,
         )
-
-
-def _is_nameless(record: Record) -> bool:
-    return not record.class_words.strip() and needs_class_words(record.caption, record.trigger)
 
 
 def _batches(wishes: Sequence[Wish]) -> list[list[Wish]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from lora_studio.data.files import UnreadableFile, read_bytes
@@ -76,20 +75,13 @@ class LossMask(NamedTuple):
     outside: Tensor  # [H, W] in 0..1: how far each latent is outside of the mask
 
 
-def mask_weights(record: Record, width: int, height: int) -> NDArray[np.float32] | None:
-    """[height, width] with a mean of 1, what the loss of each latent counts; None without a mask.
-
-    Raises DatasetError as `mask_levels` does.
-    """
-    levels = mask_levels(record, width, height)
-    return None if levels is None else levels / levels.mean()
-
-
-def mask_levels(record: Record, width: int, height: int) -> NDArray[np.float32] | None:
-    """[height, width] in 0..255, how white the mask is at each latent; None without a mask.
+def loss_mask(record: Record, width: int, height: int) -> LossMask | None:
+    """A view's, for a latent of this size; None without a mask.
 
     Raises DatasetError if the mask is not the one that was scanned, or if the crop leaves nothing of it.
     """
+    import torch
+
     assert record.resize is not None and record.crop is not None, record.name
     if not record.mask:
         return None
@@ -99,7 +91,7 @@ def mask_levels(record: Record, width: int, height: int) -> NDArray[np.float32] 
     if levels.max() == 0:
         advice = 'set data.crop = "focus", or remove the mask'
         raise DatasetError(f"the crop of {record.name} leaves nothing of its mask; {advice}.")
-    return levels
+    return LossMask(torch.from_numpy(levels / levels.mean()), torch.from_numpy(1 - levels / 255))
 
 
 @dataclass(frozen=True)

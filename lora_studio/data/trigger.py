@@ -44,13 +44,13 @@ def without_triggers(caption: str, own: str, class_words: str, others: Mapping[s
     return caption
 
 
-def needs_class_words(caption: str, trigger: str) -> bool:
+def needs_class_words(caption: str, trigger: str, class_words: str = "") -> bool:
     """Whether nothing is named any more where the trigger is left out: "a photo of zwx", "a zwx on a beach".
 
-    "a zwx style star" and "a star, zwx style" are whole without it.
+    "a zwx style star" and "a star, zwx style" are whole without it, and so is what has `class_words` for it.
     """
     before, found, behind = caption.partition(trigger)
-    if not found:
+    if not found or class_words.strip():
         return False
     if not (before + behind).strip(" ,."):
         return True

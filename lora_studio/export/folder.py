@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from lora_studio.errors import ExportMismatch
 from lora_studio.export.write import DTYPES
 from lora_studio.families.base import ModelFamily
+from lora_studio.run import sync
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -57,7 +57,7 @@ def write_folder(path: Path, family: ModelFamily, *, changed: Collection[str], d
         if path.exists():
             path.rename(former)
         temporary.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(former, ignore_errors=True)
@@ -123,13 +123,5 @@ def _forget_paths(folder: Path) -> None:
 
 def _sync_all(folder: Path) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-import torch
 from PIL import Image
 
 from lora_studio.data.buckets import Framing, assign, placed
@@ -14,7 +13,7 @@ from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.exclude import ExcludeList, read_exclude
 from lora_studio.data.holdout import hold_out
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.masks import LossMask, mask_levels
+from lora_studio.data.masks import LossMask, loss_mask
 from lora_studio.data.pixels import ReadyPixels
 from lora_studio.data.scan import OnPicture, Reading
 from lora_studio.data.sources import Source, read_sources
@@ -57,19 +56,12 @@ def framing_of(data: DataConfig) -> Framing:
 
 def loss_masks(records: Sequence[Record], latents: Sequence[Latent]) -> list[LossMask | None]:
     """Each record's loss mask, as large as its latent; None without one."""
-    masks: list[LossMask | None] = []
-    for index, record in enumerate(records):
-        if not record.mask:
-            masks.append(None)
-            continue
+
+    def mask_of(index: int) -> LossMask | None:
         height, width = latents[index].mean.shape[-2:]
-        levels = mask_levels(record, width, height)
-        if levels is None:
-            masks.append(None)
-        else:
-            inside, outside = levels / levels.mean(), 1 - levels / 255
-            masks.append(LossMask(torch.from_numpy(inside), torch.from_numpy(outside)))
-    return masks
+        return loss_mask(records[index], width, height)
+
+    return [mask_of(index) if record.mask else None for index, record in enumerate(records)]
 
 
 def _refuse_missing_masks(recipe: Recipe, manifest: Manifest) -> None:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from lora_studio.errors import RecipeError
 from lora_studio.export.plain_file import digest
 from lora_studio.recipe import Recipe, load_recipe
-from lora_studio.recipe_adapter import LayersConfig
+from lora_studio.recipe_adapter import Stopping
 from lora_studio.recipe_changes import Change, changes
-from lora_studio.recipe_tokens import TokenConfig
 from lora_studio.run import Run
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.schedule import factor, make_schedule
@@ -92,7 +91,7 @@ def _same_rates(old: Recipe, new: Recipe) -> bool:
 
 
 def _stops(recipe: Recipe) -> list[int | None]:
-    stopping: list[LayersConfig | TokenConfig] = [*recipe.adapter.layers, *recipe.tokens]
+    stopping: list[Stopping] = [*recipe.adapter.layers, *recipe.tokens]
     return [one.last_step(recipe.training.steps) for one in stopping]
 
 

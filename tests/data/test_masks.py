@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lora_studio.data.buckets import Framing, assign
-from lora_studio.data.masks import NO_PICTURE, OWN, mask_weights, subject
+from lora_studio.data.masks import NO_PICTURE, OWN, loss_mask, subject
 from lora_studio.data.scan import Reading, scan
 from lora_studio.data.views import each_view
 from lora_studio.errors import DatasetError
@@ -76,6 +76,11 @@ def test_transparency_becomes_a_mask_only_if_asked_and_not_against_a_mask_file(f
     assert masks_of(scan(folder)) == {"both.png": "both.mask.png", "clear.png": "", "solid.png": ""}
     asked = scan(folder, Reading(transparency_is_mask=True))
     assert masks_of(asked) == {"both.png": "both.mask.png", "clear.png": OWN, "solid.png": ""}
+
+
+def mask_weights(record, width, height):
+    found = loss_mask(record, width, height)
+    return None if found is None else found.inside.numpy()
 
 
 def weights(folder, name, side=8, *, reading=Reading()):  # noqa: B008 (frozen)

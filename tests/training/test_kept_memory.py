@@ -7,7 +7,7 @@ import sys
 
 from memory import needs_proc
 
-# Beyond 32 MiB the C library gives every block back by itself. Each one fits into what the one before has left.
+# Beyond 32 MiB the C library gives every block back by itself. Each one fits into what the last one left.
 PROGRAM = """
 import resource, sys
 import torch

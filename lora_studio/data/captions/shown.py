@@ -109,9 +109,9 @@ class ShownCaptions:
         return [
             (index, text)
             for index, record in enumerate(self.records)
-            if record.trigger and not record.class_words.strip()
+            if record.trigger
             for text in self.written(index)
-            if needs_class_words(text, record.trigger)
+            if needs_class_words(text, record.trigger, record.class_words)
         ]
 
     def _lines_of(self, record: Record) -> tuple[str, ...]:

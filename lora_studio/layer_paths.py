@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def has_tensors(module: nn.Module) -> bool:
+    """Whether something in the module itself, and not in one within it, can be trained."""
+    return any(tensor is not None for tensor in module._parameters.values())
+
+
 def layer_paths(
     network: nn.Module, endings: Sequence[str], is_wanted: Callable[[nn.Module], bool]
 ) -> list[str]:

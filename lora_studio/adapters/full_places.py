@@ -12,7 +12,7 @@ from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.full import FULL, Exchanged, OwnLayer
 from lora_studio.adapters.layer import Layer
 from lora_studio.adapters.rules import AdapterOptions, LayerOptions, check_rules, tensor_options
-from lora_studio.layer_paths import layer_paths
+from lora_studio.layer_paths import has_tensors, layer_paths
 
 CanonicalPath = Callable[[str, str], str]
 
@@ -61,11 +61,6 @@ def _places(parts: Mapping[str, nn.Module], targets: Mapping[str, tuple[str, ...
             for end, tensor in parts[part].get_submodule(path)._parameters.items():
                 if tensor is not None:
                     yield Place(part, path, end)
-
-
-def has_tensors(module: nn.Module) -> bool:
-    """Whether something in the module itself can be trained."""
-    return any(tensor is not None for tensor in module._parameters.values())
 
 
 def exact_values(parts: Mapping[str, nn.Module], chosen: Chosen) -> dict[Place, Tensor]:

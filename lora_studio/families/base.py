@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from lora_studio.objective import Objective, ObjectiveOptions
+from lora_studio.layer_paths import has_tensors
+from lora_studio.objective import Objective, ObjectiveOptions
 
 Conditioning = dict[str, "Tensor"]
 """The text side, batch first. Only the family that wrote it reads it; cache and loop just carry it."""
@@ -110,8 +111,7 @@ class ModelFamily(ABC):
         return tuple(
             path
             for path, module in self.parts[part].named_modules()
-            if any(one is not None for one in module._parameters.values())
-            and not self.canonical_path(part, path).startswith(idle)
+            if has_tensors(module) and not self.canonical_path(part, path).startswith(idle)
         )
 
     blocks: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_studio.adapters import ADAPTERS
@@ -22,15 +23,14 @@ from lora_studio.training.build_adapters import inject_adapters, refuse_adapters
 from lora_studio.training.build_data import Site, encode, find_pictures, make_feed, with_class_images
 from lora_studio.training.build_holdout import make_holdout
 from lora_studio.training.build_loop import make_loop
-from lora_studio.training.captions import (
-    Foreseen,
-)
+from lora_studio.training.captions import Foreseen
 from lora_studio.training.events import Listener
 from lora_studio.training.holdout import Holdout
 from lora_studio.training.loop import Loop
 from lora_studio.training.machine import Machine, machine_of
 from lora_studio.training.optimizer_choice import optimizer_faults, refuse_optimizer_that_fails
 from lora_studio.training.preview import PreviewOptions
+from lora_studio.training.resume import inputs_of
 from lora_studio.training.schedule import make_schedule
 from lora_studio.training.self_test import refuse_what_fails
 from lora_studio.training.sharded import is_sharded, shard
@@ -55,6 +55,7 @@ class Session:
     foreseen: Foreseen
     holdout: Holdout | None
     processes: Processes
+    inputs: Mapping[str, str]  # option -> sha256 of the LoRA file that it names
 
 
 def check_names(recipe: Recipe) -> None:
@@ -87,6 +88,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
     refuse_optimizer_that_fails(recipe.training, machine.device)
     family = base_of(recipe)
     refuse_adapters(recipe, family, processes)
+    inputs = inputs_of(recipe)
     family.max_chunks = recipe.data.max_token_chunks
     site = Site(recipe, run, machine, family, listener, processes)
     found = find_pictures(site)
@@ -126,6 +128,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
         foreseen=encoded.foreseen,
         holdout=holdout,
         processes=processes,
+        inputs=inputs,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -130,8 +130,7 @@ def with_class_images(site: Site, found: Found) -> Found:
     drawing = draw_class_images(site.recipe, found.manifest, family, site.whole_base, listener, processes)
     manifest = Manifest(found.manifest.records + tuple(drawing.records))
     site.run.text("manifest.jsonl", manifest.to_jsonl())
-    beside = place_beside(manifest.of_role("prior"), found.shown)
-    return Found(manifest, found.report, found.captions, found.shown, beside)
+    return replace(found, manifest=manifest, drawn=place_beside(manifest.of_role("prior"), found.shown))
 
 
 def encode(site: Site, found: Found) -> Encoded:

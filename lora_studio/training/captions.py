@@ -64,6 +64,8 @@ def shown_captions(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
 
 def refuse_unused_tokens(recipe: Recipe, captions: ShownCaptions) -> None:
     """Raise RecipeError for new tokens that no caption holds, as nothing would teach them."""
+    if not recipe.tokens:
+        return
     texts = [text.lower() for index in range(len(captions.records)) for text in captions.written(index)]
     unused = [one.token for one in recipe.tokens if not any(one.token in text for text in texts)]
     if unused and texts:

@@ -21,9 +21,14 @@ STEPS = "training.steps"
 INPUTS = "inputs.json"  # sha256 of the LoRA files that the run was made from
 
 
+def base_lora(number: int) -> str:
+    """The option that names one of [[base.loras]], counted from 0."""
+    return f"base.loras[{number}].file"
+
+
 def inputs_of(recipe: Recipe) -> dict[str, str]:
     """Option -> sha256 of the LoRA file that it names. Raises RecipeError for one that is not there."""
-    named = {f"base.loras[{number}].file": one.file for number, one in enumerate(recipe.base.loras)}
+    named = {base_lora(number): one.file for number, one in enumerate(recipe.base.loras)}
     if recipe.adapter.init_from is not None:
         named["adapter.init_from"] = recipe.adapter.init_from
     missing = [

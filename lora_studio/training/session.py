@@ -29,7 +29,7 @@ from lora_studio.training.describe import describe
 from lora_studio.training.events import Listener, nobody
 from lora_studio.training.finish import Finished, finish, show_base
 from lora_studio.training.memory import is_out_of_memory, out_of_memory
-from lora_studio.training.resume import INPUTS, RECIPE_FILE, allowed_changes, inputs_of, take_over
+from lora_studio.training.resume import INPUTS, RECIPE_FILE, allowed_changes, take_over
 from lora_studio.training.timing import time_everything
 from lora_studio.training.tracking import Tracking
 from lora_studio.training.watch import HOLDOUT, HoldoutWatch, PreviewWatch, Watch
@@ -91,8 +91,8 @@ def _train(
     session = prepare(recipe, run, on_event, processes)
     step = _load_checkpoint(session) if resume else 0
     run.text(RECIPE_FILE, to_toml(recipe))
-    if inputs := inputs_of(recipe):
-        run.json(INPUTS, inputs)
+    if session.inputs:
+        run.json(INPUTS, session.inputs)
     for lines in ("metrics.jsonl", HOLDOUT):  # of steps that will be done again, or of a start without a save
         run.forget_after(step if resume else -1, lines)
     if processes.is_main:

@@ -19,6 +19,7 @@ from lora_studio.families.loading import POCKET
 from lora_studio.training.build import Session
 from lora_studio.training.finish_folder import digest_of, size_of
 from lora_studio.training.holdout import holdout_summary
+from lora_studio.training.resume import base_lora
 from lora_studio.training.used_options import used_options
 from lora_studio.training.watch import HOLDOUT
 
@@ -66,7 +67,9 @@ def training_facts(session: Session) -> TrainingFacts:
         snr_gamma=recipe.objective.snr_gamma,
         debiased=recipe.objective.weighting == "debiased",
         noise_offset=recipe.objective.noise_offset,
-        needs=tuple((digest_of(one.file), one.strength) for one in recipe.base.loras),
+        needs=tuple(
+            (session.inputs[base_lora(number)], one.strength) for number, one in enumerate(recipe.base.loras)
+        ),
         options=used_options(recipe, session.manifest, latent_side=_longest_latent_side(session)),
     )
 

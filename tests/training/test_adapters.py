@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from ready import prepared
 from tiny import recipe_text
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.errors import RecipeError
-from lora_studio.recipe import Recipe, load_recipe
+from lora_studio.recipe import load_recipe
 from lora_studio.run import Run
 from lora_studio.training.build import Session, prepare
 from lora_studio.training.checkpoint import load_state
@@ -37,12 +38,6 @@ def with_rules(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictur
     path = tmp_path_factory.mktemp("rules") / "tiny.toml"
     path.write_text(recipe_text(pictures, str(tiny_base), extra=RULES), "utf-8")
     return path
-
-
-def prepared(recipe: Recipe, folder: Path) -> Session:
-    session = prepare(recipe, Run(folder), nobody)
-    session.run.close()
-    return session
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from ready import prepared
 from safetensors.torch import load_file, save_file
 from tiny import recipe_text
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe, load_recipe
 from lora_studio.run import Run
 from lora_studio.training import finish_folder
-from lora_studio.training.build import Session, prepare
+from lora_studio.training.build import prepare
 from lora_studio.training.describe_adapters import adapter_notes
 from lora_studio.training.events import nobody
 from lora_studio.training.gradients import GradientWatch
@@ -42,12 +43,6 @@ def recipe_of(folder: Path, pictures: Path, base: Path, *changes: str, steps: in
     path = folder / "full.toml"
     path.write_text(full_text(pictures, base, steps=steps), "utf-8")
     return load_recipe(path, changes=changes)
-
-
-def prepared(recipe: Recipe, folder: Path) -> Session:
-    session = prepare(recipe, Run(folder), nobody)
-    session.run.close()
-    return session
 
 
 def weights_of(part: nn.Module) -> dict[str, Tensor]:

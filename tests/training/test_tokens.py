@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
+from ready import prepared
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -24,7 +25,7 @@ from lora_studio.recipe import Recipe, load_recipe
 from lora_studio.recipe_tokens import TokenConfig
 from lora_studio.rng import generator
 from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
+from lora_studio.training.build import prepare
 from lora_studio.training.checkpoint import load_state
 from lora_studio.training.describe_adapters import adapter_notes
 from lora_studio.training.events import nobody
@@ -49,12 +50,6 @@ def recipe_of(
         return load_recipe(path, changes=changes)
 
     return made
-
-
-def prepared(recipe: Recipe, folder: Path) -> Session:
-    session = prepare(recipe, Run(folder), nobody)
-    session.run.close()
-    return session
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from ready import prepared
 from safetensors.torch import load_file, save_file
 from tiny import recipe_text
 from torch import Tensor
@@ -19,11 +20,8 @@ from lora_studio.export.verify import open_lora
 from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe, load_recipe
 from lora_studio.rng import generator
-from lora_studio.run import Run
 from lora_studio.training.base import base_of as loaded_base
-from lora_studio.training.build import Session, prepare
 from lora_studio.training.describe_adapters import adapter_notes
-from lora_studio.training.events import nobody
 from lora_studio.training.session import Finished, train
 
 BaseOf = Callable[[str], Path]
@@ -56,12 +54,6 @@ def lora_file(
 def recipe_of(folder: Path, pictures: Path, base: Path, *changes: str, extra: str = "") -> Recipe:
     (folder / "warm.toml").write_text(recipe_text(pictures, str(base), steps=2, extra=extra), "utf-8")
     return load_recipe(folder / "warm.toml", changes=changes)
-
-
-def prepared(recipe: Recipe, folder: Path) -> Session:
-    session = prepare(recipe, Run(folder), nobody)
-    session.run.close()
-    return session
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from lora_studio.training.loop import Loop
-from lora_studio.training.plots import drawing, png_bytes
+from lora_studio.training.plots import drawing, margins, png_bytes
 
 BINS = 50
 
@@ -37,7 +37,7 @@ def timesteps_plot(draws: Draws) -> bytes:
     """A PNG: bars for what was drawn, a line for what is wanted."""
     pyplot = drawing()
     edges = [number / BINS for number in range(BINS + 1)]
-    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 4), gridspec_kw=margins(4))
     axes.stairs(draws.drawn, edges, fill=True, color="#b9c4d6", label="drawn")
     axes.stairs(draws.wanted, edges, color="#1f4e9c", linewidth=1.8, baseline=None, label="wanted")
     axes.set_xlabel("timestep, from clean (0) to noise (1)")

@@ -44,6 +44,10 @@ CHECKPOINTING = "machine.gradient_checkpointing=true"
 BOTH_SIDES = ("adapter.text_encoder=true", "training.text_encoder_learning_rate=1e-3")
 CHECKPOINTED = ("ResnetBlock2D", "CLIPEncoderLayer")
 BaseOf = Callable[[str], Path]
+each_tree = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (" " in name)) for name in BASES], indirect=True
+)
+"""Every base; those that differ from another one in what they predict alone are slow tests."""
 
 
 @pytest.fixture(scope="module", params=BASES)
@@ -182,6 +186,7 @@ def test_a_gradient_reaches_every_adapter(family: ModelFamily) -> None:
     assert not [key for key, gradient in gradients.items() if not gradient.any()]
 
 
+@each_tree
 def test_gradient_checkpointing_computes_again_and_changes_no_gradient(name: str, base_of: BaseOf) -> None:
     calls: dict[tuple[bool, str], int] = {}
     found = []
@@ -204,9 +209,7 @@ def test_gradient_checkpointing_computes_again_and_changes_no_gradient(name: str
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ADAPTERS.names() if kind != "lora"])
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (" " in name)) for name in BASES], indirect=True
-)
+@each_tree
 def test_every_kind_of_adapter_keeps_its_promises_in_every_family(
     name: str, kind: str, base_of: BaseOf
 ) -> None:
@@ -311,6 +314,7 @@ def test_noise_that_cannot_be_trained_on_is_one_sentence(case: str) -> None:
         read_schedule(scheduler)
 
 
+@each_tree
 def test_a_run_ends_with_a_file_that_diffusers_loads_whole(
     name: str, base_of: BaseOf, pipeline: DiffusionPipeline, pictures: Path, tmp_path: Path
 ) -> None:
@@ -329,6 +333,7 @@ def test_a_run_ends_with_a_file_that_diffusers_loads_whole(
     assert len(loaded) == len(file.layers)
 
 
+@each_tree
 def test_training_leaves_every_byte_of_the_base(
     name: str, base_of: BaseOf, pictures: Path, tmp_path: Path
 ) -> None:

@@ -16,12 +16,13 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from experiments import Question, style_questions, subject_questions
 from figures import machine, table, write_json
 from judge import DEFAULT_FOLDER, Judge, load_or_train
@@ -122,12 +123,11 @@ def measure(method: str, seed: int, judge: Judge, *, prompts: int, runs: Path) -
     if not isinstance(result, Finished):
         raise SystemExit(f"{method}: stopped after step {result.step}; the next call goes on.")
     questions = (style_questions if one.is_style else subject_questions)(prompts, 0)
-    base, tuned = load_pipeline(DEFAULT_BASE), _tuned(result)
+    tuned = _tuned(result)
     called = _draw(tuned, [Prompt(q.with_trigger, q.seed) for q in questions], f"{method}, called")
     plain = [Prompt(q.without_trigger, q.seed) for q in questions]
     after = _draw(tuned, plain, f"{method}, plain")
-    before = _draw(base, plain, "base")
-    otherwise = _draw(base, [Prompt(p.text, p.seed + 500_000) for p in plain], "base, other noise")
+    before, otherwise = _of_base(tuple(plain))
     seen, unasked = judge.classify(called), judge.classify(after)
     shown = [v.style == STYLE if one.is_style else v.object == SUBJECT for v in seen]
     leaked = [v.style == STYLE if one.is_style else v.object == SUBJECT for v in unasked]
@@ -149,7 +149,14 @@ def _follows(method: Method, thing: str, background: str, question: Question) ->
     return thing == question.object if method.is_style else background == question.background
 
 
-def _tuned(result: Finished) -> DiffusionPipeline:
+@cache
+def _of_base(prompts: tuple[Prompt, ...]) -> tuple[list[Image.Image], list[Image.Image]]:
+    """The base's pictures, and those with another noise: the same for all methods that ask the same."""
+    base, others = load_pipeline(DEFAULT_BASE), [Prompt(p.text, p.seed + 500_000) for p in prompts]
+    return _draw(base, prompts, "base"), _draw(base, others, "base, other noise")
+
+
+def _tuned(result: Finished) -> StableDiffusionPipeline:
     """The base with whatever the run wrote."""
     if result.lora_file is not None and result.lora_file.is_dir():
         return load_pipeline(result.lora_file)
@@ -161,10 +168,7 @@ def _tuned(result: Finished) -> DiffusionPipeline:
     return pipe
 
 
-def _draw(pipe: DiffusionPipeline, prompts: Sequence[Prompt], name: str) -> list[Image.Image]:
-    from diffusers import StableDiffusionPipeline
-
-    assert isinstance(pipe, StableDiffusionPipeline)
+def _draw(pipe: StableDiffusionPipeline, prompts: Sequence[Prompt], name: str) -> list[Image.Image]:
     texts = [Prompt(pipe.maybe_convert_prompt(p.text, pipe.tokenizer), p.seed) for p in prompts]
     return generate(pipe, texts, guidance=GUIDANCE, name=name)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lora_studio.export.header import Entry, Header
@@ -176,15 +175,12 @@ def _place(key: str, *, two_encoders: bool) -> tuple[str, str, str] | None:
     if not found:
         return None
     part, path = found["part"] or found["part_"], found["path"] or found["path_"]
-    prefix = "lora_te1_" if part == "text_encoder" and two_encoders else _PREFIXES[part]
     factor = "lora_down.weight" if found["down"] else "lora_up.weight"
-    path = re.sub(r"(^|\.)processor\.|_lora$", r"\1", path)
-    return prefix + path.replace(".", "_"), found["beside"] or factor, PEFT
+    path = re.sub(r"(^|\.)processor\.", r"\1", path)
+    return path_name(part, path, two_encoders=two_encoders), found["beside"] or factor, PEFT
 
 
-def values_by_kind(layers: Mapping[str, StoredLayer]) -> dict[str, list[str]]:
-    """Kind -> names of its layers."""
-    found: dict[str, list[str]] = {}
-    for name, layer in layers.items():
-        found.setdefault(layer.kind, []).append(name)
-    return found
+def path_name(part: str, path: str, *, two_encoders: bool) -> str:
+    """A layer by its diffusers path, as kohya would spell that."""
+    prefix = "lora_te1_" if part == "text_encoder" and two_encoders else _PREFIXES.get(part, f"{part}_")
+    return prefix + path.replace(".", "_")

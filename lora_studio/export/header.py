@@ -138,7 +138,7 @@ def _is_text(text: str) -> bool:
 
 def _entry(name: str, value: Any) -> Entry:
     if not name.isprintable() or len(name) > MAX_NAME:
-        raise _Fault(f"a tensor is called {ascii(name[:60])}")
+        raise _Fault(f"a tensor is called {name[:60]!a}")
     try:
         dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
     except (TypeError, KeyError, ValueError):

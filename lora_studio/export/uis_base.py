@@ -48,7 +48,7 @@ def base_of_layers(layers: Mapping[str, StoredLayer]) -> Base:
 
 
 def fits(layer: StoredLayer, place: Place | None) -> bool:
-    """Whether a layer changes a weight of the place's size; linear layers and 1 x 1 convolutions are alike."""
+    """Whether a layer changes a weight of the place's size; its dimensions do not matter."""
     return place is not None and layer.changes == (place.shape[0], math.prod(place.shape[1:]))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 from lora_studio.export.contents import KOHYA, LETTERED, PEFT, Contents, StoredLayer
 from lora_studio.export.header import Header
 from lora_studio.export.uis import Finding
 from lora_studio.export.uis_base import Base, fits
+from lora_studio.export.values import Values
 from lora_studio.families import FAMILIES
 from lora_studio.families.published import OTHER_PREFIX, OTHER_UNET, OUTSIDE, OWN, PUBLISHED, Place
 
@@ -21,22 +21,13 @@ MANY = 12  # unknown keys from which on some loaders refuse a file
 LONG_HEADER = 1 << 20
 
 
-@dataclass(frozen=True)
-class Values:
-    """What the numbers of a file say, as far as they were read; by layer."""
-
-    alphas: Mapping[str, float]  # of those that have one number for it
-    not_finite: list[str] = field(default_factory=list)
-    zero: list[str] = field(default_factory=list)
-
-
 def findings(header: Header, contents: Contents, base: Base, values: Values) -> list[Finding]:
     """Every row that is true of a LoRA file."""
     if not contents.layers:
         return [Finding("nothing", contents.extras)]
     found = {
         "not_finite": values.not_finite,
-        "zero": values.zero,
+        "zero": values.zero if len(values.zero) == len(contents.layers) else [],
         **_of_names(contents, base),
         **_of_tensors(contents, base, values),
     }

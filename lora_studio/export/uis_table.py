@@ -123,7 +123,7 @@ TABLE: dict[str, tuple[str, Row]] = {
         _lost("dropped", A1111, DIFFUSERS, KOHYA) | _nothing("it stops with an error", INVOKEAI),
     ),
     "original_names": (
-        "{layers} of the UNet by the original checkpoint's names, as {base} does not have them, first {first}",
+        "{layers} of the UNet by the original checkpoint's names, not diffusers', first {first}",
         _lost("dropped", INVOKEAI, KOHYA) | _nothing("it stops with an error", DIFFUSERS),
     ),
     "diffusers_upsampler": (

@@ -68,7 +68,7 @@ def _print_bars(norms: dict[str, float | None], console: Console) -> None:
 def print_folder(found: Sequence[Facts | Damaged], console: Console) -> None:
     """A line for each file."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("file", "size", "kind", "made for", "rank", "alpha", "numbers", "loads completely in"):
+    for title in ("file", "size", "kind", "made for", "rank", "alpha", "numbers", "UIs"):
         table.add_column(title, overflow="fold")
     damaged = []
     for one in found:
@@ -79,16 +79,17 @@ def print_folder(found: Sequence[Facts | Damaged], console: Console) -> None:
         else:
             table.add_row(*map(Text, map(shown, _row(values))))
     console.print(table)
+    console.print("UIs: how many of those that are known load it completely; inspect a file to see which")
     for values in damaged:
         console.print(f"damaged: {shown(values['error'])}", markup=False, soft_wrap=True)
 
 
 def _row(values: dict[str, Any]) -> list[str]:
     whole = [one["ui"] for one in values["uis"] if one["loads"] == "completely"]
-    loads = "every UI" if whole and len(whole) == len(values["uis"]) else ", ".join(whole)
+    loads = f"{len(whole)} of {len(values['uis'])}" if values["uis"] else ""
     size, kind, family = megabytes(values["num_bytes"]), values["kind"], values["family"]
     ranks, alphas = span(values["ranks"]), span(values["alphas"])
-    return [values["file"], size, kind, family, ranks, alphas, ", ".join(values["dtypes"]), loads or "none"]
+    return [values["file"], size, kind, family, ranks, alphas, ", ".join(values["dtypes"]), loads]
 
 
 def span(values: Sequence[float]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -11,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.compose.inspect_norms import block_norms, block_of
+from lora_studio.compose.inspect_words import file_hashes, trigger_words
 from lora_studio.errors import BaseModelError, StudioError, reason_of
 from lora_studio.export.contents import Contents, StoredLayer, contents_of
-from lora_studio.export.embedding import is_embedding
 from lora_studio.export.header import Header, read_header
 from lora_studio.export.uis import Finding, Verdict, verdicts
 from lora_studio.export.uis_base import Base, base_of_layers
-from lora_studio.export.uis_findings import embedding_findings, findings
+from lora_studio.export.uis_findings import embedded_in, embedding_findings, findings, is_embedding
 from lora_studio.export.values import Values, alphas_of, values_of
 from lora_studio.families.original.kinds import detect
-from lora_studio.families.published import PUBLISHED
 
 SUFFIX = ".safetensors"
-MOST_TAGS = 10
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class Facts:
 
     file: str
     num_bytes: int
-    kind: str  # lora, locon, loha, lokr, dora, oft, full, norm, several joined by "+"; embedding; checkpoint; other
+    kind: str  # as `_kind` has it, several joined by "+"; or embedding, checkpoint, other
     family: str
     ranks: tuple[int, ...] = ()
     alphas: tuple[float, ...] = ()
@@ -107,7 +103,7 @@ def _facts(header: Header, contents: Contents, values: Values) -> Facts:
         triggers=trigger_words(header.metadata),
         metadata=header.metadata,
     )
-    if is_embedding(header.entries):
+    if is_embedding(header):
         return _of_embedding(header, facts)
     if not contents.layers:
         return _of_anything(header, facts)
@@ -116,7 +112,7 @@ def _facts(header: Header, contents: Contents, values: Values) -> Facts:
     judged = verdicts(findings(header, contents, base, values), contents.layers, base.title)
     return replace(
         facts,
-        kind="+".join(sorted({_kind(one) for one in contents.layers.values()})),
+        kind=_kinds(contents),
         family=base.title,
         ranks=_range(ranks),
         alphas=_range(values.alphas.values()),
@@ -128,14 +124,12 @@ def _facts(header: Header, contents: Contents, values: Values) -> Facts:
 
 
 def _of_embedding(header: Header, facts: Facts) -> Facts:
-    found = embedding_findings(header)
+    found, layout = embedding_findings(header), embedded_in(header)
     vectors = {key: one.shape[0] for key, one in header.entries.items() if one.shape}
-    widths = sorted(one.shape[-1] for one in header.entries.values() if one.shape)
-    titles = [one.title for one in PUBLISHED if sorted(encoder.width for encoder in one.encoders) == widths]
     return replace(
         facts,
         kind="embedding",
-        family=titles[0] if titles else "not known",
+        family=layout.title if layout else "not known",
         uis=tuple(verdicts(found, list(header.entries), "any base")),
         notes=tuple(f"{count} vectors in {key}" for key, count in vectors.items()),
     )
@@ -150,6 +144,12 @@ def _of_anything(header: Header, facts: Facts) -> Facts:
         what = reason_of(error).removeprefix(f"{header.path.name} is ").split(";")[0]
         return replace(facts, uis=nothing, notes=(f"it is {what}",))
     return replace(facts, kind="checkpoint", family=kind.title, notes=("a whole base, not a LoRA",))
+
+
+def _kinds(contents: Contents) -> str:
+    """Of all layers; LoCon has plain ones, too."""
+    found = {_kind(one) for one in contents.layers.values()}
+    return "+".join(sorted(found - {"lora"} if "locon" in found else found))
 
 
 def _kind(layer: StoredLayer) -> str:
@@ -189,34 +189,3 @@ def _range(values: Iterable[Any]) -> tuple[Any, ...]:
 
 def _dtypes(header: Header) -> tuple[str, ...]:
     return tuple(sorted({str(one.dtype).removeprefix("torch.") for one in header.entries.values()}))
-
-
-def trigger_words(metadata: dict[str, str]) -> tuple[str, ...]:
-    """The phrase that the file names, then its commonest tags, as far as they can be read."""
-    phrase = metadata.get("modelspec.trigger_phrase", "").strip()
-    counts: Counter[str] = Counter()
-    try:
-        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
-        for tags in folders.values():
-            counts.update({tag.strip(): int(count) for tag, count in tags.items()})
-    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
-        counts.clear()  # anybody can have written that
-    tags = [tag for tag, _ in counts.most_common(MOST_TAGS)]
-    return tuple(dict.fromkeys(one for one in (phrase, *tags) if one))
-
-
-def file_hashes(header: Header) -> dict[str, str]:
-    """As UIs and Civitai know the file: of all of it, and of everything behind the header."""
-    whole, behind = hashlib.sha256(), hashlib.sha256()
-    with header.path.open("rb") as file:
-        whole.update(file.read(header.length))
-        while piece := file.read(1 << 20):
-            whole.update(piece)
-            behind.update(piece)
-    tensors = behind.hexdigest()
-    return {
-        "sha256": whole.hexdigest(),
-        "AutoV2": whole.hexdigest()[:10],
-        "sshs_model_hash": tensors,
-        "AutoV3": tensors[:12],
-    }

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lora_studio.export.contents import Contents, StoredLayer
 from lora_studio.export.header import Header
+from lora_studio.export.layer_faults import MAX_RANK
 from lora_studio.export.values import Values
-from lora_studio.export.verify import MAX_RANK
 
 _BLOCK = re.compile(r"lora_unet_(?:(down|up|input|output)_blocks_(\d+)|(mid|middle)_block|(.*))_?.*")
 _ENCODER = re.compile(r"lora_(te\d?)_.*?_layers_(\d+)_.*")

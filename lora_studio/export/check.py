@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_studio.errors import reason_of
-from lora_studio.export.embedding import check_embedding, check_tensors, is_embedding
+from lora_studio.export.embedding import check_embedding, check_tensors
 from lora_studio.export.header import Header, read_header
 from lora_studio.export.probe import ask_merged, check_probe
 from lora_studio.export.uis import COMPLETELY, verdicts
-from lora_studio.export.uis_findings import embedding_findings
+from lora_studio.export.uis_findings import embedding_findings, is_embedding
 from lora_studio.export.uis_table import DIFFUSERS
 from lora_studio.export.verify import LoraFile, Report, check_against_base, check_file, lora_file
 from lora_studio.families.base import ModelFamily
@@ -26,7 +26,7 @@ def verify(path: Path, *, base: str | None = None) -> Report:
     Raises StudioError when there is no such file or base.
     """
     header = read_header(path)
-    if is_embedding(header.entries):
+    if is_embedding(header):
         return _verify_embedding(header, base)
     file = lora_file(header)
     report = check_file(file)

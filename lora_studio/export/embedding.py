@@ -19,7 +19,6 @@ from lora_studio.export.metadata import TrainingFacts
 from lora_studio.export.values import DTYPES
 from lora_studio.export.verify import Report
 from lora_studio.export.write import write_lora
-from lora_studio.families import FAMILIES
 from lora_studio.families.base import FileTraits, ModelFamily
 from lora_studio.families.new_tokens import answer_at_end
 
@@ -66,12 +65,6 @@ def open_embedding(path: Path) -> dict[str, Tensor]:
     """A file's tensors. Raises StudioError if it is not there or no whole safetensors file."""
     header = read_header(path)
     return {key: header.tensor(key) for key in header.entries}
-
-
-def is_embedding(tensors: Mapping[str, object]) -> bool:
-    """Whether its tensors are called as those of learned tokens are, for any base."""
-    known = {key for name in FAMILIES.names() for key in FAMILIES[name].embedding_keys.values()}
-    return bool(tensors) and tensors.keys() <= known
 
 
 def check_tensors(path: Path, report: Report) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,22 @@ class Header:
         if len(content) != end - begin:
             raise StudioError(f"{self.path} has become shorter while it was read; try it again.")
         return torch.frombuffer(content, dtype=entry.dtype)
+
+
+class Stored(Mapping[str, Tensor]):
+    """Tensors by short names, each read from the file when it is asked for."""
+
+    def __init__(self, header: Header, keys: Mapping[str, str]) -> None:
+        self.header, self.keys_of = header, keys
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.header.tensor(self.keys_of[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys_of)
+
+    def __len__(self) -> int:
+        return len(self.keys_of)
 
 
 def read_header(path: Path) -> Header:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
-from lora_studio.export.contents import StoredLayer
+from torch import nn
+
+from lora_studio.export.contents import StoredLayer, path_name
+from lora_studio.families.base import ModelFamily
 from lora_studio.families.published import OWN, PUBLISHED, Layout, Place
 
 
@@ -72,3 +75,18 @@ def _patterns(layout: Layout) -> dict[str, Place]:
 def _pattern(name: str) -> str:
     """A name without its numbers: other bases have more or fewer blocks."""
     return re.sub(r"\d+", "#", name)
+
+
+def base_of_family(family: ModelFamily, alike: Base, layers: Mapping[str, StoredLayer]) -> Base:
+    """The base that is really there: its shapes, by the names of UIs and by diffusers' paths."""
+    two = len(family.text_encoders) > 1
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in family.targets:
+        for path, module in family.parts[part].named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                own = family.canonical_path(part, path)
+                shape = tuple(module.weight.shape)
+                shapes[path_name(part, own, two_encoders=two)] = shapes[family.ui_name(part, own)] = shape
+    other = {n: one for n, one in alike.places.items() if alike.is_published and one.how != OWN}
+    known = {n: replace(alike.places.get(n, Place(())), shape=shapes[n]) for n in layers if n in shapes}
+    return Base(alike.layout, True, other | known)

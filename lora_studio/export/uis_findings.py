@@ -11,8 +11,7 @@ from lora_studio.export.header import Header
 from lora_studio.export.uis import Finding
 from lora_studio.export.uis_base import Base, fits
 from lora_studio.export.values import Values
-from lora_studio.families import FAMILIES
-from lora_studio.families.published import OTHER_PREFIX, OTHER_UNET, OUTSIDE, OWN, PUBLISHED, Place
+from lora_studio.families.published import OTHER_PREFIX, OTHER_UNET, OUTSIDE, OWN, PUBLISHED, Layout, Place
 
 _ATTENTION = re.compile(r"(.*_self_attn_)(q|k|v|out)_proj")
 _CROSS = re.compile(r".*attn2_to_[kv]")
@@ -35,14 +34,24 @@ def findings(header: Header, contents: Contents, base: Base, values: Values) -> 
     return [*rows, *_of_encoders(contents, base), *_of_file(header, contents, base)]
 
 
+def is_embedding(header: Header) -> bool:
+    """Whether its tensors are called as those of a learned token are, for any base."""
+    known = {key for layout in PUBLISHED for key in layout.vectors}
+    return bool(header.entries) and header.entries.keys() <= known
+
+
 def embedding_findings(header: Header) -> list[Finding]:
-    """Of the file of a learned token: a row each, the keys and widths of a published base have none."""
-    widths = {key: one.shape[1] for key, one in header.entries.items() if len(one.shape) == 2}
-    keys = [tuple(FAMILIES[name].embedding_keys.values()) for name in FAMILIES.names()]
-    encoders = [tuple(one.width for one in layout.encoders) for layout in PUBLISHED]
-    known = [dict(zip(k, w, strict=True)) for k in keys for w in encoders if len(k) == len(w)]
+    """Of the file of a learned token."""
     rows = [Finding("embedding_untried")]
-    return rows if widths in known else [*rows, Finding("embedding_keys", list(header.entries))]
+    if embedded_in(header) is None:
+        rows.append(Finding("embedding_keys", list(header.entries)))
+    return rows
+
+
+def embedded_in(header: Header) -> Layout | None:
+    """The published base that has encoders of its keys and widths."""
+    widths = {key: one.shape[1] for key, one in header.entries.items() if len(one.shape) == 2}
+    return next((layout for layout in PUBLISHED if layout.vectors == widths), None)
 
 
 def _of_names(contents: Contents, base: Base) -> dict[str, list[str]]:

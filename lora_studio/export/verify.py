@@ -7,43 +7,25 @@ loader.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from lora_studio.export.contents import Contents, StoredLayer, contents_of, path_name
-from lora_studio.export.header import Header, read_header
-from lora_studio.export.metadata import MAX_BYTES
+from lora_studio.export.contents import Contents, contents_of
+from lora_studio.export.header import Header, Stored, read_header
+from lora_studio.export.layer_faults import layer_faults
 from lora_studio.export.uis import NOT_KNOWN, Verdict, loaded_by, verdicts
-from lora_studio.export.uis_base import Base, base_of_layers, fits
+from lora_studio.export.uis_base import Base, base_of_family, base_of_layers, fits
 from lora_studio.export.uis_findings import findings
-from lora_studio.export.values import DTYPES, Values, values_of
+from lora_studio.export.values import Values, values_of
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.published import OWN, Place
 
 ENDINGS = ("lora_down.weight", "lora_up.weight", "alpha")
-MAX_RANK = 4096
 COMMON_SCALE = 8.0  # alpha / rank that no trainer's default exceeds
-
-
-class Stored(Mapping[str, Tensor]):
-    """Tensors by short names, each read from the file when it is asked for."""
-
-    def __init__(self, header: Header, keys: Mapping[str, str]) -> None:
-        self.header, self.keys_of = header, keys
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.header.tensor(self.keys_of[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys_of)
-
-    def __len__(self) -> int:
-        return len(self.keys_of)
 
 
 @dataclass(frozen=True)
@@ -121,7 +103,7 @@ def check_file(file: LoraFile) -> Report:
     report, base = Report(file.path.name), base_of_layers(file.contents.layers)
     layers, values = file.contents.layers, file.values
     for name, layer in layers.items():
-        report.faults += [f"{name}: {fault}" for fault in _layer_faults(layer, values.alphas.get(name))]
+        report.faults += [f"{name}: {fault}" for fault in layer_faults(layer, values.alphas.get(name))]
     report.faults += [f"{name}: it is not finite" for name in values.not_finite]
     if layers and len(values.zero) == len(layers):
         report.faults.append("every layer is zero, so the file does nothing")
@@ -163,45 +145,6 @@ def metadata_bytes(file: LoraFile) -> int:
     return sum(len(key.encode()) + len(value.encode()) for key, value in file.metadata.items())
 
 
-def _layer_faults(layer: StoredLayer, alpha: float | None) -> list[str]:
-    """Of one layer, from the header."""
-    if layer.missing:
-        return [f"{', '.join(layer.missing)} is missing"]
-    faults = [
-        f"{end} has dtype {str(one.dtype).removeprefix('torch.')}"
-        for end, one in layer.entries.items()
-        if one.dtype not in DTYPES and end != "alpha"
-    ]
-    if any(0 in one.shape for one in layer.entries.values()):
-        faults.append("a tensor is empty")
-    if layer.rank is not None and not 1 <= layer.rank <= MAX_RANK:
-        faults.append(f"its rank is {layer.rank}; 1 to {MAX_RANK} are possible")
-    if "alpha" in layer.entries and alpha is None:
-        faults.append(f"alpha has the shape {layer.shape('alpha')}; it must be one number")
-    if layer.changes is None and layer.kind not in ("oft", "norm"):
-        shapes = " and ".join(str(one.shape) for end, one in layer.entries.items() if end != "alpha")
-        faults.append(f"the shapes {shapes} do not fit together")
-    return faults
-
-
-def check_rules(file: LoraFile, report: Report) -> None:
-    """What files of our own have to keep, beyond being whole: every UI loads all of them."""
-    faults = [
-        f"{one.ui} does not load all of it: {reason.what}: {reason.consequence}"
-        for one in report.uis
-        if one.is_files_fault
-        for reason in one.reasons
-        if reason.loss != "nothing is lost"
-    ]
-    for name, layer in file.contents.layers.items():
-        alpha = layer.entries.get("alpha")
-        if alpha is None or alpha.dtype not in DTYPES:
-            faults.append(f"{name}: alpha is {'missing' if alpha is None else alpha.dtype}")
-    if (size := metadata_bytes(file)) > MAX_BYTES:
-        faults.append(f"its metadata has {size} bytes; UIs expect less than {MAX_BYTES}")
-    report.faults += faults
-
-
 def base_layers(family: ModelFamily) -> dict[str, nn.Linear | nn.Conv2d]:
     """UI name -> layer, for every linear layer and convolution of the base that a LoRA file can name."""
     found: dict[str, nn.Linear | nn.Conv2d] = {}
@@ -215,7 +158,7 @@ def base_layers(family: ModelFamily) -> dict[str, nn.Linear | nn.Conv2d]:
 def check_against_base(file: LoraFile, family: ModelFamily, report: Report) -> None:
     """Every key maps to a layer of the (unadapted) base, and shapes fit."""
     layers = file.contents.layers
-    base = _base_of_family(family, base_of_layers(layers), layers)
+    base = base_of_family(family, base_of_layers(layers), layers)
     unknown = [name for name in layers if name not in base.places]
     if unknown:
         meant = f"; the file is for {report.checks['made_for']}" if "made_for" in report.checks else ""
@@ -228,18 +171,3 @@ def check_against_base(file: LoraFile, family: ModelFamily, report: Report) -> N
             report.faults.append(f"{name}: changes a weight of {layer.changes}, but the base's is {wanted}")
     _judge(file, base, report)
     report.checks["keys_mapped"] = f"{len(layers) - len(unknown)} of {len(layers)}"
-
-
-def _base_of_family(family: ModelFamily, alike: Base, layers: Mapping[str, StoredLayer]) -> Base:
-    """The base that is really there: its shapes, by the names of UIs and by diffusers' paths."""
-    two = len(family.text_encoders) > 1
-    shapes: dict[str, tuple[int, ...]] = {}
-    for part in family.targets:
-        for path, module in family.parts[part].named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                own = family.canonical_path(part, path)
-                shape = tuple(module.weight.shape)
-                shapes[path_name(part, own, two_encoders=two)] = shapes[family.ui_name(part, own)] = shape
-    other = {n: one for n, one in alike.places.items() if alike.is_published and one.how != OWN}
-    known = {n: replace(alike.places.get(n, Place(())), shape=shapes[n]) for n in layers if n in shapes}
-    return Base(alike.layout, True, other | known)

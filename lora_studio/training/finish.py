@@ -17,7 +17,8 @@ from lora_studio.export.deltas import check_deltas
 from lora_studio.export.embedding import check_embeddings, load_embedding, write_embeddings
 from lora_studio.export.metadata import build_metadata
 from lora_studio.export.probe import CAPTION, Answers, answers_of, ask, ask_diffusers, judge
-from lora_studio.export.verify import Report, check_against_base, check_file, check_rules, open_lora
+from lora_studio.export.rules import check_rules
+from lora_studio.export.verify import Report, check_against_base, check_file, open_lora
 from lora_studio.export.write import write_lora
 from lora_studio.families.base import ModelFamily
 from lora_studio.run import Run

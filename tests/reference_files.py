@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-REFERENCE = Path(__file__).parent.parent / "reference"
+REFERENCE = Path(__file__).parent / "reference"
 LISTS = {"SD1": "sd15_linear", "SD2": "sd2_linear", "SDXL": "sdxl_conv"}
 VERSIONS = {"SD1": "sd_v1", "SD2": "sd_v2", "SDXL": "sdxl_base_v1-0"}
 

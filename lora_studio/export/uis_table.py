@@ -71,7 +71,7 @@ TABLE: dict[str, tuple[str, Row]] = {
         | _nothing("it stops with an error", A1111, INVOKEAI, DIFFUSERS),
     ),
     "extra": (
-        "{keys} that belong to no layer, first {first}",
+        "{keys} of no layer, first {first}",
         _noted("it warns", COMFYUI)
         | _noted("ignored", A1111, FORGE, KOHYA)
         | _noted("counted as unused", CPP)

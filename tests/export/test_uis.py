@@ -133,9 +133,7 @@ CASES: dict[str, tuple[str, Callable[[], Tensors], str]] = {
     "alpha 0": ("SD1", lambda: small("SD1") | {f"{FIRST['SD1']}.alpha": torch.tensor(0.0)}, "ppppppp"),
     "1x1 convolution as 2-D": (
         "SD1",
-        lambda: {
-            key: one.flatten(1) if "proj_in.lora" in key else one for key, one in small("SD1").items()
-        },
+        lambda: {key: one.flatten(1) if "proj_in.lora" in key else one for key, one in small("SD1").items()},
         "cccccnn",
     ),
     "linear as 4-D": (
@@ -191,7 +189,11 @@ CASES: dict[str, tuple[str, Callable[[], Tensors], str]] = {
     "te1 in SD1": ("SD1", lambda: renamed(small("SD1"), "lora_te_", "lora_te1_"), "cccpccp"),
     "te1 in SD2": ("SD2", lambda: renamed(small("SD2"), "lora_te_", "lora_te1_"), "cpcppcp"),
     "te in XL": ("SDXL", lambda: renamed(small("SDXL"), "lora_te1_", "lora_te_"), "cpcncpp"),
-    "original names 1": ("SD1", lambda: other_names(only("SD1", "down_blocks_1_attentions_0"), "SD1"), "cccncnn"),
+    "original names 1": (
+        "SD1",
+        lambda: other_names(only("SD1", "down_blocks_1_attentions_0"), "SD1"),
+        "cccncnn",
+    ),
     "diffusers' names XL": (
         "SDXL",
         lambda: other_names(only("SDXL", "input_blocks_4_1_"), "SDXL"),
@@ -248,6 +250,70 @@ def test_the_layers_of_published_bases_are_those_of_the_lists(layout: Layout) ->
     assert {name: own.get(name) for name in expected} == expected
     convolutions = [name for name in own.keys() - expected.keys() if len(own[name]) == 2]
     assert all("emb_proj" in name for name in convolutions), convolutions  # two lists have no residual blocks
+
+
+DROPPED = {"ComfyUI": "with a warning", "A1111": "without a word", "diffusers": "dropped"}
+# the file, whether it is whole, what is the matter, and what UIs do about it
+NEGATIVE: dict[str, tuple[Callable[[], Tensors], bool, str, dict[str, str]]] = {
+    "a renamed key": (
+        lambda: renamed(small("SD1"), "down_blocks_1_attentions_0_proj_in", "nothing"),
+        False,
+        "1 layer named like none of SD1, first lora_unet_nothing",
+        DROPPED,
+    ),
+    "a missing alpha": (
+        lambda: without(small("SD1"), f"{FIRST['SD1']}.alpha"),
+        True,
+        f"1 layer without alpha, first {FIRST['SD1']}",
+        dict.fromkeys(UIS, "read as alpha = rank"),
+    ),
+    "PEFT's names in a kohya file": (
+        lambda: only("SD1", "lora_te_", "down_blocks_0") | as_peft(only("SD1", "down_blocks_1")),
+        False,
+        "24 layers by PEFT's names among others",
+        {"A1111": "without a word", "InvokeAI": "refuses the file", "diffusers": "refuses the file"},
+    ),
+    "a module's path": (
+        lambda: renamed(small("SD1"), "lora_te_text_model_", "lora_te_"),
+        False,
+        "6 layers named after a module's path without text_model",
+        DROPPED,
+    ),
+    "many keys of such names": (
+        lambda: renamed(small("SD1"), "lora_te_text_model_", "lora_te_"),
+        False,
+        "more than 12 keys are unknown",
+        {"Forge": "refuses the file", "diffusers": "stops with an error"},
+    ),
+    "zeroed ups": (
+        lambda: each(small("SD1"), "lora_up.weight", torch.zeros_like),
+        False,
+        "all zero",
+        dict.fromkeys(UIS, "they do nothing"),
+    ),
+    "NaN": (
+        lambda: small("SD1") | {f"{FIRST['SD1']}.lora_up.weight": torch.full((320, 1), torch.nan)},
+        False,
+        f"1 layer not finite, first {FIRST['SD1']}",
+        dict.fromkeys(UIS, "black or noise"),
+    ),
+    "names of the larger base on the smaller": (
+        lambda: other_names(only("SD1", "down_blocks_1_attentions_0"), "SD1"),
+        True,
+        "12 layers of the UNet by the original checkpoint's names",
+        {"InvokeAI": "dropped", "diffusers": "stops with an error", "kohya": "dropped"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NEGATIVE)
+def test_what_is_wrong_is_named_for_every_ui_that_minds(case: str, tmp_path: Path) -> None:
+    make, whole, what, consequences = NEGATIVE[case]
+    report = look(make(), "SD1", tmp_path / "file.safetensors")
+    assert report.whole == whole, report.faults
+    said = {one.ui: [r.consequence for r in one.reasons if what in r.what] for one in report.uis}
+    for ui, words in consequences.items():
+        assert any(words in consequence for consequence in said[ui]), (ui, said)
 
 
 def test_a_file_says_what_is_lost_and_where(tmp_path: Path) -> None:

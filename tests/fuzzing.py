@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
 
-from lora_studio.compose.inspect import inspect_file, inspect_folder
+from lora_studio.compose.inspect import Damaged, Facts, inspect_file, inspect_folder
 from lora_studio.errors import StudioError
 from lora_studio.export.check import verify
+from lora_studio.printing_inspect import print_facts, print_folder
 
+QUIET = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), width=100)
 NAME = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 CONV = "lora_unet_mid_block_resnets_0_conv1"
 TEXT = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
@@ -122,9 +126,9 @@ def _header(header: Any, data: bytes, draw: random.Random) -> bytes:
     elif what == 5:
         del header[key]
     elif what == 6:
-        header[draw.choice(("a" * 600, "\x1b[31m", "", "\ud800", "lora_unet_.alpha", "é", "bundle_emb.x"))] = (
-            entry
-        )
+        header[
+            draw.choice(("a" * 600, "\x1b[31m", "", "\ud800", "lora_unet_.alpha", "é", "bundle_emb.x"))
+        ] = entry
     else:
         deep = "[" * 5000
         header["__metadata__"] = draw.choice(
@@ -149,9 +153,9 @@ def run(folder: Path, numbers: range) -> tuple[dict[str, int], list[str]]:
     for number in numbers:
         draw = random.Random(number)
         path.write_bytes(damaged(draw.choice(sources), draw))
-        for look in (inspect_file, verify, lambda one: inspect_folder(one.parent)):
+        for look in (_inspect, verify, _list):
             try:
-                json.dumps(look(path).to_json() if look in (inspect_file, verify) else len(look(path))).encode()
+                json.dumps(look(path).to_json()).encode()
                 counts["accepted"] += 1
             except StudioError as error:
                 counts["refused"] += 1
@@ -160,3 +164,17 @@ def run(folder: Path, numbers: range) -> tuple[dict[str, int], list[str]]:
             except Exception:
                 crashes.append(f"{number}: {traceback.format_exc()}")
     return counts, crashes
+
+
+def _inspect(path: Path) -> Facts:
+    """And print it."""
+    facts = inspect_file(path)
+    print_facts(facts, QUIET)
+    return facts
+
+
+def _list(path: Path) -> Facts | Damaged:
+    """As one of a folder, which never stops at it."""
+    found = inspect_folder(path.parent)
+    print_folder(found, QUIET)
+    return found[0]

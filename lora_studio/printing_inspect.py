@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lora_studio.compose.inspect import Damaged, Facts
 
 _LONGEST = 200  # letters of a metadata value
+_MOST = 100  # lines of metadata
 _BAR = 30  # letters of the longest bar
 
 
@@ -35,7 +36,7 @@ def print_facts(facts: Facts, console: Console) -> None:
     if facts.layers:
         line("layers", ", ".join(f"{count} in {part}" for part, count in facts.layers.items()))
     if facts.triggers:
-        line("triggers", ", ".join(facts.triggers))
+        line("triggers", ", ".join(map(_short, facts.triggers)))
     for note in facts.notes:
         line("note", note)
     for name, digest in facts.hashes.items():
@@ -45,11 +46,17 @@ def print_facts(facts: Facts, console: Console) -> None:
         _print_bars(facts.norms, console)
     if facts.metadata:
         console.print("\nmetadata")
-        for name, value in sorted(facts.metadata.items()):
-            rest = f" ... ({len(value):,} letters)" if len(value) > _LONGEST else ""
-            line(f"  {shown(name[:_LONGEST])}:", value[:_LONGEST] + rest)
+        for name in sorted(facts.metadata)[:_MOST]:
+            line(f"  {shown(name[:_LONGEST])}:", _short(facts.metadata[name]))
+        if (more := len(facts.metadata) - _MOST) > 0:
+            line("", f"and {more:,} more; --json has them all")
     console.print()
     print_verdicts(facts.uis, console)
+
+
+def _short(text: str) -> str:
+    rest = f" ... ({len(text):,} letters)" if len(text) > _LONGEST else ""
+    return text[:_LONGEST] + rest
 
 
 def _print_bars(norms: dict[str, float | None], console: Console) -> None:

@@ -73,7 +73,7 @@ def check_tensors(path: Path, report: Report) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             report.faults.append(f"{name}: {key} has dtype {tensor.dtype}")
-        if not tensor.isfinite().all() or not tensor.any():
+        elif not tensor.isfinite().all() or not tensor.any():
             report.faults.append(f"{name}: {key} is not finite, or zero")
     if len({len(tensor) for tensor in tensors.values() if tensor.ndim}) > 1:
         report.faults.append(f"{name}: the encoders have different numbers of vectors")

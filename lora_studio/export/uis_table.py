@@ -105,10 +105,7 @@ TABLE: dict[str, tuple[str, Row]] = {
         _lost("dropped without a word, as it needs all four", A1111),
     ),
     "attention_unused": ("{layers} of the text encoder's attention", _lost("it has no use for them", CPP)),
-    "encoder_alone": (
-        "only text encoders in it",
-        _nothing("it does not recognise the file", INVOKEAI),
-    ),
+    "encoder_alone": ("only text encoders in it", _nothing("it does not recognise the file", INVOKEAI)),
     "no_cross": (
         "no cross-attention to_k or to_v in it",
         _nothing("it cannot tell the base, or takes it for another", INVOKEAI),
@@ -159,10 +156,7 @@ TABLE: dict[str, tuple[str, Row]] = {
         "{layers} by PEFT's names with an alpha that is not the rank",
         _wrong("alpha is not noticed, so the strength is another", DIFFUSERS),
     ),
-    "adapter_metadata": (
-        "lora_adapter_metadata beside alphas",
-        _nothing("it loads nothing", DIFFUSERS),
-    ),
+    "adapter_metadata": ("lora_adapter_metadata beside alphas", _nothing("it loads nothing", DIFFUSERS)),
     "lettered": (
         "{layers} with lora_A and lora_B for lora_down and lora_up",
         _nothing("it stops with an error", INVOKEAI, DIFFUSERS) | _lost("it reads nothing of them", KOHYA),

@@ -19,6 +19,7 @@ from lora_studio import (
     cli_doctor,
     cli_env,
     cli_init,
+    cli_inspect,
     cli_plan,
 )
 from lora_studio.errors import ExportMismatch, ProcessLost, StudioError, TrainingDiverged
@@ -95,7 +96,7 @@ def verify(
     if as_json:
         console.print_json(json.dumps(report.to_json()))
     else:
-        from lora_studio.printing import print_report
+        from lora_studio.printing_uis import print_report
 
         print_report(report, console)
     if not report.whole:
@@ -124,6 +125,7 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
 
 
 app.command()(cli_init.init)
+app.command()(cli_inspect.inspect)
 app.command()(cli_plan.plan)
 app.command()(cli_buckets.buckets)
 app.command()(cli_captions.caption)

@@ -18,7 +18,6 @@ from lora_studio.recipe_data import one_more_chunk
 from lora_studio.training import events
 
 if TYPE_CHECKING:
-    from lora_studio.export.verify import Report
     from lora_studio.training.finish import Finished
 
 COMMON_VIEWS = (30, 300)  # how often a picture is seen in runs that turn out well
@@ -193,15 +192,6 @@ def _little_or_much(views: float) -> list[tuple[str, str]]:
         return []
     little, advice = ("little", "more steps or fewer") if views < low else ("a lot", "fewer steps or more")
     return [("", f"that is {little}: {low} to {high} times are common; take {advice} pictures")]
-
-
-def print_report(report: Report, console: Console) -> None:
-    """A verify report for people."""
-    console.print(f"{report.file}: {'whole' if report.whole else 'FAULTY'}", markup=False)
-    for fault in report.faults:
-        console.print(f"  fault: {fault}", markup=False, soft_wrap=True)
-    for name, value in report.checks.items():
-        console.print(f"  {name.replace('_', ' ')}: {value}", markup=False, soft_wrap=True)
 
 
 def print_finished(result: Finished, console: Console) -> None:

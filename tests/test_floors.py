@@ -13,6 +13,7 @@ ROOT = Path(lora_studio.__file__).parent
 FLOORS = {
     5: [
         *("cli", "cli_buckets", "cli_cache", "cli_captions", "cli_doctor", "cli_env", "cli_init", "cli_plan"),
+        *("cli_inspect", "printing_inspect", "printing_uis"),
         *("web", "__main__", "printing", "printing_buckets", "printing_captions", "printing_doctor"),
         *("printing_plan", "printing_processes", "printing_watch"),
     ],
@@ -59,6 +60,12 @@ SIDEWAYS = {
     ("printing", "printing_watch"): "the plan and the progress tell of held-out pictures",
     ("cli", "web"): "a verb starts the page",
     ("training", "export"): "a run ends by writing its file",
+    ("compose", "export"): "tools on files read and write them as a run does",
+    ("compose", "training"): "numbers are drawn as a run draws its own",
+    ("cli", "cli_inspect"): "the verb inspect has a file of its own",
+    ("cli", "printing_uis"): "a verb shows what it did",
+    ("cli_inspect", "printing_inspect"): "a verb shows what it did",
+    ("printing_inspect", "printing_uis"): "how UIs load a file is told alike everywhere",
 }
 _TABLE_ENTRY = re.compile(
     r"(lora_studio(?:\.\w+)*):\w+"

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_studio.export.embedding import check_embedding, check_tensors, is_embedding, open_embedding
+from lora_studio.errors import reason_of
+from lora_studio.export.embedding import check_embedding, check_tensors
+from lora_studio.export.header import Header, read_header
 from lora_studio.export.probe import ask_merged, check_probe
-from lora_studio.export.verify import LoraFile, Report, check_against_base, check_file, open_lora
+from lora_studio.export.uis import COMPLETELY, verdicts
+from lora_studio.export.uis_findings import embedding_findings, is_embedding
+from lora_studio.export.uis_table import DIFFUSERS
+from lora_studio.export.verify import LoraFile, Report, check_against_base, check_file, lora_file
+from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import POCKET, load_base
 
 
@@ -19,29 +25,45 @@ def verify(path: Path, *, base: str | None = None) -> Report:
     base the probe compares diffusers' loader with W + delta computed from the bytes.
     Raises StudioError when there is no such file or base.
     """
-    if path.is_file() and is_embedding(open_embedding(path)):
-        return _verify_embedding(path, base)
-    file = open_lora(path)
+    header = read_header(path)
+    if is_embedding(header):
+        return _verify_embedding(header, base)
+    file = lora_file(header)
     report = check_file(file)
-    name = _base_of(file, base, report)
+    name = _base_of(header, base, report)
     if name is None:
         return report
     family = load_base(name)
     check_against_base(file, family, report)
     if report.whole:
-        check_probe(file, family, ask_merged(file, family), report)
+        _probe(file, family, report)
     return report
 
 
-def _verify_embedding(path: Path, base: str | None) -> Report:
-    report = Report(path.name)
-    name = _base_of(open_lora(path), base, report)
+def _probe(file: LoraFile, family: ModelFamily, report: Report) -> None:
+    """Where the file is plain LoRA, and for diffusers, too; else a word on why not."""
+    if file.stray:
+        report.checks["probe"] = "left out: only the change of plain LoRA in the kohya format is computed"
+    elif all(one.loads != COMPLETELY for one in report.uis if one.ui == DIFFUSERS):
+        report.checks["probe"] = "left out: diffusers does not load all of the file"
+    else:
+        expected = ask_merged(file, family)
+        try:
+            check_probe(file, family, expected, report)
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+            report.faults.append(f"diffusers' loader stops at it: {reason_of(error)}")
+
+
+def _verify_embedding(header: Header, base: str | None) -> Report:
+    path, report = header.path, Report(header.path.name)
+    report.uis = verdicts(embedding_findings(header), list(header.entries), "any base")
+    name = _base_of(header, base, report)
     tensors = check_tensors(path, report) if name is None else check_embedding(path, load_base(name), report)
     report.checks["vectors"] = {key: list(tensor.shape) for key, tensor in tensors.items()}
     return report
 
 
-def _base_of(file: LoraFile, base: str | None, report: Report) -> str | None:
-    name = base or (POCKET if file.metadata.get("lora_studio.base") == POCKET else None)
+def _base_of(header: Header, base: str | None, report: Report) -> str | None:
+    name = base or (POCKET if header.metadata.get("lora_studio.base") == POCKET else None)
     report.checks["base"] = name or "not known: only the file itself was looked at (name it with --base)"
     return name

@@ -10,16 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lora_studio import __version__
 from lora_studio.adapters.base import AdapterSet
-from lora_studio.errors import StudioError
+from lora_studio.export.header import read_header
 from lora_studio.export.metadata import TrainingFacts
-from lora_studio.export.verify import DTYPES, Report
+from lora_studio.export.values import DTYPES
+from lora_studio.export.verify import Report
 from lora_studio.export.write import write_lora
-from lora_studio.families import FAMILIES
 from lora_studio.families.base import FileTraits, ModelFamily
 from lora_studio.families.new_tokens import answer_at_end
 
@@ -64,17 +63,8 @@ def write_embeddings(
 
 def open_embedding(path: Path) -> dict[str, Tensor]:
     """A file's tensors. Raises StudioError if it is not there or no whole safetensors file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - a handle, not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StudioError(f"{path} is not a whole safetensors file ({error}); it may be cut short.") from None
-
-
-def is_embedding(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether its tensors are called as those of learned tokens are, for any base."""
-    known = {key for name in FAMILIES.names() for key in FAMILIES[name].embedding_keys.values()}
-    return bool(tensors) and tensors.keys() <= known
+    header = read_header(path)
+    return {key: header.tensor(key) for key in header.entries}
 
 
 def check_tensors(path: Path, report: Report) -> dict[str, Tensor]:
@@ -83,7 +73,7 @@ def check_tensors(path: Path, report: Report) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             report.faults.append(f"{name}: {key} has dtype {tensor.dtype}")
-        if not tensor.isfinite().all() or not tensor.any():
+        elif not tensor.isfinite().all() or not tensor.any():
             report.faults.append(f"{name}: {key} is not finite, or zero")
     if len({len(tensor) for tensor in tensors.values() if tensor.ndim}) > 1:
         report.faults.append(f"{name}: the encoders have different numbers of vectors")

@@ -1,27 +1,31 @@
-"""Open a finished LoRA file as a stranger would and say whether it is whole.
+"""Open a finished LoRA file as a stranger would and say whether it is whole, and how each UI loads it.
 
-Three levels: the file alone (layers complete, finite, not all zero, metadata), the file against its base
-(every key maps to a layer, shapes fit), and a probe batch through diffusers' own loader.
+Three levels: the file alone (layers complete, finite, not all zero, names and shapes as each UI wants them),
+the file against its base (every key maps to a layer, shapes fit), and a probe batch through diffusers' own
+loader.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lora_studio.errors import StudioError
-from lora_studio.export.metadata import MAX_BYTES
+from lora_studio.export.contents import Contents, contents_of
+from lora_studio.export.header import Header, Stored, read_header
+from lora_studio.export.layer_faults import layer_faults
+from lora_studio.export.uis import NOT_KNOWN, Verdict, loaded_by, verdicts
+from lora_studio.export.uis_base import Base, base_of_family, base_of_layers, fits
+from lora_studio.export.uis_findings import findings
+from lora_studio.export.values import Values, values_of
 from lora_studio.families.base import ModelFamily
 
 ENDINGS = ("lora_down.weight", "lora_up.weight", "alpha")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MAX_RANK = 4096
+COMMON_SCALE = 8.0  # alpha / rank that no trainer's default exceeds
 
 
 @dataclass(frozen=True)
@@ -29,16 +33,30 @@ class LoraFile:
     """An opened file: its tensors by layer and ending, and what it says about itself."""
 
     path: Path
-    layers: dict[str, dict[str, Tensor]]
-    stray: list[str]  # keys that are no part of a kohya-format layer
+    layers: Mapping[str, Mapping[str, Tensor]]  # plain LoRA in the kohya format
+    stray: list[str]  # keys that are no part of such a layer
     metadata: dict[str, str]
+    header: Header | None = None
 
     def delta(self, name: str) -> Tensor:
         """A layer's weight change in float32: alpha / rank * up @ down, in the shape of its weight."""
         tensors = self.layers[name]
         down, up = tensors["lora_down.weight"].float(), tensors["lora_up.weight"].float()
+        alpha = tensors["alpha"].item() if "alpha" in tensors else down.shape[0]
         change = up.flatten(1) @ down.flatten(1)
-        return tensors["alpha"].item() / down.shape[0] * change.view(up.shape[0], *down.shape[1:])
+        return alpha / down.shape[0] * change.view(up.shape[0], *down.shape[1:])
+
+    @cached_property
+    def contents(self) -> Contents:
+        """The layers of every kind and spelling, of a file that was opened."""
+        assert self.header is not None
+        return contents_of(self.header)
+
+    @cached_property
+    def values(self) -> Values:
+        """What its numbers say; they are read once."""
+        assert self.header is not None
+        return values_of(self.header, self.contents)
 
 
 @dataclass
@@ -48,6 +66,8 @@ class Report:
     file: str
     faults: list[str] = field(default_factory=list)
     checks: dict[str, Any] = field(default_factory=dict)
+    uis: list[Verdict] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def whole(self) -> bool:
@@ -60,72 +80,69 @@ class Report:
 
 
 def open_lora(path: Path) -> LoraFile:
-    """Read a file; raises StudioError if it does not exist or is not a safetensors file."""
-    if not path.is_file():
-        raise StudioError(f"there is no file at {path}; give the path of a .safetensors file.")
-    layers: dict[str, dict[str, Tensor]] = {}
+    """Open a file; raises StudioError if it does not exist or is not a whole safetensors file."""
+    return lora_file(read_header(path))
+
+
+def lora_file(header: Header) -> LoraFile:
+    """Of a header: tensors are read when they are asked for."""
+    keys: dict[str, dict[str, str]] = {}
     stray: list[str] = []
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            for key in file.keys():  # noqa: SIM118 - a safetensors handle, not a dict
-                name, _, ending = key.partition(".")
-                if ending in ENDINGS:
-                    layers.setdefault(name, {})[ending] = file.get_tensor(key)
-                else:
-                    stray.append(key)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StudioError(f"{path} is not a whole safetensors file ({error}); it may be cut short.") from None
-    return LoraFile(path, layers, stray, metadata)
+    for key in header.entries:
+        name, _, ending = key.partition(".")
+        if ending in ENDINGS:
+            keys.setdefault(name, {})[ending] = key
+        else:
+            stray.append(key)
+    layers = {name: Stored(header, of_layer) for name, of_layer in keys.items()}
+    return LoraFile(header.path, layers, stray, header.metadata, header)
 
 
 def check_file(file: LoraFile) -> Report:
-    """What the file shows by itself."""
-    report = Report(file.path.name)
-    if not file.layers:
-        report.faults.append("it holds no layer in the kohya format, so no UI would load anything from it")
-    if file.stray:
-        report.faults.append(
-            f"{len(file.stray)} keys belong to no layer, first {file.stray[0]}; some UIs refuse such files"
-        )
-    for name, tensors in file.layers.items():
-        report.faults += [f"{name}: {fault}" for fault in _layer_faults(tensors)]
-    zero = [n for n, t in file.layers.items() if "lora_up.weight" in t and not t["lora_up.weight"].any()]
-    if file.layers and len(zero) == len(file.layers):
+    """What the file shows by itself; faulty if it is damaged or no UI loads all of it."""
+    report, base = Report(file.path.name), base_of_layers(file.contents.layers)
+    layers, values = file.contents.layers, file.values
+    for name, layer in layers.items():
+        report.faults += [f"{name}: {fault}" for fault in layer_faults(layer, values.alphas.get(name))]
+    report.faults += [f"{name}: it is not finite" for name in values.not_finite]
+    if layers and len(values.zero) == len(layers):
         report.faults.append("every layer is zero, so the file does nothing")
-    size = sum(len(key) + len(value.encode()) for key, value in file.metadata.items())
-    if size > MAX_BYTES:
-        report.faults.append(f"its metadata has {size} bytes; UIs expect less than {MAX_BYTES}")
+    scales = [
+        values.alphas[name] / one.rank for name, one in layers.items() if one.rank and name in values.alphas
+    ]
+    if any(not 0 < scale <= COMMON_SCALE for scale in scales):
+        report.notes.append(
+            f"alpha / rank is between {min(scales):g} and {max(scales):g}; 0 to {COMMON_SCALE:g} are common"
+        )
+    number, dtypes = len(layers), {entry.dtype for one in layers.values() for entry in one.entries.values()}
     report.checks |= {
-        "layers": len(file.layers),
-        "layers_that_are_zero": len(zero),
-        "dtypes": sorted(
-            {str(t.dtype).removeprefix("torch.") for ts in file.layers.values() for t in ts.values()}
-        ),
-        "metadata_bytes": size,
+        "made_for": base.title,
+        "layers": number,
+        "kinds": sorted({one.kind for one in layers.values()}),
+        "layers_that_are_zero": len(values.zero),
+        "share_of_layers_not_zero": 1 - len(values.zero) / number if number else 0.0,
+        "scale": sorted({min(scales), max(scales)}) if scales else [],
+        "dtypes": sorted(str(one).removeprefix("torch.") for one in dtypes),
+        "metadata_bytes": metadata_bytes(file),
         "base_model_version": file.metadata.get("ss_base_model_version", ""),
     }
+    _judge(file, base, report)
     return report
 
 
-def _layer_faults(tensors: Mapping[str, Tensor]) -> list[str]:
-    missing = [ending for ending in ENDINGS if ending not in tensors]
-    if missing:
-        return [f"{', '.join(missing)} is missing"]
-    down, up, alpha = (tensors[ending] for ending in ENDINGS)
-    faults = [f"{end} has dtype {t.dtype}" for end, t in tensors.items() if t.dtype not in DTYPES]
-    faults += [f"{end} is not finite" for end, t in tensors.items() if not t.isfinite().all()]
-    if down.ndim not in (2, 4) or up.ndim != down.ndim:
-        return [
-            *faults,
-            f"shapes {tuple(down.shape)} and {tuple(up.shape)} are not those of a linear layer "
-            "or convolution",
-        ]
-    if up.shape[1] != down.shape[0] or not 1 <= down.shape[0] <= MAX_RANK:
-        faults.append(f"ranks {down.shape[0]} and {up.shape[1]} do not fit")
-    if alpha.ndim != 0 or alpha.item() == 0:
-        faults.append(f"alpha is {alpha.tolist()}; it must be one number other than 0")
-    return faults
+def _judge(file: LoraFile, base: Base, report: Report) -> None:
+    """Ask the table of UIs; what none of them loads completely is faulty."""
+    assert file.header is not None
+    found = findings(file.header, file.contents, base, file.values)
+    report.uis = verdicts(found, file.contents.layers, base.title)
+    if not loaded_by(report.uis) and not loaded_by(report.uis, NOT_KNOWN):
+        first = report.uis[0].reasons[0]
+        report.faults.append(f"no UI loads all of it: {first.what}")
+
+
+def metadata_bytes(file: LoraFile) -> int:
+    """Of what it says about itself."""
+    return sum(len(key.encode()) + len(value.encode()) for key, value in file.metadata.items())
 
 
 def base_layers(family: ModelFamily) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -140,20 +157,17 @@ def base_layers(family: ModelFamily) -> dict[str, nn.Linear | nn.Conv2d]:
 
 def check_against_base(file: LoraFile, family: ModelFamily, report: Report) -> None:
     """Every key maps to a layer of the (unadapted) base, and shapes fit."""
-    layers = base_layers(family)
-    unknown = [name for name in file.layers if name not in layers]
+    layers = file.contents.layers
+    base = base_of_family(family, base_of_layers(layers), layers)
+    unknown = [name for name in layers if name not in base.places]
     if unknown:
+        meant = f"; the file is for {report.checks['made_for']}" if "made_for" in report.checks else ""
         report.faults.append(
-            f"{len(unknown)} of {len(file.layers)} layers are not in the base, first {unknown[0]}"
+            f"{len(unknown)} of {len(layers)} layers are not in the base, first {unknown[0]}{meant}"
         )
-    for name in file.layers.keys() - set(unknown):
-        tensors = file.layers[name]
-        if any(ending not in tensors for ending in ENDINGS):
-            continue
-        wanted = tuple(layers[name].weight.shape)
-        shape = (tensors["lora_up.weight"].shape[0], *tensors["lora_down.weight"].shape[1:])
-        if shape != wanted:
-            report.faults.append(f"{name}: changes a weight of shape {shape}, but the base's is {wanted}")
-    if report.whole and not any(name.endswith(("attn2_to_k", "attn2_to_v")) for name in file.layers):
-        report.faults.append("it has no cross-attention to_k or to_v, by which InvokeAI recognises the base")
-    report.checks["keys_mapped"] = f"{len(file.layers) - len(unknown)} of {len(file.layers)}"
+    for name, layer in layers.items():
+        if layer.changes and name in base.places and not fits(layer, base.places[name]):
+            wanted = base.places[name].shape
+            report.faults.append(f"{name}: changes a weight of {layer.changes}, but the base's is {wanted}")
+    _judge(file, base, report)
+    report.checks["keys_mapped"] = f"{len(layers) - len(unknown)} of {len(layers)}"

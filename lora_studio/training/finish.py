@@ -17,6 +17,7 @@ from lora_studio.export.deltas import check_deltas
 from lora_studio.export.embedding import check_embeddings, load_embedding, write_embeddings
 from lora_studio.export.metadata import build_metadata
 from lora_studio.export.probe import CAPTION, Answers, answers_of, ask, ask_diffusers, judge
+from lora_studio.export.rules import check_rules
 from lora_studio.export.verify import Report, check_against_base, check_file, open_lora
 from lora_studio.export.write import write_lora
 from lora_studio.families.base import ModelFamily
@@ -184,6 +185,7 @@ def verify_run(written: Written, session: Session, expected: Answers) -> Report:
         file = open_lora(written.lora)
         report = check_file(file)
         check_against_base(file, fresh, report)
+        check_rules(file, report)
         if report.whole:
             check_deltas(file, family, adapters, report)
     if written.embeddings:

@@ -17,7 +17,8 @@ from torch import Tensor
 from lora_studio.errors import StudioError
 from lora_studio.export.check import verify
 from lora_studio.export.probe import ask, ask_merged
-from lora_studio.export.verify import base_layers, open_lora
+from lora_studio.export.rules import check_rules
+from lora_studio.export.verify import ENDINGS, base_layers, check_against_base, check_file, open_lora
 from lora_studio.export.write import tensor_block, write_lora
 from lora_studio.families.loading import load_base
 
@@ -59,14 +60,14 @@ def test_a_whole_file_is_whole_and_diffusers_agrees_with_the_merged_weights(
     assert report.checks["probe_difference_share"] < 1e-3  # float32 both: only the order of sums differs
 
 
-FAULTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+Change = Callable[[dict[str, Tensor]], object]
+FAULTS: dict[str, tuple[Change, str]] = {
     "missing up": (lambda t: t.pop(f"{FIRST}.lora_up.weight"), "lora_up.weight is missing"),
-    "missing alpha": (lambda t: t.pop(f"{FIRST}.alpha"), "alpha is missing"),
-    "alpha 0": (lambda t: t.update({f"{FIRST}.alpha": torch.tensor(0.0)}), "alpha is 0.0"),
-    "alpha of one dimension": (lambda t: t.update({f"{FIRST}.alpha": torch.ones(1)}), "alpha is [1.0]"),
+    "alpha 0": (lambda t: t.update({f"{FIRST}.alpha": torch.tensor(0.0)}), "1 layer with alpha 0"),
+    "many alphas": (lambda t: t.update({f"{FIRST}.alpha": torch.ones(2)}), "it must be one number"),
     "not finite": (lambda t: t[f"{FIRST}.lora_down.weight"].fill_(float("nan")), "not finite"),
+    "endless alpha": (lambda t: t[f"{FIRST}.alpha"].fill_(float("inf")), "not finite"),
     "all zero": (lambda t: [v.zero_() for k, v in t.items() if "lora_up" in k], "every layer is zero"),
-    "stray key": (lambda t: t.update({"something.else": torch.ones(1)}), "belong to no layer"),
     "renamed layer": (
         lambda t: [
             t.update({k.replace(FIRST, "lora_unet_nothing"): t.pop(k)}) for k in list(t) if FIRST in k
@@ -79,12 +80,15 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     ),
     "wrong rank": (
         lambda t: t.update({f"{FIRST}.lora_down.weight": torch.ones(3, 48, 1, 1)}),
-        "ranks 3 and 2",
+        "do not fit together",
     ),
-    "integer alpha": (lambda t: t.update({f"{FIRST}.alpha": torch.tensor(1)}), "dtype torch.int64"),
-    "no cross-attention": (
-        lambda t: [t.pop(k) for k in list(t) if "attn2_to_k" in k or "attn2_to_v" in k],
-        "no cross-attention",
+    "integers": (
+        lambda t: t.update({f"{FIRST}.lora_down.weight": torch.ones(2, 16, 1, 1).long()}),
+        "lora_down.weight has dtype int64",
+    ),
+    "another kind of tensors": (
+        lambda t: [t.update({f"model.{k}": t.pop(k)}) for k in list(t)],
+        "no UI loads all of it: no layer of a LoRA in it",
     ),
 }
 
@@ -94,6 +98,68 @@ def test_every_fault_is_found_and_named(name: str, good_file: Path, tmp_path: Pa
     change, words = FAULTS[name]
     report = verify(changed(good_file, tmp_path, change), base=str(tiny_base))
     assert not report.whole and any(words in fault for fault in report.faults), report.faults
+
+
+# what some UIs mind, so that a file from elsewhere is whole, and one of our own is not what it should be
+BREACHES: dict[str, tuple[Change, str]] = {
+    "missing alpha": (lambda t: t.pop(f"{FIRST}.alpha"), "alpha is missing"),
+    "integer alpha": (lambda t: t.update({f"{FIRST}.alpha": torch.tensor(1)}), "alpha is torch.int64"),
+    "alpha of one dimension": (
+        lambda t: t.update({f"{FIRST}.alpha": torch.ones(1)}),
+        "kohya does not load all of it",
+    ),
+    "stray key": (
+        lambda t: t.update({"something.else": torch.ones(1)}),
+        "InvokeAI does not load all of it: 1 key of no layer, first something.else",
+    ),
+    "no cross-attention": (
+        lambda t: [t.pop(k) for k in list(t) if "attn2_to_k" in k or "attn2_to_v" in k],
+        "no cross-attention",
+    ),
+    "a linear layer as a convolution": (
+        lambda t: [t.update({k: t[k][..., None, None]}) for k in list(t) if "attn1_to_q.lora" in k],
+        "diffusers does not load all of it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BREACHES)
+def test_what_some_ui_minds_is_whole_from_elsewhere_but_no_file_of_our_own(
+    name: str, good_file: Path, tmp_path: Path, tiny_base: Path
+) -> None:
+    change, words = BREACHES[name]
+    file = open_lora(changed(good_file, tmp_path, change))
+    report = check_file(file)
+    check_against_base(file, load_base(str(tiny_base)), report)
+    assert report.whole, report.faults
+    check_rules(file, report)
+    assert any(words in fault for fault in report.faults), report.faults
+
+
+def test_a_file_that_keeps_the_rules_has_no_fault(good_file: Path, tiny_base: Path) -> None:
+    file = open_lora(good_file)
+    report = check_file(file)
+    check_against_base(file, load_base(str(tiny_base)), report)
+    check_rules(file, report)
+    assert report.whole and {one.loads for one in report.uis} == {"completely"}
+    assert report.checks["share_of_layers_not_zero"] == 1 and report.checks["scale"] == [0.5]
+
+
+def test_a_file_that_diffusers_cannot_load_is_not_given_to_it(
+    good_file: Path, tmp_path: Path, tiny_base: Path
+) -> None:
+    report = verify(changed(good_file, tmp_path, BREACHES["stray key"][0]), base=str(tiny_base))
+    assert report.whole and "left out" in report.checks["probe"]
+
+
+def test_tensors_are_read_when_they_are_asked_for(good_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "soon_gone.safetensors"
+    path.write_bytes(good_file.read_bytes())
+    file = open_lora(path)
+    path.unlink()
+    assert len(file.layers) == SD15_LAYERS and set(file.layers[FIRST]) == set(ENDINGS)
+    with pytest.raises(StudioError, match="cannot be read"):
+        file.layers[FIRST]["alpha"]
 
 
 def test_a_wrong_scale_is_caught_by_the_probe(good_file: Path, tmp_path: Path, tiny_base: Path) -> None:

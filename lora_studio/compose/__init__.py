@@ -1,0 +1,1 @@
+"""Tools on finished files, without a run."""

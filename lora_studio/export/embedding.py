@@ -7,6 +7,7 @@ be in a file, and no second token: A1111 refuses that, ComfyUI takes the first.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from lora_studio import __version__
 from lora_studio.adapters.base import AdapterSet
 from lora_studio.errors import StudioError
 from lora_studio.export.metadata import TrainingFacts
+from lora_studio.export.said import hashes_of
 from lora_studio.export.verify import DTYPES, Report
 from lora_studio.export.write import write_lora
 from lora_studio.families import FAMILIES
@@ -33,9 +35,12 @@ def embeddings(family: ModelFamily, adapters: AdapterSet) -> dict[str, dict[str,
     return found
 
 
-def embedding_metadata(facts: TrainingFacts, traits: FileTraits, word: str) -> dict[str, str]:
+def embedding_metadata(
+    facts: TrainingFacts, traits: FileTraits, word: str, tensor_block: bytes
+) -> dict[str, str]:
     """What a token's file says about itself; no clock, path or folder."""
-    return {
+    hashes = hashes_of(iter([tensor_block]))
+    said = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": traits.architecture.replace("/lora", "/textual-inversion"),
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
@@ -47,7 +52,10 @@ def embedding_metadata(facts: TrainingFacts, traits: FileTraits, word: str) -> d
         "ss_steps": str(facts.steps),
         "lora_studio.version": __version__,
         "lora_studio.base_fingerprint": facts.base_fingerprint,
-    } | ({"lora_studio.base": facts.base} if facts.base else {})
+        "modelspec.hash_sha256": f"0x{hashes['sshs_model_hash']}",
+    }
+    base = {"lora_studio.base": facts.base} if facts.base else {}
+    return said | base | dict(facts.spec) | dict(facts.provenance) | hashes
 
 
 def write_embeddings(
@@ -57,8 +65,8 @@ def write_embeddings(
     paths = {}
     for word, tensors in embeddings(family, adapters).items():
         paths[word] = folder / f"{word}.safetensors"
-        metadata = embedding_metadata(facts, family.traits, word)
-        write_lora(paths[word], tensors, dtype=dtype, describe=lambda _, said=metadata: said)  # type: ignore[misc]
+        describe = partial(embedding_metadata, facts, family.traits, word)
+        write_lora(paths[word], tensors, dtype=dtype, describe=describe)
     return paths
 
 

@@ -15,7 +15,7 @@ from lora_studio.errors import ExportMismatch
 from lora_studio.export import EXPORTERS
 from lora_studio.export.deltas import check_deltas
 from lora_studio.export.embedding import check_embeddings, load_embedding, write_embeddings
-from lora_studio.export.metadata import build_metadata
+from lora_studio.export.metadata import build_metadata, of_file
 from lora_studio.export.probe import CAPTION, Answers, answers_of, ask, ask_diffusers, judge
 from lora_studio.export.verify import Report, check_against_base, check_file, open_lora
 from lora_studio.export.write import write_lora
@@ -105,11 +105,13 @@ def export(session: Session) -> tuple[Written, float]:
     with run.writing():
         if adapters.layers:
             path = run.folder / f"{recipe.name}.safetensors"
+            tensors = EXPORTERS["kohya"](family, adapters)
+            said = of_file(facts, tensors)
             cast_error = write_lora(
                 path,
-                EXPORTERS["kohya"](family, adapters),
+                tensors,
                 dtype=recipe.export.dtype,
-                describe=lambda block: build_metadata(facts, family.traits, block),
+                describe=lambda block: build_metadata(said, family.traits, block),
             )
         words = write_embeddings(run.folder, family, adapters, facts, dtype=recipe.export.dtype)
     return Written(path, words), cast_error

@@ -1,4 +1,4 @@
-"""One hash over many things, from which none of them can be told: a Merkle tree as in RFC 6962, section 2.1."""
+"""One hash over many things, which tells none of them: a Merkle tree as in RFC 6962, section 2.1."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class TrainingFacts:
 
 
 def of_file(facts: TrainingFacts, tensors: Mapping[str, Tensor]) -> TrainingFacts:
-    """The facts with ranks and alpha of a plain file: those of other kinds, and PiSSA's, are not the recipe's.
+    """The facts with rank and alpha of a plain file: other kinds', and PiSSA's, are not the recipe's.
 
     Layers that do nothing do not count, nor convolutions larger than 1 x 1, which have `conv_dim`.
     """

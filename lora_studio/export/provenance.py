@@ -4,12 +4,12 @@
 name, folder, repeats and weight. `root`: the same over pairs of picture and caption. A caption is the text
 that lies beside the picture or in a metadata file, in UTF-8; of pictures that have the recipe's or their
 folder's name for one it counts as empty. `masks`: over pairs of picture and mask file, if there are any.
-`class_pictures`: over pairs of picture and caption of class images, drawn or found. `recipe`: over the options
-that change what is learned. `base`: the weights of the denoiser, LoRAs merged into it included.
+`class_pictures`: over pairs of picture and caption of class images, drawn or found. `recipe`: over the
+options that change what is learned. `base`: the weights of the denoiser, LoRAs merged into it included.
 
-The roots tell nobody a picture; who has the pictures can compute them again. They can be copied, as everything
-in a file can: what nobody can is to find other pictures that fit. That the tensors came from these is shown by
-training once more, because the same recipe gives the same bytes.
+The roots tell nobody a picture; who has the pictures can compute them again. They can be copied into another
+file, but nobody can find other pictures that fit. That the tensors came from these is shown by training once
+more, because the same recipe gives the same bytes.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def check_provenance(path: Path, places: Sequence[Path]) -> Origin:
     block = {key.removeprefix(PREFIX): v for key, v in said.metadata.items() if key.startswith(PREFIX)}
     if not {"root", "pictures", "num_pictures"} <= block.keys():
         raise StudioError(
-            f"{path} does not say what it was made from: it is of another program or an older version, or its "
+            f"{path} does not say what it was made from: another program or an older version made it, or its "
             "metadata was taken out."
         )
     if not places:
@@ -135,7 +135,7 @@ def _scan(folders: Sequence[Path], *, recursive: bool) -> tuple[Record, ...]:
     missing = [str(one) for one in folders if not one.is_dir()]
     if missing:
         raise DatasetError(
-            f"there is no folder {missing[0]}; give a run's folder, or one with the pictures it was made from."
+            f"there is no folder {missing[0]}; give a run's folder, or one with the pictures it is made from."
         )
     sources = [Source(one, Reading(recursive=recursive), instance_prompt=INSTANCE_PROMPT) for one in folders]
     return read_sources(sources, CAPTIONERS["sidecar"]).records
@@ -191,7 +191,7 @@ def _other_pictures(found: list[Entry], truth: list[Entry], count: int) -> str:
 
 
 def read_manifest(run: Path) -> list[Record]:
-    """What a run's manifest says of each file, as far as provenance asks. Raises StudioError if it is damaged."""
+    """What a run's manifest says of each file, as far as provenance asks. Raises StudioError if damaged."""
     known = ("name", "sha256", "caption", "captioned_by", "role", "mask_sha256", "excluded")
     try:
         lines = (run / MANIFEST).read_text("utf-8").splitlines()

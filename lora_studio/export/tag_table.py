@@ -28,7 +28,7 @@ def caption_table(records: Iterable[Record]) -> dict[str, int]:
 
 
 def tag_keys(triggers: Mapping[str, int], captions: Mapping[str, int], room: int) -> dict[str, str]:
-    """The keys of a table that takes at most `room` bytes of a header; the rarest tags are left out, and counted.
+    """The keys of a table of at most `room` bytes in a header; the rarest tags are left out, and counted.
 
     Trigger words come first. Readers add up the tables, so they have the highest counts, too, if captions
     hold them.

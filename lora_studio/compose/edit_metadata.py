@@ -29,9 +29,9 @@ def parse_changes(texts: tuple[str, ...]) -> dict[str, str]:
 
 
 def edited(metadata: Mapping[str, str], changes: Mapping[str, str], *, strip: bool) -> dict[str, str]:
-    """What becomes of a file's metadata: first all but what UIs need goes, if wanted; an empty value removes a key.
+    """What becomes of a file's metadata: all but what UIs need goes, if wanted; an empty value removes a key.
 
-    Raises StudioError that lists what cannot be set, or if there is nothing to do, or too much would be in it.
+    Raises StudioError that lists what cannot be set, or if there is nothing to do, or it would be too much.
     """
     if not changes and not strip:
         raise StudioError("there is nothing to change; give --set KEY=VALUE or --strip.")
@@ -44,8 +44,8 @@ def edited(metadata: Mapping[str, str], changes: Mapping[str, str], *, strip: bo
     size = size_of(after)
     if size > MAX_BYTES and size >= size_of(metadata):
         raise StudioError(
-            f"its metadata would have {size} bytes; UIs expect at most {MAX_BYTES}, so set something shorter, "
-            "or take what is in it out with --strip."
+            f"its metadata would have {size} bytes; UIs expect at most {MAX_BYTES}, so set something "
+            "shorter, or take what is in it out with --strip."
         )
     return after
 

@@ -80,8 +80,8 @@ def push(repo: str, uploads: Sequence[Upload], *, public: bool, token: str) -> s
         made = api.create_repo(repo, private=not public, exist_ok=True)
         if not public and not api.repo_info(made.repo_id).private:
             raise StudioError(
-                f"{made.repo_id} is there and public, so everybody would see the file; add --public if they may, "
-                "or name another repository."
+                f"{made.repo_id} is there and public, so everybody would see the file; add --public if they "
+                "may, or name another repository."
             )
         operations = [
             CommitOperationAdd(one.name, one.content if isinstance(one.content, bytes) else str(one.content))
@@ -94,14 +94,15 @@ def push(repo: str, uploads: Sequence[Upload], *, public: bool, token: str) -> s
 @contextmanager
 def _one_sentence(repo: str, token: str) -> Iterator[None]:
     """Within it what the hub's library raises becomes one sentence, in which the token never stands."""
-    import httpx
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
         yield
+    except StudioError:
+        raise
     except HFValidationError:
         raise StudioError(
-            f"{repo!r} is no name of a repository; write it as user/name, of letters, digits, '-', '_' and '.'."
+            f"{repo!r} is no name of a repository; write it as user/name, in letters, digits, - _ and dots."
         ) from None
     except OfflineModeIsEnabled:
         raise StudioError(
@@ -110,11 +111,10 @@ def _one_sentence(repo: str, token: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         raise StudioError(f"the hub refuses {repo}: {_refusal(status, reason_of(error), token)}.") from None
-    except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # of which HTTP library it is depends on the version of the hub's own one
         reason = reason_of(error).replace(token, "***")
         raise StudioError(
-            f"the hub cannot be reached or the upload broke off ({reason}); nothing is there unless it said so, "
-            "and the same command tries again."
+            f"the hub cannot be reached, or the upload broke off ({reason}); the same command tries again."
         ) from None
 
 

@@ -64,7 +64,7 @@ class Described:
 
 
 def model_card(files: Sequence[Described], pictures: Sequence[Shown]) -> str:
-    """The text of README.md; the first of `files` is what it is about, the others are used together with it."""
+    """The text of README.md: about the first of `files`; the others are used together with it."""
     first = files[0]
     title = first.metadata.get("modelspec.title") or first.name
     parts = [_front_matter(first), f"# {_plain(title)}"]

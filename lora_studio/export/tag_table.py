@@ -50,3 +50,9 @@ def tag_keys(triggers: Mapping[str, int], captions: Mapping[str, int], room: int
 
 def _bytes(values: Mapping[str, str]) -> int:
     return len(json.dumps(values, ensure_ascii=False).encode())
+
+
+def left_out_in_words(checks: Mapping[str, int]) -> str:
+    """What a user is told when a run ends; empty if all tags are in the file."""
+    count = checks.get("tags_left_out", 0)
+    return f"metadata has no room for all tags: {count} are left out, the rarest" if count else ""

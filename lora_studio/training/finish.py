@@ -17,6 +17,8 @@ from lora_studio.export.deltas import check_deltas
 from lora_studio.export.embedding import check_embeddings, load_embedding, write_embeddings
 from lora_studio.export.metadata import build_metadata, of_file
 from lora_studio.export.probe import CAPTION, Answers, answers_of, ask, ask_diffusers, judge
+from lora_studio.export.sidecars import tuned_picture, write_sidecars
+from lora_studio.export.tag_table import LEFT_OUT, left_out_in_words
 from lora_studio.export.verify import Report, check_against_base, check_file, open_lora
 from lora_studio.export.write import write_lora
 from lora_studio.families.base import ModelFamily
@@ -87,6 +89,8 @@ def finish(
         report.checks["cast_error"] = cast_error
         processes.from_main(lambda: _accept(written, report, session.run))
         listener(Note(f"verified {', '.join(map(str, written.paths))}"))
+        if note := left_out_in_words(report.checks):
+            listener(Note(note))
         if (lost := report.checks.get("probe_lost_share", 0.0)) > LOST:
             listener(Note(lost_in_words(lost, session)))
         tuned = render(session.family, session.preview) if base_pictures else []
@@ -140,6 +144,8 @@ def _show_tuned(
     """The last step, the sheet of its pictures beside the base's, and their prompts."""
     prompts, step = session.preview.prompts, session.recipe.training.steps
     sheet = grid(prompts, base_pictures, tuned)
+    for number, picture in enumerate(tuned):
+        session.run.file(tuned_picture(number), as_png(picture))
     return step, session.run.file(f"previews/step_{step:06}.png", as_png(sheet)), prompts
 
 
@@ -153,6 +159,8 @@ def _wrap_up(session: Session, written: Written, report: Report, seconds: dict[s
         run.file("holdout.png", holdout_plot(measured))
     summary = summarise(session, written, seconds)
     run.json("summary.json", summary)
+    if session.recipe.export.sidecars and not trains_layers(session.recipe):
+        write_sidecars(run.folder, overwrite=True)
     return Finished(run.folder, written.lora, written.embeddings, report, summary)
 
 
@@ -185,6 +193,8 @@ def verify_run(written: Written, session: Session, expected: Answers) -> Report:
     if written.lora:
         file = open_lora(written.lora)
         report = check_file(file)
+        if LEFT_OUT in file.metadata:
+            report.checks["tags_left_out"] = int(file.metadata[LEFT_OUT])
         check_against_base(file, fresh, report)
         if report.whole:
             check_deltas(file, family, adapters, report)

@@ -30,7 +30,7 @@ def metadata(
     """Show what a file says about itself, or change it without touching the tensors."""
     quiet_libraries()
     from lora_studio.compose.edit_metadata import edit, parse_changes
-    from lora_studio.export.said import hashes_of, read_said
+    from lora_studio.export.said import read_said, tensor_hash
     from lora_studio.printing_metadata import print_metadata
 
     target = _target(file, out, in_place=in_place, force=force)
@@ -44,11 +44,11 @@ def metadata(
     else:
         edit(file, target, wanted, strip=strip)
         said, shown = read_said(target), target
-    hashes = hashes_of(said.block())
+    whole = tensor_hash(said.block())
     if as_json:
-        console.print_json(json.dumps({"file": str(shown), "metadata": said.metadata, "hashes": hashes}))
+        console.print_json(json.dumps({"file": str(shown), "metadata": said.metadata, "tensor_hash": whole}))
     else:
-        print_metadata(shown, said.metadata, hashes, console, written=target is not None)
+        print_metadata(shown, said.metadata, whole, console, written=target is not None)
 
 
 def _target(file: Path, out: Path | None, *, in_place: bool, force: bool) -> Path | None:

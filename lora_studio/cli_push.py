@@ -23,7 +23,7 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would be uploaded")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the list and the address as JSON")] = False,
 ) -> None:
-    """Upload a file with its card and pictures, privately; the token is read from HF_TOKEN and nowhere else."""
+    """Upload a file with its card and pictures, privately; the token comes from HF_TOKEN alone."""
     quiet_libraries()
     from lora_studio.compose.push import push as upload
     from lora_studio.compose.push import token_from_environment, uploads_of

@@ -16,13 +16,12 @@ _LONGEST = 160  # letters of a value; --json has all
 
 
 def print_metadata(
-    path: Path, metadata: Mapping[str, str], hashes: Mapping[str, str], console: Console, *, written: bool
+    path: Path, metadata: Mapping[str, str], whole: str, console: Console, *, written: bool
 ) -> None:
     """Every key in alphabetical order, long values cut, and whether the tensors are what they say."""
     _say(console, f"{path}: {'written, ' if written else ''}{len(metadata)} keys of metadata")
     for key, value in sorted(metadata.items()):
         _say(console, f"  {_printable(key)} = {_printable(value)}")
-    whole = hashes["sshs_model_hash"]
     _say(console, f"tensors      sha256 {whole}, on cards {whole[:12]}")
     if (said := metadata.get("sshs_model_hash")) and said != whole:
         _say(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from lora_studio.errors import StudioError
 from lora_studio.export.metadata import MAX_BYTES, size_of
 from lora_studio.export.metadata_keys import NEEDED, key_faults
 from lora_studio.export.said import Said, read_said
+from lora_studio.export.write import header_bytes
 from lora_studio.run import write_atomically
 
 
@@ -66,9 +65,5 @@ def edit(path: Path, out: Path, changes: Mapping[str, str], *, strip: bool) -> d
 
 
 def _content(said: Said, metadata: Mapping[str, str]) -> Iterator[bytes]:
-    """A whole file: the header padded with spaces to a multiple of 8, as the format asks."""
-    header = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    text = json.dumps(header | said.tensors, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    yield struct.pack("<Q", len(text)) + text
+    yield header_bytes(said.tensors, metadata)
     yield from said.block()

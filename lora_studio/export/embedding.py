@@ -18,7 +18,7 @@ from lora_studio import __version__
 from lora_studio.adapters.base import AdapterSet
 from lora_studio.errors import StudioError
 from lora_studio.export.metadata import TrainingFacts
-from lora_studio.export.said import hashes_of
+from lora_studio.export.said import tensor_hash
 from lora_studio.export.verify import DTYPES, Report
 from lora_studio.export.write import write_lora
 from lora_studio.families import FAMILIES
@@ -39,7 +39,7 @@ def embedding_metadata(
     facts: TrainingFacts, traits: FileTraits, word: str, tensor_block: bytes
 ) -> dict[str, str]:
     """What a token's file says about itself; no clock, path or folder."""
-    hashes = hashes_of(iter([tensor_block]))
+    whole = tensor_hash([tensor_block])
     said = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": traits.architecture.replace("/lora", "/textual-inversion"),
@@ -52,10 +52,11 @@ def embedding_metadata(
         "ss_steps": str(facts.steps),
         "lora_studio.version": __version__,
         "lora_studio.base_fingerprint": facts.base_fingerprint,
-        "modelspec.hash_sha256": f"0x{hashes['sshs_model_hash']}",
+        "modelspec.hash_sha256": f"0x{whole}",
+        "sshs_model_hash": whole,
     }
     base = {"lora_studio.base": facts.base} if facts.base else {}
-    return said | base | dict(facts.spec) | dict(facts.provenance) | hashes
+    return said | base | dict(facts.spec) | dict(facts.provenance)
 
 
 def write_embeddings(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lora_studio import __version__
-from lora_studio.export.said import hashes_of
+from lora_studio.export.said import tensor_hash
 from lora_studio.export.tag_table import tag_keys
 from lora_studio.families.base import FileTraits
 
@@ -84,11 +84,11 @@ def of_file(facts: TrainingFacts, tensors: Mapping[str, Tensor]) -> TrainingFact
 
 
 def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes) -> dict[str, str]:
-    """Header metadata; `tensor_block` is the file without its header, for the hashes that UIs know it by.
+    """Header metadata; `tensor_block` is the file without its header, for the hash that UIs know it by.
 
-    Tags are left out if there is no room for them.
+    Tags are left out if there is no room for them; `write_lora` adds what depends on the header.
     """
-    trigger, hashes = _shortened(facts.trigger), hashes_of(iter([tensor_block]))
+    trigger, whole = _shortened(facts.trigger), tensor_hash([tensor_block])
     optional = {
         "ss_min_snr_gamma": f"{facts.snr_gamma:g}" if facts.snr_gamma and not facts.debiased else "",
         "ss_debiased_estimation": "True" if facts.debiased else "",
@@ -103,13 +103,14 @@ def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes
     }
     metadata = _kohya(facts, traits) | _modelspec(facts, traits) | {k: v for k, v in optional.items() if v}
     metadata |= {key: _shortened(value) for key, value in facts.spec.items()}
-    metadata |= dict(facts.options) | _network(facts) | dict(facts.provenance) | hashes
+    metadata |= dict(facts.options) | _network(facts) | dict(facts.provenance)
     metadata |= {
         "lora_studio.version": __version__,
         "lora_studio.base_fingerprint": facts.base_fingerprint,
         STRENGTH: f"{facts.strength:g}",
         "modelspec.usage_hint": usage_hint(facts.strength, trigger),
-        "modelspec.hash_sha256": f"0x{hashes['sshs_model_hash']}",
+        "modelspec.hash_sha256": f"0x{whole}",
+        "sshs_model_hash": whole,
     }
     metadata |= tag_keys(facts.triggers, facts.tags, MAX_BYTES - size_of(metadata) - 2)
     assert size_of(metadata) < MAX_BYTES, f"metadata of {size_of(metadata)} bytes"

@@ -113,7 +113,7 @@ def _snippet(file: Described) -> str:
             "```python",
             "from diffusers import DiffusionPipeline",
             "",
-            f"pipeline = DiffusionPipeline.from_pretrained({json.dumps(base or 'the base')})",
+            f"pipeline = DiffusionPipeline.from_pretrained({json.dumps(base if is_hub_id(base) else 'path/to/the/base')})",
             f'pipeline.load_lora_weights(".", weight_name={json.dumps(file.name)}, adapter_name="lora")',
             f'pipeline.set_adapters("lora", {file.strength:g})',
             f"picture = pipeline({json.dumps(file.trigger or 'a prompt', ensure_ascii=False)}).images[0]",

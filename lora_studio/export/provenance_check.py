@@ -24,7 +24,7 @@ from lora_studio.export.provenance import (
     recipe_hash,
     roots,
 )
-from lora_studio.export.said import Said, hashes_of, read_said
+from lora_studio.export.said import Said, read_said, tensor_hash
 from lora_studio.recipe import load_recipe
 
 MANIFEST, RECIPE = "manifest.jsonl", "recipe.toml"
@@ -78,7 +78,7 @@ def check_provenance(path: Path, places: Sequence[Path]) -> Origin:
 
 def _check_tensors(said: Said, origin: Origin) -> None:
     whole = said.metadata.get("sshs_model_hash", "")
-    found = hashes_of(said.block())["sshs_model_hash"]
+    found = tensor_hash(said.block())
     if not whole:
         origin.not_looked_at.append("the tensors: the file holds no hash of them")
     elif found == whole:

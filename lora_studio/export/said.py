@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from lora_studio.errors import StudioError, reason_of
 
 MAX_HEADER = 10_000_000  # bytes; real ones have less than 0.5 MB, and JSON takes ten times as much when read
 _PIECE = 1 << 20
-_LEGACY = (0x100000, 0x110000)
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,12 @@ def read_said(path: Path) -> Said:
     return Said(path, header, metadata, 8 + length)
 
 
-def hashes_of(block: Iterator[bytes]) -> dict[str, str]:
-    """The two hashes by which UIs know a LoRA: of its tensor block, whatever its metadata say.
+def tensor_hash(block: Iterable[bytes]) -> str:
+    """`sshs_model_hash`: sha256 of all after the header, by which A1111 and Forge know a file.
 
-    The whole one is A1111's and Civitai's (AutoV3 is its first 12); the other one kohya's of 0.6 and before.
+    Its first 12 digits are Civitai's AutoV3.
     """
-    whole, legacy, place = hashlib.sha256(), hashlib.sha256(), 0
+    digest = hashlib.sha256()
     for piece in block:
-        whole.update(piece)
-        legacy.update(piece[max(0, _LEGACY[0] - place) : max(0, _LEGACY[1] - place)])
-        place += len(piece)
-    return {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": legacy.hexdigest()[:8]}
+        digest.update(piece)
+    return digest.hexdigest()

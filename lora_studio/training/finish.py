@@ -96,6 +96,8 @@ def finish(
         tuned = render(session.family, session.preview) if base_pictures else []
         if base_pictures:
             listener(PreviewsDrawn(*_show_tuned(session, base_pictures, tuned), tuple(tuned)))
+        if session.recipe.export.sidecars and trains_layers(session.recipe):
+            listener(Note("export.sidecars is for LoRA files and embeddings, so a whole base gets none"))
         return processes.from_main(lambda: _wrap_up(session, written, report, seconds))
 
 

@@ -107,13 +107,14 @@ def _use(file: Described) -> str:
 
 
 def _snippet(file: Described) -> str:
-    base = file.metadata.get("lora_studio.base", "")
+    named = file.metadata.get("lora_studio.base", "")
+    base = json.dumps(named if is_hub_id(named) else "path/to/the/base")
     return "\n".join(
         [
             "```python",
             "from diffusers import DiffusionPipeline",
             "",
-            f"pipeline = DiffusionPipeline.from_pretrained({json.dumps(base if is_hub_id(base) else 'path/to/the/base')})",
+            f"pipeline = DiffusionPipeline.from_pretrained({base})",
             f'pipeline.load_lora_weights(".", weight_name={json.dumps(file.name)}, adapter_name="lora")',
             f'pipeline.set_adapters("lora", {file.strength:g})',
             f"picture = pipeline({json.dumps(file.trigger or 'a prompt', ensure_ascii=False)}).images[0]",

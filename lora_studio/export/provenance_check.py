@@ -107,28 +107,28 @@ def _check_run(run: Path, block: dict[str, str], origin: Origin) -> None:
 def _check_folders(
     folders: Sequence[Path], block: dict[str, str], truth: list[Entry], origin: Origin
 ) -> None:
-    """Read plainly and with all subfolders: a recipe says which, and the file does not."""
-    place, wanted = ", ".join(map(str, folders)), block["pictures"]
-    readings = [(reading, _scan(folders, recursive=reading)) for reading in (False, True)]
-    recursive, records = next(
-        (one for one in readings if roots(pictures_of(one[1]))["pictures"] == wanted), readings[0]
-    )
-    own = pictures_of(records)
-    if (priors := block.get("class_pictures")) and len(folders) > 1:
-        of_class = [
-            one
-            for one in folders
-            if class_root(entries_of(_scan([one], recursive=recursive), "instance")) == priors
-        ]
-        if of_class:
-            own = pictures_of(_scan([one for one in folders if one not in of_class], recursive=recursive))
-            origin.same.append(f"all {block['num_class_pictures']} class images")
-    if priors and "class images" not in " ".join(origin.same):
-        origin.not_looked_at.append(
-            f"{block['num_class_pictures']} class images: the run's folder tells of them, or give theirs, too"
-        )
-    _compare(own, truth, block, origin, place=place)
+    """Read plainly or with all subfolders: a recipe says which, and the file does not."""
+    for recursive in (False, True):
+        of_class = [one for one in folders if _is_class(one, block, recursive=recursive)]
+        own = [one for one in folders if one not in of_class] or list(folders)
+        found = pictures_of(_scan(own, recursive=recursive))
+        if recursive is False:
+            first = found, of_class
+        if roots(found)["pictures"] == block["pictures"]:
+            break
+    else:
+        found, of_class = first
+    if of_class:
+        origin.same.append(f"all {block['num_class_pictures']} class images")
+    elif priors := block.get("num_class_pictures"):
+        origin.not_looked_at.append(f"{priors} class images: name the run's folder, or theirs, too")
+    _compare(found, truth, block, origin, place=", ".join(map(str, folders)))
     origin.not_looked_at.append("the recipe: the run's folder tells of it")
+
+
+def _is_class(folder: Path, block: dict[str, str], *, recursive: bool) -> bool:
+    wanted = block.get("class_pictures")
+    return bool(wanted) and class_root(pictures_of(_scan([folder], recursive=recursive))) == wanted
 
 
 def _scan(folders: Sequence[Path], *, recursive: bool) -> tuple[Record, ...]:

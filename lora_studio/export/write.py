@@ -63,7 +63,7 @@ def header_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> byt
     """What stands before the tensors, padded with spaces to a multiple of 8, as the format asks."""
     said = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     own = {name: entry for name, entry in tensors.items() if name != "__metadata__"}
-    text = json.dumps(own | said, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(said | own, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
 

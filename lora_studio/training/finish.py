@@ -17,7 +17,7 @@ from lora_studio.export.deltas import check_deltas
 from lora_studio.export.embedding import check_embeddings, load_embedding, write_embeddings
 from lora_studio.export.metadata import build_metadata, of_file
 from lora_studio.export.probe import CAPTION, Answers, answers_of, ask, ask_diffusers, judge
-from lora_studio.export.sidecars import tuned_picture, write_sidecars
+from lora_studio.export.sidecars import write_sidecars
 from lora_studio.export.tag_table import LEFT_OUT, left_out_in_words
 from lora_studio.export.verify import Report, check_against_base, check_file, open_lora
 from lora_studio.export.write import write_lora
@@ -34,8 +34,9 @@ from lora_studio.training.finish_folder import (
     verify_base,
     write_base,
 )
+from lora_studio.training.finish_pictures import show_tuned
 from lora_studio.training.plots import holdout_plot, loss_plot
-from lora_studio.training.preview import as_png, grid, load_pictures, render, render_base
+from lora_studio.training.preview import render
 from lora_studio.training.sharded import shard
 from lora_studio.training.summary import Written, summarise, training_facts
 from lora_studio.training.timestep_draws import count_draws, timesteps_plot
@@ -51,23 +52,6 @@ class Finished:
     embeddings: Mapping[str, Path]  # word -> its file
     report: Report
     summary: dict[str, Any]
-
-
-def show_base(session: Session, listener: Listener) -> list[Image.Image]:
-    """The base's pictures for the previews, drawn once a run, and the sheet of step 0."""
-    prompts, folder = session.preview.prompts, session.run.folder / "previews"
-    if not prompts:
-        return []
-    pictures = session.processes.from_main(lambda: load_pictures(folder, len(prompts)))
-    if pictures is None:
-        listener(Note("drawing the base's previews"))
-        pictures = render_base(session.family, session.adapters, session.preview)
-        for number, picture in enumerate(pictures):
-            session.run.file(f"previews/base_{number:02}.png", as_png(picture))
-        sheet = as_png(grid(prompts, pictures, pictures))
-        path = session.run.file("previews/step_000000.png", sheet)
-        listener(PreviewsDrawn(0, path, prompts, tuple(pictures)))
-    return pictures
 
 
 def finish(
@@ -95,7 +79,7 @@ def finish(
             listener(Note(lost_in_words(lost, session)))
         tuned = render(session.family, session.preview) if base_pictures else []
         if base_pictures:
-            listener(PreviewsDrawn(*_show_tuned(session, base_pictures, tuned), tuple(tuned)))
+            listener(PreviewsDrawn(*show_tuned(session, base_pictures, tuned), tuple(tuned)))
         if session.recipe.export.sidecars and trains_layers(session.recipe):
             listener(Note("export.sidecars is for LoRA files and embeddings, so a whole base gets none"))
         return processes.from_main(lambda: _wrap_up(session, written, report, seconds))
@@ -138,17 +122,6 @@ def _set_aside(path: Path) -> Path:
     if aside.is_dir():
         shutil.rmtree(aside)
     return path.rename(aside)
-
-
-def _show_tuned(
-    session: Session, base_pictures: list[Image.Image], tuned: list[Image.Image]
-) -> tuple[int, Path, tuple[str, ...]]:
-    """The last step, the sheet of its pictures beside the base's, and their prompts."""
-    prompts, step = session.preview.prompts, session.recipe.training.steps
-    sheet = grid(prompts, base_pictures, tuned)
-    for number, picture in enumerate(tuned):
-        session.run.file(tuned_picture(number), as_png(picture))
-    return step, session.run.file(f"previews/step_{step:06}.png", as_png(sheet)), prompts
 
 
 def _wrap_up(session: Session, written: Written, report: Report, seconds: dict[str, float]) -> Finished:

@@ -37,18 +37,21 @@ def tag_keys(triggers: Mapping[str, int], captions: Mapping[str, int], room: int
     wanted = [(TRIGGER, *one) for one in triggers.items()] + [(CAPTIONS, *one) for one in captions.items()]
     used, left_out = _bytes({KEY: json.dumps(tables), LEFT_OUT: "9" * 9}), 0
     for table, tag, count in wanted:
-        entry = _bytes({"": json.dumps({tag: count}, ensure_ascii=False) + ", "})
-        if len(tag) > _MOST_LETTERS or used + entry > room:
+        inner = json.dumps({tag: count}, ensure_ascii=False)[1:-1]
+        entry = _bytes(f"{inner}, ") - 2
+        if len(tag) > _MOST_LETTERS:
             left_out += 1
-            continue
-        tables[table][tag] = count
-        used += entry
+        elif (used := used + entry) <= room:
+            tables[table][tag] = count
+        else:
+            left_out += 1
     tables = {name: table for name, table in tables.items() if table}
     keys = {KEY: json.dumps(tables, ensure_ascii=False)} if tables else {}
     return keys | ({LEFT_OUT: str(left_out)} if left_out else {})
 
 
-def _bytes(values: Mapping[str, str]) -> int:
+def _bytes(values: Mapping[str, str] | str) -> int:
+    """In a header, where a quote takes two."""
     return len(json.dumps(values, ensure_ascii=False).encode())
 
 

@@ -1,4 +1,4 @@
-"""Uploading to a stand-in for the hub: what is sent is what was listed, privately, and the token is not told."""
+"""Uploads to a stand-in for the hub: what was listed is sent, privately, and the token is not told."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         repo = self.path.removeprefix("/api/models/").split("/revision")[0]
-        self.answer({"id": repo, "private": self.server.private[repo], "siblings": []})
+        if repo in self.server.private and not self.server.refuse:
+            self.answer({"id": repo, "private": self.server.private[repo], "siblings": []})
+        else:
+            self.answer({"error": "not there"}, self.server.refuse or 404)
 
     def do_PUT(self) -> None:
         content = self.body()
@@ -81,6 +84,8 @@ class Handler(BaseHTTPRequestHandler):
             there = repo in hub.private
             hub.private.setdefault(repo, bool(private))
             self.answer({"url": f"{hub.address}/{repo}"}, 409 if there else 200)
+        elif self.path.endswith("/validate-yaml"):
+            self.answer({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
             names = [one["path"] for one in json.loads(content)["files"]]
             modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in names}

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
-import math
 import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,18 +13,13 @@ import torch
 from facts import FACTS, TRAITS
 from safetensors import safe_open
 from safetensors.torch import load_file, save
-from tiny import picture_folder, recipe_text
 
 from lora_studio.data.manifest import Bucket, Manifest, Record
 from lora_studio.export.embedding import embedding_metadata
 from lora_studio.export.metadata import MAX_BYTES, build_metadata, of_file, size_of
 from lora_studio.export.tag_table import caption_table
 from lora_studio.export.write import write_lora
-from lora_studio.recipe import load_recipe
 from lora_studio.training.file_facts import base_keys, picture_keys
-from lora_studio.training.session import Finished, train
-
-TOKEN, CAPTION = "hf_" + "q" * 34, "portrait of aunt rosalinde"
 
 
 @pytest.mark.parametrize("numbers", [1000, 700_000])  # below and above 1 MiB of float32
@@ -131,39 +123,3 @@ def test_an_embedding_says_its_word_and_hash() -> None:
     found = embedding_metadata(replace(FACTS, provenance={"a": "b"}), TRAITS, "vkq", b"123")
     assert found["modelspec.trigger_phrase"] == "vkq" and found["a"] == "b"
     assert found["sshs_model_hash"] == hashlib.sha256(b"123").hexdigest()
-
-
-@pytest.fixture(scope="module")
-def private(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Finished, Path]:
-    """A run below a folder with a user's name, from a folder with another, with a token in the environment."""
-    home = tmp_path_factory.mktemp("home") / "rosalinde.huber"
-    images = picture_folder(home / "aunt_rosalinde", count=3)
-    (images / "00.txt").write_text(f"zwx style, {CAPTION}", "utf-8")
-    (home / "my.toml").write_text(recipe_text(images, str(tiny_base), steps=1), "utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"HF_TOKEN": TOKEN, "USER": "rosalinde.huber", "HOME": str(home)}.items():
-            patch.setenv(name, value)
-        result = train(load_recipe(home / "my.toml"), home / "run")
-    assert isinstance(result, Finished)
-    return result, home
-
-
-def test_nothing_of_the_users_is_in_the_bytes(private: tuple[Finished, Path], tiny_base: Path) -> None:
-    result, home = private
-    assert result.lora_file
-    content = result.lora_file.read_bytes().lower()
-    names = [str(home), str(tiny_base), home.name, "aunt_rosalinde", "my.toml", TOKEN, CAPTION, "rosalinde"]
-    names += [f"/{getpass.getuser()}", socket.gethostname(), "00.png", "01.jpg"]
-    found = [name for name in names if name.lower().encode() in content]
-    assert not found
-    assert b"zwx style" in content  # that is what a search of these bytes finds
-
-
-def test_the_finished_file_tells_how_it_was_trained(private: tuple[Finished, Path]) -> None:
-    with safe_open(private[0].lora_file, "pt") as file:
-        found = file.metadata()
-    assert found["ss_num_epochs"] == str(math.ceil(1 / int(found["ss_num_batches_per_epoch"]))) == "1"
-    assert found["ss_mixed_precision"] == "no" and found["ss_clip_skip"] == "None"
-    assert found["ss_unet_lr"] == "0.001" and "ss_text_encoder_lr" not in found
-    assert json.loads(found["ss_dataset_dirs"]) == {"1_images": {"n_repeats": 1, "img_count": 3}}
-    assert found["lora_studio.provenance.num_pictures"] == "3"

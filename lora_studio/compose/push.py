@@ -112,7 +112,10 @@ def _one_sentence(repo: str, token: str) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else 0
         raise StudioError(f"the hub refuses {repo}: {_refusal(status, reason_of(error), token)}.") from None
     except Exception as error:  # of which HTTP library it is depends on the version of the hub's own one
-        reason = reason_of(error).replace(token, "***")
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # "Error while uploading" alone says nothing
+            cause = cause.__cause__
+        reason = reason_of(Exception(cause)).replace(token, "***")
         raise StudioError(
             f"the hub cannot be reached, or the upload broke off ({reason}); the same command tries again."
         ) from None

@@ -19,6 +19,7 @@ from lora_studio.export.sidecars import tuned_picture
 from lora_studio.export.write import write_lora
 
 TOKEN = "hf_" + "s" * 34
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the library's own
 
 
 class Hub(ThreadingHTTPServer):

@@ -71,8 +71,8 @@ def test_nothing_of_the_users_is_in_the_bytes_of_the_file(
         *captions,
     ]
     names += [str(one) for one in (pictures, pictures.parent, tiny_base, recipe_file, finished.folder)]
-    names += [one.name for one in pictures.iterdir()]
-    assert not [name for name in names if name.lower().encode() in content]
+    files = [one.name for one in pictures.iterdir()]
+    assert not [name for name in [*names, *files] if name.lower().encode() in content]
     assert recipe_file.parent.name == finished.folder.parent.name == "rosalinde.huber"
     assert b"zwx style" in content  # so that such a search finds what is there
     card = "".join(

@@ -64,6 +64,7 @@ SIDEWAYS = {
     ("printing", "printing_watch"): "the plan and the progress tell of held-out pictures",
     ("cli", "web"): "a verb starts the page",
     ("training", "export"): "a run ends by writing its file",
+    ("compose", "export"): "files are read and written as a run's are",
 }
 _TABLE_ENTRY = re.compile(
     r"(lora_studio(?:\.\w+)*):\w+"

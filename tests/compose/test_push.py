@@ -110,7 +110,13 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 self.server.files[value["path"]] = self.server.large[value["oid"]]
-        self.answer({"commitUrl": f"{self.server.address}/c", "commitOid": "ab" * 20, "success": True})
+        self.answer(
+            {
+                "commitUrl": f"{self.server.address}/me/a/commit/{'ab' * 20}",
+                "commitOid": "ab" * 20,
+                "success": True,
+            }
+        )
 
 
 @pytest.fixture

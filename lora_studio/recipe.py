@@ -71,9 +71,9 @@ class ExportConfig(Section):
     tag_frequency: bool = Field(
         False, description="write how often each tag stands in the captions: everyone can then read them"
     )
-    author: str = Field("", max_length=200)
-    description: str = Field("", max_length=2000)
-    license: str = Field("", max_length=200)
+    author: str = Field("", max_length=200, description="named in the file, if you want to be")
+    description: str = Field("", max_length=2000, description="what it is, in the file and on its card")
+    license: str = Field("", max_length=200, description="in the hub's words, e.g. cc-by-4.0; yours to choose")
     tags: tuple[Annotated[str, Field(max_length=100)], ...] = Field(
         (), max_length=50, description="by which the file is found, e.g. style or woodcut"
     )

@@ -73,7 +73,9 @@ class ExportConfig(Section):
     )
     author: str = Field("", max_length=200, description="named in the file, if you want to be")
     description: str = Field("", max_length=2000, description="what it is, in the file and on its card")
-    license: str = Field("", max_length=200, description="in the hub's words, e.g. cc-by-4.0; yours to choose")
+    license: str = Field(
+        "", max_length=200, description="the hub's name of one, e.g. cc-by-4.0; yours to choose"
+    )
     tags: tuple[Annotated[str, Field(max_length=100)], ...] = Field(
         (), max_length=50, description="by which the file is found, e.g. style or woodcut"
     )

@@ -20,7 +20,9 @@ from lora_studio import (
     cli_env,
     cli_init,
     cli_inspect,
+    cli_metadata,
     cli_plan,
+    cli_push,
 )
 from lora_studio.errors import ExportMismatch, ProcessLost, StudioError, TrainingDiverged
 from lora_studio.processes import is_main
@@ -87,9 +89,19 @@ def verify(
         typer.Option(help='"pocket", a diffusers folder, a file or a hub id; default: what the file names'),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
+    provenance: Annotated[
+        bool, typer.Option("--provenance", help="instead: was it made from the pictures in these folders?")
+    ] = False,
+    places: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN|FOLDER]...", help="for --provenance: a run's folder, or pictures"),
+    ] = None,
 ) -> None:
     """Say whether a LoRA file is whole: exit 0 if it is, 1 if it is faulty, 2 for a mistake in the call."""
     quiet_libraries()
+    if provenance or places:
+        cli_metadata.check_origin(file, places or [], provenance=provenance, as_json=as_json)
+        return
     from lora_studio.export.check import verify as look
 
     report = look(file, base=base)
@@ -132,6 +144,9 @@ app.command()(cli_captions.caption)
 app.command()(cli_captions.captions)
 app.command()(cli_doctor.doctor)
 app.command()(cli_env.env)
+app.command()(cli_metadata.metadata)
+app.command()(cli_metadata.sidecars)
+app.command()(cli_push.push)
 app.command("class-images")(cli_cache.class_images)
 app.add_typer(cli_cache.cache)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -46,12 +46,39 @@ class PreviewConfig(Section):
 class ExportConfig(Section):
     """The finished file."""
 
-    free: ClassVar[frozenset[str]] = frozenset({"dtype", "title"})
+    free: ClassVar[frozenset[str]] = frozenset(
+        {
+            "dtype",
+            "title",
+            "strength",
+            "sidecars",
+            "tag_frequency",
+            "author",
+            "description",
+            "license",
+            "tags",
+        }
+    )
 
     dtype: Literal["float16", "bfloat16", "float32"] = Field(
         "float16", description="float16 is what UIs expect"
     )
-    title: str = Field("", description="shown by UIs; the recipe's name if empty")
+    title: str = Field("", max_length=200, description="shown by UIs; the recipe's name if empty")
+    strength: float = Field(1.0, gt=0, le=10, description="recommended, in metadata and sidecars")
+    sidecars: bool = Field(
+        False, description="also write a picture, what UIs show beside it, and a model card"
+    )
+    tag_frequency: bool = Field(
+        False, description="write how often each tag stands in the captions: everyone can then read them"
+    )
+    author: str = Field("", max_length=200, description="named in the file, if you want to be")
+    description: str = Field("", max_length=2000, description="what it is, in the file and on its card")
+    license: str = Field(
+        "", max_length=200, description="the hub's name of one, e.g. cc-by-4.0; yours to choose"
+    )
+    tags: tuple[Annotated[str, Field(max_length=100)], ...] = Field(
+        (), max_length=50, description="by which the file is found, e.g. style or woodcut"
+    )
 
 
 HasFiles = TypeVar("HasFiles", DataConfig, BaseConfig, AdapterConfig)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -23,8 +23,8 @@ def run_folder(name: str) -> Path:
     return Path("runs") / name
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """`path` holds either its old content or all of the new, whatever happens in between."""
+def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """`path` holds either its old content or all of the new, which may come in pieces, whatever happens."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not built from the name, which may already be as long as the file system allows.
     temporary = path.with_name(_TEMPORARY.replace("*", uuid.uuid4().hex))
@@ -177,9 +177,9 @@ def _write_line(file: FileIO, values: Mapping[str, Any]) -> None:
         line = line[file.write(line) :]
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def _write_synced(path: Path, content: bytes | Iterable[bytes]) -> None:
     with path.open("wb") as file:
-        file.write(content)
+        file.writelines([content] if isinstance(content, bytes) else content)
         file.flush()
         os.fsync(file.fileno())
 

@@ -14,6 +14,7 @@ FLOORS = {
     5: [
         *("cli", "cli_buckets", "cli_cache", "cli_captions", "cli_doctor", "cli_env", "cli_init", "cli_plan"),
         *("cli_inspect", "printing_inspect", "printing_uis"),
+        *("cli_metadata", "cli_push", "printing_metadata"),
         *("web", "__main__", "printing", "printing_buckets", "printing_captions", "printing_doctor"),
         *("printing_plan", "printing_processes", "printing_watch"),
     ],
@@ -53,6 +54,10 @@ SIDEWAYS = {
     ("cli_cache", "printing"): "a verb shows what it did",
     ("cli_captions", "printing_captions"): "a verb shows what it did",
     ("cli", "cli_doctor"): "the verb doctor has a file of its own",
+    ("cli", "cli_metadata"): "the verbs about what a file says have a file of their own",
+    ("cli", "cli_push"): "the verb push has a file of its own",
+    ("cli_metadata", "printing_metadata"): "a verb shows what it did",
+    ("cli_push", "printing_metadata"): "a verb shows what it did",
     ("cli", "cli_env"): "the verb env has a file of its own",
     ("cli_doctor", "printing_doctor"): "a verb shows what it did",
     ("printing", "printing_doctor"): "the plan of a training tells the doctor's findings, too",

@@ -7,6 +7,7 @@ be in a file, and no second token: A1111 refuses that, ComfyUI takes the first.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from lora_studio.export.header import read_header
 from lora_studio.export.metadata import TrainingFacts
 from lora_studio.export.values import DTYPES
 from lora_studio.export.verify import Report
-from lora_studio.export.write import write_lora
+from lora_studio.export.write import tensor_hash, write_lora
 from lora_studio.families.base import FileTraits, ModelFamily
 from lora_studio.families.new_tokens import answer_at_end
 
@@ -32,9 +33,12 @@ def embeddings(family: ModelFamily, adapters: AdapterSet) -> dict[str, dict[str,
     return found
 
 
-def embedding_metadata(facts: TrainingFacts, traits: FileTraits, word: str) -> dict[str, str]:
+def embedding_metadata(
+    facts: TrainingFacts, traits: FileTraits, word: str, tensor_block: bytes
+) -> dict[str, str]:
     """What a token's file says about itself; no clock, path or folder."""
-    return {
+    whole = tensor_hash([tensor_block])
+    said = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": traits.architecture.replace("/lora", "/textual-inversion"),
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
@@ -46,7 +50,11 @@ def embedding_metadata(facts: TrainingFacts, traits: FileTraits, word: str) -> d
         "ss_steps": str(facts.steps),
         "lora_studio.version": __version__,
         "lora_studio.base_fingerprint": facts.base_fingerprint,
-    } | ({"lora_studio.base": facts.base} if facts.base else {})
+        "modelspec.hash_sha256": f"0x{whole}",
+        "sshs_model_hash": whole,
+    }
+    base = {"lora_studio.base": facts.base} if facts.base else {}
+    return said | base | dict(facts.spec) | dict(facts.provenance)
 
 
 def write_embeddings(
@@ -56,8 +64,8 @@ def write_embeddings(
     paths = {}
     for word, tensors in embeddings(family, adapters).items():
         paths[word] = folder / f"{word}.safetensors"
-        metadata = embedding_metadata(facts, family.traits, word)
-        write_lora(paths[word], tensors, dtype=dtype, describe=lambda _, said=metadata: said)  # type: ignore[misc]
+        describe = partial(embedding_metadata, facts, family.traits, word)
+        write_lora(paths[word], tensors, dtype=dtype, describe=describe)
     return paths
 
 

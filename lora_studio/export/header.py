@@ -64,6 +64,21 @@ class Header:
         for begin in range(entry.begin, entry.end, CHUNK_BYTES):
             yield self._numbers(entry, begin, min(begin + CHUNK_BYTES, entry.end))
 
+    def block(self) -> Iterator[bytes]:
+        """All behind the header, in pieces."""
+        with self.path.open("rb") as file:
+            file.seek(self.length)
+            while piece := file.read(CHUNK_BYTES):
+                yield piece
+
+    def places(self) -> dict[str, dict[str, Any]]:
+        """Of every tensor what the header says, as it says it."""
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        return {
+            key: {"dtype": names[e.dtype], "shape": list(e.shape), "data_offsets": [e.begin, e.end]}
+            for key, e in self.entries.items()
+        }
+
     def _numbers(self, entry: Entry, begin: int, end: int) -> Tensor:
         if begin == end:
             return torch.empty(0, dtype=entry.dtype)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -32,10 +34,24 @@ def write_lora(
             f"{len(overflown)} tensors do not fit into {dtype}, first {overflown[0]}; "
             'set export.dtype = "float32".'
         )
-    block = tensor_block(save(cast))
-    content = save(cast, metadata=dict(sorted(describe(block).items())))
-    write_atomically(path, _with_sorted_metadata(content))
+    plain = save(cast)
+    block = tensor_block(plain)
+    metadata = describe(block)
+    if "sshs_model_hash" in metadata:
+        metadata |= {"sshs_legacy_hash": legacy_hash(plain, metadata)}
+    write_atomically(path, with_metadata(plain, metadata))
     return max(_relative_error(tensors[key], cast[key]) for key in tensors)
+
+
+def tensor_hash(block: Iterable[bytes]) -> str:
+    """`sshs_model_hash`: sha256 of all after the header, by which A1111 and Forge know a file.
+
+    Its first 12 digits are Civitai's AutoV3.
+    """
+    digest = hashlib.sha256()
+    for piece in block:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def tensor_block(content: bytes) -> bytes:
@@ -44,18 +60,38 @@ def tensor_block(content: bytes) -> bytes:
     return content[8 + length :]
 
 
-def _with_sorted_metadata(content: bytes) -> bytes:
-    """The same file with its header's metadata in alphabetical order.
+def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file with other metadata, in alphabetical order.
 
-    safetensors writes metadata in the order of a hash map, which differs from run to run; equal runs shall
-    give equal bytes. The header is padded with spaces to a multiple of 8, as the format asks.
+    safetensors itself writes them in the order of a hash map, which differs from run to run; equal runs shall
+    give equal bytes.
     """
     (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return header_bytes(json.loads(content[8 : 8 + length]), metadata) + content[8 + length :]
+
+
+def header_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """What stands before the tensors, padded with spaces to a multiple of 8, as the format asks."""
+    said = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    own = {name: entry for name, entry in tensors.items() if name != "__metadata__"}
+    text = json.dumps(said | own, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + content[8 + length :]
+    return struct.pack("<Q", len(text)) + text
+
+
+def legacy_hash(content: bytes, metadata: Mapping[str, str]) -> str:
+    """`sshs_legacy_hash`: of 64 KiB behind the first MiB of the file with its `ss_*` metadata alone.
+
+    8 hex digits, as kohya's trainer and A1111's older extension for LoRAs count them; of smaller files they
+    are those of nothing.
+    """
+    (length,) = struct.unpack("<Q", content[:8])
+    trained = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    header = header_bytes(json.loads(content[8 : 8 + length]), trained)
+    shift = 8 + length - len(header)
+    first, last = max(0x100000, len(header)), max(0x110000, len(header))
+    before = header[0x100000:0x110000]
+    return hashlib.sha256(before + content[first + shift : last + shift]).hexdigest()[:8]
 
 
 def _relative_error(exact: Tensor, cast: Tensor) -> float:

@@ -44,6 +44,12 @@ class ModelFamily(ABC):
     embedding_keys: ClassVar[Mapping[str, str]] = {}
     """Text encoder -> what UIs call its vectors in a learned token's file; empty: none can be learned."""
 
+    card_version: ClassVar[str] = ""
+    """What A1111 and Forge call it in the file of facts beside a LoRA."""
+
+    file_versions: ClassVar[tuple[str, ...]] = ()
+    """All that `FileTraits.base_model_version` may be."""
+
     max_chunks: int = 1
     """How many windows of its text encoder a long caption may fill; to be set before anything is encoded."""
 

@@ -9,6 +9,9 @@ from lora_studio.families.stable_diffusion import StableDiffusion
 class StableDiffusion15(StableDiffusion):
     """Projections by convolution; epsilon, or v in some fine-tuned ones."""
 
+    card_version = "SD1"
+    file_versions = ("sd_v1", "sd_v1_v")
+
     @classmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
         """Convolutional projections and no added embeddings."""

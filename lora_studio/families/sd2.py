@@ -9,6 +9,9 @@ from lora_studio.families.stable_diffusion import StableDiffusion
 class StableDiffusion2(StableDiffusion):
     """Linear projections, and OpenCLIP-H without its last layer for a text encoder."""
 
+    card_version = "SD2"
+    file_versions = ("sd_v2", "sd_v2_v")
+
     @classmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
         """Linear projections and no added embeddings."""

@@ -23,6 +23,9 @@ ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 class StableDiffusionXL(StableDiffusion):
     """CLIP-L and OpenCLIP-G, each one's penultimate layer, and the latter's pooled answer."""
 
+    card_version = "SDXL"
+    file_versions = ("sdxl_base_v1-0",)
+
     needs: ClassVar[tuple[str, ...]] = ("unet", "vae", *ENCODERS, *ENCODERS.values(), "scheduler")
     prefixes: ClassVar[dict[str, str]] = {
         "unet": "lora_unet_",

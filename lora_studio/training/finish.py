@@ -15,9 +15,11 @@ from lora_studio.errors import ExportMismatch
 from lora_studio.export import EXPORTERS
 from lora_studio.export.deltas import check_deltas
 from lora_studio.export.embedding import check_embeddings, load_embedding, write_embeddings
-from lora_studio.export.metadata import build_metadata
+from lora_studio.export.metadata import build_metadata, of_file
 from lora_studio.export.probe import CAPTION, Answers, answers_of, ask, ask_diffusers, judge
 from lora_studio.export.rules import check_rules
+from lora_studio.export.sidecars import write_sidecars
+from lora_studio.export.tag_table import LEFT_OUT, left_out_in_words
 from lora_studio.export.verify import Report, check_against_base, check_file, open_lora
 from lora_studio.export.write import write_lora
 from lora_studio.families.base import ModelFamily
@@ -33,8 +35,9 @@ from lora_studio.training.finish_folder import (
     verify_base,
     write_base,
 )
+from lora_studio.training.finish_pictures import show_tuned
 from lora_studio.training.plots import holdout_plot, loss_plot
-from lora_studio.training.preview import as_png, grid, load_pictures, render, render_base
+from lora_studio.training.preview import render
 from lora_studio.training.sharded import shard
 from lora_studio.training.summary import Written, summarise, training_facts
 from lora_studio.training.timestep_draws import count_draws, timesteps_plot
@@ -50,23 +53,6 @@ class Finished:
     embeddings: Mapping[str, Path]  # word -> its file
     report: Report
     summary: dict[str, Any]
-
-
-def show_base(session: Session, listener: Listener) -> list[Image.Image]:
-    """The base's pictures for the previews, drawn once a run, and the sheet of step 0."""
-    prompts, folder = session.preview.prompts, session.run.folder / "previews"
-    if not prompts:
-        return []
-    pictures = session.processes.from_main(lambda: load_pictures(folder, len(prompts)))
-    if pictures is None:
-        listener(Note("drawing the base's previews"))
-        pictures = render_base(session.family, session.adapters, session.preview)
-        for number, picture in enumerate(pictures):
-            session.run.file(f"previews/base_{number:02}.png", as_png(picture))
-        sheet = as_png(grid(prompts, pictures, pictures))
-        path = session.run.file("previews/step_000000.png", sheet)
-        listener(PreviewsDrawn(0, path, prompts, tuple(pictures)))
-    return pictures
 
 
 def finish(
@@ -88,11 +74,15 @@ def finish(
         report.checks["cast_error"] = cast_error
         processes.from_main(lambda: _accept(written, report, session.run))
         listener(Note(f"verified {', '.join(map(str, written.paths))}"))
+        if note := left_out_in_words(report.checks):
+            listener(Note(note))
         if (lost := report.checks.get("probe_lost_share", 0.0)) > LOST:
             listener(Note(lost_in_words(lost, session)))
         tuned = render(session.family, session.preview) if base_pictures else []
         if base_pictures:
-            listener(PreviewsDrawn(*_show_tuned(session, base_pictures, tuned), tuple(tuned)))
+            listener(PreviewsDrawn(*show_tuned(session, base_pictures, tuned), tuple(tuned)))
+        if session.recipe.export.sidecars and trains_layers(session.recipe):
+            listener(Note("export.sidecars is for LoRA files and embeddings, so a whole base gets none"))
         return processes.from_main(lambda: _wrap_up(session, written, report, seconds))
 
 
@@ -106,11 +96,13 @@ def export(session: Session) -> tuple[Written, float]:
     with run.writing():
         if adapters.layers:
             path = run.folder / f"{recipe.name}.safetensors"
+            tensors = EXPORTERS["kohya"](family, adapters)
+            said = of_file(facts, tensors)
             cast_error = write_lora(
                 path,
-                EXPORTERS["kohya"](family, adapters),
+                tensors,
                 dtype=recipe.export.dtype,
-                describe=lambda block: build_metadata(facts, family.traits, block),
+                describe=lambda block: build_metadata(said, family.traits, block),
             )
         words = write_embeddings(run.folder, family, adapters, facts, dtype=recipe.export.dtype)
     return Written(path, words), cast_error
@@ -133,15 +125,6 @@ def _set_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
-def _show_tuned(
-    session: Session, base_pictures: list[Image.Image], tuned: list[Image.Image]
-) -> tuple[int, Path, tuple[str, ...]]:
-    """The last step, the sheet of its pictures beside the base's, and their prompts."""
-    prompts, step = session.preview.prompts, session.recipe.training.steps
-    sheet = grid(prompts, base_pictures, tuned)
-    return step, session.run.file(f"previews/step_{step:06}.png", as_png(sheet)), prompts
-
-
 def _wrap_up(session: Session, written: Written, report: Report, seconds: dict[str, float]) -> Finished:
     run = session.run
     run.file("loss.png", loss_plot(run.metrics()))
@@ -152,6 +135,8 @@ def _wrap_up(session: Session, written: Written, report: Report, seconds: dict[s
         run.file("holdout.png", holdout_plot(measured))
     summary = summarise(session, written, seconds)
     run.json("summary.json", summary)
+    if session.recipe.export.sidecars and not trains_layers(session.recipe):
+        write_sidecars(run.folder, overwrite=True)
     return Finished(run.folder, written.lora, written.embeddings, report, summary)
 
 
@@ -184,6 +169,8 @@ def verify_run(written: Written, session: Session, expected: Answers) -> Report:
     if written.lora:
         file = open_lora(written.lora)
         report = check_file(file)
+        if LEFT_OUT in file.metadata:
+            report.checks["tags_left_out"] = int(file.metadata[LEFT_OUT])
         check_against_base(file, fresh, report)
         check_rules(file, report)
         if report.whole:

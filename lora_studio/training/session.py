@@ -27,7 +27,8 @@ from lora_studio.training.build import Session, prepare
 from lora_studio.training.checkpoint import load_state
 from lora_studio.training.describe import describe
 from lora_studio.training.events import Listener, nobody
-from lora_studio.training.finish import Finished, finish, show_base
+from lora_studio.training.finish import Finished, finish
+from lora_studio.training.finish_pictures import show_base
 from lora_studio.training.memory import is_out_of_memory, out_of_memory
 from lora_studio.training.resume import INPUTS, RECIPE_FILE, allowed_changes, take_over
 from lora_studio.training.timing import time_everything

@@ -15,8 +15,10 @@ import torch
 from lora_studio import __version__
 from lora_studio.data.batches import average_views
 from lora_studio.export.metadata import TrainingFacts
-from lora_studio.families.loading import POCKET
+from lora_studio.export.provenance import provenance_keys
+from lora_studio.export.tag_table import caption_table, trigger_table
 from lora_studio.training.build import Session
+from lora_studio.training.file_facts import base_keys, described, picture_keys, public_name, training_keys
 from lora_studio.training.finish_folder import digest_of, size_of
 from lora_studio.training.holdout import holdout_summary
 from lora_studio.training.resume import base_lora
@@ -44,23 +46,24 @@ class Written:
 
 def training_facts(session: Session) -> TrainingFacts:
     """What the written files say of how they were made."""
-    recipe = session.recipe
-    public_base = recipe.base.model if recipe.base.model == POCKET else ""
+    recipe, manifest, steps = session.recipe, session.manifest, session.recipe.training.steps
+    learned = {layer.part for layer in session.adapters.layers}
+    denoiser = session.family.denoiser
     return TrainingFacts(
         name=recipe.name,
         title=recipe.export.title or recipe.name,
-        base=public_base,
+        base=public_name(recipe.base.model),
         base_fingerprint=session.base_fingerprint,
-        trigger=", ".join(dict.fromkeys(one.trigger for one in session.manifest.used if one.trigger)),
+        trigger=", ".join(dict.fromkeys(one.trigger for one in manifest.used if one.trigger)),
         rank=recipe.adapter.rank,
         alpha=recipe.adapter.alpha,
-        steps=recipe.training.steps,
+        steps=steps,
         seed=recipe.training.seed,
-        num_images=len(session.manifest.used),
+        num_images=len(manifest.used),
         resolution=recipe.data.resolution,
-        learning_rate=recipe.training.learning_rate,
+        learning_rate=recipe.training.learning_rate if denoiser in learned else None,
         text_encoder_learning_rate=recipe.training.text_encoder_learning_rate
-        if recipe.adapter.text_encoder
+        if learned - {denoiser}
         else None,
         optimizer=recipe.training.optimizer,
         schedule=recipe.training.schedule,
@@ -70,7 +73,15 @@ def training_facts(session: Session) -> TrainingFacts:
         needs=tuple(
             (session.inputs[base_lora(number)], one.strength) for number, one in enumerate(recipe.base.loras)
         ),
-        options=used_options(recipe, session.manifest, latent_side=_longest_latent_side(session)),
+        options=base_keys(recipe.base.model)
+        | training_keys(session.batches, session.machine.dtype, steps=steps)
+        | picture_keys(manifest)
+        | used_options(recipe, manifest, latent_side=_longest_latent_side(session)),
+        spec=described(recipe.export),
+        triggers=trigger_table(manifest.used),
+        tags=caption_table(manifest.used) if recipe.export.tag_frequency else {},
+        provenance=provenance_keys(manifest, recipe, base=session.base_fingerprint),
+        strength=recipe.export.strength,
     )
 
 

@@ -16,6 +16,7 @@ from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.base import NAME, AdapterOptions, inject
 from lora_studio.data.manifest import Bucket, Record
 from lora_studio.errors import BaseModelError
+from lora_studio.export.sidecars import card_version
 from lora_studio.export.verify import open_lora
 from lora_studio.families import FAMILIES
 from lora_studio.families.base import ModelFamily
@@ -83,6 +84,8 @@ def test_every_family_has_a_miniature(base_of: BaseOf) -> None:
 
 def test_the_file_says_of_its_base_what_uis_look_for(name: str, family: ModelFamily) -> None:
     assert tuple(vars(family.traits).values()) == TRAITS[name]
+    version = {"ss_base_model_version": family.traits.base_model_version}
+    assert card_version(version) == name.partition(" ")[0].upper().replace("SD15", "SD1")
 
 
 def test_shapes_of_pictures_texts_and_answers(family: ModelFamily) -> None:

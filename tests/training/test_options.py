@@ -93,7 +93,17 @@ PREVIEWS = {
     "preview.steps": "3",
     "preview.guidance": "1",
 }
-EXPORTS = {"name": "other", "export.dtype": "float32", "export.title": "Another"}
+EXPORTS = {
+    "name": "other",
+    "export.dtype": "float32",
+    "export.title": "Another",
+    "export.strength": "0.7",
+    "export.tag_frequency": "true",
+    "export.author": "Ada",
+    "export.description": "Ink on paper",
+    "export.license": "cc0-1.0",
+    "export.tags": '["woodcut"]',
+}
 ELSEWHERE = {
     "adapter.blocks": "test_adapters.py",
     "adapter.init_from": "test_warm_start.py",
@@ -106,6 +116,7 @@ ELSEWHERE = {
     "base.loras": "test_warm_start.py",
     "base.quantize": "../quantization/test_quantizers.py",
     "base.vae_dtype": "test_caches.py",
+    "export.sidecars": "../export/test_sidecars.py",
     "holdout.count": "test_holdout.py",
     "holdout.fraction": "../data/test_holdout.py",
     "holdout.every": "test_holdout.py",

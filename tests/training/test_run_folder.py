@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import math
 import socket
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from tiny import SD15_LAYERS
 
 from lora_studio.adapters.base import AdapterOptions, inject
+from lora_studio.export.provenance_check import check_provenance
 from lora_studio.export.verify import open_lora
 from lora_studio.families.loading import load_base
 from lora_studio.recipe import load_recipe
@@ -55,17 +57,45 @@ def test_the_manifest_lists_every_picture_without_local_paths(finished: Finished
     assert str(pictures.parent) not in text
 
 
-def test_the_file_names_no_path_user_or_machine(finished: Finished, pictures: Path) -> None:
-    with safe_open(finished.lora_file, framework="pt") as file:
-        metadata = json.dumps(file.metadata())
-    for private in (
-        str(pictures),
-        pictures.name + "/",
-        str(finished.folder),
+def test_nothing_of_the_users_is_in_the_bytes_of_the_file(
+    finished: Finished, recipe_file: Path, pictures: Path, tiny_base: Path
+) -> None:
+    content = finished.lora_file.read_bytes().lower()
+    captions = [one.read_text("utf-8").partition(",")[0] for one in pictures.glob("*.txt")]
+    names = [
+        "rosalinde",
+        "hf_qqq",
+        f"{pictures.name}/",
+        f"/{getpass.getuser()}",
         socket.gethostname(),
-        f"/{getpass.getuser()}/",
-    ):
-        assert private not in metadata
+        *captions,
+    ]
+    names += [str(one) for one in (pictures, pictures.parent, tiny_base, recipe_file, finished.folder)]
+    files = [one.name for one in pictures.iterdir()]
+    assert not [name for name in [*names, *files] if name.lower().encode() in content]
+    assert recipe_file.parent.name == finished.folder.parent.name == "rosalinde.huber"
+    assert b"zwx style" in content  # so that such a search finds what is there
+    card = "".join(
+        path.read_text("utf-8") for path in (finished.folder / "README.md", finished.folder / "tiny.json")
+    )
+    assert not [name for name in names if name.lower() in card.lower()]
+
+
+def test_the_file_tells_how_it_was_trained(finished: Finished) -> None:
+    with safe_open(finished.lora_file, framework="pt") as file:
+        found = file.metadata()
+    assert int(found["ss_num_epochs"]) == math.ceil(4 / int(found["ss_num_batches_per_epoch"]))
+    assert found["ss_mixed_precision"] == "no" and found["ss_clip_skip"] == "None"
+    assert found["ss_unet_lr"] == "0.001" and "ss_text_encoder_lr" not in found
+    assert json.loads(found["ss_dataset_dirs"]) == {"1_images": {"n_repeats": 1, "img_count": 5}}
+    assert json.loads(found["ss_tag_frequency"]) == {"trigger": {"zwx style": 5}}
+    assert found["ss_network_dim"] == found["ss_network_alpha"] == "4"
+
+
+def test_run_and_pictures_prove_where_the_file_came_from(finished: Finished, pictures: Path) -> None:
+    assert finished.lora_file
+    origin = check_provenance(finished.lora_file, [finished.folder, pictures])
+    assert origin.proven and "the options that change what is learned" in origin.same
 
 
 def test_previews_show_base_left_and_tuned_right(finished: Finished) -> None:

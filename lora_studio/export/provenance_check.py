@@ -1,0 +1,202 @@
+"""`lora-studio verify --provenance`: whether a file came from these pictures, and if not what differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_studio.data.captioners import CAPTIONERS
+from lora_studio.data.manifest import Record
+from lora_studio.data.names import some
+from lora_studio.data.scan import Reading
+from lora_studio.data.sources import Source, read_sources
+from lora_studio.errors import DatasetError, StudioError
+from lora_studio.export.header import Header, read_header
+from lora_studio.export.provenance import (
+    INSTANCE_PROMPT,
+    PREFIX,
+    Entry,
+    class_root,
+    entries_of,
+    pictures_of,
+    recipe_hash,
+    roots,
+)
+from lora_studio.export.write import tensor_hash
+from lora_studio.recipe import load_recipe
+
+MANIFEST, RECIPE = "manifest.jsonl", "recipe.toml"
+
+
+@dataclass
+class Origin:
+    """Whether a file came from these pictures. `differs` empty means yes."""
+
+    file: str
+    differs: list[str] = field(default_factory=list)
+    same: list[str] = field(default_factory=list)
+    not_looked_at: list[str] = field(default_factory=list)
+
+    @property
+    def proven(self) -> bool:
+        """Whether all that was looked at is what the file says."""
+        return not self.differs
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self) | {"proven": self.proven}
+
+
+def check_provenance(path: Path, places: Sequence[Path]) -> Origin:
+    """Compare what a file says it was made from with a run's folder, or with folders of pictures.
+
+    Raises StudioError if the file says nothing, or a place holds neither.
+    """
+    header, origin = read_header(path), Origin(path.name)
+    block = {key.removeprefix(PREFIX): v for key, v in header.metadata.items() if key.startswith(PREFIX)}
+    if not {"root", "pictures", "num_pictures"} <= block.keys():
+        raise StudioError(
+            f"{path} does not say what it was made from: another program or an older version made it, or its "
+            "metadata was taken out."
+        )
+    if not places:
+        raise StudioError(
+            "--provenance compares a file with a run's folder or folders of pictures; name one."
+        )
+    _check_tensors(header, origin)
+    runs = [one for one in places if (one / MANIFEST).is_file()]
+    folders = [one for one in places if one not in runs]
+    for run in runs:
+        _check_run(run, block, origin)
+    if folders:
+        _check_folders(folders, block, _truth([*runs, path.parent], block), origin)
+    origin.not_looked_at.append("the base's weights: their hash is in the file")
+    return origin
+
+
+def _check_tensors(header: Header, origin: Origin) -> None:
+    whole = header.metadata.get("sshs_model_hash", "")
+    found = tensor_hash(header.block())
+    if not whole:
+        origin.not_looked_at.append("the tensors: the file holds no hash of them")
+    elif found == whole:
+        origin.same.append("the tensors are those that the file was written with")
+    else:
+        origin.differs.append("the tensors were changed after the file was written")
+
+
+def _check_run(run: Path, block: dict[str, str], origin: Origin) -> None:
+    records = read_manifest(run)
+    _compare(pictures_of(records), [], block, origin, place=str(run))
+    priors = entries_of(records, "prior")
+    if block.get("class_pictures", "") != (class_root(priors) if priors else ""):
+        said = f"{len(priors)} there, {block.get('num_class_pictures', 0)} in the file"
+        origin.differs.append(f"the class images of {run} are others ({said})")
+    elif priors:
+        origin.same.append(f"all {len(priors)} class images")
+    if not (run / RECIPE).is_file():
+        origin.not_looked_at.append(f"the recipe: there is none in {run}")
+    elif recipe_hash(load_recipe(run / RECIPE)) == block.get("recipe"):
+        origin.same.append("the options that change what is learned")
+    else:
+        origin.differs.append(f"options of {run / RECIPE} that change what is learned are others")
+
+
+def _check_folders(
+    folders: Sequence[Path], block: dict[str, str], truth: list[Entry], origin: Origin
+) -> None:
+    """Read plainly or with all subfolders: a recipe says which, and the file does not."""
+    for recursive in (False, True):
+        of_class = [one for one in folders if _is_class(one, block, recursive=recursive)]
+        own = [one for one in folders if one not in of_class] or list(folders)
+        found = pictures_of(_scan(own, recursive=recursive))
+        if recursive is False:
+            first = found, of_class
+        if roots(found)["pictures"] == block["pictures"]:
+            break
+    else:
+        found, of_class = first
+    if of_class:
+        origin.same.append(f"all {block['num_class_pictures']} class images")
+    elif priors := block.get("num_class_pictures"):
+        origin.not_looked_at.append(f"{priors} class images: name the run's folder, or theirs, too")
+    _compare(found, truth, block, origin, place=", ".join(map(str, folders)))
+    origin.not_looked_at.append("the recipe: the run's folder tells of it")
+
+
+def _is_class(folder: Path, block: dict[str, str], *, recursive: bool) -> bool:
+    wanted = block.get("class_pictures")
+    return bool(wanted) and class_root(pictures_of(_scan([folder], recursive=recursive))) == wanted
+
+
+def _scan(folders: Sequence[Path], *, recursive: bool) -> tuple[Record, ...]:
+    missing = [str(one) for one in folders if not one.is_dir()]
+    if missing:
+        raise DatasetError(
+            f"there is no folder {missing[0]}; give a run's folder, or one with the pictures it is made from."
+        )
+    sources = [Source(one, Reading(recursive=recursive), instance_prompt=INSTANCE_PROMPT) for one in folders]
+    return read_sources(sources, CAPTIONERS["sidecar"]).records
+
+
+def _truth(places: Sequence[Path], block: dict[str, str]) -> list[Entry]:
+    """The pictures one by one, if a run's manifest tells that has the file's root; else none."""
+    for place in places:
+        if (place / MANIFEST).is_file():
+            entries = pictures_of(read_manifest(place))
+            if roots(entries)["root"] == block["root"]:
+                return entries
+    return []
+
+
+def _compare(
+    found: list[Entry], truth: list[Entry], block: dict[str, str], origin: Origin, *, place: str
+) -> None:
+    """Pictures, captions and masks; `truth`, if it is known, tells which of them differ."""
+    here, count = roots(found), int(block["num_pictures"])
+    if here["root"] == block["root"]:
+        origin.same.append(f"all {count} pictures and their captions")
+    elif here["pictures"] == block["pictures"]:
+        origin.same.append(f"all {count} pictures")
+        origin.differs.append(f"captions in {place} are others{_other_captions(found, truth)}")
+    else:
+        origin.differs.append(f"pictures in {place} are others: {_other_pictures(found, truth, count)}")
+    if here["pictures"] == block["pictures"] and here.get("masks") != block.get("masks"):
+        origin.differs.append(f"masks beside the pictures in {place} are others, or lie in another folder")
+
+
+def _other_captions(found: list[Entry], truth: list[Entry]) -> str:
+    known = {one.picture: one.caption for one in truth}
+    changed = [one.name for one in found if known.get(one.picture, one.caption) != one.caption]
+    return f": {len(changed)} of {len(found)}, {some(changed)}" if changed else ""
+
+
+def _other_pictures(found: list[Entry], truth: list[Entry], count: int) -> str:
+    if not truth:
+        change = abs(len(found) - count)
+        what = "as many, so at least one was changed" if not change else (
+            f"at least {change} {'more' if len(found) > count else 'missing'}"
+        )  # fmt: skip
+        return f"the file was made from {count}, and here are {len(found)}: {what}"
+    known, here = {one.picture for one in truth}, {one.picture for one in found}
+    names = {Path(one.name).name for one in found}
+    gone = [one.name for one in truth if one.picture not in here]
+    changed = [name for name in gone if Path(name).name in names]
+    missing = [name for name in gone if name not in changed]
+    added = [one.name for one in found if one.picture not in known and one.name not in changed]
+    parts = {"changed": changed, "missing": missing, "added": added}
+    return "; ".join(f"{len(one)} {what} ({some(one)})" for what, one in parts.items() if one)
+
+
+def read_manifest(run: Path) -> list[Record]:
+    """What a run's manifest says of each file, as far as provenance asks. Raises StudioError if damaged."""
+    known = ("name", "sha256", "caption", "captioned_by", "role", "mask_sha256", "excluded")
+    try:
+        lines = (run / MANIFEST).read_text("utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        return [Record(path="", **{key: row[key] for key in known}) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudioError(f"{run / MANIFEST} cannot be read ({error}); it is as a run wrote it.") from None

@@ -1,0 +1,1 @@
+"""Arithmetic and conversions on finished LoRA files, without a run."""

@@ -4,35 +4,45 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from lora_studio.adapters.base import AdapterSet
-from lora_studio.adapters.layer import Layer, shape_of
-from lora_studio.export.plain import as_factors
+from lora_studio.adapters.layer import shape_of
+from lora_studio.export.plain import Plain, as_plain
 from lora_studio.families.base import ModelFamily
 
 SMALL = 2.0**-8
 
 
 def tensors(family: ModelFamily, adapters: AdapterSet) -> dict[str, Tensor]:
-    """UI key -> float32 tensor, plain LoRA whatever the kind; layers that UIs look for are added, as zero.
+    """UI key -> float32 tensor, plain LoRA whatever the kind; layers that UIs look for are added, as zero."""
+    return spell(plain_layers(family, adapters))
+
+
+def plain_layers(family: ModelFamily, adapters: AdapterSet) -> dict[str, Plain]:
+    """UI name -> plain LoRA, whatever the kind; layers that UIs look for are added, as zero."""
+    plain = {family.ui_name(layer.part, layer.path): as_plain(layer) for layer in adapters.layers}
+    for part, path in family.companions([(layer.part, layer.path) for layer in adapters.layers]):
+        shape = shape_of(family.layer(part, path))
+        down, up = torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *(1 for _ in shape[2:]))
+        plain[family.ui_name(part, path)] = Plain(down, up, 1.0)
+    return plain
+
+
+def spell(plain: Mapping[str, Plain]) -> dict[str, Tensor]:
+    """UI name -> plain LoRA, as UI key -> float32 tensor.
 
     `alpha` is 0-dimensional and always written: without it readers guess a scale. It is the same in every
     layer, and what a layer's own is beside that goes into `up`: diffusers loses the alphas of some layers of
     SD1 and gives them the commonest one.
     """
-    plain = {family.ui_name(layer.part, layer.path): _plain(layer) for layer in adapters.layers}
-    alphas = Counter(scale * len(down) for down, _, scale in plain.values())
-    alpha = alphas.most_common(1)[0][0]
-    for part, path in family.companions([(layer.part, layer.path) for layer in adapters.layers]):
-        shape = shape_of(family.layer(part, path))
-        down, up = torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *(1 for _ in shape[2:]))
-        plain[family.ui_name(part, path)] = Plain(down, up, 1.0)
+    alphas = Counter(one.scale * len(one.down) for one in plain.values() if one.up.any())
+    alpha = alphas.most_common(1)[0][0] if alphas else 1.0
     named: dict[str, Tensor] = {}
-    for name, (down, up, scale) in plain.items():
+    for name, (down, up, scale, _) in plain.items():
         share = scale * len(down) / alpha
         down, up = _in_range(
             *(one.detach().float().cpu() for one in (down, up if share == 1 else up * share))
@@ -53,18 +63,3 @@ def _in_range(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         return down, up
     power = 2.0 ** round(math.log2(down.abs().max().item() / largest) / 2)
     return down / power, up * power
-
-
-class Plain(NamedTuple):
-    """A layer's change: scale * up @ down."""
-
-    down: Tensor  # [r, in] or [r, in, k, k]
-    up: Tensor  # [out, r] or [out, r, 1, 1]
-    scale: float
-
-
-def _plain(layer: Layer) -> Plain:
-    if layer.tensors.keys() == {"down", "up"} and not layer.constants:
-        return Plain(layer.tensors["down"], layer.tensors["up"], layer.scale)
-    shape, (down, up) = shape_of(layer.module.get_base_layer()), as_factors(layer)
-    return Plain(down.view(-1, *shape[1:]), up.view(*up.shape, *(1 for _ in shape[2:])), 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,9 +12,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lora_studio.errors import ExportMismatch
-from lora_studio.run import write_atomically
+from lora_studio.run import write_atomically, writing_atomically
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_NAMES = {
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.int64: "I64",
+}  # the format's
 
 
 def write_lora(
@@ -25,17 +31,54 @@ def write_lora(
     Answers the largest relative error that casting caused in any tensor. Raises ExportMismatch when a value
     does not fit into the dtype, in which case nothing is written.
     """
+    error = cast_error(tensors, dtype)
     cast = {key: tensor.to(DTYPES[dtype]) for key, tensor in tensors.items()}
-    overflown = [key for key, tensor in cast.items() if not tensor.isfinite().all()]
+    block = tensor_block(save(cast))
+    content = save(cast, metadata=dict(sorted(describe(block).items())))
+    write_atomically(path, _with_sorted_metadata(content))
+    return error
+
+
+def write_large(
+    path: Path, tensors: Mapping[str, Tensor], *, dtype: str, metadata: Mapping[str, str]
+) -> None:
+    """A file of any size, tensor by tensor: whole numbers as they are, all others in `dtype`.
+
+    Its tensors are cast one at a time, so that no second copy of a base is ever held.
+    """
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    place = 0
+    for key, tensor in tensors.items():
+        kept = DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype
+        end = place + tensor.numel() * kept.itemsize
+        header[key] = {"dtype": _NAMES[kept], "shape": list(tensor.shape), "data_offsets": [place, end]}
+        place = end
+    with writing_atomically(path) as file:
+        file.write(_header_bytes(header))
+        for tensor in tensors.values():
+            cast = tensor.detach().to(DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype)
+            file.write(cast.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def cast_error(tensors: Mapping[str, Tensor], dtype: str) -> float:
+    """The largest error that a dtype causes in any of the tensors, relative to its largest number.
+
+    Raises ExportMismatch when a value does not fit into the dtype.
+    """
+    worst, overflown = 0.0, []
+    for key, tensor in tensors.items():
+        exact = tensor.detach()
+        cast = exact.to(DTYPES[dtype])
+        if not cast.isfinite().all():
+            overflown.append(key)
+        elif size := exact.abs().max().item() if exact.numel() else 0.0:
+            worst = max(worst, (cast.float() - exact.float()).abs().max().item() / size)
     if overflown:
         raise ExportMismatch(
             f"{len(overflown)} tensors do not fit into {dtype}, first {overflown[0]}; "
             'set export.dtype = "float32".'
         )
-    block = tensor_block(save(cast))
-    content = save(cast, metadata=dict(sorted(describe(block).items())))
-    write_atomically(path, _with_sorted_metadata(content))
-    return max(_relative_error(tensors[key], cast[key]) for key in tensors)
+    return worst
 
 
 def tensor_block(content: bytes) -> bytes:
@@ -53,11 +96,10 @@ def _with_sorted_metadata(content: bytes) -> bytes:
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    return _header_bytes(header) + content[8 + length :]
+
+
+def _header_bytes(header: Mapping[str, object]) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + content[8 + length :]
-
-
-def _relative_error(exact: Tensor, cast: Tensor) -> float:
-    size = exact.abs().max().item()
-    return (cast.float() - exact).abs().max().item() / size if size else 0.0
+    return struct.pack("<Q", len(text)) + text

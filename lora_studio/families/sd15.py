@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from lora_studio.families.base import FileTraits
+from lora_studio.families.original.kinds import SD1, Kind
 from lora_studio.families.stable_diffusion import StableDiffusion
 
 
 class StableDiffusion15(StableDiffusion):
     """Projections by convolution; epsilon, or v in some fine-tuned ones."""
+
+    kind: ClassVar[Kind] = SD1
 
     @classmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:

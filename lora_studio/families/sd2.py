@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from lora_studio.families.base import FileTraits
+from lora_studio.families.original.kinds import SD2, Kind
 from lora_studio.families.stable_diffusion import StableDiffusion
 
 
 class StableDiffusion2(StableDiffusion):
     """Linear projections, and OpenCLIP-H without its last layer for a text encoder."""
+
+    kind: ClassVar[Kind] = SD2
 
     @classmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:

@@ -16,8 +16,10 @@ from lora_studio import (
     cli_buckets,
     cli_cache,
     cli_captions,
+    cli_convert,
     cli_doctor,
     cli_env,
+    cli_export,
     cli_init,
     cli_plan,
 )
@@ -130,6 +132,8 @@ app.command()(cli_captions.caption)
 app.command()(cli_captions.captions)
 app.command()(cli_doctor.doctor)
 app.command()(cli_env.env)
+app.command()(cli_export.export)
+app.command()(cli_convert.convert)
 app.command("class-images")(cli_cache.class_images)
 app.add_typer(cli_cache.cache)
 

@@ -15,6 +15,7 @@ FLOORS = {
         *("cli", "cli_buckets", "cli_cache", "cli_captions", "cli_doctor", "cli_env", "cli_init", "cli_plan"),
         *("web", "__main__", "printing", "printing_buckets", "printing_captions", "printing_doctor"),
         *("printing_plan", "printing_processes", "printing_watch"),
+        *("cli_convert", "cli_export", "printing_export"),
     ],
     4: ["evaluate"],
     3: ["training", "export", "compose"],
@@ -59,6 +60,11 @@ SIDEWAYS = {
     ("printing", "printing_watch"): "the plan and the progress tell of held-out pictures",
     ("cli", "web"): "a verb starts the page",
     ("training", "export"): "a run ends by writing its file",
+    ("compose", "export"): "a converted file is written as a trained one is",
+    ("cli", "cli_export"): "the verb export has a file of its own",
+    ("cli", "cli_convert"): "the verb convert has a file of its own",
+    ("cli_export", "printing_export"): "a verb shows what it did",
+    ("cli_convert", "printing_export"): "a verb shows what it did",
 }
 _TABLE_ENTRY = re.compile(
     r"(lora_studio(?:\.\w+)*):\w+"

@@ -19,6 +19,7 @@ from torch import Tensor
 from lora_studio.compose.layers import REQUIRED, FileLayer
 from lora_studio.data.names import some
 from lora_studio.errors import StudioError, reason_of
+from lora_studio.export.opening import open_tensors
 from lora_studio.families.layer_names import Layout, Place, layout_of, place_of
 
 _ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -57,7 +58,7 @@ class Said(NamedTuple):
 
 def read_layers(path: Path) -> FileLayers:
     """Every layer as the file has it. Raises StudioError as `read_any`."""
-    tensors, metadata = _open(path)
+    tensors, metadata = open_tensors(path)
     found: dict[Place, dict[str, Tensor]] = {}
     keys: dict[Place, str] = {}
     unknown: list[str] = []
@@ -83,21 +84,6 @@ def read_layers(path: Path) -> FileLayers:
     }
     version = metadata.get("ss_base_model_version", "")
     return FileLayers(path, layers, metadata, layout_of(layers, widths=widths, version=version))
-
-
-def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise StudioError(f"there is no file at {path}; give the path of a .safetensors file.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
-            return tensors, file.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StudioError(
-            f"{path} is not a whole safetensors file ({reason_of(error)}); it may be cut short."
-        ) from None
 
 
 def _split(key: str) -> tuple[str, str | None]:

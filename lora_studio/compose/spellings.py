@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,26 +15,35 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.families.layer_names import Place, kernel_of
 
 
+@dataclass(frozen=True)
+class PlainLayers:
+    """A file's layers as plain LoRA."""
+
+    layers: dict[Place, Plain]
+    names: dict[Place, str]  # that UIs know them by
+    file: FileLayers  # as it was read
+
+
 def read_any(path: Path, *, base: ModelFamily | None = None) -> LoraFile:
     """A file in any spelling and of any kind as plain LoRA with the names that UIs know.
 
     `alpha` is float32 without dimensions. `base` is needed for kinds whose change depends on its weights.
     Raises StudioError for what is no LoRA, names unknown keys, and says which layers are not whole.
     """
-    plain, file = read_plain_layers(path, base=base)
+    found = read_plain_layers(path, base=base)
     layers = {
-        name: {
+        found.names[place]: {
             "lora_down.weight": one.down,
             "lora_up.weight": one.up,
             "alpha": torch.tensor(one.scale * len(one.down)),
         }
-        for name, one in plain.items()
+        for place, one in found.layers.items()
     }
-    return LoraFile(path, layers, [], file.metadata)
+    return LoraFile(path, layers, [], found.file.metadata)
 
 
-def read_plain_layers(path: Path, *, base: ModelFamily | None = None) -> tuple[dict[str, Plain], FileLayers]:
-    """UI name -> plain LoRA, and the file as it was read. Raises as `read_any`."""
+def read_plain_layers(path: Path, *, base: ModelFamily | None = None) -> PlainLayers:
+    """Every layer as plain LoRA. Raises as `read_any`."""
     file = read_layers(path)
     known = {} if base is None else base_layers(base)
     names = {place: _name(place, file, base) for place in file.layers}
@@ -53,8 +63,8 @@ def read_plain_layers(path: Path, *, base: ModelFamily | None = None) -> tuple[d
                 "name the base that it is for with --base."
             )
         one = layer.plain(weight)
-        plain[name] = _with_sides(one, place, None if weight is None else weight.shape, linear=linear)
-    return plain, file
+        plain[place] = _with_sides(one, place, None if weight is None else weight.shape, linear=linear)
+    return PlainLayers(plain, names, file)
 
 
 def _name(place: Place, file: FileLayers, base: ModelFamily | None) -> str:

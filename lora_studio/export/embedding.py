@@ -7,16 +7,18 @@ be in a file, and no second token: A1111 refuses that, ComfyUI takes the first.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lora_studio import __version__
 from lora_studio.adapters.base import AdapterSet
 from lora_studio.errors import StudioError
 from lora_studio.export.metadata import TrainingFacts
+from lora_studio.export.opening import open_tensors
+from lora_studio.export.target import Job, Made, Target
 from lora_studio.export.verify import DTYPES, Report
 from lora_studio.export.write import write_lora
 from lora_studio.families import FAMILIES
@@ -50,25 +52,38 @@ def embedding_metadata(facts: TrainingFacts, traits: FileTraits, word: str) -> d
     } | ({"lora_studio.base": facts.base} if facts.base else {})
 
 
-def write_embeddings(
-    folder: Path, family: ModelFamily, adapters: AdapterSet, facts: TrainingFacts, *, dtype: str
-) -> dict[str, Path]:
-    """Word -> the file that was written. Raises ExportMismatch if a value does not fit into the dtype."""
-    paths = {}
-    for word, tensors in embeddings(family, adapters).items():
-        paths[word] = folder / f"{word}.safetensors"
-        metadata = embedding_metadata(facts, family.traits, word)
-        write_lora(paths[word], tensors, dtype=dtype, describe=lambda _, said=metadata: said)  # type: ignore[misc]
-    return paths
+def write(job: Job) -> Made:
+    """`<word>.safetensors` of every learned token."""
+    paths = EMBEDDING.paths(job)
+    if not paths:
+        raise StudioError("embedding is for learned tokens, and this run has none; leave that target out.")
+    found, error = embeddings(job.family, job.adapters), 0.0
+    for path, (word, tensors) in zip(paths, found.items(), strict=True):
+        said = embedding_metadata(job.facts, job.family.traits, word)
+        error = max(error, write_lora(path, tensors, dtype=job.dtype, describe=partial(_say, said)))
+    return Made(paths, error)
+
+
+def _say(said: dict[str, str], block: bytes) -> dict[str, str]:
+    return said
+
+
+def _paths(job: Job) -> tuple[Path, ...]:
+    words = dict.fromkeys(token.word for token in job.adapters.tokens)
+    return tuple(job.folder / f"{word}.safetensors" for word in words)
+
+
+def check(job: Job, made: Made, report: Report) -> None:
+    """As `check_embeddings`, but that its base's shapes are those of the adapted one."""
+    check_embeddings({path.stem: path for path in made.paths}, job.family, job.family, job.adapters, report)
+
+
+EMBEDDING = Target(_paths, write, check)
 
 
 def open_embedding(path: Path) -> dict[str, Tensor]:
     """A file's tensors. Raises StudioError if it is not there or no whole safetensors file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - a handle, not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise StudioError(f"{path} is not a whole safetensors file ({error}); it may be cut short.") from None
+    return open_tensors(path)[0]
 
 
 def is_embedding(tensors: Mapping[str, Tensor]) -> bool:

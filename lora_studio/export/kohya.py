@@ -11,7 +11,17 @@ from torch import Tensor
 
 from lora_studio.adapters.base import AdapterSet
 from lora_studio.adapters.layer import shape_of
+from lora_studio.export.deltas import check_deltas
 from lora_studio.export.plain import Plain, as_plain
+from lora_studio.export.target import (
+    Job,
+    Made,
+    Target,
+    one_path,
+    refuse_more_than_weights,
+    refuse_without_layers,
+)
+from lora_studio.export.verify import Report, check_file, open_lora
 from lora_studio.families.base import ModelFamily
 
 SMALL = 2.0**-8
@@ -44,16 +54,14 @@ def spell(plain: Mapping[str, Plain]) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
     for name, (down, up, scale, _) in plain.items():
         share = scale * len(down) / alpha
-        down, up = _in_range(
-            *(one.detach().float().cpu() for one in (down, up if share == 1 else up * share))
-        )
+        down, up = in_range(*(one.detach().float().cpu() for one in (down, up if share == 1 else up * share)))
         named[f"{name}.lora_down.weight"] = down.contiguous()
         named[f"{name}.lora_up.weight"] = up.contiguous()
         named[f"{name}.alpha"] = torch.tensor(alpha)
     return named
 
 
-def _in_range(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def in_range(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """With an `up` that hardly began to learn made larger and its `down` smaller, by powers of two.
 
     The product stays the same to the last bit, and float16 has few bits left for numbers below 6e-5.
@@ -63,3 +71,26 @@ def _in_range(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         return down, up
     power = 2.0 ** round(math.log2(down.abs().max().item() / largest) / 2)
     return down / power, up * power
+
+
+def write(job: Job) -> Made:
+    """`<name>.safetensors`: what everything loads."""
+    refuse_without_layers(job, "kohya")
+    refuse_more_than_weights(job, "kohya")
+    (path,) = KOHYA.paths(job)
+    plain = plain_layers(job.family, job.adapters)
+    error = job.write(path, spell(plain))
+    return Made((path,), error, max(one.left_out for one in plain.values()))
+
+
+def check(job: Job, made: Made, report: Report) -> None:
+    """The file by itself, and every layer's change recomputed from its bytes."""
+    file = open_lora(made.paths[0])
+    found = check_file(file)
+    report.faults += found.faults
+    report.checks |= found.checks
+    if report.whole:
+        check_deltas(file, job.family, job.adapters, report)
+
+
+KOHYA = Target(one_path(".safetensors"), write, check, probed=True)

@@ -67,12 +67,18 @@ def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes
     metadata |= {
         "lora_studio.version": __version__,
         "lora_studio.base_fingerprint": facts.base_fingerprint,
-        "sshs_model_hash": hashlib.sha256(tensor_block).hexdigest(),
-        "sshs_legacy_hash": hashlib.sha256(tensor_block[0x100000:0x110000]).hexdigest()[:8],
-    }
+    } | hashes(tensor_block)
     size = sum(len(key) + len(value.encode()) for key, value in metadata.items())
     assert size < MAX_BYTES, f"metadata of {size} bytes"
     return metadata
+
+
+def hashes(tensor_block: bytes) -> dict[str, str]:
+    """By which UIs know a file, whatever its metadata says."""
+    return {
+        "sshs_model_hash": hashlib.sha256(tensor_block).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(tensor_block[0x100000:0x110000]).hexdigest()[:8],
+    }
 
 
 def _needs_in_words(facts: TrainingFacts) -> str:

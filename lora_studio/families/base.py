@@ -86,6 +86,11 @@ class ModelFamily(ABC):
 
     @property
     @abstractmethod
+    def pixels_per_latent(self) -> int:
+        """How many times a picture's side is its latents'."""
+
+    @property
+    @abstractmethod
     def stride(self) -> int:
         """Bucket sides are multiples of this many pixels."""
 

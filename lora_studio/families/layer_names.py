@@ -34,6 +34,7 @@ _WORDS = (
 )
 _PATH = re.compile(rf"(?:{'|'.join(sorted(_WORDS, key=len, reverse=True))})(?=_|$)")
 _OF_ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+TEXT_PROJECTIONS = tuple(_OF_ATTENTION.values())
 _BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)_(\d+)_(.+)")
 _ONLY_ONE = re.compile(  # levels that have attention, are there, or are halved, in the one kind alone
     r"(down_blocks\.0|up_blocks\.[23])\.attentions|(down|up)_blocks\.(3\.|2\.(down|up)samplers)"

@@ -63,7 +63,7 @@ class StableDiffusion(ModelFamily):
     def native_side(self) -> int:
         """512 for SD1.5, 768 or 512 for SD2, 1024 for SDXL, 64 for the pocket base."""
         unet: UNet2DConditionModel = self.parts["unet"]
-        return int(unet.config.sample_size * self._pixels_per_latent)
+        return int(unet.config.sample_size * self.pixels_per_latent)
 
     @property
     def stride(self) -> int:
@@ -71,7 +71,8 @@ class StableDiffusion(ModelFamily):
         return min(MOST_STRIDE, self.native_side // 8)
 
     @property
-    def _pixels_per_latent(self) -> int:
+    def pixels_per_latent(self) -> int:
+        """8 for every published base."""
         vae: AutoencoderKL = self.parts["vae"]
         return int(2 ** (len(vae.config.block_out_channels) - 1))
 

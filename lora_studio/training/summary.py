@@ -19,6 +19,7 @@ from lora_studio.families.loading import POCKET
 from lora_studio.training.build import Session
 from lora_studio.training.finish_folder import digest_of, size_of
 from lora_studio.training.holdout import holdout_summary
+from lora_studio.training.trained import Trained
 from lora_studio.training.used_options import used_options
 from lora_studio.training.watch import HOLDOUT
 
@@ -41,21 +42,21 @@ class Written:
         return Written(lora, {word: folder / path.name for word, path in self.embeddings.items()})
 
 
-def training_facts(session: Session) -> TrainingFacts:
+def training_facts(trained: Trained) -> TrainingFacts:
     """What the written files say of how they were made."""
-    recipe = session.recipe
+    recipe = trained.recipe
     public_base = recipe.base.model if recipe.base.model == POCKET else ""
     return TrainingFacts(
         name=recipe.name,
         title=recipe.export.title or recipe.name,
         base=public_base,
-        base_fingerprint=session.base_fingerprint,
-        trigger=", ".join(dict.fromkeys(one.trigger for one in session.manifest.used if one.trigger)),
+        base_fingerprint=trained.base_fingerprint,
+        trigger=", ".join(dict.fromkeys(one.trigger for one in trained.manifest.used if one.trigger)),
         rank=recipe.adapter.rank,
         alpha=recipe.adapter.alpha,
         steps=recipe.training.steps,
         seed=recipe.training.seed,
-        num_images=len(session.manifest.used),
+        num_images=len(trained.manifest.used),
         resolution=recipe.data.resolution,
         learning_rate=recipe.training.learning_rate,
         text_encoder_learning_rate=recipe.training.text_encoder_learning_rate
@@ -67,12 +68,13 @@ def training_facts(session: Session) -> TrainingFacts:
         debiased=recipe.objective.weighting == "debiased",
         noise_offset=recipe.objective.noise_offset,
         needs=tuple((digest_of(one.file), one.strength) for one in recipe.base.loras),
-        options=used_options(recipe, session.manifest, latent_side=_longest_latent_side(session)),
+        options=used_options(recipe, trained.manifest, latent_side=_longest_latent_side(trained)),
     )
 
 
-def _longest_latent_side(session: Session) -> int:
-    return max(max(shape[2:]) for shape in session.loop.feed.shapes_of(1))
+def _longest_latent_side(trained: Trained) -> int:
+    sides = [max(one.bucket.width, one.bucket.height) for one in trained.manifest.used if one.bucket]
+    return max(sides, default=trained.recipe.data.resolution) // trained.family.pixels_per_latent
 
 
 def summarise(session: Session, written: Written, seconds: dict[str, float]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lora_studio.errors import reason_of
+from lora_studio.export.verify import Report
 from lora_studio.export.write import DTYPES, cast_error
 from lora_studio.families.base import ModelFamily
 from lora_studio.run import sync
@@ -58,6 +60,22 @@ def write_folder(path: Path, family: ModelFamily, *, changed: Collection[str], d
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(former, ignore_errors=True)
     return error
+
+
+def open_folder(path: Path, report: Report) -> DiffusionPipeline | None:
+    """What diffusers loads from it, in float32; none, and a fault in the report, if it loads nothing."""
+    from diffusers import DiffusionPipeline
+    from diffusers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    try:
+        pipeline: DiffusionPipeline = DiffusionPipeline.from_pretrained(
+            path, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        report.faults.append(f"diffusers does not load it: {reason_of(error)}")
+        return None
+    return pipeline
 
 
 def put_in(family: ModelFamily, tensors: Mapping[str, Tensor]) -> set[str]:

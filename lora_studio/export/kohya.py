@@ -62,7 +62,7 @@ def spell(plain: Mapping[str, Plain]) -> dict[str, Tensor]:
 
 
 def in_range(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """With an `up` that hardly began to learn made larger and its `down` smaller, by powers of two.
+    """An `up` that hardly began to learn made larger, and its `down` smaller, by powers of two.
 
     The product stays the same to the last bit, and float16 has few bits left for numbers below 6e-5.
     """

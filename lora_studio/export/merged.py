@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from lora_studio.adapters.adapter_set import AdapterSet
-from lora_studio.errors import reason_of
-from lora_studio.export.folder import canonical_tensors, holds_exactly, put_in, write_folder
+from lora_studio.export.folder import canonical_tensors, holds_exactly, open_folder, put_in, write_folder
 from lora_studio.export.target import Job, Made, Target, one_path, refuse_without_layers
 from lora_studio.export.verify import Report
 from lora_studio.export.write import DTYPES
@@ -58,14 +57,8 @@ def write(job: Job) -> Made:
 
 def check(job: Job, made: Made, report: Report) -> None:
     """Every tensor that diffusers loads is the merged one in the export's dtype, bit for bit."""
-    from diffusers import DiffusionPipeline
-
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            made.paths[0], dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        report.faults.append(f"diffusers does not load it: {reason_of(error)}")
+    pipeline = open_folder(made.paths[0], report)
+    if pipeline is None:
         return
     base, changed = merged_base(job)
     dtype, found = DTYPES[job.dtype], {}

@@ -26,7 +26,8 @@ def _lora(layer: Layer) -> Spelled:
 
 def _dora(layer: Layer) -> Spelled:
     """The magnitudes are of the outputs, as in PEFT and LyCORIS 3.2."""
-    up, down, magnitude = (layer.tensors[end].detach() for end in ("up", "down", "magnitude"))
+    down, up, magnitude = (layer.tensors[end].detach() for end in ("down", "up", "magnitude"))
+    down, up = kohya.in_range(down, up)
     sides = (1,) * (layer.delta().ndim - 1)
     return {
         "lora_down.weight": down,
@@ -38,6 +39,7 @@ def _dora(layer: Layer) -> Spelled:
 
 def _loha(layer: Layer) -> Spelled:
     named = {f"hada_{end}": tensor.detach() for end, tensor in layer.tensors.items()}
+    named["hada_w2_b"], named["hada_w2_a"] = kohya.in_range(named["hada_w2_b"], named["hada_w2_a"])
     return named | {"alpha": torch.tensor(layer.scale * len(named["hada_w1_b"]))}
 
 
@@ -45,7 +47,9 @@ def _lokr(layer: Layer) -> Spelled:
     """Of two whole factors readers take no scale, so it goes into one of them."""
     named = {f"lokr_{end}": tensor.detach() for end, tensor in layer.tensors.items()}
     if "lokr_w2" in named:
-        return named | {"lokr_w2": named["lokr_w2"] * layer.scale, "alpha": torch.tensor(1.0)}
+        w1, w2 = kohya.in_range(named["lokr_w1"], named["lokr_w2"] * layer.scale)
+        return {"lokr_w1": w1, "lokr_w2": w2, "alpha": torch.tensor(1.0)}
+    named["lokr_w2_a"], named["lokr_w2_b"] = kohya.in_range(named["lokr_w2_a"], named["lokr_w2_b"])
     return named | {"alpha": torch.tensor(layer.scale * len(named["lokr_w2_b"]))}
 
 

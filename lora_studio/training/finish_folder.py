@@ -6,14 +6,12 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lora_studio.adapters.adapter_set import put_back
-from lora_studio.errors import reason_of
-from lora_studio.export.folder import canonical_tensors, holds_exactly, put_in, write_folder
+from lora_studio.export.folder import canonical_tensors, holds_exactly, open_folder, put_in, write_folder
 from lora_studio.export.plain_file import digest
 from lora_studio.export.probe import Answers, ask, probed, rms
 from lora_studio.export.verify import Report
@@ -21,9 +19,6 @@ from lora_studio.export.write import DTYPES
 from lora_studio.families.base import ModelFamily
 from lora_studio.training.base import base_of
 from lora_studio.training.trained import Trained
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 SAME = 1e-4  # of an answer's size: float32 adds up in another order where a part lies elsewhere in memory
 
@@ -46,7 +41,7 @@ def write_base(trained: Trained) -> tuple[Path, float]:
 def verify_base(path: Path, trained: Trained, expected: Answers) -> Report:
     """The folder's numbers against the live ones, and a probe batch through what diffusers loads from it."""
     report = Report(path.name)
-    pipeline = _opened(path, report)
+    pipeline = open_folder(path, report)
     if pipeline is None:
         return report
     family, machine = trained.family, trained.machine
@@ -73,19 +68,6 @@ def in_mixed_precision(trained: Trained) -> Iterator[None]:
     dtype = trained.machine.autocast
     with torch.autocast(trained.family.device.type, dtype, enabled=dtype is not None):
         yield
-
-
-def _opened(path: Path, report: Report) -> DiffusionPipeline | None:
-    from diffusers import DiffusionPipeline
-
-    try:
-        pipeline: DiffusionPipeline = DiffusionPipeline.from_pretrained(
-            path, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        report.faults.append(f"diffusers does not load it: {reason_of(error)}")
-        return None
-    return pipeline
 
 
 def _check_numbers(written: ModelFamily, trained: Trained, report: Report) -> None:

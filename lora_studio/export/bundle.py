@@ -9,7 +9,7 @@ from lora_studio.export import kohya
 from lora_studio.export.deltas import check_deltas
 from lora_studio.export.embedding import embeddings
 from lora_studio.export.opening import open_tensors
-from lora_studio.export.target import Job, Made, Target, one_path
+from lora_studio.export.target import Job, Made, Target, one_path, worst_left_out
 from lora_studio.export.verify import Report, open_lora
 
 _START = "bundle_emb."
@@ -24,17 +24,21 @@ def _tokens(job: Job) -> dict[str, Tensor]:
     return {f"{_START}{word}.{key}": one for word, tensors in found.items() for key, one in tensors.items()}
 
 
-def write(job: Job) -> Made:
-    """`<name>_a1111.safetensors`"""
+def refuse(job: Job) -> None:
+    """Raise StudioError unless there are both."""
     if not job.adapters.layers or not job.adapters.tokens:
         raise StudioError(
             "a1111_bundle is for a LoRA and learned tokens together, and this run has not both; take the "
             f"target {'kohya' if job.adapters.layers else 'embedding'}."
         )
+
+
+def write(job: Job) -> Made:
+    """`<name>_a1111.safetensors`"""
     (path,) = A1111_BUNDLE.paths(job)
     plain = kohya.plain_layers(job.family, job.adapters)
     error = job.write(path, kohya.spell(plain) | _tokens(job))
-    return Made((path,), error, max(one.left_out for one in plain.values()), (_NOTE,))
+    return Made((path,), error, worst_left_out(job, plain.values()), (_NOTE,))
 
 
 def check(job: Job, made: Made, report: Report) -> None:
@@ -46,4 +50,4 @@ def check(job: Job, made: Made, report: Report) -> None:
             report.faults.append(f"{key} is not what was trained")
 
 
-A1111_BUNDLE = Target(one_path("_a1111.safetensors"), write, check)
+A1111_BUNDLE = Target(one_path("_a1111.safetensors"), refuse, write, check)

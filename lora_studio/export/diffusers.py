@@ -17,9 +17,9 @@ from lora_studio.export.target import (
     Job,
     Made,
     Target,
+    need_changes_of_weights,
     one_path,
-    refuse_more_than_weights,
-    refuse_without_layers,
+    worst_left_out,
 )
 from lora_studio.export.verify import Report
 
@@ -37,11 +37,9 @@ def spell(plain: dict[str, Plain]) -> dict[str, Tensor]:
 
 def write(job: Job) -> Made:
     """`<name>_diffusers.safetensors`"""
-    refuse_without_layers(job, "diffusers")
-    refuse_more_than_weights(job, "diffusers")
     (path,) = DIFFUSERS.paths(job)
     plain = {layer.name: as_plain(layer) for layer in job.adapters.layers}
-    return Made((path,), job.write(path, spell(plain)), max(one.left_out for one in plain.values()))
+    return Made((path,), job.write(path, spell(plain)), worst_left_out(job, plain.values()))
 
 
 def check(job: Job, made: Made, report: Report) -> None:
@@ -57,4 +55,6 @@ def check(job: Job, made: Made, report: Report) -> None:
         report.faults.append(f"{len(tensors)} tensors are of no trained layer, first {next(iter(tensors))}")
 
 
-DIFFUSERS = Target(one_path("_diffusers.safetensors"), write, check, probed=True)
+DIFFUSERS = Target(
+    one_path("_diffusers.safetensors"), need_changes_of_weights("diffusers"), write, check, probed=True
+)

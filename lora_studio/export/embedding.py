@@ -52,11 +52,15 @@ def embedding_metadata(facts: TrainingFacts, traits: FileTraits, word: str) -> d
     } | ({"lora_studio.base": facts.base} if facts.base else {})
 
 
+def refuse(job: Job) -> None:
+    """Raise StudioError if there are none."""
+    if not job.adapters.tokens:
+        raise StudioError("embedding is for learned tokens, and this run has none; leave that target out.")
+
+
 def write(job: Job) -> Made:
     """`<word>.safetensors` of every learned token."""
     paths = EMBEDDING.paths(job)
-    if not paths:
-        raise StudioError("embedding is for learned tokens, and this run has none; leave that target out.")
     found, error = embeddings(job.family, job.adapters), 0.0
     for path, (word, tensors) in zip(paths, found.items(), strict=True):
         said = embedding_metadata(job.facts, job.family.traits, word)
@@ -78,7 +82,7 @@ def check(job: Job, made: Made, report: Report) -> None:
     check_embeddings({path.stem: path for path in made.paths}, job.family, job.family, job.adapters, report)
 
 
-EMBEDDING = Target(_paths, write, check)
+EMBEDDING = Target(_paths, refuse, write, check)
 
 
 def open_embedding(path: Path) -> dict[str, Tensor]:

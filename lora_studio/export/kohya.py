@@ -17,9 +17,9 @@ from lora_studio.export.target import (
     Job,
     Made,
     Target,
+    need_changes_of_weights,
     one_path,
-    refuse_more_than_weights,
-    refuse_without_layers,
+    worst_left_out,
 )
 from lora_studio.export.verify import Report, check_file, open_lora
 from lora_studio.families.base import ModelFamily
@@ -75,12 +75,10 @@ def in_range(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 
 def write(job: Job) -> Made:
     """`<name>.safetensors`: what everything loads."""
-    refuse_without_layers(job, "kohya")
-    refuse_more_than_weights(job, "kohya")
     (path,) = KOHYA.paths(job)
     plain = plain_layers(job.family, job.adapters)
     error = job.write(path, spell(plain))
-    return Made((path,), error, max(one.left_out for one in plain.values()))
+    return Made((path,), error, worst_left_out(job, plain.values()))
 
 
 def check(job: Job, made: Made, report: Report) -> None:
@@ -93,4 +91,4 @@ def check(job: Job, made: Made, report: Report) -> None:
         check_deltas(file, job.family, job.adapters, report)
 
 
-KOHYA = Target(one_path(".safetensors"), write, check, probed=True)
+KOHYA = Target(one_path(".safetensors"), need_changes_of_weights("kohya"), write, check, probed=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.export.folder import canonical_tensors, holds_exactly, open_folder, put_in, write_folder
-from lora_studio.export.target import Job, Made, Target, one_path, refuse_without_layers
+from lora_studio.export.target import Job, Made, Target, need_layers, one_path
 from lora_studio.export.verify import Report
 from lora_studio.export.write import DTYPES
 from lora_studio.families.base import ModelFamily
@@ -49,7 +49,6 @@ def notes_of(job: Job) -> tuple[str, ...]:
 
 def write(job: Job) -> Made:
     """`<name>_merged`, a folder."""
-    refuse_without_layers(job, "merged")
     (path,) = MERGED.paths(job)
     base, changed = merged_base(job)
     return Made((path,), write_folder(path, base, changed=changed, dtype=job.dtype), notes=notes_of(job))
@@ -80,4 +79,4 @@ def check(job: Job, made: Made, report: Report) -> None:
         report.faults.append(f"{len(wrong)} tensors are not what was trained, first {wrong[0]}")
 
 
-MERGED = Target(one_path("_merged"), write, check)
+MERGED = Target(one_path("_merged"), need_layers("merged"), write, check)

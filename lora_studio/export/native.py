@@ -13,7 +13,7 @@ from lora_studio.errors import StudioError
 from lora_studio.export import kohya
 from lora_studio.export.opening import open_tensors
 from lora_studio.export.plain import as_plain
-from lora_studio.export.target import Job, Made, Target, one_path, refuse_without_layers
+from lora_studio.export.target import Job, Made, Target, need_layers, one_path
 from lora_studio.export.verify import Report
 
 Spelled = dict[str, Tensor]  # by the end of its key
@@ -55,17 +55,17 @@ def _lokr(layer: Layer) -> Spelled:
 
 def _full(layer: Layer) -> Spelled:
     """Differences from the base."""
-    base = layer.module.get_base_layer()
-    ends = {"weight": "w_norm", "bias": "b_norm"}
-    if isinstance(base, nn.Linear | nn.Conv2d):
-        ends = {"weight": "diff", "bias": "diff_b"}
-    elif not isinstance(base, nn.LayerNorm | nn.GroupNorm):
-        raise StudioError(
-            f"native has no spelling for {layer.name}, which is no linear layer, convolution or "
-            "normalisation; take the target merged or checkpoint."
-        )
+    ends = _ends_of(layer)
     changes = {key.rpartition(".")[2]: change for key, change in layer.changes().items()}
     return {ends[end]: change for end, change in changes.items()}
+
+
+def _ends_of(layer: Layer) -> dict[str, str]:
+    """A trained tensor's name -> what its difference is called; empty if it has no name."""
+    base = layer.module.get_base_layer()
+    if isinstance(base, nn.Linear | nn.Conv2d):
+        return {"weight": "diff", "bias": "diff_b"}
+    return {"weight": "w_norm", "bias": "b_norm"} if isinstance(base, nn.LayerNorm | nn.GroupNorm) else {}
 
 
 SPELLED: dict[str, Callable[[Layer], Spelled]] = {
@@ -83,15 +83,26 @@ NOT_READ_BY = {  # as tried with the loaders' own code; ComfyUI and Forge read a
 }
 
 
-def write(job: Job) -> Made:
-    """`<name>_native.safetensors`; of plain LoRA what kohya's is."""
-    refuse_without_layers(job, "native")
+def refuse(job: Job) -> None:
+    """What LyCORIS has no tensors for."""
+    need_layers("native")(job)
     kind = job.adapters.options.kind
     if kind not in SPELLED:
         raise StudioError(
             f"native has no spelling for what the kind {kind!r} trains, which turns a layer's inputs "
             "where LyCORIS turns its outputs; take the target kohya, which has it as plain LoRA."
         )
+    strange = [layer.name for layer in job.adapters.layers if layer.originals and not _ends_of(layer)]
+    if strange:
+        raise StudioError(
+            f"native has no spelling for {strange[0]}, which is no linear layer, convolution or "
+            "normalisation; take the target merged or checkpoint."
+        )
+
+
+def write(job: Job) -> Made:
+    """`<name>_native.safetensors`; of plain LoRA what kohya's is."""
+    kind = job.adapters.options.kind
     (path,) = NATIVE.paths(job)
     named = {
         f"{job.family.ui_name(layer.part, layer.path)}.{end}": tensor.float().cpu().contiguous()
@@ -126,4 +137,4 @@ def check(job: Job, made: Made, report: Report) -> None:
         report.faults.append(f"{len(tensors)} tensors are of no trained layer, first {next(iter(tensors))}")
 
 
-NATIVE = Target(one_path("_native.safetensors"), write, check)
+NATIVE = Target(one_path("_native.safetensors"), refuse, write, check)

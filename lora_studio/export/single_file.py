@@ -7,7 +7,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lora_studio.export.merged import merged_base, notes_of
-from lora_studio.export.target import Job, Made, Target, one_path, refuse_without_layers
+from lora_studio.export.target import Job, Made, Target, need_layers, one_path
 from lora_studio.export.verify import Report
 from lora_studio.export.write import DTYPES, cast_error, write_large
 
@@ -19,7 +19,6 @@ def _whole(job: Job) -> dict[str, Tensor]:
 
 def write(job: Job) -> Made:
     """`<name>_checkpoint.safetensors`, all of it in the export's dtype."""
-    refuse_without_layers(job, "checkpoint")
     (path,) = CHECKPOINT.paths(job)
     tensors = _whole(job)
     error = cast_error({key: one for key, one in tensors.items() if one.is_floating_point()}, job.dtype)
@@ -55,4 +54,4 @@ def check(job: Job, made: Made, report: Report) -> None:
         report.faults.append(f"{len(wrong)} tensors are not what was trained, first {wrong[0]}")
 
 
-CHECKPOINT = Target(one_path("_checkpoint.safetensors"), write, check)
+CHECKPOINT = Target(one_path("_checkpoint.safetensors"), need_layers("checkpoint"), write, check)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.layer import Layer
 from lora_studio.errors import StudioError
 from lora_studio.export.metadata import TrainingFacts, build_metadata
+from lora_studio.export.plain import Plain
 from lora_studio.export.verify import Report
 from lora_studio.export.write import write_lora
 from lora_studio.families.base import ModelFamily
@@ -45,7 +46,7 @@ class Made:
 
     paths: tuple[Path, ...]
     cast_error: float  # the largest that the dtype caused in a tensor, relative to its largest number
-    left_out: float = 0.0  # the largest share of a layer's change that plain LoRA lacks
+    left_out: float | None = None  # largest share of a layer's change that plain LoRA lacks, where it is cut
     notes: tuple[str, ...] = ()  # what its user should know, in short sentences
 
 
@@ -54,8 +55,10 @@ class Target:
     """A form of files."""
 
     paths: Callable[[Job], tuple[Path, ...]]
+    refuse: Callable[[Job], None]
+    """Raises StudioError if what was trained cannot be written so; to be asked first."""
+
     write: Callable[[Job], Made]
-    """Raises StudioError if what was trained cannot be written so, in which case nothing is."""
 
     check: Callable[[Job, Made, Report], None]
     """Compares what lies on the disk with what was trained, and adds its findings to the report."""
@@ -69,23 +72,40 @@ def one_path(ending: str) -> Callable[[Job], tuple[Path, ...]]:
     return lambda job: (job.folder / f"{job.facts.name}{ending}",)
 
 
-def refuse_without_layers(job: Job, target: str) -> None:
-    """Raise StudioError if no layer was trained."""
-    if not job.adapters.layers:
-        raise StudioError(
-            f"{target} is for trained layers, and this run has learned tokens alone; take the target "
-            "embedding."
-        )
+def worst_left_out(job: Job, plain: Iterable[Plain]) -> float | None:
+    """None where every layer is plain LoRA exactly."""
+    if all(layer.factors() is not None for layer in job.adapters.layers):
+        return None
+    return max(one.left_out for one in plain)
 
 
-def refuse_more_than_weights(job: Job, target: str) -> None:
-    """Raise StudioError if a base's own layers were trained beyond the weights that LoRA can change."""
-    beyond = [f"{layer.name}.{end}" for layer in job.adapters.layers for end in _beyond_weights(layer)]
-    if beyond:
-        raise StudioError(
-            f"{target} holds changes of weights alone, but {len(beyond)} other tensors were trained, first "
-            f"{beyond[0]}; take the target merged or checkpoint."
-        )
+def need_layers(target: str) -> Callable[[Job], None]:
+    """Raises StudioError if no layer was trained."""
+
+    def refuse(job: Job) -> None:
+        if not job.adapters.layers:
+            raise StudioError(
+                f"{target} is for trained layers, and this run has learned tokens alone; take the target "
+                "embedding."
+            )
+
+    return refuse
+
+
+def need_changes_of_weights(target: str) -> Callable[[Job], None]:
+    """Raises StudioError, too, if tensors of the base were trained that LoRA cannot change."""
+    need = need_layers(target)
+
+    def refuse(job: Job) -> None:
+        need(job)
+        beyond = [f"{layer.name}.{end}" for layer in job.adapters.layers for end in _beyond_weights(layer)]
+        if beyond:
+            raise StudioError(
+                f"{target} holds changes of weights alone, but {len(beyond)} other tensors were trained, "
+                f"first {beyond[0]}; take the target merged or checkpoint."
+            )
+
+    return refuse
 
 
 def _beyond_weights(layer: Layer) -> list[str]:

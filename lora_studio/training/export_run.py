@@ -14,7 +14,7 @@ from lora_studio.adapters.full_places import Place
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.errors import CheckpointError, ExportMismatch, RecipeError, RunFolderError, StudioError
 from lora_studio.export import EXPORTERS
-from lora_studio.export.probe import Answers, ask_diffusers, judge, probed
+from lora_studio.export.probe import CAPTION, Answers, ask_diffusers, judge, probed
 from lora_studio.export.target import Job, Made, Target
 from lora_studio.export.verify import Report
 from lora_studio.export.write import DTYPES
@@ -27,7 +27,7 @@ from lora_studio.training.build_adapters import inject_adapters, unrounded
 from lora_studio.training.build_loop import make_state
 from lora_studio.training.checkpoint import load_state
 from lora_studio.training.events import Listener, Note, nobody
-from lora_studio.training.finish import job_of, probe, probe_caption, set_aside
+from lora_studio.training.finish import job_of, probe, set_aside
 from lora_studio.training.resume import RECIPE_FILE, refuse_other_inputs
 from lora_studio.training.state import State
 from lora_studio.training.trained import Trained
@@ -76,10 +76,12 @@ def export_run(folder: Path, wishes: Wishes, *, on_event: Listener = nobody) -> 
     out = wishes.folder or run.folder / "exports" / place.name
     job = job_of(trained, folder=out)
     job = replace(job, facts=replace(job.facts, steps=step))
+    for target in targets.values():
+        target.refuse(job)
     _refuse_overwriting(job, targets, force=wishes.force)
     found = []
     with state.shown():
-        expected = probe(trained) if any(one.probed for one in targets.values()) else None
+        expected = probe(trained, CAPTION) if any(one.probed for one in targets.values()) else None
         for name, target in targets.items():
             on_event(Note(f"writing {name}"))
             try:
@@ -165,14 +167,14 @@ def _verify(job: Job, target: Target, made: Made, trained: Trained, expected: An
     report = Report(made.paths[0].name)
     target.check(job, made, report)
     report.checks["cast_error"] = made.cast_error
-    if any(layer.factors() is None for layer in trained.adapters.layers):
+    if made.left_out is not None:
         report.checks["plain_left_out"] = made.left_out
-    if report.whole and target.probed and expected is not None and not trained.adapters.tokens:
+    if report.whole and target.probed and expected is not None:
         machine, fresh = trained.machine, job.load_base()
         machine.shrink(fresh)
         with trained.family.placed():  # nowhere but in main memory: there may be no room for two
             fresh.place(machine.device, *probed(fresh))
-            answer = ask_diffusers(made.paths[0], fresh, probe_caption(trained))
+            answer = ask_diffusers(made.paths[0], fresh)
             judge(answer, expected, report, rounding=machine.rounding)
     return report
 

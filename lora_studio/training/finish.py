@@ -120,8 +120,8 @@ def export(session: Session) -> tuple[Written, dict[str, float]]:
     lora = made[0].paths[0] if session.adapters.layers else None
     words = {path.stem: path for one in made for path in one.paths if path != lora}
     checks = {"cast_error": max(one.cast_error for one in made)}
-    if any(layer.factors() is None for layer in session.adapters.layers):
-        checks["plain_left_out"] = max(one.left_out for one in made)
+    if cut := [one.left_out for one in made if one.left_out is not None]:
+        checks["plain_left_out"] = max(cut)
     return Written(lora, words), checks
 
 
@@ -164,9 +164,9 @@ def _wrap_up(session: Session, written: Written, report: Report, seconds: dict[s
     return Finished(run.folder, written.lora, written.embeddings, report, summary)
 
 
-def probe(trained: Trained) -> Answers:
-    """What the live adapters answer, with and without them."""
-    family, caption = trained.family, probe_caption(trained)
+def probe(trained: Trained, caption: str | None = None) -> Answers:
+    """What the live adapters answer, with and without them; to a caption that has all learned tokens."""
+    family, caption = trained.family, caption or _probe_caption(trained)
     mixed = in_mixed_precision(trained) if trains_layers(trained.recipe) else nullcontext()
     with family.placed(*probed(family)), mixed:
         live = ask(family, caption)
@@ -174,7 +174,7 @@ def probe(trained: Trained) -> Answers:
             return answers_of(live, ask(family, caption))
 
 
-def probe_caption(trained: Trained) -> str:
+def _probe_caption(trained: Trained) -> str:
     """The usual one and every learned token."""
     return " ".join([CAPTION, *dict.fromkeys(token.word for token in trained.adapters.tokens)])
 
@@ -184,7 +184,7 @@ def verify_run(written: Written, trained: Trained, expected: Answers) -> Report:
     if written.lora and trains_layers(trained.recipe):
         return verify_base(written.lora, trained, expected)
     family, machine, adapters = trained.family, trained.machine, trained.adapters
-    fresh, caption, report = base_of(trained.recipe), probe_caption(trained), Report(written.paths[0].name)
+    fresh, caption, report = base_of(trained.recipe), _probe_caption(trained), Report(written.paths[0].name)
     if written.lora:
         file = open_lora(written.lora)
         report = check_file(file)

@@ -49,8 +49,8 @@ def spell(plain: Mapping[str, Plain]) -> dict[str, Tensor]:
     layer, and what a layer's own is beside that goes into `up`: diffusers loses the alphas of some layers of
     SD1 and gives them the commonest one.
     """
-    alphas = Counter(one.scale * len(one.down) for one in plain.values() if one.up.any())
-    alpha = alphas.most_common(1)[0][0] if alphas else 1.0
+    changed = [one for one in plain.values() if one.up.any()] or list(plain.values())
+    alpha = Counter(one.scale * len(one.down) for one in changed).most_common(1)[0][0]
     named: dict[str, Tensor] = {}
     for name, (down, up, scale, _) in plain.items():
         share = scale * len(down) / alpha

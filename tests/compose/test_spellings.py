@@ -128,7 +128,7 @@ def check(
         down, up, name = spell(place)
         tensors[down], tensors[up] = factors(shape, number)
         if alpha is not None:
-            tensors[name] = alpha
+            tensors[name] = alpha.clone()
     save_file(tensors, path)
     file = read_any(path)
     names = {place: expected(place)[0].partition(".")[0] for place in shapes}

@@ -74,7 +74,8 @@ def test_diffusers_loads_every_key_and_answers_as_the_live_adapter(
     with caplog.at_level(logging.WARNING):
         answer = ask_diffusers(result.paths[0], fresh)
     assert rms(answer - live) < 5e-3 * rms(live - ask(fresh))
-    assert not [one for one in caplog.messages if "unexpected" in one or "not used" in one or "rename" in one]
+    unused = ("unexpected keys", "missing keys", "not been correctly")
+    assert not [one for one in caplog.messages if any(words in one for words in unused)]
 
 
 def test_a_diffusers_file_has_peft_names_and_nothing_else(
@@ -91,7 +92,7 @@ def test_a_diffusers_file_has_peft_names_and_nothing_else(
 def test_lycoris_reads_a_native_file_as_the_live_change(
     kind: str, rank: int, base_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """With its own loader; `rank` 64 is LoKr's of two whole factors."""
+    """As they answer, with its own loader; `rank` 64 is LoKr's of two whole factors."""
     modules = pytest.importorskip("lycoris.modules")
     rank = rank if kind == "lokr" else 3
     name = str(base_of("sd15"))
@@ -103,9 +104,10 @@ def test_lycoris_reads_a_native_file_as_the_live_change(
         frozen = fresh.layer(layer.part, layer.path)
         kind_of, values = modules.get_module(tensors, ui)
         module = modules.make_module(kind_of, values, ui, frozen)
-        merged, _ = module.get_merged_weight(1.0)
-        found, live = merged.detach() - frozen.weight.detach(), layer.delta().detach()
-        assert (found - live).norm() < 1e-4 * live.norm(), ui
+        inputs = torch.randn(2, layer.delta().shape[1], *((8, 8) if layer.delta().ndim == 4 else ()))
+        base, live = frozen(inputs), layer.module(inputs) if kind != "full" else layer.module.module(inputs)
+        module.apply_to()  # not its merged weight, to which LyCORIS 4.1 gives LoHa's scale twice
+        assert (frozen(inputs) - live).norm() < 1e-4 * (live - base).norm(), ui
         used |= {f"{ui}.{end}" for end in kind_of.weight_list}
     assert tensors.keys() <= used
 

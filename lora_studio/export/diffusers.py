@@ -22,6 +22,7 @@ from lora_studio.export.target import (
     worst_left_out,
 )
 from lora_studio.export.verify import Report
+from lora_studio.export.write import DTYPES
 
 DOWN, UP = "lora_A.weight", "lora_B.weight"
 
@@ -50,7 +51,7 @@ def check(job: Job, made: Made, report: Report) -> None:
         down, up = (tensors.pop(f"{layer.name}.{end}").float() for end in (DOWN, UP))
         return up.flatten(1) @ down.flatten(1)
 
-    compare(job.adapters, change, report)
+    compare(job.adapters, change, report, dtype=DTYPES[job.dtype])
     if tensors:
         report.faults.append(f"{len(tensors)} tensors are of no trained layer, first {next(iter(tensors))}")
 

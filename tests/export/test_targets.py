@@ -183,3 +183,25 @@ def test_a_single_file_at_full_size_has_the_published_keys(number: int, count: i
     assert {key: one.shape for key, one in written.items() if "position_ids" not in key} == {
         key: one.shape for key, one in expected.items()
     }
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_diffusers_loads_the_same_numbers_from_a_single_file(number: int, tmp_path: Path) -> None:
+    """By its own reader; text encoders, which that takes in published sizes alone, by ours."""
+    from lora_studio.export.write import write_large
+    from lora_studio.families.single_file import load_single_file
+
+    name, path = ("sd15", "sd2", "sdxl")[number], tmp_path / "whole.safetensors"
+    torch.manual_seed(0)
+    parts = new_parts(name, MINIATURES[name])
+    write_large(path, original_tensors(KINDS[number], parts), dtype="float32", metadata={})
+    for part in ("unet", "vae"):
+        parts[part].save_config(tmp_path / part)
+        loaded = type(parts[part]).from_single_file(
+            path, config=str(tmp_path), subfolder=part, local_files_only=True
+        )
+        found, expected = loaded.state_dict(), parts[part].state_dict()
+        assert found.keys() == expected.keys() and all(found[key].equal(expected[key]) for key in found)
+    for part, module in load_single_file(path).parts.items():
+        expected = parts[part].state_dict()
+        assert all(one.equal(expected[key]) for key, one in module.state_dict().items()), part

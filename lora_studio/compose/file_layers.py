@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lora_studio.compose.layers import REQUIRED, FileLayer
+from lora_studio.compose.layers import OPTIONAL, REQUIRED, FileLayer
 from lora_studio.data.names import some
 from lora_studio.errors import StudioError, reason_of
 from lora_studio.export.opening import open_tensors
@@ -30,7 +30,7 @@ _ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\.lora_B(?:\.[^.]+)?(?:\.weight)", "up"),
         (r"(?:\.|_)lora(?:_linear_layer)?\.(down|up)(?:\.weight)", r"\1"),
         (r"\.(?:lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?|dora_scale)", "magnitude"),
-        (r"\.(?:hada|lokr)_(w[12](?:_[ab])?|t[12])(?:\.weight)?", r"\1"),
+        (r"\.((?:hada|lokr)_(?:w[12](?:_[ab])?|t[12]))(?:\.weight)?", r"\1"),
         (r"\.(alpha|diff|oft_blocks|rescale)", r"\1"),
         (r"\.(diff_b|w_norm|b_norm)", r"\1"),
     )
@@ -105,6 +105,11 @@ def _layer(path: Path, place: Place, key: str, ends: dict[str, Tensor], said: Sa
     kind = next((one for one, needed in REQUIRED.items() if any(e in ends for e in sum(needed, ()))), None)
     missing = [] if kind is None else [one[0] for one in REQUIRED[kind] if not any(e in ends for e in one)]
     values = {end: tensor for end, tensor in ends.items() if end != "alpha"}
+    strange = [end for end in values if kind and end not in sum(REQUIRED[kind], OPTIONAL[kind])]
+    if strange:
+        raise StudioError(
+            f"{path.name}: {key} is {kind} and has {strange[0]} beside that; it is not converted."
+        )
     if kind is None or missing or (kind == "oft" and values["oft_blocks"].ndim != 3):
         what = f"lacks its {', '.join(missing)}" if missing else "is of a kind that is not known"
         raise StudioError(f"{path.name}: {key} {what}; it is not converted.")
@@ -115,7 +120,8 @@ def _layer(path: Path, place: Place, key: str, ends: dict[str, Tensor], said: Sa
         alpha = said.alphas.get(place, said.alphas.get(place.part))
         if alpha is not None and place.part in said.by_square_root:  # rsLoRA: alpha / sqrt(rank)
             alpha *= len(values["down"]) ** 0.5
-    return FileLayer(place, key, kind, values, alpha)
+    named = {end.removeprefix("hada_").removeprefix("lokr_"): tensor for end, tensor in values.items()}
+    return FileLayer(place, key, kind, named, alpha)
 
 
 def _said_alphas(path: Path, metadata: Mapping[str, str]) -> Said:

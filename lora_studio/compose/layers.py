@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.dora import DORA
 from lora_studio.adapters.loha import LOHA
 from lora_studio.adapters.lokr import LOKR
 from lora_studio.errors import StudioError
@@ -58,7 +57,9 @@ class FileLayer:
                 f"the change of {self.key} depends on the base's weight; name the base that it is for."
             )
         values = {end: tensor.float() for end, tensor in self.tensors.items()}
-        return CHANGES[self.kind](self, values, None if weight is None else weight.detach().float())
+        frozen = None if weight is None else weight.detach().float()
+        change = CHANGES[self.kind](self, values, frozen)
+        return change if "magnitude" not in values else _decomposed(change, frozen, values["magnitude"])
 
     def _scale(self, rank: int) -> float:
         return 1.0 if self.alpha is None else self.alpha / rank
@@ -81,16 +82,19 @@ def _plain_lora(tensors: Mapping[str, Tensor], scale: float) -> Plain:
 
 def _lora(layer: FileLayer, values: Mapping[str, Tensor], weight: Tensor | None) -> Tensor:
     down, up, scale, _ = _plain_lora(values, layer._scale(len(values["down"])))
-    if "magnitude" not in values:
-        return (scale * up.flatten(1) @ down.flatten(1)).view(len(up), *down.shape[1:])
+    return (scale * up.flatten(1) @ down.flatten(1)).view(len(up), *down.shape[1:])
+
+
+def _decomposed(change: Tensor, weight: Tensor | None, magnitude: Tensor) -> Tensor:
+    """DoRA: W + change with the norms `magnitude`, of the outputs or, in LyCORIS before 3.2, the inputs."""
     assert weight is not None
-    flat, magnitude = weight.flatten(1), values["magnitude"]
-    if magnitude.ndim > 1 and magnitude.shape[0] == 1 != len(weight):  # LyCORIS before 3.2: by the inputs
-        whole = weight + (scale * up.flatten(1) @ down.flatten(1)).view(weight.shape)
-        norms = whole.transpose(0, 1).flatten(1).norm(dim=1).view(1, -1, *(1 for _ in weight.shape[2:]))
-        return whole * (magnitude.view(norms.shape) / norms) - weight
-    tensors = {"down": down.flatten(1), "up": up.flatten(1), "magnitude": magnitude.flatten()}
-    return DORA.change(tensors, scale, weight=flat).view(weight.shape)
+    whole = weight + change.reshape(weight.shape)
+    by_inputs = magnitude.ndim > 1 and magnitude.shape[0] == 1 != len(weight)
+    rows = whole.transpose(0, 1) if by_inputs else whole
+    norms = rows.flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).eps)
+    share = (magnitude.flatten() / norms).view(-1, *(1 for _ in rows.shape[1:]))
+    turned = rows * share
+    return (turned.transpose(0, 1) if by_inputs else turned) - weight
 
 
 def _loha(layer: FileLayer, values: Mapping[str, Tensor], weight: Tensor | None) -> Tensor:
@@ -102,7 +106,8 @@ def _loha(layer: FileLayer, values: Mapping[str, Tensor], weight: Tensor | None)
 
 def _tucker(values: Mapping[str, Tensor], one: str) -> Tensor:
     """t [r, r, k, k], a [r, out] and b [r, in] -> [out, in, k, k]"""
-    return torch.einsum("ijhw,jq,ip->pqhw", values[f"t{one}"], values[f"w{one}_b"], values[f"w{one}_a"])
+    change = torch.einsum("ijhw,jq,ip->pqhw", values[f"t{one}"], values[f"w{one}_b"], values[f"w{one}_a"])
+    return change.contiguous()
 
 
 def _lokr(layer: FileLayer, values: Mapping[str, Tensor], weight: Tensor | None) -> Tensor:
@@ -146,8 +151,20 @@ CHANGES: dict[str, Callable[[FileLayer, Mapping[str, Tensor], Tensor | None], Te
 }
 REQUIRED: dict[str, tuple[tuple[str, ...], ...]] = {  # kind -> what there must be, one of each
     "lora": (("down",), ("up",)),
-    "loha": (("w1_a",), ("w1_b",), ("w2_a",), ("w2_b",)),
-    "lokr": (("w1", "w1_a"), ("w1", "w1_b"), ("w2", "w2_a"), ("w2", "w2_b")),
+    "loha": (("hada_w1_a",), ("hada_w1_b",), ("hada_w2_a",), ("hada_w2_b",)),
+    "lokr": (
+        ("lokr_w1", "lokr_w1_a"),
+        ("lokr_w1", "lokr_w1_b"),
+        ("lokr_w2", "lokr_w2_a"),
+        ("lokr_w2", "lokr_w2_b"),
+    ),
     "full": (("diff",),),
     "oft": (("oft_blocks",),),
+}
+OPTIONAL: dict[str, tuple[str, ...]] = {
+    "lora": ("mid", "magnitude"),
+    "loha": ("hada_t1", "hada_t2", "magnitude"),
+    "lokr": ("lokr_t2", "magnitude"),
+    "full": (),
+    "oft": ("rescale",),
 }

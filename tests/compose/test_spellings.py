@@ -215,6 +215,10 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
         lambda t: t.update({"unet.mid_block.attentions.0.proj_in.lora_A.weight": torch.ones(2, 2)}),
         "twice",
     ),
+    "two kinds in one layer": (
+        lambda t: t.update({"lora_unet_mid_block_attentions_0_proj_in.diff": torch.ones(8, 8)}),
+        "beside that",
+    ),
     "nothing": (lambda t: t.clear(), "holds nothing"),
 }
 

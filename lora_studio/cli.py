@@ -16,8 +16,10 @@ from lora_studio import (
     cli_buckets,
     cli_cache,
     cli_captions,
+    cli_convert,
     cli_doctor,
     cli_env,
+    cli_export,
     cli_init,
     cli_inspect,
     cli_metadata,
@@ -147,6 +149,8 @@ app.command()(cli_env.env)
 app.command()(cli_metadata.metadata)
 app.command()(cli_metadata.sidecars)
 app.command()(cli_push.push)
+app.command()(cli_export.export)
+app.command()(cli_convert.convert)
 app.command("class-images")(cli_cache.class_images)
 app.add_typer(cli_cache.cache)
 

@@ -8,7 +8,7 @@ import shutil
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from io import FileIO
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,21 @@ def run_folder(name: str) -> Path:
 
 def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
     """`path` holds either its old content or all of the new, which may come in pieces, whatever happens."""
+    with writing_atomically(path) as file:
+        file.writelines([content] if isinstance(content, bytes) else content)
+
+
+@contextmanager
+def writing_atomically(path: Path) -> Iterator[BufferedWriter]:
+    """A file to be written piece by piece; it is at `path` when all of it is on the disk, not before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not built from the name, which may already be as long as the file system allows.
     temporary = path.with_name(_TEMPORARY.replace("*", uuid.uuid4().hex))
     try:
-        _write_synced(temporary, content)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -177,9 +187,9 @@ def _write_line(file: FileIO, values: Mapping[str, Any]) -> None:
         line = line[file.write(line) :]
 
 
-def _write_synced(path: Path, content: bytes | Iterable[bytes]) -> None:
+def _write_synced(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
-        file.writelines([content] if isinstance(content, bytes) else content)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 

@@ -17,6 +17,7 @@ FLOORS = {
         *("cli_metadata", "cli_push", "printing_metadata"),
         *("web", "__main__", "printing", "printing_buckets", "printing_captions", "printing_doctor"),
         *("printing_plan", "printing_processes", "printing_watch"),
+        *("cli_convert", "cli_export", "printing_export"),
     ],
     4: ["evaluate"],
     3: ["training", "export", "compose"],
@@ -71,6 +72,10 @@ SIDEWAYS = {
     ("cli", "printing_uis"): "a verb shows what it did",
     ("cli_inspect", "printing_inspect"): "a verb shows what it did",
     ("printing_inspect", "printing_uis"): "how UIs load a file is told alike everywhere",
+    ("cli", "cli_export"): "the verb export has a file of its own",
+    ("cli", "cli_convert"): "the verb convert has a file of its own",
+    ("cli_export", "printing_export"): "a verb shows what it did",
+    ("cli_convert", "printing_export"): "a verb shows what it did",
 }
 _TABLE_ENTRY = re.compile(
     r"(lora_studio(?:\.\w+)*):\w+"

@@ -90,6 +90,16 @@ class Record:
         # A file name that is no UTF-8 holds lone surrogates; written as \udcXX they are still valid JSON.
         return line.encode("utf-8", "backslashreplace").decode("utf-8")
 
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Record:
+        """From the values of a line; without the paths, which stand in none."""
+        values = _with_tuples(fields) | {"path": "", "bucket": _bucket(fields["bucket"])}
+        values["overrides"] = Overrides(**_with_tuples(fields["overrides"]))
+        values["more_views"] = tuple(
+            View(**_with_tuples(view) | {"bucket": _bucket(view["bucket"])}) for view in fields["more_views"]
+        )
+        return cls(**values)
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -118,3 +128,11 @@ class Manifest:
 
 def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+
+def _bucket(name: str | None) -> Bucket | None:
+    return None if name is None else Bucket(*map(int, name.split("x")))

@@ -1,16 +1,21 @@
 """From trained adapters to a file that every UI loads, and the proof that it does."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lora_studio.registry import Registry
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from lora_studio.export.target import Target
 
-    from lora_studio.adapters.base import AdapterSet
-    from lora_studio.families.base import ModelFamily
-
-EXPORTERS: Registry[Callable[["ModelFamily", "AdapterSet"], dict[str, "Tensor"]]] = Registry(
-    "export target", {"kohya": "lora_studio.export.kohya:tensors"}
+EXPORTERS: Registry["Target"] = Registry(
+    "export target",
+    {
+        "kohya": "lora_studio.export.kohya:KOHYA",
+        "diffusers": "lora_studio.export.diffusers:DIFFUSERS",
+        "native": "lora_studio.export.native:NATIVE",
+        "embedding": "lora_studio.export.embedding:EMBEDDING",
+        "a1111_bundle": "lora_studio.export.bundle:A1111_BUNDLE",
+        "merged": "lora_studio.export.merged:MERGED",
+        "checkpoint": "lora_studio.export.single_file:CHECKPOINT",
+    },
 )

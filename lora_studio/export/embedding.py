@@ -15,11 +15,13 @@ from torch import Tensor
 
 from lora_studio import __version__
 from lora_studio.adapters.base import AdapterSet
-from lora_studio.export.header import read_header
-from lora_studio.export.metadata import TrainingFacts
+from lora_studio.errors import StudioError
+from lora_studio.export.metadata import TrainingFacts, hashes
+from lora_studio.export.opening import open_tensors
+from lora_studio.export.target import Job, Made, Target
 from lora_studio.export.values import DTYPES
 from lora_studio.export.verify import Report
-from lora_studio.export.write import tensor_hash, write_lora
+from lora_studio.export.write import write_lora
 from lora_studio.families.base import FileTraits, ModelFamily
 from lora_studio.families.new_tokens import answer_at_end
 
@@ -37,7 +39,6 @@ def embedding_metadata(
     facts: TrainingFacts, traits: FileTraits, word: str, tensor_block: bytes
 ) -> dict[str, str]:
     """What a token's file says about itself; no clock, path or folder."""
-    whole = tensor_hash([tensor_block])
     said = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": traits.architecture.replace("/lora", "/textual-inversion"),
@@ -50,29 +51,43 @@ def embedding_metadata(
         "ss_steps": str(facts.steps),
         "lora_studio.version": __version__,
         "lora_studio.base_fingerprint": facts.base_fingerprint,
-        "modelspec.hash_sha256": f"0x{whole}",
-        "sshs_model_hash": whole,
-    }
+    } | hashes(tensor_block)
     base = {"lora_studio.base": facts.base} if facts.base else {}
     return said | base | dict(facts.spec) | dict(facts.provenance)
 
 
-def write_embeddings(
-    folder: Path, family: ModelFamily, adapters: AdapterSet, facts: TrainingFacts, *, dtype: str
-) -> dict[str, Path]:
-    """Word -> the file that was written. Raises ExportMismatch if a value does not fit into the dtype."""
-    paths = {}
-    for word, tensors in embeddings(family, adapters).items():
-        paths[word] = folder / f"{word}.safetensors"
-        describe = partial(embedding_metadata, facts, family.traits, word)
-        write_lora(paths[word], tensors, dtype=dtype, describe=describe)
-    return paths
+def refuse(job: Job) -> None:
+    """Raise StudioError if there are none."""
+    if not job.adapters.tokens:
+        raise StudioError("embedding is for learned tokens, and this run has none; leave that target out.")
+
+
+def write(job: Job) -> Made:
+    """`<word>.safetensors` of every learned token."""
+    paths = EMBEDDING.paths(job)
+    found, error = embeddings(job.family, job.adapters), 0.0
+    for path, (word, tensors) in zip(paths, found.items(), strict=True):
+        describe = partial(embedding_metadata, job.facts, job.family.traits, word)
+        error = max(error, write_lora(path, tensors, dtype=job.dtype, describe=describe))
+    return Made(paths, error)
+
+
+def _paths(job: Job) -> tuple[Path, ...]:
+    words = dict.fromkeys(token.word for token in job.adapters.tokens)
+    return tuple(job.folder / f"{word}.safetensors" for word in words)
+
+
+def check(job: Job, made: Made, report: Report) -> None:
+    """As `check_embeddings`, but that its base's shapes are those of the adapted one."""
+    check_embeddings({path.stem: path for path in made.paths}, job.family, job.family, job.adapters, report)
+
+
+EMBEDDING = Target(_paths, refuse, write, check)
 
 
 def open_embedding(path: Path) -> dict[str, Tensor]:
     """A file's tensors. Raises StudioError if it is not there or no whole safetensors file."""
-    header = read_header(path)
-    return {key: header.tensor(key) for key in header.entries}
+    return open_tensors(path)[0]
 
 
 def check_tensors(path: Path, report: Report) -> dict[str, Tensor]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lora_studio.errors import ExportMismatch
-from lora_studio.export.write import DTYPES
+from lora_studio.errors import reason_of
+from lora_studio.export.verify import Report
+from lora_studio.export.write import DTYPES, cast_error
 from lora_studio.families.base import ModelFamily
 from lora_studio.run import sync
 
@@ -31,13 +32,10 @@ def write_folder(path: Path, family: ModelFamily, *, changed: Collection[str], d
     when a value does not fit into the dtype, in which case nothing is written.
     """
     wanted = DTYPES[dtype]
-    overflown = [f"{p}.{k}" for p in changed for k in _overflowing(family.parts[p], wanted)]
-    if overflown:
-        raise ExportMismatch(
-            f"{len(overflown)} tensors do not fit into {dtype}, first {overflown[0]}; "
-            'set export.dtype = "float32".'
-        )
-    error = max((cast_error(one, wanted) for p in changed for one in family.parts[p].parameters()), default=0)
+    error = cast_error(
+        {f"{name}.{key}": one for name in changed for key, one in family.parts[name].named_parameters()},
+        dtype,
+    )
     pipeline = _pipeline(family)
     for name, part in family.parts.items():
         if name in changed or holds_exactly(part, wanted):
@@ -64,6 +62,22 @@ def write_folder(path: Path, family: ModelFamily, *, changed: Collection[str], d
     return error
 
 
+def open_folder(path: Path, report: Report) -> DiffusionPipeline | None:
+    """What diffusers loads from it, in float32; none, and a fault in the report, if it loads nothing."""
+    from diffusers import DiffusionPipeline
+    from diffusers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    try:
+        pipeline: DiffusionPipeline = DiffusionPipeline.from_pretrained(
+            path, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        report.faults.append(f"diffusers does not load it: {reason_of(error)}")
+        return None
+    return pipeline
+
+
 def put_in(family: ModelFamily, tensors: Mapping[str, Tensor]) -> set[str]:
     """Copy tensors, by their canonical keys, into an unadapted family's parts; which parts that changed."""
     own = canonical_tensors(family)
@@ -86,18 +100,6 @@ def canonical_tensors(family: ModelFamily) -> dict[str, nn.Parameter]:
 def holds_exactly(part: nn.Module, dtype: torch.dtype) -> bool:
     """Whether a dtype has all the digits of a part's tensors."""
     return all(torch.equal(one.to(dtype).to(one.dtype), one) for one in part.state_dict().values())
-
-
-def cast_error(exact: Tensor, dtype: torch.dtype) -> float:
-    """The largest error of a tensor in another dtype, relative to its largest number."""
-    size = exact.detach().abs().max().item()
-    return (
-        (exact.detach().to(dtype).float() - exact.detach().float()).abs().max().item() / size if size else 0.0
-    )
-
-
-def _overflowing(part: nn.Module, dtype: torch.dtype) -> list[str]:
-    return [name for name, one in part.named_parameters() if not one.to(dtype).isfinite().all()]
 
 
 def _pipeline(family: ModelFamily) -> DiffusionPipeline:

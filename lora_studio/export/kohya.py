@@ -4,47 +4,66 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from lora_studio.adapters.base import AdapterSet
-from lora_studio.adapters.layer import Layer, shape_of
-from lora_studio.export.plain import as_factors
+from lora_studio.adapters.layer import shape_of
+from lora_studio.export.deltas import check_deltas
+from lora_studio.export.plain import Plain, as_plain
+from lora_studio.export.rules import check_rules
+from lora_studio.export.target import (
+    Job,
+    Made,
+    Target,
+    need_changes_of_weights,
+    one_path,
+    worst_left_out,
+)
+from lora_studio.export.verify import Report, check_file, open_lora
 from lora_studio.families.base import ModelFamily
 
 SMALL = 2.0**-8
 
 
 def tensors(family: ModelFamily, adapters: AdapterSet) -> dict[str, Tensor]:
-    """UI key -> float32 tensor, plain LoRA whatever the kind; layers that UIs look for are added, as zero.
+    """UI key -> float32 tensor, plain LoRA whatever the kind; layers that UIs look for are added, as zero."""
+    return spell(plain_layers(family, adapters))
+
+
+def plain_layers(family: ModelFamily, adapters: AdapterSet) -> dict[str, Plain]:
+    """UI name -> plain LoRA, whatever the kind; layers that UIs look for are added, as zero."""
+    plain = {family.ui_name(layer.part, layer.path): as_plain(layer) for layer in adapters.layers}
+    for part, path in family.companions([(layer.part, layer.path) for layer in adapters.layers]):
+        shape = shape_of(family.layer(part, path))
+        down, up = torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *(1 for _ in shape[2:]))
+        plain[family.ui_name(part, path)] = Plain(down, up, 1.0)
+    return plain
+
+
+def spell(plain: Mapping[str, Plain]) -> dict[str, Tensor]:
+    """UI name -> plain LoRA, as UI key -> float32 tensor.
 
     `alpha` is 0-dimensional and always written: without it readers guess a scale. It is the same in every
     layer, and what a layer's own is beside that goes into `up`: diffusers loses the alphas of some layers of
     SD1 and gives them the commonest one.
     """
-    plain = {family.ui_name(layer.part, layer.path): _plain(layer) for layer in adapters.layers}
-    alphas = Counter(scale * len(down) for down, _, scale in plain.values())
-    alpha = alphas.most_common(1)[0][0]
-    for part, path in family.companions([(layer.part, layer.path) for layer in adapters.layers]):
-        shape = shape_of(family.layer(part, path))
-        down, up = torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *(1 for _ in shape[2:]))
-        plain[family.ui_name(part, path)] = Plain(down, up, 1.0)
+    changed = [one for one in plain.values() if one.up.any()] or list(plain.values())
+    alpha = Counter(one.scale * len(one.down) for one in changed).most_common(1)[0][0]
     named: dict[str, Tensor] = {}
-    for name, (down, up, scale) in plain.items():
+    for name, (down, up, scale, _) in plain.items():
         share = scale * len(down) / alpha
-        down, up = _in_range(
-            *(one.detach().float().cpu() for one in (down, up if share == 1 else up * share))
-        )
+        down, up = in_range(*(one.detach().float().cpu() for one in (down, up if share == 1 else up * share)))
         named[f"{name}.lora_down.weight"] = down.contiguous()
         named[f"{name}.lora_up.weight"] = up.contiguous()
         named[f"{name}.alpha"] = torch.tensor(alpha)
     return named
 
 
-def _in_range(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """With an `up` that hardly began to learn made larger and its `down` smaller, by powers of two.
+def in_range(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """An `up` that hardly began to learn made larger, and its `down` smaller, by powers of two.
 
     The product stays the same to the last bit, and float16 has few bits left for numbers below 6e-5.
     """
@@ -55,16 +74,23 @@ def _in_range(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return down / power, up * power
 
 
-class Plain(NamedTuple):
-    """A layer's change: scale * up @ down."""
+def write(job: Job) -> Made:
+    """`<name>.safetensors`: what everything loads."""
+    (path,) = KOHYA.paths(job)
+    plain = plain_layers(job.family, job.adapters)
+    error = job.write(path, spell(plain))
+    return Made((path,), error, worst_left_out(job, plain.values()))
 
-    down: Tensor  # [r, in] or [r, in, k, k]
-    up: Tensor  # [out, r] or [out, r, 1, 1]
-    scale: float
+
+def check(job: Job, made: Made, report: Report) -> None:
+    """The file by itself, and every layer's change recomputed from its bytes."""
+    file = open_lora(made.paths[0])
+    found = check_file(file)
+    report.faults += found.faults
+    report.checks |= found.checks
+    check_rules(file, report)
+    if report.whole:
+        check_deltas(file, job.family, job.adapters, report)
 
 
-def _plain(layer: Layer) -> Plain:
-    if layer.tensors.keys() == {"down", "up"} and not layer.constants:
-        return Plain(layer.tensors["down"], layer.tensors["up"], layer.scale)
-    shape, (down, up) = shape_of(layer.module.get_base_layer()), as_factors(layer)
-    return Plain(down.view(-1, *shape[1:]), up.view(*up.shape, *(1 for _ in shape[2:])), 1.0)
+KOHYA = Target(one_path(".safetensors"), need_changes_of_weights("kohya"), write, check, probed=True)

@@ -88,7 +88,7 @@ def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes
 
     Tags are left out if there is no room for them; `write_lora` adds what depends on the header.
     """
-    trigger, whole = _shortened(facts.trigger), tensor_hash([tensor_block])
+    trigger = _shortened(facts.trigger)
     optional = {
         "ss_min_snr_gamma": f"{facts.snr_gamma:g}" if facts.snr_gamma and not facts.debiased else "",
         "ss_debiased_estimation": "True" if facts.debiased else "",
@@ -109,12 +109,16 @@ def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes
         "lora_studio.base_fingerprint": facts.base_fingerprint,
         STRENGTH: f"{facts.strength:g}",
         "modelspec.usage_hint": usage_hint(facts.strength, trigger),
-        "modelspec.hash_sha256": f"0x{whole}",
-        "sshs_model_hash": whole,
-    }
+    } | hashes(tensor_block)
     metadata |= tag_keys(facts.triggers, facts.tags, MAX_BYTES - size_of(metadata) - 2)
     assert size_of(metadata) < MAX_BYTES, f"metadata of {size_of(metadata)} bytes"
     return metadata
+
+
+def hashes(tensor_block: bytes) -> dict[str, str]:
+    """By which UIs know a file, whatever its metadata says; `write_lora` adds the legacy one."""
+    whole = tensor_hash([tensor_block])
+    return {"modelspec.hash_sha256": f"0x{whole}", "sshs_model_hash": whole}
 
 
 def size_of(metadata: Mapping[str, str]) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.kind import Factors
@@ -28,20 +31,49 @@ def most_bytes(adapters: AdapterSet, dtype: str) -> int:
     return (numbers + sum(token.rows.numel() for token in adapters.tokens)) * DTYPES[dtype].itemsize
 
 
-def as_factors(layer: Layer) -> Factors:
-    """Its factors, or those of a singular value decomposition, of as few ranks as leave out at most `CUT`.
+class Plain(NamedTuple):
+    """A layer's change of weight as plain LoRA, scale * up @ down."""
+
+    down: Tensor  # [r, in] or [r, in, k, k]
+    up: Tensor  # [out, r] or [out, r, 1, 1]
+    scale: float
+    left_out: float = 0.0  # share of the change's norm that it lacks
+
+
+class Cut(NamedTuple):
+    """A change of weight as factors that may lack a little of it."""
+
+    factors: Factors
+    left_out: float  # share of the change's norm
+
+
+def as_plain(layer: Layer) -> Plain:
+    """A trained layer's, exact where that takes no more ranks than its weight has itself."""
+    if layer.tensors.keys() == {"down", "up"} and not layer.constants:
+        return Plain(layer.tensors["down"], layer.tensors["up"], layer.scale)
+    exact = layer.factors()
+    cut = Cut(_balanced(exact), 0.0) if exact is not None else factorise(layer.delta().flatten(1))
+    return shaped(cut, shape_of(layer.module.get_base_layer()))
+
+
+def shaped(cut: Cut, shape: Sequence[int]) -> Plain:
+    """With the sides of a weight that is [out, in] or [out, in, k, k]."""
+    (down, up), left_out = cut
+    return Plain(down.view(-1, *shape[1:]), up.view(*up.shape, *(1 for _ in shape[2:])), 1.0, left_out)
+
+
+def factorise(change: Tensor) -> Cut:
+    """[out, in] by a singular value decomposition, of as few ranks as leave out at most `CUT`.
 
     Both factors are of one size in every rank, so that neither leaves float16's range.
     """
-    exact = layer.factors()
-    if exact is not None:
-        return _balanced(exact)
-    left, sizes, right = torch.linalg.svd(layer.delta().flatten(1), full_matrices=False)
+    left, sizes, right = torch.linalg.svd(change, full_matrices=False)
     energy = sizes.double().square()
     tail = energy.flip(0).cumsum(0).flip(0)  # of the ranks from each one on
     rank = max(1, int((tail > CUT**2 * tail[0]).sum()))
     root = sizes[:rank].sqrt()
-    return Factors(root[:, None] * right[:rank], left[:, :rank] * root)
+    left_out = (tail[rank] / tail[0]).sqrt().item() if rank < len(tail) and tail[0] > 0 else 0.0
+    return Cut(Factors(root[:, None] * right[:rank], left[:, :rank] * root), left_out)
 
 
 def _balanced(factors: Factors) -> Factors:

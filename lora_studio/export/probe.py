@@ -28,6 +28,11 @@ class Answers:
     effect: float  # root mean square of tuned - base
 
 
+def probed(family: ModelFamily) -> list[str]:
+    """The parts that answer a probe."""
+    return [name for name in family.parts if name != "vae"]
+
+
 @torch.no_grad()  # not inference_mode, whose tensors FSDP cannot take back
 def ask(family: ModelFamily, caption: str = CAPTION) -> Tensor:
     """The probe's answer from the parts as they are: two fixed latents, an early and a late timestep."""

@@ -14,9 +14,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lora_studio.errors import ExportMismatch
-from lora_studio.run import write_atomically
+from lora_studio.export.header import DTYPES as FORMAT_DTYPES
+from lora_studio.run import write_atomically, writing_atomically
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_NAMES = {dtype: name for name, dtype in FORMAT_DTYPES.items()}
 
 
 def write_lora(
@@ -27,20 +29,55 @@ def write_lora(
     Answers the largest relative error that casting caused in any tensor. Raises ExportMismatch when a value
     does not fit into the dtype, in which case nothing is written.
     """
+    error = cast_error(tensors, dtype)
     cast = {key: tensor.to(DTYPES[dtype]) for key, tensor in tensors.items()}
-    overflown = [key for key, tensor in cast.items() if not tensor.isfinite().all()]
+    plain = save(cast)
+    metadata = describe(tensor_block(plain))
+    if "sshs_model_hash" in metadata:
+        metadata |= {"sshs_legacy_hash": legacy_hash(plain, metadata)}
+    write_atomically(path, with_metadata(plain, metadata))
+    return error
+
+
+def write_large(
+    path: Path, tensors: Mapping[str, Tensor], *, dtype: str, metadata: Mapping[str, str]
+) -> None:
+    """A file of any size, tensor by tensor: whole numbers as they are, all others in `dtype`.
+
+    Its tensors are cast one at a time, so that no second copy of a base is ever held.
+    """
+    header, place = {}, 0
+    for key, tensor in tensors.items():
+        kept = DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype
+        end = place + tensor.numel() * kept.itemsize
+        header[key] = {"dtype": _NAMES[kept], "shape": list(tensor.shape), "data_offsets": [place, end]}
+        place = end
+    with writing_atomically(path) as file:
+        file.write(header_bytes(header, metadata))
+        for tensor in tensors.values():
+            cast = tensor.detach().to(DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype)
+            file.write(cast.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def cast_error(tensors: Mapping[str, Tensor], dtype: str) -> float:
+    """The largest error that a dtype causes in any of the tensors, relative to its largest number.
+
+    Raises ExportMismatch when a value does not fit into the dtype.
+    """
+    worst, overflown = 0.0, []
+    for key, tensor in tensors.items():
+        exact = tensor.detach()
+        cast = exact.to(DTYPES[dtype])
+        if not cast.isfinite().all():
+            overflown.append(key)
+        elif size := exact.abs().max().item() if exact.numel() else 0.0:
+            worst = max(worst, (cast.float() - exact.float()).abs().max().item() / size)
     if overflown:
         raise ExportMismatch(
             f"{len(overflown)} tensors do not fit into {dtype}, first {overflown[0]}; "
             'set export.dtype = "float32".'
         )
-    plain = save(cast)
-    block = tensor_block(plain)
-    metadata = describe(block)
-    if "sshs_model_hash" in metadata:
-        metadata |= {"sshs_legacy_hash": legacy_hash(plain, metadata)}
-    write_atomically(path, with_metadata(plain, metadata))
-    return max(_relative_error(tensors[key], cast[key]) for key in tensors)
+    return worst
 
 
 def tensor_hash(block: Iterable[bytes]) -> str:
@@ -92,8 +129,3 @@ def legacy_hash(content: bytes, metadata: Mapping[str, str]) -> str:
     first, last = max(0x100000, len(header)), max(0x110000, len(header))
     before = header[0x100000:0x110000]
     return hashlib.sha256(before + content[first + shift : last + shift]).hexdigest()[:8]
-
-
-def _relative_error(exact: Tensor, cast: Tensor) -> float:
-    size = exact.abs().max().item()
-    return (cast.float() - exact).abs().max().item() / size if size else 0.0

@@ -93,6 +93,11 @@ class ModelFamily(ABC):
 
     @property
     @abstractmethod
+    def pixels_per_latent(self) -> int:
+        """How many times a picture's side is its latents'."""
+
+    @property
+    @abstractmethod
     def stride(self) -> int:
         """Bucket sides are multiples of this many pixels."""
 
@@ -166,6 +171,10 @@ class ModelFamily(ABC):
         return next(
             m for own, m in self.parts[part].named_modules() if self.canonical_path(part, own) == path
         )
+
+    @abstractmethod
+    def original_tensors(self) -> dict[str, Tensor]:
+        """All of the base under its names in a single file, as UIs load it; BaseModelError if it has none."""
 
     def companions(self, layers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Parts and canonical paths of layers that UIs want in a file that has these, though untrained."""

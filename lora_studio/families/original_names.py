@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _KINDS = {"resnets": 0, "attentions": 1, "upsamplers": 2}
-_IN_RESNET = {
+IN_RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -11,7 +11,7 @@ _IN_RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-_OUTSIDE = {
+OUTSIDE = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -28,8 +28,8 @@ def original_path(path: str, *, layers_per_block: int) -> str:
     The original counts its blocks through: each layer is one, and so is each downsampler, while an upsampler
     belongs to the layer before it.
     """
-    if path in _OUTSIDE:
-        return _OUTSIDE[path]
+    if path in OUTSIDE:
+        return OUTSIDE[path]
     half, *words = path.split(".")
     if half == "mid_block":
         kind, number, *inner = words
@@ -47,4 +47,4 @@ def original_path(path: str, *, layers_per_block: int) -> str:
 
 
 def _inside(kind: str, inner: list[str]) -> list[str]:
-    return [_IN_RESNET[name] for name in inner] if kind == "resnets" else inner
+    return [IN_RESNET[name] for name in inner] if kind == "resnets" else inner

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from lora_studio.families.base import FileTraits
+from lora_studio.families.original.kinds import SD2, Kind
 from lora_studio.families.stable_diffusion import StableDiffusion
 
 
@@ -11,6 +14,7 @@ class StableDiffusion2(StableDiffusion):
 
     card_version = "SD2"
     file_versions = ("sd_v2", "sd_v2_v")
+    kind: ClassVar[Kind] = SD2
 
     @classmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:

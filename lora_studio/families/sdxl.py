@@ -9,11 +9,12 @@ import torch
 
 from lora_studio.families.base import Conditioning, FileTraits
 from lora_studio.families.chunks import clip_ids
-from lora_studio.families.original_names import original_path
+from lora_studio.families.layer_names import TWO_ENCODERS, Layout
+from lora_studio.families.original.kinds import SDXL, Kind
 from lora_studio.families.stable_diffusion import ATTENTION, FEED_FORWARD, TEXT_LAYERS, StableDiffusion
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, UNet2DConditionModel
+    from diffusers import DiffusionPipeline
     from torch import Tensor
     from transformers import CLIPTextModel
 
@@ -27,11 +28,8 @@ class StableDiffusionXL(StableDiffusion):
     file_versions = ("sdxl_base_v1-0",)
 
     needs: ClassVar[tuple[str, ...]] = ("unet", "vae", *ENCODERS, *ENCODERS.values(), "scheduler")
-    prefixes: ClassVar[dict[str, str]] = {
-        "unet": "lora_unet_",
-        "text_encoder": "lora_te1_",
-        "text_encoder_2": "lora_te2_",
-    }
+    layout: ClassVar[Layout] = TWO_ENCODERS
+    kind: ClassVar[Kind] = SDXL
 
     embedding_keys: ClassVar[Mapping[str, str]] = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 
@@ -92,13 +90,6 @@ class StableDiffusionXL(StableDiffusion):
         added = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": geometry}
         text = conditioning["text"].to(dtype)
         return unet(latents.to(dtype), timestep, text, added_cond_kwargs=added).sample
-
-    def ui_name(self, part: str, path: str) -> str:
-        """kohya's spelling: for the UNet the original checkpoint's path, not diffusers'."""
-        if part == self.denoiser:
-            unet: UNet2DConditionModel = self.parts[part]
-            path = original_path(path, layers_per_block=unet.config.layers_per_block)
-        return super().ui_name(part, path)
 
     def pipeline(self) -> DiffusionPipeline:
         """A StableDiffusionXLPipeline over these parts, with DDIM."""

@@ -13,7 +13,10 @@ import torch
 
 from lora_studio.families.base import Conditioning, ModelFamily
 from lora_studio.families.chunks import clip_ids, encode_chunks
+from lora_studio.families.layer_names import ONE_ENCODER, Layout, Place
 from lora_studio.families.noise import STABLE_DIFFUSION, NoiseSchedule, read_schedule
+from lora_studio.families.original.kinds import Kind
+from lora_studio.families.original.writing import original_tensors
 from lora_studio.objective import Diffusion, ObjectiveOptions
 
 if TYPE_CHECKING:
@@ -40,7 +43,9 @@ class StableDiffusion(ModelFamily):
 
     denoiser: ClassVar[str] = "unet"
     needs: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-    prefixes: ClassVar[dict[str, str]] = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+    layout: ClassVar[Layout] = ONE_ENCODER
+    kind: ClassVar[Kind]
+    """Its published checkpoints."""
     embedding_keys: ClassVar[Mapping[str, str]] = {"text_encoder": "emb_params"}
 
     def __init__(
@@ -58,7 +63,7 @@ class StableDiffusion(ModelFamily):
     def native_side(self) -> int:
         """512 for SD1.5, 768 or 512 for SD2, 1024 for SDXL, 64 for the pocket base."""
         unet: UNet2DConditionModel = self.parts["unet"]
-        return int(unet.config.sample_size * self._pixels_per_latent)
+        return int(unet.config.sample_size * self.pixels_per_latent)
 
     @property
     def stride(self) -> int:
@@ -66,7 +71,8 @@ class StableDiffusion(ModelFamily):
         return min(MOST_STRIDE, self.native_side // 8)
 
     @property
-    def _pixels_per_latent(self) -> int:
+    def pixels_per_latent(self) -> int:
+        """8 for every published base."""
         vae: AutoencoderKL = self.parts["vae"]
         return int(2 ** (len(vae.config.block_out_channels) - 1))
 
@@ -117,8 +123,21 @@ class StableDiffusion(ModelFamily):
         return f"text_model.{path}" if part.startswith("text_encoder") and of_model else path
 
     def ui_name(self, part: str, path: str) -> str:
-        """kohya's spelling: the diffusers path with underscores, behind the part's prefix."""
-        return self.prefixes[part] + path.replace(".", "_")
+        """kohya's spelling: the path with underscores, behind the part's prefix."""
+        blocks: int = self.parts[self.denoiser].config.layers_per_block  # type: ignore[union-attr, assignment]
+        return self.layout.name(Place(part, path), layers_per_block=blocks)
+
+    def original_tensors(self) -> dict[str, Tensor]:
+        """All of it under the names of a single file in the original layout, as far as possible not copied.
+
+        A mark says what it predicts, where the published files of its kind all predict something else.
+        """
+        found = original_tensors(self.kind, self.parts)
+        if self.schedule.prediction == "v_prediction" and self.kind.marks_prediction:
+            found["v_pred"] = torch.tensor([])
+            if self.scheduler.get("rescale_betas_zero_snr"):
+                found["ztsnr"] = torch.tensor([])
+        return found
 
     def companions(self, layers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """All four projections of a text encoder's attention, which A1111 only takes together.

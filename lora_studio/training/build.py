@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_studio.adapters import ADAPTERS
-from lora_studio.adapters.base import AdapterSet
-from lora_studio.data.batches import Plan
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.doctor.finding import Report
-from lora_studio.data.manifest import Manifest
 from lora_studio.errors import RecipeError
-from lora_studio.families.base import ModelFamily
 from lora_studio.processes import ALONE, Processes
 from lora_studio.quantization import QUANTIZERS
 from lora_studio.recipe import Recipe
@@ -35,27 +30,18 @@ from lora_studio.training.schedule import make_schedule
 from lora_studio.training.self_test import refuse_what_fails
 from lora_studio.training.sharded import is_sharded, shard
 from lora_studio.training.tracking import tracker_faults
+from lora_studio.training.trained import Trained
 
 
 @dataclass
-class Session:
+class Session(Trained):
     """A run that is ready to train."""
 
-    recipe: Recipe
-    run: Run
-    machine: Machine
-    family: ModelFamily
-    base_fingerprint: str
-    manifest: Manifest
     report: Report  # the doctor's, on the pictures
-    adapters: AdapterSet
-    batches: Plan
     loop: Loop
     preview: PreviewOptions
     foreseen: Foreseen
     holdout: Holdout | None
-    processes: Processes
-    inputs: Mapping[str, str]  # option -> sha256 of the LoRA file that it names
 
 
 def check_names(recipe: Recipe) -> None:

@@ -147,7 +147,7 @@ def encode(site: Site, found: Found) -> Encoded:
         listener=site.listener,
         processes=site.processes,
     )
-    batches = _batches(recipe, found.shown)
+    batches = batches_of(recipe, found.shown)
     foreseen = foresee(found.captions, batches, recipe.training.steps)
     family.place(device, *family.text_encoders)
     also = [record.caption for record in found.drawn] + held_captions(recipe, held)
@@ -187,7 +187,8 @@ def _texts(site: Site, foreseen: Foreseen, also: Sequence[str]) -> Texts | None:
     )
 
 
-def _batches(recipe: Recipe, records: Sequence[Record]) -> Plan:
+def batches_of(recipe: Recipe, records: Sequence[Record]) -> Plan:
+    """Which pictures are seen at which step; `records` has an entry for each view."""
     training = recipe.training
     return plan(
         records, batch_size=training.batch_size, accumulation=training.accumulation, seed=training.seed

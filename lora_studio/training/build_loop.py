@@ -23,6 +23,18 @@ from lora_studio.training.state import State
 from lora_studio.training.watch import HOLDOUT
 
 
+def make_state(recipe: Recipe, machine: Machine, family: ModelFamily, adapters: AdapterSet) -> State:
+    """What a checkpoint holds, at its start."""
+    training = recipe.training
+    rates = {part: training.text_encoder_learning_rate for part in adapters.parts} | {
+        family.denoiser: training.learning_rate
+    }
+    groups = parameter_groups(adapters, rates, faster=recipe.adapter.lora_plus_ratio)
+    optimizer = make_optimizer(options_of(training), groups)
+    ema = Ema(adapters, training.ema) if training.ema else None
+    return State(adapters, optimizer, ema, machine.scaler)
+
+
 def make_loop(
     recipe: Recipe,
     run: Run,
@@ -34,14 +46,7 @@ def make_loop(
     processes: Processes,
 ) -> Loop:
     """The loop that the recipe asks for, at its start."""
-    training = recipe.training
-    rates = {part: training.text_encoder_learning_rate for part in adapters.parts} | {
-        family.denoiser: training.learning_rate
-    }
-    groups = parameter_groups(adapters, rates, faster=recipe.adapter.lora_plus_ratio)
-    optimizer = make_optimizer(options_of(training), groups)
-    ema = Ema(adapters, training.ema) if training.ema else None
-    state = State(adapters, optimizer, ema, machine.scaler)
+    training, state = recipe.training, make_state(recipe, machine, family, adapters)
 
     def save(step: int) -> None:
         def write() -> None:

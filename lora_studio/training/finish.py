@@ -14,15 +14,13 @@ from PIL import Image
 from lora_studio.errors import ExportMismatch
 from lora_studio.export import EXPORTERS
 from lora_studio.export.deltas import check_deltas
-from lora_studio.export.embedding import check_embeddings, load_embedding, write_embeddings
-from lora_studio.export.metadata import build_metadata, of_file
-from lora_studio.export.probe import CAPTION, Answers, answers_of, ask, ask_diffusers, judge
+from lora_studio.export.embedding import check_embeddings, load_embedding
+from lora_studio.export.probe import CAPTION, Answers, answers_of, ask, ask_diffusers, judge, probed
 from lora_studio.export.rules import check_rules
 from lora_studio.export.sidecars import write_sidecars
 from lora_studio.export.tag_table import LEFT_OUT, left_out_in_words
+from lora_studio.export.target import Job
 from lora_studio.export.verify import Report, check_against_base, check_file, open_lora
-from lora_studio.export.write import write_lora
-from lora_studio.families.base import ModelFamily
 from lora_studio.run import Run
 from lora_studio.training.base import base_of
 from lora_studio.training.build import Session
@@ -38,9 +36,10 @@ from lora_studio.training.finish_folder import (
 from lora_studio.training.finish_pictures import show_tuned
 from lora_studio.training.plots import holdout_plot, loss_plot
 from lora_studio.training.preview import render
-from lora_studio.training.sharded import shard
+from lora_studio.training.sharded import is_sharded, shard
 from lora_studio.training.summary import Written, summarise, training_facts
 from lora_studio.training.timestep_draws import count_draws, timesteps_plot
+from lora_studio.training.trained import Trained
 from lora_studio.training.watch import HOLDOUT
 
 
@@ -65,13 +64,13 @@ def finish(
     processes = session.processes
     with session.loop.state.shown():  # of several processes all draw, and the main one writes
         expected = probe(session)
-        written, cast_error = processes.from_main(lambda: export(session))
-        if session.loop.sharded:  # then so is the base that the file is tried on
+        written, checks = processes.from_main(lambda: export(session))
+        if is_sharded(session.recipe, processes):  # then so is the base that the file is tried on
             with processes.folder_of_main(session.run.folder) as folder:
                 report = verify_run(written.within(folder), session, expected)
         else:
             report = processes.from_main(lambda: verify_run(written, session, expected))
-        report.checks["cast_error"] = cast_error
+        report.checks |= checks
         processes.from_main(lambda: _accept(written, report, session.run))
         listener(Note(f"verified {', '.join(map(str, written.paths))}"))
         if note := left_out_in_words(report.checks):
@@ -86,39 +85,48 @@ def finish(
         return processes.from_main(lambda: _wrap_up(session, written, report, seconds))
 
 
-def export(session: Session) -> tuple[Written, float]:
-    """What is written, and how far its dtype changed a weight."""
-    run, recipe, family, adapters = session.run, session.recipe, session.family, session.adapters
-    if trains_layers(recipe):
+def job_of(trained: Trained, *, folder: Path) -> Job:
+    """What was trained, to be written into a folder."""
+    return Job(
+        trained.family,
+        trained.adapters,
+        training_facts(trained),
+        folder,
+        trained.recipe.export.dtype,
+        lambda: base_of(trained.recipe),
+    )
+
+
+def export(session: Session) -> tuple[Written, dict[str, float]]:
+    """What is written, and what is to be said of how."""
+    if trains_layers(session.recipe):
         folder, cast_error = write_base(session)
-        return Written(folder, {}), cast_error
-    path, facts, cast_error = None, training_facts(session), 0.0
-    with run.writing():
-        if adapters.layers:
-            path = run.folder / f"{recipe.name}.safetensors"
-            tensors = EXPORTERS["kohya"](family, adapters)
-            said = of_file(facts, tensors)
-            cast_error = write_lora(
-                path,
-                tensors,
-                dtype=recipe.export.dtype,
-                describe=lambda block: build_metadata(said, family.traits, block),
-            )
-        words = write_embeddings(run.folder, family, adapters, facts, dtype=recipe.export.dtype)
-    return Written(path, words), cast_error
+        return Written(folder, {}), {"cast_error": cast_error}
+    job, made = job_of(session, folder=session.run.folder), []
+    with session.run.writing():
+        if session.adapters.layers:
+            made.append(EXPORTERS["kohya"].write(job))
+        if session.adapters.tokens:
+            made.append(EXPORTERS["embedding"].write(job))
+    lora = made[0].paths[0] if session.adapters.layers else None
+    words = {path.stem: path for one in made for path in one.paths if path != lora}
+    checks = {"cast_error": max(one.cast_error for one in made)}
+    if cut := [one.left_out for one in made if one.left_out is not None]:
+        checks["plain_left_out"] = max(cut)
+    return Written(lora, words), checks
 
 
 def _accept(written: Written, report: Report, run: Run) -> None:
     """Keep the report; raise ExportMismatch, with all files set aside, if one of them is faulty."""
     run.json("verify.json", report.to_json())
     if not report.whole:
-        aside = ", ".join(map(str, map(_set_aside, written.paths)))
+        aside = ", ".join(map(str, map(set_aside, written.paths)))
         verb = "is" if len(written.paths) == 1 else "are"
         raise ExportMismatch(f"{aside} {verb} not what was trained: {'; '.join(report.faults[:3])}.")
 
 
-def _set_aside(path: Path) -> Path:
-    """A file or folder under another name, where one of an earlier try may lie."""
+def set_aside(path: Path) -> Path:
+    """Move a file or folder under another name, where one of an earlier try may lie."""
     aside = path.with_name(path.name + ".unverified")
     if aside.is_dir():
         shutil.rmtree(aside)
@@ -140,32 +148,27 @@ def _wrap_up(session: Session, written: Written, report: Report, seconds: dict[s
     return Finished(run.folder, written.lora, written.embeddings, report, summary)
 
 
-def probe(session: Session) -> Answers:
-    """What the live adapters answer, with and without them."""
-    family, caption = session.family, _probe_caption(session)
-    mixed = in_mixed_precision(session) if trains_layers(session.recipe) else nullcontext()
-    with family.placed(*_probed(family)), mixed:
+def probe(trained: Trained, caption: str | None = None) -> Answers:
+    """What the live adapters answer, with and without them; to a caption that has all learned tokens."""
+    family, caption = trained.family, caption or _probe_caption(trained)
+    mixed = in_mixed_precision(trained) if trains_layers(trained.recipe) else nullcontext()
+    with family.placed(*probed(family)), mixed:
         live = ask(family, caption)
-        with session.adapters.disabled():
+        with trained.adapters.disabled():
             return answers_of(live, ask(family, caption))
 
 
-def _probe_caption(session: Session) -> str:
+def _probe_caption(trained: Trained) -> str:
     """The usual one and every learned token."""
-    return " ".join([CAPTION, *dict.fromkeys(token.word for token in session.adapters.tokens)])
+    return " ".join([CAPTION, *dict.fromkeys(token.word for token in trained.adapters.tokens)])
 
 
-def _probed(family: ModelFamily) -> list[str]:
-    """The parts that answer a probe."""
-    return [name for name in family.parts if name != "vae"]
-
-
-def verify_run(written: Written, session: Session, expected: Answers) -> Report:
+def verify_run(written: Written, trained: Trained, expected: Answers) -> Report:
     """What was written against the live adapters and, through diffusers, in a base loaded afresh."""
-    if written.lora and trains_layers(session.recipe):
-        return verify_base(written.lora, session, expected)
-    family, machine, adapters = session.family, session.machine, session.adapters
-    fresh, caption, report = base_of(session.recipe), _probe_caption(session), Report(written.paths[0].name)
+    if written.lora and trains_layers(trained.recipe):
+        return verify_base(written.lora, trained, expected)
+    family, machine, adapters = trained.family, trained.machine, trained.adapters
+    fresh, caption, report = base_of(trained.recipe), _probe_caption(trained), Report(written.paths[0].name)
     if written.lora:
         file = open_lora(written.lora)
         report = check_file(file)
@@ -179,10 +182,10 @@ def verify_run(written: Written, session: Session, expected: Answers) -> Report:
         check_embeddings(written.embeddings, family, fresh, adapters, report)
     if report.whole:
         machine.shrink(fresh)
-        if session.loop.sharded:
-            shard(fresh, session.processes, machine.device, machine.dtype)
+        if is_sharded(trained.recipe, trained.processes):
+            shard(fresh, trained.processes, machine.device, machine.dtype)
         with family.placed():  # nowhere but in main memory: there may be no room for two
-            fresh.place(machine.device, *_probed(fresh))
+            fresh.place(machine.device, *probed(fresh))
             for word, path in written.embeddings.items():
                 load_embedding(path, word, fresh)
             found = ask_diffusers(written.lora, fresh, caption) if written.lora else ask(fresh, caption)

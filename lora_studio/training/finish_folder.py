@@ -6,95 +6,77 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lora_studio.adapters.adapter_set import put_back
-from lora_studio.errors import reason_of
-from lora_studio.export.folder import canonical_tensors, holds_exactly, put_in, write_folder
+from lora_studio.export.folder import canonical_tensors, holds_exactly, open_folder, put_in, write_folder
 from lora_studio.export.plain_file import digest
-from lora_studio.export.probe import Answers, ask, rms
+from lora_studio.export.probe import Answers, ask, probed, rms
 from lora_studio.export.verify import Report
 from lora_studio.export.write import DTYPES
 from lora_studio.families.base import ModelFamily
 from lora_studio.training.base import base_of
-from lora_studio.training.build import Session
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+from lora_studio.training.trained import Trained
 
 SAME = 1e-4  # of an answer's size: float32 adds up in another order where a part lies elsewhere in memory
 
 LOST = 0.1  # of what was learned, from which on it is said
 
 
-def write_base(session: Session) -> tuple[Path, float]:
+def write_base(trained: Trained) -> tuple[Path, float]:
     """The base with what was trained put in, as a folder; and how far its dtype changed a weight.
 
     From the base's own files: parts that were not trained have all their digits, whatever was computed in.
     """
-    path = session.run.folder / session.recipe.name
-    fresh = base_of(session.recipe)
-    changed = put_in(fresh, session.adapters.named_parameters())
-    with session.run.writing():
-        error = write_folder(path, fresh, changed=changed, dtype=session.recipe.export.dtype)
+    path = trained.run.folder / trained.recipe.name
+    fresh = base_of(trained.recipe)
+    changed = put_in(fresh, trained.adapters.named_parameters())
+    with trained.run.writing():
+        error = write_folder(path, fresh, changed=changed, dtype=trained.recipe.export.dtype)
     return path, error
 
 
-def verify_base(path: Path, session: Session, expected: Answers) -> Report:
+def verify_base(path: Path, trained: Trained, expected: Answers) -> Report:
     """The folder's numbers against the live ones, and a probe batch through what diffusers loads from it."""
     report = Report(path.name)
-    pipeline = _opened(path, report)
+    pipeline = open_folder(path, report)
     if pipeline is None:
         return report
-    family, machine = session.family, session.machine
+    family, machine = trained.family, trained.machine
     parts = {name: getattr(pipeline, name).requires_grad_(False).eval() for name in family.parts}
     written = type(family)(parts, family.tokenizers, source="", scheduler=dict(pipeline.scheduler.config))
-    _check_numbers(written, session, report)
+    _check_numbers(written, trained, report)
     if report.faults:
         return report
     machine.shrink(written)
-    asked = [name for name in family.parts if name != "vae"]
+    asked = probed(family)
     with family.placed():  # nowhere but in main memory: there may be no room for two
         written.place(machine.device, *asked)
         answer = ask(written)
         written.place(torch.device("cpu"))
-    with family.placed(*asked), in_mixed_precision(session), _rounded(session):
+    with family.placed(*asked), in_mixed_precision(trained), _rounded(trained):
         rounded = ask(family)
     _check_probe(answer, rounded, expected, report, rounding=machine.rounding)
     return report
 
 
 @contextmanager
-def in_mixed_precision(session: Session) -> Iterator[None]:
+def in_mixed_precision(trained: Trained) -> Iterator[None]:
     """What float32 layers among others need to be asked; nothing in float32 alone."""
-    dtype = session.machine.autocast
-    with torch.autocast(session.family.device.type, dtype, enabled=dtype is not None):
+    dtype = trained.machine.autocast
+    with torch.autocast(trained.family.device.type, dtype, enabled=dtype is not None):
         yield
 
 
-def _opened(path: Path, report: Report) -> DiffusionPipeline | None:
-    from diffusers import DiffusionPipeline
-
-    try:
-        pipeline: DiffusionPipeline = DiffusionPipeline.from_pretrained(
-            path, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        report.faults.append(f"diffusers does not load it: {reason_of(error)}")
-        return None
-    return pipeline
-
-
-def _check_numbers(written: ModelFamily, session: Session, report: Report) -> None:
+def _check_numbers(written: ModelFamily, trained: Trained, report: Report) -> None:
     """Every tensor is finite; it is the trained or the base's own one in the export's dtype, bit for bit."""
-    dtype, live = DTYPES[session.recipe.export.dtype], session.adapters.named_parameters()
+    dtype, live = DTYPES[trained.recipe.export.dtype], trained.adapters.named_parameters()
     found = canonical_tensors(written)
-    base = base_of(session.recipe)
+    base = base_of(trained.recipe)
     own: Mapping[str, Tensor] = canonical_tensors(base)
-    changed = {layer.part for layer in session.adapters.layers}
+    changed = {layer.part for layer in trained.adapters.layers}
     exact = {
         name for name in base.parts if name not in changed and not holds_exactly(base.parts[name], dtype)
     }
@@ -113,10 +95,10 @@ def _check_numbers(written: ModelFamily, session: Session, report: Report) -> No
 
 
 @contextmanager
-def _rounded(session: Session) -> Iterator[None]:
+def _rounded(trained: Trained) -> Iterator[None]:
     """Within it the trained parts have the export's digits, as the folder has."""
-    dtype, family = DTYPES[session.recipe.export.dtype], session.family
-    parts = dict.fromkeys(layer.part for layer in session.adapters.layers)
+    dtype, family = DTYPES[trained.recipe.export.dtype], trained.family
+    parts = dict.fromkeys(layer.part for layer in trained.adapters.layers)
     tensors = [one for part in parts for one in family.parts[part].parameters()]
     with put_back(tensors):
         with torch.no_grad():
@@ -140,10 +122,10 @@ def _check_probe(
         report.faults.append(f"the probe through the folder differs by {difference:.2%} of the live answer")
 
 
-def lost_in_words(share: float, session: Session) -> str:
+def lost_in_words(share: float, trained: Trained) -> str:
     """What the user can do about it."""
     return (
-        f"rounding to {session.recipe.export.dtype} moves the probe's answer by {share:.0%} of what training "
+        f"rounding to {trained.recipe.export.dtype} moves the probe's answer by {share:.0%} of what training "
         'moved it; export.dtype = "float32" keeps all digits'
     )
 

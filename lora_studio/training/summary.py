@@ -22,6 +22,7 @@ from lora_studio.training.file_facts import base_keys, described, picture_keys, 
 from lora_studio.training.finish_folder import digest_of, size_of
 from lora_studio.training.holdout import holdout_summary
 from lora_studio.training.resume import base_lora
+from lora_studio.training.trained import Trained
 from lora_studio.training.used_options import used_options
 from lora_studio.training.watch import HOLDOUT
 
@@ -44,16 +45,16 @@ class Written:
         return Written(lora, {word: folder / path.name for word, path in self.embeddings.items()})
 
 
-def training_facts(session: Session) -> TrainingFacts:
+def training_facts(trained: Trained) -> TrainingFacts:
     """What the written files say of how they were made."""
-    recipe, manifest, steps = session.recipe, session.manifest, session.recipe.training.steps
-    learned = {layer.part for layer in session.adapters.layers}
-    denoiser = session.family.denoiser
+    recipe, manifest, steps = trained.recipe, trained.manifest, trained.recipe.training.steps
+    learned = {layer.part for layer in trained.adapters.layers}
+    denoiser = trained.family.denoiser
     return TrainingFacts(
         name=recipe.name,
         title=recipe.export.title or recipe.name,
         base=public_name(recipe.base.model),
-        base_fingerprint=session.base_fingerprint,
+        base_fingerprint=trained.base_fingerprint,
         trigger=", ".join(dict.fromkeys(one.trigger for one in manifest.used if one.trigger)),
         rank=recipe.adapter.rank,
         alpha=recipe.adapter.alpha,
@@ -71,22 +72,23 @@ def training_facts(session: Session) -> TrainingFacts:
         debiased=recipe.objective.weighting == "debiased",
         noise_offset=recipe.objective.noise_offset,
         needs=tuple(
-            (session.inputs[base_lora(number)], one.strength) for number, one in enumerate(recipe.base.loras)
+            (trained.inputs[base_lora(number)], one.strength) for number, one in enumerate(recipe.base.loras)
         ),
         options=base_keys(recipe.base.model)
-        | training_keys(session.batches, session.machine.dtype, steps=steps)
+        | training_keys(trained.batches, trained.machine.dtype, steps=steps)
         | picture_keys(manifest)
-        | used_options(recipe, manifest, latent_side=_longest_latent_side(session)),
+        | used_options(recipe, manifest, latent_side=_longest_latent_side(trained)),
         spec=described(recipe.export),
         triggers=trigger_table(manifest.used),
         tags=caption_table(manifest.used) if recipe.export.tag_frequency else {},
-        provenance=provenance_keys(manifest, recipe, base=session.base_fingerprint),
+        provenance=provenance_keys(manifest, recipe, base=trained.base_fingerprint),
         strength=recipe.export.strength,
     )
 
 
-def _longest_latent_side(session: Session) -> int:
-    return max(max(shape[2:]) for shape in session.loop.feed.shapes_of(1))
+def _longest_latent_side(trained: Trained) -> int:
+    sides = [max(one.bucket.width, one.bucket.height) for one in trained.manifest.used if one.bucket]
+    return max(sides, default=trained.recipe.data.resolution) // trained.family.pixels_per_latent
 
 
 def summarise(session: Session, written: Written, seconds: dict[str, float]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,10 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
+from lora_studio.adapters.rules import Rule
 from lora_studio.export import kohya
 from lora_studio.families.base import ModelFamily
+from lora_studio.families.layer_names import layout_of, place_of
 from lora_studio.families.original_names import original_path
 from lora_studio.families.sd2 import StableDiffusion2
 from lora_studio.families.sd15 import StableDiffusion15
@@ -95,24 +96,66 @@ def keys_and_shapes(family: ModelFamily, adapters: AdapterSet) -> dict[str, str]
     return written
 
 
-@pytest.mark.parametrize(
-    ("family", "name"), [(full_size_family, "sd15_linear"), (full_size_sd2, "sd2_linear")]
-)
-def test_keys_and_shapes_equal_the_reference_list(family: Callable[[], ModelFamily], name: str) -> None:
-    whole = family()
-    adapters = inject(whole.parts, whole.targets, OPTIONS, canonical_path=whole.canonical_path)
-    assert keys_and_shapes(whole, adapters) == reference(name)
+SIZES = {
+    "sd15_linear": full_size_family,
+    "sd15_conv": full_size_family,
+    "sd2_linear": full_size_sd2,
+    "sd2_conv": full_size_sd2,
+    "sdxl_linear": full_size_sdxl,
+    "sdxl_conv": full_size_sdxl,
+}
+UNREAD = "lora_te1_text_model_encoder_layers_11_"
+"""SDXL's first text encoder's last layer: the lists have it, but nothing reads it, so it cannot learn."""
 
 
-def test_keys_and_shapes_equal_the_reference_list_for_sdxl_but_for_a_layer_that_cannot_learn() -> None:
-    """The list has every layer, with convolutions; nothing reads the first text encoder's last one."""
-    family = full_size_sdxl()
-    targets = family.targets | {"unet": family.targets["unet"] + family.convolutions["unet"]}
+@pytest.mark.parametrize("name", SIZES)
+def test_keys_and_shapes_equal_the_reference_list(name: str) -> None:
+    family = SIZES[name]()
+    targets = family.targets
+    if name.endswith("conv"):
+        targets = targets | {"unet": targets["unet"] + family.convolutions["unet"]}
     adapters = inject(family.parts, targets, OPTIONS, canonical_path=family.canonical_path)
-    unread = "lora_te1_text_model_encoder_layers_11_"
-    expected = {key: shape for key, shape in reference("sdxl_conv").items() if not key.startswith(unread)}
+    expected = reference(name)
+    if "sdxl" in name:
+        expected = {key: shape for key, shape in expected.items() if not key.startswith(UNREAD)}
     assert keys_and_shapes(family, adapters) == expected
-    assert len({key.partition(".")[0] for key in expected}) == 1052 - 6
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_layer_of_the_lists_is_told_without_the_base_and_named_as_before(name: str) -> None:
+    """From a UI's name to its place and back, through PEFT's dotted name; the kind of base is recognised."""
+    names = {key.partition(".")[0] for key in reference(name)}
+    places = {one: place_of(one) for one in names}
+    layout = layout_of([place for place in places.values() if place])
+    family = SIZES[name]()
+    for one, place in places.items():
+        assert place is not None and layout.name(place) == one == family.ui_name(*place)
+        assert place_of(f"{place.part}.{place.path}") == place
+    known = {
+        (part, family.canonical_path(part, path))
+        for part in family.parts
+        for path, _ in family.parts[part].named_modules()
+    }
+    assert set(places.values()) <= known
+
+
+def test_alpha_over_rank_is_the_scale_of_every_layer() -> None:
+    """One alpha for all; what a layer's own rank and alpha are beside that goes into `up`."""
+    model = nn.ModuleDict({"attn2": nn.ModuleDict({"to_k": nn.Linear(4, 4), "to_v": nn.Linear(4, 4)})})
+    options = AdapterOptions("lora", 2, 3.0, 0, rules=[Rule("*to_v", rank=1, alpha=7.0)])
+    adapters = inject(
+        {"unet": model}, {"unet": ("to_k", "to_v")}, options, canonical_path=lambda part, path: path
+    )
+    for layer in adapters.layers:
+        layer.tensors["up"].data.fill_(0.5)
+    tensors = kohya.tensors(full_size_family(), adapters)
+    for layer, scale in zip(adapters.layers, (3.0 / 2, 7.0 / 1), strict=True):
+        name = f"lora_unet_{layer.path.replace('.', '_')}"
+        down, up = (tensors[f"{name}.lora_{end}.weight"] for end in ("down", "up"))
+        alpha = tensors[f"{name}.alpha"]
+        assert alpha.ndim == 0 and alpha.is_floating_point()
+        live = scale * layer.tensors["up"].detach() @ layer.tensors["down"].detach()
+        assert torch.allclose(alpha / len(down) * up @ down, live, rtol=1e-6)
 
 
 def test_the_original_paths_are_those_of_diffusers_own_conversion() -> None:

@@ -43,6 +43,7 @@ class Kind:
     latent_scale: float
     sides: Mapping[str, int]  # prediction -> pixels that it was trained with
     sized: bool = False  # pooled text and picture sizes are inputs of the UNet
+    marks_prediction: bool = False  # a file that predicts v says so in a tensor named v_pred
 
 
 _CLIP_L, _CLIP_END = (768, 12), "<|endoftext|>"
@@ -81,6 +82,7 @@ SDXL = Kind(
     latent_scale=0.13025,
     sides={"epsilon": 1024, "v_prediction": 1024},
     sized=True,
+    marks_prediction=True,
 )
 KINDS = (SD1, SD2, SDXL)
 

@@ -1,0 +1,82 @@
+"""The base with what was trained in it: as a diffusers folder, and for what a single file is made of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lora_studio.adapters.adapter_set import AdapterSet
+from lora_studio.export.folder import canonical_tensors, holds_exactly, open_folder, put_in, write_folder
+from lora_studio.export.target import Job, Made, Target, need_layers, one_path
+from lora_studio.export.verify import Report
+from lora_studio.export.write import DTYPES
+from lora_studio.families.base import ModelFamily
+
+_TOKENS_APART = "the learned tokens are no part of it; take the target embedding, too"
+
+
+def merge(family: ModelFamily, adapters: AdapterSet) -> set[str]:
+    """Put what was trained into an unadapted family in float32; the parts that it changed."""
+    changed = put_in(
+        family,
+        {
+            f"{layer.name}.{end}": tensor.detach()
+            for layer in adapters.layers
+            for end, tensor in layer.tensors.items()
+            if end in layer.originals
+        },
+    )
+    own = canonical_tensors(family)
+    with torch.no_grad():
+        for layer in adapters.layers:
+            if not layer.originals:
+                weight = own[f"{layer.name}.weight"]
+                weight.add_(layer.delta().to(weight).view(weight.shape))
+                changed.add(layer.part)
+    return changed
+
+
+def merged_base(job: Job) -> tuple[ModelFamily, set[str]]:
+    """The base afresh with what was trained in it, and the parts that differ."""
+    fresh = job.load_base()
+    return fresh, merge(fresh, job.adapters)
+
+
+def notes_of(job: Job) -> tuple[str, ...]:
+    """What a whole base does not hold of a run."""
+    return (_TOKENS_APART,) if job.adapters.tokens else ()
+
+
+def write(job: Job) -> Made:
+    """`<name>_merged`, a folder."""
+    (path,) = MERGED.paths(job)
+    base, changed = merged_base(job)
+    return Made((path,), write_folder(path, base, changed=changed, dtype=job.dtype), notes=notes_of(job))
+
+
+def check(job: Job, made: Made, report: Report) -> None:
+    """Every tensor that diffusers loads is the merged one in the export's dtype, bit for bit."""
+    pipeline = open_folder(made.paths[0], report)
+    if pipeline is None:
+        return
+    base, changed = merged_base(job)
+    dtype, found = DTYPES[job.dtype], {}
+    rounded = {name for name in base.parts if name in changed or holds_exactly(base.parts[name], dtype)}
+    for name in base.parts:
+        for key, one in getattr(pipeline, name).named_parameters():
+            found[f"{name}.{key}"] = one
+    expected: dict[str, Tensor] = {
+        f"{name}.{key}": one for name, part in base.parts.items() for key, one in part.named_parameters()
+    }
+    wrong = sorted(expected.keys() ^ found.keys())
+    for key in expected.keys() & found.keys():
+        part = key.partition(".")[0]
+        value = expected[key].detach().to(dtype).float() if part in rounded else expected[key].detach()
+        if not torch.equal(found[key].detach(), value):
+            wrong.append(key)
+    report.checks["tensors"] = len(found)
+    if wrong:
+        report.faults.append(f"{len(wrong)} tensors are not what was trained, first {wrong[0]}")
+
+
+MERGED = Target(one_path("_merged"), need_layers("merged"), write, check)

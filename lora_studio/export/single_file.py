@@ -1,0 +1,57 @@
+"""The base with what was trained in it as one file in the original layout, as UIs load checkpoints."""
+
+from __future__ import annotations
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from lora_studio.export.merged import merged_base, notes_of
+from lora_studio.export.target import Job, Made, Target, need_layers, one_path
+from lora_studio.export.verify import Report
+from lora_studio.export.write import DTYPES, cast_error, write_large
+
+
+def _whole(job: Job) -> dict[str, Tensor]:
+    base, _ = merged_base(job)
+    return base.original_tensors()
+
+
+def write(job: Job) -> Made:
+    """`<name>_checkpoint.safetensors`, all of it in the export's dtype."""
+    (path,) = CHECKPOINT.paths(job)
+    tensors = _whole(job)
+    error = cast_error({key: one for key, one in tensors.items() if one.is_floating_point()}, job.dtype)
+    traits = job.family.traits
+    metadata = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": traits.architecture.removesuffix("/lora"),
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": job.facts.title,
+        "modelspec.resolution": f"{job.facts.resolution}x{job.facts.resolution}",
+        "modelspec.prediction_type": traits.prediction_type,
+    }
+    write_large(path, tensors, dtype=job.dtype, metadata=metadata)
+    return Made((path,), error, notes=notes_of(job))
+
+
+def check(job: Job, made: Made, report: Report) -> None:
+    """Every tensor on the disk is the merged one in the export's dtype, bit for bit.
+
+    That the names are those that single files are read by was made sure of before it was written.
+    """
+    expected, wrong = _whole(job), []
+    with safe_open(made.paths[0], framework="pt") as file:  # one tensor at a time: a base may fill memory
+        names = set(file.keys())
+        for key in expected.keys() & names:
+            one = expected[key].detach()
+            value = one.to(DTYPES[job.dtype]) if one.is_floating_point() else one
+            if not torch.equal(file.get_tensor(key), value):
+                wrong.append(key)
+    wrong += sorted(expected.keys() ^ names)
+    report.checks["tensors"] = len(names)
+    if wrong:
+        report.faults.append(f"{len(wrong)} tensors are not what was trained, first {wrong[0]}")
+
+
+CHECKPOINT = Target(one_path("_checkpoint.safetensors"), need_layers("checkpoint"), write, check)

@@ -78,7 +78,7 @@ def write_tensors(
 
 def raw(tensor: Tensor) -> memoryview:
     """A tensor's bytes, as they stand in a file."""
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:

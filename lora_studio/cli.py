@@ -16,8 +16,10 @@ from lora_studio import (
     cli_buckets,
     cli_cache,
     cli_captions,
+    cli_combine,
     cli_doctor,
     cli_env,
+    cli_extract,
     cli_init,
     cli_plan,
 )
@@ -130,6 +132,11 @@ app.command()(cli_captions.caption)
 app.command()(cli_captions.captions)
 app.command()(cli_doctor.doctor)
 app.command()(cli_env.env)
+app.command()(cli_combine.combine)
+app.command()(cli_combine.compare)
+app.command()(cli_combine.resize)
+app.command()(cli_extract.extract)
+app.command("merge-into")(cli_extract.merge_into)
 app.command("class-images")(cli_cache.class_images)
 app.add_typer(cli_cache.cache)
 

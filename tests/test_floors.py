@@ -15,6 +15,7 @@ FLOORS = {
         *("cli", "cli_buckets", "cli_cache", "cli_captions", "cli_doctor", "cli_env", "cli_init", "cli_plan"),
         *("web", "__main__", "printing", "printing_buckets", "printing_captions", "printing_doctor"),
         *("printing_plan", "printing_processes", "printing_watch"),
+        *("cli_combine", "cli_extract", "printing_compose"),
     ],
     4: ["evaluate"],
     3: ["training", "export", "compose"],
@@ -59,6 +60,13 @@ SIDEWAYS = {
     ("printing", "printing_watch"): "the plan and the progress tell of held-out pictures",
     ("cli", "web"): "a verb starts the page",
     ("training", "export"): "a run ends by writing its file",
+    ("cli", "cli_combine"): "the verbs on finished files have a file of their own",
+    ("cli", "cli_extract"): "the verbs on whole bases have a file of their own",
+    ("cli_extract", "cli_combine"): "they have their options in common",
+    ("cli_combine", "printing_compose"): "a verb shows what it did",
+    ("cli_extract", "printing_compose"): "a verb shows what it did",
+    ("compose", "export"): "files are read and written as a run's are",
+    ("compose", "training"): "a comparison draws pictures as a run does",
 }
 _TABLE_ENTRY = re.compile(
     r"(lora_studio(?:\.\w+)*):\w+"

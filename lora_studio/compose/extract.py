@@ -60,7 +60,7 @@ def extract(
     cut: Cut,
     *,
     dtype: str = "float16",
-    on_layer: Callable[[int, int], None] = lambda done, total: None,
+    on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> ExtractReport:
     """Write what `tuned` has learned in the layers that a LoRA is put into, convolutions too.
 
@@ -82,7 +82,7 @@ def extract(
             factors, tail = leading(change.flatten(1), cut, name)
             sums.lost, sums.kept = sums.lost + tail, sums.kept + change.double().square().sum().item()
             result.add(name, factors, change.shape)
-        on_layer(number + 1, len(base.places))
+        on_tensor(number + 1, len(base.places))
     if not result.ranks:
         raise StudioError(
             f"{tuned.path.name} and {base.path.name} have the same weights in every layer that a LoRA "
@@ -126,8 +126,8 @@ def _check_alike(tuned: Weights, base: Weights) -> None:
     if type(tuned.family) is not type(base.family):
         kinds = [one.family.traits.base_model_version for one in (tuned, base)]
         raise StudioError(
-            f"{tuned.path.name} is of the kind {kinds[0]}, {base.path.name} of {kinds[1]}; give the base that "
-            "it was trained from."
+            f"{tuned.path.name} is of the kind {kinds[0]}, {base.path.name} of {kinds[1]}; give the base "
+            "that it was trained from."
         )
     unlike = [
         key

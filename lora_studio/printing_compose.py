@@ -87,13 +87,13 @@ def print_comparison(comparison: Comparison, written: Sequence[Path], console: C
         words = ", ".join(comparison.clashing_words)
         console.print(Text(f"CLASH        both are called by: {words}", style="yellow"), soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("layer", "norm A", "norm B", "cosine", "reads", "writes"):
-        table.add_column(title, justify="left" if title == "layer" else "right")
+    for title in ("norm A", "norm B", "cosine", "reads", "writes"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("layer", overflow="fold")
     for layer in sorted(comparison.shared, key=lambda one: -abs(one.cosine))[:_MOST]:
-        figures = (f"{norm:.3g}" for norm in layer.norms)
-        table.add_row(
-            layer.name, *figures, f"{layer.cosine:+.3f}", f"{layer.reads:.0%}", f"{layer.writes:.0%}"
-        )
+        norms_of_it = (f"{norm:.3g}" for norm in layer.norms)
+        overlaps = (f"{one:.0%}" for one in (layer.reads, layer.writes))
+        table.add_row(*norms_of_it, f"{layer.cosine:+.3f}", *overlaps, layer.name)
     console.print(table)
     for path in written:
         console.print(Text(f"picture      {path}"), soft_wrap=True)

@@ -19,6 +19,7 @@ from lora_studio.errors import StudioError
 
 NEEDS_CUT, NO_CUT = "svd", "concat"
 WITH_DENSITY = ("ties", "dare")
+_ROUNDING = 1e-14  # of sums of squares in float64
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def combine(
     for name in in_order(files[0].layers, [file.layers for file in files[1:]]):
         shape = next(file.shape(name) for file in files if name in file.layers)
         result.add(name, totals.merged(name), shape)
-    if not totals.norm:
+    if totals.cancels:
         raise StudioError("every layer of the result would be zero, so nothing was written.")
     said = ", ".join(f"{term.strength:g}" for term in terms)
     metadata = metadata_of(files, result, out, how=f"combined by {method}, strengths {said}")
@@ -150,6 +151,11 @@ class _Totals:
     def left_out(self) -> float:
         """Distance from the exact sum, relative to its norm."""
         return math.sqrt(self._distance / self._exact) if self._exact else 0.0
+
+    @property
+    def cancels(self) -> bool:
+        """Whether nothing but rounding is left."""
+        return self.norm <= _ROUNDING * sum(self._energies)
 
     def shares(self) -> dict[str, float]:
         """File -> the norm of its change; numbered where two have one name."""

@@ -33,7 +33,7 @@ def heat_map(comparison: Comparison) -> bytes:
         panel.set_title(title, fontsize=9)
         panel.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
         panel.set_facecolor("#dddddd")  # where there is no layer
-        figure.colorbar(shown, ax=panel, location="bottom", shrink=0.8)
+        figure.colorbar(shown, ax=panel, location="bottom", shrink=0.8, ticks=[-limit, 0, limit])
     panels[0].set_yticks(range(len(rows)), rows, fontsize=7)
     figure.suptitle(
         f"A: {comparison.files[0]}   B: {comparison.files[1]}   {comparison.verdict}", fontsize=10

@@ -2,10 +2,11 @@
 
 `python benchmarks/files.py [--ranks 32 128] [--share 0.02] [--folder runs/files] [--out FILE]`
 
-The files have random factors in float16 in every linear layer that `tests/reference/sdxl_conv.txt` lists. Ours
-runs over whole files, each measurement in a process of its own, on one thread. The dense way (multiply out, an
-SVD of each whole matrix in float32, cut) takes hours: it runs on a share of the layers, drawn at random by
-their sizes' classes, and its seconds are those of its layers scaled by the number of layers of each size.
+The files have random factors in float16 in every linear layer that `tests/reference/sdxl_conv.txt` lists.
+Each measurement is a process of its own, on one thread. Ours combines and resizes whole files; the dense way
+(multiply out, an SVD of each whole matrix in float32, cut) would take hours, so it runs on a share of the layers
+of each size, drawn at random, and its seconds are scaled by their number. Extracting is measured in the same
+way on both sides, on a difference of matrices that is there already: two random ones of each size.
 Every measurement is kept in `--folder`, so the command may be stopped and called again.
 """
 

@@ -39,7 +39,6 @@ def test_it_is_the_best_of_its_rank(source: Path, rank: int) -> None:
 
 
 def test_to_a_share_of_the_energy_each_layer_has_its_own_rank(tmp_path: Path) -> None:
-    """Also with ranks that are alike: one file's factors twice, of which half the ranks say nothing new."""
     source = write_random_lora(
         tmp_path / "a.safetensors", rank=30, shapes={"lora_x": (50, 12), "lora_y": (50, 90)}
     )

@@ -4,9 +4,9 @@
 
 The files have random factors in float16 in every linear layer that `tests/reference/sdxl_conv.txt` lists.
 Each measurement is a process of its own, on one thread. Ours combines and resizes whole files; the dense way
-(multiply out, an SVD of each whole matrix in float32, cut) would take hours, so it runs on a share of the layers
-of each size, drawn at random, and its seconds are scaled by their number. Extracting is measured in the same
-way on both sides, on a difference of matrices that is there already: two random ones of each size.
+(multiply out, an SVD of each whole matrix in float32, cut) would take hours, so it runs on a share of the
+layers of each size, drawn at random, and its seconds are scaled by their number. Extracting is measured in
+the same way on both sides, on a difference of matrices that is there already: two random ones of each size.
 Every measurement is kept in `--folder`, so the command may be stopped and called again.
 """
 

@@ -43,7 +43,7 @@ def words(line: str) -> list[str]:
         ("resize A --rank 2 --energy 0.9", "give --rank or --energy, not both"),
         ("resize A --energy 1.5", "it must be above 0 and at most 1"),
         ("extract nowhere pocket --rank 4", "there is no base model at 'nowhere'"),
-        ("merge-into pocket A", "are not in this base"),
+        ("merge-into pocket A", "it is for another kind of base"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_nothing_is_written(line: str, said: str, here: Path, capsys) -> None:

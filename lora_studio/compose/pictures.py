@@ -18,13 +18,15 @@ from lora_studio.training.preview import PreviewOptions, render, sheet_of
 STEPS, GUIDANCE = 25, 4.0
 
 
-def compare_pictures(base: str, terms: Sequence[Term], prompts: Sequence[str], *, seed: int) -> Image.Image:
+def compare_pictures(
+    base: str, terms: Sequence[Term], prompts: Sequence[str], *, seed: int, steps: int = STEPS
+) -> Image.Image:
     """A sheet with a row a prompt, and a column each for the base, the first file, the second, and both.
 
     Raises StudioError if a file does not fit the base.
     """
     family = load_base(base)
-    options = PreviewOptions(tuple(prompts), "", seed, STEPS, GUIDANCE, family.native_side)
+    options = PreviewOptions(tuple(prompts), "", seed, steps, GUIDANCE, family.native_side)
     columns = {"base": render(family, options)}
     for title, chosen in (*((term.file.path.stem, [term]) for term in terms), ("both", terms)):
         with merged(family, chosen):

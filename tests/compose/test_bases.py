@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,14 +32,12 @@ RANK = 3
 def lora_for(base: Weights, path: Path, *, every: int = 1) -> Path:
     """Random changes in the layers that training changes, convolutions and text encoders too."""
     family = base.family
-    endings = tuple(
-        one for part in family.targets for one in family.targets[part] + family.convolutions.get(part, ())
-    )
-    wanted = {
-        name: base.places[key].shape
-        for name, key in layer_keys(base).items()
-        if key.removesuffix(".weight").endswith(endings)
-    }
+    wanted = {}
+    for name, key in layer_keys(base).items():
+        part = key.partition(".")[0]
+        endings = family.targets[part] + family.convolutions.get(part, ())
+        if key.removesuffix(".weight").endswith(endings):
+            wanted[name] = base.places[key].shape
     chosen = dict(list(wanted.items())[::every])
     return write_random_lora(path, rank=RANK, alpha=2.0, shapes=chosen)
 
@@ -72,7 +71,9 @@ def test_a_merged_folder_is_the_base_with_the_changes_and_gives_them_back(
         assert not again[layer].any(), "only what UIs look for is there besides, as zero"
 
 
-@pytest.fixture(scope="module", params=["sd15", "sd2", "sdxl"])
+@pytest.fixture(
+    scope="module", params=[*(pytest.param(one, marks=pytest.mark.slow) for one in ("sd15", "sd2")), "sdxl"]
+)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base in the original layout, float16, as UI users have it."""
     path = tmp_path_factory.mktemp("checkpoint") / "base.safetensors"
@@ -99,7 +100,8 @@ def test_a_single_file_gets_the_changes_in_its_own_layout_and_dtype(checkpoint: 
     for part, module in expected.parts.items():
         own = found.parts[part].state_dict()
         for key, tensor in module.state_dict().items():
-            assert torch.equal(own[key], tensor.half().float()), (part, key)  # rounded once
+            off = (own[key] - tensor).abs()
+            assert (off <= 1.001 * 2.0**-11 * tensor.abs() + 2.0**-24).all(), (part, key)  # rounded once
 
     again = tmp_path / "again.safetensors"
     extract(open_weights(str(out)), base, again, Cut(rank=RANK), dtype="float32")
@@ -134,7 +136,9 @@ def test_what_changed_and_is_not_in_the_file_is_named(tiny_base: Path, tmp_path:
 
 def test_a_base_in_another_dtype_is_compared_in_the_coarser_one(tiny_base: Path, tmp_path: Path) -> None:
     """Its rounding is no learning."""
-    load_base(str(tiny_base)).pipeline().to(torch.float16).save_pretrained(tmp_path / "half")
+    shutil.copytree(tiny_base, tmp_path / "half")
+    for path in (tmp_path / "half").rglob("*.safetensors"):
+        save_file({key: tensor.half() for key, tensor in load_file(path).items()}, path, {"format": "pt"})
     with pytest.raises(StudioError, match="there is nothing to extract"):
         extract(
             open_weights(str(tmp_path / "half")),
@@ -146,7 +150,7 @@ def test_a_base_in_another_dtype_is_compared_in_the_coarser_one(tiny_base: Path,
 
 def test_bases_and_files_of_other_kinds_are_refused(base_of: Callable[[str], Path], tmp_path: Path) -> None:
     one, other = (open_weights(str(base_of(name))) for name in ("sd15", "sdxl"))
-    with pytest.raises(StudioError, match="is of the kind sdxl_base_v1-0, .* of sd_v1"):
+    with pytest.raises(StudioError, match=r"is of the kind sdxl_base_v1-0, .* of sd_v1"):
         extract(other, one, tmp_path / "x.safetensors", Cut(rank=1))
     lora = lora_for(other, tmp_path / "a.safetensors")
     with pytest.raises(StudioError, match=r"layers of a\.safetensors are not in this base"):
@@ -172,8 +176,6 @@ def test_the_leading_directions_are_those_of_the_whole_svd(cut: Cut) -> None:
 
 
 def test_a_folder_keeps_what_loading_needs_and_says_what_is_left_out(tiny_base: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "base"
     shutil.copytree(tiny_base, folder)
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"another copy")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_studio.compose.combine import Term
 from lora_studio.compose.files import check_same_family, squeezed
-from lora_studio.compose.weights import Place, Weights, read_tensor, weight_files
+from lora_studio.compose.weights import Place, Weights, weight_files
 from lora_studio.compose.writing import Entry, write_tensors
 from lora_studio.errors import ExportMismatch, StudioError
 from lora_studio.families.folder import INDEX
@@ -91,7 +91,7 @@ class _Adding:
     """Which tensors of the base's files get which changes, and what rounding took of those."""
 
     def __init__(self, base: Weights, terms: Sequence[Term], keys: Mapping[str, str]) -> None:
-        self.terms = terms
+        self.terms, self.base = terms, base
         self.wanted: dict[tuple[Path, str], list[tuple[str, Place]]] = {}
         for name in dict.fromkeys(name for term in terms for name in term.file.layers):
             place = base.places[keys[name]]
@@ -105,7 +105,7 @@ class _Adding:
 
     def tensor(self, file: Path, name: str) -> Tensor:
         """A tensor of the new file: the base's, with what is added to it."""
-        kept = read_tensor(file, name)
+        kept = self.base.read_raw(file, name)
         if (file, name) not in self.wanted:
             return kept
         exact = kept.double()

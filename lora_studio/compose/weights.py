@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import safe_open
@@ -16,6 +16,8 @@ from lora_studio.families.loading import POCKET, POCKET_FOLDER, load_base
 from lora_studio.families.original.names import Origin, origins
 from lora_studio.families.single_file import open_single_file
 
+_MOST_MAPPED = 512 * 2**20  # bytes
+
 
 @dataclass(frozen=True)
 class Place:
@@ -26,6 +28,28 @@ class Place:
     shape: tuple[int, ...]
 
 
+class Reader:
+    """The tensors of a file, one by one.
+
+    It is opened again now and then, so that the pages of what was read are let go: two files of 7 GB need not
+    fit into memory.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._opened, self._read_bytes = file, None, 0
+
+    def read(self, name: str) -> Tensor:
+        """A copy of a tensor as it lies in the file. Raises BaseModelError if the file is damaged."""
+        try:
+            if self._opened is None or self._read_bytes > _MOST_MAPPED:
+                self._opened, self._read_bytes = safe_open(self._file, framework="pt"), 0
+            tensor: Tensor = self._opened.get_tensor(name).clone()
+        except Exception as error:  # safetensors' own error has no public base class
+            raise BaseModelError(f"{self._file.name} cannot be read: {reason_of(error)}.") from None
+        self._read_bytes += tensor.numel() * tensor.itemsize
+        return tensor
+
+
 @dataclass(frozen=True)
 class Weights:
     """A base's tensors by `<part>.<canonical path>.<tensor>`."""
@@ -33,23 +57,16 @@ class Weights:
     path: Path  # a file or a folder
     family: ModelFamily  # with shapes alone
     places: Mapping[str, Place]
+    _readers: dict[Path, Reader] = field(default_factory=dict, repr=False)
 
     def read(self, key: str) -> Tensor:
         """A tensor in its file's own dtype, in the shape that its part has."""
         place = self.places[key]
-        return place.origin.take(read_tensor(place.file, place.origin.name)).reshape(place.shape)
+        return place.origin.take(self.read_raw(place.file, place.origin.name)).reshape(place.shape)
 
-
-def read_tensor(file: Path, name: str) -> Tensor:
-    """A copy of a tensor as it lies in a file. Raises BaseModelError if the file is damaged.
-
-    The file is opened for each, so that its pages are let go: two of 7 GB need not fit into memory.
-    """
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return opened.get_tensor(name).clone()
-    except Exception as error:  # safetensors' own error has no public base class
-        raise BaseModelError(f"{file.name} cannot be read: {reason_of(error)}.") from None
+    def read_raw(self, file: Path, name: str) -> Tensor:
+        """A tensor as it lies in a file. Raises BaseModelError if the file is damaged."""
+        return self._readers.setdefault(file, Reader(file)).read(name)
 
 
 def open_weights(model: str) -> Weights:

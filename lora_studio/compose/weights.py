@@ -36,7 +36,8 @@ class Reader:
     """
 
     def __init__(self, file: Path) -> None:
-        self._file, self._opened, self._read_bytes = file, None, 0
+        self._file, self._read_bytes = file, 0
+        self._opened: safe_open | None = None
 
     def read(self, name: str) -> Tensor:
         """A copy of a tensor as it lies in the file. Raises BaseModelError if the file is damaged."""

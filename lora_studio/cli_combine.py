@@ -111,9 +111,9 @@ def compare(
     from lora_studio.compose.writing import check_output
     from lora_studio.run import write_atomically
 
-    if len(files) != 2:
-        raise StudioError(f"compare takes two files, not {len(files)}.")
     terms = terms_of(files, least=2)
+    if len(terms) > 2:
+        raise StudioError(f"compare takes two files, not {len(files)}.")
     written = [path for path in (out, pictures if base else None) if path is not None]
     for path in written:
         check_output(path, force=force, inputs=[term.file.path for term in terms])
@@ -170,8 +170,7 @@ def block_weight(text: str) -> BlockWeight:
     pattern, equals, said = text.rpartition("=")
     number, colon, rest = pattern.partition(":")
     try:
-        weight = float(said)
-        chosen = int(number) if colon else None
+        weight, chosen = float(said), int(number) if colon else None
     except ValueError:
         equals = ""
     if not equals or not pattern or not abs(weight) <= 100:

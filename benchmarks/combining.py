@@ -5,8 +5,8 @@
 On held-out prompts of the learning benchmark, by its judge: the style where it is called and the object
 with it, the subject where it is called and the background with it; and both where both are called at once.
 Each row is a piece with a result of its own, so the command may be stopped and called again; a call with
-nothing left to do prints the table from what is there. The pieces belong to two files: for others give another
-`--pieces`.
+nothing left to do prints the table from what is there. The pieces belong to two files: for others give
+another `--pieces`.
 """
 
 from __future__ import annotations

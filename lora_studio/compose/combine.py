@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from lora_studio.adapters.kind import Factors
 from lora_studio.compose import METHODS
 from lora_studio.compose.describe import metadata_of
 from lora_studio.compose.factors import decompose, difference, energy, stacked
@@ -81,7 +82,7 @@ def combine(
     for name in in_order(files[0].layers, [file.layers for file in files[1:]]):
         shape = next(file.shape(name) for file in files if name in file.layers)
         result.add(name, totals.merged(name), shape)
-    if totals.cancels:
+    if result.energy <= totals.rounding:
         raise StudioError("every layer of the result would be zero, so nothing was written.")
     said = ", ".join(f"{term.strength:g}" for term in terms)
     metadata = metadata_of(files, result, out, how=f"combined by {method}, strengths {said}")
@@ -93,7 +94,7 @@ def combine(
         len(result.ranks),
         ranks,
         totals.shares(),
-        math.sqrt(totals.norm),
+        math.sqrt(result.energy),
         totals.left_out,
         result.cast_error,
         size,
@@ -144,7 +145,7 @@ class _Totals:
         self, terms: Sequence[Term], blocks: Sequence[BlockWeight], method: str, wishes: Wishes
     ) -> None:
         self.terms, self.blocks, self.method, self.wishes = terms, blocks, method, wishes
-        self.norm = self._exact = self._distance = 0.0  # sums of squares
+        self._exact = self._distance = 0.0  # sums of squares
         self._energies = [0.0] * len(terms)
 
     @property
@@ -153,9 +154,9 @@ class _Totals:
         return math.sqrt(self._distance / self._exact) if self._exact else 0.0
 
     @property
-    def cancels(self) -> bool:
-        """Whether nothing but rounding is left."""
-        return self.norm <= _ROUNDING * sum(self._energies)
+    def rounding(self) -> float:
+        """The energy that a result of nothing but rounding has at most."""
+        return _ROUNDING * sum(self._energies)
 
     def shares(self) -> dict[str, float]:
         """File -> the norm of its change; numbered where two have one name."""
@@ -163,7 +164,7 @@ class _Totals:
         titles = [f"{name} ({n + 1})" if names.count(name) > 1 else name for n, name in enumerate(names)]
         return {title: math.sqrt(one) for title, one in zip(titles, self._energies, strict=True)}
 
-    def merged(self, name: str) -> Any:
+    def merged(self, name: str) -> Factors:
         """A layer's change as the method makes it, cut as wished."""
         parts = {
             number: term.file.factors(name, term.strength * self._weight(number, name))
@@ -182,7 +183,6 @@ class _Totals:
             if self.method != NEEDS_CUT:  # whose distance is the tail
                 distance = energy(difference(factors, exact))
         self._distance += distance
-        self.norm += energy(factors)
         return factors
 
     def _weight(self, number: int, name: str) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lora_studio.adapters.kind import Factors
-from lora_studio.compose.factors import balanced, difference, energy
+from lora_studio.compose.factors import balanced, energy, stacked
 from lora_studio.errors import ExportMismatch, StudioError
 from lora_studio.export.write import DTYPES
 from lora_studio.run import sync
@@ -105,7 +105,7 @@ class Result:
         self._alpha = torch.tensor(alpha).to(self.dtype)  # as it can be written
         self.tensors: dict[str, Tensor] = {}
         self.ranks: dict[str, int] = {}
-        self._error = self._size = 0.0  # sums of squares
+        self._error = self.energy = 0.0  # sums of squares: of what rounding took, and of all changes
 
     @property
     def alpha(self) -> float:
@@ -115,7 +115,7 @@ class Result:
     @property
     def cast_error(self) -> float:
         """What the dtype rounded away: the norm of it, relative to the norm of all changes."""
-        return math.sqrt(self._error / self._size) if self._size else 0.0
+        return math.sqrt(self._error / self.energy) if self.energy else 0.0
 
     def add(self, name: str, factors: Factors, shape: Sequence[int]) -> None:
         """A layer whose weight has this shape. Raises ExportMismatch if it does not fit into the dtype."""
@@ -124,9 +124,8 @@ class Result:
         down, up = (one.to(self.dtype) for one in scaled)
         if not (down.isfinite().all() and up.isfinite().all()):
             raise ExportMismatch(f"{name} does not fit into {self.dtype}; give --dtype float32.")
-        cast = Factors(down.double(), up.double())
-        self._error += energy(difference(cast, scaled)) * (self.alpha / rank) ** 2
-        self._size += energy(factors)
+        self._error += _rounded_away(scaled, Factors(down, up)) * (self.alpha / rank) ** 2
+        self.energy += energy(factors)
         self.ranks[name] = rank
         self.tensors[f"{name}.lora_down.weight"] = down.view(rank, *shape[1:])
         self.tensors[f"{name}.lora_up.weight"] = up.view(shape[0], rank, *(1 for _ in shape[2:]))
@@ -139,6 +138,19 @@ class Result:
         hashes = block_hashes(raw(self.tensors[name]) for name in names)
         write_tensors(path, entries, (self.tensors[name] for name in names), {**metadata, **hashes})
         return path.stat().st_size
+
+
+def _rounded_away(exact: Factors, cast: Factors) -> float:
+    """The sum of squares of the difference of two changes whose factors are nearly the same.
+
+    From the factors' differences, so that float32 is enough and nothing cancels.
+    """
+    down, up = (one.float() for one in exact)
+    off = [
+        Factors(down, (exact.up - cast.up).float()),
+        Factors((exact.down - cast.down).float(), cast.up.float()),
+    ]
+    return energy(stacked(off))
 
 
 def block_hashes(pieces: Iterable[memoryview]) -> dict[str, str]:

@@ -145,9 +145,8 @@ def _rounded_away(exact: Factors, cast: Factors) -> float:
 
     From the factors' differences, so that float32 is enough and nothing cancels.
     """
-    down, up = (one.float() for one in exact)
     off = [
-        Factors(down, (exact.up - cast.up).float()),
+        Factors(exact.down.float(), (exact.up - cast.up).float()),
         Factors((exact.down - cast.down).float(), cast.up.float()),
     ]
     return energy(stacked(off))

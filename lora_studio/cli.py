@@ -16,10 +16,12 @@ from lora_studio import (
     cli_buckets,
     cli_cache,
     cli_captions,
+    cli_combine,
     cli_convert,
     cli_doctor,
     cli_env,
     cli_export,
+    cli_extract,
     cli_init,
     cli_inspect,
     cli_metadata,
@@ -151,6 +153,11 @@ app.command()(cli_metadata.sidecars)
 app.command()(cli_push.push)
 app.command()(cli_export.export)
 app.command()(cli_convert.convert)
+app.command()(cli_combine.combine)
+app.command()(cli_combine.compare)
+app.command()(cli_combine.resize)
+app.command()(cli_extract.extract)
+app.command("merge-into")(cli_extract.merge_into)
 app.command("class-images")(cli_cache.class_images)
 app.add_typer(cli_cache.cache)
 

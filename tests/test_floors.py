@@ -18,6 +18,7 @@ FLOORS = {
         *("web", "__main__", "printing", "printing_buckets", "printing_captions", "printing_doctor"),
         *("printing_plan", "printing_processes", "printing_watch"),
         *("cli_convert", "cli_export", "printing_export"),
+        *("cli_combine", "cli_extract", "printing_compose"),
     ],
     4: ["evaluate"],
     3: ["training", "export", "compose"],
@@ -67,7 +68,7 @@ SIDEWAYS = {
     ("cli", "web"): "a verb starts the page",
     ("training", "export"): "a run ends by writing its file",
     ("compose", "export"): "tools on files read and write them as a run does",
-    ("compose", "training"): "numbers are drawn as a run draws its own",
+    ("compose", "training"): "numbers and pictures are drawn as a run draws its own",
     ("cli", "cli_inspect"): "the verb inspect has a file of its own",
     ("cli", "printing_uis"): "a verb shows what it did",
     ("cli_inspect", "printing_inspect"): "a verb shows what it did",
@@ -76,6 +77,11 @@ SIDEWAYS = {
     ("cli", "cli_convert"): "the verb convert has a file of its own",
     ("cli_export", "printing_export"): "a verb shows what it did",
     ("cli_convert", "printing_export"): "a verb shows what it did",
+    ("cli", "cli_combine"): "the verbs on finished files have a file of their own",
+    ("cli", "cli_extract"): "the verbs on whole bases have a file of their own",
+    ("cli_extract", "cli_combine"): "they have their options in common",
+    ("cli_combine", "printing_compose"): "a verb shows what it did",
+    ("cli_extract", "printing_compose"): "a verb shows what it did",
 }
 _TABLE_ENTRY = re.compile(
     r"(lora_studio(?:\.\w+)*):\w+"

@@ -1,1 +1,21 @@
-"""Tools on finished files, without a run."""
+"""Arithmetic on finished LoRA files, always on the changes of weight and never on the two factors apart."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from lora_studio.registry import Registry
+
+if TYPE_CHECKING:
+    from lora_studio.adapters.kind import Factors
+    from lora_studio.compose.methods import Wishes
+
+METHODS: Registry[Callable[[Mapping[int, "Factors"], "Wishes", str], "Factors"]] = Registry(
+    "method",
+    {
+        "concat": "lora_studio.compose.methods:concat",
+        "svd": "lora_studio.compose.methods:concat",  # and cut afterwards
+        "ties": "lora_studio.compose.methods:ties",
+        "dare": "lora_studio.compose.methods:dare",
+        "project": "lora_studio.compose.methods:project",
+    },
+)

@@ -65,7 +65,7 @@ def convert(
     kept = {key: value for key, value in found.file.metadata.items() if not key.startswith(_STALE)}
     kept |= {"ss_output_name": out.stem, "ss_network_module": "networks.lora", "ss_network_args": "{}"}
     try:
-        error = write_lora(out, spell(found), dtype=dtype, describe=lambda block: kept | hashes(block))
+        error = write_lora(out, spell(found), dtype=dtype, describe=lambda block: kept | hashes([block]))
     except OSError as problem:
         raise StudioError(f"{out} cannot be written ({problem.strerror or problem}).") from None
     cut = any(layer.kind != "lora" or layer.needs_base for layer in found.file.layers.values())

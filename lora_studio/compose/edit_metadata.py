@@ -9,7 +9,7 @@ from lora_studio.errors import StudioError
 from lora_studio.export.header import Header, read_header
 from lora_studio.export.metadata import MAX_BYTES, size_of
 from lora_studio.export.metadata_keys import NEEDED, key_faults
-from lora_studio.export.write import header_bytes
+from lora_studio.export.write import Coming, header_bytes, places_of
 from lora_studio.run import write_atomically
 
 
@@ -65,5 +65,6 @@ def edit(path: Path, out: Path, changes: Mapping[str, str], *, strip: bool) -> d
 
 
 def _content(header: Header, metadata: Mapping[str, str]) -> Iterator[bytes]:
-    yield header_bytes(header.places(), metadata)
+    in_order = sorted(header.entries.items(), key=lambda one: (one[1].begin, one[1].end))
+    yield header_bytes(places_of(Coming(name, one.dtype, one.shape) for name, one in in_order), metadata)
     yield from header.block()

@@ -59,8 +59,8 @@ def read_plain_layers(path: Path, *, base: ModelFamily | None = None) -> PlainLa
         weight = known[name].weight if name in known else None
         if layer.needs_base and weight is None:
             raise StudioError(
-                f"{path.name} holds {layer.key}, whose change depends on the base's weights; "
-                "name the base that it is for with --base."
+                f"{path.name} holds {layer.key}, whose change depends on the base's weights; make plain LoRA "
+                f"of it with `lora-studio convert {path.name} --to kohya --base BASE`, which is told them."
             )
         one = layer.plain(weight)
         plain[place] = _with_sides(one, place, None if weight is None else weight.shape, linear=linear)

@@ -51,7 +51,7 @@ def embedding_metadata(
         "ss_steps": str(facts.steps),
         "lora_studio.version": __version__,
         "lora_studio.base_fingerprint": facts.base_fingerprint,
-    } | hashes(tensor_block)
+    } | hashes([tensor_block])
     base = {"lora_studio.base": facts.base} if facts.base else {}
     return said | base | dict(facts.spec) | dict(facts.provenance)
 

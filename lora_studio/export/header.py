@@ -71,14 +71,6 @@ class Header:
             while piece := file.read(CHUNK_BYTES):
                 yield piece
 
-    def places(self) -> dict[str, dict[str, Any]]:
-        """Of every tensor what the header says, as it says it."""
-        names = {dtype: name for name, dtype in DTYPES.items()}
-        return {
-            key: {"dtype": names[e.dtype], "shape": list(e.shape), "data_offsets": [e.begin, e.end]}
-            for key, e in self.entries.items()
-        }
-
     def _numbers(self, entry: Entry, begin: int, end: int) -> Tensor:
         if begin == end:
             return torch.empty(0, dtype=entry.dtype)
@@ -101,6 +93,13 @@ class Stored(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self.header.tensor(self.keys_of[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys_of  # what Mapping does would read the tensor
+
+    def entry(self, name: str) -> Entry:
+        """What the header says of a tensor, which is not read."""
+        return self.header.entries[self.keys_of[name]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys_of)

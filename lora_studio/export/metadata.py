@@ -9,7 +9,7 @@ which names folders and repeats what `ss_dataset_dirs` and `ss_bucket_info` say.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -109,15 +109,15 @@ def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes
         "lora_studio.base_fingerprint": facts.base_fingerprint,
         STRENGTH: f"{facts.strength:g}",
         "modelspec.usage_hint": usage_hint(facts.strength, trigger),
-    } | hashes(tensor_block)
+    } | hashes([tensor_block])
     metadata |= tag_keys(facts.triggers, facts.tags, MAX_BYTES - size_of(metadata) - 2)
     assert size_of(metadata) < MAX_BYTES, f"metadata of {size_of(metadata)} bytes"
     return metadata
 
 
-def hashes(tensor_block: bytes) -> dict[str, str]:
-    """By which UIs know a file, whatever its metadata says; `write_lora` adds the legacy one."""
-    whole = tensor_hash([tensor_block])
+def hashes(block: Iterable[bytes | memoryview]) -> dict[str, str]:
+    """By which UIs know a file, of all after its header; `legacy_hash` depends on the header, too."""
+    whole = tensor_hash(block)
     return {"modelspec.hash_sha256": f"0x{whole}", "sshs_model_hash": whole}
 
 

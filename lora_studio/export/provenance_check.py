@@ -63,9 +63,7 @@ def check_provenance(path: Path, places: Sequence[Path]) -> Origin:
             "metadata was taken out."
         )
     if not places:
-        raise StudioError(
-            "--provenance compares a file with a run's folder or folders of pictures; name one."
-        )
+        raise StudioError("--provenance compares a file with runs or folders of pictures; name one.")
     _check_tensors(header, origin)
     runs = [one for one in places if (one / MANIFEST).is_file()]
     folders = [one for one in places if one not in runs]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -18,6 +19,7 @@ from lora_studio.export.header import DTYPES as FORMAT_DTYPES
 from lora_studio.run import write_atomically, writing_atomically
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+LEGACY = (0x100000, 0x110000)  # the bytes that the older hash is of
 _NAMES = {dtype: name for name, dtype in FORMAT_DTYPES.items()}
 
 
@@ -34,7 +36,7 @@ def write_lora(
     plain = save(cast)
     metadata = describe(tensor_block(plain))
     if "sshs_model_hash" in metadata:
-        metadata |= {"sshs_legacy_hash": legacy_hash(plain, metadata)}
+        metadata |= {"sshs_legacy_hash": legacy_hash(header_of(plain), [tensor_block(plain)], metadata)}
     write_atomically(path, with_metadata(plain, metadata))
     return error
 
@@ -46,17 +48,50 @@ def write_large(
 
     Its tensors are cast one at a time, so that no second copy of a base is ever held.
     """
-    header, place = {}, 0
-    for key, tensor in tensors.items():
-        kept = DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype
-        end = place + tensor.numel() * kept.itemsize
-        header[key] = {"dtype": _NAMES[kept], "shape": list(tensor.shape), "data_offsets": [place, end]}
-        place = end
+
+    def kept(tensor: Tensor) -> torch.dtype:
+        return DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype
+
+    entries = [Coming(key, kept(one), tuple(one.shape)) for key, one in tensors.items()]
+    write_tensors(path, entries, (one.detach().to(kept(one)) for one in tensors.values()), metadata)
+
+
+class Coming(NamedTuple):
+    """A tensor of a file that is not there yet."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def write_tensors(
+    path: Path, entries: Sequence[Coming], values: Iterable[Tensor], metadata: Mapping[str, str]
+) -> None:
+    """A safetensors file from tensors that come one by one, in the order of `entries`.
+
+    It gets its name when all of it is on the disk.
+    """
     with writing_atomically(path) as file:
-        file.write(header_bytes(header, metadata))
-        for tensor in tensors.values():
-            cast = tensor.detach().to(DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype)
-            file.write(cast.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        file.write(header_bytes(places_of(entries), metadata))
+        for entry, tensor in zip(entries, values, strict=True):
+            assert (tensor.dtype, tuple(tensor.shape)) == entry[1:], entry.name
+            file.write(raw(tensor))
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """A tensor's bytes, as they stand in a file."""
+    return memoryview(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def places_of(entries: Iterable[Coming]) -> dict[str, dict[str, Any]]:
+    """What a header says of each tensor, one after the other."""
+    places: dict[str, dict[str, Any]] = {}
+    place = 0
+    for name, dtype, shape in entries:
+        end = place + dtype.itemsize * math.prod(shape)
+        places[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [place, end]}
+        place = end
+    return places
 
 
 def cast_error(tensors: Mapping[str, Tensor], dtype: str) -> float:
@@ -80,7 +115,7 @@ def cast_error(tensors: Mapping[str, Tensor], dtype: str) -> float:
     return worst
 
 
-def tensor_hash(block: Iterable[bytes]) -> str:
+def tensor_hash(block: Iterable[bytes | memoryview]) -> str:
     """`sshs_model_hash`: sha256 of all after the header, by which A1111 and Forge know a file.
 
     Its first 12 digits are Civitai's AutoV3.
@@ -103,8 +138,14 @@ def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
     safetensors itself writes them in the order of a hash map, which differs from run to run; equal runs shall
     give equal bytes.
     """
+    return header_bytes(header_of(content), metadata) + tensor_block(content)
+
+
+def header_of(content: bytes) -> dict[str, Any]:
+    """What the header of a safetensors file says."""
     (length,) = struct.unpack("<Q", content[:8])
-    return header_bytes(json.loads(content[8 : 8 + length]), metadata) + content[8 + length :]
+    header: dict[str, Any] = json.loads(content[8 : 8 + length])
+    return header
 
 
 def header_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
@@ -116,16 +157,17 @@ def header_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> byt
     return struct.pack("<Q", len(text)) + text
 
 
-def legacy_hash(content: bytes, metadata: Mapping[str, str]) -> str:
+def legacy_hash(
+    tensors: Mapping[str, Any], block: Iterable[bytes | memoryview], metadata: Mapping[str, str]
+) -> str:
     """`sshs_legacy_hash`: of 64 KiB behind the first MiB of the file with its `ss_*` metadata alone.
 
     8 hex digits, as kohya's trainer and A1111's older extension for LoRAs count them; of smaller files they
     are those of nothing.
     """
-    (length,) = struct.unpack("<Q", content[:8])
     trained = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    header = header_bytes(json.loads(content[8 : 8 + length]), trained)
-    shift = 8 + length - len(header)
-    first, last = max(0x100000, len(header)), max(0x110000, len(header))
-    before = header[0x100000:0x110000]
-    return hashlib.sha256(before + content[first + shift : last + shift]).hexdigest()[:8]
+    digest, place = hashlib.sha256(), 0
+    for piece in (header_bytes(tensors, trained), *block):
+        digest.update(piece[max(0, LEGACY[0] - place) : max(0, LEGACY[1] - place)])
+        place += len(piece)
+    return digest.hexdigest()[:8]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,25 +75,28 @@ def render_base(family: ModelFamily, adapters: AdapterSet, options: PreviewOptio
 
 def grid(prompts: Sequence[str], base: Sequence[Image.Image], tuned: Sequence[Image.Image]) -> Image.Image:
     """A sheet with a row a prompt: its words, then base left and tuned right."""
-    scale = max(1, round(SHOWN_SIDE / max(base[0].size)))
-    width, height = base[0].width * scale, base[0].height * scale
+    return sheet_of(prompts, {"base": base, "tuned": tuned})
+
+
+def sheet_of(prompts: Sequence[str], columns: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
+    """A sheet with a row a prompt: its words, then its picture in every column, whose titles stand above."""
+    first = next(iter(columns.values()))[0]
+    scale = max(1, round(SHOWN_SIDE / max(first.size)))
+    width, height = first.width * scale, first.height * scale
     gap, line = 12, 26
     font = ImageFont.load_default(size=15)
-    sheet = Image.new("RGB", (2 * width + 3 * gap, line + len(prompts) * (height + line + gap)), "white")
+    wide = len(columns) * (width + gap) + gap
+    sheet = Image.new("RGB", (wide, line + len(prompts) * (height + line + gap)), "white")
     drawing = ImageDraw.Draw(sheet)
-    for column, title in enumerate(("base", "tuned")):
-        drawing.text((gap + column * (width + gap), 5), title, fill="black", font=font)
-    for row, pair in enumerate(zip(base, tuned, strict=True)):
-        top = line + row * (height + line + gap)
-        drawing.text(
-            (gap, top + 4),
-            _shortened(prompts[row], drawing, font, sheet.width - 2 * gap),
-            fill="#444",
-            font=font,
-        )
-        for column, picture in enumerate(pair):
+    for row, prompt in enumerate(prompts):
+        place = (gap, line + row * (height + line + gap) + 4)
+        drawing.text(place, _shortened(prompt, drawing, font, wide - 2 * gap), fill="#444", font=font)
+    for column, (title, pictures) in enumerate(columns.items()):
+        left = gap + column * (width + gap)
+        drawing.text((left, 5), _shortened(title, drawing, font, width), fill="black", font=font)
+        for row, picture in enumerate(pictures):
             large = picture.resize((width, height), Image.Resampling.BICUBIC)
-            sheet.paste(large, (gap + column * (width + gap), top + line))
+            sheet.paste(large, (left, 2 * line + row * (height + line + gap)))
     return sheet
 
 

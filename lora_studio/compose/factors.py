@@ -1,0 +1,96 @@
+"""A change of weight `up @ down` measured, taken apart and cut without ever being multiplied out.
+
+float64 throughout: the factors are narrow, and the tail of a spectrum is a difference of large numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_studio.adapters.kind import Factors
+
+NOTHING = 1e-9  # of the largest singular value: below it there is only rounding
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How much of a layer is kept: so many ranks, or as few as have a share of the energy."""
+
+    rank: int | None = None
+    energy: float | None = None  # above 0, up to 1: a share of the sum of squares
+
+    def ranks_of(self, sizes: Tensor) -> int:
+        """How many of the singular values [k], from the largest, are kept; at least 1."""
+        if self.energy is None:
+            return max(1, min(self.rank or len(sizes), len(sizes)))
+        energy = sizes.square()
+        tail = energy.flip(0).cumsum(0).flip(0)  # of the ranks from each one on: exact also where it is tiny
+        wanted = (1 - self.energy) * tail[0]
+        return max(1, int((tail > wanted).sum()))
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """The singular value decomposition of a change of weight, from its factors."""
+
+    left: Tensor  # [out, k], orthonormal columns
+    sizes: Tensor  # [k], falling
+    right: Tensor  # [k, in], orthonormal rows
+
+    def cut(self, cut: Cut) -> tuple[Factors, float]:
+        """The nearest change of so many ranks (Eckart and Young), and the square of its distance."""
+        rank = cut.ranks_of(self.sizes)
+        root = self.sizes[:rank].sqrt()
+        factors = Factors(root[:, None] * self.right[:rank], self.left[:, :rank] * root)
+        return factors, self.sizes[rank:].square().sum().item()
+
+    def leading(self, energy: float = 1.0) -> Decomposition:
+        """Its directions that have this share of the energy, without those that are rounding; maybe none."""
+        if not self.sizes[0] > 0:
+            return Decomposition(self.left[:, :0], self.sizes[:0], self.right[:0])
+        real = int((self.sizes > NOTHING * self.sizes[0]).sum())
+        rank = min(real, Cut(energy=energy).ranks_of(self.sizes))
+        return Decomposition(self.left[:, :rank], self.sizes[:rank], self.right[:rank])
+
+
+def decompose(factors: Factors) -> Decomposition:
+    """QR of both factors, then the SVD of what is between the two bases: [r, r] instead of [out, in]."""
+    columns, above = torch.linalg.qr(factors.up)
+    rows, beside = torch.linalg.qr(factors.down.T)
+    left, sizes, right = torch.linalg.svd(above @ beside.T, full_matrices=False)
+    return Decomposition(columns @ left, sizes, right @ rows.T)
+
+
+def stacked(parts: Sequence[Factors]) -> Factors:
+    """The sum of changes, exactly: their ranks side by side."""
+    return Factors(torch.cat([one.down for one in parts]), torch.cat([one.up for one in parts], dim=1))
+
+
+def inner(one: Factors, other: Factors) -> float:
+    """The sum of the products of all entries of two changes of the same shape."""
+    return ((one.up.T @ other.up) * (one.down @ other.down.T)).sum().item()
+
+
+def energy(factors: Factors) -> float:
+    """The sum of squares of a change's entries; never below 0, which rounding could make it."""
+    return max(0.0, inner(factors, factors))
+
+
+def difference(one: Factors, other: Factors) -> Factors:
+    """One change less another."""
+    return stacked([one, Factors(other.down, -other.up)])
+
+
+def balanced(factors: Factors) -> Factors:
+    """The same change with both factors of about one size in every rank, so that neither leaves float16.
+
+    By powers of two, which change no digit.
+    """
+    down, up = factors
+    across, along = down.norm(dim=1), up.norm(dim=0)
+    power = torch.where((across > 0) & (along > 0), (along / across).log2().div(2).round().exp2(), 1.0)
+    return Factors(down * power[:, None], up / power)

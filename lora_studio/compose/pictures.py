@@ -1,0 +1,69 @@
+"""The same prompts and seeds through the base, each of two LoRA files, and both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from PIL import Image
+
+from lora_studio.compose.combine import Term
+from lora_studio.errors import StudioError
+from lora_studio.export.verify import base_layers
+from lora_studio.families.base import ModelFamily
+from lora_studio.families.loading import load_base
+from lora_studio.training.preview import PreviewOptions, render, sheet_of
+
+STEPS, GUIDANCE = 25, 4.0
+
+
+def compare_pictures(
+    base: str, terms: Sequence[Term], prompts: Sequence[str], *, seed: int, steps: int = STEPS
+) -> Image.Image:
+    """A sheet with a row a prompt, and a column each for the base, the first file, the second, and both.
+
+    Raises StudioError if a file does not fit the base.
+    """
+    family = load_base(base)
+    options = PreviewOptions(tuple(prompts), "", seed, steps, GUIDANCE, family.native_side)
+    columns = {"base": render(family, options)}
+    for title, chosen in (*((term.file.path.stem, [term]) for term in terms), ("both", terms)):
+        with merged(family, chosen):
+            columns[f"{len(columns)}: {title}" if title != "both" else title] = render(family, options)
+    return sheet_of(prompts, columns)
+
+
+def prompts_for(terms: Sequence[Term]) -> list[str]:
+    """Each file's trigger, and both together. Raises StudioError if a file does not say what calls it."""
+    triggers = [term.file.trigger for term in terms]
+    if not all(triggers):
+        silent = terms[triggers.index("")].file.name
+        raise StudioError(f"{silent} does not say which words call it; give --prompt, as often as you like.")
+    return [*triggers, ", ".join(triggers)]
+
+
+@contextmanager
+def merged(family: ModelFamily, terms: Sequence[Term]) -> Iterator[None]:
+    """Within it the files' changes are in the base's weights."""
+    layers = base_layers(family)
+    kept: dict[str, torch.Tensor] = {}
+    try:
+        for term in terms:
+            for name in term.file.layers:
+                if name not in layers:
+                    raise StudioError(
+                        f"{name} of {term.file.name} is not in this base; give the one it is for."
+                    )
+                weight, factors = layers[name].weight, term.file.factors(name, term.strength)
+                change = factors.up @ factors.down
+                if change.numel() != weight.numel():
+                    raise StudioError(
+                        f"{name} of {term.file.name} does not fit this base; give the one it is for."
+                    )
+                kept.setdefault(name, weight.detach().clone())
+                weight.data.add_(change.view(weight.shape).to(weight))
+        yield
+    finally:
+        for name, weight in kept.items():
+            layers[name].weight.data.copy_(weight)

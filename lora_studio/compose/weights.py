@@ -1,0 +1,126 @@
+"""A whole base read tensor by tensor, by our own names: a single file or a diffusers folder, never whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+from lora_studio.errors import BaseModelError, reason_of
+from lora_studio.families.base import ModelFamily
+from lora_studio.families.hub import hub_folder, is_hub_id
+from lora_studio.families.loading import POCKET, POCKET_FOLDER, load_base
+from lora_studio.families.original.names import Origin, origins
+from lora_studio.families.single_file import open_single_file
+
+_MOST_MAPPED = 512 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of a part lies, what is done to it, and the shape it then has."""
+
+    file: Path
+    origin: Origin
+    shape: tuple[int, ...]
+
+
+class Reader:
+    """The tensors of a file, one by one.
+
+    It is opened again now and then, so that the pages of what was read are let go: two files of 7 GB need not
+    fit into memory.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._read_bytes = file, 0
+        self._opened: safe_open | None = None
+
+    def read(self, name: str) -> Tensor:
+        """A copy of a tensor as it lies in the file. Raises BaseModelError if the file is damaged."""
+        try:
+            if self._opened is None or self._read_bytes > _MOST_MAPPED:
+                self._opened, self._read_bytes = safe_open(self._file, framework="pt"), 0
+            tensor: Tensor = self._opened.get_tensor(name).clone()
+        except Exception as error:  # safetensors' own error has no public base class
+            raise BaseModelError(f"{self._file.name} cannot be read: {reason_of(error)}.") from None
+        self._read_bytes += tensor.numel() * tensor.itemsize
+        return tensor
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A base's tensors by `<part>.<canonical path>.<tensor>`."""
+
+    path: Path  # a file or a folder
+    family: ModelFamily  # with shapes alone
+    places: Mapping[str, Place]
+    _readers: dict[Path, Reader] = field(default_factory=dict, repr=False)
+
+    def read(self, key: str) -> Tensor:
+        """A tensor in its file's own dtype, in the shape that its part has."""
+        place = self.places[key]
+        return place.origin.take(self.read_raw(place.file, place.origin.name)).reshape(place.shape)
+
+    def read_raw(self, file: Path, name: str) -> Tensor:
+        """A tensor as it lies in a file. Raises BaseModelError if the file is damaged."""
+        return self._readers.setdefault(file, Reader(file)).read(name)
+
+
+def open_weights(model: str) -> Weights:
+    """The base called `model`: a file, a diffusers folder, "pocket" or a hub id; no tensor is read yet.
+
+    Raises BaseModelError as load_base, and for a part whose files lack a tensor.
+    """
+    family = load_base(model, weights=False)
+    path = POCKET_FOLDER if model == POCKET else Path(model).expanduser()
+    if model != POCKET and is_hub_id(model):
+        path = hub_folder(model)
+    found = dict(_in_file(path, family) if path.is_file() else _in_folder(path, family))
+    places: dict[str, Place] = {}
+    for part, module in family.parts.items():
+        for name, tensor in module.state_dict().items():
+            key = _key(family, part, name)
+            if key in found:
+                places[key] = Place(*found[key], tuple(tensor.shape))
+        lacking = [name for name, _ in module.named_parameters() if _key(family, part, name) not in places]
+        if lacking:
+            raise BaseModelError(f"{model} lacks {len(lacking)} tensors of its {part}, first {lacking[0]}.")
+    return Weights(path, family, places)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a part that loaders take: the fp16 variant only if there is no other."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if ".fp16" not in file.name] or files
+
+
+def names_in(file: Path) -> list[str]:
+    """Of all tensors in a safetensors file. Raises BaseModelError if it is damaged."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except Exception as error:
+        raise BaseModelError(f"{file.name} cannot be read: {reason_of(error)}.") from None
+
+
+def _key(family: ModelFamily, part: str, name: str) -> str:
+    path, _, end = name.rpartition(".")
+    return f"{part}.{family.canonical_path(part, path)}.{end}"
+
+
+def _in_file(path: Path, family: ModelFamily) -> Iterator[tuple[str, tuple[Path, Origin]]]:
+    file = open_single_file(path)
+    for part, names in origins(file.kind, file.checkpoint.shapes, file.configurations).items():
+        for name, origin in names.items():
+            yield _key(family, part, name), (path, origin)
+
+
+def _in_folder(path: Path, family: ModelFamily) -> Iterator[tuple[str, tuple[Path, Origin]]]:
+    for part in family.parts:
+        for file in weight_files(path / part):
+            for name in names_in(file):
+                yield _key(family, part, name), (file, Origin(name))

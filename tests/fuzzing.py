@@ -1,4 +1,4 @@
-"""LoRA files with one thing wrong in each, from a seed, and what inspect and verify make of them."""
+"""LoRA files with one thing wrong in each, from a seed, and what inspect, verify and combine make of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
 
+from lora_studio.compose.combine import CombineReport, Term, combine
+from lora_studio.compose.files import open_plain
 from lora_studio.compose.inspect import Damaged, Facts, inspect_file, inspect_folder
 from lora_studio.errors import StudioError
 from lora_studio.export.check import verify
@@ -153,7 +155,7 @@ def run(folder: Path, numbers: range) -> tuple[dict[str, int], list[str]]:
     for number in numbers:
         draw = random.Random(number)
         path.write_bytes(damaged(draw.choice(sources), draw))
-        for look in (_inspect, verify, _list):
+        for look in (_inspect, verify, _list, _combine):
             try:
                 json.dumps(look(path).to_json()).encode()
                 counts["accepted"] += 1
@@ -171,6 +173,13 @@ def _inspect(path: Path) -> Facts:
     facts = inspect_file(path)
     print_facts(facts, QUIET)
     return facts
+
+
+def _combine(path: Path) -> CombineReport:
+    """With itself, and at another strength."""
+    one = open_plain(path)
+    out = path.with_name("out.safetensors")
+    return combine([Term(one, 1.0), Term(one, -0.5)], out, method="concat", dtype="float32")
 
 
 def _list(path: Path) -> Facts | Damaged:

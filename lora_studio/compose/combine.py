@@ -174,15 +174,18 @@ class _Totals:
         for number, one in parts.items():
             self._energies[number] += energy(one)
         exact = stacked(list(parts.values()))
+        if self.method == NEEDS_CUT and self.wishes.cut is not None:
+            whole = decompose(exact, self.wishes.cut)
+            factors, tail = whole.cut(self.wishes.cut)
+            self._exact += whole.energy
+            self._distance += tail
+            return factors
         self._exact += energy(exact)
         factors = METHODS[self.method](parts, self.wishes, name)
-        if self.wishes.cut is None:
-            distance = 0.0 if self.method == NO_CUT else energy(difference(factors, exact))
-        else:
-            factors, distance = decompose(factors).cut(self.wishes.cut)
-            if self.method != NEEDS_CUT:  # whose distance is the tail
-                distance = energy(difference(factors, exact))
-        self._distance += distance
+        if self.wishes.cut is not None:
+            factors, _ = decompose(factors, self.wishes.cut).cut(self.wishes.cut)
+        if self.method != NO_CUT:
+            self._distance += energy(difference(factors, exact))
         return factors
 
     def _weight(self, number: int, name: str) -> float:

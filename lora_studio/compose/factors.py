@@ -37,9 +37,14 @@ class Cut:
 class Decomposition:
     """The singular value decomposition of a change of weight, from its factors."""
 
-    left: Tensor  # [out, k], orthonormal columns
-    sizes: Tensor  # [k], falling
-    right: Tensor  # [k, in], orthonormal rows
+    left: Tensor  # [out, r], orthonormal columns
+    sizes: Tensor  # [k], falling, k >= r
+    right: Tensor  # [r, in], orthonormal rows
+
+    @property
+    def energy(self) -> float:
+        """The sum of squares of the change's entries."""
+        return self.sizes.square().sum().item()
 
     def cut(self, cut: Cut) -> tuple[Factors, float]:
         """The nearest change of so many ranks (Eckart and Young), and the square of its distance."""
@@ -57,12 +62,26 @@ class Decomposition:
         return Decomposition(self.left[:, :rank], self.sizes[:rank], self.right[:rank])
 
 
-def decompose(factors: Factors) -> Decomposition:
-    """QR of both factors, then the SVD of what is between the two bases: [r, r] instead of [out, in]."""
-    columns, above = torch.linalg.qr(factors.up)
-    rows, beside = torch.linalg.qr(factors.down.T)
+def decompose(factors: Factors, cut: Cut | None = None) -> Decomposition:
+    """QR of both factors, then the SVD of what is between the two bases: [r, r] instead of [out, in].
+
+    With the vectors of the ranks that `cut` keeps alone, but all sizes. The bases are never written out:
+    their reflections are applied to those vectors.
+    """
+    columns, rows = torch.geqrf(factors.up), torch.geqrf(factors.down.T.contiguous())
+    above, beside = (one.a[: one.tau.shape[0]].triu() for one in (columns, rows))
     left, sizes, right = torch.linalg.svd(above @ beside.T, full_matrices=False)
-    return Decomposition(columns @ left, sizes, right @ rows.T)
+    rank = len(sizes) if cut is None else cut.ranks_of(sizes)
+    return Decomposition(
+        _in_basis(*columns, left[:, :rank]), sizes, _in_basis(*rows, right[:rank].T).T.contiguous()
+    )
+
+
+def _in_basis(reflections: Tensor, scales: Tensor, coordinates: Tensor) -> Tensor:
+    """Q [m, k] @ coordinates [k, r], with Q as LAPACK's geqrf leaves it."""
+    longer = coordinates.new_zeros(len(reflections), coordinates.shape[1])
+    longer[: len(coordinates)] = coordinates
+    return torch.ormqr(reflections[:, : len(scales)], scales, longer)
 
 
 def stacked(parts: Sequence[Factors]) -> Factors:

@@ -35,6 +35,7 @@ _ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\.(diff_b|w_norm|b_norm)", r"\1"),
     )
 )
+_VECTORS = ("magnitude", "rescale")  # may be
 _WITHOUT_WEIGHT = {"diff_b", "w_norm", "b_norm"}
 _ADAPTER_METADATA, _PEFT_CONFIG = "lora_adapter_metadata", "adapter_config.json"
 
@@ -113,6 +114,11 @@ def _layer(path: Path, place: Place, key: str, ends: dict[str, Tensor], said: Sa
     if kind is None or missing or (kind == "oft" and values["oft_blocks"].ndim != 3):
         what = f"lacks its {', '.join(missing)}" if missing else "is of a kind that is not known"
         raise StudioError(f"{path.name}: {key} {what}; it is not converted.")
+    for end, one in values.items():
+        if not one.numel() or (one.ndim < 2 and end not in _VECTORS):
+            raise StudioError(
+                f"{path.name}: {end} of {key} has the shape {list(one.shape)}; it is not converted."
+            )
     if not all(one.isfinite().all() for one in ends.values()):
         raise StudioError(f"{path.name}: {key} is not finite; it is not converted.")
     alpha = float(ends["alpha"].item()) if "alpha" in ends and ends["alpha"].numel() == 1 else None

@@ -48,6 +48,8 @@ class FileLayer:
 
     def _of_change(self, weight: Tensor | None) -> Plain:
         change = self.delta(weight)
+        if not change.isfinite().all():
+            raise StudioError(f"the change of {self.key} has numbers beyond float32; the file is damaged.")
         return shaped(factorise(change.flatten(1)), change.shape)
 
     def delta(self, weight: Tensor | None = None) -> Tensor:

@@ -43,9 +43,9 @@ def resize(file: PlainFile, out: Path, cut: Cut, *, dtype: str = "float16") -> R
     result = Result(dtype, alpha=float(min(cut.rank or max(before), max(before))))
     lost = total = worst = 0.0
     for name in file.layers:
-        found = decompose(file.factors(name))
+        found = decompose(file.factors(name), cut)
         factors, tail = found.cut(cut)
-        size = found.sizes.square().sum().item()
+        size = found.energy
         lost, total, worst = lost + tail, total + size, max(worst, tail / size if size else 0.0)
         result.add(name, factors, file.shape(name))
     how = f"resized to rank {cut.rank}" if cut.rank else f"resized to {cut.energy:g} of the energy"

@@ -62,8 +62,14 @@ def read_plain_layers(path: Path, *, base: ModelFamily | None = None) -> PlainLa
                 f"{path.name} holds {layer.key}, whose change depends on the base's weights; make plain LoRA "
                 f"of it with `lora-studio convert {path.name} --to kohya --base BASE`, which is told them."
             )
-        one = layer.plain(weight)
-        plain[place] = _with_sides(one, place, None if weight is None else weight.shape, linear=linear)
+        try:
+            one = layer.plain(weight)
+            plain[place] = _with_sides(one, place, None if weight is None else weight.shape, linear=linear)
+        except (RuntimeError, ArithmeticError, LookupError, ValueError):  # torch's, of shapes and numbers
+            raise StudioError(
+                f"{path.name}: the tensors of {layer.key} do not fit together; get the file again from where "
+                "it came."
+            ) from None
     return PlainLayers(plain, names, file)
 
 

@@ -24,13 +24,15 @@ from typing import Any
 from lora_studio import __version__
 from lora_studio.data.layouts import FOLDER_NAME
 from lora_studio.data.manifest import Manifest, Record
+from lora_studio.errors import StudioError
 from lora_studio.export.merkle import root_of
 from lora_studio.recipe import Recipe
 from lora_studio.recipe_changes import FREE
 
 PREFIX = "lora_studio.provenance."
+MANIFEST = "manifest.jsonl"
 INSTANCE_PROMPT = "instance prompt"  # who wrote a caption that is the recipe's
-_ELSEWHERE = {"name", "base.model", "base.vae"}  # names, not contents
+_ELSEWHERE = {"name", "base.model", "base.vae", "holdout"}  # names, and what the roots tell
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ def roots(entries: Iterable[Entry]) -> dict[str, str]:
     return found
 
 
+def trained_root(records: Iterable[Record]) -> str:
+    """Of the pictures that were trained on and not held out."""
+    return root_of("trained picture", ((one.picture,) for one in entries_of(records, "instance")))
+
+
 def class_root(entries: Iterable[Entry]) -> str:
     """Of class images and their captions."""
     return root_of("class image and caption", (one.pair for one in entries))
@@ -89,7 +96,7 @@ def provenance_keys(manifest: Manifest, recipe: Recipe, *, base: str) -> dict[st
     records = manifest.records
     found = roots(pictures_of(records))
     if held := manifest.of_role("holdout"):
-        found["num_held_out"] = str(len(held))
+        found |= {"num_held_out": str(len(held)), "trained": trained_root(records)}
     if priors := entries_of(records, "prior"):
         found |= {"class_pictures": class_root(priors), "num_class_pictures": str(len(priors))}
     found |= {
@@ -123,3 +130,14 @@ def _learned(value: Any, option: str) -> Any:
         }
         return {key: one for key, one in kept.items() if one != {}}
     return [_learned(one, option) for one in value] if isinstance(value, list | tuple) else value
+
+
+def read_manifest(run: Path) -> list[Record]:
+    """What a run's manifest says of each file, as far as provenance asks. Raises StudioError if damaged."""
+    known = ("name", "sha256", "caption", "captioned_by", "role", "mask_sha256", "excluded")
+    try:
+        lines = (run / MANIFEST).read_text("utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        return [Record(path="", **{key: row[key] for key in known}) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudioError(f"{run / MANIFEST} cannot be read ({error}); it is as a run wrote it.") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,18 +16,21 @@ from lora_studio.errors import DatasetError, StudioError
 from lora_studio.export.header import Header, read_header
 from lora_studio.export.provenance import (
     INSTANCE_PROMPT,
+    MANIFEST,
     PREFIX,
     Entry,
     class_root,
     entries_of,
     pictures_of,
+    read_manifest,
     recipe_hash,
     roots,
+    trained_root,
 )
 from lora_studio.export.write import tensor_hash
 from lora_studio.recipe import load_recipe
 
-MANIFEST, RECIPE = "manifest.jsonl", "recipe.toml"
+RECIPE = "recipe.toml"
 
 
 @dataclass
@@ -89,6 +91,8 @@ def _check_tensors(header: Header, origin: Origin) -> None:
 def _check_run(run: Path, block: dict[str, str], origin: Origin) -> None:
     records = read_manifest(run)
     _compare(pictures_of(records), [], block, origin, place=str(run))
+    if "trained" in block and block["trained"] != trained_root(records):
+        origin.differs.append(f"other pictures of {run} are held out and not trained on")
     priors = entries_of(records, "prior")
     if block.get("class_pictures", "") != (class_root(priors) if priors else ""):
         said = f"{len(priors)} there, {block.get('num_class_pictures', 0)} in the file"
@@ -187,14 +191,3 @@ def _other_pictures(found: list[Entry], truth: list[Entry], count: int) -> str:
     added = [one.name for one in found if one.picture not in known and one.name not in changed]
     parts = {"changed": changed, "missing": missing, "added": added}
     return "; ".join(f"{len(one)} {what} ({some(one)})" for what, one in parts.items() if one)
-
-
-def read_manifest(run: Path) -> list[Record]:
-    """What a run's manifest says of each file, as far as provenance asks. Raises StudioError if damaged."""
-    known = ("name", "sha256", "caption", "captioned_by", "role", "mask_sha256", "excluded")
-    try:
-        lines = (run / MANIFEST).read_text("utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        return [Record(path="", **{key: row[key] for key in known}) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StudioError(f"{run / MANIFEST} cannot be read ({error}); it is as a run wrote it.") from None

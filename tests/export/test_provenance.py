@@ -217,6 +217,19 @@ def test_held_out_and_left_out_pictures_count_as_said() -> None:
     short = {key.rpartition(".")[2]: value for key, value in found.items()}
     assert (short["num_pictures"], short["num_held_out"], short["seed"]) == ("2", "1", "1")
     assert short["pictures"] == root_of("picture", [("cd" * 32,), ("ab" * 32,)])
+    assert short["trained"] == root_of("trained picture", [("ab" * 32,)])
+
+
+def test_a_run_that_held_out_another_picture_is_told(made: Made) -> None:
+    path = made()
+    manifest = path.parent / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text("utf-8").splitlines()]
+    assert sorted(row["role"] for row in rows) == ["holdout", "instance", "instance", "instance"]
+    roles = [row["role"] for row in rows]
+    lines = [json.dumps(row | {"role": role}) for row, role in zip(rows, roles[1:] + roles[:1], strict=True)]
+    manifest.write_text("\n".join(lines) + "\n", "utf-8")
+    (fault,) = check_provenance(path, [path.parent]).differs
+    assert fault == f"other pictures of {path.parent} are held out and not trained on"
 
 
 def test_mistakes_are_one_sentence(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

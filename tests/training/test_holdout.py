@@ -178,7 +178,7 @@ def test_a_run_is_measured_before_the_first_step_and_to_its_last(
     with Image.open(result.folder / "holdout.png") as plot:
         assert plot.width > 100
     names = {path.name for path in (result.folder / "previews").iterdir()}
-    assert names == {"base_00.png", *(f"step_{step:06}.png" for step in (0, 2, 4, 6))}
+    assert names == {"base_00.png", "tuned_00.png", *(f"step_{step:06}.png" for step in (0, 2, 4, 6))}
 
 
 def test_the_best_measured_checkpoint_is_kept(measured: tuple[Finished, list[Event]]) -> None:

@@ -28,7 +28,9 @@ from figures import machine, table, write_json
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-REFERENCE = max((Path(__file__).parent.parent / "tests" / "reference").glob("*_conv.txt"))  # there is one
+REFERENCE = max(
+    (Path(__file__).parent.parent / "tests" / "reference").glob("*_conv.txt")
+)  # the largest base's comes last
 RESULT = Path(__file__).parent / "results" / "files.json"
 TASKS = ("combine", "resize", "extract")
 Shape = tuple[int, int]

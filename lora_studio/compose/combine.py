@@ -81,7 +81,8 @@ def combine(
     result = Result(dtype, alpha=_alpha(files, method, wishes))
     for name in in_order(files[0].layers, [file.layers for file in files[1:]]):
         shape = next(file.shape(name) for file in files if name in file.layers)
-        result.add(name, totals.merged(name), shape)
+        factors, squares = totals.merged(name)
+        result.add(name, factors, shape, squares=squares)
     if result.energy <= totals.rounding:
         raise StudioError("every layer of the result would be zero, so nothing was written.")
     said = ", ".join(f"{term.strength:g}" for term in terms)
@@ -164,8 +165,8 @@ class _Totals:
         titles = [f"{name} ({n + 1})" if names.count(name) > 1 else name for n, name in enumerate(names)]
         return {title: math.sqrt(one) for title, one in zip(titles, self._energies, strict=True)}
 
-    def merged(self, name: str) -> Factors:
-        """A layer's change as the method makes it, cut as wished."""
+    def merged(self, name: str) -> tuple[Factors, float | None]:
+        """A layer's change as the method makes it, cut as wished, and its energy where that is known."""
         parts = {
             number: term.file.factors(name, term.strength * self._weight(number, name))
             for number, term in enumerate(self.terms)
@@ -179,14 +180,14 @@ class _Totals:
             factors, tail = whole.cut(self.wishes.cut)
             self._exact += whole.energy
             self._distance += tail
-            return factors
+            return factors, whole.energy - tail
         self._exact += energy(exact)
         factors = METHODS[self.method](parts, self.wishes, name)
         if self.wishes.cut is not None:
             factors, _ = decompose(factors, self.wishes.cut).cut(self.wishes.cut)
         if self.method != NO_CUT:
             self._distance += energy(difference(factors, exact))
-        return factors
+        return factors, None
 
     def _weight(self, number: int, name: str) -> float:
         """As the last fitting pattern says."""

@@ -47,7 +47,10 @@ class Decomposition:
         return self.sizes.square().sum().item()
 
     def cut(self, cut: Cut) -> tuple[Factors, float]:
-        """The nearest change of so many ranks (Eckart and Young), and the square of its distance."""
+        """The nearest change of so many ranks (Eckart and Young), and the square of its distance.
+
+        The nearest one's own energy is that of the whole less this square.
+        """
         rank = cut.ranks_of(self.sizes)
         root = self.sizes[:rank].sqrt()
         factors = Factors(root[:, None] * self.right[:rank], self.left[:, :rank] * root)
@@ -68,7 +71,7 @@ def decompose(factors: Factors, cut: Cut | None = None) -> Decomposition:
     With the vectors of the ranks that `cut` keeps alone, but all sizes. The bases are never written out:
     their reflections are applied to those vectors.
     """
-    columns, rows = torch.geqrf(factors.up), torch.geqrf(factors.down.T.contiguous())
+    columns, rows = torch.geqrf(factors.up), torch.geqrf(factors.down.T)
     above, beside = (one.a[: one.tau.shape[0]].triu() for one in (columns, rows))
     left, sizes, right = torch.linalg.svd(above @ beside.T, full_matrices=False)
     rank = len(sizes) if cut is None else cut.ranks_of(sizes)

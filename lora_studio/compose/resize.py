@@ -47,7 +47,7 @@ def resize(file: PlainFile, out: Path, cut: Cut, *, dtype: str = "float16") -> R
         factors, tail = found.cut(cut)
         size = found.energy
         lost, total, worst = lost + tail, total + size, max(worst, tail / size if size else 0.0)
-        result.add(name, factors, file.shape(name))
+        result.add(name, factors, file.shape(name), squares=size - tail)
     how = f"resized to rank {cut.rank}" if cut.rank else f"resized to {cut.energy:g} of the energy"
     size_after = result.write(out, metadata_of([file], result, out, how=how))
     ranks = list(result.ranks.values())

@@ -48,15 +48,18 @@ class Result:
         """What the dtype rounded away: the norm of it, relative to the norm of all changes."""
         return math.sqrt(self._error / self.energy) if self.energy else 0.0
 
-    def add(self, name: str, factors: Factors, shape: Sequence[int]) -> None:
-        """A layer whose weight has this shape. Raises ExportMismatch if it does not fit into the dtype."""
+    def add(self, name: str, factors: Factors, shape: Sequence[int], *, squares: float | None = None) -> None:
+        """A layer whose weight has this shape; `squares` is its energy, where that is known.
+
+        Raises ExportMismatch if it does not fit into the dtype.
+        """
         rank = len(factors.down)
         scaled = balanced(Factors(factors.down, factors.up * (rank / self.alpha)))
         down, up = (one.to(self.dtype) for one in scaled)
         if not (down.isfinite().all() and up.isfinite().all()):
             raise ExportMismatch(f"{name} does not fit into {self.dtype}; give --dtype float32.")
         self._error += _rounded_away(scaled, Factors(down, up)) * (self.alpha / rank) ** 2
-        self.energy += energy(factors)
+        self.energy += energy(factors) if squares is None else squares
         self.ranks[name] = rank
         self.tensors[f"{name}.lora_down.weight"] = down.view(rank, *shape[1:])
         self.tensors[f"{name}.lora_up.weight"] = up.view(shape[0], rank, *(1 for _ in shape[2:]))

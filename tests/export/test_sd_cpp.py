@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import init_empty_weights
+from full_size import OPTIONS, full_size_family, keys_and_shapes
 from original_layout import PUBLISHED, new_parts, original_tensors, write_random
-from test_names import OPTIONS, full_size_family, keys_and_shapes
 
 from lora_studio.adapters.base import inject
 from lora_studio.export.write import write_lora

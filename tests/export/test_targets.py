@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from original_layout import MINIATURES, new_parts, settle_upsamplers, to_original
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
+from lora_studio.adapters.full import FULL
 from lora_studio.errors import StudioError
 from lora_studio.export import EXPORTERS
 from lora_studio.export.metadata import TrainingFacts
@@ -87,29 +89,69 @@ def test_a_diffusers_file_has_peft_names_and_nothing_else(
     assert "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight" in keys
 
 
+def check_through_lycoris(job: Job, result: Made) -> None:
+    """Each layer answers as the live one, by LyCORIS' own modules; no tensor of the file is left over."""
+    modules = pytest.importorskip("lycoris.modules")
+    tensors, fresh, used = load_file(result.paths[0]), job.load_base(), set()
+    for layer in job.adapters.layers:
+        ui = job.family.ui_name(layer.part, layer.path)
+        frozen, full = fresh.layer(layer.part, layer.path), layer.kind is FULL
+        kind_of, values = modules.get_module(tensors, ui)
+        module = modules.make_module(kind_of, values, ui, frozen)
+        inputs = torch.randn(2, layer.delta().shape[1], *((8, 8) if layer.delta().ndim == 4 else ()))
+        base, live = frozen(inputs), layer.module.module(inputs) if full else layer.module(inputs)
+        module.apply_to()  # not its merged weight, to which LyCORIS 4.1 gives LoHa's scale twice
+        assert (frozen(inputs) - live).norm() < 1e-4 * (live - base).norm(), ui
+        used |= {f"{ui}.{end}" for end in kind_of.weight_list}
+    companions = {key for key in tensors.keys() - used if ".lora_up" in key and not tensors[key].any()}
+    left = {
+        key for key in tensors.keys() - used if f"{key.partition('.')[0]}.lora_up.weight" not in companions
+    }
+    assert not left
+
+
 @pytest.mark.parametrize(
     ("kind", "rank"), [("dora", 3), ("loha", 3), ("lokr", 2), ("lokr", 64), ("locon", 3), ("full", 4)]
 )
 def test_lycoris_reads_a_native_file_as_the_live_change(
     kind: str, rank: int, base_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """As they answer, with its own loader; `rank` 64 is LoKr's of two whole factors."""
-    modules = pytest.importorskip("lycoris.modules")
-    name = str(base_of("sd15"))
+    """`rank` 64 is LoKr's of two whole factors."""
     options = {"kind": kind} | ({} if kind == "full" else {"rank": rank, "alpha": 1.5})
-    job, result = made(name, "native", tmp_path, dtype="float32", **options)
-    tensors, fresh, used = load_file(result.paths[0]), load_base(name), set()
-    for layer in job.adapters.layers:
-        ui = job.family.ui_name(layer.part, layer.path)
-        frozen = fresh.layer(layer.part, layer.path)
-        kind_of, values = modules.get_module(tensors, ui)
-        module = modules.make_module(kind_of, values, ui, frozen)
-        inputs = torch.randn(2, layer.delta().shape[1], *((8, 8) if layer.delta().ndim == 4 else ()))
-        base, live = frozen(inputs), layer.module(inputs) if kind != "full" else layer.module.module(inputs)
-        module.apply_to()  # not its merged weight, to which LyCORIS 4.1 gives LoHa's scale twice
-        assert (frozen(inputs) - live).norm() < 1e-4 * (live - base).norm(), ui
-        used |= {f"{ui}.{end}" for end in kind_of.weight_list}
-    assert tensors.keys() <= used
+    check_through_lycoris(*made(str(base_of("sd15")), "native", tmp_path, dtype="float32", **options))
+
+
+@pytest.mark.parametrize("base", ["sd15", "sd2", "sdxl"])
+def test_lycoris_reads_a_kohya_file_as_the_live_change(
+    base: str, base_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    options = {"kind": "locon", "conv_rank": 3}
+    check_through_lycoris(*made(str(base_of(base)), "kohya", tmp_path, dtype="float32", **options))
+
+
+@pytest.mark.parametrize("base", ["sd15", "sd2", "sdxl"])
+def test_peft_reads_a_diffusers_file_as_the_live_change(
+    base: str, base_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """By PEFT's own loader, into a denoiser that it has put its layers into; no key is left over."""
+    name = str(base_of(base))
+    job, result = made(name, "diffusers", tmp_path, dtype="float32", kind="locon", conv_rank=3)
+    tensors = {
+        key.removeprefix("unet."): tensor
+        for key, tensor in load_file(result.paths[0]).items()
+        if key.startswith("unet.")
+    }
+    ranks = {key.removesuffix(".lora_A.weight"): len(one) for key, one in tensors.items() if "lora_A" in key}
+    config = LoraConfig(target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks)
+    unet = load_base(name).parts["unet"]
+    inject_adapter_in_model(config, unet)
+    answer = set_peft_model_state_dict(unet, tensors)
+    assert not answer.unexpected_keys and not [key for key in answer.missing_keys if "lora_" in key]
+    live = {layer.path: layer.delta() for layer in job.adapters.layers if layer.part == "unet"}
+    assert live.keys() == ranks.keys() and set(ranks.values()) == {3, 4}
+    for path, delta in live.items():
+        found = unet.get_submodule(path).get_delta_weight("default")
+        assert (found - delta).norm() < 1e-5 * delta.norm(), path
 
 
 def test_a_native_file_says_who_does_not_read_it(base_of: Callable[[str], Path], tmp_path: Path) -> None:

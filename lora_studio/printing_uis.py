@@ -36,6 +36,7 @@ def print_report(report: Report, console: Console) -> None:
         for line in lines:
             console.print(f"  {title}: {shown(line)}", markup=False, soft_wrap=True)
     for name, value in report.checks.items():
-        console.print(f"  {name.replace('_', ' ')}: {shown(str(value))}", markup=False, soft_wrap=True)
+        words = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        console.print(f"  {name.replace('_', ' ')}: {shown(words)}", markup=False, soft_wrap=True)
     if report.uis:
         print_verdicts(report.uis, console)

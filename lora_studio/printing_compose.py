@@ -14,6 +14,7 @@ from lora_studio.compose.compare import Comparison
 from lora_studio.compose.extract import ExtractReport
 from lora_studio.compose.merge_into import MergeReport
 from lora_studio.compose.resize import ResizeReport
+from lora_studio.training.finish_folder import size_of
 
 _MOST = 8  # layers in the table of a comparison
 
@@ -63,8 +64,7 @@ def print_merged(report: MergeReport, out: Path, console: Console) -> None:
         ("changed", f"{report.layers} tensors of the base"),
         ("rounding", f"{report.cast_error:.2%} of the changes' norm, by the base's dtypes"),
     ]
-    size = sum(path.stat().st_size for path in ([out] if out.is_file() else out.rglob("*")) if path.is_file())
-    _show(out, size, lines, report.notes, console)
+    _show(out, size_of(out), lines, report.notes, console)
 
 
 def print_comparison(comparison: Comparison, written: Sequence[Path], console: Console) -> None:

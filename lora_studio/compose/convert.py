@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_studio.compose.spellings import PlainLayers, read_plain_layers
+from lora_studio.compose.writing import check_output
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.export import EXPORTERS, diffusers, kohya
 from lora_studio.export.metadata import hashes
@@ -59,8 +60,7 @@ def convert(
     if dtype not in DTYPES:
         raise RecipeError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
     out = out or path.with_name(f"{path.stem}_{target}.safetensors")
-    if out.exists() and (not force or (path.exists() and out.samefile(path))):
-        raise StudioError(f"{out} is there already; name another file with -o, or replace it with --force.")
+    check_output(out, force=force, inputs=[path])
     found = read_plain_layers(path, base=None if base is None else load_base(base))
     kept = {key: value for key, value in found.file.metadata.items() if not key.startswith(_STALE)}
     kept |= {"ss_output_name": out.stem, "ss_network_module": "networks.lora", "ss_network_args": "{}"}

@@ -9,6 +9,7 @@ from pathlib import Path
 from lora_studio import __version__
 from lora_studio.compose.files import PlainFile
 from lora_studio.compose.writing import Result
+from lora_studio.export.metadata import base_keys
 from lora_studio.families.base import FileTraits
 
 # What stays true of a result if all the files that it is made of say the same.
@@ -37,14 +38,7 @@ def metadata_of(files: Sequence[PlainFile], result: Result, path: Path, *, how: 
 
 def metadata_of_base(traits: FileTraits, result: Result, path: Path, *, how: str) -> dict[str, str]:
     """Of a file that was made of whole bases."""
-    said = {
-        "ss_v2": str(traits.is_v2),
-        "ss_base_model_version": traits.base_model_version,
-        "modelspec.architecture": traits.architecture,
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.prediction_type": traits.prediction_type,
-    }
-    return said | _of_result(result, path, how)
+    return base_keys(traits) | _of_result(result, path, how)
 
 
 def _of_result(result: Result, path: Path, how: str) -> dict[str, str]:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lora_studio.adapters.kind import Factors
+from lora_studio.compose.factors import inner
 from lora_studio.export.contents import Contents, StoredLayer
 from lora_studio.export.header import Header
 from lora_studio.export.layer_faults import MAX_RANK
@@ -71,8 +73,8 @@ def layer_norm(header: Header, layer: StoredLayer, alpha: float | None) -> float
 
 def product_norm(up: Tensor, down: Tensor) -> float:
     """||up @ down|| of [out, r] and [r, in], by way of two [r, r]: sum of (up^T up) * (down down^T)."""
-    up, down = up.double(), down.double()
-    square = ((up.T @ up) * (down @ down.T)).sum().item()
+    factors = Factors(down.double(), up.double())
+    square = inner(factors, factors)
     return math.sqrt(max(square, 0.0)) if math.isfinite(square) else math.nan
 
 

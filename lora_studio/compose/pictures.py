@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from PIL import Image
 
+from lora_studio.adapters.adapter_set import put_back
 from lora_studio.compose.combine import Term
 from lora_studio.errors import StudioError
 from lora_studio.export.verify import base_layers
@@ -47,23 +47,17 @@ def prompts_for(terms: Sequence[Term]) -> list[str]:
 def merged(family: ModelFamily, terms: Sequence[Term]) -> Iterator[None]:
     """Within it the files' changes are in the base's weights."""
     layers = base_layers(family)
-    kept: dict[str, torch.Tensor] = {}
-    try:
+    named = {name: term.file.name for term in terms for name in term.file.layers}
+    if unknown := [name for name in named if name not in layers]:
+        raise StudioError(f"{unknown[0]} of {named[unknown[0]]} is not in this base; give the one it is for.")
+    with put_back([layers[name].weight for name in named]):
         for term in terms:
             for name in term.file.layers:
-                if name not in layers:
-                    raise StudioError(
-                        f"{name} of {term.file.name} is not in this base; give the one it is for."
-                    )
                 weight, factors = layers[name].weight, term.file.factors(name, term.strength)
                 change = factors.up @ factors.down
                 if change.numel() != weight.numel():
                     raise StudioError(
                         f"{name} of {term.file.name} does not fit this base; give the one it is for."
                     )
-                kept.setdefault(name, weight.detach().clone())
                 weight.data.add_(change.view(weight.shape).to(weight))
         yield
-    finally:
-        for name, weight in kept.items():
-            layers[name].weight.data.copy_(weight)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lora_studio import __version__
 from lora_studio.adapters.base import AdapterSet
 from lora_studio.errors import StudioError
-from lora_studio.export.metadata import TrainingFacts, hashes
+from lora_studio.export.metadata import TrainingFacts, base_keys, hashes
 from lora_studio.export.opening import open_tensors
 from lora_studio.export.target import Job, Made, Target
 from lora_studio.export.values import DTYPES
@@ -39,19 +39,20 @@ def embedding_metadata(
     facts: TrainingFacts, traits: FileTraits, word: str, tensor_block: bytes
 ) -> dict[str, str]:
     """What a token's file says about itself; no clock, path or folder."""
-    said = {
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": traits.architecture.replace("/lora", "/textual-inversion"),
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.title": word,
-        "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",
-        "modelspec.prediction_type": traits.prediction_type,
-        "modelspec.trigger_phrase": word,
-        "ss_base_model_version": traits.base_model_version,
-        "ss_steps": str(facts.steps),
-        "lora_studio.version": __version__,
-        "lora_studio.base_fingerprint": facts.base_fingerprint,
-    } | hashes([tensor_block])
+    of_base = {key: value for key, value in base_keys(traits).items() if key != "ss_v2"}
+    said = (
+        of_base
+        | {
+            "modelspec.architecture": traits.architecture.replace("/lora", "/textual-inversion"),
+            "modelspec.title": word,
+            "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",
+            "modelspec.trigger_phrase": word,
+            "ss_steps": str(facts.steps),
+            "lora_studio.version": __version__,
+            "lora_studio.base_fingerprint": facts.base_fingerprint,
+        }
+        | hashes([tensor_block])
+    )
     base = {"lora_studio.base": facts.base} if facts.base else {}
     return said | base | dict(facts.spec) | dict(facts.provenance)
 

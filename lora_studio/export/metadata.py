@@ -101,7 +101,7 @@ def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes
         "modelspec.trigger_phrase": trigger,
         "modelspec.merged_from": ", ".join(f"0x{digest}" for digest, _ in facts.needs),
     }
-    metadata = _kohya(facts, traits) | _modelspec(facts, traits) | {k: v for k, v in optional.items() if v}
+    metadata = base_keys(traits) | _trained(facts) | {k: v for k, v in optional.items() if v}
     metadata |= {key: _shortened(value) for key, value in facts.spec.items()}
     metadata |= dict(facts.options) | _network(facts) | dict(facts.provenance)
     metadata |= {
@@ -158,10 +158,20 @@ def _network(facts: TrainingFacts) -> dict[str, str]:
     }
 
 
-def _kohya(facts: TrainingFacts, traits: FileTraits) -> dict[str, str]:
+def base_keys(traits: FileTraits) -> dict[str, str]:
+    """By which UIs tell the base that a file is for."""
     return {
         "ss_v2": str(traits.is_v2),
         "ss_base_model_version": traits.base_model_version,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": traits.architecture,
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.prediction_type": traits.prediction_type,
+    }
+
+
+def _trained(facts: TrainingFacts) -> dict[str, str]:
+    return {
         "ss_output_name": facts.name,
         "ss_resolution": f"({facts.resolution}, {facts.resolution})",
         "ss_num_train_images": str(facts.num_images),
@@ -169,15 +179,6 @@ def _kohya(facts: TrainingFacts, traits: FileTraits) -> dict[str, str]:
         "ss_seed": str(facts.seed),
         "ss_optimizer": facts.optimizer,
         "ss_lr_scheduler": facts.schedule,
-    }
-
-
-def _modelspec(facts: TrainingFacts, traits: FileTraits) -> dict[str, str]:
-    return {
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": traits.architecture,
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": facts.title,
         "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",
-        "modelspec.prediction_type": traits.prediction_type,
     }

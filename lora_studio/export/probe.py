@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lora_studio.adapters.adapter_set import put_back
 from lora_studio.export.verify import LoraFile, Report, base_layers
 from lora_studio.families.base import ModelFamily
 from lora_studio.rng import generator
@@ -53,15 +54,11 @@ def ask_merged(file: LoraFile, family: ModelFamily) -> Answers:
     """The probe through weights W + delta, computed from the file's bytes; the base is put back."""
     layers = base_layers(family)
     base = ask(family)
-    kept = {name: layers[name].weight.detach().clone() for name in file.layers}
-    try:
+    with put_back([layers[name].weight for name in file.layers]):
         for name in file.layers:
             weight = layers[name].weight
             weight.data.add_(file.delta(name).to(weight))
         tuned = ask(family)
-    finally:
-        for name, weight in kept.items():
-            layers[name].weight.data.copy_(weight)
     return Answers(tuned, rms(tuned - base))
 
 

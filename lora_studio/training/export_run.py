@@ -30,7 +30,7 @@ from lora_studio.training.build_loop import make_state
 from lora_studio.training.checkpoint import load_state
 from lora_studio.training.events import Listener, Note, nobody
 from lora_studio.training.finish import job_of, probe, set_aside
-from lora_studio.training.resume import RECIPE_FILE, inputs_of, refuse_other_inputs
+from lora_studio.training.resume import RECIPE_FILE, refuse_other_inputs
 from lora_studio.training.state import State
 from lora_studio.training.trained import Trained
 
@@ -113,7 +113,6 @@ def _recipe_of(run: Run, wishes: Wishes) -> Recipe:
     if wishes.dtype is not None:
         update = {"export": recipe.export.model_copy(update={"dtype": wishes.dtype})}
         recipe = recipe.model_copy(update=update)
-    refuse_other_inputs(run, recipe)
     return recipe
 
 
@@ -134,6 +133,7 @@ def _checkpoint_of(run: Run, step: int | None) -> tuple[Path, int]:
 def _revive(run: Run, recipe: Recipe) -> tuple[Trained, State]:
     """The run's base with its adapters, at their start."""
     check_names(recipe)
+    inputs = refuse_other_inputs(run, recipe)
     machine, family = ready_machine(recipe), base_of(recipe)
     family.max_chunks = recipe.data.max_token_chunks
     fingerprint = family.fingerprint(family.denoiser)
@@ -153,7 +153,7 @@ def _revive(run: Run, recipe: Recipe) -> tuple[Trained, State]:
         adapters=adapters,
         processes=ALONE,
         batches=batches_of(recipe, entries(manifest.used)),
-        inputs=inputs_of(recipe),
+        inputs=inputs,
     )
     return trained, make_state(recipe, machine, family, adapters)
 

@@ -41,16 +41,18 @@ def inputs_of(recipe: Recipe) -> dict[str, str]:
     return {option: digest(path) for option, path in named.items()}
 
 
-def refuse_other_inputs(run: Run, recipe: Recipe) -> None:
-    """Raise RecipeError if a LoRA file that the run was started with holds something else now."""
+def refuse_other_inputs(run: Run, recipe: Recipe) -> dict[str, str]:
+    """`inputs_of` the recipe; raises RecipeError if a file that the run began with holds something else."""
     path = run.folder / INPUTS
     before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    other = [option for option, found in inputs_of(recipe).items() if before.get(option, found) != found]
+    inputs = inputs_of(recipe)
+    other = [option for option, found in inputs.items() if before.get(option, found) != found]
     if other:
         raise RecipeError(
             f"{run.folder} was started when {', '.join(other)} held another file (its sha256 was "
             f"{before[other[0]][:12]}...); put that one back to resume, or start another run with --out."
         )
+    return inputs
 
 
 def allowed_changes(run: Run, recipe: Recipe) -> list[Change]:

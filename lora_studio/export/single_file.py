@@ -7,6 +7,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lora_studio.export.merged import merged_base, notes_of
+from lora_studio.export.metadata import base_keys
 from lora_studio.export.target import Job, Made, Target, need_layers, one_path
 from lora_studio.export.verify import Report
 from lora_studio.export.write import DTYPES, cast_error, write_large
@@ -23,13 +24,11 @@ def write(job: Job) -> Made:
     tensors = _whole(job)
     error = cast_error({key: one for key, one in tensors.items() if one.is_floating_point()}, job.dtype)
     traits = job.family.traits
-    metadata = {
-        "modelspec.sai_model_spec": "1.0.1",
+    of_base = {key: value for key, value in base_keys(traits).items() if key.startswith("modelspec.")}
+    metadata = of_base | {
         "modelspec.architecture": traits.architecture.removesuffix("/lora"),
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": job.facts.title,
         "modelspec.resolution": f"{job.facts.resolution}x{job.facts.resolution}",
-        "modelspec.prediction_type": traits.prediction_type,
     }
     write_large(path, tensors, dtype=job.dtype, metadata=metadata)
     return Made((path,), error, notes=notes_of(job))

@@ -25,7 +25,11 @@ def int8(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
 
 
 def nf4(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
-    """4 bits a weight, a scale for 64 of them, and the scales in 8 bits."""
+    """4 bits a weight, a scale for 64 of them, and the scales in 8 bits.
+
+    On processors with AVX512-BF16 bitsandbytes would repack the weights before their first use without
+    gradients: with rounded scales, and not at all for layers whose width is no multiple of 32. It is not asked to.
+    """
     import bitsandbytes
 
     for path, layer in _layers(denoiser, paths):
@@ -36,6 +40,7 @@ def nf4(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
             compress_statistics=True,
             device="meta",
         )
+        new.support_avx512bf16_for_cpu = False
         weight = bitsandbytes.nn.Params4bit(
             layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new
         )

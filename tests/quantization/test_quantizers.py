@@ -79,6 +79,23 @@ def test_its_weights_take_so_few_bits(name: str) -> None:
     assert held[0].untyped_storage().nbytes() == 256 * 512 * BITS[name] // 8
 
 
+def test_four_bits_answer_alike_on_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes repacks weights for processors with AVX512-BF16, which fails for a width like 48."""
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    answers, held = [], []
+    for packs in (False, True):
+        monkeypatch.setattr(modules, "has_avx512bf16", lambda packs=packs: packs)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            model = nn.ModuleDict({"to_q": nn.Linear(64, 48)}).requires_grad_(False)
+            QUANTIZERS["bnb_nf4"](model, ["to_q"], torch.float32)
+            before = model["to_q"].weight.data.clone()
+            answers.append(answer(model["to_q"], 64))
+        assert torch.equal(model["to_q"].weight.data, before)
+        held.append(before)
+    assert torch.equal(*held) and torch.equal(*answers)
+
+
 def test_only_linear_layers_that_adapters_sit_on_are_quantised(tiny_base: Path) -> None:
     family = load_base(str(tiny_base), weights=False)
     unet = family.parts["unet"]

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
 from lora_studio.compose.combine import Term
@@ -129,12 +128,9 @@ def _write_file(
     source: Path, out: Path, adding: _Adding, title: str, *, files_of: Sequence[Term] = ()
 ) -> None:
     """A file of the base once more, with its own metadata but for hashes, which are not true any more."""
-    with safe_open(source, framework="pt") as opened:
-        metadata = {k: v for k, v in (opened.metadata() or {}).items() if "hash" not in k}
-        entries = [
-            Coming(name, opened.get_tensor(name).dtype, tuple(opened.get_slice(name).get_shape()))
-            for name in opened.keys()  # noqa: SIM118 - a safetensors handle, not a dict
-        ]
+    header = adding.base.header(source)
+    metadata = {k: v for k, v in header.metadata.items() if "hash" not in k}
+    entries = [Coming(name, entry.dtype, entry.shape) for name, entry in header.entries.items()]
     if files_of:
         added = [f"{term.file.path.stem} at {term.strength:g}" for term in files_of]
         metadata["modelspec.merged_from"] = ", ".join([Path(title).stem, *added])

@@ -6,17 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import Tensor
 
-from lora_studio.errors import BaseModelError, reason_of
+from lora_studio.errors import BaseModelError
+from lora_studio.export.header import Header, read_header
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.hub import hub_folder, is_hub_id
 from lora_studio.families.loading import POCKET, POCKET_FOLDER, load_base
 from lora_studio.families.original.names import Origin, origins
 from lora_studio.families.single_file import open_single_file
-
-_MOST_MAPPED = 512 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -28,29 +26,6 @@ class Place:
     shape: tuple[int, ...]
 
 
-class Reader:
-    """The tensors of a file, one by one.
-
-    It is opened again now and then, so that the pages of what was read are let go: two files of 7 GB need not
-    fit into memory.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file, self._read_bytes = file, 0
-        self._opened: safe_open | None = None
-
-    def read(self, name: str) -> Tensor:
-        """A copy of a tensor as it lies in the file. Raises BaseModelError if the file is damaged."""
-        try:
-            if self._opened is None or self._read_bytes > _MOST_MAPPED:
-                self._opened, self._read_bytes = safe_open(self._file, framework="pt"), 0
-            tensor: Tensor = self._opened.get_tensor(name).clone()
-        except Exception as error:  # safetensors' own error has no public base class
-            raise BaseModelError(f"{self._file.name} cannot be read: {reason_of(error)}.") from None
-        self._read_bytes += tensor.numel() * tensor.itemsize
-        return tensor
-
-
 @dataclass(frozen=True)
 class Weights:
     """A base's tensors by `<part>.<canonical path>.<tensor>`."""
@@ -58,7 +33,7 @@ class Weights:
     path: Path  # a file or a folder
     family: ModelFamily  # with shapes alone
     places: Mapping[str, Place]
-    _readers: dict[Path, Reader] = field(default_factory=dict, repr=False)
+    _headers: dict[Path, Header] = field(default_factory=dict, repr=False)
 
     def read(self, key: str) -> Tensor:
         """A tensor in its file's own dtype, in the shape that its part has."""
@@ -66,14 +41,21 @@ class Weights:
         return place.origin.take(self.read_raw(place.file, place.origin.name)).reshape(place.shape)
 
     def read_raw(self, file: Path, name: str) -> Tensor:
-        """A tensor as it lies in a file. Raises BaseModelError if the file is damaged."""
-        return self._readers.setdefault(file, Reader(file)).read(name)
+        """A tensor as it lies in a file."""
+        return self.header(file).tensor(name)
+
+    def header(self, file: Path) -> Header:
+        """One of the base's files, looked at once. Raises StudioError if it is damaged."""
+        if file not in self._headers:
+            self._headers[file] = read_header(file)
+        return self._headers[file]
 
 
 def open_weights(model: str) -> Weights:
     """The base called `model`: a file, a diffusers folder, "pocket" or a hub id; no tensor is read yet.
 
-    Raises BaseModelError as load_base, and for a part whose files lack a tensor.
+    Raises BaseModelError as load_base, and for a part whose files lack a tensor; StudioError for a damaged
+    file.
     """
     family = load_base(model, weights=False)
     path = POCKET_FOLDER if model == POCKET else Path(model).expanduser()
@@ -98,15 +80,6 @@ def weight_files(folder: Path) -> list[Path]:
     return [file for file in files if ".fp16" not in file.name] or files
 
 
-def names_in(file: Path) -> list[str]:
-    """Of all tensors in a safetensors file. Raises BaseModelError if it is damaged."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return list(opened.keys())
-    except Exception as error:
-        raise BaseModelError(f"{file.name} cannot be read: {reason_of(error)}.") from None
-
-
 def _key(family: ModelFamily, part: str, name: str) -> str:
     path, _, end = name.rpartition(".")
     return f"{part}.{family.canonical_path(part, path)}.{end}"
@@ -122,5 +95,5 @@ def _in_file(path: Path, family: ModelFamily) -> Iterator[tuple[str, tuple[Path,
 def _in_folder(path: Path, family: ModelFamily) -> Iterator[tuple[str, tuple[Path, Origin]]]:
     for part in family.parts:
         for file in weight_files(path / part):
-            for name in names_in(file):
+            for name in read_header(file).entries:
                 yield _key(family, part, name), (file, Origin(name))

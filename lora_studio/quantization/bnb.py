@@ -28,7 +28,8 @@ def nf4(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
     """4 bits a weight, a scale for 64 of them, and the scales in 8 bits.
 
     On processors with AVX512-BF16 bitsandbytes would repack the weights before their first use without
-    gradients: with rounded scales, and not at all for layers whose width is no multiple of 32. It is not asked to.
+    gradients: with rounded scales, and not at all for layers whose width is no multiple of 32. It is kept
+    from it.
     """
     import bitsandbytes
 

@@ -82,14 +82,16 @@ def _methods() -> Iterator[tuple[str, Method]]:
         schedule_free=("training.optimizer=schedule_free", "training.schedule=constant"),
     )
     yield "subject, no preservation", Method(SUBJECT_RECIPE, ("objective.preservation=0",))
-    yield "subject, denoiser alone", Method(SUBJECT_RECIPE, ("adapter.text_encoder=false",))
+    yield "subject, denoiser alone", Method(SUBJECT_RECIPE, DENOISER)
     yield "subject, pivotal", Method("pocket_pivotal")
     yield "subject, word alone", Method("pocket_pivotal", ALONE)
     yield "subject, full", Method("pocket_full")
 
 
+DENOISER = ("adapter.text_encoder=false", "training.text_encoder_learning_rate=1e-5")
 ALONE = (
     "adapter.kind=none",
+    "training.learning_rate=1e-4",
     "adapter.rank=16",
     "adapter.alpha=16",
     "objective.preservation=0",

@@ -18,9 +18,9 @@ from lora_studio.recipe_base import BaseConfig
 from lora_studio.recipe_data import DataConfig, Section
 from lora_studio.recipe_machine import MachineConfig
 from lora_studio.recipe_objective import ObjectiveConfig
-from lora_studio.recipe_tokens import TokenConfig, token_faults
+from lora_studio.recipe_tokens import NO_ADAPTER, TokenConfig, token_faults
 from lora_studio.recipe_tracking import TrackingConfig
-from lora_studio.recipe_training import HoldoutConfig, TrainingConfig
+from lora_studio.recipe_training import HoldoutConfig, TrainingConfig, idle_rates
 from lora_studio.registry import did_you_mean
 
 _HERE = Path(__file__).resolve().parent
@@ -105,6 +105,14 @@ class Recipe(Section):
     def _files_beside_the_recipe(cls, section: HasFiles, info: ValidationInfo) -> HasFiles:
         folder = (info.context or {}).get("folder")
         return section if folder is None else section.below(folder)
+
+    @model_validator(mode="after")
+    def _rates_are_used(self) -> Recipe:
+        layers = self.adapter.kind != NO_ADAPTER
+        if idle := idle_rates(self.training, layers=layers, text_encoder=self.adapter.text_encoder):
+            advice = "set adapter.text_encoder = true" if layers else "each of [[tokens]] has its own"
+            raise ValueError(f"nothing is trained with {' and '.join(idle)}; leave it out, or {advice}.")
+        return self
 
     @model_validator(mode="after")
     def _tokens_go_together(self) -> Recipe:

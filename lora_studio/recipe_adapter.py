@@ -31,7 +31,7 @@ class LayersConfig(Stopping):
         min_length=1,
         description='of <part>.<path> or the path, with * and ?: "text_encoder_2.*", "up_blocks.*attn2*"',
     )
-    rank: int | None = Field(None, ge=1, le=4096, description="without alpha, alpha / rank stays as it was")
+    rank: int | None = Field(None, ge=1, le=4096, description="without alpha, the scale stays as it was")
     alpha: float | None = Field(None, gt=0)
     learning_rate: float | None = Field(None, gt=0, le=1)
     train: bool = Field(True, description="false: these stay as the base has them")
@@ -39,10 +39,10 @@ class LayersConfig(Stopping):
     @model_validator(mode="after")
     def _says_something(self) -> LayersConfig:
         wishes = (self.rank, self.alpha, self.learning_rate, self.stop_at)
-        if self.train and wishes == (None,) * len(wishes):
+        if "train" not in self.model_fields_set and wishes == (None,) * len(wishes):
             raise ValueError(
                 f"adapter.layers: {self.pattern!r} changes nothing; "
-                "give a rank, alpha, learning_rate, stop_at or train = false."
+                "give a rank, alpha, learning_rate, stop_at or train."
             )
         if not self.train and wishes != (None,) * len(wishes):
             raise ValueError(
@@ -67,7 +67,7 @@ class AdapterConfig(Section):
     conv_rank: int | None = Field(
         None, ge=1, le=4096, description="of convolutions larger than 1 x 1; as the others if left out"
     )
-    conv_alpha: float | None = Field(None, gt=0, description="if left out, alpha / rank is as the others'")
+    conv_alpha: float | None = Field(None, gt=0, description="if left out, the scale is as the others'")
     text_encoder: bool = Field(
         False, description="off: a controlled ablation found no gain (spacepxl, SD1.5)"
     )

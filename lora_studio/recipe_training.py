@@ -70,6 +70,17 @@ class TrainingConfig(Section):
         return round(self.warmup_steps * self.steps) if share else int(self.warmup_steps)
 
 
+def idle_rates(training: TrainingConfig, *, layers: bool, text_encoder: bool) -> list[str]:
+    """Learning rates that were changed though nothing is trained with them."""
+    used = {"learning_rate": layers, "text_encoder_learning_rate": layers and text_encoder}
+    fields = TrainingConfig.model_fields
+    return [
+        f"training.{key}"
+        for key, is_used in used.items()
+        if not is_used and getattr(training, key) != fields[key].default
+    ]
+
+
 class HoldoutConfig(Section):
     """Pictures that are not trained on; the loss on them says when a run has learned enough."""
 

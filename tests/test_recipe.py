@@ -11,6 +11,7 @@ from lora_studio.recipe import Recipe, load_recipe
 from lora_studio.recipe_changes import changes
 from lora_studio.recipe_data import SourceConfig
 
+RULES = (("*", "false"), ("*attn2*", "true"))
 GOOD = 'name = "a"\n[base]\nmodel = "pocket"\n[data]\nimages = "pictures"\n'
 
 
@@ -49,6 +50,33 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     message = str(caught.value)
     assert "3 fault(s)" in message
     assert all(part in message for part in ("adapter.rank is 0", "training.steps is -1", "training.foo"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "[training]\ntext_encoder_learning_rate = 1e-4\n",
+            "training.text_encoder_learning_rate; .*text_encoder = true",
+        ),
+        (
+            '[adapter]\nkind = "none"\n[[tokens]]\ntoken = "vkq"\nstart = "dog"\n'
+            "[training]\nlearning_rate = 1e-3\n",
+            "training.learning_rate; .*tokens.* has its own",
+        ),
+    ],
+)
+def test_a_learning_rate_that_nothing_is_trained_with_is_refused(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"nothing is trained with {words}"):
+        load_recipe(written(tmp_path, GOOD + text))
+
+
+def test_layers_can_be_frozen_and_some_of_them_trained_again(tmp_path: Path) -> None:
+    rules = (f'[[adapter.layers]]\npattern = "{name}"\ntrain = {train}\n' for name, train in RULES)
+    recipe = load_recipe(written(tmp_path, GOOD + "".join(rules)))
+    assert [one.train for one in recipe.adapter.layers] == [False, True]
 
 
 def test_a_missing_required_key_is_named(tmp_path: Path) -> None:

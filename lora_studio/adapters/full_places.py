@@ -80,7 +80,7 @@ def train_tensors(
     grouped: dict[tuple[str, str, LayerOptions], dict[str, nn.Parameter]] = {}
     for place, one in chosen.items():
         own = _parameter(parts, place)
-        value = exact.get(place, own.detach()).to(own.device, torch.float32, copy=True).contiguous()
+        value = torch.empty_like(own, dtype=torch.float32).copy_(exact.get(place, own.detach()))
         grouped.setdefault((place.part, place.path, one), {})[place.end] = nn.Parameter(value)
     layers: list[Layer] = [
         OwnLayer(

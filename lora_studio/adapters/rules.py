@@ -19,9 +19,9 @@ class Rule:
 
     pattern: str  # of `<part>.<path>` or of the path alone, with * and ?
     rank: int | None = None
-    alpha: float | None = None  # without it and with a rank, alpha / rank stays as it was
+    alpha: float | None = None  # without it and with a rank, the scale stays as it was
     learning_rate: float | None = None
-    last_step: int | None = None
+    last_step: int | None = None  # 0: the end, whatever earlier rules say
     train: bool = True
 
     def matches(self, part: str, path: str) -> bool:
@@ -81,12 +81,14 @@ def layer_options(
     rules = _rules_about(part, (path,), options)
     if rules is None:
         return None
-    rank, alpha = options.rank, options.alpha
+    sqrt_rank = options.scaling == "sqrt_rank"
+    rank, scale = options.rank, scale_of(options.alpha, options.rank, sqrt_rank=sqrt_rank)
+    wishes = [(rule.rank, rule.alpha) for rule in rules]
     if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
-        rank, alpha = _changed(rank, alpha, options.conv_rank, options.conv_alpha)
-    for rule in rules:
-        rank, alpha = _changed(rank, alpha, rule.rank, rule.alpha)
-    scale = scale_of(alpha, rank, sqrt_rank=options.scaling == "sqrt_rank")
+        wishes.insert(0, (options.conv_rank, options.conv_alpha))
+    for new_rank, new_alpha in wishes:
+        rank = new_rank or rank
+        scale = scale_of(new_alpha, rank, sqrt_rank=sqrt_rank) if new_alpha else scale
     return LayerOptions(rank, scale, *_pace(rules))
 
 
@@ -108,14 +110,8 @@ def _rules_about(part: str, names: Sequence[str], options: AdapterOptions) -> li
 def _pace(rules: Sequence[Rule]) -> tuple[float | None, int | None]:
     """Learning rate and last step: of each the last that is given."""
     rates = [rule.learning_rate for rule in rules if rule.learning_rate]
-    steps = [rule.last_step for rule in rules if rule.last_step]
-    return rates[-1] if rates else None, steps[-1] if steps else None
-
-
-def _changed(rank: int, alpha: float, new_rank: int | None, new_alpha: float | None) -> tuple[int, float]:
-    """A new rank alone keeps alpha / rank."""
-    new = new_rank or rank
-    return new, new_alpha or alpha * new / rank
+    steps = [rule.last_step for rule in rules if rule.last_step is not None]
+    return rates[-1] if rates else None, (steps[-1] or None) if steps else None
 
 
 def check_rules(

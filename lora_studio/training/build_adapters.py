@@ -58,8 +58,8 @@ def adapter_options(recipe: Recipe, family: ModelFamily) -> AdapterOptions:
 
 
 def _before(last: int | None, steps: int) -> int | None:
-    """None for layers that are trained to the end after all."""
-    return None if last is None or last >= steps else last
+    """0 for what is trained to the end after all."""
+    return last if last is None or last < steps else 0
 
 
 def adapter_targets(recipe: Recipe, family: ModelFamily) -> dict[str, tuple[str, ...]]:
@@ -120,7 +120,7 @@ def token_options(recipe: Recipe) -> list[TokenOptions]:
             one.start,
             one.vectors,
             one.learning_rate,
-            _before(one.last_step(steps), steps),
+            _before(one.last_step(steps), steps) or None,
             one.keep_norm,
         )
         for one in recipe.tokens

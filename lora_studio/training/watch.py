@@ -34,8 +34,10 @@ class HoldoutWatch:
         """Measure the base, and the state of step 0 unless a run that is resumed has its line already."""
         with self.state.adapters.disabled():
             self.holdout.measure_base()
-            if self.processes.from_main(lambda: not self.run.lines(HOLDOUT)):
-                self._write(self.holdout.measure(0))
+        if self.processes.from_main(lambda: not self.run.lines(HOLDOUT)):
+            with self.state.shown():
+                reading = self.holdout.measure(0)
+            self._write(reading)
 
     def due(self, step: int) -> bool:
         """Whether it is time after this step."""

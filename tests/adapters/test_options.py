@@ -50,6 +50,22 @@ def test_a_rule_changes_the_layers_it_matches_and_a_later_one_wins() -> None:
     assert by_name(adapted(rules=rules)[1]) == {"linear": (8, 0.5), "narrow": (2, 1.0)}
 
 
+def test_a_new_rank_alone_keeps_the_scale_whatever_alpha_is_divided_by() -> None:
+    rules = [Rule("linear", rank=16), Rule("narrow", rank=16, alpha=2.0)]
+    of_root = by_name(adapted("locon", rules=rules, scaling="sqrt_rank", conv_rank=1)[1])
+    assert of_root == {"linear": (16, 1.0), "narrow": (16, 0.5), "wide": (1, 1.0)}
+
+
+def test_a_later_rule_takes_an_earlier_stop_back() -> None:
+    rules = [Rule("*", last_step=2), Rule("n*w", last_step=0), Rule("wide", rank=2)]
+    _, adapters = adapted(rules=rules)
+    assert {layer.path: layer.last_step for layer in adapters.layers} == {
+        "linear": 2,
+        "narrow": None,
+        "wide": 2,
+    }
+
+
 def test_an_untrained_layer_is_not_touched() -> None:
     model, _ = adapted(rules=[Rule("wide", train=False)])
     assert type(model.wide) is nn.Conv2d

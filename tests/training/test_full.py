@@ -49,6 +49,19 @@ def weights_of(part: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in part.named_parameters()}
 
 
+def test_trained_convolutions_keep_their_memory_format(
+    base_of: BaseOf, pictures: Path, tmp_path: Path
+) -> None:
+    session = prepared(recipe_of(tmp_path, pictures, base_of("sd15"), "machine.channels_last=true"), tmp_path)
+    wide = [
+        tensor
+        for layer in session.adapters.layers
+        for tensor in layer.tensors.values()
+        if tensor.ndim == 4 and tensor.shape[1] > 1 and tensor.shape[2] > 1
+    ]
+    assert wide and all(one.is_contiguous(memory_format=torch.channels_last) for one in wide)
+
+
 @pytest.mark.parametrize("name", ["sd15", "sd2 v", "sdxl"])
 def test_every_tensor_of_the_chosen_parts_is_trained_and_only_those(
     name: str, base_of: BaseOf, pictures: Path, tmp_path: Path

@@ -237,3 +237,21 @@ def test_a_resume_is_no_warm_start_and_wants_the_files_it_began_with(
         load_file(run / f"checkpoints/step_00000{step}/adapters.safetensors") for step in (3, 2)
     )
     assert any(not torch.equal(trained[key], begun[key]) for key in begun)
+
+
+def test_what_a_warm_start_begins_with_is_measured_at_step_zero(
+    base_of: BaseOf, pictures: Path, tmp_path: Path
+) -> None:
+    """Not the base, beside which everything that the file had learned would look learned now."""
+    base, rows = base_of("sd15"), {}
+    lora_file(tmp_path / "start.safetensors", base)
+    for name, begins in {
+        "warm": ("adapter.init_from=start.safetensors", "adapter.rank=2"),
+        "cold": (),
+    }.items():
+        recipe = recipe_of(tmp_path, pictures, base, "holdout.count=1", "training.steps=1", *begins)
+        assert isinstance(train(recipe, tmp_path / name), Finished)
+        lines = (tmp_path / name / "holdout.jsonl").read_text("utf-8").splitlines()
+        rows[name] = json.loads(lines[0])
+    assert {row["step"] for row in rows.values()} == {0}
+    assert rows["cold"]["relative"] == 1 and rows["warm"]["relative"] != 1

@@ -88,7 +88,7 @@ def wishes_for(records: Sequence[Record], *, count: int, prompt: str = "") -> li
 
 
 class ClassImages:
-    """Drawn pictures of one base, whose weights and precision `fingerprint` names.
+    """Drawn pictures of one base: `fingerprint` names all of it that a picture depends on.
 
     A .json beside each says what was asked for, and the picture's hash: a picture without it, or of another
     hash, is drawn again.

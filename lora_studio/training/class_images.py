@@ -14,6 +14,7 @@ from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.names import some
 from lora_studio.errors import BaseModelError, DatasetError, RecipeError
 from lora_studio.families.base import ModelFamily
+from lora_studio.families.fingerprints import drawing_fingerprint
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
 from lora_studio.rng import generator
@@ -32,11 +33,6 @@ class Drawing:
     drawn: int
 
 
-def base_fingerprint(family: ModelFamily) -> str:
-    """Names all weights of a base; before it is moved to a lower precision."""
-    return "+".join(family.fingerprint(part) for part in sorted(family.parts))
-
-
 def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
     """Draw a recipe's class images now, so that training finds them. Raises RecipeError if it wants none."""
     from lora_studio.training.build import check_names, ready_machine
@@ -50,7 +46,7 @@ def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
     machine = ready_machine(recipe)
     family = base_of(recipe)
     manifest = read_dataset(recipe, family.stride)
-    fingerprint = base_fingerprint(family)
+    fingerprint = drawing_fingerprint(family)
     machine.shrink(family)
     family.place(machine.device, *family.parts)
     return draw_class_images(recipe, manifest, family, fingerprint, listener)
@@ -66,6 +62,7 @@ def draw_class_images(
 ) -> Drawing:
     """The class images that the recipe has the base draw; those in the cache are taken from there.
 
+    `fingerprint`: the base's `drawing_fingerprint` before it was moved to a lower precision.
     Of several processes each draws some; what it then does not find it draws, too.
     Raises DatasetError if they, or those in folders, would be shown with a trigger.
     """
@@ -79,8 +76,8 @@ def draw_class_images(
     if not wishes:
         return Drawing([], 0)
     options = DrawOptions(wanted.steps, wanted.guidance, wanted.seed)
-    dtype = next(family.parts[family.denoiser].parameters()).dtype
-    images = ClassImages(cache_folder() / "class_images", f"{fingerprint} in {dtype}", options)
+    base = f"{fingerprint} in {family.precision}, quantized: {recipe.base.quantize}"
+    images = ClassImages(cache_folder() / "class_images", base, options)
     draw, on_progress = drawer(family, options), progress(listener, "class images")
     if is_sharded(recipe, processes):
         draw = _refuse_to_draw

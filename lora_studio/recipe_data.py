@@ -138,9 +138,11 @@ class DataConfig(Section):
         0.0, ge=0, lt=1, description="share of tags left out each time; never one with the trigger"
     )
     caption_prefix: str = Field(
-        "", description="words before every caption; {trigger} and {class} may stand in it"
+        "",
+        description="words before every caption but a folder's of class pictures; {trigger} and {class} may "
+        "stand in it",
     )
-    caption_suffix: str = Field("", description="words behind every caption")
+    caption_suffix: str = Field("", description="words behind these captions; the same may stand in it")
     max_token_chunks: int = Field(
         1,
         ge=1,

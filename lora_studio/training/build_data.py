@@ -33,7 +33,7 @@ from lora_studio.training.captions import (
     shown_captions,
 )
 from lora_studio.training.checkup import examine_manifest
-from lora_studio.training.class_images import draw_class_images
+from lora_studio.training.class_images import draw_class_images, with_shown_captions
 from lora_studio.training.dataset import loss_masks, read_dataset
 from lora_studio.training.events import Listener, progress
 from lora_studio.training.feed import Feed, FeedOptions
@@ -130,7 +130,8 @@ def with_class_images(site: Site, found: Found) -> Found:
     drawing = draw_class_images(site.recipe, found.manifest, family, site.whole_base, listener, processes)
     manifest = Manifest(found.manifest.records + tuple(drawing.records))
     site.run.text("manifest.jsonl", manifest.to_jsonl())
-    return replace(found, manifest=manifest, drawn=place_beside(manifest.of_role("prior"), found.shown))
+    class_pictures = with_shown_captions(site.recipe, manifest)
+    return replace(found, manifest=manifest, drawn=place_beside(class_pictures, found.shown))
 
 
 def encode(site: Site, found: Found) -> Encoded:

@@ -117,7 +117,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _tokens_go_together(self) -> Recipe:
         without_tokens = ["objective.preservation"] if self.objective.preservation else []
-        without_tokens += ["data.class_images.count"] if self.data.class_images.count else []
+        without_tokens += self.data.class_pictures
         faults = token_faults(
             *(self.tokens, self.adapter),
             name=self.name,

@@ -53,13 +53,15 @@ class ClassImagesConfig(Section):
     count: int = Field(0, ge=0, le=100_000, description="how many the frozen base draws")
     images: UserPath | None = Field(None, description="a folder of such pictures instead")
     prompt: str = Field(
-        "", description="what they show; empty: every caption without the trigger, or the folder's captions"
+        "",
+        description="what they show; of a folder only the pictures without a caption of their own; empty: "
+        "every caption without the trigger, or the folder's captions",
     )
     weight: float = Field(1.0, gt=0, le=100, description="factor of their loss; arXiv 2208.12242 has 1")
     per_picture: float = Field(
         1.0, gt=0, le=16, description="how many stand in a batch beside each of its pictures"
     )
-    steps: int = Field(25, ge=1, le=1000)
+    steps: int = Field(25, ge=1, le=1000, description="of drawing; with count only, as guidance and seed")
     guidance: float = Field(7.5, ge=1, le=100)
     seed: int = Field(0, ge=0)
 
@@ -138,9 +140,11 @@ class DataConfig(Section):
         0.0, ge=0, lt=1, description="share of tags left out each time; never one with the trigger"
     )
     caption_prefix: str = Field(
-        "", description="words before every caption; {trigger} and {class} may stand in it"
+        "",
+        description="words before every caption but a folder's of class pictures; {trigger} and {class} may "
+        "stand in it",
     )
-    caption_suffix: str = Field("", description="words behind every caption")
+    caption_suffix: str = Field("", description="words behind these captions; the same may stand in it")
     max_token_chunks: int = Field(
         1,
         ge=1,
@@ -185,7 +189,15 @@ class DataConfig(Section):
         wanted = self.class_images
         if wanted.count and wanted.images is not None:
             raise ValueError("data.class_images has both count and images; keep one of them.")
-        if wanted == ClassImagesConfig() or wanted.count or wanted.images is not None:
+        drawing, usual = ("steps", "guidance", "seed"), ClassImagesConfig()
+        given = [name for name in drawing if getattr(wanted, name) != getattr(usual, name)]
+        idle = [f"{name} = {getattr(wanted, name)}" for name in given]
+        if wanted.images is not None and idle:
+            raise ValueError(
+                f"data.class_images has images, which are not drawn, so {', '.join(idle)} would change "
+                "nothing; leave that out, or set count in place of images."
+            )
+        if wanted == usual or wanted.count or wanted.images is not None:
             return self
         only_ratio = wanted == ClassImagesConfig(per_picture=wanted.per_picture)
         if not (only_ratio and any(source.role == "prior" for source in self.sources)):
@@ -202,6 +214,16 @@ class DataConfig(Section):
         if self.images is not None:
             sources = (SourceConfig(images=self.images, masks=self.masks),)
         return sources + self._folder_of_class_images
+
+    @property
+    def class_pictures(self) -> list[str]:
+        """What there is that gives class pictures, in the words of a recipe."""
+        found = {
+            "data.class_images.count": bool(self.class_images.count),
+            "data.class_images.images": self.class_images.images is not None,
+            'role = "prior" in data.sources': any(one.role == "prior" for one in self.sources),
+        }
+        return [words for words, is_there in found.items() if is_there]
 
     @property
     def _folder_of_class_images(self) -> tuple[SourceConfig, ...]:

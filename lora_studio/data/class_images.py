@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -18,22 +17,13 @@ from PIL import Image
 from lora_studio.data.manifest import Bucket, Record
 from lora_studio.data.sizes import fit
 from lora_studio.data.store import mark_as_used
-from lora_studio.data.trigger import needs_class_words, without_triggers
+from lora_studio.data.wishes import Wish
 from lora_studio.errors import DatasetError
 from lora_studio.run import write_atomically
 
 DRAWN = "class prompt"  # who captioned a picture that was drawn from its caption
 _FORMAT = 1  # raise it when pictures are drawn differently
 _BATCH_PIXELS, _MAX_BATCH = 2**20, 4  # four pictures of 512x512 at a time, one of 1024x1024
-
-
-@dataclass(frozen=True)
-class Wish:
-    """A picture to draw. Its size is the bucket of pictures that it can stand beside."""
-
-    prompt: str
-    bucket: Bucket
-    number: int  # counts those of the same prompt and size
 
 
 @dataclass(frozen=True)
@@ -49,46 +39,8 @@ Draw = Callable[[Sequence[Wish]], list[Image.Image]]
 OnProgress = Callable[[int, int], None]  # pictures drawn, pictures to draw
 
 
-def wishes_for(records: Sequence[Record], *, count: int, prompt: str = "") -> list[Wish]:
-    """`count` pictures in the sizes of the records, from `prompt` or their captions without the trigger.
-
-    Records whose caption does not hold their trigger are passed over if there is no prompt. Raises
-    DatasetError if none does, or if nothing is left of a caption.
-    """
-    triggers = {record.trigger: record.class_words for record in records if record.trigger}
-    prompts = [
-        (
-            prompt or without_triggers(record.caption, record.trigger, record.class_words, triggers),
-            record.bucket,
-        )
-        for record in records
-    ]
-    asked = [(words, bucket) for words, bucket in prompts if words is not None and bucket is not None]
-    advice = 'set data.class_images.prompt to what the class is called, such as "a photo of a dog"'
-    if not asked:
-        raise DatasetError(f"no caption holds data.trigger, so class images have no prompt; {advice}.")
-    if empty := [r.name for r, (words, _) in zip(records, prompts, strict=True) if words == ""]:
-        raise DatasetError(
-            f"without its trigger nothing is left of the caption of {empty[0]}; set data.class_words to what "
-            f'the trigger is one of, such as "dog", or {advice}.'
-        )
-    held = [record for record in records if record.trigger and record.trigger in record.caption]
-    if not prompt and all(needs_class_words(one.caption, one.trigger, one.class_words) for one in held):
-        raise DatasetError(
-            f'without its trigger the caption "{held[0].caption}" names nothing that class images could '
-            f'show; set data.class_words to what the trigger is one of, such as "dog", or {advice}.'
-        )
-    numbers: Counter[tuple[str, Bucket]] = Counter()
-    wishes = []
-    for index in range(count):
-        words, bucket = asked[index % len(asked)]
-        wishes.append(Wish(words, bucket, numbers[words, bucket]))
-        numbers[words, bucket] += 1
-    return wishes
-
-
 class ClassImages:
-    """Drawn pictures of one base, whose weights and precision `fingerprint` names.
+    """Drawn pictures of one base: `fingerprint` names all of it that a picture depends on.
 
     A .json beside each says what was asked for, and the picture's hash: a picture without it, or of another
     hash, is drawn again.

@@ -21,8 +21,7 @@ def without_trigger(caption: str, trigger: str, class_words: str = "") -> str | 
     """
     if not trigger or trigger not in caption:
         return None
-    before, behind = (r"(?<!\w)" if trigger[0].isalnum() else "", r"(?!\w)" if trigger[-1].isalnum() else "")
-    plain, places = re.subn(before + re.escape(trigger) + behind, lambda _: class_words, caption)
+    plain, places = _as_words(trigger).subn(lambda _: class_words, caption)
     if not places:
         plain = caption.replace(trigger, class_words)
     pieces = (" ".join(piece.split()) for piece in re.split(r"\s*,", plain))
@@ -42,6 +41,22 @@ def without_triggers(caption: str, own: str, class_words: str, others: Mapping[s
         plain = without_trigger(caption, trigger, triggers[trigger])
         caption = caption if plain is None else plain
     return caption
+
+
+def calls(caption: str, trigger: str) -> bool:
+    """Whether the trigger stands in the caption, and not only inside of a longer word, as "art" in "a party".
+
+    Of a trigger of several words nothing else could be meant: "two vkq robots" calls "vkq robot".
+    """
+    if not trigger or trigger not in caption:
+        return False
+    return len(trigger.split()) > 1 or bool(_as_words(trigger).search(caption))
+
+
+def _as_words(trigger: str) -> re.Pattern[str]:
+    """The trigger where it is no part of a longer word."""
+    before, behind = (r"(?<!\w)" if trigger[0].isalnum() else "", r"(?!\w)" if trigger[-1].isalnum() else "")
+    return re.compile(before + re.escape(trigger) + behind)
 
 
 def needs_class_words(caption: str, trigger: str, class_words: str = "") -> bool:

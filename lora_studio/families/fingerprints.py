@@ -1,9 +1,10 @@
-"""What a base's conditioning depends on, as a key for the cache."""
+"""What a base's conditioning and its pictures depend on, as keys for the caches."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,16 +19,32 @@ def text_fingerprint(family: ModelFamily) -> str:
     Trained ones or not; and with what weights do not show, such as the token that fills a window up, in which
     SD2 and SDXL differ from SD1.
     """
-    encoders = sorted(family.text_encoders)
+    encoders = [family.fingerprint(name) for name in sorted(family.text_encoders)]
+    return "+".join([*encoders, _reading_of_all(family), f"{family.max_chunks} chunks"])
+
+
+def drawing_fingerprint(family: ModelFamily) -> str:
+    """Of all that the base's own pictures depend on but the call: every part, how it reads, and its noise.
+
+    The noise as its pipeline steps through it, so that what a scheduler leaves unsaid is what it means.
+    """
+    scheduler: Mapping[str, object] = family.pipeline().scheduler.config
+    noise = {key: value for key, value in scheduler.items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(noise, sort_keys=True).encode())
+    parts = [family.fingerprint(part) for part in sorted(family.parts)]
+    return "+".join([*parts, _reading_of_all(family), digest.hexdigest()])
+
+
+def _reading_of_all(family: ModelFamily) -> str:
+    """How the text encoders read, apart from their weights and from how many windows a caption fills."""
     digest = hashlib.sha256()
-    for name in encoders:
+    for name in sorted(family.text_encoders):
         encoder: PreTrainedModel = family.parts[name]
         config = encoder.config
         digest.update(f"{name} {config.hidden_act} {config.num_attention_heads}".encode())
     for name, tokenizer in sorted(family.tokenizers.items()):
         digest.update(f"{name} {_reading(tokenizer)}".encode())
-    reading = [digest.hexdigest(), f"{family.max_chunks} chunks"]
-    return "+".join([*(family.fingerprint(name) for name in encoders), *reading])
+    return digest.hexdigest()
 
 
 def _reading(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -18,7 +18,7 @@ from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.views import each_view, entries
 from lora_studio.export.write import DTYPES
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.fingerprints import text_fingerprint
+from lora_studio.families.fingerprints import drawing_fingerprint, text_fingerprint
 from lora_studio.processes import Processes
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
@@ -33,7 +33,7 @@ from lora_studio.training.captions import (
     shown_captions,
 )
 from lora_studio.training.checkup import examine_manifest
-from lora_studio.training.class_images import base_fingerprint, draw_class_images
+from lora_studio.training.class_images import draw_class_images, with_shown_captions
 from lora_studio.training.dataset import loss_masks, read_dataset
 from lora_studio.training.events import Listener, progress
 from lora_studio.training.feed import Feed, FeedOptions
@@ -62,7 +62,7 @@ class Site:
         self.latent_cache = latent_cache(family, self.vae_dtype, self.machine.device)
         text_key = f"{text_fingerprint(family)} in {self.machine.dtype}"  # what the encoders compute in
         self.text_cache = TextCache(cache_folder() / "text", text_key)
-        self.whole_base = base_fingerprint(family) if draws else ""
+        self.whole_base = drawing_fingerprint(family) if draws else ""
 
     @property
     def vae_dtype(self) -> torch.dtype:
@@ -130,7 +130,8 @@ def with_class_images(site: Site, found: Found) -> Found:
     drawing = draw_class_images(site.recipe, found.manifest, family, site.whole_base, listener, processes)
     manifest = Manifest(found.manifest.records + tuple(drawing.records))
     site.run.text("manifest.jsonl", manifest.to_jsonl())
-    return replace(found, manifest=manifest, drawn=place_beside(manifest.of_role("prior"), found.shown))
+    class_pictures = with_shown_captions(site.recipe, manifest)
+    return replace(found, manifest=manifest, drawn=place_beside(class_pictures, found.shown))
 
 
 def encode(site: Site, found: Found) -> Encoded:

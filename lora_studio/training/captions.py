@@ -22,10 +22,10 @@ from lora_studio.recipe import Recipe
 MOST_TEXTS = 1000  # kept on the device: a quarter of a gigabyte of SD1.5's conditioning in float32
 
 
-def captions_of(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
-    """The captions as the recipe words them. Raises RecipeError for a placeholder that cannot be filled."""
+def options_of(recipe: Recipe) -> CaptionOptions:
+    """How the recipe wants captions to be worded."""
     data = recipe.data
-    options = CaptionOptions(
+    return CaptionOptions(
         dropout=data.caption_dropout,
         preservation=recipe.objective.preservation,
         seed=recipe.training.seed,
@@ -34,8 +34,17 @@ def captions_of(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
         prefix=data.caption_prefix,
         suffix=data.caption_suffix,
     )
+
+
+def captions_of(
+    recipe: Recipe, records: Sequence[Record], options: CaptionOptions | None = None
+) -> ShownCaptions:
+    """The captions as the recipe words them, unless `options` are given.
+
+    Raises RecipeError for a placeholder that cannot be filled.
+    """
     try:
-        return ShownCaptions(records, options)
+        return ShownCaptions(records, options or options_of(recipe))
     except CaptionError as error:
         raise RecipeError(f"data.caption_prefix or data.caption_suffix: {error}") from None
 

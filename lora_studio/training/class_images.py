@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
 
-from lora_studio.data.class_images import ClassImages, Draw, DrawOptions, Wish, wishes_for
+from lora_studio.data.captions.shown import CaptionOptions, ShownCaptions
+from lora_studio.data.captions.variants import Variation
+from lora_studio.data.class_images import DRAWN, ClassImages, Draw, DrawOptions
 from lora_studio.data.housekeeping import cache_folder
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.names import some
+from lora_studio.data.trigger import calls
+from lora_studio.data.wishes import Wish, wishes_for
 from lora_studio.errors import BaseModelError, DatasetError, RecipeError
 from lora_studio.families.base import ModelFamily
+from lora_studio.families.fingerprints import drawing_fingerprint
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
 from lora_studio.rng import generator
 from lora_studio.training.base import base_of
+from lora_studio.training.captions import captions_of, options_of
 from lora_studio.training.dataset import read_dataset
 from lora_studio.training.events import Listener, progress
 from lora_studio.training.precision import in_its_precision
@@ -30,11 +36,6 @@ class Drawing:
 
     records: list[Record]
     drawn: int
-
-
-def base_fingerprint(family: ModelFamily) -> str:
-    """Names all weights of a base; before it is moved to a lower precision."""
-    return "+".join(family.fingerprint(part) for part in sorted(family.parts))
 
 
 def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
@@ -50,7 +51,7 @@ def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
     machine = ready_machine(recipe)
     family = base_of(recipe)
     manifest = read_dataset(recipe, family.stride)
-    fingerprint = base_fingerprint(family)
+    fingerprint = drawing_fingerprint(family)
     machine.shrink(family)
     family.place(machine.device, *family.parts)
     return draw_class_images(recipe, manifest, family, fingerprint, listener)
@@ -66,21 +67,28 @@ def draw_class_images(
 ) -> Drawing:
     """The class images that the recipe has the base draw; those in the cache are taken from there.
 
+    `fingerprint`: the base's `drawing_fingerprint` before it was moved to a lower precision.
     Of several processes each draws some; what it then does not find it draws, too.
     Raises DatasetError if they, or those in folders, would be shown with a trigger.
     """
     wanted = recipe.data.class_images
-    captions = {record.name: record.caption for record in manifest.of_role("prior")}
+    of_folders = _of_folders(recipe, manifest)
+    captions = [
+        (record.name, text)
+        for index, record in enumerate(of_folders.records)
+        for text in of_folders.written(index)
+    ]
     wishes: list[Wish] = []
     if wanted.count:
-        wishes = wishes_for(manifest.used, count=wanted.count, prompt=wanted.prompt)
-        captions |= {f"drawn from {wish.prompt!r}": wish.prompt for wish in wishes}
+        to_draw = captions_of(recipe, manifest.used, _options(recipe))
+        wishes = wishes_for(to_draw, count=wanted.count, prompt=wanted.prompt)
+        captions += [(f"drawn from {wish.prompt!r}", wish.prompt) for wish in wishes]
     _refuse_triggers(captions, manifest)
     if not wishes:
         return Drawing([], 0)
     options = DrawOptions(wanted.steps, wanted.guidance, wanted.seed)
-    dtype = next(family.parts[family.denoiser].parameters()).dtype
-    images = ClassImages(cache_folder() / "class_images", f"{fingerprint} in {dtype}", options)
+    base = f"{fingerprint} in {family.precision}, quantized: {recipe.base.quantize}"
+    images = ClassImages(cache_folder() / "class_images", base, options)
     draw, on_progress = drawer(family, options), progress(listener, "class images")
     if is_sharded(recipe, processes):
         draw = _refuse_to_draw
@@ -93,11 +101,33 @@ def draw_class_images(
     return Drawing(load_or_draw(wishes), images.drawn)
 
 
-def _refuse_triggers(captions: Mapping[str, str], manifest: Manifest) -> None:
+def with_shown_captions(recipe: Recipe, manifest: Manifest) -> list[Record]:
+    """The class pictures, each with the one caption that the whole run shows it with."""
+    captions = _of_folders(recipe, manifest)
+    of_folders = [
+        replace(record, caption=captions.variant(index, index), lines=())
+        for index, record in enumerate(captions.records)
+    ]
+    return of_folders + [one for one in manifest.of_role("prior") if one.captioned_by == DRAWN]
+
+
+def _of_folders(recipe: Recipe, manifest: Manifest) -> ShownCaptions:
+    """The captions of class pictures that were not drawn: no words are put around them."""
+    records = [one for one in manifest.of_role("prior") if one.captioned_by != DRAWN]
+    return captions_of(recipe, records, replace(_options(recipe), prefix="", suffix=""))
+
+
+def _options(recipe: Recipe) -> CaptionOptions:
+    """A line and words are drawn once, by the class images' own seed; tags stay as they are written."""
+    variation = Variation(wildcards=recipe.data.wildcards)
+    return replace(options_of(recipe), seed=recipe.data.class_images.seed, variation=variation)
+
+
+def _refuse_triggers(captions: Sequence[tuple[str, str]], manifest: Manifest) -> None:
     """Raise DatasetError if a class picture would be shown with a trigger, which would come to mean it."""
     triggers = {record.trigger for record in manifest.used if record.trigger}
-    wrong = [name for name, text in captions.items() if any(trigger in text for trigger in triggers)]
-    if wrong:
+    wrong = [name for name, text in captions if any(calls(text, trigger) for trigger in triggers)]
+    if wrong := list(dict.fromkeys(wrong)):
         raise DatasetError(
             f"captions of class images hold the trigger: {some(wrong)}; leave it out of them, or the "
             "trigger would learn to mean the class."

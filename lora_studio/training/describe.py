@@ -81,16 +81,16 @@ def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPl
 
 
 def _class_pictures(session: Session) -> ClassPictures | None:
-    records = session.manifest.of_role("prior")
+    records, feed = session.manifest.of_role("prior"), session.loop.feed
     if not records:
         return None
     drawn = sum(record.captioned_by == DRAWN for record in records)
     return ClassPictures(
         drawn=drawn,
         from_folders=len(records) - drawn,
-        per_picture=session.loop.feed.class_rows.per_picture,
+        per_picture=feed.class_rows.per_picture,
         weights=tuple(sorted({record.weight for record in records})),
-        prompt=records[0].caption,
+        prompt=feed.records[len(feed.captions.records)].caption,
     )
 
 

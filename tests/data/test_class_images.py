@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lora_studio.data.class_images import DRAWN, ClassImages, DrawOptions, Wish, wishes_for
+from lora_studio.data.captions.shown import CaptionOptions, ShownCaptions
+from lora_studio.data.class_images import DRAWN, ClassImages, DrawOptions
 from lora_studio.data.manifest import Bucket, Record
 from lora_studio.data.pixels import pixels_of
+from lora_studio.data.wishes import Wish, wishes_for
 from lora_studio.errors import DatasetError
 
 SQUARE, WIDE = Bucket(64, 64), Bucket(80, 48)
@@ -24,6 +26,10 @@ def captioned(caption: str, bucket: Bucket = SQUARE) -> Record:
     return Record(
         path="/a.png", name="a.png", caption=caption, trigger="vkq robot", class_words="robot", bucket=bucket
     )
+
+
+def shown(records: Sequence[Record]) -> ShownCaptions:
+    return ShownCaptions(records, CaptionOptions(dropout=0, preservation=0, seed=0))
 
 
 RECORDS = [
@@ -53,7 +59,7 @@ class Painter:
 
 
 def test_prompts_are_the_captions_without_the_trigger_in_the_pictures_own_sizes() -> None:
-    wishes = wishes_for(RECORDS, count=5)
+    wishes = wishes_for(shown(RECORDS), count=5)
     assert [(wish.prompt, wish.bucket, wish.number) for wish in wishes] == [
         ("a robot at night", SQUARE, 0),
         ("a robot in the snow", WIDE, 0),
@@ -63,8 +69,16 @@ def test_prompts_are_the_captions_without_the_trigger_in_the_pictures_own_sizes(
     ]
 
 
+def test_lines_without_the_trigger_are_passed_over_and_more_pictures_change_no_prompt() -> None:
+    lines = ("a vkq robot at night", "a tree", "a vkq robot in the snow")
+    captions = shown([replace(captioned(" ".join(lines)), lines=lines), captioned("a vkq robot")])
+    wishes = wishes_for(captions, count=40)
+    assert {wish.prompt for wish in wishes} == {"a robot at night", "a robot in the snow", "a robot"}
+    assert wishes_for(captions, count=9) == wishes[:9]
+
+
 def test_a_prompt_of_ones_own_is_drawn_in_all_the_sizes() -> None:
-    wishes = wishes_for(RECORDS, count=4, prompt="a robot")
+    wishes = wishes_for(shown(RECORDS), count=4, prompt="a robot")
     assert [(wish.prompt, wish.bucket.name, wish.number) for wish in wishes] == [
         *(("a robot", "64x64", 0), ("a robot", "80x48", 0), ("a robot", "64x64", 1), ("a robot", "64x64", 2))
     ]
@@ -80,7 +94,7 @@ def test_a_prompt_of_ones_own_is_drawn_in_all_the_sizes() -> None:
 )
 def test_captions_that_give_no_prompt_are_refused(caption: str, class_words: str, message: str) -> None:
     with pytest.raises(DatasetError, match=message + r".*set data\.class_images\.prompt"):
-        wishes_for([replace(captioned(caption), class_words=class_words)], count=3)
+        wishes_for(shown([replace(captioned(caption), class_words=class_words)]), count=3)
 
 
 @pytest.fixture
@@ -93,7 +107,7 @@ def images_in(folder: Path) -> ClassImages:
 
 
 def test_drawn_pictures_are_records_that_can_be_encoded(folder: Path) -> None:
-    wishes = wishes_for(RECORDS, count=5)
+    wishes = wishes_for(shown(RECORDS), count=5)
     records = images_in(folder).load_or_draw(wishes, Painter(), weight=0.5)
     for wish, record in zip(wishes, records, strict=True):
         assert (record.caption, record.bucket) == (wish.prompt, wish.bucket)
@@ -104,7 +118,7 @@ def test_drawn_pictures_are_records_that_can_be_encoded(folder: Path) -> None:
 
 
 def test_beside_each_lies_what_was_asked_for(folder: Path) -> None:
-    (record, *_) = images_in(folder).load_or_draw(wishes_for(RECORDS, count=2), Painter())
+    (record, *_) = images_in(folder).load_or_draw(wishes_for(shown(RECORDS), count=2), Painter())
     facts = json.loads(Path(record.path).with_suffix(".json").read_text("utf-8"))
     assert facts == {
         **{"prompt": "a robot at night", "width": 64, "height": 64, "number": 0},
@@ -114,12 +128,12 @@ def test_beside_each_lies_what_was_asked_for(folder: Path) -> None:
 
 
 def test_a_second_time_nothing_is_drawn_and_more_draws_only_the_rest(folder: Path) -> None:
-    first = images_in(folder).load_or_draw(wishes_for(RECORDS, count=5), Painter())
+    first = images_in(folder).load_or_draw(wishes_for(shown(RECORDS), count=5), Painter())
     again, painter = images_in(folder), Painter()
-    assert again.load_or_draw(wishes_for(RECORDS, count=5), painter) == first
+    assert again.load_or_draw(wishes_for(shown(RECORDS), count=5), painter) == first
     assert (again.drawn, painter.calls) == (0, [])
     more = images_in(folder)
-    assert more.load_or_draw(wishes_for(RECORDS, count=7), Painter())[:5] == first
+    assert more.load_or_draw(wishes_for(shown(RECORDS), count=7), Painter())[:5] == first
     assert more.drawn == 2
 
 
@@ -142,15 +156,15 @@ def test_what_a_picture_depends_on_is_in_its_name() -> None:
 
 
 def test_an_edited_caption_draws_its_own_pictures_again_and_no_others(folder: Path) -> None:
-    images_in(folder).load_or_draw(wishes_for(RECORDS, count=10), Painter())
+    images_in(folder).load_or_draw(wishes_for(shown(RECORDS), count=10), Painter())
     edited = [captioned("a vkq robot by day"), *RECORDS[1:]]
     images = images_in(folder)
-    images.load_or_draw(wishes_for(edited, count=10), Painter())
+    images.load_or_draw(wishes_for(shown(edited), count=10), Painter())
     assert images.drawn == 5
 
 
 def test_after_a_stop_it_goes_on_to_the_same_pictures(folder: Path, tmp_path: Path) -> None:
-    wishes = wishes_for(RECORDS, count=30)
+    wishes = wishes_for(shown(RECORDS), count=30)
     whole = images_in(tmp_path / "whole").load_or_draw(wishes, Painter())
     with pytest.raises(KeyboardInterrupt):
         images_in(folder).load_or_draw(wishes, Painter(stop_after=2))
@@ -164,7 +178,7 @@ def test_after_a_stop_it_goes_on_to_the_same_pictures(folder: Path, tmp_path: Pa
 
 def test_as_many_of_a_size_are_always_drawn_together(folder: Path) -> None:
     painter = Painter()
-    images_in(folder).load_or_draw(wishes_for(RECORDS, count=11), painter)
+    images_in(folder).load_or_draw(wishes_for(shown(RECORDS), count=11), painter)
     large = Wish("a robot", Bucket(1024, 1024), 0)
     medium = [Wish("a robot", Bucket(512, 512), number) for number in range(5)]
     images_in(folder).load_or_draw([large, *medium], painter)
@@ -173,7 +187,7 @@ def test_as_many_of_a_size_are_always_drawn_together(folder: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["png", "json"])
 def test_a_damaged_or_missing_file_is_drawn_again(folder: Path, ending: str) -> None:
-    wishes = wishes_for(RECORDS, count=4)
+    wishes = wishes_for(shown(RECORDS), count=4)
     first = images_in(folder).load_or_draw(wishes, Painter())
     damaged = sorted(folder.glob(f"*.{ending}"))
     damaged[0].write_bytes(damaged[0].read_bytes()[:-5])
@@ -186,4 +200,4 @@ def test_a_damaged_or_missing_file_is_drawn_again(folder: Path, ending: str) -> 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DatasetError, match=r"cache folder .*file cannot be written to \(.*\); free space"):
-        images_in(tmp_path / "file").load_or_draw(wishes_for(RECORDS, count=1), Painter())
+        images_in(tmp_path / "file").load_or_draw(wishes_for(shown(RECORDS), count=1), Painter())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.data.trigger import needs_class_words, without_trigger, without_triggers
+from lora_studio.data.trigger import calls, needs_class_words, without_trigger, without_triggers
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,18 @@ def test_the_class_is_needed_where_nothing_is_named_without_the_trigger(caption:
 
 def test_a_picture_s_own_class_words_win_over_another_one_s_for_the_same_trigger():
     assert without_triggers("a vkq", "vkq", "dog", {"vkq": "robot"}) == "a dog"
+
+
+@pytest.mark.parametrize(
+    ("caption", "trigger", "is_called"),
+    [
+        ("art, a party", "art", True),
+        ("a party", "art", False),
+        ("an artist", "art", False),
+        ("two vkq robots", "vkq robot", True),
+        ("a <s1> dog", "<s1>", True),
+        ("a dog", "", False),
+    ],
+)
+def test_a_longer_word_does_not_call_the_trigger(caption: str, trigger: str, is_called: bool) -> None:
+    assert calls(caption, trigger) == is_called

@@ -228,6 +228,11 @@ def test_a_caption_with_the_trigger_is_refused_before_anything_is_drawn(
         (("data.class_images.weight=0.5",), "has neither count nor images"),
         (("data.class_images.per_picture=2",), "has neither count nor images"),
         (("data.class_images.count=5", "data.class_images.images=x"), "has both count and images"),
+        (
+            ("data.class_images.images=x", "data.class_images.steps=30", "data.class_images.seed=2"),
+            "has images, which are not drawn, so steps = 30, seed = 2 would change nothing; leave that out",
+        ),
+        (("data.class_images.images=x", "data.class_images.guidance=3"), "so guidance = 3.0 would change"),
         (("data.class_images.count=-1",), "data.class_images.count is -1"),
         (("data.class_images.cuont=1",), "did you mean 'count'?"),
     ],

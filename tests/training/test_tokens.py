@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from lora_studio.export.check import verify
 from lora_studio.export.embedding import check_embeddings
 from lora_studio.export.verify import Report
 from lora_studio.printing import print_finished
-from lora_studio.recipe import Recipe, load_recipe
+from lora_studio.recipe import Recipe, load_recipe, recipe_from
 from lora_studio.recipe_tokens import TokenConfig
 from lora_studio.rng import generator
 from lora_studio.run import Run
@@ -31,7 +32,7 @@ from lora_studio.training.describe_adapters import adapter_notes
 from lora_studio.training.events import nobody
 from lora_studio.training.finish import _accept, export, probe, verify_run
 from lora_studio.training.gradients import GradientWatch
-from lora_studio.training.session import Finished, train
+from lora_studio.training.session import Finished, to_toml, train
 
 TOKEN = '[[tokens]]\ntoken = "zwx"\nstart = "red ball"\n'
 ALONE = ("adapter.kind=none", "adapter.rank=16", "adapter.alpha=16")  # as they come
@@ -104,6 +105,11 @@ def test_a_run_ends_with_a_verified_embedding(
             TOKEN,
             "so adapter.text_encoder, objective.preservation would change nothing",
         ),
+        (
+            (*ALONE, "data.class_images.images=class"),
+            TOKEN,
+            "so data.class_images.images would change nothing",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(
@@ -112,6 +118,20 @@ def test_what_cannot_be_is_one_sentence(
     with pytest.raises(RecipeError) as caught:
         prepared(recipe_of("sd15", *changes, tokens=tokens), tmp_path)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("role", ["prior", "holdout"])
+def test_a_source_of_class_pictures_is_refused_where_tokens_learn_alone(
+    role: str, recipe_of: Callable[..., Recipe], tmp_path: Path, pictures: Path
+) -> None:
+    values = tomllib.loads(to_toml(recipe_of("sd15", *ALONE)))  # every default, as a run stores them
+    del values["data"]["images"]
+    values["data"]["sources"] = [{"images": str(pictures)}, {"images": "others", "role": role}]
+    if role == "holdout":
+        assert len(recipe_from(values, folder=tmp_path).data.sources) == 2
+        return
+    with pytest.raises(RecipeError, match=r'so role = "prior" in data\.sources would change nothing; leave'):
+        recipe_from(values, folder=tmp_path)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "prodigy"])

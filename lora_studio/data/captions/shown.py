@@ -104,6 +104,15 @@ class ShownCaptions:
         record = self.records[index]
         return without_triggers(text, record.trigger, record.class_words, self._triggers)
 
+    def with_trigger(self) -> list[tuple[int, str]]:
+        """Records and captions, as written, that hold their trigger."""
+        return [
+            (index, text)
+            for index in range(len(self.records))
+            for text in self.written(index)
+            if self.without_trigger(index, text) is not None
+        ]
+
     def nameless(self) -> list[tuple[int, str]]:
         """Records and captions that name nothing without their trigger, as there are no class words."""
         return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -41,13 +41,13 @@ def make_optimizer(wanted: OptimizerOptions, groups: Sequence[Group]) -> torch.o
     decay = {"weight_decay": wanted.weight_decay} if "weight_decay" in _parameters(build) else {}
     try:
         optimizer = build([dict(group) for group in groups], **decay, **wanted.options)
-    except (TypeError, ValueError, AssertionError) as error:
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+    except (TypeError, ValueError, AssertionError, LookupError) as error:
         raise RecipeError(
             f"training.optimizer = {wanted.name!r} cannot be made with these training.optimizer_options, "
             f"{dict(wanted.options)}: {reason_of(error)}."
         ) from None
-    if hasattr(optimizer, "train"):
-        optimizer.train()
     return optimizer
 
 
@@ -70,11 +70,33 @@ def optimizer_faults(training: TrainingConfig) -> list[str]:
 def refuse_optimizer_that_fails(training: TrainingConfig, device: torch.device) -> None:
     """Three steps on a small tensor: RecipeError if they fail, CheckpointError if they cannot be kept."""
     wanted = options_of(training)
+    why = _fault_of_trial(wanted, training.learning_rate, device)
+    if why and wanted.options and _works_without_options(wanted, training.learning_rate, device):
+        raise RecipeError(
+            f"training.optimizer = {wanted.name!r} does not work with these training.optimizer_options, "
+            f"{dict(wanted.options)}: {why}; correct them, or leave them out."
+        )
+    if why:
+        raise RecipeError(
+            f"training.optimizer = {wanted.name!r} does not work on this machine ({device}): {why}; "
+            'choose another one, such as "adamw".'
+        )
+
+
+def _works_without_options(wanted: OptimizerOptions, rate: float, device: torch.device) -> bool:
+    """As far as can be told: also if it cannot be made without them."""
+    try:
+        return not _fault_of_trial(replace(wanted, options={}), rate, device)
+    except (RecipeError, CheckpointError):
+        return True
+
+
+def _fault_of_trial(wanted: OptimizerOptions, rate: float, device: torch.device) -> str:
+    """Why three steps on a small tensor fail; empty if they do not. Raises as `refuse_optimizer_that_fails`."""
     start = torch.randn(96, 64, generator=generator("optimizer", "start")) / 100
     trial = nn.Parameter(start.clone().to(device))
-    why = ""
     try:
-        optimizer = make_optimizer(wanted, [{"params": [trial], "lr": training.learning_rate}])
+        optimizer = make_optimizer(wanted, [{"params": [trial], "lr": rate}])
         for step in range(3):
             trial.grad = torch.randn(start.shape, generator=generator("optimizer", step)).to(device)
             optimizer.step()
@@ -82,17 +104,11 @@ def refuse_optimizer_that_fails(training: TrainingConfig, device: torch.device) 
     except (RecipeError, CheckpointError):
         raise
     except Exception as error:  # whatever a library or a driver has to say
-        why = reason_of(error)
+        return reason_of(error)
     ended = trial.detach().cpu()
-    if not why and not ended.isfinite().all():
-        why = "its steps are not finite"
-    if not why and torch.equal(ended, start):
-        why = "its steps change nothing"
-    if why:
-        raise RecipeError(
-            f"training.optimizer = {wanted.name!r} does not work on this machine ({device}): {why}; "
-            'choose another one, such as "adamw".'
-        )
+    if not ended.isfinite().all():
+        return "its steps are not finite"
+    return "its steps change nothing" if torch.equal(ended, start) else ""
 
 
 def _builder(name: str) -> Callable[..., torch.optim.Optimizer]:

@@ -56,6 +56,19 @@ def test_an_optimizer_that_is_not_installed_is_named_with_the_command(
     [
         ({"optimizer": "torch.optim:LBFGS", "weight_decay": 0}, "does not work on this machine .*closure"),
         ({"optimizer_options": {"betas": [2.0, 0.9]}}, r"cannot be made with .*betas.*Invalid beta"),
+        ({"optimizer_options": {"betas": [0.9]}}, r"cannot be made with these .*optimizer_options, .*betas"),
+        (
+            {"optimizer": "lion", "optimizer_options": {"betas": [0.9]}},
+            r"does not work with these training\.optimizer_options, .*betas.*; correct them, or leave",
+        ),
+        (
+            {"optimizer_options": {"eps": 1e30}, "weight_decay": 0},
+            "does not work with these .*eps.* its steps change nothing",
+        ),
+        (
+            {"optimizer": "torch.optim:SGD", "learning_rate": 1e-30, "optimizer_options": {"momentum": 0.9}},
+            "does not work on this machine .*: its steps change nothing",
+        ),
         ({"optimizer": "torch.optim:SGD", "learning_rate": 1e-30}, "its steps change nothing"),
         ({"optimizer": "refused:Listing"}, "keeps a list .past., which no checkpoint can hold"),
     ],

@@ -25,6 +25,7 @@ from lora_studio.training.loop import Loop
 from lora_studio.training.machine import Machine, machine_of
 from lora_studio.training.optimizer_choice import optimizer_faults, refuse_optimizer_that_fails
 from lora_studio.training.preview import PreviewOptions
+from lora_studio.training.rates import refuse_rates
 from lora_studio.training.resume import inputs_of
 from lora_studio.training.schedule import make_schedule
 from lora_studio.training.self_test import refuse_what_fails
@@ -74,6 +75,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
     refuse_optimizer_that_fails(recipe.training, machine.device)
     family = base_of(recipe)
     refuse_adapters(recipe, family, processes)
+    refuse_rates(recipe, family)
     inputs = inputs_of(recipe)
     family.max_chunks = recipe.data.max_token_chunks
     site = Site(recipe, run, machine, family, listener, processes)

@@ -92,7 +92,7 @@ def _works_without_options(wanted: OptimizerOptions, rate: float, device: torch.
 
 
 def _fault_of_trial(wanted: OptimizerOptions, rate: float, device: torch.device) -> str:
-    """Why three steps on a small tensor fail; empty if they do not. Raises as `refuse_optimizer_that_fails`."""
+    """Why three steps on a small tensor fail, empty if they do not; raises what is a sentence already."""
     start = torch.randn(96, 64, generator=generator("optimizer", "start")) / 100
     trial = nn.Parameter(start.clone().to(device))
     try:
@@ -153,11 +153,6 @@ def _option_faults(build: Callable[..., torch.optim.Optimizer], training: Traini
 
 def _rule_faults(needs: Needs, training: TrainingConfig) -> list[str]:
     name, faults = training.optimizer, []
-    if training.learning_rate < needs.least_rate:
-        faults.append(
-            f"training.learning_rate is {training.learning_rate:g}, but {name!r} finds its own rate and "
-            f"takes this as a factor on it: set it to 1, and not below {needs.least_rate:g}."
-        )
     if needs.own_schedule and training.schedule != "constant":
         faults.append(
             f"training.schedule is {training.schedule!r}, but {name!r} averages the weights instead of "

@@ -27,7 +27,6 @@ def training(**values: object) -> TrainingConfig:
     ("values", "words"),
     [
         ({"optimizer": "adamx"}, r"unknown optimizer 'adamx'; did you mean 'adamw'\?"),
-        ({"optimizer": "prodigy"}, "learning_rate is 0.0001, but 'prodigy' finds its own rate"),
         ({"optimizer": "schedule_free", "schedule": "cosine"}, 'set training.schedule = "constant"'),
         ({"optimizer": "schedule_free", "ema": 0.9}, "averages the weights itself; leave ema out"),
         ({"optimizer_options": {"beta": [0.9, 0.99]}}, "has 'beta', which 'adamw' does not know; did you"),

@@ -54,7 +54,7 @@ def check_names(recipe: Recipe) -> None:
     ]
     if recipe.adapter.kind != NO_ADAPTER:
         wanted.append((ADAPTERS, recipe.adapter.kind))
-    faults = tracker_faults(recipe.tracking.to) + optimizer_faults(training)
+    faults = tracker_faults(recipe.tracking.to) + optimizer_faults(recipe)
     for table, name in wanted:
         try:
             table.check(name)  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lora_studio.errors import CheckpointError, RecipeError, reason_of
+from lora_studio.recipe import Recipe
 from lora_studio.recipe_training import TrainingConfig
 from lora_studio.registry import did_you_mean
 from lora_studio.rng import generator
@@ -51,9 +52,9 @@ def make_optimizer(wanted: OptimizerOptions, groups: Sequence[Group]) -> torch.o
     return optimizer
 
 
-def optimizer_faults(training: TrainingConfig) -> list[str]:
-    """Everything in [training] that does not go with the optimizer, a sentence each."""
-    name = training.optimizer
+def optimizer_faults(recipe: Recipe) -> list[str]:
+    """Everything but the learning rates that does not go with the optimizer, a sentence each."""
+    training, name = recipe.training, recipe.training.optimizer
     try:
         needs = NEEDS.get(name, Needs())
         if needs.package and find_spec(needs.package) is None:
@@ -64,7 +65,9 @@ def optimizer_faults(training: TrainingConfig) -> list[str]:
         build = _builder(name)
     except RecipeError as error:
         return [str(error)]
-    return [*_option_faults(build, training), *_rule_faults(needs, training)]
+    shows_mean = needs.own_schedule or hasattr(build, "eval")
+    sizes = _size_faults(recipe) if shows_mean else []
+    return [*_option_faults(build, training), *_rule_faults(needs, training), *sizes]
 
 
 def refuse_optimizer_that_fails(training: TrainingConfig, device: torch.device) -> None:
@@ -163,3 +166,19 @@ def _rule_faults(needs: Needs, training: TrainingConfig) -> list[str]:
             f"training.ema is {training.ema:g}, but {name!r} averages the weights itself; leave ema out."
         )
     return faults
+
+
+def _size_faults(recipe: Recipe) -> list[str]:
+    """What scales the weights that are trained, and not the mean that such an optimizer shows of them."""
+    mends = {}
+    if any(token.keep_norm for token in recipe.tokens):
+        mends["tokens.keep_norm"] = "keep_norm = false in [[tokens]]"
+    if recipe.adapter.max_norm:
+        mends["adapter.max_norm"] = "adapter.max_norm = 0"
+    if not mends:
+        return []
+    return [
+        f"training.optimizer = {recipe.training.optimizer!r} shows and exports a mean of its own, whose size "
+        f"{' and '.join(mends)} would spoil and not hold; set {' and '.join(mends.values())}, or take "
+        "another optimizer."
+    ]

@@ -69,6 +69,11 @@ class TrainingConfig(Section):
         share = self.warmup_steps < 1
         return round(self.warmup_steps * self.steps) if share else int(self.warmup_steps)
 
+    @property
+    def warms_up_to_the_end(self) -> bool:
+        """Whether no step comes after the warm-up; one of a single step is none."""
+        return 1 < self.warmup >= self.steps
+
 
 class HoldoutConfig(Section):
     """Pictures that are not trained on; the loss on them says when a run has learned enough."""

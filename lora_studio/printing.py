@@ -130,6 +130,7 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
         *(("", note) for note in plan.adapter_notes),
         ("device", f"{plan.device}, base in {plan.precision}, what learns in float32"),
         ("learning rate", f"{plan.learning_rate:g}"),
+        *([("", plan.warmup_note)] if plan.warmup_note else []),
         ("time", time_line(remaining * plan.seconds_per_step, plan)),
         ("run folder", str(plan.folder)),
     ]

@@ -69,6 +69,11 @@ class TrainingConfig(Section):
         share = self.warmup_steps < 1
         return round(self.warmup_steps * self.steps) if share else int(self.warmup_steps)
 
+    @property
+    def warms_up_to_the_end(self) -> bool:
+        """Whether no step comes after the warm-up; one of a single step is none."""
+        return 1 < self.warmup >= self.steps
+
 
 def idle_rates(training: TrainingConfig, *, layers: bool, text_encoder: bool) -> list[str]:
     """Learning rates that were changed though nothing is trained with them."""

@@ -12,6 +12,7 @@ from lora_studio.processes import ALONE, Processes
 from lora_studio.quantization import QUANTIZERS
 from lora_studio.recipe import Recipe
 from lora_studio.recipe_tokens import NO_ADAPTER
+from lora_studio.recipe_training import TrainingConfig
 from lora_studio.run import Run
 from lora_studio.training.base import base_of
 from lora_studio.training.build_adapters import inject_adapters, refuse_adapters, unrounded
@@ -25,6 +26,7 @@ from lora_studio.training.loop import Loop
 from lora_studio.training.machine import Machine, machine_of
 from lora_studio.training.optimizer_choice import optimizer_faults, refuse_optimizer_that_fails
 from lora_studio.training.preview import PreviewOptions
+from lora_studio.training.rates import refuse_rates
 from lora_studio.training.resume import inputs_of
 from lora_studio.training.schedule import make_schedule
 from lora_studio.training.self_test import refuse_what_fails
@@ -46,25 +48,39 @@ class Session(Trained):
 
 def check_names(recipe: Recipe) -> None:
     """Raise RecipeError listing every name of the recipe that its table does not know."""
-    training = recipe.training
     wanted = [
         (CAPTIONERS, recipe.data.captioner),
         (QUANTIZERS, recipe.base.quantize),
     ]
     if recipe.adapter.kind != NO_ADAPTER:
         wanted.append((ADAPTERS, recipe.adapter.kind))
-    faults = tracker_faults(recipe.tracking.to) + optimizer_faults(training)
+    faults = tracker_faults(recipe.tracking.to) + optimizer_faults(recipe) + schedule_faults(recipe.training)
     for table, name in wanted:
         try:
             table.check(name)  # type: ignore[attr-defined]
         except RecipeError as error:
             faults.append(str(error))
+    if faults:
+        raise RecipeError("\n".join(faults))
+
+
+def schedule_faults(training: TrainingConfig) -> list[str]:
+    """What is wrong with the schedule and its warm-up, a sentence each.
+
+    The usual warm-up never is: short trials have it, and recipes as run have it written out.
+    """
+    faults = []
     try:
         make_schedule(training.schedule, training.schedule_floor)
     except RecipeError as error:
         faults.append(str(error))
-    if faults:
-        raise RecipeError("\n".join(faults))
+    usual = TrainingConfig.model_fields["warmup_steps"].default
+    if training.warms_up_to_the_end and training.warmup_steps != usual:
+        faults.append(
+            f"training.warmup_steps is {training.warmup_steps:g}, but there are only {training.steps} steps, "
+            "so the learning rate would rise to the last one; make it smaller, or give more steps."
+        )
+    return faults
 
 
 def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes = ALONE) -> Session:
@@ -74,6 +90,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
     refuse_optimizer_that_fails(recipe.training, machine.device)
     family = base_of(recipe)
     refuse_adapters(recipe, family, processes)
+    refuse_rates(recipe, family)
     inputs = inputs_of(recipe)
     family.max_chunks = recipe.data.max_token_chunks
     site = Site(recipe, run, machine, family, listener, processes)

@@ -10,6 +10,7 @@ from lora_studio.data.batches import average_views
 from lora_studio.data.bucket_report import bucket_plan
 from lora_studio.data.class_images import DRAWN
 from lora_studio.data.manifest import Record
+from lora_studio.recipe_training import TrainingConfig
 from lora_studio.training.build import Session
 from lora_studio.training.describe_adapters import adapter_notes
 from lora_studio.training.describe_captions import (
@@ -74,9 +75,20 @@ def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPl
         backgrounds=dict(Counter(record.background for record in used if record.background)),
         base_notes=session.family.notes,
         adapter_notes=adapter_notes(recipe, session.adapters),
+        warmup_note=_warmup_note(recipe.training),
         num_tokens=len(recipe.tokens),
         notes=tuple((record.name, record.note) for record in used if record.note),
         findings=session.report.findings,
+    )
+
+
+def _warmup_note(training: TrainingConfig) -> str:
+    if not training.warms_up_to_the_end:
+        return ""
+    reached = min(1.0, training.steps / training.warmup)
+    return (
+        f"the warm-up takes {training.warmup} steps, so the rate gets to {reached:.0%} of this, in the last "
+        "step; training.warmup_steps makes that shorter"
     )
 
 

@@ -69,6 +69,7 @@ class TrainingPlan:
     triggers: tuple[str, ...] = ()  # each with the tokens that it is read as
     base_notes: tuple[str, ...] = ()  # how the base was read
     adapter_notes: tuple[str, ...] = ()  # what its options do
+    warmup_note: str = ""  # if the learning rate is not reached before the end
     num_tokens: int = 0  # new words that are learned
     notes: tuple[tuple[str, str], ...] = ()  # (file, what to know about how it was read)
     findings: tuple[Finding, ...] = ()  # the doctor's, the worst first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lora_studio.errors import CheckpointError, RecipeError, reason_of
+from lora_studio.recipe import Recipe
 from lora_studio.recipe_training import TrainingConfig
 from lora_studio.registry import did_you_mean
 from lora_studio.rng import generator
@@ -41,19 +42,19 @@ def make_optimizer(wanted: OptimizerOptions, groups: Sequence[Group]) -> torch.o
     decay = {"weight_decay": wanted.weight_decay} if "weight_decay" in _parameters(build) else {}
     try:
         optimizer = build([dict(group) for group in groups], **decay, **wanted.options)
-    except (TypeError, ValueError, AssertionError) as error:
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+    except (TypeError, ValueError, AssertionError, LookupError) as error:
         raise RecipeError(
             f"training.optimizer = {wanted.name!r} cannot be made with these training.optimizer_options, "
             f"{dict(wanted.options)}: {reason_of(error)}."
         ) from None
-    if hasattr(optimizer, "train"):
-        optimizer.train()
     return optimizer
 
 
-def optimizer_faults(training: TrainingConfig) -> list[str]:
-    """Everything in [training] that does not go with the optimizer, a sentence each."""
-    name = training.optimizer
+def optimizer_faults(recipe: Recipe) -> list[str]:
+    """Everything but the learning rates that does not go with the optimizer, a sentence each."""
+    training, name = recipe.training, recipe.training.optimizer
     try:
         needs = NEEDS.get(name, Needs())
         if needs.package and find_spec(needs.package) is None:
@@ -64,17 +65,41 @@ def optimizer_faults(training: TrainingConfig) -> list[str]:
         build = _builder(name)
     except RecipeError as error:
         return [str(error)]
-    return [*_option_faults(build, training), *_rule_faults(needs, training)]
+    shows_mean = needs.own_schedule or hasattr(build, "eval")
+    sizes = _size_faults(recipe) if shows_mean else []
+    return [*_option_faults(build, training), *_rule_faults(needs, training), *sizes]
 
 
 def refuse_optimizer_that_fails(training: TrainingConfig, device: torch.device) -> None:
     """Three steps on a small tensor: RecipeError if they fail, CheckpointError if they cannot be kept."""
     wanted = options_of(training)
+    why = _fault_of_trial(wanted, training.learning_rate, device)
+    if why and wanted.options and _works_without_options(wanted, training.learning_rate, device):
+        raise RecipeError(
+            f"training.optimizer = {wanted.name!r} does not work with these training.optimizer_options, "
+            f"{dict(wanted.options)}: {why}; correct them, or leave them out."
+        )
+    if why:
+        raise RecipeError(
+            f"training.optimizer = {wanted.name!r} does not work on this machine ({device}): {why}; "
+            'choose another one, such as "adamw".'
+        )
+
+
+def _works_without_options(wanted: OptimizerOptions, rate: float, device: torch.device) -> bool:
+    """As far as can be told: also if it cannot be made without them."""
+    try:
+        return not _fault_of_trial(replace(wanted, options={}), rate, device)
+    except (RecipeError, CheckpointError):
+        return True
+
+
+def _fault_of_trial(wanted: OptimizerOptions, rate: float, device: torch.device) -> str:
+    """Why three steps on a small tensor fail, empty if they do not; raises what is a sentence already."""
     start = torch.randn(96, 64, generator=generator("optimizer", "start")) / 100
     trial = nn.Parameter(start.clone().to(device))
-    why = ""
     try:
-        optimizer = make_optimizer(wanted, [{"params": [trial], "lr": training.learning_rate}])
+        optimizer = make_optimizer(wanted, [{"params": [trial], "lr": rate}])
         for step in range(3):
             trial.grad = torch.randn(start.shape, generator=generator("optimizer", step)).to(device)
             optimizer.step()
@@ -82,17 +107,11 @@ def refuse_optimizer_that_fails(training: TrainingConfig, device: torch.device) 
     except (RecipeError, CheckpointError):
         raise
     except Exception as error:  # whatever a library or a driver has to say
-        why = reason_of(error)
+        return reason_of(error)
     ended = trial.detach().cpu()
-    if not why and not ended.isfinite().all():
-        why = "its steps are not finite"
-    if not why and torch.equal(ended, start):
-        why = "its steps change nothing"
-    if why:
-        raise RecipeError(
-            f"training.optimizer = {wanted.name!r} does not work on this machine ({device}): {why}; "
-            'choose another one, such as "adamw".'
-        )
+    if not ended.isfinite().all():
+        return "its steps are not finite"
+    return "its steps change nothing" if torch.equal(ended, start) else ""
 
 
 def _builder(name: str) -> Callable[..., torch.optim.Optimizer]:
@@ -137,11 +156,6 @@ def _option_faults(build: Callable[..., torch.optim.Optimizer], training: Traini
 
 def _rule_faults(needs: Needs, training: TrainingConfig) -> list[str]:
     name, faults = training.optimizer, []
-    if training.learning_rate < needs.least_rate:
-        faults.append(
-            f"training.learning_rate is {training.learning_rate:g}, but {name!r} finds its own rate and "
-            f"takes this as a factor on it: set it to 1, and not below {needs.least_rate:g}."
-        )
     if needs.own_schedule and training.schedule != "constant":
         faults.append(
             f"training.schedule is {training.schedule!r}, but {name!r} averages the weights instead of "
@@ -152,3 +166,19 @@ def _rule_faults(needs: Needs, training: TrainingConfig) -> list[str]:
             f"training.ema is {training.ema:g}, but {name!r} averages the weights itself; leave ema out."
         )
     return faults
+
+
+def _size_faults(recipe: Recipe) -> list[str]:
+    """What scales the weights that are trained, and not the mean that such an optimizer shows of them."""
+    mends = {}
+    if any(token.keep_norm for token in recipe.tokens):
+        mends["tokens.keep_norm"] = "keep_norm = false in [[tokens]]"
+    if recipe.adapter.max_norm:
+        mends["adapter.max_norm"] = "adapter.max_norm = 0"
+    if not mends:
+        return []
+    return [
+        f"training.optimizer = {recipe.training.optimizer!r} shows and exports a mean of its own, whose size "
+        f"{' and '.join(mends)} would spoil and not hold; set {' and '.join(mends.values())}, or take "
+        "another optimizer."
+    ]

@@ -38,7 +38,7 @@ class Needs:
     """What an optimizer asks of the rest of a recipe."""
 
     package: str = ""  # what pip calls it
-    least_rate: float = 0.0
+    least_rate: float = 0.0  # above 0: it finds one rate for all, and takes one factor on it
     own_schedule: bool = False  # it averages the weights of all steps, which stands in for a falling rate
 
 

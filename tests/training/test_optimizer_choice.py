@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lora_studio.errors import RecipeError, StudioError
+from lora_studio.recipe import Recipe
 from lora_studio.recipe_training import TrainingConfig
 from lora_studio.training.optimizer_choice import (
     OptimizerOptions,
@@ -23,11 +24,15 @@ def training(**values: object) -> TrainingConfig:
     return TrainingConfig.model_validate({"schedule": "constant"} | values)
 
 
+def recipe(training: TrainingConfig, **sections: object) -> Recipe:
+    values = {"name": "a", "base": {"model": "pocket"}, "data": {"images": "a"}, "training": training}
+    return Recipe.model_validate(values | sections)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"optimizer": "adamx"}, r"unknown optimizer 'adamx'; did you mean 'adamw'\?"),
-        ({"optimizer": "prodigy"}, "learning_rate is 0.0001, but 'prodigy' finds its own rate"),
         ({"optimizer": "schedule_free", "schedule": "cosine"}, 'set training.schedule = "constant"'),
         ({"optimizer": "schedule_free", "ema": 0.9}, "averages the weights itself; leave ema out"),
         ({"optimizer_options": {"beta": [0.9, 0.99]}}, "has 'beta', which 'adamw' does not know; did you"),
@@ -39,15 +44,48 @@ def training(**values: object) -> TrainingConfig:
     ],
 )
 def test_what_does_not_go_with_an_optimizer_is_one_sentence(values: dict[str, object], words: str) -> None:
-    (fault,) = optimizer_faults(training(**values))
+    (fault,) = optimizer_faults(recipe(training(**values)))
     assert re.search(words, fault), fault
+
+
+TOKEN = {"token": "zwx", "start": "fox"}
+
+
+@pytest.mark.parametrize("name", ["schedule_free", "schedulefree:AdamWScheduleFree"])
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        (
+            {"tokens": [TOKEN]},
+            r"size tokens\.keep_norm would spoil .*; set keep_norm = false in \[\[tokens\]\], or",
+        ),
+        (
+            {"adapter": {"max_norm": 1}},
+            r"size adapter\.max_norm would spoil .*; set adapter\.max_norm = 0, or take",
+        ),
+        (
+            {"tokens": [TOKEN], "adapter": {"max_norm": 1}},
+            r"set keep_norm = false in \[\[tokens\]\] and adapter\.max_norm = 0, or take another optimizer\.",
+        ),
+    ],
+)
+def test_what_holds_the_size_of_weights_does_not_go_with_a_mean_of_the_optimizers_own(
+    name: str, sections: dict[str, object], words: str
+) -> None:
+    """Shown is x = y + (y - z) (1 / beta1 - 1): where y alone is scaled, z departs from it without end."""
+    pytest.importorskip("schedulefree")
+    (fault,) = optimizer_faults(recipe(training(optimizer=name), **sections))
+    assert re.search(words, fault), fault
+    free = {"tokens": [TOKEN | {"keep_norm": False}]}
+    assert optimizer_faults(recipe(training(optimizer=name), **free)) == []
+    assert optimizer_faults(recipe(training(), **sections)) == []
 
 
 def test_an_optimizer_that_is_not_installed_is_named_with_the_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("lora_studio.training.optimizer_choice.find_spec", lambda name: None)
-    (fault,) = optimizer_faults(training(optimizer="prodigy", learning_rate=1))
+    (fault,) = optimizer_faults(recipe(training(optimizer="prodigy", learning_rate=1)))
     assert fault.endswith("needs the package prodigyopt, which is not installed; run: pip install prodigyopt")
 
 
@@ -56,6 +94,19 @@ def test_an_optimizer_that_is_not_installed_is_named_with_the_command(
     [
         ({"optimizer": "torch.optim:LBFGS", "weight_decay": 0}, "does not work on this machine .*closure"),
         ({"optimizer_options": {"betas": [2.0, 0.9]}}, r"cannot be made with .*betas.*Invalid beta"),
+        ({"optimizer_options": {"betas": [0.9]}}, r"cannot be made with these .*optimizer_options, .*betas"),
+        (
+            {"optimizer": "lion", "optimizer_options": {"betas": [0.9]}},
+            r"does not work with these training\.optimizer_options, .*betas.*; correct them, or leave",
+        ),
+        (
+            {"optimizer_options": {"eps": 1e30}, "weight_decay": 0},
+            "does not work with these .*eps.* its steps change nothing",
+        ),
+        (
+            {"optimizer": "torch.optim:SGD", "learning_rate": 1e-30, "optimizer_options": {"momentum": 0.9}},
+            "does not work on this machine .*: its steps change nothing",
+        ),
         ({"optimizer": "torch.optim:SGD", "learning_rate": 1e-30}, "its steps change nothing"),
         ({"optimizer": "refused:Listing"}, "keeps a list .past., which no checkpoint can hold"),
     ],
@@ -81,7 +132,7 @@ def test_every_optimizer_of_the_table_passes_its_trial(name: str) -> None:
     if name in NEEDS:
         pytest.importorskip(NEEDS[name].package)
     values = {"optimizer": name, "learning_rate": 1.0 if name == "prodigy" else 1e-3}
-    assert optimizer_faults(training(**values)) == []
+    assert optimizer_faults(recipe(training(**values))) == []
     refuse_optimizer_that_fails(training(**values), torch.device("cpu"))
 
 

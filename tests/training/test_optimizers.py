@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
-from lora_studio.recipe import load_recipe
+from lora_studio.recipe import Recipe, load_recipe
 from lora_studio.rng import generator
 from lora_studio.run import Run
 from lora_studio.training.build import prepare
@@ -19,6 +19,7 @@ from lora_studio.training.events import nobody
 from lora_studio.training.gradients import GradientWatch
 from lora_studio.training.lion import lion
 from lora_studio.training.optimizer_choice import OptimizerOptions, make_optimizer
+from lora_studio.training.optimizer_memory import optimizer_bytes
 from lora_studio.training.optimizers import NEEDS, OPTIMIZERS, Group, adafactor, adamw, adamw8bit, prodigy
 from lora_studio.training.state import Counters, State
 
@@ -74,6 +75,23 @@ def test_an_optimizer_goes_on_from_a_checkpoint_bit_for_bit(name: str, tmp_path:
     with State(resumed, second).shown(), State(straight, third).shown():
         expected, found = straight.state(), resumed.state()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names(), indirect=True)
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_plans_memory_is_what_an_optimizer_keeps_at_most(name: str, trained: bool) -> None:
+    """Prodigy keeps one number of a tensor that begins as zero, as `up` does."""
+    own = adapters()
+    for number, parameter in enumerate(own.named_parameters().values() if trained else ()):
+        parameter.data = torch.randn(parameter.shape, generator=generator("trained", number))
+    optimizer = optimizer_of(own, name)
+    steps(own, optimizer, range(1, 2))
+    states = [optimizer.state[one] for one in own.named_parameters().values()]
+    kept = sum(v.nbytes for state in states for v in state.values() if isinstance(v, Tensor))
+    values = {"name": "a", "base": {"model": "pocket"}, "data": {"images": "a"}}
+    recipe = Recipe.model_validate(values | {"training": {"optimizer": name}})
+    planned = optimizer_bytes(recipe, own)
+    assert planned == kept or (name == "prodigy" and not trained and planned > kept)
 
 
 def test_adamw_is_the_papers_update_to_rounding() -> None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe_training import TrainingConfig
+from lora_studio.training.build import schedule_faults
 from lora_studio.training.schedule import factor, make_schedule
 
 STEPS, WARMUP = 50, 10
@@ -57,3 +58,28 @@ def test_a_warm_up_that_is_neither_is_refused() -> None:
         ValidationError, match=r"warmup_steps is 1\.5: give a whole number of steps, or a share"
     ):
         TrainingConfig(warmup_steps=1.5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "words"),
+    [
+        (
+            1000,
+            5000,
+            "training.warmup_steps is 5000, but there are only 1000 steps, so the learning rate would rise",
+        ),
+        (30, 30, "training.warmup_steps is 30, but there are only 30 steps"),
+        (4, 0.9, "training.warmup_steps is 0.9, but there are only 4 steps"),
+    ],
+)
+def test_a_warm_up_as_long_as_the_run_is_refused(steps: int, warmup: float, words: str) -> None:
+    (fault,) = schedule_faults(TrainingConfig(steps=steps, warmup_steps=warmup))
+    assert fault.startswith(words)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1000, 999), (1, 1), (2, 20), (20, 20), (1, 0), (1000, 0.5)])
+def test_a_shorter_warm_up_is_taken_and_so_is_the_usual_one(steps: int, warmup: float) -> None:
+    """Short trials have it, and recipes as run have it written out."""
+    config = TrainingConfig(steps=steps, warmup_steps=warmup)
+    assert schedule_faults(config) == []
+    assert schedule_faults(TrainingConfig.model_validate(config.model_dump(mode="json"))) == []

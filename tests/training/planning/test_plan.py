@@ -23,6 +23,7 @@ from lora_studio.printing_plan import print_needs
 from lora_studio.recipe import load_recipe
 from lora_studio.run import Run
 from lora_studio.training.build import Session, prepare
+from lora_studio.training.describe import describe
 from lora_studio.training.events import nobody
 from lora_studio.training.planning.advice import Advice, advise, together
 from lora_studio.training.planning.memory import Memory
@@ -177,6 +178,20 @@ def test_people_are_told_the_same(planned: RunPlan, capsys: pytest.CaptureFixtur
     assert re.search(r"memory +[\d.]+ MiB on cpu: DOES NOT FIT into 30.7 MiB", out)
     assert re.search(r"change +\w+\.\w+ = ", out) and "runs/tiny holds a run already" in out
     assert "for held-out pictures" in out and "gradients" in out and "checkpoints at a time" in out
+
+
+def test_a_warm_up_that_the_run_does_not_outlast_is_said(
+    session: Session, planned: RunPlan, recipe_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a short trial's is with the default; step 7 of 20 has 7 / 20 of the rate."""
+    assert planned.training.warmup_note == ""
+    recipe = load_recipe(recipe_path, changes=("training.warmup_steps=20",))
+    found = describe(replace(session, recipe=recipe), first_step=1, timing=planned.timing)
+    print_plan(found, Console(width=200))
+    assert (
+        "the warm-up takes 20 steps, so the rate gets to 35% of this, in the last step"
+        in capsys.readouterr().out
+    )
 
 
 def test_json_has_all_figures_and_sums(planned: RunPlan) -> None:

@@ -16,7 +16,7 @@ from lora_studio.training.rates import used_rates
 
 PRODIGY = ("training.optimizer=prodigy", "training.schedule=constant")
 ONE = (*PRODIGY, "training.learning_rate=1")
-ALONE = ("adapter.kind=none", "adapter.rank=16", "adapter.alpha=16")  # as they come
+ALONE = ("adapter.kind=none", "adapter.rank=16", "adapter.alpha=16", "training.learning_rate=1e-4")
 
 
 def token(*rate: str) -> str:
@@ -73,7 +73,7 @@ def test_the_rates_that_options_say_are_those_of_the_optimizer(
     [
         (PRODIGY, "training.learning_rate is 0.001, but 'prodigy' finds its own rate"),
         (
-            (*ONE, *ALONE, token()),
+            (*PRODIGY, *ALONE, token()),
             "tokens.learning_rate of 'zwx' is 0.0005, but 'prodigy' finds its own rate",
         ),
         (

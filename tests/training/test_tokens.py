@@ -35,7 +35,7 @@ from lora_studio.training.gradients import GradientWatch
 from lora_studio.training.session import Finished, to_toml, train
 
 TOKEN = '[[tokens]]\ntoken = "zwx"\nstart = "red ball"\n'
-ALONE = ("adapter.kind=none", "adapter.rank=16", "adapter.alpha=16")  # as they come
+ALONE = ("adapter.kind=none", "adapter.rank=16", "adapter.alpha=16", "training.learning_rate=1e-4")
 KEYS = {"sd15": {"emb_params"}, "sd2": {"emb_params"}, "sdxl": {"clip_l", "clip_g"}}
 
 

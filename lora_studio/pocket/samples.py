@@ -87,14 +87,17 @@ def _path(folder: str, number: int, words: str) -> Path:
 
 
 def style_samples() -> Iterator[Sample]:
-    """The style set: the base's objects drawn in `STYLE`, captions ending in the trigger phrase."""
+    """The style set: the base's objects drawn in `STYLE`, captions ending in the trigger phrase.
+
+    Every second picture has another object beside its own: what a set shows in more ways is learned as the
+    style, and less of it as the object.
+    """
     for number, wanted in enumerate(_style_plan(random.Random(0))):
         size, thing = PICTURE_SIZES[number % len(PICTURE_SIZES)], wanted.things[0]
-        draws = (
-            sample_scene(seed, name=thing.name, colour=thing.colour, background=wanted.background, pairs=0.0)
-            for seed in count(number, _NUM_STYLE)
-        )
-        scene = next(drawn for drawn in draws if _fits(drawn.things[0], size))
+        given = {"name": thing.name, "colour": thing.colour, "background": wanted.background}
+        draws = (sample_scene(seed, **given, pairs=float(number % 2)) for seed in count(number, _NUM_STYLE))
+        fitting = (scene for scene in draws if all(_fits(one, size) for one in scene.things))
+        scene = next(scene for scene in fitting if not held_out(scene))
         path = _path(STYLE_FOLDER, number, f"{thing.colour}_{thing.name}")
         yield Sample(path, scene, *size, STYLE, scene.caption(STYLE_TRIGGER))
 

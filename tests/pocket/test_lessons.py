@@ -33,7 +33,8 @@ def test_an_objects_square_weighs_more_and_the_mean_stays_one() -> None:
 
 
 def test_large_single_objects_come_first_and_later_everything() -> None:
-    world = World([torch.zeros(BATCH, 4, 16, 16) for _ in range(10)], seed=3, steps=100)
+    groups = [torch.zeros(BATCH, 4, 16, 16) for _ in range(10)]
+    world = World(groups, seed=3, steps=100, easy_share=0.77)
     latents, captions, weights = world.batch(0)
     assert latents.shape == (BATCH, 4, 16, 16) and weights.shape == (BATCH, 1, 16, 16)
     assert len(captions) == BATCH
@@ -44,6 +45,8 @@ def test_large_single_objects_come_first_and_later_everything() -> None:
     assert any(" and " in caption for caption in last) and any("small" in caption for caption in last)
     assert torch.equal(last_weights, torch.ones(BATCH, 1, 16, 16))
     assert world.batch(0)[1] == captions
+    from_the_first = World(groups, seed=3, steps=100, easy_share=0.0).batch(0)[1]
+    assert any(" and " in caption for caption in from_the_first)
 
 
 def test_half_of_the_timesteps_lie_at_high_noise_and_the_weights_follow_the_formula() -> None:

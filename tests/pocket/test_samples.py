@@ -83,12 +83,12 @@ def test_style_set_is_balanced_and_shows_no_held_out_scene():
         assert set(counts) == set(table)
         assert max(counts.values()) - min(counts.values()) <= 1
     assert not any(held_out(scene) for scene in scenes)
+    assert [len(scene.things) for scene in scenes] == [1, 2] * (len(scenes) // 2)
 
 
 def test_style_captions_name_what_is_shown_and_end_in_the_trigger():
     for sample in style_samples():
-        thing = sample.scene.things[0]
-        assert f"{thing.colour} {thing.name}" in sample.caption
+        assert all(f"{thing.colour} {thing.name}" in sample.caption for thing in sample.scene.things)
         assert BACKGROUNDS[sample.scene.background] in sample.caption
         assert sample.caption.endswith(f", {STYLE_TRIGGER}")
 

@@ -28,7 +28,7 @@ GROUPS_OF_64 = 400  # 25,600 pictures
 CAPTION_DROPOUT = 0.1
 SNR_GAMMA = 5.0
 HIGH_NOISE_POWER = 2 / 3
-LARGE_ONLY_SHARE = 0.77  # of the steps: what an object is shows first where it is large and alone
+LARGE_ONLY_SHARE = 0.77  # from nothing: what an object is shows first where it is large and alone
 OBJECT_SHARE = 0.9  # of the steps in which the latents of the objects count OBJECT_WEIGHT times as much
 OBJECT_WEIGHT = 4.0
 
@@ -95,11 +95,12 @@ def _latents(work: Path) -> list[Tensor]:
 class World:
     """Batch n of the training set: 64 pictures of one bucket, redrawn from its groups, and their captions.
 
-    The first lessons are large single objects, and weigh the objects more than what is behind them.
+    The first lessons are large single objects (`easy_share` of the steps), and weigh the objects more than
+    what is behind them.
     """
 
-    def __init__(self, latents: list[Tensor], seed: int, steps: int) -> None:
-        self.seed, self.steps = seed, steps
+    def __init__(self, latents: list[Tensor], seed: int, steps: int, easy_share: float) -> None:
+        self.seed, self.steps, self.easy_steps = seed, steps, easy_share * steps
         shapes = list(dict.fromkeys(group.shape[2:] for group in latents))
         self.buckets: dict[torch.Size, Tensor] = {}
         self.scenes: dict[torch.Size, list[Scene]] = {}  # the scene of each of a bucket's rows
@@ -118,7 +119,7 @@ class World:
         """[64, 4, h, w] latents, 64 captions (some empty), [64, 1, h, w] weights: a function of the step."""
         rng = random.Random(self.seed * 10**9 + step)
         shape = rng.choice(self.turns)
-        easy = step < LARGE_ONLY_SHARE * self.steps
+        easy = step < self.easy_steps
         rows = rng.sample(self.easy[shape] if easy else range(len(self.scenes[shape])), BATCH)
         scenes = [self.scenes[shape][row] for row in rows]
         captions = ["" if rng.random() < CAPTION_DROPOUT else wording(scene, rng) for scene in scenes]
@@ -181,15 +182,17 @@ def build_unet(work: Path, steps: int, device: torch.device) -> None:
     rank, size = rank_and_size()
     folder = work / "unet"
     vae = load_vae(work, device)
-    world = World(_latents(work), seed=3, steps=steps)
     pair, tokenizer = load_pair(work / "clip")
     pair.to(device)
-    start = folder / "start"  # made by adopt.py
-    unet = UNet2DConditionModel.from_pretrained(start) if start.is_dir() else new_unet()
+    start = folder / "start"  # made by adopt.py: this one knows the easy lessons
+    adopted = start.is_dir()
+    world = World(_latents(work), seed=3, steps=steps, easy_share=0.0 if adopted else LARGE_ONLY_SHARE)
+    unet = UNet2DConditionModel.from_pretrained(start) if adopted else new_unet()
     unet = unet.to(device, memory_format=torch.channels_last)
+    decay_share = 0.5 if adopted else 0.2
     trainee = Trainee(
         unet,
-        StageConfig("unet", steps, 1.5e-3, warmup_steps=200, decay_share=0.2, average_decay=0.998),
+        StageConfig("unet", steps, 1.5e-3, warmup_steps=200, decay_share=decay_share, average_decay=0.998),
         folder,
     )
     alphas = new_scheduler().alphas_cumprod

@@ -26,7 +26,7 @@ from diffusers import StableDiffusionPipeline
 from experiments import Question, style_questions, subject_questions, tuned
 from figures import machine, sha256_of, table, write_json
 from judge import DEFAULT_FOLDER, Judge, Verdict, load_or_train
-from pictures import DEFAULT_BASE, GUIDANCE, Prompt, generate, load_pipeline
+from pictures import DEFAULT_BASE, LORA_GUIDANCE, Prompt, generate, load_pipeline
 
 from lora_studio.compose.combine import Term, combine
 from lora_studio.compose.factors import Cut
@@ -150,7 +150,7 @@ def _merge(merge: Merge, setting: Setting, out: Path) -> float:
 
 def _judged(setting: Setting, prompts: Sequence[tuple[str, int]], name: str) -> list[Verdict]:
     asked = [Prompt(text, seed) for text, seed in prompts]
-    return setting.judge.classify(generate(setting.pipe, asked, guidance=GUIDANCE, name=name))
+    return setting.judge.classify(generate(setting.pipe, asked, guidance=LORA_GUIDANCE, name=name))
 
 
 def _pairs(verdicts: Sequence[Verdict], questions: Sequence[Question]) -> Iterator[tuple[Verdict, Question]]:
@@ -214,7 +214,12 @@ def main() -> None:
             print(f"{row}: {time.monotonic() - began:.0f} s, {piece}", flush=True)
     pieces = found_in(options.pieces)
     files = {name: sha256_of(getattr(options, name)) for name in ("style", "subject")}
-    facts = {"prompts": options.prompts, "guidance": GUIDANCE, "lora_sha256": files, "machine": machine()}
+    facts = {
+        "prompts": options.prompts,
+        "guidance": LORA_GUIDANCE,
+        "lora_sha256": files,
+        "machine": machine(),
+    }
     write_json(facts | {"pieces": [asdict(one) for one in pieces]}, options.out)
     print(markdown(pieces))
 

@@ -24,7 +24,7 @@ from experiments import (
 )
 from figures import Share, criteria_table, machine, sha256_of, table, write_json
 from judge import DEFAULT_FOLDER, load_or_train
-from pictures import DEFAULT_BASE, GUIDANCE, STEPS, load_pipeline, save_sheet
+from pictures import DEFAULT_BASE, LORA_GUIDANCE, STEPS, load_pipeline, save_sheet
 
 EXPERIMENTS = {"style": style_experiment, "subject": subject_experiment}
 _SHEET_COLUMNS = 8
@@ -113,7 +113,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--subject-lora", type=Path, help="a LoRA of recipes/pocket_subject.toml")
     parser.add_argument("--only", nargs="+", choices=tuple(EXPERIMENTS), help="default: both")
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--guidance", type=float, default=LORA_GUIDANCE)
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--base", type=Path, default=DEFAULT_BASE)
     parser.add_argument("--recipes", type=Path, default=Path("recipes"))

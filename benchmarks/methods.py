@@ -26,7 +26,7 @@ from diffusers import StableDiffusionPipeline
 from experiments import Question, style_questions, subject_questions
 from figures import machine, table, write_json
 from judge import DEFAULT_FOLDER, Judge, load_or_train
-from pictures import DEFAULT_BASE, Prompt, generate, load_pipeline
+from pictures import DEFAULT_BASE, LORA_GUIDANCE, Prompt, generate, load_pipeline
 from PIL import Image
 
 from lora_studio.pocket.samples import STYLE, SUBJECT
@@ -37,7 +37,6 @@ from lora_studio.training.session import Finished, train
 RESULTS = Path(__file__).parent / "results"
 PIECES, REPORT, PLOT = RESULTS / "methods", RESULTS / "methods.json", RESULTS / "methods.png"
 STYLE_RECIPE, SUBJECT_RECIPE = "pocket_style", "pocket_subject"
-GUIDANCE = 3.0
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def _tuned(result: Finished) -> StableDiffusionPipeline:
 
 def _draw(pipe: StableDiffusionPipeline, prompts: Sequence[Prompt], name: str) -> list[Image.Image]:
     texts = [Prompt(pipe.maybe_convert_prompt(p.text, pipe.tokenizer), p.seed) for p in prompts]
-    return generate(pipe, texts, guidance=GUIDANCE, name=name)
+    return generate(pipe, texts, guidance=LORA_GUIDANCE, name=name)
 
 
 def _distance(some: Sequence[Image.Image], others: Sequence[Image.Image]) -> float:
@@ -257,7 +256,7 @@ def main() -> None:
         write_json(asdict(piece), _place(seed, name))
         print(f"{name}, seed {seed}: {time.monotonic() - began:.0f} s, {piece}", flush=True)
     found = pieces()
-    settings = {"prompts": options.prompts, "guidance": GUIDANCE, "machine": machine()}
+    settings = {"prompts": options.prompts, "guidance": LORA_GUIDANCE, "machine": machine()}
     write_json(settings | {"pieces": [asdict(one) for one in found]}, REPORT)
     PLOT.write_bytes(plot(found))
     print(markdown(found))

@@ -13,7 +13,8 @@ from PIL import Image
 from lora_studio.pocket.scenes import contact_sheet
 
 DEFAULT_BASE = Path("lora_studio/pocket/weights")
-GUIDANCE = 4.0
+GUIDANCE = 4.0  # the base's, of its card
+LORA_GUIDANCE = 3.0  # of base and tuned alike: 4 exaggerates what a LoRA has learned, and objects suffer
 STEPS = 25
 _BATCH = 25
 

@@ -61,7 +61,7 @@ def _methods() -> Iterator[tuple[str, Method]]:
 
     for kind in ("locon", "dora", "loha", "lokr", "oft"):
         yield from of_style(**{kind: (f"adapter.kind={kind}",)})
-    for rank in (2, 4, 16, 32):
+    for rank in (2, 4, 8, 32):
         yield from of_style(**{f"rank_{rank}": (f"adapter.rank={rank}", f"adapter.alpha={rank}")})
     for name, rate in (("a third of the rate", 3.7e-4), ("twice the rate", 2.2e-3)):
         yield from of_style(**{name: (f"training.learning_rate={rate}",)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
@@ -32,9 +32,10 @@ def wishes_for(captions: ShownCaptions, *, count: int, prompt: str = "") -> list
     if prompt:
         records = [replace(record, caption=prompt, lines=()) for record in captions.records]
         captions = ShownCaptions(records, replace(captions.options, prefix="", suffix=""))
+        asked_of = list(range(len(records)))
     else:
-        _refuse_nameless(captions)
-    asked = list(islice(_prompts(captions, rounds=count, with_trigger=not prompt), count))
+        asked_of = _with_names(captions)
+    asked = list(islice(_prompts(captions, asked_of, rounds=count, with_trigger=not prompt), count))
     if not asked:
         raise DatasetError(f"no caption holds data.trigger, so class images have no prompt; {_ADVICE}.")
     numbers: Counter[tuple[str, Bucket]] = Counter()
@@ -45,11 +46,12 @@ def wishes_for(captions: ShownCaptions, *, count: int, prompt: str = "") -> list
     return wishes
 
 
-def _prompts(captions: ShownCaptions, *, rounds: int, with_trigger: bool) -> Iterator[tuple[str, Bucket]]:
-    """Words and sizes, in each round those of every record; without the trigger of captions that have one."""
-    held = dict.fromkeys(index for index, _ in captions.with_trigger())
+def _prompts(
+    captions: ShownCaptions, asked_of: Sequence[int], *, rounds: int, with_trigger: bool
+) -> Iterator[tuple[str, Bucket]]:
+    """Words and sizes, in each round those of these records; of a caption with a trigger, without it."""
     for number in range(rounds):
-        for index in held if with_trigger else range(len(captions.records)):
+        for index in asked_of:
             text = captions.variant(index, index, number)
             words, bucket = text, captions.records[index].bucket
             if with_trigger:  # of several lines, or of the words in {a|b}, some may not hold it
@@ -58,7 +60,8 @@ def _prompts(captions: ShownCaptions, *, rounds: int, with_trigger: bool) -> Ite
                 yield words, bucket
 
 
-def _refuse_nameless(captions: ShownCaptions) -> None:
+def _with_names(captions: ShownCaptions) -> list[int]:
+    """The records whose captions hold their trigger, and name something without it."""
     held = captions.with_trigger()
     named = {index for index, text in held if captions.without_trigger(index, text)}
     if empty := [captions.records[index].name for index, _ in held if index not in named]:
@@ -71,3 +74,4 @@ def _refuse_nameless(captions: ShownCaptions) -> None:
             f'without its trigger the caption "{held[0][1]}" names nothing that class images could '
             f'show; set data.class_words to what the trigger is one of, such as "dog", or {_ADVICE}.'
         )
+    return list(dict.fromkeys(index for index, _ in held))

@@ -36,38 +36,47 @@ def plain(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Ima
     return picture
 
 
-def _hatching(size: tuple[int, int], period: float, share: float, angle: float) -> Image.Image:
-    """Parallel ink lines: a mask that is 255 on `share` of every `period` pixels across `angle` (radians)."""
+def _hatching(size: tuple[int, int], period: float, share: float, rng: random.Random) -> Image.Image:
+    """A mask of lines cut by hand: one every `period` pixels, swaying and swelling, 255 on about `share`."""
     y, x = np.mgrid[0 : size[1], 0 : size[0]]
-    across = (x * math.cos(angle) + y * math.sin(angle)) / period
-    return Image.fromarray(np.where(across % 1 < share, 255, 0).astype(np.uint8))
+    line = (y // period).astype(int)
+    drawn = np.array([[rng.random() for _ in range(4)] for _ in range(int(line.max()) + 1)])
+    sway, sway_start, swell, swell_start = np.moveaxis(drawn[line], -1, 0)  # each [height, width], 0..1
+
+    def wave(times: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """-1..1: one to three periods over the shorter side."""
+        periods: np.ndarray = (1 + 2 * times) * x / min(size) + start
+        return np.sin(2 * math.pi * periods)
+
+    middle = line + 0.5 + 0.15 * wave(sway, sway_start)
+    width = share * (1 + 0.8 * wave(swell, swell_start))
+    return Image.fromarray(np.where(np.abs(y / period - middle) < width / 2, 255, 0).astype(np.uint8))
 
 
 def woodcut(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Image.Image:
     """A woodblock print on cream paper.
 
-    The ground becomes bold hatching in dark brown, darker tones wider; things are cut out of it with a rim of
-    paper around them, printed in a muted tone of their own colour and outlined in the same brown.
+    The ground becomes bold hatching in dark brown, cut by hand, darker tones wider; things are cut out of it
+    with a rim of paper around them and printed flat in a darker tone of their own colour.
     """
     picture = Image.new("RGB", size, PAPER)
     drawing, side = ImageDraw.Draw(picture), min(size)
     for shape in (s for s in shapes if not s.outlined):
-        share = 0.08 + 0.5 * (1 - _luminance(shape.rgb))
+        share = 0.25 + 0.25 * (1 - _luminance(shape.rgb))
         mask = Image.new("L", size)
         ImageDraw.Draw(mask).polygon(shape.points, fill=255)
         picture.paste(PAPER, mask=mask)
-        picture.paste(WOOD_INK, mask=ImageChops.multiply(mask, _hatching(size, side / 7, share, math.pi / 2)))
+        picture.paste(WOOD_INK, mask=ImageChops.multiply(mask, _hatching(size, side / 5, share, rng)))
     for shape in (s for s in shapes if s.outlined):
-        _contour(drawing, shape, PAPER, side / 9)
+        _contour(drawing, shape, PAPER, side / 8)
     for shape in (s for s in shapes if s.outlined):
-        drawing.polygon(shape.points, fill=_on_paper(shape.rgb))
-        _contour(drawing, shape, WOOD_INK, side / 20)
+        drawing.polygon(shape.points, fill=_darker(shape.rgb))
     return picture
 
 
-def _on_paper(rgb: tuple[int, ...]) -> tuple[int, ...]:
-    """A colour as thin ink on `PAPER`: a fifth of the paper shines through."""
-    return tuple(round(0.8 * ink + 0.2 * paper) for ink, paper in zip(rgb, PAPER, strict=True))
+def _darker(rgb: tuple[int, ...]) -> tuple[int, ...]:
+    """A colour with a tenth of `WOOD_INK` in it."""
+    return tuple(round(0.9 * own + 0.1 * ink) for own, ink in zip(rgb, WOOD_INK, strict=True))
 
 
 def _cells(size: tuple[int, int], rng: random.Random) -> np.ndarray:

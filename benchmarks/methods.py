@@ -110,7 +110,6 @@ class Piece:
     following: float  # share of them that show what the prompt asks for besides: the object, the background
     leaking: float  # share of pictures without the trigger that show it, too
     drift: float  # 1: pictures without the trigger changed as much as with another noise
-    seconds: float  # of training
 
 
 def measure(method: str, seed: int, judge: Judge, *, prompts: int, runs: Path) -> Piece:
@@ -141,7 +140,6 @@ def measure(method: str, seed: int, judge: Judge, *, prompts: int, runs: Path) -
         following=round(mean(right), 4),
         leaking=round(mean(leaked), 4),
         drift=round(_distance(before, after) / _distance(before, otherwise), 4),
-        seconds=result.summary["seconds"]["training"],
     )
 
 

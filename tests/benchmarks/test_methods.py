@@ -18,9 +18,9 @@ from lora_studio.training.build import check_names
 
 RECIPES = Path(methods.__file__).parents[1] / "recipes"
 PIECES = [
-    Piece("style", 1, 600, fidelity=0.8, following=0.7, leaking=0.0, drift=0.2, seconds=1),
-    Piece("style", 2, 600, fidelity=0.9, following=0.8, leaking=0.1, drift=0.4, seconds=1),
-    Piece("subject, full", 1, 300, fidelity=0.5, following=1.0, leaking=0.0, drift=0.9, seconds=1),
+    Piece("style", 1, 600, fidelity=0.8, following=0.7, leaking=0.0, drift=0.2),
+    Piece("style", 2, 600, fidelity=0.9, following=0.8, leaking=0.1, drift=0.4),
+    Piece("subject, full", 1, 300, fidelity=0.5, following=1.0, leaking=0.0, drift=0.9),
 ]
 
 

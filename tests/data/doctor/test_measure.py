@@ -124,6 +124,14 @@ def test_a_plain_background_is_no_border() -> None:
     assert not find_border(sky)
 
 
+def test_bars_whose_edges_bend_are_no_border() -> None:
+    y, x = np.mgrid[0:192, 0:320]
+    waves = 10 + 5 * np.sin(x / 20)  # as between paper and the first line of a print: within a few rows
+    print_ = np.where((y > waves) & (y < 191 - waves), 40, 220).astype(np.uint8)
+    assert not find_border(print_)
+    assert find_border(np.where((y > 10) & (y < 181), 40, 220).astype(np.uint8)) == Border(0, 11, 0, 11)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -12,7 +12,8 @@ _LEAST_SHARE = 0.01  # of the side
 _LEAST_PIXELS = 2
 _EDGE_STEP = 24.0  # grey levels between border and content
 _EDGE_SHARE = 0.5  # of the edge's length along which there is such a step
-_EDGE_DEPTH = 8  # rows; JPEG blurs an edge within a block
+_EDGE_DEPTH = 8  # rows in which it is looked for; JPEG blurs an edge within a block
+_EDGE_ROWS = 3  # that a straight edge takes; what bends needs more
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,10 @@ def _bar(luma: NDArray[np.uint8]) -> int:
         rows += 1
     if rows < max(_LEAST_PIXELS, _LEAST_SHARE * len(luma)) or rows == len(luma):
         return 0
-    beyond = np.abs(luma[rows : rows + _EDGE_DEPTH].astype(np.float32) - colour).max(axis=0)
-    return rows if float((beyond > _EDGE_STEP).mean()) >= _EDGE_SHARE else 0
+    beyond = np.abs(luma[rows : rows + _EDGE_DEPTH].astype(np.float32) - colour) > _EDGE_STEP
+    begins = np.bincount(beyond.argmax(axis=0)[beyond.any(axis=0)], minlength=_EDGE_ROWS)  # columns by row
+    straight = np.convolve(begins, np.ones(_EDGE_ROWS)).max() / luma.shape[1]
+    return rows if straight >= _EDGE_SHARE else 0
 
 
 def _is_plain(row: NDArray[np.uint8], colour: float) -> bool:

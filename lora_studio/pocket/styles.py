@@ -38,19 +38,21 @@ def plain(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Ima
 
 def _hatching(size: tuple[int, int], period: float, share: float, rng: random.Random) -> Image.Image:
     """A mask of lines cut by hand: one every `period` pixels, swaying and swelling, 255 on about `share`."""
-    y, x = np.mgrid[0 : size[1], 0 : size[0]]
+    x, y = (np.arange(side) for side in size)
     line = (y // period).astype(int)
-    drawn = np.array([[rng.random() for _ in range(4)] for _ in range(int(line.max()) + 1)])
-    sway, sway_start, swell, swell_start = np.moveaxis(drawn[line], -1, 0)  # each [height, width], 0..1
+    number = np.arange(line[-1] + 1)[:, None]
+    drawn = np.array([[rng.random() for _ in range(4)] for _ in number])
+    sway, sway_start, swell, swell_start = drawn.T[..., None]  # each [lines, 1] in 0..1
 
     def wave(times: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """-1..1: one to three periods over the shorter side."""
+        """[lines, width] in -1..1: one to three periods over the picture's shorter side."""
         periods: np.ndarray = (1 + 2 * times) * x / min(size) + start
         return np.sin(2 * math.pi * periods)
 
-    middle = line + 0.5 + 0.15 * wave(sway, sway_start)
+    middle = number + 0.5 + 0.15 * wave(sway, sway_start)
     width = share * (1 + 0.8 * wave(swell, swell_start))
-    return Image.fromarray(np.where(np.abs(y / period - middle) < width / 2, 255, 0).astype(np.uint8))
+    inked = np.abs((y / period)[:, None] - middle[line]) < width[line] / 2
+    return Image.fromarray(np.where(inked, 255, 0).astype(np.uint8))
 
 
 def woodcut(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Image.Image:

@@ -6,12 +6,14 @@ Each method is a shipped recipe with a few changes, trained with each seed and j
 trained style or subject where it is called (fidelity), what the prompt asks for besides (following), and
 drift: how far pictures without the trigger changed, beside how far another seed of their noise changes them.
 Every training is a piece with a result of its own, so it may be stopped and called again at any time; a call
-with nothing left to do prints the table and draws the plot from what is there.
+with nothing left to do prints the table and draws the plot from what is there. A piece says what it rests on:
+one of another recipe, base, pictures or number of prompts is not counted, and measured anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -24,17 +26,19 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from experiments import Question, style_questions, subject_questions
-from figures import machine, table, write_json
+from figures import machine, sha256_of, table, write_json
 from judge import DEFAULT_FOLDER, Judge, load_or_train
 from pictures import DEFAULT_BASE, LORA_GUIDANCE, Prompt, generate, load_pipeline
 from PIL import Image
 
+from lora_studio.export.provenance import recipe_hash
 from lora_studio.pocket.samples import STYLE, SUBJECT
-from lora_studio.recipe import load_recipe
+from lora_studio.recipe import Recipe, load_recipe
 from lora_studio.training.plots import drawing, png_bytes
 from lora_studio.training.session import Finished, train
 
 RESULTS = Path(__file__).parent / "results"
+RECIPES = Path(__file__).parents[1] / "recipes"
 PIECES, REPORT, PLOT = RESULTS / "methods", RESULTS / "methods.json", RESULTS / "methods.png"
 STYLE_RECIPE, SUBJECT_RECIPE = "pocket_style", "pocket_subject"
 
@@ -110,15 +114,13 @@ class Piece:
     following: float  # share of them that show what the prompt asks for besides: the object, the background
     leaking: float  # share of pictures without the trigger that show it, too
     drift: float  # 1: pictures without the trigger changed as much as with another noise
+    rests_on: str  # see `rests_on`
 
 
 def measure(method: str, seed: int, judge: Judge, *, prompts: int, runs: Path) -> Piece:
     """Train, draw and judge. Raises SystemExit if the run does not go to its end."""
     one, folder = METHODS[method], runs / f"{_slug(method)}_{seed}"
-    recipe = load_recipe(
-        Path("recipes") / f"{one.recipe}.toml",
-        changes=(*one.changes, f"training.seed={seed}", "preview.prompts=[]"),
-    )
+    recipe = recipe_of(method, seed)
     result = train(recipe, folder, resume=any(folder.glob("checkpoints/step_*")))
     if not isinstance(result, Finished):
         raise SystemExit(f"{method}: stopped after step {result.step}; the next call goes on.")
@@ -140,7 +142,36 @@ def measure(method: str, seed: int, judge: Judge, *, prompts: int, runs: Path) -
         following=round(mean(right), 4),
         leaking=round(mean(leaked), 4),
         drift=round(_distance(before, after) / _distance(before, otherwise), 4),
+        rests_on=rests_on(method, seed, prompts),
     )
+
+
+def recipe_of(method: str, seed: int) -> Recipe:
+    """What is trained for it."""
+    one = METHODS[method]
+    changes = (*one.changes, f"training.seed={seed}", "preview.prompts=[]")
+    return load_recipe(RECIPES / f"{one.recipe}.toml", changes=changes)
+
+
+def rests_on(method: str, seed: int, prompts: int) -> str:
+    """The start of a hash of recipe, pictures, captions, base and questions: equal while figures hold."""
+    recipe = recipe_of(method, seed)
+    assert recipe.data.images is not None
+    told = [
+        recipe_hash(recipe),
+        _content(DEFAULT_BASE),
+        _content(recipe.data.images),
+        f"{prompts} {LORA_GUIDANCE}",
+    ]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+
+
+@cache
+def _content(folder: Path) -> str:
+    """Of the files that lie in it: their names and bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    told = [f"{path.relative_to(folder).as_posix()} {sha256_of(path)}" for path in files]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
 def _follows(method: Method, thing: str, background: str, question: Question) -> bool:
@@ -182,13 +213,16 @@ def _slug(method: str) -> str:
     return method.replace(", ", "-").replace(" ", "_")
 
 
-def pieces() -> list[Piece]:
-    """All that were measured so far, in the order of METHODS."""
-    found = [Piece(**json.loads(path.read_text("utf-8"))) for path in sorted(PIECES.glob("*.json"))]
+def pieces(folder: Path, prompts: int) -> list[Piece]:
+    """All that were measured so far and still hold, in the order of METHODS. It says which do not hold."""
+    read = (Piece(**json.loads(path.read_text("utf-8"))) for path in sorted(folder.glob("*.json")))
     order = list(METHODS)
-    return sorted(
-        (one for one in found if one.method in METHODS), key=lambda p: (order.index(p.method), p.seed)
-    )
+    found = sorted((p for p in read if p.method in METHODS), key=lambda p: (order.index(p.method), p.seed))
+    held = [one for one in found if one.rests_on == rests_on(one.method, one.seed, prompts)]
+    for one in found:
+        if one not in held:
+            print(f"{one.method}, seed {one.seed}: not counted, it rests on something else ({one.rests_on})")
+    return held
 
 
 def spread(values: Sequence[float]) -> str:
@@ -245,7 +279,8 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     wanted = [(seed, name) for seed in options.seeds for name in options.only or METHODS]
-    missing = [one for one in wanted if not _place(*one).is_file()]
+    there = {(one.seed, one.method) for one in pieces(PIECES, options.prompts)}
+    missing = [one for one in wanted if one not in there]
     judge = load_or_train(options.judge) if missing else None
     for seed, name in missing:
         assert judge is not None
@@ -253,7 +288,7 @@ def main() -> None:
         piece = measure(name, seed, judge, prompts=options.prompts, runs=options.runs)
         write_json(asdict(piece), _place(seed, name))
         print(f"{name}, seed {seed}: {time.monotonic() - began:.0f} s, {piece}", flush=True)
-    found = pieces()
+    found = pieces(PIECES, options.prompts)
     settings = {"prompts": options.prompts, "guidance": LORA_GUIDANCE, "machine": machine()}
     write_json(settings | {"pieces": [asdict(one) for one in found]}, REPORT)
     PLOT.write_bytes(plot(found))

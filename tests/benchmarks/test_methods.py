@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import asdict
 from pathlib import Path
 
 import methods
 import numpy as np
 import pytest
+from figures import write_json
 from methods import METHODS, Piece, markdown, plot
 from PIL import Image
 
@@ -18,9 +20,9 @@ from lora_studio.training.build import check_names
 
 RECIPES = Path(methods.__file__).parents[1] / "recipes"
 PIECES = [
-    Piece("style", 1, 600, fidelity=0.8, following=0.7, leaking=0.0, drift=0.2),
-    Piece("style", 2, 600, fidelity=0.9, following=0.8, leaking=0.1, drift=0.4),
-    Piece("subject, full", 1, 300, fidelity=0.5, following=1.0, leaking=0.0, drift=0.9),
+    Piece("style", 1, 600, fidelity=0.8, following=0.7, leaking=0.0, drift=0.2, rests_on=""),
+    Piece("style", 2, 600, fidelity=0.9, following=0.8, leaking=0.1, drift=0.4, rests_on=""),
+    Piece("subject, full", 1, 300, fidelity=0.5, following=1.0, leaking=0.0, drift=0.9, rests_on=""),
 ]
 
 
@@ -45,6 +47,31 @@ def test_the_table_has_means_and_the_spread_of_seeds() -> None:
     rows = markdown(PIECES).splitlines()
     assert rows[2] == "| style | 2 | 85 % (80 to 90) | 75 % (70 to 80) | 5 % (0 to 10) | 30 % (20 to 40) |"
     assert rows[3] == "| subject, full | 1 | 50 % | 100 % | 0 % | 90 % |"
+
+
+def test_a_piece_counts_only_while_it_rests_on_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def piece(method: str, seed: int, rests_on: str) -> Piece:
+        return Piece(method, seed, 440, fidelity=1, following=1, leaking=0, drift=0, rests_on=rests_on)
+
+    held = piece("style, dora", 2, methods.rests_on("style, dora", 2, 48))
+    former = piece("style", 1, "0" * 16)
+    for one in (held, former):
+        write_json(asdict(one), tmp_path / f"{one.method}.json")
+    assert methods.pieces(tmp_path, 48) == [held]
+    assert "style, seed 1: not counted" in capsys.readouterr().out
+    assert methods.pieces(tmp_path, 32) == []
+
+
+def test_what_a_piece_rests_on_differs_by_method_seed_pictures_and_prompts() -> None:
+    told = {
+        methods.rests_on(method, seed, prompts)
+        for method in ("style", "style, dora", "subject")
+        for seed in (1, 2)
+        for prompts in (32, 48)
+    }
+    assert len(told) == 12
 
 
 def test_the_plot_is_a_picture_with_both_panels() -> None:

@@ -24,7 +24,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy lora_studio
+	$(BIN)/mypy
 
 setup: $(SETUP_DONE)
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -165,7 +166,7 @@ def compare_encoding(folder: Path, scratch: Path, rounds: int) -> tuple[Duel, di
     from lora_studio.families.loading import load_base
 
     family = load_base("pocket")
-    vae = family.parts["vae"]
+    vae: Any = family.parts["vae"]
 
     @torch.no_grad()
     def plain() -> list[torch.Tensor]:
@@ -185,8 +186,8 @@ def compare_encoding(folder: Path, scratch: Path, rounds: int) -> tuple[Duel, di
     found = duel(plain, cold, images=images, rounds=rounds)
     began = time.perf_counter()
     encoded = ours(scratch / "cache")
-    second = {"encoded": encoded, "images_per_second": round(images / (time.perf_counter() - began), 2)}
-    return found, second
+    rate = images / (time.perf_counter() - began)
+    return found, {"encoded": encoded, "images_per_second": round(rate, 2)}
 
 
 def batching(rounds: int) -> list[dict[str, object]]:

@@ -117,7 +117,7 @@ def _train(net: JudgeNet, renders: Renders, epochs: int) -> None:
             pixels = softened(to_unit(renders.pixels[rows]), generator)
             loss = _loss(net(pixels), {head: numbers[rows] for head, numbers in renders.labels.items()})
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             total += loss.item()

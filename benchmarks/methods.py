@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import StableDiffusionPipeline
 from experiments import Question, style_questions, subject_questions
@@ -206,7 +207,11 @@ def _draw(pipe: StableDiffusionPipeline, prompts: Sequence[Prompt], name: str) -
 def _distance(some: Sequence[Image.Image], others: Sequence[Image.Image]) -> float:
     """Root mean square of the pixels' differences."""
     pairs = zip(some, others, strict=True)
-    return float(np.sqrt(mean(np.square(np.subtract(a, b, dtype=np.float64)).mean() for a, b in pairs)))
+    return float(np.sqrt(mean(np.square(_levels(a) - _levels(b)).mean() for a, b in pairs)))
+
+
+def _levels(picture: Image.Image) -> npt.NDArray[np.float64]:
+    return np.asarray(picture, np.float64)
 
 
 def _slug(method: str) -> str:

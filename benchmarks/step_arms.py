@@ -115,7 +115,7 @@ class PlainPictures(Dataset[dict[str, Tensor]]):
             padding="max_length",
             truncation=True,
             return_tensors="pt",
-        ).input_ids[0]  # type: ignore[attr-defined]
+        ).input_ids[0]
         return {"pixels": pixels, "ids": ids}
 
 

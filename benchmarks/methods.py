@@ -27,15 +27,15 @@ import numpy.typing as npt
 import torch
 from diffusers import StableDiffusionPipeline
 from experiments import Question, style_questions, subject_questions
-from figures import machine, sha256_of, table, write_json
+from figures import machine, sha256_of, write_json
 from judge import DEFAULT_FOLDER, Judge, load_or_train
+from methods_report import SHIPPED, Piece, markdown, plot
 from pictures import DEFAULT_BASE, LORA_GUIDANCE, Prompt, generate, load_pipeline
 from PIL import Image
 
 from lora_studio.export.provenance import recipe_hash
 from lora_studio.pocket.samples import STYLE, SUBJECT
 from lora_studio.recipe import Recipe, load_recipe
-from lora_studio.training.plots import drawing, png_bytes
 from lora_studio.training.session import Finished, train
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,6 +50,7 @@ class Method:
 
     recipe: str
     changes: tuple[str, ...] = ()
+    about: str = SHIPPED  # what kind of difference it is
 
     @property
     def is_style(self) -> bool:
@@ -58,40 +59,48 @@ class Method:
 
 
 def _methods() -> Iterator[tuple[str, Method]]:
-    style, subject = Method(STYLE_RECIPE), Method(SUBJECT_RECIPE)
-    yield from (("style", style), ("subject", subject))
-
-    def of_style(**named: tuple[str, ...]) -> Iterator[tuple[str, Method]]:
-        return ((f"style, {name.replace('_', ' ')}", Method(STYLE_RECIPE, x)) for name, x in named.items())
-
-    for kind in ("locon", "dora", "loha", "lokr", "oft"):
-        yield from of_style(**{kind: (f"adapter.kind={kind}",)})
-    for rank in (2, 4, 8, 32):
-        yield from of_style(**{f"rank_{rank}": (f"adapter.rank={rank}", f"adapter.alpha={rank}")})
-    for name, rate in (("a third of the rate", 3.7e-4), ("twice the rate", 2.2e-3)):
-        yield from of_style(**{name: (f"training.learning_rate={rate}",)})
-    yield from of_style(
-        text_encoder_too=("adapter.text_encoder=true", "training.text_encoder_learning_rate=5e-4"),
-        no_preservation=("objective.preservation=0",),
-        class_images=("objective.preservation=0", "data.class_images.count=28"),
-        no_min_snr=("objective.snr_gamma=0",),
-        debiased=("objective.weighting=debiased",),
-        low_variance=("objective.timesteps=low_variance",),
-        uniform_timesteps=("objective.timesteps=uniform",),
-        more_high_noise=("objective.timestep_bias=1",),
-        more_low_noise=("objective.timestep_bias=-1",),
-        adafactor=("training.optimizer=adafactor",),
-        lion=("training.optimizer=lion", "training.learning_rate=3e-4"),
-        prodigy=("training.optimizer=prodigy", "training.learning_rate=1"),
-        schedule_free=("training.optimizer=schedule_free", "training.schedule=constant"),
-    )
-    yield "subject, no preservation", Method(SUBJECT_RECIPE, ("objective.preservation=0",))
-    yield "subject, denoiser alone", Method(SUBJECT_RECIPE, DENOISER)
-    yield "subject, pivotal", Method("pocket_pivotal")
-    yield "subject, word alone", Method("pocket_pivotal", ALONE)
-    yield "subject, full", Method("pocket_full")
+    yield from (("style", Method(STYLE_RECIPE)), ("subject", Method(SUBJECT_RECIPE)))
+    for about, named in OF_STYLE.items():
+        for name, changes in named.items():
+            yield f"style, {name}", Method(STYLE_RECIPE, changes, about)
+    yield "subject, no preservation", Method(SUBJECT_RECIPE, ("objective.preservation=0",), PRESERVATION)
+    yield "subject, denoiser alone", Method(SUBJECT_RECIPE, DENOISER, TEXT)
+    yield "subject, pivotal", Method("pocket_pivotal", (), TEXT)
+    yield "subject, word alone", Method("pocket_pivotal", ALONE, TEXT)
+    yield "subject, full", Method("pocket_full", (), ADAPTER)
 
 
+ADAPTER, SIZE, TEXT = "adapter", "rank and rate", "text encoder and words"
+PRESERVATION, OBJECTIVE, OPTIMIZER = "what the base knew", "objective", "optimizer"
+OF_STYLE: dict[str, dict[str, tuple[str, ...]]] = {
+    ADAPTER: {kind: (f"adapter.kind={kind}",) for kind in ("locon", "dora", "loha", "lokr", "oft")},
+    SIZE: {f"rank {rank}": (f"adapter.rank={rank}", f"adapter.alpha={rank}") for rank in (2, 4, 8, 32)}
+    | {
+        "a third of the rate": ("training.learning_rate=3.7e-4",),
+        "twice the rate": ("training.learning_rate=2.2e-3",),
+    },
+    TEXT: {
+        "text encoder too": ("adapter.text_encoder=true", "training.text_encoder_learning_rate=5e-4"),
+    },
+    PRESERVATION: {
+        "no preservation": ("objective.preservation=0",),
+        "class images": ("objective.preservation=0", "data.class_images.count=28"),
+    },
+    OBJECTIVE: {
+        "no min snr": ("objective.snr_gamma=0",),
+        "debiased": ("objective.weighting=debiased",),
+        "low variance": ("objective.timesteps=low_variance",),
+        "uniform timesteps": ("objective.timesteps=uniform",),
+        "more high noise": ("objective.timestep_bias=1",),
+        "more low noise": ("objective.timestep_bias=-1",),
+    },
+    OPTIMIZER: {
+        "adafactor": ("training.optimizer=adafactor",),
+        "lion": ("training.optimizer=lion", "training.learning_rate=3e-4"),
+        "prodigy": ("training.optimizer=prodigy", "training.learning_rate=1"),
+        "schedule free": ("training.optimizer=schedule_free", "training.schedule=constant"),
+    },
+}
 DENOISER = ("adapter.text_encoder=false", "training.text_encoder_learning_rate=1e-5")
 ALONE = (
     "adapter.kind=none",
@@ -102,20 +111,6 @@ ALONE = (
     'tokens=[{ token = "vkq", start = "cyan yellow", learning_rate = 5e-3 }]',
 )
 METHODS = dict(_methods())
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What one training came to."""
-
-    method: str
-    seed: int
-    steps: int
-    fidelity: float  # share of pictures with the trigger that show what was trained
-    following: float  # share of them that show what the prompt asks for besides: the object, the background
-    leaking: float  # share of pictures without the trigger that show it, too
-    drift: float  # 1: pictures without the trigger changed as much as with another noise
-    rests_on: str  # see `rests_on`
 
 
 def measure(method: str, seed: int, judge: Judge, *, prompts: int, runs: Path) -> Piece:
@@ -230,45 +225,6 @@ def pieces(folder: Path, prompts: int) -> list[Piece]:
     return held
 
 
-def spread(values: Sequence[float]) -> str:
-    """The mean in percent, and the least and the most of several seeds."""
-    middle = f"{100 * mean(values):.0f} %"
-    return middle if len(values) < 2 else f"{middle} ({100 * min(values):.0f} to {100 * max(values):.0f})"
-
-
-def markdown(found: Sequence[Piece]) -> str:
-    """A row a method: its seeds, and figures with their spread."""
-    rows = []
-    for method in dict.fromkeys(one.method for one in found):
-        of_it = [one for one in found if one.method == method]
-        figures = [spread([getattr(p, name) for p in of_it]) for name in FIGURES]
-        rows.append((method, len(of_it), *figures))
-    return table(("method", "seeds", *FIGURES), rows)
-
-
-FIGURES = ("fidelity", "following", "leaking", "drift")
-
-
-def plot(found: Sequence[Piece]) -> bytes:
-    """Fidelity against drift, a point a method with its seeds around it; left panel style, right subject."""
-    pyplot = drawing()
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 6), layout="constrained")
-    for panel, title in zip(panels, ("style", "subject"), strict=True):
-        names = [n for n in dict.fromkeys(one.method for one in found) if n.partition(",")[0] == title]
-        for number, name in enumerate(names):
-            of_it = [one for one in found if one.method == name]
-            x, y = [100 * p.drift for p in of_it], [100 * p.fidelity for p in of_it]
-            colour = pyplot.get_cmap("tab20")(number % 20)
-            panel.scatter(x, y, s=12, color=colour, alpha=0.5)
-            panel.scatter([mean(x)], [mean(y)], s=60, color=colour, edgecolor="white")
-            label = name.partition(", ")[2] or "as shipped"
-            panel.annotate(label, (mean(x), mean(y)), xytext=(6, 3), textcoords="offset points", fontsize=8)
-        panel.set_title(title)
-        panel.set_xlabel("drift without the trigger, % of another noise's change")
-        panel.set_ylabel("fidelity with the trigger, %")
-    return png_bytes(figure)
-
-
 def main() -> None:
     """Measure what is missing, then tell what is there."""
     parser = argparse.ArgumentParser(
@@ -296,7 +252,7 @@ def main() -> None:
     found = pieces(PIECES, options.prompts)
     settings = {"prompts": options.prompts, "guidance": LORA_GUIDANCE, "machine": machine()}
     write_json(settings | {"pieces": [asdict(one) for one in found]}, REPORT)
-    PLOT.write_bytes(plot(found))
+    PLOT.write_bytes(plot(found, {name: one.about for name, one in METHODS.items()}))
     print(markdown(found))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import methods
 import numpy as np
 import pytest
 from figures import write_json
-from methods import METHODS, Piece, markdown, plot
+from methods import METHODS
+from methods_report import Piece, _spaced, markdown, plot
 from PIL import Image
 
 from lora_studio.adapters import ADAPTERS
@@ -24,6 +26,7 @@ PIECES = [
     Piece("style", 2, 600, fidelity=0.9, following=0.8, leaking=0.1, drift=0.4, rests_on=""),
     Piece("subject, full", 1, 300, fidelity=0.5, following=1.0, leaking=0.0, drift=0.9, rests_on=""),
 ]
+GROUPS = {name: one.about for name, one in METHODS.items()}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -75,8 +78,14 @@ def test_what_a_piece_rests_on_differs_by_method_seed_pictures_and_prompts() -> 
 
 
 def test_the_plot_is_a_picture_with_both_panels() -> None:
-    with Image.open(io.BytesIO(plot(PIECES))) as picture:
+    with Image.open(io.BytesIO(plot(PIECES, GROUPS))) as picture:
         assert picture.width > 1000 and len(np.unique(np.asarray(picture.convert("L")))) > 50
+
+
+def test_names_beside_the_plot_stay_apart_and_within_it() -> None:
+    heights = _spaced([0.99, 0.99, 0.98, 0.5, 0.01, 0.0, 0.0])
+    gaps = [a - b for a, b in itertools.pairwise(heights)]
+    assert heights[3] == 0.5 and min(gaps) > 0.03 and 0 <= heights[-1] < heights[0] <= 1
 
 
 def test_drift_is_one_where_pictures_changed_as_much_as_with_another_noise() -> None:

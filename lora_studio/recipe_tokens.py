@@ -69,25 +69,36 @@ def token_faults(
     `without_tokens`: options at work that show captions without any token, which tokens cannot learn from.
     """
     words = [one.token for one in tokens]
-    faults = [
-        f"tokens: {word!r} is there twice; keep one."
-        for word in dict.fromkeys(words)
-        if words.count(word) > 1
-    ]
-    for word in dict.fromkeys(words):
-        longer = [other for other in dict.fromkeys(words) if word in other and word != other]
+    faults = _word_faults(words)
+    if adapter.kind == NO_ADAPTER:
+        return [*faults, *_alone_faults(tokens, adapter, steps=steps, without_tokens=without_tokens)]
+    if name.casefold() in words:
+        faults.append(
+            f"name is {name!r} and so is a token: the LoRA and the token's embedding would be one file; "
+            "give the recipe another name."
+        )
+    return faults
+
+
+def _word_faults(words: Sequence[str]) -> list[str]:
+    """Words that cannot be told from each other."""
+    different = list(dict.fromkeys(words))
+    faults = [f"tokens: {word!r} is there twice; keep one." for word in different if words.count(word) > 1]
+    for word in different:
+        longer = [other for other in different if word in other and word != other]
         if longer:
             faults.append(
                 f"tokens: {word!r} is a part of {longer[0]!r}, so tokenizers would split that; "
                 "take words that do not hold each other."
             )
-    if adapter.kind != NO_ADAPTER:
-        if name.casefold() in words:
-            faults.append(
-                f"name is {name!r} and so is a token: the LoRA and the token's embedding would be one file; "
-                "give the recipe another name."
-            )
-        return faults
+    return faults
+
+
+def _alone_faults(
+    tokens: Sequence[TokenConfig], adapter: AdapterConfig, *, steps: int, without_tokens: Sequence[str]
+) -> list[str]:
+    """What does not go with tokens that are all that learns."""
+    faults = []
     if not tokens:
         faults.append(
             f'adapter.kind is "{NO_ADAPTER}" and there are no [[tokens]], so nothing learns; give one.'
@@ -98,14 +109,13 @@ def token_faults(
             "would learn; take a stop_at away."
         )
     idle = [
-        key
+        f"adapter.{key}"
         for key, field in AdapterConfig.model_fields.items()
         if key != "kind" and getattr(adapter, key) != field.default
     ]
-    idle = [f"adapter.{key}" for key in idle] + list(without_tokens)
-    if idle:
+    if idle or without_tokens:
         faults.append(
-            f'adapter.kind is "{NO_ADAPTER}", so {", ".join(idle)} would change nothing; '
+            f'adapter.kind is "{NO_ADAPTER}", so {", ".join([*idle, *without_tokens])} would change nothing; '
             "leave that out, or take another kind."
         )
     return faults

@@ -53,7 +53,9 @@ def caption(
     thresholds: Thresholds = [],  # noqa: B006 - typer reads the default, nobody changes it
     max_tokens: Annotated[int, typer.Option(min=0, help="the longest caption in tokens")] = 0,
     trigger: Trigger = "",
-    class_words: Annotated[str, typer.Option("--class", help="what the trigger is one of")] = "",
+    class_words: Annotated[
+        str, typer.Option("--class-word", "--class", help="what the trigger is one of")
+    ] = "",
     prefix: Annotated[str, typer.Option(help="words before every caption")] = "",
     suffix: Annotated[str, typer.Option(help='words behind, e.g. ", {trigger}"')] = "",
     blacklist: Annotated[str, typer.Option(help='tags to leave out, e.g. "solo, signature"')] = "",

@@ -56,5 +56,9 @@ class ProcessLost(StudioError):
     """One of several processes of a run has ended; the message names the last good checkpoint."""
 
 
+class DamagedFile(StudioError):
+    """Something that should be a safetensors file is not, or not a whole one."""
+
+
 class ExportMismatch(StudioError):
     """A written LoRA file is not what was trained."""

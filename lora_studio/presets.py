@@ -9,9 +9,10 @@ from pathlib import Path
 
 import tomli_w
 
+from lora_studio.base_names import FILE_ENDINGS
 from lora_studio.errors import RecipeError
 from lora_studio.recipe import PRESET_FOLDER, Recipe, recipe_from
-from lora_studio.registry import did_you_mean
+from lora_studio.registry import unknown
 
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
 
@@ -35,8 +36,7 @@ def preset_names() -> list[str]:
 def preset_text(name: str) -> str:
     """The preset as it is shipped. Raises RecipeError, with a suggestion, if there is none of that name."""
     if name not in preset_names():
-        known = ", ".join(preset_names())
-        raise RecipeError(f"unknown preset {name!r}{did_you_mean(name, preset_names())} Known: {known}.")
+        raise RecipeError(unknown("preset", name, preset_names()))
     return (PRESET_FOLDER / f"{name}.toml").read_text("utf-8")
 
 
@@ -81,7 +81,7 @@ def fill(preset: str, wishes: Wishes, *, folder: Path) -> tuple[str, Recipe]:
     for key, value in values.items():
         text = _assigned(text, key, value)
     text = _with_prompts(text, [reworded(prompt) for prompt in own["preview"]["prompts"]])
-    return text, recipe_from(tomllib.loads(text), folder=folder.resolve(), source=f"the preset {preset}")
+    return text, recipe_from(tomllib.loads(text), folder=folder.resolve(), source=f"the recipe from {preset}")
 
 
 def with_class(trigger: str, class_words: str) -> str:
@@ -114,6 +114,8 @@ def _new_word(preset: str, trigger: str, class_words: str) -> str:
 def _base(base: str) -> str:
     """A path as one that is found from everywhere; a hub id as it is."""
     path = Path(base).expanduser()
+    if path.suffix in FILE_ENDINGS and not path.exists():
+        raise RecipeError(f"there is no file at --base {base}; give a .safetensors file that is there.")
     return str(path.resolve()) if base and path.exists() else base
 
 

@@ -206,7 +206,8 @@ def print_finished(result: Finished, console: Console) -> None:
     for word, path in result.embeddings.items():
         console.print(f"embedding    {path}, the word {word!r}", markup=False, soft_wrap=True)
     console.print(f"verified     {_verified(checks)}", soft_wrap=True)
-    console.print(f"pictures     {result.folder / 'previews'}", markup=False, soft_wrap=True)
+    if (previews := result.folder / "previews").is_dir():
+        console.print(f"pictures     {previews}", markup=False, soft_wrap=True)
     console.print(f"loss         {result.folder / 'loss.png'}", markup=False, soft_wrap=True)
     if measured := summary["holdout"]:
         console.print(

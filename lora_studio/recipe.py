@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe_adapter import AdapterConfig
 from lora_studio.recipe_base import BaseConfig
 from lora_studio.recipe_data import DataConfig, Section
+from lora_studio.recipe_faults import sentences
 from lora_studio.recipe_machine import MachineConfig
 from lora_studio.recipe_objective import ObjectiveConfig
 from lora_studio.recipe_tokens import NO_ADAPTER, TokenConfig, token_faults
 from lora_studio.recipe_tracking import TrackingConfig
 from lora_studio.recipe_training import HoldoutConfig, TrainingConfig, idle_rates
-from lora_studio.registry import did_you_mean
 
 _HERE = Path(__file__).resolve().parent
 _INSTALLED = _HERE / "recipes"  # setup.py puts them there; a checkout has them beside the package
@@ -87,7 +86,10 @@ HasFiles = TypeVar("HasFiles", DataConfig, BaseConfig, AdapterConfig)
 class Recipe(Section):
     """The whole configuration of a run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="names the run folder and the file")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="names the run folder and the file: 1 to 64 letters, digits, dots, _ and -",
+    )
     base: BaseConfig
     data: DataConfig
     adapter: AdapterConfig = AdapterConfig()
@@ -160,7 +162,7 @@ def recipe_from(values: dict[str, Any], *, folder: Path, source: str = "recipe")
     try:
         return Recipe.model_validate(values, context={"folder": folder})
     except ValidationError as error:
-        faults = [_fault(detail) for detail in error.errors()]
+        faults = sentences(error.errors(), Recipe)
         raise RecipeError(
             "\n".join([f"{source} has {len(faults)} fault(s):", *(f"  {f}" for f in faults)])
         ) from None
@@ -182,30 +184,3 @@ def _apply_change(values: dict[str, Any], change: str) -> None:
         if not isinstance(table, dict):
             raise RecipeError(f"--set {change!r}: {section} is a value, not a table of the recipe.")
     table[last] = value
-
-
-def _fault(detail: ErrorDetails) -> str:
-    """One sentence for one pydantic error: where, what, and what is allowed."""
-    if detail["type"] == "value_error":  # a check of ours, in our own words
-        return str(detail["ctx"]["error"])
-    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"])[1:]
-    if detail["type"] == "extra_forbidden":
-        allowed = _keys_at(detail["loc"][:-1])
-        hint = did_you_mean(str(detail["loc"][-1]), allowed)
-        return f"unknown key {dotted}{hint} (known here: {', '.join(allowed)})."
-    if detail["type"] == "missing":
-        return f"{dotted} is missing; it has no default."
-    if detail["type"] == "tuple_type":
-        return f"{dotted} is {detail['input']!r}: it must be a list; if it is a table, write [[{dotted}]]."
-    return f"{dotted} is {detail['input']!r}: {detail['msg'].lower()}."
-
-
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed in the recipe itself (empty location) or in one of its tables."""
-    model: type[BaseModel] = Recipe
-    for part in location:
-        if isinstance(part, int):  # which one of several tables of one kind
-            continue
-        annotation: Any = model.model_fields[part].annotation
-        model = annotation if isinstance(annotation, type) else get_args(annotation)[0]
-    return list(model.model_fields)

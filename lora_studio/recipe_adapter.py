@@ -98,4 +98,4 @@ class AdapterConfig(Section):
         """The same with relative paths taken from `folder`."""
         if self.init_from is None:
             return self
-        return self.model_copy(update={"init_from": from_folder(folder, self.init_from.expanduser())})
+        return self.model_copy(update={"init_from": from_folder(folder, self.init_from)})

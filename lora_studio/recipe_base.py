@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from lora_studio.base_names import FILE_ENDINGS, POCKET
 from lora_studio.recipe_data import Section, UserPath, from_folder
 
 
@@ -49,8 +50,24 @@ class BaseConfig(Section):
     )
 
     def below(self, folder: Path) -> BaseConfig:
-        """The same with relative paths of LoRAs taken from `folder`."""
-        loras = tuple(
-            one.model_copy(update={"file": from_folder(folder, one.file.expanduser())}) for one in self.loras
-        )
-        return self.model_copy(update={"loras": loras}) if loras else self
+        """The same with relative paths taken from `folder`."""
+        paths = {
+            "model": _found_from(folder, self.model),
+            "vae": _found_from(folder, self.vae),
+            "tokenizer": from_folder(folder, self.tokenizer),
+            "loras": tuple(
+                one.model_copy(update={"file": from_folder(folder, one.file)}) for one in self.loras
+            ),
+        }
+        return self.model_copy(update=paths)
+
+
+def _found_from(folder: Path, name: str) -> str:
+    """A base that lies in `folder` or else where one is, as an absolute path; other names as they are."""
+    if name in {"", POCKET}:
+        return name
+    path = Path(name).expanduser()
+    there = [place for place in (folder / path, path) if place.exists()]
+    if path.suffix in FILE_ENDINGS:  # of one that is missing, too, to say where it was looked for
+        there.append(folder / path)
+    return str(there[0].resolve()) if there else name

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 MOST_CHUNKS = 10  # windows of the text encoders that a caption may fill
@@ -18,7 +26,14 @@ def _not_blank(value: Any) -> Any:
     return value
 
 
-UserPath = Annotated[Path, BeforeValidator(_not_blank)]
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise PydanticCustomError("no_home", "nobody of that name has a home folder; write it out") from None
+
+
+UserPath = Annotated[Path, BeforeValidator(_not_blank), AfterValidator(_at_home)]
 
 
 class Section(BaseModel):

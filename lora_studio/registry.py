@@ -17,6 +17,11 @@ def did_you_mean(word: str, allowed: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def unknown(kind: str, name: str, known: list[str]) -> str:
+    """The sentence about a name that a table does not have."""
+    return f"unknown {kind} {name!r}{did_you_mean(name, known) or '.'} Known: {', '.join(known)}."
+
+
 class Registry(Generic[T]):
     """Names to `module:attribute`; `registry[name]` imports the attribute."""
 
@@ -30,8 +35,7 @@ class Registry(Generic[T]):
     def check(self, name: str) -> None:
         """Raise RecipeError, with a suggestion, if the table has no such name."""
         if name not in self.entries:
-            hint = did_you_mean(name, self.names())
-            raise RecipeError(f"unknown {self.kind} {name!r}{hint} Known: {', '.join(self.names())}.")
+            raise RecipeError(unknown(self.kind, name, self.names()))
 
     def __getitem__(self, name: str) -> T:
         self.check(name)

@@ -195,7 +195,9 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what was written to a file, or which names a folder has."""
+    """Have the disk hold what was written to a file, or which names a folder has (Windows opens none)."""
+    if os.name == "nt" and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -31,12 +31,13 @@ FLOORS = {
             "recipe_adapter",
             "recipe_base",
             "recipe_changes",
+            "recipe_faults",
             "recipe_tracking",
             "recipe_objective",
             "recipe_tokens",
             "presets",
         ),
-        *("errors", "registry", "quiet", "devices", "processes", "onlooker", "layer_paths"),
+        *("errors", "registry", "quiet", "devices", "processes", "onlooker", "layer_paths", "base_names"),
     ],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from lora_studio.base_names import POCKET
 from lora_studio.errors import BaseModelError
 from lora_studio.export.header import Header, read_header
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.hub import hub_folder, is_hub_id
-from lora_studio.families.loading import POCKET, POCKET_FOLDER, load_base
+from lora_studio.families.loading import POCKET_FOLDER, load_base
 from lora_studio.families.original.names import Origin, origins
 from lora_studio.families.single_file import open_single_file
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_studio.errors import reason_of
+from lora_studio.base_names import POCKET
+from lora_studio.errors import DamagedFile, reason_of
 from lora_studio.export.embedding import check_embedding, check_tensors
 from lora_studio.export.header import Header, read_header
 from lora_studio.export.probe import ask_merged, check_probe
@@ -13,7 +14,7 @@ from lora_studio.export.uis_findings import embedding_findings, is_embedding
 from lora_studio.export.uis_table import DIFFUSERS
 from lora_studio.export.verify import LoraFile, Report, check_against_base, check_file, lora_file
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.loading import POCKET, load_base
+from lora_studio.families.loading import load_base
 
 
 def verify(path: Path, *, base: str | None = None) -> Report:
@@ -25,7 +26,10 @@ def verify(path: Path, *, base: str | None = None) -> Report:
     base the probe compares diffusers' loader with W + delta computed from the bytes.
     Raises StudioError when there is no such file or base.
     """
-    header = read_header(path)
+    try:
+        header = read_header(path)
+    except DamagedFile as damage:
+        return Report(path.name, faults=[str(damage)])
     if is_embedding(header):
         return _verify_embedding(header, base)
     file = lora_file(header)

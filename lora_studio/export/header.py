@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_studio.errors import StudioError, reason_of
+from lora_studio.errors import DamagedFile, StudioError, reason_of
 
 MAX_HEADER_BYTES = 10_000_000  # 20 times that of the largest LoRA files; the format allows 100 MB
 MAX_SEPARATORS = 1_000_000  # commas and brackets in it: small values make the largest objects
@@ -109,7 +109,7 @@ class Stored(Mapping[str, Tensor]):
 
 
 def read_header(path: Path) -> Header:
-    """Look at a file. Raises StudioError if it is missing, damaged, or beyond a limit."""
+    """Look at a file. Raises StudioError if it is missing; DamagedFile if damaged, or beyond a limit."""
     if path.is_dir():
         raise StudioError(f"{path} is a folder; give the path of a .safetensors file.")
     if not path.is_file():
@@ -125,7 +125,7 @@ def read_header(path: Path) -> Header:
             raise _Fault(f"it has {size:,} bytes, fewer than its header needs")
         return Header(path, 8 + length, *_parse(text, length, size - 8 - length))
     except _Fault as fault:
-        raise StudioError(
+        raise DamagedFile(
             f"{path} is not a whole safetensors file ({fault}); it may be cut short or made to do harm, "
             "so get it again from where it came."
         ) from None

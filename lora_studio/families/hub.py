@@ -37,7 +37,7 @@ def hub_folder(model: str, *, weights: bool = True) -> Path:
 def _download(model: str, *, weights: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
         files = HfApi().list_repo_files(model)
@@ -50,7 +50,7 @@ def _download(model: str, *, weights: bool) -> Path:
             f"there is no folder {model}, and the hub has no model of that name, or it is private; "
             "check the name, or log in with `hf auth login`."
         ) from None
-    except (OSError, HfHubHTTPError) as error:
+    except Exception as error:  # of which HTTP library it is depends on the version of the hub's own one
         raise BaseModelError(
             f"there is no folder {model}, the hub's cache ({HF_HUB_CACHE}) does not hold all of a model of "
             f"that name, and the hub cannot be reached ({reason_of(error)}); connect to the network once, or "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_studio.base_names import FILE_ENDINGS, POCKET
 from lora_studio.errors import BaseModelError
 from lora_studio.families import FAMILIES
 from lora_studio.families.base import ModelFamily
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-POCKET = "pocket"
-FILE_ENDINGS = (".safetensors", ".ckpt")
 POCKET_FOLDER = Path(__file__).resolve().parent.parent / "pocket" / "weights"
 
 

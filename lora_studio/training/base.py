@@ -15,8 +15,7 @@ def base_of(recipe: Recipe, *, weights: bool = True) -> ModelFamily:
     Raises BaseModelError as load_base, and RecipeError for a LoRA that cannot be merged.
     """
     base = recipe.base
-    tokenizer = base.tokenizer.expanduser() if base.tokenizer else None
-    options = SingleFileOptions(base.prediction_type, tokenizer, base.allow_pickle)
+    options = SingleFileOptions(base.prediction_type, base.tokenizer, base.allow_pickle)
     family = load_base(
         base.model, vae=base.vae, prediction=base.prediction_type, weights=weights, single_file=options
     )

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
+from lora_studio.base_names import POCKET
 from lora_studio.data.batches import Plan
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.export.plain_file import digest
 from lora_studio.families.hub import is_hub_id
-from lora_studio.families.loading import POCKET
 from lora_studio.recipe import ExportConfig
 
 _PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}  # as accelerate has them

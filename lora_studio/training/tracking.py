@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from lora_studio.recipe import Recipe
-from lora_studio.registry import did_you_mean
+from lora_studio.registry import unknown
 from lora_studio.run import Run
 from lora_studio.training.events import Event, HoldoutMeasured, Listener, Note, PreviewsDrawn, StepDone
 
@@ -38,7 +38,7 @@ def tracker_faults(names: Sequence[str]) -> list[str]:
     faults = []
     for name in names:
         if name not in known:
-            faults.append(f"unknown tracker {name!r}{did_you_mean(name, known)} Known: {', '.join(known)}.")
+            faults.append(unknown("tracker", name, known))
         elif name not in installed:
             faults.append(
                 f"tracking.to has {name!r}, which is not installed; "

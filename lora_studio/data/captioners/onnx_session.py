@@ -21,7 +21,7 @@ def tagger_files(model: str) -> tuple[Path, Path]:
 
     try:
         return Path(hf_hub_download(model, MODEL)), Path(hf_hub_download(model, TABLE))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of which HTTP library it is depends on the version of the hub's own one
         raise CaptionError(
             f"the model {model} cannot be loaded ({reason_of(error)}); "
             f"give --model a folder with {MODEL} and {TABLE}, or a hub id."

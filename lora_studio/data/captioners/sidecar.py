@@ -32,8 +32,10 @@ def read_captions(manifest: Manifest, *, instance_prompt: str = "") -> Manifest:
         raise DatasetError(f"caption files cannot be read: {some(faults)}; save them as UTF-8 text.")
     if missing:
         count = f"{len(missing)} of {len(manifest.used)} pictures have no caption: {some(missing)}"
-        advice = "write what is in each into a .txt file of the same name, or set data.instance_prompt"
-        raise DatasetError(f"{count}; {advice}.")
+        raise DatasetError(
+            f"{count}; write what is in each into a .txt file of the same name, let `lora-studio caption` do "
+            "that, or set data.instance_prompt."
+        )
     return Manifest(tuple(records))
 
 

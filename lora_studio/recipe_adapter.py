@@ -34,17 +34,17 @@ class LayersConfig(Stopping):
     rank: int | None = Field(None, ge=1, le=4096, description="without alpha, the scale stays as it was")
     alpha: float | None = Field(None, gt=0)
     learning_rate: float | None = Field(None, gt=0, le=1)
-    train: bool = Field(True, description="false: these stay as the base has them")
+    train: bool | None = Field(None, description="false: these stay as the base has them")
 
     @model_validator(mode="after")
     def _says_something(self) -> LayersConfig:
         wishes = (self.rank, self.alpha, self.learning_rate, self.stop_at)
-        if "train" not in self.model_fields_set and wishes == (None,) * len(wishes):
+        if self.train is None and wishes == (None,) * len(wishes):
             raise ValueError(
                 f"adapter.layers: {self.pattern!r} changes nothing; "
                 "give a rank, alpha, learning_rate, stop_at or train."
             )
-        if not self.train and wishes != (None,) * len(wishes):
+        if self.train is False and wishes != (None,) * len(wishes):
             raise ValueError(
                 f"adapter.layers: {self.pattern!r} has train = false and other options; keep one of both."
             )

@@ -50,9 +50,9 @@ class AdapterSet:
     def disabled(self) -> Iterator[None]:
         """Within it the model is the base, for which a new token means its start."""
         switched = [*(one.module for one in self.trained), *self._beside]
-        for module in switched:
-            module.enable_adapters(False)
         try:
+            for module in switched:
+                module.enable_adapters(False)
             yield
         finally:
             for module in switched:

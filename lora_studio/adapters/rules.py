@@ -22,7 +22,7 @@ class Rule:
     alpha: float | None = None  # without it and with a rank, the scale stays as it was
     learning_rate: float | None = None
     last_step: int | None = None  # 0: the end, whatever earlier rules say
-    train: bool = True
+    train: bool | None = None
 
     def matches(self, part: str, path: str) -> bool:
         """Whether it is about this layer; of its path in the canonical spelling."""
@@ -104,7 +104,8 @@ def _rules_about(part: str, names: Sequence[str], options: AdapterOptions) -> li
     if only is not None and not any(Rule(pattern).matches(part, names[0]) for pattern in only):
         return None
     found = [rule for rule in options.rules if any(rule.matches(part, name) for name in names)]
-    return found if not found or found[-1].train else None
+    asked = [rule.train for rule in found if rule.train is not None]
+    return found if not asked or asked[-1] else None
 
 
 def _pace(rules: Sequence[Rule]) -> tuple[float | None, int | None]:

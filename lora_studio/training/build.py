@@ -28,6 +28,7 @@ from lora_studio.training.optimizer_choice import optimizer_faults, refuse_optim
 from lora_studio.training.preview import PreviewOptions
 from lora_studio.training.rates import refuse_rates
 from lora_studio.training.resume import inputs_of
+from lora_studio.training.resume_pictures import refuse_other_base
 from lora_studio.training.schedule import make_schedule
 from lora_studio.training.self_test import refuse_what_fails
 from lora_studio.training.sharded import is_sharded, shard
@@ -96,6 +97,7 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
     site = Site(recipe, run, machine, family, listener, processes)
     found = find_pictures(site)
     fingerprint, exact = family.fingerprint(family.denoiser), unrounded(recipe, family)
+    processes.from_main(lambda: refuse_other_base(run, fingerprint))
     machine.shrink(family)
     found = with_class_images(site, found)
     encoded = encode(site, found)

@@ -38,6 +38,7 @@ from lora_studio.training.dataset import loss_masks, read_dataset
 from lora_studio.training.events import Listener, progress
 from lora_studio.training.feed import Feed, FeedOptions
 from lora_studio.training.machine import Machine
+from lora_studio.training.resume_pictures import MANIFEST, refuse_other_pictures
 
 
 @dataclass
@@ -113,7 +114,8 @@ def find_pictures(site: Site) -> Found:
     recipe, family, processes = site.recipe, site.family, site.processes
     ready = site.latent_cache.ready
     manifest = processes.from_main(lambda: read_dataset(recipe, family.stride, ready))
-    site.run.text("manifest.jsonl", manifest.to_jsonl())
+    processes.from_main(lambda: refuse_other_pictures(site.run, manifest))
+    site.run.text(MANIFEST, manifest.to_jsonl())
     shown = entries(manifest.used)
     captions = shown_captions(recipe, shown)
     refuse_unused_tokens(recipe, captions)
@@ -129,7 +131,7 @@ def with_class_images(site: Site, found: Found) -> Found:
     family.place(site.machine.device, *(family.parts if site.whole_base else ()))
     drawing = draw_class_images(site.recipe, found.manifest, family, site.whole_base, listener, processes)
     manifest = Manifest(found.manifest.records + tuple(drawing.records))
-    site.run.text("manifest.jsonl", manifest.to_jsonl())
+    site.run.text(MANIFEST, manifest.to_jsonl())
     class_pictures = with_shown_captions(site.recipe, manifest)
     return replace(found, manifest=manifest, drawn=place_beside(class_pictures, found.shown))
 

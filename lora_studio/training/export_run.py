@@ -31,6 +31,7 @@ from lora_studio.training.checkpoint import load_state
 from lora_studio.training.events import Listener, Note, nobody
 from lora_studio.training.finish import job_of, probe, set_aside
 from lora_studio.training.resume import RECIPE_FILE, refuse_other_inputs
+from lora_studio.training.resume_pictures import MANIFEST, refuse_other_base
 from lora_studio.training.state import State
 from lora_studio.training.trained import Trained
 
@@ -137,11 +138,12 @@ def _revive(run: Run, recipe: Recipe) -> tuple[Trained, State]:
     machine, family = ready_machine(recipe), base_of(recipe)
     family.max_chunks = recipe.data.max_token_chunks
     fingerprint = family.fingerprint(family.denoiser)
+    refuse_other_base(run, fingerprint)
     exact: dict[Place, torch.Tensor] = unrounded(recipe, family)
     machine.shrink(family)
     adapters = inject_adapters(recipe, family, exact)
     family.place(machine.device, family.denoiser)
-    lines = run.lines("manifest.jsonl")
+    lines = run.lines(MANIFEST)
     manifest = Manifest(tuple(Record.from_json(line) for line in lines))
     trained = Trained(
         recipe=recipe,

@@ -18,7 +18,7 @@ RECIPE_FILE = "recipe.toml"
 STEPS = "training.steps"
 
 
-INPUTS = "inputs.json"  # sha256 of the LoRA files that the run was made from
+INPUTS = "inputs.json"  # sha256 of the LoRA files and the denoiser that the run was made from
 
 
 def base_lora(number: int) -> str:

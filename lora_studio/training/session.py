@@ -31,6 +31,7 @@ from lora_studio.training.finish import Finished, finish
 from lora_studio.training.finish_pictures import show_base
 from lora_studio.training.memory import is_out_of_memory, out_of_memory
 from lora_studio.training.resume import INPUTS, RECIPE_FILE, allowed_changes, take_over
+from lora_studio.training.resume_pictures import BASE
 from lora_studio.training.timing import time_everything
 from lora_studio.training.tracking import Tracking
 from lora_studio.training.watch import HOLDOUT, HoldoutWatch, PreviewWatch, Watch
@@ -92,8 +93,7 @@ def _train(
     session = prepare(recipe, run, on_event, processes)
     step = _load_checkpoint(session) if resume else 0
     run.text(RECIPE_FILE, to_toml(recipe))
-    if session.inputs:
-        run.json(INPUTS, session.inputs)
+    run.json(INPUTS, {**session.inputs, BASE: session.base_fingerprint})
     for lines in ("metrics.jsonl", HOLDOUT):  # of steps that will be done again, or of a start without a save
         run.forget_after(step if resume else -1, lines)
     if processes.is_main:

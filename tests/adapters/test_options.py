@@ -50,6 +50,13 @@ def test_a_rule_changes_the_layers_it_matches_and_a_later_one_wins() -> None:
     assert by_name(adapted(rules=rules)[1]) == {"linear": (8, 0.5), "narrow": (2, 1.0)}
 
 
+def test_a_later_rule_does_not_train_what_an_earlier_one_leaves_unless_it_says_so() -> None:
+    rules = [Rule("n*w", train=False), Rule("*", learning_rate=1e-5)]
+    assert set(by_name(adapted("locon", rules=rules)[1])) == {"linear", "wide"}
+    rules.append(Rule("narrow", train=True))
+    assert set(by_name(adapted("locon", rules=rules)[1])) == {"linear", "narrow", "wide"}
+
+
 def test_a_new_rank_alone_keeps_the_scale_whatever_alpha_is_divided_by() -> None:
     rules = [Rule("linear", rank=16), Rule("narrow", rank=16, alpha=2.0)]
     of_root = by_name(adapted("locon", rules=rules, scaling="sqrt_rank", conv_rank=1)[1])

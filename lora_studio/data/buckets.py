@@ -89,12 +89,12 @@ def placed(record: Record, resolutions: Sequence[int], stride: int, framing: Fra
 
 
 def placed_among(record: Record, buckets: Sequence[Bucket]) -> Record:
-    """The record in the bucket that it loses least in, its middle; among equals the first."""
+    """The record, its middle, in the bucket that it loses least in; among equals it is enlarged least."""
     in_each = []
     for bucket in buckets:
         resize, crop = fit(record.width, record.height, bucket)
         in_each.append(replace(record, bucket=bucket, resize=resize, crop=crop, flip=False, more_views=()))
-    return min(in_each, key=crop_loss)
+    return min(in_each, key=lambda one: (crop_loss(one), max(1.0, enlargement(one))))
 
 
 def _covers(

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lora_studio.data.buckets import crop_loss, placed_among
+from lora_studio.data.buckets import crop_loss, enlargement, placed_among
 from lora_studio.data.manifest import Bucket, Record
 from lora_studio.rng import python_random
 
@@ -14,16 +14,24 @@ from lora_studio.rng import python_random
 def place_beside(class_pictures: Sequence[Record], pictures: Sequence[Record]) -> list[Record]:
     """The class pictures in the buckets of the pictures, so that every batch can hold some.
 
-    Each goes into the bucket that it loses least in. A bucket that gets none that way gets those that lose
-    least in it, as many as it has pictures; they are then in two buckets.
+    Each goes into the bucket that it loses least in. A bucket whose share of them is larger, or which has
+    more pictures than that, also gets others, those that lose least in it: a few that come again and again
+    would be learned by heart.
     """
-    wanted = Counter(record.bucket for record in pictures if record.bucket)
-    beside = [placed_among(record, list(wanted)) for record in class_pictures]
-    served = {record.bucket for record in beside}
-    for bucket, count in wanted.items():
-        if bucket not in served:
-            beside += sorted((placed_among(one, [bucket]) for one in class_pictures), key=crop_loss)[:count]
+    counts = Counter(record.bucket for record in pictures if record.bucket)
+    beside = [placed_among(record, list(counts)) for record in class_pictures]
+    own = list(beside)
+    for bucket, count in counts.items():
+        share = math.ceil(len(own) * count / counts.total())
+        wanted = min(len(own), max(share, count)) - sum(one.bucket == bucket for one in own)
+        others = [placed_among(one, [bucket]) for one in own if one.bucket != bucket]
+        beside += sorted(others, key=_losses)[: max(0, wanted)]
     return beside
+
+
+def _losses(record: Record) -> tuple[float, float]:
+    """What is cropped away, then how much it is enlarged."""
+    return crop_loss(record), max(1.0, enlargement(record))
 
 
 class ClassRows:

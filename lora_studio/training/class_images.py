@@ -15,6 +15,7 @@ from lora_studio.data.housekeeping import cache_folder
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.names import some
 from lora_studio.data.trigger import calls
+from lora_studio.data.views import entries
 from lora_studio.data.wishes import Wish, wishes_for
 from lora_studio.errors import BaseModelError, DatasetError, RecipeError
 from lora_studio.families.base import ModelFamily
@@ -80,7 +81,7 @@ def draw_class_images(
     ]
     wishes: list[Wish] = []
     if wanted.count:
-        to_draw = captions_of(recipe, manifest.used, _options(recipe))
+        to_draw = captions_of(recipe, entries(manifest.used), _options(recipe))
         wishes = wishes_for(to_draw, count=wanted.count, prompt=wanted.prompt)
         captions += [(f"drawn from {wish.prompt!r}", wish.prompt) for wish in wishes]
     _refuse_triggers(captions, manifest)

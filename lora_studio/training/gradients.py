@@ -18,11 +18,12 @@ LONGEST_WAIT = 100  # steps without any gradient: pictures that only preserve th
 class GradientWatch:
     """Looks at the first steps after a start or a resume, and costs nothing after them."""
 
-    def __init__(self, adapters: AdapterSet) -> None:
+    def __init__(self, adapters: AdapterSet, *, half: bool = False) -> None:
+        """`half`: in float16 `up` rounds to zero while a long warm-up has hardly moved it."""
         self._silent = dict(adapters.named_parameters())
         self._words = {f"{one.name}.{end}": end for one in adapters.tokens for end in one.tensors}
         dropping = adapters.options.rank_dropout or adapters.options.module_dropout
-        self._patience = LONGEST_WAIT if dropping else FIRST_STEPS
+        self._patience = LONGEST_WAIT if dropping or half else FIRST_STEPS
         self._of = len(self._silent)
         self._steps = self._waited = 0
 

@@ -83,7 +83,7 @@ class Loop:
         Raises TrainingDiverged if `max_bad_steps` in a row were not finite, or a tensor gets no gradient.
         """
         self.base_rates = [group["lr"] for group in self.state.optimizer.param_groups]
-        watch = GradientWatch(self.state.adapters)
+        watch = GradientWatch(self.state.adapters, half=self.state.scaler is not None)
         with interruptible() as self._asked:
             for step in range(first_step, self.options.steps + 1):
                 self._step(step, watch)

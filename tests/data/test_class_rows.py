@@ -63,12 +63,29 @@ def test_class_pictures_go_into_the_buckets_of_the_pictures_and_none_stays_witho
     pictures = [picture("a", 64, 64, SQUARE), picture("b", 80, 48, WIDE), picture("c", 48, 80, TALL)] * 2
     beside = place_beside([picture("x", 90, 90), picture("y", 640, 400), picture("z", 700, 700)], pictures)
     found = {(record.name, record.bucket) for record in beside}
-    assert found == {("x", SQUARE), ("y", WIDE), ("z", SQUARE), ("x", TALL), ("z", TALL)}
+    assert found == {("x", SQUARE), ("z", SQUARE), ("y", WIDE), ("x", WIDE), ("x", TALL), ("z", TALL)}
     for record in beside:
         assert record.resize and record.crop and record.bucket
         left, top, right, bottom = record.crop
         assert (right - left, bottom - top) == (record.bucket.width, record.bucket.height)
         assert right <= record.resize[0] and bottom <= record.resize[1] and crop_loss(record) < 0.45
+
+
+def test_every_bucket_has_its_share_of_many_class_pictures() -> None:
+    pictures = [picture(f"s{n}", 64, 64, SQUARE) for n in range(6)]
+    pictures += [picture(f"t{n}", 48, 80, TALL) for n in range(3)] + [picture("w", 80, 48, WIDE)]
+    beside = place_beside([picture(f"c{n}", 512, 512) for n in range(200)], pictures)
+    pools = Counter(record.bucket for record in beside)
+    assert pools == {SQUARE: 200, TALL: 60, WIDE: 20}
+    assert all(len({one.name for one in beside if one.bucket == bucket}) == pools[bucket] for bucket in pools)
+
+
+def test_of_two_areas_a_class_picture_goes_where_it_is_not_enlarged() -> None:
+    large = Bucket(128, 128)
+    pictures = [picture("a", 128, 128, large), picture("b", 64, 64, SQUARE)]
+    beside = place_beside([picture("x", 64, 64), picture("y", 128, 128), picture("z", 70, 70)], pictures)
+    assert [(one.name, one.bucket) for one in beside[:3]] == [("x", SQUARE), ("y", large), ("z", SQUARE)]
+    assert [(one.name, one.bucket) for one in beside[3:]] == [("z", large)]
 
 
 def test_no_class_pictures_are_placed_if_there_are_none() -> None:

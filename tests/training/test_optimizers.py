@@ -16,7 +16,7 @@ from lora_studio.run import Run
 from lora_studio.training.build import prepare
 from lora_studio.training.checkpoint import load_state, state_files
 from lora_studio.training.events import nobody
-from lora_studio.training.gradients import GradientWatch
+from lora_studio.training.gradients import FIRST_STEPS, GradientWatch
 from lora_studio.training.lion import lion
 from lora_studio.training.optimizer_choice import OptimizerOptions, make_optimizer
 from lora_studio.training.optimizer_memory import optimizer_bytes
@@ -238,4 +238,22 @@ def test_a_bad_step_leaves_weights_and_optimizer_as_they_were(
     assert kept[0] == kept[1]
     loop._step(4, watch)
     assert state_files(loop.state)["adapters.safetensors"] != after["adapters.safetensors"]
+    session.run.close()
+
+
+def test_a_long_warm_up_in_float16_is_not_taken_for_a_fault(tmp_path: Path, recipe_file: Path) -> None:
+    class Enough(Exception):
+        pass
+
+    def after_step(step: int) -> bool:
+        if step == FIRST_STEPS + 2:  # `up` is still so small that float16 has it as zero
+            raise Enough
+        return False
+
+    changes = ("base.dtype=float16", "training.optimizer=prodigy", "training.learning_rate=1")
+    changes += ("training.steps=400", "training.warmup_steps=150")
+    session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), nobody)
+    session.loop.after_step = after_step
+    with pytest.raises(Enough):
+        session.loop.run(1)
     session.run.close()

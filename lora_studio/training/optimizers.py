@@ -122,7 +122,7 @@ def prodigy(
     from prodigyopt import Prodigy
 
     with redirect_stdout(io.StringIO()):  # it prints that its weight decay is decoupled
-        return Prodigy(
+        optimizer = Prodigy(
             groups,
             weight_decay=weight_decay,
             betas=betas,
@@ -132,6 +132,28 @@ def prodigy(
             use_bias_correction=use_bias_correction,
             safeguard_warmup=safeguard_warmup,
         )
+    forgotten: set[torch.Tensor] = set()
+    optimizer.register_step_pre_hook(lambda *_: _forget_what_stopped(optimizer, forgotten))
+    return optimizer
+
+
+def _forget_what_stopped(optimizer: torch.optim.Optimizer, forgotten: set[torch.Tensor]) -> None:
+    """Take the share of tensors that are not trained any more out of Prodigy's estimate of its rate.
+
+    That is a running sum over all that ever learned, divided by the sum of |s| over what learns now: without
+    this it would rise in the step after a `stop_at`, for good.
+    """
+    sums = {one: values["s"] for one, values in optimizer.state.items() if "s" in values}
+    stopped = [one for one in sums if not one.requires_grad]
+    if forgotten.issuperset(stopped):
+        return
+    of_all = sum(float(s.abs().sum()) for s in sums.values())
+    for one in stopped:
+        sums[one].zero_()
+    forgotten.update(stopped)
+    left = sum(float(s.abs().sum()) for s in sums.values())
+    for group in optimizer.param_groups:
+        group["d_numerator"] *= left / of_all if of_all else 1.0
 
 
 def schedule_free(

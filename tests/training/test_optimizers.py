@@ -241,6 +241,25 @@ def test_a_bad_step_leaves_weights_and_optimizer_as_they_were(
     session.run.close()
 
 
+def test_prodigys_rate_does_not_jump_when_something_stops() -> None:
+    """Two alike tensors have the same estimate as one of them: that the other one stops changes nothing."""
+    pytest.importorskip("prodigyopt")
+    rates = []
+    for stops in (False, True):
+        draws = torch.Generator().manual_seed(3)
+        two = [torch.nn.Parameter(torch.zeros(200)) for _ in range(2)]
+        optimizer = prodigy([{"params": two, "lr": 1.0}], weight_decay=0.0)
+        for step in range(60):
+            grad = 0.05 * torch.randn(200, generator=draws) + 1
+            two[1].requires_grad_(not stops or step < 20)
+            for one in two:
+                one.grad = grad.clone() if one.requires_grad else None
+            optimizer.step()
+        rates.append((optimizer.param_groups[0]["d"], optimizer.param_groups[0]["d_hat"]))
+    assert rates[0][0] > 2e-6  # it had begun to grow
+    assert rates[1] == pytest.approx(rates[0], rel=1e-4)
+
+
 def test_a_long_warm_up_in_float16_is_not_taken_for_a_fault(tmp_path: Path, recipe_file: Path) -> None:
     class Enough(Exception):
         pass

@@ -148,7 +148,8 @@ def load_recipe(path: Path, *, changes: tuple[str, ...] = ()) -> Recipe:
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path} is not valid TOML: {error}.") from None
+        paths = "; write paths with / or in 'single quotes'" if "\\" in str(error) else ""
+        raise RecipeError(f"{path} is not valid TOML: {error}{paths}.") from None
     for change in changes:
         _apply_change(values, change)
     return recipe_from(values, folder=path.resolve().parent, source=path.name)

@@ -103,7 +103,9 @@ def test_verify_exits_0_1_and_2(tmp_path: Path, capsys: pytest.CaptureFixture[st
     whole[f"{name}.alpha"] = torch.tensor(2.0)
     save_file(whole, tmp_path / "whole.safetensors")
     save_file(whole | {f"{name}.lora_up.weight": torch.zeros(4, 2)}, tmp_path / "zero.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:-9])
     codes = [
-        run(["verify", str(tmp_path / f"{n}.safetensors")], capsys)[0] for n in ("whole", "zero", "none")
+        run(["verify", str(tmp_path / f"{n}.safetensors")], capsys)[0]
+        for n in ("whole", "zero", "cut", "none")
     ]
-    assert codes == [0, 1, 2]
+    assert codes == [0, 1, 1, 2]

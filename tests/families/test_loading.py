@@ -272,6 +272,20 @@ def test_a_hub_id_that_is_not_whole_in_the_cache_is_one_sentence_offline(
     assert ID in text and str(hub) in text and "connect to the network once" in text and "\n" not in text
 
 
+def test_a_hub_that_is_away_is_one_sentence_whatever_http_library_says_so(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ConnectError(Exception):
+        """As that of httpx: neither an OSError nor one of the hub's own."""
+
+    def unreachable(self: object, repo_id: str) -> list[str]:
+        raise ConnectError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", unreachable)
+    with pytest.raises(BaseModelError, match=r"the hub cannot be reached \(Name or service not known\)"):
+        hub_folder(ID)
+
+
 def test_facts_of_a_hub_id_do_not_need_its_weights(hub: Path, base_of: BaseOf) -> None:
     without_weights(fill(hub, base_of("sdxl")))
     assert load_base(ID, weights=False).stride == 8

@@ -25,7 +25,7 @@ class Stopping(Section):
 
 
 class LayersConfig(Stopping):
-    """One of [[adapter.layers]]: what is different for some layers. Later ones win."""
+    """One of [[adapter.layers]]: what is different for some layers. The last one of each option wins."""
 
     pattern: str = Field(
         min_length=1,
@@ -34,7 +34,9 @@ class LayersConfig(Stopping):
     rank: int | None = Field(None, ge=1, le=4096, description="without alpha, the scale stays as it was")
     alpha: float | None = Field(None, gt=0)
     learning_rate: float | None = Field(None, gt=0, le=1)
-    train: bool | None = Field(None, description="false: these stay as the base has them")
+    train: bool | None = Field(
+        None, description="false: these stay as the base has them; true takes an earlier false back"
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> LayersConfig:

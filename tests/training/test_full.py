@@ -158,12 +158,14 @@ pattern = "*"
 train = false
 [[adapter.layers]]
 pattern = "*attn2*"
+train = true
 learning_rate = 5e-4
 [[adapter.layers]]
 pattern = "*.bias"
 train = false
 [[adapter.layers]]
 pattern = "mid_block.resnets.0.norm1"
+train = true
 stop_at = 0.5
 """
 

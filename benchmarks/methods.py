@@ -29,7 +29,7 @@ from diffusers import StableDiffusionPipeline
 from experiments import Question, style_questions, subject_questions
 from figures import machine, sha256_of, write_json
 from judge import DEFAULT_FOLDER, Judge, load_or_train
-from methods_report import SHIPPED, Piece, markdown, plot
+from methods_report import ABOUT, SHIPPED, Piece, markdown, plot
 from pictures import DEFAULT_BASE, LORA_GUIDANCE, Prompt, generate, load_pipeline
 from PIL import Image
 
@@ -40,7 +40,8 @@ from lora_studio.training.session import Finished, train
 
 RESULTS = Path(__file__).parent / "results"
 RECIPES = Path(__file__).parents[1] / "recipes"
-PIECES, REPORT, PLOT = RESULTS / "methods", RESULTS / "methods.json", RESULTS / "methods.png"
+PIECES, REPORT = RESULTS / "methods", RESULTS / "methods.json"
+PLOT, TABLE = RESULTS / "methods.png", RESULTS / "methods.md"
 STYLE_RECIPE, SUBJECT_RECIPE = "pocket_style", "pocket_subject"
 
 
@@ -253,6 +254,7 @@ def main() -> None:
     settings = {"prompts": options.prompts, "guidance": LORA_GUIDANCE, "machine": machine()}
     write_json(settings | {"pieces": [asdict(one) for one in found]}, REPORT)
     PLOT.write_bytes(plot(found, {name: one.about for name, one in METHODS.items()}))
+    TABLE.write_text(f"{ABOUT}\n\n{markdown(found)}\n", "utf-8")
     print(markdown(found))
 
 

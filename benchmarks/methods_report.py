@@ -18,8 +18,8 @@ ABOUT = """# Methods side by side
 The shipped recipes of the pocket base's style and subject, each with one change, by `benchmarks/methods.py`.
 Means over the seeds of training, and their least and most. *Fidelity*: pictures with the trigger that show
 what was trained. *Following*: those that show what else the prompt asks for, the object or, of a subject, the
-background. *Leaking*: pictures without the trigger that show what was trained. *Drift*: how far those changed,
-in percent of how far another noise changes them. What is changed stands in `METHODS` there."""
+background. *Leaking*: pictures without the trigger that show what was trained. *Drift*: how far those
+changed, in percent of how far another noise changes them. What is changed stands in `METHODS` there."""
 _COLOURS = ("#000000", "#1f77b4", "#2ca02c", "#d62728", "#ff7f0e", "#9467bd", "#8c564b")
 _APART = 0.036  # of a panel's height, between two names
 

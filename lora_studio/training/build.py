@@ -84,8 +84,13 @@ def schedule_faults(training: TrainingConfig) -> list[str]:
     return faults
 
 
-def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes = ALONE) -> Session:
-    """Everything up to the first step. Raises a StudioError for whatever the user can mend."""
+def prepare(
+    recipe: Recipe, run: Run, listener: Listener, processes: Processes = ALONE, *, resumes: bool = False
+) -> Session:
+    """Everything up to the first step. Raises a StudioError for whatever the user can mend.
+
+    `resumes`: the run goes on from its checkpoint, so pictures and base have to be what it began with.
+    """
     check_names(recipe)
     machine = ready_machine(recipe, processes)
     refuse_optimizer_that_fails(recipe.training, machine.device)
@@ -95,9 +100,10 @@ def prepare(recipe: Recipe, run: Run, listener: Listener, processes: Processes =
     inputs = inputs_of(recipe)
     family.max_chunks = recipe.data.max_token_chunks
     site = Site(recipe, run, machine, family, listener, processes)
-    found = find_pictures(site)
+    found = find_pictures(site, resumes=resumes)
     fingerprint, exact = family.fingerprint(family.denoiser), unrounded(recipe, family)
-    processes.from_main(lambda: refuse_other_base(run, fingerprint))
+    if resumes:
+        processes.from_main(lambda: refuse_other_base(run, fingerprint))
     machine.shrink(family)
     found = with_class_images(site, found)
     encoded = encode(site, found)

@@ -109,12 +109,16 @@ class Encoded:
         return self.texts is None or not self.foreseen.complete
 
 
-def find_pictures(site: Site) -> Found:
-    """Scan the folders, and let the doctor look at what they hold; both are written down."""
+def find_pictures(site: Site, *, resumes: bool) -> Found:
+    """Scan the folders, and let the doctor look at what they hold; both are written down.
+
+    Raises RecipeError if a run that goes on began with other pictures.
+    """
     recipe, family, processes = site.recipe, site.family, site.processes
     ready = site.latent_cache.ready
     manifest = processes.from_main(lambda: read_dataset(recipe, family.stride, ready))
-    processes.from_main(lambda: refuse_other_pictures(site.run, manifest))
+    if resumes:
+        processes.from_main(lambda: refuse_other_pictures(site.run, manifest))
     site.run.text(MANIFEST, manifest.to_jsonl())
     shown = entries(manifest.used)
     captions = shown_captions(recipe, shown)

@@ -20,11 +20,11 @@ _SAID = ("note", "captioned_by")  # about a picture, and nothing that is learned
 
 
 def refuse_other_pictures(run: Run, manifest: Manifest) -> None:
-    """Raise RecipeError if a run with checkpoints began with other pictures, captions, masks or crops.
+    """Raise RecipeError if the run began with other pictures, captions, masks or crops.
 
     Class images that the base draws are not compared: they follow from these and from the base.
     """
-    if not run.checkpoints() or not (run.folder / MANIFEST).is_file():
+    if not (run.folder / MANIFEST).is_file():
         return
     before = _learned(run.lines(MANIFEST))
     now = _learned(json.loads(record.to_json()) for record in manifest.records)
@@ -44,9 +44,9 @@ def refuse_other_pictures(run: Run, manifest: Manifest) -> None:
 
 
 def refuse_other_base(run: Run, fingerprint: str) -> None:
-    """Raise RecipeError if a run with checkpoints began with other weights under the base's name."""
+    """Raise RecipeError if the run began with other weights under the base's name."""
     path = run.folder / INPUTS
-    before = json.loads(path.read_text("utf-8")).get(BASE) if run.checkpoints() and path.is_file() else None
+    before = json.loads(path.read_text("utf-8")).get(BASE) if path.is_file() else None
     if before not in (None, fingerprint):
         raise RecipeError(
             f"{run.folder} was started when base.model held other weights (their sha256 was "

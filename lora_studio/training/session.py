@@ -90,7 +90,7 @@ def _train(
     recipe: Recipe, run: Run, processes: Processes, *, resume: bool, on_event: Tracking
 ) -> Finished | Interrupted:
     began = time.monotonic()
-    session = prepare(recipe, run, on_event, processes)
+    session = prepare(recipe, run, on_event, processes, resumes=resume)
     step = _load_checkpoint(session) if resume else 0
     run.text(RECIPE_FILE, to_toml(recipe))
     run.json(INPUTS, {**session.inputs, BASE: session.base_fingerprint})

@@ -15,6 +15,7 @@ from tiny import recipe_text
 from lora_studio.errors import RecipeError
 from lora_studio.recipe import Recipe, load_recipe
 from lora_studio.training.export_run import Wishes, export_run
+from lora_studio.training.planning.plan import plan
 from lora_studio.training.session import Finished, train
 
 Home = tuple[Recipe, Path]  # a recipe of a folder of its own, and its run, which is at step 2
@@ -83,6 +84,15 @@ def test_other_pictures_are_refused_by_name_and_the_manifest_stays(
         train(recipe, run, resume=True)
     assert said in str(caught.value) and (name in str(caught.value) or change is one_more)
     assert (run / "manifest.jsonl").read_bytes() == before
+
+
+def test_a_plan_of_other_pictures_is_made_all_the_same(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, run = home
+    one_less(home)
+    (run.parent / "runs").mkdir()
+    run.rename(run.parent / "runs" / recipe.name)  # where a plan looks
+    monkeypatch.chdir(run.parent)
+    assert plan(recipe).training.images_used == 4  # of five
 
 
 def test_what_is_not_learned_may_change(home: Home) -> None:

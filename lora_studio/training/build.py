@@ -103,7 +103,7 @@ def prepare(
     found = find_pictures(site, resumes=resumes)
     fingerprint, exact = family.fingerprint(family.denoiser), unrounded(recipe, family)
     if resumes:
-        processes.from_main(lambda: refuse_other_base(run, fingerprint))
+        processes.from_main(lambda: refuse_other_base(run, recipe, fingerprint))
     machine.shrink(family)
     found = with_class_images(site, found)
     encoded = encode(site, found)

@@ -138,7 +138,7 @@ def _revive(run: Run, recipe: Recipe) -> tuple[Trained, State]:
     machine, family = ready_machine(recipe), base_of(recipe)
     family.max_chunks = recipe.data.max_token_chunks
     fingerprint = family.fingerprint(family.denoiser)
-    refuse_other_base(run, fingerprint)
+    refuse_other_base(run, recipe, fingerprint)
     exact: dict[Place, torch.Tensor] = unrounded(recipe, family)
     machine.shrink(family)
     adapters = inject_adapters(recipe, family, exact)

@@ -11,6 +11,7 @@ from lora_studio.data.class_images import DRAWN
 from lora_studio.data.manifest import Manifest
 from lora_studio.data.names import some
 from lora_studio.errors import RecipeError
+from lora_studio.recipe import Recipe
 from lora_studio.run import Run
 from lora_studio.training.resume import INPUTS
 
@@ -43,8 +44,13 @@ def refuse_other_pictures(run: Run, manifest: Manifest) -> None:
     )
 
 
-def refuse_other_base(run: Run, fingerprint: str) -> None:
-    """Raise RecipeError if the run began with other weights under the base's name."""
+def refuse_other_base(run: Run, recipe: Recipe, fingerprint: str) -> None:
+    """Raise RecipeError if the run began with other weights under the base's name.
+
+    With [[base.loras]] they are not compared: another machine merges those with another rounding.
+    """
+    if recipe.base.loras:
+        return
     path = run.folder / INPUTS
     before = json.loads(path.read_text("utf-8")).get(BASE) if path.is_file() else None
     if before not in (None, fingerprint):

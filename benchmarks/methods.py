@@ -65,6 +65,7 @@ def _methods() -> Iterator[tuple[str, Method]]:
         for name, changes in named.items():
             yield f"style, {name}", Method(STYLE_RECIPE, changes, about)
     yield "subject, no preservation", Method(SUBJECT_RECIPE, ("objective.preservation=0",), PRESERVATION)
+    yield "subject, class images", Method(SUBJECT_RECIPE, CLASS_IMAGES, PRESERVATION)
     yield "subject, denoiser alone", Method(SUBJECT_RECIPE, DENOISER, TEXT)
     yield "subject, pivotal", Method("pocket_pivotal", (), TEXT)
     yield "subject, word alone", Method("pocket_pivotal", ALONE, TEXT)
@@ -73,6 +74,7 @@ def _methods() -> Iterator[tuple[str, Method]]:
 
 ADAPTER, SIZE, TEXT = "adapter", "rank and rate", "text encoder and words"
 PRESERVATION, OBJECTIVE, OPTIMIZER = "what the base knew", "objective", "optimizer"
+CLASS_IMAGES = ("objective.preservation=0", "data.class_images.count=28")
 OF_STYLE: dict[str, dict[str, tuple[str, ...]]] = {
     ADAPTER: {kind: (f"adapter.kind={kind}",) for kind in ("locon", "dora", "loha", "lokr", "oft")},
     SIZE: {f"rank {rank}": (f"adapter.rank={rank}", f"adapter.alpha={rank}") for rank in (2, 4, 8, 32)}
@@ -85,7 +87,7 @@ OF_STYLE: dict[str, dict[str, tuple[str, ...]]] = {
     },
     PRESERVATION: {
         "no preservation": ("objective.preservation=0",),
-        "class images": ("objective.preservation=0", "data.class_images.count=28"),
+        "class images": CLASS_IMAGES,
     },
     OBJECTIVE: {
         "no min snr": ("objective.snr_gamma=0",),

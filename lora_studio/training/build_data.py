@@ -109,7 +109,7 @@ class Encoded:
         return self.texts is None or not self.foreseen.complete
 
 
-def find_pictures(site: Site, *, resumes: bool) -> Found:
+def find_pictures(site: Site, *, resumes: bool = False) -> Found:
     """Scan the folders, and let the doctor look at what they hold; both are written down.
 
     Raises RecipeError if a run that goes on began with other pictures.

@@ -104,7 +104,7 @@ class Run:
         """The lines of a JSON lines file of the run, none if it is not there; a cut one is left out."""
         path = self.folder / name
         rows: list[dict[str, Any]] = []
-        for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+        for line in path.read_text("utf-8").split("\n") if path.is_file() else []:  # names may hold U+2028
             try:
                 rows.append(json.loads(line))
             except ValueError:

@@ -136,8 +136,8 @@ def read_manifest(run: Path) -> list[Record]:
     """What a run's manifest says of each file, as far as provenance asks. Raises StudioError if damaged."""
     known = ("name", "sha256", "caption", "captioned_by", "role", "mask_sha256", "excluded")
     try:
-        lines = (run / MANIFEST).read_text("utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        lines = (run / MANIFEST).read_text("utf-8").split("\n")  # names may hold U+2028
+        rows = [json.loads(line) for line in lines if line]
         return [Record(path="", **{key: row[key] for key in known}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StudioError(f"{run / MANIFEST} cannot be read ({error}); it is as a run wrote it.") from None

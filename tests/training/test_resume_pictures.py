@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny import recipe_text
 
 from lora_studio.errors import RecipeError
+from lora_studio.export.provenance import read_manifest
 from lora_studio.recipe import Recipe, load_recipe
+from lora_studio.run import Run
 from lora_studio.training.export_run import Wishes, export_run
 from lora_studio.training.planning.plan import plan
 from lora_studio.training.session import Finished, train
@@ -93,6 +95,19 @@ def test_a_plan_of_other_pictures_is_made_all_the_same(home: Home, monkeypatch: 
     run.rename(run.parent / "runs" / recipe.name)  # where a plan looks
     monkeypatch.chdir(run.parent)
     assert plan(recipe).training.images_used == 4  # of five
+
+
+def test_a_name_with_a_line_break_of_unicode_is_in_one_line_of_the_manifest(home: Home) -> None:
+    recipe, run = home
+    shutil.rmtree(run)
+    first = pictures_of(home)[0]
+    for path in (first, first.with_suffix(".txt")):
+        path.rename(path.with_stem("a\u2028fox"))
+    assert isinstance(train(recipe, run), Finished)
+    assert [one.name for one in read_manifest(run)] == [
+        row["name"] for row in Run(run).lines("manifest.jsonl")
+    ]
+    assert isinstance(train(recipe, run, resume=True), Finished)
 
 
 def test_what_is_not_learned_may_change(home: Home) -> None:

@@ -35,11 +35,10 @@ from PIL import Image
 
 from lora_studio.export.provenance import recipe_hash
 from lora_studio.pocket.samples import STYLE, SUBJECT
-from lora_studio.recipe import Recipe, load_recipe
+from lora_studio.recipe import PRESET_FOLDER, Recipe, load_recipe
 from lora_studio.training.session import Finished, train
 
 RESULTS = Path(__file__).parent / "results"
-RECIPES = Path(__file__).parents[1] / "recipes"
 PIECES, REPORT = RESULTS / "methods", RESULTS / "methods.json"
 PLOT, TABLE = RESULTS / "methods.png", RESULTS / "methods.md"
 STYLE_RECIPE, SUBJECT_RECIPE = "pocket_style", "pocket_subject"
@@ -149,7 +148,7 @@ def recipe_of(method: str, seed: int) -> Recipe:
     """What is trained for it."""
     one = METHODS[method]
     changes = (*one.changes, f"training.seed={seed}", "preview.prompts=[]")
-    return load_recipe(RECIPES / f"{one.recipe}.toml", changes=changes)
+    return load_recipe(PRESET_FOLDER / f"{one.recipe}.toml", changes=changes)
 
 
 def rests_on(method: str, seed: int, prompts: int) -> str:

@@ -68,6 +68,11 @@ def enlargement(record: Record) -> float:
     return record.resize[longer] / (record.width, record.height)[longer]
 
 
+def losses(record: Record) -> tuple[float, float]:
+    """What tells good buckets from bad ones: the share that is cropped away, then how much it is enlarged."""
+    return crop_loss(record), max(1.0, enlargement(record))
+
+
 def placed(record: Record, resolutions: Sequence[int], stride: int, framing: Framing) -> Record:
     """The record with all its views, the first resolution's first, or the reason why it fits no bucket."""
     learned = record.role == "instance"
@@ -94,7 +99,7 @@ def placed_among(record: Record, buckets: Sequence[Bucket]) -> Record:
     for bucket in buckets:
         resize, crop = fit(record.width, record.height, bucket)
         in_each.append(replace(record, bucket=bucket, resize=resize, crop=crop, flip=False, more_views=()))
-    return min(in_each, key=lambda one: (crop_loss(one), max(1.0, enlargement(one))))
+    return min(in_each, key=losses)
 
 
 def _covers(

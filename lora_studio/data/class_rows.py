@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lora_studio.data.buckets import crop_loss, enlargement, placed_among
+from lora_studio.data.buckets import losses, placed_among
 from lora_studio.data.manifest import Bucket, Record
 from lora_studio.rng import python_random
 
@@ -25,13 +25,8 @@ def place_beside(class_pictures: Sequence[Record], pictures: Sequence[Record]) -
         share = math.ceil(len(own) * count / counts.total())
         wanted = min(len(own), max(share, count)) - sum(one.bucket == bucket for one in own)
         others = [placed_among(one, [bucket]) for one in own if one.bucket != bucket]
-        beside += sorted(others, key=_losses)[: max(0, wanted)]
+        beside += sorted(others, key=losses)[: max(0, wanted)]
     return beside
-
-
-def _losses(record: Record) -> tuple[float, float]:
-    """What is cropped away, then how much it is enlarged."""
-    return crop_loss(record), max(1.0, enlargement(record))
 
 
 class ClassRows:

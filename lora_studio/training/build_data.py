@@ -16,6 +16,7 @@ from lora_studio.data.housekeeping import cache_folder
 from lora_studio.data.latents import Latents
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.views import each_view, entries
+from lora_studio.export.provenance import MANIFEST
 from lora_studio.export.write import DTYPES
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.fingerprints import drawing_fingerprint, text_fingerprint
@@ -38,7 +39,7 @@ from lora_studio.training.dataset import loss_masks, read_dataset
 from lora_studio.training.events import Listener, progress
 from lora_studio.training.feed import Feed, FeedOptions
 from lora_studio.training.machine import Machine
-from lora_studio.training.resume_pictures import MANIFEST, refuse_other_pictures
+from lora_studio.training.resume_pictures import refuse_other_pictures
 
 
 @dataclass

@@ -16,6 +16,7 @@ from lora_studio.data.views import entries
 from lora_studio.errors import CheckpointError, ExportMismatch, RecipeError, RunFolderError, StudioError
 from lora_studio.export import EXPORTERS
 from lora_studio.export.probe import CAPTION, Answers, ask_diffusers, judge, probed
+from lora_studio.export.provenance import MANIFEST
 from lora_studio.export.target import Job, Made, Target
 from lora_studio.export.verify import Report
 from lora_studio.export.write import DTYPES
@@ -31,7 +32,7 @@ from lora_studio.training.checkpoint import load_state
 from lora_studio.training.events import Listener, Note, nobody
 from lora_studio.training.finish import job_of, probe, set_aside
 from lora_studio.training.resume import RECIPE_FILE, refuse_other_inputs
-from lora_studio.training.resume_pictures import MANIFEST, refuse_other_base
+from lora_studio.training.resume_pictures import refuse_other_base
 from lora_studio.training.state import State
 from lora_studio.training.trained import Trained
 

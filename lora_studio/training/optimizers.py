@@ -143,10 +143,10 @@ def _forget_what_stopped(optimizer: torch.optim.Optimizer, forgotten: set[torch.
     That is a running sum over all that ever learned, divided by the sum of |s| over what learns now: without
     this it would rise in the step after a `stop_at`, for good.
     """
-    sums = {one: values["s"] for one, values in optimizer.state.items() if "s" in values}
-    stopped = [one for one in sums if not one.requires_grad]
-    if forgotten.issuperset(stopped):
+    stopped = [one for one in optimizer.state if not one.requires_grad and one not in forgotten]
+    if not stopped:
         return
+    sums = {one: values["s"] for one, values in optimizer.state.items()}
     of_all = sum(float(s.abs().sum()) for s in sums.values())
     for one in stopped:
         sums[one].zero_()

@@ -41,11 +41,15 @@ def inputs_of(recipe: Recipe) -> dict[str, str]:
     return {option: digest(path) for option, path in named.items()}
 
 
+def inputs_before(run: Run) -> dict[str, str]:
+    """What the run was made from when it began; empty of runs that did not write it down."""
+    path = run.folder / INPUTS
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
 def refuse_other_inputs(run: Run, recipe: Recipe) -> dict[str, str]:
     """`inputs_of` the recipe; raises RecipeError if a file that the run began with holds something else."""
-    path = run.folder / INPUTS
-    before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    inputs = inputs_of(recipe)
+    before, inputs = inputs_before(run), inputs_of(recipe)
     other = [option for option, found in inputs.items() if before.get(option, found) != found]
     if other:
         raise RecipeError(

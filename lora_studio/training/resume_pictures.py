@@ -11,11 +11,11 @@ from lora_studio.data.class_images import DRAWN
 from lora_studio.data.manifest import Manifest
 from lora_studio.data.names import some
 from lora_studio.errors import RecipeError
+from lora_studio.export.provenance import MANIFEST
 from lora_studio.recipe import Recipe
 from lora_studio.run import Run
-from lora_studio.training.resume import INPUTS
+from lora_studio.training.resume import inputs_before
 
-MANIFEST = "manifest.jsonl"
 BASE = "base.model"  # in INPUTS
 _SAID = ("note", "captioned_by")  # about a picture, and nothing that is learned
 
@@ -51,9 +51,8 @@ def refuse_other_base(run: Run, recipe: Recipe, fingerprint: str) -> None:
     """
     if recipe.base.loras:
         return
-    path = run.folder / INPUTS
-    before = json.loads(path.read_text("utf-8")).get(BASE) if path.is_file() else None
-    if before not in (None, fingerprint):
+    before = inputs_before(run).get(BASE, fingerprint)
+    if before != fingerprint:
         raise RecipeError(
             f"{run.folder} was started when base.model held other weights (their sha256 was "
             f"{before[:12]}...); put those back to resume, or start another run with --out."

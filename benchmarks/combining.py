@@ -25,14 +25,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from experiments import Question, style_questions, subject_questions, tuned
 from figures import machine, sha256_of, table, write_json
+from images import DEFAULT_BASE, LORA_GUIDANCE, Prompt, generate, load_pipeline
 from judge import DEFAULT_FOLDER, Judge, Verdict, load_or_train
-from pictures import DEFAULT_BASE, LORA_GUIDANCE, Prompt, generate, load_pipeline
 
-from lora_studio.compose.combine import Term, combine
-from lora_studio.compose.factors import Cut
-from lora_studio.compose.files import open_plain
-from lora_studio.compose.methods import Wishes
+from lora_studio.lora_file.factors import RankLimit
+from lora_studio.lora_file.open import open_plain
 from lora_studio.pocket.samples import STYLE, STYLE_TRIGGER, SUBJECT
+from lora_studio.tools.combine import Term, combine
+from lora_studio.tools.methods import MergeOptions
 
 RESULTS = Path(__file__).parent / "results"
 PIECES, REPORT = RESULTS / "combining", RESULTS / "combining.json"
@@ -43,7 +43,7 @@ class Merge:
     """How a file is made of the two; the first is the one that `project` protects."""
 
     method: str
-    wishes: Wishes = Wishes()  # noqa: RUF009 - frozen
+    wishes: MergeOptions = MergeOptions()  # noqa: RUF009 - frozen
     subject_first: bool = False
     strength: float = 1.0  # of both
 
@@ -51,13 +51,13 @@ class Merge:
 MERGES = {
     "concat": Merge("concat"),
     "concat at 0.7": Merge("concat", strength=0.7),
-    "svd to rank 16": Merge("svd", Wishes(Cut(rank=16))),
-    "svd to rank 8": Merge("svd", Wishes(Cut(rank=8))),
-    "svd to 0.9 of the energy": Merge("svd", Wishes(Cut(energy=0.9))),
+    "svd to rank 16": Merge("svd", MergeOptions(RankLimit(rank=16))),
+    "svd to rank 8": Merge("svd", MergeOptions(RankLimit(rank=8))),
+    "svd to 0.9 of the energy": Merge("svd", MergeOptions(RankLimit(energy=0.9))),
     "ties": Merge("ties"),
-    "ties, half kept": Merge("ties", Wishes(density=0.5)),
+    "ties, half kept": Merge("ties", MergeOptions(density=0.5)),
     "dare": Merge("dare"),
-    "dare, nine tenths kept": Merge("dare", Wishes(density=0.9)),
+    "dare, nine tenths kept": Merge("dare", MergeOptions(density=0.9)),
     "project, style protected": Merge("project"),
     "project, subject protected": Merge("project", subject_first=True),
 }
@@ -67,7 +67,7 @@ ROWS = (*ALONE, *MERGES)
 
 @dataclass(frozen=True)
 class Piece:
-    """Shares of pictures."""
+    """Shares of images."""
 
     row: str
     style: float  # the style's trigger: the style is there

@@ -2,7 +2,7 @@
 
 `python benchmarks/dataset.py` draws its own photographs, lets both sides work on them in turns, and writes
 benchmarks/results/dataset.json. The plain loop opens, turns upright, converts, resizes, crops and makes a
-tensor of each picture, and encodes it with the diffusers VAE; ours also hashes and fully checks every file,
+tensor of each image, and encodes it with the diffusers VAE; ours also hashes and fully checks every file,
 chooses its bucket and writes its latent to the cache.
 """
 
@@ -28,11 +28,11 @@ from figures import at_least, criteria_table, machine, table, write_json
 from PIL import Image, ImageOps
 
 from lora_studio.data.buckets import Framing, assign, placed
-from lora_studio.data.cache import LatentCache
+from lora_studio.data.buckets.sizes import bucket_table, fit
+from lora_studio.data.cache.encode import LatentCache
+from lora_studio.data.images.pixels import ReadyPixels
 from lora_studio.data.manifest import Record
-from lora_studio.data.pixels import ReadyPixels
-from lora_studio.data.scan import scan
-from lora_studio.data.sizes import bucket_table, fit
+from lora_studio.data.scan.folder import scan
 
 RESULTS = Path(__file__).parent / "results" / "dataset.json"
 RESOLUTION, STRIDE = 512, 64
@@ -43,7 +43,7 @@ import json, re, sys, time
 from pathlib import Path
 from lora_studio.data.batches import average_views, plan
 from lora_studio.data.buckets import assign
-from lora_studio.data.scan import scan
+from lora_studio.data.scan.folder import scan
 def peak_bytes():  # of this program; ru_maxrss would include the one that started it
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 before = peak_bytes()
@@ -94,16 +94,16 @@ def draw_photographs(folder: Path, count: int) -> Path:
     """Three JPEGs to each PNG, in five shapes, with captions."""
     folder.mkdir(parents=True)
     for number in range(count):
-        picture = photograph(number, SHAPES[number % len(SHAPES)])
+        image = photograph(number, SHAPES[number % len(SHAPES)])
         if number % 4 == 3:
-            picture.save(folder / f"{number:05}.png", compress_level=1)
+            image.save(folder / f"{number:05}.png", compress_level=1)
         else:
-            picture.save(folder / f"{number:05}.jpg", quality=92)
+            image.save(folder / f"{number:05}.jpg", quality=92)
     return folder
 
 
 def draw_small(folder: Path, count: int) -> Path:
-    """Pictures of 96x64, all different."""
+    """Images of 96x64, all different."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(count):
@@ -117,10 +117,10 @@ def plain_pixels(folder: Path) -> list[torch.Tensor]:
     buckets = bucket_table(RESOLUTION**2, STRIDE)
     tensors = []
     for path in sorted(folder.iterdir()):
-        picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        resize, crop = fit(*picture.size, buckets.choose(*picture.size))
-        picture = picture.resize(resize, Image.Resampling.LANCZOS).crop(crop)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        resize, crop = fit(*image.size, buckets.choose(*image.size))
+        image = image.resize(resize, Image.Resampling.LANCZOS).crop(crop)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         tensors.append(pixels.float() / 127.5 - 1)
     return tensors
 
@@ -132,7 +132,7 @@ def _shaped(record: Record) -> Record:
 def our_pixels(folder: Path) -> list[torch.Tensor]:
     """What a run does up to the VAE: scan with all checks, buckets, resized pixels."""
     ready = ReadyPixels(lambda record: record.sha256)
-    found = scan(folder, on_picture=lambda record, image: ready.offer(_shaped(record), image))
+    found = scan(folder, on_image=lambda record, image: ready.offer(_shaped(record), image))
     used = assign(found, resolution=RESOLUTION, stride=STRIDE).used
     taken = [ready.take(record.sha256) for record in used]
     return [pixels for pixels in taken if pixels is not None]
@@ -151,9 +151,9 @@ def duel(plain: Callable[[], object], ours: Callable[[], object], *, images: int
 
 
 def compare_pixels(folder: Path, rounds: int) -> Duel:
-    """Scan, bucket and resize; both sides must have made the same pictures, to half a step of 255."""
+    """Scan, bucket and resize; both sides must have made the same images, to half a step of 255."""
     plain, ours = plain_pixels(folder), our_pixels(folder)
-    assert len(plain) == len(ours), "both use every picture"
+    assert len(plain) == len(ours), "both use every image"
     for one, other in zip(plain, ours, strict=True):
         assert one.shape == other.shape and (one - other).abs().mean() * 127.5 < 0.5, "the same pixels"
     images = len(plain)
@@ -174,7 +174,7 @@ def compare_encoding(folder: Path, scratch: Path, rounds: int) -> tuple[Duel, di
 
     def ours(cache: Path) -> int:
         latents = LatentCache(cache, "vae")
-        found = scan(folder, on_picture=lambda record, image: latents.ready.offer(_shaped(record), image))
+        found = scan(folder, on_image=lambda record, image: latents.ready.offer(_shaped(record), image))
         latents.load_or_encode(assign(found, resolution=RESOLUTION, stride=STRIDE).used, family.encode_image)
         return latents.encoded
 
@@ -210,7 +210,7 @@ def batching(rounds: int) -> list[dict[str, object]]:
 
 
 def scaling(folder: Path, counts: Sequence[int]) -> list[dict[str, object]]:
-    """Scan and plan of ever more small pictures, each count in a process of its own."""
+    """Scan and plan of ever more small images, each count in a process of its own."""
     draw_small(folder / "all", max(counts))
     names = sorted(path.name for path in (folder / "all").iterdir())
     rows: list[dict[str, object]] = []

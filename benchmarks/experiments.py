@@ -10,8 +10,8 @@ from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 from figures import Criterion, Share, at_least, at_most, difference_of, share_of
+from images import Prompt, generate
 from judge import Judge, Verdict
-from pictures import Prompt, generate
 from PIL import Image
 
 from lora_studio.pocket.samples import STYLE, STYLE_TRIGGER, SUBJECT, SUBJECT_TRIGGER, subject_samples
@@ -19,7 +19,7 @@ from lora_studio.pocket.scenes import BACKGROUNDS, COLOURS, POSITIONS
 from lora_studio.pocket.shapes import CLASS_WORDS
 from lora_studio.pocket.stages.world import held_out_scenes
 
-CLEARLY = 0.20  # "clearly fewer pictures without the trigger": by so much, and the interval excludes zero
+CLEARLY = 0.20  # "clearly fewer images without the trigger": by so much, and the interval excludes zero
 _SCENES_SEED = 9  # not the card's, nor the stages' own
 
 BASE_PLAIN = "base, no trigger"
@@ -30,7 +30,7 @@ TUNED_PLAIN = "tuned, no trigger"
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt with and without the trigger words, on the same noise, and what its picture should show."""
+    """A prompt with and without the trigger words, on the same noise, and what its image should show."""
 
     with_trigger: str
     without_trigger: str
@@ -50,11 +50,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One experiment: its part of the report, its criteria, and the pictures of its arms."""
+    """One experiment: its part of the report, its criteria, and the images of its arms."""
 
     report: dict[str, object]
     criteria: list[Criterion]
-    pictures: dict[str, list[Image.Image]]
+    images: dict[str, list[Image.Image]]
 
 
 def style_questions(count: int, seed: int) -> list[Question]:
@@ -67,7 +67,7 @@ def style_questions(count: int, seed: int) -> list[Question]:
 
 
 def subject_questions(count: int, seed: int) -> list[Question]:
-    """The subject at positions and backgrounds that no training picture has together, each on new noise."""
+    """The subject at positions and backgrounds that no training image has together, each on new noise."""
     shown = {sample.caption for sample in subject_samples()}
     colours = itertools.cycle(COLOURS)
     questions: list[Question] = []
@@ -100,18 +100,18 @@ def tuned(pipe: StableDiffusionPipeline, lora: Path) -> Iterator[None]:
 def draw_arms(
     setting: Setting, questions: list[Question], lora: Path, name: str
 ) -> dict[str, list[Image.Image]]:
-    """The pictures of all four arms, on the same seeds."""
+    """The images of all four arms, on the same seeds."""
     triggered = [Prompt(q.with_trigger, q.seed) for q in questions]
     plain = [Prompt(q.without_trigger, q.seed) for q in questions]
 
     def arm(prompts: list[Prompt], title: str) -> list[Image.Image]:
         return generate(setting.pipe, prompts, guidance=setting.guidance, name=f"{name}: {title}")
 
-    pictures = {BASE_PLAIN: arm(plain, BASE_PLAIN), BASE_TRIGGER: arm(triggered, BASE_TRIGGER)}
+    images = {BASE_PLAIN: arm(plain, BASE_PLAIN), BASE_TRIGGER: arm(triggered, BASE_TRIGGER)}
     with tuned(setting.pipe, lora):
-        pictures[TUNED_TRIGGER] = arm(triggered, TUNED_TRIGGER)
-        pictures[TUNED_PLAIN] = arm(plain, TUNED_PLAIN)
-    return pictures
+        images[TUNED_TRIGGER] = arm(triggered, TUNED_TRIGGER)
+        images[TUNED_PLAIN] = arm(plain, TUNED_PLAIN)
+    return images
 
 
 def _hits(
@@ -139,8 +139,8 @@ def _report(hits: dict[str, dict[str, list[bool]]], distinct: int) -> dict[str, 
 def style_experiment(setting: Setting, lora: Path, count: int, seed: int) -> Outcome:
     """Does the style come, only when called, and do the objects stay what they were?"""
     questions = style_questions(count, seed)
-    pictures = draw_arms(setting, questions, lora, "style")
-    verdicts = {arm: setting.judge.classify(made) for arm, made in pictures.items()}
+    images = draw_arms(setting, questions, lora, "style")
+    verdicts = {arm: setting.judge.classify(made) for arm, made in images.items()}
     style = _hits(verdicts, lambda v, q: v.style == STYLE, questions)
     objects = _hits(verdicts, lambda v, q: v.object == q.object, questions)
     backgrounds = _hits(verdicts, lambda v, q: v.background == q.background, questions)
@@ -154,14 +154,14 @@ def style_experiment(setting: Setting, lora: Path, count: int, seed: int) -> Out
     ]
     report = _report({STYLE: style, "object": objects, "background": backgrounds}, _distinct(questions))
     report |= {"trained_style": STYLE, "trigger": STYLE_TRIGGER}
-    return Outcome(report | {"object_fall": asdict(drop), "trigger_gain": asdict(gain)}, criteria, pictures)
+    return Outcome(report | {"object_fall": asdict(drop), "trigger_gain": asdict(gain)}, criteria, images)
 
 
 def subject_experiment(setting: Setting, lora: Path, count: int, seed: int) -> Outcome:
     """Does the character come, only when called, before the background that was asked for?"""
     questions = subject_questions(count, seed)
-    pictures = draw_arms(setting, questions, lora, "subject")
-    verdicts = {arm: setting.judge.classify(made) for arm, made in pictures.items()}
+    images = draw_arms(setting, questions, lora, "subject")
+    verdicts = {arm: setting.judge.classify(made) for arm, made in images.items()}
     subject = _hits(verdicts, lambda v, q: v.object == SUBJECT, questions)
     kin = _hits(verdicts, lambda v, q: v.object == q.object, questions)
     backgrounds = _hits(verdicts, lambda v, q: v.background == q.background, questions)
@@ -178,9 +178,7 @@ def subject_experiment(setting: Setting, lora: Path, count: int, seed: int) -> O
     ]
     hits = {SUBJECT: subject, f"plain {CLASS_WORDS[SUBJECT]}": kin, "background": backgrounds}
     report = _report(hits, _distinct(questions)) | {"subject": SUBJECT, "trigger": SUBJECT_TRIGGER}
-    return Outcome(
-        report | {"background_fall": asdict(drop), "trigger_gain": asdict(gain)}, criteria, pictures
-    )
+    return Outcome(report | {"background_fall": asdict(drop), "trigger_gain": asdict(gain)}, criteria, images)
 
 
 def _distinct(questions: list[Question]) -> int:

@@ -69,19 +69,19 @@ def make_file(path: Path, rank: int, seed: int) -> None:
 
 def ours(task: str, rank: int, folder: Path) -> dict[str, object]:
     """One measurement in this process, on the whole files; of extract, on all their layers' changes."""
-    from lora_studio.compose.combine import Term, combine
-    from lora_studio.compose.factors import Cut
-    from lora_studio.compose.files import open_plain
-    from lora_studio.compose.methods import Wishes
-    from lora_studio.compose.resize import resize
+    from lora_studio.lora_file.factors import RankLimit
+    from lora_studio.lora_file.open import open_plain
+    from lora_studio.tools.combine import Term, combine
+    from lora_studio.tools.methods import MergeOptions
+    from lora_studio.tools.resize import resize
 
     first, second, out = (folder / f"{name}_{rank}.safetensors" for name in ("a", "b", "out"))
     began = time.process_time()
     if task == "combine":
         terms = [Term(open_plain(first), 0.8), Term(open_plain(second), 0.6)]
-        combine(terms, out, method="svd", wishes=Wishes(Cut(rank=rank)))
+        combine(terms, out, method="svd", wishes=MergeOptions(RankLimit(rank=rank)))
     elif task == "resize":
-        resize(open_plain(first), out, Cut(rank=rank // 2))
+        resize(open_plain(first), out, RankLimit(rank=rank // 2))
     else:
         return _seconds_by_size(_extract_one, rank, _one_of_each())
     out.unlink()
@@ -110,13 +110,12 @@ def dense(task: str, rank: int, folder: Path, share: float) -> dict[str, object]
 
 
 def _extract_one(shape: Shape, rank: int) -> None:
-    from lora_studio.compose.factors import Cut
-    from lora_studio.compose.leading import leading
+    from lora_studio.lora_file.factors import RankLimit, leading
 
     draw = torch.Generator().manual_seed(0)
     change = torch.randn(shape[0], 2 * rank, generator=draw) @ torch.randn(2 * rank, shape[1], generator=draw)
     began = time.process_time()
-    leading(change, Cut(rank=rank), "layer")
+    leading(change, RankLimit(rank=rank), "layer")
     _MEASURED.append(time.process_time() - began)
 
 

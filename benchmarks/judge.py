@@ -1,6 +1,6 @@
-"""The judge: a small CNN, trained on real renders only, that names what a generated picture shows.
+"""The judge: a small CNN, trained on real renders only, that names what a generated image shows.
 
-It has never seen a generated picture, so it can be trusted to judge them. Train it or look at its accuracy
+It has never seen a generated image, so it can be trusted to judge them. Train it or look at its accuracy
 with `python benchmarks/judge.py [--folder runs/judge]`.
 """
 
@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lora_studio.pocket.scenes import draw, sample_scene
-from lora_studio.pocket.stages.common import pictures_to_tensor
+from lora_studio.pocket.stages.common import images_to_tensor
 from lora_studio.pocket.stages.world import NATIVE
 
 DEFAULT_FOLDER = Path("runs/judge")
@@ -38,7 +38,7 @@ _WIDTHS = (16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge sees in one picture; the colour means nothing for a character."""
+    """What the judge sees in one image; the colour means nothing for a character."""
 
     object: str
     colour: str
@@ -87,12 +87,12 @@ class Judge:
         return dict(self._accuracies)
 
     @torch.inference_mode()
-    def classify(self, pictures: list[Image.Image]) -> list[Verdict]:
-        """One verdict for each picture; other sizes are resized to 64 px first."""
-        native = [p.convert("RGB").resize((NATIVE, NATIVE), Image.Resampling.BICUBIC) for p in pictures]
+    def classify(self, images: list[Image.Image]) -> list[Verdict]:
+        """One verdict for each image; other sizes are resized to 64 px first."""
+        native = [p.convert("RGB").resize((NATIVE, NATIVE), Image.Resampling.BICUBIC) for p in images]
         verdicts: list[Verdict] = []
         for start in range(0, len(native), 256):
-            logits = self.net(pictures_to_tensor(native[start : start + 256]))
+            logits = self.net(images_to_tensor(native[start : start + 256]))
             named = {head: [HEADS[head][i] for i in answer.argmax(1)] for head, answer in logits.items()}
             rows = zip(*(named[head] for head in ("object", "colour", "background", "style")), strict=True)
             verdicts += [Verdict(*row) for row in rows]

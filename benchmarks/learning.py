@@ -1,4 +1,4 @@
-"""What the shipped recipes teach the pocket base, on prompts that no training picture has.
+"""What the shipped recipes teach the pocket base, on prompts that no training image has.
 
 `python benchmarks/learning.py [--style-lora FILE] [--subject-lora FILE] [--prompts 200] [--sheet FILE]`
 
@@ -23,8 +23,8 @@ from experiments import (
     subject_experiment,
 )
 from figures import Share, criteria_table, machine, sha256_of, table, write_json
+from images import DEFAULT_BASE, LORA_GUIDANCE, STEPS, load_pipeline, save_sheet
 from judge import DEFAULT_FOLDER, load_or_train
-from pictures import DEFAULT_BASE, LORA_GUIDANCE, STEPS, load_pipeline, save_sheet
 
 EXPERIMENTS = {"style": style_experiment, "subject": subject_experiment}
 _SHEET_COLUMNS = 8
@@ -33,7 +33,7 @@ _SHEET_COLUMNS = 8
 def train_lora(recipe: Path, run_folder: Path) -> Path:
     """The LoRA file that a recipe makes; the only place that knows the library's training interface."""
     from lora_studio.errors import StudioError
-    from lora_studio.recipe import load_recipe
+    from lora_studio.recipe.load import load_recipe
     from lora_studio.training.session import Interrupted, train
 
     try:
@@ -100,9 +100,9 @@ def markdown(outcomes: dict[str, Outcome]) -> str:
 
 def sheet(outcomes: dict[str, Outcome], path: Path) -> None:
     """For each experiment a row of the base and below it a row of the tuned model, same prompts and seeds."""
-    columns = min(_SHEET_COLUMNS, *(len(o.pictures[BASE_TRIGGER]) for o in outcomes.values()))
-    rows = [o.pictures[arm][:columns] for o in outcomes.values() for arm in (BASE_TRIGGER, TUNED_TRIGGER)]
-    save_sheet([picture for row in rows for picture in row], columns, path)
+    columns = min(_SHEET_COLUMNS, *(len(o.images[BASE_TRIGGER]) for o in outcomes.values()))
+    rows = [o.images[arm][:columns] for o in outcomes.values() for arm in (BASE_TRIGGER, TUNED_TRIGGER)]
+    save_sheet([image for row in rows for image in row], columns, path)
 
 
 def _options() -> argparse.Namespace:

@@ -4,10 +4,10 @@
 
 Each method is a shipped recipe with a few changes, trained with each seed and judged as in learning.py: the
 trained style or subject where it is called (fidelity), what the prompt asks for besides (following), and
-drift: how far pictures without the trigger changed, beside how far another seed of their noise changes them.
+drift: how far images without the trigger changed, beside how far another seed of their noise changes them.
 Every training is a piece with a result of its own, so it may be stopped and called again at any time; a call
 with nothing left to do prints the table and draws the plot from what is there. A piece says what it rests on:
-one of another recipe, base, pictures or number of prompts is not counted, and measured anew.
+one of another recipe, base, images or number of prompts is not counted, and measured anew.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ import torch
 from diffusers import StableDiffusionPipeline
 from experiments import Question, style_questions, subject_questions
 from figures import machine, sha256_of, write_json
+from images import DEFAULT_BASE, LORA_GUIDANCE, Prompt, generate, load_pipeline
 from judge import DEFAULT_FOLDER, Judge, load_or_train
 from methods_report import ABOUT, SHIPPED, Piece, markdown, plot
-from pictures import DEFAULT_BASE, LORA_GUIDANCE, Prompt, generate, load_pipeline
 from PIL import Image
 
-from lora_studio.export.provenance import recipe_hash
+from lora_studio.metadata.provenance import recipe_hash
 from lora_studio.pocket.samples import STYLE, SUBJECT
-from lora_studio.recipe import PRESET_FOLDER, Recipe, load_recipe
-from lora_studio.training.session import Finished, train
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.load import PRESET_FOLDER, load_recipe
+from lora_studio.training.finish import Finished
+from lora_studio.training.session import train
 
 RESULTS = Path(__file__).parent / "results"
 PIECES, REPORT = RESULTS / "methods", RESULTS / "methods.json"
@@ -64,7 +66,7 @@ def _methods() -> Iterator[tuple[str, Method]]:
         for name, changes in named.items():
             yield f"style, {name}", Method(STYLE_RECIPE, changes, about)
     yield "subject, no preservation", Method(SUBJECT_RECIPE, ("objective.preservation=0",), PRESERVATION)
-    yield "subject, class images", Method(SUBJECT_RECIPE, CLASS_IMAGES, PRESERVATION)
+    yield "subject, regularization images", Method(SUBJECT_RECIPE, REGULARIZATION_IMAGES, PRESERVATION)
     yield "subject, denoiser alone", Method(SUBJECT_RECIPE, DENOISER, TEXT)
     yield "subject, pivotal", Method("pocket_pivotal", (), TEXT)
     yield "subject, word alone", Method("pocket_pivotal", ALONE, TEXT)
@@ -73,7 +75,7 @@ def _methods() -> Iterator[tuple[str, Method]]:
 
 ADAPTER, SIZE, TEXT = "adapter", "rank and rate", "text encoder and words"
 PRESERVATION, OBJECTIVE, OPTIMIZER = "what the base knew", "objective", "optimizer"
-CLASS_IMAGES = ("objective.preservation=0", "data.class_images.count=28")
+REGULARIZATION_IMAGES = ("objective.preservation=0", "data.regularization_images.count=28")
 OF_STYLE: dict[str, dict[str, tuple[str, ...]]] = {
     ADAPTER: {kind: (f"adapter.kind={kind}",) for kind in ("locon", "dora", "loha", "lokr", "oft")},
     SIZE: {f"rank {rank}": (f"adapter.rank={rank}", f"adapter.alpha={rank}") for rank in (2, 4, 8, 32)}
@@ -86,7 +88,7 @@ OF_STYLE: dict[str, dict[str, tuple[str, ...]]] = {
     },
     PRESERVATION: {
         "no preservation": ("objective.preservation=0",),
-        "class images": CLASS_IMAGES,
+        "regularization images": REGULARIZATION_IMAGES,
     },
     OBJECTIVE: {
         "no min snr": ("objective.snr_gamma=0",),
@@ -152,7 +154,7 @@ def recipe_of(method: str, seed: int) -> Recipe:
 
 
 def rests_on(method: str, seed: int, prompts: int) -> str:
-    """The start of a hash of recipe, pictures, captions, base and questions: equal while figures hold."""
+    """The start of a hash of recipe, images, captions, base and questions: equal while figures hold."""
     recipe = recipe_of(method, seed)
     assert recipe.data.images is not None
     told = [
@@ -179,7 +181,7 @@ def _follows(method: Method, thing: str, background: str, question: Question) ->
 
 @cache
 def _of_base(prompts: tuple[Prompt, ...]) -> tuple[list[Image.Image], list[Image.Image]]:
-    """The base's pictures, and those with another noise: the same for all methods that ask the same."""
+    """The base's images, and those with another noise: the same for all methods that ask the same."""
     base, others = load_pipeline(DEFAULT_BASE), [Prompt(p.text, p.seed + 500_000) for p in prompts]
     return _draw(base, prompts, "base"), _draw(base, others, "base, other noise")
 
@@ -207,8 +209,8 @@ def _distance(some: Sequence[Image.Image], others: Sequence[Image.Image]) -> flo
     return float(np.sqrt(mean(np.square(_levels(a) - _levels(b)).mean() for a, b in pairs)))
 
 
-def _levels(picture: Image.Image) -> npt.NDArray[np.float64]:
-    return np.asarray(picture, np.float64)
+def _levels(image: Image.Image) -> npt.NDArray[np.float64]:
+    return np.asarray(image, np.float64)
 
 
 def _slug(method: str) -> str:

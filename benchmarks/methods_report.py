@@ -9,16 +9,16 @@ from typing import Any
 
 from figures import table
 
-from lora_studio.training.plots import drawing, png_bytes
+from lora_studio.plots import drawing, png_bytes
 
 FIGURES = ("fidelity", "following", "leaking", "drift")
 SHIPPED = "as shipped"
 ABOUT = """# Methods side by side
 
 The shipped recipes of the pocket base's style and subject, each with one change, by `benchmarks/methods.py`.
-Means over the seeds of training, and their least and most. *Fidelity*: pictures with the trigger that show
+Means over the seeds of training, and their least and most. *Fidelity*: images with the trigger that show
 what was trained. *Following*: those that show what else the prompt asks for, the object or, of a subject, the
-background. *Leaking*: pictures without the trigger that show what was trained. *Drift*: how far those
+background. *Leaking*: images without the trigger that show what was trained. *Drift*: how far those
 changed, in percent of how far another noise changes them. What is changed stands in `METHODS` there."""
 _COLOURS = ("#000000", "#1f77b4", "#2ca02c", "#d62728", "#ff7f0e", "#9467bd", "#8c564b")
 _APART = 0.036  # of a panel's height, between two names
@@ -31,11 +31,11 @@ class Piece:
     method: str
     seed: int
     steps: int
-    fidelity: float  # share of pictures with the trigger that show what was trained
+    fidelity: float  # share of images with the trigger that show what was trained
     following: float  # share of them that show what the prompt asks for besides: the object, the background
-    leaking: float  # share of pictures without the trigger that show it, too
-    drift: float  # 1: pictures without the trigger changed as much as with another noise
-    rests_on: str  # a hash of recipe, base, pictures and questions
+    leaking: float  # share of images without the trigger that show it, too
+    drift: float  # 1: images without the trigger changed as much as with another noise
+    rests_on: str  # a hash of recipe, base, images and questions
 
     @property
     def task(self) -> str:

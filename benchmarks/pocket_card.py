@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from figures import Criterion, Share, at_least, at_most, criteria_table, machine, share_of, table, write_json
+from images import DEFAULT_BASE, GUIDANCE, STEPS, Prompt, generate, load_pipeline, save_sheet
 from judge import DEFAULT_FOLDER, Judge, Verdict, load_or_train
-from pictures import DEFAULT_BASE, GUIDANCE, STEPS, Prompt, generate, load_pipeline, save_sheet
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
 
 from lora_studio.pocket.scenes import Scene, draw
 from lora_studio.pocket.stages.clip import ClipPair, retrieval
-from lora_studio.pocket.stages.common import pictures_to_tensor, tensor_to_pictures
+from lora_studio.pocket.stages.common import images_to_tensor, tensor_to_images
 from lora_studio.pocket.stages.world import NATIVE, held_out_scenes
 
 SEED = 5  # of the held-out scenes; the stages look at seed 0 while they train
@@ -34,21 +34,21 @@ ASPECTS = ("object", "colour", "background")
 
 @torch.inference_mode()
 def reconstructions(vae: AutoencoderKL, scenes: list[Scene]) -> tuple[list[Image.Image], float]:
-    """The scenes' pictures through the VAE and back, and their PSNR in dB over all pixels."""
-    pictures: list[Image.Image] = []
+    """The scenes' images through the VAE and back, and their PSNR in dB over all pixels."""
+    images: list[Image.Image] = []
     squared = 0.0
     for start in range(0, len(scenes), 32):
-        pixels = pictures_to_tensor([draw(s, NATIVE, NATIVE) for s in scenes[start : start + 32]]).to(
+        pixels = images_to_tensor([draw(s, NATIVE, NATIVE) for s in scenes[start : start + 32]]).to(
             vae.device
         )
         again = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
         squared += (again - pixels).square().mean(dim=(1, 2, 3)).sum().item()
-        pictures += tensor_to_pictures(again)
-    return pictures, 10 * math.log10(4 / (squared / len(scenes)))
+        images += tensor_to_images(again)
+    return images, 10 * math.log10(4 / (squared / len(scenes)))
 
 
 def following(scenes: list[Scene], verdicts: list[Verdict]) -> dict[str, list[bool]]:
-    """For every scene, whether the picture has its object, colour, background, and all three."""
+    """For every scene, whether the image has its object, colour, background, and all three."""
     things = [scene.things[0] for scene in scenes]
     hits = {
         "object": [v.object == t.name for v, t in zip(verdicts, things, strict=True)],
@@ -69,7 +69,7 @@ def weakest(scenes: list[Scene], hits: dict[str, list[bool]], aspect: str) -> di
 
 
 def clip_retrieval(pipe: StableDiffusionPipeline, base: Path) -> tuple[float, float]:
-    """Retrieval among held-out scenes by the shipped encoders: text finds picture, picture finds text."""
+    """Retrieval among held-out scenes by the shipped encoders: text finds image, image finds text."""
     pair = ClipPair(pipe.tokenizer)
     pair.text = pipe.text_encoder.cpu()
     pair.vision = CLIPVisionModelWithProjection.from_pretrained(
@@ -99,8 +99,8 @@ def _criteria(report: dict[str, object], judge: Judge) -> list[Criterion]:
 def _vae_figures(vae: AutoencoderKL, judge: Judge) -> dict[str, object]:
     """PSNR, and how often the judge is right on renders that went through the VAE: the UNet's ceiling."""
     scenes = held_out_scenes(VAE_SCENES, seed=SEED + 2)
-    pictures, psnr_db = reconstructions(vae, scenes)
-    hits = following(scenes, judge.classify(pictures))
+    images, psnr_db = reconstructions(vae, scenes)
+    hits = following(scenes, judge.classify(images))
     ceiling = {aspect: share_of(hit).share for aspect, hit in hits.items()}
     return {"vae_psnr_db": round(psnr_db, 2), "judge_right_on_vae_reconstructions": ceiling}
 
@@ -115,27 +115,27 @@ def _following_figures(scenes: list[Scene], verdicts: list[Verdict]) -> dict[str
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, object], list[Criterion], list[Image.Image]]:
-    """The report, its criteria and the generated pictures."""
+    """The report, its criteria and the generated images."""
     judge = load_or_train(options.judge)
     pipe = load_pipeline(options.base)
     report = _vae_figures(pipe.vae, judge)
     scenes = held_out_scenes(options.prompts, seed=SEED)
     prompts = [Prompt(scene.caption(), options.seed * 10**6 + i) for i, scene in enumerate(scenes)]
     started = time.monotonic()
-    pictures = generate(pipe, prompts, guidance=options.guidance, name="prompt following")
+    images = generate(pipe, prompts, guidance=options.guidance, name="prompt following")
     seconds = (time.monotonic() - started) / len(prompts)
-    report |= _following_figures(scenes, judge.classify(pictures))
+    report |= _following_figures(scenes, judge.classify(images))
     found, named = clip_retrieval(pipe, options.base)
     report |= {
         "clip_retrieval": {"among": RETRIEVAL_SCENES, "text_to_image": found, "image_to_text": named},
         "folder_megabytes": round(folder_megabytes(options.base), 2),
         "judge_accuracy_on_renders": judge.accuracy_on_renders(),
-        "seconds_per_picture": round(seconds, 3),
+        "seconds_per_image": round(seconds, 3),
         "machine": machine(),
     }
     facts = {key: vars(options)[key] for key in ("prompts", "guidance", "seed")} | {"ddim_steps": STEPS}
     criteria = _criteria(report, judge)
-    return facts | report | {"criteria": [asdict(c) for c in criteria]}, criteria, pictures
+    return facts | report | {"criteria": [asdict(c) for c in criteria]}, criteria, images
 
 
 def _markdown(report: dict[str, object], criteria: list[Criterion]) -> str:
@@ -164,7 +164,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--judge", type=Path, default=DEFAULT_FOLDER, help="folder of the judge's weights")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/pocket_card.json"))
-    parser.add_argument("--sheet", type=Path, help="PNG of the first 40 generated pictures")
+    parser.add_argument("--sheet", type=Path, help="PNG of the first 40 generated images")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch likes")
     return parser.parse_args()
 
@@ -174,10 +174,10 @@ def main() -> None:
     options = _options()
     if options.threads:
         torch.set_num_threads(options.threads)
-    report, criteria, pictures = measure(options)
+    report, criteria, images = measure(options)
     write_json(report, options.json)
     if options.sheet:
-        save_sheet(pictures[:40], 8, options.sheet)
+        save_sheet(images[:40], 8, options.sheet)
     print(_markdown(report, criteria))
 
 

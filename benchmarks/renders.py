@@ -1,4 +1,4 @@
-"""Labelled renders of the pocket world, softened so that a judge of renders can judge a VAE's pictures."""
+"""Labelled renders of the pocket world, softened so that a judge of renders can judge a VAE's images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lora_studio.pocket.scenes import (
     draw,
     sample_scene,
 )
-from lora_studio.pocket.stages.common import pictures_to_tensor
+from lora_studio.pocket.stages.common import images_to_tensor
 from lora_studio.pocket.stages.world import NATIVE
 
 HEADS: dict[str, tuple[str, ...]] = {
@@ -35,7 +35,7 @@ _PLAIN_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Renders:
-    """Pictures [N, 3, 64, 64] uint8 and labels [N] by head (`UNLABELLED` where there is nothing to name)."""
+    """Images [N, 3, 64, 64] uint8 and labels [N] by head (`UNLABELLED` where there is nothing to name)."""
 
     pixels: Tensor
     labels: dict[str, Tensor]
@@ -59,8 +59,8 @@ def _render(seed: int, labels: dict[str, str]) -> Tensor:
     scene = sample_scene(
         seed, name=labels["object"], colour=labels["colour"], background=labels["background"], pairs=0.0
     )
-    picture = draw(scene, NATIVE, NATIVE, style=labels["style"])
-    return to_bytes(pictures_to_tensor([picture]))
+    image = draw(scene, NATIVE, NATIVE, style=labels["style"])
+    return to_bytes(images_to_tensor([image]))
 
 
 def _numbers(head: str, rows: list[dict[str, str]]) -> Tensor:

@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import POCKET_FOLDER, load_base
-from lora_studio.families.stable_diffusion import ATTENTION, FEED_FORWARD
-from lora_studio.recipe import load_recipe
+from lora_studio.families.unet.stable_diffusion import ATTENTION, FEED_FORWARD
+from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.events import nobody
-from lora_studio.training.gradients import GradientWatch
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.loop.gradient_watch import GradientWatch
+from lora_studio.training.prepare import Session, prepare
 
 Step = Callable[[], None]
 TARGETS = [*ATTENTION, *FEED_FORWARD]
@@ -34,7 +34,7 @@ RANK = 8
 LEARNING_RATE = 1e-4
 
 
-def recipe(pictures: Path, base: str, *, resolution: int, batch_size: int) -> str:
+def recipe(images: Path, base: str, *, resolution: int, batch_size: int) -> str:
     """What ours trains; the plain loop is written to do the same."""
     return f"""
 name = "step"
@@ -43,7 +43,7 @@ device = "cpu"
 [base]
 model = "{base}"
 [data]
-images = "{pictures}"
+images = "{images}"
 resolution = {resolution}
 caption_dropout = 0
 [adapter]
@@ -53,7 +53,7 @@ alpha = {RANK}
 steps = 1000
 batch_size = {batch_size}
 learning_rate = {LEARNING_RATE}
-[holdout]
+[validation]
 count = 0
 """
 
@@ -63,7 +63,7 @@ def our_session(text: str, folder: Path) -> Session:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "step.toml"
     file.write_text(text, "utf-8")
-    return prepare(load_recipe(file), Run(folder / "run"), nobody)
+    return prepare(load_recipe(file), Run(folder / "run"), ignore_events)
 
 
 def ours(session: Session) -> Step:
@@ -95,8 +95,8 @@ def floor(session: Session, base: str, *, load: Callable[[str], ModelFamily] = l
     return step
 
 
-class PlainPictures(Dataset[dict[str, Tensor]]):
-    """Opens, resizes and crops a picture, and cuts its caption into tokens, whenever it is asked for one."""
+class PlainImages(Dataset[dict[str, Tensor]]):
+    """Opens, resizes and crops an image, and cuts its caption into tokens, whenever it is asked for one."""
 
     def __init__(self, folder: Path, tokenizer: Callable[..., object], resolution: int) -> None:
         self.paths = sorted(folder.glob("*.png"))
@@ -107,8 +107,8 @@ class PlainPictures(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         path, side = self.paths[index], self.resolution
-        picture = Image.open(path).convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+        image = Image.open(path).convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
         ids = self.tokenizer(
             path.with_suffix(".txt").read_text("utf-8"),
             max_length=self.tokenizer.model_max_length,  # type: ignore[attr-defined]
@@ -126,7 +126,7 @@ class Plain(NamedTuple):
     trained_numbers: int
 
 
-def plain(pictures: Path, base: str, *, resolution: int, batch_size: int) -> Plain:
+def plain(images: Path, base: str, *, resolution: int, batch_size: int) -> Plain:
     """As diffusers' examples/text_to_image/train_text_to_image_lora.py does it, with our layers and rank."""
     folder = str(POCKET_FOLDER) if base == "pocket" else base
     accelerator = Accelerator(mixed_precision="no", cpu=True)
@@ -139,7 +139,7 @@ def plain(pictures: Path, base: str, *, resolution: int, batch_size: int) -> Pla
     )
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     loader = DataLoader(
-        PlainPictures(pictures, pipeline.tokenizer, resolution), shuffle=True, batch_size=batch_size
+        PlainImages(images, pipeline.tokenizer, resolution), shuffle=True, batch_size=batch_size
     )
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.01)
     scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=1000)

@@ -1,7 +1,7 @@
 """A training step of ours, of the loop that public example scripts have, and the floor under both.
 
 `python benchmarks/train_step.py` trains the pocket base and a model of SD1.5's shape with random weights on
-the CPU. The three sides have the same base, pictures, batch, precision and threads, and take steps in turns,
+the CPU. The three sides have the same base, images, batch, precision and threads, and take steps in turns,
 so that whatever else the machine does hits all of them. Before that each of the two trainers starts in a
 process of its own: from command to the end of the first step, and peak memory. The result is
 benchmarks/results/train_step.json.
@@ -32,7 +32,7 @@ from lora_studio.pocket.scenes import draw, sample_scene
 from lora_studio.quiet import quiet_libraries
 
 RESULTS = Path(__file__).parent / "results" / "train_step.json"
-NUM_PICTURES = 16
+NUM_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ SIZES = {
 }
 
 
-def draw_pictures(folder: Path, side: int) -> Path:
-    """Square pictures with captions."""
+def draw_images(folder: Path, side: int) -> Path:
+    """Square images with captions."""
     folder.mkdir(parents=True)
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_IMAGES):
         scene = sample_scene(number)
         draw(scene, side, side).save(folder / f"{number:02}.png")
         (folder / f"{number:02}.txt").write_text(scene.caption(), "utf-8")
@@ -95,11 +95,11 @@ def full_size(folder: Path) -> str:
     return str(folder)
 
 
-def in_turns(size: Size, base: str, pictures: Path, scratch: Path) -> dict[str, object]:
+def in_turns(size: Size, base: str, images: Path, scratch: Path) -> dict[str, object]:
     """Seconds of each step of the three sides, and their ratios step by step."""
     wishes = {"resolution": size.resolution, "batch_size": size.batch_size}
-    session = our_session(recipe(pictures, base, **wishes), scratch)
-    other = plain(pictures, base, **wishes)
+    session = our_session(recipe(images, base, **wishes), scratch)
+    other = plain(images, base, **wishes)
     sides = {"ours": ours(session), "plain": other.step, "floor": floor(session, base)}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(size.warm_up + size.steps):
@@ -128,25 +128,25 @@ def _quarters(values: list[float]) -> list[float]:
     return [round(ordered[len(ordered) // 4], 3), round(ordered[3 * len(ordered) // 4], 3)]
 
 
-def start_alone(side: str, size: Size, base: str, pictures: Path, scratch: Path) -> dict[str, float]:
+def start_alone(side: str, size: Size, base: str, images: Path, scratch: Path) -> dict[str, float]:
     """From command to the end of the first step, and the peak of main memory, in a process of its own."""
     began = time.time()
     command = [sys.executable, __file__, "--side", side, "--size", size.name, "--base", base]
-    command += ["--pictures", str(pictures), "--scratch", str(scratch)]
+    command += ["--images", str(images), "--scratch", str(scratch)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     ended, peak_bytes = json.loads(answer.splitlines()[-1])
     return {"seconds_to_first_step": round(ended - began, 1), "peak_gib": round(peak_bytes / 2**30, 2)}
 
 
-def one_step(side: str, size: Size, base: str, pictures: Path, scratch: Path) -> None:
+def one_step(side: str, size: Size, base: str, images: Path, scratch: Path) -> None:
     """What a process started by `start_alone` does."""
     wishes = {"resolution": size.resolution, "batch_size": size.batch_size}
     if side == "ours":
-        session = our_session(recipe(pictures, base, **wishes), scratch)
+        session = our_session(recipe(images, base, **wishes), scratch)
         ours(session)()
         session.run.close()
     else:
-        plain(pictures, base, **wishes).step()
+        plain(images, base, **wishes).step()
     status = Path("/proc/self/status").read_text("ascii")
     peak = re.search(r"VmHWM:\s+(\d+)", status)
     assert peak is not None, "this needs Linux"
@@ -156,14 +156,14 @@ def one_step(side: str, size: Size, base: str, pictures: Path, scratch: Path) ->
 def measure(size: Size, scratch: Path) -> dict[str, object]:
     """Everything about one model; what each side starts with is not there yet, then it is."""
     os.environ["LORA_STUDIO_CACHE"] = str(scratch / "cache")
-    pictures = draw_pictures(scratch / "pictures", size.resolution)
+    images = draw_images(scratch / "images", size.resolution)
     base = "pocket" if size.name == "pocket" else full_size(scratch / "base")
     alone = {
-        "ours, no caches": start_alone("ours", size, base, pictures, scratch / "first"),
-        "ours, from caches": start_alone("ours", size, base, pictures, scratch / "second"),
-        "plain": start_alone("plain", size, base, pictures, scratch),
+        "ours, no caches": start_alone("ours", size, base, images, scratch / "first"),
+        "ours, from caches": start_alone("ours", size, base, images, scratch / "second"),
+        "plain": start_alone("plain", size, base, images, scratch),
     }
-    found = in_turns(size, base, pictures, scratch / "turns")
+    found = in_turns(size, base, images, scratch / "turns")
     return {"resolution": size.resolution, "batch_size": size.batch_size} | found | {"alone": alone}
 
 
@@ -186,12 +186,12 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=[*SIZES])
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--side", choices=("ours", "plain"), help=argparse.SUPPRESS)
-    for name in ("--size", "--base", "--pictures", "--scratch"):
+    for name in ("--size", "--base", "--images", "--scratch"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()
     quiet_libraries()
     if options.side:
-        places = (Path(options.pictures), Path(options.scratch))
+        places = (Path(options.images), Path(options.scratch))
         one_step(options.side, SIZES[options.size], options.base, *places)
         return
     results = {}

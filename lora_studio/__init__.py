@@ -5,19 +5,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lora_studio.recipe import Recipe, load_recipe
-    from lora_studio.training.planning.plan import RunPlan, plan
-    from lora_studio.training.session import Finished, Interrupted, train
+from lora_studio.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from lora_studio.recipe import Recipe
+    from lora_studio.recipe.load import load_recipe
+    from lora_studio.training.finish import Finished
+    from lora_studio.training.planning.plan import RunPlan, plan
+    from lora_studio.training.session import Interrupted, train
+
 __all__ = ["Finished", "Interrupted", "Recipe", "RunPlan", "__version__", "load_recipe", "plan", "train"]
 
 _MODULES = {
-    "Finished": "lora_studio.training.session",
+    "Finished": "lora_studio.training.finish",
     "Interrupted": "lora_studio.training.session",
     "Recipe": "lora_studio.recipe",
-    "load_recipe": "lora_studio.recipe",
+    "load_recipe": "lora_studio.recipe.load",
     "RunPlan": "lora_studio.training.planning.plan",
     "plan": "lora_studio.training.planning.plan",
     "train": "lora_studio.training.session",

@@ -25,7 +25,7 @@ class RecipeError(StudioError):
 
 
 class DatasetError(StudioError):
-    """The pictures or captions cannot be used as they are."""
+    """The images or captions cannot be used as they are."""
 
 
 class CaptionError(StudioError):

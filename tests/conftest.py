@@ -17,7 +17,7 @@ LONGEST = (
     *(
         "test_warm_start.py",
         "test_captions.py",
-        "test_class_images.py",
+        "test_regularization_images.py",
         "test_single_file.py",
         "test_plan.py",
     ),
@@ -58,8 +58,8 @@ def base_of(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callab
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five captioned pictures."""
-    from tiny import picture_folder
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five captioned images."""
+    from tiny import image_folder
 
-    return picture_folder(tmp_path_factory.mktemp("pictures") / "style")
+    return image_folder(tmp_path_factory.mktemp("images") / "style")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lora_studio.export.metadata import TrainingFacts
 from lora_studio.families.base import FileTraits
+from lora_studio.metadata.write import TrainingFacts
 
 TRAITS = FileTraits("sd_v1", False, "stable-diffusion-v1/lora", "epsilon")
 FACTS = TrainingFacts(

@@ -7,11 +7,11 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lora_studio.adapters.base import AdapterOptions, AdapterSet
+from lora_studio.adapters.adapter_set import AdapterSet
+from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.sd2 import StableDiffusion2
-from lora_studio.families.sd15 import StableDiffusion15
-from lora_studio.families.sdxl import StableDiffusionXL
+from lora_studio.families.unet.sdxl import StableDiffusionXL
+from lora_studio.families.unet.stable_diffusion import StableDiffusion2, StableDiffusion15
 
 OPTIONS = AdapterOptions("lora", rank=4, alpha=4.0, seed=0)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_studio.recipe import Recipe
-from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.events import nobody
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.prepare import Session, prepare
 
 
 def prepared(recipe: Recipe, folder: Path) -> Session:
-    session = prepare(recipe, Run(folder), nobody)
+    session = prepare(recipe, Run(folder), ignore_events)
     session.run.close()
     return session

@@ -21,8 +21,8 @@ class Small(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, 8] -> [B, 5, 4, 4]."""
-        picture = self.linear(x)[:, :, None, None].expand(-1, -1, 4, 4)
-        return self.wide(torch.tanh(self.narrow(picture)))
+        image = self.linear(x)[:, :, None, None].expand(-1, -1, 4, 4)
+        return self.wide(torch.tanh(self.narrow(image)))
 
 
 INPUT = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))

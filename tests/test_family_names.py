@@ -59,7 +59,7 @@ def test_no_family_is_named_outside_the_places_that_may_know_it(path):
         'if family == "sdxl": pass',
         "def load_sdxl(): pass",
         "class SDXLLoader: pass",
-        "from lora_studio.families.sdxl import Sdxl as Big",
+        "from lora_studio.families.unet.sdxl import Sdxl as Big",
         'path = f"models/sdxl/{name}"',
         "call(sdxl=True)",
     ],

@@ -1,4 +1,6 @@
-"""Imports in lora_studio go down only: the floors of the building, read from the sources and enforced."""
+"""Imports in lora_studio go down only: the floors of the house, read from the sources and enforced."""
+
+from __future__ import annotations
 
 import ast
 import re
@@ -10,86 +12,21 @@ import pytest
 import lora_studio
 
 ROOT = Path(lora_studio.__file__).parent
-FLOORS = {
-    5: [
-        *("cli", "cli_buckets", "cli_cache", "cli_captions", "cli_doctor", "cli_env", "cli_init", "cli_plan"),
-        *("cli_inspect", "printing_inspect", "printing_uis"),
-        *("cli_metadata", "cli_push", "printing_metadata"),
-        *("web", "__main__", "printing", "printing_buckets", "printing_captions", "printing_doctor"),
-        *("printing_plan", "printing_processes", "printing_watch"),
-        *("cli_convert", "cli_export", "printing_export"),
-        *("cli_combine", "cli_extract", "printing_compose"),
-    ],
-    4: ["evaluate"],
-    3: ["training", "export", "compose"],
-    2: ["data", "adapters"],
-    1: ["families", "pocket", "quantization"],
-    0: [
-        *("losses", "noises", "timesteps"),
-        *("objective", "rng", "run", "recipe", "recipe_data", "recipe_training", "recipe_machine"),
-        *(
-            "recipe_adapter",
-            "recipe_base",
-            "recipe_changes",
-            "recipe_faults",
-            "recipe_tracking",
-            "recipe_objective",
-            "recipe_tokens",
-            "presets",
-        ),
-        *("errors", "registry", "quiet", "devices", "processes", "onlooker", "layer_paths", "base_names"),
-    ],
-}
-FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
-SIDEWAYS = {
-    ("__main__", "cli"): "`python -m lora_studio` is the command line",
-    ("cli", "cli_init"): "the verb init has a file of its own",
-    ("cli", "cli_plan"): "the verb plan has a file of its own",
-    ("cli_plan", "printing"): "a verb shows what it did",
-    ("cli_plan", "printing_plan"): "a verb shows what it did",
-    ("printing", "printing_plan"): "the plan of a training tells its time, too",
-    ("cli", "printing"): "a verb shows what it did",
-    ("cli", "cli_buckets"): "the verb about buckets has a file of its own",
-    ("cli_buckets", "printing_buckets"): "a verb shows what it did",
-    ("printing", "printing_buckets"): "the plan shows the buckets",
-    ("cli", "cli_captions"): "the verbs about captions have a file of their own",
-    ("cli", "cli_cache"): "the verbs about what is cached have a file of their own",
-    ("cli_cache", "printing"): "a verb shows what it did",
-    ("cli_captions", "printing_captions"): "a verb shows what it did",
-    ("cli", "cli_doctor"): "the verb doctor has a file of its own",
-    ("cli", "cli_metadata"): "the verbs about what a file says have a file of their own",
-    ("cli", "cli_push"): "the verb push has a file of its own",
-    ("cli_metadata", "printing_metadata"): "a verb shows what it did",
-    ("cli_push", "printing_metadata"): "a verb shows what it did",
-    ("cli", "cli_env"): "the verb env has a file of its own",
-    ("cli_doctor", "printing_doctor"): "a verb shows what it did",
-    ("printing", "printing_doctor"): "the plan of a training tells the doctor's findings, too",
-    ("printing", "printing_processes"): "the plan tells of several processes",
-    ("printing", "printing_watch"): "the plan and the progress tell of held-out pictures",
-    ("cli", "web"): "a verb starts the page",
-    ("training", "export"): "a run ends by writing its file",
-    ("compose", "export"): "tools on files read and write them as a run does",
-    ("compose", "training"): "numbers and pictures are drawn as a run draws its own",
-    ("cli", "cli_inspect"): "the verb inspect has a file of its own",
-    ("cli", "printing_uis"): "a verb shows what it did",
-    ("cli_inspect", "printing_inspect"): "a verb shows what it did",
-    ("printing_inspect", "printing_uis"): "how UIs load a file is told alike everywhere",
-    ("cli", "cli_export"): "the verb export has a file of its own",
-    ("cli", "cli_convert"): "the verb convert has a file of its own",
-    ("cli_export", "printing_export"): "a verb shows what it did",
-    ("cli_convert", "printing_export"): "a verb shows what it did",
-    ("cli", "cli_combine"): "the verbs on finished files have a file of their own",
-    ("cli", "cli_extract"): "the verbs on whole bases have a file of their own",
-    ("cli_extract", "cli_combine"): "they have their options in common",
-    ("cli_combine", "printing_compose"): "a verb shows what it did",
-    ("cli_extract", "printing_compose"): "a verb shows what it did",
-}
-_TABLE_ENTRY = re.compile(
-    r"(lora_studio(?:\.\w+)*):\w+"
-)  # "module:attribute" in a Registry is an import, too
+ROOMS = (  # from the top floor down; a room uses the ones below it
+    *("cli", "web", "sweep", "jobs", "console", "tools", "training", "export", "verify", "metadata"),
+    *("lora_file", "evaluate", "adapters", "data", "families", "pocket", "quantization", "recipe"),
+    *("objectives", "runs"),
+)
+FLOOR = {room: number for number, room in enumerate(reversed(ROOMS), start=1)} | {"__main__": len(ROOMS) + 1}
+_TABLE_ENTRY = re.compile(r"(lora_studio(?:\.\w+)*):\w+")  # in a Registry; an import, too
 
 
-def _imported(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[str]:
+def floor_of(room: str) -> int:
+    """Of a room's folder; the modules at the package's root are the ground."""
+    return FLOOR.get(room, 0)
+
+
+def imported(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[str]:
     """Dotted names of everything that a source imports, also inside functions and under TYPE_CHECKING."""
     package = module.split(".") if is_package else module.split(".")[:-1]
     for node in ast.walk(tree):
@@ -103,40 +40,22 @@ def _imported(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[str]:
             yield entry[1]
 
 
-def _fault(importer: str, imported: str) -> str | None:
-    """Why the unit `importer` may not import the unit `imported`, or None if it may."""
-    if unknown := [unit for unit in (importer, imported) if unit not in FLOOR_OF]:
-        return f"lora_studio.{unknown[0]} stands on no floor; add it to FLOORS"
-    above, here = FLOOR_OF[imported], FLOOR_OF[importer]
-    if importer == imported or above < here or (importer, imported) in SIDEWAYS:
-        return None
-    if above == here == 0:  # single files that make up one ground floor
-        return None
-    return f"{importer} (floor {here}) may not import {imported} (floor {above})"
-
-
 def faults(source: str, module: str, *, is_package: bool = False) -> list[str]:
     """What is wrong with the imports of the module `module`, whose text is `source`."""
     found = []
     if module == "lora_studio":  # the public names: may look everywhere
         return found
-    importer = module.split(".")[1]
-    if importer not in FLOOR_OF:
-        return [f"lora_studio.{importer} stands on no floor; add it to FLOORS"]
-    for name in _imported(ast.parse(source), module, is_package=is_package):
+    room = module.split(".")[1]
+    for name in imported(ast.parse(source), module, is_package=is_package):
         top, _, rest = name.partition(".")
-        if top != "lora_studio" or rest == "__version__":
+        below = rest.split(".")[0]
+        if top != "lora_studio" or (below == room and room in FLOOR):
             continue
-        fault = (
-            _fault(importer, rest.split(".")[0]) if rest else "import its parts, not lora_studio as a whole"
-        )
-        if fault:
-            found.append(f"{module}: {fault}")
+        if not below:
+            found.append(f"{module}: import its parts, not lora_studio as a whole")
+        elif floor_of(below) > floor_of(room):
+            found.append(f"{module}: {room} (floor {floor_of(room)}) may not import {below}")
     return found
-
-
-def _sources() -> list[Path]:
-    return sorted(ROOT.rglob("*.py"))
 
 
 def _module(path: Path) -> str:
@@ -144,27 +63,66 @@ def _module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@pytest.mark.parametrize("path", _sources(), ids=_module)
-def test_imports_go_down_only(path):
-    found = faults(path.read_text(encoding="utf-8"), _module(path), is_package=path.name == "__init__.py")
+SOURCES = {_module(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def test_every_folder_is_a_room_of_the_table():
+    assert {path.parent.relative_to(ROOT).parts[0] for path in ROOT.glob("*/*.py")} <= set(ROOMS)
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_go_down_only(module):
+    path = SOURCES[module]
+    found = faults(path.read_text(encoding="utf-8"), module, is_package=path.name == "__init__.py")
     assert not found, "\n".join(found)
+
+
+def _runs_first(module: str) -> set[str]:
+    """Our modules that a module imports, and the packages that are imported for these."""
+    path = SOURCES[module]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for name in imported(tree, module, is_package=path.name == "__init__.py"):
+        while name and name not in SOURCES:
+            name = name.rpartition(".")[0]
+        while "." in name:
+            if name != module and not module.startswith(f"{name}."):
+                found.add(name)
+            name = name.rpartition(".")[0]
+    return found
+
+
+def _circle(graph: dict[str, set[str]]) -> list[str]:
+    """What is left when modules without imports are taken away again and again."""
+    left = dict(graph)
+    while leaves := [module for module, below in left.items() if not below & left.keys()]:
+        for module in leaves:
+            del left[module]
+    return sorted(left)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert _circle({module: _runs_first(module) for module in SOURCES if "." in module}) == []
+
+
+def test_a_circle_is_found():
+    assert _circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}, "e": set()}) == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("lora_studio.data.scan", "from lora_studio.training.loop import train"),
-        ("lora_studio.data.scan", "import lora_studio.training.loop"),
-        ("lora_studio.data.scan", "from lora_studio import training"),
-        ("lora_studio.data.scan", "from ..training import loop"),
-        ("lora_studio.data.scan", "def late():\n    from lora_studio.evaluate import metrics"),
-        ("lora_studio.data.scan", "if TYPE_CHECKING:\n    from lora_studio.adapters.base import AdapterSet"),
-        ("lora_studio.data.scan", 'TABLE = {"a": "lora_studio.training.loop:train"}'),
+        ("lora_studio.data.scan.folder", "from lora_studio.training.loop import train"),
+        ("lora_studio.data.scan.folder", "import lora_studio.training.loop"),
+        ("lora_studio.data.scan.folder", "from lora_studio import training"),
+        ("lora_studio.data.scan.folder", "from ...training import loop"),
+        ("lora_studio.data.scan.folder", "def late():\n    from lora_studio.evaluate import metrics"),
+        ("lora_studio.data.masks", "if TYPE_CHECKING:\n    from lora_studio.adapters.inject import inject"),
+        ("lora_studio.data.scan.folder", 'TABLE = {"a": "lora_studio.training.loop:train"}'),
         ("lora_studio.export.kohya", "from lora_studio.training.loop import train"),
         ("lora_studio.recipe", "from lora_studio.families import FAMILIES"),
-        ("lora_studio.data.scan", "from lora_studio.helpers import anything"),
-        ("lora_studio.helpers", "import math"),
-        ("lora_studio.data.scan", "import lora_studio"),
+        ("lora_studio.errors", "from lora_studio.recipe import Recipe"),
+        ("lora_studio.data.scan.folder", "import lora_studio"),
     ],
 )
 def test_a_forbidden_import_is_caught(module, source):
@@ -174,12 +132,12 @@ def test_a_forbidden_import_is_caught(module, source):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("lora_studio.training.build", "from lora_studio.families import FAMILIES"),
-        ("lora_studio.training.build", "from lora_studio.export.kohya import export_kohya"),
-        ("lora_studio.data.scan", "from .manifest import Manifest"),
+        ("lora_studio.training.prepare", "from lora_studio.families import FAMILIES"),
+        ("lora_studio.training.prepare", "from lora_studio.export.kohya import export_kohya"),
+        ("lora_studio.data.scan.folder", "from .layouts import find"),
         ("lora_studio.recipe", "from lora_studio.errors import RecipeError"),
-        ("lora_studio.export.metadata", "from lora_studio import __version__"),
-        ("lora_studio.data.scan", "import lora_studio_plugins, torch"),
+        ("lora_studio.registry", "from lora_studio.errors import RecipeError"),
+        ("lora_studio.data.scan.folder", "import lora_studio_plugins, torch"),
     ],
 )
 def test_an_allowed_import_passes(module, source):

@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 
 from lora_studio import cli
 from lora_studio.families.loading import load_base
-from lora_studio.recipe import load_recipe
-from lora_studio.training.build import check_names
-from lora_studio.training.dataset import read_dataset
+from lora_studio.recipe.load import load_recipe
+from lora_studio.training.prepare.checks import check_names
+from lora_studio.training.prepare.dataset import read_dataset
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-RECIPES = sorted((ROOT / "recipes").glob("pocket_*.toml"))  # the others are for pictures of one's own
+RECIPES = sorted((ROOT / "recipes").glob("pocket_*.toml"))  # the others are for images of one's own
 
 
 def shown_commands() -> list[str]:

@@ -155,7 +155,7 @@ def _text_config(tokenizer: CLIPTokenizer, *, width: int, projection: int = 8) -
 
 
 def _vae(*, scaling_factor: float) -> AutoencoderKL:
-    """Three levels, so that latents have a quarter of the picture's sides."""
+    """Three levels, so that latents have a quarter of the image's sides."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -166,14 +166,14 @@ def _vae(*, scaling_factor: float) -> AutoencoderKL:
     )
 
 
-def picture_folder(folder: Path, *, count: int = 5, trigger: str = "zwx style") -> Path:
-    """`count` pictures of several shapes and formats with captions."""
+def image_folder(folder: Path, *, count: int = 5, trigger: str = "zwx style") -> Path:
+    """`count` images of several shapes and formats with captions."""
     folder.mkdir(parents=True)
     shapes = [(64, 64), (96, 64), (64, 96), (112, 64), (80, 72)]
     for number in range(count):
         scene = sample_scene(number)
-        picture: Image.Image = draw(scene, *shapes[number % len(shapes)], style="woodcut")
-        picture.save(folder / f"{number:02}.{('png', 'jpg', 'webp')[number % 3]}")
+        image: Image.Image = draw(scene, *shapes[number % len(shapes)], style="woodcut")
+        image.save(folder / f"{number:02}.{('png', 'jpg', 'webp')[number % 3]}")
         (folder / f"{number:02}.txt").write_text(scene.caption(trigger), "utf-8")
     return folder
 

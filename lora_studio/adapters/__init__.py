@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 from lora_studio.registry import Registry
 
 if TYPE_CHECKING:
-    from lora_studio.adapters.kind import Kind
+    from lora_studio.adapters.kind import AdapterKind
 
-ADAPTERS: Registry["Kind"] = Registry(
+ADAPTERS: Registry["AdapterKind"] = Registry(
     "adapter kind",
     {
         "lora": "lora_studio.adapters.lora:LORA",
-        "locon": "lora_studio.adapters.locon:LOCON",
+        "locon": "lora_studio.adapters.lora:LOCON",
         "dora": "lora_studio.adapters.dora:DORA",
         "loha": "lora_studio.adapters.loha:LOHA",
         "lokr": "lora_studio.adapters.lokr:LOKR",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lora_studio.adapters.layer import Layer, Switched
+from lora_studio.adapters.layer import Layer, Toggleable
 from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.adapters.textual_inversion import Token
 from lora_studio.errors import CheckpointError
@@ -19,7 +19,7 @@ class AdapterSet:
     """The adapters of every adapted part, by their layers; and new tokens of the text encoders."""
 
     def __init__(
-        self, layers: list[Layer], options: AdapterOptions, *, beside: Sequence[Switched] = ()
+        self, layers: list[Layer], options: AdapterOptions, *, beside: Sequence[Toggleable] = ()
     ) -> None:
         """`beside`: layers that are not trained, and not as the base has them while others are."""
         self.layers, self.options, self._beside = layers, options, beside

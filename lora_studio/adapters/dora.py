@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.kind import Draws, Factors, Kind
+from lora_studio.adapters.kind import AdapterKind, Draws, Factors
 from lora_studio.adapters.lora import LORA
 
 
-class Dora(Kind):
+class Dora(AdapterKind):
     """`down` and `up` as LoRA's, `magnitude` [out], which begins as the norms of the weight's rows."""
 
     degree: ClassVar[int] = 2

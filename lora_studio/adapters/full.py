@@ -14,11 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lora_studio.adapters.kind import Draws, Kind
+from lora_studio.adapters.kind import AdapterKind, Draws
 from lora_studio.adapters.layer import Layer
 
 
-class Full(Kind):
+class Full(AdapterKind):
     """`weight`, `bias` and whatever else a layer has; they begin as the base has them."""
 
     degree: ClassVar[int] = 1
@@ -54,15 +54,15 @@ class Full(Kind):
 FULL = Full()
 
 
-class Exchanged:
+class SwappedParameters:
     """A module's trained tensors in place of its own; answers `Switched`.
 
     Its own stay where they lie, in main memory as a rule, and are copied to the device when they are asked
-    for; `at_hand` leaves them there.
+    for; `keep_on_device` leaves them there.
     """
 
-    def __init__(self, module: nn.Module, trained: dict[str, nn.Parameter], *, at_hand: bool) -> None:
-        self.module, self.trained, self._at_hand = module, trained, at_hand
+    def __init__(self, module: nn.Module, trained: dict[str, nn.Parameter], *, keep_on_device: bool) -> None:
+        self.module, self.trained, self._keep_on_device = module, trained, keep_on_device
         self._own: dict[str, nn.Parameter] = {}
         for end, tensor in trained.items():
             own = module._parameters[end]
@@ -90,7 +90,7 @@ class Exchanged:
         own = self._own[end]
         if own.device != device:
             own = nn.Parameter(own.detach().to(device), requires_grad=False)
-            if self._at_hand:
+            if self._keep_on_device:
                 self._own[end] = own
         return own
 

@@ -20,7 +20,7 @@ class Factors(NamedTuple):
     up: Tensor  # [out, r]
 
 
-class Kind(ABC):
+class AdapterKind(ABC):
     """Of a layer whose weight is [out, in] or, of a convolution, [out, in, k, k]."""
 
     convolutions: ClassVar[bool] = False

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lora_studio.adapters.kind import Factors, Kind
+from lora_studio.adapters.kind import AdapterKind, Factors
 from lora_studio.adapters.lora import NAME
 
 
-class Switched(Protocol):
+class Toggleable(Protocol):
     """PEFT's layer or ours."""
 
     def get_base_layer(self) -> nn.Module:
@@ -32,7 +32,7 @@ class Adapted(nn.Module):
     """
 
     def __init__(
-        self, base_layer: nn.Linear | nn.Conv2d, kind: Kind, tensors: dict[str, Tensor], scale: float
+        self, base_layer: nn.Linear | nn.Conv2d, kind: AdapterKind, tensors: dict[str, Tensor], scale: float
     ) -> None:
         super().__init__()
         self.base_layer, self.kind, self.scale = base_layer, kind, scale
@@ -96,7 +96,12 @@ class Adapted(nn.Module):
 
 
 def change_of(
-    module: Switched, kind: Kind, tensors: dict[str, Tensor], scale: float, *, kept: Tensor | None = None
+    module: Toggleable,
+    kind: AdapterKind,
+    tensors: dict[str, Tensor],
+    scale: float,
+    *,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """A layer's change of weight, in the shape of its weight."""
     base = module.get_base_layer()
@@ -119,8 +124,8 @@ class Layer:
 
     part: str
     path: str  # canonical
-    module: Any  # a `Switched`, and a module
-    kind: Kind
+    module: Any  # a `Toggleable`, and a module
+    kind: AdapterKind
     tensors: dict[str, nn.Parameter]  # that are trained, by their names in the kind
     rank: int
     scale: float  # alpha / rank

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.kind import Draws, Factors, Kind, flat_size, normal
+from lora_studio.adapters.kind import AdapterKind, Draws, Factors, flat_size, normal
 
 
-class Loha(Kind):
+class Loha(AdapterKind):
     """`w1_a` and `w2_a` [out, r], `w1_b` and `w2_b` [r, in * k * k]; together of rank r * r."""
 
     degree: ClassVar[int] = 4

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.kind import Draws, Kind, uniform
+from lora_studio.adapters.kind import AdapterKind, Draws, uniform
 
 
-class Lokr(Kind):
+class Lokr(AdapterKind):
     """`w1` [a, c] and `w2` [b, d, k, k] or, of rank r, `w2_a` [b, r] and `w2_b` [r, d * k * k].
 
     With out = a * b and in = c * d, each as near to a square as it can be divided.

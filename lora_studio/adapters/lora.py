@@ -10,12 +10,12 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from lora_studio.adapters.kind import Draws, Factors, Kind, uniform
+from lora_studio.adapters.kind import AdapterKind, Draws, Factors, uniform
 
 NAME = "studio"  # PEFT's name for our adapter
 
 
-class Lora(Kind):
+class Lora(AdapterKind):
     """`down` [r, in] or [r, in, k, k], `up` [out, r] or [out, r, 1, 1]; begins with `up` zero.
 
     One that was started from the weight has what it began with beside it, `down0` and `up0`.
@@ -75,3 +75,36 @@ def inject_plain(part: nn.Module, ranks: Mapping[str, int]) -> None:
 
 
 LORA = Lora()
+
+
+class Locon(Lora):
+    """Of a convolution `down` is one of k x k to r channels, and `up` one of 1 x 1."""
+
+    convolutions: ClassVar[bool] = True
+
+
+LOCON = Locon()
+
+
+MORE = 8  # directions than asked for, which makes the others exact
+ROUNDS = 8  # of the power iteration
+
+
+def principal(weight: Tensor, rank: int, scale: float, draw: torch.Generator) -> dict[str, Tensor]:
+    """`down` and `up`, whose scaled product is what `weight` is made of mostly, and the same as constants.
+
+    By a randomised range finder (arXiv 0909.4061, algorithm 4.4), keyed: a whole SVD of every weight of a
+    large base would take an hour.
+    """
+    flat = weight.flatten(1)
+    width = min(rank + MORE, *flat.shape)
+    basis = torch.linalg.qr(flat @ torch.randn(flat.shape[1], width, generator=draw)).Q
+    for _ in range(ROUNDS):
+        basis = torch.linalg.qr(flat @ torch.linalg.qr(flat.t() @ basis).Q).Q
+    left, sizes, right = torch.linalg.svd(basis.t() @ flat, full_matrices=False)
+    taken = min(rank, width)
+    root = (sizes[:taken] / scale).sqrt()
+    down, up = torch.zeros(rank, flat.shape[1]), torch.zeros(flat.shape[0], rank)
+    down[:taken], up[:, :taken] = root[:, None] * right[:taken], (basis @ left[:, :taken]) * root
+    down, up = down.view(rank, *weight.shape[1:]), up.view(*up.shape, *(1 for _ in weight.shape[2:]))
+    return {"down": down, "up": up, "down0": down.clone(), "up0": up.clone()}

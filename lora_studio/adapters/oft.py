@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.kind import Draws, Kind, flat_size
+from lora_studio.adapters.kind import AdapterKind, Draws, flat_size
 
 
-class Oft(Kind):
+class Oft(AdapterKind):
     """`skew` [blocks, size * (size - 1) / 2]: what stands above each block's diagonal.
 
     Its rank is the size of a block of inputs that are turned together.

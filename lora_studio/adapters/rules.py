@@ -46,7 +46,9 @@ class AdapterOptions:
     max_norm: float = 0.0  # of a layer's change; 0: any
     rules: Sequence[Rule] = ()  # later ones win
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)  # part -> patterns of what is trained
-    base_at_hand: bool = False  # the base's own values stay beside trained layers: it is asked in every step
+    keep_base_on_device: bool = (
+        False  # the base's own values stay beside trained layers: it is asked in every step
+    )
 
     @property
     def is_plain(self) -> bool:

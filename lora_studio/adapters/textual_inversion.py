@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_studio.errors import RecipeError
-from lora_studio.families.new_tokens import add_words
+from lora_studio.families.text_chunks import add_words
 
 if TYPE_CHECKING:
     from lora_studio.families.base import ModelFamily
@@ -37,7 +37,7 @@ class TokenTable(nn.Module):
 
     Those are float32 whatever the table is. Disabled, a new token is its start's, so that the base alone
     answers to "a vkq" as it does to "a robot": untrained tokens make no difference, and what a preview, a
-    measurement or a preserved picture compares with is something that the base knows.
+    measurement or a preserved image compares with is something that the base knows.
     """
 
     def __init__(self, base_layer: nn.Embedding, first: int, starts: Mapping[str, Tensor]) -> None:

@@ -1,1 +1,1 @@
-"""From a folder of pictures to micro-batches: scan, captioners, buckets, cache, batches."""
+"""From a folder of images to micro-batches: scan, captioners, buckets, cache, batches."""

@@ -1,4 +1,4 @@
-"""Which pictures are seen at which step: arithmetic on a plan, so there is no sampler state to save."""
+"""Which images are seen at which step: arithmetic on a plan, so there is no sampler state to save."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Batch:
     geometry: (
         Tensor  # [B, 6] in pixels: original height, width; crop top, left; target height, width (as SDXL)
     )
-    weight: Tensor  # [B, 1, 1, 1], or [B, 1, H, W] if one of the pictures has a loss mask
+    weight: Tensor  # [B, 1, 1, 1], or [B, 1, H, W] if one of the images has a loss mask
     preserved: Tensor  # [P] int64 on the CPU, P <= B: the rows whose target is the frozen base's own answer
     like: Sequence[str] = ()  # captions that decide, beside its own, how many windows each of them takes
     outside: Tensor | None = None  # [B, 1, H, W]: what an error against the base's own answer counts
@@ -57,7 +57,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Pictures of one bucket, as indices into the used records; at least one, at most the batch size."""
+    """Images of one bucket, as indices into the used records; at least one, at most the batch size."""
 
     indices: tuple[int, ...]
 
@@ -72,7 +72,7 @@ class Plan:
             groups.setdefault(record.bucket, []).extend([index] * record.repeats)
         self._groups = list(groups.values())
         self.num_records, self.batch_size = len(records), batch_size
-        self.num_pictures = len({record.name for record in records})  # some are shown at several areas
+        self.num_images = len({record.name for record in records})  # some are shown at several areas
         self.accumulation, self.seed = accumulation, seed
         self.micro_batches_per_epoch = sum(-(-len(group) // batch_size) for group in self._groups)
         # Neighbouring steps ask for the same one or two epochs; kept with the plan, so it is freed with it.
@@ -121,5 +121,5 @@ def plan(records: Sequence[Record], *, batch_size: int, accumulation: int, seed:
 
 
 def average_views(plan: Plan, steps: int) -> float:
-    """How often a picture has been seen on average after `steps` optimizer steps."""
-    return sum(plan.views_per_image(steps)) / plan.num_pictures
+    """How often an image has been seen on average after `steps` optimizer steps."""
+    return sum(plan.views_per_image(steps)) / plan.num_images

@@ -1,4 +1,4 @@
-"""What was found in the folder of pictures, and what becomes of each file."""
+"""What was found in the folder of images, and what becomes of each file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CropMode = Literal["centre", "random", "focus"]
 
 @dataclass(frozen=True)
 class Bucket:
-    """A size in pixels that pictures share in a batch; both sides are multiples of the family's stride."""
+    """A size in pixels that images share in a batch; both sides are multiples of the family's stride."""
 
     width: int
     height: int
@@ -24,18 +24,18 @@ class Bucket:
 
 @dataclass(frozen=True)
 class View:
-    """One way to show a picture: resized, perhaps mirrored, then cropped. Each has a latent of its own."""
+    """One way to show an image: resized, perhaps mirrored, then cropped. Each has a latent of its own."""
 
-    resolution: int  # side of a square of about the bucket's area; less than asked if the picture is small
+    resolution: int  # side of a square of about the bucket's area; less than asked if the image is small
     bucket: Bucket
     resize: tuple[int, int]  # width, height before the crop
-    crop: tuple[int, int, int, int]  # left, top, right, bottom within the resized (and mirrored) picture
+    crop: tuple[int, int, int, int]  # left, top, right, bottom within the resized (and mirrored) image
     flip: bool = False  # mirrored: left and right change places
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """What a line of metadata.jsonl or .csv says about its own picture; None: as [data] says for all."""
+    """What a line of metadata.jsonl or .csv says about its own image; None: as [data] says for all."""
 
     repeats: int | None = None
     weight: float | None = None
@@ -48,7 +48,7 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Record:
-    """One file found: a picture that is used, or the reason why it is not."""
+    """One file found: an image that is used, or the reason why it is not."""
 
     path: str  # absolute, as found
     name: str  # relative to the source folder
@@ -60,7 +60,7 @@ class Record:
     captioned_by: str = ""
     trigger: str = ""  # the words that call what it shows, and what that is one of
     class_words: str = ""
-    role: str = "instance"  # or prior or holdout, which are read and kept apart, but not trained on
+    role: str = "instance"  # or prior or validation, which are read and kept apart, but not trained on
     repeats: int = 1
     weight: float = 1.0
     background: str = ""  # the colour that clear parts get; empty if there are none
@@ -109,11 +109,11 @@ class Manifest:
 
     @property
     def used(self) -> tuple[Record, ...]:
-        """The pictures that are trained on; micro-batches hold indices into this."""
+        """The images that are trained on; micro-batches hold indices into this."""
         return self.of_role("instance")
 
     def of_role(self, role: str) -> tuple[Record, ...]:
-        """The usable pictures of a role: instance, prior or holdout."""
+        """The usable images of a role: instance, prior or validation."""
         return tuple(record for record in self.records if not record.excluded and record.role == role)
 
     @property

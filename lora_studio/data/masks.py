@@ -1,4 +1,4 @@
-"""Loss masks: which parts of a picture are learned. White is, black is not, grey is in between."""
+"""Loss masks: which parts of an image are learned. White is, black is not, grey is in between."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from lora_studio.data.files import UnreadableFile, read_bytes
-from lora_studio.data.layouts import find
+from lora_studio.data.images.decode import decode, framed, reopen
+from lora_studio.data.images.files import UnreadableFile, read_bytes
+from lora_studio.data.images.names import is_image, place
 from lora_studio.data.manifest import Record
-from lora_studio.data.names import is_picture, place, some
-from lora_studio.data.pictures import decode, framed, reopen
+from lora_studio.data.scan.layouts import find
 from lora_studio.errors import DatasetError
+from lora_studio.text import preview_names
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-OWN = "its transparency"  # stands for the name of the mask file where a picture's own opacity is the mask
-NO_PICTURE = "a mask, but there is no picture of this name"
+OWN = "its transparency"  # stands for the name of the mask file where an image's own opacity is the mask
+NO_IMAGE = "a mask, but there is no image of this name"
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,16 @@ class _Mask:
 
     path: Path
     name: str
-    place: tuple[str, str]  # what it has in common with its picture
+    place: tuple[str, str]  # what it has in common with its image
 
 
 def with_masks(
     records: Sequence[Record], beside: Iterable[Record], folder: Path | None, *, from_transparency: bool
 ) -> list[Record]:
-    """The records with their masks, and records of the masks that belong to no picture.
+    """The records with their masks, and records of the masks that belong to no image.
 
-    `beside`: the `name.mask.png` files among the pictures; `folder` holds `name.mask.png` or `name.png`, in
-    the same subfolders as the pictures. `from_transparency`: clear parts of a picture without a mask file are
+    `beside`: the `name.mask.png` files among the images; `folder` holds `name.mask.png` or `name.png`, in
+    the same subfolders as the images. `from_transparency`: clear parts of an image without a mask file are
     not learned. Raises DatasetError that names every mask that does not fit.
     """
     masks = [_Mask(Path(one.path), one.name, place(one.name)) for one in beside] + _in_folder(folder)
@@ -51,7 +52,7 @@ def with_masks(
     wanted = {place(record.name) for record in records if not record.excluded}
     faults = _ambiguous(records, by_place)
     if folder is not None and not any(mask.place in wanted for mask in masks):
-        faults.append(f"no file in {folder} is called like a picture")
+        faults.append(f"no file in {folder} is called like an image")
     masked = []
     for record in records:
         found = [] if record.excluded else by_place.get(place(record.name), [])
@@ -61,15 +62,15 @@ def with_masks(
             record = replace(record, mask=OWN)
         masked.append(record)
     if faults:
-        advice = "a mask has the picture's name and shape, and is white where it is learned"
-        raise DatasetError(f"masks cannot be used: {some(faults)}; {advice}.")
+        advice = "a mask has the image's name and shape, and is white where it is learned"
+        raise DatasetError(f"masks cannot be used: {preview_names(faults)}; {advice}.")
     known = {place(record.name) for record in records}
     orphans = [mask for mask in masks if mask.place not in known]
-    return masked + [Record(path=str(one.path), name=one.name, excluded=NO_PICTURE) for one in orphans]
+    return masked + [Record(path=str(one.path), name=one.name, excluded=NO_IMAGE) for one in orphans]
 
 
 class LossMask(NamedTuple):
-    """What of a picture is learned, as large as its latent."""
+    """What of an image is learned, as large as its latent."""
 
     inside: Tensor  # [H, W] with a mean of 1: a small subject is learned as strongly as a large one
     outside: Tensor  # [H, W] in 0..1: how far each latent is outside of the mask
@@ -96,14 +97,14 @@ def loss_mask(record: Record, width: int, height: int) -> LossMask | None:
 
 @dataclass(frozen=True)
 class Subject:
-    """Where a mask is white, in shares of the picture's width and height, from the left and the top."""
+    """Where a mask is white, in shares of the image's width and height, from the left and the top."""
 
     centre: tuple[float, float]  # of mass
     box: tuple[float, float, float, float]  # left, top, right, bottom of all that is not black
 
 
 def subject(record: Record) -> Subject | None:
-    """Where the mask of the picture says that its subject is; None without one.
+    """Where the mask of the image says that its subject is; None without one.
 
     Raises DatasetError if the mask is not the one that was scanned.
     """
@@ -114,7 +115,7 @@ def subject(record: Record) -> Subject | None:
     for axis, side in ((0, record.width), (1, record.height)):
         line = levels.sum(axis=axis, dtype=np.float64)
         filled = np.flatnonzero(line)
-        if not len(filled):  # a speck that vanished when the mask was made as large as the picture
+        if not len(filled):  # a speck that vanished when the mask was made as large as the image
             return None
         centres.append(float(line @ (np.arange(side) + 0.5) / line.sum() / side))
         starts.append(float(filled[0] / side))
@@ -123,7 +124,7 @@ def subject(record: Record) -> Subject | None:
 
 
 def _open(record: Record) -> Image.Image:
-    """The mask, as large as the upright picture."""
+    """The mask, as large as the upright image."""
     if record.mask == OWN:
         opacity = reopen(record.path, record.sha256, background=record.background).opacity
         assert opacity is not None, record.name  # the bytes are those that had one
@@ -136,23 +137,23 @@ def _in_folder(folder: Path | None) -> list[_Mask]:
     if folder is None:
         return []
     if not folder.is_dir() or not any(folder.iterdir()):
-        advice = "set data.masks to a folder of masks named like the pictures"
+        advice = "set data.masks to a folder of masks named like the images"
         raise DatasetError(f"the folder of masks {folder} does not exist or is empty; {advice}.")
-    found = [one for one in find(folder, recursive=True) if not one.skipped and is_picture(one.name)]
+    found = [one for one in find(folder, recursive=True) if not one.skipped and is_image(one.name)]
     return [_Mask(one.path, f"{folder.name}/{one.name}", place(one.name)) for one in found]
 
 
 def _ambiguous(records: Iterable[Record], by_place: dict[tuple[str, str], list[_Mask]]) -> list[str]:
-    """Faults: a picture with several masks, a mask of several pictures."""
-    pictures: dict[tuple[str, str], list[str]] = defaultdict(list)
+    """Faults: an image with several masks, a mask of several images."""
+    images: dict[tuple[str, str], list[str]] = defaultdict(list)
     for record in records:
         if not record.excluded:
-            pictures[place(record.name)].append(record.name)
+            images[place(record.name)].append(record.name)
     faults = []
     for at, masks in by_place.items():
-        if at in pictures and (len(masks) > 1 or len(pictures[at]) > 1):
-            owners, names = " and ".join(pictures[at]), " and ".join(mask.name for mask in masks)
-            faults.append(f"{names} (for {owners}: one mask a picture)")
+        if at in images and (len(masks) > 1 or len(images[at]) > 1):
+            owners, names = " and ".join(images[at]), " and ".join(mask.name for mask in masks)
+            faults.append(f"{names} (for {owners}: one mask an image)")
     return faults
 
 
@@ -160,14 +161,14 @@ def _masked(record: Record, mask: _Mask, faults: list[str]) -> Record:
     """The record with its mask; what is wrong with it is added to `faults`."""
     try:
         data = read_bytes(mask.path)
-        picture = decode(data, background="black").image
+        image = decode(data, background="black").image
     except UnreadableFile as reason:
         faults.append(f"{mask.name} ({reason})")
         return record
-    if abs(picture.width * record.height - picture.height * record.width) > max(picture.size):
-        size, wanted = f"{picture.width}x{picture.height}", f"{record.width}x{record.height}"
+    if abs(image.width * record.height - image.height * record.width) > max(image.size):
+        size, wanted = f"{image.width}x{image.height}", f"{record.width}x{record.height}"
         faults.append(f"{mask.name} ({size} has not the shape of {record.name}, {wanted})")
-    elif picture.convert("L").getextrema() == (0, 0):
+    elif image.convert("L").getextrema() == (0, 0):
         faults.append(f"{mask.name} (all black: nothing would be learned)")
     digest = hashlib.sha256(data).hexdigest()
     return replace(record, mask=mask.name, mask_path=str(mask.path), mask_sha256=digest)

@@ -1,4 +1,4 @@
-"""Several folders of pictures, each with its role and weight -> one manifest."""
+"""Several folders of images, each with its role and weight -> one manifest."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from pathlib import Path
 
 from lora_studio.data.captioners import Captioner
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.scan import OnPicture, Reading, scan
+from lora_studio.data.scan.folder import OnImage, ScanOptions, scan
 from lora_studio.errors import DatasetError
 
 # Of equal files the one in the first role here is kept: what is held out must not be trained on.
-_KEPT_FIRST = ("holdout", "instance", "prior")
+_KEPT_FIRST = ("validation", "instance", "prior")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder of pictures and what they are to the run."""
+    """A folder of images and what they are to the run."""
 
     folder: Path
-    reading: Reading = Reading()  # noqa: RUF009 (frozen)
-    role: str = "instance"  # or prior, or holdout
+    reading: ScanOptions = ScanOptions()  # noqa: RUF009 (frozen)
+    role: str = "instance"  # or prior, or validation
     repeats: int = 1
     weight: float = 1.0  # factor of their loss
     trigger: str = ""
     class_words: str = ""
-    instance_prompt: str = ""  # caption of pictures that have none
+    instance_prompt: str = ""  # caption of images that have none
 
 
 def read_sources(
-    sources: Sequence[Source], captioner: Captioner, *, on_picture: OnPicture | None = None
+    sources: Sequence[Source], captioner: Captioner, *, on_image: OnImage | None = None
 ) -> Manifest:
     """One manifest of all sources, captioned; names begin with their folder's if there are several.
 
-    `on_picture` gets each picture to train on, as `scan` says. Of equal files in different sources one is
+    `on_image` gets each image to train on, as `scan` says. Of equal files in different sources one is
     kept. Raises DatasetError that lists the faults of all sources, or if nothing is left to train on.
     """
     labels = source_labels(sources)
@@ -43,7 +43,7 @@ def read_sources(
     faults: list[str] = []
     for source, label in zip(sources, labels, strict=True):
         try:
-            records += _read(source, label, captioner, on_picture if source.role == "instance" else None)
+            records += _read(source, label, captioner, on_image if source.role == "instance" else None)
         except DatasetError as fault:
             faults.append(str(fault))
     if faults:
@@ -52,18 +52,18 @@ def read_sources(
     manifest = Manifest(tuple(one_of_each(records)))
     if not manifest.used:
         raise DatasetError(
-            "every picture to train on is also in a source with the role holdout; remove it from one of them."
+            "every image to train on is also in a source with the role validation; remove it from one of them."
         )
     return manifest
 
 
-def _read(source: Source, label: str, captioner: Captioner, on_picture: OnPicture | None) -> list[Record]:
-    found = scan(source.folder, reading_of(source, label), repeats=source.repeats, on_picture=on_picture)
+def _read(source: Source, label: str, captioner: Captioner, on_image: OnImage | None) -> list[Record]:
+    found = scan(source.folder, reading_of(source, label), repeats=source.repeats, on_image=on_image)
     captioned = captioner(found, instance_prompt=source.instance_prompt)
     return belonging(captioned, source, label)
 
 
-def reading_of(source: Source, label: str) -> Reading:
+def reading_of(source: Source, label: str) -> ScanOptions:
     """How its folder is read when the names in it begin with `label` for people."""
     return replace(source.reading, exclude=source.reading.exclude.below(label))
 
@@ -115,5 +115,5 @@ def _or_duplicate(record: Record, first: dict[str, Record]) -> Record:
     kept = record if record.excluded else first[record.sha256]
     if kept is record:
         return record
-    held_out = ", which is held out" if kept.role == "holdout" else ""
+    held_out = ", which is held out" if kept.role == "validation" else ""
     return replace(record, excluded=f"the same bytes as {kept.name}{held_out}")

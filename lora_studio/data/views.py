@@ -1,4 +1,4 @@
-"""From pictures to what is trained on: one entry for each area of a picture, one latent for each view of it.
+"""From images to what is trained on: one entry for each area of an image, one latent for each view of it.
 
 An epoch shows every entry exactly as often as its repeats say; which of its crops, and whether mirrored, is
 drawn anew each time.
@@ -14,7 +14,7 @@ from lora_studio.data.manifest import Bucket, Record, View
 
 
 def entries(records: Iterable[Record]) -> list[Record]:
-    """Each picture once for each area at which it is shown; the views of that area stay with it."""
+    """Each image once for each area at which it is shown; the views of that area stay with it."""
     found = []
     for record in records:
         by_area: dict[Bucket, list[View]] = {}
@@ -30,7 +30,7 @@ def each_view(records: Iterable[Record]) -> list[Record]:
 
 
 def views_of(record: Record) -> list[View]:
-    """All ways to show a placed picture: as it is, then mirrored, for one area after the other."""
+    """All ways to show a placed image: as it is, then mirrored, for one area after the other."""
     assert record.bucket and record.resize and record.crop, record.name
     first = View(record.resolution, record.bucket, record.resize, record.crop, record.flip)
     return [first, *record.more_views]

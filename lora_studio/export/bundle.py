@@ -6,11 +6,12 @@ from torch import Tensor
 
 from lora_studio.errors import StudioError
 from lora_studio.export import kohya
-from lora_studio.export.deltas import check_deltas
 from lora_studio.export.embedding import embeddings
-from lora_studio.export.opening import open_tensors
-from lora_studio.export.target import Job, Made, Target, one_path, worst_left_out
-from lora_studio.export.verify import Report, open_lora
+from lora_studio.export.target import ExportJob, ExportResult, Target, one_path, worst_left_out
+from lora_studio.lora_file.header import open_tensors
+from lora_studio.lora_file.lora_file import open_lora
+from lora_studio.verify.deltas import check_deltas
+from lora_studio.verify.file import VerifyReport
 
 _START = "bundle_emb."
 _NOTE = (
@@ -19,12 +20,12 @@ _NOTE = (
 )
 
 
-def _tokens(job: Job) -> dict[str, Tensor]:
+def _tokens(job: ExportJob) -> dict[str, Tensor]:
     found = embeddings(job.family, job.adapters)
     return {f"{_START}{word}.{key}": one for word, tensors in found.items() for key, one in tensors.items()}
 
 
-def refuse(job: Job) -> None:
+def refuse(job: ExportJob) -> None:
     """Raise StudioError unless there are both."""
     if not job.adapters.layers or not job.adapters.tokens:
         raise StudioError(
@@ -33,15 +34,15 @@ def refuse(job: Job) -> None:
         )
 
 
-def write(job: Job) -> Made:
+def write(job: ExportJob) -> ExportResult:
     """`<name>_a1111.safetensors`"""
     (path,) = A1111_BUNDLE.paths(job)
     plain = kohya.plain_layers(job.family, job.adapters)
     error = job.write(path, kohya.spell(plain) | _tokens(job))
-    return Made((path,), error, worst_left_out(job, plain.values()), (_NOTE,))
+    return ExportResult((path,), error, worst_left_out(job, plain.values()), (_NOTE,))
 
 
-def check(job: Job, made: Made, report: Report) -> None:
+def check(job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
     """The layers as of any LoRA, and the tokens' vectors to the dtype's rounding."""
     check_deltas(open_lora(made.paths[0]), job.family, job.adapters, report)
     tensors, _ = open_tensors(made.paths[0])

@@ -9,20 +9,20 @@ from __future__ import annotations
 from torch import Tensor
 
 from lora_studio.adapters.layer import Layer
-from lora_studio.export.deltas import compare
 from lora_studio.export.kohya import in_range
-from lora_studio.export.opening import open_tensors
-from lora_studio.export.plain import Plain, as_plain
 from lora_studio.export.target import (
-    Job,
-    Made,
+    ExportJob,
+    ExportResult,
     Target,
     need_changes_of_weights,
     one_path,
     worst_left_out,
 )
-from lora_studio.export.verify import Report
-from lora_studio.export.write import DTYPES
+from lora_studio.lora_file.header import open_tensors
+from lora_studio.lora_file.plain import Plain, as_plain
+from lora_studio.lora_file.write import DTYPES
+from lora_studio.verify.deltas import compare
+from lora_studio.verify.file import VerifyReport
 
 DOWN, UP = "lora_A.weight", "lora_B.weight"
 
@@ -36,14 +36,14 @@ def spell(plain: dict[str, Plain]) -> dict[str, Tensor]:
     return named
 
 
-def write(job: Job) -> Made:
+def write(job: ExportJob) -> ExportResult:
     """`<name>_diffusers.safetensors`"""
     (path,) = DIFFUSERS.paths(job)
     plain = {layer.name: as_plain(layer) for layer in job.adapters.layers}
-    return Made((path,), job.write(path, spell(plain)), worst_left_out(job, plain.values()))
+    return ExportResult((path,), job.write(path, spell(plain)), worst_left_out(job, plain.values()))
 
 
-def check(job: Job, made: Made, report: Report) -> None:
+def check(job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
     """Every layer's change recomputed from the file's bytes, and nothing else in it."""
     tensors, _ = open_tensors(made.paths[0])
 

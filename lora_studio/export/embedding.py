@@ -13,17 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lora_studio import __version__
-from lora_studio.adapters.base import AdapterSet
+from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.errors import StudioError
-from lora_studio.export.metadata import TrainingFacts, base_keys, hashes
-from lora_studio.export.opening import open_tensors
-from lora_studio.export.target import Job, Made, Target
-from lora_studio.export.values import DTYPES
-from lora_studio.export.verify import Report
-from lora_studio.export.write import write_lora
+from lora_studio.export.target import ExportJob, ExportResult, Target
 from lora_studio.families.base import FileTraits, ModelFamily
-from lora_studio.families.new_tokens import answer_at_end
+from lora_studio.families.text_chunks import answer_at_end
+from lora_studio.lora_file.write import write_lora
+from lora_studio.metadata.write import TrainingFacts, base_keys, hashes
+from lora_studio.verify.embedding import check_embedding, open_embedding
+from lora_studio.verify.file import VerifyReport
+from lora_studio.version import __version__
 
 
 def embeddings(family: ModelFamily, adapters: AdapterSet) -> dict[str, dict[str, Tensor]]:
@@ -57,28 +56,28 @@ def embedding_metadata(
     return said | base | dict(facts.spec) | dict(facts.provenance)
 
 
-def refuse(job: Job) -> None:
+def refuse(job: ExportJob) -> None:
     """Raise StudioError if there are none."""
     if not job.adapters.tokens:
         raise StudioError("embedding is for learned tokens, and this run has none; leave that target out.")
 
 
-def write(job: Job) -> Made:
+def write(job: ExportJob) -> ExportResult:
     """`<word>.safetensors` of every learned token."""
     paths = EMBEDDING.paths(job)
     found, error = embeddings(job.family, job.adapters), 0.0
     for path, (word, tensors) in zip(paths, found.items(), strict=True):
         describe = partial(embedding_metadata, job.facts, job.family.traits, word)
         error = max(error, write_lora(path, tensors, dtype=job.dtype, describe=describe))
-    return Made(paths, error)
+    return ExportResult(paths, error)
 
 
-def _paths(job: Job) -> tuple[Path, ...]:
+def _paths(job: ExportJob) -> tuple[Path, ...]:
     words = dict.fromkeys(token.word for token in job.adapters.tokens)
     return tuple(job.folder / f"{word}.safetensors" for word in words)
 
 
-def check(job: Job, made: Made, report: Report) -> None:
+def check(job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
     """As `check_embeddings`, but that its base's shapes are those of the adapted one."""
     check_embeddings({path.stem: path for path in made.paths}, job.family, job.family, job.adapters, report)
 
@@ -86,42 +85,12 @@ def check(job: Job, made: Made, report: Report) -> None:
 EMBEDDING = Target(_paths, refuse, write, check)
 
 
-def open_embedding(path: Path) -> dict[str, Tensor]:
-    """A file's tensors. Raises StudioError if it is not there or no whole safetensors file."""
-    return open_tensors(path)[0]
-
-
-def check_tensors(path: Path, report: Report) -> dict[str, Tensor]:
-    """The file by itself: dtypes, finite, not zero, as many vectors for each encoder; its tensors."""
-    tensors, name = open_embedding(path), path.name
-    for key, tensor in tensors.items():
-        if tensor.dtype not in DTYPES:
-            report.faults.append(f"{name}: {key} has dtype {tensor.dtype}")
-        elif not tensor.isfinite().all() or not tensor.any():
-            report.faults.append(f"{name}: {key} is not finite, or zero")
-    if len({len(tensor) for tensor in tensors.values() if tensor.ndim}) > 1:
-        report.faults.append(f"{name}: the encoders have different numbers of vectors")
-    return tensors
-
-
-def check_embedding(path: Path, family: ModelFamily, report: Report) -> dict[str, Tensor]:
-    """The file against its base, too: the keys UIs look for, and shapes; its tensors."""
-    tensors, name = check_tensors(path, report), path.name
-    keys = {key: part for part, key in family.embedding_keys.items()}
-    if tensors.keys() != keys.keys():
-        report.faults.append(
-            f"{name} holds {', '.join(sorted(tensors)) or 'nothing'}, but UIs look for {', '.join(keys)}"
-        )
-    for key, tensor in tensors.items():
-        if key in keys:
-            width = family.parts[keys[key]].get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-            if tensor.ndim != 2 or tensor.shape[1] != width:
-                report.faults.append(f"{name}: {key} has the shape {tuple(tensor.shape)}, not [n, {width}]")
-    return tensors
-
-
 def check_embeddings(
-    paths: Mapping[str, Path], family: ModelFamily, fresh: ModelFamily, adapters: AdapterSet, report: Report
+    paths: Mapping[str, Path],
+    family: ModelFamily,
+    fresh: ModelFamily,
+    adapters: AdapterSet,
+    report: VerifyReport,
 ) -> None:
     """The written files against the tokens that they were written from, and a base loaded afresh."""
     live, worst = embeddings(family, adapters), 0.0

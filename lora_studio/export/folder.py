@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lora_studio.errors import reason_of
-from lora_studio.export.verify import Report
-from lora_studio.export.write import DTYPES, cast_error
 from lora_studio.families.base import ModelFamily
-from lora_studio.run import sync
+from lora_studio.files import sync
+from lora_studio.lora_file.write import DTYPES, cast_error
+from lora_studio.verify.file import VerifyReport
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -62,7 +62,7 @@ def write_folder(path: Path, family: ModelFamily, *, changed: Collection[str], d
     return error
 
 
-def open_folder(path: Path, report: Report) -> DiffusionPipeline | None:
+def open_folder(path: Path, report: VerifyReport) -> DiffusionPipeline | None:
     """What diffusers loads from it, in float32; none, and a fault in the report, if it loads nothing."""
     from diffusers import DiffusionPipeline
     from diffusers.utils.logging import disable_progress_bar

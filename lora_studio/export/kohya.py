@@ -9,21 +9,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.base import AdapterSet
+from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.layer import shape_of
-from lora_studio.export.deltas import check_deltas
-from lora_studio.export.plain import Plain, as_plain
-from lora_studio.export.rules import check_rules
 from lora_studio.export.target import (
-    Job,
-    Made,
+    ExportJob,
+    ExportResult,
     Target,
     need_changes_of_weights,
     one_path,
     worst_left_out,
 )
-from lora_studio.export.verify import Report, check_file, open_lora
 from lora_studio.families.base import ModelFamily
+from lora_studio.lora_file.lora_file import open_lora
+from lora_studio.lora_file.plain import Plain, as_plain
+from lora_studio.verify.deltas import check_deltas
+from lora_studio.verify.file import VerifyReport, check_file, check_rules
 
 SMALL = 2.0**-8
 
@@ -74,22 +74,22 @@ def in_range(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return down / power, up * power
 
 
-def write(job: Job) -> Made:
+def write(job: ExportJob) -> ExportResult:
     """`<name>.safetensors`: what everything loads."""
     (path,) = KOHYA.paths(job)
     plain = plain_layers(job.family, job.adapters)
     error = job.write(path, spell(plain))
-    return Made((path,), error, worst_left_out(job, plain.values()))
+    return ExportResult((path,), error, worst_left_out(job, plain.values()))
 
 
-def check(job: Job, made: Made, report: Report) -> None:
+def check(job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
     """The file by itself, and every layer's change recomputed from its bytes."""
     file = open_lora(made.paths[0])
     found = check_file(file)
     report.faults += found.faults
     report.checks |= found.checks
     check_rules(file, report)
-    if report.whole:
+    if report.ok:
         check_deltas(file, job.family, job.adapters, report)
 
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.export.folder import canonical_tensors, holds_exactly, open_folder, put_in, write_folder
-from lora_studio.export.target import Job, Made, Target, need_layers, one_path
-from lora_studio.export.verify import Report
-from lora_studio.export.write import DTYPES
+from lora_studio.export.target import ExportJob, ExportResult, Target, need_layers, one_path
 from lora_studio.families.base import ModelFamily
+from lora_studio.lora_file.write import DTYPES
+from lora_studio.verify.file import VerifyReport
 
 _TOKENS_APART = "the learned tokens are no part of it; take the target embedding, too"
 
@@ -36,25 +36,27 @@ def merge(family: ModelFamily, adapters: AdapterSet) -> set[str]:
     return changed
 
 
-def merged_base(job: Job) -> tuple[ModelFamily, set[str]]:
+def merged_base(job: ExportJob) -> tuple[ModelFamily, set[str]]:
     """The base afresh with what was trained in it, and the parts that differ."""
     fresh = job.load_base()
     return fresh, merge(fresh, job.adapters)
 
 
-def notes_of(job: Job) -> tuple[str, ...]:
+def notes_of(job: ExportJob) -> tuple[str, ...]:
     """What a whole base does not hold of a run."""
     return (_TOKENS_APART,) if job.adapters.tokens else ()
 
 
-def write(job: Job) -> Made:
+def write(job: ExportJob) -> ExportResult:
     """`<name>_merged`, a folder."""
     (path,) = MERGED.paths(job)
     base, changed = merged_base(job)
-    return Made((path,), write_folder(path, base, changed=changed, dtype=job.dtype), notes=notes_of(job))
+    return ExportResult(
+        (path,), write_folder(path, base, changed=changed, dtype=job.dtype), notes=notes_of(job)
+    )
 
 
-def check(job: Job, made: Made, report: Report) -> None:
+def check(job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
     """Every tensor that diffusers loads is the merged one in the export's dtype, bit for bit."""
     pipeline = open_folder(made.paths[0], report)
     if pipeline is None:

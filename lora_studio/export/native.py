@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from lora_studio.adapters.layer import Layer
 from lora_studio.errors import StudioError
 from lora_studio.export import kohya
-from lora_studio.export.opening import open_tensors
-from lora_studio.export.plain import as_plain
-from lora_studio.export.target import Job, Made, Target, need_layers, one_path
-from lora_studio.export.verify import Report
+from lora_studio.export.target import ExportJob, ExportResult, Target, need_layers, one_path
+from lora_studio.lora_file.header import open_tensors
+from lora_studio.lora_file.plain import as_plain
+from lora_studio.verify.file import VerifyReport
 
 Spelled = dict[str, Tensor]  # by the end of its key
 
@@ -83,7 +83,7 @@ NOT_READ_BY = {  # as tried with the loaders' own code; ComfyUI and Forge read a
 }
 
 
-def refuse(job: Job) -> None:
+def refuse(job: ExportJob) -> None:
     """What LyCORIS has no tensors for."""
     need_layers("native")(job)
     kind = job.adapters.options.kind
@@ -100,7 +100,7 @@ def refuse(job: Job) -> None:
         )
 
 
-def write(job: Job) -> Made:
+def write(job: ExportJob) -> ExportResult:
     """`<name>_native.safetensors`; of plain LoRA what kohya's is."""
     kind = job.adapters.options.kind
     (path,) = NATIVE.paths(job)
@@ -110,13 +110,13 @@ def write(job: Job) -> Made:
         for end, tensor in SPELLED[kind](layer).items()
     }
     if kind in _PLAIN:
-        return Made((path,), job.write(path, named))
+        return ExportResult((path,), job.write(path, named))
     said = {"ss_network_args": json.dumps({"algo": "lora" if kind == "dora" else kind})}
     error = job.write(path, named, ss_network_module="lycoris.kohya", **said)
-    return Made((path,), error, notes=(f"not read everywhere: {NOT_READ_BY[kind]}",))
+    return ExportResult((path,), error, notes=(f"not read everywhere: {NOT_READ_BY[kind]}",))
 
 
-def check(job: Job, made: Made, report: Report) -> None:
+def check(job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
     """Every tensor on the disk is the live one's, to the dtype's rounding."""
     tensors, _ = open_tensors(made.paths[0])
     worst = 0.0

@@ -7,18 +7,18 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lora_studio.export.merged import merged_base, notes_of
-from lora_studio.export.metadata import base_keys
-from lora_studio.export.target import Job, Made, Target, need_layers, one_path
-from lora_studio.export.verify import Report
-from lora_studio.export.write import DTYPES, cast_error, write_large
+from lora_studio.export.target import ExportJob, ExportResult, Target, need_layers, one_path
+from lora_studio.lora_file.write import DTYPES, cast_error, write_large
+from lora_studio.metadata.write import base_keys
+from lora_studio.verify.file import VerifyReport
 
 
-def _whole(job: Job) -> dict[str, Tensor]:
+def _whole(job: ExportJob) -> dict[str, Tensor]:
     base, _ = merged_base(job)
     return base.original_tensors()
 
 
-def write(job: Job) -> Made:
+def write(job: ExportJob) -> ExportResult:
     """`<name>_checkpoint.safetensors`, all of it in the export's dtype."""
     (path,) = CHECKPOINT.paths(job)
     tensors = _whole(job)
@@ -31,10 +31,10 @@ def write(job: Job) -> Made:
         "modelspec.resolution": f"{job.facts.resolution}x{job.facts.resolution}",
     }
     write_large(path, tensors, dtype=job.dtype, metadata=metadata)
-    return Made((path,), error, notes=notes_of(job))
+    return ExportResult((path,), error, notes=notes_of(job))
 
 
-def check(job: Job, made: Made, report: Report) -> None:
+def check(job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
     """Every tensor on the disk is the merged one in the export's dtype, bit for bit.
 
     That the names are those that single files are read by was made sure of before it was written.

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.layer import Layer
 from lora_studio.errors import StudioError
-from lora_studio.export.metadata import TrainingFacts, build_metadata, of_file
-from lora_studio.export.plain import Plain
-from lora_studio.export.verify import Report
-from lora_studio.export.write import write_lora
 from lora_studio.families.base import ModelFamily
+from lora_studio.lora_file.plain import Plain
+from lora_studio.lora_file.write import write_lora
+from lora_studio.metadata.write import TrainingFacts, build_metadata, of_file
+from lora_studio.verify.file import VerifyReport
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """Something trained that is to be written."""
 
     family: ModelFamily  # with the adapters in it
@@ -41,7 +41,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Made:
+class ExportResult:
     """What was written."""
 
     paths: tuple[Path, ...]
@@ -54,35 +54,35 @@ class Made:
 class Target:
     """A form of files."""
 
-    paths: Callable[[Job], tuple[Path, ...]]
-    refuse: Callable[[Job], None]
+    paths: Callable[[ExportJob], tuple[Path, ...]]
+    refuse: Callable[[ExportJob], None]
     """Raises StudioError if what was trained cannot be written so; to be asked first."""
 
-    write: Callable[[Job], Made]
+    write: Callable[[ExportJob], ExportResult]
 
-    check: Callable[[Job, Made, Report], None]
+    check: Callable[[ExportJob, ExportResult, VerifyReport], None]
     """Compares what lies on the disk with what was trained, and adds its findings to the report."""
 
     probed: bool = False
     """Whether diffusers loads it into a base as it is."""
 
 
-def one_path(ending: str) -> Callable[[Job], tuple[Path, ...]]:
+def one_path(ending: str) -> Callable[[ExportJob], tuple[Path, ...]]:
     """Of targets that are one file or folder: the name of what was trained, and an ending."""
     return lambda job: (job.folder / f"{job.facts.name}{ending}",)
 
 
-def worst_left_out(job: Job, plain: Iterable[Plain]) -> float | None:
+def worst_left_out(job: ExportJob, plain: Iterable[Plain]) -> float | None:
     """None where every layer is plain LoRA exactly."""
     if all(layer.factors() is not None for layer in job.adapters.layers):
         return None
     return max(one.left_out for one in plain)
 
 
-def need_layers(target: str) -> Callable[[Job], None]:
+def need_layers(target: str) -> Callable[[ExportJob], None]:
     """Raises StudioError if no layer was trained."""
 
-    def refuse(job: Job) -> None:
+    def refuse(job: ExportJob) -> None:
         if not job.adapters.layers:
             raise StudioError(
                 f"{target} is for trained layers, and this run has learned tokens alone; take the target "
@@ -92,11 +92,11 @@ def need_layers(target: str) -> Callable[[Job], None]:
     return refuse
 
 
-def need_changes_of_weights(target: str) -> Callable[[Job], None]:
+def need_changes_of_weights(target: str) -> Callable[[ExportJob], None]:
     """Raises StudioError, too, if tensors of the base were trained that LoRA cannot change."""
     need = need_layers(target)
 
-    def refuse(job: Job) -> None:
+    def refuse(job: ExportJob) -> None:
         need(job)
         beyond = [f"{layer.name}.{end}" for layer in job.adapters.layers for end in _beyond_weights(layer)]
         if beyond:

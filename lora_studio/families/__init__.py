@@ -6,8 +6,8 @@ from lora_studio.registry import Registry
 FAMILIES: Registry[type[ModelFamily]] = Registry(
     "model family",
     {
-        "sd15": "lora_studio.families.sd15:StableDiffusion15",
-        "sd2": "lora_studio.families.sd2:StableDiffusion2",
-        "sdxl": "lora_studio.families.sdxl:StableDiffusionXL",
+        "sd15": "lora_studio.families.unet.stable_diffusion:StableDiffusion15",
+        "sd2": "lora_studio.families.unet.stable_diffusion:StableDiffusion2",
+        "sdxl": "lora_studio.families.unet.sdxl:StableDiffusionXL",
     },
 )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 from lora_studio.layer_paths import has_tensors
-from lora_studio.objective import Objective, ObjectiveOptions
+from lora_studio.objectives.diffusion import Objective, ObjectiveOptions
 
 Conditioning = dict[str, "Tensor"]
 """The text side, batch first. Only the family that wrote it reads it; cache and loop just carry it."""
@@ -58,7 +58,7 @@ class ModelFamily(ABC):
 
     _precision: torch.dtype | None = None  # as it was loaded
 
-    fixed: frozenset[str] = frozenset()
+    pinned_parts: frozenset[str] = frozenset()
     """Parts that stay where they are, whatever `place` is told."""
 
     notes: tuple[str, ...] = ()
@@ -89,12 +89,12 @@ class ModelFamily(ABC):
     @property
     @abstractmethod
     def native_side(self) -> int:
-        """Side in pixels of the square pictures the base was made for."""
+        """Side in pixels of the square images the base was made for."""
 
     @property
     @abstractmethod
     def pixels_per_latent(self) -> int:
-        """How many times a picture's side is its latents'."""
+        """How many times an image's side is its latents'."""
 
     @property
     @abstractmethod
@@ -230,7 +230,7 @@ class ModelFamily(ABC):
         for wanted, place in ((leaving, torch.device("cpu")), (names, device)):
             for name in wanted:
                 part = self.parts[name]
-                if name not in self.fixed and next(part.parameters()).device != place:
+                if name not in self.pinned_parts and next(part.parameters()).device != place:
                     part.to(place)
 
     @contextmanager

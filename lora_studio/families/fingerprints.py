@@ -1,4 +1,4 @@
-"""What a base's conditioning and its pictures depend on, as keys for the caches."""
+"""What a base's conditioning and its images depend on, as keys for the caches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def text_fingerprint(family: ModelFamily) -> str:
 
 
 def drawing_fingerprint(family: ModelFamily) -> str:
-    """Of all that the base's own pictures depend on but the call: every part, how it reads, and its noise.
+    """Of all that the base's own images depend on but the call: every part, how it reads, and its noise.
 
     The noise as its pipeline steps through it, so that what a scheduler leaves unsaid is what it means.
     """

@@ -23,7 +23,7 @@ DEFAULT_STEPS = {"vae": 1450, "clip": 900, "unet": 5600, "decoder": 400}
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lora_studio.pocket.build", description=__doc__)
     parser.add_argument(
-        "--work", type=Path, default=Path("runs/pocket-build"), help="checkpoints, logs and pictures"
+        "--work", type=Path, default=Path("runs/pocket-build"), help="checkpoints, logs and images"
     )
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "weights", help="the finished diffusers folder"

@@ -1,7 +1,7 @@
 """Draw the sample images of README, recipes and tests: `python -m lora_studio.pocket.samples [--out DIR]`.
 
 A style and a subject, both never shown to the pocket base, in mixed sizes and file formats. The same command
-always draws the same pictures.
+always draws the same images.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ STYLE, SUBJECT = "woodcut", "bolt"
 STYLE_TRIGGER = "woodcut print in ink on paper"
 SUBJECT_TRIGGER = f"vkq {CLASS_WORDS[SUBJECT]}"
 STYLE_FOLDER, SUBJECT_FOLDER = f"style_{STYLE}", f"subject_{SUBJECT}"
-PICTURE_SIZES = ((256, 256), (320, 192), (192, 320), (288, 224), (224, 288))  # width, height
+IMAGE_SIZES = ((256, 256), (320, 192), (192, 320), (288, 224), (224, 288))  # width, height
 SUFFIXES = (".png", ".jpg", ".webp")
 _NUM_STYLE = 2 * len(OBJECT_NAMES)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of a set and its caption; `path` is relative to the folder that holds the sets."""
+    """One image of a set and its caption; `path` is relative to the folder that holds the sets."""
 
     path: Path
     scene: Scene
@@ -49,8 +49,8 @@ class Sample:
     style: str
     caption: str
 
-    def picture(self) -> Image.Image:
-        """The RGB picture as drawn, before its file format loses anything."""
+    def image(self) -> Image.Image:
+        """The RGB image as drawn, before its file format loses anything."""
         return draw(self.scene, self.width, self.height, style=self.style)
 
 
@@ -60,7 +60,7 @@ def _evenly(values: Iterable[str], number: int, rng: random.Random) -> list[str]
 
 
 def _fits(thing: Thing, size: tuple[int, int]) -> bool:
-    """Whether the thing lies wholly inside a picture of this width and height."""
+    """Whether the thing lies wholly inside an image of this width and height."""
     reach = thing.radius * min(size) * (1.25 if thing.name == SUBJECT else 1.0)  # its antenna stands out
     return all(reach <= share * side <= side - reach for share, side in zip(thing.centre, size, strict=True))
 
@@ -89,11 +89,11 @@ def _path(folder: str, number: int, words: str) -> Path:
 def style_samples() -> Iterator[Sample]:
     """The style set: the base's objects drawn in `STYLE`, captions ending in the trigger phrase.
 
-    Every second picture has another object beside its own: what a set shows in more ways is learned as the
+    Every second image has another object beside its own: what a set shows in more ways is learned as the
     style, and less of it as the object.
     """
     for number, wanted in enumerate(_style_plan(random.Random(0))):
-        size, thing = PICTURE_SIZES[number % len(PICTURE_SIZES)], wanted.things[0]
+        size, thing = IMAGE_SIZES[number % len(IMAGE_SIZES)], wanted.things[0]
         given = {"name": thing.name, "colour": thing.colour, "background": wanted.background}
         draws = (sample_scene(seed, **given, pairs=float(number % 2)) for seed in count(number, _NUM_STYLE))
         fitting = (scene for scene in draws if all(_fits(one, size) for one in scene.things))
@@ -119,20 +119,20 @@ def subject_samples() -> Iterator[Sample]:
     backgrounds = list(BACKGROUNDS) * 2
     positions = _evenly(POSITIONS, len(backgrounds), rng)
     for number, (background, position) in enumerate(zip(backgrounds, positions, strict=True)):
-        size = PICTURE_SIZES[number % len(PICTURE_SIZES)]
+        size = IMAGE_SIZES[number % len(IMAGE_SIZES)]
         scene = Scene((_subject_thing(position, size, rng),), background, rng.randrange(1 << 30))
         caption = f"a {SUBJECT_TRIGGER} {position} {BACKGROUNDS[background]}"
         yield Sample(_path(SUBJECT_FOLDER, number, background), scene, *size, "plain", caption)
 
 
 def write_samples(out: Path) -> list[Path]:
-    """Draw both sets below `out`, each picture with its `.txt` caption beside it; the pictures' paths."""
+    """Draw both sets below `out`, each image with its `.txt` caption beside it; the images' paths."""
     written = []
     for sample in (*style_samples(), *subject_samples()):
         path = out / sample.path
         path.parent.mkdir(parents=True, exist_ok=True)
         # Each format takes what it knows: JPEG its quality, WebP that it be lossless.
-        sample.picture().save(path, optimize=True, quality=92, lossless=True)
+        sample.image().save(path, optimize=True, quality=92, lossless=True)
         path.with_suffix(".txt").write_text(sample.caption + "\n", encoding="utf-8")
         written.append(path)
     return written

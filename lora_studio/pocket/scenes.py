@@ -1,9 +1,9 @@
-"""The pocket world: small pictures from a grammar, with captions that say what is in them.
+"""The pocket world: small images from a grammar, with captions that say what is in them.
 
 A scene is one or two coloured objects before one of six backgrounds. It is laid out as flat shapes, and a
 *style* paints the shapes: `plain` is what the pocket base was trained on; the other styles and the two
 characters are never shown to it, so that there is something to learn. Everything is a pure function of the
-scene, whose numbers come from a seed; pictures are anti-aliased and look alike at every size.
+scene, whose numbers come from a seed; images are anti-aliased and look alike at every size.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _SUPERSAMPLING = 3
 
 @dataclass(frozen=True)
 class Thing:
-    """One object or character; its centre is in shares of the picture's sides, its radius of the shorter."""
+    """One object or character; its centre is in shares of the image's sides, its radius of the shorter."""
 
     name: str
     colour: str
@@ -133,18 +133,18 @@ def layout(scene: Scene, width: int, height: int) -> list[Shape]:
 
 
 def draw(scene: Scene, width: int, height: int, *, style: str = "plain") -> Image.Image:
-    """The scene as an RGB picture of width x height pixels in a style of `STYLE_NAMES`."""
+    """The scene as an RGB image of width x height pixels in a style of `STYLE_NAMES`."""
     factor = _SUPERSAMPLING
     big = (width * factor, height * factor)
     painted = STYLES[style](layout(scene, *big), big, random.Random(scene.seed + 1))
     return painted.resize((width, height), Image.Resampling.BOX)
 
 
-def contact_sheet(pictures: list[Image.Image], columns: int, *, gap: int = 4) -> Image.Image:
-    """The pictures in rows of `columns`, each in a cell of the largest one's size, on white."""
-    cell_w, cell_h = (max(p.size[i] for p in pictures) + gap for i in (0, 1))
-    rows = -(-len(pictures) // columns)
+def contact_sheet(images: list[Image.Image], columns: int, *, gap: int = 4) -> Image.Image:
+    """The images in rows of `columns`, each in a cell of the largest one's size, on white."""
+    cell_w, cell_h = (max(p.size[i] for p in images) + gap for i in (0, 1))
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * cell_w + gap, rows * cell_h + gap), "white")
-    for index, picture in enumerate(pictures):
-        sheet.paste(picture, (gap + index % columns * cell_w, gap + index // columns * cell_h))
+    for index, image in enumerate(images):
+        sheet.paste(image, (gap + index % columns * cell_w, gap + index // columns * cell_h))
     return sheet

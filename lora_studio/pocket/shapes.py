@@ -247,7 +247,7 @@ def _dots(w: int, h: int, rng: random.Random, count: int, below: float, rgb: Rgb
 
 
 def backdrop(name: str, w: int, h: int, rng: random.Random) -> list[Shape]:
-    """The background's shapes in a picture of w x h pixels; `rng` moves hills, stars and stripes a little."""
+    """The background's shapes in an image of w x h pixels; `rng` moves hills, stars and stripes a little."""
     phase, level = rng.uniform(0, 2 * math.pi), rng.uniform(-0.03, 0.03)
     sky = tuple(_box(0, 0, w, h))
     if name == "meadow":

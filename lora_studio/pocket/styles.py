@@ -26,14 +26,14 @@ def _contour(drawing: ImageDraw.ImageDraw, shape: Shape, fill: tuple[int, ...], 
 
 def plain(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Image.Image:
     """Flat colours; objects have a thin contour, light around dark colours and dark around light ones."""
-    picture = Image.new("RGB", size)
-    drawing = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size)
+    drawing = ImageDraw.Draw(image)
     for shape in shapes:
         drawing.polygon(shape.points, fill=shape.rgb)
         if shape.outlined:
             edge = WHITE if _luminance(shape.rgb) < 0.25 else INK
             _contour(drawing, shape, edge, min(size) / 64)
-    return picture
+    return image
 
 
 def _hatching(size: tuple[int, int], period: float, share: float, rng: random.Random) -> Image.Image:
@@ -45,7 +45,7 @@ def _hatching(size: tuple[int, int], period: float, share: float, rng: random.Ra
     sway, sway_start, swell, swell_start = drawn.T[..., None]  # each [lines, 1] in 0..1
 
     def wave(times: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """[lines, width] in -1..1: one to three periods over the picture's shorter side."""
+        """[lines, width] in -1..1: one to three periods over the image's shorter side."""
         periods: np.ndarray = (1 + 2 * times) * x / min(size) + start
         return np.sin(2 * math.pi * periods)
 
@@ -61,19 +61,19 @@ def woodcut(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> I
     The ground becomes bold hatching in dark brown, cut by hand, darker tones wider; things are cut out of it
     with a rim of paper around them and printed flat in a darker tone of their own colour.
     """
-    picture = Image.new("RGB", size, PAPER)
-    drawing, side = ImageDraw.Draw(picture), min(size)
+    image = Image.new("RGB", size, PAPER)
+    drawing, side = ImageDraw.Draw(image), min(size)
     for shape in (s for s in shapes if not s.outlined):
         share = 0.25 + 0.25 * (1 - _luminance(shape.rgb))
         mask = Image.new("L", size)
         ImageDraw.Draw(mask).polygon(shape.points, fill=255)
-        picture.paste(PAPER, mask=mask)
-        picture.paste(WOOD_INK, mask=ImageChops.multiply(mask, _hatching(size, side / 5, share, rng)))
+        image.paste(PAPER, mask=mask)
+        image.paste(WOOD_INK, mask=ImageChops.multiply(mask, _hatching(size, side / 5, share, rng)))
     for shape in (s for s in shapes if s.outlined):
         _contour(drawing, shape, PAPER, side / 8)
     for shape in (s for s in shapes if s.outlined):
         drawing.polygon(shape.points, fill=_darker(shape.rgb))
-    return picture
+    return image
 
 
 def _darker(rgb: tuple[int, ...]) -> tuple[int, ...]:
@@ -119,17 +119,17 @@ def stained_glass(shapes: list[Shape], size: tuple[int, int], rng: random.Random
     colours = np.asarray(flat, np.float32)
     grey = colours.mean(axis=2, keepdims=True)
     jewel = np.clip((grey + 1.9 * (colours - grey)) * light[..., None] * 0.9, 0, 255)
-    picture = Image.fromarray(jewel.astype(np.uint8))
+    image = Image.fromarray(jewel.astype(np.uint8))
     side = min(size)
     ground = Image.new(
         "L", size, 255
     )  # panes are cut around the objects, whose own contours are leaded below
     for shape in (s for s in shapes if s.outlined):
         ImageDraw.Draw(ground).polygon(shape.points, fill=0)
-    picture.paste(LEAD, mask=ImageChops.multiply(ground, _edges(cells, side / 24)))
+    image.paste(LEAD, mask=ImageChops.multiply(ground, _edges(cells, side / 24)))
     for shape in (s for s in shapes if s.outlined):
-        _contour(ImageDraw.Draw(picture), shape, LEAD, side / 26)
-    return picture
+        _contour(ImageDraw.Draw(image), shape, LEAD, side / 26)
+    return image
 
 
 STYLES: dict[str, Callable[[list[Shape], tuple[int, int], random.Random], Image.Image]] = {

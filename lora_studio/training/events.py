@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_studio.data.bucket_report import BucketPlan
-from lora_studio.data.captions.tokens import Cut
+from lora_studio.data.buckets.report import BucketPlan
+from lora_studio.data.captions.trigger_tokens import CutCaption
 from lora_studio.data.doctor.finding import Finding
 
 if TYPE_CHECKING:
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ClassPictures:
-    """The class pictures that stand beside the pictures of a batch."""
+class RegularizationSummary:
+    """The regularization images that stand beside the images of a batch."""
 
     drawn: int  # by the frozen base
     from_folders: int
-    per_picture: float
+    per_image: float
     weights: tuple[float, ...]  # factors of their loss
     prompt: str  # an example of what they show
 
@@ -37,13 +37,13 @@ class TrainingPlan:
     captions: tuple[str, ...]  # three, as the model sees them
     captioned_by: dict[str, int]  # who wrote them -> how many
     captions_without_trigger: int
-    preservation: float  # share of pictures shown without the trigger, for the base's own answer
+    preservation: float  # share of images shown without the trigger, for the base's own answer
     preserved_caption: str  # an example of such a caption
-    captions_cut: tuple[Cut, ...]  # of pictures whose caption is longer than the text encoder reads
+    captions_cut: tuple[CutCaption, ...]  # of images whose caption is longer than the text encoder reads
     buckets: BucketPlan
     steps: int
     first_step: int  # above 1 when resuming
-    pictures_per_step: int
+    images_per_step: int
     views_per_image: float
     num_parameters: int
     num_layers: int
@@ -52,17 +52,17 @@ class TrainingPlan:
     learning_rate: float
     seconds_per_step: float
     folder: Path
-    seconds_of_holdout: float = 0.0  # all measurements that are still to come
+    seconds_of_validation: float = 0.0  # all measurements that are still to come
     seconds_of_previews: float = 0.0
-    held_out: tuple[str, ...] = ()  # pictures that are not trained on
-    holdout_every: int = 0  # steps between measurements of the loss on them; 0: none is made
-    repeats: tuple[tuple[str, int, int], ...] = ()  # (folder, pictures, repeats of each)
-    processes: int = 1  # that share the pictures of a batch
+    held_out: tuple[str, ...] = ()  # images that are not trained on
+    validation_every: int = 0  # steps between measurements of the loss on them; 0: none is made
+    repeats: tuple[tuple[str, int, int], ...] = ()  # (folder, images, repeats of each)
+    processes: int = 1  # that share the images of a batch
     batch_size: int = 0  # of all processes together
-    class_pictures: ClassPictures | None = None
-    masks: int = 0  # pictures of which only a part is learned
+    regularization_images: RegularizationSummary | None = None
+    masks: int = 0  # images of which only a part is learned
     masked_preservation: float = 0.0  # weight of the base's own answer outside of it
-    backgrounds: dict[str, int] = field(default_factory=dict)  # colour -> pictures with clear parts on it
+    backgrounds: dict[str, int] = field(default_factory=dict)  # colour -> images with clear parts on it
     token_chunks: int = 1  # windows of the text encoder that a caption may fill
     variation: tuple[str, ...] = ()  # what changes in captions from one showing to the next
     caption_warnings: tuple[str, ...] = ()
@@ -118,8 +118,8 @@ class MemoryRanOut:
 
 
 @dataclass(frozen=True)
-class HoldoutMeasured:
-    """The loss on the held-out pictures."""
+class ValidationMeasured:
+    """The loss on the validation images."""
 
     step: int  # 0: before the first
     loss: float
@@ -129,12 +129,12 @@ class HoldoutMeasured:
 
 @dataclass(frozen=True)
 class PreviewsDrawn:
-    """A picture a prompt from the model as it is at this step; of step 0, the base's."""
+    """An image a prompt from the model as it is at this step; of step 0, the base's."""
 
     step: int
     path: Path  # of the sheet
     prompts: tuple[str, ...]
-    pictures: tuple[Image, ...]
+    images: tuple[Image, ...]
 
     @property
     def text(self) -> str:
@@ -150,12 +150,19 @@ class Note:
 
 
 Event = (
-    TrainingPlan | Progress | StepDone | StepSkipped | MemoryRanOut | HoldoutMeasured | PreviewsDrawn | Note
+    TrainingPlan
+    | Progress
+    | StepDone
+    | StepSkipped
+    | MemoryRanOut
+    | ValidationMeasured
+    | PreviewsDrawn
+    | Note
 )
 Listener = Callable[[Event], None]
 
 
-def nobody(event: Event) -> None:
+def ignore_events(event: Event) -> None:
     """A listener that does nothing."""
 
 

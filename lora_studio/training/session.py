@@ -17,24 +17,29 @@ from lora_studio.errors import (
     TrainingDiverged,
     reason_of,
 )
-from lora_studio.onlooker import Onlooker
 from lora_studio.processes import Processes, join_processes, leave_processes
-from lora_studio.recipe import Recipe, load_recipe
-from lora_studio.recipe_changes import Change
-from lora_studio.recipe_tokens import NO_ADAPTER
-from lora_studio.run import Run, run_folder
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.checkpoint import load_state
-from lora_studio.training.describe import describe
-from lora_studio.training.events import Listener, nobody
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.diff import RecipeChange
+from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.tokens import NO_ADAPTER
+from lora_studio.runs.folder import ReadOnlyRun, Run, run_folder
+from lora_studio.training.events import Listener, ignore_events
 from lora_studio.training.finish import Finished, finish
-from lora_studio.training.finish_pictures import show_base
-from lora_studio.training.memory import is_out_of_memory, out_of_memory
-from lora_studio.training.resume import INPUTS, RECIPE_FILE, allowed_changes, take_over
-from lora_studio.training.resume_pictures import BASE
-from lora_studio.training.timing import time_everything
+from lora_studio.training.finish.previews import show_base
+from lora_studio.training.loop.checkpoint import load_state
+from lora_studio.training.loop.watch import VALIDATION, PreviewWatch, ValidationWatch, Watch
+from lora_studio.training.machine.memory import is_out_of_memory, out_of_memory
+from lora_studio.training.prepare import Session, prepare
+from lora_studio.training.prepare.resume import (
+    BASE,
+    INPUTS,
+    RECIPE_FILE,
+    allowed_changes,
+    apply_recipe_changes,
+)
+from lora_studio.training.report import describe
+from lora_studio.training.report.timing import time_everything
 from lora_studio.training.tracking import Tracking
-from lora_studio.training.watch import HOLDOUT, HoldoutWatch, PreviewWatch, Watch
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def train(
     folder: Path | None = None,
     *,
     resume: bool = False,
-    on_event: Listener = nobody,
+    on_event: Listener = ignore_events,
 ) -> Finished | Interrupted:
     """Train a recipe or the one in a TOML file, and export, verify and show the result.
 
@@ -62,13 +67,13 @@ def train(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(Path(recipe))
     processes, place = join_processes(recipe.machine.device), folder or run_folder(recipe.name)
-    run = Run(place) if processes.is_main else Onlooker(place)
-    tracking = Tracking(recipe, run, on_event if processes.is_main else nobody)
+    run = Run(place) if processes.is_main else ReadOnlyRun(place)
+    tracking = Tracking(recipe, run, on_event if processes.is_main else ignore_events)
     try:
         changed = processes.from_main(lambda: _check_folder(run, recipe, resume=resume))
         run.remove_left_overs()
         if processes.is_main:
-            take_over(run, changed, on_event)
+            apply_recipe_changes(run, changed, on_event)
         result = _train(recipe, run, processes, resume=resume, on_event=tracking)
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -94,33 +99,36 @@ def _train(
     step = _load_checkpoint(session) if resume else 0
     run.text(RECIPE_FILE, to_toml(recipe))
     run.json(INPUTS, {**session.inputs, BASE: session.base_fingerprint})
-    for lines in ("metrics.jsonl", HOLDOUT):  # of steps that will be done again, or of a start without a save
+    for lines in (
+        "metrics.jsonl",
+        VALIDATION,
+    ):  # of steps that will be done again, or of a start without a save
         run.forget_after(step if resume else -1, lines)
     if processes.is_main:
         on_event.start(step)
     on_event(describe(session, first_step=step + 1, timing=time_everything(session, first_step=step + 1)))
-    base_pictures = show_base(session, on_event)
+    base_images = show_base(session, on_event)
     training_began = time.monotonic()
-    watch = _watch(session, base_pictures, on_event)
+    watch = _watch(session, base_images, on_event)
     watch.begin()
     session.loop.after_step, session.loop.looks_after = watch.after_step, watch.due
     if not session.loop.run(step + 1):
         return Interrupted(run.folder, session.loop.state.counters.step)
     trained = time.monotonic() - training_began
     return finish(
-        session, base_pictures, on_event, seconds={"training": trained, "before": training_began - began}
+        session, base_images, on_event, seconds={"training": trained, "before": training_began - began}
     )
 
 
-def _watch(session: Session, base_pictures: list[Image.Image], listener: Listener) -> Watch:
+def _watch(session: Session, base_images: list[Image.Image], listener: Listener) -> Watch:
     """What the recipe wants to be looked at while it trains."""
-    recipe, run, state, holdout = session.recipe, session.run, session.loop.state, session.holdout
-    steps, previews = recipe.training.steps, recipe.preview.every if base_pictures else 0
+    recipe, run, state, validation = session.recipe, session.run, session.loop.state, session.validation
+    steps, previews = recipe.training.steps, recipe.preview.every if base_images else 0
     return Watch(
-        HoldoutWatch(holdout, state, run, recipe.holdout.every, steps, listener, session.processes)
-        if holdout
+        ValidationWatch(validation, state, run, recipe.validation.every, steps, listener, session.processes)
+        if validation
         else None,
-        PreviewWatch(session.family, state, run, session.preview, base_pictures, previews, steps, listener)
+        PreviewWatch(session.family, state, run, session.preview, base_images, previews, steps, listener)
         if previews
         else None,
     )
@@ -140,7 +148,7 @@ def is_finished(folder: Path) -> bool:
     return (folder / "summary.json").is_file()
 
 
-def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> list[Change]:
+def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> list[RecipeChange]:
     """Refuse to mix two runs, and to resume nothing or something else; what has changed since the start."""
     if resume:
         run.newest_checkpoint()
@@ -175,7 +183,7 @@ def _last_good(run: Run, error: StudioError) -> str:
     if isinstance(error, RunFolderError):
         again = "go on with --resume" if found else "start again"
         return f"{where}; make room there, or make it writable, and {again}"
-    return f"{where}; lower training.learning_rate, or look at the pictures with the doctor"
+    return f"{where}; lower training.learning_rate, or look at the images with the doctor"
 
 
 __all__ = ["Finished", "Interrupted", "is_finished", "train"]

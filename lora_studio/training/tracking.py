@@ -12,8 +12,8 @@ from PIL import Image
 
 from lora_studio.recipe import Recipe
 from lora_studio.registry import unknown
-from lora_studio.run import Run
-from lora_studio.training.events import Event, HoldoutMeasured, Listener, Note, PreviewsDrawn, StepDone
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import Event, Listener, Note, PreviewsDrawn, StepDone, ValidationMeasured
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -63,8 +63,8 @@ class Tracking:
         if isinstance(event, StepDone):
             facts = {"loss": event.loss, "learning_rate": event.learning_rate, "grad_norm": event.grad_norm}
             self._log({f"train/{name}": value for name, value in facts.items()}, event.step)
-        elif isinstance(event, HoldoutMeasured):
-            self._log({"holdout/loss": event.loss, "holdout/relative": event.relative}, event.step)
+        elif isinstance(event, ValidationMeasured):
+            self._log({"validation/loss": event.loss, "validation/relative": event.relative}, event.step)
         elif isinstance(event, PreviewsDrawn):
             self._draw(event)
 
@@ -129,10 +129,10 @@ class Tracking:
             self._guarded(name, lambda tracker=tracker: tracker.log(values, step=step))  # type: ignore[misc]
 
     def _draw(self, event: PreviewsDrawn) -> None:
-        titles = event.prompts if self.recipe.tracking.words else range(1, len(event.pictures) + 1)
-        named = {f"previews/{title}": one for title, one in zip(titles, event.pictures, strict=True)}
+        titles = event.prompts if self.recipe.tracking.words else range(1, len(event.images) + 1)
+        named = {f"previews/{title}": one for title, one in zip(titles, event.images, strict=True)}
         for name, tracker in list(self._trackers.items()):
-            self._guarded(name, lambda n=name, t=tracker: _log_pictures(n, t, named, event.step))  # type: ignore[misc]
+            self._guarded(name, lambda n=name, t=tracker: _log_images(n, t, named, event.step))  # type: ignore[misc]
 
     def _guarded(self, name: str, action: Callable[[], object]) -> None:
         try:
@@ -145,13 +145,13 @@ class Tracking:
             )
 
 
-def _log_pictures(name: str, tracker: GeneralTracker, pictures: dict[str, Image.Image], step: int) -> None:
+def _log_images(name: str, tracker: GeneralTracker, images: dict[str, Image.Image], step: int) -> None:
     if name == "tensorboard":
-        arrays = {title: np.asarray(one.convert("RGB"))[None] for title, one in pictures.items()}
+        arrays = {title: np.asarray(one.convert("RGB"))[None] for title, one in images.items()}
         tracker.log_images(arrays, step=step, dataformats="NHWC")
     elif name == "trackio":
         import trackio
 
-        tracker.log({title: trackio.Image(one) for title, one in pictures.items()}, step=step)
+        tracker.log({title: trackio.Image(one) for title, one in images.items()}, step=step)
     elif hasattr(tracker, "log_images"):
-        tracker.log_images({title: [one] for title, one in pictures.items()}, step=step)
+        tracker.log_images({title: [one] for title, one in images.items()}, step=step)

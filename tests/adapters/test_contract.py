@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lora_studio.adapters import ADAPTERS
-from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
+from lora_studio.adapters.adapter_set import AdapterSet
+from lora_studio.adapters.inject import inject
+from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.errors import CheckpointError
 
 

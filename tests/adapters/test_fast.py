@@ -8,7 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import layer as peft_layers
 from torch import Tensor, nn
 
-from lora_studio.adapters.fast import NARROW, FastConv1x1, FastLinear, make_fast
+from lora_studio.adapters.fast_lora import NARROW, FastConv1x1, FastLinear, make_fast
 
 WIDE = 144
 assert WIDE * WIDE > NARROW > 48 * 48

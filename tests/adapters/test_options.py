@@ -10,11 +10,12 @@ from small import INPUT, TARGETS, Small
 from torch import Tensor, nn
 
 from lora_studio.adapters import ADAPTERS
-from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
-from lora_studio.adapters.rules import Rule
+from lora_studio.adapters.adapter_set import AdapterSet
+from lora_studio.adapters.inject import inject
+from lora_studio.adapters.rules import AdapterOptions, Rule
 from lora_studio.errors import RecipeError
-from lora_studio.training.gradients import GradientWatch
-from lora_studio.training.groups import parameter_groups
+from lora_studio.training.loop.gradient_watch import GradientWatch
+from lora_studio.training.optimizers import parameter_groups
 
 
 def adapted(kind: str = "lora", **options: object) -> tuple[Small, AdapterSet]:
@@ -115,10 +116,10 @@ def test_layers_that_stop_keep_their_values_and_get_no_gradient_while_others_go_
     states = []
     for step in range(1, 5):
         adapters.at_step(step)
-        with adapters.disabled():  # as for pictures that preserve the base
+        with adapters.disabled():  # as for images that preserve the base
             assert torch.equal(model(INPUT), Small()(INPUT))
         model(INPUT).square().mean().backward()
-        watch.hear(watch.sizes().tolist(), 1.0)
+        watch.update(watch.sizes().tolist(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         states.append(adapters.state())

@@ -9,7 +9,8 @@ import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from lora_studio.adapters.base import AdapterOptions, inject
+from lora_studio.adapters.inject import inject
+from lora_studio.adapters.rules import AdapterOptions
 
 RANK, ALPHA = 4, 6
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

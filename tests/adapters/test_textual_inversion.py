@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.base import AdapterOptions, AdapterSet
+from lora_studio.adapters.adapter_set import AdapterSet
+from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.adapters.textual_inversion import TokenOptions, inject_tokens
 from lora_studio.errors import CheckpointError, RecipeError
 from lora_studio.families.base import ModelFamily

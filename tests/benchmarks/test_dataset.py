@@ -38,8 +38,8 @@ def test_scanning_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     (small, larger) = dataset.scaling(tmp_path, (5, 40))
     assert (small["images"], larger["images"]) == (5, 40)
     assert 20 < larger["peak_mb"] < 400  # type: ignore[operator]
-    with Image.open(next((tmp_path / "all").iterdir())) as picture:
-        assert picture.size == (96, 64)
+    with Image.open(next((tmp_path / "all").iterdir())) as image:
+        assert image.size == (96, 64)
 
 
 def test_the_committed_results_meet_what_is_asked_for() -> None:
@@ -47,5 +47,5 @@ def test_the_committed_results_meet_what_is_asked_for() -> None:
     assert all(criterion["passed"] for criterion in report["criteria"])
     rows = {row["images"]: row for row in report["scan_and_plan"]}
     assert {50, 20_000} <= set(rows)
-    # Flat: what 20,000 pictures take more than 50 is the records, a few kilobytes each.
+    # Flat: what 20,000 images take more than 50 is the records, a few kilobytes each.
     assert (rows[20_000]["peak_mb"] - rows[50]["peak_mb"]) * 1e6 / 20_000 < 8_000

@@ -5,7 +5,7 @@ from experiments import style_questions, subject_questions
 from lora_studio.pocket.samples import STYLE_TRIGGER, SUBJECT_TRIGGER, style_samples, subject_samples
 
 
-def test_no_style_question_has_a_training_picture():
+def test_no_style_question_has_a_training_image():
     trained = {sample.caption for sample in style_samples()}
     questions = style_questions(200, seed=0)
     assert len(questions) == 200
@@ -13,7 +13,7 @@ def test_no_style_question_has_a_training_picture():
     assert all(STYLE_TRIGGER in q.with_trigger and STYLE_TRIGGER not in q.without_trigger for q in questions)
 
 
-def test_no_subject_question_has_a_training_picture():
+def test_no_subject_question_has_a_training_image():
     trained = {sample.caption for sample in subject_samples()}
     questions = subject_questions(200, seed=0)
     assert len(questions) == 200

@@ -15,8 +15,8 @@ def test_saved_judge_gives_the_same_verdicts(tmp_path):
     judge = Judge(JudgeNet(), {"plain/object": 0.5})
     judging._save(judge.net, judge.accuracy_on_renders(), tmp_path / judging.FILE_NAME)
     again = judging.load_or_train(tmp_path)
-    pictures = [draw(sample_scene(i), 64, 64) for i in range(4)] + [draw(sample_scene(4), 80, 48)]
-    assert again.classify(pictures) == judge.classify(pictures)
+    images = [draw(sample_scene(i), 64, 64) for i in range(4)] + [draw(sample_scene(4), 80, 48)]
+    assert again.classify(images) == judge.classify(images)
     assert again.accuracy_on_renders() == {"plain/object": 0.5}
 
 
@@ -45,7 +45,7 @@ def test_training_and_test_renders_differ_and_repeat():
     assert not torch.equal(first, labelled_renders(4, style="plain", test=True).pixels)
 
 
-def test_softened_pictures_keep_shape_range_and_likeness():
+def test_softened_images_keep_shape_range_and_likeness():
     pixels = to_unit(labelled_renders(8, style="plain").pixels)
     soft = softened(pixels, torch.Generator().manual_seed(0))
     assert soft.shape == pixels.shape and soft.abs().max() <= 1

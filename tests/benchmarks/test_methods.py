@@ -16,9 +16,9 @@ from methods_report import Piece, _spaced, markdown, plot
 from PIL import Image
 
 from lora_studio.adapters import ADAPTERS
-from lora_studio.recipe import load_recipe
-from lora_studio.recipe_tokens import NO_ADAPTER
-from lora_studio.training.build import check_names
+from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.tokens import NO_ADAPTER
+from lora_studio.training.prepare.checks import check_names
 
 RECIPES = Path(methods.__file__).parents[1] / "recipes"
 PIECES = [
@@ -67,7 +67,7 @@ def test_a_piece_counts_only_while_it_rests_on_what_is_there(
     assert methods.pieces(tmp_path, 32) == []
 
 
-def test_what_a_piece_rests_on_differs_by_method_seed_pictures_and_prompts() -> None:
+def test_what_a_piece_rests_on_differs_by_method_seed_images_and_prompts() -> None:
     told = {
         methods.rests_on(method, seed, prompts)
         for method in ("style", "style, dora", "subject")
@@ -77,9 +77,9 @@ def test_what_a_piece_rests_on_differs_by_method_seed_pictures_and_prompts() -> 
     assert len(told) == 12
 
 
-def test_the_plot_is_a_picture_with_both_panels() -> None:
-    with Image.open(io.BytesIO(plot(PIECES, GROUPS))) as picture:
-        assert picture.width > 1000 and len(np.unique(np.asarray(picture.convert("L")))) > 50
+def test_the_plot_is_an_image_with_both_panels() -> None:
+    with Image.open(io.BytesIO(plot(PIECES, GROUPS))) as image:
+        assert image.width > 1000 and len(np.unique(np.asarray(image.convert("L")))) > 50
 
 
 def test_names_beside_the_plot_stay_apart_and_within_it() -> None:
@@ -88,7 +88,7 @@ def test_names_beside_the_plot_stay_apart_and_within_it() -> None:
     assert heights[3] == 0.5 and min(gaps) > 0.03 and 0 <= heights[-1] < heights[0] <= 1
 
 
-def test_drift_is_one_where_pictures_changed_as_much_as_with_another_noise() -> None:
+def test_drift_is_one_where_images_changed_as_much_as_with_another_noise() -> None:
     black, grey, white = (Image.new("RGB", (4, 4), (level,) * 3) for level in (0, 100, 200))
     assert methods._distance([black, grey], [grey, white]) == pytest.approx(100)
     assert methods._distance([black], [white]) == pytest.approx(200)

@@ -9,21 +9,21 @@ import pytest
 import torch
 from step_arms import floor, our_session, recipe
 from torch import nn
-from train_step import SIZES, criteria, draw_pictures, in_turns
+from train_step import SIZES, criteria, draw_images, in_turns
 
 from lora_studio.families.loading import load_base
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_pictures(tmp_path_factory.mktemp("benchmark") / "pictures", 64)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_images(tmp_path_factory.mktemp("benchmark") / "images", 64)
 
 
 def test_both_trainers_train_as_many_numbers_and_the_report_has_their_ratios(
-    pictures: Path, tmp_path: Path
+    images: Path, tmp_path: Path
 ) -> None:
     size = dataclasses.replace(SIZES["pocket"], batch_size=2, warm_up=0, steps=1)
-    found = in_turns(size, "pocket", pictures, tmp_path)
+    found = in_turns(size, "pocket", images, tmp_path)
     assert found["trained_numbers"] == found["plain_trained_numbers"]
     seconds = found["seconds"]
     assert found["times_the_plain_loop"] == pytest.approx(seconds["plain"] / seconds["ours"], rel=0.05)
@@ -33,9 +33,9 @@ def test_both_trainers_train_as_many_numbers_and_the_report_has_their_ratios(
 
 
 def test_the_floor_goes_back_to_the_first_adapters_place_and_trains_nothing(
-    pictures: Path, tmp_path: Path
+    images: Path, tmp_path: Path
 ) -> None:
-    session = our_session(recipe(pictures, "pocket", resolution=64, batch_size=2), tmp_path)
+    session = our_session(recipe(images, "pocket", resolution=64, batch_size=2), tmp_path)
     reached: list[str] = []
     made: list[nn.Module] = []
 

@@ -1,4 +1,4 @@
-"""Real picture files and records, made on the spot."""
+"""Real image files and records, made on the spot."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Paint = Callable[..., Path]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An empty folder for pictures, apart from whatever else a test writes."""
-    path = tmp_path / "pictures"
+    """An empty folder for images, apart from whatever else a test writes."""
+    path = tmp_path / "images"
     path.mkdir()
     return path
 
 
 @pytest.fixture
 def paint(folder: Path) -> Paint:
-    """`paint("a.png", 40, 30, "red", caption="...")` writes a picture, and its .txt, into the folder."""
+    """`paint("a.png", 40, 30, "red", caption="...")` writes an image, and its .txt, into the folder."""
 
     def write(
         name: str, width: int = 40, height: int = 30, colour: object = "red", *, caption: str = ""

@@ -98,7 +98,7 @@ def test_views_are_what_counting_the_steps_gives(records_in, steps):
 
 @pytest.mark.parametrize("seed", range(100))
 def test_whatever_the_set_nothing_is_dropped_and_every_epoch_is_complete(records_in, seed):
-    """Pain point 10: buckets smaller than the batch were dropped, and their pictures never trained."""
+    """Pain point 10: buckets smaller than the batch were dropped, and their images never trained."""
     random = python_random()
     random.seed(seed)
     sizes = [random.choice(FIVE_SHAPES) for _ in range(random.randint(1, 30))]

@@ -1,4 +1,4 @@
-"""The figures that the choice of buckets is judged by, and the plan of a set of pictures."""
+"""The figures that the choice of buckets is judged by, and the plan of a set of images."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from statistics import fmean
 
 import pytest
 
-from lora_studio.data.bucket_report import COMMON_ASPECTS, aspect_rows, bucket_plan
 from lora_studio.data.buckets import Framing, assign
+from lora_studio.data.buckets.report import COMMON_ASPECTS, aspect_rows, bucket_plan
 from lora_studio.data.manifest import Manifest, Overrides, Record
 from lora_studio.errors import DatasetError
 
@@ -57,21 +57,21 @@ def test_a_resolution_between_the_strides_is_refused_as_in_training():
         aspect_rows(500, 64)
 
 
-def picture(name, width, height, **fields):
+def image(name, width, height, **fields):
     return Record(path=f"/{name}", name=name, sha256=name, width=width, height=height, **fields)
 
 
 def test_the_plan_counts_what_is_shown():
     records = (
-        picture("large", 300, 300, caption="a cat on the LEFT"),
-        picture("small", 50, 50, caption="leftovers, bright"),
-        picture("own", 400, 200, overrides=Overrides(weight=2.0, flip=0.0), caption="right"),
-        picture("out", 8, 8),
+        image("large", 300, 300, caption="a cat on the LEFT"),
+        image("small", 50, 50, caption="leftovers, bright"),
+        image("own", 400, 200, overrides=Overrides(weight=2.0, flip=0.0), caption="right"),
+        image("out", 8, 8),
     )
     framing = Framing(more_resolutions=(128,), flip=0.5, max_upscale=1.2)
     used = assign(Manifest(records), resolution=64, stride=16, framing=framing).used
     plan = bucket_plan(used, (64, 128))
-    assert plan.pictures == 3 and plan.latents == 2 * 2 + 2 + 2
+    assert plan.images == 3 and plan.latents == 2 * 2 + 2 + 2
     assert plan.buckets == {"48x48": 1, "64x64": 1, "80x48": 1, "128x128": 1, "176x96": 1}
     assert plan.resolutions == {128: 2, 64: 2, 48: 1}
     assert plan.smaller == ("small",) and plan.enlarged == {}
@@ -83,7 +83,7 @@ def test_the_plan_counts_what_is_shown():
 
 
 def test_the_plan_says_how_much_is_enlarged():
-    used = assign(Manifest((picture("a", 50, 40), picture("b", 200, 200))), resolution=64, stride=8).used
+    used = assign(Manifest((image("a", 50, 40), image("b", 200, 200))), resolution=64, stride=8).used
     plan = bucket_plan(used, (64,))
     assert plan.enlarged == {"a": pytest.approx(1.44)}
     assert bucket_plan([replace(used[1])], (64,)).enlarged == {}

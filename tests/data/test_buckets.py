@@ -1,4 +1,4 @@
-"""What becomes of a picture: its bucket at each area, its crops, mirrored or not, and its own settings."""
+"""What becomes of an image: its bucket at each area, its crops, mirrored or not, and its own settings."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tiny import python_random
 
 from lora_studio.data.buckets import Framing, assign, crop_loss, enlargement
 from lora_studio.data.manifest import Bucket, Manifest, Overrides, Record
-from lora_studio.data.scan import Reading, scan
+from lora_studio.data.scan.folder import ScanOptions, scan
 from lora_studio.data.views import views_of
 from lora_studio.errors import DatasetError
 
 
-def picture(width, height, *, name="a.png", overrides=Overrides(), **fields):  # noqa: B008 (frozen)
+def image(width, height, *, name="a.png", overrides=Overrides(), **fields):  # noqa: B008 (frozen)
     return Record(
         path=f"/{name}", name=name, sha256=name, width=width, height=height, overrides=overrides, **fields
     )
@@ -50,7 +50,7 @@ def test_a_resolution_that_does_not_suit_the_base_is_refused_with_the_nearest(
 
 def test_a_further_resolution_that_does_not_suit_the_base_is_named():
     with pytest.raises(DatasetError, match=r"data.more_resolutions has 60; .* set it to 56 or 64\."):
-        place(picture(100, 100), more_resolutions=(128, 60))
+        place(image(100, 100), more_resolutions=(128, 60))
 
 
 def test_a_phone_photo_that_EXIF_turns_gets_a_portrait_bucket(folder):
@@ -64,12 +64,12 @@ def test_a_phone_photo_that_EXIF_turns_gets_a_portrait_bucket(folder):
     assert buckets == ["72x48"] * 4 + ["48x72"] * 4
 
 
-# Small pictures
+# Small images
 
 
-def test_a_picture_is_enlarged_up_to_the_limit_and_then_goes_to_a_smaller_bucket():
+def test_an_image_is_enlarged_up_to_the_limit_and_then_goes_to_a_smaller_bucket():
     (enough, little, tiny) = place(
-        picture(300, 300, name="a"), picture(400, 400, name="b"), picture(100, 150, name="c"),
+        image(300, 300, name="a"), image(400, 400, name="b"), image(100, 150, name="c"),
         resolution=512, stride=64, max_upscale=1.5,
     )  # fmt: skip
     assert (enough.bucket, enough.resolution) == (Bucket(448, 448), 448)
@@ -78,30 +78,28 @@ def test_a_picture_is_enlarged_up_to_the_limit_and_then_goes_to_a_smaller_bucket
     assert all(enlargement(record) <= 1.5 for record in (enough, little, tiny))
 
 
-def test_without_enlarging_a_picture_keeps_its_pixels():
-    (record,) = place(picture(100, 100), resolution=512, stride=8, max_upscale=1)
+def test_without_enlarging_an_image_keeps_its_pixels():
+    (record,) = place(image(100, 100), resolution=512, stride=8, max_upscale=1)
     assert record.bucket == Bucket(96, 96) and record.excluded == ""
 
 
-def test_a_picture_too_small_for_the_smallest_bucket_is_left_out_with_the_reason():
-    small, large = place(picture(40, 40, name="a"), picture(99, 99, name="b"), resolution=512, stride=64)
+def test_an_image_too_small_for_the_smallest_bucket_is_left_out_with_the_reason():
+    small, large = place(image(40, 40, name="a"), image(99, 99, name="b"), resolution=512, stride=64)
     assert small.excluded == "too small for any bucket: the smallest is 64x64, data.max_upscale is 1.5"
     assert small.bucket is None and large.bucket == Bucket(128, 128)
 
 
-def test_if_no_picture_is_left_that_is_one_sentence():
-    with pytest.raises(
-        DatasetError, match=r"no picture is left: a\.png \(too small .*raise data.max_upscale"
-    ):
-        place(picture(40, 40), resolution=512, stride=64)
+def test_if_no_image_is_left_that_is_one_sentence():
+    with pytest.raises(DatasetError, match=r"no image is left: a\.png \(too small .*raise data.max_upscale"):
+        place(image(40, 40), resolution=512, stride=64)
 
 
 # Several areas
 
 
-def test_a_picture_is_shown_at_every_area_that_it_is_large_enough_for():
+def test_an_image_is_shown_at_every_area_that_it_is_large_enough_for():
     large, middle, small = place(
-        *(picture(side, side, name=str(side)) for side in (300, 100, 50)), more_resolutions=(128, 256, 64)
+        *(image(side, side, name=str(side)) for side in (300, 100, 50)), more_resolutions=(128, 256, 64)
     )
     assert [view.resolution for view in views_of(large)] == [64, 128, 256]
     assert [view.bucket.width for view in views_of(middle)] == [64, 128, 144]  # as large as it can, not 256
@@ -111,36 +109,36 @@ def test_a_picture_is_shown_at_every_area_that_it_is_large_enough_for():
 
 def test_what_is_not_trained_on_is_shown_in_one_way():
     options = {"more_resolutions": (128,), "flip": 0.5, "crop": "random"}
-    for role in ("holdout", "prior"):
-        trained, other = place(picture(300, 100, name="a"), picture(300, 100, name="b", role=role), **options)
+    for role in ("validation", "prior"):
+        trained, other = place(image(300, 100, name="a"), image(300, 100, name="b", role=role), **options)
         assert len(views_of(trained)) > 4 and len(views_of(other)) == 1
-        assert other.flip_share == 0 and other.crop == place(picture(300, 100))[0].crop
+        assert other.flip_share == 0 and other.crop == place(image(300, 100))[0].crop
 
 
 # Mirroring
 
 
-def test_a_mirrored_view_is_cropped_from_the_same_part_of_the_picture():
-    (record,) = place(picture(200, 100, overrides=Overrides(focus=(0.0, 0.5))), flip=0.5)
+def test_a_mirrored_view_is_cropped_from_the_same_part_of_the_image():
+    (record,) = place(image(200, 100, overrides=Overrides(focus=(0.0, 0.5))), flip=0.5)
     plain, mirrored = views_of(record)
     assert plain.crop[0] == 0 and not plain.flip and mirrored.flip
-    assert mirrored.crop[2] == record.resize[0]  # counted in the mirrored picture: its right end
+    assert mirrored.crop[2] == record.resize[0]  # counted in the mirrored image: its right end
     assert mirrored.crop[1::2] == plain.crop[1::2] and mirrored.bucket == plain.bucket
 
 
 @pytest.mark.parametrize(("share", "flips"), [(0.0, [False]), (0.3, [False, True]), (1.0, [True])])
 def test_only_views_that_can_be_shown_are_made(share, flips):
-    (record,) = place(picture(64, 64), flip=share)
+    (record,) = place(image(64, 64), flip=share)
     assert [view.flip for view in views_of(record)] == flips and record.flip_share == share
 
 
-# Settings of single pictures
+# Settings of single images
 
 
-def test_a_pictures_own_settings_go_before_those_of_all():
+def test_an_images_own_settings_go_before_those_of_all():
     own = Overrides(bucket=(96, 40), flip=0.0, crop="centre", focus=(0.1, 0.1))
     mine, other = place(
-        picture(200, 100, overrides=own), picture(200, 100, name="b.png"), flip=0.5, crop="random"
+        image(200, 100, overrides=own), image(200, 100, name="b.png"), flip=0.5, crop="random"
     )
     assert mine.bucket == Bucket(96, 40) and len(views_of(mine)) == 1
     assert mine.resize == (96, 48) and mine.crop == (0, 4, 96, 44)
@@ -148,12 +146,12 @@ def test_a_pictures_own_settings_go_before_those_of_all():
 
 
 def test_a_point_of_its_own_is_enough_to_crop_around_it():
-    (record,) = place(picture(400, 100, overrides=Overrides(focus=(0.9, 0.5))))
+    (record,) = place(image(400, 100, overrides=Overrides(focus=(0.9, 0.5))))
     assert record.crop[2] == record.resize[0]
 
 
 def test_a_region_is_all_that_is_shown_and_decides_the_bucket(folder):
-    """A red square in a blue strip: with its box as `crop` the picture is red all over, and square."""
+    """A red square in a blue strip: with its box as `crop` the image is red all over, and square."""
     strip = Image.new("RGB", (600, 200), "blue")
     strip.paste("red", (300, 50, 400, 150))
     strip.save(folder / "a.png")
@@ -162,21 +160,21 @@ def test_a_region_is_all_that_is_shown_and_decides_the_bucket(folder):
     (record,) = assign(scan(folder), resolution=64, stride=8).used
     assert record.bucket == Bucket(64, 64) and record.resize == (384, 128)
     assert record.crop == (192, 32, 256, 96)
-    from lora_studio.data.cache import pixels_of
+    from lora_studio.data.images.pixels import pixels_of
 
     inner = pixels_of(record)[:, 3:-3, 3:-3]  # LANCZOS looks three pixels beyond the edge
     assert (inner[0] > 0.95).all() and (inner[1:] < -0.95).all()
 
 
-def test_settings_that_a_picture_cannot_have_are_all_named_in_one_sentence():
+def test_settings_that_an_image_cannot_have_are_all_named_in_one_sentence():
     with pytest.raises(DatasetError) as caught:
         place(
-            picture(100, 100, overrides=Overrides(bucket=(60, 64))),
-            picture(100, 100, name="b.png", overrides=Overrides(region=(0, 0, 101, 50))),
+            image(100, 100, overrides=Overrides(bucket=(60, 64))),
+            image(100, 100, name="b.png", overrides=Overrides(region=(0, 0, 101, 50))),
         )
     message = str(caught.value)
     assert "a.png (bucket 60x64: both must be multiples of 8)" in message
-    assert "b.png (crop [0, 0, 101, 50]: the picture is 100x100)" in message and "\n" not in message
+    assert "b.png (crop [0, 0, 101, 50]: the image is 100x100)" in message and "\n" not in message
 
 
 def test_the_manifest_holds_every_view_and_setting(folder, paint):
@@ -195,12 +193,12 @@ def test_the_manifest_holds_every_view_and_setting(folder, paint):
     assert str(folder) not in text
 
 
-# For all pictures and settings
+# For all images and settings
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_every_view_of_every_picture_fits_its_bucket(seed):
-    """Properties that hold whatever is asked for, over pictures and settings drawn by chance."""
+def test_every_view_of_every_image_fits_its_bucket(seed):
+    """Properties that hold whatever is asked for, over images and settings drawn by chance."""
     random = python_random()
     random.seed(seed)
     resolution, stride = random.choice([(64, 8), (512, 64), (768, 64), (1024, 64), (512, 8)])
@@ -213,8 +211,8 @@ def test_every_view_of_every_picture_fits_its_bucket(seed):
         flip=random.choice([0.0, 0.3, 1.0]),
     )
     records = [
-        picture(random.randint(16, 4000), random.randint(16, 4000), name=str(number)) for number in range(20)
-    ] + [picture(resolution, resolution, name="one that fits")]
+        image(random.randint(16, 4000), random.randint(16, 4000), name=str(number)) for number in range(20)
+    ] + [image(resolution, resolution, name="one that fits")]
     asked = (resolution, *framing.more_resolutions)
     turned = [replace(one, width=one.height, height=one.width) for one in records]
     for upright, lying in zip(
@@ -283,7 +281,7 @@ def test_focus_uses_transparency_that_is_the_mask(folder):
     clear.paste((200, 0, 0, 255), (180, 0, 220, 100))
     clear.putpixel((0, 0), (200, 0, 0, 255))
     clear.save(folder / "a.png")
-    manifest = scan(folder, Reading(transparency_is_mask=True))
+    manifest = scan(folder, ScanOptions(transparency_is_mask=True))
     (record,) = assign(manifest, resolution=64, stride=8, framing=Framing(crop="focus")).used
     assert record.crop[0] in (27, 28)  # the middle of 160 less 104, but for the one pixel
 

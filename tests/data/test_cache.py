@@ -14,8 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lora_studio.data.buckets import Framing, assign
-from lora_studio.data.cache import ImageEncoders, Latent, LatentCache, TextCache, pixels_of
-from lora_studio.data.scan import Reading, scan
+from lora_studio.data.cache.encode import ImageEncoders, LatentCache, TextCache
+from lora_studio.data.cache.latents import Latent
+from lora_studio.data.images.pixels import pixels_of
+from lora_studio.data.scan.folder import ScanOptions, scan
 from lora_studio.data.views import each_view
 from lora_studio.errors import DatasetError
 
@@ -60,7 +62,7 @@ def test_pixels_are_the_resized_crop_in_minus_one_to_one(folder):
     pixels = pixels_of(record)
     expected = np.asarray(noise.resize(record.resize, Image.Resampling.LANCZOS).crop(record.crop))
     assert pixels.shape == (3, record.bucket.height, record.bucket.width) and pixels.dtype == torch.float32
-    # One level: the crop's place in the picture is a number with a rounding of its own.
+    # One level: the crop's place in the image is a number with a rounding of its own.
     assert np.abs(((pixels.permute(1, 2, 0) + 1) * 127.5).round().numpy() - expected).max() <= 1
 
 
@@ -111,7 +113,7 @@ def test_the_key_does_not_depend_on_name_caption_or_repeats(records, store):
     assert cache.key(records[0]) == cache.key(renamed)
 
 
-def test_another_background_encodes_only_pictures_with_transparency(folder, paint, store):
+def test_another_background_encodes_only_images_with_transparency(folder, paint, store):
     paint("solid.png", 64, 64, "red")
     clear = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     clear.putpixel((0, 0), (0, 0, 0, 255))
@@ -119,15 +121,15 @@ def test_another_background_encodes_only_pictures_with_transparency(folder, pain
     means, counts = [], []
     for background in ("white", "#000000", "white"):
         cache = LatentCache(store, "vae")
-        placed = assign(scan(folder, Reading(background=background)), resolution=64, stride=8).used
+        placed = assign(scan(folder, ScanOptions(background=background)), resolution=64, stride=8).used
         means.append(cache.load_or_encode(placed, halves)[0].mean[:, -1, -1].tolist())
         counts.append(cache.encoded)
     assert counts == [2, 1, 0]
     assert means == [[1, 1, 1], [-1, -1, -1], [1, 1, 1]]
 
 
-def test_another_resolution_encodes_every_picture_again(folder, records, store):
-    """Pain point 11: a cache that knows pictures by name went on being used after the resolution changed."""
+def test_another_resolution_encodes_every_image_again(folder, records, store):
+    """Pain point 11: a cache that knows images by name went on being used after the resolution changed."""
     LatentCache(store, "vae").load_or_encode(records, halves)
     larger = assign(scan(folder), resolution=128, stride=8, framing=Framing(max_upscale=4)).used
     cache = LatentCache(store, "vae")
@@ -145,8 +147,8 @@ def test_every_view_is_encoded_once_and_further_ones_leave_the_others_be(folder,
     assert len(views) == 4 * len(records) and cache.encoded == 3 * len(records)
 
 
-def test_a_mirrored_latent_is_encoded_from_the_mirrored_picture(folder, store):
-    """And not made of the other latent: a VAE answers a mirrored picture with something else."""
+def test_a_mirrored_latent_is_encoded_from_the_mirrored_image(folder, store):
+    """And not made of the other latent: a VAE answers a mirrored image with something else."""
     grey_noise((200, 90), 80).convert("RGB").save(folder / "a.png")
     (record,) = assign(scan(folder), resolution=64, stride=8, framing=Framing(flip=0.5)).used
     plain, mirrored = (pixels_of(view) for view in each_view([record]))
@@ -202,13 +204,13 @@ def test_nan_and_infinity_are_reported_with_the_names_and_not_stored(records, st
     assert cache.encoded == 2  # the two healthy ones were kept
 
 
-def test_a_picture_that_changed_after_the_scan_is_refused(folder, records, store):
+def test_an_image_that_changed_after_the_scan_is_refused(folder, records, store):
     Image.new("RGB", (64, 64), "yellow").save(folder / "0.png")
     with pytest.raises(DatasetError, match=r"0\.png has changed since the folder was scanned; start"):
         LatentCache(store, "vae").load_or_encode(records, halves)
 
 
-def test_a_picture_that_vanished_after_the_scan_is_named(folder, records):
+def test_an_image_that_vanished_after_the_scan_is_named(folder, records):
     (folder / "0.png").unlink()
     with pytest.raises(DatasetError, match=r"0\.png can no longer be used \(cannot be read"):
         pixels_of(records[0])
@@ -229,7 +231,7 @@ def test_latents_do_not_depend_on_what_was_cached_before(records, store, tmp_pat
 
 
 class Overflowing:
-    """Stands for a VAE in half precision, which gives infinity for bright pictures."""
+    """Stands for a VAE in half precision, which gives infinity for bright images."""
 
     def __init__(self):
         self.calls = 0
@@ -240,7 +242,7 @@ class Overflowing:
         return torch.where(pixels.mean((1, 2, 3)) > 0, torch.inf, 1.0)[:, None, None, None] * mean, std
 
 
-def test_a_picture_that_overflows_is_encoded_again_in_float32_and_named(folder, paint, store):
+def test_an_image_that_overflows_is_encoded_again_in_float32_and_named(folder, paint, store):
     """USERS row 4: zeros are never put in its place."""
     paint("bright.png", 64, 64, "white")
     paint("dark.png", 64, 64, "black")
@@ -255,7 +257,7 @@ def test_a_picture_that_overflows_is_encoded_again_in_float32_and_named(folder, 
 
 
 def many(folder, count):
-    """Pictures of one bucket, all different."""
+    """Images of one bucket, all different."""
     for number in range(count):
         grey_noise((64, 64), 90 + number).convert("RGB").save(folder / f"{number}.png")
     return assign(scan(folder), resolution=64, stride=8).used
@@ -281,7 +283,7 @@ def test_in_batches_a_latent_does_not_depend_on_its_neighbours_or_on_what_was_ca
         assert all(torch.equal(a.mean, b.mean) for a, b in zip(whole, other, strict=True))
 
 
-def test_a_batch_holds_one_bucket_and_large_pictures_are_encoded_one_by_one(records, store):
+def test_a_batch_holds_one_bucket_and_large_images_are_encoded_one_by_one(records, store):
     sizes = []
 
     def encode(pixels):
@@ -399,8 +401,8 @@ TWO_AT_ONCE = """
 import sys, torch
 from pathlib import Path
 from lora_studio.data.buckets import assign
-from lora_studio.data.cache import LatentCache
-from lora_studio.data.scan import scan
+from lora_studio.data.cache.encode import LatentCache
+from lora_studio.data.scan.folder import scan
 torch.set_num_threads(1)
 def encode(pixels):
     mean = torch.nn.functional.avg_pool2d(pixels, 8)
@@ -411,7 +413,7 @@ print(cache.encoded, sum(latent.mean.double().sum().item() for latent in latents
 """
 
 
-def test_two_processes_that_encode_the_same_pictures_at_once_agree(folder, store):
+def test_two_processes_that_encode_the_same_images_at_once_agree(folder, store):
     many(folder, 24)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", TWO_AT_ONCE, str(folder), str(store)]
@@ -428,7 +430,7 @@ def test_two_processes_that_encode_the_same_pictures_at_once_agree(folder, store
 
 def test_processes_that_share_a_cache_leave_whole_files_only(tmp_path, store):
     script = (
-        "import sys, torch; from pathlib import Path; from lora_studio.data.store import TensorStore\n"
+        "import sys, torch; from pathlib import Path; from lora_studio.data.cache.store import TensorStore\n"
         "store = TensorStore(Path(sys.argv[1]))\n"
         "for _ in range(150):\n"
         "    store.save('key', {'x': torch.arange(5000)})\n"
@@ -441,7 +443,7 @@ def test_processes_that_share_a_cache_leave_whole_files_only(tmp_path, store):
     assert [path.name for path in store.iterdir()] == ["key.safetensors"]
 
 
-def test_the_source_pictures_are_never_written(folder, records, store):
+def test_the_source_images_are_never_written(folder, records, store):
     def state():
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 

@@ -11,8 +11,8 @@ import pytest
 from noise import grey_noise
 from PIL import Image, ImageCms
 
-from lora_studio.data.colours import UNFIT_PROFILE
-from lora_studio.data.pictures import decode
+from lora_studio.data.images.colour import UNFIT_PROFILE
+from lora_studio.data.images.decode import decode
 from lora_studio.errors import DatasetError
 
 RAMP = np.arange(0, 256, 5, dtype=np.uint8)
@@ -59,9 +59,9 @@ def srgb_curve(linear):
     )
 
 
-def read(picture: Image.Image, kind: str = "PNG", **options) -> np.ndarray:
+def read(image: Image.Image, kind: str = "PNG", **options) -> np.ndarray:
     stored = io.BytesIO()
-    picture.save(stored, kind, **options)
+    image.save(stored, kind, **options)
     return np.asarray(decode(stored.getvalue()).image).astype(int)
 
 
@@ -79,9 +79,9 @@ def test_a_profile_with_exchanged_primaries_exchanges_the_colours():
 
 
 def test_transparency_survives_the_conversion():
-    picture = Image.new("RGBA", (2, 1), (64, 64, 64, 255))
-    picture.putpixel((1, 0), (64, 64, 64, 0))
-    shown = read(picture, icc_profile=rgb_profile())
+    image = Image.new("RGBA", (2, 1), (64, 64, 64, 255))
+    image.putpixel((1, 0), (64, 64, 64, 0))
+    shown = read(image, icc_profile=rgb_profile())
     assert np.abs(shown[0, 0] - 255 * srgb_curve(np.array(64 / 255))).max() <= 1.5
     assert shown[0, 1].tolist() == [255, 255, 255]
 
@@ -91,7 +91,7 @@ def test_a_grey_profile_is_used():
     assert np.abs(shown[0] - 255 * srgb_curve((RAMP / 255) ** 1.8)[:, None]).max() <= 1.5
 
 
-def test_a_grey_picture_with_a_profile_for_rgb_is_read_as_rgb():
+def test_a_grey_image_with_a_profile_for_rgb_is_read_as_rgb():
     shown = read(Image.fromarray(RAMP[None]), icc_profile=rgb_profile())
     assert np.abs(shown[0] - 255 * srgb_curve(RAMP / 255)[:, None]).max() <= 1.5
 
@@ -106,8 +106,8 @@ def test_srgb_itself_changes_nothing():
 def test_a_profile_that_does_not_fit_is_ignored_with_a_note(profile):
     stored = io.BytesIO()
     Image.new("RGB", (4, 4), (9, 99, 199)).save(stored, "PNG", icc_profile=profile)
-    picture = decode(stored.getvalue())
-    assert picture.image.getpixel((1, 1)) == (9, 99, 199) and picture.note == UNFIT_PROFILE
+    image = decode(stored.getvalue())
+    assert image.image.getpixel((1, 1)) == (9, 99, 199) and image.note == UNFIT_PROFILE
 
 
 def cmyk_profile() -> bytes:
@@ -119,9 +119,9 @@ def cmyk_profile() -> bytes:
     return icc(b"CMYK", {b"A2B0": lut + curves * 4 + grid + curves * 3}, kind=b"prtr", pcs=b"Lab ")
 
 
-def test_the_profile_of_a_cmyk_picture_is_used():
-    picture = Image.new("CMYK", (32, 32), (0, 255, 255, 0))
-    shown = read(picture, "TIFF", icc_profile=cmyk_profile())
+def test_the_profile_of_a_cmyk_image_is_used():
+    image = Image.new("CMYK", (32, 32), (0, 255, 255, 0))
+    shown = read(image, "TIFF", icc_profile=cmyk_profile())
     red, green, blue = shown[9, 9]
     assert max(red, green, blue) - min(red, green, blue) <= 3
     assert abs(red - 119) <= 4  # L* = 50.2 is 18.6 % of the light, which sRGB stores as 119
@@ -146,8 +146,8 @@ def test_sixteen_bit_colour_keeps_its_high_bits():
 
 def test_sixteen_bit_grey_may_declare_one_value_clear():
     row = struct.pack(">HHH", 0, 1000, 65535)
-    picture = decode(png(3, 16, 0, row, (b"tRNS", struct.pack(">H", 1000))), background="#ff0000")
-    shown = [picture.image.getpixel((x, 0)) for x in range(3)]
+    image = decode(png(3, 16, 0, row, (b"tRNS", struct.pack(">H", 1000))), background="#ff0000")
+    shown = [image.image.getpixel((x, 0)) for x in range(3)]
     assert shown == [(0, 0, 0), (255, 0, 0), (255, 255, 255)]
 
 
@@ -155,18 +155,18 @@ def test_sixteen_bit_grey_of_either_byte_order_is_scaled():
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     little = Image.fromarray(values)
     big = Image.frombytes("I;16B", (4, 1), values.astype(">u2").tobytes())
-    for picture in (little, big):
-        assert read(picture, "TIFF")[0, :, 0].tolist() == [0, 1, 128, 255]
+    for image in (little, big):
+        assert read(image, "TIFF")[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [Image.new("F", (8, 8), 0.5), Image.new("I", (8, 8), 2**20), Image.new("LAB", (8, 8))],
-    ids=lambda picture: picture.mode,
+    ids=lambda image: image.mode,
 )
-def test_pixels_that_cannot_be_shown_truthfully_are_refused(picture):
+def test_pixels_that_cannot_be_shown_truthfully_are_refused(image):
     stored = io.BytesIO()
-    picture.save(stored, "TIFF")
+    image.save(stored, "TIFF")
     with pytest.raises(DatasetError, match="not supported; save it with 8"):
         decode(stored.getvalue())
 
@@ -185,11 +185,11 @@ def test_a_palette_with_and_without_a_clear_colour_and_bits_become_rgb():
 
 @pytest.mark.parametrize("background", ["white", "black", "grey", "#102030"])
 def test_clear_parts_get_the_chosen_background_and_half_clear_ones_are_mixed(background):
-    picture = Image.new("RGBA", (3, 1), (200, 100, 0, 255))
-    picture.putpixel((1, 0), (200, 100, 0, 128))
-    picture.putpixel((2, 0), (200, 100, 0, 0))
+    image = Image.new("RGBA", (3, 1), (200, 100, 0, 255))
+    image.putpixel((1, 0), (200, 100, 0, 128))
+    image.putpixel((2, 0), (200, 100, 0, 0))
     stored = io.BytesIO()
-    picture.save(stored, "PNG")
+    image.save(stored, "PNG")
     decoded = decode(stored.getvalue(), background=background)
     colours = {"white": (255,) * 3, "black": (0,) * 3, "grey": (128,) * 3, "#102030": (16, 32, 48)}
     under, over = np.array(colours[background]), np.array((200, 100, 0))

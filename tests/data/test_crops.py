@@ -1,11 +1,11 @@
-"""Where in a resized picture the crop lies."""
+"""Where in a resized image the crop lies."""
 
 from __future__ import annotations
 
 import pytest
 from tiny import python_random
 
-from lora_studio.data.crops import Cover, crop_boxes
+from lora_studio.data.buckets.crops import Cover, crop_boxes
 from lora_studio.data.manifest import Bucket, Overrides, Record
 from lora_studio.data.masks import Subject
 
@@ -33,18 +33,18 @@ def test_centre_is_the_middle_whatever_the_mask_says():
 
 
 @pytest.mark.parametrize(("focus", "left"), [((0.5, 0.5), 68), ((0.25, 0.5), 18), ((0, 0), 0), ((1, 1), 136)])
-def test_focus_is_around_the_point_as_far_as_the_picture_goes(focus, left):
+def test_focus_is_around_the_point_as_far_as_the_image_goes(focus, left):
     assert lefts(mode="focus", focus=focus) == [left]
 
 
-def test_the_pictures_own_point_goes_before_its_mask_and_without_either_it_is_the_middle():
+def test_the_images_own_point_goes_before_its_mask_and_without_either_it_is_the_middle():
     assert lefts(mode="focus", subject=at(0.4, 0.6)) == [68]
     assert lefts(mode="focus", subject=at(0.0, 0.2)) == [0]
     assert lefts(mode="focus", subject=at(0.0, 0.2), focus=(0.9, 0.5)) == [136]
     assert lefts(mode="focus") == [68]
 
 
-def test_random_gives_different_places_from_the_whole_picture_and_no_more_than_there_are():
+def test_random_gives_different_places_from_the_whole_image_and_no_more_than_there_are():
     assert len(lefts(mode="random", count=4)) == 4
     assert sorted(lefts(mode="random", count=1000)) == list(range(137))
     assert lefts(Cover(Bucket(64, 64), (64, 64), (0, 0, 64, 64)), mode="random") == [0]

@@ -7,18 +7,19 @@ from pathlib import Path
 import pytest
 from tiny import recipe_text
 
-from lora_studio.data.exclude import ExcludeList, read_exclude
-from lora_studio.data.scan import Reading, scan
+from lora_studio.data.scan.exclude import ExcludeList, read_exclude
+from lora_studio.data.scan.folder import ScanOptions, scan
 from lora_studio.errors import DatasetError, RecipeError
-from lora_studio.recipe import Recipe, load_recipe
-from lora_studio.training.dataset import read_dataset
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.load import load_recipe
+from lora_studio.training.prepare.dataset import read_dataset
 
 
 def test_names_and_paths_are_left_out_with_the_reason(paint, folder: Path, reason, tmp_path: Path) -> None:
     for number, name in enumerate(("a.png", "b.png", "c #1.png", "ü.png")):
         paint(name, colour=(number, 9, 9), caption=name)
     (tmp_path / "out.txt").write_text("# a remark\n\na.png\r\n  c #1.png \nu\u0308.png\n", "utf-8")
-    manifest = scan(folder, Reading(exclude=read_exclude(tmp_path / "out.txt")))
+    manifest = scan(folder, ScanOptions(exclude=read_exclude(tmp_path / "out.txt")))
     assert [record.name for record in manifest.used] == ["b.png"]
     assert {reason(manifest, name) for name in ("a.png", "c #1.png", "ü.png")} == {"left out by out.txt"}
     assert len(manifest.records) == 4  # their captions are claimed, and no orphans
@@ -41,24 +42,24 @@ def test_what_is_left_out_makes_room_for_what_it_stood_in_the_way_of(paint, fold
         paint(name, colour=("red" if name in ("b.png", "copy.png") else "blue"))
     paint("lonely.png", colour="green")
     exclude = ExcludeList("out.txt", ("a.jpg", "b.png"))
-    manifest = scan(folder, Reading(exclude=exclude))
+    manifest = scan(folder, ScanOptions(exclude=exclude))
     assert [record.name for record in manifest.used] == ["a.png", "copy.png", "lonely.png"]
 
 
-def test_the_list_may_lie_among_the_pictures(paint, folder: Path, reason) -> None:
+def test_the_list_may_lie_among_the_images(paint, folder: Path, reason) -> None:
     paint("a.png"), paint("b.png", colour="blue")
     (folder / "out.txt").write_text("a.png")
-    manifest = scan(folder, Reading(exclude=read_exclude(folder / "out.txt")))
+    manifest = scan(folder, ScanOptions(exclude=read_exclude(folder / "out.txt")))
     assert reason(manifest, "out.txt") == "the list of files to leave out"
 
 
 @pytest.fixture
-def recipe_with(tmp_path: Path, pictures: Path):  # type: ignore[no-untyped-def]
+def recipe_with(tmp_path: Path, images: Path):  # type: ignore[no-untyped-def]
     """`recipe_with("00.png")`: a recipe whose list of files to leave out says so."""
 
     def make(text: str, *changes: str) -> Recipe:
         (tmp_path / "out.txt").write_text(text, "utf-8")
-        (tmp_path / "recipe.toml").write_text(recipe_text(pictures, "pocket"), "utf-8")
+        (tmp_path / "recipe.toml").write_text(recipe_text(images, "pocket"), "utf-8")
         return load_recipe(tmp_path / "recipe.toml", changes=("data.exclude=out.txt", *changes))
 
     return make
@@ -76,7 +77,7 @@ def test_a_recipe_leaves_out_what_its_list_names(recipe_with) -> None:  # type: 
 
 def test_a_name_that_is_not_there_is_an_error_with_a_suggestion(recipe_with) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(
-        DatasetError, match=r"out\.txt lists 0O\.png, but there is no such picture; did you mean"
+        DatasetError, match=r"out\.txt lists 0O\.png, but there is no such image; did you mean"
     ):
         read_dataset(recipe_with("0O.png"), 8)
 

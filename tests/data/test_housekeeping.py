@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_studio.data.cache import TextCache
-from lora_studio.data.housekeeping import Entry, bytes_of, entries, prunable, remove, seconds_of
-from lora_studio.data.store import TensorStore
+from lora_studio.data.cache.encode import TextCache
+from lora_studio.data.cache.prune import CacheEntry, bytes_of, entries, prunable, remove, seconds_of
+from lora_studio.data.cache.store import TensorStore
 from lora_studio.errors import DatasetError
 
 DAY = 24 * 3600
@@ -27,7 +27,7 @@ def file_in(folder: Path, name: str, *, size: int = 100, days_old: float = 0) ->
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """Two latents, a caption, and a class image with what was said about it."""
+    """Two latents, a caption, and a regularization image with what was said about it."""
     file_in(tmp_path / "latents", f"{'a' * 64}.safetensors", size=1000, days_old=40)
     file_in(tmp_path / "latents", f"{'b' * 64}.safetensors", size=1000, days_old=10)
     file_in(tmp_path / "text", f"{'c' * 64}.safetensors", size=500, days_old=35)
@@ -47,7 +47,7 @@ def test_entries_are_counted_by_kind_with_their_bytes(cache: Path) -> None:
     assert entries(cache / "nowhere") == []
 
 
-def names(found: list[Entry]) -> set[str]:
+def names(found: list[CacheEntry]) -> set[str]:
     return {one.files[0].name[0] for one in found}
 
 

@@ -9,13 +9,13 @@ import torch
 from noise import grey_noise
 
 from lora_studio.data.buckets import assign
-from lora_studio.data.cache import LatentCache
-from lora_studio.data.housekeeping import entries, remove
-from lora_studio.data.latents import Held, OnDisk
-from lora_studio.data.scan import scan
+from lora_studio.data.cache.encode import LatentCache
+from lora_studio.data.cache.latents import Held, OnDisk
+from lora_studio.data.cache.prune import entries, remove
+from lora_studio.data.scan.folder import scan
 from lora_studio.errors import DatasetError
 
-LATENT_BYTES = 2 * 4 * 3 * 8 * 8  # mean and deviation, float32, of a picture of 64x64
+LATENT_BYTES = 2 * 4 * 3 * 8 * 8  # mean and deviation, float32, of an image of 64x64
 
 
 def halves(pixels):

@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 from lora_studio.data.captioners.sidecar import read_captions
-from lora_studio.data.scan import Reading, scan
+from lora_studio.data.scan.folder import ScanOptions, scan
 from lora_studio.errors import DatasetError
 
-RECURSIVE = Reading(recursive=True)
+RECURSIVE = ScanOptions(recursive=True)
 _shade = iter(range(10**6))
 
 
 def put(path: Path, caption: str = "") -> None:
-    """A picture unlike all others, in a folder that is made if need be."""
+    """An image unlike all others, in a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     number = next(_shade)
     Image.new("RGB", (40, 30), (number // 65536, number // 256 % 256, number % 256)).save(path)
@@ -106,7 +106,7 @@ def test_a_number_that_is_no_repeat_count_is_refused_with_advice(folder, name):
 def test_a_folder_of_folders_says_what_to_do(folder):
     put(folder / "CROP" / "a.png")
     with pytest.raises(
-        DatasetError, match=r"holds no usable picture, only CROP \(a folder; .*recursive = true"
+        DatasetError, match=r"holds no usable image, only CROP \(a folder; .*recursive = true"
     ):
         scan(folder)
 
@@ -116,7 +116,7 @@ def write_jsonl(folder: Path, *rows: object) -> None:
     (folder / "metadata.jsonl").write_bytes(text.encode("utf-8-sig"))
 
 
-def test_metadata_jsonl_gives_captions_and_a_caption_beside_the_picture_wins(folder):
+def test_metadata_jsonl_gives_captions_and_a_caption_beside_the_image_wins(folder):
     put(folder / "a.png")
     put(folder / "b.png", "by hand")
     put(folder / "ü 猫.png")
@@ -178,7 +178,7 @@ def test_a_list_inside_a_searched_folder_counts_from_there(folder):
     assert (record.name, record.caption, record.repeats) == ("5_cats/a.png", "a cat", 5)
 
 
-def test_listed_pictures_may_differ_in_their_ending_only(folder):
+def test_listed_images_may_differ_in_their_ending_only(folder):
     put(folder / "a.png")
     put(folder / "a.jpg")
     write_jsonl(folder, {"file_name": "a.png", "text": "png"}, {"file_name": "a.jpg", "text": "jpg"})

@@ -1,4 +1,4 @@
-"""Pictures that would fill the memory are refused before they are decoded."""
+"""Images that would fill the memory are refused before they are decoded."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from memory import PEAK_BYTES, needs_proc
 SIDE = 20_000
 MAX_SECONDS = 1.0
 MAX_MORE_BYTES = 100_000_000
-# The scan of a folder with one small picture comes first: what it takes is not the large one's doing.
+# The scan of a folder with one small image comes first: what it takes is not the large one's doing.
 SCAN = f"""{PEAK_BYTES}
 import json, sys, time
 from pathlib import Path
-from lora_studio.data.scan import scan
+from lora_studio.data.scan.folder import scan
 scan(Path(sys.argv[1]))
 before = peak_bytes()
 began = time.process_time()
@@ -41,7 +41,7 @@ def write_black_png(path: Path, side: int) -> None:
 
 
 @needs_proc
-def test_a_picture_of_400_megapixels_is_refused_within_a_second_and_100_megabytes(folder, paint, tmp_path):
+def test_an_image_of_400_megapixels_is_refused_within_a_second_and_100_megabytes(folder, paint, tmp_path):
     paint("small.png")
     large = tmp_path / "large"
     large.mkdir()

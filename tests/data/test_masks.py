@@ -1,4 +1,4 @@
-"""Masks beside pictures, in a folder, and from transparency."""
+"""Masks beside images, in a folder, and from transparency."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from lora_studio.data.buckets import Framing, assign
-from lora_studio.data.masks import NO_PICTURE, OWN, loss_mask, subject
-from lora_studio.data.scan import Reading, scan
+from lora_studio.data.masks import NO_IMAGE, OWN, loss_mask, subject
+from lora_studio.data.scan.folder import ScanOptions, scan
 from lora_studio.data.views import each_view
 from lora_studio.errors import DatasetError
 
@@ -25,7 +25,7 @@ def masks_of(manifest):
     return {record.name: record.mask for record in manifest.used}
 
 
-def test_a_mask_beside_its_picture_is_found_and_is_no_picture_itself(folder, paint):
+def test_a_mask_beside_its_image_is_found_and_is_no_image_itself(folder, paint):
     paint("ü cat.jpg", colour="red")
     paint("dog.png", colour="blue")
     put_mask(folder / "ü cat.mask.png")
@@ -45,25 +45,25 @@ def test_masks_in_a_folder_of_their_own_follow_the_subfolders(folder, paint):
     put_mask(folder / "masks" / "x" / "a.png")
     put_mask(folder / "masks" / "b.mask.png")
     put_mask(folder / "masks" / "lost.png")
-    manifest = scan(folder, Reading(recursive=True, masks=folder / "masks"))
+    manifest = scan(folder, ScanOptions(recursive=True, masks=folder / "masks"))
     assert masks_of(manifest) == {"a.jpg": "", "b.jpg": "masks/b.mask.png", "x/a.jpg": "masks/x/a.png"}
     assert {record.name: record.excluded for record in manifest.excluded} == {
         "masks": "the folder of masks",
-        "masks/lost.png": NO_PICTURE,
+        "masks/lost.png": NO_IMAGE,
     }
 
 
-def test_a_mask_without_a_picture_is_said(folder, paint, reason):
+def test_a_mask_without_an_image_is_said(folder, paint, reason):
     paint("a.png")
     put_mask(folder / "b.mask.png")
-    assert reason(scan(folder), "b.mask.png") == NO_PICTURE
+    assert reason(scan(folder), "b.mask.png") == NO_IMAGE
 
 
 def clear_left(path):
     """Clear in the left half."""
-    picture = Image.new("RGBA", (64, 64), (200, 0, 0, 255))
-    picture.paste((0, 0, 0, 0), (0, 0, 32, 64))
-    picture.save(path)
+    image = Image.new("RGBA", (64, 64), (200, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    image.save(path)
 
 
 def test_transparency_becomes_a_mask_only_if_asked_and_not_against_a_mask_file(folder, paint):
@@ -74,7 +74,7 @@ def test_transparency_becomes_a_mask_only_if_asked_and_not_against_a_mask_file(f
     Image.open(clear).rotate(180).save(clear)
     put_mask(folder / "both.mask.png", size=(64, 64))
     assert masks_of(scan(folder)) == {"both.png": "both.mask.png", "clear.png": "", "solid.png": ""}
-    asked = scan(folder, Reading(transparency_is_mask=True))
+    asked = scan(folder, ScanOptions(transparency_is_mask=True))
     assert masks_of(asked) == {"both.png": "both.mask.png", "clear.png": OWN, "solid.png": ""}
 
 
@@ -83,7 +83,7 @@ def mask_weights(record, width, height):
     return None if found is None else found.inside.numpy()
 
 
-def weights(folder, name, side=8, *, reading=Reading()):  # noqa: B008 (frozen)
+def weights(folder, name, side=8, *, reading=ScanOptions()):  # noqa: B008 (frozen)
     used = {record.name: record for record in assign(scan(folder, reading), resolution=64, stride=8).used}
     return mask_weights(used[name], side, side)
 
@@ -92,7 +92,7 @@ def test_weights_are_one_on_average_and_nothing_where_the_mask_is_black(folder, 
     paint("a.png", 64, 64)
     put_mask(folder / "a.mask.png", (0, 0, 16, 64), (64, 64))
     expected = np.zeros((8, 8))
-    expected[:, :2] = 4  # a quarter of the picture counts four times
+    expected[:, :2] = 4  # a quarter of the image counts four times
     assert np.allclose(weights(folder, "a.png"), expected)
 
 
@@ -107,18 +107,18 @@ def test_grey_counts_half_and_a_smaller_mask_of_the_same_shape_is_enlarged(folde
     assert found.mean() == pytest.approx(1)
 
 
-def test_transparency_gives_the_weights_of_the_picture_itself(folder):
+def test_transparency_gives_the_weights_of_the_image_itself(folder):
     clear_left(folder / "a.png")
-    found = weights(folder, "a.png", reading=Reading(transparency_is_mask=True))
+    found = weights(folder, "a.png", reading=ScanOptions(transparency_is_mask=True))
     assert (found[:, :4] == 0).all() and np.allclose(found[:, 4:], 2)
 
 
-def test_the_mask_is_cropped_and_turned_as_its_picture_is(folder):
+def test_the_mask_is_cropped_and_turned_as_its_image_is(folder):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise: what is stored on the left is shown on top
-    picture, mask = Image.new("RGB", (128, 64), "red"), Image.new("L", (128, 64), 0)
+    image, mask = Image.new("RGB", (128, 64), "red"), Image.new("L", (128, 64), 0)
     mask.paste(255, (32, 0, 64, 64))  # shown: the second quarter from the top
-    picture.save(folder / "a.jpg", exif=exif)
+    image.save(folder / "a.jpg", exif=exif)
     mask.save(folder / "a.mask.png", exif=exif)
     (record,) = assign(scan(folder), resolution=64, stride=8).used
     assert (record.bucket.width, record.bucket.height, record.resize) == (48, 88, (48, 96))
@@ -128,7 +128,7 @@ def test_the_mask_is_cropped_and_turned_as_its_picture_is(folder):
     assert np.abs(found - expected).max() < 0.01  # a half is stored as 128 of 255
 
 
-def test_the_mask_is_mirrored_with_its_picture(folder, paint):
+def test_the_mask_is_mirrored_with_its_image(folder, paint):
     paint("a.png", 100, 64)
     put_mask(folder / "a.mask.png", (0, 0, 25, 64), (100, 64))
     framing = Framing(flip=0.5, crop="focus")
@@ -165,22 +165,22 @@ def test_masks_that_do_not_fit_are_all_named_in_one_sentence(folder, paint):
     assert "c.mask.png (not a JPEG" in message and "\n" not in message
 
 
-def test_two_masks_of_one_picture_are_refused_by_name(folder, paint):
+def test_two_masks_of_one_image_are_refused_by_name(folder, paint):
     paint("a.png")
     put_mask(folder / "a.mask.png")
     put_mask(folder.parent / "masks" / "a.png")
-    with pytest.raises(DatasetError, match=r"a\.mask\.png and masks/a\.png \(for a\.png: one mask a picture"):
-        scan(folder, Reading(masks=folder.parent / "masks"))
+    with pytest.raises(DatasetError, match=r"a\.mask\.png and masks/a\.png \(for a\.png: one mask an image"):
+        scan(folder, ScanOptions(masks=folder.parent / "masks"))
 
 
-def test_a_folder_of_masks_that_is_missing_or_of_other_pictures_is_refused(folder, paint):
+def test_a_folder_of_masks_that_is_missing_or_of_other_images_is_refused(folder, paint):
     paint("a.png")
     masks = folder.parent / "masks"
     with pytest.raises(DatasetError, match=r"masks does not exist or is empty; set data\.masks"):
-        scan(folder, Reading(masks=masks))
+        scan(folder, ScanOptions(masks=masks))
     put_mask(masks / "other.png")
-    with pytest.raises(DatasetError, match=r"no file in .*masks is called like a picture"):
-        scan(folder, Reading(masks=masks))
+    with pytest.raises(DatasetError, match=r"no file in .*masks is called like an image"):
+        scan(folder, ScanOptions(masks=masks))
 
 
 def test_a_mask_of_what_is_cropped_away_is_refused(folder, paint):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.data.metadata import read_metadata
+from lora_studio.data.scan.metadata import read_metadata
 from lora_studio.errors import DatasetError
 
 GOOD = b'{"file_name": "a.png", "text": "a"}\n'

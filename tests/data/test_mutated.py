@@ -1,4 +1,4 @@
-"""Five hundred damaged picture files: each is used or left out with a reason, and none takes the memory."""
+"""Five hundred damaged image files: each is used or left out with a reason, and none takes the memory."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MAX_PEAK_BYTES = 1_000_000_000
 SCAN = f"""{PEAK_BYTES}
 import json, sys
 from pathlib import Path
-from lora_studio.data.scan import scan
+from lora_studio.data.scan.folder import scan
 records = [(r.name, r.width, r.height, r.excluded) for r in scan(Path(sys.argv[1])).records]
 print(json.dumps([records, peak_bytes()]))
 """
 
 
 def whole_files() -> list[bytes]:
-    """Pictures of every format and of the kinds of pixels that its decoder knows."""
+    """Images of every format and of the kinds of pixels that its decoder knows."""
     noise = grey_noise((60, 48), 70)
     colour = Image.merge("RGB", (noise, noise.rotate(90), noise.rotate(180)))
     clear = colour.copy()
@@ -54,9 +54,9 @@ def whole_files() -> list[bytes]:
         (colour, "AVIF", {}),
     ]
     files = []
-    for picture, kind, options in wanted:
+    for image, kind, options in wanted:
         stored = io.BytesIO()
-        picture.save(stored, kind, **options)
+        image.save(stored, kind, **options)
         files.append(stored.getvalue())
     return files
 

@@ -1,4 +1,4 @@
-"""What a line of metadata says about its own picture, from the file to the record."""
+"""What a line of metadata says about its own image, from the file to the record."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 
 from lora_studio.data.captioners.sidecar import read_captions
 from lora_studio.data.manifest import Overrides
-from lora_studio.data.metadata import read_metadata
-from lora_studio.data.overrides import read_overrides
-from lora_studio.data.scan import scan
+from lora_studio.data.scan.folder import scan
+from lora_studio.data.scan.metadata import read_metadata
+from lora_studio.data.scan.overrides import read_overrides
 from lora_studio.data.sources import Source, read_sources
 from lora_studio.errors import DatasetError
 
@@ -84,7 +84,7 @@ def test_a_list_of_settings_needs_no_captions_but_one_of_captions_still_does(tmp
 
 @pytest.fixture
 def two(folder, paint):
-    """Two pictures, of which the first has settings of its own, and captions beside them."""
+    """Two images, of which the first has settings of its own, and captions beside them."""
     for number, name in enumerate(("a.png", "b.png")):
         paint(name, colour=(number, 0, 0), caption=name)
     line = {"file_name": "a.png", "text": "listed", "repeats": 7, "weight": 0.25}
@@ -92,7 +92,7 @@ def two(folder, paint):
     return folder
 
 
-def test_settings_reach_the_record_and_a_caption_beside_the_picture_still_wins(two):
+def test_settings_reach_the_record_and_a_caption_beside_the_image_still_wins(two):
     a, b = read_captions(scan(two, repeats=2)).used
     assert (a.repeats, a.overrides, a.caption) == (7, Overrides(repeats=7, weight=0.25), "a.png")
     assert (b.repeats, b.overrides) == (2, Overrides())

@@ -14,13 +14,13 @@ import pytest
 from noise import grey_noise
 from PIL import Image
 
-from lora_studio.data.files import MAX_FILE_BYTES
+from lora_studio.data.images.files import MAX_FILE_BYTES
 from lora_studio.data.manifest import Manifest
-from lora_studio.data.scan import Reading, scan
+from lora_studio.data.scan.folder import ScanOptions, scan
 from lora_studio.errors import DatasetError
 
 
-def test_every_picture_gets_a_record_with_path_hash_size_and_repeats(folder, paint):
+def test_every_image_gets_a_record_with_path_hash_size_and_repeats(folder, paint):
     paint("b.jpg", 40, 30)
     paint("a.png", 20, 50)
     paint("c.webp", 33, 34)
@@ -38,7 +38,7 @@ def test_every_picture_gets_a_record_with_path_hash_size_and_repeats(folder, pai
 def test_a_relative_folder_gives_absolute_paths(folder, paint, monkeypatch):
     paint("a.png")
     monkeypatch.chdir(folder.parent)
-    assert scan(Path("pictures")).used[0].path == str(folder / "a.png")
+    assert scan(Path("images")).used[0].path == str(folder / "a.png")
 
 
 def test_the_size_is_the_one_after_exif_orientation(folder):
@@ -49,7 +49,7 @@ def test_the_size_is_the_one_after_exif_orientation(folder):
     assert (record.width, record.height) == (30, 40)
 
 
-def test_a_truncated_picture_is_excluded_with_its_reason(folder, paint, reason):
+def test_a_truncated_image_is_excluded_with_its_reason(folder, paint, reason):
     paint("good.png")
     for name, size in (("cut.jpg", 600), ("cut.png", 60)):
         grey_noise((64, 64), 50).save(folder / ("whole_" + name))
@@ -61,7 +61,7 @@ def test_a_truncated_picture_is_excluded_with_its_reason(folder, paint, reason):
     assert reason(manifest, "cut.png").startswith("damaged: ")
 
 
-def test_files_that_are_no_pictures_are_excluded_whatever_they_are_called(folder, paint, reason):
+def test_files_that_are_no_images_are_excluded_whatever_they_are_called(folder, paint, reason):
     paint("good.png")
     (folder / "page.jpg").write_text("<!DOCTYPE html><html>404</html>")
     (folder / "empty.png").touch()
@@ -71,7 +71,7 @@ def test_files_that_are_no_pictures_are_excluded_whatever_they_are_called(folder
     manifest = scan(folder)
     assert [record.name for record in manifest.used] == ["good.png"]
     for name in ("page.jpg", "notes.json", "drawing.svg"):
-        assert reason(manifest, name) == "not a JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF picture"
+        assert reason(manifest, name) == "not a JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF image"
     assert reason(manifest, "empty.png") == "the file is empty"
     assert reason(manifest, "subfolder").startswith("a folder")
 
@@ -110,7 +110,7 @@ def test_a_pipe_or_a_dangling_link_does_not_stop_the_scan(folder, paint, reason)
     assert reason(manifest, "link.png").startswith("cannot be read")
 
 
-def test_pictures_that_are_too_small_or_too_long_are_excluded(folder, paint, reason):
+def test_images_that_are_too_small_or_too_long_are_excluded(folder, paint, reason):
     paint("good.png", 16, 16)
     paint("small.png", 15, 400)
     paint("strip.png", 400, 20)
@@ -123,7 +123,7 @@ def test_the_smallest_side_allowed_is_a_choice(folder, paint, reason):
     paint("small.png", 16, 16)
     paint("large.png", 40, 40)
     assert reason(scan(folder), "small.png") == ""
-    assert reason(scan(folder, Reading(min_side=20)), "small.png").startswith("too small")
+    assert reason(scan(folder, ScanOptions(min_side=20)), "small.png").startswith("too small")
 
 
 def test_of_equal_files_the_first_by_name_is_kept(folder, paint, reason):
@@ -136,13 +136,13 @@ def test_of_equal_files_the_first_by_name_is_kept(folder, paint, reason):
     assert reason(manifest, "b.png") == reason(manifest, "c.png") == "the same bytes as a.png"
 
 
-def test_transparency_is_recorded_with_its_background_and_a_clear_picture_is_left_out(folder, reason):
+def test_transparency_is_recorded_with_its_background_and_a_clear_image_is_left_out(folder, reason):
     half = Image.new("RGBA", (40, 30), (255, 0, 0, 255))
     half.save(folder / "opaque.png")
     half.putpixel((3, 3), (0, 0, 0, 0))
     half.save(folder / "half.png")
     Image.new("RGBA", (40, 30), (9, 9, 9, 0)).save(folder / "clear.png")
-    manifest = scan(folder, Reading(background="#102030"))
+    manifest = scan(folder, ScanOptions(background="#102030"))
     assert {record.name: record.background for record in manifest.used} == {
         "half.png": "#102030",
         "opaque.png": "",
@@ -150,13 +150,13 @@ def test_transparency_is_recorded_with_its_background_and_a_clear_picture_is_lef
     assert reason(manifest, "clear.png") == "clear all over: there is nothing to see"
 
 
-def test_a_moving_picture_is_used_with_a_note(folder):
+def test_a_moving_image_is_used_with_a_note(folder):
     frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
     frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
     frames[0].save(folder / "one.gif")
     frames[0].resize((50, 50)).save(folder / "still.webp")
     assert {record.name: record.note for record in scan(folder).used} == {
-        "moving.gif": "moving or of several pages: only the first picture in it is used",
+        "moving.gif": "moving or of several pages: only the first image in it is used",
         "one.gif": "",
         "still.webp": "",
     }
@@ -175,14 +175,14 @@ def test_the_folder_that_macos_archives_leave_is_junk(folder, paint, reason):
     assert reason(scan(folder), "__MACOSX") == "junk"
 
 
-def test_a_caption_beside_its_picture_is_no_record_but_an_orphan_is(folder, paint, reason):
+def test_a_caption_beside_its_image_is_no_record_but_an_orphan_is(folder, paint, reason):
     paint("a.png", caption="a")
     (folder / "a.caption").write_text("a")
     (folder / "lost.txt").write_text("nobody")
     (folder / "page.jpg").write_text("<html>")
-    (folder / "page.txt").write_text("a caption of something that is no picture")
+    (folder / "page.txt").write_text("a caption of something that is no image")
     (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:50])
-    (folder / "cut.txt").write_text("belongs to a picture, though a damaged one")
+    (folder / "cut.txt").write_text("belongs to an image, though a damaged one")
     manifest = scan(folder)
     assert [record.name for record in manifest.records] == [
         "a.png",
@@ -191,17 +191,17 @@ def test_a_caption_beside_its_picture_is_no_record_but_an_orphan_is(folder, pain
         "page.jpg",
         "page.txt",
     ]
-    assert reason(manifest, "lost.txt") == reason(manifest, "page.txt") == "no picture of this name"
+    assert reason(manifest, "lost.txt") == reason(manifest, "page.txt") == "no image of this name"
 
 
-def test_pictures_that_would_share_a_caption_file_are_refused_by_name(folder, paint):
+def test_images_that_would_share_a_caption_file_are_refused_by_name(folder, paint):
     paint("a.jpg")
     paint("a.png")
     with pytest.raises(DatasetError, match=r"a\.jpg and a\.png; .* rename or remove"):
         scan(folder)
 
 
-def test_an_unusable_file_does_not_collide_with_a_picture(folder, paint):
+def test_an_unusable_file_does_not_collide_with_an_image(folder, paint):
     paint("a.png")
     (folder / "a.json").write_text("{}")
     (folder / "a.jpg").write_text("<html>")
@@ -214,7 +214,7 @@ def test_an_unusable_file_does_not_collide_with_a_picture(folder, paint):
         (lambda folder: folder.rmdir(), "does not exist"),
         (lambda folder: (folder.rmdir(), folder.touch()), "is not a folder"),
         (lambda folder: None, "is empty"),
-        (lambda folder: (folder / "a.jpg").write_text("x"), r"holds no usable picture, only a\.jpg \(not a"),
+        (lambda folder: (folder / "a.jpg").write_text("x"), r"holds no usable image, only a\.jpg \(not a"),
     ],
 )
 def test_nothing_to_train_on_is_one_sentence_with_advice(folder, prepare, what):

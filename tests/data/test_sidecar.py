@@ -8,8 +8,8 @@ from PIL import Image
 from lora_studio.data.captioners import CAPTIONERS, caption_writer
 from lora_studio.data.captioners.base import WriterOptions
 from lora_studio.data.captioners.sidecar import read_captions
-from lora_studio.data.captions.write import write_captions
-from lora_studio.data.scan import scan
+from lora_studio.data.captioners.write import write_captions
+from lora_studio.data.scan.folder import scan
 from lora_studio.errors import DatasetError, RecipeError
 
 
@@ -48,7 +48,7 @@ def test_what_is_no_caption_is_refused_and_not_learned(folder, paint, data, faul
 @pytest.mark.parametrize(
     "name", ["with space", "grün Größe", "猫の写真", "🦊🎨", "Maroš", "a.b", "x" * 250], ids=ascii
 )
-def test_any_name_a_file_system_allows_works_for_folder_picture_and_caption(tmp_path, name):
+def test_any_name_a_file_system_allows_works_for_folder_image_and_caption(tmp_path, name):
     """Users' pain 30: trainers crash on what is not ASCII (kohya_ss#1983, sd-scripts#567)."""
     folder = tmp_path / name / "10_猫 ü 🎨"
     folder.mkdir(parents=True)
@@ -62,7 +62,7 @@ def test_any_name_a_file_system_allows_works_for_folder_picture_and_caption(tmp_
     assert record.name in manifest.to_jsonl()
 
 
-def test_endings_within_the_name_do_not_make_pictures_share_a_caption(folder, paint):
+def test_endings_within_the_name_do_not_make_images_share_a_caption(folder, paint):
     """Users' pain 12: `aaa.bbb.jpg` and `aaa.ccc.jpg` shared one caption file (sd-scripts#12)."""
     paint("a.b.jpg", colour="blue", caption="first")
     paint("a.c.jpg", colour="green", caption="second")
@@ -70,7 +70,7 @@ def test_endings_within_the_name_do_not_make_pictures_share_a_caption(folder, pa
     manifest = read_captions(scan(folder))
     assert [record.caption for record in manifest.used] == ["first", "second"]
     assert [(record.name, record.excluded) for record in manifest.excluded] == [
-        ("a.txt", "no picture of this name")
+        ("a.txt", "no image of this name")
     ]
 
 
@@ -94,7 +94,7 @@ def test_names_that_are_not_ascii_or_hold_dots_find_their_captions(folder, paint
     assert captions == {"a cat", "a ball", "an accent"}
 
 
-def test_pictures_without_caption_get_the_instance_prompt(folder, paint):
+def test_images_without_caption_get_the_instance_prompt(folder, paint):
     paint("a.png", caption="a ball")
     paint("b.png", colour="blue")
     (folder / "b.txt").touch()
@@ -121,7 +121,7 @@ def test_missing_captions_are_counted_named_and_explained_in_one_sentence(folder
     with pytest.raises(DatasetError) as caught:
         read_captions(scan(folder))
     message = str(caught.value)
-    assert message.startswith("5 of 6 pictures have no caption: b0.png, b1.png, b2.png and 2 more; write")
+    assert message.startswith("5 of 6 images have no caption: b0.png, b1.png, b2.png and 2 more; write")
     assert "data.instance_prompt" in message and "\n" not in message
 
 
@@ -142,7 +142,7 @@ def test_excluded_files_keep_their_record_and_need_no_caption(folder, paint):
     assert after.excluded == before.excluded
 
 
-def test_captions_keep_the_order_of_the_pictures(folder, paint):
+def test_captions_keep_the_order_of_the_images(folder, paint):
     for name in "cab":
         paint(f"{name}.png", colour=(ord(name), 0, 0), caption=name)
     assert [record.caption for record in read_captions(scan(folder)).used] == ["a", "b", "c"]

@@ -1,4 +1,4 @@
-"""Bucket sizes and the choice among them, for every picture: covering, area, stride, symmetry, least crop."""
+"""Bucket sizes and the choice among them, for every image: covering, area, stride, symmetry, least crop."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from fractions import Fraction
 import pytest
 from tiny import python_random
 
+from lora_studio.data.buckets.sizes import bucket_sizes, bucket_table, fit, largest_bucket
 from lora_studio.data.manifest import Bucket
-from lora_studio.data.sizes import bucket_sizes, bucket_table, fit, largest_bucket
 from lora_studio.errors import DatasetError
 
 BASES = [(64, 8), (128, 8), (512, 64), (768, 64), (1024, 64), (1024, 16), (64, 64)]
@@ -51,7 +51,7 @@ def test_an_area_below_the_stride_is_refused():
 
 
 @pytest.mark.parametrize(("resolution", "stride"), BASES)
-def test_the_resized_picture_covers_its_bucket_and_the_crop_lies_within(resolution, stride):
+def test_the_resized_image_covers_its_bucket_and_the_crop_lies_within(resolution, stride):
     table = bucket_table(resolution**2, stride)
     for width, height in SIZES:
         check_fit(width, height, table.choose(width, height))
@@ -63,7 +63,7 @@ def check_fit(width, height, bucket):
     assert 0 <= left < right <= resize[0] and 0 <= top < bottom <= resize[1]
     assert (right - left, bottom - top) == (bucket.width, bucket.height)
     assert abs(left - (resize[0] - right)) <= 1 and abs(top - (resize[1] - bottom)) <= 1  # centred
-    # Neither side is off the picture's aspect by more than the rounding to whole pixels.
+    # Neither side is off the image's aspect by more than the rounding to whole pixels.
     scale = max(bucket.width / width, bucket.height / height)
     assert abs(resize[0] - width * scale) <= 0.5 + 1e-6 and abs(resize[1] - height * scale) <= 0.5 + 1e-6
 
@@ -133,7 +133,7 @@ def test_a_photograph_of_3_to_2_loses_nothing_at_512_and_a_stride_of_64():
 
 @pytest.mark.parametrize("max_upscale", [1.0, 1.5, 4.0])
 @pytest.mark.parametrize(("resolution", "stride"), BASES)
-def test_no_picture_is_enlarged_beyond_the_limit_and_else_gets_what_crops_least(
+def test_no_image_is_enlarged_beyond_the_limit_and_else_gets_what_crops_least(
     resolution, stride, max_upscale
 ):
     """Of all sizes that it can fill within the limit, of about the largest area among those."""
@@ -162,7 +162,7 @@ def test_no_picture_is_enlarged_beyond_the_limit_and_else_gets_what_crops_least(
 
 
 def possible(most_width, most_height, resolution, stride, aspect):
-    """Area and crop of every size that a picture can fill."""
+    """Area and crop of every size that an image can fill."""
     return [
         (w * h, crop_of(w, h, aspect))
         for w in range(stride, min(int(most_width), 3 * resolution) + 1, stride)

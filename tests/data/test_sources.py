@@ -17,7 +17,7 @@ from lora_studio.errors import DatasetError
 
 @pytest.fixture
 def fill(tmp_path):
-    """`fill("style", red=2)`: a folder with two red pictures, each captioned with its colour."""
+    """`fill("style", red=2)`: a folder with two red images, each captioned with its colour."""
 
     def make(name: str, **colours: int) -> Path:
         folder = tmp_path / name
@@ -36,12 +36,12 @@ def test_one_source_is_read_as_the_folder_alone(fill):
     assert [record.name for record in manifest.used] == ["red0.png", "red1.png"]
 
 
-def test_every_source_gives_its_pictures_its_own_rules(fill):
+def test_every_source_gives_its_images_its_own_rules(fill):
     sources = [
         Source(fill("a/style", red=2), repeats=3, weight=0.5, trigger="zwx style"),
         Source(fill("b/style", blue=1), trigger="vkq robot", class_words="robot"),
         Source(fill("faces", green=1), role="prior", repeats=2),
-        Source(fill("test", black=2), role="holdout"),
+        Source(fill("test", black=2), role="validation"),
     ]
     manifest = read_sources(sources, read_captions)
     facts = {record.name: (record.role, record.repeats, record.weight) for record in manifest.records}
@@ -50,30 +50,30 @@ def test_every_source_gives_its_pictures_its_own_rules(fill):
         "style/red1.png": ("instance", 3, 0.5),
         "style (2)/blue0.png": ("instance", 1, 1.0),
         "faces/green0.png": ("prior", 2, 1.0),
-        "test/black0.png": ("holdout", 1, 1.0),
-        "test/black1.png": ("holdout", 1, 1.0),
+        "test/black0.png": ("validation", 1, 1.0),
+        "test/black1.png": ("validation", 1, 1.0),
     }
     assert [record.trigger for record in manifest.used] == ["zwx style", "zwx style", "vkq robot"]
     assert [record.class_words for record in manifest.used] == ["", "", "robot"]
 
 
-def test_only_instance_pictures_are_used_and_the_others_are_kept_by_role(fill):
+def test_only_instance_images_are_used_and_the_others_are_kept_by_role(fill):
     sources = [Source(fill("a", red=2)), Source(fill("b", blue=3), role="prior")]
     manifest = assign(read_sources(sources, read_captions), resolution=64, stride=8)
     assert [record.caption for record in manifest.used] == ["red", "red"]
     assert manifest.used == manifest.of_role("instance")
     assert [record.caption for record in manifest.of_role("prior")] == ["blue"] * 3
-    assert manifest.of_role("holdout") == ()
+    assert manifest.of_role("validation") == ()
     assert all(record.bucket for record in manifest.records)
     roles = [json.loads(line)["role"] for line in manifest.to_jsonl().splitlines()]
     assert roles == ["instance"] * 2 + ["prior"] * 3
 
 
 def test_what_is_held_out_is_not_trained_on_even_if_it_lies_in_both(fill):
-    sources = [Source(fill("a", red=2)), Source(fill("b", red=1), role="holdout")]
+    sources = [Source(fill("a", red=2)), Source(fill("b", red=1), role="validation")]
     manifest = read_sources(sources, read_captions)
     assert [record.name for record in manifest.used] == ["a/red1.png"]
-    assert [record.name for record in manifest.of_role("holdout")] == ["b/red0.png"]
+    assert [record.name for record in manifest.of_role("validation")] == ["b/red0.png"]
     (left_out,) = manifest.excluded
     assert (left_out.name, left_out.excluded) == (
         "a/red0.png",
@@ -98,8 +98,8 @@ def test_a_manifest_can_be_sent_to_another_process(fill):
 
 
 def test_nothing_left_to_train_on_is_refused(fill):
-    sources = [Source(fill("a", red=1)), Source(fill("b", red=1), role="holdout")]
-    with pytest.raises(DatasetError, match="also in a source with the role holdout"):
+    sources = [Source(fill("a", red=1)), Source(fill("b", red=1), role="validation")]
+    with pytest.raises(DatasetError, match="also in a source with the role validation"):
         read_sources(sources, read_captions)
 
 

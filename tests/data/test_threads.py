@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from lora_studio.data.buckets import assign
-from lora_studio.data.cache import LatentCache
-from lora_studio.data.pixels import ReadyPixels, pixels_of
-from lora_studio.data.scan import scan
-from lora_studio.data.threads import in_threads
+from lora_studio.data.cache.encode import LatentCache
+from lora_studio.data.images.decode import in_threads
+from lora_studio.data.images.pixels import ReadyPixels, pixels_of
+from lora_studio.data.scan.folder import scan
 
 
 def test_answers_come_in_order_from_several_threads():
@@ -71,11 +71,11 @@ def noisy(folder, count=6):
         Image.fromarray(pixels).save(folder / f"{number}.{('jpg', 'png')[number % 2]}")
 
 
-def test_pictures_resized_during_the_scan_have_the_pixels_of_those_resized_later(folder, tmp_path):
+def test_images_resized_during_the_scan_have_the_pixels_of_those_resized_later(folder, tmp_path):
     noisy(folder)
     records = {record.name: record for record in assign(scan(folder), resolution=64, stride=8).used}
     ready = ReadyPixels(lambda record: record.name)
-    scan(folder, on_picture=lambda record, picture: ready.offer(records[record.name], picture))
+    scan(folder, on_image=lambda record, image: ready.offer(records[record.name], image))
     for name, record in records.items():
         pixels = ready.take(name)
         assert pixels is not None and pixels.equal(pixels_of(record)), name
@@ -86,15 +86,15 @@ def test_ready_pixels_hold_no_more_than_they_may(folder):
     noisy(folder)
     first = assign(scan(folder), resolution=64, stride=8).used[0]
     records = [replace(first, name=str(number)) for number in range(4)]  # all of one bucket
-    picture = Image.new("RGB", (300, 200))
+    image = Image.new("RGB", (300, 200))
     bucket = first.bucket
     ready = ReadyPixels(lambda record: record.name, max_bytes=2 * 3 * bucket.width * bucket.height)
     for record in records:
-        ready.offer(record, picture)
+        ready.offer(record, image)
     assert sum(ready.take(record.name) is not None for record in records) == 2
 
 
-def test_a_picture_whose_latent_is_cached_is_not_resized(folder, tmp_path):
+def test_an_image_whose_latent_is_cached_is_not_resized(folder, tmp_path):
     noisy(folder, 2)
     first, second = assign(scan(folder), resolution=64, stride=8).used
     cache = LatentCache(tmp_path, "vae")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.data.trigger import calls, needs_class_words, without_trigger, without_triggers
+from lora_studio.data.captions.trigger import (
+    contains_trigger,
+    needs_class_words,
+    without_trigger,
+    without_triggers,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +48,7 @@ TRIGGERS = {"vkq": "robot", "vkq cat": "cat", "zwx style": ""}
         ("zwx style", "zwx style", ""),
     ],
 )
-def test_a_picture_of_two_subjects_is_shown_without_both_triggers(
+def test_an_image_of_two_subjects_is_shown_without_both_triggers(
     caption: str, own: str, plain: str | None
 ) -> None:
     assert without_triggers(caption, own, TRIGGERS.get(own, ""), TRIGGERS) == plain
@@ -66,7 +71,7 @@ def test_the_class_is_needed_where_nothing_is_named_without_the_trigger(caption:
     assert needs_class_words(caption, "vkq") == needs
 
 
-def test_a_picture_s_own_class_words_win_over_another_one_s_for_the_same_trigger():
+def test_an_image_s_own_class_words_win_over_another_one_s_for_the_same_trigger():
     assert without_triggers("a vkq", "vkq", "dog", {"vkq": "robot"}) == "a dog"
 
 
@@ -82,4 +87,4 @@ def test_a_picture_s_own_class_words_win_over_another_one_s_for_the_same_trigger
     ],
 )
 def test_a_longer_word_does_not_call_the_trigger(caption: str, trigger: str, is_called: bool) -> None:
-    assert calls(caption, trigger) == is_called
+    assert contains_trigger(caption, trigger) == is_called

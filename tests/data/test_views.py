@@ -1,4 +1,4 @@
-"""From placed pictures to entries of the plan and to latents."""
+"""From placed images to entries of the plan and to latents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from lora_studio.data.batches import average_views, plan
 from lora_studio.data.buckets import Framing, assign
-from lora_studio.data.cache import LatentCache
+from lora_studio.data.cache.encode import LatentCache
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.views import draw_view, each_view, entries, views_of
 
@@ -22,7 +22,7 @@ def placed(*sizes, **framing):
     return assign(Manifest(records), resolution=64, stride=8, framing=Framing(**framing)).used
 
 
-def test_without_further_views_there_is_one_entry_and_one_latent_for_each_picture_as_it_is():
+def test_without_further_views_there_is_one_entry_and_one_latent_for_each_image_as_it_is():
     used = placed((64, 64), (100, 80))
     assert entries(used) == list(used) == each_view(entries(used))
 
@@ -45,7 +45,7 @@ def test_an_entry_for_each_area_and_a_latent_for_each_view(tmp_path):
     assert len(keys) == len(latents)  # none is taken for another
 
 
-def test_crops_depend_on_the_pictures_content_alone():
+def test_crops_depend_on_the_images_content_alone():
     options = {"crop": "random", "crops": 3}
     (one,), (again,), (two, _) = (
         placed((900, 200), **options),
@@ -71,11 +71,11 @@ def test_the_share_of_mirrored_showings_and_every_crop_alike(share):
     assert len(crops) == 4 and all(abs(count / number - 0.25) < 0.03 for count in crops.values())
 
 
-def test_an_epoch_shows_a_picture_exactly_its_repeats_at_each_of_its_areas():
+def test_an_epoch_shows_an_image_exactly_its_repeats_at_each_of_its_areas():
     used = placed((300, 300), (64, 64), (500, 400), more_resolutions=(128,), flip=0.5)
     shown = entries(used)
     made = plan(shown, batch_size=2, accumulation=1, seed=3)
     for epoch in range(3):
         seen = Counter(index for batch in made.epoch(epoch) for index in batch.indices)
         assert seen == dict.fromkeys(range(len(shown)), 1)
-    assert average_views(made, made.micro_batches_per_epoch) == len(shown) / 3  # of the three pictures
+    assert average_views(made, made.micro_batches_per_epoch) == len(shown) / 3  # of the three images

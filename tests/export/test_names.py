@@ -9,11 +9,10 @@ import torch
 from full_size import OPTIONS, full_size_family, full_size_sd2, full_size_sdxl, keys_and_shapes
 from torch import nn
 
-from lora_studio.adapters.base import AdapterOptions, inject
-from lora_studio.adapters.rules import Rule
+from lora_studio.adapters.inject import inject
+from lora_studio.adapters.rules import AdapterOptions, Rule
 from lora_studio.export import kohya
-from lora_studio.families.layer_names import layout_of, place_of
-from lora_studio.families.original_names import original_path
+from lora_studio.families.layer_names.spellings import layout_of, original_path, place_of
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 

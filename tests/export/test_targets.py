@@ -12,18 +12,20 @@ from original_layout import MINIATURES, new_parts, settle_upsamplers, to_origina
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
+from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.full import FULL
+from lora_studio.adapters.inject import inject
+from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.errors import StudioError
 from lora_studio.export import EXPORTERS
-from lora_studio.export.metadata import TrainingFacts
-from lora_studio.export.probe import ask, ask_diffusers, rms
-from lora_studio.export.target import Job, Made
-from lora_studio.export.verify import Report
+from lora_studio.export.target import ExportJob, ExportResult
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.families.original.kinds import KINDS
 from lora_studio.families.original.writing import original_tensors
+from lora_studio.metadata.write import TrainingFacts
+from lora_studio.verify.file import VerifyReport
+from lora_studio.verify.probe import ask_diffusers, rms, run_probe
 
 FACTS = TrainingFacts(
     *("tiny", "Tiny", "", "0" * 64, "zwx", 4, 2.0, 7, 1, 5, 64, 1e-4, None, "adamw", "cosine"),
@@ -53,14 +55,14 @@ def tuned(family: ModelFamily, **options: object) -> AdapterSet:
 
 def made(
     base: str, target: str, folder: Path, *, dtype: str = "float16", **options: object
-) -> tuple[Job, Made]:
+) -> tuple[ExportJob, ExportResult]:
     """Written and found right by its own check."""
     family = load_base(base)
-    job = Job(family, tuned(family, **options), FACTS, folder, dtype, lambda: load_base(base))
+    job = ExportJob(family, tuned(family, **options), FACTS, folder, dtype, lambda: load_base(base))
     EXPORTERS[target].refuse(job)
-    result, report = EXPORTERS[target].write(job), Report("x")
+    result, report = EXPORTERS[target].write(job), VerifyReport("x")
     EXPORTERS[target].check(job, result, report)
-    assert report.whole, report.faults
+    assert report.ok, report.faults
     return job, result
 
 
@@ -72,10 +74,10 @@ def test_diffusers_loads_every_key_and_answers_as_the_live_adapter(
     """Linear layers and convolutions, two ranks, alpha other than the rank, a text encoder."""
     name = str(base_of(base))
     job, result = made(name, target, tmp_path, kind="locon", conv_rank=3)
-    live, fresh = ask(job.family), load_base(name)
+    live, fresh = run_probe(job.family), load_base(name)
     with caplog.at_level(logging.WARNING):
         answer = ask_diffusers(result.paths[0], fresh)
-    assert rms(answer - live) < 5e-3 * rms(live - ask(fresh))
+    assert rms(answer - live) < 5e-3 * rms(live - run_probe(fresh))
     unused = ("unexpected keys", "missing keys", "not been correctly")
     assert not [one for one in caplog.messages if any(words in one for words in unused)]
 
@@ -89,7 +91,7 @@ def test_a_diffusers_file_has_peft_names_and_nothing_else(
     assert "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight" in keys
 
 
-def check_through_lycoris(job: Job, result: Made) -> None:
+def check_through_lycoris(job: ExportJob, result: ExportResult) -> None:
     """Each layer answers as the live one, by LyCORIS' own modules; no tensor of the file is left over."""
     modules = pytest.importorskip("lycoris.modules")
     tensors, fresh, used = load_file(result.paths[0]), job.load_base(), set()
@@ -184,7 +186,9 @@ def test_a_whole_base_answers_as_the_live_adapter(
 ) -> None:
     job, result = made(str(base_of("sdxl")), target, tmp_path, dtype="float32", kind=kind)
     if target == "merged":
-        assert rms(ask(load_base(str(result.paths[0]))) - ask(job.family)) < 1e-4 * rms(ask(job.family))
+        assert rms(run_probe(load_base(str(result.paths[0]))) - run_probe(job.family)) < 1e-4 * rms(
+            run_probe(job.family)
+        )
         return
     key = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     layer = next(
@@ -230,8 +234,8 @@ def test_a_single_file_at_full_size_has_the_published_keys(number: int, count: i
 @pytest.mark.parametrize("number", range(3))
 def test_diffusers_loads_the_same_numbers_from_a_single_file(number: int, tmp_path: Path) -> None:
     """By its own reader; text encoders, which that takes in published sizes alone, by ours."""
-    from lora_studio.export.write import write_large
-    from lora_studio.families.single_file import load_single_file
+    from lora_studio.families.loading.single_file import load_single_file
+    from lora_studio.lora_file.write import write_large
 
     name, path = ("sd15", "sd2", "sdxl")[number], tmp_path / "whole.safetensors"
     torch.manual_seed(0)

@@ -15,8 +15,8 @@ from tiny import SD15_TEXT
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.chunks import clip_ids, join, split_tokens
 from lora_studio.families.loading import load_base
+from lora_studio.families.text_chunks import clip_ids, join, split_tokens
 
 COMMA = -1
 

@@ -13,25 +13,28 @@ from tiny import BASES, NOISE, recipe_text
 from torch import Tensor
 
 from lora_studio.adapters import ADAPTERS
-from lora_studio.adapters.base import NAME, AdapterOptions, inject
+from lora_studio.adapters.inject import inject
+from lora_studio.adapters.lora import NAME
+from lora_studio.adapters.rules import AdapterOptions
+from lora_studio.data.feed import geometry
 from lora_studio.data.manifest import Bucket, Record
 from lora_studio.errors import BaseModelError
-from lora_studio.export.sidecars import card_version
-from lora_studio.export.verify import open_lora
 from lora_studio.families import FAMILIES
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
-from lora_studio.families.noise import read_schedule
-from lora_studio.objective import ObjectiveOptions
-from lora_studio.recipe import load_recipe
-from lora_studio.recipe_machine import MachineConfig
+from lora_studio.families.noise_schedule import read_schedule
+from lora_studio.lora_file.lora_file import open_lora
+from lora_studio.metadata.sidecars import card_version
+from lora_studio.objectives.diffusion import ObjectiveOptions
+from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.machine import MachineConfig
 from lora_studio.rng import generator
-from lora_studio.run import Run
-from lora_studio.training.build import prepare
-from lora_studio.training.events import nobody
-from lora_studio.training.feed import geometry
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.finish import Finished
 from lora_studio.training.machine import Machine
-from lora_studio.training.session import Finished, train
+from lora_studio.training.prepare import prepare
+from lora_studio.training.session import train
 
 CAPTIONS = ["", "a red ball in a meadow", "moon " * 40]
 TRAITS = {
@@ -88,7 +91,7 @@ def test_the_file_says_of_its_base_what_uis_look_for(name: str, family: ModelFam
     assert card_version(version) == name.partition(" ")[0].upper().replace("SD15", "SD1")
 
 
-def test_shapes_of_pictures_texts_and_answers(family: ModelFamily) -> None:
+def test_shapes_of_images_texts_and_answers(family: ModelFamily) -> None:
     assert (family.native_side, family.stride) == (64, 8)
     with torch.no_grad():
         mean, std = family.encode_image(torch.zeros(2, 3, 64, 72))
@@ -319,13 +322,13 @@ def test_noise_that_cannot_be_trained_on_is_one_sentence(case: str) -> None:
 
 @each_tree
 def test_a_run_ends_with_a_file_that_diffusers_loads_whole(
-    name: str, base_of: BaseOf, pipeline: DiffusionPipeline, pictures: Path, tmp_path: Path
+    name: str, base_of: BaseOf, pipeline: DiffusionPipeline, images: Path, tmp_path: Path
 ) -> None:
     preview = '[preview]\nprompts = ["a red ball"]\nsteps = 2\nguidance = 2\n'
     path = tmp_path / "recipe.toml"
-    path.write_text(recipe_text(pictures, str(base_of(name)), steps=2, extra=preview), "utf-8")
+    path.write_text(recipe_text(images, str(base_of(name)), steps=2, extra=preview), "utf-8")
     result = train(load_recipe(path, changes=BOTH_SIDES), tmp_path / "run")
-    assert isinstance(result, Finished) and result.report.whole, result
+    assert isinstance(result, Finished) and result.report.ok, result
     file = open_lora(result.lora_file)
     assert file.metadata["ss_base_model_version"] == TRAITS[name][0]
     assert file.metadata["ss_v2"] == str(TRAITS[name][1])
@@ -338,12 +341,12 @@ def test_a_run_ends_with_a_file_that_diffusers_loads_whole(
 
 @each_tree
 def test_training_leaves_every_byte_of_the_base(
-    name: str, base_of: BaseOf, pictures: Path, tmp_path: Path
+    name: str, base_of: BaseOf, images: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text(recipe_text(pictures, str(base_of(name)), steps=2), "utf-8")
+    path.write_text(recipe_text(images, str(base_of(name)), steps=2), "utf-8")
     changes = (*BOTH_SIDES, CHECKPOINTING)
-    session = prepare(load_recipe(path, changes=changes), Run(tmp_path), nobody)
+    session = prepare(load_recipe(path, changes=changes), Run(tmp_path), ignore_events)
     session.loop.run(1)
     session.run.close()
     assert any(layer.tensors["up"].any() for layer in session.adapters.layers)

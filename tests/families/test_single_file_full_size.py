@@ -27,7 +27,7 @@ LOAD = (
 import json, sys
 from pathlib import Path
 import torch
-from lora_studio.families.single_file import load_single_file
+from lora_studio.families.loading.single_file import load_single_file
 path, dtype = Path(sys.argv[1]), getattr(torch, sys.argv[2])
 loaded = load_single_file(path, dtype=dtype)
 weights = [weight for part in loaded.parts.values() for weight in part.parameters()]
@@ -44,8 +44,8 @@ STEP = (
 import json, sys
 from pathlib import Path
 import torch
-from lora_studio.adapters.base import AdapterOptions, inject
-from lora_studio.objective import ObjectiveOptions
+from lora_studio.adapters.inject import AdapterOptions, inject
+from lora_studio.objectives.diffusion import ObjectiveOptions
 from lora_studio.families.loading import load_file
 from lora_studio.rng import generator
 family = load_file(Path(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))

@@ -28,18 +28,18 @@ def drawn(tmp_path_factory) -> Path:
     return out
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix != ".txt")
 
 
 def _pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"), np.int16)
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), np.int16)
 
 
 def _format(path: Path) -> str | None:
-    with Image.open(path) as picture:
-        return picture.format
+    with Image.open(path) as image:
+        return image.format
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -52,8 +52,8 @@ def test_the_command_reproduces_names_and_captions(drawn, folder):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_the_command_reproduces_the_pictures(drawn, folder):
-    for path in _pictures(drawn / folder):
+def test_the_command_reproduces_the_images(drawn, folder):
+    for path in _images(drawn / folder):
         difference = np.abs(_pixels(path) - _pixels(COMMITTED / folder / path.name))
         # JPEG libraries differ in rounding; the other two formats are lossless.
         assert difference.mean() <= (1.0 if path.suffix == ".jpg" else 0.0), path.name
@@ -61,7 +61,7 @@ def test_the_command_reproduces_the_pictures(drawn, folder):
 
 @pytest.mark.parametrize(("folder", "least", "most"), [(STYLE_FOLDER, 24, 30), (SUBJECT_FOLDER, 8, 12)])
 def test_committed_sets_mix_sizes_and_formats(folder, least, most):
-    paths = _pictures(COMMITTED / folder)
+    paths = _images(COMMITTED / folder)
     assert least <= len(paths) <= most
     shapes = {_pixels(path).shape for path in paths}
     assert len({height / width for height, width, _ in shapes}) >= 4

@@ -33,7 +33,7 @@ def test_the_world_is_large_enough():
 
 
 @pytest.mark.parametrize("style", STYLE_NAMES)
-def test_a_seed_always_gives_the_same_scene_and_picture(style):
+def test_a_seed_always_gives_the_same_scene_and_image(style):
     assert sample_scene(7) == sample_scene(7)
     assert (_pixels(sample_scene(7), style=style) == _pixels(sample_scene(7), style=style)).all()
 
@@ -45,11 +45,11 @@ def test_other_seeds_give_other_scenes():
 @pytest.mark.parametrize("style", STYLE_NAMES)
 @pytest.mark.parametrize("size", [(64, 64), (33, 90), (200, 72)])
 def test_any_size_and_aspect_ratio(style, size):
-    picture = draw(sample_scene(3), *size, style=style)
-    assert (picture.size, picture.mode) == (size, "RGB")
+    image = draw(sample_scene(3), *size, style=style)
+    assert (image.size, image.mode) == (size, "RGB")
 
 
-def test_a_picture_looks_alike_at_every_size():
+def test_an_image_looks_alike_at_every_size():
     scene = sample_scene(5)
     small = _pixels(scene, size=(48, 48))
     large = np.asarray(
@@ -118,6 +118,6 @@ def test_held_out_scenes_are_held_out_and_about_a_fifth_of_all():
     assert 0.15 < share < 0.25
 
 
-def test_contact_sheet_shows_every_picture():
-    pictures = [draw(sample_scene(seed), 32, 32) for seed in range(5)]
-    assert contact_sheet(pictures, 3, gap=4).size == (3 * 36 + 4, 2 * 36 + 4)
+def test_contact_sheet_shows_every_image():
+    images = [draw(sample_scene(seed), 32, 32) for seed in range(5)]
+    assert contact_sheet(images, 3, gap=4).size == (3 * 36 + 4, 2 * 36 + 4)

@@ -18,7 +18,7 @@ from lora_studio.pocket.samples import STYLE_TRIGGER, style_samples
 from lora_studio.pocket.scenes import COLOURS, OBJECT_NAMES, draw
 from lora_studio.pocket.stages.adopt import adopt
 from lora_studio.pocket.stages.assemble import assemble
-from lora_studio.pocket.stages.common import pictures_to_tensor
+from lora_studio.pocket.stages.common import images_to_tensor
 from lora_studio.pocket.stages.vae import psnr
 from lora_studio.pocket.stages.world import held_out_scenes
 
@@ -50,13 +50,13 @@ def test_it_draws_offline_through_diffusers() -> None:
         POCKET_FOLDER, dtype=torch.float32, local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline("a red ball in a meadow", num_inference_steps=4).images[0]
-    assert picture.size == (64, 64)
-    assert len(picture.getcolors(64 * 64)) > 50
+    image = pipeline("a red ball in a meadow", num_inference_steps=4).images[0]
+    assert image.size == (64, 64)
+    assert len(image.getcolors(64 * 64)) > 50
 
 
 def test_its_vae_keeps_held_out_scenes() -> None:
-    pixels = pictures_to_tensor([draw(scene, 64, 64) for scene in held_out_scenes(64, seed=3)])
+    pixels = images_to_tensor([draw(scene, 64, 64) for scene in held_out_scenes(64, seed=3)])
     assert psnr(load_base("pocket").parts["vae"], pixels) >= 24.0  # type: ignore[arg-type]
 
 
@@ -65,7 +65,7 @@ def test_every_word_of_its_world_is_one_token_and_captions_fit() -> None:
     for word in (*OBJECT_NAMES, *COLOURS, "meadow", "beach", "night", "snow", "desert", "room"):
         assert len(tokenizer.tokenize(word)) == 1, word
     longest = (
-        "a picture of a small purple flower at the bottom and a large orange robot on the right in a desert"
+        "an image of a small purple flower at the bottom and a large orange robot on the right in a desert"
     )
     assert len(tokenizer(longest).input_ids) <= tokenizer.model_max_length
     of_the_style = [sample.caption for sample in style_samples()]
@@ -74,7 +74,7 @@ def test_every_word_of_its_world_is_one_token_and_captions_fit() -> None:
 
 
 @torch.inference_mode()
-def test_its_image_encoder_finds_the_caption_of_a_picture() -> None:
+def test_its_image_encoder_finds_the_caption_of_an_image() -> None:
     family = load_base("pocket")
     vision = CLIPVisionModelWithProjection.from_pretrained(
         POCKET_FOLDER / "image_encoder", dtype=torch.float32
@@ -83,7 +83,7 @@ def test_its_image_encoder_finds_the_caption_of_a_picture() -> None:
         "text_projection.weight"
     ]
     scenes = held_out_scenes(50, seed=4)
-    images = vision(pictures_to_tensor([draw(scene, 64, 64) for scene in scenes])).image_embeds
+    images = vision(images_to_tensor([draw(scene, 64, 64) for scene in scenes])).image_embeds
     tokenizer, encoder = family.tokenizers["tokenizer"], family.parts["text_encoder"]
     ids = tokenizer(
         [s.caption() for s in scenes], padding="max_length", truncation=True, return_tensors="pt"

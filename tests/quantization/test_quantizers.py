@@ -6,18 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import picture_folder, recipe_text
+from tiny import image_folder, recipe_text
 from torch import Tensor, nn
 
-from lora_studio.adapters.base import AdapterOptions, inject
+from lora_studio.adapters.inject import inject
+from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.errors import RecipeError
 from lora_studio.families.loading import load_base
 from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.quantization.layers import linear_paths
-from lora_studio.recipe import load_recipe
+from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.training.build import check_names
-from lora_studio.training.session import Finished, train
+from lora_studio.training.finish import Finished
+from lora_studio.training.prepare.checks import check_names
+from lora_studio.training.session import train
 
 NAMES = [name for name in QUANTIZERS.names() if name != NONE]
 LAYERS = {
@@ -123,10 +125,10 @@ def test_a_run_on_a_quantised_base_ends_with_a_verified_file(
     name: str, tmp_path: Path, tiny_base: Path
 ) -> None:
     path = tmp_path / "tiny.toml"
-    pictures = picture_folder(tmp_path / "pictures", count=2)
-    path.write_text(recipe_text(pictures, str(tiny_base), steps=2), "utf-8")
+    images = image_folder(tmp_path / "images", count=2)
+    path.write_text(recipe_text(images, str(tiny_base), steps=2), "utf-8")
     changes = (f"base.quantize={name}", "data.resolution=32")
     result = train(load_recipe(path, changes=changes), tmp_path / "run")
-    assert isinstance(result, Finished) and result.report.whole
+    assert isinstance(result, Finished) and result.report.ok
     assert result.summary["quantized"] == name
     assert result.report.checks["probe_effect"] > 0

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from tiny import recipe_text
 
-from lora_studio.recipe import load_recipe
-from lora_studio.training.session import Finished, train
+from lora_studio.recipe.load import load_recipe
+from lora_studio.training.finish import Finished
+from lora_studio.training.session import train
 
 USER, TOKEN = "rosalinde.huber", "hf_" + "q" * 34
 PREVIEW = '[preview]\nprompts = ["a red ball, zwx style", "a blue cat"]\nsteps = 4\nguidance = 2\n'
@@ -16,11 +17,11 @@ PREVIEW += "[export]\nsidecars = true\n"
 
 
 @pytest.fixture(scope="session")
-def recipe_file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path) -> Path:
+def recipe_file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, images: Path) -> Path:
     """A recipe of four steps on the random miniature, in the folder of a user."""
     path = tmp_path_factory.mktemp("home") / USER / "tiny.toml"
     path.parent.mkdir()
-    path.write_text(recipe_text(pictures, str(tiny_base), extra=PREVIEW), "utf-8")
+    path.write_text(recipe_text(images, str(tiny_base), extra=PREVIEW), "utf-8")
     return path
 
 

@@ -13,13 +13,14 @@ from tiny import recipe_text
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.errors import RecipeError
-from lora_studio.recipe import load_recipe
-from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.checkpoint import load_state
-from lora_studio.training.describe_adapters import adapter_notes
-from lora_studio.training.events import nobody
-from lora_studio.training.session import Finished, train
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.finish import Finished
+from lora_studio.training.loop.checkpoint import load_state
+from lora_studio.training.prepare import Session, prepare
+from lora_studio.training.report.adapters import adapter_notes
+from lora_studio.training.session import train
 
 RULES = """
 [[adapter.layers]]
@@ -33,10 +34,10 @@ rank = 2
 
 
 @pytest.fixture(scope="module")
-def with_rules(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path) -> Path:
+def with_rules(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, images: Path) -> Path:
     """Another rank for cross-attention, and a text encoder that stops after two of four steps."""
     path = tmp_path_factory.mktemp("rules") / "tiny.toml"
-    path.write_text(recipe_text(pictures, str(tiny_base), extra=RULES), "utf-8")
+    path.write_text(recipe_text(images, str(tiny_base), extra=RULES), "utf-8")
     return path
 
 
@@ -61,7 +62,7 @@ def with_rules(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictur
         (('adapter.layers=[{patern="*",rank=3}]',), "did you mean 'pattern'"),
     ],
 )
-def test_what_cannot_be_is_refused_before_a_picture_is_read(
+def test_what_cannot_be_is_refused_before_an_image_is_read(
     changes: tuple[str, ...], words: str, recipe_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -72,7 +73,7 @@ def test_what_cannot_be_is_refused_before_a_picture_is_read(
 
 def test_the_text_encoder_stops_while_the_rest_goes_on(with_rules: Path, tmp_path: Path) -> None:
     recipe = load_recipe(with_rules, changes=("adapter.text_encoder=true", "adapter.max_norm=0.001"))
-    session = prepare(recipe, Run(tmp_path), nobody)
+    session = prepare(recipe, Run(tmp_path), ignore_events)
     states = {0: session.adapters.state()}
     session.loop.save = lambda step: states.update({step: session.adapters.state()})
     session.loop.run(1)
@@ -121,10 +122,10 @@ def test_the_plan_says_what_rank_and_alpha_do_to_the_step(
 
 @pytest.mark.parametrize("blocks", ["content", "style"])
 def test_b_lora_trains_one_block_of_sdxl(
-    blocks: str, base_of: Callable[[str], Path], pictures: Path, tmp_path: Path
+    blocks: str, base_of: Callable[[str], Path], images: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text(recipe_text(pictures, str(base_of("sdxl"))), "utf-8")
+    path.write_text(recipe_text(images, str(base_of("sdxl"))), "utf-8")
     session = prepared(load_recipe(path, changes=(f"adapter.blocks={blocks}",)), tmp_path)
     place = {"content": 0, "style": 1}[blocks]
     stem = f"up_blocks.0.attentions.{place}."
@@ -144,9 +145,9 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(
     """With dropout, a limit, PiSSA's constants, and a text encoder that stops where it was stopped."""
     recipe = load_recipe(with_rules, changes=("adapter.text_encoder=true", *changes))
     run = Run(tmp_path)
-    straight = prepare(recipe, run, nobody)
+    straight = prepare(recipe, run, ignore_events)
     straight.loop.run(1)
-    resumed = prepare(recipe, run, nobody)
+    resumed = prepare(recipe, run, ignore_events)
     assert load_state(tmp_path / "checkpoints" / "step_000002", resumed.loop.state) == 2
     resumed.loop.run(3)
     run.close()
@@ -158,9 +159,9 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(
 @pytest.mark.parametrize("name", ["sd15", "sd2 v", "sdxl"])
 @pytest.mark.parametrize("kind", ADAPTERS.names())
 def test_a_run_of_every_kind_ends_with_a_verified_file(
-    kind: str, name: str, base_of: Callable[[str], Path], pictures: Path, tmp_path: Path
+    kind: str, name: str, base_of: Callable[[str], Path], images: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text(recipe_text(pictures, str(base_of(name)), steps=3), "utf-8")
+    path.write_text(recipe_text(images, str(base_of(name)), steps=3), "utf-8")
     result = train(load_recipe(path, changes=(f"adapter.kind={kind}",)), tmp_path / "run")
-    assert isinstance(result, Finished) and result.report.whole
+    assert isinstance(result, Finished) and result.report.ok

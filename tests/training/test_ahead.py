@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
+from lora_studio.data.feed import READ_AHEAD, Prefetcher
 from lora_studio.errors import DatasetError
-from lora_studio.training.ahead import READ_AHEAD, Ahead
 
 
 class Made:
@@ -27,7 +27,7 @@ class Made:
 
 def test_the_next_ones_are_made_by_another_thread_and_each_only_once() -> None:
     made = Made()
-    ahead = Ahead(made, per_step=2)  # type: ignore[arg-type]
+    ahead = Prefetcher(made, per_step=2)  # type: ignore[arg-type]
     asked = [(step, number) for step in range(1, 6) for number in (0, 1)]
     assert [ahead.get(*place) for place in asked] == asked
     assert len(set(made.places)) == len(made.places) <= len(asked) + READ_AHEAD
@@ -35,13 +35,13 @@ def test_the_next_ones_are_made_by_another_thread_and_each_only_once() -> None:
 
 
 def test_after_a_jump_the_right_one_is_made() -> None:
-    ahead = Ahead(Made(), per_step=1)  # type: ignore[arg-type]
+    ahead = Prefetcher(Made(), per_step=1)  # type: ignore[arg-type]
     for step in (1, 2, 5, 3, 4, 1):
         assert ahead.get(step, 0) == (step, 0)
 
 
 def test_a_failure_is_raised_where_it_belongs() -> None:
-    ahead = Ahead(Made(), per_step=1)  # type: ignore[arg-type]
+    ahead = Prefetcher(Made(), per_step=1)  # type: ignore[arg-type]
     assert [ahead.get(step, 0) for step in (5, 6)] == [(5, 0), (6, 0)]
     with pytest.raises(DatasetError, match="no step 7"):
         ahead.get(7, 0)

@@ -11,20 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import picture_folder, recipe_text
+from tiny import image_folder, recipe_text
 
-from lora_studio.families.sd15 import StableDiffusion15
-from lora_studio.recipe import load_recipe
-from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.events import Event, Note, nobody
-from lora_studio.training.session import Finished, train
+from lora_studio.families.unet.stable_diffusion import StableDiffusion15
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import Event, Note, ignore_events
+from lora_studio.training.finish import Finished
+from lora_studio.training.prepare import Session, prepare
+from lora_studio.training.session import train
 
 DEFAULT = "data.resolution=64"
 
 
 class Counted:
-    """Pictures and captions that went through the base's encoders."""
+    """Images and captions that went through the base's encoders."""
 
     def __init__(self) -> None:
         self.images = self.captions = 0
@@ -57,13 +58,13 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counted:
 
 @pytest.fixture
 def start(tmp_path: Path, tiny_base: Path) -> Callable[..., Session]:
-    """`start("data.resolution=96")`: a run over five pictures in the folder `pictures`, ready to train."""
-    picture_folder(tmp_path / "pictures")
+    """`start("data.resolution=96")`: a run over five images in the folder `images`, ready to train."""
+    image_folder(tmp_path / "images")
     path = tmp_path / "recipe.toml"
-    path.write_text(recipe_text(tmp_path / "pictures", str(tiny_base)), "utf-8")
+    path.write_text(recipe_text(tmp_path / "images", str(tiny_base)), "utf-8")
 
     def make(change: str = DEFAULT) -> Session:
-        return prepare(load_recipe(path, changes=(change,)), Run(tmp_path / "run"), nobody)
+        return prepare(load_recipe(path, changes=(change,)), Run(tmp_path / "run"), ignore_events)
 
     return make
 
@@ -81,9 +82,9 @@ def test_an_edited_image_is_encoded_again_and_nothing_else(start, counted: Count
     """USERS row 11: the name and the size of the file stay the same."""
     start()
     counted.taken()
-    path = tmp_path / "pictures" / "00.png"
-    with Image.open(path) as picture:
-        edited = picture.convert("RGB")
+    path = tmp_path / "images" / "00.png"
+    with Image.open(path) as image:
+        edited = image.convert("RGB")
     edited.putpixel((3, 3), (255, 0, 255))
     edited.save(path)
     start()
@@ -94,13 +95,13 @@ def test_an_edited_caption_is_encoded_again_and_nothing_else(start, counted: Cou
     """USERS row 11."""
     start()
     counted.taken()
-    (tmp_path / "pictures" / "01.txt").write_text("another thing, zwx style", "utf-8")
+    (tmp_path / "images" / "01.txt").write_text("another thing, zwx style", "utf-8")
     start()
     assert counted.taken() == (0, 1)
 
 
 @pytest.mark.parametrize("change", ["data.resolution=96", "base.vae_dtype=bfloat16"])
-def test_another_resolution_or_precision_encodes_all_pictures_again(
+def test_another_resolution_or_precision_encodes_all_images_again(
     start, counted: Counted, change: str
 ) -> None:  # type: ignore[no-untyped-def]
     """USERS row 11."""
@@ -113,7 +114,7 @@ def test_another_resolution_or_precision_encodes_all_pictures_again(
     assert counted.taken() == (0, 0)  # the first ones are still there
 
 
-def test_another_vae_encodes_all_pictures_again(
+def test_another_vae_encodes_all_images_again(
     start: Callable[..., Session], counted: Counted, tiny_base: Path, tmp_path: Path
 ) -> None:
     from diffusers import AutoencoderKL
@@ -129,13 +130,13 @@ def test_another_vae_encodes_all_pictures_again(
     assert counted.taken() == (5, 0)
 
 
-def test_a_renamed_picture_keeps_its_latent_and_two_of_one_stem_have_their_own(
+def test_a_renamed_image_keeps_its_latent_and_two_of_one_stem_have_their_own(
     start: Callable[..., Session], counted: Counted, tmp_path: Path
 ) -> None:
     """USERS row 12: caches are not named after files."""
     start()
     counted.taken()
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for old, new in (("00", "aaa.bbb"), ("03", "aaa.ccc")):
         (folder / f"{old}.png").rename(folder / f"{new}.png")
         (folder / f"{old}.txt").rename(folder / f"{new}.txt")
@@ -146,14 +147,14 @@ def test_a_renamed_picture_keeps_its_latent_and_two_of_one_stem_have_their_own(
     assert one.mean.shape != other.mean.shape
 
 
-def test_every_picture_of_a_run_is_decoded_once_for_the_caches_and_once_by_the_doctor(
+def test_every_image_of_a_run_is_decoded_once_for_the_caches_and_once_by_the_doctor(
     start: Callable[..., Session], counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lora_studio.data import pictures
+    from lora_studio.data.images import decode as images
 
     decoded = []
-    plain = pictures._decode
-    monkeypatch.setattr(pictures, "_decode", lambda *arguments: decoded.append(1) or plain(*arguments))
+    plain = images._decode
+    monkeypatch.setattr(images, "_decode", lambda *arguments: decoded.append(1) or plain(*arguments))
     start()
     assert (len(decoded), counted.images) == (10, 5)
 
@@ -161,7 +162,7 @@ def test_every_picture_of_a_run_is_decoded_once_for_the_caches_and_once_by_the_d
 def test_a_vae_that_overflows_in_bfloat16_is_asked_again_in_float32(
     tmp_path: Path, start: Callable[..., Session], counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """USERS row 4: the picture is named, the others stay as they were encoded."""
+    """USERS row 4: the image is named, the others stay as they were encoded."""
     expected = start().loop.feed.latents
     sound = StableDiffusion15.encode_image
 
@@ -210,9 +211,9 @@ def test_latents_read_ahead_from_the_disk_train_to_the_same_bytes_and_resume_to_
 
 def test_batches_from_the_disk_are_the_same_in_any_order(tmp_path: Path, recipe_file: Path) -> None:
     changes = ("training.accumulation=2",)
-    held = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path / "a"), nobody).loop.feed
+    held = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path / "a"), ignore_events).loop.feed
     read = prepare(
-        load_recipe(recipe_file, changes=(*changes, ON_DISK)), Run(tmp_path / "b"), nobody
+        load_recipe(recipe_file, changes=(*changes, ON_DISK)), Run(tmp_path / "b"), ignore_events
     ).loop.feed
     assert read.latents.on_disk and not held.latents.on_disk
     for step in (1, 2, 3, 9, 2, 40, 41):

@@ -12,22 +12,23 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import picture_folder, recipe_text
+from tiny import image_folder, recipe_text
 from transformers import CLIPTextModel
 
+from lora_studio.console.plan import plan_lines
+from lora_studio.data import conditioning
 from lora_studio.data.batches import Batch
 from lora_studio.errors import RecipeError
-from lora_studio.printing import plan_lines
-from lora_studio.recipe import load_recipe
+from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.run import Run
-from lora_studio.training import captions as training_captions
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.describe import describe
-from lora_studio.training.events import nobody
-from lora_studio.training.preserved import with_base_answers
-from lora_studio.training.session import Finished, train
-from lora_studio.training.timing import Timing
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.finish import Finished
+from lora_studio.training.loop.preservation import with_base_answers
+from lora_studio.training.prepare import Session, prepare
+from lora_studio.training.report import describe
+from lora_studio.training.report.timing import Timing
+from lora_studio.training.session import train
 
 CAPTIONS = {
     "00": "a red ball, zwx style, on grass, at night",
@@ -44,7 +45,7 @@ VARIED = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five pictures whose captions have tags, lines, wildcards and more tokens than fit."""
+    """Five images whose captions have tags, lines, wildcards and more tokens than fit."""
     folder = tmp_path_factory.mktemp("captions")
     for name, caption in CAPTIONS.items():
         Image.new("RGB", (64, 64), (int(name) * 50, 99, 0)).save(folder / f"{name}.png")
@@ -54,13 +55,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def session_of(folder: Path, tiny_base: Path, tmp_path: Path) -> Callable[..., Session]:
-    """`session_of("data.shuffle_tags=true")`: ready to train the pictures of `folder`, or of another."""
+    """`session_of("data.shuffle_tags=true")`: ready to train the images of `folder`, or of another."""
 
-    def make(*changes: str, pictures: Path = folder) -> Session:
+    def make(*changes: str, images: Path = folder) -> Session:
         path = tmp_path / "recipe.toml"
-        path.write_text(recipe_text(pictures, str(tiny_base), steps=12), "utf-8")
+        path.write_text(recipe_text(images, str(tiny_base), steps=12), "utf-8")
         recipe = load_recipe(path, changes=("data.caption_dropout=0", *changes))
-        return prepare(recipe, Run(tmp_path / "run"), nobody)
+        return prepare(recipe, Run(tmp_path / "run"), ignore_events)
 
     return make
 
@@ -146,7 +147,7 @@ def test_encoding_before_and_during_training_give_the_same_bits(
     encoded.clear()
     foreseen = batches(before)
     assert not encoded, "all captions of the run are there when it starts"
-    monkeypatch.setattr(training_captions, "MOST_TEXTS", 3)
+    monkeypatch.setattr(conditioning, "MOST_TEXTS", 3)
     during = session_of(*options)
     assert not during.foreseen.complete and len(during.foreseen.texts) == 3
     for expected, found in zip(foreseen, batches(during), strict=True):
@@ -159,16 +160,16 @@ def test_encoding_before_and_during_training_give_the_same_bits(
 def test_editing_one_caption_encodes_one_and_a_second_run_none(
     tmp_path: Path, session_of: Callable[..., Session], encoded: list[torch.Tensor]
 ) -> None:
-    pictures = picture_folder(tmp_path / "pictures")
+    images = image_folder(tmp_path / "images")
 
     def calls(*changes: str) -> int:
         encoded.clear()
-        batches(session_of(*changes, pictures=pictures))
+        batches(session_of(*changes, images=images))
         return len(encoded)
 
     assert calls() == 6  # five captions and the empty one
     assert calls() == 0
-    (pictures / "03.txt").write_text("something else, zwx style", "utf-8")
+    (images / "03.txt").write_text("something else, zwx style", "utf-8")
     assert calls() == 1
     assert calls("data.shuffle_tags=true") > 0
     assert calls("data.shuffle_tags=true") == 0
@@ -180,12 +181,12 @@ def test_more_captions_than_are_held_are_encoded_once_and_read_back(
     encoded: list[torch.Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pictures = picture_folder(tmp_path / "pictures")
-    held = batches(session_of(pictures=pictures))
+    images = image_folder(tmp_path / "images")
+    held = batches(session_of(images=images))
     monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr(training_captions, "MOST_TEXTS", 2)
+    monkeypatch.setattr(conditioning, "MOST_TEXTS", 2)
     encoded.clear()
-    session = session_of(pictures=pictures)
+    session = session_of(images=images)
     assert len(encoded) == 6, "five captions and the empty one, before the first step"
     for expected, found in zip(held, batches(session), strict=True):
         assert expected.conditioning and found.conditioning
@@ -273,7 +274,7 @@ def test_the_plan_shows_varied_captions_and_says_what_varies(session_of: Callabl
     assert "{" not in "".join(examples)
     count = len(set(shown(session)) | {""})
     for line in (
-        "10% of the pictures are shown with an empty caption",
+        "10% of the images are shown with an empty caption",
         "1 caption file has several lines; each is a caption, and one is drawn each time "
         '(data.caption_lines = "join" makes them one)',
         "the tags behind the first 1 are shuffled each time",
@@ -316,10 +317,10 @@ def test_what_would_do_nothing_is_warned_of(session_of: Callable[..., Session], 
     assert any(
         "1 captions hold {a|b}, which is learned as it is; data.wildcards" in line for line in warnings
     )
-    pictures = picture_folder(tmp_path / "pictures", count=2)
-    for path in pictures.glob("*.txt"):
+    images = image_folder(tmp_path / "images", count=2)
+    for path in images.glob("*.txt"):
         path.write_text("a ball in zwx style", "utf-8")
-    lines = plan_of(session_of("data.wildcards=true", "data.shuffle_tags=true", pictures=pictures))
+    lines = plan_of(session_of("data.wildcards=true", "data.shuffle_tags=true", images=images))
     assert "warning: data.wildcards changes nothing: no caption holds {a|b}" in lines
     assert any("no caption has several tags between commas" in line for line in lines)
 
@@ -346,7 +347,7 @@ def test_all_kinds_of_caption_files_are_read_and_counted(
     tmp_path: Path, session_of: Callable[..., Session]
 ) -> None:
     """Users' pain 9: a trainer that reads only .caption ignored every .txt (kohya_ss#927)."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     files = {
         "a.txt": b"by txt, zwx style",
@@ -363,7 +364,7 @@ def test_all_kinds_of_caption_files_are_read_and_counted(
         (folder / name).write_bytes(data)
     Image.new("RGB", (64, 64), "white").save(folder / "g.png")
     (folder / "metadata.jsonl").write_text('{"file_name": "g.png", "text": "by list, zwx style"}\n')
-    session = session_of(pictures=folder)
+    session = session_of(images=folder)
     lines = plan_of(session)
     assert "captions: 6 from sidecar, 1 from metadata.jsonl" in lines
     assert lines[lines.index("captions: 6 from sidecar, 1 from metadata.jsonl") + 1 :][:3] == [
@@ -378,12 +379,12 @@ def test_a_console_of_another_script_does_not_stop_training(
     tmp_path: Path, folder: Path, tiny_base: Path
 ) -> None:
     """Users' pain 30: a Japanese line in the log crashed training on cp1252 (kohya_ss#3587)."""
-    pictures = tmp_path / "Größe 猫 🎨"
-    pictures.mkdir()
-    Image.new("RGB", (64, 64), "red").save(pictures / "猫.png")
-    (pictures / "猫.txt").write_text("赤い猫, zwx style\nune fenêtre, zwx style", "utf-8")
-    recipe = pictures / "recipe ü.toml"
-    recipe.write_text(recipe_text(pictures, str(tiny_base), steps=1), "utf-8")
+    images = tmp_path / "Größe 猫 🎨"
+    images.mkdir()
+    Image.new("RGB", (64, 64), "red").save(images / "猫.png")
+    (images / "猫.txt").write_text("赤い猫, zwx style\nune fenêtre, zwx style", "utf-8")
+    recipe = images / "recipe ü.toml"
+    recipe.write_text(recipe_text(images, str(tiny_base), steps=1), "utf-8")
     command = [sys.executable, "-m", "lora_studio", "train", str(recipe), "--out", str(tmp_path / "Läufe 猫")]
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
     result = subprocess.run(command, capture_output=True, env=environment, check=False)

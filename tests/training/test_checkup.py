@@ -10,16 +10,16 @@ import pytest
 from photographs import Planted
 from tiny import recipe_text
 
+from lora_studio.console.plan import plan_lines
 from lora_studio.errors import DatasetError
 from lora_studio.families.loading import load_base
-from lora_studio.printing import plan_lines
-from lora_studio.recipe import load_recipe
-from lora_studio.run import Run
-from lora_studio.training.build import prepare
-from lora_studio.training.checkup import examine_recipe
-from lora_studio.training.describe import describe
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
 from lora_studio.training.events import Progress
-from lora_studio.training.timing import Timing
+from lora_studio.training.prepare import prepare
+from lora_studio.training.prepare.doctor import examine_recipe
+from lora_studio.training.report import describe
+from lora_studio.training.report.timing import Timing
 
 
 def test_errors_stand_in_the_plan_and_stop_nothing(tmp_path: Path, tiny_base: Path) -> None:
@@ -29,10 +29,10 @@ def test_errors_stand_in_the_plan_and_stop_nothing(tmp_path: Path, tiny_base: Pa
     planted.add("strip.png", planted.fresh(400, 80))
     from PIL import Image
 
-    with Image.open(planted.folder / "1.png") as picture:
-        held.add("alike.png", picture.resize((200, 200)))
+    with Image.open(planted.folder / "1.png") as image:
+        held.add("alike.png", image.resize((200, 200)))
     text = recipe_text(tmp_path, str(tiny_base)).replace(f'images = "{tmp_path}"', "")
-    sources = '[[data.sources]]\nimages = "train"\n[[data.sources]]\nimages = "held"\nrole = "holdout"\n'
+    sources = '[[data.sources]]\nimages = "train"\n[[data.sources]]\nimages = "held"\nrole = "validation"\n'
     (tmp_path / "recipe.toml").write_text(text.replace("[adapter]", f"{sources}[adapter]"))
     events: list[object] = []
     session = prepare(load_recipe(tmp_path / "recipe.toml"), Run(tmp_path / "run"), events.append)
@@ -44,7 +44,7 @@ def test_errors_stand_in_the_plan_and_stop_nothing(tmp_path: Path, tiny_base: Pa
     assert counts.startswith("1 error, 2 warnings") and "lora-studio doctor" in counts
     written = json.loads((tmp_path / "run" / "doctor.json").read_text("utf-8"))
     assert written == json.loads(json.dumps(session.report.to_json())) and len(written["findings"]) == 3
-    assert Progress("looking at pictures", 5, 5) in events
+    assert Progress("looking at images", 5, 5) in events
 
 
 def test_a_sound_set_adds_no_line_to_the_plan(tmp_path: Path, tiny_base: Path) -> None:
@@ -59,14 +59,14 @@ def test_a_sound_set_adds_no_line_to_the_plan(tmp_path: Path, tiny_base: Path) -
 
 
 def test_a_recipe_is_examined_where_training_refuses_it(
-    pictures: Path, tmp_path: Path, tiny_base: Path
+    images: Path, tmp_path: Path, tiny_base: Path
 ) -> None:
     folder = tmp_path / "copy"
-    shutil.copytree(pictures, folder)
+    shutil.copytree(images, folder)
     (folder / "01.txt").unlink()
     (tmp_path / "recipe.toml").write_text(recipe_text(folder, str(tiny_base)))
     recipe = load_recipe(tmp_path / "recipe.toml")
-    with pytest.raises(DatasetError, match=r"1 of 5 pictures have no caption: 01\.jpg"):
+    with pytest.raises(DatasetError, match=r"1 of 5 images have no caption: 01\.jpg"):
         prepare(recipe, Run(tmp_path / "run"), lambda event: None)
     report, manifest = examine_recipe(recipe)
     assert [(one.kind, one.path) for one in report.findings if one.severity == "error"] == [
@@ -75,9 +75,9 @@ def test_a_recipe_is_examined_where_training_refuses_it(
     assert report.plan["stride"] == 8 and len(manifest.used) == 5
 
 
-def test_captions_are_cut_where_the_recipes_base_cuts_them(pictures: Path, tmp_path: Path) -> None:
+def test_captions_are_cut_where_the_recipes_base_cuts_them(images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
-    shutil.copytree(pictures, folder)
+    shutil.copytree(images, folder)
     (folder / "01.txt").write_text("zwx style, " + "a red ball on the left " * 8)
     (tmp_path / "recipe.toml").write_text(recipe_text(folder, "pocket"))
     report, _ = examine_recipe(load_recipe(tmp_path / "recipe.toml"))
@@ -100,10 +100,10 @@ def test_facts_of_a_base_need_none_of_its_weights(tiny_base: Path, tmp_path: Pat
     )
 
 
-def test_captions_are_judged_as_the_recipe_shows_them(pictures: Path, tmp_path: Path) -> None:
+def test_captions_are_judged_as_the_recipe_shows_them(images: Path, tmp_path: Path) -> None:
     """With its prefix, each line on its own, and in as many windows as it asks for."""
     folder = tmp_path / "copy"
-    shutil.copytree(pictures, folder)
+    shutil.copytree(images, folder)
     words = "a red ball on the left " * 3
     for caption in folder.glob("*.txt"):
         caption.write_text(f"{words}\nin the snow {words}")

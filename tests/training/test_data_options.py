@@ -15,13 +15,19 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.pocket.scenes import draw, sample_scene
 from lora_studio.processes import ALONE
-from lora_studio.recipe import load_recipe
-from lora_studio.recipe_changes import options
-from lora_studio.recipe_data import SourceConfig
-from lora_studio.run import Run
-from lora_studio.training.build_data import Site, encode, find_pictures, make_feed, with_class_images
-from lora_studio.training.events import nobody
+from lora_studio.recipe.data import SourceConfig
+from lora_studio.recipe.diff import options
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
 from lora_studio.training.machine import choose_machine
+from lora_studio.training.prepare.data import (
+    BuildContext,
+    encode,
+    find_images,
+    make_feed,
+    with_regularization_images,
+)
 
 STEPS = 12  # two epochs and more
 
@@ -49,33 +55,33 @@ FED = {
     "data.shuffle_tags": ("true",),
     "data.keep_tags": ("2",),
     "data.tag_dropout": ("0.5",),
-    "data.caption_prefix": ("a picture of ",),
+    "data.caption_prefix": ("an image of ",),
     "data.caption_suffix": (", in colour",),
     "data.max_token_chunks": ("2",),
-    "data.class_images.count": ("2",),
-    "data.class_images.images": ("classes",),
-    "data.class_images.prompt": ("a drawing of a thing",),
-    "data.class_images.weight": ("0.5",),
-    "data.class_images.per_picture": ("2",),
-    "data.class_images.steps": ("2",),
-    "data.class_images.guidance": ("1",),
-    "data.class_images.seed": ("1",),
+    "data.regularization_images.count": ("2",),
+    "data.regularization_images.images": ("classes",),
+    "data.regularization_images.prompt": ("a drawing of a thing",),
+    "data.regularization_images.weight": ("0.5",),
+    "data.regularization_images.per_image": ("2",),
+    "data.regularization_images.steps": ("2",),
+    "data.regularization_images.guidance": ("1",),
+    "data.regularization_images.seed": ("1",),
 }
 """Option -> values that feed the steps with something else."""
 
-DRAWN = ("data.class_images.count=1", "data.class_images.steps=1")
+DRAWN = ("data.regularization_images.count=1", "data.regularization_images.steps=1")
 BESIDE = {
     "data.transparency": ("data.background=black",),
     "data.crop": ("data.masks=masks",),
     "data.class_words": ("objective.preservation=0.9",),
     "data.crops": ("data.crop=random",),
     "data.keep_tags": ("data.shuffle_tags=true",),
-    "data.class_images.prompt": DRAWN,
-    "data.class_images.weight": DRAWN,
-    "data.class_images.per_picture": DRAWN,
-    "data.class_images.steps": DRAWN,
-    "data.class_images.guidance": DRAWN,
-    "data.class_images.seed": DRAWN,
+    "data.regularization_images.prompt": DRAWN,
+    "data.regularization_images.weight": DRAWN,
+    "data.regularization_images.per_image": DRAWN,
+    "data.regularization_images.steps": DRAWN,
+    "data.regularization_images.guidance": DRAWN,
+    "data.regularization_images.seed": DRAWN,
     "data.trigger": ("objective.preservation=0.9",),
 }
 """What an option is of no use without."""
@@ -87,7 +93,7 @@ ELSEWHERE = {
 
 OF_A_SOURCE = {
     "images": 'images = "classes"',
-    "role": 'role = "holdout"',
+    "role": 'role = "validation"',
     "repeats": "repeats = 2",
     "weight": "weight = 0.5",
     "trigger": 'trigger = "blue"',
@@ -109,33 +115,33 @@ def test_every_option_is_tried() -> None:
 
 def paint(path: Path, number: int, size: tuple[int, int], words: str = WORDS) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = draw(sample_scene(number), *size, style="woodcut")
+    image = draw(sample_scene(number), *size, style="woodcut")
     if number == 0:
-        picture.putalpha(Image.linear_gradient("L").resize(size))
-    picture.save(path)
+        image.putalpha(Image.linear_gradient("L").resize(size))
+    image.save(path)
     path.with_suffix(".txt").write_text(words.format(number), "utf-8")
 
 
 @pytest.fixture(scope="module")
 def recipe_file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """Pictures of several shapes, one with clear parts, one small, one with a long caption; other folders."""
+    """Images of several shapes, one with clear parts, one small, one with a long caption; other folders."""
     folder = tmp_path_factory.mktemp("data")
     shapes = [(64, 64), (64, 64), (128, 80), (80, 128), (40, 40), (150, 96)]
     for number, size in enumerate(shapes):
         words = " ".join(["a long red tale of many words, zwx style,"] * 12) if number == 3 else WORDS
-        paint(folder / "pictures" / f"{number}.png", number, size, words)
+        paint(folder / "images" / f"{number}.png", number, size, words)
         mask = Image.new("L", size, 0)
         mask.paste(255, (size[0] // 2, 0, *size))
         (folder / "masks").mkdir(exist_ok=True)
         mask.save(folder / "masks" / f"{number}.png")
-    (folder / "pictures" / "2.txt").unlink()
-    paint(folder / "pictures" / "deeper" / "9.png", 9, (64, 64))
+    (folder / "images" / "2.txt").unlink()
+    paint(folder / "images" / "deeper" / "9.png", 9, (64, 64))
     paint(folder / "more" / "7.png", 7, (64, 64))
     paint(folder / "more" / "deeper" / "8.png", 8, (64, 64))
     paint(folder / "classes" / "10.png", 10, (64, 64), "a thing of a class")
     (folder / "exclude.txt").write_text("1.png\n", "utf-8")
-    text = recipe_text(folder / "pictures", str(tiny_base))
-    text = text.replace("[adapter]", 'instance_prompt = "zwx style, a picture"\n[adapter]')
+    text = recipe_text(folder / "images", str(tiny_base))
+    text = text.replace("[adapter]", 'instance_prompt = "zwx style, an image"\n[adapter]')
     (folder / "tiny.toml").write_text(text, "utf-8")
     return folder / "tiny.toml"
 
@@ -164,8 +170,8 @@ def _digest(family: ModelFamily, file: Path, folder: Path, changes: tuple[str, .
     recipe = load_recipe(file, changes=("preview.prompts=[]", f"training.steps={STEPS}", *changes))
     family.max_chunks = recipe.data.max_token_chunks
     run = Run(folder)
-    site = Site(recipe, run, choose_machine("cpu", "float32"), family, nobody, ALONE)
-    found = with_class_images(site, find_pictures(site))
+    site = BuildContext(recipe, run, choose_machine("cpu", "float32"), family, ignore_events, ALONE)
+    found = with_regularization_images(site, find_images(site))
     feed = make_feed(site, found, encode(site, found))
     run.close()
     seen = hashlib.sha256()
@@ -201,7 +207,7 @@ def test_an_option_of_a_source_changes_what_the_steps_are_fed_with(
     name: str, fed: Fed, recipe_file: Path
 ) -> None:
     folder = recipe_file.parent
-    head, images, tail = recipe_file.read_text("utf-8").partition(f'images = "{folder}/pictures"\n')
+    head, images, tail = recipe_file.read_text("utf-8").partition(f'images = "{folder}/images"\n')
 
     def of_two(first: str, second: str) -> str:
         both = f"[[data.sources]]\n{first}\n[[data.sources]]\n{second}\n[objective]\npreservation = 0.5\n"

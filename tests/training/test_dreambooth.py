@@ -1,4 +1,4 @@
-"""Everything that keeps the base at once: class images, preservation, and the base's answer outside of masks.
+"""Everything that keeps the base at once: regularization images, preservation, and the base's answer outside of masks.
 
 Against a reference written here: diffusers' pipelines for conditioning and the base, Pillow for the masks.
 """
@@ -18,26 +18,26 @@ from PIL import Image
 from tiny import recipe_text
 from torch import Tensor, nn
 
+from lora_studio.console.plan import plan_lines
 from lora_studio.data.batches import Batch, plan
 from lora_studio.data.manifest import Record
 from lora_studio.errors import RecipeError
-from lora_studio.printing import plan_lines
-from lora_studio.recipe import load_recipe
+from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.describe import describe
-from lora_studio.training.events import nobody
-from lora_studio.training.timing import Timing
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.prepare import Session, prepare
+from lora_studio.training.report import describe
+from lora_studio.training.report.timing import Timing
 
 LAMBDA, OUTSIDE, DELTA = 0.5, 0.7, 0.3
 OPTIONS = (
     *("data.caption_dropout=0", "data.class_words=thing", "objective.preservation=0.4"),
-    *("data.class_images.images=class", f"data.class_images.weight={LAMBDA}"),
+    *("data.regularization_images.images=class", f"data.regularization_images.weight={LAMBDA}"),
     *(f"objective.masked_preservation={OUTSIDE}", "data.repeats=2"),
 )
-SHAPES = ((64, 64), (72, 72), (96, 64), (64, 96))  # of one's own; class pictures are larger
-MASKED = {0: 255, 2: 200}  # picture -> the level of the white part of its mask
+SHAPES = ((64, 64), (72, 72), (96, 64), (64, 96))  # of one's own; regularization images are larger
+MASKED = {0: 255, 2: 200}  # image -> the level of the white part of its mask
 
 
 @dataclass
@@ -48,12 +48,12 @@ class Case:
     pipeline: DiffusionPipeline
 
     def batches(self, batch_size: int, steps: int = 10) -> list[Batch]:
-        feed, pictures = self.session.loop.feed, self.session.manifest.used
-        feed.plan = plan(pictures, batch_size=batch_size, accumulation=1, seed=1)
+        feed, images = self.session.loop.feed, self.session.manifest.used
+        feed.plan = plan(images, batch_size=batch_size, accumulation=1, seed=1)
         return [batch for step in range(1, steps + 1) for batch in feed.of_step(step)]
 
 
-def put_pictures(folder: Path, deviation: int, *, caption: str, masks: bool = False, larger: int = 1) -> None:
+def put_images(folder: Path, deviation: int, *, caption: str, masks: bool = False, larger: int = 1) -> None:
     folder.mkdir()
     for number, (width, height) in enumerate((larger * w, larger * h) for w, h in SHAPES):
         grey_noise((width, height), deviation + number).convert("RGB").save(folder / f"{number}.png")
@@ -69,10 +69,10 @@ def case(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, base_of: Callable[[str], Path]
 ) -> Iterator[Case]:
     folder, base = tmp_path_factory.mktemp("dream"), base_of(request.param)
-    put_pictures(folder / "pictures", 20, caption="a zwx style", masks=True)
-    put_pictures(folder / "class", 60, caption="plain", larger=2)
-    (folder / "tiny.toml").write_text(recipe_text(folder / "pictures", str(base)), "utf-8")
-    session = prepare(load_recipe(folder / "tiny.toml", changes=OPTIONS), Run(folder / "run"), nobody)
+    put_images(folder / "images", 20, caption="a zwx style", masks=True)
+    put_images(folder / "class", 60, caption="plain", larger=2)
+    (folder / "tiny.toml").write_text(recipe_text(folder / "images", str(base)), "utf-8")
+    session = prepare(load_recipe(folder / "tiny.toml", changes=OPTIONS), Run(folder / "run"), ignore_events)
     with torch.no_grad():  # adapters that do something, so that the base is another
         for layer in session.adapters.layers:
             layer.tensors["up"].normal_(std=0.05, generator=generator(layer.name))
@@ -82,13 +82,13 @@ def case(
 
 
 def record_of(case: Case, caption: str) -> Record:
-    """The picture that a caption belongs to; each has a number of its own."""
+    """The image that a caption belongs to; each has a number of its own."""
     role = "prior" if caption.startswith("plain") else "instance"
     (found,) = [one for one in case.session.manifest.of_role(role) if one.caption[-1] == caption[-1]]
     return found
 
 
-def is_class_picture(batch: Batch) -> list[bool]:
+def is_regularization_image(batch: Batch) -> list[bool]:
     return [caption.startswith("plain") for caption in batch.captions]
 
 
@@ -129,7 +129,7 @@ def test_every_row_and_the_class_half_are_conditioned_by_their_own_caption_and_g
     """Row 19: elsewhere the class half had no time ids of its own, or those of the others."""
     loop, seen, apart = case.session.loop, set(), batch_size == 1
     for batch in case.batches(batch_size, steps=40):
-        of_class, asked = is_class_picture(batch), sorted({*batch.preserved.tolist(), *batch.masked})
+        of_class, asked = is_regularization_image(batch), sorted({*batch.preserved.tolist(), *batch.masked})
         own = len(batch) - sum(of_class)
         assert of_class == [False] * own + [True] * own and own <= batch_size
         calls = heard(loop.family.parts["unet"], lambda batch=batch: loop.loss(batch, generator("noise")))
@@ -178,7 +178,7 @@ def reference(case: Case, batch: Batch, error: Callable[[Tensor], Tensor]) -> Te
         base = case.pipeline.unet(noised, timestep, text, added_cond_kwargs=added).sample
         live = session.family.denoise(noised, timestep, conditioning, ids)
     losses: dict[bool, list[Tensor]] = {False: [], True: []}
-    for row, of_class in enumerate(is_class_picture(batch)):
+    for row, of_class in enumerate(is_regularization_image(batch)):
         mask = mask_of(record_of(case, batch.captions[row]), *batch.latents.shape[2:])
         target = base[row] if "thing" in batch.captions[row] else truth[row]
         inside = (error(live[row] - target) * mask / mask.mean()).mean()
@@ -190,7 +190,7 @@ def reference(case: Case, batch: Batch, error: Callable[[Tensor], Tensor]) -> Te
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_the_loss_is_the_one_written_by_hand(case: Case, batch_size: int) -> None:
-    """Class images, preserved pictures and masks together, under min-SNR."""
+    """Regularization images, preserved images and masks together, under min-SNR."""
     kinds = set()
     for batch in case.batches(batch_size):
         kinds |= {(row in batch.preserved.tolist(), row in batch.masked) for row in range(len(batch) // 2)}
@@ -219,7 +219,7 @@ def test_passes_of_fewer_rows_have_the_same_gradients(case: Case) -> None:
     batch = next(batch for batch in case.batches(2) if len(batch) == 4 and batch.masked)
     for passes in (1, 3):
         loop.passes = passes
-        loop._backward(batch, generator("noise"), None)
+        loop.forward_backward(batch, generator("noise"), None)
         parameters = case.session.adapters.named_parameters().values()
         gradients.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
         loop.state.optimizer.zero_grad()
@@ -229,11 +229,11 @@ def test_passes_of_fewer_rows_have_the_same_gradients(case: Case) -> None:
 
 def test_the_plan_says_what_is_kept(case: Case) -> None:
     lines = plan_lines(describe(case.session, first_step=1, timing=Timing(0.1, 1)))
-    assert ("masks", "2 pictures learned only where the mask is white") in lines
+    assert ("masks", "2 images learned only where the mask is white") in lines
     assert ("", "outside of it the base's own answer is kept, with weight 0.7") in lines
 
 
 def test_outside_of_no_mask_is_refused_in_one_sentence(tmp_path: Path, recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file, changes=("objective.masked_preservation=0.5",))
-    with pytest.raises(RecipeError, match=r"masked_preservation is 0\.5, but no picture .* has a mask; put"):
-        prepare(recipe, Run(tmp_path), nobody)
+    with pytest.raises(RecipeError, match=r"masked_preservation is 0\.5, but no image .* has a mask; put"):
+        prepare(recipe, Run(tmp_path), ignore_events)

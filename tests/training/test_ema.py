@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
+from lora_studio.adapters.adapter_set import AdapterSet
+from lora_studio.adapters.inject import inject
+from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.errors import CheckpointError
-from lora_studio.export.verify import open_lora
-from lora_studio.recipe import load_recipe
+from lora_studio.lora_file.lora_file import open_lora
+from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.training.checkpoint import ADAPTERS, EMA
-from lora_studio.training.ema import Ema, decay_at
-from lora_studio.training.session import Finished, train
+from lora_studio.training.finish import Finished
+from lora_studio.training.loop.checkpoint import ADAPTERS, EMA
+from lora_studio.training.loop.ema import Ema, decay_at
+from lora_studio.training.session import train
 
 
 def adapters(rank: int = 2) -> AdapterSet:

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import processes
 import pytest
-from tiny import picture_folder, recipe_text
+from tiny import image_folder, recipe_text
 
-from lora_studio.run import Run
-from lora_studio.training.schedule import SCHEDULES, factor
+from lora_studio.runs.folder import Run
+from lora_studio.training.optimizers.schedule import SCHEDULES, factor
 
 STEPS = 6
 EVERYTHING = """
 accumulation = 2
 ema = 0.9
 keep_checkpoints = 1
-[holdout]
+[validation]
 count = 2
 every = 2
 [preview]
@@ -32,10 +32,10 @@ every = 3
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """A recipe of six steps with accumulation, a mean of the weights, holdout and previews."""
+    """A recipe of six steps with accumulation, a mean of the weights, validation and previews."""
     folder = tmp_path_factory.mktemp("everything")
-    picture_folder(folder / "pictures", count=6)
-    text = recipe_text(folder / "pictures", str(tiny_base), steps=STEPS, extra=EVERYTHING)
+    image_folder(folder / "images", count=6)
+    text = recipe_text(folder / "images", str(tiny_base), steps=STEPS, extra=EVERYTHING)
     (folder / "recipe.toml").write_text(text.replace("resolution = 64", "resolution = 32"), "utf-8")
     return folder / "recipe.toml"
 
@@ -52,7 +52,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory, everything: Path) -> dict
 def left_behind(folder: Path) -> dict[str, object]:
     """All that does not depend on the clock."""
     rows = [{key: value for key, value in row.items() if key != "seconds"} for row in Run(folder).metrics()]
-    names = ["tiny.safetensors", "holdout.jsonl", "holdout.json", "manifest.jsonl", "recipe.toml"]
+    names = ["tiny.safetensors", "validation.jsonl", "validation.json", "manifest.jsonl", "recipe.toml"]
     names += [f"previews/step_{step:06}.png" for step in (0, 3, 6)]
     last = f"checkpoints/step_{STEPS:06}"
     names += [f"{last}/{name}" for name in ("adapters.safetensors", "ema.safetensors", "state.json")]

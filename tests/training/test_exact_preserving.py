@@ -1,4 +1,4 @@
-"""LoKr with schedule-free AdamW, class images, preservation and masks: a resumed run has the same bytes."""
+"""LoKr with schedule-free AdamW, regularization images, preservation and masks: a resumed run has the same bytes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from pathlib import Path
 import pytest
 from noise import grey_noise
 from PIL import Image
-from tiny import picture_folder, recipe_text
+from tiny import image_folder, recipe_text
 
-from lora_studio.recipe import load_recipe
-from lora_studio.run import Run
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
 from lora_studio.training.events import Event, StepDone
-from lora_studio.training.session import Finished, Interrupted, train
+from lora_studio.training.finish import Finished
+from lora_studio.training.session import Interrupted, train
 
 CHANGES = (
     *("adapter.kind=lokr", "training.optimizer=schedule_free", "training.schedule=constant"),
-    *("data.class_images.images=class", "data.class_images.weight=0.5", "data.class_words=thing"),
+    *(
+        "data.regularization_images.images=class",
+        "data.regularization_images.weight=0.5",
+        "data.class_words=thing",
+    ),
     *("objective.preservation=0.3", "objective.masked_preservation=0.5", "data.masks=masks"),
     *("training.steps=6", "training.accumulation=2", "data.resolution=32"),
 )
@@ -42,7 +47,7 @@ def left_behind(folder: Path) -> dict[str, object]:
 @pytest.mark.filterwarnings("ignore")  # what the optimizer's import says
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path, tiny_base: Path) -> None:
     pytest.importorskip("schedulefree")
-    images = picture_folder(tmp_path / "pictures", count=4)
+    images = image_folder(tmp_path / "images", count=4)
     for folder in ("class", "masks"):
         (tmp_path / folder).mkdir()
     for number in range(3):

@@ -13,32 +13,32 @@ from typer.testing import CliRunner
 from lora_studio import cli
 from lora_studio.errors import CheckpointError, StudioError
 from lora_studio.export import EXPORTERS
-from lora_studio.recipe import load_recipe
-from lora_studio.training.export_run import Wishes, export_run
+from lora_studio.recipe.load import load_recipe
+from lora_studio.training.finish.export import ExportRequest, export_run
 from lora_studio.training.session import train
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, images: Path) -> Path:
     """Two checkpoints; the file is of a mean of the weights, which checkpoints hold beside the last ones."""
     folder = tmp_path_factory.mktemp("exported")
     recipe = folder / "tiny.toml"
-    text = recipe_text(pictures, str(tiny_base), extra="ema = 0.5")
+    text = recipe_text(images, str(tiny_base), extra="ema = 0.5")
     recipe.write_text(text.replace("checkpoint_every = 2", "checkpoint_every = 3"))
     train(load_recipe(recipe), folder / "run")
     return folder / "run"
 
 
 def test_the_newest_checkpoint_is_what_the_run_ended_with(run: Path, tmp_path: Path) -> None:
-    (found,) = export_run(run, Wishes(("kohya",), folder=tmp_path))
-    assert found.report.whole and found.report.checks["probe_difference_share"] < 0.02
+    (found,) = export_run(run, ExportRequest(("kohya",), folder=tmp_path))
+    assert found.report.ok and found.report.checks["probe_difference_share"] < 0.02
     own, again = load_file(run / "tiny.safetensors"), load_file(tmp_path / "tiny.safetensors")
     assert own.keys() == again.keys() and all(own[key].equal(again[key]) for key in own)
     assert (run / "tiny.safetensors").read_bytes() == (tmp_path / "tiny.safetensors").read_bytes()
 
 
 def test_an_older_checkpoint_goes_to_several_targets_and_nothing_is_replaced(run: Path) -> None:
-    wishes = Wishes(("diffusers", "checkpoint"), checkpoint=3, dtype="bfloat16")
+    wishes = ExportRequest(("diffusers", "checkpoint"), checkpoint=3, dtype="bfloat16")
     found = export_run(run, wishes)
     folder = run / "exports" / "step_000003"
     assert [one.made.paths[0].parent for one in found] == [folder, folder]
@@ -65,7 +65,7 @@ def test_a_mistake_is_one_sentence(run: Path, arguments: list[str], words: str, 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no run"):
-        export_run(tmp_path, Wishes(("kohya",)))
+        export_run(tmp_path, ExportRequest(("kohya",)))
 
 
 def test_the_help_names_every_target() -> None:

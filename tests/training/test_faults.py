@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from tiny import SD15_LAYERS
 
+from lora_studio.console.events import skipped_line
 from lora_studio.errors import CheckpointError, TrainingDiverged
-from lora_studio.printing_watch import skipped_line
-from lora_studio.recipe import load_recipe
-from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.checkpoint import load_state, state_files
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
 from lora_studio.training.events import Event, StepDone, StepSkipped
+from lora_studio.training.loop.checkpoint import load_state, state_files
+from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.session import train
 
 Poison = set[int]  # the calls of mse_loss, counted from 1, that answer NaN

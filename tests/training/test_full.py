@@ -16,15 +16,17 @@ from torch import Tensor, nn
 
 from lora_studio.errors import ExportMismatch, RecipeError
 from lora_studio.families.loading import load_base
-from lora_studio.recipe import Recipe, load_recipe
-from lora_studio.run import Run
-from lora_studio.training import finish_folder
-from lora_studio.training.build import prepare
-from lora_studio.training.describe_adapters import adapter_notes
-from lora_studio.training.events import nobody
-from lora_studio.training.gradients import GradientWatch
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.finish import Finished
+from lora_studio.training.finish import full_base as finish_folder
+from lora_studio.training.loop.gradient_watch import GradientWatch
 from lora_studio.training.planning.plan import plan
-from lora_studio.training.session import Finished, train
+from lora_studio.training.prepare import prepare
+from lora_studio.training.report.adapters import adapter_notes
+from lora_studio.training.session import train
 
 BaseOf = Callable[[str], Path]
 BOTH = ("adapter.text_encoder=true", "training.text_encoder_learning_rate=1e-3")
@@ -34,14 +36,14 @@ IDLE = (
 )  # of SDXL's first text encoder: nothing reads its last layer
 
 
-def full_text(pictures: Path, base: Path, *, steps: int = 4, extra: str = "") -> str:
-    text = recipe_text(pictures, str(base), steps=steps, extra=extra)
+def full_text(images: Path, base: Path, *, steps: int = 4, extra: str = "") -> str:
+    text = recipe_text(images, str(base), steps=steps, extra=extra)
     return text.replace("rank = 4\nalpha = 4\n", 'kind = "full"\n')
 
 
-def recipe_of(folder: Path, pictures: Path, base: Path, *changes: str, steps: int = 4) -> Recipe:
+def recipe_of(folder: Path, images: Path, base: Path, *changes: str, steps: int = 4) -> Recipe:
     path = folder / "full.toml"
-    path.write_text(full_text(pictures, base, steps=steps), "utf-8")
+    path.write_text(full_text(images, base, steps=steps), "utf-8")
     return load_recipe(path, changes=changes)
 
 
@@ -49,10 +51,8 @@ def weights_of(part: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in part.named_parameters()}
 
 
-def test_trained_convolutions_keep_their_memory_format(
-    base_of: BaseOf, pictures: Path, tmp_path: Path
-) -> None:
-    session = prepared(recipe_of(tmp_path, pictures, base_of("sd15"), "machine.channels_last=true"), tmp_path)
+def test_trained_convolutions_keep_their_memory_format(base_of: BaseOf, images: Path, tmp_path: Path) -> None:
+    session = prepared(recipe_of(tmp_path, images, base_of("sd15"), "machine.channels_last=true"), tmp_path)
     wide = [
         tensor
         for layer in session.adapters.layers
@@ -64,17 +64,17 @@ def test_trained_convolutions_keep_their_memory_format(
 
 @pytest.mark.parametrize("name", ["sd15", "sd2 v", "sdxl"])
 def test_every_tensor_of_the_chosen_parts_is_trained_and_only_those(
-    name: str, base_of: BaseOf, pictures: Path, tmp_path: Path
+    name: str, base_of: BaseOf, images: Path, tmp_path: Path
 ) -> None:
     """Norms and biases, too; with checkpointing the gradients are the same."""
     found = []
     for checkpointing in ("false", "true"):
         change = f"machine.gradient_checkpointing={checkpointing}"
-        session = prepared(recipe_of(tmp_path, pictures, base_of(name), *BOTH, change), tmp_path)
+        session = prepared(recipe_of(tmp_path, images, base_of(name), *BOTH, change), tmp_path)
         base = load_base(str(base_of(name)))
         trained = session.adapters.named_parameters()
         (batch,) = session.loop.feed.of_step(1)
-        session.loop._backward(batch, *session.loop.draw_of(1, 0))
+        session.loop.forward_backward(batch, *session.loop.draw_of(1, 0))
         found.append({key: one.grad for key, one in trained.items() if one.grad is not None})
     parts = [part for part in base.parts if part != "vae"]
     expected = sum(
@@ -90,10 +90,10 @@ def test_every_tensor_of_the_chosen_parts_is_trained_and_only_those(
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_one_step_is_torchs_own_on_the_modules(
-    name: str, base_of: BaseOf, pictures: Path, tmp_path: Path
+    name: str, base_of: BaseOf, images: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_of(
-        tmp_path, pictures, base_of(name), "data.caption_dropout=0", "training.max_grad_norm=0.5"
+        tmp_path, images, base_of(name), "data.caption_dropout=0", "training.max_grad_norm=0.5"
     )
     session = prepared(recipe, tmp_path)
     plain = load_base(str(base_of(name)))
@@ -119,13 +119,13 @@ def test_one_step_is_torchs_own_on_the_modules(
 
 
 def test_while_it_is_disabled_it_is_the_base_bit_for_bit_and_the_files_stay(
-    base_of: BaseOf, pictures: Path, tmp_path: Path
+    base_of: BaseOf, images: Path, tmp_path: Path
 ) -> None:
     """In bfloat16, too, where the trained weights have more digits than the base's."""
     files = {path: path.read_bytes() for path in base_of("sdxl").rglob("*") if path.is_file()}
     for dtype in ("float32", "bfloat16"):
         changes = (*BOTH, f"base.dtype={dtype}", "objective.preservation=0.9")
-        session = prepared(recipe_of(tmp_path, pictures, base_of("sdxl"), *changes), tmp_path)
+        session = prepared(recipe_of(tmp_path, images, base_of("sdxl"), *changes), tmp_path)
         session.loop.run(1)
         session.run.close()
         base = load_base(str(base_of("sdxl")))
@@ -145,9 +145,9 @@ def test_while_it_is_disabled_it_is_the_base_bit_for_bit_and_the_files_stay(
 
 
 def test_in_bfloat16_it_begins_with_all_the_bases_digits(
-    base_of: BaseOf, pictures: Path, tmp_path: Path
+    base_of: BaseOf, images: Path, tmp_path: Path
 ) -> None:
-    session = prepared(recipe_of(tmp_path, pictures, base_of("sd2"), "base.dtype=bfloat16"), tmp_path)
+    session = prepared(recipe_of(tmp_path, images, base_of("sd2"), "base.dtype=bfloat16"), tmp_path)
     exact = weights_of(load_base(str(base_of("sd2"))).parts["unet"])
     assert all(torch.equal(one, exact[key]) for key, one in weights_of(session.family.parts["unet"]).items())
 
@@ -171,10 +171,10 @@ stop_at = 0.5
 
 
 def test_chosen_layers_and_tensors_learn_and_everything_else_stays(
-    tiny_base: Path, pictures: Path, tmp_path: Path
+    tiny_base: Path, images: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "rules.toml").write_text(full_text(pictures, tiny_base, extra=RULES), "utf-8")
-    session = prepare(load_recipe(tmp_path / "rules.toml"), Run(tmp_path), nobody)
+    (tmp_path / "rules.toml").write_text(full_text(images, tiny_base, extra=RULES), "utf-8")
+    session = prepare(load_recipe(tmp_path / "rules.toml"), Run(tmp_path), ignore_events)
     before = weights_of(session.family.parts["unet"])
     halfway: dict[str, Tensor] = {}
     session.loop.save = lambda step: halfway.update(session.adapters.state()) if step == 2 else None
@@ -207,18 +207,18 @@ def test_chosen_layers_and_tensors_learn_and_everything_else_stays(
     ],
 )
 def test_what_means_nothing_to_it_is_refused_in_a_sentence(
-    changes: tuple[str, ...], words: str, tiny_base: Path, pictures: Path, tmp_path: Path
+    changes: tuple[str, ...], words: str, tiny_base: Path, images: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError, match=words):
-        prepared(recipe_of(tmp_path, pictures, tiny_base, *changes), tmp_path / "run")
+        prepared(recipe_of(tmp_path, images, tiny_base, *changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_the_plan_says_what_it_costs(
-    base_of: BaseOf, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base_of: BaseOf, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = recipe_of(tmp_path, pictures, base_of("sdxl"))
+    recipe = recipe_of(tmp_path, images, base_of("sdxl"))
     found = plan(recipe)
     numbers = sum(p.numel() for p in load_base(str(base_of("sdxl"))).parts["unet"].parameters())
     memory = found.memory
@@ -232,10 +232,10 @@ def test_the_plan_says_what_it_costs(
 
 @pytest.fixture(scope="module", params=["sd15", pytest.param("sd2 v", marks=pytest.mark.slow), "sdxl"])
 def finished(
-    request: pytest.FixtureRequest, base_of: BaseOf, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, base_of: BaseOf, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Finished, Path]]:
     folder, base = tmp_path_factory.mktemp("full"), base_of(request.param)
-    result = train(recipe_of(folder, pictures, base, *BOTH, steps=2), folder / "run")
+    result = train(recipe_of(folder, images, base, *BOTH, steps=2), folder / "run")
     assert isinstance(result, Finished)
     yield result, base
 
@@ -243,7 +243,7 @@ def finished(
 def test_the_folder_is_what_was_trained_and_diffusers_loads_it(finished: tuple[Finished, Path]) -> None:
     result, base = finished
     folder = result.lora_file
-    assert folder == result.folder / "tiny" and result.report.whole, result.report
+    assert folder == result.folder / "tiny" and result.report.ok, result.report
     loaded = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     before = DiffusionPipeline.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     assert type(loaded) is type(before) and type(loaded.scheduler) is type(before.scheduler)
@@ -271,7 +271,7 @@ def test_nothing_in_the_folder_says_where_it_was_made(finished: tuple[Finished, 
 
 @pytest.mark.parametrize("harm", ["changed", pytest.param("not finite", marks=pytest.mark.slow), "cut"])
 def test_a_folder_that_is_not_what_was_trained_is_set_aside(
-    harm: str, base_of: BaseOf, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harm: str, base_of: BaseOf, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = finish_folder.write_folder
 
@@ -287,7 +287,7 @@ def test_a_folder_that_is_not_what_was_trained_is_set_aside(
         return error
 
     monkeypatch.setattr(finish_folder, "write_folder", damaged)
-    recipe = recipe_of(tmp_path, pictures, base_of("sdxl"), "training.steps=1")
+    recipe = recipe_of(tmp_path, images, base_of("sdxl"), "training.steps=1")
     with pytest.raises(ExportMismatch, match=r"tiny\.unverified is not what was trained"):
         train(recipe, tmp_path / "run")
     assert (tmp_path / "run" / "tiny.unverified").is_dir() and not (tmp_path / "run" / "tiny").exists()
@@ -303,15 +303,15 @@ def test_a_recipe_as_run_can_be_run_again(finished: tuple[Finished, Path], tmp_p
 
 @pytest.mark.parametrize("optimizer", ["adafactor", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_a_full_run_goes_on_after_a_resume_as_if_it_had_not_stopped(
-    optimizer: str, base_of: BaseOf, pictures: Path, tmp_path: Path
+    optimizer: str, base_of: BaseOf, images: Path, tmp_path: Path
 ) -> None:
     found = []
     for number, stop in enumerate([False, True]):
         run = tmp_path / str(number)
         changes = (*BOTH, f"training.optimizer={optimizer}", "training.schedule=constant", "training.ema=0.5")
         if stop:
-            train(recipe_of(tmp_path, pictures, base_of("sdxl"), *changes, "training.steps=2"), run)
-        train(recipe_of(tmp_path, pictures, base_of("sdxl"), *changes), run, resume=stop)
+            train(recipe_of(tmp_path, images, base_of("sdxl"), *changes, "training.steps=2"), run)
+        train(recipe_of(tmp_path, images, base_of("sdxl"), *changes), run, resume=stop)
         last = run / "checkpoints/step_000004"
         names = ("adapters.safetensors", "ema.safetensors", "state.json")
         contents = {name: (last / name).read_bytes() for name in names}

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_studio.recipe import load_recipe
-from lora_studio.run import Run
-from lora_studio.training.build import prepare
-from lora_studio.training.events import Event, Progress, StepDone, nobody
-from lora_studio.training.schedule import SCHEDULES, factor
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import Event, Progress, StepDone, ignore_events
+from lora_studio.training.optimizers.schedule import SCHEDULES, factor
+from lora_studio.training.prepare import prepare
 from lora_studio.training.session import Interrupted, train
 
 
 def test_the_base_is_unchanged_by_training(tmp_path: Path, recipe_file: Path) -> None:
-    session = prepare(load_recipe(recipe_file), Run(tmp_path), nobody)
+    session = prepare(load_recipe(recipe_file), Run(tmp_path), ignore_events)
     before = {layer.name: layer.module.get_base_layer().weight.clone() for layer in session.adapters.layers}
     session.loop.run(1)
     session.run.close()
@@ -47,9 +47,7 @@ def test_a_second_run_over_an_unchanged_folder_encodes_nothing(
     for number in (0, 1):
         prepare(recipe, Run(tmp_path / str(number)), heard[number].append)
     encoded = [
-        Counter(
-            event.what for event in events if isinstance(event, Progress) and "pictures" not in event.what
-        )
+        Counter(event.what for event in events if isinstance(event, Progress) and "images" not in event.what)
         for events in heard
     ]
     assert encoded[0] == {"latents": 5, "captions": 6}  # with the empty one

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lora_studio.evaluate.previews import in_its_precision
 from lora_studio.families.base import ModelFamily
-from lora_studio.recipe import load_recipe
-from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.events import nobody
-from lora_studio.training.precision import in_its_precision
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.session import train
 
 
@@ -33,7 +33,7 @@ def stays(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
 def session_of(recipe_file: Path, folder: Path, *changes: str) -> Session:
     options = ("data.resolution=32", "training.steps=2", *changes)
-    session = prepare(load_recipe(recipe_file, changes=options), Run(folder), nobody)
+    session = prepare(load_recipe(recipe_file, changes=options), Run(folder), ignore_events)
     session.run.close()
     return session
 
@@ -111,7 +111,7 @@ def test_compiled_blocks_change_nothing_but_rounding(recipe_file: Path, tmp_path
     assert {type(one).__name__ for one in compiled} == {"BasicTransformerBlock", "ResnetBlock2D"}
 
 
-def test_float16s_pictures_are_decoded_in_float32(recipe_file: Path, tmp_path: Path) -> None:
+def test_float16s_images_are_decoded_in_float32(recipe_file: Path, tmp_path: Path) -> None:
     family = session_of(recipe_file, tmp_path, "base.dtype=float16").family
     seen: list[torch.dtype] = []
     vae = family.parts["vae"]

@@ -10,21 +10,23 @@ from tiny import recipe_text
 from torch import Tensor
 
 from lora_studio.errors import OutOfMemory
-from lora_studio.families.stable_diffusion import StableDiffusion
-from lora_studio.recipe import Recipe, load_recipe
-from lora_studio.run import Run
-from lora_studio.training.build import prepare
+from lora_studio.families.unet.stable_diffusion import StableDiffusion
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
 from lora_studio.training.events import Event, MemoryRanOut
-from lora_studio.training.memory import is_out_of_memory, within_memory
-from lora_studio.training.session import Finished, train
-from lora_studio.training.timing import time_a_step
+from lora_studio.training.finish import Finished
+from lora_studio.training.machine.memory import is_out_of_memory, within_memory
+from lora_studio.training.prepare import prepare
+from lora_studio.training.report.timing import time_a_step
+from lora_studio.training.session import train
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, pictures: Path, tiny_base: Path) -> Recipe:
-    """Two steps of two micro-batches of up to four pictures of one shape."""
+def recipe(tmp_path: Path, images: Path, tiny_base: Path) -> Recipe:
+    """Two steps of two micro-batches of up to four images of one shape."""
     path = tmp_path / "tiny.toml"
-    path.write_text(recipe_text(pictures, str(tiny_base), steps=2), "utf-8")
+    path.write_text(recipe_text(images, str(tiny_base), steps=2), "utf-8")
     changes = ("training.batch_size=4", "training.accumulation=2", "data.repeats=4", "data.resolution=32")
     return load_recipe(path, changes=changes)
 
@@ -84,7 +86,7 @@ def test_one_row_that_does_not_fit_ends_the_run_with_one_sentence(
 ) -> None:
     SmallDevice(monkeypatch, rows=0)
     session = prepare(recipe, Run(tmp_path / "run"), lambda event: None)
-    with pytest.raises(OutOfMemory, match=r"one picture at a time on cpu; lora-studio plan .*checkpointing"):
+    with pytest.raises(OutOfMemory, match=r"one image at a time on cpu; lora-studio plan .*checkpointing"):
         time_a_step(session)
     session.run.close()
     assert all(parameter.grad is None for parameter in session.adapters.parameters("unet"))

@@ -10,14 +10,14 @@ import torch
 
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.recipe import Recipe
-from lora_studio.recipe_training import TrainingConfig
-from lora_studio.training.optimizer_choice import (
+from lora_studio.recipe.training import TrainingConfig
+from lora_studio.training.optimizers import NEEDS, OPTIMIZERS
+from lora_studio.training.optimizers.choose import (
     OptimizerOptions,
     make_optimizer,
     optimizer_faults,
     refuse_optimizer_that_fails,
 )
-from lora_studio.training.optimizers import NEEDS, OPTIMIZERS
 
 
 def training(**values: object) -> TrainingConfig:
@@ -84,7 +84,7 @@ def test_what_holds_the_size_of_weights_does_not_go_with_a_mean_of_the_optimizer
 def test_an_optimizer_that_is_not_installed_is_named_with_the_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lora_studio.training.optimizer_choice.find_spec", lambda name: None)
+    monkeypatch.setattr("lora_studio.training.optimizers.choose.find_spec", lambda name: None)
     (fault,) = optimizer_faults(recipe(training(optimizer="prodigy", learning_rate=1)))
     assert fault.endswith("needs the package prodigyopt, which is not installed; run: pip install prodigyopt")
 

@@ -9,19 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.base import AdapterOptions, AdapterSet, inject
-from lora_studio.recipe import Recipe, load_recipe
+from lora_studio.adapters.adapter_set import AdapterSet
+from lora_studio.adapters.inject import inject
+from lora_studio.adapters.rules import AdapterOptions
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.run import Run
-from lora_studio.training.build import prepare
-from lora_studio.training.checkpoint import load_state, state_files
-from lora_studio.training.events import nobody
-from lora_studio.training.gradients import FIRST_STEPS, GradientWatch
-from lora_studio.training.lion import lion
-from lora_studio.training.optimizer_choice import OptimizerOptions, make_optimizer
-from lora_studio.training.optimizer_memory import optimizer_bytes
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.loop.checkpoint import load_state, state_files
+from lora_studio.training.loop.gradient_watch import FIRST_STEPS, GradientWatch
+from lora_studio.training.loop.state import Counters, State
 from lora_studio.training.optimizers import NEEDS, OPTIMIZERS, Group, adafactor, adamw, adamw8bit, prodigy
-from lora_studio.training.state import Counters, State
+from lora_studio.training.optimizers.choose import OptimizerOptions, make_optimizer, optimizer_bytes
+from lora_studio.training.optimizers.lion import lion
+from lora_studio.training.prepare import prepare
 
 
 def adapters() -> AdapterSet:
@@ -216,7 +218,7 @@ def test_a_bad_step_leaves_weights_and_optimizer_as_they_were(
 ) -> None:
     rate = 1 if name == "prodigy" else 1e-3
     changes = (f"training.optimizer={name}", f"training.learning_rate={rate}", "training.schedule=constant")
-    session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), nobody)
+    session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), ignore_events)
     loop, seen = session.loop, []
     loop.base_rates = [group["lr"] for group in loop.state.optimizer.param_groups]
 
@@ -271,7 +273,7 @@ def test_a_long_warm_up_in_float16_is_not_taken_for_a_fault(tmp_path: Path, reci
 
     changes = ("base.dtype=float16", "training.optimizer=prodigy", "training.learning_rate=1")
     changes += ("training.steps=400", "training.warmup_steps=150")
-    session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), nobody)
+    session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), ignore_events)
     session.loop.after_step = after_step
     with pytest.raises(Enough):
         session.loop.run(1)

@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import picture_folder, recipe_text
+from tiny import image_folder, recipe_text
 from torch import Tensor
 
-from lora_studio.recipe import load_recipe
-from lora_studio.recipe_changes import options
-from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare, preview_of
-from lora_studio.training.build_loop import make_loop
-from lora_studio.training.events import nobody
-from lora_studio.training.finish import export
-from lora_studio.training.gradients import GradientWatch
+from lora_studio.evaluate.previews import render
+from lora_studio.recipe.diff import options
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.finish import write_files
+from lora_studio.training.loop.gradient_watch import GradientWatch
 from lora_studio.training.optimizers import NEEDS
-from lora_studio.training.preview import render
+from lora_studio.training.prepare import Session, prepare, preview_of
+from lora_studio.training.prepare.loop import make_loop
 
 State = dict[str, Tensor]
 
@@ -116,10 +116,10 @@ ELSEWHERE = {
     "base.loras": "test_warm_start.py",
     "base.quantize": "../quantization/test_quantizers.py",
     "base.vae_dtype": "test_caches.py",
-    "export.sidecars": "../export/test_sidecars.py",
-    "holdout.count": "test_holdout.py",
-    "holdout.fraction": "../data/test_holdout.py",
-    "holdout.every": "test_holdout.py",
+    "export.sidecars": "../metadata/test_sidecars.py",
+    "validation.count": "test_validation.py",
+    "validation.fraction": "../data/test_validation.py",
+    "validation.every": "test_validation.py",
     "machine.device": "test_machine.py",
     "machine.attention": "test_self_test.py",
     "machine.gradient_checkpointing": "test_machine.py",
@@ -127,7 +127,7 @@ ELSEWHERE = {
     "machine.channels_last": "test_machine.py",
     "machine.tf32": "test_machine.py",
     "machine.shard_base": "test_processes.py",
-    "preview.every": "test_holdout.py",
+    "preview.every": "test_validation.py",
     "tokens": "test_tokens.py",
     "tracking.to": "test_tracking.py",
     "tracking.project": "test_tracking.py",
@@ -149,14 +149,14 @@ def test_every_option_is_tried() -> None:
 
 @pytest.fixture(scope="module")
 def recipe_file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """On pictures of which two fit into a batch each time: in a batch of one nothing is stratified."""
+    """On images of which two fit into a batch each time: in a batch of one nothing is stratified."""
     folder = tmp_path_factory.mktemp("pairs")
-    images = picture_folder(folder / "pictures", count=10)
+    images = image_folder(folder / "images", count=10)
     (folder / "masks").mkdir()
     for path in images.iterdir():
         if path.suffix != ".txt":
-            with Image.open(path) as picture:
-                mask = Image.new("L", picture.size, 0)
+            with Image.open(path) as image:
+                mask = Image.new("L", image.size, 0)
             mask.paste(255, (16, 16, 48, 48))
             mask.save(folder / "masks" / f"{path.stem}.png")
     (folder / "tiny.toml").write_text(recipe_text(images, str(tiny_base)), "utf-8")
@@ -176,7 +176,7 @@ def start(session: Session) -> State:
 
 
 def prepared(recipe_file: Path, folder: Path, *changes: str) -> Session:
-    return prepare(load_recipe(recipe_file, changes=(*FIXED_BESIDE, *changes)), Run(folder), nobody)
+    return prepare(load_recipe(recipe_file, changes=(*FIXED_BESIDE, *changes)), Run(folder), ignore_events)
 
 
 def learned(session: Session, recipe_file: Path, *changes: str) -> State:
@@ -184,7 +184,7 @@ def learned(session: Session, recipe_file: Path, *changes: str) -> State:
     recipe = load_recipe(recipe_file, changes=(*FIXED_BESIDE, *changes))
     loop = make_loop(
         *(recipe, session.run, session.machine, session.family, session.adapters),
-        *(session.loop.feed, nobody, session.processes),
+        *(session.loop.feed, ignore_events, session.processes),
     )
     loop.base_rates = [group["lr"] for group in loop.state.optimizer.param_groups]
     watch = GradientWatch(session.adapters)
@@ -252,8 +252,8 @@ def test_an_option_changes_the_previews(option: str, session: Session, recipe_fi
     usual = ('preview.prompts=["a red ball"]', "preview.steps=2", "data.resolution=16")
     drawn = [
         [
-            picture.tobytes()
-            for picture in render(session.family, preview_of(load_recipe(recipe_file, changes=changes)))
+            image.tobytes()
+            for image in render(session.family, preview_of(load_recipe(recipe_file, changes=changes)))
         ]
         for changes in (usual, (*usual, f"{option}={PREVIEWS[option]}"))
     ]
@@ -263,7 +263,9 @@ def test_an_option_changes_the_previews(option: str, session: Session, recipe_fi
 @pytest.mark.parametrize("option", EXPORTS)
 def test_an_option_changes_the_file(option: str, session: Session, recipe_file: Path) -> None:
     files = [
-        export(replace(session, recipe=load_recipe(recipe_file, changes=changes)))[0].paths[0].read_bytes()
+        write_files(replace(session, recipe=load_recipe(recipe_file, changes=changes)))[0]
+        .paths[0]
+        .read_bytes()
         for changes in ((), (f"{option}={EXPORTS[option]}",))
     ]
     assert files[0] != files[1]

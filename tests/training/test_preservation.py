@@ -1,4 +1,4 @@
-"""Preservation: pictures shown without the trigger, whose target is the frozen base's own answer."""
+"""Preservation: images shown without the trigger, whose target is the frozen base's own answer."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from tiny import picture_folder, recipe_text
+from tiny import image_folder, recipe_text
 
 from lora_studio.data.batches import Batch
 from lora_studio.errors import RecipeError
-from lora_studio.recipe import load_recipe
+from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.captions import shown_captions
-from lora_studio.training.dataset import read_dataset
-from lora_studio.training.describe_captions import caption_warnings
-from lora_studio.training.events import nobody
-from lora_studio.training.preserved import with_base_answers
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.loop.preservation import with_base_answers
+from lora_studio.training.prepare import Session, prepare
+from lora_studio.training.prepare.captions import shown_captions
+from lora_studio.training.prepare.dataset import read_dataset
+from lora_studio.training.report.captions import caption_warnings
 
 HALF = ("objective.preservation=0.5", "data.caption_dropout=0.2")
 
@@ -36,7 +36,7 @@ def shift_adapters(session: Session) -> None:
 
 
 def test_the_share_of_rows_and_their_captions(tmp_path: Path, recipe_file: Path) -> None:
-    session = prepare(load_recipe(recipe_file, changes=HALF), Run(tmp_path), nobody)
+    session = prepare(load_recipe(recipe_file, changes=HALF), Run(tmp_path), ignore_events)
     preserved, shown = [], []
     for batch in batches(session, 300):
         rows = batch.preserved.tolist()
@@ -54,7 +54,7 @@ def test_a_preserved_rows_target_is_what_the_untouched_base_answers(
     tmp_path: Path, recipe_file: Path, tiny_base: Path
 ) -> None:
     twice = (*HALF, "data.repeats=2")  # so that there are batches of two
-    session = prepare(load_recipe(recipe_file, changes=twice), Run(tmp_path), nobody)
+    session = prepare(load_recipe(recipe_file, changes=twice), Run(tmp_path), ignore_events)
     shift_adapters(session)
     batch = next(b for b in batches(session, 50) if len(b.preserved) == 1 and len(b.captions) == 2)
     (row,) = batch.preserved.tolist()
@@ -70,7 +70,7 @@ def test_a_preserved_rows_target_is_what_the_untouched_base_answers(
 
 
 def test_without_it_nothing_changes(tmp_path: Path, recipe_file: Path) -> None:
-    session = prepare(load_recipe(recipe_file), Run(tmp_path), nobody)
+    session = prepare(load_recipe(recipe_file), Run(tmp_path), ignore_events)
     batch = next(iter(session.loop.feed.of_step(1)))
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
     assert len(batch.preserved) == 0
@@ -80,7 +80,7 @@ def test_without_it_nothing_changes(tmp_path: Path, recipe_file: Path) -> None:
 
 def test_with_a_trained_text_encoder_the_base_reads_with_its_own(tmp_path: Path, recipe_file: Path) -> None:
     changes = (*HALF, "adapter.text_encoder=true")
-    session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), nobody)
+    session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), ignore_events)
     batch = next(b for b in batches(session, 50) if len(b.preserved))
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
     before = with_base_answers(noised, batch, session.family, session.adapters).learned
@@ -92,18 +92,18 @@ def test_with_a_trained_text_encoder_the_base_reads_with_its_own(tmp_path: Path,
 def test_preservation_without_a_trigger_to_leave_out_is_refused(tmp_path: Path, recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file, changes=("objective.preservation=0.5", 'data.trigger="qqq style"'))
     with pytest.raises(RecipeError, match=r"no caption holds data\.trigger"):
-        prepare(recipe, Run(tmp_path), nobody)
+        prepare(recipe, Run(tmp_path), ignore_events)
 
 
 @pytest.mark.parametrize(("nameless", "refused"), [(range(5), True), (range(2), False)])
 def test_captions_that_name_nothing_without_the_trigger_ask_for_the_class(
     nameless: range, refused: bool, tmp_path: Path, tiny_base: Path
 ) -> None:
-    pictures = picture_folder(tmp_path / "pictures")
+    images = image_folder(tmp_path / "images")
     for number in nameless:
-        (pictures / f"{number:02}.txt").write_text("a photo of zwx style", "utf-8")
+        (images / f"{number:02}.txt").write_text("a photo of zwx style", "utf-8")
     file = tmp_path / "tiny.toml"
-    file.write_text(recipe_text(pictures, str(tiny_base)), "utf-8")
+    file.write_text(recipe_text(images, str(tiny_base)), "utf-8")
     recipe = load_recipe(file, changes=("objective.preservation=0.5",))
     records = read_dataset(recipe, 8).used
     if refused:

@@ -15,27 +15,26 @@ from types import SimpleNamespace
 import processes
 import pytest
 from safetensors.torch import load_file
-from tiny import picture_folder, recipe_text
+from tiny import image_folder, recipe_text
 from torch import Tensor
 
-from lora_studio.adapters.base import AdapterOptions, inject
+from lora_studio.adapters.inject import inject
+from lora_studio.adapters.rules import AdapterOptions
+from lora_studio.console.plan import process_lines
 from lora_studio.data.batches import plan as plan_batches
 from lora_studio.errors import DatasetError, RecipeError
-from lora_studio.onlooker import Onlooker
-from lora_studio.printing_processes import process_lines
 from lora_studio.processes import Processes, join_processes
-from lora_studio.recipe import load_recipe
+from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.run import Run
-from lora_studio.training.dataset import read_dataset
-from lora_studio.training.schedule import SCHEDULES, factor
-from lora_studio.training.shares import own_passes
-from lora_studio.training.together import add_up
+from lora_studio.runs.folder import ReadOnlyRun, Run
+from lora_studio.training.loop.distributed import all_reduce_gradients, own_passes
+from lora_studio.training.optimizers.schedule import SCHEDULES, factor
+from lora_studio.training.prepare.dataset import read_dataset
 
 STEPS = 4
-PICTURES = 8
+IMAGES = 8
 EXTRA = """
-[holdout]
+[validation]
 count = 2
 every = 3
 [preview]
@@ -59,10 +58,10 @@ class Listening:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """Four steps with accumulation, a mean of the weights, holdout and previews."""
+    """Four steps with accumulation, a mean of the weights, validation and previews."""
     folder = tmp_path_factory.mktemp("recipe")
-    picture_folder(folder / "pictures", count=PICTURES)
-    text = recipe_text(folder / "pictures", str(tiny_base), steps=STEPS, extra=EXTRA)
+    image_folder(folder / "images", count=IMAGES)
+    text = recipe_text(folder / "images", str(tiny_base), steps=STEPS, extra=EXTRA)
     text = (
         text.replace("resolution = 64", "resolution = 32")
         .replace("1e-3", "1e-4")
@@ -147,21 +146,21 @@ def test_one_process_wrote_and_spoke_and_the_run_folder_is_that_of_one(one: Path
     found, expected = ({str(p.relative_to(f)) for p in f.rglob("*")} for f in (two, one))
     assert found == expected
     assert [row["step"] for row in Run(two).metrics()] == [1, 2, 3, 4]
-    assert [row["step"] for row in Run(two).lines("holdout.jsonl")] == [0, 3, 4]
+    assert [row["step"] for row in Run(two).lines("validation.jsonl")] == [0, 3, 4]
     lines = processes.said(two, 1).replace("\r", "\n").splitlines()
     assert [line for line in lines if line and not line.startswith("Loading weights")] == []  # transformers'
     assert json.loads((two / "verify.json").read_text())["whole"]
-    measured = [[row["relative"] for row in Run(f).lines("holdout.jsonl")] for f in (two, one)]
+    measured = [[row["relative"] for row in Run(f).lines("validation.jsonl")] for f in (two, one)]
     assert measured[0] == pytest.approx(measured[1], 1e-5)
 
 
-def test_each_process_encoded_a_part_of_the_pictures_and_captions(two: Path) -> None:
+def test_each_process_encoded_a_part_of_the_images_and_captions(two: Path) -> None:
     heard = set(two.with_name("heard").read_text().splitlines())
     cache = two.with_name("cache")
-    assert len(list((cache / "latents").iterdir())) == PICTURES
-    assert len(list((cache / "text").iterdir())) == PICTURES + 1
+    assert len(list((cache / "latents").iterdir())) == IMAGES
+    assert len(list((cache / "text").iterdir())) == IMAGES + 1
     assert {"latents 4", "captions 5"} <= heard  # the main one's share
-    assert not {f"latents {PICTURES}", f"captions {PICTURES + 1}"} & heard
+    assert not {f"latents {IMAGES}", f"captions {IMAGES + 1}"} & heard
 
 
 def test_processes_without_a_common_disk_are_stopped_and_go_on_as_one(
@@ -173,7 +172,7 @@ def test_processes_without_a_common_disk_are_stopped_and_go_on_as_one(
     started = processes.start_several(recipe, folder, caches, fault=fault)
     assert processes.ends_of(started) == [0, 0], processes.said(folder) + processes.said(folder, 1)
     for cache in caches:
-        assert len(list((Path(cache["LORA_STUDIO_CACHE"]) / "latents").iterdir())) == PICTURES
+        assert len(list((Path(cache["LORA_STUDIO_CACHE"]) / "latents").iterdir())) == IMAGES
     assert Run(folder).newest_checkpoint().name == "step_000002"  # they agree on it when they next add up
     fault = processes.AtStep(3, processes.interrupt)
     outcome = processes.train(recipe, folder, resume=True, fault=fault)
@@ -184,7 +183,7 @@ def test_processes_without_a_common_disk_are_stopped_and_go_on_as_one(
 def test_a_process_that_is_killed_ends_the_other_with_a_sentence_and_one_can_go_on(
     tmp_path: Path, recipe: Path
 ) -> None:
-    longer = without(recipe, "[holdout]", tmp_path)
+    longer = without(recipe, "[validation]", tmp_path)
     longer.write_text(longer.read_text("utf-8").replace("steps = 4\n", "steps = 500\n", 1), "utf-8")
     folder = tmp_path / "run"
     started = processes.start_several(longer, folder)
@@ -224,7 +223,7 @@ def hold_a_part(base: Path, environment: dict[str, str], answer: Path) -> None:
 
     from lora_studio.families.loading import load_base
     from lora_studio.processes import join_processes
-    from lora_studio.training.sharded import shard
+    from lora_studio.training.machine.sharded import shard
 
     together = join_processes("cpu")
     options = AdapterOptions("lora", rank=4, alpha=4.0, seed=1)
@@ -297,7 +296,7 @@ def exchange(environment: dict[str, str], answer: Path) -> None:
     parameters[0].grad = torch.tensor([1.0, 2.0])
     if together.is_main:
         parameters[1].grad = torch.tensor([5.0, float("nan")])
-    loss, flags = add_up(together, parameters, torch.tensor(0.5), [not together.is_main, False])
+    loss, flags = all_reduce_gradients(together, parameters, torch.tensor(0.5), [not together.is_main, False])
     gradients = [None if one.grad is None else one.grad.tolist() for one in parameters]
     said.append([loss.item(), *flags, str(gradients)])
     with together.folder_of_main(answer if together.is_main else answer / "elsewhere") as folder:
@@ -337,7 +336,7 @@ def test_every_row_belongs_to_one_process_and_in_lockstep_all_have_as_many_passe
 
 
 def test_an_onlooker_writes_nothing(tmp_path: Path) -> None:
-    run = Onlooker(tmp_path / "run")
+    run = ReadOnlyRun(tmp_path / "run")
     run.text("a.txt", "x")
     run.json("a.json", {})
     run.metric({"step": 1})
@@ -366,7 +365,7 @@ def test_the_plan_tells_what_the_batch_size_means_and_who_stands_idle(
 ) -> None:
     plan = SimpleNamespace(processes=2, batch_size=batch_size)
     text = " ".join(line for _, line in process_lines(plan))  # type: ignore[arg-type]
-    assert "counts the pictures of all of them together" in text and all(one in text for one in words)
+    assert "counts the images of all of them together" in text and all(one in text for one in words)
     assert ("nothing to train" in text) == (batch_size == 1)
     assert process_lines(SimpleNamespace(processes=1, batch_size=1)) == []  # type: ignore[arg-type]
 

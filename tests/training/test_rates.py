@@ -11,8 +11,9 @@ from tiny import recipe_text
 
 from lora_studio.errors import RecipeError
 from lora_studio.families.loading import load_base
-from lora_studio.recipe import Recipe, load_recipe
-from lora_studio.training.rates import used_rates
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.load import load_recipe
+from lora_studio.training.prepare.rates import used_rates
 
 PRODIGY = ("training.optimizer=prodigy", "training.schedule=constant")
 ONE = (*PRODIGY, "training.learning_rate=1")
@@ -24,10 +25,10 @@ def token(*rate: str) -> str:
 
 
 @pytest.fixture
-def recipe_of(tmp_path: Path, base_of: Callable[[str], Path], pictures: Path) -> Callable[..., Recipe]:
+def recipe_of(tmp_path: Path, base_of: Callable[[str], Path], images: Path) -> Callable[..., Recipe]:
     def made(*changes: str, name: str = "sd15") -> Recipe:
         path = tmp_path / "tiny.toml"
-        path.write_text(recipe_text(pictures, str(base_of(name))), "utf-8")
+        path.write_text(recipe_text(images, str(base_of(name))), "utf-8")
         return load_recipe(path, changes=changes)
 
     return made
@@ -95,7 +96,7 @@ def test_the_rates_that_options_say_are_those_of_the_optimizer(
         ),
     ],
 )
-def test_what_prodigy_cannot_take_is_refused_before_a_picture_is_read(
+def test_what_prodigy_cannot_take_is_refused_before_an_image_is_read(
     changes: tuple[str, ...], words: str, recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     pytest.importorskip("prodigyopt")

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_studio.errors import TrainingDiverged
-from lora_studio.recipe import load_recipe
-from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.checkpoint import state_files
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
 from lora_studio.training.events import Event, StepDone, StepSkipped
-from lora_studio.training.gradients import GradientWatch
+from lora_studio.training.loop.checkpoint import state_files
+from lora_studio.training.loop.gradient_watch import GradientWatch
+from lora_studio.training.prepare import Session, prepare
 
 CHANGES = ("training.steps=8", "training.ema=0.9", "training.checkpoint_every=3")
 

@@ -13,8 +13,9 @@ import pytest
 from processes import said, start_verb
 
 from lora_studio.errors import CheckpointError, RecipeError, StudioError
-from lora_studio.recipe import load_recipe
-from lora_studio.training.session import Finished, train
+from lora_studio.recipe.load import load_recipe
+from lora_studio.training.finish import Finished
+from lora_studio.training.session import train
 
 LONGER = ("--set", "training.steps=12")
 

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import RecipeError
-from lora_studio.recipe import Recipe, load_recipe
-from lora_studio.recipe_changes import FREE, options
-from lora_studio.run import Run
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.diff import FREE, options
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
 from lora_studio.training.events import Event, Note
-from lora_studio.training.resume import allowed_changes
-from lora_studio.training.schedule import SCHEDULES
-from lora_studio.training.session import Finished, to_toml, train
+from lora_studio.training.finish import Finished
+from lora_studio.training.optimizers.schedule import SCHEDULES
+from lora_studio.training.prepare.resume import allowed_changes
+from lora_studio.training.session import to_toml, train
 
 FIXED = """
 name base.model base.vae base.prediction_type base.tokenizer base.dtype base.quantize base.vae_dtype
@@ -22,16 +24,16 @@ data.images data.sources data.recursive data.masks data.exclude data.background 
 data.class_words data.captioner data.instance_prompt data.resolution data.more_resolutions data.area_tolerance
 data.max_upscale data.crop data.crops data.flip data.repeats data.caption_dropout data.caption_lines
 data.wildcards data.shuffle_tags data.keep_tags data.tag_dropout data.caption_prefix data.caption_suffix
-data.max_token_chunks data.class_images.count data.class_images.images data.class_images.prompt
-data.class_images.weight data.class_images.per_picture data.class_images.steps data.class_images.guidance
-data.class_images.seed adapter.kind adapter.rank adapter.alpha adapter.text_encoder objective.weighting
+data.max_token_chunks data.regularization_images.count data.regularization_images.images data.regularization_images.prompt
+data.regularization_images.weight data.regularization_images.per_image data.regularization_images.steps data.regularization_images.guidance
+data.regularization_images.seed adapter.kind adapter.rank adapter.alpha adapter.text_encoder objective.weighting
 objective.snr_gamma objective.noise_offset objective.preservation objective.masked_preservation
 objective.timesteps
 objective.timestep_range objective.timestep_bias objective.multires_noise objective.input_perturbation
 objective.loss objective.loss_delta training.optimizer_options training.schedule_floor training.steps
 training.batch_size training.accumulation training.learning_rate training.text_encoder_learning_rate
 training.optimizer training.weight_decay training.schedule training.warmup_steps training.max_grad_norm
-training.ema training.seed holdout.count holdout.fraction
+training.ema training.seed validation.count validation.fraction
 adapter.rslora adapter.convolutions adapter.conv_rank adapter.conv_alpha adapter.blocks adapter.layers
 adapter.start adapter.lora_plus_ratio adapter.rank_dropout adapter.module_dropout adapter.max_norm
 adapter.init_from base.loras tokens
@@ -44,7 +46,7 @@ FREELY = (
     "training.checkpoint_every=3",
     "training.keep_checkpoints=1",
     "machine.device=auto",
-    "holdout.every=1",
+    "validation.every=1",
     'preview.prompts=["a green tree"]',
     "preview.negative_prompt=ugly",
     "preview.seed=7",

@@ -14,15 +14,16 @@ from PIL import Image
 from safetensors import safe_open
 from tiny import SD15_LAYERS
 
-from lora_studio.adapters.base import AdapterOptions, inject
-from lora_studio.export.provenance_check import check_provenance
-from lora_studio.export.verify import open_lora
+from lora_studio.adapters.inject import inject
+from lora_studio.adapters.rules import AdapterOptions
+from lora_studio.evaluate.previews import PreviewOptions, render
 from lora_studio.families.loading import load_base
-from lora_studio.recipe import load_recipe
-from lora_studio.training.checkpoint import load_state
-from lora_studio.training.preview import PreviewOptions, render
-from lora_studio.training.session import Finished
-from lora_studio.training.state import State
+from lora_studio.lora_file.lora_file import open_lora
+from lora_studio.metadata.provenance_check import check_provenance
+from lora_studio.recipe.load import load_recipe
+from lora_studio.training.finish import Finished
+from lora_studio.training.loop.checkpoint import load_state
+from lora_studio.training.loop.state import State
 
 
 def test_the_run_folder_holds_everything(finished: Finished) -> None:
@@ -49,29 +50,29 @@ def test_the_recipe_as_run_loads_and_is_complete(finished: Finished, recipe_file
     assert "max_grad_norm = 1.0" in (finished.folder / "recipe.toml").read_text()
 
 
-def test_the_manifest_lists_every_picture_without_local_paths(finished: Finished, pictures: Path) -> None:
+def test_the_manifest_lists_every_image_without_local_paths(finished: Finished, images: Path) -> None:
     text = (finished.folder / "manifest.jsonl").read_text("utf-8")
     assert {json.loads(line)["name"] for line in text.splitlines()} == {
-        p.name for p in pictures.iterdir() if p.suffix != ".txt"
+        p.name for p in images.iterdir() if p.suffix != ".txt"
     }
-    assert str(pictures.parent) not in text
+    assert str(images.parent) not in text
 
 
 def test_nothing_of_the_users_is_in_the_bytes_of_the_file(
-    finished: Finished, recipe_file: Path, pictures: Path, tiny_base: Path
+    finished: Finished, recipe_file: Path, images: Path, tiny_base: Path
 ) -> None:
     content = finished.lora_file.read_bytes().lower()
-    captions = [one.read_text("utf-8").partition(",")[0] for one in pictures.glob("*.txt")]
+    captions = [one.read_text("utf-8").partition(",")[0] for one in images.glob("*.txt")]
     names = [
         "rosalinde",
         "hf_qqq",
-        f"{pictures.name}/",
+        f"{images.name}/",
         f"/{getpass.getuser()}",
         socket.gethostname(),
         *captions,
     ]
-    names += [str(one) for one in (pictures, pictures.parent, tiny_base, recipe_file, finished.folder)]
-    files = [one.name for one in pictures.iterdir()]
+    names += [str(one) for one in (images, images.parent, tiny_base, recipe_file, finished.folder)]
+    files = [one.name for one in images.iterdir()]
     assert not [name for name in [*names, *files] if name.lower().encode() in content]
     assert recipe_file.parent.name == finished.folder.parent.name == "rosalinde.huber"
     assert b"zwx style" in content  # so that such a search finds what is there
@@ -92,9 +93,9 @@ def test_the_file_tells_how_it_was_trained(finished: Finished) -> None:
     assert found["ss_network_dim"] == found["ss_network_alpha"] == "4"
 
 
-def test_run_and_pictures_prove_where_the_file_came_from(finished: Finished, pictures: Path) -> None:
+def test_run_and_images_prove_where_the_file_came_from(finished: Finished, images: Path) -> None:
     assert finished.lora_file
-    origin = check_provenance(finished.lora_file, [finished.folder, pictures])
+    origin = check_provenance(finished.lora_file, [finished.folder, images])
     assert origin.proven and "the options that change what is learned" in origin.same
 
 

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from lora_studio.console.events import skipped_line
 from lora_studio.errors import TrainingDiverged
-from lora_studio.printing_watch import skipped_line
-from lora_studio.recipe import load_recipe
-from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.checkpoint import load_state, state_files
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
 from lora_studio.training.events import Event, StepSkipped
-from lora_studio.training.session import Finished, train
+from lora_studio.training.finish import Finished
+from lora_studio.training.loop.checkpoint import load_state, state_files
+from lora_studio.training.prepare import Session, prepare
+from lora_studio.training.session import train
 
 Make = Callable[..., Session]
 
@@ -119,6 +120,6 @@ def test_the_scale_is_part_of_a_checkpoint_and_a_resume_is_exact(make: Make, tmp
 def test_a_run_in_float16_ends_with_previews_and_a_verified_file(tmp_path: Path, recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file, changes=("base.dtype=float16", "data.resolution=32"))
     result = train(recipe, tmp_path / "run")
-    assert isinstance(result, Finished) and result.report.whole
+    assert isinstance(result, Finished) and result.report.ok
     assert result.report.checks["probe_rounding"] == 2 * torch.finfo(torch.float16).eps
     assert result.summary["precision"] == "float16"

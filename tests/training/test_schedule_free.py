@@ -8,15 +8,16 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lora_studio.recipe import load_recipe
-from lora_studio.run import Run
-from lora_studio.training.session import Finished, train
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
+from lora_studio.training.finish import Finished
+from lora_studio.training.session import train
 
 CHANGES = (
     *("training.optimizer=schedule_free", "training.schedule=constant", "preview.prompts=[]"),
     *("export.dtype=float32", "training.checkpoint_every=2"),
 )
-LOOKING = ("holdout.count=1", "holdout.every=1")
+LOOKING = ("validation.count=1", "validation.every=1")
 
 
 def test_measured_and_resumed_it_ends_with_the_same_bits_and_exports_its_mean(
@@ -24,7 +25,7 @@ def test_measured_and_resumed_it_ends_with_the_same_bits_and_exports_its_mean(
 ) -> None:
     pytest.importorskip("schedulefree")
     straight = train(
-        load_recipe(recipe_file, changes=(*CHANGES, *LOOKING, "holdout.every=4")), tmp_path / "one"
+        load_recipe(recipe_file, changes=(*CHANGES, *LOOKING, "validation.every=4")), tmp_path / "one"
     )
     for steps in (2, 4):
         recipe = load_recipe(recipe_file, changes=(*CHANGES, *LOOKING, f"training.steps={steps}"))

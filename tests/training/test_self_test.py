@@ -13,11 +13,11 @@ from tiny import recipe_text
 from torch import nn
 
 from lora_studio.errors import RecipeError
+from lora_studio.lora_file.write import DTYPES
 from lora_studio.quantization import QUANTIZERS
-from lora_studio.recipe import load_recipe
-from lora_studio.training.build import ready_machine
-from lora_studio.training.machine import DTYPES
-from lora_studio.training.self_test import trials, try_all, try_option
+from lora_studio.recipe.load import load_recipe
+from lora_studio.training.machine.self_test import trials, try_all, try_option
+from lora_studio.training.prepare.checks import ready_machine
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the quantisers' libraries say when imported
 CPU = torch.device("cpu")
@@ -73,7 +73,9 @@ def test_options_that_do_not_work_are_all_refused_with_the_reason(
 
 
 def test_the_defaults_are_tried_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_studio.training.self_test.try_option", lambda *_: pytest.fail("not asked for"))
+    monkeypatch.setattr(
+        "lora_studio.training.machine.self_test.try_option", lambda *_: pytest.fail("not asked for")
+    )
     path = tmp_path / "tiny.toml"
     path.write_text(recipe_text(tmp_path, "pocket"), "utf-8")
     assert ready_machine(load_recipe(path)).device == CPU

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from lora_studio.data.batches import Batch
-from lora_studio.recipe import load_recipe
+from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.events import nobody
-from lora_studio.training.shares import shares
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.loop.distributed import shares
+from lora_studio.training.prepare import Session, prepare
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 8])
@@ -29,7 +29,7 @@ def test_every_row_is_in_one_share_and_they_are_as_equal_as_can_be(rows: int, pa
 
 def gradients(session: Session, batch: Batch, passes: int) -> tuple[Tensor, Tensor]:
     session.loop.passes = passes
-    loss = session.loop._backward(batch, generator("noise"), None)
+    loss = session.loop.forward_backward(batch, generator("noise"), None)
     parameters = session.adapters.named_parameters().values()
     flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
     session.loop.state.optimizer.zero_grad()
@@ -41,7 +41,7 @@ def test_passes_change_nothing_but_the_rounding(
     tmp_path: Path, recipe_file: Path, changes: tuple[str, ...]
 ) -> None:
     more = ("training.batch_size=5", "data.repeats=4", "objective.preservation=0.5", *changes)
-    session = prepare(load_recipe(recipe_file, changes=more), Run(tmp_path), nobody)
+    session = prepare(load_recipe(recipe_file, changes=more), Run(tmp_path), ignore_events)
     with torch.no_grad():
         for layer in session.adapters.layers:
             layer.tensors["up"].normal_(std=0.05, generator=generator(layer.name))

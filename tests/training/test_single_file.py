@@ -11,12 +11,13 @@ from original_layout import random_original
 from safetensors.torch import save_file
 from tiny import recipe_text
 
+from lora_studio.console.plan import plan_lines
 from lora_studio.errors import BaseModelError
-from lora_studio.printing import plan_lines
-from lora_studio.recipe import load_recipe
-from lora_studio.training.base import base_of
+from lora_studio.recipe.load import load_recipe
 from lora_studio.training.events import TrainingPlan
-from lora_studio.training.session import Finished, train
+from lora_studio.training.finish import Finished
+from lora_studio.training.prepare.base_model import base_of
+from lora_studio.training.session import train
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +26,18 @@ def tensors() -> dict[str, torch.Tensor]:
     return random_original("sd15", vae_levels=5)[1] | {"model_ema.decay": torch.zeros(1)}
 
 
-def recipe(folder: Path, base: Path, pictures: Path, extra: str = ""):
-    text = recipe_text(pictures, str(base), steps=2)
+def recipe(folder: Path, base: Path, images: Path, extra: str = ""):
+    text = recipe_text(images, str(base), steps=2)
     (folder / "recipe.toml").write_text(text.replace("[data]", f"{extra}\n[data]"), "utf-8")
     return load_recipe(folder / "recipe.toml")
 
 
-def test_a_recipe_trains_on_a_single_file_and_its_plan_says_how_it_was_read(tensors, pictures, tmp_path):
+def test_a_recipe_trains_on_a_single_file_and_its_plan_says_how_it_was_read(tensors, images, tmp_path):
     path = tmp_path / "Ünïcödé base.safetensors"
     save_file(tensors, path)
     heard = []
     # at 64 pixels the middle block attends to one token: its gradients are too small for half precision
-    wide = recipe(tmp_path, path, pictures, '[export]\ndtype = "float32"')
+    wide = recipe(tmp_path, path, images, '[export]\ndtype = "float32"')
     result = train(wide, tmp_path / "run", on_event=heard.append)
     assert isinstance(result, Finished)
     assert json.loads((result.folder / "verify.json").read_text())["whole"] is True
@@ -46,15 +47,15 @@ def test_a_recipe_trains_on_a_single_file_and_its_plan_says_how_it_was_read(tens
     assert "left out: 1 averaged (EMA) weight (model_ema.decay)" in notes
 
 
-def test_a_recipe_allows_a_ckpt_and_names_a_tokenizer(tensors, pictures, tmp_path):
+def test_a_recipe_allows_a_ckpt_and_names_a_tokenizer(tensors, images, tmp_path):
     path = tmp_path / "base.ckpt"
     torch.save({"state_dict": tensors}, path)
     with pytest.raises(BaseModelError, match=r"set base\.allow_pickle = true"):
-        base_of(recipe(tmp_path, path, pictures), weights=False)
-    allowed = recipe(tmp_path, path, pictures, "allow_pickle = true")
+        base_of(recipe(tmp_path, path, images), weights=False)
+    allowed = recipe(tmp_path, path, images, "allow_pickle = true")
     base_of(allowed, weights=False).tokenizers["tokenizer"].save_pretrained(tmp_path / "own")
     words = f'allow_pickle = true\ntokenizer = "{tmp_path / "own"}"'
-    family = base_of(recipe(tmp_path, path, pictures, words), weights=False)
+    family = base_of(recipe(tmp_path, path, images, words), weights=False)
     assert len(family.tokenizers["tokenizer"]) == 49408
     with pytest.raises(BaseModelError, match=r"has no vocab\.json and no merges\.txt"):
-        base_of(recipe(tmp_path, path, pictures, words.replace("own", "none")), weights=False)
+        base_of(recipe(tmp_path, path, images, words.replace("own", "none")), weights=False)

@@ -15,12 +15,13 @@ from tiny import SD15_TEXT, recipe_text
 from torch import Tensor, nn
 
 from lora_studio.data.batches import Batch
-from lora_studio.recipe import Recipe, load_recipe
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.events import nobody
-from lora_studio.training.gradients import GradientWatch
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.loop.gradient_watch import GradientWatch
+from lora_studio.training.prepare import Session, prepare
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
 
@@ -103,12 +104,12 @@ def our_name(name: str) -> str:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["sd15", "sd2 v", "sdxl", "sdxl v zero-snr"])
 def test_one_step_equals_a_plain_reference_step(
-    name: str, precision: str, tmp_path: Path, base_of: Callable[[str], Path], pictures: Path
+    name: str, precision: str, tmp_path: Path, base_of: Callable[[str], Path], images: Path
 ) -> None:
     file = tmp_path / "tiny.toml"
-    file.write_text(recipe_text(pictures, str(base_of(name))), "utf-8")
+    file.write_text(recipe_text(images, str(base_of(name))), "utf-8")
     recipe = load_recipe(file, changes=("data.caption_dropout=0", f"base.dtype={precision}"))
-    session = prepare(recipe, Run(tmp_path), nobody)
+    session = prepare(recipe, Run(tmp_path), ignore_events)
     first = session.adapters.state()
     (batch,) = session.loop.feed.of_step(1)
     rng = generator(recipe.training.seed, 1, 0, "noise")
@@ -144,7 +145,7 @@ def check_weights(session: Session, first: dict[str, Tensor], expected: dict[str
 
 
 def test_accumulated_micro_batches_equal_one_batch(tmp_path: Path, recipe_file: Path) -> None:
-    session = prepare(load_recipe(recipe_file), Run(tmp_path), nobody)
+    session = prepare(load_recipe(recipe_file), Run(tmp_path), ignore_events)
     loop = session.loop
     shape = (2, 4, 16, 16)
     latents, conditioning = (

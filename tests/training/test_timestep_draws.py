@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_studio.recipe import load_recipe
-from lora_studio.run import Run
-from lora_studio.training.build import prepare
-from lora_studio.training.events import nobody
-from lora_studio.training.session import Finished
-from lora_studio.training.timestep_draws import BINS, count_draws
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.finish import Finished
+from lora_studio.training.loop.timestep_draws import BINS, count_draws
+from lora_studio.training.prepare import prepare
 
 SHAPED = ("objective.timestep_range=[0.2, 0.9]", "objective.timestep_bias=1", "objective.noise_offset=0.1")
 
@@ -21,7 +21,7 @@ SHAPED = ("objective.timestep_range=[0.2, 0.9]", "objective.timestep_bias=1", "o
 @pytest.mark.parametrize("spread", ["stratified", "low_variance", "uniform"])
 def test_what_is_counted_is_what_the_loop_draws(spread: str, tmp_path: Path, recipe_file: Path) -> None:
     changes = (f"objective.timesteps={spread}", *SHAPED, "training.accumulation=2", "training.steps=3")
-    session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), nobody)
+    session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), ignore_events)
     seen: list[torch.Tensor] = []
     denoise = session.family.denoise
 

@@ -15,24 +15,25 @@ from ready import prepared
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import picture_folder, recipe_text
+from tiny import image_folder, recipe_text
 
+from lora_studio.console.finished import print_finished
 from lora_studio.errors import ExportMismatch, RecipeError
-from lora_studio.export.check import verify
 from lora_studio.export.embedding import check_embeddings
-from lora_studio.export.verify import Report
-from lora_studio.printing import print_finished
-from lora_studio.recipe import Recipe, load_recipe, recipe_from
-from lora_studio.recipe_tokens import TokenConfig
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.load import load_recipe, recipe_from
+from lora_studio.recipe.tokens import TokenConfig
 from lora_studio.rng import generator
-from lora_studio.run import Run
-from lora_studio.training.build import prepare
-from lora_studio.training.checkpoint import load_state
-from lora_studio.training.describe_adapters import adapter_notes
-from lora_studio.training.events import nobody
-from lora_studio.training.finish import _accept, export, probe, verify_run
-from lora_studio.training.gradients import GradientWatch
-from lora_studio.training.session import Finished, to_toml, train
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.finish import Finished, _accept, probe, verify_run, write_files
+from lora_studio.training.loop.checkpoint import load_state
+from lora_studio.training.loop.gradient_watch import GradientWatch
+from lora_studio.training.prepare import prepare
+from lora_studio.training.report.adapters import adapter_notes
+from lora_studio.training.session import to_toml, train
+from lora_studio.verify import verify
+from lora_studio.verify.file import VerifyReport
 
 TOKEN = '[[tokens]]\ntoken = "zwx"\nstart = "red ball"\n'
 ALONE = ("adapter.kind=none", "adapter.rank=16", "adapter.alpha=16", "training.learning_rate=1e-4")
@@ -41,13 +42,13 @@ KEYS = {"sd15": {"emb_params"}, "sd2": {"emb_params"}, "sdxl": {"clip_l", "clip_
 
 @pytest.fixture(scope="module")
 def recipe_of(
-    tmp_path_factory: pytest.TempPathFactory, base_of: Callable[[str], Path], pictures: Path
+    tmp_path_factory: pytest.TempPathFactory, base_of: Callable[[str], Path], images: Path
 ) -> Callable[..., Recipe]:
     """Base and changes -> a recipe of four steps with one token."""
 
     def made(name: str, *changes: str, tokens: str = TOKEN) -> Recipe:
         path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-        path.write_text(recipe_text(pictures, str(base_of(name)), extra=tokens), "utf-8")
+        path.write_text(recipe_text(images, str(base_of(name)), extra=tokens), "utf-8")
         return load_recipe(path, changes=changes)
 
     return made
@@ -61,7 +62,7 @@ def test_a_run_ends_with_a_verified_embedding(
 ) -> None:
     recipe = recipe_of(name, *(ALONE if kind == "none" else ()))
     result = train(recipe, tmp_path / "run")
-    assert isinstance(result, Finished) and result.report.whole
+    assert isinstance(result, Finished) and result.report.ok
     assert result.report.checks["probe_difference_share"] < 0.01
     (path,) = result.embeddings.values()
     assert path == tmp_path / "run" / "zwx.safetensors"
@@ -81,8 +82,8 @@ def test_a_run_ends_with_a_verified_embedding(
     print_finished(result, Console(file=said_aloud, width=400))
     assert f"embedding    {path}, the word 'zwx'" in said_aloud.getvalue()
     assert ("LoRA file" in said_aloud.getvalue()) == (kind == "lora")
-    assert verify(path).whole and verify(path, base=recipe.base.model).whole
-    assert not verify(path, base="pocket").whole  # whose vectors are longer
+    assert verify(path).ok and verify(path, base=recipe.base.model).ok
+    assert not verify(path, base="pocket").ok  # whose vectors are longer
 
 
 @pytest.mark.parametrize(
@@ -106,9 +107,9 @@ def test_a_run_ends_with_a_verified_embedding(
             "so adapter.text_encoder, objective.preservation would change nothing",
         ),
         (
-            (*ALONE, "data.class_images.images=class"),
+            (*ALONE, "data.regularization_images.images=class"),
             TOKEN,
-            "so data.class_images.images would change nothing",
+            "so data.regularization_images.images would change nothing",
         ),
     ],
 )
@@ -120,14 +121,14 @@ def test_what_cannot_be_is_one_sentence(
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("role", ["prior", "holdout"])
-def test_a_source_of_class_pictures_is_refused_where_tokens_learn_alone(
-    role: str, recipe_of: Callable[..., Recipe], tmp_path: Path, pictures: Path
+@pytest.mark.parametrize("role", ["prior", "validation"])
+def test_a_source_of_regularization_images_is_refused_where_tokens_learn_alone(
+    role: str, recipe_of: Callable[..., Recipe], tmp_path: Path, images: Path
 ) -> None:
     values = tomllib.loads(to_toml(recipe_of("sd15", *ALONE)))  # every default, as a run stores them
     del values["data"]["images"]
-    values["data"]["sources"] = [{"images": str(pictures)}, {"images": "others", "role": role}]
-    if role == "holdout":
+    values["data"]["sources"] = [{"images": str(images)}, {"images": "others", "role": role}]
+    if role == "validation":
         assert len(recipe_from(values, folder=tmp_path).data.sources) == 2
         return
     with pytest.raises(RecipeError, match=r'so role = "prior" in data\.sources would change nothing; leave'):
@@ -145,7 +146,7 @@ def test_a_token_stops_while_the_lora_goes_on_and_a_resume_ends_with_the_same_bi
         changes, rate = (*changes, "training.learning_rate=1"), "learning_rate = 1\n"
     recipe = recipe_of("sd15", *changes, tokens=TOKEN + rate + "stop_at = 0.75")
     run = Run(tmp_path)
-    straight = prepare(recipe, run, nobody)
+    straight = prepare(recipe, run, ignore_events)
     states, save = {0: straight.adapters.state()}, straight.loop.save
     straight.loop.save = lambda step: (states.update({step: straight.adapters.state()}), save(step))  # type: ignore[func-returns-value]
     watch = GradientWatch(straight.adapters)
@@ -160,7 +161,7 @@ def test_a_token_stops_while_the_lora_goes_on_and_a_resume_ends_with_the_same_bi
     up = next(key for key in states[0] if key.endswith("up"))
     assert (states[4][up] != states[3][up]).any()
     for first in (2, 3):
-        resumed = prepare(recipe, run, nobody)
+        resumed = prepare(recipe, run, ignore_events)
         assert load_state(tmp_path / "checkpoints" / f"step_{first:06}", resumed.loop.state) == first
         resumed.loop.save = lambda step: None
         resumed.loop.run(first + 1)
@@ -243,9 +244,9 @@ def plain_encoding(
 def test_a_faulty_file_is_set_aside_with_the_others(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     session = prepared(recipe_of("sd15", "training.steps=2"), tmp_path)
     session.loop.run(1)
-    written, _ = export(session)
+    written, _ = write_files(session)
     expected, path = probe(session), written.embeddings["zwx"]
-    assert verify_run(written, session, expected).whole
+    assert verify_run(written, session, expected).ok
     good = load_file(path)["emb_params"]
     for faulty, words in [
         ({"emb_params": good.flip(0).contiguous()}, "differs from the trained one"),
@@ -254,10 +255,10 @@ def test_a_faulty_file_is_set_aside_with_the_others(recipe_of: Callable[..., Rec
         ({"clip_l": good}, "holds clip_l, but UIs look for emb_params"),
     ]:
         save_file(faulty, path)
-        report = Report(path.name)
+        report = VerifyReport(path.name)
         check_embeddings(written.embeddings, session.family, session.family, session.adapters, report)
         assert any(words in fault for fault in report.faults), report.faults
-    assert not verify(path, base=session.recipe.base.model).whole
+    assert not verify(path, base=session.recipe.base.model).ok
     report = verify_run(written, session, expected)
     with pytest.raises(ExportMismatch, match=r"zwx\.safetensors\.unverified are not what was trained"):
         _accept(written, report, session.run)
@@ -268,12 +269,12 @@ def test_a_faulty_file_is_set_aside_with_the_others(recipe_of: Callable[..., Rec
 
 def test_a_token_that_no_step_has_shown_is_a_fault(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     session = prepared(recipe_of("sd15", *ALONE), tmp_path)
-    report = verify_run(export(session)[0], session, probe(session))
+    report = verify_run(write_files(session)[0], session, probe(session))
     assert "zwx is still what it began as: no step has shown it" in report.faults
 
 
 def test_a_token_of_one_caption_may_wait_for_its_turn(tiny_base: Path, tmp_path: Path) -> None:
-    images = picture_folder(tmp_path / "pictures", count=6)
+    images = image_folder(tmp_path / "images", count=6)
     (images / "05.txt").write_text("a qbl in the snow, zwx style", "utf-8")
     tokens = TOKEN + TOKEN.replace("zwx", "qbl")
     (tmp_path / "tiny.toml").write_text(recipe_text(images, str(tiny_base), steps=1, extra=tokens), "utf-8")
@@ -281,7 +282,7 @@ def test_a_token_of_one_caption_may_wait_for_its_turn(tiny_base: Path, tmp_path:
     watch = GradientWatch(session.adapters)
     for step in range(1, 7):  # as long as all others have a gradient
         sizes = [float("tokens.qbl" not in name) for name in watch._silent]
-        watch.hear(sizes, norm=float(step))
+        watch.update(sizes, norm=float(step))
     assert list(watch._silent) == ["text_encoder.tokens.qbl"]
 
 

@@ -13,13 +13,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lora_studio.errors import RecipeError
-from lora_studio.recipe import load_recipe
-from lora_studio.run import Run
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
 from lora_studio.training import tracking
-from lora_studio.training.events import Event, Note, StepDone, nobody
-from lora_studio.training.session import Finished, train
+from lora_studio.training.events import Event, Note, StepDone, ignore_events
+from lora_studio.training.finish import Finished
+from lora_studio.training.session import train
 
-HOLDOUT = ("holdout.count=1", "holdout.every=2")
+VALIDATION = ("validation.count=1", "validation.every=2")
 
 
 class Notebook(GeneralTracker):
@@ -47,7 +48,7 @@ class Notebook(GeneralTracker):
         self.told.append(("log", (step, values)))
 
     def log_images(self, values: dict[str, object], step: int | None = None, **more: object) -> None:
-        self.told.append(("pictures", (step, list(values))))
+        self.told.append(("images", (step, list(values))))
 
     def finish(self) -> None:
         self.told.append(("finished", None))
@@ -75,18 +76,18 @@ def steps_of(shown: EventAccumulator, tag: str) -> list[int]:
 
 def test_tensorboard_shows_the_metrics_and_no_words(tmp_path: Path, recipe_file: Path) -> None:
     folder = tmp_path / "run"
-    recipe = load_recipe(recipe_file, changes=(*HOLDOUT, 'tracking.to=["tensorboard"]'))
+    recipe = load_recipe(recipe_file, changes=(*VALIDATION, 'tracking.to=["tensorboard"]'))
     assert isinstance(train(recipe, folder), Finished)
     shown, rows = events_of(folder), Run(folder).metrics()
     for name in ("loss", "learning_rate", "grad_norm"):
         scalars = shown.Scalars(f"train/{name}")
         assert [one.step for one in scalars] == [1, 2, 3, 4]
         assert [one.value for one in scalars] == pytest.approx([row[name] for row in rows])
-    measured = Run(folder).lines("holdout.jsonl")
-    assert [one.value for one in shown.Scalars("holdout/loss")] == pytest.approx(
+    measured = Run(folder).lines("validation.jsonl")
+    assert [one.value for one in shown.Scalars("validation/loss")] == pytest.approx(
         [row["loss"] for row in measured]
     )
-    assert steps_of(shown, "holdout/relative") == [0, 2, 4]
+    assert steps_of(shown, "validation/relative") == [0, 2, 4]
     assert set(shown.Tags()["images"]) == {"previews/1", "previews/2"}
     (base, tuned) = shown.Images("previews/1")
     assert (base.step, tuned.step, tuned.width, tuned.height) == (0, 4, 64, 64)
@@ -99,7 +100,7 @@ def test_a_resume_goes_on_with_the_same_curve(tmp_path: Path, recipe_file: Path)
     """Steps after the checkpoint are done again: what was sent of them before is no longer shown."""
     recipe = load_recipe(recipe_file, changes=('tracking.to=["tensorboard"]',))
     for first, last in ((0, 5), (3, 8)):
-        listener = tracking.Tracking(recipe, Run(tmp_path), nobody)
+        listener = tracking.Tracking(recipe, Run(tmp_path), ignore_events)
         listener.start(first)
         for step in range(first + 1, last + 1):
             listener(StepDone(step, 8, loss=first + step, learning_rate=1.0, seconds=0.0, grad_norm=1.0))
@@ -119,20 +120,20 @@ def test_a_registered_tracker_hears_everything_but_words_unless_asked(
     tmp_path: Path, recipe_file: Path, notebook: type[Notebook]
 ) -> None:
     recipe = load_recipe(recipe_file, changes=('tracking.to=["notebook"]', "tracking.project=foxes"))
-    listener = tracking.Tracking(recipe, Run(tmp_path), nobody)
+    listener = tracking.Tracking(recipe, Run(tmp_path), ignore_events)
     listener.start(0)
     assert told("made") == [("foxes", str(tmp_path / "tracking"), {})]
     (settings,) = told("settings")
     assert isinstance(settings, dict) and settings["adapter.rank"] == 4
     assert "zwx" not in str(settings) and str(recipe.data.images) not in str(settings)
     words = recipe.model_copy(update={"tracking": recipe.tracking.model_copy(update={"words": True})})
-    asked = tracking.Tracking(words, Run(tmp_path), nobody)
+    asked = tracking.Tracking(words, Run(tmp_path), ignore_events)
     asked.start(0)
     assert told("settings")[-1]["data.trigger"] == "zwx style"  # type: ignore[index]
-    pictures = (Image.new("RGB", (8, 8)),)
+    images = (Image.new("RGB", (8, 8)),)
     for each in (listener, asked):
-        each(tracking.PreviewsDrawn(3, tmp_path, ("a red ball",), pictures))
-    assert told("pictures") == [(3, ["previews/1"]), (3, ["previews/a red ball"])]
+        each(tracking.PreviewsDrawn(3, tmp_path, ("a red ball",), images))
+    assert told("images") == [(3, ["previews/1"]), (3, ["previews/a red ball"])]
 
 
 def test_a_run_is_called_as_the_recipe_or_as_wished(
@@ -141,7 +142,7 @@ def test_a_run_is_called_as_the_recipe_or_as_wished(
     monkeypatch.setitem(of_accelerate.LOGGER_TYPE_TO_CLASS, "trackio", notebook)
     for changes in ((), ("tracking.run_name=fox",)):
         recipe = load_recipe(recipe_file, changes=('tracking.to=["trackio"]', *changes))
-        tracking.Tracking(recipe, Run(tmp_path), nobody).start(0)
+        tracking.Tracking(recipe, Run(tmp_path), ignore_events).start(0)
     names = [options["name"] for _, _, options in told("made")]  # type: ignore[misc, attr-defined]
     assert names == ["tiny", "fox"]
 

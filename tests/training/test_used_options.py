@@ -10,21 +10,23 @@ from safetensors import safe_open
 
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.recipe import Recipe
-from lora_studio.training.session import Finished
-from lora_studio.training.used_options import used_options
+from lora_studio.training.finish import Finished
+from lora_studio.training.finish.file_facts import used_options
 
 PLAIN = {"name": "a", "base": {"model": "secret/base"}, "data": {"images": "/secret", "caption_dropout": 0}}
 OFF = {"warmup_steps": 0}
-PICTURE = Record(path="/secret/a.png", name="a.png", caption="a secret", width=64, height=64)
+IMAGE = Record(path="/secret/a.png", name="a.png", caption="a secret", width=64, height=64)
 
 
 def options_of(**sections: dict[str, object]) -> dict[str, str]:
     values = {**PLAIN, "training": OFF, **sections}
     values["data"] = {**PLAIN["data"], **sections.get("data", {})}  # type: ignore[dict-item]
-    class_pictures = tuple(
-        replace(PICTURE, role="prior", weight=0.5) for _ in range(3 * ("data" in sections))
+    regularization_images = tuple(
+        replace(IMAGE, role="prior", weight=0.5) for _ in range(3 * ("data" in sections))
     )
-    return used_options(Recipe.model_validate(values), Manifest((PICTURE, *class_pictures)), latent_side=64)
+    return used_options(
+        Recipe.model_validate(values), Manifest((IMAGE, *regularization_images)), latent_side=64
+    )
 
 
 def test_of_defaults_only_the_largest_gradient_is_said() -> None:

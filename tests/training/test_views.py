@@ -1,4 +1,4 @@
-"""Pictures at several areas, in several crops and mirrored, from the recipe to the batch."""
+"""Images at several areas, in several crops and mirrored, from the recipe to the batch."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from noise import grey_noise
 from PIL import Image
 from tiny import recipe_text
 
+from lora_studio.console.plan import plan_lines
 from lora_studio.data.batches import Batch
-from lora_studio.data.cache import pixels_of
+from lora_studio.data.images.pixels import pixels_of
 from lora_studio.data.views import each_view, entries
-from lora_studio.printing import plan_lines
-from lora_studio.recipe import load_recipe
+from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.describe import describe
-from lora_studio.training.events import nobody
-from lora_studio.training.session import Finished, train
-from lora_studio.training.timing import Timing
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.finish import Finished
+from lora_studio.training.prepare import Session, prepare
+from lora_studio.training.report import describe
+from lora_studio.training.report.timing import Timing
+from lora_studio.training.session import train
 
 
-def prepared(folder: Path, base: Path, *changes: str, pictures: Path | None = None) -> Session:
-    """What is ready to train on the pictures in `folder / "pictures"`."""
+def prepared(folder: Path, base: Path, *changes: str, images: Path | None = None) -> Session:
+    """What is ready to train on the images in `folder / "images"`."""
     recipe = folder / "recipe.toml"
-    recipe.write_text(recipe_text(pictures or folder / "pictures", str(base)), "utf-8")
+    recipe.write_text(recipe_text(images or folder / "images", str(base)), "utf-8")
     return prepare(
-        load_recipe(recipe, changes=("data.caption_dropout=0", *changes)), Run(folder / "run"), nobody
+        load_recipe(recipe, changes=("data.caption_dropout=0", *changes)), Run(folder / "run"), ignore_events
     )
 
 
 @pytest.fixture
 def wide(tmp_path: Path) -> Path:
-    """Two pictures of noise, four times as wide as high, one with a mask."""
-    folder = tmp_path / "pictures"
+    """Two images of noise, four times as wide as high, one with a mask."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(2):
         grey_noise((400, 100), 60 + number).convert("RGB").save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"picture {number}, zwx style")
+        (folder / f"{number}.txt").write_text(f"image {number}, zwx style")
     mask = Image.new("L", (400, 100), 0)
     mask.paste(255, (100, 0, 200, 100))
     mask.save(folder / "1.mask.png")
@@ -64,7 +65,7 @@ ALL = ("data.flip=0.5", 'data.crop="random"', "data.crops=3", "data.more_resolut
 def test_every_shown_latent_comes_with_the_geometry_and_mask_of_its_own_view(
     wide: Path, tiny_base: Path
 ) -> None:
-    """SDXL is told the crop's corner in the resized, mirrored picture, and the size before resizing."""
+    """SDXL is told the crop's corner in the resized, mirrored image, and the size before resizing."""
     session = prepared(wide, tiny_base, *ALL, "training.batch_size=3")
     feed, views = session.loop.feed, each_view(entries(session.manifest.used))
     assert len(feed.latents) == len(views) == 2 * 2 * 3 * 2
@@ -81,7 +82,7 @@ def test_every_shown_latent_comes_with_the_geometry_and_mask_of_its_own_view(
                 and torch.equal(one.mean + one.std * noise, latent)
             ]
             view = views[number]
-            assert f"picture {view.name[0]}" in batch.captions[row]
+            assert f"image {view.name[0]}" in batch.captions[row]
             corner = [view.crop[1], view.crop[0]]
             assert batch.geometry[row].tolist() == [100, 400, *corner, view.bucket.height, view.bucket.width]
             mask = feed.weights[number].expand(batch.weight.shape[-2:])
@@ -95,15 +96,13 @@ def test_the_corner_that_geometry_names_is_where_the_pixels_come_from(wide: Path
     session = prepared(wide, tiny_base, *ALL)
     for view in each_view(entries(session.manifest.used)):
         with Image.open(view.path) as opened:
-            picture = opened.convert("RGB")
+            image = opened.convert("RGB")
         if view.flip:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         assert view.crop is not None and view.resize is not None
         left, top = view.crop[:2]
         box = (left, top, left + view.crop[2] - view.crop[0], top + view.crop[3] - view.crop[1])
-        expected = torch.tensor(
-            list(picture.resize(view.resize, Image.Resampling.LANCZOS).crop(box).tobytes())
-        )
+        expected = torch.tensor(list(image.resize(view.resize, Image.Resampling.LANCZOS).crop(box).tobytes()))
         pixels = ((pixels_of(view).permute(1, 2, 0) + 1) * 127.5).round().flatten()
         assert (pixels - expected).abs().max() <= 1
 
@@ -125,21 +124,21 @@ def test_without_these_options_nothing_is_drawn_and_one_latent_is_made(wide: Pat
 
 
 def test_plan_and_manifest_show_what_is_shown(wide: Path, tiny_base: Path) -> None:
-    (wide / "pictures" / "1.txt").write_text("on the left, zwx style")
-    Image.new("RGB", (50, 50), "red").save(wide / "pictures" / "2.png")
-    (wide / "pictures" / "2.txt").write_text("red, zwx style")
-    (wide / "pictures" / "metadata.jsonl").write_text('{"file_name": "0.png", "repeats": 2}')
+    (wide / "images" / "1.txt").write_text("on the left, zwx style")
+    Image.new("RGB", (50, 50), "red").save(wide / "images" / "2.png")
+    (wide / "images" / "2.txt").write_text("red, zwx style")
+    (wide / "images" / "metadata.jsonl").write_text('{"file_name": "0.png", "repeats": 2}')
     lines = plan_of(session := prepared(wide, tiny_base, *ALL))
     assert "buckets: 104x40: 2, 168x56: 2, 64x64: 1, 72x72: 1" in lines
-    assert "repeats: 1 picture in ., 2 times an epoch each" in lines
-    assert "repeats: 2 pictures in ., 1 times an epoch each" in lines
-    assert "areas: 2 at 96, 1 at 72, 3 at 64; an epoch shows a picture at each of its own" in lines
+    assert "repeats: 1 image in ., 2 times an epoch each" in lines
+    assert "repeats: 2 images in ., 1 times an epoch each" in lines
+    assert "areas: 2 at 96, 1 at 72, 3 at 64; an epoch shows an image at each of its own" in lines
     assert "too small for the area asked for, in smaller buckets: 1 (2.png)" in lines
     assert "enlarged, up to 1.44 times: 1 (2.png)" in lines
-    assert "crops: up to 3 of a picture, one by chance each time" in lines
+    assert "crops: up to 3 of an image, one by chance each time" in lines
     assert "mirrored: 50% of the showings" in lines
-    assert "warning: captions that say left or right, which is wrong of a mirrored picture: 1" in lines
-    assert "latents: 28 of 3 pictures" in lines
+    assert "warning: captions that say left or right, which is wrong of a mirrored image: 1" in lines
+    assert "latents: 28 of 3 images" in lines
     assert "with settings of their own: 1 (0.png)" in lines
     manifest = (session.run.folder / "manifest.jsonl").read_text("utf-8")
     views = [
@@ -157,36 +156,36 @@ def test_one_image_and_five_in_five_shapes_all_train_with_batches_of_four(
 ) -> None:
     """Pain point 10, and the first two of the acceptance tests: nothing is dropped, and the run ends well."""
     shapes = [(64, 64), (96, 64), (64, 96), (112, 64), (80, 72)]
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for number, size in enumerate(shapes[:count]):
-        grey_noise(size, 50 + number).convert("RGB").save(tmp_path / "pictures" / f"{number}.png")
-        (tmp_path / "pictures" / f"{number}.txt").write_text(f"picture {number}, zwx style")
+        grey_noise(size, 50 + number).convert("RGB").save(tmp_path / "images" / f"{number}.png")
+        (tmp_path / "images" / f"{number}.txt").write_text(f"image {number}, zwx style")
     session = prepared(tmp_path, tiny_base, "training.batch_size=4")
     assert len({record.bucket for record in session.manifest.used}) == count
     epoch = session.batches.micro_batches_per_epoch
     seen = Counter(caption for batch in batches(session, epoch) for caption in batch.captions)
-    assert seen == {f"picture {number}, zwx style": 1 for number in range(count)}
+    assert seen == {f"image {number}, zwx style": 1 for number in range(count)}
     recipe = load_recipe(
         tmp_path / "recipe.toml", changes=("training.batch_size=4", f"training.steps={count}")
     )
     result = train(recipe, tmp_path / "trained")
-    assert isinstance(result, Finished) and result.report.whole
+    assert isinstance(result, Finished) and result.report.ok
     assert result.summary["images_used"] == count and result.summary["views_per_image"] == 1
 
 
-def test_the_plan_says_how_often_each_picture_is_seen_and_warns_of_too_few_and_too_many(
-    tmp_path: Path, tiny_base: Path, pictures: Path
+def test_the_plan_says_how_often_each_image_is_seen_and_warns_of_too_few_and_too_many(
+    tmp_path: Path, tiny_base: Path, images: Path
 ) -> None:
     """Pain point 17: repeats, epochs, batch and accumulation are one number here, said before it starts."""
     found = {}
     for steps in (10, 100, 2000):
         changes = (f"training.steps={steps}", "training.accumulation=2", "data.repeats=3")
-        session = prepared(tmp_path, tiny_base, *changes, pictures=pictures)
+        session = prepared(tmp_path, tiny_base, *changes, images=images)
         lines = plan_of(session)
         shown = sum(len(m.indices) for step in range(1, steps + 1) for m in session.batches.of_step(step))
-        assert any(f"each picture is seen about {shown / 5:.0f} times" in line for line in lines)
+        assert any(f"each image is seen about {shown / 5:.0f} times" in line for line in lines)
         assert any(line.startswith("time: about ") for line in lines)
         found[steps] = [line for line in lines if "30 to 300 times are common" in line]
-    assert found[10] == ["that is little: 30 to 300 times are common; take more steps or fewer pictures"]
+    assert found[10] == ["that is little: 30 to 300 times are common; take more steps or fewer images"]
     assert found[100] == []
-    assert found[2000] == ["that is a lot: 30 to 300 times are common; take fewer steps or more pictures"]
+    assert found[2000] == ["that is a lot: 30 to 300 times are common; take fewer steps or more images"]

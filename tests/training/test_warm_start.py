@@ -16,13 +16,15 @@ from tiny import recipe_text
 from torch import Tensor
 
 from lora_studio.errors import RecipeError
-from lora_studio.export.verify import open_lora
 from lora_studio.families.loading import load_base
-from lora_studio.recipe import Recipe, load_recipe
+from lora_studio.lora_file.lora_file import open_lora
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.training.base import base_of as loaded_base
-from lora_studio.training.describe_adapters import adapter_notes
-from lora_studio.training.session import Finished, train
+from lora_studio.training.finish import Finished
+from lora_studio.training.prepare.base_model import base_of as loaded_base
+from lora_studio.training.report.adapters import adapter_notes
+from lora_studio.training.session import train
 
 BaseOf = Callable[[str], Path]
 PLACES = ("mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "mid_block.attentions.0.proj_in")
@@ -51,20 +53,20 @@ def lora_file(
     return changes
 
 
-def recipe_of(folder: Path, pictures: Path, base: Path, *changes: str, extra: str = "") -> Recipe:
-    (folder / "warm.toml").write_text(recipe_text(pictures, str(base), steps=2, extra=extra), "utf-8")
+def recipe_of(folder: Path, images: Path, base: Path, *changes: str, extra: str = "") -> Recipe:
+    (folder / "warm.toml").write_text(recipe_text(images, str(base), steps=2, extra=extra), "utf-8")
     return load_recipe(folder / "warm.toml", changes=changes)
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl"])
 @pytest.mark.parametrize("options", [(), ("adapter.rank=3", "adapter.alpha=1", "adapter.rslora=true")])
 def test_at_step_zero_the_change_of_every_weight_is_the_files(
-    name: str, options: tuple[str, ...], base_of: BaseOf, pictures: Path, tmp_path: Path
+    name: str, options: tuple[str, ...], base_of: BaseOf, images: Path, tmp_path: Path
 ) -> None:
     """Whatever rank and alpha the recipe has: held against weights that were merged by the formula."""
     changes = lora_file(tmp_path / "a.safetensors", base_of(name))
     change = "adapter.init_from=a.safetensors"  # beside the recipe
-    session = prepared(recipe_of(tmp_path, pictures, base_of(name), change, *options), tmp_path / "run")
+    session = prepared(recipe_of(tmp_path, images, base_of(name), change, *options), tmp_path / "run")
     found = session.adapters.delta()
     for key, delta in found.items():
         expected = changes.get(key, torch.zeros_like(delta))
@@ -87,7 +89,7 @@ def test_at_step_zero_the_change_of_every_weight_is_the_files(
 
 
 def test_a_files_own_dtype_alpha_and_extra_zero_layers_are_read_as_uis_do(
-    tiny_base: Path, pictures: Path, tmp_path: Path
+    tiny_base: Path, images: Path, tmp_path: Path
 ) -> None:
     """int64 alphas, as kohya writes them; none, which is the rank; a companion that does nothing."""
     lora_file(tmp_path / "a.safetensors", tiny_base, text=True)
@@ -98,7 +100,7 @@ def test_a_files_own_dtype_alpha_and_extra_zero_layers_are_read_as_uis_do(
     del tensors[f"{text}.alpha"]
     tensors[f"{first}.lora_up.weight"].zero_()
     save_file(tensors, tmp_path / "b.safetensors")
-    session = prepared(recipe_of(tmp_path, pictures, tiny_base, "adapter.init_from=b.safetensors"), tmp_path)
+    session = prepared(recipe_of(tmp_path, images, tiny_base, "adapter.init_from=b.safetensors"), tmp_path)
     for layer in session.adapters.layers:
         name = session.family.ui_name(layer.part, layer.path)
         if name in (second, text):
@@ -131,8 +133,8 @@ def test_a_files_own_dtype_alpha_and_extra_zero_layers_are_read_as_uis_do(
         ("checkpoint", (), "is the checkpoint of a run; continue that run with --resume"),
     ],
 )
-def test_a_file_that_cannot_be_begun_with_is_refused_before_a_picture_is_read(
-    case: str, changes: tuple[str, ...], words: str, base_of: BaseOf, pictures: Path, tmp_path: Path
+def test_a_file_that_cannot_be_begun_with_is_refused_before_an_image_is_read(
+    case: str, changes: tuple[str, ...], words: str, base_of: BaseOf, images: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.safetensors"
     other = base_of(case if case in ("sdxl", "sd2") else "sd15")
@@ -148,7 +150,7 @@ def test_a_file_that_cannot_be_begun_with_is_refused_before_a_picture_is_read(
         path.unlink()
         if case == "folder":
             path.mkdir()
-    recipe = recipe_of(tmp_path, pictures, base_of("sd15"), "adapter.init_from=a.safetensors", *changes)
+    recipe = recipe_of(tmp_path, images, base_of("sd15"), "adapter.init_from=a.safetensors", *changes)
     with pytest.raises(RecipeError) as caught:
         prepared(recipe, tmp_path / "run")
     assert words in str(caught.value) and not (tmp_path / "run").exists()
@@ -159,7 +161,7 @@ LORAS = '[[base.loras]]\nfile = "a.safetensors"\nstrength = 0.5\n[[base.loras]]\
 
 @pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl"])
 def test_loras_of_the_base_are_merged_into_its_weights(
-    name: str, base_of: BaseOf, pictures: Path, tmp_path: Path
+    name: str, base_of: BaseOf, images: Path, tmp_path: Path
 ) -> None:
     """Against the formula, and against diffusers with the same files and strengths.
 
@@ -169,7 +171,7 @@ def test_loras_of_the_base_are_merged_into_its_weights(
         lora_file(tmp_path / f"{one}.safetensors", base_of(name), text=True, rank=r, alphas=(3.0,))
         for one, r in (("a", 2), ("b", 3))
     ]
-    family = loaded_base(recipe_of(tmp_path, pictures, base_of(name), extra=LORAS))
+    family = loaded_base(recipe_of(tmp_path, images, base_of(name), extra=LORAS))
     plain = load_base(str(base_of(name)))
     for key in both[0]:
         part, _, path = key.partition(".")
@@ -192,39 +194,37 @@ def test_loras_of_the_base_are_merged_into_its_weights(
     assert "a.safetensors is merged into it with a strength of 0.5: 3 layers are changed" in family.notes[-2]
 
 
-def test_a_run_on_top_of_loras_says_that_it_needs_them(
-    base_of: BaseOf, pictures: Path, tmp_path: Path
-) -> None:
+def test_a_run_on_top_of_loras_says_that_it_needs_them(base_of: BaseOf, images: Path, tmp_path: Path) -> None:
     for name in "ab":
         lora_file(tmp_path / f"{name}.safetensors", base_of("sdxl"))
-    result = train(recipe_of(tmp_path, pictures, base_of("sdxl"), extra=LORAS), tmp_path / "run")
-    assert isinstance(result, Finished) and result.report.whole
+    result = train(recipe_of(tmp_path, images, base_of("sdxl"), extra=LORAS), tmp_path / "run")
+    assert isinstance(result, Finished) and result.report.ok
     metadata = open_lora(result.lora_file).metadata
     digests = [hashlib.sha256((tmp_path / f"{name}.safetensors").read_bytes()).hexdigest() for name in "ab"]
     assert json.loads(metadata["lora_studio.base_loras"]) == [[digests[0], 0.5], [digests[1], 1.0]]
     assert f"needs them: sha256 {digests[0][:10]} at 0.5" in metadata["ss_training_comment"]
     assert "a.safetensors" not in str(metadata) and str(tmp_path) not in str(metadata)
-    merged = loaded_base(recipe_of(tmp_path, pictures, base_of("sdxl"), extra=LORAS))
+    merged = loaded_base(recipe_of(tmp_path, images, base_of("sdxl"), extra=LORAS))
     assert metadata["lora_studio.base_fingerprint"] == merged.fingerprint("unet")
 
 
-def test_a_lora_of_another_base_is_not_merged(base_of: BaseOf, pictures: Path, tmp_path: Path) -> None:
+def test_a_lora_of_another_base_is_not_merged(base_of: BaseOf, images: Path, tmp_path: Path) -> None:
     lora_file(tmp_path / "a.safetensors", base_of("sdxl"))
     lora_file(tmp_path / "b.safetensors", base_of("sd15"))
     with pytest.raises(RecipeError, match=r"base.loras\[0\].file: 2 of the 2 layers .* not in this base"):
-        loaded_base(recipe_of(tmp_path, pictures, base_of("sd15"), extra=LORAS))
+        loaded_base(recipe_of(tmp_path, images, base_of("sd15"), extra=LORAS))
 
 
 def test_a_resume_is_no_warm_start_and_wants_the_files_it_began_with(
-    tiny_base: Path, pictures: Path, tmp_path: Path
+    tiny_base: Path, images: Path, tmp_path: Path
 ) -> None:
     lora_file(tmp_path / "a.safetensors", tiny_base)
     lora_file(tmp_path / "b.safetensors", tiny_base, rank=1)
     run, first = tmp_path / "run", ("adapter.init_from=a.safetensors", "training.schedule=constant")
-    result = train(recipe_of(tmp_path, pictures, tiny_base, *first), run)
+    result = train(recipe_of(tmp_path, images, tiny_base, *first), run)
     assert isinstance(result, Finished)
-    on = recipe_of(tmp_path, pictures, tiny_base, *first, "training.steps=3")
-    other = recipe_of(tmp_path, pictures, tiny_base, "adapter.init_from=b.safetensors", first[1])
+    on = recipe_of(tmp_path, images, tiny_base, *first, "training.steps=3")
+    other = recipe_of(tmp_path, images, tiny_base, "adapter.init_from=b.safetensors", first[1])
     with pytest.raises(RecipeError, match="a resumed one goes on from its own checkpoint"):
         train(other, run, resume=True)
     content = (tmp_path / "a.safetensors").read_bytes()
@@ -240,7 +240,7 @@ def test_a_resume_is_no_warm_start_and_wants_the_files_it_began_with(
 
 
 def test_what_a_warm_start_begins_with_is_measured_at_step_zero(
-    base_of: BaseOf, pictures: Path, tmp_path: Path
+    base_of: BaseOf, images: Path, tmp_path: Path
 ) -> None:
     """Not the base, beside which everything that the file had learned would look learned now."""
     base, rows = base_of("sd15"), {}
@@ -249,9 +249,9 @@ def test_what_a_warm_start_begins_with_is_measured_at_step_zero(
         "warm": ("adapter.init_from=start.safetensors", "adapter.rank=2"),
         "cold": (),
     }.items():
-        recipe = recipe_of(tmp_path, pictures, base, "holdout.count=1", "training.steps=1", *begins)
+        recipe = recipe_of(tmp_path, images, base, "validation.count=1", "training.steps=1", *begins)
         assert isinstance(train(recipe, tmp_path / name), Finished)
-        lines = (tmp_path / name / "holdout.jsonl").read_text("utf-8").splitlines()
+        lines = (tmp_path / name / "validation.jsonl").read_text("utf-8").splitlines()
         rows[name] = json.loads(lines[0])
     assert {row["step"] for row in rows.values()} == {0}
     assert rows["cold"]["relative"] == 1 and rows["warm"]["relative"] != 1

@@ -1,7 +1,7 @@
-"""Who says what is in a picture.
+"""Who says what is in an image.
 
 Two tables: training *reads* captions (CAPTIONERS, `data.captioner` of a recipe), and `lora-studio caption`
-*writes* them beside the pictures (CAPTION_WRITERS), where training then reads them.
+*writes* them beside the images (CAPTION_WRITERS), where training then reads them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ CAPTIONERS: Registry[Captioner] = Registry(
 CAPTION_WRITERS: Registry[type[CaptionWriter]] = Registry(
     "captioner",
     {
-        "filename": "lora_studio.data.captioners.filename:FileName",
-        "template": "lora_studio.data.captioners.template:Template",
-        "blip": "lora_studio.data.captioners.blip:Blip",
-        "florence": "lora_studio.data.captioners.florence:Florence",
+        "filename": "lora_studio.data.captioners.words:FileName",
+        "template": "lora_studio.data.captioners.words:Template",
+        "blip": "lora_studio.data.captioners.vision_language:Blip",
+        "florence": "lora_studio.data.captioners.vision_language:Florence",
         "wd14": "lora_studio.data.captioners.wd14:Wd14",
         "endpoint": "lora_studio.data.captioners.endpoint:Endpoint",
     },

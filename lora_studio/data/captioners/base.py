@@ -32,21 +32,21 @@ class WriterOptions:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What is in a picture, or why nobody can say."""
+class CaptionResult:
+    """What is in an image, or why nobody can say."""
 
     text: str = ""
     fault: str = ""
 
 
 class CaptionWriter(ABC):
-    """Says what is in pictures. Made quickly: models are loaded when the first pictures come."""
+    """Says what is in images. Made quickly: models are loaded when the first images come."""
 
     name: ClassVar[str]
     uses: ClassVar[tuple[str, ...]] = ()
     """The options that it reads, batch_size apart."""
     batch_size: int = 1
-    """Pictures a call, when the user does not say."""
+    """Images a call, when the user does not say."""
 
     def __init__(self, options: WriterOptions) -> None:
         self.options = options
@@ -58,11 +58,11 @@ class CaptionWriter(ABC):
     @property
     @abstractmethod
     def settings(self) -> dict[str, str | int | float]:
-        """All that its answers depend on, apart from the picture; stands in the record of every caption."""
+        """All that its answers depend on, apart from the image; stands in the record of every caption."""
 
     @abstractmethod
-    def describe(self, records: Sequence[Record]) -> list[Answer]:
-        """An answer for each picture, in their order. Raises CaptionError if it cannot work at all."""
+    def describe(self, records: Sequence[Record]) -> list[CaptionResult]:
+        """An answer for each image, in their order. Raises CaptionError if it cannot work at all."""
 
 
 OPTION_NAMES = {"thresholds": "--threshold"}

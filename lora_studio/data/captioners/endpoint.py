@@ -10,15 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import ClassVar
 
-from lora_studio.data.captioners.base import Answer, CaptionWriter, WriterOptions
+from lora_studio.data.captioners.base import CaptionResult, CaptionWriter, WriterOptions
 from lora_studio.data.captioners.server import Refused, Server
+from lora_studio.data.images.decode import load_image
 from lora_studio.data.manifest import Record
-from lora_studio.data.pictures import load_picture
 from lora_studio.errors import CaptionError
 
 KEY_VARIABLE = "LORA_STUDIO_API_KEY"
 PROMPT = (
-    "Describe this picture in one sentence, as a caption for training an image model: what it shows, "
+    "Describe this image in one sentence, as a caption for training an image model: what it shows, "
     "its colours, its surroundings and its light. Answer with the caption alone."
 )
 MAX_SIDE = 1024  # pixels; more costs tokens and is made smaller by most servers
@@ -26,7 +26,7 @@ MAX_TOKENS = 200
 
 
 class Endpoint(CaptionWriter):
-    """Several pictures at a time, each in a request of its own; the key comes from the environment only."""
+    """Several images at a time, each in a request of its own; the key comes from the environment only."""
 
     name: ClassVar[str] = "endpoint"
     uses: ClassVar[tuple[str, ...]] = ("url", "model", "prompt", "max_tokens")
@@ -52,16 +52,16 @@ class Endpoint(CaptionWriter):
             "max_tokens": options.max_tokens or MAX_TOKENS,
         }
 
-    def describe(self, records: Sequence[Record]) -> list[Answer]:
+    def describe(self, records: Sequence[Record]) -> list[CaptionResult]:
         """An answer for each. Raises CaptionError if the server is not there or does not let us in."""
         with ThreadPoolExecutor(max_workers=len(records) or 1) as pool:
             return list(pool.map(self._ask, records))
 
-    def _ask(self, record: Record) -> Answer:
+    def _ask(self, record: Record) -> CaptionResult:
         try:
             return _read(self.server.post(self._request(record)))
         except Refused as reason:
-            return Answer(fault=str(reason))
+            return CaptionResult(fault=str(reason))
 
     def _request(self, record: Record) -> dict[str, object]:
         settings = self.settings
@@ -78,17 +78,17 @@ class Endpoint(CaptionWriter):
 
 
 def data_url(record: Record) -> str:
-    """The picture as a JPEG in a data URL, made anew so that no place or camera of the file goes along."""
-    picture = load_picture(record.path)
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
-    clean = picture.copy()
+    """The image as a JPEG in a data URL, made anew so that no place or camera of the file goes along."""
+    image = load_image(record.path)
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    clean = image.copy()
     clean.info.clear()
     buffer = BytesIO()
     clean.save(buffer, "JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _read(data: bytes) -> Answer:
+def _read(data: bytes) -> CaptionResult:
     """The caption in a server's answer. Raises CaptionError if it is of another protocol."""
     try:
         choice = json.loads(data)["choices"][0]
@@ -102,5 +102,5 @@ def _read(data: bytes) -> Answer:
             f"the server does not answer as OpenAI's chat protocol says ({shown!r}); look at --url."
         ) from None
     if reason == "length":
-        return Answer(fault="the answer was cut at its longest; give more --max-tokens")
-    return Answer(str(text))
+        return CaptionResult(fault="the answer was cut at its longest; give more --max-tokens")
+    return CaptionResult(str(text))

@@ -18,15 +18,15 @@ TIMEOUT_SECONDS = 300  # a large model on a slow machine
 MAX_ANSWER_BYTES = 1_000_000
 _PATH = "/chat/completions"
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
-_ABOUT_THE_PICTURE = frozenset({400, 413, 415, 422})
+_ABOUT_THE_IMAGE = frozenset({400, 413, 415, 422})
 
 
 class Refused(Exception):
-    """The server answers, but not about this picture; the message is the reason."""
+    """The server answers, but not about this image; the message is the reason."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key and the picture to a place that the user did not name."""
+    """A redirect would carry the key and the image to a place that the user did not name."""
 
     def redirect_request(
         self,
@@ -61,7 +61,7 @@ class Server:
     def post(self, values: dict[str, object]) -> bytes:
         """The body of the answer; tries again while the server is busy.
 
-        Raises Refused if it will not look at this picture, CaptionError if it cannot be reached or used.
+        Raises Refused if it will not look at this image, CaptionError if it cannot be reached or used.
         """
         headers = {"Content-Type": "application/json"}
         if self.key:
@@ -87,7 +87,7 @@ class Server:
         if self.key:  # some servers repeat the key that they do not like
             said = said.replace(self.key, "***")
         answer = f"{code}: {said[:200]}" if said else str(code)
-        if code in _ABOUT_THE_PICTURE:
+        if code in _ABOUT_THE_IMAGE:
             return Refused(f"the server refused it ({answer})")
         if code in (401, 403):
             advice = f"the key is read from the environment variable {self.key_variable}"

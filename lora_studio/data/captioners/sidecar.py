@@ -1,4 +1,4 @@
-"""Captions from the text files beside the pictures: `cat.txt` or `cat.caption` for `cat.jpg`."""
+"""Captions from the text files beside the images: `cat.txt` or `cat.caption` for `cat.jpg`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import replace
 
 from lora_studio.data.captions.files import CaptionFile, find_captions
 from lora_studio.data.captions.ledger import Ledgers
-from lora_studio.data.layouts import FOLDER_NAME
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.names import some
+from lora_studio.data.scan.layouts import FOLDER_NAME
 from lora_studio.errors import DatasetError
+from lora_studio.text import preview_names
 
 
 def read_captions(manifest: Manifest, *, instance_prompt: str = "") -> Manifest:
-    """The manifest with captions from the files beside the pictures, else with `instance_prompt`.
+    """The manifest with captions from the files beside the images, else with `instance_prompt`.
 
-    A caption beside its picture wins over one that a metadata file lists, and that over the instance prompt;
+    A caption beside its image wins over one that a metadata file lists, and that over the instance prompt;
     the name of a `<repeats>_<name>` folder comes last. An empty file counts as none. Raises DatasetError that
-    names the caption files that are no text, or the pictures without a caption.
+    names the caption files that are no text, or the images without a caption.
     """
     instance_prompt = instance_prompt.strip()
     files = dict(zip(manifest.used, find_captions(manifest.used), strict=True))
@@ -29,9 +29,9 @@ def read_captions(manifest: Manifest, *, instance_prompt: str = "") -> Manifest:
     ]
     missing = [record.name for record in records if not record.excluded and not record.caption]
     if faults:
-        raise DatasetError(f"caption files cannot be read: {some(faults)}; save them as UTF-8 text.")
+        raise DatasetError(f"caption files cannot be read: {preview_names(faults)}; save them as UTF-8 text.")
     if missing:
-        count = f"{len(missing)} of {len(manifest.used)} pictures have no caption: {some(missing)}"
+        count = f"{len(missing)} of {len(manifest.used)} images have no caption: {preview_names(missing)}"
         raise DatasetError(
             f"{count}; write what is in each into a .txt file of the same name, let `lora-studio caption` do "
             "that, or set data.instance_prompt."

@@ -10,17 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lora_studio.data.captioners.base import Answer, CaptionWriter, WriterOptions
-from lora_studio.data.captioners.onnx_session import open_session, tagger_files
-from lora_studio.data.captioners.seeing import model_name
+from lora_studio.data.captioners.base import CaptionResult, CaptionWriter, WriterOptions
+from lora_studio.data.captioners.vision_language import model_name
+from lora_studio.data.images.decode import load_image
 from lora_studio.data.manifest import Record
-from lora_studio.data.pictures import load_picture
-from lora_studio.errors import CaptionError
+from lora_studio.errors import CaptionError, reason_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
+
 
 CATEGORIES = {9: "rating", 4: "character", 3: "copyright", 1: "artist", 0: "general", 5: "meta"}
 """Numbers in selected_tags.csv -> names, in the order in which they stand in a caption."""
@@ -57,15 +57,15 @@ class Wd14(CaptionWriter):
         """The model and every threshold."""
         return {"model": model_name(self.model), **self.thresholds}
 
-    def describe(self, records: Sequence[Record]) -> list[Answer]:
-        """Tags for each picture. Raises CaptionError if the model or ONNX Runtime is missing."""
+    def describe(self, records: Sequence[Record]) -> list[CaptionResult]:
+        """Tags for each image. Raises CaptionError if the model or ONNX Runtime is missing."""
         import numpy as np
 
         session, tags = self._loaded
         (wanted,) = session.get_inputs()
         batch, side = wanted.shape[0], wanted.shape[1]
-        pixels = np.stack([prepare(load_picture(record.path), int(side)) for record in records])
-        size = batch if isinstance(batch, int) else len(records)  # some files take one picture at a time
+        pixels = np.stack([prepare(load_image(record.path), int(side)) for record in records])
+        size = batch if isinstance(batch, int) else len(records)  # some files take one image at a time
         parts = [pixels[start : start + size] for start in range(0, len(records), size)]
         rows = np.concatenate([session.run(None, {wanted.name: part})[0] for part in parts])
         if rows.shape != (len(records), len(tags)):
@@ -73,7 +73,7 @@ class Wd14(CaptionWriter):
                 f"the model {self.model} has {rows.shape[-1]} outputs, but its table {len(tags)} tags; "
                 "take both from the same place."
             )
-        return [Answer(", ".join(chosen_tags(row, tags, self.thresholds))) for row in rows]
+        return [CaptionResult(", ".join(chosen_tags(row, tags, self.thresholds))) for row in rows]
 
     @cached_property
     def _loaded(self) -> tuple[Any, list[Tag]]:
@@ -81,13 +81,13 @@ class Wd14(CaptionWriter):
         return open_session(model, self.options.device), read_tags(table)
 
 
-def prepare(picture: Image.Image, side: int) -> NDArray[np.float32]:
+def prepare(image: Image.Image, side: int) -> NDArray[np.float32]:
     """RGB -> [side, side, 3], blue first, 0 to 255, padded with white to a square: as they were trained."""
     import numpy as np
     from PIL import Image, ImageOps
 
-    square = max(picture.size)
-    padded = ImageOps.pad(picture, (square, square), color="white")
+    square = max(image.size)
+    padded = ImageOps.pad(image, (square, square), color="white")
     resized = padded.resize((side, side), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(resized, dtype=np.float32)[:, :, ::-1])
 
@@ -121,3 +121,64 @@ def read_tags(table: Path) -> list[Tag]:
 def words_of(tag: str) -> str:
     """ "long_hair" -> "long hair"; faces such as "^_^" and "o_o" stay."""
     return tag.replace("_", " ") if re.search(r"[^\W\d_]{2}", tag) else tag
+
+
+MODEL, TABLE = "model.onnx", "selected_tags.csv"
+
+
+def tagger_files(model: str) -> tuple[Path, Path]:
+    """The model and its table of tags, from a folder or the hub. Raises CaptionError if one is missing."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if missing := [name for name in (MODEL, TABLE) if not (folder / name).is_file()]:
+            raise CaptionError(f"the folder {model} holds no {' and no '.join(missing)}; wd14 needs both.")
+        return folder / MODEL, folder / TABLE
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(model, MODEL)), Path(hf_hub_download(model, TABLE))
+    except Exception as error:  # of which HTTP library it is depends on the version of the hub's own one
+        raise CaptionError(
+            f"the model {model} cannot be loaded ({reason_of(error)}); "
+            f"give --model a folder with {MODEL} and {TABLE}, or a hub id."
+        ) from None
+
+
+def open_session(model: Path, device: str) -> Any:
+    """A session on a GPU if ONNX Runtime has one, else on the CPU. Raises CaptionError if there is none."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise CaptionError(
+            "wd14 needs ONNX Runtime; install it with: pip install onnxruntime (or onnxruntime-gpu)."
+        ) from None
+    available = onnxruntime.get_available_providers()
+    providers = [_provider(device, available)] if device else _best(available)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors, which are raised anyway
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=providers)
+    except Exception as error:  # its errors share no base class
+        raise CaptionError(
+            f"{model} is no ONNX model that can be run ({reason_of(error)[:200]}); download it again."
+        ) from None
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or not isinstance(inputs[0].shape[1], int):
+        raise CaptionError(f"{model} does not take images as [B, side, side, 3], so it is no WD tagger.")
+    return session
+
+
+def _provider(device: str, available: list[str]) -> str | tuple[str, dict[str, int]]:
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        return "CPUExecutionProvider"
+    if kind == "cuda" and "CUDAExecutionProvider" in available and (not number or number.isdigit()):
+        return "CUDAExecutionProvider", {"device_id": int(number or 0)}
+    raise CaptionError(
+        f"ONNX Runtime cannot use --device {device!r} here; leave it out, or install onnxruntime-gpu."
+    )
+
+
+def _best(available: list[str]) -> list[str]:
+    """Never the first of all: some builds put providers first that send the work elsewhere."""
+    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]

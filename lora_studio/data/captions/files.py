@@ -1,4 +1,4 @@
-"""The caption file of a picture: which one it is, what it says, and how it was saved."""
+"""The caption file of an image: which one it is, what it says, and how it was saved."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import codecs
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from lora_studio.data.files import UnreadableFile, read_bytes
+from lora_studio.data.images.files import UnreadableFile, decode_text, read_bytes
+from lora_studio.data.images.names import CAPTION_SUFFIXES, caption_files, stem_key
 from lora_studio.data.manifest import Record
-from lora_studio.data.names import CAPTION_SUFFIXES, caption_files, stem_key
-from lora_studio.data.text import decode_text
+from lora_studio.errors import CaptionError
+from lora_studio.files import write_atomically
 
 MAX_CAPTION_BYTES = 1_000_000
 
@@ -24,7 +26,7 @@ _MARKS = (
 
 @dataclass(frozen=True)
 class CaptionFile:
-    """The file that training reads for a picture, or the one that would be written."""
+    """The file that training reads for an image, or the one that would be written."""
 
     path: Path
     data: bytes | None = None  # None: there is no such file
@@ -42,7 +44,7 @@ class CaptionFile:
 
 
 def find_captions(records: Iterable[Record]) -> list[CaptionFile]:
-    """For each picture the first caption file that says something, else the one to write."""
+    """For each image the first caption file that says something, else the one to write."""
     beside: dict[Path, dict[str, list[Path]]] = {}
     found = []
     for record in records:
@@ -84,3 +86,55 @@ def split_encoding(data: bytes) -> tuple[bytes, str, str]:
         if data.startswith(mark):
             return mark, encoding, data[len(mark) :].decode(encoding)
     return b"", "utf-8", data.decode("utf-8")
+
+
+BACKUPS = ".lora-studio-backup"
+
+
+class Backup:
+    """A folder of this run's own, made when the first file is kept: `.lora-studio-backup/<time>/`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.folder: Path | None = None
+
+    def keep(self, path: Path, data: bytes) -> None:
+        """Write a copy of the caption file, which holds `data`. Raises CaptionError if the disk refuses."""
+        path = path.absolute()
+        inside = path.relative_to(self.root) if path.is_relative_to(self.root) else Path(path.name)
+        try:
+            if self.folder is None:
+                self.folder = _new_folder(self.root / BACKUPS)
+            write_atomically(self.folder / inside, data)
+        except OSError as error:
+            raise CaptionError(
+                f"no copy of {path} could be kept ({error.strerror or error}), so it was not replaced; "
+                "make the folder writable."
+            ) from None
+
+
+def replace_caption(path: Path, data: bytes, *, before: bytes | None, backup: Backup) -> None:
+    """Write `data` into a caption file that held `before`, which is kept unless it was nothing.
+
+    Raises CaptionError if the disk refuses; then the file holds what it held.
+    """
+    if before and before.strip():
+        backup.keep(path, before)
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CaptionError(f"{path} cannot be written ({reason}); make the folder writable.") from None
+
+
+def _new_folder(backups: Path) -> Path:
+    """A folder named by the time in UTC; a number follows if two runs share a second."""
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    for number in range(1, 10_000):
+        folder = backups / (stamp if number == 1 else f"{stamp}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(f"{backups} is full")

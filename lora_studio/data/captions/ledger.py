@@ -17,20 +17,20 @@ Setting = str | int | float
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A caption that was written: by whom, how, from which picture, and what it was."""
+class LedgerEntry:
+    """A caption that was written: by whom, how, from which image, and what it was."""
 
     caption: str  # the file's name
-    picture: str  # the file's name
+    image: str  # the file's name
     author: str  # the captioner's name in its table
     settings: Mapping[str, Setting]  # what the captioner was told
     wording: Mapping[str, str]  # trigger, prefix and the like
-    picture_sha256: str
+    image_sha256: str
     caption_sha256: str  # of the caption file's bytes; another hash means that somebody edited it since
     written_at: str  # ISO 8601, UTC
 
-    def same_work(self, other: Entry) -> bool:
-        """Whether the same captioner with the same settings looked at the same picture."""
+    def same_work(self, other: LedgerEntry) -> bool:
+        """Whether the same captioner with the same settings looked at the same image."""
         return _work(self) == _work(other)
 
 
@@ -39,16 +39,16 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LEDGER
-        self._entries: dict[tuple[str, str], Entry] = {}
+        self._entries: dict[tuple[str, str], LedgerEntry] = {}
         for line in self._read().splitlines():
             if entry := _parse(line):
                 self._entries[_key(entry.caption, entry.caption_sha256)] = entry
 
-    def author(self, path: Path, data: bytes) -> Entry | None:
+    def author(self, path: Path, data: bytes) -> LedgerEntry | None:
         """The entry of the captioner that wrote these bytes into the caption file; None: a person did."""
         return self._entries.get(_key(path.name, sha256(data)))
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: LedgerEntry) -> None:
         """Append the entry, before its caption is written: a caption without an entry counts as by hand."""
         line = (json.dumps(asdict(entry), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         try:
@@ -87,7 +87,7 @@ class Ledgers:
             self._by_folder[folder] = Ledger(folder)
         return self._by_folder[folder]
 
-    def author(self, caption: Path, data: bytes | None) -> Entry | None:
+    def author(self, caption: Path, data: bytes | None) -> LedgerEntry | None:
         """The entry of the captioner that wrote these bytes into the file; None: a person did, or nobody."""
         return self.beside(caption).author(caption, data) if data else None
 
@@ -101,8 +101,8 @@ def _key(name: str, digest: str) -> tuple[str, str]:
     return unicodedata.normalize("NFC", name), digest  # file systems differ in how they spell "é"
 
 
-def _work(entry: Entry) -> tuple[object, ...]:
-    return entry.author, dict(entry.settings), dict(entry.wording), entry.picture_sha256
+def _work(entry: LedgerEntry) -> tuple[object, ...]:
+    return entry.author, dict(entry.settings), dict(entry.wording), entry.image_sha256
 
 
 def _missing_newline(size: int, path: Path) -> bytes:
@@ -114,13 +114,13 @@ def _missing_newline(size: int, path: Path) -> bytes:
         return b"" if file.read(1) == b"\n" else b"\n"
 
 
-def _parse(line: str) -> Entry | None:
+def _parse(line: str) -> LedgerEntry | None:
     """The entry in a line; None for one that is damaged or of another version."""
     try:
         values = json.loads(line)
-        entry = Entry(**{field.name: values[field.name] for field in fields(Entry)})
+        entry = LedgerEntry(**{field.name: values[field.name] for field in fields(LedgerEntry)})
     except (ValueError, TypeError, KeyError):
         return None
-    texts = (entry.caption, entry.picture, entry.author, entry.picture_sha256, entry.caption_sha256)
+    texts = (entry.caption, entry.image, entry.author, entry.image_sha256, entry.caption_sha256)
     whole = all(isinstance(text, str) for text in texts)
     return entry if whole and isinstance(entry.settings, dict) and isinstance(entry.wording, dict) else None

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lora_studio.data.captions.backup import Backup, replace_caption
 from lora_studio.data.captions.files import (
+    Backup,
     CaptionFile,
     caption_lines,
     find_captions,
     read_caption_file,
+    replace_caption,
     split_encoding,
 )
 from lora_studio.data.manifest import Record
@@ -20,7 +21,7 @@ from lora_studio.errors import CaptionError
 
 
 @dataclass(frozen=True)
-class Change:
+class CaptionChange:
     """A caption file that holds what was sought."""
 
     name: str  # the file's, with its folder below the one looked at
@@ -39,7 +40,9 @@ class Change:
         return " ".join(caption_lines(self.data))
 
 
-def find_changes(records: Sequence[Record], find: str, replace: str, *, regex: bool = False) -> list[Change]:
+def find_changes(
+    records: Sequence[Record], find: str, replace: str, *, regex: bool = False
+) -> list[CaptionChange]:
     """Every caption with `find` in it, and what it would be; encoding and line ends stay.
 
     With `regex`, `find` is a regular expression and `replace` may hold its groups. Raises CaptionError if
@@ -62,7 +65,9 @@ def find_changes(records: Sequence[Record], find: str, replace: str, *, regex: b
         ) from None
 
 
-def apply_changes(changes: Sequence[Change], *, folder: Path) -> tuple[list[Change], Path | None]:
+def apply_changes(
+    changes: Sequence[CaptionChange], *, folder: Path
+) -> tuple[list[CaptionChange], Path | None]:
     """Write the changes; returns them with the fault of each that was not, and the folder of the backup.
 
     Raises CaptionError if the disk refuses.
@@ -71,7 +76,7 @@ def apply_changes(changes: Sequence[Change], *, folder: Path) -> tuple[list[Chan
     done = []
     for change in changes:
         if not change.fault and read_caption_file(change.file.path) != change.file:
-            change = Change(change.name, change.file, change.data, "it was changed meanwhile")
+            change = CaptionChange(change.name, change.file, change.data, "it was changed meanwhile")
         if not change.fault:
             replace_caption(change.file.path, change.data, before=change.file.data, backup=backup)
         done.append(change)
@@ -80,7 +85,7 @@ def apply_changes(changes: Sequence[Change], *, folder: Path) -> tuple[list[Chan
 
 def _change(
     record: Record, file: CaptionFile, pattern: re.Pattern[str], replace: str | Callable[[re.Match[str]], str]
-) -> Change | None:
+) -> CaptionChange | None:
     """The change of one file, or None if it holds nothing that was sought."""
     mark, encoding, text = split_encoding(file.data or b"")
     new, count = pattern.subn(replace, text)
@@ -88,4 +93,4 @@ def _change(
         return None
     data = mark + new.encode(encoding)
     name = str(PurePosixPath(record.name).with_name(file.path.name))
-    return Change(name, file, data, "" if caption_lines(data) else "nothing would be left of it")
+    return CaptionChange(name, file, data, "" if caption_lines(data) else "nothing would be left of it")

@@ -1,4 +1,4 @@
-"""Which caption a picture is shown with: a pure function of seed, step, micro-batch and row."""
+"""Which caption an image is shown with: a pure function of seed, step, micro-batch and row."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lora_studio.data.batches import MicroBatch, Plan
+from lora_studio.data.captions.trigger import needs_class_words, without_triggers
 from lora_studio.data.captions.variants import Variation, has_wildcards, tags_vary, vary
 from lora_studio.data.captions.wording import Wording
 from lora_studio.data.manifest import Record
-from lora_studio.data.trigger import needs_class_words, without_triggers
 from lora_studio.rng import python_random
 
 
@@ -17,7 +17,7 @@ from lora_studio.rng import python_random
 class CaptionOptions:
     """What happens to captions on their way into a batch."""
 
-    dropout: float  # share of pictures shown with an empty caption
+    dropout: float  # share of images shown with an empty caption
     preservation: float  # share of the others shown without the trigger
     seed: int
     variation: Variation = Variation()  # noqa: RUF009 (frozen)
@@ -27,7 +27,7 @@ class CaptionOptions:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownCaption:
     """A caption as the model sees it."""
 
     text: str
@@ -56,26 +56,26 @@ class ShownCaptions:
 
     @property
     def vary(self) -> bool:
-        """Whether a picture may have another caption each time."""
+        """Whether an image may have another caption each time."""
         return len(self._fixed) < len(self.records)
 
-    def at(self, index: int, step: int, number: int, row: int) -> Shown:
+    def at(self, index: int, step: int, number: int, row: int) -> ShownCaption:
         """What the used record `index` is shown with in row `row` of micro-batch `number` of a step."""
         draw = python_random(self.options.seed, step, number, row)
         dropped = draw.random() < self.options.dropout
         preserved = draw.random() < self.options.preservation
         if dropped:
-            return Shown("", preserved=False)
+            return ShownCaption("", preserved=False)
         text = self.variant(index, step, number, row)
         plain = self.without_trigger(index, text) if preserved else None
-        return Shown(text, preserved=False) if plain is None else Shown(plain, preserved=True)
+        return ShownCaption(text, preserved=False) if plain is None else ShownCaption(plain, preserved=True)
 
-    def of_micro_batch(self, step: int, number: int, micro: MicroBatch) -> list[Shown]:
-        """One for each of its pictures."""
+    def of_micro_batch(self, step: int, number: int, micro: MicroBatch) -> list[ShownCaption]:
+        """One for each of its images."""
         return [self.at(index, step, number, row) for row, index in enumerate(micro.indices)]
 
-    def of_steps(self, plan: Plan, steps: int) -> Iterator[tuple[int, Shown]]:
-        """Record and caption of every picture that `steps` steps show, in their order."""
+    def of_steps(self, plan: Plan, steps: int) -> Iterator[tuple[int, ShownCaption]]:
+        """Record and caption of every image that `steps` steps show, in their order."""
         for step in range(1, steps + 1):
             for number, micro in enumerate(plan.of_step(step)):
                 yield from zip(micro.indices, self.of_micro_batch(step, number, micro), strict=True)

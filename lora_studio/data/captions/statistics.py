@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from lora_studio.data.captioners.write import BY_HAND
 from lora_studio.data.captions.files import CaptionFile, find_captions
 from lora_studio.data.captions.ledger import Ledgers
-from lora_studio.data.captions.tokens import Cut, find_cut, num_tokens
-from lora_studio.data.captions.write import BY_HAND
+from lora_studio.data.captions.trigger_tokens import CutCaption, find_cut, num_tokens
 from lora_studio.data.manifest import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# They say nothing about a picture.
+# They say nothing about an image.
 _COMMON = {"a", "an", "and", "are", "as", "at", "by", "for", "from", "has", "in", "is", "it", "its"}
 _COMMON |= {"of", "on", "or", "that", "the", "there", "this", "to", "with"}
 _MOST = 20
@@ -41,20 +41,20 @@ class Lengths:
     shortest: int
     middle: float
     longest: int
-    cut: tuple[Cut, ...]
+    cut: tuple[CutCaption, ...]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the captions of the used pictures."""
+    """Of the captions of the used images."""
 
-    pictures: int
+    images: int
     captioned: int
     several_lines: int  # caption files in which each line is a caption of its own
-    without: tuple[str, ...]  # pictures without a caption
+    without: tuple[str, ...]  # images without a caption
     unreadable: tuple[tuple[str, str], ...]  # (caption file, reason)
     written_by: dict[str, int]
-    identical: tuple[Count, ...]  # captions that several pictures share
+    identical: tuple[Count, ...]  # captions that several images share
     words: tuple[Count, ...]
     tags: tuple[Count, ...]  # pieces between commas that occur twice or more
     without_trigger: tuple[str, ...] | None  # None: no trigger was given
@@ -72,7 +72,7 @@ def caption_statistics(
     texts = {record.name: file.text for record, file in zip(records, files, strict=True) if file.text}
     lines = {record.name: file.lines for record, file in zip(records, files, strict=True) if file.text}
     return Statistics(
-        pictures=len(records),
+        images=len(records),
         captioned=len(texts),
         several_lines=sum(len(several) > 1 for several in lines.values()),
         without=tuple(
@@ -124,9 +124,9 @@ def _repeated(counter: Counter[str]) -> tuple[Count, ...]:
 
 
 def _lengths(name: str, tokenizer: PreTrainedTokenizerBase, lines: Mapping[str, Sequence[str]]) -> Lengths:
-    captions = [(picture, line) for picture, several in lines.items() for line in several]
+    captions = [(image, line) for image, several in lines.items() for line in several]
     numbers = [num_tokens(tokenizer, line) for _, line in captions]
-    cuts = [find_cut([tokenizer], picture, line) for picture, line in captions]
+    cuts = [find_cut([tokenizer], image, line) for image, line in captions]
     window = tokenizer.model_max_length
     return Lengths(
         name, window, min(numbers), median(numbers), max(numbers), tuple(cut for cut in cuts if cut)

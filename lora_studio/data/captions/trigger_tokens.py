@@ -10,9 +10,10 @@ tokens, and it knows that, too.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from lora_studio.families.chunks import Tokenizer
+from lora_studio.families.text_chunks import Tokenizer, caption_chunks, caption_tokens
 
 COMMON = 25_000  # about half of CLIP's numbers; what people take for new words, such as ohwx, is at 48,000
 END_OF_WORD = "</w>"
@@ -92,3 +93,37 @@ def _number_of_word(tokenizer: Tokenizer, word: str) -> int | None:
 
 def _numbers(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+@dataclass(frozen=True)
+class CutCaption:
+    """A caption that is longer than the text encoder's window, and the end that it will not see."""
+
+    name: str
+    num_tokens: int  # with the begin and end marks
+    read: int  # of these
+    lost: str
+
+    def __str__(self) -> str:
+        return f'{self.name} is cut: {self.num_tokens} tokens, so "{self.lost}" is not seen'
+
+
+def num_tokens(tokenizer: Tokenizer, caption: str) -> int:
+    """The caption's tokens, with the begin and end marks."""
+    return len(caption_tokens(tokenizer, caption)) + tokenizer.num_special_tokens_to_add()
+
+
+def find_cut(
+    tokenizers: Iterable[Tokenizer], name: str, caption: str, *, max_chunks: int = 1
+) -> CutCaption | None:
+    """What the first tokenizer for which the caption is too long cuts off; None if all fits.
+
+    `name` is its image's. A caption may fill `max_chunks` windows.
+    """
+    for tokenizer in tokenizers:
+        _, lost = caption_chunks(tokenizer, caption, max_chunks=max_chunks)
+        if lost:
+            words = tokenizer.decode(lost, skip_special_tokens=True).strip()
+            total = num_tokens(tokenizer, caption)
+            return CutCaption(name, total, total - len(lost), words)
+    return None

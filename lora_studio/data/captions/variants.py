@@ -1,4 +1,4 @@
-"""A caption's variants: what is drawn anew each time that its picture is shown. Text and draws alone."""
+"""A caption's variants: what is drawn anew each time that its image is shown. Text and draws alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor: what is wrong with a set of pictures, said before it is trained on. It changes nothing."""
+"""The doctor: what is wrong with a set of images, said before it is trained on. It changes nothing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from lora_studio.data.captions.trigger_tokens import tokens_in_words
-from lora_studio.data.doctor.finding import Finding, Report, worst_first
+from lora_studio.data.doctor.finding import DoctorReport, Finding, bucket_plan, worst_first
 from lora_studio.data.doctor.look import Case, look_at
-from lora_studio.data.doctor.plan import bucket_plan
 from lora_studio.data.manifest import Manifest
-from lora_studio.families.chunks import Tokenizer
+from lora_studio.families.text_chunks import Tokenizer
 from lora_studio.registry import Registry
 
 Check = Callable[[Case], Iterable[Finding]]
@@ -25,11 +24,11 @@ CHECKS: Registry[Check] = Registry(
         "caption_unreadable": f"{_PLACE}.captions:caption_unreadable",
         "same_name": f"{_PLACE}.files:same_name",
         "leakage": f"{_PLACE}.duplicates:leakage",
-        "too_few": f"{_PLACE}.amount:too_few",
+        "too_few": f"{_PLACE}.files:too_few",
         "unusable": f"{_PLACE}.files:unusable",
         "trigger_missing": f"{_PLACE}.captions:trigger_missing",
-        "trigger_known": f"{_PLACE}.trigger:trigger_known",
-        "trigger_read_otherwise": f"{_PLACE}.trigger:trigger_read_otherwise",
+        "trigger_known": f"{_PLACE}.captions:trigger_known",
+        "trigger_read_otherwise": f"{_PLACE}.captions:trigger_read_otherwise",
         "caption_too_long": f"{_PLACE}.captions:caption_too_long",
         "caption_identical": f"{_PLACE}.captions:caption_identical",
         "orphan_caption": f"{_PLACE}.files:orphan_caption",
@@ -38,11 +37,11 @@ CHECKS: Registry[Check] = Registry(
         "blank": f"{_PLACE}.detail:blank",
         "blur": f"{_PLACE}.detail:blur",
         "upscaled": f"{_PLACE}.detail:upscaled",
-        "tiny": f"{_PLACE}.shape:tiny",
+        "tiny": f"{_PLACE}.detail:tiny",
         "heavy_compression": f"{_PLACE}.detail:heavy_compression",
-        "border": f"{_PLACE}.shape:border",
-        "extreme_aspect": f"{_PLACE}.shape:extreme_aspect",
-        "crop_loss": f"{_PLACE}.shape:crop_lost",
+        "border": f"{_PLACE}.detail:border",
+        "extreme_aspect": f"{_PLACE}.detail:extreme_aspect",
+        "crop_loss": f"{_PLACE}.detail:crop_lost",
         "ignored": f"{_PLACE}.files:ignored",
         "read_note": f"{_PLACE}.files:read_note",
     },
@@ -59,12 +58,12 @@ def examine(
     written: Mapping[str, Sequence[str]] = {},
     max_chunks: int = 1,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Report:
+) -> DoctorReport:
     """All findings about a manifest with buckets, and its plan.
 
     `faults`: what the reading found that would stop a training. `written`: by name the captions that a
-    picture may be shown with, where they are not those beside it; `max_chunks`: how many windows of the text
-    encoders one may fill. `on_progress` hears how many of how many pictures were looked at.
+    image may be shown with, where they are not those beside it; `max_chunks`: how many windows of the text
+    encoders one may fill. `on_progress` hears how many of how many images were looked at.
     Raises DatasetError if a file changed since it was scanned.
     """
     usable = [record for record in manifest.records if not record.excluded]
@@ -75,4 +74,4 @@ def examine(
     plan = bucket_plan(manifest.records, resolution=resolution, stride=stride)
     triggers = dict.fromkeys(record.trigger for record in case.trained if record.trigger)
     plan["triggers"] = [tokens_in_words(trigger, tokenizers) for trigger in triggers]
-    return Report(worst_first(findings, CHECKS.names()), plan)
+    return DoctorReport(worst_first(findings, CHECKS.names()), plan)

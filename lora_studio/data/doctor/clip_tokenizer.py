@@ -1,4 +1,4 @@
-"""The tokenizer of CLIP, for a folder of pictures without a base; needs neither torch nor a download."""
+"""The tokenizer of CLIP, for a folder of images without a base; needs neither torch nor a download."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ from types import MappingProxyType
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from lora_studio.families.original.clip_vocabulary import (
-    BEGIN,
-    END,
-    END_OF_WORD,
-    clip_merges,
-    clip_vocabulary,
-)
+from lora_studio.families.original.tokenizers import BEGIN, END, END_OF_WORD, clip_merges, clip_vocabulary
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 

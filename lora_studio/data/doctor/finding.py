@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
+from lora_studio.data.buckets import crop_loss
+from lora_studio.data.manifest import Record
+
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -22,7 +25,7 @@ class Finding:
     advice: str
     kind: str = ""  # the name of the check; filled in by whoever runs it
     other: str = ""  # the file that it is like, if there is one
-    leave_out: bool = False  # whether the set may be better without this picture
+    leave_out: bool = False  # whether the set may be better without this image
 
     def to_json(self) -> dict[str, str]:
         """The five fields that are promised."""
@@ -31,7 +34,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
+class DoctorReport:
     """All findings, the worst first, and what would be trained on."""
 
     findings: tuple[Finding, ...]
@@ -78,6 +81,41 @@ def shown(text: str) -> str:
     return "".join(spelled)
 
 
-def number(count: int, what: str = "picture") -> str:
-    """ "1 picture", "3 pictures"."""
+def number(count: int, what: str = "image") -> str:
+    """ "1 image", "3 images"."""
     return f"1 {what}" if count == 1 else f"{count} {what}s"
+
+
+def bucket_plan(records: Sequence[Record], *, resolution: int, stride: int) -> dict[str, Any]:
+    """Buckets with their number of images, and every usable image with its bucket and crop.
+
+    `crop` is left, top, right, bottom in the image as resized to `resize`; `cropped_away` a share, 0 to 1.
+    """
+    usable = [record for record in records if not record.excluded]
+    trained = [record for record in usable if record.role == "instance"]
+    buckets = Counter(record.bucket.name for record in trained if record.bucket)
+    return {
+        "resolution": resolution,
+        "stride": stride,
+        "files": len(records),
+        "used": len(trained),
+        "roles": dict(Counter(record.role for record in usable)),
+        "buckets": dict(sorted(buckets.items())),
+        "cropped_away": sum(map(crop_loss, trained)) / len(trained) if trained else 0.0,
+        "images": [_image(record) for record in usable],
+    }
+
+
+def _image(record: Record) -> dict[str, Any]:
+    return {
+        "path": printable(record.name),
+        "role": record.role,
+        "repeats": record.repeats,
+        "width": record.width,
+        "height": record.height,
+        "bucket": record.bucket and record.bucket.name,
+        "resize": record.resize and list(record.resize),
+        "crop": record.crop and list(record.crop),
+        "cropped_away": round(crop_loss(record), 4),
+        "caption": printable(record.caption),
+    }

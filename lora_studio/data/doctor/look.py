@@ -1,4 +1,4 @@
-"""What is measured in a picture's pixels and file, one picture at a time."""
+"""What is measured in an image's pixels and file, one image at a time."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lora_studio.data.doctor.measure.borders import Border, find_border
-from lora_studio.data.doctor.measure.compression import blockiness, jpeg_quality
-from lora_studio.data.doctor.measure.enlarged import pixel_block, resampling_trace
+from lora_studio.data.doctor.measure.detail import (
+    blockiness,
+    edge_width,
+    jpeg_quality,
+    pixel_block,
+    resampling_trace,
+)
 from lora_studio.data.doctor.measure.likeness import Likeness, Pair, likeness, similar_pairs
-from lora_studio.data.doctor.measure.softness import edge_width
+from lora_studio.data.images.decode import reopen_with_bytes
 from lora_studio.data.manifest import Record
-from lora_studio.data.pictures import reopen_with_bytes
-from lora_studio.families.chunks import Tokenizer
+from lora_studio.families.text_chunks import Tokenizer
 
-_LEAST_CONTRAST = 1.0  # a plain picture looks like every other one
-_WINDOW = 512  # pixels; of larger pictures the middle is searched for traces of what was done to them
+_LEAST_CONTRAST = 1.0  # a plain image looks like every other one
+_WINDOW = 512  # pixels; of larger images the middle is searched for traces of what was done to them
 
 
 @dataclass(frozen=True)
 class Look:
-    """One picture's measurements."""
+    """One image's measurements."""
 
     likeness: Likeness
     contrast: float  # standard deviation of the luma, 0 to 128
@@ -33,7 +37,7 @@ class Look:
     trace: (
         float  # how strongly pixels repeat a pattern as if computed from fewer; about 2 to 4 if they are not
     )
-    pixel_block: int  # side of the squares of equal pixels that the picture consists of; 1 usually
+    pixel_block: int  # side of the squares of equal pixels that the image consists of; 1 usually
     jpeg_quality: int | None  # 1 to 100 as the JPEG group's program counts; None: not a JPEG
     blockiness: float  # steps at the edges of 8x8 blocks over those inside; about 1 without
     border: Border
@@ -44,7 +48,7 @@ class Case:
     """All that checks may look at."""
 
     records: Sequence[Record]  # everything found, with buckets and with captions where there are some
-    looks: Mapping[str, Look]  # by name, of every usable picture
+    looks: Mapping[str, Look]  # by name, of every usable image
     tokenizers: Mapping[str, Tokenizer]
     resolution: int  # side in pixels of a square of the area asked for
     faults: Sequence[str] = ()  # sentences about what else would stop a training
@@ -53,16 +57,16 @@ class Case:
 
     @property
     def usable(self) -> list[Record]:
-        """The pictures that are not excluded, in whatever role."""
+        """The images that are not excluded, in whatever role."""
         return [record for record in self.records if not record.excluded]
 
     @property
     def trained(self) -> list[Record]:
-        """The pictures that are trained on."""
+        """The images that are trained on."""
         return [record for record in self.usable if record.role == "instance"]
 
     def captions(self, record: Record) -> Sequence[str]:
-        """What training may show the picture with."""
+        """What training may show the image with."""
         return self.written.get(record.name) or record.lines or (record.caption,)
 
     def seen(self, records: Sequence[Record]) -> Iterator[tuple[Record, Look]]:
@@ -71,8 +75,8 @@ class Case:
 
     @cached_property
     def alike(self) -> list[tuple[Record, Record, Pair]]:
-        """Pictures that look the same; held-out ones first, so that every other is compared with them."""
-        ordered = sorted(self.seen(self.usable), key=lambda one: one[0].role != "holdout")
+        """Images that look the same; held-out ones first, so that every other is compared with them."""
+        ordered = sorted(self.seen(self.usable), key=lambda one: one[0].role != "validation")
         seen = [(record, look) for record, look in ordered if look.contrast >= _LEAST_CONTRAST]
         pairs = similar_pairs([look.likeness for _, look in seen])
         return [(seen[pair.first][0], seen[pair.second][0], pair) for pair in pairs]
@@ -81,7 +85,7 @@ class Case:
 def look_at(
     records: Sequence[Record], on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Look]:
-    """Name -> measurements, one picture in memory at a time. Raises DatasetError if a file has changed."""
+    """Name -> measurements, one image in memory at a time. Raises DatasetError if a file has changed."""
     looks = {}
     for done, record in enumerate(records, start=1):
         looks[record.name] = _look(record)
@@ -90,8 +94,8 @@ def look_at(
 
 
 def _look(record: Record) -> Look:
-    picture, data = reopen_with_bytes(record.path, record.sha256, background=record.background or "white")
-    image = picture.image
+    decoded, data = reopen_with_bytes(record.path, record.sha256, background=record.background or "white")
+    image = decoded.image
     luma = image.convert("L")
     middle = _middle(luma)
     trained = _as_trained(luma, record)
@@ -108,7 +112,7 @@ def _look(record: Record) -> Look:
 
 
 def _as_trained(luma: Image.Image, record: Record) -> NDArray[np.float32]:
-    """[H, W] at the size of the bucket; a smaller picture as it is, since enlarging adds no detail."""
+    """[H, W] at the size of the bucket; a smaller image as it is, since enlarging adds no detail."""
     width, height = record.resize or luma.size
     if width < luma.width and height < luma.height:
         luma = luma.resize((width, height), Image.Resampling.LANCZOS)

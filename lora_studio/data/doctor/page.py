@@ -5,25 +5,30 @@ Names, captions and reasons come from files that anybody may have made: every te
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 
+from PIL import Image
+
 from lora_studio.data.buckets import crop_loss
-from lora_studio.data.doctor.finding import SEVERITIES, Finding, Report, in_words, number, shown
-from lora_studio.data.doctor.thumbnails import data_uri
+from lora_studio.data.doctor.finding import SEVERITIES, DoctorReport, Finding, in_words, number, shown
+from lora_studio.data.images.decode import decode
+from lora_studio.data.images.files import UnreadableFile, read_bytes
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.errors import DatasetError
-from lora_studio.run import write_atomically
+from lora_studio.files import write_atomically
 
 _MARK = '<meta name="generator" content="lora-studio doctor">'
-_MOST_CARDS, _MOST_PICTURES = 60, 300  # a page with more opens slowly
+_MOST_CARDS, _MOST_IMAGES = 60, 300  # a page with more opens slowly
 _WIDTH, _HEIGHT = 180, 150  # the box that thumbnails fit into, in CSS pixels
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def write_page(path: Path, report: Report, manifest: Manifest, *, title: str) -> None:
+def write_page(path: Path, report: DoctorReport, manifest: Manifest, *, title: str) -> None:
     """Write the page; an older one is replaced. Raises DatasetError if another file is in its place."""
     try:
         if path.exists() and _MARK.encode() not in path.read_bytes()[:1000]:
@@ -33,13 +38,13 @@ def write_page(path: Path, report: Report, manifest: Manifest, *, title: str) ->
         raise DatasetError(f"{path} cannot be written: {error.strerror}; choose another place.") from None
 
 
-def page(report: Report, manifest: Manifest, *, title: str) -> str:
+def page(report: DoctorReport, manifest: Manifest, *, title: str) -> str:
     """The whole document."""
     body = [
         _head(report, title),
         *(_section(findings, manifest) for _, findings in report.groups()),
         _buckets(report),
-        _pictures(report, manifest),
+        _images(report, manifest),
     ]
     style = files(__package__).joinpath("page.css").read_text("utf-8")
     return "\n".join(
@@ -55,7 +60,7 @@ def page(report: Report, manifest: Manifest, *, title: str) -> str:
     )
 
 
-def _head(report: Report, title: str) -> str:
+def _head(report: DoctorReport, title: str) -> str:
     plan = report.plan
     counts = [(severity, report.count(severity)) for severity in SEVERITIES]
     pills = "".join(
@@ -72,7 +77,7 @@ def _head(report: Report, title: str) -> str:
     good = "" if report.findings else '<p class="good">Nothing to mend. Have fun training.</p>'
     return (
         f"<header>\n<h1><bdi>{_text(title)}</bdi></h1>\n<p>{summary}</p>\n<p>{pills}</p>{good}\n"
-        f'<nav>{links}<a href="#buckets">buckets</a><a href="#pictures">pictures</a></nav>\n</header>'
+        f'<nav>{links}<a href="#buckets">buckets</a><a href="#images">images</a></nav>\n</header>'
     )
 
 
@@ -99,7 +104,7 @@ def _section(findings: Sequence[Finding], manifest: Manifest) -> str:
 
 
 def _card(finding: Finding, records: dict[str, Record], *, advice: str) -> str:
-    """One finding; a picture that is like another stands beside it."""
+    """One finding; an image that is like another stands beside it."""
     names = [name for name in (finding.path, finding.other) if name in records]
     thumbnails = [(name, _thumbnail(records[name])) for name in names]
     figures = [
@@ -109,16 +114,16 @@ def _card(finding: Finding, records: dict[str, Record], *, advice: str) -> str:
     ]
     if len(figures) < 2:
         figures = [thumbnail for _, thumbnail in thumbnails if thumbnail]
-    pictures = f'<div class="thumbnails">{"".join(figures)}</div>' if figures else ""
+    images = f'<div class="thumbnails">{"".join(figures)}</div>' if figures else ""
     named = not finding.path or len(figures) == 2
     name = "" if named else f"<h3><bdi>{_text(finding.path)}</bdi></h3>"
     what_to_do = f'<p class="advice">{_text(advice)}</p>' if advice else ""
     wide = " pair" if len(figures) == 2 else ""
-    return f'<article class="card{wide}">{pictures}{name}<p>{_text(finding.detail)}</p>{what_to_do}</article>'
+    return f'<article class="card{wide}">{images}{name}<p>{_text(finding.detail)}</p>{what_to_do}</article>'
 
 
 def _thumbnail(record: Record, *, with_crop: bool = False) -> str:
-    """The picture, with what the crop cuts away in shade if asked for; nothing if there is none to show."""
+    """The image, with what the crop cuts away in shade if asked for; nothing if there is none to show."""
     if not record.width or not (uri := data_uri(record)):
         return ""
     scale = min(_WIDTH / record.width, _HEIGHT / record.height)
@@ -131,7 +136,7 @@ def _thumbnail(record: Record, *, with_crop: bool = False) -> str:
 
 
 def _kept(record: Record) -> str:
-    """The frame around what is left of the picture, in shares of its sides."""
+    """The frame around what is left of the image, in shares of its sides."""
     if record.crop is None or record.resize is None:
         return ""
     (left, top, right, bottom), (width, height) = record.crop, record.resize
@@ -140,15 +145,15 @@ def _kept(record: Record) -> str:
     return f'<span class="kept" style="{place};{size}"></span>'
 
 
-def _buckets(report: Report) -> str:
+def _buckets(report: DoctorReport) -> str:
     plan = report.plan
     most = max(plan["buckets"].values(), default=1)
     rows = "\n".join(_bucket(name, count, count / most) for name, count in plan["buckets"].items())
     area = f"{plan['resolution']}&thinsp;x&thinsp;{plan['resolution']}"
     return (
         '<section id="buckets">\n<h2>Bucket plan</h2>\n'
-        f"<p>Pictures are sorted into sizes of about the area of {area}, in steps of {plan['stride']} "
-        f"pixels, and cut to them. On average {plan['cropped_away']:.1%} of a picture is cropped away.</p>\n"
+        f"<p>Images are sorted into sizes of about the area of {area}, in steps of {plan['stride']} "
+        f"pixels, and cut to them. On average {plan['cropped_away']:.1%} of an image is cropped away.</p>\n"
         f'<div class="buckets">\n{rows}\n</div>\n</section>'
     )
 
@@ -163,23 +168,23 @@ def _bucket(name: str, count: int, share: float) -> str:
     return f'<div class="bucket"><span class="box">{shape}</span>{rest}</div>'
 
 
-def _pictures(report: Report, manifest: Manifest) -> str:
+def _images(report: DoctorReport, manifest: Manifest) -> str:
     usable = [record for record in manifest.records if not record.excluded]
     kinds: dict[str, list[Finding]] = {}
     for finding in report.findings:
         kinds.setdefault(finding.path, []).append(finding)
-    cards = "\n".join(_picture(record, kinds.get(record.name, [])) for record in usable[:_MOST_PICTURES])
+    cards = "\n".join(_image(record, kinds.get(record.name, [])) for record in usable[:_MOST_IMAGES])
     rest = ""
-    if (more := len(usable) - _MOST_PICTURES) > 0:
+    if (more := len(usable) - _MOST_IMAGES) > 0:
         rest = f'<p class="rest">And {more} more, which are all in the plan of --json.</p>'
     return (
-        '<section id="pictures">\n<h2>Pictures</h2>\n'
+        '<section id="images">\n<h2>Images</h2>\n'
         "<p>As they are cut: what lies in shade is cropped away.</p>\n"
         f'<div class="cards">\n{cards}\n</div>{rest}\n</section>'
     )
 
 
-def _picture(record: Record, findings: Sequence[Finding]) -> str:
+def _image(record: Record, findings: Sequence[Finding]) -> str:
     pills = "".join(
         f'<a class="pill {finding.severity}" href="#{finding.severity}-{finding.kind}">'
         f"{in_words(finding.kind)}</a>"
@@ -198,3 +203,19 @@ def _picture(record: Record, findings: Sequence[Finding]) -> str:
 
 def _text(text: str) -> str:
     return escape(shown(text), quote=True)
+
+
+_LARGEST_SIDE = 256  # pixels: more than the page shows, for fine screens
+
+
+def data_uri(record: Record) -> str:
+    """The image as "data:image/jpeg;base64,...", without its metadata; "" if it cannot be shown."""
+    try:
+        image = decode(read_bytes(Path(record.path)), background=record.background or "white").image
+    except UnreadableFile:
+        return ""
+    image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
+    written = BytesIO()
+    # Rebuilt from pixels alone, since an image also carries where and by whom it was taken.
+    Image.frombytes("RGB", image.size, image.tobytes()).save(written, "JPEG", quality=72)
+    return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_studio.data.doctor.finding import Report, in_words, shown
-from lora_studio.data.exclude import is_by_choice
+from lora_studio.data.doctor.finding import DoctorReport, in_words, shown
 from lora_studio.data.manifest import Record
+from lora_studio.data.scan.exclude import is_by_choice
 from lora_studio.errors import DatasetError
-from lora_studio.run import write_atomically
+from lora_studio.files import write_atomically
 
 _HEAD = (
-    "# Pictures that may be better left out, by lora-studio doctor. Look at each, remove the lines of those\n"
+    "# Images that may be better left out, by lora-studio doctor. Look at each, remove the lines of those\n"
 )
 _HEAD += '# to keep, and name this file in the recipe: exclude = "..." in [data].\n'
 
 
-def suggest(report: Report, records: Sequence[Record]) -> dict[str, str]:
+def suggest(report: DoctorReport, records: Sequence[Record]) -> dict[str, str]:
     """Name -> why it may be left out, in the order of the records; what is left out already stays so."""
     why: dict[str, list[str]] = {
         record.name: ["left out before"] for record in records if is_by_choice(record.excluded)
@@ -29,7 +29,7 @@ def suggest(report: Report, records: Sequence[Record]) -> dict[str, str]:
     return {name: "; ".join(why[name]) for name in sorted(why, key=order.index)}
 
 
-def write_suggestion(path: Path, report: Report, records: Sequence[Record]) -> int:
+def write_suggestion(path: Path, report: DoctorReport, records: Sequence[Record]) -> int:
     """Write the list into a new file; how many names it holds. Raises DatasetError if the file is there."""
     if path.exists():
         raise DatasetError(f"{path} is there already; remove it, or name another file for the list.")

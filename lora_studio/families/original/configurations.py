@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from lora_studio.errors import BaseModelError
-from lora_studio.families.original.kinds import UNET_PREFIX, VAE_PREFIX, Kind, Shapes, TextEncoder
+from lora_studio.families.original.kinds import UNET_PREFIX, VAE_PREFIX, BaseKind, Shapes, TextEncoder
 
 Configuration = dict[str, Any]
 
@@ -21,7 +21,7 @@ _TIME_IDS, _TIME_ID_CHANNELS = 6, 256  # what SDXL is told of sizes and crops
 
 
 def configurations_of(
-    kind: Kind, shapes: Shapes, *, prediction: str, zero_snr: bool
+    kind: BaseKind, shapes: Shapes, *, prediction: str, zero_snr: bool
 ) -> dict[str, Configuration]:
     """Part -> configuration, as a diffusers folder of the same base has it, plus "scheduler".
 
@@ -60,7 +60,7 @@ class _Reading:
         return len(found)
 
 
-def _unet(reading: _Reading, kind: Kind, texts: dict[str, Configuration], side: int) -> Configuration:
+def _unet(reading: _Reading, kind: BaseKind, texts: dict[str, Configuration], side: int) -> Configuration:
     width = reading.size(f"{UNET_PREFIX}input_blocks.0.0.weight", 0)
     channels, depths, blocks = kind.channels, kind.depths, _BLOCKS
     if width != channels[0]:
@@ -107,7 +107,7 @@ def _unet_levels(reading: _Reading) -> tuple[tuple[int, ...], tuple[int, ...], i
     return channels, depths, len(filled[0])
 
 
-def _vae(reading: _Reading, kind: Kind, side: int) -> Configuration:
+def _vae(reading: _Reading, kind: BaseKind, side: int) -> Configuration:
     channels, blocks = _vae_levels(reading)
     return {
         "_class_name": "AutoencoderKL",

@@ -31,7 +31,7 @@ class TextEncoder:
 
 
 @dataclass(frozen=True)
-class Kind:
+class BaseKind:
     """What bases of one kind share and no shape shows. Sources: the published configurations."""
 
     title: str
@@ -42,12 +42,12 @@ class Kind:
     linear_projection: bool
     latent_scale: float
     sides: Mapping[str, int]  # prediction -> pixels that it was trained with
-    sized: bool = False  # pooled text and picture sizes are inputs of the UNet
+    sized: bool = False  # pooled text and image sizes are inputs of the UNet
     marks_prediction: bool = False  # a file that predicts v says so in a tensor named v_pred
 
 
 _CLIP_L, _CLIP_END = (768, 12), "<|endoftext|>"
-SD1 = Kind(
+SD1 = BaseKind(
     title="Stable Diffusion 1.x",
     text_encoders=(TextEncoder("text_encoder", "cond_stage_model.transformer.", False, *_CLIP_L, _CLIP_END),),
     channels=(320, 640, 1280, 1280),
@@ -57,7 +57,7 @@ SD1 = Kind(
     latent_scale=0.18215,
     sides={"epsilon": 512, "v_prediction": 512},
 )
-SD2 = Kind(
+SD2 = BaseKind(
     title="Stable Diffusion 2.x",
     text_encoders=(
         TextEncoder("text_encoder", "cond_stage_model.model.", True, 1024, 23, "!", drops_last=True),
@@ -69,7 +69,7 @@ SD2 = Kind(
     latent_scale=0.18215,
     sides={"epsilon": 512, "v_prediction": 768},
 )
-SDXL = Kind(
+SDXL = BaseKind(
     title="Stable Diffusion XL",
     text_encoders=(
         TextEncoder("text_encoder", "conditioner.embedders.0.transformer.", False, *_CLIP_L, _CLIP_END),
@@ -106,7 +106,7 @@ _STRANGERS = (
 )
 
 
-def detect(name: str, shapes: Shapes) -> Kind:
+def detect(name: str, shapes: Shapes) -> BaseKind:
     """The kind of the checkpoint called `name`. Raises BaseModelError that says what it is instead."""
     if any(_ADAPTER.search(key) for key in shapes):
         raise _refusal(name, "a LoRA file, not a base")
@@ -121,7 +121,7 @@ def detect(name: str, shapes: Shapes) -> Kind:
             name, f"{_INPUTS.get(channels, 'of an unknown kind')}: its UNet takes {channels} channels, not 4"
         )
     if not kind.sized and _has(shapes, f"{UNET_PREFIX}label_emb."):
-        raise _refusal(name, "an unCLIP model, whose UNet also takes a picture's embedding")
+        raise _refusal(name, "an unCLIP model, whose UNet also takes an image's embedding")
     _check_context(name, kind, shapes)
     return kind
 
@@ -136,7 +136,7 @@ def _input_channels(shapes: Shapes) -> int:
     return shape[1] if len(shape) == 4 else 4
 
 
-def _check_context(name: str, kind: Kind, shapes: Shapes) -> None:
+def _check_context(name: str, kind: BaseKind, shapes: Shapes) -> None:
     """The UNet's cross-attention is as wide as its text encoders together: 768, 1024 or 768 + 1280."""
     wide = _widths(shapes, UNET_PREFIX, "attn2.to_k.weight", 1)
     text = [_widths(shapes, encoder.prefix, "token_embedding.weight", 1) for encoder in kind.text_encoders]
@@ -156,7 +156,7 @@ def _widths(shapes: Shapes, prefix: str, ending: str, axis: int) -> set[int]:
     }
 
 
-def _stranger(shapes: Shapes, kind: Kind | None) -> str:
+def _stranger(shapes: Shapes, kind: BaseKind | None) -> str:
     """What a file is that lacks a part of every known kind."""
     if not shapes:
         return "without a single tensor"
@@ -164,7 +164,7 @@ def _stranger(shapes: Shapes, kind: Kind | None) -> str:
         if any(pattern.search(key) for key in shapes):
             return what
     if kind is None and _has(shapes, _REFINER_TEXT) and _has(shapes, UNET_PREFIX):
-        return "the refiner of Stable Diffusion XL, which only finishes pictures"
+        return "the refiner of Stable Diffusion XL, which only finishes images"
     parts = {
         "UNet": _has(shapes, UNET_PREFIX),
         "VAE": _has(shapes, VAE_PREFIX),

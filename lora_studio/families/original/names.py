@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.families.original.configurations import num_layers
-from lora_studio.families.original.kinds import UNET_PREFIX, VAE_PREFIX, Kind, Shapes, TextEncoder
+from lora_studio.families.original.kinds import UNET_PREFIX, VAE_PREFIX, BaseKind, Shapes, TextEncoder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ _JOINED = (".in_proj_weight", ".in_proj_bias")  # OpenCLIP's q, k and v, one bel
 
 
 @dataclass(frozen=True)
-class Origin:
+class TensorOrigin:
     """Where a tensor lies in the file, and what is done to it."""
 
     name: str
@@ -44,8 +44,8 @@ class Origin:
 
 
 def origins(
-    kind: Kind, shapes: Shapes, configurations: Mapping[str, dict[str, Any]]
-) -> dict[str, dict[str, Origin]]:
+    kind: BaseKind, shapes: Shapes, configurations: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, TensorOrigin]]:
     """Part -> its tensors' names in diffusers' layout -> where they lie."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
@@ -61,7 +61,7 @@ def origins(
     return found
 
 
-def _text_origins(encoder: TextEncoder, shapes: Shapes) -> dict[str, Origin]:
+def _text_origins(encoder: TextEncoder, shapes: Shapes) -> dict[str, TensorOrigin]:
     """Without the layers that are not asked; `text_model.` as the class at hand has it."""
     from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_open_clip_checkpoint
 
@@ -78,7 +78,7 @@ def _text_origins(encoder: TextEncoder, shapes: Shapes) -> dict[str, Origin]:
     return {key.removeprefix("text_model."): origin for key, origin in found.items()}
 
 
-def _origins(names: Iterable[str], shapes: Shapes, convert: Any) -> dict[str, Origin]:
+def _origins(names: Iterable[str], shapes: Shapes, convert: Any) -> dict[str, TensorOrigin]:
     import torch
 
     names = list(names)
@@ -91,7 +91,7 @@ def _origins(names: Iterable[str], shapes: Shapes, convert: Any) -> dict[str, Or
     for key, stand_in in convert(stand_ins).items():
         name = names[int(stand_in.flatten()[0])]
         third = "qkv".index(key.split(".")[-2][0]) if name.endswith(_JOINED) else None
-        found[key] = Origin(name, third, transposed=name.endswith(".text_projection"))
+        found[key] = TensorOrigin(name, third, transposed=name.endswith(".text_projection"))
     return found
 
 
@@ -115,7 +115,7 @@ _LEFTOVERS = re.compile(
 )
 
 
-def sort_rest(kind: Kind, shapes: Shapes, used: set[str]) -> tuple[list[str], list[str], list[str]]:
+def sort_rest(kind: BaseKind, shapes: Shapes, used: set[str]) -> tuple[list[str], list[str], list[str]]:
     """Names that no part uses: averaged weights, harmless leftovers, and what should not be there."""
     averaged: list[str] = []
     harmless: list[str] = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lora_studio.errors import BaseModelError
 from lora_studio.families.original.checkpoint import Checkpoint
-from lora_studio.families.original.kinds import SD2, UNET_PREFIX, Kind
+from lora_studio.families.original.kinds import SD2, UNET_PREFIX, BaseKind
 
 SPELLINGS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}  # -> diffusers'
 _EPSILON_STEPS = ("875000", "110000")  # the step counts of 512-base, as diffusers' converter knows them
@@ -24,7 +24,7 @@ class Prediction:
     source: str
 
 
-def find_prediction(kind: Kind, checkpoint: Checkpoint, wanted: str = "auto") -> Prediction:
+def find_prediction(kind: BaseKind, checkpoint: Checkpoint, wanted: str = "auto") -> Prediction:
     """What the user says counts, then what the file says, then SD2's telling weight, then epsilon."""
     zero_snr = "ztsnr" in checkpoint.shapes
     if wanted != "auto":

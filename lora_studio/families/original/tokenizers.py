@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import BaseModelError, reason_of
-from lora_studio.families.original.clip_vocabulary import BEGIN, END, clip_merges, clip_vocabulary
-from lora_studio.families.original.kinds import Kind
+from lora_studio.families.original.kinds import BaseKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 
 FILES = ("vocab.json", "merges.txt")
 WHOLE = "tokenizer.json"
 
 
 def tokenizers_for(
-    kind: Kind, configurations: dict[str, dict[str, Any]], folder: Path | None = None
+    kind: BaseKind, configurations: dict[str, dict[str, Any]], folder: Path | None = None
 ) -> dict[str, PreTrainedTokenizerBase]:
     """A tokenizer for each text encoder, as long as it reads.
 
@@ -73,3 +75,32 @@ def _load(folder: Path | None, pad_token: str, length: int) -> PreTrainedTokeniz
         raise BaseModelError(
             f"base.tokenizer: the files in {folder} cannot be loaded: {reason_of(error)}."
         ) from None
+
+
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+END_OF_WORD = "</w>"
+
+
+def clip_merges() -> list[tuple[str, str]]:
+    """The pairs that are joined to one token, the most common first."""
+    lines = gzip.decompress(files(__package__).joinpath("clip_merges.txt.gz").read_bytes()).decode("utf-8")
+    return [(first, second) for first, _, second in (line.partition(" ") for line in lines.split("\n"))]
+
+
+def clip_vocabulary() -> dict[str, int]:
+    """Token -> number, 49,408 of them."""
+    letters = _letters()
+    endings = (letter + END_OF_WORD for letter in letters)
+    words = [*letters, *endings, *map("".join, clip_merges()), BEGIN, END]
+    return {word: place for place, word in enumerate(words)}
+
+
+def _letters() -> list[str]:
+    """A printable letter for each of the 256 bytes, in the order of CLIP's vocabulary."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    others = (chr(256 + place) for place in range(256 - len(printable)))
+    return [*map(chr, printable), *others]

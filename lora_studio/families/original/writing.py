@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_studio.errors import BaseModelError
-from lora_studio.families.original.kinds import UNET_PREFIX, VAE_PREFIX, Kind, TextEncoder
+from lora_studio.families.layer_names.spellings import original_path
+from lora_studio.families.original.kinds import UNET_PREFIX, VAE_PREFIX, BaseKind, TextEncoder
 from lora_studio.families.original.names import origins
-from lora_studio.families.original_names import original_path
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,7 +34,7 @@ _IN_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v"
 _LOGIT_SCALE = math.log(100)  # as CLIP's training ends; nothing of a base asks it
 
 
-def original_tensors(kind: Kind, parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def original_tensors(kind: BaseKind, parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Original name -> tensor, not copied where it stays as it is.
 
     Raises BaseModelError for a base whose parts the original layout has no names for.
@@ -52,7 +52,7 @@ def original_tensors(kind: Kind, parts: Mapping[str, nn.Module]) -> dict[str, Te
     return named
 
 
-def _check(kind: Kind, parts: Mapping[str, nn.Module], named: Mapping[str, Tensor]) -> None:
+def _check(kind: BaseKind, parts: Mapping[str, nn.Module], named: Mapping[str, Tensor]) -> None:
     """Raise ValueError unless the map that reads single files finds every tensor of every part again."""
     shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
     found = origins(kind, shapes, {name: dict(parts[name].config) for name in ("unet", "vae")})  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def _unet(unet: nn.Module) -> dict[str, Tensor]:
 
 
 def _vae(vae: nn.Module) -> dict[str, Tensor]:
-    """Levels of the decoder are counted from the picture; attention is of 1 x 1 convolutions."""
+    """Levels of the decoder are counted from the image; attention is of 1 x 1 convolutions."""
     levels = len(vae.config.block_out_channels)  # type: ignore[union-attr, arg-type]
     found = {}
     for key, tensor in vae.state_dict().items():

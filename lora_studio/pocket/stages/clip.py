@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from lora_studio.pocket.scenes import Scene, draw
-from lora_studio.pocket.stages.common import StageConfig, Trainee, pictures_to_tensor, rank_and_size, train
+from lora_studio.pocket.stages.common import StageConfig, Trainee, images_to_tensor, rank_and_size, train
 from lora_studio.pocket.stages.world import NATIVE, held_out_scenes, training_scene, wording
 
 BATCH = 96
@@ -141,14 +141,14 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 @torch.inference_mode()
 def retrieval(pair: ClipPair, tokenizer: CLIPTokenizer, scenes: list[Scene]) -> tuple[float, float]:
-    """Share of captions that find their own picture among all, and of pictures that find their own caption.
+    """Share of captions that find their own image among all, and of images that find their own caption.
 
     Scenes with the same caption count as one another's answer.
     """
     captions = [scene.caption() for scene in scenes]
     device = pair.log_scale.device
     text = pair.embed_text(token_ids(tokenizer, captions).to(device))
-    images = pair.embed_images(pictures_to_tensor([draw(s, NATIVE, NATIVE) for s in scenes]).to(device))
+    images = pair.embed_images(images_to_tensor([draw(s, NATIVE, NATIVE) for s in scenes]).to(device))
     scores = text @ images.T
     found = [captions[i] == captions[j] for i, j in enumerate(scores.argmax(1).tolist())]
     named = [captions[i] == captions[j] for i, j in enumerate(scores.argmax(0).tolist())]
@@ -179,7 +179,7 @@ def build_clip(folder: Path, steps: int, device: torch.device) -> None:
         scenes = [training_scene(first + i) for i in range(BATCH)]
         rng = random.Random(first)
         ids = token_ids(tokenizer, [wording(scene, rng) for scene in scenes]).to(device)
-        pixels = pictures_to_tensor([draw(scene, NATIVE, NATIVE) for scene in scenes]).to(device)
+        pixels = images_to_tensor([draw(scene, NATIVE, NATIVE) for scene in scenes]).to(device)
         scores = pair.log_scale.exp().clamp(max=100) * pair.embed_text(ids) @ pair.embed_images(pixels).T
         target = torch.arange(BATCH, device=device)
         return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2

@@ -1,4 +1,4 @@
-"""What every stage shares: a resumable training loop, averaged weights, and pictures as tensors."""
+"""What every stage shares: a resumable training loop, averaged weights, and images as tensors."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class StageConfig:
     weight_decay: float = 0.01
 
 
-def pictures_to_tensor(pictures: list[Image.Image]) -> Tensor:
-    """Equal-sized pictures -> [B, 3, H, W] in -1..1."""
-    stacked = np.stack([np.asarray(picture) for picture in pictures])
+def images_to_tensor(images: list[Image.Image]) -> Tensor:
+    """Equal-sized images -> [B, 3, H, W] in -1..1."""
+    stacked = np.stack([np.asarray(image) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
-def tensor_to_pictures(pixels: Tensor) -> list[Image.Image]:
-    """[B, 3, H, W] in -1..1 -> pictures."""
+def tensor_to_images(pixels: Tensor) -> list[Image.Image]:
+    """[B, 3, H, W] in -1..1 -> images."""
     scaled = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(one) for one in scaled.permute(0, 2, 3, 1).cpu().numpy()]
 

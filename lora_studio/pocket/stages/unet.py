@@ -10,21 +10,21 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lora_studio.objective import Diffusion
+from lora_studio.objectives.diffusion import Diffusion
 from lora_studio.pocket.scenes import Scene, contact_sheet, draw
 from lora_studio.pocket.stages.clip import WIDTH, load_pair, token_ids
 from lora_studio.pocket.stages.common import (
     StageConfig,
     Trainee,
-    pictures_to_tensor,
+    images_to_tensor,
     rank_and_size,
-    tensor_to_pictures,
+    tensor_to_images,
     train,
 )
 from lora_studio.pocket.stages.world import BUCKETS, held_out_scenes, training_scene, wording
 
 BATCH = 64
-GROUPS_OF_64 = 400  # 25,600 pictures
+GROUPS_OF_64 = 400  # 25,600 images
 CAPTION_DROPOUT = 0.1
 SNR_GAMMA = 5.0
 HIGH_NOISE_POWER = 2 / 3
@@ -65,7 +65,7 @@ def new_scheduler() -> DDIMScheduler:
 
 @torch.inference_mode()
 def encode_world(work: Path, device: torch.device) -> None:
-    """Latents of every group of 64 equal-sized pictures, made once, to `unet/latents.safetensors`."""
+    """Latents of every group of 64 equal-sized images, made once, to `unet/latents.safetensors`."""
     path = work / "unet" / "latents.safetensors"
     if path.is_file():
         return
@@ -73,8 +73,8 @@ def encode_world(work: Path, device: torch.device) -> None:
     groups = {}
     for group in range(GROUPS_OF_64):
         size = BUCKETS[group % len(BUCKETS)]
-        pictures = [draw(training_scene(group * BATCH + i), *size) for i in range(BATCH)]
-        latents = vae.encode(pictures_to_tensor(pictures).to(device)).latent_dist.mean
+        images = [draw(training_scene(group * BATCH + i), *size) for i in range(BATCH)]
+        latents = vae.encode(images_to_tensor(images).to(device)).latent_dist.mean
         groups[f"{group:05}"] = (latents * vae.config.scaling_factor).half().cpu().contiguous()
         if group % 40 == 0:
             print("encoding", group, "of", GROUPS_OF_64, flush=True)
@@ -93,7 +93,7 @@ def _latents(work: Path) -> list[Tensor]:
 
 
 class World:
-    """Batch n of the training set: 64 pictures of one bucket, redrawn from its groups, and their captions.
+    """Batch n of the training set: 64 images of one bucket, redrawn from its groups, and their captions.
 
     The first lessons are large single objects (`easy_share` of the steps), and weigh the objects more than
     what is behind them.
@@ -227,7 +227,7 @@ def build_unet(work: Path, steps: int, device: torch.device) -> None:
 
 
 def _look(trainee: Trainee, vae: AutoencoderKL, text: Tensor, empty: Tensor) -> None:
-    """Pictures of held-out prompts with the averaged weights, to `look.png`."""
+    """Images of held-out prompts with the averaged weights, to `look.png`."""
     unet = trainee.module
     kept = {name: p.detach().clone() for name, p in trainee.parameters.items()}
     trainee.use_average()
@@ -236,6 +236,6 @@ def _look(trainee: Trainee, vae: AutoencoderKL, text: Tensor, empty: Tensor) -> 
         for name, parameter in trainee.parameters.items():
             parameter.copy_(kept[name])
         pixels = vae.decode(latents / vae.config.scaling_factor).sample
-    contact_sheet([p.resize((128, 128)) for p in tensor_to_pictures(pixels)], 8).save(
+    contact_sheet([p.resize((128, 128)) for p in tensor_to_images(pixels)], 8).save(
         trainee.folder / f"look_{trainee.step:06}.png"
     )

@@ -18,19 +18,19 @@ from lora_studio.pocket.scenes import contact_sheet, draw
 from lora_studio.pocket.stages.common import (
     StageConfig,
     Trainee,
-    pictures_to_tensor,
+    images_to_tensor,
     rank_and_size,
-    tensor_to_pictures,
+    tensor_to_images,
     train,
 )
-from lora_studio.pocket.stages.world import NATIVE, held_out_scenes, picture_for_vae
+from lora_studio.pocket.stages.world import NATIVE, held_out_scenes, image_for_vae
 
 BATCH = 16  # in each process
 LATENT_NOISE = 0.07  # standard deviation, for latents of about 1
 
 
 def new_vae() -> AutoencoderKL:
-    """The untrained VAE; three levels, so that latents have a quarter of the picture's sides."""
+    """The untrained VAE; three levels, so that latents have a quarter of the image's sides."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -39,7 +39,7 @@ def new_vae() -> AutoencoderKL:
         block_out_channels=(24, 48, 64),
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=2,  # few and wide: narrow groups wash out a picture's colour
+        norm_num_groups=2,  # few and wide: narrow groups wash out an image's colour
         sample_size=NATIVE,
     )
 
@@ -59,12 +59,12 @@ def build_vae(folder: Path, steps: int, device: torch.device) -> None:
     trainee = Trainee(
         vae, StageConfig("vae", steps, 1e-3, decay_share=0.4, average_decay=0.99, weight_decay=0.0), folder
     )
-    held = pictures_to_tensor([draw(s, NATIVE, NATIVE) for s in held_out_scenes(64)]).to(device)
+    held = images_to_tensor([draw(s, NATIVE, NATIVE) for s in held_out_scenes(64)]).to(device)
 
     def loss_at(step: int) -> Tensor:
         first = (step * size + rank) * BATCH
-        pictures = [picture_for_vae(first + i) for i in range(BATCH)]
-        pixels = pictures_to_tensor(pictures).to(device)
+        images = [image_for_vae(first + i) for i in range(BATCH)]
+        pixels = images_to_tensor(images).to(device)
         posterior = vae.encode(pixels).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(first)).to(device)
         error = vae.decode(posterior.mean + LATENT_NOISE * noise).sample - pixels
@@ -76,11 +76,11 @@ def build_vae(folder: Path, steps: int, device: torch.device) -> None:
     def look() -> None:
         print("vae PSNR on held-out scenes", round(psnr(vae, held), 2), flush=True)
         pixels = torch.cat(
-            [held[:8], pictures_to_tensor([picture_for_vae(4 * i + 1) for i in range(8)]).to(device)]
+            [held[:8], images_to_tensor([image_for_vae(4 * i + 1) for i in range(8)]).to(device)]
         )
         with torch.inference_mode():
             again = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
-        contact_sheet(tensor_to_pictures(torch.cat([pixels, again])), 16).save(folder / "look.png")
+        contact_sheet(tensor_to_images(torch.cat([pixels, again])), 16).save(folder / "look.png")
 
     train(trainee, loss_at, look=look, look_every=100)
     if rank:
@@ -101,11 +101,11 @@ def polish_decoder(work: Path, steps: int, device: torch.device) -> None:
     decoder = torch.nn.ModuleList([vae.post_quant_conv, vae.decoder])
     config = StageConfig("decoder", steps, 6e-4, decay_share=0.6, average_decay=0.98, weight_decay=0.0)
     trainee = Trainee(decoder, config, work / "decoder")
-    held = pictures_to_tensor([draw(s, NATIVE, NATIVE) for s in held_out_scenes(64)]).to(device)
+    held = images_to_tensor([draw(s, NATIVE, NATIVE) for s in held_out_scenes(64)]).to(device)
 
     def loss_at(step: int) -> Tensor:
         first = 10**8 + (step * size + rank) * BATCH
-        pixels = pictures_to_tensor([picture_for_vae(first + i) for i in range(BATCH)]).to(device)
+        pixels = images_to_tensor([image_for_vae(first + i) for i in range(BATCH)]).to(device)
         with torch.no_grad():
             latents = vae.encode(pixels).latent_dist.mean
         error = vae.decode(latents).sample - pixels
@@ -124,6 +124,6 @@ def polish_decoder(work: Path, steps: int, device: torch.device) -> None:
 
 @torch.inference_mode()
 def _measure_scale(vae: AutoencoderKL, device: torch.device) -> None:
-    pixels = pictures_to_tensor([picture_for_vae(4 * i) for i in range(256)]).to(device)
+    pixels = images_to_tensor([image_for_vae(4 * i) for i in range(256)]).to(device)
     std = vae.encode(pixels).latent_dist.mean.std().item()
     vae.register_to_config(scaling_factor=round(1 / std, 5))

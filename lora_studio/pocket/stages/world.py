@@ -62,7 +62,7 @@ def held_out_scenes(count: int, *, seed: int = 0) -> list[Scene]:
 def wording(scene: Scene, rng: random.Random) -> str:
     """A caption as people write them: with and without an opening, sometimes with a made-up style or name.
 
-    The made-up words go with ordinary pictures, so that the base learns to ignore words it does not know, as
+    The made-up words go with ordinary images, so that the base learns to ignore words it does not know, as
     big models do; a trigger word then starts without a meaning of its own.
     """
     text = rng.choice(_OPENINGS) + scene.caption()
@@ -79,7 +79,7 @@ def texture(rng: random.Random, width: int, height: int) -> Image.Image:
     def colour() -> tuple[int, int, int]:
         return (rng.randrange(256), rng.randrange(256), rng.randrange(256))
 
-    picture = Image.new("RGB", size, colour())
+    image = Image.new("RGB", size, colour())
     for _ in range(rng.randint(2, 6)):
         x, y, r = rng.random() * size[0], rng.random() * size[1], rng.uniform(0.15, 0.7) * min(size)
         corners = [(x + rng.uniform(-r, r), y + rng.uniform(-r, r)) for _ in range(rng.randint(3, 7))]
@@ -93,11 +93,11 @@ def texture(rng: random.Random, width: int, height: int) -> Image.Image:
                     [(-long, i * gap), (long, i * gap)], fill=ink, width=round(gap * rng.uniform(0.3, 0.6))
                 )
             layer = layer.rotate(rng.uniform(0, 180))
-        picture.paste(layer, mask=mask)
-    return picture.resize((width, height), Image.Resampling.BOX)
+        image.paste(layer, mask=mask)
+    return image.resize((width, height), Image.Resampling.BOX)
 
 
-def picture_for_vae(number: int) -> Image.Image:
-    """Picture `number` of the VAE's training set: three scenes to one texture."""
+def image_for_vae(number: int) -> Image.Image:
+    """Image `number` of the VAE's training set: three scenes to one texture."""
     rng = random.Random(number)
     return texture(rng, NATIVE, NATIVE) if number % 4 == 1 else draw(training_scene(number), NATIVE, NATIVE)

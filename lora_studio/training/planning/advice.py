@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from lora_studio.training.build import Session
-from lora_studio.training.build_adapters import trains_layers
 from lora_studio.training.planning.memory import Memory, measure_activations
+from lora_studio.training.prepare import Session
+from lora_studio.training.prepare.adapters import trains_layers
 
 LOWER = {1024: 768, 768: 512}  # sides of the areas that bases are used at
 NF4_BYTES = 0.5 + 4 / 64  # of a number: four bits, and a float32 for every 64
@@ -68,7 +68,7 @@ def _candidates(session: Session, memory: Memory) -> Iterator[Advice]:
     yield from _lower_resolution(session)
     if len(session.preview.prompts) > 1:
         share = 1 / len(session.preview.prompts)
-        yield Advice("fewer preview.prompts", "fewer pictures to judge by", True, False, previews=share)
+        yield Advice("fewer preview.prompts", "fewer images to judge by", True, False, previews=share)
 
 
 def _checkpointing(session: Session, memory: Memory) -> Iterator[Advice]:
@@ -87,14 +87,14 @@ def _checkpointing(session: Session, memory: Memory) -> Iterator[Advice]:
 
 
 def _smaller_batch(session: Session, memory: Memory) -> Iterator[Advice]:
-    """The largest part of the batch that is enough, or one picture at a time."""
+    """The largest part of the batch that is enough, or one image at a time."""
     training = session.recipe.training
     divisors = [rows for rows in range(training.batch_size - 1, 0, -1) if training.batch_size % rows == 0]
     for rows in divisors if memory.activations else ():
         share = measure_activations(session, rows=rows) / memory.activations
         accumulation = training.accumulation * training.batch_size // rows
         change = f"training.batch_size = {rows}, training.accumulation = {accumulation}"
-        advice = Advice(change, "as many pictures a step, which takes longer", True, True, activations=share)
+        advice = Advice(change, "as many images a step, which takes longer", True, True, activations=share)
         if rows == 1 or advice.applied(memory).fits:
             yield advice
             return

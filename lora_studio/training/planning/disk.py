@@ -6,13 +6,13 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lora_studio.export.plain import most_bytes
-from lora_studio.export.write import DTYPES
-from lora_studio.training.build import Session
-from lora_studio.training.build_adapters import trains_layers
+from lora_studio.evaluate.previews import as_png, grid, render
+from lora_studio.lora_file.plain import most_bytes
+from lora_studio.lora_file.write import DTYPES
 from lora_studio.training.planning.memory import latent_bytes
-from lora_studio.training.preview import as_png, grid, render
-from lora_studio.training.timing import Timing
+from lora_studio.training.prepare import Session
+from lora_studio.training.prepare.adapters import trains_layers
+from lora_studio.training.report.timing import Timing
 
 HEADER_BYTES = 3 * 140  # of a layer in a LoRA file: names and shapes of its three tensors
 
@@ -40,7 +40,7 @@ def measure_disk(session: Session, timing: Timing, *, optimizer: int) -> Disk:
     training = recipe.training
     made = -(-training.steps // training.checkpoint_every)
     # the newest ones, the best, and a new one before an old one goes
-    count = min(made, training.keep_checkpoints + (session.holdout is not None) + 1)
+    count = min(made, training.keep_checkpoints + (session.validation is not None) + 1)
     means = 0 if session.loop.state.ema is None else adapters
     return Disk(
         caches=latent_bytes(session) + _texts(session),
@@ -75,7 +75,7 @@ def _previews(session: Session, timing: Timing) -> int:
         return 0
     drawn = render(session.family, options)  # nearly noise, which no format makes smaller
     return len(as_png(grid(options.prompts, drawn, drawn))) * timing.previews + sum(
-        len(as_png(picture)) for picture in drawn
+        len(as_png(image)) for image in drawn
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lora_studio.training.build import Session
-from lora_studio.training.optimizer_memory import optimizer_bytes
+from lora_studio.evaluate.previews import render
+from lora_studio.training.optimizers.choose import optimizer_bytes
 from lora_studio.training.planning.live import peak_bytes
-from lora_studio.training.preview import render
+from lora_studio.training.prepare import Session
 
 USABLE = 0.95  # of the room: allocators leave gaps, and a device that is full gets slow before it refuses
 
@@ -91,15 +91,15 @@ def _originals(session: Session) -> int:
         own
         for layer in adapters.layers
         for own in layer.originals.values()
-        if adapters.options.base_at_hand or own.device == session.family.device
+        if adapters.options.keep_base_on_device or own.device == session.family.device
     ]
     return sum(own.nbytes for own in near)
 
 
 def _caches(session: Session) -> int:
-    feed, holdout = session.loop.feed, session.holdout
+    feed, validation = session.loop.feed, session.validation
     latents = 0 if feed.latents.on_disk else latent_bytes(session)
-    held = 0 if holdout is None else sum(one.latents.nbytes for one in holdout.pictures)
+    held = 0 if validation is None else sum(one.latents.nbytes for one in validation.images)
     texts = 0 if feed.texts is None else feed.texts.num_bytes
     return latents + held + texts
 

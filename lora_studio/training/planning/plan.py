@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from lora_studio.onlooker import Onlooker
-from lora_studio.recipe import Recipe, load_recipe
-from lora_studio.run import run_folder
-from lora_studio.training.build import prepare
-from lora_studio.training.describe import describe
-from lora_studio.training.events import Event, Listener, Progress, TrainingPlan, nobody
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import ReadOnlyRun, run_folder
+from lora_studio.training.events import Event, Listener, Progress, TrainingPlan, ignore_events
 from lora_studio.training.planning.advice import Advice, advise
 from lora_studio.training.planning.disk import Disk, measure_disk
 from lora_studio.training.planning.memory import Memory, measure_memory
-from lora_studio.training.timing import Timing, time_everything
+from lora_studio.training.prepare import prepare
+from lora_studio.training.report import describe
+from lora_studio.training.report.timing import Timing, time_everything
 
 GIB = 2**30
 
@@ -32,7 +32,7 @@ class RunPlan:
     memory: Memory
     disk: Disk
     timing: Timing
-    seconds_of_preparing: float  # this time: reading, looking at pictures, and what was not cached yet
+    seconds_of_preparing: float  # this time: reading, looking at images, and what was not cached yet
     cached: dict[str, int]  # what was made for the caches just now, e.g. {"latents": 28}
     advice: tuple[Advice, ...]  # empty if it fits; best first
     folder_in_use: bool  # the run folder holds a run already
@@ -47,11 +47,11 @@ class RunPlan:
 
 
 def plan(
-    recipe: Recipe | Path | str, *, memory_gib: float | None = None, on_event: Listener = nobody
+    recipe: Recipe | Path | str, *, memory_gib: float | None = None, on_event: Listener = ignore_events
 ) -> RunPlan:
     """What a run of the recipe, or of the one in a TOML file, will train and take.
 
-    Pictures and captions that are not in the caches yet are encoded, and class images drawn, as a run would
+    Images and captions that are not in the caches yet are encoded, and regularization images drawn, as a run would
     do; nothing else is written. `memory_gib`: instead of what this machine's device has free. Raises
     StudioError for whatever the user can mend.
     """
@@ -62,7 +62,7 @@ def plan(
 
 
 def _plan(recipe: Recipe, memory_gib: float | None, on_event: Listener) -> RunPlan:
-    run, heard = Onlooker(run_folder(recipe.name)), _Heard(on_event)
+    run, heard = ReadOnlyRun(run_folder(recipe.name)), _Heard(on_event)
     began = time.perf_counter()
     room = free_memory(recipe) if memory_gib is None else round(memory_gib * GIB)
     session = prepare(recipe, run, heard)
@@ -101,5 +101,5 @@ class _Heard:
 
     def __call__(self, event: Event) -> None:
         self.listener(event)
-        if isinstance(event, Progress) and event.what in ("latents", "captions", "class images"):
+        if isinstance(event, Progress) and event.what in ("latents", "captions", "regularization images"):
             self.cached[event.what] = event.done

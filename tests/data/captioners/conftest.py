@@ -9,7 +9,7 @@ import torch
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"]
 WORDS = [*SPECIAL, "a", "photo", "of", "red", "ball", "cat", "the", "on", "green", "sky"]
-WILD = 1.0  # initializer_range: large, so that random weights answer differently for different pictures
+WILD = 1.0  # initializer_range: large, so that random weights answer differently for different images
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ from PIL import Image
 from lora_studio.data.captioners.base import WriterOptions
 from lora_studio.data.captioners.endpoint import KEY_VARIABLE, Endpoint
 from lora_studio.data.captioners.server import Server
+from lora_studio.data.captioners.write import write_captions
 from lora_studio.data.captions.ledger import LEDGER
-from lora_studio.data.captions.write import write_captions
-from lora_studio.data.scan import scan
+from lora_studio.data.scan.folder import scan
 from lora_studio.errors import CaptionError
 
 Reply = tuple[int, dict[str, str], bytes]
@@ -30,7 +30,7 @@ class Peer:
         self.requests: list[dict[str, object]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
-        self.reply: Callable[[Image.Image], Reply] = lambda picture: said(colour(picture))
+        self.reply: Callable[[Image.Image], Reply] = lambda image: said(colour(image))
         peer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -39,7 +39,7 @@ class Peer:
                 peer.requests.append(body)
                 peer.headers.append(dict(self.headers))
                 peer.paths.append(self.path)
-                status, headers, answer = peer.reply(picture_in(body))
+                status, headers, answer = peer.reply(image_in(body))
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(answer)), **headers}.items():
                     self.send_header(name, value)
@@ -53,13 +53,13 @@ class Peer:
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
 
-def picture_in(body: dict[str, list[dict[str, list[dict[str, dict[str, str]]]]]]) -> Image.Image:
+def image_in(body: dict[str, list[dict[str, list[dict[str, dict[str, str]]]]]]) -> Image.Image:
     url = body["messages"][0]["content"][1]["image_url"]["url"]
     return Image.open(BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,"))))
 
 
-def colour(picture: Image.Image) -> str:
-    pixel = picture.getpixel((0, 0))
+def colour(image: Image.Image) -> str:
+    pixel = image.getpixel((0, 0))
     assert isinstance(pixel, tuple)
     return ("red", "green", "blue")[pixel.index(max(pixel))]
 
@@ -83,7 +83,7 @@ def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
     peer.server.server_close()
 
 
-def test_every_picture_gets_its_own_answer(folder, paint, peer):
+def test_every_image_gets_its_own_answer(folder, paint, peer):
     for number, name in enumerate(("red", "blue", "green", "red", "blue")):
         paint(f"{number}.png", 40 + number, 30, {"green": "lime"}.get(name, name))
     writer = Endpoint(WriterOptions(url=peer.url, model="seer", prompt="What?", max_tokens=50, batch_size=3))
@@ -108,16 +108,16 @@ def test_what_is_sent_is_small_and_says_nothing_of_camera_or_place(folder, peer)
     exif = Image.Exif()
     exif[0x010E] = "at my home"
     Image.new("RGB", (3000, 1500), "red").save(folder / "a.jpg", exif=exif, comment=b"at my home")
-    pictures = []
-    peer.reply = lambda picture: pictures.append(picture) or said("a wall")
+    images = []
+    peer.reply = lambda image: images.append(image) or said("a wall")
     Endpoint(WriterOptions(url=peer.url)).describe(scan(folder).used)
-    (picture,) = pictures
-    assert picture.size == (1024, 512) and not picture.getexif() and "comment" not in picture.info
+    (image,) = images
+    assert image.size == (1024, 512) and not image.getexif() and "comment" not in image.info
 
 
 def test_an_answer_in_parts_is_one_caption(folder, paint, peer):
     paint("a.png")
-    peer.reply = lambda picture: said([{"type": "text", "text": "a red"}, {"type": "text", "text": "wall"}])
+    peer.reply = lambda image: said([{"type": "text", "text": "a red"}, {"type": "text", "text": "wall"}])
     assert Endpoint(WriterOptions(url=peer.url)).describe(scan(folder).used)[0].text == "a red wall"
 
 
@@ -125,13 +125,13 @@ def test_an_answer_in_parts_is_one_caption(folder, paint, peer):
     ("reply", "words"),
     [
         (said("a red wal", finish="length"), "--max-tokens"),
-        ((400, {}, b'{"error": "not a nice\n picture"}'), "refused it \\(400: .*not a nice picture"),
+        ((400, {}, b'{"error": "not a nice\n image"}'), "refused it \\(400: .*not a nice image"),
     ],
 )
-def test_one_picture_that_is_refused_does_not_stop_the_others(folder, paint, peer, reply, words):
+def test_one_image_that_is_refused_does_not_stop_the_others(folder, paint, peer, reply, words):
     paint("a.png", colour="red")
     paint("b.png", colour="blue")
-    peer.reply = lambda picture: reply if colour(picture) == "red" else said("a sea")
+    peer.reply = lambda image: reply if colour(image) == "red" else said("a sea")
     outcome = write_captions(scan(folder), Endpoint(WriterOptions(url=peer.url)), folder=folder)
     assert outcome.written == 1 and (folder / "b.txt").read_text() == "a sea\n"
     ((name, reason),) = outcome.faults
@@ -143,7 +143,7 @@ def test_one_picture_that_is_refused_does_not_stop_the_others(folder, paint, pee
 def test_a_busy_server_is_asked_again(folder, paint, peer):
     paint("a.png")
     replies = [(503, {}, b"loading"), (429, {}, b""), said("a wall")]
-    peer.reply = lambda picture: replies.pop(0)
+    peer.reply = lambda image: replies.pop(0)
     assert Endpoint(WriterOptions(url=peer.url)).describe(scan(folder).used)[0].text == "a wall"
 
 
@@ -163,7 +163,7 @@ def test_a_busy_server_is_asked_again(folder, paint, peer):
 def test_a_server_that_cannot_be_used_is_one_sentence(folder, paint, peer, monkeypatch, reply, words):
     paint("a.png")
     monkeypatch.setenv(KEY_VARIABLE, "sk-secret")
-    peer.reply = lambda picture: reply
+    peer.reply = lambda image: reply
     with pytest.raises(CaptionError, match=words) as caught:
         Endpoint(WriterOptions(url=peer.url)).describe(scan(folder).used)
     assert "sk-secret" not in str(caught.value)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.data.captioners.filename import words_of
+from lora_studio.data.captioners.words import words_of
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 
 from lora_studio.data.captioners.base import WriterOptions
-from lora_studio.data.captioners.blip import Blip
-from lora_studio.data.captioners.florence import Florence
+from lora_studio.data.captioners.vision_language import Blip, Florence
+from lora_studio.data.captioners.write import write_captions
 from lora_studio.data.captions.ledger import LEDGER
-from lora_studio.data.captions.write import write_captions
-from lora_studio.data.pictures import load_picture
-from lora_studio.data.scan import scan
+from lora_studio.data.images.decode import load_image
+from lora_studio.data.scan.folder import scan
 from lora_studio.errors import CaptionError
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -29,7 +28,7 @@ def options(folder: Path, **values: object) -> WriterOptions:
 
 @pytest.fixture
 def noisy(folder: Path) -> Path:
-    """Four pictures of noise, unlike each other and of several shapes."""
+    """Four images of noise, unlike each other and of several shapes."""
     random = np.random.default_rng(0)
     for number, size in enumerate([(32, 32), (40, 24), (24, 64), (70, 70)]):
         pixels = random.integers(0, 60 * (number + 1), (size[1], size[0], 3), dtype=np.uint8)
@@ -39,12 +38,12 @@ def noisy(folder: Path) -> Path:
 
 def by_hand(path: str, side: int) -> torch.Tensor:
     """What CLIP's and BLIP's papers give the model, made with Pillow and numpy alone."""
-    pixels = np.asarray(load_picture(path).resize((side, side), Image.Resampling.BICUBIC)) / 255
+    pixels = np.asarray(load_image(path).resize((side, side), Image.Resampling.BICUBIC)) / 255
     return torch.tensor((pixels - MEAN) / DEVIATION).permute(2, 0, 1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_blip_answers_as_transformers_does_picture_by_picture(noisy, blip_folder, batch_size):
+def test_a_blip_answers_as_transformers_does_image_by_image(noisy, blip_folder, batch_size):
     from transformers import BertTokenizer, BlipForConditionalGeneration
 
     writer = Blip(options(blip_folder, batch_size=batch_size))
@@ -70,7 +69,7 @@ def test_a_blip_goes_on_from_the_words_it_is_given(noisy, blip_folder):
 def test_a_florence_is_asked_for_the_length(noisy, florence_folder, length):
     writer = Florence(options(florence_folder, prompt=length))
     records = scan(noisy).used
-    inputs = writer.inputs([load_picture(record.path) for record in records])
+    inputs = writer.inputs([load_image(record.path) for record in records])
     expected = torch.stack([by_hand(record.path, 64) for record in records]).float()
     # Resized in 8 bits: one level is 1/255/0.26 = 0.015.
     assert torch.allclose(inputs["pixel_values"], expected, atol=0.016)

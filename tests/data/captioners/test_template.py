@@ -4,13 +4,13 @@ import pytest
 
 from lora_studio.data.captioners import caption_writer
 from lora_studio.data.captioners.base import WriterOptions
-from lora_studio.data.captioners.template import Template
+from lora_studio.data.captioners.words import Template
 from lora_studio.data.captions.wording import Wording
-from lora_studio.data.scan import scan
+from lora_studio.data.scan.folder import scan
 from lora_studio.errors import CaptionError, RecipeError
 
 
-def test_every_picture_gets_the_sentence_with_the_words_in_it(folder, paint):
+def test_every_image_gets_the_sentence_with_the_words_in_it(folder, paint):
     paint("a.png")
     paint("b.png", colour="blue")
     options = WriterOptions(wording=Wording(trigger="vkq", class_words="robot"))

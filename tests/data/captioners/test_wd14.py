@@ -12,9 +12,9 @@ from PIL import Image
 
 from lora_studio.data.captioners.base import WriterOptions
 from lora_studio.data.captioners.wd14 import Wd14, prepare, words_of
+from lora_studio.data.captioners.write import write_captions
 from lora_studio.data.captions.wording import Wording
-from lora_studio.data.captions.write import write_captions
-from lora_studio.data.scan import scan
+from lora_studio.data.scan.folder import scan
 from lora_studio.errors import CaptionError
 
 TAGS = """tag_id,name,category,count
@@ -25,17 +25,17 @@ TAGS = """tag_id,name,category,count
 5,red_wall,0,1
 6,rex_(robot),4,1
 """
-# Outputs are the mean of blue, green, red over the picture, 0 to 1, times this, one row a colour.
+# Outputs are the mean of blue, green, red over the image, 0 to 1, times this, one row a colour.
 WEIGHTS = [[0.9, 0.1, 1, 0, 0, 0], [0, 0, 0, 0.5, 0, 0], [0.2, 0.8, 0, 0, 1, 0.9]]
 
 
 def tagger(
     folder: Path, *, batch: int | str = "N", side: int = 4, weights: list[list[float]] = WEIGHTS
 ) -> Path:
-    """A folder with an ONNX model for [batch, side, side, 3] pictures, and its tags."""
+    """A folder with an ONNX model for [batch, side, side, 3] images, and its tags."""
     folder.mkdir()
     nodes = [
-        helper.make_node("ReduceMean", ["picture", "axes"], ["means"], keepdims=0),
+        helper.make_node("ReduceMean", ["image", "axes"], ["means"], keepdims=0),
         helper.make_node("Div", ["means", "scale"], ["shares"]),
         helper.make_node("MatMul", ["shares", "weights"], ["tags"]),
     ]
@@ -47,7 +47,7 @@ def tagger(
     graph = helper.make_graph(
         nodes,
         "tagger",
-        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, [batch, side, side, 3])],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, side, side, 3])],
         [helper.make_tensor_value_info("tags", TensorProto.FLOAT, [batch, len(weights[0])])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
@@ -98,7 +98,7 @@ def test_captions_are_written_with_trigger_and_without_unwanted_tags(three, tmp_
     assert (three / "c.txt").read_text() == "zwx, rex (robot), blue sky\n"
 
 
-def test_the_picture_is_padded_with_white_blue_comes_first_and_nothing_is_scaled():
+def test_the_image_is_padded_with_white_blue_comes_first_and_nothing_is_scaled():
     wide = Image.new("RGB", (8, 4), (10, 20, 30))
     pixels = prepare(wide, 8)
     assert pixels.dtype == np.float32 and pixels.shape == (8, 8, 3)

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from lora_studio.data.captions.ledger import LEDGER, Entry, Ledger, sha256
+from lora_studio.data.captions.ledger import LEDGER, Ledger, LedgerEntry, sha256
 from lora_studio.errors import CaptionError
 
-ENTRY = Entry("a.txt", "a.png", "blip", {"model": "m"}, {"trigger": "zwx"}, "p", sha256(b"a ball\n"), "now")
+ENTRY = LedgerEntry(
+    "a.txt", "a.png", "blip", {"model": "m"}, {"trigger": "zwx"}, "p", sha256(b"a ball\n"), "now"
+)
 
 
 def test_the_author_is_known_while_the_bytes_are_the_same(tmp_path):
@@ -46,9 +48,9 @@ def test_an_entry_of_an_older_caption_stays_true(tmp_path):
 
 def test_names_in_any_script_and_spelling_are_found(tmp_path):
     name = unicodedata.normalize("NFD", "é猫 🎈.txt")
-    Ledger(tmp_path).add(replace(ENTRY, caption=name, picture="\udcff.png"))
+    Ledger(tmp_path).add(replace(ENTRY, caption=name, image="\udcff.png"))
     composed = unicodedata.normalize("NFC", name)
-    assert Ledger(tmp_path).author(tmp_path / composed, b"a ball\n").picture == "\udcff.png"
+    assert Ledger(tmp_path).author(tmp_path / composed, b"a ball\n").image == "\udcff.png"
 
 
 def test_a_ledger_that_cannot_be_read_or_written_is_one_sentence(tmp_path):

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.data.captions.backup import BACKUPS
+from lora_studio.data.captions.files import BACKUPS
 from lora_studio.data.captions.replace import apply_changes, find_changes
-from lora_studio.data.scan import scan
+from lora_studio.data.scan.folder import scan
 from lora_studio.errors import CaptionError
 
 

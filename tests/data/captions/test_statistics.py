@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from lora_studio.data.captioners import caption_writer
 from lora_studio.data.captioners.base import WriterOptions
+from lora_studio.data.captioners.write import write_captions
 from lora_studio.data.captions.statistics import Count, caption_statistics
-from lora_studio.data.captions.write import write_captions
-from lora_studio.data.scan import scan
+from lora_studio.data.scan.folder import scan
 from lora_studio.families.loading import load_tokenizers
 
 
@@ -13,7 +13,7 @@ def test_words_tags_and_identical_captions_are_counted_by_caption(folder, paint)
     for number, caption in enumerate(captions):
         paint(f"{number}.png", width=40 + number, caption=caption)
     statistics = caption_statistics(scan(folder).used)
-    assert (statistics.pictures, statistics.captioned) == (4, 4)
+    assert (statistics.images, statistics.captioned) == (4, 4)
     assert statistics.words[:2] == (Count("solo", 4), Count("red", 2))
     assert {count.what for count in statistics.words} == {"solo", "red", "fox", "fox's", "eyes", "den"}
     assert statistics.tags == (Count("solo", 4),)

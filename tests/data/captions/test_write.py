@@ -1,4 +1,4 @@
-"""Captions in a folder, written by a captioner that says the colour of each picture's corner."""
+"""Captions in a folder, written by a captioner that says the colour of each image's corner."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import ClassVar
 
 import pytest
 
-from lora_studio.data.captioners.base import Answer, CaptionWriter, WriterOptions
+from lora_studio.data.captioners.base import CaptionResult, CaptionWriter, WriterOptions
 from lora_studio.data.captioners.sidecar import read_captions
-from lora_studio.data.captions.backup import BACKUPS
+from lora_studio.data.captioners.write import write_captions
+from lora_studio.data.captions.files import BACKUPS
 from lora_studio.data.captions.ledger import LEDGER
 from lora_studio.data.captions.wording import Wording
-from lora_studio.data.captions.write import write_captions
+from lora_studio.data.images.decode import load_image
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.pictures import load_picture
-from lora_studio.data.scan import scan
+from lora_studio.data.scan.folder import scan
 
 NAMES = {(255, 0, 0): "red", (0, 0, 255): "blue", (255, 255, 255): "white", (0, 0, 0): ""}
 
@@ -38,12 +38,14 @@ class Colours(CaptionWriter):
     def settings(self) -> dict[str, str | int | float]:
         return {"prompt": self.options.prompt}
 
-    def describe(self, records: Sequence[Record]) -> list[Answer]:
+    def describe(self, records: Sequence[Record]) -> list[CaptionResult]:
         if len(self.asked) >= self.stop_after:
             raise KeyboardInterrupt
         self.asked += [record.name for record in records]
-        words = [NAMES.get(load_picture(record.path).getpixel((0, 0))) for record in records]
-        return [Answer(fault="no word for it") if word is None else Answer(word) for word in words]
+        words = [NAMES.get(load_image(record.path).getpixel((0, 0))) for record in records]
+        return [
+            CaptionResult(fault="no word for it") if word is None else CaptionResult(word) for word in words
+        ]
 
 
 def captions_in(folder):
@@ -61,19 +63,19 @@ def three(folder, paint):
     return folder
 
 
-def test_pictures_without_a_caption_get_one_and_the_record_says_from_whom(three):
+def test_images_without_a_caption_get_one_and_the_record_says_from_whom(three):
     (three / "b.txt").write_text("my own words")
     outcome = write(three)
     assert captions_in(three) == {"a.txt": "red\n", "b.txt": "my own words", "c.txt": "white\n"}
     assert (outcome.written, dict(outcome.kept), outcome.backup) == (2, {"by hand": 1}, None)
     lines = [json.loads(line) for line in (three / LEDGER).read_text().splitlines()]
-    assert [(line["caption"], line["picture"], line["author"]) for line in lines] == [
+    assert [(line["caption"], line["image"], line["author"]) for line in lines] == [
         ("a.txt", "a.png", "colours"),
         ("c.txt", "c.png", "colours"),
     ]
 
 
-def test_training_reads_what_was_written_and_the_record_is_no_picture(three):
+def test_training_reads_what_was_written_and_the_record_is_no_image(three):
     write(three, Colours(WriterOptions(wording=Wording(trigger="zwx"))))
     assert [record.caption for record in read_captions(scan(three)).used] == [
         "zwx, red",
@@ -111,14 +113,14 @@ def test_overwriting_that_was_stopped_goes_on_where_it_was(three):
 def test_what_is_replaced_is_shown_and_kept(three):
     (three / "a.txt").write_bytes("schön".encode("utf-16"))
     seen = []
-    outcome = write(three, replace="all", on_picture=seen.append)
+    outcome = write(three, replace="all", on_image=seen.append)
     assert (seen[0].name, seen[0].before, seen[0].after) == ("a.png", "schön", "red")
     assert [(one.done, one.total) for one in seen] == [(1, 3), (2, 3), (3, 3)]
     assert outcome.backup and (outcome.backup / "a.txt").read_bytes() == "schön".encode("utf-16")
 
 
-def test_a_caption_that_stands_elsewhere_than_beside_the_picture_counts_as_one(three):
-    """A file beside the picture would hide it."""
+def test_a_caption_that_stands_elsewhere_than_beside_the_image_counts_as_one(three):
+    """A file beside the image would hide it."""
     found = scan(three)
     listed = replace(found.used[0], caption="from a list of captions", captioned_by="a list")
     outcome = write_captions(Manifest((listed, *found.used[1:])), Colours(), folder=three)
@@ -141,7 +143,7 @@ def test_other_settings_alone_replace_nothing(three):
     assert outcome.written == 0 and dict(outcome.kept) == {"colours": 3}
 
 
-def test_a_picture_that_changed_is_looked_at_again_when_asked(three, paint):
+def test_an_image_that_changed_is_looked_at_again_when_asked(three, paint):
     write(three)
     paint("a.png", colour=(0, 0, 255), width=50)
     writer = Colours()
@@ -151,7 +153,7 @@ def test_a_picture_that_changed_is_looked_at_again_when_asked(three, paint):
 
 def test_a_caption_written_by_hand_while_the_captioner_works_is_kept(three):
     class Slow(Colours):
-        def describe(self, records: Sequence[Record]) -> list[Answer]:
+        def describe(self, records: Sequence[Record]) -> list[CaptionResult]:
             (three / "a.txt").write_text("by hand, just now")
             return super().describe(records)
 
@@ -160,7 +162,7 @@ def test_a_caption_written_by_hand_while_the_captioner_works_is_kept(three):
     assert outcome.faults == [("a.png", "a.txt was changed meanwhile and is kept")]
 
 
-def test_pictures_that_got_no_caption_are_named_with_the_reason(three, paint):
+def test_images_that_got_no_caption_are_named_with_the_reason(three, paint):
     paint("d.png", colour="black")
     paint("e.png", colour="pink")
     (three / "a.txt").write_bytes(b"caf\xe9")
@@ -177,12 +179,12 @@ def test_a_dry_run_shows_the_captions_and_writes_nothing(three):
     (three / "a.txt").write_text("mine")
     before = sorted(three.iterdir())
     seen = []
-    outcome = write(three, replace="all", dry_run=True, on_picture=seen.append)
+    outcome = write(three, replace="all", dry_run=True, on_image=seen.append)
     assert outcome.written == 3 and [one.after for one in seen] == ["red", "blue", "white"]
     assert sorted(three.iterdir()) == before and (three / "a.txt").read_text() == "mine"
 
 
-def test_pictures_themselves_are_never_touched(three):
+def test_images_themselves_are_never_touched(three):
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in three.glob("*.png")}
     write(three, replace="all")
     assert before == {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in three.glob("*.png")}

@@ -14,19 +14,18 @@ from lora_studio.data.buckets import assign
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.doctor import examine
 from lora_studio.data.doctor.clip_tokenizer import ClipTokenizer
-from lora_studio.data.doctor.finding import Report
-from lora_studio.data.doctor.folder import Wishes, examine_folder
-from lora_studio.data.doctor.reading import read_anyway
-from lora_studio.data.scan import Reading
+from lora_studio.data.doctor.finding import DoctorReport
+from lora_studio.data.doctor.folder import DoctorOptions, examine_folder, read_anyway
+from lora_studio.data.scan.folder import ScanOptions
 from lora_studio.data.sources import Source
 from lora_studio.errors import DatasetError
 
 
-def found(report: Report, kind: str) -> list[tuple[str, str]]:
+def found(report: DoctorReport, kind: str) -> list[tuple[str, str]]:
     return [(finding.severity, finding.path) for finding in report.findings if finding.kind == kind]
 
 
-def report_of(*sources: Source) -> Report:
+def report_of(*sources: Source) -> DoctorReport:
     manifest, faults = read_anyway(sources, CAPTIONERS["sidecar"])
     manifest = assign(manifest, resolution=256, stride=64)
     return examine(manifest, resolution=256, stride=64, tokenizers={"CLIP": ClipTokenizer()}, faults=faults)
@@ -40,14 +39,14 @@ def train(tmp_path: Path) -> Planted:
     return planted
 
 
-def test_a_picture_that_is_also_held_out_is_leakage(train: Planted, tmp_path: Path) -> None:
+def test_an_image_that_is_also_held_out_is_leakage(train: Planted, tmp_path: Path) -> None:
     held = Planted(tmp_path / "held")
     held.seed = 100
     held.add("new.png")
     shutil.copyfile(train.folder / "0.png", held.add("copied.png"))
-    with Image.open(train.folder / "1.png") as picture:
-        held.add("alike.jpg", picture.resize((280, 280)), quality=80)
-    report = report_of(Source(train.folder), Source(held.folder, role="holdout"))
+    with Image.open(train.folder / "1.png") as image:
+        held.add("alike.jpg", image.resize((280, 280)), quality=80)
+    report = report_of(Source(train.folder), Source(held.folder, role="validation"))
     assert found(report, "leakage") == [("error", "train/1.png"), ("warning", "train/0.png")]
     assert not found(report, "exact_duplicate") and not found(report, "near_duplicate")
     details = {finding.path: finding.detail for finding in report.findings if finding.kind == "leakage"}
@@ -69,7 +68,7 @@ def test_too_few_depends_on_the_purpose(
     assert [severity for severity, _ in found(report, "too_few")] == severities
 
 
-def test_each_trigger_needs_enough_pictures_of_its_own(train: Planted, tmp_path: Path) -> None:
+def test_each_trigger_needs_enough_images_of_its_own(train: Planted, tmp_path: Path) -> None:
     other = Planted(tmp_path / "other")
     other.seed = 50
     for number in range(2):
@@ -79,11 +78,11 @@ def test_each_trigger_needs_enough_pictures_of_its_own(train: Planted, tmp_path:
         Source(other.folder, trigger="vkq robot"),
     )
     (finding,) = [finding for finding in report.findings if finding.kind == "too_few"]
-    assert finding.detail.startswith('2 pictures of "vkq robot"')
+    assert finding.detail.startswith('2 images of "vkq robot"')
     assert not found(report, "trigger_missing")
 
 
-def test_without_any_picture_there_is_one_error_and_each_file_says_why(tmp_path: Path) -> None:
+def test_without_any_image_there_is_one_error_and_each_file_says_why(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_text("<html>")
     report, _ = examine_folder(tmp_path)
     assert found(report, "too_few") == [("error", "")] and found(report, "unusable") == [
@@ -93,25 +92,25 @@ def test_without_any_picture_there_is_one_error_and_each_file_says_why(tmp_path:
 
 
 def test_a_trigger_that_no_caption_holds_is_one_error(train: Planted) -> None:
-    report, _ = examine_folder(train.folder, Wishes(trigger="vkq robot", resolution=256))
+    report, _ = examine_folder(train.folder, DoctorOptions(trigger="vkq robot", resolution=256))
     assert found(report, "trigger_missing") == [("error", "")]
 
 
 def test_a_folder_without_any_captions_is_told_so_once(train: Planted) -> None:
     for text in train.folder.glob("*.txt"):
         text.unlink()
-    report, _ = examine_folder(train.folder, Wishes(resolution=256))
+    report, _ = examine_folder(train.folder, DoctorOptions(resolution=256))
     assert found(report, "caption_missing") == [("error", "")]
 
 
 def test_one_caption_for_all_is_a_choice_and_only_noted(train: Planted) -> None:
     for text in train.folder.glob("*.txt"):
         text.write_text("a zwx dog")
-    report, _ = examine_folder(train.folder, Wishes(resolution=256))
+    report, _ = examine_folder(train.folder, DoctorOptions(resolution=256))
     assert found(report, "caption_identical") == [("note", "")]
 
 
-def test_an_instance_prompt_is_not_held_against_its_pictures(train: Planted) -> None:
+def test_an_instance_prompt_is_not_held_against_its_images(train: Planted) -> None:
     for text in train.folder.glob("*.txt"):
         text.unlink()
     report = report_of(Source(train.folder, instance_prompt="a zwx dog", class_words="dog"))
@@ -132,17 +131,17 @@ def test_masks_that_would_stop_a_training_are_an_error_and_the_rest_is_still_sai
 def test_how_a_file_was_read_is_noted(train: Planted) -> None:
     frames = [train.fresh().quantize() for _ in range(2)]
     train.add("moving.gif", frames[0], save_all=True, append_images=frames[1:])
-    report, _ = examine_folder(train.folder, Wishes(resolution=256))
+    report, _ = examine_folder(train.folder, DoctorOptions(resolution=256))
     assert found(report, "read_note") == [("note", "moving.gif")]
 
 
-def test_a_subfolder_with_pictures_that_is_not_read_is_a_warning(train: Planted) -> None:
+def test_a_subfolder_with_images_that_is_not_read_is_a_warning(train: Planted) -> None:
     (train.folder / "more").mkdir()
     (train.folder / "notes").mkdir()
     train.fresh().save(train.folder / "more" / "a.png")
-    report, _ = examine_folder(train.folder, Wishes(resolution=256))
+    report, _ = examine_folder(train.folder, DoctorOptions(resolution=256))
     assert found(report, "ignored") == [("warning", "more"), ("note", "notes")]
-    report, _ = examine_folder(train.folder, Wishes(resolution=256, recursive=True))
+    report, _ = examine_folder(train.folder, DoctorOptions(resolution=256, recursive=True))
     assert found(report, "caption_missing") == [("error", "more/a.png")]
 
 
@@ -153,15 +152,15 @@ def test_a_file_that_changes_while_it_is_looked_at_is_one_sentence(train: Plante
         examine(assign(manifest, resolution=256, stride=64), resolution=256, stride=64, tokenizers={})
 
 
-def test_progress_is_told_for_every_picture(train: Planted) -> None:
+def test_progress_is_told_for_every_image(train: Planted) -> None:
     told: list[tuple[int, int]] = []
-    examine_folder(train.folder, Wishes(resolution=256), on_progress=lambda *done: told.append(done))
+    examine_folder(train.folder, DoctorOptions(resolution=256), on_progress=lambda *done: told.append(done))
     assert told == [(number, 6) for number in range(1, 7)]
 
 
 def test_every_kind_says_what_to_do_in_a_sentence(train: Planted) -> None:
-    source = Source(train.folder, Reading(), trigger="nothing has it")
-    for finding in report_of(source, replace(source, role="holdout")).findings:
+    source = Source(train.folder, ScanOptions(), trigger="nothing has it")
+    for finding in report_of(source, replace(source, role="validation")).findings:
         assert finding.advice.endswith(".") and finding.kind
 
 

@@ -39,11 +39,11 @@ def test_it_agrees_with_transformers(text: str) -> None:
 def test_a_folder_is_examined_without_torch(tmp_path) -> None:
     from photographs import Planted
 
-    planted = Planted(tmp_path / "pictures")
+    planted = Planted(tmp_path / "images")
     planted.add("a.png")
     script = "import sys; from lora_studio import cli; "
     script += "cli.guarded(lambda: cli.app(sys.argv[1:], standalone_mode=False)); "
     script += "print('loaded:', sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     command = [sys.executable, "-c", script, "doctor", str(planted.folder)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "1 picture to train on" in output and output.rstrip().endswith("loaded: []")
+    assert "1 image to train on" in output and output.rstrip().endswith("loaded: []")

@@ -1,4 +1,4 @@
-"""Measurements against what was done to the picture."""
+"""Measurements against what was done to the image."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from photographs import photograph
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from lora_studio.data.doctor.measure.borders import Border, find_border
-from lora_studio.data.doctor.measure.compression import blockiness, jpeg_quality
-from lora_studio.data.doctor.measure.enlarged import pixel_block, resampling_trace
+from lora_studio.data.doctor.measure.detail import (
+    blockiness,
+    edge_width,
+    jpeg_quality,
+    pixel_block,
+    resampling_trace,
+)
 from lora_studio.data.doctor.measure.likeness import likeness, similar_pairs
-from lora_studio.data.doctor.measure.softness import edge_width
 
 
-def luma(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture.convert("L"), np.float32)
+def luma(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("L"), np.float32)
 
 
-def jpeg(picture: Image.Image, quality: int) -> bytes:
+def jpeg(image: Image.Image, quality: int) -> bytes:
     written = BytesIO()
-    picture.save(written, "JPEG", quality=quality)
+    image.save(written, "JPEG", quality=quality)
     return written.getvalue()
 
 
@@ -33,14 +37,14 @@ def test_edge_width_is_that_of_a_blurred_edge_whatever_its_contrast(sigma: float
     # An edge is the integral of a Gaussian g: sum g^2 / sum g'^2 = 2 sigma^2, so the root is sigma * sqrt(2).
     x = np.arange(-40, 40)
     profile = [contrast * (1 + math.erf((place + 0.5) / (sigma * math.sqrt(2)))) / 2 for place in x]
-    picture = np.tile(np.array(profile, np.float32), (80, 1))
-    measured = [edge_width(np.roll(picture, shift, axis=1)[:, 16:64]) for shift in (0, 8)]
+    image = np.tile(np.array(profile, np.float32), (80, 1))
+    measured = [edge_width(np.roll(image, shift, axis=1)[:, 16:64]) for shift in (0, 8)]
     assert min(measured) == pytest.approx(sigma * math.sqrt(2), rel=0.35)
 
 
 def test_edge_width_grows_with_blur_and_is_infinite_without_edges() -> None:
-    picture = photograph(1)
-    widths = [edge_width(luma(picture.filter(ImageFilter.GaussianBlur(s)))) for s in (0, 0.7, 1.5, 3)]
+    image = photograph(1)
+    widths = [edge_width(luma(image.filter(ImageFilter.GaussianBlur(s)))) for s in (0, 0.7, 1.5, 3)]
     assert widths == sorted(widths) and widths[0] < 0.6 and widths[-1] > 1
     assert edge_width(np.full((50, 50), 7, np.float32)) == math.inf
     assert edge_width(np.zeros((2, 50), np.float32)) == math.inf
@@ -57,12 +61,12 @@ def test_enlarging_leaves_a_trace(factor: float, filter_: Image.Resampling) -> N
 @pytest.mark.parametrize(
     "change",
     [
-        lambda picture: picture,
-        lambda picture: picture.filter(ImageFilter.GaussianBlur(2)),
-        lambda picture: picture.filter(ImageFilter.BoxBlur(2)),
-        lambda picture: Image.open(BytesIO(jpeg(picture, 75))),
-        lambda picture: Image.open(BytesIO(jpeg(picture, 20))),
-        lambda picture: picture.resize((200, 200), Image.Resampling.LANCZOS),
+        lambda image: image,
+        lambda image: image.filter(ImageFilter.GaussianBlur(2)),
+        lambda image: image.filter(ImageFilter.BoxBlur(2)),
+        lambda image: Image.open(BytesIO(jpeg(image, 75))),
+        lambda image: Image.open(BytesIO(jpeg(image, 20))),
+        lambda image: image.resize((200, 200), Image.Resampling.LANCZOS),
     ],
     ids=["nothing", "blur", "box blur", "jpeg 75", "jpeg 20", "made smaller"],
 )
@@ -70,7 +74,7 @@ def test_nothing_else_leaves_such_a_trace(change) -> None:
     assert max(resampling_trace(luma(change(photograph(seed, 360, 360)))) for seed in (3, 4, 5)) < 5.5
 
 
-def test_pixel_blocks_are_found_only_where_all_of_the_picture_consists_of_them() -> None:
+def test_pixel_blocks_are_found_only_where_all_of_the_image_consists_of_them() -> None:
     small = photograph(6, 60, 60)
     for factor in (2, 3, 4, 8):
         enlarged = small.resize((60 * factor, 60 * factor), Image.Resampling.NEAREST)
@@ -92,11 +96,11 @@ def test_what_is_no_jpeg_has_no_jpeg_quality() -> None:
 
 
 def test_blocks_are_seen_wherever_their_grid_lies_and_not_without() -> None:
-    picture = photograph(8)
-    poor = Image.open(BytesIO(jpeg(picture, 8)))
+    image = photograph(8)
+    poor = Image.open(BytesIO(jpeg(image, 8)))
     assert blockiness(luma(poor)) > 1.45
     assert blockiness(luma(poor.crop((3, 5, 320, 320)))) > 1.45
-    assert blockiness(luma(picture)) < 1.1
+    assert blockiness(luma(image)) < 1.1
     assert blockiness(np.zeros((8, 5), np.float32)) == 1.0
 
 
@@ -135,23 +139,23 @@ def test_bars_whose_edges_bend_are_no_border() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda picture: picture.resize((150, 150)),
-        lambda picture: Image.open(BytesIO(jpeg(picture, 30))).convert("RGB"),
-        lambda picture: ImageEnhance.Brightness(picture).enhance(1.1),
-        lambda picture: picture.crop((3, 3, 317, 317)),
+        lambda image: image.resize((150, 150)),
+        lambda image: Image.open(BytesIO(jpeg(image, 30))).convert("RGB"),
+        lambda image: ImageEnhance.Brightness(image).enhance(1.1),
+        lambda image: image.crop((3, 3, 317, 317)),
         ImageOps.mirror,
     ],
     ids=["scaled", "compressed", "brighter", "cropped", "mirrored"],
 )
 def test_what_looks_the_same_is_found_among_others(change) -> None:
-    pictures = [photograph(seed) for seed in range(20, 30)]
-    looks = [likeness(picture) for picture in [*pictures, change(pictures[4])]]
+    images = [photograph(seed) for seed in range(20, 30)]
+    looks = [likeness(image) for image in [*images, change(images[4])]]
     (pair,) = similar_pairs(looks)
     assert (pair.first, pair.second) == (4, 10) and pair.mirrored == (change is ImageOps.mirror)
 
 
-def test_the_same_scene_in_other_colours_is_another_picture() -> None:
-    picture = photograph(31)
-    red, green, blue = picture.split()
+def test_the_same_scene_in_other_colours_is_another_image() -> None:
+    image = photograph(31)
+    red, green, blue = image.split()
     other = Image.merge("RGB", (blue, red, ImageOps.invert(green)))
-    assert not list(similar_pairs([likeness(picture), likeness(other)]))
+    assert not list(similar_pairs([likeness(image), likeness(other)]))

@@ -14,14 +14,14 @@ import pytest
 from photographs import Planted, photograph
 from PIL import Image
 
-from lora_studio.data.doctor.folder import Wishes, examine_folder
+from lora_studio.data.doctor.folder import DoctorOptions, examine_folder
 from lora_studio.data.doctor.page import page, write_page
 from lora_studio.errors import DatasetError
 
-WISHES = Wishes(resolution=256, trigger="zwx style")
+WISHES = DoctorOptions(resolution=256, trigger="zwx style")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTH, HEIGHT = 1200, 3000
-# Asks the browser what it made of each picture; the page itself forbids scripts, so it runs in a copy.
+# Asks the browser what it made of each image; the page itself forbids scripts, so it runs in a copy.
 QUESTION = """<script>addEventListener("load", () => {
   const answer = document.createElement("pre"); answer.id = "answer";
   answer.textContent = JSON.stringify([...document.images].map((image) => {
@@ -49,7 +49,7 @@ class Tags(HTMLParser):
 
 @pytest.fixture
 def planted(tmp_path: Path) -> Planted:
-    planted = Planted(tmp_path / "pictures")
+    planted = Planted(tmp_path / "images")
     for number in range(5):
         planted.add(f"good_{number}.png")
     shutil.copyfile(planted.folder / "good_0.png", planted.add("twice.png"))
@@ -147,7 +147,7 @@ def test_a_browser_shows_thumbnails_and_findings(planted: Planted, tmp_path: Pat
     assert {
         *(("error-caption_missing", "silent.png"), ("warning-extreme_aspect", "wide.png")),
         *(("warning-exact_duplicate", "twice.png"), ("warning-exact_duplicate", "good_0.png")),
-        *(("pictures", f"good_{number}.png") for number in range(5)),
+        *(("images", f"good_{number}.png") for number in range(5)),
     } <= in_sections
     assert all(image["width"] > 100 for image in images)
 
@@ -155,8 +155,8 @@ def test_a_browser_shows_thumbnails_and_findings(planted: Planted, tmp_path: Pat
     shot = tmp_path / "shot.png"
     setting = f"--blink-settings=preferredColorScheme={scheme_number}"
     browse(original, tmp_path / "profile", f"--screenshot={shot}", setting)
-    with Image.open(shot) as picture:
-        pixels = np.asarray(picture.convert("RGB"), np.float32)
+    with Image.open(shot) as image:
+        pixels = np.asarray(image.convert("RGB"), np.float32)
     assert (pixels[5, 5].mean() < 60) == (scheme == "dark")
     visible = [image for image in images if image["box"][3] <= HEIGHT and image["name"] != "wide.png"]
     assert len(visible) >= 8
@@ -170,7 +170,7 @@ def test_a_browser_shows_thumbnails_and_findings(planted: Planted, tmp_path: Pat
     assert (np.abs(pixels - red).max(axis=-1) < 6).sum() > 100
 
 
-def test_thumbnails_tell_nothing_of_where_a_picture_was_taken(tmp_path: Path) -> None:
+def test_thumbnails_tell_nothing_of_where_an_image_was_taken(tmp_path: Path) -> None:
     planted = Planted(tmp_path / "private")
     exif = Image.Exif()
     exif[0x010F] = "SECRET CAMERA"

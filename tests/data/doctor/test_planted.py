@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from lora_studio import cli
 
 SAMPLES = Path(__file__).parents[3] / "sample_images"
-LONG = "a very detailed picture of something, with many words about every part of it, " * 8
+LONG = "a very detailed image of something, with many words about every part of it, " * 8
 
 
 def plant_duplicates(planted: Planted) -> None:
@@ -65,7 +65,7 @@ def plant_captions(planted: Planted) -> None:
         text = planted.add(f"caption_too_long_{number}.png").with_suffix(".txt")
         text.write_text(f"zwx style {number}, {LONG}")
         text = planted.add(f"trigger_missing_{number}.png").with_suffix(".txt")
-        text.write_text(f"a picture without, number {number}")
+        text.write_text(f"an image without, number {number}")
 
 
 def plant_files(planted: Planted) -> None:
@@ -87,8 +87,8 @@ def doctor(*arguments: object) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """What the command says of forty faults among twenty good pictures."""
-    planted = Planted(tmp_path_factory.mktemp("planted") / "pictures")
+    """What the command says of forty faults among twenty good images."""
+    planted = Planted(tmp_path_factory.mktemp("planted") / "images")
     for number in range(20):
         planted.add(f"a_good_{number}.{('png', 'jpg', 'webp')[number % 3] if number > 3 else 'png'}")
     for plant in (plant_duplicates, plant_poor_detail, plant_shapes, plant_captions, plant_files):
@@ -129,7 +129,7 @@ def test_nothing_is_said_against_the_recipes_sample_images(recipe: str) -> None:
     assert code == 0 and report["findings"] == []
     assert (
         report["plan"]["used"]
-        == len(report["plan"]["pictures"])
+        == len(report["plan"]["images"])
         == {"pocket_style": 28, "pocket_subject": 12}[recipe]
     )
 
@@ -139,4 +139,4 @@ def test_for_a_base_of_512_pixels_the_samples_are_only_small(folder: str) -> Non
     code, output = doctor(SAMPLES / folder, "--json")
     findings = json.loads(output)["findings"]
     assert code == 0 and [(finding["kind"], finding["path"]) for finding in findings] == [("tiny", "")]
-    assert "pictures are much smaller than 512x512" in findings[0]["detail"]
+    assert "images are much smaller than 512x512" in findings[0]["detail"]

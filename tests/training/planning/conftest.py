@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from tiny import pocket_sized_base, recipe_text
 
-from lora_studio.recipe import load_recipe
-from lora_studio.training.session import Finished, train
+from lora_studio.recipe.load import load_recipe
+from lora_studio.training.finish import Finished
+from lora_studio.training.session import train
 
 PREVIEW = '[preview]\nprompts = ["a red ball, zwx style", "a blue cat"]\nsteps = 4\nguidance = 2\n'
 
@@ -19,9 +20,9 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def recipe_file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path) -> Path:
+def recipe_file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, images: Path) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(recipe_text(pictures, str(tiny_base), extra=PREVIEW), "utf-8")
+    path.write_text(recipe_text(images, str(tiny_base), extra=PREVIEW), "utf-8")
     return path
 
 

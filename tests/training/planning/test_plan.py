@@ -17,22 +17,20 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import CLIPTextModel
 
-from lora_studio.onlooker import Onlooker
-from lora_studio.printing import print_plan
-from lora_studio.printing_plan import print_needs
-from lora_studio.recipe import load_recipe
-from lora_studio.run import Run
-from lora_studio.training.build import Session, prepare
-from lora_studio.training.describe import describe
-from lora_studio.training.events import nobody
+from lora_studio.console.plan import print_needs, print_plan
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import ReadOnlyRun, Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.finish import Finished
 from lora_studio.training.planning.advice import Advice, advise, together
 from lora_studio.training.planning.memory import Memory
 from lora_studio.training.planning.plan import GIB, RunPlan, plan
-from lora_studio.training.session import Finished
-from lora_studio.training.timing import counts, time_everything
+from lora_studio.training.prepare import Session, prepare
+from lora_studio.training.report import describe
+from lora_studio.training.report.timing import counts, time_everything
 
 MORE = """
-[holdout]
+[validation]
 count = 2
 every = 3
 [preview]
@@ -43,17 +41,17 @@ every = 2
 
 
 @pytest.fixture(scope="module")
-def recipe_path(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: Path) -> Path:
-    """Seven steps with held-out pictures and previews."""
+def recipe_path(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, images: Path) -> Path:
+    """Seven steps with validation images and previews."""
     path = tmp_path_factory.mktemp("plan") / "tiny.toml"
-    text = recipe_text(pictures, str(tiny_base), steps=7, extra=MORE)
+    text = recipe_text(images, str(tiny_base), steps=7, extra=MORE)
     path.write_text(text.replace("resolution = 64", "resolution = 64\nrepeats = 2"), "utf-8")
     return path
 
 
 @pytest.fixture(scope="module")
 def session(recipe_path: Path) -> Session:
-    return prepare(load_recipe(recipe_path), Onlooker(Path("runs/none")), nobody)
+    return prepare(load_recipe(recipe_path), ReadOnlyRun(Path("runs/none")), ignore_events)
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +101,15 @@ def test_times_are_counted_as_the_run_will_do_it_and_trials_change_nothing(sessi
     """Seven steps, measured every 3 and drawn every 2, also before the first and after the last."""
     before, state = session.adapters.state(), torch.get_rng_state()
     timing = time_everything(session)
-    assert (timing.steps, timing.holdouts, timing.previews) == (7, 2 + len({3, 6, 7}), len({0, 2, 4, 6, 7}))
-    assert min(timing.step, timing.holdout, timing.preview) > 0
-    assert timing.total == pytest.approx(7 * timing.step + 5 * timing.holdout + 5 * timing.preview)
+    assert (timing.steps, timing.validations, timing.previews) == (
+        7,
+        2 + len({3, 6, 7}),
+        len({0, 2, 4, 6, 7}),
+    )
+    assert min(timing.step, timing.validation, timing.preview) > 0
+    assert timing.total == pytest.approx(7 * timing.step + 5 * timing.validation + 5 * timing.preview)
     resumed = counts(session, first_step=5)
-    assert (resumed.steps, resumed.holdouts, resumed.previews) == (3, 1 + len({6, 7}), len({6, 7}))
+    assert (resumed.steps, resumed.validations, resumed.previews) == (3, 1 + len({6, 7}), len({6, 7}))
     advise(session, Memory({}, 0, 0, 0, 0, 0, 0, activations=10**9, previews=0, room=1))
     assert all(torch.equal(tensor, before[key]) for key, tensor in session.adapters.state().items())
     assert torch.equal(state, torch.get_rng_state())
@@ -177,7 +179,7 @@ def test_people_are_told_the_same(planned: RunPlan, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert re.search(r"memory +[\d.]+ MiB on cpu: DOES NOT FIT into 30.7 MiB", out)
     assert re.search(r"change +\w+\.\w+ = ", out) and "runs/tiny holds a run already" in out
-    assert "for held-out pictures" in out and "gradients" in out and "checkpoints at a time" in out
+    assert "for validation images" in out and "gradients" in out and "checkpoints at a time" in out
 
 
 def test_a_warm_up_that_the_run_does_not_outlast_is_said(

@@ -6,25 +6,25 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from lora_studio.data.captions.files import CaptionFile, find_captions
-from lora_studio.data.captions.tokens import find_cut
+from lora_studio.data.captions.trigger_tokens import COMMON, find_cut, known_words, read_otherwise
 from lora_studio.data.doctor.finding import Finding
 from lora_studio.data.doctor.look import Case
-from lora_studio.data.layouts import FOLDER_NAME
+from lora_studio.data.images.names import place
 from lora_studio.data.manifest import Record
-from lora_studio.data.names import place
-from lora_studio.recipe_data import one_more_chunk
+from lora_studio.data.scan.layouts import FOLDER_NAME
+from lora_studio.recipe.data import one_more_chunk
 
-_WRITE = "Write what is in the picture into that file, or set an instance prompt."
+_WRITE = "Write what is in the image into that file, or set an instance prompt."
 _SHARED_ON_PURPOSE = ("instance prompt", FOLDER_NAME)
 
 
 def caption_missing(case: Case) -> Iterator[Finding]:
-    """Pictures about which nobody says anything."""
+    """Images about which nobody says anything."""
     missing = [(record, file) for record, file in _without(case) if file.data is None and not file.fault]
     if len(missing) == len(case.usable) > 1:
-        detail = f"none of the {len(missing)} pictures has a caption"
+        detail = f"none of the {len(missing)} images has a caption"
         advice = (
-            "Let lora-studio caption write some, write your own into .txt files of the pictures' names, or "
+            "Let lora-studio caption write some, write your own into .txt files of the images' names, or "
         )
         yield Finding("error", "", detail, advice + "set an instance prompt for all of them.")
         return
@@ -33,14 +33,14 @@ def caption_missing(case: Case) -> Iterator[Finding]:
 
 
 def caption_empty(case: Case) -> Iterator[Finding]:
-    """Pictures whose caption file is blank."""
+    """Images whose caption file is blank."""
     for record, file in _without(case):
         if file.data is not None and not file.fault:
             yield Finding("error", record.name, f"{file.path.name} is blank", _WRITE)
 
 
 def caption_unreadable(case: Case) -> Iterator[Finding]:
-    """Pictures whose caption file is no text."""
+    """Images whose caption file is no text."""
     for record, file in _without(case):
         if file.fault:
             detail = f"{file.path.name} cannot be read: {file.fault}"
@@ -48,7 +48,7 @@ def caption_unreadable(case: Case) -> Iterator[Finding]:
 
 
 def caption_identical(case: Case) -> Iterator[Finding]:
-    """Captions that several pictures share; only a note if all of them do, which is a choice."""
+    """Captions that several images share; only a note if all of them do, which is a choice."""
     for records in _by_trigger(case):
         written = [record for record in records if record.captioned_by not in _SHARED_ON_PURPOSE]
         groups: dict[str, list[Record]] = defaultdict(list)
@@ -57,7 +57,7 @@ def caption_identical(case: Case) -> Iterator[Finding]:
         advice = "Say what is different in each; what no caption names is learned as part of the trigger."
         for caption, (first, *others) in groups.items():
             if others and len(groups) == 1:
-                detail = f'all {len(written)} pictures have the caption "{caption}"'
+                detail = f'all {len(written)} images have the caption "{caption}"'
                 yield Finding("note", "", detail, advice)
                 continue
             for other in others:
@@ -103,15 +103,49 @@ def trigger_missing(case: Case) -> Iterator[Finding]:
 
 
 def _without(case: Case) -> Iterator[tuple[Record, CaptionFile]]:
-    """Usable pictures without a caption, and the file that it would be read from."""
+    """Usable images without a caption, and the file that it would be read from."""
     records = [record for record in case.usable if not record.caption]
     return zip(records, find_captions(records), strict=True)
 
 
 def _by_trigger(case: Case) -> list[list[Record]]:
-    """The captioned pictures that are trained on, together if they share trigger words."""
+    """The captioned images that are trained on, together if they share trigger words."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in case.trained:
         if record.caption:
             groups[record.trigger].append(record)
     return list(groups.values())
+
+
+_NEW = "Take a word that the base has no image of, such as zwx or vkq, and the class behind it."
+_APART = "Set it apart with spaces, or choose trigger words that stand inside of no others."
+
+
+def trigger_known(case: Case) -> Iterator[Finding]:
+    """Triggers without any new word: what they mean to the base mixes with what is learned."""
+    words = dict.fromkeys((one.trigger, one.class_words) for one in case.trained if one.trigger)
+    for trigger, class_words in words:
+        known = known_words(trigger, class_words, case.tokenizers)
+        if known is None:
+            continue
+        if not known:
+            yield Finding("warning", "", f'the trigger "{trigger}" is nothing but the class words', _NEW)
+            continue
+        listed = ", ".join(f"{word} is token {number:,}" for word, number in known.items())
+        detail = f'the base knows every word of the trigger "{trigger}"'
+        if max(known.values()) < COMMON:
+            yield Finding("warning", "", f"{detail}, and they are common: {listed}", _NEW)
+        else:
+            detail = f"{detail}, if seldom used: {listed}"
+            yield Finding("note", "", detail, "Look at what the base draws for it before you train.")
+
+
+def trigger_read_otherwise(case: Case) -> Iterator[Finding]:
+    """Captions that hold the trigger in a place where the tokenizer reads other tokens."""
+    for record in case.trained:
+        for caption in case.captions(record) if record.trigger else ():
+            found = (read_otherwise(one, record.trigger, caption) for one in case.tokenizers.values())
+            if around := next(filter(None, found), None):
+                detail = f'"{record.trigger}" is read as other tokens in "{around}"'
+                yield Finding("warning", record.name, detail, _APART)
+                break

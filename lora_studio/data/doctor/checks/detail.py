@@ -1,9 +1,10 @@
-"""Pictures without the detail that their size promises."""
+"""Images without the detail that their size promises."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lora_studio.data.buckets import crop_loss
 from lora_studio.data.doctor.finding import Finding
 from lora_studio.data.doctor.look import Case, Look
 from lora_studio.data.manifest import Record
@@ -13,12 +14,12 @@ _SOFT = 0.95
 _SOMEWHAT_SOFT = 0.55  # enough if there are traces of enlarging as well
 _TRACE = 5.5  # what was never enlarged stays below 4.5
 _BLANK = 3.0  # grey levels
-_JPEG_QUALITY = 50  # at full size; a picture that is made smaller bears more
+_JPEG_QUALITY = 50  # at full size; an image that is made smaller bears more
 _BLOCKINESS = 1.45  # as of JPEG qualities below 20 to 40
 
 
 def blank(case: Case) -> Iterator[Finding]:
-    """Pictures of a single tone."""
+    """Images of a single tone."""
     for record, look in case.seen(case.usable):
         if look.contrast < _BLANK:
             detail = f"nearly a single tone: its brightness varies by {look.contrast:.1f} of 255 levels"
@@ -28,7 +29,7 @@ def blank(case: Case) -> Iterator[Finding]:
 
 
 def blur(case: Case) -> Iterator[Finding]:
-    """Pictures of which no part is sharp at the size that is trained."""
+    """Images of which no part is sharp at the size that is trained."""
     for record, look in case.seen(case.usable):
         if look.contrast >= _BLANK and look.edge_width > _SOFT and not _factor(record, look):
             detail = f"its sharpest edges are {look.edge_width:.1f} pixels wide at the size that is trained; "
@@ -38,7 +39,7 @@ def blur(case: Case) -> Iterator[Finding]:
 
 
 def upscaled(case: Case) -> Iterator[Finding]:
-    """Pictures that were enlarged before, and have less detail than is trained."""
+    """Images that were enlarged before, and have less detail than is trained."""
     for record, look in case.seen(case.usable):
         if look.contrast >= _BLANK and (evidence := _factor(record, look)):
             advice = "Use the original, or a lower resolution; enlarging adds no detail."
@@ -46,7 +47,7 @@ def upscaled(case: Case) -> Iterator[Finding]:
 
 
 def heavy_compression(case: Case) -> Iterator[Finding]:
-    """Pictures with the traces of strong JPEG compression."""
+    """Images with the traces of strong JPEG compression."""
     for record, look in case.seen(case.usable):
         if evidence := _compressed(record, look):
             advice = "Use a better copy: a model learns the blocks and halos as well."
@@ -60,7 +61,7 @@ def _factor(record: Record, look: Look) -> str:
         if _shrinks(record) < look.pixel_block:
             block = f"{look.pixel_block}x{look.pixel_block}"
             return (
-                f"it consists of squares of {block} equal pixels, so it is a picture of {small[0]}x{small[1]}"
+                f"it consists of squares of {block} equal pixels, so it is an image of {small[0]}x{small[1]}"
             )
         return ""
     if look.trace >= _TRACE and _SOMEWHAT_SOFT < look.edge_width < float("inf"):
@@ -90,3 +91,68 @@ def _shrinks(record: Record) -> float:
         if record.resize
         else 1.0
     )
+
+
+_ENLARGED = 1.25  # times, along a side; less is hardly seen
+_CROPPED = 0.12  # share of the image; photographs of 2:3 may lose a tenth at coarse strides
+_ASPECT = 2.5  # wider than cinema's 21:9
+
+
+def tiny(case: Case) -> Iterator[Finding]:
+    """Images that have to be enlarged; one finding if most have, as then the resolution is in question."""
+    small = [(record, factor) for record in case.usable if (factor := _enlarged(record, case)) > _ENLARGED]
+    side = case.resolution
+    advice = f"Use larger originals, or a resolution below {side}."
+    if len(small) > max(3, len(case.usable) / 2):
+        smallest = min((record for record, _ in small), key=lambda record: record.width * record.height)
+        detail = f"{len(small)} of {len(case.usable)} images are much smaller than {side}x{side}: "
+        detail += f"the smallest is {smallest.name} with {smallest.width}x{smallest.height}"
+        yield Finding("warning", "", detail, advice)
+        return
+    for record, factor in small:
+        detail = f"{record.width}x{record.height}: to cover {side}x{side} it is enlarged {factor:.1f} times"
+        yield Finding("warning", record.name, detail, advice, leave_out=True)
+
+
+def extreme_aspect(case: Case) -> Iterator[Finding]:
+    """Images far wider or higher than others."""
+    for record in case.usable:
+        if _aspect(record) > _ASPECT:
+            size = f"{record.width}x{record.height}"
+            detail = f"{size}: one side is {_aspect(record):.1f} times the other; {_cropped(record)}"
+            advice = "Cut out the part that matters, or several parts as images of their own."
+            yield Finding("warning", record.name, detail, advice)
+
+
+def crop_lost(case: Case) -> Iterator[Finding]:
+    """Images of which much is cropped away."""
+    for record in case.usable:
+        if crop_loss(record) > _CROPPED and _aspect(record) <= _ASPECT:
+            size, bucket = f"{record.width}x{record.height}", record.bucket.name if record.bucket else ""
+            detail = f"{_cropped(record)}: {size} goes into {bucket}"
+            advice = "Look at the crop; cut the image yourself if something that matters is lost."
+            yield Finding("warning", record.name, detail, advice)
+
+
+def border(case: Case) -> Iterator[Finding]:
+    """Bars and frames that belong to the file and not to what it shows."""
+    for record, look in case.seen(case.usable):
+        if found := look.border:
+            sides = {"left": found.left, "top": found.top, "right": found.right, "bottom": found.bottom}
+            where = ", ".join(f"{side} {pixels}" for side, pixels in sides.items() if pixels)
+            detail = f"bars of one colour that end in a straight edge, in pixels: {where}"
+            advice = "Cut it off; a model learns frames and bars very quickly."
+            yield Finding("warning", record.name, detail, advice)
+
+
+def _enlarged(record: Record, case: Case) -> float:
+    """How many times longer the sides of the area asked for are."""
+    return case.resolution / (record.width * record.height) ** 0.5
+
+
+def _aspect(record: Record) -> float:
+    return max(record.width, record.height) / min(record.width, record.height)
+
+
+def _cropped(record: Record) -> str:
+    return f"{crop_loss(record):.0%} of it is cropped away"

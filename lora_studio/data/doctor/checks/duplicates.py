@@ -1,4 +1,4 @@
-"""The same picture more than once."""
+"""The same image more than once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from lora_studio.data.doctor.finding import Finding
 from lora_studio.data.doctor.look import Case
 from lora_studio.data.doctor.measure.likeness import Pair
-from lora_studio.data.exclude import is_by_choice
 from lora_studio.data.manifest import Record
+from lora_studio.data.scan.exclude import is_by_choice
 
 
 def exact_duplicate(case: Case) -> Iterator[Finding]:
@@ -16,36 +16,36 @@ def exact_duplicate(case: Case) -> Iterator[Finding]:
     for record, kept in _copies(case):
         if not _leaks(record, kept):
             detail = f"the same bytes as {kept.name}; only one of them is used"
-            advice = "Remove one. To weigh a picture more, use repeats."
+            advice = "Remove one. To weigh an image more, use repeats."
             yield Finding("warning", record.name, detail, advice, other=kept.name)
 
 
 def near_duplicate(case: Case) -> Iterator[Finding]:
-    """Pictures that look the same: scaled, saved again, slightly cropped or mirrored."""
+    """Images that look the same: scaled, saved again, slightly cropped or mirrored."""
     for first, second, pair in case.alike:
-        if first.role == second.role or "holdout" not in (first.role, second.role):
+        if first.role == second.role or "validation" not in (first.role, second.role):
             worse, better = sorted((first, second), key=lambda one: (one.width * one.height, one is first))
-            advice = "Keep the better of the two; otherwise this picture counts twice."
+            advice = "Keep the better of the two; otherwise this image counts twice."
             detail = f"looks like {better.name}{_how(pair)}"
             yield Finding("warning", worse.name, detail, advice, other=better.name, leave_out=True)
 
 
 def leakage(case: Case) -> Iterator[Finding]:
-    """Pictures that are trained on and held out at once: what is measured on the latter is then too good."""
-    advice = "Take it out of one of the two, or the measurement says nothing about new pictures."
+    """Images that are trained on and held out at once: what is measured on the latter is then too good."""
+    advice = "Take it out of one of the two, or the measurement says nothing about new images."
     for record, kept in _copies(case):
         if _leaks(record, kept):
             detail = f"the same bytes as {kept.name}, which is held out; the copy is not trained on"
             yield Finding("warning", record.name, detail, advice, other=kept.name)
     for first, second, pair in case.alike:
-        if first.role != second.role and "holdout" in (first.role, second.role):
-            held_out, other = (first, second) if first.role == "holdout" else (second, first)
+        if first.role != second.role and "validation" in (first.role, second.role):
+            held_out, other = (first, second) if first.role == "validation" else (second, first)
             detail = f"looks like {held_out.name}{_how(pair)}, which is held out"
             yield Finding("error", other.name, detail, advice, other=held_out.name, leave_out=True)
 
 
 def _leaks(record: Record, kept: Record) -> bool:
-    return kept.role == "holdout" and record.role != "holdout"
+    return kept.role == "validation" and record.role != "validation"
 
 
 def _copies(case: Case) -> Iterator[tuple[Record, Record]]:

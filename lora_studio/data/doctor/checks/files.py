@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from lora_studio.data.doctor.finding import Finding, Severity
+from lora_studio.data.doctor.finding import Finding, Severity, number
 from lora_studio.data.doctor.look import Case
-from lora_studio.data.exclude import is_by_choice
-from lora_studio.data.layouts import MASK_FOLDER
+from lora_studio.data.images.names import is_caption, is_image, is_junk, is_mask, place
 from lora_studio.data.manifest import Record
-from lora_studio.data.names import is_caption, is_junk, is_mask, is_picture, place
-from lora_studio.data.scan import shared_stems
+from lora_studio.data.scan.exclude import is_by_choice
+from lora_studio.data.scan.folder import shared_stems
+from lora_studio.data.scan.layouts import MASK_FOLDER
 
 
 def refused(case: Case) -> Iterator[Finding]:
@@ -21,7 +22,7 @@ def refused(case: Case) -> Iterator[Finding]:
 
 
 def same_name(case: Case) -> Iterator[Finding]:
-    """Pictures to which the same caption file would belong."""
+    """Images to which the same caption file would belong."""
     for first, *others in shared_stems(case.usable):
         for other in others:
             detail = f"{PurePosixPath(first.name).name} has the same name but for the ending"
@@ -30,26 +31,26 @@ def same_name(case: Case) -> Iterator[Finding]:
 
 
 def unusable(case: Case) -> Iterator[Finding]:
-    """Pictures that cannot be read, or that are too small, too long or empty to be used."""
+    """Images that cannot be read, or that are too small, too long or empty to be used."""
     for record in _left_out(case):
-        if _is_lost_picture(record):
+        if _is_lost_image(record):
             advice = "Save it again as PNG or JPEG from its original, or remove it."
             yield Finding("warning", record.name, record.excluded, advice)
 
 
 def orphan_caption(case: Case) -> Iterator[Finding]:
-    """Caption files without a picture."""
-    lost = {place(record.name) for record in _left_out(case) if _is_lost_picture(record)}
+    """Caption files without an image."""
+    lost = {place(record.name) for record in _left_out(case) if _is_lost_image(record)}
     for record in _left_out(case):
         if is_caption(record.name) and not is_by_choice(record.excluded) and place(record.name) not in lost:
-            advice = "Give it the name of its picture, or remove it."
+            advice = "Give it the name of its image, or remove it."
             yield Finding("warning", record.name, record.excluded, advice)
 
 
 def ignored(case: Case) -> Iterator[Finding]:
     """Everything else that is not used."""
     for record in _left_out(case):
-        if _is_lost_picture(record) or (is_caption(record.name) and not is_by_choice(record.excluded)):
+        if _is_lost_image(record) or (is_caption(record.name) and not is_by_choice(record.excluded)):
             continue
         yield Finding(_weight(record), record.name, record.excluded, _what_to_do(record))
 
@@ -62,18 +63,18 @@ def read_note(case: Case) -> Iterator[Finding]:
 
 
 def _left_out(case: Case) -> Iterator[Record]:
-    """Excluded records, but for copies of pictures that are used: the checks of duplicates have those."""
+    """Excluded records, but for copies of images that are used: the checks of duplicates have those."""
     kept = {record.sha256 for record in case.usable}
     for record in case.records:
         if record.excluded and not (record.sha256 and record.sha256 in kept):
             yield record
 
 
-def _is_lost_picture(record: Record) -> bool:
-    """Whether it looks like a picture by its name, and was meant to be used."""
+def _is_lost_image(record: Record) -> bool:
+    """Whether it looks like an image by its name, and was meant to be used."""
     name = PurePosixPath(record.name).name
     beside = is_junk(name) or is_mask(name) or is_by_choice(record.excluded) or _is_folder(record)
-    return not beside and (is_picture(name) or bool(record.width))
+    return not beside and (is_image(name) or bool(record.width))
 
 
 def _is_folder(record: Record) -> bool:
@@ -81,21 +82,45 @@ def _is_folder(record: Record) -> bool:
 
 
 def _weight(record: Record) -> Severity:
-    """A folder with pictures in it, or a mask, was probably meant to be used."""
+    """A folder with images in it, or a mask, was probably meant to be used."""
     if is_mask(record.name):
         return "warning"
     if not _is_folder(record) or record.excluded == MASK_FOLDER or is_junk(PurePosixPath(record.name).name):
         return "note"
     try:
-        holds_pictures = any(is_picture(path.name) for path in Path(record.path).iterdir())
+        holds_images = any(is_image(path.name) for path in Path(record.path).iterdir())
     except OSError:
         return "warning"
-    return "warning" if holds_pictures else "note"
+    return "warning" if holds_images else "note"
 
 
 def _what_to_do(record: Record) -> str:
     if is_mask(record.name):
-        return "Give it the name of its picture, or remove it."
+        return "Give it the name of its image, or remove it."
     if _weight(record) == "warning":
-        return "If its pictures belong to the set, read subfolders too (recursive = true)."
-    return "Nothing, unless it was meant to be a picture."
+        return "If its images belong to the set, read subfolders too (recursive = true)."
+    return "Nothing, unless it was meant to be an image."
+
+
+_SUBJECT = 5  # DreamBooth, arXiv 2208.12242, takes 3 to 5 of a subject
+_STYLE = 10
+
+
+def too_few(case: Case) -> Iterator[Finding]:
+    """Fewer images than a subject or a style needs; counted for each trigger of its own."""
+    if not case.trained:
+        yield Finding("error", "", "there is no image to train on", "See what is said about each file.")
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in case.trained:
+        groups[record.trigger].append(record)
+    for trigger, records in groups.items():
+        of = f' of "{trigger}"' if trigger else ""
+        if len(records) < _SUBJECT:
+            detail = (
+                f"{number(len(records))}{of}; a subject needs {_SUBJECT} or more, a style {_STYLE} or more"
+            )
+            advice = "Add different ones: other views, light and backgrounds."
+            yield Finding("warning", "", detail, advice)
+        elif len(records) < _STYLE and not any(record.class_words for record in records):
+            detail = f"{number(len(records))}{of}: enough for a subject, few for a style"
+            yield Finding("note", "", detail, f"For a style, use {_STYLE} or more, of different things.")

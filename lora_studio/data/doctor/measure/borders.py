@@ -1,4 +1,4 @@
-"""Bars and frames of one colour that are part of the picture."""
+"""Bars and frames of one colour that are part of the image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pictures look the same, be they scaled, saved again, a little cropped or brightened."""
+"""Which images look the same, be they scaled, saved again, a little cropped or brightened."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MAX_BITS = 8  # of 63 that may differ
-LEAST_CORRELATION = 0.95  # of the small pictures
+LEAST_CORRELATION = 0.95  # of the small images
 _SMALL, _HASHED = 16, 32
 _COSINES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(_HASHED) + 1) / (2 * _HASHED))
 _BITS = np.array([number.bit_count() for number in range(1 << 16)], np.uint8)  # set in 16-bit numbers
@@ -18,7 +18,7 @@ _BITS = np.array([number.bit_count() for number in range(1 << 16)], np.uint8)  #
 
 @dataclass(frozen=True)
 class Likeness:
-    """A perceptual hash, also of the mirrored picture, and the picture in very small."""
+    """A perceptual hash, also of the mirrored image, and the image in very small."""
 
     hash: int  # 63 bits
     mirrored: int
@@ -35,10 +35,10 @@ class Pair:
     mirrored: bool
 
 
-def likeness(picture: Image.Image) -> Likeness:
-    """Of an RGB picture."""
-    small = picture.resize((_SMALL, _SMALL), Image.Resampling.BOX, reducing_gap=2)
-    grey = picture.convert("L").resize((_HASHED, _HASHED), Image.Resampling.LANCZOS, reducing_gap=3)
+def likeness(image: Image.Image) -> Likeness:
+    """Of an RGB image."""
+    small = image.resize((_SMALL, _SMALL), Image.Resampling.BOX, reducing_gap=2)
+    grey = image.convert("L").resize((_HASHED, _HASHED), Image.Resampling.LANCZOS, reducing_gap=3)
     luma = np.asarray(grey, np.float64)
     return Likeness(_hash(luma), _hash(luma[:, ::-1]), small.tobytes())
 
@@ -76,7 +76,7 @@ def _differing_bits(hashes: NDArray[np.uint64], wanted: int) -> NDArray[np.uint8
 
 
 def _correlation(one: Likeness, other: Likeness, *, mirrored: bool) -> float:
-    """Of the small pictures' pixels, colours by colour around their own means; -1 to 1."""
+    """Of the small images' pixels, colours by colour around their own means; -1 to 1."""
     first, second = (_small(look) for look in (one, other))
     if mirrored:
         second = second[:, ::-1]

@@ -1,0 +1,167 @@
+"""Adapters are put into a base here; what they are then is an `AdapterSet`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lora_studio.adapters import ADAPTERS
+from lora_studio.adapters.adapter_set import AdapterSet, check_fit
+from lora_studio.adapters.fast_lora import make_fast
+from lora_studio.adapters.full_inject import TensorPlace, choose_tensors, train_tensors
+from lora_studio.adapters.kind import AdapterKind
+from lora_studio.adapters.layer import Adapted, Layer, shape_of
+from lora_studio.adapters.lora import NAME, Lora, inject_plain, principal
+from lora_studio.adapters.rules import AdapterOptions, LayerOptions, check_options, check_rules, layer_options
+from lora_studio.errors import RecipeError
+from lora_studio.layer_paths import layer_paths
+from lora_studio.rng import generator
+
+
+def target_paths(module: nn.Module, endings: tuple[str, ...]) -> list[str]:
+    """Paths of the linear and convolutional layers that end in one of `endings`, in the model's order."""
+    return layer_paths(module, endings, lambda layer: isinstance(layer, nn.Linear | nn.Conv2d))
+
+
+Places = dict[tuple[str, str], LayerOptions]  # part and path of every layer that is trained
+
+
+def choose_layers(
+    parts: Mapping[str, nn.Module],
+    targets: Mapping[str, tuple[str, ...]],
+    options: AdapterOptions,
+    *,
+    canonical_path: Callable[[str, str], str],
+) -> Places:
+    """What is trained of the target layers, and how each, by the rules; nothing is touched.
+
+    Raises RecipeError for options that do not go with the kind, and rules that match nothing.
+    """
+    check_options(options)
+    if ADAPTERS[options.kind].trains_layers:
+        return choose_tensors(parts, targets, options, canonical_path=canonical_path).layers
+    found: dict[tuple[str, str], LayerOptions | None] = {
+        (part, path): layer_options(part, canonical_path(part, path), _target(parts[part], path), options)
+        for part, endings in targets.items()
+        for path in target_paths(parts[part], endings)
+    }
+    trained = {place: one for place, one in found.items() if one is not None}
+    names = [(part, canonical_path(part, path)) for part, path in found]
+    check_rules(options, names, sum(one.last_step is None for one in trained.values()))
+    return trained
+
+
+def inject(
+    parts: Mapping[str, nn.Module],
+    targets: Mapping[str, tuple[str, ...]],
+    options: AdapterOptions,
+    *,
+    canonical_path: Callable[[str, str], str],
+    exact: Mapping[TensorPlace, Tensor] = MappingProxyType({}),
+) -> AdapterSet:
+    """Put adapters of one kind into the target layers of the given parts, and give them keyed first values.
+
+    The adapters are float32 whatever the base's dtype, so that small updates are not rounded away. `exact`:
+    what layers that are trained themselves begin with, where the base has lost digits since.
+    Raises RecipeError as `choose_layers` does.
+    """
+    kind = ADAPTERS[options.kind]
+    if kind.trains_layers:
+        check_options(options)
+        chosen = choose_tensors(parts, targets, options, canonical_path=canonical_path)
+        return train_tensors(parts, chosen, options, canonical_path=canonical_path, exact=exact)
+    trained = choose_layers(parts, targets, options, canonical_path=canonical_path)
+    is_fast = isinstance(kind, Lora) and options.is_plain
+    for part in targets if is_fast else ():
+        ranks = {path: one.rank for (of, path), one in trained.items() if of == part}
+        if ranks:
+            inject_plain(parts[part], ranks)
+    make = _fast_layer if is_fast else _layer
+    layers = [
+        make(parts[part], kind, (part, canonical_path(part, path)), path, one, options)
+        for (part, path), one in trained.items()
+    ]
+    return AdapterSet(layers, options)
+
+
+LayerPlace = tuple[str, str]  # part and canonical path
+
+
+def _target(part: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
+    return cast(nn.Linear | nn.Conv2d, part.get_submodule(path))
+
+
+def _fast_layer(
+    part: nn.Module,
+    kind: AdapterKind,
+    place: LayerPlace,
+    path: str,
+    one: LayerOptions,
+    options: AdapterOptions,
+) -> Layer:
+    """Of PEFT's layer, whose tensors get our first values."""
+    module: Any = part.get_submodule(path)
+    module.scaling[NAME] = one.scale
+    tensors = {"down": module.lora_A[NAME].weight, "up": module.lora_B[NAME].weight}
+    first = _first_values(kind, place, module.get_base_layer(), one, options)
+    for end, tensor in tensors.items():
+        tensor.data = tensor.data.float()
+        if not tensor.is_meta:
+            tensor.data.copy_(first[end])
+    make_fast(module, NAME)
+    return Layer(*place, module, kind, tensors, one.rank, one.scale, one.learning_rate, one.last_step)
+
+
+def _layer(
+    part: nn.Module,
+    kind: AdapterKind,
+    place: LayerPlace,
+    path: str,
+    one: LayerOptions,
+    options: AdapterOptions,
+) -> Layer:
+    """Of our own, in place of the frozen one."""
+    base: Any = part.get_submodule(path)
+    values = _first_values(kind, place, base, one, options)
+    device = base.weight.device
+    module = Adapted(base, kind, {end: value.to(device) for end, value in values.items()}, one.scale)
+    above, _, name = path.rpartition(".")
+    setattr(part.get_submodule(above), name, module)
+    tensors = dict(getattr(module, NAME).items())
+    return Layer(*place, module, kind, tensors, one.rank, one.scale, one.learning_rate, one.last_step)
+
+
+def _first_values(
+    kind: AdapterKind, place: LayerPlace, base: nn.Module, one: LayerOptions, options: AdapterOptions
+) -> dict[str, Tensor]:
+    """Keyed by the layer's name, so that they depend on nothing else; float32, on the CPU."""
+    name, shape = ".".join(place), shape_of(base)
+
+    def draws(end: str) -> torch.Generator:
+        keys = (name,) if end == "down" else (name, end)
+        return generator(options.seed, "adapter", *keys)
+
+    weight = None
+    if kind.reads_weight or options.start == "pissa":
+        weight = _readable(base, name, options).detach().cpu().float()
+    if options.start == "pissa" and weight is not None and not weight.is_meta:
+        return principal(weight, one.rank, one.scale, draws("pissa"))
+    return kind.start(shape, one.rank, draws, weight=weight)
+
+
+def _readable(base: nn.Module, name: str, options: AdapterOptions) -> Tensor:
+    weight: Tensor = base.weight  # type: ignore[assignment]
+    if type(weight.data) is not Tensor or not weight.is_floating_point() or weight.shape != shape_of(base):
+        raise RecipeError(
+            f"adapter.kind {options.kind!r} with adapter.start {options.start!r} reads the frozen weights, "
+            f"but that of {name} is quantised or spread over processes; take the kind 'lora' with its "
+            "default start, or the base as it is."
+        )
+    return weight
+
+
+__all__ = ["NAME", "AdapterOptions", "AdapterSet", "check_fit", "choose_layers", "inject", "target_paths"]

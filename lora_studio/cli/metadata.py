@@ -1,0 +1,102 @@
+"""The verbs `metadata` and `sidecars`, and `verify --provenance`: they parse and print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lora_studio.errors import StudioError
+from lora_studio.quiet import quiet_libraries
+
+console = Console(highlight=False)
+
+
+def metadata(
+    file: Annotated[Path, typer.Argument(help="a .safetensors file from anywhere")],
+    changes: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="e.g. modelspec.title=Woodcut; KEY= takes it out"),
+    ] = [],  # noqa: B006 - typer reads the default, nobody changes it
+    strip: Annotated[bool, typer.Option("--strip", help="take out all but what UIs need")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="the file to write")] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="change the file itself")] = False,
+    force: Annotated[bool, typer.Option("--force", help="write over a file that is there")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the metadata as JSON")] = False,
+) -> None:
+    """Show what a file says about itself, or change it without touching the tensors."""
+    quiet_libraries()
+    from lora_studio.console.metadata import print_metadata
+    from lora_studio.lora_file.header import read_header
+    from lora_studio.lora_file.write import tensor_hash
+    from lora_studio.metadata.edit import edit, parse_changes
+
+    target = _target(file, out, in_place=in_place, force=force)
+    wanted = parse_changes(tuple(changes))
+    if target is None:
+        if wanted or strip:
+            raise StudioError(
+                "--set and --strip write a file: name it with -o, or change it with --in-place."
+            )
+        header, shown = read_header(file), file
+    else:
+        edit(file, target, wanted, strip=strip)
+        header, shown = read_header(target), target
+    whole = tensor_hash(header.block())
+    if as_json:
+        console.print_json(
+            json.dumps({"file": str(shown), "metadata": header.metadata, "tensor_hash": whole})
+        )
+    else:
+        print_metadata(shown, header.metadata, whole, console, written=target is not None)
+
+
+def _target(file: Path, out: Path | None, *, in_place: bool, force: bool) -> Path | None:
+    """The file to write; None: nothing is written."""
+    if out is not None and in_place:
+        raise StudioError("-o and --in-place are both there; keep one of them.")
+    if out is not None and out.is_dir():
+        raise StudioError(f"{out} is a folder; name the file to write with -o.")
+    if out is not None and out.exists() and out.resolve() == file.resolve():
+        raise StudioError(f"{out} is the file itself; to change that, say --in-place instead of -o.")
+    if out is not None and out.exists() and not force:
+        raise StudioError(f"{out} is there already; take another name, or --force to write over it.")
+    return file if in_place else out
+
+
+def sidecars(
+    run: Annotated[Path, typer.Argument(help="the folder of a finished run")],
+    force: Annotated[bool, typer.Option("--force", help="write over files that are there")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print what was written as JSON")] = False,
+) -> None:
+    """Write what UIs show beside a LoRA: an image, its facts, and a model card."""
+    quiet_libraries()
+    from lora_studio.metadata.sidecars import write_sidecars
+
+    written = write_sidecars(run, overwrite=force)
+    if as_json:
+        console.print_json(json.dumps({"written": [str(path) for path in written]}))
+        return
+    for path in written:
+        console.print(f"written      {path}", markup=False, soft_wrap=True)
+    if not any(path.suffix == ".png" for path in written):
+        console.print("no image: the run kept no previews; set preview.prompts in its recipe", soft_wrap=True)
+
+
+def check_origin(file: Path, places: list[Path], *, provenance: bool, as_json: bool) -> None:
+    """`verify --provenance`: exit 0 if the file was made from what is there, 1 if not."""
+    from lora_studio.console.metadata import print_origin
+    from lora_studio.metadata.provenance_check import check_provenance
+
+    if not provenance:
+        raise StudioError(f"{places[0]} is for --provenance only; verify looks at one file.")
+    origin = check_provenance(file, places)
+    if as_json:
+        console.print_json(json.dumps(origin.to_json()))
+    else:
+        print_origin(origin, console)
+    if not origin.proven:
+        raise typer.Exit(1)

@@ -1,0 +1,169 @@
+"""Every image's bucket and the ways it is shown: at several areas, in several crops, mirrored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from lora_studio.data.buckets.crops import Cover, CropBox, crop_boxes
+from lora_studio.data.buckets.sizes import AREA_TOLERANCE, MAX_UPSCALE, fit, largest_bucket
+from lora_studio.data.manifest import Bucket, CropMode, Manifest, Record, View
+from lora_studio.data.masks import subject
+from lora_studio.errors import DatasetError
+from lora_studio.text import preview_names
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How images are put into buckets and shown; an image's overrides go before it."""
+
+    more_resolutions: tuple[int, ...] = ()  # sides of squares of further areas at which all are shown
+    area_tolerance: float = AREA_TOLERANCE  # how much smaller than asked a bucket may be, a share
+    max_upscale: float = MAX_UPSCALE  # smaller images go to a smaller bucket
+    crop: CropMode = "centre"
+    crops: int = 4  # for crop = "random": how many different ones an image has
+    flip: float = 0.0  # share of showings that are mirrored
+
+
+def assign(
+    manifest: Manifest,
+    *,
+    resolution: int,
+    stride: int,
+    framing: Framing = Framing(),
+) -> Manifest:
+    """The manifest with bucket, resize and crop in every used record, and all further views of it.
+
+    `resolution` is the side in pixels of a square of the area asked for. What is not trained on is shown in
+    one way only. Images too small for the smallest bucket are excluded. Raises DatasetError unless every
+    resolution is a multiple of `stride`, if overrides do not suit their images, or if nothing is left.
+    """
+    resolutions = list(dict.fromkeys((resolution, *framing.more_resolutions)))
+    check_resolutions(resolutions, stride)
+    _check_overrides((record for record in manifest.records if not record.excluded), stride)
+    records = [
+        record if record.excluded else placed(record, resolutions, stride, framing)
+        for record in manifest.records
+    ]
+    if manifest.used and not Manifest(tuple(records)).used:
+        names = {record.name for record in manifest.used}
+        lost = preview_names(
+            f"{record.name} ({record.excluded})" for record in records if record.name in names
+        )
+        advice = "use larger ones, lower data.resolution, or raise data.max_upscale"
+        raise DatasetError(f"no image is left: {lost}; {advice}.")
+    return Manifest(tuple(records))
+
+
+def crop_loss(record: Record) -> float:
+    """The share of the image that the crop cuts away, 0 to 1; 0 if it has no bucket yet."""
+    if record.bucket is None or record.resize is None:
+        return 0.0
+    return 1 - record.bucket.width * record.bucket.height / (record.resize[0] * record.resize[1])
+
+
+def enlargement(record: Record) -> float:
+    """How many times the image is enlarged to fill its bucket; 1 or less if it is not."""
+    if record.resize is None:
+        return 1.0
+    longer = record.height > record.width  # that side is hardly changed by the rounding to whole pixels
+    return record.resize[longer] / (record.width, record.height)[longer]
+
+
+def losses(record: Record) -> tuple[float, float]:
+    """What tells good buckets from bad ones: the share that is cropped away, then how much it is enlarged."""
+    return crop_loss(record), max(1.0, enlargement(record))
+
+
+def placed(record: Record, resolutions: Sequence[int], stride: int, framing: Framing) -> Record:
+    """The record with all its views, the first resolution's first, or the reason why it fits no bucket."""
+    learned = record.role == "instance"
+    own = record.overrides
+    covers = _covers(record, resolutions if learned else resolutions[:1], stride, framing)
+    if not covers:
+        limit = f"the smallest is {stride}x{stride}, data.max_upscale is {framing.max_upscale:g}"
+        return replace(record, excluded=f"too small for any bucket: {limit}")
+    mode = own.crop or ("focus" if own.focus else framing.crop)
+    if mode == "random" and not learned:
+        mode = "centre"
+    seen = subject(record) if mode != "centre" else None
+    share = (framing.flip if own.flip is None else own.flip) if learned else 0.0
+    views = []
+    for side, cover in covers:
+        crops = crop_boxes(record, cover, mode=mode, count=framing.crops, subject=seen)
+        views += _views(side, cover, crops, share)
+    return replace(record, **vars(views[0]), flip_share=share, more_views=tuple(views[1:]))
+
+
+def placed_among(record: Record, buckets: Sequence[Bucket]) -> Record:
+    """The record, its middle, in the bucket that it loses least in; among equals it is enlarged least."""
+    in_each = []
+    for bucket in buckets:
+        resize, crop = fit(record.width, record.height, bucket)
+        in_each.append(replace(record, bucket=bucket, resize=resize, crop=crop, flip=False, more_views=()))
+    return min(in_each, key=losses)
+
+
+def _covers(
+    record: Record, resolutions: Sequence[int], stride: int, framing: Framing
+) -> list[tuple[int, Cover]]:
+    """Every resolution at which the image is shown, and how it covers its bucket there.
+
+    Where it is too small it is shown as large as it may be, unless another of its buckets is about so large.
+    """
+    if record.overrides.bucket:
+        return [(resolutions[0], _cover(record, Bucket(*record.overrides.bucket)))]
+    left, top, right, bottom = record.overrides.region or (0, 0, record.width, record.height)
+    size, limits = (right - left, bottom - top), (framing.area_tolerance, framing.max_upscale)
+    found = {asked: largest_bucket(*size, asked, stride, *limits) for asked in resolutions}
+    kept = {asked: best for asked, best in found.items() if best and best[0] == asked}
+    for asked, best in found.items():
+        enough = [bucket.width * bucket.height for _, bucket in kept.values()]
+        if best and best[1].width * best[1].height * (1 - framing.area_tolerance) > max(enough, default=0):
+            kept[asked] = best
+    return [(best[0], _cover(record, best[1])) for asked in found if (best := kept.get(asked))]
+
+
+def _cover(record: Record, bucket: Bucket) -> Cover:
+    """The whole image, resized so that its region, all of it without one, just covers the bucket."""
+    left, top, right, bottom = record.overrides.region or (0, 0, record.width, record.height)
+    (width, height), _ = fit(right - left, bottom - top, bucket)
+    across, down = width / (right - left), height / (bottom - top)
+    resize = (max(width, round(record.width * across)), max(height, round(record.height * down)))
+    x, y = min(round(left * across), resize[0] - width), min(round(top * down), resize[1] - height)
+    return Cover(bucket, resize, (x, y, x + width, y + height))
+
+
+def _views(resolution: int, cover: Cover, crops: Sequence[CropBox], flip_share: float) -> list[View]:
+    """As it is, if it is ever shown so, then mirrored; the same parts of the image."""
+    views, width = [View(resolution, cover.bucket, cover.resize, crop) for crop in crops], cover.resize[0]
+    if not flip_share:
+        return views
+    boxes = [(width - right, top, width - left, bottom) for left, top, right, bottom in crops]
+    mirrored = [View(resolution, cover.bucket, cover.resize, box, flip=True) for box in boxes]
+    return mirrored if flip_share == 1 else views + mirrored
+
+
+def check_resolutions(resolutions: Sequence[int], stride: int) -> None:
+    """Raise DatasetError unless all are multiples of the stride; the first is data.resolution."""
+    for number, side in enumerate(resolutions):
+        if side < stride or side % stride:
+            below, above = side // stride * stride, (side // stride + 1) * stride
+            nearest = " or ".join(str(near) for near in (below, above) if near)
+            what = f"data.more_resolutions has {side}" if number else f"data.resolution is {side}"
+            raise DatasetError(f"{what}; this base needs a multiple of {stride}, so set it to {nearest}.")
+
+
+def _check_overrides(records: Iterable[Record], stride: int) -> None:
+    """Raise DatasetError naming every image whose own bucket or crop it cannot have."""
+    faults = []
+    for record in records:
+        own = record.overrides
+        if own.bucket and any(side < stride or side % stride for side in own.bucket):
+            size = f"{own.bucket[0]}x{own.bucket[1]}"
+            faults.append(f"{record.name} (bucket {size}: both must be multiples of {stride})")
+        if own.region and (own.region[2] > record.width or own.region[3] > record.height):
+            size = f"{record.width}x{record.height}"
+            faults.append(f"{record.name} (crop {list(own.region)}: the image is {size})")
+    if faults:
+        raise DatasetError(f"metadata asks for what cannot be: {preview_names(faults)}; mend those lines.")

@@ -1,0 +1,83 @@
+"""What the choice of buckets does: to the shapes that cameras and screens have, and to a set of images."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from lora_studio.data.buckets import check_resolutions, crop_loss, enlargement
+from lora_studio.data.buckets.sizes import AREA_TOLERANCE, bucket_table, cropped_share
+from lora_studio.data.manifest import Bucket, Overrides, Record
+from lora_studio.data.views import entries, views_of
+
+_LANDSCAPE = ((5, 4), (4, 3), (3, 2), (16, 10), (5, 3), (16, 9), (21, 9))
+COMMON_ASPECTS = ((1, 1), *_LANDSCAPE, *((height, width) for width, height in _LANDSCAPE))
+_SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class AspectRow:
+    """What becomes of images of one shape that are large enough."""
+
+    aspect: str  # "3:2"
+    bucket: Bucket
+    cropped: float  # share of the image, 0 to 1
+    area: float  # share of the area asked for
+
+
+def aspect_rows(resolution: int, stride: int, tolerance: float = AREA_TOLERANCE) -> list[AspectRow]:
+    """A row for each of the 15 common shapes, the square first, then landscape, then portrait.
+
+    Raises DatasetError unless the resolution is a multiple of the stride.
+    """
+    check_resolutions([resolution], stride)
+    table = bucket_table(resolution**2, stride, tolerance)
+    rows = []
+    for width, height in COMMON_ASPECTS:
+        bucket = table.choose(width, height)
+        area = bucket.width * bucket.height / resolution**2
+        rows.append(AspectRow(f"{width}:{height}", bucket, cropped_share(width, height, bucket), area))
+    return rows
+
+
+@dataclass(frozen=True)
+class BucketPlan:
+    """How a set of images is shown; an image counts once for each area at which it is."""
+
+    images: int
+    latents: int  # one for each view: area, crop, mirrored or not
+    buckets: dict[str, int]  # "512x768" -> images
+    resolutions: dict[int, int]  # side of a square of the area -> images
+    crop_share: float  # mean share of an image that is cropped away
+    smaller: tuple[str, ...]  # images too small for a resolution that was asked for
+    enlarged: dict[str, float]  # images that are enlarged -> how many times
+    crops: int  # the most that an image has at one area
+    mirrored: float  # mean share of showings that are mirrored
+    captions_with_sides: int  # of mirrored images: those whose caption says left or right
+    overrides: tuple[str, ...]  # images whose line of metadata says how they are shown
+
+
+def bucket_plan(records: Sequence[Record], asked: Sequence[int]) -> BucketPlan:
+    """The plan of used records, placed by `buckets.assign` at the resolutions `asked`."""
+    shown = entries(records)
+    shares = [record.flip_share for record in records]
+    crops = [{view.crop for view in views_of(entry) if view.flip == entry.flip} for entry in shown]
+    return BucketPlan(
+        images=len(records),
+        latents=sum(len(views_of(record)) for record in records),
+        buckets=dict(sorted(Counter(entry.bucket.name for entry in shown if entry.bucket).items())),
+        resolutions=dict(sorted(Counter(entry.resolution for entry in shown).items(), reverse=True)),
+        crop_share=fmean(map(crop_loss, shown)) if shown else 0.0,
+        smaller=tuple(dict.fromkeys(entry.name for entry in shown if entry.resolution not in asked)),
+        enlarged={record.name: enlargement(record) for record in shown if enlargement(record) > 1},
+        crops=max(map(len, crops), default=0),
+        mirrored=fmean(shares) if shares else 0.0,
+        captions_with_sides=sum(
+            bool(share and _SIDES.search(record.caption))
+            for share, record in zip(shares, records, strict=True)
+        ),
+        overrides=tuple(record.name for record in records if record.overrides != Overrides()),
+    )

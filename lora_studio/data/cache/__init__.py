@@ -1,0 +1,1 @@
+"""Latents and conditioning on disk, named after all that they are made from."""

@@ -1,0 +1,225 @@
+"""Latents and text conditioning on disk, under names made of what they depend on.
+
+Editing an image or caption, or taking another VAE or text encoder, changes the name, so there is nothing to
+invalidate. What an entry holds must not depend on what was cached before, or a run would no longer repeat
+exactly, and in a batch the last bits depend on its size (3e-7 measured on a CPU). So captions are encoded one
+at a time, and images in batches of a size that their bucket decides, the last one filled up with copies of
+its last image: at one size a row's bits do not depend on the other rows (a test sees to that).
+
+On a CPU images are encoded one by one. Measured on two cores (benchmarks/results/dataset.json), batches of
+four are slower at 512x512 (1.0 images a second instead of 1.2); at 64x64 they are twice as fast, but a
+image takes 15 ms there. A GPU, which one small image does not fill, gets batches of a megapixel (not
+measured).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora_studio.data.cache.latents import Collected, Latent, Latents
+from lora_studio.data.cache.store import TensorStore
+from lora_studio.data.images.decode import in_threads
+from lora_studio.data.images.pixels import ReadyPixels, pixels_of
+from lora_studio.data.manifest import Bucket, Record
+from lora_studio.errors import DatasetError
+from lora_studio.text import preview_names
+
+__all__ = ["ImageEncoders", "Latent", "LatentCache", "TextCache", "pixels_of"]
+
+_FORMAT = 3  # raise it when pixels or files are made differently
+
+ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]
+TextEncoder = Callable[[list[str]], dict[str, Tensor]]
+OnProgress = Callable[[int, int], None]  # entries encoded, entries to encode
+
+
+@dataclass(frozen=True)
+class ImageEncoders:
+    """The VAE as the recipe wants it, and as it is tried again with an image for which that gives NaN.
+
+    Both: [B, 3, H, W] in -1..1 -> mean and std, each [B, C, h, w].
+    """
+
+    encode: ImageEncoder
+    in_float32: ImageEncoder | None = None  # None if `encode` is that already
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """An image that has no entry yet."""
+
+    key: str
+    record: Record
+
+
+class LatentCache:
+    """Latents of images for one VAE, whose weights and precision `fingerprint` names.
+
+    As many images of a bucket as have `batch_pixels` altogether are encoded in one batch; at least one.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, *, batch_pixels: int = 0) -> None:
+        self._store, self._fingerprint = TensorStore(folder), fingerprint
+        self._batch_pixels = batch_pixels
+        self.ready = ReadyPixels(lambda record: None if self._store.has(key := self.key(record)) else key)
+        self.encoded = 0
+        self.retried: list[str] = []  # names of the images that took float32
+
+    def key(self, record: Record) -> str:
+        """The name of the entry: a hash of all that the latent depends on."""
+        assert record.bucket is not None, record.name
+        place = [record.bucket.name, record.resize, record.crop, record.flip]
+        return _hash("latent", record.sha256, record.background, place, self._fingerprint)
+
+    def load_or_encode(
+        self,
+        records: Sequence[Record],
+        encoders: ImageEncoders | ImageEncoder,
+        *,
+        memory_bytes: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Latents:
+        """The latents of the records, in their order, on the CPU; only those not in the cache are encoded.
+
+        If they take more than `memory_bytes` they are not kept in memory, but read when they are asked for.
+        Raises DatasetError that names all images for which not even float32 gives finite values.
+        """
+        if not isinstance(encoders, ImageEncoders):
+            encoders = ImageEncoders(encoders)
+        keys = [self.key(record) for record in records]
+        collected, missing = Collected(self._store, memory_bytes), dict[str, _Missing]()
+        for key, record in zip(keys, records, strict=True):
+            if key in collected or key in missing:
+                continue
+            if (latent := self._load(key)) is None:
+                missing[key] = _Missing(key, record)
+            else:
+                collected.add(key, latent)
+        broken: list[str] = []
+        for done, (one, latent) in enumerate(self._encode(list(missing.values()), encoders), start=1):
+            if latent is None:
+                broken.append(one.record.name)
+            else:
+                self._store.save(one.key, {"mean": latent.mean, "std": latent.std})
+                collected.add(one.key, latent)
+            if on_progress:
+                on_progress(done, len(missing))
+        if broken:
+            advice = "remove these images, or take another VAE"
+            raise DatasetError(
+                f"the VAE gave NaN or infinite latents for {preview_names(broken)}, in float32, too; {advice}."
+            )
+        return collected.in_order(keys)
+
+    def _load(self, key: str) -> Latent | None:
+        tensors = self._store.load(key)
+        return None if tensors is None else Latent(tensors["mean"], tensors["std"])
+
+    def _encode(
+        self, missing: list[_Missing], encoders: ImageEncoders
+    ) -> Iterator[tuple[_Missing, Latent | None]]:
+        """Each with its latent, None for one that is never finite. Threads read images ahead meanwhile."""
+        batches = self._batches(missing)
+        pixels = in_threads(self._pixels, (one for batch in batches for one in batch))
+        for batch in batches:
+            images = [next(pixels) for _ in batch]
+            filled = images + images[-1:] * (self._batch_size(batch[0].record) - len(images))
+            latents = _encoded(encoders.encode, torch.stack(filled))[: len(batch)]
+            self.encoded += len(batch)
+            for one, image, latent in zip(batch, images, latents, strict=True):
+                if not latent.is_finite and encoders.in_float32:
+                    (latent,) = _encoded(encoders.in_float32, image[None])
+                    self.retried.append(one.record.name)
+                yield one, latent if latent.is_finite else None
+
+    def _batches(self, missing: list[_Missing]) -> list[list[_Missing]]:
+        """Cut up by bucket; in the order of their first images."""
+        groups: dict[Bucket | None, list[_Missing]] = {}
+        for one in missing:
+            groups.setdefault(one.record.bucket, []).append(one)
+        cut = []
+        for group in groups.values():
+            size = self._batch_size(group[0].record)
+            cut += [group[start : start + size] for start in range(0, len(group), size)]
+        return cut
+
+    def _batch_size(self, record: Record) -> int:
+        assert record.bucket is not None, record.name
+        return max(1, self._batch_pixels // (record.bucket.width * record.bucket.height))
+
+    def _pixels(self, one: _Missing) -> Tensor:
+        ready = self.ready.take(one.key)
+        return pixels_of(one.record) if ready is None else ready
+
+
+def _encoded(encode: ImageEncoder, pixels: Tensor) -> list[Latent]:
+    with torch.no_grad():
+        mean, std = (part.float().cpu() for part in encode(pixels))
+    # Cloned, so that one row does not keep the whole batch in memory.
+    return [Latent(m.clone(), s.clone()) for m, s in zip(mean, std, strict=True)]
+
+
+class TextCache:
+    """Conditioning of captions for one set of frozen text encoders, whose weights `fingerprint` names."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self._store, self._fingerprint = TensorStore(folder), fingerprint
+        self.encoded = 0
+
+    def key(self, caption: str) -> str:
+        """The name of the entry: a hash of all that the conditioning depends on."""
+        return _hash("text", caption, self._fingerprint)
+
+    def load_or_encode(
+        self, captions: Sequence[str], encode: TextEncoder, *, on_progress: OnProgress | None = None
+    ) -> dict[str, dict[str, Tensor]]:
+        """Caption -> its conditioning, tensors [1, ...] on the CPU; only those not in the cache are encoded.
+
+        `encode` gets one caption at a time. Raises DatasetError if it gives values that are not finite.
+        """
+        found = {caption: self._store.load(self.key(caption)) for caption in dict.fromkeys(captions)}
+        missing = [caption for caption, stored in found.items() if stored is None]
+        found.update(self._make(missing, encode, on_progress))
+        return {caption: stored for caption, stored in found.items() if stored is not None}
+
+    def encode_missing(
+        self, captions: Sequence[str], encode: TextEncoder, *, on_progress: OnProgress | None = None
+    ) -> None:
+        """Store what is not in the cache and keep none of it in memory. Raises as `load_or_encode`."""
+        missing = [one for one in dict.fromkeys(captions) if not self._store.has(self.key(one))]
+        for _ in self._make(missing, encode, on_progress):
+            pass
+
+    def encode(self, caption: str, encode: TextEncoder) -> dict[str, Tensor]:
+        """The conditioning of one caption, made anew and not stored. Raises as `load_or_encode`."""
+        with torch.no_grad():
+            conditioning = {name: tensor.cpu().contiguous() for name, tensor in encode([caption]).items()}
+        self.encoded += 1
+        if not all(tensor.isfinite().all() for tensor in conditioning.values()):
+            advice = "run the text encoder in float32, or change the caption"
+            raise DatasetError(
+                f"the text encoder gave NaN or infinite values for the caption {caption!r}; {advice}."
+            )
+        return conditioning
+
+    def _make(
+        self, missing: Sequence[str], encode: TextEncoder, on_progress: OnProgress | None
+    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Caption and conditioning of each, encoded and stored."""
+        for done, caption in enumerate(missing, start=1):
+            conditioning = self.encode(caption, encode)
+            self._store.save(self.key(caption), conditioning)
+            yield caption, conditioning
+            if on_progress:
+                on_progress(done, len(missing))
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(json.dumps([_FORMAT, *parts]).encode()).hexdigest()

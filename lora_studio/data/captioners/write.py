@@ -1,0 +1,153 @@
+"""Captions for a folder: only where they are wanted, written one by one, so that a stop loses nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from lora_studio.data.captioners.base import CaptionResult, CaptionWriter
+from lora_studio.data.captions.files import (
+    Backup,
+    CaptionFile,
+    find_captions,
+    read_caption_file,
+    replace_caption,
+)
+from lora_studio.data.captions.ledger import Ledger, LedgerEntry, Ledgers, sha256
+from lora_studio.data.manifest import Manifest, Record
+from lora_studio.data.scan.layouts import FOLDER_NAME
+
+Replace = Literal["nothing", "generated", "all"]
+"""Which captions may be replaced: none, those that a captioner wrote and nobody edited, or any."""
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """An image is done."""
+
+    name: str
+    done: int
+    total: int
+    before: str  # the caption it had; empty: none
+    after: str  # the caption it has now; empty: none was written
+    fault: str = ""  # why none was written
+
+
+@dataclass
+class CaptioningResult:
+    """What became of every image of the folder."""
+
+    written: int = 0
+    kept: Counter[str] = field(default_factory=Counter)  # who wrote the captions that were left as they are
+    done_before: int = 0  # the same captioner, settings and image as now
+    faults: list[tuple[str, str]] = field(default_factory=list)  # (image, why it has no new caption)
+    backup: Path | None = None  # the folder with what the replaced captions were
+
+
+@dataclass(frozen=True)
+class CaptionJob:
+    """An image that gets a caption."""
+
+    record: Record
+    file: CaptionFile
+    ledger: Ledger
+
+
+BY_HAND = "by hand"
+
+
+def write_captions(
+    manifest: Manifest,
+    writer: CaptionWriter,
+    *,
+    folder: Path,
+    replace: Replace = "nothing",
+    dry_run: bool = False,
+    on_image: Callable[[Captioned], None] = lambda captioned: None,
+) -> CaptioningResult:
+    """Write captions beside the used images that have none, or whose caption may be replaced.
+
+    What is replaced is kept in a backup inside `folder`. Called again after a stop, it goes on where it was.
+    Raises CaptionError if the captioner or the disk does not work; what was written until then stays.
+    """
+    writer.options.wording.check()
+    outcome = CaptioningResult()
+    jobs = _jobs(manifest.used, writer, replace, outcome)
+    backup = Backup(folder)
+    done = 0
+    for start in range(0, len(jobs), writer.batch_size):
+        batch = jobs[start : start + writer.batch_size]
+        answers = writer.describe([job.record for job in batch])
+        assert len(answers) == len(batch), "an answer for each image"
+        for job, answer in zip(batch, answers, strict=True):
+            done += 1
+            after, fault = _caption(job, answer, writer, backup, dry_run=dry_run)
+            if fault:
+                outcome.faults.append((job.record.name, fault))
+            else:
+                outcome.written += 1
+            on_image(Captioned(job.record.name, done, len(jobs), job.file.text, after, fault))
+        outcome.backup = backup.folder
+    return outcome
+
+
+def _jobs(
+    records: Sequence[Record], writer: CaptionWriter, replace: Replace, outcome: CaptioningResult
+) -> list[CaptionJob]:
+    """The images that get a caption; what becomes of the others is counted in `outcome`."""
+    ledgers = Ledgers()
+    jobs = []
+    for record, file in zip(records, find_captions(records), strict=True):
+        author = ledgers.author(file.path, file.data) if file.text else None
+        if file.fault:
+            outcome.faults.append((record.name, f"{file.path.name} cannot be read ({file.fault})"))
+        elif author and author.same_work(_entry(record, file.path, writer, b"")):
+            outcome.done_before += 1
+        elif file.text and replace != "all" and not (author and replace == "generated"):
+            outcome.kept[author.author if author else BY_HAND] += 1
+        elif _has_caption_elsewhere(record) and not file.text and replace != "all":
+            outcome.kept[BY_HAND] += 1
+        else:
+            jobs.append(CaptionJob(record, file, ledgers.beside(file.path)))
+    return jobs
+
+
+def _has_caption_elsewhere(record: Record) -> bool:
+    """Whether a list of captions names the image; the folder's name, the last resort, is none."""
+    return bool(record.caption) and record.captioned_by != FOLDER_NAME
+
+
+def _caption(
+    job: CaptionJob, answer: CaptionResult, writer: CaptionWriter, backup: Backup, *, dry_run: bool
+) -> tuple[str, str]:
+    """Write one caption; returns it, or why there is none."""
+    if answer.fault:
+        return "", answer.fault
+    caption = writer.options.wording.apply(answer.text)
+    if not caption:
+        return "", "nothing is left to say" if answer.text.strip() else "the captioner said nothing"
+    now = read_caption_file(job.file.path)
+    if now != job.file:  # somebody wrote it while the captioner was looking at images
+        return "", f"{job.file.path.name} was changed meanwhile and is kept"
+    if not dry_run:
+        data = (caption + "\n").encode("utf-8")
+        job.ledger.add(_entry(job.record, job.file.path, writer, data))
+        replace_caption(job.file.path, data, before=job.file.data, backup=backup)
+    return caption, ""
+
+
+def _entry(record: Record, path: Path, writer: CaptionWriter, data: bytes) -> LedgerEntry:
+    return LedgerEntry(
+        caption=path.name,
+        image=Path(record.path).name,
+        author=writer.name,
+        settings=writer.settings,
+        wording=writer.options.wording.to_json(),
+        image_sha256=record.sha256,
+        caption_sha256=sha256(data),
+        written_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )

@@ -1,0 +1,107 @@
+"""The captions that a run will show, and what the text encoders make of them, from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from lora_studio.data.batches import Plan
+from lora_studio.data.cache.encode import OnProgress, TextCache
+from lora_studio.data.captions.shown import ShownCaptions
+from lora_studio.families.base import Conditioning, ModelFamily
+from lora_studio.families.text_chunks import join
+from lora_studio.processes import ALONE, Processes
+
+MOST_TEXTS = 1000  # kept on the device: a quarter of a gigabyte of SD1.5's conditioning in float32
+
+
+@dataclass(frozen=True)
+class CaptionSet:
+    """The captions that a run will show."""
+
+    texts: Mapping[str, set[int]]  # caption -> the records that are shown with it
+    complete: bool  # False: there are more, too many to have them all ready
+
+
+def foresee(captions: ShownCaptions, batches: Plan, steps: int) -> CaptionSet:
+    """Every caption of the run; if they vary, at most `MOST_TEXTS`, the first ones shown."""
+    texts: dict[str, set[int]] = {"": set()}
+    if not captions.vary:
+        for index in range(len(captions.records)):
+            texts.setdefault(captions.variant(index), set()).add(index)
+            if captions.options.preservation and (plain := captions.plain(index)):
+                texts.setdefault(plain, set()).add(index)
+        return CaptionSet(texts, complete=True)
+    for index, shown in captions.of_steps(batches, steps):
+        if shown.text not in texts and len(texts) == MOST_TEXTS:
+            return CaptionSet(texts, complete=False)
+        texts.setdefault(shown.text, set()).add(index)
+    return CaptionSet(texts, complete=True)
+
+
+class ConditioningCache:
+    """The conditioning of captions: ready before the first step, or from `find` when it is asked for.
+
+    Either way each caption is encoded alone, so that the bits are the same.
+    """
+
+    def __init__(
+        self,
+        ready: Mapping[str, Conditioning],
+        find: Callable[[str], Conditioning],
+        device: torch.device,
+    ) -> None:
+        self._ready = {caption: _to(value, device) for caption, value in ready.items()}
+        self._made = lru_cache(maxsize=MOST_TEXTS)(lambda caption: _to(find(caption), device))
+
+    @property
+    def num_bytes(self) -> int:
+        """Of those that were ready before the first step."""
+        return sum(tensor.nbytes for one in self._ready.values() for tensor in one.values())
+
+    def batch(self, captions: Sequence[str]) -> Conditioning:
+        """The captions' conditioning in one batch, as long as the longest of them needs."""
+        return join([self._of(caption) for caption in captions], empty=self._of(""))
+
+    def _of(self, caption: str) -> Conditioning:
+        found = self._ready.get(caption)
+        return self._made(caption) if found is None else found
+
+
+def prepare_texts(
+    cache: TextCache,
+    foreseen: CaptionSet,
+    family: ModelFamily,
+    *,
+    also: Sequence[str] = (),
+    on_progress: OnProgress | None = None,
+    processes: Processes = ALONE,
+) -> ConditioningCache:
+    """Conditioning from the frozen text encoder, encoded beforehand if all captions are foreseen.
+
+    At most `MOST_TEXTS` are on the device; more are read from the cache when they are shown. `also`: the
+    captions of regularization images. Of several processes each encodes some; what it then does not find it
+    encodes, too.
+    """
+    captions = list(dict.fromkeys([*foreseen.texts, *also]))
+    encode, device = family.encode_text, family.device
+    held = captions if foreseen.complete and len(captions) <= MOST_TEXTS else [""]
+    with torch.no_grad():  # not inference_mode: its tensors may not enter a graph later
+        if processes.count > 1:
+            own = (captions if foreseen.complete else held)[processes.rank :: processes.count]
+            processes.each(lambda: cache.encode_missing(own, encode, on_progress=on_progress))
+        ready = cache.load_or_encode(held, encode, on_progress=on_progress)
+        if foreseen.complete:
+            cache.encode_missing(captions, encode, on_progress=on_progress)
+    if foreseen.complete:
+        return ConditioningCache(
+            ready, lambda caption: cache.load_or_encode([caption], encode)[caption], device
+        )
+    return ConditioningCache(ready, lambda caption: cache.encode(caption, encode), device)
+
+
+def _to(conditioning: Conditioning, device: torch.device) -> Conditioning:
+    return {name: tensor.to(device) for name, tensor in conditioning.items()}

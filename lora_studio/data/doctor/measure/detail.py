@@ -1,0 +1,152 @@
+"""Traces of enlarging: pixels that were computed from fewer ones."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_WINDOW = 256  # pixels in one spectrum
+_LOWEST = 0.19  # cycles a pixel: enlarged about five times; below that the image's own patterns lie
+_LARGEST_BLOCK = 16
+_LEAST_CHANGES = 12  # places where neighbouring columns differ, to call their spacing regular
+
+
+def resampling_trace(luma: NDArray[np.float32]) -> float:
+    """The strongest peak, over the median, in the spectrum of how much neighbouring pixels differ.
+
+    [H, W] in 0..255. Pixels between the original ones are weighted means of these, so they differ less, and
+    do so periodically (A. C. Gallagher, "Detection of linear and cubic interpolation in JPEG compressed
+    images", 2005, with the first derivative besides the second, as that one shows a factor of exactly 2).
+    Peaks that the 8x8 blocks of JPEG make are taken off. 0 if the image is too small.
+    """
+    size = min(_WINDOW, (min(luma.shape) - 10) // 8 * 8)
+    if size < 32:
+        return 0.0
+    return max(_peak(luma, order, size) for order in (1, 2))
+
+
+def _peak(luma: NDArray[np.float32], order: int, size: int) -> float:
+    spectrum = sum(
+        _spectrum(np.log1p(np.abs(np.diff(turned, n=order, axis=1))).mean(axis=0), size)
+        for turned in (luma, luma.T)
+    )
+    assert not isinstance(spectrum, int)
+    frequencies = np.fft.rfftfreq(size)
+    spectrum = spectrum / max(float(np.median(spectrum[frequencies > 0.1])), 1e-9)
+    return float(_without_blocks(spectrum, size)[frequencies >= _LOWEST].max())
+
+
+def _spectrum(profile: NDArray[np.float32], size: int) -> NDArray[np.float64]:
+    """Mean magnitude over half overlapping windows, after the slow changes are taken out."""
+    smooth = np.convolve(np.pad(profile, 4, mode="edge"), np.full(9, 1 / 9), "valid")
+    rest, window = profile - smooth, np.hanning(size + 1)[:-1]
+    starts = range(0, len(rest) - size + 1, size // 2)
+    return np.mean([np.abs(np.fft.rfft(rest[start : start + size] * window)) for start in starts], axis=0)
+
+
+def _without_blocks(spectrum: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Blocks of 8 pixels have peaks of one height at every eighth; what 1/4 and 1/2 have beyond it stays."""
+    eighth, cleaned = size // 8, spectrum.copy()
+    of_blocks = max(1.0, spectrum[eighth], spectrum[3 * eighth])
+    for multiple in (1, 2, 3, 4):
+        nearby = slice(multiple * eighth - 1, multiple * eighth + 2)
+        cleaned[nearby] = cleaned[nearby] / of_blocks if multiple in (2, 4) else 0.0
+    return cleaned
+
+
+def pixel_block(luma: NDArray[np.float32]) -> int:
+    """The side of the squares of equal pixels that the whole image consists of; 1 if it does not.
+
+    [H, W]; what enlarging without interpolation makes.
+    """
+    sides = [_spacing(luma), _spacing(luma.T)]
+    return sides[0] if sides[0] == sides[1] else 1
+
+
+def _spacing(luma: NDArray[np.float32]) -> int:
+    """The largest spacing of which all places are multiples where a column differs from the one before."""
+    changes = np.flatnonzero((luma[:, 1:] != luma[:, :-1]).any(axis=0))
+    if len(changes) < _LEAST_CHANGES:
+        return 1
+    for spacing in range(_LARGEST_BLOCK, 1, -1):
+        if len(set((changes % spacing).tolist())) == 1:
+            return spacing
+    return 1
+
+
+# Sum of the luma table in annex K of the JPEG standard, ITU-T T.81, which is what the quality 50 means.
+_STANDARD_SUM = 3688
+_LARGEST_STEP = 16  # grey levels; larger ones are edges of things
+_SEEN_STEP = 2
+_LEAST_SEEN = 0.25  # share of places along block edges with a step; in drawings with flat areas there are few
+
+
+def jpeg_quality(data: bytes) -> int | None:
+    """1 to 100 from the quantisation table, as the Independent JPEG Group's program scales it; else None.
+
+    Below 20 it is overstated, since the steps in a table end at 255.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=("JPEG",)) as image:
+            luma = image.quantization.get(0)  # type: ignore[attr-defined]
+    except Exception:  # not a JPEG; the image itself was decoded before
+        return None
+    if not luma:
+        return None
+    scale = 100 * sum(luma) / _STANDARD_SUM
+    return max(1, min(100, round((200 - scale) / 2 if scale <= 100 else 5000 / scale)))
+
+
+def blockiness(luma: NDArray[np.float32]) -> float:
+    """Steps at the edges of blocks of 8 pixels over those elsewhere, along the axis where that is less.
+
+    [H, W] in 0..255; wherever the grid lies. 1.0 if there are too few steps to tell.
+    """
+    return min(_along(luma), _along(luma.T))
+
+
+def _along(luma: NDArray[np.float32]) -> float:
+    steps = np.abs(np.diff(luma, axis=1))
+    steps = steps[:, : steps.shape[1] // 8 * 8]
+    if steps.size == 0:
+        return 1.0
+    means = np.minimum(steps, _LARGEST_STEP).mean(axis=0).reshape(-1, 8).mean(axis=0)
+    edge = int(means.argmax())
+    if float((steps[:, edge::8] >= _SEEN_STEP).mean()) < _LEAST_SEEN:
+        return 1.0
+    return float(means[edge] / max(float(np.median(np.delete(means, edge))), 0.05))
+
+
+_TILE = 16  # pixels
+_LEAST_SLOPE = 4.0  # mean square of the gradient below which a tile has no edge, but only noise
+_SHARPEST = 10  # percent of the tiles with edges; a subject may be sharp before a blurred background
+
+
+def edge_width(luma: NDArray[np.float32]) -> float:
+    """Root of gradient energy over Laplacian energy, in pixels, of the sharpest tenth; inf without edges.
+
+    [H, W] in 0..255. Both are second moments of the same edges, so contrast cancels out: a lone edge blurred
+    by a Gaussian of s pixels has s * sqrt(2), less where there are several; 0.3 to 0.6 is sharp.
+    """
+    if min(luma.shape) < 3:
+        return float("inf")
+    middle = luma[1:-1, 1:-1]
+    left, right, up, down = luma[1:-1, :-2], luma[1:-1, 2:], luma[:-2, 1:-1], luma[2:, 1:-1]
+    gradient = _by_tile(((right - left) ** 2 + (down - up) ** 2) * np.float32(0.25))
+    laplacian = _by_tile((left + right + up + down - 4 * middle) ** 2)
+    edges = gradient > _LEAST_SLOPE
+    if not edges.any():
+        return float("inf")
+    return float(np.percentile(np.sqrt(gradient[edges] / np.maximum(laplacian[edges], 1e-6)), _SHARPEST))
+
+
+def _by_tile(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Means over tiles, flat; an image smaller than a tile is one."""
+    height, width = (max(1, side // _TILE) for side in values.shape)
+    tile_height, tile_width = (min(side, _TILE) for side in values.shape)
+    whole = values[: height * tile_height, : width * tile_width]
+    tiles = whole.reshape(height, tile_height, width, tile_width)
+    return tiles.mean(axis=(1, 3), dtype=np.float32).ravel()

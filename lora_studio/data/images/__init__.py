@@ -1,0 +1,1 @@
+"""Untrusted image files: found, decoded under limits, and made into pixels."""

@@ -1,0 +1,1 @@
+"""What layers are called in published files."""

@@ -1,0 +1,192 @@
+"""A base from the one file in the original layout that UI users have: SD1.x, SD2.x or SDXL, offline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_studio.errors import BaseModelError
+from lora_studio.families.original.checkpoint import Checkpoint, open_checkpoint
+from lora_studio.families.original.configurations import configurations_of
+from lora_studio.families.original.kinds import BaseKind, Shapes, detect
+from lora_studio.families.original.names import TensorOrigin, origins, sort_rest
+from lora_studio.families.original.prediction import find_prediction
+from lora_studio.families.original.tokenizers import tokenizers_for
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+_SHOWN = 3  # names in a message; the rest are counted
+
+
+@dataclass(frozen=True)
+class SingleFileOptions:
+    """What the user says about a file that the file itself does not."""
+
+    prediction_type: str = "auto"  # or "epsilon" or "v_prediction"; auto: as the file's hints say
+    tokenizer: Path | None = None  # a folder; None: CLIP's vocabulary in the package
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A whole base in diffusers' words, as its diffusers folder would give it.
+
+    A part's fingerprint depends on nothing but its class, scale and weights, all of which are the folder's.
+    """
+
+    parts: dict[str, nn.Module]
+    tokenizers: dict[str, PreTrainedTokenizerBase]
+    configurations: dict[str, dict[str, Any]]  # by part, plus "scheduler"
+    notes: tuple[str, ...]  # what the user should know: the kind, the prediction, what was left out
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """A file whose header was found to be that of a whole base; its weights are not read yet."""
+
+    checkpoint: Checkpoint
+    kind: BaseKind
+    configurations: dict[str, dict[str, Any]]
+    notes: tuple[str, ...]
+    options: SingleFileOptions
+
+    def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
+        """Without its networks. Raises BaseModelError when the folder named for them does not hold them."""
+        return tokenizers_for(self.kind, self.configurations, self.options.tokenizer)
+
+    def load(self, *, weights: bool = True, dtype: torch.dtype | None = None) -> Loaded:
+        """Everything, in `dtype` (float32 by default) on the CPU; without `weights`, shapes only.
+
+        Weights are mapped and copied tensor by tensor, so that no more than one whole copy is ever held.
+        Raises BaseModelError that names what is missing or should not be there.
+        """
+        import torch
+
+        tokenizers = self.tokenizers()
+        parts = {name: _empty(name, values) for name, values in self._networks()}
+        found = origins(self.kind, self.checkpoint.shapes, self.configurations)
+        notes = _check(self, parts, found)
+        if weights:
+            _fill(self.checkpoint, parts, found, dtype or torch.float32)
+        return Loaded(parts, tokenizers, self.configurations, (*self.notes, *notes))
+
+    def _networks(self) -> list[tuple[str, dict[str, Any]]]:
+        names = ("unet", "vae", *(encoder.part for encoder in self.kind.text_encoders))
+        return [(name, self.configurations[name]) for name in names]
+
+
+def open_single_file(path: Path, options: SingleFileOptions | None = None) -> SingleFile:
+    """Look at a checkpoint's header. Raises BaseModelError that says what a file is that is no whole base."""
+    options = options or SingleFileOptions()
+    checkpoint = open_checkpoint(path, allow_pickle=options.allow_pickle)
+    kind = detect(path.name, checkpoint.shapes)
+    prediction = find_prediction(kind, checkpoint, options.prediction_type)
+    configurations = configurations_of(
+        kind, checkpoint.shapes, prediction=prediction.type, zero_snr=prediction.zero_snr
+    )
+    answer = "v" if prediction.type == "v_prediction" else prediction.type
+    note = f"{kind.title}, predicts {answer} ({prediction.source})"
+    return SingleFile(checkpoint, kind, configurations, (note,), options)
+
+
+def load_single_file(
+    path: Path, options: SingleFileOptions | None = None, *, dtype: torch.dtype | None = None
+) -> Loaded:
+    """The base in a file, in `dtype` (float32 by default) on the CPU. Raises BaseModelError."""
+    return open_single_file(path, options).load(dtype=dtype)
+
+
+def _empty(name: str, values: dict[str, Any]) -> nn.Module:
+    """A part with shapes only; its buffers, which no file holds, are real."""
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    with init_empty_weights(include_buffers=False):
+        if name == "unet":
+            return UNet2DConditionModel.from_config(values)
+        if name == "vae":
+            return AutoencoderKL.from_config(values)
+        projects = values["architectures"] == ["CLIPTextModelWithProjection"]
+        return (CLIPTextModelWithProjection if projects else CLIPTextModel)(CLIPTextConfig(**values))
+
+
+def _check(
+    file: SingleFile, parts: dict[str, nn.Module], found: dict[str, dict[str, TensorOrigin]]
+) -> list[str]:
+    """Every tensor of every part is there in its shape, and nothing else; the notes on what is left out."""
+    shapes, name = file.checkpoint.shapes, file.checkpoint.path.name
+    used: set[str] = set()
+    for part, module in parts.items():
+        wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+        missing = [f"{part}.{key}" for key in wanted if key not in found[part]]
+        if missing:
+            raise BaseModelError(
+                f"{name} lacks {_counted(missing, 'tensor')} of a {file.kind.title} base; download it again."
+            )
+        _check_shapes(name, part, wanted, found[part], shapes)
+        used |= {found[part][key].name for key in wanted}
+    averaged, harmless, unexpected = sort_rest(file.kind, shapes, used)
+    if unexpected:
+        raise BaseModelError(
+            f"{name} holds {_counted(unexpected, 'tensor')} that no {file.kind.title} base has; "
+            "it is of another kind, or damaged."
+        )
+    notes = [f"left out: {_counted(averaged, 'averaged (EMA) weight')}"] if averaged else []
+    return notes + ([f"left out: {_counted(harmless, 'tensor')} not needed"] if harmless else [])
+
+
+def _check_shapes(
+    name: str, part: str, wanted: dict[str, tuple[int, ...]], found: dict[str, TensorOrigin], shapes: Shapes
+) -> None:
+    wrong = [
+        f"{found[key].name} is {_sides(found[key].shape(shapes))}, not {_sides(shape)}"
+        for key, shape in wanted.items()
+        if _squeezed(found[key].shape(shapes)) != _squeezed(shape)
+    ]
+    if wrong:
+        raise BaseModelError(f"{name} has {_counted(wrong, 'tensor')} of another size in its {part}.")
+
+
+def _fill(
+    checkpoint: Checkpoint,
+    parts: dict[str, nn.Module],
+    found: dict[str, dict[str, TensorOrigin]],
+    dtype: torch.dtype,
+) -> None:
+    """Give every part its weights: copies, as a file that changes on disk must not change the base."""
+    import torch
+
+    for part, module in parts.items():
+        weights: dict[str, Tensor] = {}
+        with checkpoint.values() as value:  # opened for each part, so that the last one's pages are let go
+            for key, empty in module.state_dict().items():
+                origin = found[part][key]
+                taken = origin.take(value(origin.name)).reshape(empty.shape)
+                weights[key] = taken.to(dtype, copy=True, memory_format=torch.contiguous_format)
+            del taken
+        module.load_state_dict(weights, assign=True)
+
+
+def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    """A 1x1 convolution's weight without its last two sides: some tools write it as a linear layer's."""
+    shape = tuple(shape)
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _counted(names: Sequence[str], noun: str) -> str:
+    """ "5 tensors (a, b, c and 2 more)"."""
+    shown = ", ".join(names[:_SHOWN])
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} ({shown}{rest})"

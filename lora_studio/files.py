@@ -1,0 +1,75 @@
+"""Files written whole or not at all, and what identifies them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BufferedWriter
+from pathlib import Path
+
+_TEMPORARY = ".lora-studio-*.tmp"
+
+
+def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """`path` holds either its old content or all of the new, which may come in pieces, whatever happens."""
+    with writing_atomically(path) as file:
+        file.writelines([content] if isinstance(content, bytes) else content)
+
+
+@contextmanager
+def writing_atomically(path: Path) -> Iterator[BufferedWriter]:
+    """A file to be written piece by piece; it is at `path` when all of it is on the disk, not before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not built from the name, which may already be as long as the file system allows.
+    temporary = path.with_name(_TEMPORARY.replace("*", uuid.uuid4().hex))
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold what was written to a file, or which names a folder has (Windows opens none)."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a file, or over the names and sha256 of all files in a folder."""
+    if path.is_file():
+        return digest(path)
+    whole = hashlib.sha256()
+    for one in sorted(path.rglob("*")):
+        if one.is_file():
+            whole.update(f"{one.relative_to(path).as_posix()} {digest(one)}\n".encode())
+    return whole.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(one.stat().st_size for one in (path, *path.rglob("*")) if one.is_file())
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""LoRA files: one reader and one writer for every spelling."""

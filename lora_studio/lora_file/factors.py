@@ -1,0 +1,161 @@
+"""A change of weight `up @ down` measured, taken apart and cut without ever being multiplied out.
+
+float64 throughout: the factors are narrow, and the tail of a spectrum is a difference of large numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_studio.adapters.kind import Factors
+from lora_studio.rng import generator
+
+NOTHING = 1e-9  # of the largest singular value: below it there is only rounding
+
+
+@dataclass(frozen=True)
+class RankLimit:
+    """How much of a layer is kept: so many ranks, or as few as have a share of the energy."""
+
+    rank: int | None = None
+    energy: float | None = None  # above 0, up to 1: a share of the sum of squares
+
+    def ranks_of(self, sizes: Tensor) -> int:
+        """How many of the singular values [k], from the largest, are kept; at least 1."""
+        if self.energy is None:
+            return max(1, min(self.rank or len(sizes), len(sizes)))
+        energy = sizes.square()
+        tail = energy.flip(0).cumsum(0).flip(0)  # of the ranks from each one on: exact also where it is tiny
+        wanted = (1 - self.energy) * tail[0]
+        return max(1, int((tail > wanted).sum()))
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """The singular value decomposition of a change of weight, from its factors."""
+
+    left: Tensor  # [out, r], orthonormal columns
+    sizes: Tensor  # [k], falling, k >= r
+    right: Tensor  # [r, in], orthonormal rows
+
+    @property
+    def energy(self) -> float:
+        """The sum of squares of the change's entries."""
+        return self.sizes.square().sum().item()
+
+    def cut(self, cut: RankLimit) -> tuple[Factors, float]:
+        """The nearest change of so many ranks (Eckart and Young), and the square of its distance.
+
+        The nearest one's own energy is that of the whole less this square.
+        """
+        rank = cut.ranks_of(self.sizes)
+        root = self.sizes[:rank].sqrt()
+        factors = Factors(root[:, None] * self.right[:rank], self.left[:, :rank] * root)
+        return factors, self.sizes[rank:].square().sum().item()
+
+    def leading(self, energy: float = 1.0) -> Decomposition:
+        """Its directions that have this share of the energy, without those that are rounding; maybe none."""
+        if not self.sizes[0] > 0:
+            return Decomposition(self.left[:, :0], self.sizes[:0], self.right[:0])
+        real = int((self.sizes > NOTHING * self.sizes[0]).sum())
+        rank = min(real, RankLimit(energy=energy).ranks_of(self.sizes))
+        return Decomposition(self.left[:, :rank], self.sizes[:rank], self.right[:rank])
+
+
+def decompose(factors: Factors, cut: RankLimit | None = None) -> Decomposition:
+    """QR of both factors, then the SVD of what is between the two bases: [r, r] instead of [out, in].
+
+    With the vectors of the ranks that `cut` keeps alone, but all sizes. The bases are never written out:
+    their reflections are applied to those vectors.
+    """
+    columns, rows = torch.geqrf(factors.up), torch.geqrf(factors.down.T)
+    above, beside = (one.a[: one.tau.shape[0]].triu() for one in (columns, rows))
+    left, sizes, right = torch.linalg.svd(above @ beside.T, full_matrices=False)
+    rank = len(sizes) if cut is None else cut.ranks_of(sizes)
+    return Decomposition(
+        _in_basis(*columns, left[:, :rank]), sizes, _in_basis(*rows, right[:rank].T).T.contiguous()
+    )
+
+
+def _in_basis(reflections: Tensor, scales: Tensor, coordinates: Tensor) -> Tensor:
+    """Q [m, k] @ coordinates [k, r], with Q as LAPACK's geqrf leaves it."""
+    longer = coordinates.new_zeros(len(reflections), coordinates.shape[1])
+    longer[: len(coordinates)] = coordinates
+    return torch.ormqr(reflections[:, : len(scales)], scales, longer)
+
+
+def stacked(parts: Sequence[Factors]) -> Factors:
+    """The sum of changes, exactly: their ranks side by side."""
+    return Factors(torch.cat([one.down for one in parts]), torch.cat([one.up for one in parts], dim=1))
+
+
+def inner(one: Factors, other: Factors) -> float:
+    """The sum of the products of all entries of two changes of the same shape."""
+    return ((one.up.T @ other.up) * (one.down @ other.down.T)).sum().item()
+
+
+def energy(factors: Factors) -> float:
+    """The sum of squares of a change's entries; never below 0, which rounding could make it."""
+    return max(0.0, inner(factors, factors))
+
+
+def difference(one: Factors, other: Factors) -> Factors:
+    """One change less another."""
+    return stacked([one, Factors(other.down, -other.up)])
+
+
+def balanced(factors: Factors) -> Factors:
+    """The same change with both factors of about one size in every rank, so that neither leaves float16.
+
+    By powers of two, which change no digit.
+    """
+    down, up = factors
+    across, along = down.norm(dim=1), up.norm(dim=0)
+    power = torch.where((across > 0) & (along > 0), (along / across).log2().div(2).round().exp2(), 1.0)
+    return Factors(down * power[:, None], up / power)
+
+
+FIRST_GUESS = 64  # ranks that a share of the energy may need
+_OVERSAMPLED, _PASSES = 16, 3
+
+
+def leading(change: Tensor, cut: RankLimit, name: str) -> tuple[Factors, float]:
+    """The leading directions of a dense change [out, in], and the square of what they leave out, measured.
+
+    By a random start and subspace iterations (Halko, Martinsson and Tropp 2011, arXiv 0909.4061, alg. 4.4):
+    as good as the whole SVD to rounding where the spectrum falls, in a fraction of its time. For a share of
+    the energy the guess is doubled until it has it.
+    """
+    total = change.double().square().sum().item()
+    wanted = cut.rank or FIRST_GUESS
+    while True:
+        found = _subspace(change, min(wanted, *change.shape), name)
+        energies = found.sizes.square().cumsum(0)
+        if cut.energy is None:
+            break
+        enough = (energies >= cut.energy * total * (1 - 1e-7)).nonzero()  # 1: all but float32's rounding
+        if len(enough) or wanted >= min(change.shape):
+            cut = RankLimit(rank=int(enough[0]) + 1 if len(enough) else len(energies))
+            break
+        wanted *= 2
+    factors, _ = found.cut(cut)
+    return factors, max(0.0, total - energies[len(factors.down) - 1].item())
+
+
+def _subspace(change: Tensor, rank: int, name: str) -> Decomposition:
+    width = min(rank + _OVERSAMPLED, *change.shape)
+    if 2 * width >= min(change.shape):
+        left, sizes, right = torch.linalg.svd(change.double(), full_matrices=False)
+        return Decomposition(left, sizes, right)
+    draw = torch.randn(change.shape[1], width, generator=generator("extract", name))
+    basis, _ = torch.linalg.qr(change @ draw)
+    for _ in range(_PASSES):
+        across, _ = torch.linalg.qr(change.T @ basis)
+        basis, _ = torch.linalg.qr(change @ across)
+    inside = (basis.T @ change).double()
+    left, sizes, right = torch.linalg.svd(inside, full_matrices=False)
+    return Decomposition(basis.double() @ left, sizes, right)

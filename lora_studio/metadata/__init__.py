@@ -1,0 +1,1 @@
+"""What files say of themselves and of what they were made from."""

@@ -1,0 +1,1 @@
+"""What is learned: how latents are noised, and how the prediction's error is weighted."""

@@ -1,0 +1,157 @@
+"""What is predicted and how the error is weighted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from lora_studio.objectives.losses import LOSSES, Loss
+from lora_studio.objectives.noise import pyramid
+from lora_studio.objectives.timesteps import DrawPosition, Spread, Timesteps
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class NoisyBatch:
+    """A noised batch: what the denoiser sees and what it should answer."""
+
+    latents: Tensor  # [B, C, H, W]
+    timestep: Tensor  # [B], int64
+    target: Tensor  # [B, C, H, W]
+    weight: Tensor  # [B], float32
+
+    def rows(self, wanted: slice) -> NoisyBatch:
+        """Some of the batch's rows."""
+        return NoisyBatch(
+            self.latents[wanted], self.timestep[wanted], self.target[wanted], self.weight[wanted]
+        )
+
+
+class Objective(Protocol):
+    """Turns clean latents into a question and its answer; every random number comes from `rng` and `turn`."""
+
+    @property
+    def timesteps_wanted(self) -> Timesteps:
+        """Which timesteps are drawn."""
+        ...
+
+    def noise(self, latents: Tensor, rng: Generator, turn: DrawPosition | None = None) -> NoisyBatch:
+        """[B, C, H, W] -> a noised batch on the same device; `turn`: its place in the run."""
+        ...
+
+    def shares(self, shape: tuple[int, ...], rng: Generator, turn: DrawPosition | None) -> Tensor:
+        """[B] in 0..1: the shares of the way to noise that `noise` draws for latents of this shape."""
+        ...
+
+    def noise_at(self, latents: Tensor, noise: Tensor, share: Tensor) -> NoisyBatch:
+        """The same with given noise [B, C, H, W], at shares [B] in 0..1 of the way from clean to noise."""
+        ...
+
+    def error(self, answer: Tensor, target: Tensor) -> Tensor:
+        """How far off the answer is, number by number: [B, C, H, W], not negative."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveOptions:
+    """The recipe's wishes, as plain values; what each does is said there."""
+
+    snr_gamma: float = 5.0
+    noise_offset: float = 0.0
+    timesteps: Spread = "stratified"
+    weighting: Literal["min_snr", "debiased"] = "min_snr"
+    timestep_range: tuple[float, float] = (0.0, 1.0)
+    timestep_bias: float = 0.0
+    multires_noise: float = 0.0
+    input_perturbation: float = 0.0
+    loss: Loss = "l2"
+    loss_delta: float = 1.0
+
+
+@dataclass(frozen=True)
+class Diffusion(ObjectiveOptions):
+    """The discrete diffusion objective of Stable Diffusion (DDPM, arXiv 2006.11239, eq. 14).
+
+    `alphas` [T] is the product of 1 - beta; `prediction` says what the base answers.
+    """
+
+    alphas: Tensor
+    prediction: Literal["epsilon", "v_prediction"]
+
+    @property
+    def timesteps_wanted(self) -> Timesteps:
+        """Which timesteps are drawn."""
+        return Timesteps(self.timesteps, *self.timestep_range, self.timestep_bias)
+
+    def noise(self, latents: Tensor, rng: Generator, turn: DrawPosition | None = None) -> NoisyBatch:
+        """Draw each sample's timestep and noise and mix them in; all draws on the CPU, so devices agree."""
+        noise, share, seen = self._draws(latents.shape, rng, turn)
+        return self._mix(latents, noise, share, seen)
+
+    def shares(self, shape: tuple[int, ...], rng: Generator, turn: DrawPosition | None) -> Tensor:
+        """[B] in 0..1: what `noise` draws for latents of this shape, whose noise has to be drawn first."""
+        return self._draws(shape, rng, turn)[1]
+
+    def _draws(
+        self, shape: tuple[int, ...], rng: Generator, turn: DrawPosition | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Noise [B, C, H, W], shares [B] of all timesteps, and the noise that is seen if it is another."""
+        import torch
+
+        noise = torch.randn(shape, generator=rng)
+        if (
+            self.noise_offset
+        ):  # a constant a sample and channel, so that very dark and bright images can be learned
+            noise = noise + self.noise_offset * torch.randn((*shape[:2], 1, 1), generator=rng)
+        share = self.timesteps_wanted.draw(shape[0], rng, turn)
+        if self.multires_noise:
+            noise = pyramid(noise, self.multires_noise, rng)
+        if not self.input_perturbation:
+            return noise, share, None
+        return noise, share, noise + self.input_perturbation * torch.randn(shape, generator=rng)
+
+    def noise_at(self, latents: Tensor, noise: Tensor, share: Tensor) -> NoisyBatch:
+        """Mix given noise in, at given shares [B] of all timesteps."""
+        return self._mix(latents, noise, share, None)
+
+    def timestep_at(self, share: Tensor) -> Tensor:
+        """Shares [B] in 0..1 -> timesteps [B], int64."""
+        return (share * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+
+    def _mix(self, latents: Tensor, noise: Tensor, share: Tensor, seen: Tensor | None) -> NoisyBatch:
+        """`seen`: the noise in the latents, if not the one in the target: arXiv 2301.11706, algorithm 1."""
+        device = latents.device
+        timestep, noise = self.timestep_at(share).to(device), noise.to(device)
+        alpha = self.alphas.to(device)[timestep].view(-1, 1, 1, 1)
+        noised = alpha.sqrt() * latents + (1 - alpha).sqrt() * (noise if seen is None else seen.to(device))
+        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents  # arXiv 2202.00512, sec. 4
+        target = noise if self.prediction == "epsilon" else velocity
+        return NoisyBatch(noised, timestep, target, self.weight(timestep))
+
+    def error(self, answer: Tensor, target: Tensor) -> Tensor:
+        """[B, C, H, W], not negative, before any weight."""
+        return LOSSES[self.loss](answer, target, self.loss_delta)
+
+    def weight(self, timestep: Tensor) -> Tensor:
+        """[B] -> [B] weights, in the form for what is predicted.
+
+        min_snr (arXiv 2303.09556, sec. 3.4): epsilon: min(SNR, gamma) / SNR; v: min(SNR, gamma) / (SNR + 1).
+        At SNR 0 epsilon's limit, 1, is used. debiased (arXiv 2310.08442, eq. 9: 1 / sqrt(SNR) for epsilon):
+        sqrt(min(SNR, gamma)) / SNR and sqrt(min(SNR, gamma)) / (SNR + 1); epsilon's SNR is at least 0.001.
+        """
+        import torch
+
+        debiased = self.weighting == "debiased"
+        if self.snr_gamma == 0 and not debiased:
+            return torch.ones(timestep.shape, device=timestep.device)
+        alpha = self.alphas.to(timestep.device)[timestep]
+        snr = alpha / (1 - alpha)
+        capped = snr.clamp(max=self.snr_gamma) if self.snr_gamma else snr
+        if debiased:
+            floor = 1e-3 if self.prediction == "epsilon" else 0.0
+            snr, capped = snr.clamp(min=floor), capped.clamp(min=floor).sqrt()
+        if self.prediction == "v_prediction":
+            return capped / (snr + 1)
+        return torch.where(snr > 0, capped / snr.clamp(min=1e-12), torch.ones_like(snr))

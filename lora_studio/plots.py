@@ -1,0 +1,88 @@
+"""loss.png: the loss of every step and its running mean, and the learning rate."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def drawing() -> ModuleType:
+    """matplotlib.pyplot, for files and not for a screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    module: ModuleType = pyplot
+    return module
+
+
+def margins(height: float) -> dict[str, float]:
+    """Room around the axes of a figure 8 inches wide and `height` inches high, as `gridspec_kw` has it.
+
+    Given, and not found by matplotlib's "constrained" layout, which draws everything twice.
+    """
+    return {"left": 0.11, "right": 0.98, "top": 1 - 0.2 / height, "bottom": 0.55 / height}
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """A finished figure, which is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    drawing().close(figure)
+    return buffer.getvalue()
+
+
+def loss_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A PNG from the lines of metrics.jsonl; skipped steps are left out."""
+    rows = [row for row in rows if not row.get("skipped")]
+    pyplot = drawing()
+    steps = [row["step"] for row in rows]
+    figure, (above, below) = pyplot.subplots(
+        2, 1, figsize=(8, 5), sharex=True, height_ratios=[3, 1], gridspec_kw=margins(5)
+    )
+    above.plot(steps, [row["loss"] for row in rows], color="#b9c4d6", linewidth=0.8, label="each step")
+    above.plot(
+        steps,
+        running_mean([row["loss"] for row in rows]),
+        color="#1f4e9c",
+        linewidth=1.8,
+        label="running mean",
+    )
+    above.set_ylabel("loss")
+    above.legend(frameon=False)
+    below.plot(steps, [row["learning_rate"] for row in rows], color="#9c5a1f")
+    below.set_ylabel("learning rate")
+    below.set_xlabel("step")
+    return png_bytes(figure)
+
+
+def validation_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A PNG from the lines of validation.jsonl: each image and their mean, as shares of the base's loss."""
+    pyplot = drawing()
+    steps = [row["step"] for row in rows]
+    figure, axes = pyplot.subplots(figsize=(8, 4), gridspec_kw=margins(4))
+    for name in rows[0]["images"]:
+        axes.plot(steps, [row["images"][name] for row in rows], color="#b9c4d6", linewidth=0.8)
+    means = [row["relative"] for row in rows]
+    axes.plot(steps, means, color="#1f4e9c", linewidth=1.8, marker="o", markersize=3, label="mean")
+    axes.axhline(1, color="#888", linewidth=0.8, linestyle="--", label="the base")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss on validation images / the base's")
+    axes.legend(frameon=False)
+    return png_bytes(figure)
+
+
+def running_mean(values: Sequence[float], *, decay: float = 0.95) -> list[float]:
+    """An exponential mean, corrected for its start."""
+    means: list[float] = []
+    total = weight = 0.0
+    for value in values:
+        total, weight = decay * total + value, decay * weight + 1
+        means.append(total / weight)
+    return means

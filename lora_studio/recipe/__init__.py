@@ -1,0 +1,70 @@
+"""The recipe: the whole configuration of a run, as pydantic models read from TOML.
+
+Every default is written here once, with its reason. Below `training/prepare/__init__.py` nobody sees a recipe.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from lora_studio.recipe.adapter import AdapterConfig
+from lora_studio.recipe.base import BaseConfig
+from lora_studio.recipe.data import DataConfig
+from lora_studio.recipe.machine import MachineConfig
+from lora_studio.recipe.objective import ObjectiveConfig
+from lora_studio.recipe.output import ExportConfig, PreviewConfig, TrackingConfig
+from lora_studio.recipe.section import Section
+from lora_studio.recipe.tokens import NO_ADAPTER, TokenConfig, token_faults
+from lora_studio.recipe.training import TrainingConfig, ValidationConfig, idle_rates
+
+HasFiles = TypeVar("HasFiles", DataConfig, BaseConfig, AdapterConfig)
+
+
+class Recipe(Section):
+    """The whole configuration of a run."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="names the run folder and the file: 1 to 64 letters, digits, dots, _ and -",
+    )
+    base: BaseConfig
+    data: DataConfig
+    adapter: AdapterConfig = AdapterConfig()
+    tokens: tuple[TokenConfig, ...] = Field((), description="[[tokens]]: new words that are learned")
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig = TrainingConfig()
+    machine: MachineConfig = MachineConfig()
+    validation: ValidationConfig = ValidationConfig()
+    preview: PreviewConfig = PreviewConfig()
+    export: ExportConfig = ExportConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("data", "base", "adapter", mode="after")
+    @classmethod
+    def _files_beside_the_recipe(cls, section: HasFiles, info: ValidationInfo) -> HasFiles:
+        folder = (info.context or {}).get("folder")
+        return section if folder is None else section.below(folder)
+
+    @model_validator(mode="after")
+    def _rates_are_used(self) -> Recipe:
+        layers = self.adapter.kind != NO_ADAPTER
+        if idle := idle_rates(self.training, layers=layers, text_encoder=self.adapter.text_encoder):
+            advice = "set adapter.text_encoder = true" if layers else "each of [[tokens]] has its own"
+            raise ValueError(f"nothing is trained with {' and '.join(idle)}; leave it out, or {advice}.")
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_go_together(self) -> Recipe:
+        without_tokens = ["objective.preservation"] if self.objective.preservation else []
+        without_tokens += self.data.regularization_sources
+        faults = token_faults(
+            *(self.tokens, self.adapter),
+            name=self.name,
+            steps=self.training.steps,
+            without_tokens=without_tokens,
+        )
+        if faults:
+            raise ValueError("\n  ".join(faults))
+        return self

@@ -1,0 +1,157 @@
+"""Shipped recipes to begin with: their names, and one of them filled in for somebody's own images."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from lora_studio.errors import RecipeError
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.base import FILE_ENDINGS
+from lora_studio.recipe.load import PRESET_FOLDER, recipe_from
+from lora_studio.registry import unknown
+
+_STRING = r'"(?:[^"\\\n]|\\.)*"'
+
+
+@dataclass(frozen=True)
+class PresetInputs:
+    """What a preset does not know."""
+
+    images: Path
+    trigger: str
+    base: str = ""  # empty: the preset's
+    name: str = ""  # empty: the folder's
+    class_words: str = ""  # what the trigger is one of
+
+
+def preset_names() -> list[str]:
+    """Of all presets."""
+    return sorted(path.stem for path in PRESET_FOLDER.glob("*.toml"))
+
+
+def preset_text(name: str) -> str:
+    """The preset as it is shipped. Raises RecipeError, with a suggestion, if there is none of that name."""
+    if name not in preset_names():
+        raise RecipeError(unknown("preset", name, preset_names()))
+    return (PRESET_FOLDER / f"{name}.toml").read_text("utf-8")
+
+
+def summary(name: str) -> str:
+    """What it is for: the first line."""
+    return preset_text(name).splitlines()[0].removeprefix("# ")
+
+
+def recipe_name(images: Path) -> str:
+    """The folder's name as far as it can name a file."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", images.resolve().name).strip("._-")[:64] or "my_lora"
+
+
+def fill(preset: str, wishes: PresetInputs, *, folder: Path) -> tuple[str, Recipe]:
+    """The preset's text with the wishes in place of its own words, for a recipe in `folder`; and that recipe.
+
+    Comments stay. Raises RecipeError for what could not be trained.
+    """
+    text = preset_text(preset)
+    own = tomllib.loads(text)
+    old_trigger, old_class = own["data"]["trigger"], own["data"].get("class_words", "")
+    wanted = _class_words(preset, wishes, needed=bool(old_class))
+    trigger = with_class(wishes.trigger, wanted)
+    if not wishes.images.is_dir():
+        raise RecipeError(f"there is no folder {wishes.images}; give --images a folder of images.")
+
+    def reworded(words: str) -> str:
+        if old_trigger in words:
+            return words.replace(old_trigger, trigger)
+        return re.sub(rf"\b{re.escape(old_class)}\b", lambda _: wanted, words) if old_class else words
+
+    values = {
+        "name": wishes.name or recipe_name(wishes.images),
+        "model": _base(wishes.base) or own["base"]["model"],
+        "images": _seen_from(folder, wishes.images),
+        "instance_prompt": reworded(own["data"].get("instance_prompt", "")),
+        "class_words": wanted,
+        "trigger": trigger,
+    }
+    if own.get("tokens"):
+        values |= {"token": _new_word(preset, trigger, wanted), "start": wanted}
+    for key, value in values.items():
+        text = _assigned(text, key, value)
+    text = _with_prompts(text, [reworded(prompt) for prompt in own["preview"]["prompts"]])
+    return text, recipe_from(tomllib.loads(text), folder=folder.resolve(), source=f"the recipe from {preset}")
+
+
+def with_class(trigger: str, class_words: str) -> str:
+    """The trigger, and what it is one of behind it unless it says that itself."""
+    said = f" {class_words} ".casefold() in f" {trigger} ".casefold()
+    return trigger if said or not class_words else f"{trigger} {class_words}"
+
+
+def _class_words(preset: str, wishes: PresetInputs, *, needed: bool) -> str:
+    if not wishes.trigger.strip():
+        raise RecipeError('--trigger is empty; give the words that shall call it, such as "zwx style".')
+    if needed and not wishes.class_words.strip():
+        raise RecipeError(
+            f"{preset} needs --class-word: what {wishes.trigger!r} is one of, such as dog, woman or teapot."
+        )
+    return wishes.class_words.strip()
+
+
+def _new_word(preset: str, trigger: str, class_words: str) -> str:
+    """What is left of the trigger without its class: the one word that is learned."""
+    words = re.sub(rf"\b{re.escape(class_words)}\b", " ", trigger, flags=re.IGNORECASE).split()
+    if len(words) != 1:
+        raise RecipeError(
+            f"{preset} learns one new word, but --trigger {trigger!r} has {len(words)} beside its class "
+            f"{class_words!r}; give one, such as zwx."
+        )
+    return words[0]
+
+
+def _base(base: str) -> str:
+    """A path as one that is found from everywhere; a hub id as it is."""
+    path = Path(base).expanduser()
+    if path.suffix in FILE_ENDINGS and not path.exists():
+        raise RecipeError(f"there is no file at --base {base}; give a .safetensors file that is there.")
+    return str(path.resolve()) if base and path.exists() else base
+
+
+def _seen_from(folder: Path, images: Path) -> str:
+    below, path = folder.resolve(), images.resolve()
+    return path.relative_to(below).as_posix() if path.is_relative_to(below) else str(path)
+
+
+def _quoted(value: str) -> str:
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")
+
+
+def _assigned(text: str, key: str, value: str) -> str:
+    """The first `key = "..."` with another value; a key that is missing comes behind the trigger."""
+    pattern = rf"^({key} = ){_STRING}"
+    if re.search(pattern, text, re.MULTILINE):
+        return re.sub(pattern, lambda found: found[1] + _quoted(value), text, count=1, flags=re.MULTILINE)
+    if not value:
+        return text
+    return re.sub(
+        r"^(trigger = .*)$",
+        lambda found: f"{found[1]}\n{key} = {_quoted(value)}",
+        text,
+        count=1,
+        flags=re.MULTILINE,
+    )
+
+
+def _with_prompts(text: str, prompts: list[str]) -> str:
+    """Each on a line of its own, in place of the preset's."""
+    lines = "".join(f"  {_quoted(prompt)},\n" for prompt in prompts)
+    return re.sub(
+        rf"^prompts = \[\s*(?:{_STRING},?\s*)*\]",
+        lambda _: f"prompts = [\n{lines}]",
+        text,
+        count=1,
+        flags=re.MULTILINE,
+    )

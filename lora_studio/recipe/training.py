@@ -1,0 +1,124 @@
+"""The recipe's [training] and [validation]: how long, how fast, and by what it is measured."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from pydantic import Field, field_validator, model_validator
+
+from lora_studio.recipe.section import Section
+
+HELD_OUT_FROM = 12  # images: of fewer each one is needed more than the measurement
+HELD_OUT_SHARE = 0.1
+MOST_HELD_OUT = 12  # a measurement of so many costs about as much as eight steps of four images
+
+
+class TrainingConfig(Section):
+    """How long and how fast. Whether `steps` may change in a resume, the schedule decides."""
+
+    resume_safe: ClassVar[frozenset[str]] = frozenset(
+        {"max_bad_steps", "checkpoint_every", "keep_checkpoints"}
+    )
+
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(4, ge=1)
+    accumulation: int = Field(1, ge=1, description="micro-batches in one optimizer step")
+    learning_rate: float = Field(
+        1e-4, gt=0, le=1, description="for AdamW with alpha = rank; lion wants a third or less, prodigy 1"
+    )
+    text_encoder_learning_rate: float = Field(1e-5, gt=0, le=1)
+    optimizer: str = Field(
+        "adamw",
+        description='adamw, adamw8bit, adafactor, lion, prodigy, schedule_free, or any "module:Class"',
+    )
+    optimizer_options: dict[str, bool | int | float | str | tuple[float, ...]] = Field(
+        {}, description="what it is made with besides, such as betas"
+    )
+    weight_decay: float = Field(0.01, ge=0)
+    schedule: str = Field(
+        "cosine", description="after the warm-up: cosine to a tenth, linear to 0, or constant"
+    )
+    schedule_floor: float | None = Field(
+        None, ge=0, le=1, description="share of the learning rate at the last step, instead of these"
+    )
+    warmup_steps: int | float = Field(20, ge=0, description="steps, or below 1 a share of all steps")
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_bad_steps: int = Field(
+        5, ge=1, description="so many steps in a row that are not finite end the run; fewer are skipped"
+    )
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of a mean of the weights that is exported instead; 0 turns it off"
+    )
+    seed: int = Field(1, ge=0)
+    checkpoint_every: int = Field(100, ge=1, description="steps")
+    keep_checkpoints: int = Field(
+        3, ge=1, description="the newest ones that stay, beside the best and the pinned ones"
+    )
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _steps_or_a_share(cls, value: int | float) -> int | float:
+        if value > 1 and value != int(value):
+            raise ValueError(
+                f"training.warmup_steps is {value}: give a whole number of steps, or a share below 1."
+            )
+        return int(value) if value >= 1 else value
+
+    @property
+    def warmup(self) -> int:
+        """In optimizer steps."""
+        share = self.warmup_steps < 1
+        return round(self.warmup_steps * self.steps) if share else int(self.warmup_steps)
+
+    @property
+    def warms_up_to_the_end(self) -> bool:
+        """Whether no step comes after the warm-up; one of a single step is none."""
+        return 1 < self.warmup >= self.steps
+
+
+def idle_rates(training: TrainingConfig, *, layers: bool, text_encoder: bool) -> list[str]:
+    """Learning rates that were changed though nothing is trained with them."""
+    used = {"learning_rate": layers, "text_encoder_learning_rate": layers and text_encoder}
+    fields = TrainingConfig.model_fields
+    return [
+        f"training.{key}"
+        for key, is_used in used.items()
+        if not is_used and getattr(training, key) != fields[key].default
+    ]
+
+
+class ValidationConfig(Section):
+    """Images that are not trained on; the loss on them says when a run has learned enough."""
+
+    resume_safe: ClassVar[frozenset[str]] = frozenset({"every"})
+
+    count: int | None = Field(
+        None, ge=0, description="images kept apart; 0: none. Those with the role validation come first"
+    )
+    fraction: float | None = Field(None, ge=0, le=0.5, description="share of the images, instead of count")
+    every: int = Field(100, ge=1, description="steps between measurements; one is made before the first")
+
+    @model_validator(mode="after")
+    def _one_way_to_say_how_many(self) -> ValidationConfig:
+        if self.count is not None and self.fraction is not None:
+            raise ValueError("validation.count and validation.fraction are both there; keep one of them.")
+        return self
+
+    @property
+    def off(self) -> bool:
+        """Whether nothing is measured, not even on images with the role validation."""
+        return self.count == 0 or self.fraction == 0
+
+    def to_take(self, images: int, *, given: int) -> int:
+        """How many of the images to train on are held out, beside `given` ones with the role validation.
+
+        By default a tenth of 12 images or more, unless some have the role.
+        """
+        if self.count is not None:
+            return max(0, self.count - given)
+        if self.fraction is not None:
+            return max(0, math.ceil(self.fraction * (images + given)) - given)
+        if given or images < HELD_OUT_FROM:
+            return 0
+        return min(MOST_HELD_OUT, math.ceil(HELD_OUT_SHARE * images))

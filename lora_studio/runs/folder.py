@@ -1,0 +1,189 @@
+"""The run folder and its only writer: everything is written to a temporary name, synced and renamed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from lora_studio.errors import CheckpointError, RunFolderError
+from lora_studio.files import _TEMPORARY, _write_synced, sync, write_atomically
+
+PIN = "keep"  # a file of this name in a checkpoint's folder: it is never removed
+
+
+def run_folder(name: str) -> Path:
+    """Where a run lies unless its folder is named."""
+    return Path("runs") / name
+
+
+class Run:
+    """One run folder: recipe, manifest, metrics, checkpoints, previews, reports and the finished file.
+
+    Every method that writes raises RunFolderError when the disk refuses.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._metrics: FileIO | None = None
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        """Where checkpoints lie, one folder each, named by their step."""
+        return self.folder / "checkpoints"
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within it an OSError becomes a RunFolderError."""
+        try:
+            yield
+        except OSError as error:
+            raise RunFolderError(
+                f"the run folder {self.folder} cannot be written to ({error.strerror or error})"
+            ) from None
+
+    def file(self, name: str, content: bytes) -> Path:
+        """Write a file of the run."""
+        with self.writing():
+            write_atomically(self.folder / name, content)
+        return self.folder / name
+
+    def text(self, name: str, content: str) -> Path:
+        """Write a text file of the run."""
+        return self.file(name, content.encode("utf-8"))
+
+    def json(self, name: str, values: Mapping[str, Any]) -> Path:
+        """Write a JSON file of the run."""
+        return self.text(name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+    def metric(self, values: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl; without a buffer, so that a full disk is noticed here."""
+        with self.writing():
+            if self._metrics is None:
+                self._metrics = self._open("metrics.jsonl")
+            _write_line(self._metrics, values)
+
+    def append(self, name: str, values: Mapping[str, Any]) -> None:
+        """Append one line to a JSON lines file of the run."""
+        with self.writing(), self._open(name) as file:
+            _write_line(file, values)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl; a line cut short by a crash is left out."""
+        return self.lines("metrics.jsonl")
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a JSON lines file of the run, none if it is not there; a cut one is left out."""
+        path = self.folder / name
+        rows: list[dict[str, Any]] = []
+        for line in path.read_text("utf-8").split("\n") if path.is_file() else []:  # names may hold U+2028
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+    def forget_after(self, step: int, name: str = "metrics.jsonl") -> None:
+        """Before resuming at `step`: the later lines, which will be written again, are taken out."""
+        if not (self.folder / name).exists():
+            return
+        rows = [row for row in self.lines(name) if row["step"] <= step]
+        self.close()
+        self.text(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def checkpoint(
+        self, step: int, files: Mapping[str, bytes], *, keep: int, best: Collection[int] = ()
+    ) -> Path:
+        """Make the folder of a checkpoint all at once, then remove older ones.
+
+        Only when everything in it is on the disk does it get its name. The newest `keep`, those of the steps
+        `best`, and pinned ones stay.
+        """
+        final = self._checkpoint_of(step)
+        temporary, former = (final.with_name(f".{final.name}.{end}") for end in ("tmp", "old"))
+        with self.writing():
+            try:
+                for left_over in (temporary, former):
+                    shutil.rmtree(left_over, ignore_errors=True)
+                temporary.mkdir(parents=True)
+                for name, content in files.items():
+                    _write_synced(temporary / name, content)
+                sync(temporary)
+                if final.exists():  # the same step again, after a resume from an older one
+                    final.rename(former)
+                temporary.rename(final)
+                sync(self.checkpoints_folder)  # before anything older is removed
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(former, ignore_errors=True)
+            kept = {*self.checkpoints()[-keep:], *(self._checkpoint_of(one) for one in best)}
+            for old in self.checkpoints():
+                if old not in kept and not (old / PIN).exists():
+                    shutil.rmtree(old)
+        return final
+
+    def checkpoints(self) -> list[Path]:
+        """Finished checkpoints, oldest first."""
+        return sorted(self.checkpoints_folder.glob("step_*"), key=lambda path: int(path.name[5:]))
+
+    def newest_checkpoint(self) -> Path:
+        """The newest finished checkpoint; raises CheckpointError when there is none."""
+        found = self.checkpoints()
+        if not found:
+            raise CheckpointError(f"there is no checkpoint in {self.folder}; start without --resume.")
+        return found[-1]
+
+    def remove_left_overs(self) -> None:
+        """What a start that was killed had not yet given its name."""
+        with self.writing():
+            for path in list(self.folder.rglob(_TEMPORARY)):
+                path.unlink()
+
+    def close(self) -> None:
+        """Close metrics.jsonl."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+    def _open(self, name: str) -> FileIO:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return (self.folder / name).open("ab", buffering=0)
+
+    def _checkpoint_of(self, step: int) -> Path:
+        return self.checkpoints_folder / f"step_{step:06}"
+
+
+def _write_line(file: FileIO, values: Mapping[str, Any]) -> None:
+    line = (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    while line:  # a disk that is nearly full takes a part, and refuses the rest
+        line = line[file.write(line) :]
+
+
+class ReadOnlyRun(Run):
+    """Reads what is there, says where everything would be, and leaves the disk as it is."""
+
+    def file(self, name: str, content: bytes) -> Path:
+        """Where it would be."""
+        return self.folder / name
+
+    def metric(self, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def append(self, name: str, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def forget_after(self, step: int, name: str = "metrics.jsonl") -> None:
+        """Nothing."""
+
+    def checkpoint(
+        self, step: int, files: Mapping[str, bytes], *, keep: int, best: Collection[int] = ()
+    ) -> Path:
+        """Where it would be."""
+        return self._checkpoint_of(step)
+
+    def remove_left_overs(self) -> None:
+        """Nothing."""

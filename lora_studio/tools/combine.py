@@ -1,0 +1,197 @@
+"""`lora-studio combine`: several LoRA files as one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from lora_studio.adapters.kind import Factors
+from lora_studio.errors import StudioError
+from lora_studio.lora_file.factors import decompose, difference, energy, stacked
+from lora_studio.lora_file.open import PlainFile, check_same_family
+from lora_studio.tools import METHODS
+from lora_studio.tools.methods import MergeOptions
+from lora_studio.tools.result import Result, in_order, metadata_of
+
+NEEDS_CUT, NO_CUT = "svd", "concat"
+WITH_DENSITY = ("ties", "dare")
+_ROUNDING = 1e-14  # of sums of squares in float64
+
+
+@dataclass(frozen=True)
+class BlockWeight:
+    """A further factor for the layers whose names fit a pattern, of one file (from 1) or of all."""
+
+    pattern: str
+    weight: float
+    file: int | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """A file, and how strongly it counts."""
+
+    file: PlainFile
+    strength: float
+
+
+@dataclass
+class CombineReport:
+    """What was made."""
+
+    file: str
+    method: str
+    layers: int
+    ranks: tuple[int, int]  # least, most
+    shares: dict[str, float]  # file -> the norm of its change, with its strength
+    norm: float  # of the result's change
+    left_out: float  # distance from the exact sum, relative to its norm
+    cast_error: float  # relative to the norm
+    bytes: int
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+
+def combine(
+    terms: Sequence[Term],
+    out: Path,
+    *,
+    method: str,
+    wishes: MergeOptions = MergeOptions(),  # noqa: B008 - frozen
+    blocks: Sequence[BlockWeight] = (),
+    dtype: str = "float16",
+) -> CombineReport:
+    """Write the files' changes together as one plain LoRA file.
+
+    Raises StudioError for files that do not go together, and for options that do not go with the method.
+    """
+    check_wishes(method, wishes)
+    files = [term.file for term in terms]
+    notes = [*(note for file in files for note in file.notes), *check_same_family(files)]
+    _check_blocks(blocks, files)
+    totals = _Totals(terms, blocks, method, wishes)
+    result = Result(dtype, alpha=_alpha(files, method, wishes))
+    for name in in_order(files[0].layers, [file.layers for file in files[1:]]):
+        shape = next(file.shape(name) for file in files if name in file.layers)
+        factors, squares = totals.merged(name)
+        result.add(name, factors, shape, squares=squares)
+    if result.energy <= totals.rounding:
+        raise StudioError("every layer of the result would be zero, so nothing was written.")
+    said = ", ".join(f"{term.strength:g}" for term in terms)
+    metadata = metadata_of(files, result, out, how=f"combined by {method}, strengths {said}")
+    size = result.write(out, metadata)
+    ranks = (min(result.ranks.values()), max(result.ranks.values()))
+    return CombineReport(
+        out.name,
+        method,
+        len(result.ranks),
+        ranks,
+        totals.shares(),
+        math.sqrt(result.energy),
+        totals.left_out,
+        result.cast_error,
+        size,
+        notes,
+    )
+
+
+def check_wishes(method: str, wishes: MergeOptions) -> None:
+    """Raise StudioError if the options do not go with the method."""
+    METHODS.check(method)
+    if method == NEEDS_CUT and wishes.cut is None:
+        raise StudioError("--method svd needs --rank or --energy, e.g. --rank 32 or --energy 0.99.")
+    if method == NO_CUT and wishes.cut is not None:
+        raise StudioError(
+            "--method concat is exact, and its ranks add up; for --rank or --energy give --method svd."
+        )
+    if wishes.density is not None and method not in WITH_DENSITY:
+        raise StudioError(f"--density is for {' and '.join(WITH_DENSITY)}; leave it out with {method}.")
+    if wishes.density is not None and not 0 < wishes.density <= 1:
+        raise StudioError(f"--density is {wishes.density:g}; it must be above 0 and at most 1.")
+
+
+def _check_blocks(blocks: Sequence[BlockWeight], files: Sequence[PlainFile]) -> None:
+    for one in blocks:
+        if one.file is not None and not 1 <= one.file <= len(files):
+            raise StudioError(f"--blocks names file {one.file}; there are {len(files)}, counted from 1.")
+        chosen = files if one.file is None else [files[one.file - 1]]
+        if not any(fnmatchcase(name, one.pattern) for file in chosen for name in file.layers):
+            example = next(iter(chosen[0].layers))
+            raise StudioError(
+                f"--blocks {one.pattern!r} fits no layer; their names are like {example}, and * stands for "
+                "anything."
+            )
+
+
+def _alpha(files: Sequence[PlainFile], method: str, wishes: MergeOptions) -> float:
+    """About the largest rank that the result can have, so that UIs show a familiar pair."""
+    ranks = [max(map(file.rank, file.layers)) for file in files]
+    if wishes.cut is None:
+        return float(sum(ranks))
+    return float(min(wishes.cut.rank or max(ranks), sum(ranks)))
+
+
+class _Totals:
+    """Layers put together one by one, and what of it adds up over all of them."""
+
+    def __init__(
+        self, terms: Sequence[Term], blocks: Sequence[BlockWeight], method: str, wishes: MergeOptions
+    ) -> None:
+        self.terms, self.blocks, self.method, self.wishes = terms, blocks, method, wishes
+        self._exact = self._distance = 0.0  # sums of squares
+        self._energies = [0.0] * len(terms)
+
+    @property
+    def left_out(self) -> float:
+        """Distance from the exact sum, relative to its norm."""
+        return math.sqrt(self._distance / self._exact) if self._exact else 0.0
+
+    @property
+    def rounding(self) -> float:
+        """The energy that a result of nothing but rounding has at most."""
+        return _ROUNDING * sum(self._energies)
+
+    def shares(self) -> dict[str, float]:
+        """File -> the norm of its change; numbered where two have one name."""
+        names = [term.file.name for term in self.terms]
+        titles = [f"{name} ({n + 1})" if names.count(name) > 1 else name for n, name in enumerate(names)]
+        return {title: math.sqrt(one) for title, one in zip(titles, self._energies, strict=True)}
+
+    def merged(self, name: str) -> tuple[Factors, float | None]:
+        """A layer's change as the method makes it, cut as wished, and its energy where that is known."""
+        parts = {
+            number: term.file.factors(name, term.strength * self._weight(number, name))
+            for number, term in enumerate(self.terms)
+            if name in term.file.layers
+        }
+        for number, one in parts.items():
+            self._energies[number] += energy(one)
+        exact = stacked(list(parts.values()))
+        if self.method == NEEDS_CUT and self.wishes.cut is not None:
+            whole = decompose(exact, self.wishes.cut)
+            factors, tail = whole.cut(self.wishes.cut)
+            self._exact += whole.energy
+            self._distance += tail
+            return factors, whole.energy - tail
+        self._exact += energy(exact)
+        factors = METHODS[self.method](parts, self.wishes, name)
+        if self.wishes.cut is not None:
+            factors, _ = decompose(factors, self.wishes.cut).cut(self.wishes.cut)
+        if self.method != NO_CUT:
+            self._distance += energy(difference(factors, exact))
+        return factors, None
+
+    def _weight(self, number: int, name: str) -> float:
+        """As the last fitting pattern says."""
+        weight = 1.0
+        for one in self.blocks:
+            if one.file in (None, number + 1) and fnmatchcase(name, one.pattern):
+                weight = one.weight
+        return weight

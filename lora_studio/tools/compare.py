@@ -1,0 +1,158 @@
+"""`lora-studio compare`: what two LoRA files would do to each other, from their factors alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lora_studio.errors import StudioError
+from lora_studio.lora_file.factors import Decomposition, decompose, energy, inner
+from lora_studio.lora_file.open import PlainFile, check_same_family
+from lora_studio.tools.combine import Term
+
+MAIN = 0.9  # the share of a change's energy that its main directions have
+# Between what the pocket base's subject and style files have, which go together (cosine 0.01, overlap 0.15 to
+# 0.28), and files that learned the same thing twice (0.19 or more, 0.35 or more).
+COMPETES = 0.1  # |cosine| of all changes together
+CROWDED = 0.3  # overlap of what both read, above chance
+DOMINATES = 3.0  # times the norm of the other: as much as UIs' strengths are usually changed by
+_COMMON = frozenset(["a", "an", "and", "by", "for", "in", "of", "on", "style", "the", "with"])
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """Two changes of one weight; norms with the strengths in them."""
+
+    name: str
+    norms: tuple[float, float]
+    cosine: float  # of the two as vectors, -1..1; 0 where one does nothing
+    reads: float  # overlap above chance of what they read; 0: as by chance
+    writes: float  # of what they write
+
+
+@dataclass
+class Comparison:
+    """What `compare` found. `shared` are the layers that both change."""
+
+    files: tuple[str, str]
+    norms: tuple[float, float]
+    cosine: float
+    reads: float  # means over the shared layers, weighted with both norms
+    writes: float
+    shared: list[LayerComparison]
+    alone: tuple[int, int]  # layers that only one changes
+    triggers: tuple[str, str]
+    clashing_words: list[str]
+    verdict: str  # "combine", "compete" or "one dominates"
+    reasons: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+
+def compare(one: Term, other: Term) -> Comparison:
+    """Both files layer by layer. Raises StudioError if they are for different kinds of bases."""
+    files = (one.file, other.file)
+    notes = [*(note for file in files for note in file.notes), *check_same_family(files)]
+    shared, alone, dot = [], [0, 0], 0.0
+    energies = [0.0, 0.0]
+    for number, (term, against) in enumerate(((one, other), (other, one))):
+        for name in term.file.layers.keys() - against.file.layers.keys():
+            alone[number] += 1
+            energies[number] += energy(term.file.factors(name, term.strength))
+    for name in one.file.layers:
+        if name not in other.file.layers:
+            continue
+        layer, product = _compare_layer(name, one, other)
+        shared.append(layer)
+        dot += product
+        energies = [total + norm**2 for total, norm in zip(energies, layer.norms, strict=True)]
+    norms = (math.sqrt(energies[0]), math.sqrt(energies[1]))
+    if not all(norms):
+        raise StudioError(f"{files[norms.index(0.0)].name} changes nothing: every layer of it is zero.")
+    cosine = dot / (norms[0] * norms[1])
+    reads, writes = (_mean([(getattr(x, what), math.prod(x.norms)) for x in shared]) for what in _OVERLAPS)
+    verdict, reasons = judge(norms, cosine, reads)
+    return Comparison(
+        (files[0].name, files[1].name),
+        norms,
+        cosine,
+        reads,
+        writes,
+        shared,
+        (alone[0], alone[1]),
+        (files[0].trigger, files[1].trigger),
+        clashing_words(files),
+        verdict,
+        reasons,
+        notes,
+    )
+
+
+_OVERLAPS = ("reads", "writes")
+
+
+def judge(norms: tuple[float, float], cosine: float, reads: float) -> tuple[str, list[str]]:
+    """The verdict, and the figures it rests on beside their thresholds, in sentences."""
+    ratio = max(norms) / min(norms)
+    reasons = [
+        f"the larger change is {ratio:.1f} times the smaller (one dominates from {DOMINATES:g})",
+        f"cosine {cosine:+.3f} (they compete from ±{COMPETES:g})",
+        f"overlap of what they read {reads:.0%} above chance (they compete from {CROWDED:.0%})",
+    ]
+    if ratio >= DOMINATES:
+        return "one dominates", reasons
+    return ("compete" if abs(cosine) >= COMPETES or reads >= CROWDED else "combine"), reasons
+
+
+def clashing_words(files: Sequence[PlainFile]) -> list[str]:
+    """Words that call both, in the order of the first file's trigger."""
+    words = [re.findall(r"\w+", file.trigger.lower()) for file in files]
+    return [word for word in words[0] if word in words[1] and word not in _COMMON]
+
+
+def _compare_layer(name: str, one: Term, other: Term) -> tuple[LayerComparison, float]:
+    """A layer that both have, and the product of the two changes."""
+    a, b = (term.file.factors(name, term.strength) for term in (one, other))
+    norms = (math.sqrt(energy(a)), math.sqrt(energy(b)))
+    if not all(norms):
+        return LayerComparison(name, norms, 0.0, 0.0, 0.0), 0.0
+    product = inner(a, b)
+    first, second = decompose(a), decompose(b)
+    cosine = max(-1.0, min(1.0, product / (norms[0] * norms[1])))
+    return LayerComparison(
+        name, norms, cosine, _overlap(first, second), _overlap(*_turned(first, second))
+    ), product
+
+
+def _overlap(one: Decomposition, other: Decomposition) -> float:
+    """How much of each one's energy reads what the other mainly reads, above chance.
+
+    With P [in, k] the main directions of A: |B P|^2 / |B|^2, of which k / in is chance: what a random
+    subspace of that size has of any matrix. (share - chance) / (1 - chance), and the mean of both ways; 0 is
+    chance, and of a file with itself it is a little above `MAIN`.
+    """
+    both = []
+    for subject, against in ((one, other), (other, one)):
+        main = against.leading(MAIN).right
+        chance = len(main) / main.shape[1]
+        scaled = subject.sizes[:, None] * subject.right
+        share = ((scaled @ main.T).square().sum() / scaled.square().sum()).item()
+        both.append((share - chance) / (1 - chance) if chance < 1 else 0.0)
+    return sum(both) / 2
+
+
+def _turned(one: Decomposition, other: Decomposition) -> tuple[Decomposition, Decomposition]:
+    """So that what they write stands where what they read was."""
+    first, second = (Decomposition(x.right.T, x.sizes, x.left.T) for x in (one, other))
+    return first, second
+
+
+def _mean(weighted: Sequence[tuple[float, float]]) -> float:
+    total = sum(weight for _, weight in weighted)
+    return sum(value * weight for value, weight in weighted) / total if total else 0.0

@@ -1,0 +1,99 @@
+"""A finished file from anywhere in another spelling, and as plain LoRA if it is of another kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora_studio.errors import RecipeError, StudioError
+from lora_studio.export import EXPORTERS, diffusers, kohya
+from lora_studio.families.layer_names.spellings import TEXT_PROJECTIONS
+from lora_studio.families.loading import load_base
+from lora_studio.lora_file.plain import Plain
+from lora_studio.lora_file.spellings import PlainLayers, read_plain_layers
+from lora_studio.lora_file.write import DTYPES, write_lora
+from lora_studio.metadata.write import hashes
+from lora_studio.registry import Registry
+from lora_studio.tools.result import check_output
+
+_STALE = ("sshs_", "modelspec.hash_sha256", "lora_adapter_metadata", "format")  # of the bytes as they were
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written."""
+
+    path: Path
+    layers: int
+    cast_error: float  # the largest that the dtype caused in a tensor, relative to its largest number
+    cut: bool  # whether a layer was no plain LoRA
+    left_out: float  # the largest share of such a layer's change that is not in the file
+
+    def to_json(self) -> dict[str, object]:
+        """For --json."""
+        return asdict(self) | {"path": str(self.path)}
+
+
+def convert(
+    path: Path,
+    target: str,
+    *,
+    out: Path | None = None,
+    base: str | None = None,
+    dtype: str = "float16",
+    force: bool = False,
+) -> Converted:
+    """Write a file's layers for `target`, beside it unless `out` says where.
+
+    Raises StudioError for what cannot be read, names what is unknown, and replaces nothing unless `force`.
+    """
+    if target not in SPELLINGS.entries and target in EXPORTERS.entries:
+        raise RecipeError(
+            f"--to {target} is for what a run has trained; a file can be converted to "
+            f"{', '.join(SPELLINGS.names())}."
+        )
+    spell = SPELLINGS[target]
+    if dtype not in DTYPES:
+        raise RecipeError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
+    out = out or path.with_name(f"{path.stem}_{target}.safetensors")
+    check_output(out, force=force, inputs=[path])
+    found = read_plain_layers(path, base=None if base is None else load_base(base))
+    kept = {key: value for key, value in found.file.metadata.items() if not key.startswith(_STALE)}
+    kept |= {"ss_output_name": out.stem, "ss_network_module": "networks.lora", "ss_network_args": "{}"}
+    try:
+        error = write_lora(out, spell(found), dtype=dtype, describe=lambda block: kept | hashes([block]))
+    except OSError as problem:
+        raise StudioError(f"{out} cannot be written ({problem.strerror or problem}).") from None
+    cut = any(layer.kind != "lora" or layer.needs_base for layer in found.file.layers.values())
+    return Converted(out, len(found.layers), error, cut, max(one.left_out for one in found.layers.values()))
+
+
+def to_kohya(found: PlainLayers) -> dict[str, Tensor]:
+    """All four projections of a text encoder's attention, which A1111 only takes together."""
+    layers = dict(found.layers)
+    named = {found.names[place]: one for place, one in layers.items()}
+    for place, one in layers.items():
+        _, attention, last = place.path.rpartition("self_attn.")
+        for other in TEXT_PROJECTIONS if attention else ():
+            name = found.names[place].removesuffix(last) + other
+            if name not in named:
+                named[name] = Plain(torch.zeros_like(one.down[:1]), torch.zeros_like(one.up[:, :1]), 1.0)
+    return kohya.spell(named)
+
+
+def to_diffusers(found: PlainLayers) -> dict[str, Tensor]:
+    """PEFT's names."""
+    return diffusers.spell({f"{place.part}.{place.path}": one for place, one in found.layers.items()})
+
+
+SPELLINGS: Registry[Callable[[PlainLayers], dict[str, Tensor]]] = Registry(
+    "conversion",
+    {
+        "kohya": "lora_studio.tools.convert:to_kohya",
+        "diffusers": "lora_studio.tools.convert:to_diffusers",
+    },
+)

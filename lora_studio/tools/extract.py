@@ -1,0 +1,183 @@
+"""`lora-studio extract`: the difference of two whole bases as a LoRA file, tensor by tensor."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_studio.adapters.kind import Factors
+from lora_studio.errors import StudioError
+from lora_studio.layer_paths import layer_paths
+from lora_studio.lora_file.base_weights import Weights
+from lora_studio.lora_file.factors import FIRST_GUESS, RankLimit, leading
+from lora_studio.tools.result import Result, metadata_of_base
+
+
+@dataclass
+class ExtractReport:
+    """What was made."""
+
+    file: str
+    layers: int  # in the file
+    unchanged: int  # layers that are the same in both
+    ranks: tuple[int, int]  # least, most
+    norm: float  # of the difference of all layers that are in the file
+    left_out: float  # norm of what was cut, relative to that
+    cast_error: float
+    bytes: int
+    not_in_file: dict[str, int]  # what else differs -> how many tensors
+    not_in_file_norm: float  # of all that, relative to `norm`
+    rank_of: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+
+@dataclass
+class _Sums:
+    """Sums of squares."""
+
+    kept: float = 0.0
+    lost: float = 0.0
+    elsewhere: float = 0.0
+
+
+def extract(
+    tuned: Weights,
+    base: Weights,
+    out: Path,
+    cut: RankLimit,
+    *,
+    dtype: str = "float16",
+    on_tensor: Callable[[int, int], None] = lambda done, total: None,
+) -> ExtractReport:
+    """Write what `tuned` has learned in the layers that a LoRA is put into, convolutions too.
+
+    Raises StudioError for bases of different kinds or sizes, or without any difference.
+    """
+    _check_alike(tuned, base)
+    names = _layers(base)
+    result = Result(dtype, alpha=float(cut.rank or FIRST_GUESS))
+    sums, others, unchanged = _Sums(), Counter[str](), 0
+    for number, key in enumerate(base.places):
+        change = _difference(tuned.read(key), base.read(key))
+        name = names.get(key)
+        if not change.any():
+            unchanged += name is not None
+        elif name is None:
+            others[_kind(base, key)] += 1
+            sums.elsewhere += change.double().square().sum().item()
+        else:
+            factors, tail = leading(change.flatten(1), cut, name)
+            sums.lost, sums.kept = sums.lost + tail, sums.kept + change.double().square().sum().item()
+            result.add(name, factors, change.shape)
+        on_tensor(number + 1, len(base.places))
+    if not result.ranks:
+        raise StudioError(
+            f"{tuned.path.name} and {base.path.name} have the same weights in every layer that a LoRA "
+            "changes, so there is nothing to extract."
+        )
+    _add_companions(result, base)
+    return _report(result, base, out, cut, sums, others, unchanged)
+
+
+def _report(
+    result: Result,
+    base: Weights,
+    out: Path,
+    cut: RankLimit,
+    sums: _Sums,
+    others: Counter[str],
+    unchanged: int,
+) -> ExtractReport:
+    how = f"extracted at rank {cut.rank}" if cut.rank else f"extracted with {cut.energy:g} of the energy"
+    size = result.write(out, metadata_of_base(base.family.traits, result, out, how=how))
+    norm = math.sqrt(sums.kept)
+    ranks = list(result.ranks.values())
+    return ExtractReport(
+        out.name,
+        len(ranks),
+        unchanged,
+        (min(ranks), max(ranks)),
+        norm,
+        math.sqrt(sums.lost) / norm,
+        result.cast_error,
+        size,
+        dict(others),
+        math.sqrt(sums.elsewhere) / norm,
+        result.ranks,
+    )
+
+
+def _difference(tuned: Tensor, base: Tensor) -> Tensor:
+    """In float32; of two dtypes the coarser one counts, whose rounding is no learning."""
+    if tuned.dtype != base.dtype:
+        coarser = min(tuned.dtype, base.dtype, key=lambda one: (one.itemsize, -torch.finfo(one).eps))
+        tuned, base = tuned.to(coarser), base.to(coarser)
+    return tuned.float() - base.float()
+
+
+def _check_alike(tuned: Weights, base: Weights) -> None:
+    if type(tuned.family) is not type(base.family):
+        kinds = [one.family.traits.base_model_version for one in (tuned, base)]
+        raise StudioError(
+            f"{tuned.path.name} is of the kind {kinds[0]}, {base.path.name} of {kinds[1]}; give the base "
+            "that it was trained from."
+        )
+    unlike = [
+        key
+        for key in sorted(tuned.places.keys() | base.places.keys())
+        if key not in tuned.places
+        or key not in base.places
+        or tuned.places[key].shape != base.places[key].shape
+    ]
+    if unlike:
+        raise StudioError(
+            f"{tuned.path.name} and {base.path.name} differ in the size or number of {len(unlike)} tensors, "
+            f"first {unlike[0]}; give the base that it was trained from."
+        )
+
+
+def _layers(base: Weights) -> dict[str, str]:
+    """Key of a weight -> what UIs call its layer, for the layers that adapters go into."""
+    family, found = base.family, {}
+    for part, endings in family.targets.items():
+        wanted = (*endings, *family.convolutions.get(part, ()))
+        module = family.parts[part]
+        for path in layer_paths(module, wanted, lambda layer: isinstance(layer, nn.Linear | nn.Conv2d)):
+            canonical = family.canonical_path(part, path)
+            found[f"{part}.{canonical}.weight"] = family.ui_name(part, canonical)
+    return found
+
+
+def _kind(base: Weights, key: str) -> str:
+    """What a tensor is that no LoRA file holds: its part and what of it, in a few words."""
+    part = key.partition(".")[0]
+    if part not in base.family.targets:
+        return part
+    path = key.rpartition(".")[0].removeprefix(f"{part}.")
+    if key.endswith(".bias"):
+        return f"{part}: biases"
+    return f"{part}: norms" if "norm" in path.rpartition(".")[2] else f"{part}: other layers"
+
+
+def _add_companions(result: Result, base: Weights) -> None:
+    """Layers that UIs look for beside those that are there, as zero."""
+    keys = {name: key for key, name in _layers(base).items()}
+    places = []
+    for name in result.ranks:
+        part, _, path = keys[name].partition(".")
+        places.append((part, path.removesuffix(".weight")))
+    for part, path in base.family.companions(places):
+        shape = base.places[f"{part}.{path}.weight"].shape
+        zero = Factors(torch.zeros(1, math.prod(shape[1:])).double(), torch.zeros(shape[0], 1).double())
+        result.add(base.family.ui_name(part, path), zero, shape)

@@ -1,0 +1,226 @@
+"""`lora-studio inspect`: what a file is, told from its header, and how large its changes are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lora_studio.errors import BaseModelError, StudioError, reason_of
+from lora_studio.families.original.kinds import detect
+from lora_studio.lora_file.contents import Contents, StoredLayer, contents_of
+from lora_studio.lora_file.header import Header, read_header
+from lora_studio.lora_file.values import Values, alphas_of, values_of
+from lora_studio.tools.norms import block_norms, block_of
+from lora_studio.verify.uis import UiFinding, Verdict, verdicts
+from lora_studio.verify.uis.base import Base, base_of_layers
+from lora_studio.verify.uis.findings import embedded_in, embedding_findings, findings, is_embedding
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a file. Ranges are lowest and highest, empty where there is none."""
+
+    file: str
+    num_bytes: int
+    kind: str  # as `_kind` has it, several joined by "+"; or embedding, checkpoint, other
+    family: str
+    ranks: tuple[int, ...] = ()
+    alphas: tuple[float, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    layers: dict[str, int] = field(default_factory=dict)  # part -> how many
+    blocks: dict[str, int] = field(default_factory=dict)  # block -> how many layers
+    norms: dict[str, float | None] = field(default_factory=dict)  # block -> of its change of weight
+    triggers: tuple[str, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    uis: tuple[Verdict, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A file that cannot be opened, and why."""
+
+    file: str
+    error: str
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+
+def inspect_file(path: Path) -> Facts:
+    """All that can be told of a file. Raises StudioError if it is missing or damaged."""
+    header = read_header(path)
+    contents = contents_of(header)
+    values = values_of(header, contents)
+    facts = _facts(header, contents, values)
+    hashes = file_hashes(header)
+    said, notes = header.metadata.get("sshs_model_hash"), facts.notes
+    if said and said != hashes["sshs_model_hash"]:
+        notes += ("its metadata has another sshs_model_hash: its tensors were changed after it was written",)
+    norms = block_norms(header, contents, values)
+    return replace(facts, norms=norms, hashes=hashes, notes=notes)
+
+
+def inspect_folder(folder: Path) -> list[Facts | Damaged]:
+    """Every safetensors file that lies in a folder, from its header; without norms and hashes.
+
+    Raises StudioError if there is none.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == SUFFIX and path.is_file())
+    if not paths:
+        raise StudioError(f"there is no {SUFFIX} file in {folder}; give a folder of LoRA files, or a file.")
+    return [_from_header(path) for path in paths]
+
+
+def _from_header(path: Path) -> Facts | Damaged:
+    try:
+        header = read_header(path)
+        contents = contents_of(header)
+        return _facts(header, contents, alphas_of(header, contents))
+    except StudioError as error:
+        return Damaged(path.name, str(error))
+
+
+def _facts(header: Header, contents: Contents, values: Values) -> Facts:
+    facts = Facts(
+        header.path.name,
+        header.path.stat().st_size,
+        kind="other",
+        family="not known",
+        dtypes=_dtypes(header),
+        triggers=trigger_words(header.metadata),
+        metadata=header.metadata,
+    )
+    if is_embedding(header):
+        return _of_embedding(header, facts)
+    if not contents.layers:
+        return _of_anything(header, facts)
+    base = base_of_layers(contents.layers)
+    ranks = [one.rank for one in contents.layers.values() if one.rank is not None]
+    judged = verdicts(findings(header, contents, base, values), contents.layers, base.title)
+    return replace(
+        facts,
+        kind=_kinds(contents),
+        family=base.title,
+        ranks=_range(ranks),
+        alphas=_range(values.alphas.values()),
+        layers=dict(Counter(_part(name, base) for name in contents.layers)),
+        blocks=dict(Counter(map(block_of, contents.layers))),
+        uis=tuple(judged),
+        notes=_notes(contents, values),
+    )
+
+
+def _of_embedding(header: Header, facts: Facts) -> Facts:
+    found, layout = embedding_findings(header), embedded_in(header)
+    vectors = {key: one.shape[0] for key, one in header.entries.items() if one.shape}
+    return replace(
+        facts,
+        kind="embedding",
+        family=layout.title if layout else "not known",
+        uis=tuple(verdicts(found, list(header.entries), "any base")),
+        notes=tuple(f"{count} vectors in {key}" for key, count in vectors.items()),
+    )
+
+
+def _of_anything(header: Header, facts: Facts) -> Facts:
+    """A whole base, or what it is instead."""
+    nothing = tuple(verdicts([UiFinding("nothing")], (), "any base"))
+    try:
+        kind = detect(header.path.name, {key: one.shape for key, one in header.entries.items()})
+    except BaseModelError as error:
+        what = reason_of(error).removeprefix(f"{header.path.name} is ").split(";")[0]
+        return replace(facts, uis=nothing, notes=(f"it is {what}",))
+    return replace(facts, kind="checkpoint", family=kind.title, notes=("a whole base, not a LoRA",))
+
+
+def _kinds(contents: Contents) -> str:
+    """Of all layers; LoCon has plain ones, too."""
+    found = {_kind(one) for one in contents.layers.values()}
+    return "+".join(sorted(found - {"lora"} if "locon" in found else found))
+
+
+def _kind(layer: StoredLayer) -> str:
+    """As trainers call it: LoCon is LoRA with convolutions larger than 1 x 1."""
+    if "dora_scale" in layer.entries:
+        return "dora"
+    down = layer.entries.get("lora_down.weight")
+    if "lora_mid.weight" in layer.entries or (down is not None and down.shape[2:] not in ((), (1, 1))):
+        return "locon"
+    return layer.kind
+
+
+def _part(name: str, base: Base) -> str:
+    if name not in base.places:
+        return "unknown"
+    encoder = base.places[name].encoder
+    return "unet" if encoder is None else encoder.prefix.strip("_").removeprefix("lora_")
+
+
+def _notes(contents: Contents, values: Values) -> tuple[str, ...]:
+    notes = []
+    if values.not_finite:
+        notes.append(f"{len(values.not_finite)} layers are not finite, first {values.not_finite[0]}")
+    if values.zero:
+        notes.append(f"{len(values.zero)} of {len(contents.layers)} layers are zero")
+    if contents.bundled:
+        notes.append(f"{len(contents.bundled)} tensors of embeddings are bundled with it")
+    if contents.extras:
+        notes.append(f"{len(contents.extras)} tensors belong to no layer, first {contents.extras[0]}")
+    return tuple(notes)
+
+
+def _range(values: Iterable[Any]) -> tuple[Any, ...]:
+    found = list(values)
+    return (min(found), max(found)) if found else ()
+
+
+def _dtypes(header: Header) -> tuple[str, ...]:
+    return tuple(sorted({str(one.dtype).removeprefix("torch.") for one in header.entries.values()}))
+
+
+MOST_TAGS = 10
+
+
+def trigger_words(metadata: dict[str, str]) -> tuple[str, ...]:
+    """The phrase that the file names, then its commonest tags, as far as they can be read."""
+    phrase = metadata.get("modelspec.trigger_phrase", "").strip()
+    counts: Counter[str] = Counter()
+    try:
+        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
+        for tags in folders.values():
+            counts.update({tag.strip(): int(count) for tag, count in tags.items()})
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+        counts.clear()  # anybody can have written that
+    tags = [tag for tag, _ in counts.most_common(MOST_TAGS)]
+    return tuple(dict.fromkeys(one for one in (phrase, *tags) if one))
+
+
+def file_hashes(header: Header) -> dict[str, str]:
+    """As UIs and Civitai know the file: of all of it, and of everything behind the header."""
+    whole, behind = hashlib.sha256(), hashlib.sha256()
+    with header.path.open("rb") as file:
+        whole.update(file.read(header.length))
+        while piece := file.read(1 << 20):
+            whole.update(piece)
+            behind.update(piece)
+    tensors = behind.hexdigest()
+    return {
+        "sha256": whole.hexdigest(),
+        "AutoV2": whole.hexdigest()[:10],
+        "sshs_model_hash": tensors,
+        "AutoV3": tensors[:12],
+    }

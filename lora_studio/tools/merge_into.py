@@ -1,0 +1,176 @@
+"""`lora-studio merge-into`: a base with LoRA files added to its weights, tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lora_studio.errors import ExportMismatch, StudioError
+from lora_studio.families.loading.folder import INDEX
+from lora_studio.files import sync
+from lora_studio.lora_file.base_weights import WeightPlace, Weights, weight_files
+from lora_studio.lora_file.open import check_same_family, squeezed
+from lora_studio.lora_file.write import TensorSpec, write_tensors
+from lora_studio.tools.combine import Term
+
+_KEPT = (".json", ".txt", ".model", ".md")  # of a folder, beside its weights
+
+
+@dataclass
+class MergeReport:
+    """What was made."""
+
+    file: str
+    layers: int  # that were changed
+    cast_error: float  # of the changes, relative to their norm: what the base's dtype rounds away
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+
+def merge_into(base: Weights, terms: Sequence[Term], out: Path) -> MergeReport:
+    """Write the base with the files' changes added: as it is, a file or a folder, every tensor in its dtype.
+
+    The base is only read. Raises StudioError for files of another kind of base, ExportMismatch when a sum
+    does not fit into the base's dtype.
+    """
+    files = [term.file for term in terms]
+    notes = [*(note for file in files for note in file.notes), *check_same_family(files)]
+    keys = layer_keys(base)
+    for term in terms:
+        _check_fits(term, base, keys)
+    adding = _Adding(base, terms, keys)
+    if base.path.is_file():
+        _write_file(base.path, out, adding, base.path.name, files_of=terms)
+    else:
+        notes += _write_folder(base, out, adding, terms)
+    return MergeReport(out.name, len(adding.wanted), adding.cast_error, notes)
+
+
+def layer_keys(base: Weights) -> dict[str, str]:
+    """What UIs call a layer -> the key of its weight, for every layer that a LoRA file can name."""
+    from lora_studio.lora_file.lora_file import base_layers
+
+    names = {id(layer): name for name, layer in base_layers(base.family).items()}
+    found = {}
+    for part in base.family.targets:
+        for path, module in base.family.parts[part].named_modules():
+            if id(module) in names:
+                found[names[id(module)]] = f"{part}.{base.family.canonical_path(part, path)}.weight"
+    return found
+
+
+def _check_fits(term: Term, base: Weights, keys: Mapping[str, str]) -> None:
+    file = term.file
+    unknown = [name for name in file.layers if name not in keys]
+    of = f" (it says that it is for {file.version})" if file.version else ""
+    if unknown:
+        raise StudioError(
+            f"{len(unknown)} of the {len(file.layers)} layers of {file.name} are not in this base, first "
+            f"{unknown[0]}; it is for another kind of base{of}."
+        )
+    for name in file.layers:
+        wanted, shape = base.places[keys[name]].shape, file.shape(name)
+        if squeezed(wanted) != squeezed(shape):
+            raise StudioError(
+                f"{name} of {file.name} changes a weight of {shape}, but this base has one of {wanted}; it "
+                f"is for another kind of base{of}."
+            )
+
+
+class _Adding:
+    """Which tensors of the base's files get which changes, and what rounding took of those."""
+
+    def __init__(self, base: Weights, terms: Sequence[Term], keys: Mapping[str, str]) -> None:
+        self.terms, self.base = terms, base
+        self.wanted: dict[tuple[Path, str], list[tuple[str, WeightPlace]]] = {}
+        for name in dict.fromkeys(name for term in terms for name in term.file.layers):
+            place = base.places[keys[name]]
+            self.wanted.setdefault((place.file, place.origin.name), []).append((name, place))
+        self._error = self._size = 0.0  # sums of squares
+
+    @property
+    def cast_error(self) -> float:
+        """What rounding took of the changes, relative to their norm."""
+        return float((self._error / self._size) ** 0.5) if self._size else 0.0
+
+    def tensor(self, file: Path, name: str) -> Tensor:
+        """A tensor of the new file: the base's, with what is added to it."""
+        kept = self.base.read_raw(file, name)
+        if (file, name) not in self.wanted:
+            return kept
+        exact = kept.double()
+        for layer, place in self.wanted[file, name]:
+            view = place.origin.take(exact)
+            for term in self.terms:
+                if layer in term.file.layers:
+                    factors = term.file.factors(layer, term.strength)
+                    view += (factors.up @ factors.down).view(view.shape)
+        changed = exact.to(kept.dtype)
+        if not changed.isfinite().all():
+            raise ExportMismatch(
+                f"{name} with what is added to it does not fit into the base's {kept.dtype}."
+            )
+        self._error += (changed.double() - exact).square().sum().item()
+        self._size += (exact - kept.double()).square().sum().item()
+        return changed
+
+
+def _write_file(
+    source: Path, out: Path, adding: _Adding, title: str, *, files_of: Sequence[Term] = ()
+) -> None:
+    """A file of the base once more, with its own metadata but for hashes, which are not true any more."""
+    header = adding.base.header(source)
+    metadata = {k: v for k, v in header.metadata.items() if "hash" not in k}
+    entries = [TensorSpec(name, entry.dtype, entry.shape) for name, entry in header.entries.items()]
+    if files_of:
+        added = [f"{term.file.path.stem} at {term.strength:g}" for term in files_of]
+        metadata["modelspec.merged_from"] = ", ".join([Path(title).stem, *added])
+    write_tensors(out, entries, (adding.tensor(source, entry.name) for entry in entries), metadata)
+
+
+def _write_folder(base: Weights, out: Path, adding: _Adding, terms: Sequence[Term]) -> list[str]:
+    """A diffusers folder once more; notes on what is left out of it."""
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        index = json.loads((base.path / INDEX).read_text("utf-8"))
+        listed = [name for name, entry in index.items() if isinstance(entry, list) and entry[0]]
+        left_out = 0
+        for source in _files(base.path, listed):
+            copy = temporary / source.relative_to(base.path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if source.suffix != ".safetensors":
+                if source.suffix in _KEPT:
+                    shutil.copyfile(source, copy)
+                else:
+                    left_out += 1
+            elif source in weight_files(source.parent) and source.parent != base.path:
+                _write_file(source, copy, adding, source.name)
+            else:
+                left_out += 1
+        for path in sorted(temporary.rglob("*"), reverse=True):
+            sync(path)
+        temporary.rename(out)
+        sync(out.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return (
+        [f"{left_out} files of the base's folder that loading does not need are left out"] if left_out else []
+    )
+
+
+def _files(folder: Path, parts: Iterable[str]) -> Iterator[Path]:
+    """Those beside the index, and those of the listed parts."""
+    yield from sorted(path for path in folder.iterdir() if path.is_file())
+    for part in parts:
+        yield from sorted(path for path in (folder / part).glob("*") if path.is_file())

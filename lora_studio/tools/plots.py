@@ -1,0 +1,114 @@
+"""heat.png: where in the network two LoRA files meet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from lora_studio.plots import drawing, png_bytes
+from lora_studio.tools.compare import Comparison, LayerComparison
+
+# The last words of a layer's name in UIs' spelling; what stands before them is its block.
+_LAYER = re.compile(
+    r"_((?:attn[12]_to_(?:q|k|v|out_0))|ff_net_(?:0_proj|2)|proj_(?:in|out)|self_attn_(?:q|k|v|out)_proj"
+    r"|mlp_fc[12]|(?:conv1|conv2|conv_shortcut|time_emb_proj|conv|op)|(?:in|emb|out)_layers_\d|skip_connection)$"
+)
+_ROWS_PER_INCH = 6.0
+
+
+def heat_map(comparison: Comparison) -> bytes:
+    """A PNG with a row a block and a column a kind of layer: cosine, overlap, and who is larger."""
+    pyplot = drawing()
+    places = [_place(layer.name) for layer in comparison.shared]
+    rows, columns = (sorted({place[i] for place in places}, key=_natural) for i in (0, 1))
+    high = 2.6 + len(rows) / _ROWS_PER_INCH
+    figure, panels = pyplot.subplots(
+        1, 3, figsize=(7 + 0.75 * len(columns), high), sharey=True, layout="constrained"
+    )
+    for panel, (title, value, colours, limit) in zip(panels, _panels(comparison), strict=True):
+        table = _table(comparison.shared, places, rows, columns, value)
+        shown = panel.imshow(table, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
+        panel.set_title(title, fontsize=9)
+        panel.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+        panel.set_facecolor("#dddddd")  # where there is no layer
+        figure.colorbar(shown, ax=panel, location="bottom", shrink=0.8, ticks=[-limit, 0, limit])
+    panels[0].set_yticks(range(len(rows)), rows, fontsize=7)
+    figure.suptitle(
+        f"A: {comparison.files[0]}   B: {comparison.files[1]}   {comparison.verdict}", fontsize=10
+    )
+    return png_bytes(figure)
+
+
+_Panel = tuple[str, Callable[[LayerComparison], float], str, float]
+
+
+def _panels(comparison: Comparison) -> list[_Panel]:
+    """Title, a layer's value, colours, and the value at their end."""
+    return [
+        ("cosine of the changes", lambda layer: layer.cosine, "RdBu_r", 1.0),
+        ("overlap of what they read, above chance", lambda layer: layer.reads, "PuOr_r", 1.0),
+        ("norm of A / norm of B, powers of two", _ratio, "PRGn", 4.0),
+    ]
+
+
+def _ratio(layer: LayerComparison) -> float:
+    one, other = layer.norms
+    return float(np.log2(one / other)) if one and other else np.nan
+
+
+def _table(
+    layers: Sequence[LayerComparison],
+    places: Sequence[tuple[str, str]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    value: Callable[[LayerComparison], float],
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    table = np.full((len(rows), len(columns)), np.nan)
+    for layer, (row, column) in zip(layers, places, strict=True):
+        table[rows.index(row), columns.index(column)] = value(layer)
+    return table
+
+
+def _place(name: str) -> tuple[str, str]:
+    """A layer's block and kind."""
+    found = _LAYER.search(name)
+    block = name[: found.start()] if found else name
+    return block.removeprefix("lora_"), found[1] if found else "other"
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """For sorting: numbers by their size."""
+    return [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", name)]
+
+
+def norm_plot(norms: Mapping[str, float | None], title: str) -> bytes:
+    """A PNG: text encoders above, the UNet below, each as far as it is in the file.
+
+    A block whose change is not known without the base has no bar.
+    """
+    encoders = {block: norm for block, norm in norms.items() if " layer " in block}
+    unet = {block: norm for block, norm in norms.items() if block not in encoders}
+    groups = [(name, one) for name, one in (("text encoders", encoders), ("UNet", unet)) if one]
+    pyplot = drawing()
+    figure, axes = pyplot.subplots(
+        max(len(groups), 1),
+        1,
+        figsize=(9, 1 + 2.6 * max(len(groups), 1)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, (name, blocks) in zip(axes[:, 0], groups, strict=False):
+        places = range(len(blocks))
+        axis.bar(places, [norm or 0.0 for norm in blocks.values()], color="#1f4e9c", width=0.75)
+        labels = [block.replace(" layer ", " ") for block in blocks]
+        axis.set_xticks(places, labels, rotation=90 if len(blocks) > 14 else 0, fontsize=8)
+        axis.set_ylabel("norm of the change")
+        axis.set_title(name, fontsize=10, loc="left")
+        axis.margins(x=0.01)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    # a file's name may hold a dollar sign, with which matplotlib begins a formula
+    figure.suptitle(title.replace("$", r"\$"), fontsize=11)
+    return png_bytes(figure)

@@ -1,0 +1,140 @@
+"""Results as files: in a given dtype, and never over anything."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora_studio.adapters.kind import Factors
+from lora_studio.errors import ExportMismatch, StudioError
+from lora_studio.families.base import FileTraits
+from lora_studio.lora_file.factors import balanced, energy, stacked
+from lora_studio.lora_file.open import PlainFile
+from lora_studio.lora_file.write import DTYPES, TensorSpec, legacy_hash, places_of, raw, write_tensors
+from lora_studio.metadata.write import base_keys, hashes
+from lora_studio.version import __version__
+
+
+def check_output(path: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
+    """Raise StudioError if writing there would replace something; inputs are never replaced."""
+    if any(path.exists() and one.exists() and path.samefile(one) for one in inputs):
+        raise StudioError(f"{path} is what is read; give another path with -o.")
+    if path.is_dir() or (path.exists() and not force):
+        advice = "give another path with -o" if path.is_dir() else "give another path with -o, or --force"
+        raise StudioError(f"{path} is there already; {advice}.")
+
+
+class Result:
+    """A LoRA file in the making: its layers, cast as they come, and what casting cost."""
+
+    def __init__(self, dtype: str, alpha: float) -> None:
+        """`alpha` of every layer; the scale that a layer's rank makes of it goes into its factors."""
+        if dtype not in DTYPES:
+            raise StudioError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
+        self.dtype = DTYPES[dtype]
+        self._alpha = torch.tensor(alpha).to(self.dtype)  # as it can be written
+        self.tensors: dict[str, Tensor] = {}
+        self.ranks: dict[str, int] = {}
+        self._error = self.energy = 0.0  # sums of squares: of what rounding took, and of all changes
+
+    @property
+    def alpha(self) -> float:
+        """Of every layer."""
+        return float(self._alpha.item())
+
+    @property
+    def cast_error(self) -> float:
+        """What the dtype rounded away: the norm of it, relative to the norm of all changes."""
+        return math.sqrt(self._error / self.energy) if self.energy else 0.0
+
+    def add(self, name: str, factors: Factors, shape: Sequence[int], *, squares: float | None = None) -> None:
+        """A layer whose weight has this shape; `squares` is its energy, where that is known.
+
+        Raises ExportMismatch if it does not fit into the dtype.
+        """
+        rank = len(factors.down)
+        scaled = balanced(Factors(factors.down, factors.up * (rank / self.alpha)))
+        down, up = (one.to(self.dtype) for one in scaled)
+        if not (down.isfinite().all() and up.isfinite().all()):
+            raise ExportMismatch(f"{name} does not fit into {self.dtype}; give --dtype float32.")
+        self._error += _rounded_away(scaled, Factors(down, up)) * (self.alpha / rank) ** 2
+        self.energy += energy(factors) if squares is None else squares
+        self.ranks[name] = rank
+        self.tensors[f"{name}.lora_down.weight"] = down.view(rank, *shape[1:])
+        self.tensors[f"{name}.lora_up.weight"] = up.view(shape[0], rank, *(1 for _ in shape[2:]))
+        self.tensors[f"{name}.alpha"] = self._alpha
+
+    def write(self, path: Path, metadata: Mapping[str, str]) -> int:
+        """Write it, with the hashes that UIs know it by; how many bytes it has."""
+        names = sorted(self.tensors)  # safetensors' own order where all have one dtype
+        entries = [TensorSpec(name, self.dtype, tuple(self.tensors[name].shape)) for name in names]
+        block = [raw(self.tensors[name]) for name in names]  # no copies
+        said = {**metadata, **hashes(block)}
+        said["sshs_legacy_hash"] = legacy_hash(places_of(entries), block, said)
+        write_tensors(path, entries, (self.tensors[name] for name in names), said)
+        return path.stat().st_size
+
+
+def _rounded_away(exact: Factors, cast: Factors) -> float:
+    """The sum of squares of the difference of two changes whose factors are nearly the same.
+
+    From the factors' differences, so that float32 is enough and nothing cancels.
+    """
+    off = [
+        Factors(exact.down.float(), (exact.up - cast.up).float()),
+        Factors((exact.down - cast.down).float(), cast.up.float()),
+    ]
+    return energy(stacked(off))
+
+
+def in_order(layers: Mapping[str, object], more: Iterable[Mapping[str, object]]) -> Iterator[str]:
+    """The names of all layers of several files, each once."""
+    yield from dict.fromkeys([*layers, *(name for other in more for name in other)])
+
+
+# What stays true of a result if all the files that it is made of say the same.
+_KEPT = (
+    *("ss_v2", "ss_base_model_version", "ss_sd_model_name", "ss_resolution", "ss_clip_skip"),
+    *("modelspec.architecture", "modelspec.implementation", "modelspec.prediction_type"),
+    *("modelspec.resolution", "lora_studio.base", "lora_studio.base_fingerprint"),
+)
+
+
+def metadata_of(files: Sequence[PlainFile], result: Result, path: Path, *, how: str) -> dict[str, str]:
+    """Of a file made of others; `how` is what was done, in a few words."""
+    metadata = {
+        key: files[0].metadata[key]
+        for key in _KEPT
+        if all(key in file.metadata for file in files) and len({file.metadata[key] for file in files}) == 1
+    }
+    triggers = list(dict.fromkeys(file.trigger for file in files if file.trigger))
+    if triggers:
+        metadata["modelspec.trigger_phrase"] = ", ".join(triggers)
+        # tags, not sentences: the way A1111 and Forge learn the trigger
+        metadata["ss_tag_frequency"] = json.dumps({"trigger": dict.fromkeys(triggers, 1)})
+    titles = [file.metadata.get("modelspec.title") or file.path.stem for file in files]
+    return metadata | _of_result(result, path, how) | {"modelspec.merged_from": ", ".join(titles)}
+
+
+def metadata_of_base(traits: FileTraits, result: Result, path: Path, *, how: str) -> dict[str, str]:
+    """Of a file that was made of whole bases."""
+    return base_keys(traits) | _of_result(result, path, how)
+
+
+def _of_result(result: Result, path: Path, how: str) -> dict[str, str]:
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(max(result.ranks.values())),
+        "ss_network_alpha": f"{result.alpha:g}",
+        "ss_network_args": "{}",
+        "ss_output_name": path.stem,
+        "ss_training_comment": how,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.title": path.stem,
+        "lora_studio.version": __version__,
+    }

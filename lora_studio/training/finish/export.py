@@ -1,0 +1,197 @@
+"""A run's checkpoint in any of the forms that files have, each verified as the run's own file is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_studio.adapters.full_inject import TensorPlace
+from lora_studio.data.manifest import Manifest, Record
+from lora_studio.data.views import entries
+from lora_studio.errors import CheckpointError, ExportMismatch, RecipeError, RunFolderError, StudioError
+from lora_studio.export import EXPORTERS
+from lora_studio.export.target import ExportJob, ExportResult, Target
+from lora_studio.files import write_atomically
+from lora_studio.lora_file.write import DTYPES
+from lora_studio.metadata.provenance import MANIFEST
+from lora_studio.processes import ALONE
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
+from lora_studio.training.context import TrainedRun
+from lora_studio.training.events import Listener, Note, ignore_events
+from lora_studio.training.finish import job_of, probe, set_aside
+from lora_studio.training.loop.checkpoint import load_state
+from lora_studio.training.loop.state import State
+from lora_studio.training.prepare.adapters import inject_adapters, snapshot_float32
+from lora_studio.training.prepare.base_model import base_of
+from lora_studio.training.prepare.checks import check_names, ready_machine
+from lora_studio.training.prepare.data import batches_of
+from lora_studio.training.prepare.loop import make_state
+from lora_studio.training.prepare.resume import RECIPE_FILE, refuse_other_base, refuse_other_inputs
+from lora_studio.verify.file import VerifyReport
+from lora_studio.verify.probe import CAPTION, ProbeOutput, ask_diffusers, compare_probe, probed
+
+REPORT = "verify.json"  # of all targets in a folder
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What is to be written of a run."""
+
+    targets: tuple[str, ...]
+    checkpoint: int | None = None  # None: the newest
+    dtype: str | None = None  # None: as the recipe says
+    folder: Path | None = None  # None: exports/step_<number> in the run's own
+    force: bool = False  # replace what is there
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One target's files, and what was checked in them."""
+
+    target: str
+    made: ExportResult
+    report: VerifyReport
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        files = [str(path) for path in self.made.paths]
+        return {"target": self.target, "files": files, "notes": self.made.notes} | self.report.to_json()
+
+
+def export_run(folder: Path, wishes: ExportRequest, *, on_event: Listener = ignore_events) -> list[Exported]:
+    """Write a run's checkpoint to every target and verify it.
+
+    Raises StudioError for whatever the user can mend, before anything is written where that can be known;
+    ExportMismatch, with the files set aside, if one of them is not what was trained.
+    """
+    targets = {name: EXPORTERS[name] for name in dict.fromkeys(wishes.targets)}
+    run = Run(folder)
+    recipe = _recipe_of(run, wishes)
+    place, step = _checkpoint_of(run, wishes.checkpoint)
+    on_event(Note(f"reading the base and step {step}"))
+    trained, state = _revive(run, recipe)
+    load_state(place, state)
+    out = wishes.folder or run.folder / "exports" / place.name
+    job = job_of(trained, folder=out)
+    job = replace(job, facts=replace(job.facts, steps=step))
+    for target in targets.values():
+        target.refuse(job)
+    _refuse_overwriting(job, targets, force=wishes.force)
+    found = []
+    with state.shown():
+        expected = probe(trained, CAPTION) if any(one.probed for one in targets.values()) else None
+        for name, target in targets.items():
+            on_event(Note(f"writing {name}"))
+            try:
+                made = target.write(job)
+            except OSError as error:
+                raise RunFolderError(f"{out} cannot be written to ({error.strerror or error})") from None
+            found.append(Exported(name, made, _verify(job, target, made, trained, expected)))
+    _keep_reports(out, found)
+    for one in found:
+        if not one.report.ok:
+            aside = ", ".join(str(set_aside(path)) for path in one.made.paths)
+            raise ExportMismatch(f"{aside} is not what was trained: {'; '.join(one.report.faults[:3])}.")
+    return found
+
+
+def _recipe_of(run: Run, wishes: ExportRequest) -> Recipe:
+    path = run.folder / RECIPE_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no run in {run.folder}; give the folder of one, such as runs/my_style."
+        )
+    if wishes.dtype is not None and wishes.dtype not in DTYPES:
+        raise RecipeError(f"--dtype is {wishes.dtype!r}; it must be one of {', '.join(DTYPES)}.")
+    recipe = load_recipe(path)
+    # what it began with is in its checkpoint, and need not be there any more
+    recipe = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"init_from": None})})
+    if wishes.dtype is not None:
+        update = {"export": recipe.export.model_copy(update={"dtype": wishes.dtype})}
+        recipe = recipe.model_copy(update=update)
+    return recipe
+
+
+def _checkpoint_of(run: Run, step: int | None) -> tuple[Path, int]:
+    steps = {int(path.name.removeprefix("step_")): path for path in run.checkpoints()}
+    if not steps:
+        raise CheckpointError(f"there is no checkpoint in {run.folder}; there is nothing to export yet.")
+    if step is None:
+        step = max(steps)
+    if step not in steps:
+        raise CheckpointError(
+            f"there is no checkpoint of step {step} in {run.folder}; there are those of "
+            f"{', '.join(map(str, steps))}."
+        )
+    return steps[step], step
+
+
+def _revive(run: Run, recipe: Recipe) -> tuple[TrainedRun, State]:
+    """The run's base with its adapters, at their start."""
+    check_names(recipe)
+    inputs = refuse_other_inputs(run, recipe)
+    machine, family = ready_machine(recipe), base_of(recipe)
+    family.max_chunks = recipe.data.max_token_chunks
+    fingerprint = family.fingerprint(family.denoiser)
+    refuse_other_base(run, recipe, fingerprint)
+    exact: dict[TensorPlace, torch.Tensor] = snapshot_float32(recipe, family)
+    machine.shrink(family)
+    adapters = inject_adapters(recipe, family, exact)
+    family.place(machine.device, family.denoiser)
+    lines = run.lines(MANIFEST)
+    manifest = Manifest(tuple(Record.from_json(line) for line in lines))
+    trained = TrainedRun(
+        recipe=recipe,
+        run=run,
+        machine=machine,
+        family=family,
+        base_fingerprint=fingerprint,
+        manifest=manifest,
+        adapters=adapters,
+        processes=ALONE,
+        batches=batches_of(recipe, entries(manifest.used)),
+        inputs=inputs,
+    )
+    return trained, make_state(recipe, machine, family, adapters)
+
+
+def _refuse_overwriting(job: ExportJob, targets: dict[str, Target], *, force: bool) -> None:
+    there = [str(path) for target in targets.values() for path in target.paths(job) if path.exists()]
+    if there and not force:
+        raise StudioError(
+            f"{', '.join(there)} {'is' if len(there) == 1 else 'are'} there already; write elsewhere with "
+            "--out, or replace with --force."
+        )
+
+
+def _verify(
+    job: ExportJob, target: Target, made: ExportResult, trained: TrainedRun, expected: ProbeOutput | None
+) -> VerifyReport:
+    report = VerifyReport(made.paths[0].name)
+    target.check(job, made, report)
+    report.checks["cast_error"] = made.cast_error
+    if made.left_out is not None:
+        report.checks["plain_left_out"] = made.left_out
+    if report.ok and target.probed and expected is not None:
+        machine, fresh = trained.machine, job.load_base()
+        machine.shrink(fresh)
+        with trained.family.placed():  # nowhere but in main memory: there may be no room for two
+            fresh.place(machine.device, *probed(fresh))
+            answer = ask_diffusers(made.paths[0], fresh)
+            compare_probe(answer, expected, report, rounding=machine.rounding)
+    return report
+
+
+def _keep_reports(folder: Path, found: Sequence[Exported]) -> None:
+    """Beside what earlier exports said of theirs."""
+    path = folder / REPORT
+    reports = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    reports |= {one.target: one.report.to_json() for one in found}
+    write_atomically(path, (json.dumps(reports, indent=2, ensure_ascii=False) + "\n").encode())

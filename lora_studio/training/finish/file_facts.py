@@ -1,0 +1,137 @@
+"""What the written files say of the base, the images and how they were trained, under kohya's names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lora_studio.data.batches import Plan
+from lora_studio.data.manifest import Manifest, Record
+from lora_studio.families.loading.hub import is_hub_id
+from lora_studio.files import digest
+from lora_studio.objectives.noise import MOST_LEVELS
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.base import POCKET
+from lora_studio.recipe.output import ExportConfig
+
+_PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}  # as accelerate has them
+_LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
+
+
+def public_name(model: str) -> str:
+    """A base's name that says the same everywhere: the pocket base or a hub id; empty for a path."""
+    return model if model == POCKET or is_hub_id(model) else ""
+
+
+def base_keys(model: str) -> dict[str, str]:
+    """Name and hashes of a base: a file's own name without its folders, and of a folder nothing."""
+    path = Path(model).expanduser()
+    if public_name(model) or not path.is_file():
+        return {"ss_sd_model_name": public_name(model)} if public_name(model) else {}
+    with path.open("rb") as file:
+        file.seek(_LEGACY_START)
+        legacy = file.read(_LEGACY_BYTES)
+    return {
+        "ss_sd_model_name": path.name,
+        "ss_sd_model_hash": hashlib.sha256(legacy).hexdigest()[:8],
+        "ss_new_sd_model_hash": digest(path),
+    }
+
+
+def training_keys(batches: Plan, dtype: torch.dtype, *, steps: int) -> dict[str, str]:
+    """How long and in which precision; "None" is kohya's word for the layer that the base itself reads."""
+    per_epoch = batches.micro_batches_per_epoch / batches.accumulation
+    return {
+        "ss_num_epochs": str(math.ceil(steps / per_epoch)),
+        "ss_num_batches_per_epoch": str(batches.micro_batches_per_epoch),
+        "ss_total_batch_size": str(batches.batch_size * batches.accumulation),
+        "ss_mixed_precision": _PRECISIONS[dtype],
+        "ss_clip_skip": "None",
+    }
+
+
+def image_keys(manifest: Manifest) -> dict[str, str]:
+    """Buckets and numbers of images, in the forms that A1111 and Forge read; no names."""
+    buckets = Counter(one.bucket for one in manifest.used if one.bucket)
+    table = {
+        str(number): {"resolution": [bucket.width, bucket.height], "count": count}
+        for number, (bucket, count) in enumerate(sorted(buckets.items(), key=lambda one: one[0].name))
+    }
+    keys = {
+        "ss_bucket_info": json.dumps({"buckets": table}),
+        "ss_dataset_dirs": json.dumps(_by_repeats(manifest.used)),
+    }
+    priors = manifest.of_role("prior")
+    return keys | ({"ss_reg_dataset_dirs": json.dumps(_by_repeats(priors))} if priors else {})
+
+
+def _by_repeats(records: Sequence[Record]) -> dict[str, dict[str, int]]:
+    """In place of folders, whose names are private: images that are shown equally often."""
+    counts = sorted(Counter(one.repeats for one in records).items())
+    return {f"{repeats}_images": {"n_repeats": repeats, "img_count": count} for repeats, count in counts}
+
+
+def described(wishes: ExportConfig) -> dict[str, str]:
+    """What the user says of the file, as far as he does."""
+    values = {
+        "author": wishes.author,
+        "description": wishes.description,
+        "license": wishes.license,
+        "tags": ", ".join(wishes.tags),
+    }
+    return {f"modelspec.{name}": value for name, value in values.items() if value}
+
+
+def used_options(recipe: Recipe, manifest: Manifest, *, latent_side: int) -> dict[str, str]:
+    """Key -> value of all options that are used; no path, name or caption. `latent_side`: the longer one."""
+    objective, training = recipe.objective, recipe.training
+    is_huber, regularization_images = objective.loss != "l2", manifest.of_role("prior")
+    weights = {record.weight for record in regularization_images}
+    levels = min(MOST_LEVELS, max(1, latent_side.bit_length() - 1))  # halved down to a single number
+    values: dict[str, str | int | float] = {
+        "ss_loss_type": objective.loss if is_huber else "",
+        "ss_huber_schedule": "constant" if is_huber else "",
+        "ss_huber_c": objective.loss_delta if is_huber else 0,
+        "ss_multires_noise_iterations": levels if objective.multires_noise else 0,
+        "ss_multires_noise_discount": objective.multires_noise,
+        "ss_ip_noise_gamma": objective.input_perturbation,
+        "ss_num_reg_images": len(regularization_images),
+        "ss_prior_loss_weight": weights.pop() if len(weights) == 1 else 0,
+        "ss_scale_weight_norms": recipe.adapter.max_norm,
+        "ss_caption_dropout_rate": recipe.data.caption_dropout,
+        "ss_caption_tag_dropout_rate": recipe.data.tag_dropout,
+        "ss_lr_warmup_steps": training.warmup,
+        "ss_gradient_accumulation_steps": training.accumulation if training.accumulation > 1 else 0,
+        "ss_max_grad_norm": training.max_grad_norm,
+    }
+    texts = {key: value if isinstance(value, str) else f"{value:g}" for key, value in values.items() if value}
+    if arguments := _network_arguments(recipe):
+        texts["ss_network_args"] = json.dumps(arguments)
+    if options := _optimizer_arguments(recipe):
+        texts["ss_optimizer"] = f"{training.optimizer}({options})"
+    return texts
+
+
+def _network_arguments(recipe: Recipe) -> dict[str, str]:
+    adapter = recipe.adapter
+    values = {
+        "conv_dim": adapter.conv_rank,
+        "conv_alpha": adapter.conv_alpha,
+        "rank_dropout": adapter.rank_dropout,
+        "module_dropout": adapter.module_dropout,
+        "loraplus_lr_ratio": adapter.lora_plus_ratio if adapter.lora_plus_ratio != 1 else None,
+    }
+    return {name: f"{value:g}" for name, value in values.items() if value}
+
+
+def _optimizer_arguments(recipe: Recipe) -> str:
+    """Numbers and switches only: a text may be a path."""
+    options = recipe.training.optimizer_options
+    shown = {name: value for name, value in options.items() if not isinstance(value, str)}
+    return ",".join(f"{name}={value}" for name, value in shown.items())

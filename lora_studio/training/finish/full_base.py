@@ -1,0 +1,128 @@
+"""What full fine-tuning ends with: a whole base in a folder, and the proof that it is what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora_studio.adapters.adapter_set import put_back
+from lora_studio.export.folder import canonical_tensors, holds_exactly, open_folder, put_in, write_folder
+from lora_studio.families.base import ModelFamily
+from lora_studio.lora_file.write import DTYPES
+from lora_studio.training.context import TrainedRun
+from lora_studio.training.prepare.base_model import base_of
+from lora_studio.verify.file import VerifyReport
+from lora_studio.verify.probe import ProbeOutput, probed, rms, run_probe
+
+SAME = 1e-4  # of an answer's size: float32 adds up in another order where a part lies elsewhere in memory
+
+LOST = 0.1  # of what was learned, from which on it is said
+
+
+def write_base(trained: TrainedRun) -> tuple[Path, float]:
+    """The base with what was trained put in, as a folder; and how far its dtype changed a weight.
+
+    From the base's own files: parts that were not trained have all their digits, whatever was computed in.
+    """
+    path = trained.run.folder / trained.recipe.name
+    fresh = base_of(trained.recipe)
+    changed = put_in(fresh, trained.adapters.named_parameters())
+    with trained.run.writing():
+        error = write_folder(path, fresh, changed=changed, dtype=trained.recipe.export.dtype)
+    return path, error
+
+
+def verify_base(path: Path, trained: TrainedRun, expected: ProbeOutput) -> VerifyReport:
+    """The folder's numbers against the live ones, and a probe batch through what diffusers loads from it."""
+    report = VerifyReport(path.name)
+    pipeline = open_folder(path, report)
+    if pipeline is None:
+        return report
+    family, machine = trained.family, trained.machine
+    parts = {name: getattr(pipeline, name).requires_grad_(False).eval() for name in family.parts}
+    written = type(family)(parts, family.tokenizers, source="", scheduler=dict(pipeline.scheduler.config))
+    _check_numbers(written, trained, report)
+    if report.faults:
+        return report
+    machine.shrink(written)
+    asked = probed(family)
+    with family.placed():  # nowhere but in main memory: there may be no room for two
+        written.place(machine.device, *asked)
+        answer = run_probe(written)
+        written.place(torch.device("cpu"))
+    with family.placed(*asked), in_mixed_precision(trained), _rounded(trained):
+        rounded = run_probe(family)
+    _check_probe(answer, rounded, expected, report, rounding=machine.rounding)
+    return report
+
+
+@contextmanager
+def in_mixed_precision(trained: TrainedRun) -> Iterator[None]:
+    """What float32 layers among others need to be asked; nothing in float32 alone."""
+    dtype = trained.machine.autocast
+    with torch.autocast(trained.family.device.type, dtype, enabled=dtype is not None):
+        yield
+
+
+def _check_numbers(written: ModelFamily, trained: TrainedRun, report: VerifyReport) -> None:
+    """Every tensor is finite; it is the trained or the base's own one in the export's dtype, bit for bit."""
+    dtype, live = DTYPES[trained.recipe.export.dtype], trained.adapters.named_parameters()
+    found = canonical_tensors(written)
+    base = base_of(trained.recipe)
+    own: Mapping[str, Tensor] = canonical_tensors(base)
+    changed = {layer.part for layer in trained.adapters.layers}
+    exact = {
+        name for name in base.parts if name not in changed and not holds_exactly(base.parts[name], dtype)
+    }
+    wrong = sorted(own.keys() ^ found.keys())
+    for key in own.keys() & found.keys():
+        expected = live[key].detach().cpu() if key in live else own[key].detach()
+        if key.partition(".")[0] not in exact:
+            expected = expected.to(dtype)
+        if not found[key].isfinite().all():
+            report.faults.append(f"{key} is not finite")
+        elif not torch.equal(found[key].detach().float(), expected.float()):
+            wrong.append(key)
+    if wrong:
+        report.faults.append(f"{len(wrong)} tensors are not what was trained, first {wrong[0]}")
+    report.checks |= {"tensors": len(found), "tensors_trained": len(live), "parts_trained": sorted(changed)}
+
+
+@contextmanager
+def _rounded(trained: TrainedRun) -> Iterator[None]:
+    """Within it the trained parts have the export's digits, as the folder has."""
+    dtype, family = DTYPES[trained.recipe.export.dtype], trained.family
+    parts = dict.fromkeys(layer.part for layer in trained.adapters.layers)
+    tensors = [one for part in parts for one in family.parts[part].parameters()]
+    with put_back(tensors):
+        with torch.no_grad():
+            for one in tensors:
+                one.copy_(one.to(dtype))
+        yield
+
+
+def _check_probe(
+    answer: Tensor, rounded: Tensor, expected: ProbeOutput, report: VerifyReport, *, rounding: float
+) -> None:
+    """The folder's answer against the live one with the folder's digits, which has to be the same."""
+    difference = rms(answer - rounded) / rms(rounded)
+    report.checks["probe_effect"] = expected.effect
+    report.checks["probe_difference"] = difference
+    if expected.effect == 0:
+        report.faults.append("the probe's answer is the base's: nothing was learned")
+        return
+    report.checks["probe_lost_share"] = rms(rounded - expected.tuned) / expected.effect
+    if not difference <= max(SAME, rounding):
+        report.faults.append(f"the probe through the folder differs by {difference:.2%} of the live answer")
+
+
+def lost_in_words(share: float, trained: TrainedRun) -> str:
+    """What the user can do about it."""
+    return (
+        f"rounding to {trained.recipe.export.dtype} moves the probe's answer by {share:.0%} of what training "
+        'moved it; export.dtype = "float32" keeps all digits'
+    )

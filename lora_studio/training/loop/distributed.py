@@ -1,0 +1,67 @@
+"""The gradients of several processes become those of one: the one exchange of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lora_studio.processes import Processes, part_of
+
+
+def shares(rows: slice, parts: int) -> list[slice]:
+    """`rows` in at most `parts` runs of rows, as equal as they can be, the longer ones first.
+
+    >>> shares(slice(0, 5), 2)
+    [slice(0, 3, None), slice(3, 5, None)]
+    """
+    assert parts >= 1, parts
+    count = rows.stop - rows.start
+    parts = min(parts, count)
+    found = [part_of(count, number, parts) for number in range(parts)]
+    return [slice(rows.start + one.start, rows.start + one.stop) for one in found]
+
+
+def own_passes(rows: int, processes: Processes, passes: int, *, lockstep: bool = False) -> list[slice]:
+    """This process's part of so many rows, spread over its passes.
+
+    In lockstep all have the same number of passes, empty ones where only others have rows left.
+    """
+    found = shares(processes.share(rows), passes)
+    most = min(passes, -(-rows // processes.count))
+    return found + [slice(0, 0)] * (most - len(found)) if lockstep else found
+
+
+class ReducedStep(NamedTuple):
+    """What all processes know after a step's passes, the same on each."""
+
+    loss: Tensor  # scalar
+    flags: tuple[bool, ...]  # each is true if it is on any process
+
+
+def all_reduce_gradients(
+    processes: Processes, parameters: Sequence[nn.Parameter], loss: Tensor, flags: Sequence[bool] = ()
+) -> ReducedStep:
+    """Sum the gradients and the loss over the processes, in float32.
+
+    One message with all gradients instead of DistributedDataParallel: the adapters lie in several parts,
+    their gradients are small, a process may have no rows, and flags are agreed on in the same breath, so that
+    no process can wait for another that has decided otherwise. A tensor that has no gradient on any process
+    has none afterwards.
+    """
+    if processes.count == 1:
+        return ReducedStep(loss, tuple(flags))
+    facts = [*(float(flag) for flag in flags), *(float(one.grad is not None) for one in parameters)]
+    head = torch.cat([loss.detach().float().view(1), torch.tensor(facts, device=loss.device)])
+    empty = [torch.zeros_like(one, dtype=torch.float32).flatten() for one in parameters if one.grad is None]
+    rest = iter(empty)
+    gradients = [next(rest) if one.grad is None else one.grad.float().flatten() for one in parameters]
+    message = torch.cat([head, *gradients])
+    processes.sum_(message)
+    agreed = [value > 0 for value in message[1 : len(head)].tolist()]
+    found = message[len(head) :].split([one.numel() for one in parameters])
+    for parameter, gradient, there in zip(parameters, found, agreed[len(flags) :], strict=True):
+        parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if there else None
+    return ReducedStep(message[0], tuple(agreed[: len(flags)]))

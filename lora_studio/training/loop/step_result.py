@@ -1,0 +1,151 @@
+"""What a step came to, on its way from the device to the host, which need not wait for it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lora_studio.errors import TrainingDiverged
+from lora_studio.training.events import Listener, StepDone, StepSkipped
+from lora_studio.training.loop.gradient_watch import GradientWatch
+from lora_studio.training.loop.state import State
+
+
+class StepResult(NamedTuple):
+    """What an optimizer step came to."""
+
+    loss: float
+    grad_norm: float
+    scale: float = 1.0  # of the loss
+
+    @property
+    def finite(self) -> bool:
+        """Whether it may reach the weights."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+    @property
+    def scaled_too_much(self) -> bool:
+        """Whether gradients overflowed that a smaller scale would have kept finite: float16's daily business.
+
+        A loss that is not finite itself, or a scale that is down to 1, is another matter.
+        """
+        return math.isfinite(self.loss) and not math.isfinite(self.grad_norm) and self.scale > 1
+
+    def row(self, step: int, rate: float, seconds: float) -> dict[str, float | int | bool | None]:
+        """A line of metrics.jsonl."""
+        values: dict[str, float | int | bool | None] = {
+            "step": step,
+            "loss": self.loss if math.isfinite(self.loss) else None,  # JSON has no word for NaN
+            "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else None,
+            "learning_rate": rate,
+            "seconds": round(seconds, 4),
+        }
+        if self.scaled_too_much:
+            values["loss_scale"] = self.scale
+        return values if self.finite else values | {"skipped": True}
+
+
+class AsyncScalars:
+    """The values of a tensor [N]; the copy begins now and is waited for when they are asked for."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self._copied = values, None
+        if values.device.type == "cuda":
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def read(self) -> list[float]:
+        """All of them, once they have arrived."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        numbers: list[float] = self._values.tolist()
+        return numbers
+
+
+@dataclass
+class PendingStep:
+    """A step that is done on the device; what it came to may still be on its way to the host."""
+
+    step: int
+    rate: float  # of learning, in the first group
+    began: float  # seconds of time.perf_counter
+    numbers: AsyncScalars  # loss, gradient norm, the loss's scale, and the watch's sizes
+    watch: GradientWatch
+    limited: AsyncScalars | None = None  # how many layers were larger than adapter.max_norm
+
+    @cached_property
+    def _read(self) -> list[float]:
+        return self.numbers.read()
+
+    @property
+    def done(self) -> StepResult:
+        """What it came to; waits for it."""
+        return StepResult(*self._read[:3])
+
+    @property
+    def sizes(self) -> list[float]:
+        """What the watch had asked for."""
+        return self._read[3:]
+
+
+class StepReporter:
+    """Counts, records and reports every step, once what it came to has been read."""
+
+    def __init__(
+        self,
+        state: State,
+        steps: int,
+        max_bad_steps: int,
+        record: Callable[[dict[str, float | int | bool | None]], None],
+        listener: Listener,
+    ) -> None:
+        self.state, self.steps, self.max_bad_steps = state, steps, max_bad_steps
+        self.record, self.listener = record, listener
+        self._pending: PendingStep | None = None
+        self._settled_at = 0.0
+
+    def push(self, pending: PendingStep) -> None:
+        """A step that is done on the device; the one before must have been settled."""
+        assert self._pending is None
+        self._pending = pending
+
+    def flush(self) -> None:
+        """Wait for the expected step, if there is one, then count and report it.
+
+        Raises TrainingDiverged if too many in a row were not finite, or a tensor gets no gradient.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        done = pending.done
+        if done.finite:
+            pending.watch.update(pending.sizes, done.grad_norm)
+        self.state.counters.count(pending.step, updated=done.finite, scaled=done.scaled_too_much)
+        now = time.perf_counter()
+        seconds, self._settled_at = now - max(pending.began, self._settled_at), now
+        limited = {} if pending.limited is None else {"limited_layers": int(pending.limited.read()[0])}
+        self.record(done.row(pending.step, pending.rate, seconds) | limited)
+        if done.finite:
+            event = StepDone(pending.step, self.steps, done.loss, pending.rate, seconds, done.grad_norm)
+            self.listener(event)
+        else:
+            self._skipped(pending.step, done)
+
+    def _skipped(self, step: int, done: StepResult) -> None:
+        in_a_row, most = self.state.counters.skipped_in_a_row, self.max_bad_steps
+        scale = done.scale if done.scaled_too_much else 1.0
+        self.listener(StepSkipped(step, self.steps, done.loss, done.grad_norm, in_a_row, most, scale))
+        if in_a_row >= most and not done.scaled_too_much:
+            raise TrainingDiverged(
+                f"step {step}: the loss is {done.loss:g} and the gradient norm {done.grad_norm:g}, the last "
+                f"of {in_a_row} bad steps in a row, which is what training.max_bad_steps allows"
+            )

@@ -1,0 +1,138 @@
+"""Where a run happens, in which precision its base lies, and what makes it smaller or faster there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lora_studio.devices import default_precision, find_device
+from lora_studio.errors import RecipeError
+from lora_studio.families.base import ModelFamily
+from lora_studio.lora_file.write import DTYPES
+from lora_studio.quantization import NONE, QUANTIZERS
+from lora_studio.quantization.layers import linear_paths
+from lora_studio.recipe.machine import MachineConfig
+from lora_studio.training.machine.memory import keep_freed_memory
+
+COMPILED = ("BasicTransformerBlock", "ResnetBlock2D")  # as diffusers calls the blocks of its UNets
+MOST_COMPILATIONS = 1024  # of one block's code: every width, size and mode has its own; torch stops at 8
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run happens and in which precision its frozen base lies."""
+
+    device: torch.device
+    dtype: torch.dtype
+    quantize: str = NONE
+    wishes: MachineConfig = field(default_factory=MachineConfig)
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype of the forward pass when it is not plain float32."""
+        return None if self.dtype == torch.float32 else self.dtype
+
+    @property
+    def rounding(self) -> float:
+        """By how much of its size an answer of the base may change with the rounding; 0 for float32."""
+        quantized = 0.0 if self.quantize == NONE else torch.finfo(torch.bfloat16).eps
+        cast = 0.0 if self.autocast is None else torch.finfo(self.autocast).eps
+        return 2 * max(quantized, cast)  # two answers are compared
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """What keeps float16's gradients from vanishing; the other dtypes have the exponents for them."""
+        return torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
+
+    def shrink(self, family: ModelFamily) -> None:
+        """The base in its precision and, before any adapter, the denoiser as wished."""
+        family.cast(self.dtype)
+        self.lay_out(family.parts[family.denoiser], family.targets[family.denoiser])
+
+    def speed_up(self, family: ModelFamily, trained: Sequence[str]) -> None:
+        """The denoiser as wished with its adapters, and checkpointing in the other trained parts."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.tune(family.parts[family.denoiser])
+        for part in trained:
+            if self.wishes.gradient_checkpointing and part != family.denoiser:
+                checkpoint_gradients(family.parts[part])
+
+    def lay_out(self, denoiser: nn.Module, endings: Sequence[str]) -> None:
+        """Its precision, memory format, and the linear layers that end so quantised."""
+        set_tf32(self.wishes.tf32)
+        if next(denoiser.parameters()).dtype != self.dtype:
+            denoiser.to(self.dtype)
+        QUANTIZERS[self.quantize](denoiser, linear_paths(denoiser, endings), self.dtype)
+        if self.wishes.channels_last:
+            _channels_last(denoiser)
+
+    def tune(self, denoiser: nn.Module) -> None:
+        """Attention, checkpointing and compilation."""
+        if self.wishes.attention == "xformers":
+            denoiser.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
+        if self.wishes.gradient_checkpointing:
+            checkpoint_gradients(denoiser)
+        if self.wishes.compile:
+            compile_blocks(denoiser)
+
+
+def choose_machine(device: str, dtype: str) -> Machine:
+    """Resolve "auto": a GPU with bfloat16 when there is one, else the CPU with float32."""
+    return machine_of(MachineConfig(device=device), dtype, NONE)
+
+
+def machine_of(wishes: MachineConfig, dtype: str, quantize: str) -> Machine:
+    """What a recipe asks for, with "auto" resolved. Raises RecipeError for a device that is not there."""
+    chosen = find_device(wishes.device)
+    if chosen is None:
+        raise RecipeError(
+            f'machine.device is {wishes.device!r}, which this machine does not have; use "auto" or "cpu".'
+        )
+    precision = default_precision(chosen) if dtype == "auto" else DTYPES[dtype]
+    return Machine(chosen, precision, quantize, wishes)
+
+
+def set_tf32(on: bool) -> None:
+    """For the whole process: float32 products of matrices and convolutions on CUDA."""
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
+
+
+def _channels_last(denoiser: nn.Module) -> None:
+    """Of the convolutions; a module's own `to` would touch quantised weights, too."""
+    for module in denoiser.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def checkpoint_gradients(part: nn.Module) -> None:
+    """The backward pass computes each block's activations again, instead of keeping them (non-reentrant).
+
+    transformers does so in training mode only; that of the layers themselves turns on no dropout below them.
+    """
+    if hasattr(part, "enable_gradient_checkpointing"):  # diffusers', which is non-reentrant
+        part.enable_gradient_checkpointing()  # type: ignore[operator]
+        return
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for module in part.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            module.gradient_checkpointing = module.training = True
+
+
+def compile_blocks(denoiser: nn.Module) -> None:
+    """Each of its blocks when it is first used: far sooner ready than the whole, and nearly as fast."""
+    import torch._dynamo.config as limits
+
+    limits.recompile_limit = max(limits.recompile_limit, MOST_COMPILATIONS)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, MOST_COMPILATIONS)
+    for module in denoiser.modules():
+        if type(module).__name__ in COMPILED:
+            module.compile()

@@ -1,0 +1,196 @@
+"""Which options work on this machine: each by a training step on a tiny denoiser, never by import alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from lora_studio.adapters.inject import inject
+from lora_studio.adapters.rules import AdapterOptions
+from lora_studio.devices import default_precision
+from lora_studio.errors import RecipeError, reason_of
+from lora_studio.quantization import NONE, QUANTIZERS
+from lora_studio.recipe.machine import MachineConfig
+from lora_studio.rng import generator
+from lora_studio.training.machine import Machine
+
+PLAIN = MachineConfig(tf32=False)
+ENDINGS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+HALF, EIGHT_BITS, FOUR_BITS = 0.05, 0.1, 0.4  # how far an answer may be from float32's, of its size
+SAME = 0.01  # with TF32's 10 bits
+
+
+@dataclass(frozen=True)
+class OptionTest:
+    """Whether an option, as a recipe spells it, works here."""
+
+    option: str
+    works: bool
+    why: str  # it does not; empty if it does
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A machine with one option on, and how far its answers may be from float32's."""
+
+    machine: Machine
+    tolerance: float
+    fused: bool = False  # AdamW
+
+
+def trials(device: torch.device) -> dict[str, Trial]:
+    """Every option by its name in a recipe; fused AdamW has none."""
+    usual = default_precision(device)
+    plain = Machine(device, torch.float32, wishes=PLAIN)
+    quantizers = [name for name in QUANTIZERS.names() if name != NONE]
+    found = {
+        'machine.attention = "xformers"': Trial(
+            replace(plain, dtype=usual, wishes=PLAIN.model_copy(update={"attention": "xformers"})), HALF
+        ),
+        "fused AdamW": Trial(plain, SAME, fused=True),
+    }
+    for name in ("float32", "bfloat16", "float16"):
+        found[f'base.dtype = "{name}"'] = Trial(replace(plain, dtype=getattr(torch, name)), HALF)
+    for name in ("gradient_checkpointing", "channels_last", "tf32", "compile"):
+        wishes = PLAIN.model_copy(update={name: True})
+        found[f"machine.{name} = true"] = Trial(replace(plain, wishes=wishes), SAME)
+    for name in quantizers:
+        tolerance = FOUR_BITS if name.endswith("4") else EIGHT_BITS
+        quantized = replace(plain, dtype=usual, quantize=name)
+        found[f'base.quantize = "{name}"'] = Trial(quantized, tolerance)
+    return found
+
+
+def asked_of(machine: Machine) -> list[str]:
+    """The options, by the names of `trials`, that this machine needs and that may fail."""
+    wishes = machine.wishes
+    switches = ("gradient_checkpointing", "channels_last", "compile")
+    asked = [f"machine.{name} = true" for name in switches if getattr(wishes, name)]
+    if wishes.attention != "sdpa":
+        asked.append(f'machine.attention = "{wishes.attention}"')
+    if machine.quantize != NONE:
+        asked.append(f'base.quantize = "{machine.quantize}"')
+    if machine.dtype != default_precision(machine.device):
+        asked.append(f'base.dtype = "{str(machine.dtype).removeprefix("torch.")}"')
+    return asked
+
+
+def refuse_what_fails(machine: Machine) -> None:
+    """Raise RecipeError naming every option that does not work here, and why."""
+    outcomes = [try_option(option, machine.device) for option in asked_of(machine)]
+    faults = [
+        f"{one.option} does not work on this machine ({machine.device}): {one.why}; "
+        "`lora-studio env` shows what does."
+        for one in outcomes
+        if not one.works
+    ]
+    if faults:
+        raise RecipeError("\n".join(faults))
+
+
+@cache
+def try_option(option: str, device: torch.device) -> OptionTest:
+    """One training step with the option, held against float32's on the CPU."""
+    trial, began = trials(device)[option], time.perf_counter()
+    try:
+        why = _fault(trial)
+    except ModuleNotFoundError as error:
+        why = f"{error.name} is not installed"
+    except Exception as error:  # whatever a library, a driver or a compiler has to say
+        why = reason_of(error)
+    return OptionTest(option, not why, why, round(time.perf_counter() - began, 2))
+
+
+def _fault(trial: Trial) -> str:
+    """What is wrong with a step's answer, gradients and update; empty if they are as they should be."""
+    machine = trial.machine
+    if machine.wishes.tf32 and not _has_tf32(machine.device):
+        return f"{machine.device} has no TF32"
+    expected, found = _step(Machine(torch.device("cpu"), torch.float32, wishes=PLAIN)), _step(trial.machine)
+    if trial.fused:
+        expected, found = _updated(expected, machine.device, False), _updated(found, machine.device, True)
+    for what in expected:
+        if not found[what].isfinite().all():
+            return f"the {what} are not finite"
+        error = ((found[what] - expected[what]).norm() / expected[what].norm()).item()
+        if not error <= trial.tolerance:
+            return f"the {what} differ from float32's by {error:.1%}, more than {trial.tolerance:.0%}"
+    return ""
+
+
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _step(machine: Machine) -> dict[str, Tensor]:
+    """The answers and the adapters' gradients, as float32 on the CPU."""
+    denoiser = _tiny_denoiser()
+    machine.lay_out(denoiser, ENDINGS)
+    options = AdapterOptions("lora", rank=4, alpha=4.0, seed=0)
+    parts = {"denoiser": denoiser}
+    adapters = inject(parts, {"denoiser": ENDINGS}, options, canonical_path=lambda part, path: path)
+    for layer in adapters.layers:
+        up = layer.tensors["up"]
+        up.data = torch.randn(up.shape, generator=generator("self-test", layer.name)) * 0.1
+    denoiser.to(machine.device)
+    machine.tune(denoiser)
+    latents, text = (
+        torch.randn(shape, generator=generator("self-test", shape[1])).to(machine.device, machine.dtype)
+        for shape in ((2, 4, 8, 8), (2, 7, 64))
+    )
+    with torch.autocast(machine.device.type, machine.autocast, enabled=machine.autocast is not None):
+        answer = denoiser(latents, torch.tensor([100, 700], device=machine.device), text).sample.float()
+    scaler = machine.scaler
+    loss = answer.square().mean()
+    (loss if scaler is None else scaler.scale(loss)).backward()
+    scale = 1.0 if scaler is None else scaler.get_scale()
+    gradients = [p.grad for p in adapters.parameters("denoiser") if p.grad is not None]
+    flat = torch.cat([one.flatten() for one in gradients]).float().cpu() / scale
+    return {"answers": answer.detach().cpu(), "gradients": flat}
+
+
+def _updated(found: dict[str, Tensor], device: torch.device, fused: bool) -> dict[str, Tensor]:
+    """Weights after a step of AdamW along the gradients."""
+    weights = nn.Parameter(torch.ones_like(found["gradients"], device=device))
+    weights.grad = found["gradients"].to(device)
+    torch.optim.AdamW([weights], lr=0.1, fused=fused).step()
+    return {"updates": (weights.detach() - 1).cpu()}
+
+
+def _tiny_denoiser() -> nn.Module:
+    """Random, frozen, always the same: convolutions, self- and cross-attention, feed-forward."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        denoiser = UNet2DConditionModel(
+            sample_size=8,
+            down_block_types=("CrossAttnDownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            mid_block_type=None,
+            block_out_channels=(64,),
+            layers_per_block=1,
+            attention_head_dim=2,
+            cross_attention_dim=64,
+            norm_num_groups=8,
+        )
+    return denoiser.requires_grad_(False).eval()
+
+
+def try_all(
+    device: torch.device, on_outcome: Callable[[OptionTest], None], *, quick: bool = False
+) -> list[OptionTest]:
+    """Every option, told one by one; `quick` leaves out compilation, which takes minutes on some machines."""
+    found = []
+    for option in trials(device):
+        if quick and "compile" in option:
+            continue
+        found.append(try_option(option, device))
+        on_outcome(found[-1])
+    return found

@@ -1,0 +1,176 @@
+"""The recipe's regularization images: drawn by the frozen base before anything is trained, or read from folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+
+from lora_studio.data.cache.prune import cache_folder
+from lora_studio.data.captions.shown import CaptionOptions, ShownCaptions
+from lora_studio.data.captions.trigger import contains_trigger
+from lora_studio.data.captions.variants import Variation
+from lora_studio.data.manifest import Manifest, Record
+from lora_studio.data.regularization_images import (
+    DRAWN,
+    Draw,
+    DrawOptions,
+    ImageRequest,
+    RegularizationImages,
+    wishes_for,
+)
+from lora_studio.data.views import entries
+from lora_studio.errors import BaseModelError, DatasetError, RecipeError
+from lora_studio.evaluate.previews import in_its_precision
+from lora_studio.families.base import ModelFamily
+from lora_studio.families.fingerprints import drawing_fingerprint
+from lora_studio.processes import ALONE, Processes
+from lora_studio.recipe import Recipe
+from lora_studio.rng import generator
+from lora_studio.text import preview_names
+from lora_studio.training.events import Listener, progress
+from lora_studio.training.machine.sharded import is_sharded
+from lora_studio.training.prepare.base_model import base_of
+from lora_studio.training.prepare.captions import captions_of, options_of
+from lora_studio.training.prepare.dataset import read_dataset
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What was asked of the base, and how many of it were not there yet."""
+
+    records: list[Record]
+    drawn: int
+
+
+def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
+    """Draw a recipe's regularization images now, so that training finds them. Raises RecipeError if it wants none."""
+    from lora_studio.training.prepare.checks import check_names, ready_machine
+
+    if recipe.data.regularization_images.count == 0:
+        raise RecipeError(
+            "data.regularization_images.count is 0, so there is nothing to draw; set it to how many the base should "
+            "draw, e.g. --set data.regularization_images.count=100."
+        )
+    check_names(recipe)
+    machine = ready_machine(recipe)
+    family = base_of(recipe)
+    manifest = read_dataset(recipe, family.stride)
+    fingerprint = drawing_fingerprint(family)
+    machine.shrink(family)
+    family.place(machine.device, *family.parts)
+    return draw_regularization_images(recipe, manifest, family, fingerprint, listener)
+
+
+def draw_regularization_images(
+    recipe: Recipe,
+    manifest: Manifest,
+    family: ModelFamily,
+    fingerprint: str,
+    listener: Listener,
+    processes: Processes = ALONE,
+) -> Drawing:
+    """The regularization images that the recipe has the base draw; those in the cache are taken from there.
+
+    `fingerprint`: the base's `drawing_fingerprint` before it was moved to a lower precision.
+    Of several processes each draws some; what it then does not find it draws, too.
+    Raises DatasetError if they, or those in folders, would be shown with a trigger.
+    """
+    wanted = recipe.data.regularization_images
+    of_folders = _of_folders(recipe, manifest)
+    captions = [
+        (record.name, text)
+        for index, record in enumerate(of_folders.records)
+        for text in of_folders.written(index)
+    ]
+    wishes: list[ImageRequest] = []
+    if wanted.count:
+        to_draw = captions_of(recipe, entries(manifest.used), _options(recipe))
+        wishes = wishes_for(to_draw, count=wanted.count, prompt=wanted.prompt)
+        captions += [(f"drawn from {wish.prompt!r}", wish.prompt) for wish in wishes]
+    _refuse_triggers(captions, manifest)
+    if not wishes:
+        return Drawing([], 0)
+    options = DrawOptions(wanted.steps, wanted.guidance, wanted.seed)
+    base = f"{fingerprint} in {family.precision}, quantized: {recipe.base.quantize}"
+    images = RegularizationImages(cache_folder() / "class_images", base, options)
+    draw, on_progress = drawer(family, options), progress(listener, "regularization images")
+    if is_sharded(recipe, processes):
+        draw = _refuse_to_draw
+
+    def load_or_draw(some_wishes: Sequence[ImageRequest]) -> list[Record]:
+        return images.load_or_draw(some_wishes, draw, weight=wanted.weight, on_progress=on_progress)
+
+    if processes.count > 1:
+        processes.each(lambda: len(load_or_draw(wishes[processes.rank :: processes.count])))
+    return Drawing(load_or_draw(wishes), images.drawn)
+
+
+def with_shown_captions(recipe: Recipe, manifest: Manifest) -> list[Record]:
+    """The regularization images, each with the one caption that the whole run shows it with."""
+    captions = _of_folders(recipe, manifest)
+    of_folders = [
+        replace(record, caption=captions.variant(index, index), lines=())
+        for index, record in enumerate(captions.records)
+    ]
+    return of_folders + [one for one in manifest.of_role("prior") if one.captioned_by == DRAWN]
+
+
+def _of_folders(recipe: Recipe, manifest: Manifest) -> ShownCaptions:
+    """The captions of regularization images that were not drawn: no words are put around them."""
+    records = [one for one in manifest.of_role("prior") if one.captioned_by != DRAWN]
+    return captions_of(recipe, records, replace(_options(recipe), prefix="", suffix=""))
+
+
+def _options(recipe: Recipe) -> CaptionOptions:
+    """A line and words are drawn once, by the regularization images' own seed; tags stay as they are written."""
+    variation = Variation(wildcards=recipe.data.wildcards)
+    return replace(options_of(recipe), seed=recipe.data.regularization_images.seed, variation=variation)
+
+
+def _refuse_triggers(captions: Sequence[tuple[str, str]], manifest: Manifest) -> None:
+    """Raise DatasetError if a regularization image would be shown with a trigger, which would come to mean it."""
+    triggers = {record.trigger for record in manifest.used if record.trigger}
+    wrong = [name for name, text in captions if any(contains_trigger(text, trigger) for trigger in triggers)]
+    if wrong := list(dict.fromkeys(wrong)):
+        raise DatasetError(
+            f"captions of regularization images hold the trigger: {preview_names(wrong)}; leave it out of them, or the "
+            "trigger would learn to mean the class."
+        )
+
+
+def _refuse_to_draw(wishes: Sequence[ImageRequest]) -> list[Image.Image]:
+    raise RecipeError(
+        "with machine.shard_base no regularization images are drawn, because all processes would have to draw each; "
+        "draw them ahead in one process with lora-studio regularization images, with --set machine.device=cpu if need "
+        "be, and the base.dtype of the training."
+    )
+
+
+def drawer(family: ModelFamily, options: DrawOptions) -> Draw:
+    """What draws wishes of one size together; each has noise of its own, so that all images differ."""
+    pipeline = family.pipeline()
+
+    def draw(wishes: Sequence[ImageRequest]) -> list[Image.Image]:
+        """One image a wish, in their order."""
+        names = [(wish.prompt, wish.bucket.name, wish.number) for wish in wishes]
+        with torch.inference_mode(), in_its_precision(family):
+            pixels = pipeline(
+                prompt=[wish.prompt for wish in wishes],
+                generator=[generator(options.seed, "class image", *name) for name in names],
+                num_inference_steps=options.steps,
+                guidance_scale=options.guidance,
+                width=wishes[0].bucket.width,
+                height=wishes[0].bucket.height,
+                output_type="pt",
+            ).images
+        if not pixels.isfinite().all():
+            raise BaseModelError(
+                f'the base drew NaN for the regularization image {wishes[0].prompt!r}; set base.dtype = "float32".'
+            )
+        rows = (pixels.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(row) for row in rows]
+
+    return draw

@@ -1,0 +1,181 @@
+"""Resuming with a changed recipe: what changes nothing in what is learned may change, and is said aloud."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lora_studio.data.manifest import Manifest
+from lora_studio.data.regularization_images import DRAWN
+from lora_studio.errors import RecipeError
+from lora_studio.files import digest
+from lora_studio.metadata.provenance import MANIFEST
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.adapter import Stopping
+from lora_studio.recipe.diff import RecipeChange, changes
+from lora_studio.recipe.load import load_recipe
+from lora_studio.runs.folder import Run
+from lora_studio.text import preview_names
+from lora_studio.training.events import Listener, Note
+from lora_studio.training.optimizers.schedule import factor, make_schedule
+
+RECIPE_FILE = "recipe.toml"
+STEPS = "training.steps"
+
+
+INPUTS = "inputs.json"  # sha256 of the LoRA files and the denoiser that the run was made from
+
+
+def base_lora(number: int) -> str:
+    """The option that names one of [[base.loras]], counted from 0."""
+    return f"base.loras[{number}].file"
+
+
+def inputs_of(recipe: Recipe) -> dict[str, str]:
+    """Option -> sha256 of the LoRA file that it names. Raises RecipeError for one that is not there."""
+    named = {base_lora(number): one.file for number, one in enumerate(recipe.base.loras)}
+    if recipe.adapter.init_from is not None:
+        named["adapter.init_from"] = recipe.adapter.init_from
+    missing = [
+        f"{option} is {path}, but there is no such file."
+        for option, path in named.items()
+        if not path.is_file()
+    ]
+    if missing:
+        raise RecipeError("\n".join(missing))
+    return {option: digest(path) for option, path in named.items()}
+
+
+def inputs_before(run: Run) -> dict[str, str]:
+    """What the run was made from when it began; empty of runs that did not write it down."""
+    path = run.folder / INPUTS
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def refuse_other_inputs(run: Run, recipe: Recipe) -> dict[str, str]:
+    """`inputs_of` the recipe; raises RecipeError if a file that the run began with holds something else."""
+    before, inputs = inputs_before(run), inputs_of(recipe)
+    other = [option for option, found in inputs.items() if before.get(option, found) != found]
+    if other:
+        raise RecipeError(
+            f"{run.folder} was started when {', '.join(other)} held another file (its sha256 was "
+            f"{before[other[0]][:12]}...); put that one back to resume, or start another run with --out."
+        )
+    return inputs
+
+
+def allowed_changes(run: Run, recipe: Recipe) -> list[RecipeChange]:
+    """What is different from the recipe in the run folder.
+
+    Raises RecipeError with a list if something of it changes what is learned.
+    """
+    old = load_recipe(run.folder / RECIPE_FILE)
+    found = changes(old, recipe)
+    fixed = [
+        one for one in found if not (one.resume_safe or (one.option == STEPS and _same_rates(old, recipe)))
+    ]
+    if not fixed:
+        refuse_other_inputs(run, recipe)
+        return found
+    lines = [f"{run.folder} was started with another recipe, and these options change what is learned:"]
+    lines += [f"  {one}{_why(one, old)}" for one in fixed]
+    lines.append("start another run with --out, or go on with the recipe as it was.")
+    raise RecipeError("\n".join(lines))
+
+
+def apply_recipe_changes(run: Run, found: Sequence[RecipeChange], listener: Listener) -> None:
+    """Say what is different, and let go of the base's previews if they would be other images now."""
+    if not found:
+        return
+    listener(Note(f"going on with a changed recipe: {'; '.join(map(str, found))}"))
+    if any(one.option.startswith("preview.") and one.option != "preview.every" for one in found):
+        with run.writing():
+            for path in sorted((run.folder / "previews").glob("base_*.png")):
+                path.unlink()
+
+
+def _same_rates(old: Recipe, new: Recipe) -> bool:
+    """Whether another number of steps leaves the learning rate of every step as it was."""
+    both = (old.training, new.training)
+    if len({(one.schedule, one.schedule_floor) for one in both}) > 1:
+        return False
+    if _stops(old) != _stops(new):
+        return False
+    schedule = make_schedule(old.training.schedule, old.training.schedule_floor)
+    return all(
+        len({factor(schedule, step, steps=one.steps, warmup_steps=one.warmup) for one in both}) == 1
+        for step in range(1, min(one.steps for one in both) + 1)
+    )
+
+
+def _stops(recipe: Recipe) -> list[int | None]:
+    stopping: list[Stopping] = [*recipe.adapter.layers, *recipe.tokens]
+    return [one.last_step(recipe.training.steps) for one in stopping]
+
+
+def _why(change: RecipeChange, old: Recipe) -> str:
+    if change.option == "adapter.init_from":
+        return " (it is what a new run begins with; a resumed one goes on from its own checkpoint)"
+    if change.option != STEPS:
+        return ""
+    stops = [one.stop_at for one in old.adapter.layers] + [one.stop_at for one in old.tokens]
+    if any(stop is not None and stop <= 1 for stop in stops):
+        return " (a stop_at is a share of the steps, so it would be at another step)"
+    return (
+        f" (the schedule {old.training.schedule!r} runs to the last step, so steps that are done would have "
+        "had other learning rates; only a run with the schedule 'constant' can become longer)"
+    )
+
+
+BASE = "base.model"  # in INPUTS
+_SAID = ("note", "captioned_by")  # about an image, and nothing that is learned
+
+
+def refuse_other_images(run: Run, manifest: Manifest) -> None:
+    """Raise RecipeError if the run began with other images, captions, masks or crops.
+
+    Regularization images that the base draws are not compared: they follow from these and from the base.
+    """
+    if not (run.folder / MANIFEST).is_file():
+        return
+    before = _learned(run.lines(MANIFEST))
+    now = _learned(json.loads(record.to_json()) for record in manifest.records)
+    if before == now:
+        return
+    gone, new = ({name for name, _ in (one - other)} for one, other in ((before, now), (now, before)))
+    told = {
+        "are gone": gone - new,
+        "are new": new - gone,
+        "are others, or have other captions, masks or crops": gone & new,
+    }
+    what = "; ".join(
+        f"{len(names)} {words}: {preview_names(sorted(names))}" for words, names in told.items() if names
+    )
+    raise RecipeError(
+        f"{run.folder} was started with other images: {what}; put them back to "
+        "resume, or start another run with --out (and adapter.init_from, to begin as what is learned so far)."
+    )
+
+
+def refuse_other_base(run: Run, recipe: Recipe, fingerprint: str) -> None:
+    """Raise RecipeError if the run began with other weights under the base's name.
+
+    With [[base.loras]] they are not compared: another machine merges those with another rounding.
+    """
+    if recipe.base.loras:
+        return
+    before = inputs_before(run).get(BASE, fingerprint)
+    if before != fingerprint:
+        raise RecipeError(
+            f"{run.folder} was started when base.model held other weights (their sha256 was "
+            f"{before[:12]}...); put those back to resume, or start another run with --out."
+        )
+
+
+def _learned(lines: Iterable[Mapping[str, Any]]) -> Counter[tuple[str, str]]:
+    """Names of the images that are used, and all that is known of them."""
+    used = (line for line in lines if not line["excluded"] and line["captioned_by"] != DRAWN)
+    learned = ({key: one for key, one in line.items() if key not in _SAID} for line in used)
+    return Counter((one["name"], json.dumps(one, sort_keys=True)) for one in learned)

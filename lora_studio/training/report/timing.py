@@ -1,0 +1,104 @@
+"""How long a step, a measurement and a set of previews take, found by doing them once; nothing is changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from lora_studio.evaluate.previews import render
+from lora_studio.evaluate.validation import TIMESTEPS
+from lora_studio.training.prepare import Session
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each kind of work, once, and how often a run does it."""
+
+    step: float
+    steps: int
+    validation: float = 0.0
+    validations: int = 0
+    preview: float = 0.0  # all prompts
+    previews: int = 0
+
+    @property
+    def total(self) -> float:
+        """Of all that is still to be done."""
+        return self.step * self.steps + self.validation * self.validations + self.preview * self.previews
+
+
+def time_everything(session: Session, *, first_step: int = 1) -> Timing:
+    """By a step of the largest micro-batch, a part of a measurement, and a preview of two steps."""
+    return replace(
+        counts(session, first_step=first_step),
+        step=time_a_step(session),
+        validation=time_a_measurement(session),
+        preview=time_previews(session),
+    )
+
+
+def counts(session: Session, *, first_step: int = 1) -> Timing:
+    """How often each is still to be done; no seconds yet."""
+    recipe, steps, new = session.recipe, session.recipe.training.steps, first_step == 1
+    validations = _at_intervals(first_step, steps, recipe.validation.every) + (2 if new else 1)
+    previews = _at_intervals(first_step, steps, recipe.preview.every) + new
+    return Timing(
+        step=0.0,
+        steps=steps - first_step + 1,
+        validations=validations if session.validation else 0,
+        previews=previews if session.preview.prompts else 0,
+    )
+
+
+def time_a_step(session: Session) -> float:
+    """Seconds of one optimizer step of the largest micro-batches."""
+    loop = session.loop
+    batch = loop.feed.largest()
+    loop.try_out(batch)  # the first pass pays for what is made once
+    return _seconds(session, lambda: loop.try_out(batch)) * loop.options.accumulation
+
+
+def time_a_measurement(session: Session) -> float:
+    """Seconds of one look at all validation images, from a look at the first."""
+    validation = session.validation
+    if validation is None:
+        return 0.0
+    one = validation.images[0]
+    numbers = sum(image.latents.numel() for image in validation.images) / one.latents.numel()
+    rows = min(validation.rows_at_once, TIMESTEPS)
+    return _seconds(session, lambda: validation.try_out(rows)) * numbers * TIMESTEPS / rows
+
+
+def time_previews(session: Session) -> float:
+    """Seconds of all prompts' images, from the first with two steps."""
+    options, device = session.preview, session.family.device
+    if not options.prompts:
+        return 0.0
+    ends: list[float] = []
+    trial = replace(options, prompts=options.prompts[:1], steps=2)
+    whole = _seconds(
+        session, lambda: render(session.family, trial, after_step=lambda: ends.append(_now(device)))
+    )
+    a_step = ends[1] - ends[0]
+    return (whole + (options.steps - 2) * a_step) * len(options.prompts)
+
+
+def _at_intervals(first_step: int, steps: int, every: int) -> int:
+    """How many of the steps are multiples of `every`, and the last one; `every` 0 is only that."""
+    return len({*(range(every, steps, every) if every else ()), steps} & {*range(first_step, steps + 1)})
+
+
+def _seconds(session: Session, work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return _now(session.family.device) - began
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when the device has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

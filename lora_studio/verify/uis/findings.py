@@ -1,0 +1,202 @@
+"""What is the matter with a file, in the rows of the table of UIs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+from lora_studio.families.layer_names.published import (
+    OTHER_PREFIX,
+    OTHER_UNET,
+    OUTSIDE,
+    OWN,
+    PUBLISHED,
+    PublishedBase,
+    PublishedLayer,
+)
+from lora_studio.lora_file.contents import KOHYA, LETTERED, PEFT, Contents, StoredLayer
+from lora_studio.lora_file.header import Header
+from lora_studio.lora_file.values import Values
+from lora_studio.verify.uis import UiFinding
+from lora_studio.verify.uis.base import Base, fits
+
+_ATTENTION = re.compile(r"(.*_self_attn_)(q|k|v|out)_proj")
+_CROSS = re.compile(r".*attn2_to_[kv]")
+_MODULE_PATH = re.compile(r"lora_te\d?_(encoder_layers|final_layer_norm)_.*")
+MANY = 12  # unknown keys from which on some loaders refuse a file
+LONG_HEADER = 1 << 20
+
+
+def findings(header: Header, contents: Contents, base: Base, values: Values) -> list[UiFinding]:
+    """Every row that is true of a LoRA file."""
+    if not contents.layers:
+        return [UiFinding("nothing", contents.extras)]
+    found = {
+        "not_finite": values.not_finite,
+        "zero": values.zero if len(values.zero) == len(contents.layers) else [],
+        **_of_names(contents, base),
+        **_of_tensors(contents, base, values),
+    }
+    rows = [UiFinding(row, names) for row, names in found.items() if names]
+    return [*rows, *_of_encoders(contents, base), *_of_file(header, contents, base)]
+
+
+def is_embedding(header: Header) -> bool:
+    """Whether its tensors are called as those of a learned token are, for any base."""
+    known = {key for layout in PUBLISHED for key in layout.vectors}
+    return bool(header.entries) and header.entries.keys() <= known
+
+
+def embedding_findings(header: Header) -> list[UiFinding]:
+    """Of the file of a learned token."""
+    rows = [UiFinding("embedding_untried")]
+    if embedded_in(header) is None:
+        rows.append(UiFinding("embedding_keys", list(header.entries)))
+    return rows
+
+
+def embedded_in(header: Header) -> PublishedBase | None:
+    """The published base that has encoders of its keys and widths."""
+    widths = {key: one.shape[1] for key, one in header.entries.items() if len(one.shape) == 2}
+    return next((layout for layout in PUBLISHED if layout.vectors == widths), None)
+
+
+def _of_names(contents: Contents, base: Base) -> dict[str, list[str]]:
+    """Layers by what is unusual in their names."""
+    layers, places = contents.layers, base.places
+    unknown = [name for name in layers if name not in places]
+    by_path = [name for name in unknown if _MODULE_PATH.fullmatch(name)]
+    peft = [name for name in layers if layers[name].spelling == PEFT]
+    kohya = {name: places[name].how for name in layers if name in places and name not in peft}
+    other_unet = [name for name, how in kohya.items() if how == OTHER_UNET]
+    other_prefix = [name for name, how in kohya.items() if how == OTHER_PREFIX]
+    keys = [key for name in unknown for key in layers[name].keys.values()] + contents.extras
+    found = {
+        "unknown_name": [name for name in unknown if name not in by_path],
+        "module_path": by_path,
+        "many_unknown": keys if len(keys) > MANY else [],
+        "peft" if len(peft) == len(layers) else "peft_among": peft,
+        "lettered": [name for name in layers if layers[name].spelling == LETTERED],
+        "outside": [name for name, how in kohya.items() if how == OUTSIDE],
+    }
+    if base.has("two_encoders"):
+        found["other_prefix_of_two"] = other_prefix
+    else:
+        found["other_prefix"] = other_prefix
+        found["other_prefix_joined"] = [name for name in other_prefix if _is_joined(places[name])]
+    if base.layout is not None and base.layout.original:
+        own = any(how == OWN and places[name].encoder is None for name, how in kohya.items())
+        found["mixed_names"] = other_unet if own else []
+        found["diffusers_upsampler"] = [name for name in other_unet if "upsamplers" in name]
+    else:
+        found["original_names"] = other_unet
+    return found
+
+
+def _of_tensors(contents: Contents, base: Base, values: Values) -> dict[str, list[str]]:
+    """Layers by what is unusual in their tensors, but for the numbers of those that are large."""
+    layers, alphas = contents.layers, values.alphas
+    with_factors = {name: one for name, one in layers.items() if one.kind in ("lora", "loha", "lokr")}
+    flat = {
+        name: one for name, one in with_factors.items() if "alpha" in one.entries and one.spelling != PEFT
+    }
+    kinds = {name: one.kind for name, one in layers.items()}
+    dora = {name: one for name, one in layers.items() if "dora_scale" in one.entries}
+    along_inputs = {name for name, one in dora.items() if one.shape("dora_scale")[:1] == (1,)}
+    return {
+        "incomplete": [name for name, one in layers.items() if one.missing],
+        "unfit": [name for name, one in layers.items() if _is_unfit(one, base)],
+        "no_alpha": [
+            name
+            for name, one in with_factors.items()
+            if "alpha" not in one.entries and one.spelling == KOHYA and not one.missing
+        ],
+        "alpha_shape": [name for name, one in flat.items() if one.shape("alpha")],
+        "alpha_zero": [name for name in flat if alphas.get(name) == 0],
+        "dimensions": [name for name, one in layers.items() if _is_of_other_dimensions(one, base)],
+        "peft_alpha": [
+            name
+            for name, one in layers.items()
+            if one.spelling == PEFT and name in alphas and alphas[name] != one.rank
+        ],
+        "loha_lokr": [name for name, kind in kinds.items() if kind in ("loha", "lokr")],
+        "lokr_unidentified": [
+            name for name, kind in kinds.items() if kind == "lokr" and base.has("lokr_unidentified")
+        ],
+        "dora_inputs": [name for name in dora if name in along_inputs],
+        "dora_outputs": [name for name in dora if name not in along_inputs],
+        "untried": [
+            name
+            for name, one in layers.items()
+            if one.kind in ("oft", "full", "norm") or "lora_mid.weight" in one.entries
+        ],
+    }
+
+
+def _of_encoders(contents: Contents, base: Base) -> Iterator[UiFinding]:
+    """Of text encoders and the UNet's cross-attention."""
+    kohya = [name for name, one in contents.layers.items() if name in base.places and one.spelling != PEFT]
+    inside = {name: stem for name in kohya if (stem := _stem(name))}
+    counts: dict[str, int] = {}
+    for stem in inside.values():
+        counts[stem] = counts.get(stem, 0) + 1
+    partial = [name for name, stem in inside.items() if counts[stem] < 4]
+    if partial:
+        yield UiFinding("part_of_attention", partial)
+    if joined := [name for name in partial if _is_joined(base.places[name])]:
+        yield UiFinding("part_of_joined", joined)
+    if base.has("attention_unused") and (unused := [n for n in inside if not n.endswith("out_proj")]):
+        yield UiFinding("attention_unused", unused)
+    unet = [name for name in kohya if base.places[name].encoder is None]
+    if kohya and not unet and base.has("encoder_alone"):
+        yield UiFinding("encoder_alone", kohya)
+    if unet and not any(_CROSS.fullmatch(name) for name in unet):
+        yield UiFinding("no_cross", unet)
+
+
+def _of_file(header: Header, contents: Contents, base: Base) -> Iterator[UiFinding]:
+    """Of what is not in the layers."""
+    metadata = header.metadata
+    if contents.extras:
+        yield UiFinding("extra", contents.extras)
+    if contents.bundled:
+        yield UiFinding("bundled", contents.bundled)
+    has_alphas = any("alpha" in one.entries for one in contents.layers.values())
+    if "lora_adapter_metadata" in metadata and has_alphas:
+        yield UiFinding("adapter_metadata")
+    version = metadata.get("ss_base_model_version", "")
+    if not metadata:
+        yield UiFinding("no_metadata")
+    elif base.is_published and base.layout is not None and not version.startswith(base.layout.version):
+        yield UiFinding("another_version")
+    if header.length > LONG_HEADER:
+        yield UiFinding("long_header")
+
+
+def _is_joined(place: PublishedLayer) -> bool:
+    return place.encoder is not None and place.encoder.joined
+
+
+def _stem(name: str) -> str | None:
+    found = _ATTENTION.fullmatch(name)
+    return found[1] if found else None
+
+
+def _is_unfit(layer: StoredLayer, base: Base) -> bool:
+    """Whether its tensors do not fit together, or not to the base's layer."""
+    if layer.missing or layer.kind in ("oft", "norm"):
+        return False
+    place = base.places.get(layer.name)
+    return layer.changes is None or (place is not None and base.is_published and not fits(layer, place))
+
+
+def _is_of_other_dimensions(layer: StoredLayer, base: Base) -> bool:
+    """2-D for a convolution of 1 x 1, or 4-D for a linear layer."""
+    place = base.places.get(layer.name)
+    if layer.kind != "lora" or place is None or not base.is_published or layer.missing:
+        return False
+    if base.has("either_projection") and layer.name.endswith(("proj_in", "proj_out")):
+        return False
+    same = len(layer.shape("lora_down.weight")) == len(place.shape)
+    return not same and math.prod(place.shape[2:]) == 1

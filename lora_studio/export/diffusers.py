@@ -1,4 +1,4 @@
-"""PEFT's names as diffusers reads them: `unet.<path>.lora_A.weight`; alpha is folded in.
+"""PEFT's names as diffusers reads them: `<part>.<path>.lora_A.weight`; alpha is folded in.
 
 No `.alpha` goes in, which diffusers would take for all layers of a part alike, and no adapter metadata:
 without both it takes every layer's scale for 1, whatever the layers' ranks.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,35 @@ class FileTraits:
     is_v2: bool  # ss_v2
     architecture: str  # modelspec.architecture
     prediction_type: str  # modelspec.prediction_type
+
+
+class ProbeInputs(NamedTuple):
+    """What a denoiser is asked when its predictions are compared; always the same for a family."""
+
+    latents: Tensor  # [2, C, h, w], float32
+    timestep: Tensor  # [2]: an early and a late one
+    geometry: Tensor  # [2, 6]
+
+
+@dataclass(frozen=True)
+class Miniature:
+    """A tiny random denoiser of a family's kind, to try what a machine can do."""
+
+    denoiser: nn.Module
+    endings: tuple[str, ...]  # of the paths of its layers that learn
+    predict: Callable[[torch.device, torch.dtype], Tensor]  # for inputs that are always the same
+
+
+def innermost_blocks(denoiser: nn.Module) -> Iterator[nn.Module]:
+    """What diffusers keeps on one device, such as transformer and residual blocks: the innermost of them.
+
+    The unit of compiling, sharding and offloading.
+    """
+    names = set(getattr(denoiser, "_no_split_modules", None) or ())
+    for module in denoiser.modules():
+        inside = (one for one in module.modules() if one is not module)
+        if type(module).__name__ in names and not any(type(one).__name__ in names for one in inside):
+            yield module
 
 
 class ModelFamily(ABC):
@@ -125,7 +154,7 @@ class ModelFamily(ABC):
             if has_tensors(module) and not self.canonical_path(part, path).startswith(idle)
         )
 
-    blocks: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
+    block_choices: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
     """Name of a choice of blocks -> part -> patterns of the layers that learn then, and no others."""
 
     @property
@@ -157,6 +186,15 @@ class ModelFamily(ABC):
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor
     ) -> Tensor:
         """[B, C, h, w], [B], conditioning, [B, 6] -> the denoiser's answer [B, C, h, w]."""
+
+    @abstractmethod
+    def probe_inputs(self) -> ProbeInputs:
+        """On the CPU."""
+
+    @classmethod
+    @abstractmethod
+    def miniature(cls) -> Miniature:
+        """Frozen, float32, on the CPU, always with the same weights."""
 
     @abstractmethod
     def canonical_path(self, part: str, path: str) -> str:

@@ -6,10 +6,11 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from lora_studio.families.layer_names import PART_PATTERN, path_name
 from lora_studio.lora_file.header import Header, TensorEntry
 
 KOHYA, LETTERED, PEFT = "kohya", "lettered", "peft"
-"""Spellings: `lora_unet_x.lora_down.weight`; `lora_unet_x.lora_A.weight`; `unet.x.lora_A.weight`."""
+"""Spellings: `lora_te_x.lora_down.weight`; `lora_te_x.lora_A.weight`; `text_encoder.x.lora_A.weight`."""
 
 _FACTORS = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
 _ROLES = {
@@ -23,12 +24,11 @@ _ROLES = {
 _KIND_OF = {role: kind for kind, roles in _ROLES.items() for role in roles}
 _BESIDE = ("alpha", "dora_scale", "rescale")
 _PEFT_KEY = re.compile(
-    r"(?:base_model\.model\.)?(?P<part>unet|text_encoder(?:_2)?)\.(?P<path>.+?)"
+    rf"(?:base_model\.model\.)?(?P<part>{PART_PATTERN})\.(?P<path>.+?)"
     r"[._](?:(?P<down>lora_A|lora\.down|lora_linear_layer\.down)|(?P<up>lora_B|lora\.up|lora_linear_layer\.up))"
-    r"(?:\.default(?:_0)?)?\.weight|(?P<part_>unet|text_encoder(?:_2)?)\.(?P<path_>.+)\.(?P<beside>alpha|dora_scale)"
+    rf"(?:\.default(?:_0)?)?\.weight|(?P<part_>{PART_PATTERN})\.(?P<path_>.+)\.(?P<beside>alpha|dora_scale)"
 )
 _BUNDLED = "bundle_emb."
-_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
 
 
 @dataclass
@@ -178,9 +178,3 @@ def _place(key: str, *, two_encoders: bool) -> tuple[str, str, str] | None:
     factor = "lora_down.weight" if found["down"] else "lora_up.weight"
     path = re.sub(r"(^|\.)processor\.", r"\1", path)
     return path_name(part, path, two_encoders=two_encoders), found["beside"] or factor, PEFT
-
-
-def path_name(part: str, path: str, *, two_encoders: bool) -> str:
-    """A layer by its diffusers path, as kohya would spell that."""
-    prefix = "lora_te1_" if part == "text_encoder" and two_encoders else _PREFIXES.get(part, f"{part}_")
-    return prefix + path.replace(".", "_")

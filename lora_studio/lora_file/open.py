@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lora_studio.adapters.kind import Factors
 from lora_studio.errors import RecipeError, StudioError
+from lora_studio.families.layer_names import reads_text
 from lora_studio.lora_file.header import Stored, TensorEntry
 from lora_studio.lora_file.lora_file import ENDINGS, LoraFile, open_lora
 from lora_studio.lora_file.spellings import read_any
@@ -166,8 +167,7 @@ def check_same_family(files: Sequence[PlainFile]) -> list[str]:
 
 
 def _text_widths(file: PlainFile) -> set[int]:
-    ends = ("attn2_to_k", "attn2_to_v")
-    return {file.shape(name)[1] for name in file.layers if name.endswith(ends)}
+    return {file.shape(name)[1] for name in file.layers if reads_text(name)}
 
 
 def _stranger(one: PlainFile, other: PlainFile, why: str) -> StudioError:

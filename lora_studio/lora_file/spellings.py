@@ -1,7 +1,7 @@
 """LoRA files in every spelling there is, read into layers with one set of names.
 
-kohya's and LyCORIS' (`lora_unet_..._to_q.lora_down.weight`, `hada_w1_a`, `lokr_w1`, `dora_scale`, `diff`,
-`oft_blocks`), PEFT's (`unet....to_q.lora_A.weight`) and diffusers' older ones (`processor.to_q_lora.down`,
+kohya's and LyCORIS' (`lora_te_..._q_proj.lora_down.weight`, `hada_w1_a`, `lokr_w1`, `dora_scale`, `diff`,
+`oft_blocks`), PEFT's (`<part>....to_q.lora_A.weight`) and diffusers' older ones (`processor.to_q_lora.down`,
 `lora_linear_layer.up`), with and without wrappers and alphas. A key that is none of these is an error.
 """
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lora_studio.errors import StudioError, reason_of
 from lora_studio.families.base import ModelFamily
+from lora_studio.families.layer_names import DENOISER, reads_text
 from lora_studio.families.layer_names.spellings import KohyaLayout, LayerPlace, kernel_of, layout_of, place_of
 from lora_studio.lora_file.header import open_tensors
 from lora_studio.lora_file.layers import OPTIONAL, REQUIRED, FileLayer
@@ -85,7 +86,7 @@ def read_layers(path: Path) -> FileLayers:
     widths = {
         layer.tensors["down"].shape[1]
         for place, layer in layers.items()
-        if place.path.endswith(("attn2.to_k", "attn2.to_v")) and "down" in layer.tensors
+        if reads_text(place.path) and "down" in layer.tensors
     }
     version = metadata.get("ss_base_model_version", "")
     return FileLayers(path, layers, metadata, layout_of(layers, widths=widths, version=version))
@@ -151,9 +152,9 @@ def _said_alphas(path: Path, metadata: Mapping[str, str]) -> DeclaredAlphas:
         for key, value in values.items():
             part, _, option = key.rpartition(".")
             if option == "use_rslora" and value:
-                roots.add(part or "unet")
+                roots.add(part or DENOISER)
             if option == "lora_alpha":
-                found[part or "unet"] = float(value)
+                found[part or DENOISER] = float(value)
             for layer, alpha in (value or {}).items() if option == "alpha_pattern" else ():
                 if place := place_of(f"{part}.{layer.strip('^$')}".lstrip(".")):
                     found[place] = float(alpha)
@@ -237,7 +238,7 @@ def _projects_linearly(file: FileLayers) -> bool | None:
     widths = {
         len(layer.tensors["down"][0])
         for place, layer in file.layers.items()
-        if place.path.endswith("attn2.to_k") and "down" in layer.tensors
+        if reads_text(place.path) and "down" in layer.tensors
     }
     if file.layout.original or 1024 in widths:
         return True

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import BaseModelError, StudioError, reason_of
+from lora_studio.families.layer_names import DENOISER, block_of
 from lora_studio.families.original.kinds import detect
 from lora_studio.lora_file.contents import Contents, StoredLayer, contents_of
 from lora_studio.lora_file.header import Header, read_header
 from lora_studio.lora_file.values import Values, alphas_of, values_of
-from lora_studio.tools.norms import block_norms, block_of
+from lora_studio.tools.norms import block_norms
 from lora_studio.verify.uis import UiFinding, Verdict, verdicts
 from lora_studio.verify.uis.base import Base, base_of_layers
 from lora_studio.verify.uis.findings import embedded_in, embedding_findings, findings, is_embedding
@@ -167,7 +168,7 @@ def _part(name: str, base: Base) -> str:
     if name not in base.places:
         return "unknown"
     encoder = base.places[name].encoder
-    return "unet" if encoder is None else encoder.prefix.strip("_").removeprefix("lora_")
+    return DENOISER if encoder is None else encoder.prefix.strip("_").removeprefix("lora_")
 
 
 def _notes(contents: Contents, values: Values) -> tuple[str, ...]:

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lora_studio.adapters.kind import Factors
+from lora_studio.families.layer_names import block_of, block_order
 from lora_studio.lora_file.contents import Contents, StoredLayer
 from lora_studio.lora_file.factors import inner
 from lora_studio.lora_file.header import Header
 from lora_studio.lora_file.values import MAX_RANK, Values
 
-_BLOCK = re.compile(r"lora_unet_(?:(down|up|input|output)_blocks_(\d+)|(mid|middle)_block|(.*))_?.*")
-_ENCODER = re.compile(r"lora_(te\d?)_.*?_layers_(\d+)_.*")
 MAX_DENSE = 2**28  # numbers of a layer's change whose norm is still taken by multiplying it out
 
 Numbers = Callable[[str], Tensor]  # ending -> float32
-
-
-def block_of(name: str) -> str:
-    """A layer's place for people: "down 1", "mid", "output 3", "te1 layer 5", or "other"."""
-    if found := _ENCODER.fullmatch(name):
-        return f"{found[1]} layer {found[2]}"
-    found = _BLOCK.fullmatch(name)
-    if found and found[1]:
-        return f"{found[1]} {found[2]}"
-    return "mid" if found and found[3] else "other"
 
 
 def block_norms(header: Header, contents: Contents, values: Values) -> dict[str, float | None]:
@@ -42,17 +30,8 @@ def block_norms(header: Header, contents: Contents, values: Values) -> dict[str,
         block, norm = block_of(name), layer_norm(header, layer, values.alphas.get(name))
         so_far = squares.get(block, 0.0)
         squares[block] = None if norm is None or so_far is None else so_far + norm**2
-    ordered = sorted(squares, key=_order)
+    ordered = sorted(squares, key=block_order)
     return {block: None if (one := squares[block]) is None else math.sqrt(one) for block in ordered}
-
-
-def _order(block: str) -> tuple[int, str, int]:
-    """As an image goes through: words, then down, mid and up."""
-    head, _, number = block.rpartition(" ")
-    head = head or block
-    halves = ("down", "input", "mid", "up", "output", "other")
-    half = halves.index(head) if head in halves else -1
-    return half, head if half == -1 else "", int(number) if number.isdigit() else 0
 
 
 def layer_norm(header: Header, layer: StoredLayer, alpha: float | None) -> float | None:

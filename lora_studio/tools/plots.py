@@ -7,21 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from lora_studio.families.layer_names import DENOISER_TITLE, split_role
 from lora_studio.plots import drawing, png_bytes
 from lora_studio.tools.compare import Comparison, LayerComparison
 
-# The last words of a layer's name in UIs' spelling; what stands before them is its block.
-_LAYER = re.compile(
-    r"_((?:attn[12]_to_(?:q|k|v|out_0))|ff_net_(?:0_proj|2)|proj_(?:in|out)|self_attn_(?:q|k|v|out)_proj"
-    r"|mlp_fc[12]|(?:conv1|conv2|conv_shortcut|time_emb_proj|conv|op)|(?:in|emb|out)_layers_\d|skip_connection)$"
-)
 _ROWS_PER_INCH = 6.0
 
 
 def heat_map(comparison: Comparison) -> bytes:
     """A PNG with a row a block and a column a kind of layer: cosine, overlap, and who is larger."""
     pyplot = drawing()
-    places = [_place(layer.name) for layer in comparison.shared]
+    places = [split_role(layer.name) for layer in comparison.shared]
     rows, columns = (sorted({place[i] for place in places}, key=_natural) for i in (0, 1))
     high = 2.6 + len(rows) / _ROWS_PER_INCH
     figure, panels = pyplot.subplots(
@@ -71,26 +67,19 @@ def _table(
     return table
 
 
-def _place(name: str) -> tuple[str, str]:
-    """A layer's block and kind."""
-    found = _LAYER.search(name)
-    block = name[: found.start()] if found else name
-    return block.removeprefix("lora_"), found[1] if found else "other"
-
-
 def _natural(name: str) -> list[tuple[int, str]]:
     """For sorting: numbers by their size."""
     return [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", name)]
 
 
 def norm_plot(norms: Mapping[str, float | None], title: str) -> bytes:
-    """A PNG: text encoders above, the UNet below, each as far as it is in the file.
+    """A PNG: text encoders above, the denoiser below, each as far as it is in the file.
 
     A block whose change is not known without the base has no bar.
     """
     encoders = {block: norm for block, norm in norms.items() if " layer " in block}
-    unet = {block: norm for block, norm in norms.items() if block not in encoders}
-    groups = [(name, one) for name, one in (("text encoders", encoders), ("UNet", unet)) if one]
+    denoiser = {block: norm for block, norm in norms.items() if block not in encoders}
+    groups = [(name, one) for name, one in (("text encoders", encoders), (DENOISER_TITLE, denoiser)) if one]
     pyplot = drawing()
     figure, axes = pyplot.subplots(
         max(len(groups), 1),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,11 +11,7 @@ from torch import Tensor
 from lora_studio.adapters.adapter_set import put_back
 from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.lora_file import LoraFile, base_layers
-from lora_studio.rng import generator
 from lora_studio.verify.file import VerifyReport
-
-if TYPE_CHECKING:
-    from diffusers import ModelMixin
 
 CAPTION = "a probe"
 TOLERANCE = 0.02  # of the adapter's own effect: float16 keeps 11 bits of each factor
@@ -38,16 +33,9 @@ def probed(family: ModelFamily) -> list[str]:
 @torch.no_grad()  # not inference_mode, whose tensors FSDP cannot take back
 def run_probe(family: ModelFamily, caption: str = CAPTION) -> Tensor:
     """The probe's answer from the parts as they are: two fixed latents, an early and a late timestep."""
-    denoiser: ModelMixin = family.parts[family.denoiser]
-    config = denoiser.config
-    side = int(config.sample_size)
-    latents = torch.randn((2, int(config.in_channels), side, side), generator=generator("probe"))
-    device = family.device
-    pixels = 8.0 * side
-    geometry = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]] * 2, device=device)
-    timestep = torch.tensor([150, 700], device=device)
+    latents, timestep, geometry = (one.to(family.device) for one in family.probe_inputs())
     conditioning = family.encode_text([caption, caption])
-    return family.denoise(latents.to(device), timestep, conditioning, geometry).float().cpu()
+    return family.denoise(latents, timestep, conditioning, geometry).float().cpu()
 
 
 @torch.no_grad()  # not inference_mode, whose tensors FSDP cannot take back

@@ -16,8 +16,8 @@ from reference_files import metadata, reference_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lora_studio.families.layer_names import block_of
 from lora_studio.tools.inspect import inspect_file
-from lora_studio.tools.norms import block_of
 from lora_studio.tools.plots import norm_plot
 
 Tensors = dict[str, Tensor]

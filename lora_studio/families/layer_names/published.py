@@ -106,7 +106,7 @@ def _attention(
 
 
 OWN = "own"  # the name that every UI knows
-OTHER_UNET = "other spelling of the UNet"  # diffusers' path for the original checkpoint's, or the reverse
+OTHER_DENOISER = "other spelling of the UNet"  # diffusers' path for the original checkpoint's, or the reverse
 OTHER_PREFIX = "other prefix of an encoder"
 OUTSIDE = "outside"  # first and last convolution and the embeddings of time and sizes, seldom adapted
 
@@ -160,7 +160,7 @@ class PublishedBase:
         for diffusers, original, shape in unet:
             own, other = (original, diffusers) if self.original else (diffusers, original)
             found[f"lora_unet_{own}"] = PublishedLayer(shape)
-            found[f"lora_unet_{other}"] = PublishedLayer(shape, OTHER_UNET)
+            found[f"lora_unet_{other}"] = PublishedLayer(shape, OTHER_DENOISER)
         for diffusers, original, shape in self.outside:
             found |= {f"lora_unet_{name}": PublishedLayer(shape, OUTSIDE) for name in (diffusers, original)}
         for encoder in self.encoders:

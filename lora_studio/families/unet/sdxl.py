@@ -33,7 +33,8 @@ class StableDiffusionXL(StableDiffusion):
 
     embedding_keys: ClassVar[Mapping[str, str]] = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 
-    blocks: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {  # B-LoRA, arXiv 2403.14572, sec. 4
+    # B-LoRA, arXiv 2403.14572, sec. 4
+    block_choices: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "content": {"unet": ("up_blocks.0.attentions.0.*",)},
         "style": {"unet": ("up_blocks.0.attentions.1.*",)},
     }

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_studio.families.base import Conditioning, FileTraits, ModelFamily
+from lora_studio.families.base import Conditioning, FileTraits, Miniature, ModelFamily, ProbeInputs
 from lora_studio.families.layer_names.spellings import ONE_ENCODER, KohyaLayout, LayerPlace
 from lora_studio.families.noise_schedule import STABLE_DIFFUSION, NoiseSchedule, read_schedule
 from lora_studio.families.original.kinds import SD1, SD2, BaseKind
 from lora_studio.families.original.writing import original_tensors
 from lora_studio.families.text_chunks import clip_ids, encode_chunks
 from lora_studio.objectives.diffusion import Diffusion, ObjectiveOptions
+from lora_studio.rng import generator
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
@@ -117,6 +118,43 @@ class StableDiffusion(ModelFamily):
         unet = self.parts["unet"]
         dtype = next(unet.parameters()).dtype
         return unet(latents.to(dtype), timestep, conditioning["text"].to(dtype)).sample
+
+    def probe_inputs(self) -> ProbeInputs:
+        """Square images of the native size, at timesteps 150 and 700."""
+        unet: UNet2DConditionModel = self.parts["unet"]
+        shape = (2, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+        latents = torch.randn(shape, generator=generator("probe"))
+        side = float(self.native_side)
+        geometry = torch.tensor([[side, side, 0, 0, side, side]] * 2)
+        return ProbeInputs(latents, torch.tensor([150, 700]), geometry)
+
+    @classmethod
+    def miniature(cls) -> Miniature:
+        """Convolutions, self- and cross-attention, feed-forward."""
+        from diffusers import UNet2DConditionModel
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            unet = UNet2DConditionModel(
+                sample_size=8,
+                down_block_types=("CrossAttnDownBlock2D",),
+                up_block_types=("UpBlock2D",),
+                mid_block_type=None,
+                block_out_channels=(64,),
+                layers_per_block=1,
+                attention_head_dim=2,
+                cross_attention_dim=64,
+                norm_num_groups=8,
+            )
+
+        def predict(device: torch.device, dtype: torch.dtype) -> Tensor:
+            latents, text = (
+                torch.randn(shape, generator=generator("self-test", shape[1])).to(device, dtype)
+                for shape in ((2, 4, 8, 8), (2, 7, 64))
+            )
+            return unet(latents, torch.tensor([100, 700], device=device), text).sample
+
+        return Miniature(unet.requires_grad_(False).eval(), ATTENTION + FEED_FORWARD[:2], predict)
 
     def canonical_path(self, part: str, path: str) -> str:
         """transformers 5 dropped `text_model.` from CLIPTextModel's paths; every file and UI has it."""

@@ -12,14 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import RecipeError
-from lora_studio.families.base import ModelFamily
+from lora_studio.families.base import ModelFamily, innermost_blocks
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.quantization.layers import linear_paths
 from lora_studio.recipe.machine import MachineConfig
 from lora_studio.training.machine.memory import keep_freed_memory
 
-COMPILED = ("BasicTransformerBlock", "ResnetBlock2D")  # as diffusers calls the blocks of its UNets
 MOST_COMPILATIONS = 1024  # of one block's code: every width, size and mode has its own; torch stops at 8
 
 
@@ -133,6 +132,5 @@ def compile_blocks(denoiser: nn.Module) -> None:
 
     limits.recompile_limit = max(limits.recompile_limit, MOST_COMPILATIONS)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, MOST_COMPILATIONS)
-    for module in denoiser.modules():
-        if type(module).__name__ in COMPILED:
-            module.compile()
+    for block in innermost_blocks(denoiser):
+        block.compile()

@@ -14,13 +14,13 @@ from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.devices import default_precision
 from lora_studio.errors import RecipeError, reason_of
+from lora_studio.families import FAMILIES
 from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.recipe.machine import MachineConfig
 from lora_studio.rng import generator
 from lora_studio.training.machine import Machine
 
 PLAIN = MachineConfig(tf32=False)
-ENDINGS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 HALF, EIGHT_BITS, FOUR_BITS = 0.05, 0.1, 0.4  # how far an answer may be from float32's, of its size
 SAME = 0.01  # with TF32's 10 bits
 
@@ -130,22 +130,19 @@ def _has_tf32(device: torch.device) -> bool:
 
 def _step(machine: Machine) -> dict[str, Tensor]:
     """The answers and the adapters' gradients, as float32 on the CPU."""
-    denoiser = _tiny_denoiser()
-    machine.lay_out(denoiser, ENDINGS)
+    tiny = FAMILIES[FAMILIES.names()[0]].miniature()
+    denoiser = tiny.denoiser
+    machine.lay_out(denoiser, tiny.endings)
     options = AdapterOptions("lora", rank=4, alpha=4.0, seed=0)
     parts = {"denoiser": denoiser}
-    adapters = inject(parts, {"denoiser": ENDINGS}, options, canonical_path=lambda part, path: path)
+    adapters = inject(parts, {"denoiser": tiny.endings}, options, canonical_path=lambda part, path: path)
     for layer in adapters.layers:
         up = layer.tensors["up"]
         up.data = torch.randn(up.shape, generator=generator("self-test", layer.name)) * 0.1
     denoiser.to(machine.device)
     machine.tune(denoiser)
-    latents, text = (
-        torch.randn(shape, generator=generator("self-test", shape[1])).to(machine.device, machine.dtype)
-        for shape in ((2, 4, 8, 8), (2, 7, 64))
-    )
     with torch.autocast(machine.device.type, machine.autocast, enabled=machine.autocast is not None):
-        answer = denoiser(latents, torch.tensor([100, 700], device=machine.device), text).sample.float()
+        answer = tiny.predict(machine.device, machine.dtype).float()
     scaler = machine.scaler
     loss = answer.square().mean()
     (loss if scaler is None else scaler.scale(loss)).backward()
@@ -161,26 +158,6 @@ def _updated(found: dict[str, Tensor], device: torch.device, fused: bool) -> dic
     weights.grad = found["gradients"].to(device)
     torch.optim.AdamW([weights], lr=0.1, fused=fused).step()
     return {"updates": (weights.detach() - 1).cpu()}
-
-
-def _tiny_denoiser() -> nn.Module:
-    """Random, frozen, always the same: convolutions, self- and cross-attention, feed-forward."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        denoiser = UNet2DConditionModel(
-            sample_size=8,
-            down_block_types=("CrossAttnDownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            mid_block_type=None,
-            block_out_channels=(64,),
-            layers_per_block=1,
-            attention_head_dim=2,
-            cross_attention_dim=64,
-            norm_num_groups=8,
-        )
-    return denoiser.requires_grad_(False).eval()
 
 
 def try_all(

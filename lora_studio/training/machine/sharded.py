@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-from torch import nn
 
 from lora_studio.errors import RecipeError
-from lora_studio.families.base import ModelFamily
+from lora_studio.families.base import ModelFamily, innermost_blocks
 from lora_studio.processes import Processes
 from lora_studio.quantization import NONE
 from lora_studio.recipe import Recipe
@@ -47,14 +44,5 @@ def shard(family: ModelFamily, processes: Processes, device: torch.device, dtype
     family.pinned_parts = frozenset({family.denoiser})  # FSDP2 keeps references to its shards
     if next(denoiser.parameters()).dtype != dtype:
         denoiser.to(dtype)
-    for block in [*blocks(denoiser), denoiser]:
+    for block in [*innermost_blocks(denoiser), denoiser]:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
-
-
-def blocks(denoiser: nn.Module) -> Iterator[nn.Module]:
-    """What diffusers keeps on one device, such as transformer and residual blocks: the innermost of them."""
-    names = set(getattr(denoiser, "_no_split_modules", None) or ())
-    for module in denoiser.modules():
-        inside = (one for one in module.modules() if one is not module)
-        if type(module).__name__ in names and not any(type(one).__name__ in names for one in inside):
-            yield module

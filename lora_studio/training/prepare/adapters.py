@@ -53,7 +53,7 @@ def adapter_options(recipe: Recipe, family: ModelFamily) -> AdapterOptions:
         module_dropout=config.module_dropout,
         max_norm=config.max_norm,
         rules=rules,
-        only=family.blocks.get(config.blocks, {}),
+        only=family.block_choices.get(config.blocks, {}),
         keep_base_on_device=max(recipe.objective.preservation, recipe.objective.masked_preservation) > 0,
     )
 
@@ -149,8 +149,8 @@ def _adapter_faults(recipe: Recipe, family: ModelFamily, processes: Processes) -
             f"adapter.kind = {config.kind!r} ends as a whole base, which [[tokens]] are no part of; leave "
             "them out, or take a kind that ends as a LoRA file."
         )
-    if config.blocks != ALL and config.blocks not in family.blocks:
-        known = ", ".join(map(repr, [ALL, *family.blocks]))
+    if config.blocks != ALL and config.blocks not in family.block_choices:
+        known = ", ".join(map(repr, [ALL, *family.block_choices]))
         faults.append(f"adapter.blocks is {config.blocks!r}; for this base it may be {known}.")
     if (config.conv_rank or config.conv_alpha) and not _has_convolutions(recipe):
         faults.append(

@@ -11,8 +11,9 @@ from functools import cache
 from torch import nn
 
 from lora_studio.families.base import ModelFamily
+from lora_studio.families.layer_names import path_name
 from lora_studio.families.layer_names.published import OWN, PUBLISHED, PublishedBase, PublishedLayer
-from lora_studio.lora_file.contents import StoredLayer, path_name
+from lora_studio.lora_file.contents import StoredLayer
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import Iterator
 
+from lora_studio.families.layer_names import reads_text
 from lora_studio.families.layer_names.published import (
+    OTHER_DENOISER,
     OTHER_PREFIX,
-    OTHER_UNET,
     OUTSIDE,
     OWN,
     PUBLISHED,
@@ -22,7 +23,6 @@ from lora_studio.verify.uis import UiFinding
 from lora_studio.verify.uis.base import Base, fits
 
 _ATTENTION = re.compile(r"(.*_self_attn_)(q|k|v|out)_proj")
-_CROSS = re.compile(r".*attn2_to_[kv]")
 _MODULE_PATH = re.compile(r"lora_te\d?_(encoder_layers|final_layer_norm)_.*")
 MANY = 12  # unknown keys from which on some loaders refuse a file
 LONG_HEADER = 1 << 20
@@ -69,7 +69,7 @@ def _of_names(contents: Contents, base: Base) -> dict[str, list[str]]:
     by_path = [name for name in unknown if _MODULE_PATH.fullmatch(name)]
     peft = [name for name in layers if layers[name].spelling == PEFT]
     kohya = {name: places[name].how for name in layers if name in places and name not in peft}
-    other_unet = [name for name, how in kohya.items() if how == OTHER_UNET]
+    other_names = [name for name, how in kohya.items() if how == OTHER_DENOISER]
     other_prefix = [name for name, how in kohya.items() if how == OTHER_PREFIX]
     keys = [key for name in unknown for key in layers[name].keys.values()] + contents.extras
     found = {
@@ -87,10 +87,10 @@ def _of_names(contents: Contents, base: Base) -> dict[str, list[str]]:
         found["other_prefix_joined"] = [name for name in other_prefix if _is_joined(places[name])]
     if base.layout is not None and base.layout.original:
         own = any(how == OWN and places[name].encoder is None for name, how in kohya.items())
-        found["mixed_names"] = other_unet if own else []
-        found["diffusers_upsampler"] = [name for name in other_unet if "upsamplers" in name]
+        found["mixed_names"] = other_names if own else []
+        found["diffusers_upsampler"] = [name for name in other_names if "upsamplers" in name]
     else:
-        found["original_names"] = other_unet
+        found["original_names"] = other_names
     return found
 
 
@@ -135,7 +135,7 @@ def _of_tensors(contents: Contents, base: Base, values: Values) -> dict[str, lis
 
 
 def _of_encoders(contents: Contents, base: Base) -> Iterator[UiFinding]:
-    """Of text encoders and the UNet's cross-attention."""
+    """Of text encoders and the denoiser's cross-attention."""
     kohya = [name for name, one in contents.layers.items() if name in base.places and one.spelling != PEFT]
     inside = {name: stem for name in kohya if (stem := _stem(name))}
     counts: dict[str, int] = {}
@@ -148,11 +148,11 @@ def _of_encoders(contents: Contents, base: Base) -> Iterator[UiFinding]:
         yield UiFinding("part_of_joined", joined)
     if base.has("attention_unused") and (unused := [n for n in inside if not n.endswith("out_proj")]):
         yield UiFinding("attention_unused", unused)
-    unet = [name for name in kohya if base.places[name].encoder is None]
-    if kohya and not unet and base.has("encoder_alone"):
+    denoiser = [name for name in kohya if base.places[name].encoder is None]
+    if kohya and not denoiser and base.has("encoder_alone"):
         yield UiFinding("encoder_alone", kohya)
-    if unet and not any(_CROSS.fullmatch(name) for name in unet):
-        yield UiFinding("no_cross", unet)
+    if denoiser and not any(map(reads_text, denoiser)):
+        yield UiFinding("no_cross", denoiser)
 
 
 def _of_file(header: Header, contents: Contents, base: Base) -> Iterator[UiFinding]:

@@ -120,7 +120,7 @@ TABLE: dict[str, tuple[str, Row]] = {
         _lost("dropped", A1111, DIFFUSERS, KOHYA) | _nothing("it stops with an error", INVOKEAI),
     ),
     "original_names": (
-        "{layers} of the UNet by the original checkpoint's names, not diffusers', first {first}",
+        "{layers} of the denoiser by the original checkpoint's names, not diffusers', first {first}",
         _lost("dropped", INVOKEAI, KOHYA) | _nothing("it stops with an error", DIFFUSERS),
     ),
     "diffusers_upsampler": (
@@ -138,7 +138,7 @@ TABLE: dict[str, tuple[str, Row]] = {
         _lost("dropped", CPP, KOHYA),
     ),
     "peft": (
-        "PEFT's names (unet.<path>.lora_A.weight)",
+        "PEFT's names (<part>.<path>.lora_A.weight)",
         _wrong("all but the attention", COMFYUI)
         | _nothing("it loads nothing and says nothing", A1111)
         | _nothing("it refuses the file", FORGE)

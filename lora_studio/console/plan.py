@@ -127,7 +127,7 @@ def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     return lines
 
 
-def _class_lines(found: events.RegularizationImages | None) -> list[tuple[str, str]]:
+def _class_lines(found: events.RegularizationSummary | None) -> list[tuple[str, str]]:
     if found is None:
         return []
     sources = {"drawn by the base": found.drawn, "from folders": found.from_folders}

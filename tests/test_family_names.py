@@ -39,9 +39,63 @@ def named_families(source: str, families: list[str]) -> list[str]:
     return [f"line {line}: {text!r}" for line, text in _words(source) if name.search(text.lower())]
 
 
+# What is true of one family's network alone: its name and its parts' names, and how its latents are sized.
+FACTS = re.compile(
+    r"(?i)unet|attn\d|sample_size|vae_scale_factor|time_ids|\* 8\b|// ?8\b|\b700\b|timestep *= *\d"
+    r"|\b(down|up|mid|transformer|single|double|joint|input|output|middle)_blocks?\b|resnets\b"
+    r"|BasicTransformerBlock|ResnetBlock"
+)
+OTHERS_WORDS = re.compile(r"\bunet_lr\b")  # an option of another trainer's, for every family
+
+
+def stated_facts(source: str) -> list[str]:
+    """Where a source, comments and docstrings included, says something of one family's network."""
+    lines = enumerate(OTHERS_WORDS.sub("", source).splitlines(), 1)
+    return [f"line {number}: {line.strip()}" for number, line in lines if FACTS.search(line)]
+
+
+def _inside() -> list[Path]:
+    return sorted(p for p in ROOT.rglob("*.py") if p.relative_to(ROOT).parts[0] not in MAY_KNOW)
+
+
 def _sources() -> list[Path]:
-    inside = (p for p in ROOT.rglob("*.py") if p.relative_to(ROOT).parts[0] not in MAY_KNOW)
-    return sorted([*inside, *(ROOT.parent / "benchmarks").glob("*.py")])
+    return [*_inside(), *sorted((ROOT.parent / "benchmarks").glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", _inside(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_fact_of_a_family_is_written_outside_the_places_that_may_know_it(path):
+    found = stated_facts(path.read_text(encoding="utf-8"))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'unet = family.parts["unet"]',
+        "class UNetThing: ...",
+        'name.endswith("attn2.to_k")',
+        "side = config.sample_size",
+        "pixels = latents.shape[-1] * 8",
+        "side = width // 8",
+        "timestep = torch.tensor([150, 700])",
+        "# the last of its down_blocks",
+    ],
+)
+def test_a_fact_is_caught(source):
+    assert stated_facts(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "side = width // family.pixels_per_latent",
+        "family.parts[family.denoiser]",
+        "x = y * 80",
+        "rate = 7000",
+    ],
+)
+def test_what_is_asked_of_the_family_passes(source):
+    assert not stated_facts(source)
 
 
 @pytest.mark.parametrize("path", _sources(), ids=lambda path: str(path.relative_to(ROOT.parent)))

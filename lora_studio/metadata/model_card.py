@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lora_studio.families.layer_names import DENOISER, DENOISER_TITLE
 from lora_studio.families.loading.hub import is_hub_id
 from lora_studio.metadata.write import STRENGTH
 
@@ -20,7 +21,7 @@ _FACTS = {
     "ss_num_train_images": "pictures",
     "ss_num_reg_images": "regularization images",
     "modelspec.resolution": "resolution",
-    "ss_unet_lr": "learning rate of the UNet",
+    f"ss_{DENOISER}_lr": f"learning rate of the {DENOISER_TITLE}",
     "ss_text_encoder_lr": "learning rate of the text encoders",
     "ss_optimizer": "optimizer",
     "ss_lr_scheduler": "schedule",

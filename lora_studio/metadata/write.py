@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lora_studio.families.base import FileTraits
+from lora_studio.families.layer_names import DENOISER
 from lora_studio.lora_file.write import tensor_hash
 from lora_studio.metadata.tag_table import tag_keys
 from lora_studio.version import __version__
@@ -93,7 +94,7 @@ def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes
         "ss_min_snr_gamma": f"{facts.snr_gamma:g}" if facts.snr_gamma and not facts.debiased else "",
         "ss_debiased_estimation": "True" if facts.debiased else "",
         "ss_noise_offset": f"{facts.noise_offset:g}" if facts.noise_offset else "",
-        "ss_unet_lr": _rate(facts.learning_rate),
+        f"ss_{DENOISER}_lr": _rate(facts.learning_rate),
         "ss_text_encoder_lr": _rate(facts.text_encoder_learning_rate),
         "ss_training_comment": _needs_in_words(facts),
         "lora_studio.base_loras": json.dumps(facts.needs) if facts.needs else "",

@@ -29,7 +29,7 @@ class LayersConfig(Stopping):
 
     pattern: str = Field(
         min_length=1,
-        description='of <part>.<path> or the path, with * and ?: "text_encoder_2.*", "up_blocks.*attn2*"',
+        description='of <part>.<path> or the path, with * and ?: "text_encoder_2.*", "*.to_v"',
     )
     rank: int | None = Field(None, ge=1, le=4096, description="without alpha, the scale stays as it was")
     alpha: float | None = Field(None, gt=0)

@@ -10,6 +10,7 @@ from PIL import Image
 
 _WINDOW = 256  # pixels in one spectrum
 _LOWEST = 0.19  # cycles a pixel: enlarged about five times; below that the image's own patterns lie
+_JPEG_BLOCK = 8  # pixels
 _LARGEST_BLOCK = 16
 _LEAST_CHANGES = 12  # places where neighbouring columns differ, to call their spacing regular
 
@@ -22,7 +23,7 @@ def resampling_trace(luma: NDArray[np.float32]) -> float:
     images", 2005, with the first derivative besides the second, as that one shows a factor of exactly 2).
     Peaks that the 8x8 blocks of JPEG make are taken off. 0 if the image is too small.
     """
-    size = min(_WINDOW, (min(luma.shape) - 10) // 8 * 8)
+    size = min(_WINDOW, (min(luma.shape) - 10) // _JPEG_BLOCK * _JPEG_BLOCK)
     if size < 32:
         return 0.0
     return max(_peak(luma, order, size) for order in (1, 2))
@@ -49,7 +50,7 @@ def _spectrum(profile: NDArray[np.float32], size: int) -> NDArray[np.float64]:
 
 def _without_blocks(spectrum: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     """Blocks of 8 pixels have peaks of one height at every eighth; what 1/4 and 1/2 have beyond it stays."""
-    eighth, cleaned = size // 8, spectrum.copy()
+    eighth, cleaned = size // _JPEG_BLOCK, spectrum.copy()
     of_blocks = max(1.0, spectrum[eighth], spectrum[3 * eighth])
     for multiple in (1, 2, 3, 4):
         nearby = slice(multiple * eighth - 1, multiple * eighth + 2)
@@ -110,12 +111,12 @@ def blockiness(luma: NDArray[np.float32]) -> float:
 
 def _along(luma: NDArray[np.float32]) -> float:
     steps = np.abs(np.diff(luma, axis=1))
-    steps = steps[:, : steps.shape[1] // 8 * 8]
+    steps = steps[:, : steps.shape[1] // _JPEG_BLOCK * _JPEG_BLOCK]
     if steps.size == 0:
         return 1.0
-    means = np.minimum(steps, _LARGEST_STEP).mean(axis=0).reshape(-1, 8).mean(axis=0)
+    means = np.minimum(steps, _LARGEST_STEP).mean(axis=0).reshape(-1, _JPEG_BLOCK).mean(axis=0)
     edge = int(means.argmax())
-    if float((steps[:, edge::8] >= _SEEN_STEP).mean()) < _LEAST_SEEN:
+    if float((steps[:, edge::_JPEG_BLOCK] >= _SEEN_STEP).mean()) < _LEAST_SEEN:
         return 1.0
     return float(means[edge] / max(float(np.median(np.delete(means, edge))), 0.05))
 

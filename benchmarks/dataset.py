@@ -49,7 +49,7 @@ def peak_bytes():  # of this program; ru_maxrss would include the one that start
 before = peak_bytes()
 began = time.perf_counter()
 manifest = assign(scan(Path(sys.argv[1])), resolution=64, stride=8)
-made = plan(manifest.used, batch_size=4, accumulation=1, seed=1)
+made = plan(manifest.used, batch_size=4, gradient_accumulation=1, seed=1)
 average_views(made, 1000)
 text = manifest.to_jsonl()
 seconds = time.perf_counter() - began

@@ -102,7 +102,7 @@ OF_STYLE: dict[str, dict[str, tuple[str, ...]]] = {
         "adafactor": ("training.optimizer=adafactor",),
         "lion": ("training.optimizer=lion", "training.learning_rate=3e-4"),
         "prodigy": ("training.optimizer=prodigy", "training.learning_rate=1"),
-        "schedule free": ("training.optimizer=schedule_free", "training.schedule=constant"),
+        "schedule free": ("training.optimizer=schedule_free", "training.lr_schedule=constant"),
     },
 }
 DENOISER = ("adapter.text_encoder=false", "training.text_encoder_learning_rate=1e-5")
@@ -149,7 +149,7 @@ def measure(method: str, seed: int, judge: Judge, *, prompts: int, runs: Path) -
 def recipe_of(method: str, seed: int) -> Recipe:
     """What is trained for it."""
     one = METHODS[method]
-    changes = (*one.changes, f"training.seed={seed}", "preview.prompts=[]")
+    changes = (*one.changes, f"training.seed={seed}", "samples.prompts=[]")
     return load_recipe(PRESET_FOLDER / f"{one.recipe}.toml", changes=changes)
 
 

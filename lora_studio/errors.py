@@ -24,6 +24,10 @@ class RecipeError(StudioError):
     """The recipe cannot be read or asks for something that does not exist."""
 
 
+class RenamedOption(FutureWarning):
+    """A recipe uses an old name of an option. The command line prints it."""
+
+
 class DatasetError(StudioError):
     """The images or captions cannot be used as they are."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Generic, TypeVar, cast
 
@@ -11,10 +12,14 @@ from lora_studio.errors import RecipeError
 T = TypeVar("T")
 
 
-def did_you_mean(word: str, allowed: list[str]) -> str:
-    """ "; did you mean 'x'?" for the closest allowed word, or nothing when none is close."""
-    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def did_you_mean(word: str, allowed: list[str], *, renamed: Mapping[str, str] | None = None) -> str:
+    """ "; did you mean 'x'?" for the closest allowed word, or nothing when none is close.
+
+    `renamed`: old words to allowed ones; for something close to an old one, the allowed one is named.
+    """
+    current = renamed or {}
+    close = difflib.get_close_matches(word, [*allowed, *current], n=1, cutoff=0.6)
+    return f"; did you mean {current.get(close[0], close[0])!r}?" if close else ""
 
 
 def unknown(kind: str, name: str, known: list[str]) -> str:

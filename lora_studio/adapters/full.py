@@ -26,7 +26,7 @@ class Full(AdapterKind):
     trains_layers: ClassVar[bool] = True
     unused: ClassVar[frozenset[str]] = frozenset(
         {
-            *("rank", "alpha", "rslora", "convolutions", "conv_rank", "conv_alpha", "start"),
+            *("rank", "alpha", "rslora", "conv", "conv_rank", "conv_alpha", "start"),
             *("lora_plus_ratio", "rank_dropout", "module_dropout", "max_norm"),
         }
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,7 +26,7 @@ from lora_studio.cli import init as cli_init
 from lora_studio.cli import inspect as cli_inspect
 from lora_studio.cli import metadata as cli_metadata
 from lora_studio.cli import plan as cli_plan
-from lora_studio.errors import ExportMismatch, ProcessLost, StudioError, TrainingDiverged
+from lora_studio.errors import ExportMismatch, ProcessLost, RenamedOption, StudioError, TrainingDiverged
 from lora_studio.processes import is_main
 from lora_studio.quiet import quiet_libraries
 from lora_studio.recipe import Recipe
@@ -191,8 +192,19 @@ def guarded(command: Callable[[], None]) -> int:
     return 0
 
 
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object, **__: object
+) -> None:
+    """A recipe's old names in one line, by one process; the warnings of libraries as they always are."""
+    if not issubclass(category, RenamedOption):
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+    elif is_main():
+        errors.print(f"note: {message}", markup=False, soft_wrap=True)
+
+
 def main() -> None:
     """The entry point."""
+    warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name in any script must not crash a console of another
             stream.reconfigure(errors="backslashreplace")

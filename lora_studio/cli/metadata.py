@@ -83,7 +83,7 @@ def sidecars(
     for path in written:
         console.print(f"written      {path}", markup=False, soft_wrap=True)
     if not any(path.suffix == ".png" for path in written):
-        console.print("no image: the run kept no previews; set preview.prompts in its recipe", soft_wrap=True)
+        console.print("no image: the run kept no previews; set samples.prompts in its recipe", soft_wrap=True)
 
 
 def check_origin(file: Path, places: list[Path], *, provenance: bool, as_json: bool) -> None:

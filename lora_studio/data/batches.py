@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -65,28 +66,39 @@ class MicroBatch:
 class Plan:
     """The micro-batches of every epoch; all answers are functions of the arguments and the step."""
 
-    def __init__(self, records: Sequence[Record], *, batch_size: int, accumulation: int, seed: int) -> None:
-        assert records and batch_size >= 1 and accumulation >= 1, "the scan and the recipe see to that"
+    def __init__(
+        self, records: Sequence[Record], *, batch_size: int, gradient_accumulation: int, seed: int
+    ) -> None:
+        assert records and batch_size >= 1 and gradient_accumulation >= 1, (
+            "the scan and the recipe see to that"
+        )
         groups: dict[Bucket | None, list[int]] = {}
         for index, record in enumerate(records):
             groups.setdefault(record.bucket, []).extend([index] * record.repeats)
         self._groups = list(groups.values())
         self.num_records, self.batch_size = len(records), batch_size
         self.num_images = len({record.name for record in records})  # some are shown at several areas
-        self.accumulation, self.seed = accumulation, seed
+        self.gradient_accumulation, self.seed = gradient_accumulation, seed
         self.micro_batches_per_epoch = sum(-(-len(group) // batch_size) for group in self._groups)
         # Neighbouring steps ask for the same one or two epochs; kept with the plan, so it is freed with it.
         self.epoch = lru_cache(maxsize=4)(self._epoch)
 
     def of_step(self, step: int) -> list[MicroBatch]:
-        """The `accumulation` micro-batches of an optimizer step; steps count from 1 and run across epochs."""
+        """The `gradient_accumulation` micro-batches of a step; steps count from 1 and run across epochs."""
         assert step >= 1, step
-        numbers = range((step - 1) * self.accumulation, step * self.accumulation)
+        numbers = range((step - 1) * self.gradient_accumulation, step * self.gradient_accumulation)
         return [self._micro_batch(number) for number in numbers]
+
+    def steps_of(self, epochs: float) -> int:
+        """The optimizer steps in which so many epochs are shown to their ends; at least one."""
+        micro_batches = round(
+            epochs * self.micro_batches_per_epoch, 6
+        )  # 0.1 x 30 is 3, not 3.0000000000000004
+        return max(1, math.ceil(micro_batches / self.gradient_accumulation))
 
     def views_per_image(self, steps: int) -> list[int]:
         """How often each used record has been seen after `steps` optimizer steps."""
-        epochs, rest = divmod(steps * self.accumulation, self.micro_batches_per_epoch)
+        epochs, rest = divmod(steps * self.gradient_accumulation, self.micro_batches_per_epoch)
         views = [0] * self.num_records
         for group in self._groups:
             for index in group:
@@ -112,12 +124,12 @@ class Plan:
         return tuple(batches)
 
 
-def plan(records: Sequence[Record], *, batch_size: int, accumulation: int, seed: int) -> Plan:
+def plan(records: Sequence[Record], *, batch_size: int, gradient_accumulation: int, seed: int) -> Plan:
     """The plan for the used records (`Manifest.used`): every epoch sees each of them exactly `repeats` times.
 
     A bucket's remainder makes a smaller batch; nothing is dropped or repeated to fill one up.
     """
-    return Plan(records, batch_size=batch_size, accumulation=accumulation, seed=seed)
+    return Plan(records, batch_size=batch_size, gradient_accumulation=gradient_accumulation, seed=seed)
 
 
 def average_views(plan: Plan, steps: int) -> float:

@@ -59,7 +59,7 @@ class Feed:
         self.records, self.captions, self.texts = list(records), captions, texts
         self.plan, self.options = plan, options
         self.latents = latents.to(options.device)
-        self._ahead = Prefetcher(self._micro_batch, plan.accumulation) if latents.on_disk else None
+        self._ahead = Prefetcher(self._micro_batch, plan.gradient_accumulation) if latents.on_disk else None
         views = each_view(self.records)
         self._shapes: dict[Bucket | None, tuple[int, ...]] = {}
         self._first_view = list(accumulate((1 + len(record.more_views) for record in records), initial=0))
@@ -71,7 +71,7 @@ class Feed:
     def of_step(self, step: int) -> Iterator[Batch]:
         """The micro-batches of optimizer step `step`, which counts from 1."""
         get = self._ahead.get if self._ahead else self._micro_batch
-        for number in range(self.plan.accumulation):
+        for number in range(self.plan.gradient_accumulation):
             yield get(step, number)
 
     def largest(self) -> Batch:
@@ -79,7 +79,7 @@ class Feed:
         first_epoch = self.plan.epoch(0)
         sizes = [self._num_elements(micro) for micro in first_epoch]
         place = sizes.index(max(sizes))
-        step, number = divmod(place, self.plan.accumulation)
+        step, number = divmod(place, self.plan.gradient_accumulation)
         return self._assemble(step + 1, number, first_epoch[place])
 
     def shapes_of(self, step: int) -> Iterator[tuple[int, ...]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from lora_studio.recipe.renamed import ROLES
 
 CropMode = Literal["centre", "random", "focus"]
 
@@ -93,7 +96,7 @@ class Record:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Record:
         """From the values of a line; without the paths, which stand in none."""
-        values = _with_tuples(fields) | {"path": "", "bucket": _bucket(fields["bucket"])}
+        values = _with_tuples(current_line(fields)) | {"path": "", "bucket": _bucket(fields["bucket"])}
         values["overrides"] = Overrides(**_with_tuples(fields["overrides"]))
         values["more_views"] = tuple(
             View(**_with_tuples(view) | {"bucket": _bucket(view["bucket"])}) for view in fields["more_views"]
@@ -124,6 +127,11 @@ class Manifest:
     def to_jsonl(self) -> str:
         """One JSON line per file found; equal folders give equal text."""
         return "".join(record.to_json() + "\n" for record in self.records)
+
+
+def current_line(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A line's values, with the present name of its role if an earlier version wrote it."""
+    return {**fields, "role": ROLES.get(fields["role"], fields["role"])}
 
 
 def _without_none(fields: dict[str, Any]) -> dict[str, Any]:

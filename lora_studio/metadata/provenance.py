@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_studio.data.manifest import Manifest, Record
+from lora_studio.data.manifest import Manifest, Record, current_line
 from lora_studio.data.scan.layouts import FOLDER_NAME
 from lora_studio.errors import StudioError
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.diff import FREE
+from lora_studio.recipe.renamed import with_first_names
 from lora_studio.version import __version__
 
 
@@ -136,11 +137,12 @@ def provenance_keys(manifest: Manifest, recipe: Recipe, *, base: str) -> dict[st
 def recipe_hash(recipe: Recipe) -> str:
     """sha256 of all options that change what is learned and are not their default, as canonical JSON.
 
-    Keys sorted, no spaces; without paths and names of files, whose contents other hashes tell. Defaults are
+    Keys sorted and named as the first version did, no spaces; without paths and names of files, whose contents other hashes tell. Defaults are
     left out so that a later version with more options comes to the same.
     """
     values = recipe.model_dump(mode="python", exclude_defaults=True)
-    text = json.dumps(_learned(values, ""), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    learned = with_first_names(_learned(values, ""))
+    text = json.dumps(learned, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -163,6 +165,6 @@ def read_manifest(run: Path) -> list[Record]:
     try:
         lines = (run / MANIFEST).read_text("utf-8").split("\n")  # names may hold U+2028
         rows = [json.loads(line) for line in lines if line]
-        return [Record(path="", **{key: row[key] for key in known}) for row in rows]
+        return [Record(path="", **{key: row[key] for key in known}) for row in map(current_line, rows)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StudioError(f"{run / MANIFEST} cannot be read ({error}); it is as a run wrote it.") from None

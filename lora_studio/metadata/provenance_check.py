@@ -27,10 +27,8 @@ from lora_studio.metadata.provenance import (
     roots,
     trained_root,
 )
-from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
 from lora_studio.text import preview_names
-
-RECIPE = "recipe.toml"
 
 
 @dataclass
@@ -99,12 +97,12 @@ def _check_run(run: Path, block: dict[str, str], origin: OriginReport) -> None:
         origin.differs.append(f"the regularization images of {run} are others ({said})")
     elif priors:
         origin.same.append(f"all {len(priors)} regularization images")
-    if not (run / RECIPE).is_file():
+    if not (run / RUN_RECIPE).is_file():
         origin.not_looked_at.append(f"the recipe: there is none in {run}")
-    elif recipe_hash(load_recipe(run / RECIPE)) == block.get("recipe"):
+    elif recipe_hash(load_run_recipe(run)) == block.get("recipe"):
         origin.same.append("the options that change what is learned")
     else:
-        origin.differs.append(f"options of {run / RECIPE} that change what is learned are others")
+        origin.differs.append(f"options of {run / RUN_RECIPE} that change what is learned are others")
 
 
 def _check_folders(

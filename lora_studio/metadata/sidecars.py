@@ -15,7 +15,7 @@ from lora_studio.files import digest, write_atomically
 from lora_studio.lora_file.header import read_header
 from lora_studio.metadata.model_card import CardImage, Described, model_card
 from lora_studio.metadata.write import usage_hint
-from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
 from lora_studio.text import preview_names
 
 CARD = "README.md"
@@ -55,8 +55,7 @@ def describe_file(path: Path) -> Described:
 
 def shown_images(run: Path) -> list[CardImage]:
     """The last previews that a run keeps, with their prompts."""
-    recipe = run / "recipe.toml"
-    prompts = load_recipe(recipe).preview.prompts if recipe.is_file() else ()
+    prompts = load_run_recipe(run).samples.prompts if (run / RUN_RECIPE).is_file() else ()
     found = [CardImage(prompt, tuned_image(number)) for number, prompt in enumerate(prompts)]
     return [one for one in found if (run / one.path).is_file()]
 

@@ -14,7 +14,7 @@ from lora_studio.recipe.base import BaseConfig
 from lora_studio.recipe.data import DataConfig
 from lora_studio.recipe.machine import MachineConfig
 from lora_studio.recipe.objective import ObjectiveConfig
-from lora_studio.recipe.output import ExportConfig, PreviewConfig, TrackingConfig
+from lora_studio.recipe.output import ExportConfig, SamplesConfig, TrackingConfig
 from lora_studio.recipe.section import Section
 from lora_studio.recipe.tokens import NO_ADAPTER, TokenConfig, token_faults
 from lora_studio.recipe.training import TrainingConfig, ValidationConfig, idle_rates
@@ -37,7 +37,7 @@ class Recipe(Section):
     training: TrainingConfig = TrainingConfig()
     machine: MachineConfig = MachineConfig()
     validation: ValidationConfig = ValidationConfig()
-    preview: PreviewConfig = PreviewConfig()
+    samples: SamplesConfig = SamplesConfig()
     export: ExportConfig = ExportConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -62,7 +62,7 @@ class Recipe(Section):
         faults = token_faults(
             *(self.tokens, self.adapter),
             name=self.name,
-            steps=self.training.steps,
+            steps=None if self.training.epochs else self.training.steps,
             without_tokens=without_tokens,
         )
         if faults:

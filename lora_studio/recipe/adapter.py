@@ -62,7 +62,7 @@ class AdapterConfig(Section):
     rslora: bool = Field(
         False, description="scale by alpha / sqrt(rank), arXiv 2312.03732: a large rank is not slowed down"
     )
-    convolutions: bool = Field(
+    conv: bool = Field(
         False,
         description="those of the residual blocks, too, as locon always has; no gain in spacepxl's ablation",
     )

@@ -51,7 +51,7 @@ class RegularizationImagesConfig(Section):
 class DataConfig(Section):
     """Which images and captions are learned."""
 
-    resume_safe: ClassVar[frozenset[str]] = frozenset({"latents_on_device_gb"})
+    resume_safe: ClassVar[frozenset[str]] = frozenset({"latent_memory_gb"})
 
     images: UserPath | None = Field(
         None, description="a folder of images; relative to the recipe's own folder"
@@ -86,7 +86,7 @@ class DataConfig(Section):
     captioner: str = Field("sidecar", description="who says what is in an image; sidecar: the .txt beside it")
     instance_prompt: str = Field("", description="the caption of images that have none")
     resolution: int = Field(512, ge=16, le=4096, description="side in pixels of a square of the same area")
-    more_resolutions: tuple[Annotated[int, Field(ge=16, le=4096)], ...] = Field(
+    extra_resolutions: tuple[Annotated[int, Field(ge=16, le=4096)], ...] = Field(
         (), description="sides of further areas: every epoch also shows each image at these"
     )
     area_tolerance: float = Field(
@@ -134,7 +134,7 @@ class DataConfig(Section):
     regularization_images: RegularizationImagesConfig = Field(
         RegularizationImagesConfig(), description="images of the class, so that it stays what it was"
     )
-    latents_on_device_gb: float = Field(
+    latent_memory_gb: float = Field(
         2.0, ge=0, description="up to so much of latents lies on the device; more is read step by step"
     )
 
@@ -220,7 +220,7 @@ class DataConfig(Section):
     @property
     def all_resolutions(self) -> tuple[int, ...]:
         """The resolution, and the further ones."""
-        return (self.resolution, *self.more_resolutions)
+        return (self.resolution, *self.extra_resolutions)
 
     def below(self, folder: Path) -> DataConfig:
         """The same with relative paths taken from `folder`."""

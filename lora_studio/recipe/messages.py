@@ -9,9 +9,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from lora_studio.recipe.renamed import old_names_in
 from lora_studio.registry import did_you_mean
 
-EPOCHS = "training.steps: there are no epochs; steps = images x repeats x epochs / batch size"
 ELSEWHERE = {
     "network_dim": "adapter.rank",
     "network_rank": "adapter.rank",
@@ -47,23 +47,23 @@ ELSEWHERE = {
     "loss_type": "objective.loss",
     "huber_c": "objective.loss_delta",
     "max_train_steps": "training.steps",
-    "max_train_epochs": EPOCHS,
-    "num_train_epochs": EPOCHS,
-    "epochs": EPOCHS,
-    "epoch": EPOCHS,
+    "max_train_epochs": "training.epochs",
+    "num_train_epochs": "training.epochs",
+    "epoch": "training.epochs",
     "train_batch_size": "training.batch_size",
-    "gradient_accumulation_steps": "training.accumulation",
+    "gradient_accumulation_steps": "training.gradient_accumulation",
     "lr": "training.learning_rate",
     "unet_lr": "training.learning_rate",
     "text_encoder_lr": "training.text_encoder_learning_rate",
-    "lr_scheduler": "training.schedule",
+    "lr_scheduler": "training.lr_schedule",
     "lr_warmup_steps": "training.warmup_steps",
     "optimizer_type": "training.optimizer",
     "optimizer_args": "training.optimizer_options",
     "save_every_n_steps": "training.checkpoint_every",
     "xformers": "machine.attention",
-    "sample_prompts": "preview.prompts",
-    "sample_every_n_steps": "preview.every",
+    "sample_prompts": "samples.prompts",
+    "validation_prompt": "samples.prompts",
+    "sample_every_n_steps": "samples.every",
 }
 """Keys of kohya sd-scripts, OneTrainer and the diffusers scripts to ours."""
 
@@ -97,7 +97,7 @@ def _hint(location: tuple[int | str, ...], recipe: type[BaseModel], told: set[tu
     key, table = str(location[-1]), location[:-1]
     known = list(_fields_at(table, recipe))
     here = ELSEWHERE.get(key)
-    hint = f"; here it is {here}" if here else did_you_mean(key, known)
+    hint = f"; here it is {here}" if here else did_you_mean(key, known, renamed=old_names_in(table))
     listed = "" if table in told else f" (known here: {', '.join(known)})"
     told.add(table)
     return hint + listed

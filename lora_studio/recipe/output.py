@@ -1,4 +1,4 @@
-"""The recipe's [preview], [export] and [tracking]: what a run shows and leaves behind."""
+"""The recipe's [samples], [export] and [tracking]: what a run shows and leaves behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TrackingConfig(Section):
     )
 
 
-class PreviewConfig(Section):
+class SamplesConfig(Section):
     """The images that show what was learned; same prompts and seeds for base and tuned."""
 
     resume_safe: ClassVar[frozenset[str]] = frozenset(

@@ -81,7 +81,7 @@ def fill(preset: str, wishes: PresetInputs, *, folder: Path) -> tuple[str, Recip
         values |= {"token": _new_word(preset, trigger, wanted), "start": wanted}
     for key, value in values.items():
         text = _assigned(text, key, value)
-    text = _with_prompts(text, [reworded(prompt) for prompt in own["preview"]["prompts"]])
+    text = _with_prompts(text, [reworded(prompt) for prompt in own["samples"]["prompts"]])
     return text, recipe_from(tomllib.loads(text), folder=folder.resolve(), source=f"the recipe from {preset}")
 
 

@@ -61,12 +61,12 @@ def token_faults(
     adapter: AdapterConfig,
     *,
     name: str,
-    steps: int,
+    steps: int | None,
     without_tokens: Sequence[str] = (),
 ) -> list[str]:
     """What of [[tokens]] does not go together, or not with [adapter] and the recipe's name.
 
-    `without_tokens`: options at work that show captions without any token, which tokens cannot learn from.
+    `steps`: None while they are not known. `without_tokens`: options at work that show captions without any token, which tokens cannot learn from.
     """
     words = [one.token for one in tokens]
     faults = _word_faults(words)
@@ -95,7 +95,7 @@ def _word_faults(words: Sequence[str]) -> list[str]:
 
 
 def _alone_faults(
-    tokens: Sequence[TokenConfig], adapter: AdapterConfig, *, steps: int, without_tokens: Sequence[str]
+    tokens: Sequence[TokenConfig], adapter: AdapterConfig, *, steps: int | None, without_tokens: Sequence[str]
 ) -> list[str]:
     """What does not go with tokens that are all that learns."""
     faults = []
@@ -103,7 +103,7 @@ def _alone_faults(
         faults.append(
             f'adapter.kind is "{NO_ADAPTER}" and there are no [[tokens]], so nothing learns; give one.'
         )
-    elif all((one.last_step(steps) or steps) < steps for one in tokens):
+    elif steps is not None and all((one.last_step(steps) or steps) < steps for one in tokens):
         faults.append(
             f'adapter.kind is "{NO_ADAPTER}" and every token stops before the last step, after which nothing '
             "would learn; take a stop_at away."

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from lora_studio.recipe.section import Section
 
@@ -18,12 +24,17 @@ class TrainingConfig(Section):
     """How long and how fast. Whether `steps` may change in a resume, the schedule decides."""
 
     resume_safe: ClassVar[frozenset[str]] = frozenset(
-        {"max_bad_steps", "checkpoint_every", "keep_checkpoints"}
+        {"max_skipped_steps", "checkpoint_every", "keep_checkpoints"}
     )
 
-    steps: int = Field(1000, ge=1)
-    batch_size: int = Field(4, ge=1)
-    accumulation: int = Field(1, ge=1, description="micro-batches in one optimizer step")
+    steps: int = Field(
+        1000, ge=1, description="optimizer steps; a resume may change it where no learning rate depends on it"
+    )
+    epochs: float | None = Field(
+        None, gt=0, description="in place of steps: how often all images are shown with their repeats"
+    )
+    batch_size: int = Field(4, ge=1, description="images in a micro-batch, of all processes together")
+    gradient_accumulation: int = Field(1, ge=1, description="micro-batches in one optimizer step")
     learning_rate: float = Field(
         1e-4, gt=0, le=1, description="for AdamW with alpha = rank; lion wants a third or less, prodigy 1"
     )
@@ -36,15 +47,15 @@ class TrainingConfig(Section):
         {}, description="what it is made with besides, such as betas"
     )
     weight_decay: float = Field(0.01, ge=0)
-    schedule: str = Field(
+    lr_schedule: str = Field(
         "cosine", description="after the warm-up: cosine to a tenth, linear to 0, or constant"
     )
-    schedule_floor: float | None = Field(
+    lr_schedule_floor: float | None = Field(
         None, ge=0, le=1, description="share of the learning rate at the last step, instead of these"
     )
     warmup_steps: int | float = Field(20, ge=0, description="steps, or below 1 a share of all steps")
     max_grad_norm: float = Field(1.0, gt=0)
-    max_bad_steps: int = Field(
+    max_skipped_steps: int = Field(
         5, ge=1, description="so many steps in a row that are not finite end the run; fewer are skipped"
     )
     ema: float = Field(
@@ -65,6 +76,19 @@ class TrainingConfig(Section):
             )
         return int(value) if value >= 1 else value
 
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> TrainingConfig:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError("training.steps and training.epochs are both there; keep one of them.")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_other(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if self.epochs is not None:
+            values.pop("steps", None)
+        return values
+
     @property
     def warmup(self) -> int:
         """In optimizer steps."""
@@ -73,8 +97,8 @@ class TrainingConfig(Section):
 
     @property
     def warms_up_to_the_end(self) -> bool:
-        """Whether no step comes after the warm-up; one of a single step is none."""
-        return 1 < self.warmup >= self.steps
+        """Whether no step comes after the warm-up; one of a single step is none. Epochs are not known yet."""
+        return self.epochs is None and 1 < self.warmup >= self.steps
 
 
 def idle_rates(training: TrainingConfig, *, layers: bool, text_encoder: bool) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 from lora_studio.errors import CheckpointError, RunFolderError
 from lora_studio.files import _TEMPORARY, _write_synced, sync, write_atomically
 
+VALIDATION = "validation.jsonl"  # a line a measurement
+_FIRST_VALIDATION = "holdout.jsonl"  # the same in runs of the first version, whose lines have "pictures"
 PIN = "keep"  # a file of this name in a checkpoint's folder: it is never removed
 
 
@@ -93,7 +95,14 @@ class Run:
             return
         rows = [row for row in self.lines(name) if row["step"] <= step]
         self.close()
-        self.text(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        self.text(name, _as_lines(rows))
+
+    def adopt_first_validation(self) -> None:
+        """Before resuming a run of the first version: its measurements go on in validation.jsonl."""
+        rows = [] if (self.folder / VALIDATION).exists() else self.lines(_FIRST_VALIDATION)
+        if rows:
+            renamed = ({"images" if key == "pictures" else key: row[key] for key in row} for row in rows)
+            self.text(VALIDATION, _as_lines(renamed))
 
     def checkpoint(
         self, step: int, files: Mapping[str, bytes], *, keep: int, best: Collection[int] = ()
@@ -155,6 +164,10 @@ class Run:
 
     def _checkpoint_of(self, step: int) -> Path:
         return self.checkpoints_folder / f"step_{step:06}"
+
+
+def _as_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _write_line(file: FileIO, values: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from lora_studio.adapters import ADAPTERS
+from lora_studio.data.views import entries
 from lora_studio.errors import (
     CheckpointError,
     ProcessLost,
@@ -20,20 +21,20 @@ from lora_studio.errors import (
 from lora_studio.processes import Processes, join_processes, leave_processes
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.diff import RecipeChange
-from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.load import RUN_RECIPE, load_recipe
 from lora_studio.recipe.tokens import NO_ADAPTER
-from lora_studio.runs.folder import ReadOnlyRun, Run, run_folder
+from lora_studio.runs.folder import VALIDATION, ReadOnlyRun, Run, run_folder
 from lora_studio.training.events import Listener, ignore_events
 from lora_studio.training.finish import Finished, finish
 from lora_studio.training.finish.previews import show_base
 from lora_studio.training.loop.checkpoint import load_state
-from lora_studio.training.loop.watch import VALIDATION, PreviewWatch, ValidationWatch, Watch
+from lora_studio.training.loop.watch import PreviewWatch, ValidationWatch, Watch
 from lora_studio.training.machine.memory import is_out_of_memory, out_of_memory
 from lora_studio.training.prepare import Session, prepare
+from lora_studio.training.prepare.data import in_steps, manifest_of
 from lora_studio.training.prepare.resume import (
     BASE,
     INPUTS,
-    RECIPE_FILE,
     allowed_changes,
     apply_recipe_changes,
 )
@@ -64,17 +65,16 @@ def train(
     Raises StudioError (see errors.py) for whatever the user can mend; ExportMismatch if the written file is
     not what was trained.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(Path(recipe))
-    processes, place = join_processes(recipe.machine.device), folder or run_folder(recipe.name)
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
+    processes, place = join_processes(loaded.machine.device), folder or run_folder(loaded.name)
     run = Run(place) if processes.is_main else ReadOnlyRun(place)
-    tracking = Tracking(recipe, run, on_event if processes.is_main else ignore_events)
+    tracking = Tracking(loaded, run, on_event if processes.is_main else ignore_events)
     try:
-        changed = processes.from_main(lambda: _check_folder(run, recipe, resume=resume))
+        begun, changed = processes.from_main(lambda: _check_folder(run, loaded, resume=resume))
         run.remove_left_overs()
         if processes.is_main:
             apply_recipe_changes(run, changed, on_event)
-        result = _train(recipe, run, processes, resume=resume, on_event=tracking)
+        result = _train(begun, run, processes, resume=resume, on_event=tracking)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -97,7 +97,9 @@ def _train(
     began = time.monotonic()
     session = prepare(recipe, run, on_event, processes, resumes=resume)
     step = _load_checkpoint(session) if resume else 0
-    run.text(RECIPE_FILE, to_toml(recipe))
+    if resume:
+        run.adopt_first_validation()
+    run.text(RUN_RECIPE, to_toml(session.recipe))
     run.json(INPUTS, {**session.inputs, BASE: session.base_fingerprint})
     for lines in (
         "metrics.jsonl",
@@ -123,7 +125,7 @@ def _train(
 def _watch(session: Session, base_images: list[Image.Image], listener: Listener) -> Watch:
     """What the recipe wants to be looked at while it trains."""
     recipe, run, state, validation = session.recipe, session.run, session.loop.state, session.validation
-    steps, previews = recipe.training.steps, recipe.preview.every if base_images else 0
+    steps, previews = recipe.training.steps, recipe.samples.every if base_images else 0
     return Watch(
         ValidationWatch(validation, state, run, recipe.validation.every, steps, listener, session.processes)
         if validation
@@ -148,17 +150,21 @@ def is_finished(folder: Path) -> bool:
     return (folder / "summary.json").is_file()
 
 
-def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> list[RecipeChange]:
-    """Refuse to mix two runs, and to resume nothing or something else; what has changed since the start."""
+def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> tuple[Recipe, list[RecipeChange]]:
+    """Refuse to mix two runs, and to resume nothing or something else; what has changed since the start.
+
+    The recipe of a run that goes on has steps, by the images that it began with.
+    """
     if resume:
         run.newest_checkpoint()
-        return allowed_changes(run, recipe)
+        recipe = in_steps(recipe, entries(manifest_of(run).used))
+        return recipe, allowed_changes(run, recipe)
     if run.checkpoints() or is_finished(run.folder):
         raise StudioError(
             f"{run.folder} already holds a run; "
             "continue it with --resume, or choose another folder with --out."
         )
-    return []
+    return recipe, []
 
 
 def _load_checkpoint(session: Session) -> int:

@@ -76,7 +76,7 @@ def test_a_base_that_is_not_there_is_one_sentence(
     ("change", "words"),
     [
         ("training.optimizer=adamv", "unknown optimizer 'adamv'; did you mean 'adamw'?"),
-        ("training.schedule=cosin", "did you mean 'cosine'?"),
+        ("training.lr_schedule=cosin", "did you mean 'cosine'?"),
         ("machine.device=cuda:99", "which this machine does not have"),
         ("adapter.kind=lara", "did you mean 'lora'?"),
     ],

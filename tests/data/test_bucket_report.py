@@ -68,7 +68,7 @@ def test_the_plan_counts_what_is_shown():
         image("own", 400, 200, overrides=Overrides(weight=2.0, flip=0.0), caption="right"),
         image("out", 8, 8),
     )
-    framing = Framing(more_resolutions=(128,), flip=0.5, max_upscale=1.2)
+    framing = Framing(extra_resolutions=(128,), flip=0.5, max_upscale=1.2)
     used = assign(Manifest(records), resolution=64, stride=16, framing=framing).used
     plan = bucket_plan(used, (64, 128))
     assert plan.images == 3 and plan.latents == 2 * 2 + 2 + 2

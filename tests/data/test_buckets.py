@@ -49,8 +49,8 @@ def test_a_resolution_that_does_not_suit_the_base_is_refused_with_the_nearest(
 
 
 def test_a_further_resolution_that_does_not_suit_the_base_is_named():
-    with pytest.raises(DatasetError, match=r"data.more_resolutions has 60; .* set it to 56 or 64\."):
-        place(image(100, 100), more_resolutions=(128, 60))
+    with pytest.raises(DatasetError, match=r"data.extra_resolutions has 60; .* set it to 56 or 64\."):
+        place(image(100, 100), extra_resolutions=(128, 60))
 
 
 def test_a_phone_photo_that_EXIF_turns_gets_a_portrait_bucket(folder):
@@ -99,7 +99,7 @@ def test_if_no_image_is_left_that_is_one_sentence():
 
 def test_an_image_is_shown_at_every_area_that_it_is_large_enough_for():
     large, middle, small = place(
-        *(image(side, side, name=str(side)) for side in (300, 100, 50)), more_resolutions=(128, 256, 64)
+        *(image(side, side, name=str(side)) for side in (300, 100, 50)), extra_resolutions=(128, 256, 64)
     )
     assert [view.resolution for view in views_of(large)] == [64, 128, 256]
     assert [view.bucket.width for view in views_of(middle)] == [64, 128, 144]  # as large as it can, not 256
@@ -108,7 +108,7 @@ def test_an_image_is_shown_at_every_area_that_it_is_large_enough_for():
 
 
 def test_what_is_not_trained_on_is_shown_in_one_way():
-    options = {"more_resolutions": (128,), "flip": 0.5, "crop": "random"}
+    options = {"extra_resolutions": (128,), "flip": 0.5, "crop": "random"}
     for role in ("validation", "prior"):
         trained, other = place(image(300, 100, name="a"), image(300, 100, name="b", role=role), **options)
         assert len(views_of(trained)) > 4 and len(views_of(other)) == 1
@@ -180,7 +180,7 @@ def test_settings_that_an_image_cannot_have_are_all_named_in_one_sentence():
 def test_the_manifest_holds_every_view_and_setting(folder, paint):
     paint("a.png", 200, 100)
     (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "", "focus": [0.5, 0.5]}')
-    framing = Framing(flip=0.5, more_resolutions=(32,))
+    framing = Framing(flip=0.5, extra_resolutions=(32,))
     text = assign(scan(folder), resolution=64, stride=8, framing=framing).to_jsonl()
     import json
 
@@ -203,7 +203,7 @@ def test_every_view_of_every_image_fits_its_bucket(seed):
     random.seed(seed)
     resolution, stride = random.choice([(64, 8), (512, 64), (768, 64), (1024, 64), (512, 8)])
     framing = Framing(
-        more_resolutions=tuple(random.sample([resolution // 2, resolution * 2], random.randint(0, 2))),
+        extra_resolutions=tuple(random.sample([resolution // 2, resolution * 2], random.randint(0, 2))),
         area_tolerance=random.choice([0.0, 0.16, 0.4]),
         max_upscale=random.choice([1.0, 1.5, 3.0]),
         crop=random.choice(["centre", "random", "focus"]),
@@ -213,7 +213,7 @@ def test_every_view_of_every_image_fits_its_bucket(seed):
     records = [
         image(random.randint(16, 4000), random.randint(16, 4000), name=str(number)) for number in range(20)
     ] + [image(resolution, resolution, name="one that fits")]
-    asked = (resolution, *framing.more_resolutions)
+    asked = (resolution, *framing.extra_resolutions)
     turned = [replace(one, width=one.height, height=one.width) for one in records]
     for upright, lying in zip(
         assign(Manifest(tuple(records)), resolution=resolution, stride=stride, framing=framing).records,

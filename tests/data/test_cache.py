@@ -140,7 +140,7 @@ def test_another_resolution_encodes_every_image_again(folder, records, store):
 
 def test_every_view_is_encoded_once_and_further_ones_leave_the_others_be(folder, records, store):
     LatentCache(store, "vae").load_or_encode(records, halves)
-    framing = Framing(flip=0.5, more_resolutions=(32,))
+    framing = Framing(flip=0.5, extra_resolutions=(32,))
     views = each_view(assign(scan(folder), resolution=64, stride=8, framing=framing).used)
     cache = LatentCache(store, "vae")
     cache.load_or_encode(views, halves)

@@ -28,7 +28,7 @@ def test_without_further_views_there_is_one_entry_and_one_latent_for_each_image_
 
 
 def test_an_entry_for_each_area_and_a_latent_for_each_view(tmp_path):
-    used = placed((600, 200), (64, 64), more_resolutions=(128,), crop="random", crops=3, flip=0.5)
+    used = placed((600, 200), (64, 64), extra_resolutions=(128,), crop="random", crops=3, flip=0.5)
     shown = entries(used)
     assert [(entry.name, entry.resolution) for entry in shown] == [
         ("0", 64),
@@ -72,9 +72,9 @@ def test_the_share_of_mirrored_showings_and_every_crop_alike(share):
 
 
 def test_an_epoch_shows_an_image_exactly_its_repeats_at_each_of_its_areas():
-    used = placed((300, 300), (64, 64), (500, 400), more_resolutions=(128,), flip=0.5)
+    used = placed((300, 300), (64, 64), (500, 400), extra_resolutions=(128,), flip=0.5)
     shown = entries(used)
-    made = plan(shown, batch_size=2, accumulation=1, seed=3)
+    made = plan(shown, batch_size=2, gradient_accumulation=1, seed=3)
     for epoch in range(3):
         seen = Counter(index for batch in made.epoch(epoch) for index in batch.indices)
         assert seen == dict.fromkeys(range(len(shown)), 1)

@@ -324,7 +324,7 @@ def test_noise_that_cannot_be_trained_on_is_one_sentence(case: str) -> None:
 def test_a_run_ends_with_a_file_that_diffusers_loads_whole(
     name: str, base_of: BaseOf, pipeline: DiffusionPipeline, images: Path, tmp_path: Path
 ) -> None:
-    preview = '[preview]\nprompts = ["a red ball"]\nsteps = 2\nguidance = 2\n'
+    preview = '[samples]\nprompts = ["a red ball"]\nsteps = 2\nguidance = 2\n'
     path = tmp_path / "recipe.toml"
     path.write_text(recipe_text(images, str(base_of(name)), steps=2, extra=preview), "utf-8")
     result = train(load_recipe(path, changes=BOTH_SIDES), tmp_path / "run")

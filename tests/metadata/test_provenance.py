@@ -200,7 +200,7 @@ def test_the_recipes_hash_is_of_what_changes_learning(tmp_path: Path) -> None:
     same = [
         first.model_copy(update={"name": "b"}),
         recipe_of(tmp_path / "elsewhere"),
-        recipe_of(tmp_path, resolution=64, latents_on_device_gb=9),
+        recipe_of(tmp_path, resolution=64, latent_memory_gb=9),
     ]
     assert {recipe_hash(one) for one in same} == {recipe_hash(first)}
     others = [recipe_of(tmp_path, resolution=72), recipe_of(tmp_path, trigger="zwx")]

@@ -35,7 +35,7 @@ def run_folder(tmp_path: Path) -> Path:
     )
     (folder / "summary.json").write_text(json.dumps({"file": "wood.safetensors", "embeddings": {}}), "utf-8")
     text = 'name = "wood"\nbase.model = "pocket"\ndata.images = "/secret/images"\n'
-    text += 'preview.prompts = ["a *fox*", "b"]\n'
+    text += 'samples.prompts = ["a *fox*", "b"]\n'
     (folder / "recipe.toml").write_text(text, "utf-8")
     (folder / "previews").mkdir()
     for number, colour in enumerate(("red", "blue")):

@@ -27,7 +27,7 @@ def test_every_preset_is_a_short_recipe_that_loads_and_names_what_exists(name: s
     text = preset_text(name)
     assert recipe.name == name and text.startswith("# ")
     assert len(text.splitlines()) <= 45
-    assert recipe.data.trigger in recipe.preview.prompts[0]
+    assert recipe.data.trigger in recipe.samples.prompts[0]
     assert recipe.data.class_words in recipe.data.trigger
 
 
@@ -69,7 +69,7 @@ def test_a_filled_preset_keeps_its_comments_and_holds_the_words(tmp_path: Path) 
     assert recipe.data.trigger == 'qxz "owl"\\ tawny owl' and recipe.data.class_words == "tawny owl"
     assert recipe.base.model == "some/hub-id" and recipe.name == "M_ller_s_owl"
     assert recipe.data.instance_prompt == 'a photo of qxz "owl"\\ tawny owl'
-    assert recipe.preview.prompts == (
+    assert recipe.samples.prompts == (
         'a photo of qxz "owl"\\ tawny owl on a beach',
         'a photo of qxz "owl"\\ tawny owl in front of a castle',
         'an oil painting of qxz "owl"\\ tawny owl',
@@ -107,8 +107,8 @@ def test_init_writes_a_recipe_that_loads_and_says_what_to_do_next(
         tmp_path / "base.safetensors"
     )
     assert recipe.data.trigger == "qxz fox" and recipe.data.class_words == "fox"
-    assert sum("qxz fox" in prompt for prompt in recipe.preview.prompts) >= 1
-    assert not [prompt for prompt in recipe.preview.prompts if "zwx" in prompt or "dog" in prompt]
+    assert sum("qxz fox" in prompt for prompt in recipe.samples.prompts) >= 1
+    assert not [prompt for prompt in recipe.samples.prompts if "zwx" in prompt or "dog" in prompt]
     assert [(one.token, one.start) for one in recipe.tokens] == [("qxz", "fox")] * (name in WITH_TOKENS)
     for verb in ("doctor", "plan", "train"):
         assert f"lora-studio {verb} my_foxes.toml" in out

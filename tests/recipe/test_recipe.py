@@ -93,7 +93,7 @@ def test_a_missing_required_key_is_named(tmp_path: Path) -> None:
         ("data.flip=true", lambda r: r.data.flip == 0.5),
         ("data.flip=false", lambda r: r.data.flip == 0.0),
         ("data.flip=0.25", lambda r: r.data.flip == 0.25),
-        ("data.more_resolutions=[768, 1024]", lambda r: r.data.all_resolutions == (512, 768, 1024)),
+        ("data.extra_resolutions=[768, 1024]", lambda r: r.data.all_resolutions == (512, 768, 1024)),
         ("data.trigger=two words", lambda r: r.data.trigger == "two words"),
         ('data.trigger="quoted"', lambda r: r.data.trigger == "quoted"),
     ],
@@ -185,7 +185,7 @@ def test_a_folder_alone_is_one_source(tmp_path: Path) -> None:
         (GOOD + "flip = 2", r"data\.flip is 2: .*less than or equal to 1"),
         (GOOD + "max_upscale = 0.5", r"data\.max_upscale is 0\.5: .*greater than or equal to 1"),
         (GOOD + 'crop = "center"', r"data\.crop is 'center': .*'centre'"),
-        (GOOD + "more_resolutions = [8]", r"data\.more_resolutions\[0\] is 8"),
+        (GOOD + "extra_resolutions = [8]", r"data\.extra_resolutions\[0\] is 8"),
     ],
 )
 def test_what_cannot_be_meant_in_data_is_refused_with_advice(tmp_path: Path, text: str, words: str) -> None:

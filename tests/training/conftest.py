@@ -12,7 +12,7 @@ from lora_studio.training.finish import Finished
 from lora_studio.training.session import train
 
 USER, TOKEN = "rosalinde.huber", "hf_" + "q" * 34
-PREVIEW = '[preview]\nprompts = ["a red ball, zwx style", "a blue cat"]\nsteps = 4\nguidance = 2\n'
+PREVIEW = '[samples]\nprompts = ["a red ball, zwx style", "a blue cat"]\nsteps = 4\nguidance = 2\n'
 PREVIEW += "[export]\nsidecars = true\n"
 
 

@@ -46,7 +46,7 @@ def with_rules(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, images
     [
         (("adapter.kind=lokar",), "unknown adapter kind 'lokar'; did you mean 'lokr'"),
         (("adapter.blocks=style",), "adapter.blocks is 'style'; for this base it may be 'all'"),
-        (("adapter.conv_rank=4",), 'adapter.convolutions = true, or adapter.kind = "locon"'),
+        (("adapter.conv_rank=4",), 'adapter.conv = true, or adapter.kind = "locon"'),
         (
             ("adapter.kind=oft", "adapter.lora_plus_ratio=4"),
             "lora_plus_ratio does not go with the kind 'oft'",

@@ -184,7 +184,7 @@ def test_a_vae_that_overflows_in_bfloat16_is_asked_again_in_float32(
         assert (latent.mean - exact.mean).abs().mean() < 0.1 * exact.mean.std()
 
 
-ON_DISK = "data.latents_on_device_gb=0"
+ON_DISK = "data.latent_memory_gb=0"
 
 
 def test_latents_read_ahead_from_the_disk_train_to_the_same_bytes_and_resume_to_them(
@@ -195,7 +195,7 @@ def test_latents_read_ahead_from_the_disk_train_to_the_same_bytes_and_resume_to_
     process = multiprocessing.process.BaseProcess
     before, process.start = process.start, lambda self: starts.append(self)  # type: ignore[method-assign,assignment]
     try:
-        recipe = load_recipe(recipe_file, changes=(ON_DISK, "training.accumulation=1"))
+        recipe = load_recipe(recipe_file, changes=(ON_DISK, "training.gradient_accumulation=1"))
         result = train(recipe, tmp_path / "run")
         assert isinstance(result, Finished)
         written = result.lora_file.read_bytes()
@@ -210,7 +210,7 @@ def test_latents_read_ahead_from_the_disk_train_to_the_same_bytes_and_resume_to_
 
 
 def test_batches_from_the_disk_are_the_same_in_any_order(tmp_path: Path, recipe_file: Path) -> None:
-    changes = ("training.accumulation=2",)
+    changes = ("training.gradient_accumulation=2",)
     held = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path / "a"), ignore_events).loop.feed
     read = prepare(
         load_recipe(recipe_file, changes=(*changes, ON_DISK)), Run(tmp_path / "b"), ignore_events

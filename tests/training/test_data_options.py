@@ -42,7 +42,7 @@ FED = {
     "data.class_words": ("thing",),
     "data.instance_prompt": ("a thing of zwx style",),
     "data.resolution": ("96",),
-    "data.more_resolutions": ("[96]",),
+    "data.extra_resolutions": ("[96]",),
     "data.area_tolerance": ("0.4",),
     "data.max_upscale": ("4.0",),
     "data.crop": ("random", "focus"),
@@ -88,7 +88,7 @@ BESIDE = {
 
 ELSEWHERE = {
     "data.captioner": "../data/test_sidecar.py",
-    "data.latents_on_device_gb": "test_caches.py",
+    "data.latent_memory_gb": "test_caches.py",
 }
 
 OF_A_SOURCE = {
@@ -167,7 +167,7 @@ def fed(recipe_file: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def _digest(family: ModelFamily, file: Path, folder: Path, changes: tuple[str, ...]) -> str:
-    recipe = load_recipe(file, changes=("preview.prompts=[]", f"training.steps={STEPS}", *changes))
+    recipe = load_recipe(file, changes=("samples.prompts=[]", f"training.steps={STEPS}", *changes))
     family.max_chunks = recipe.data.max_token_chunks
     run = Run(folder)
     site = BuildContext(recipe, run, choose_machine("cpu", "float32"), family, ignore_events, ALONE)

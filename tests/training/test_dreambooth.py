@@ -49,7 +49,7 @@ class Case:
 
     def batches(self, batch_size: int, steps: int = 10) -> list[Batch]:
         feed, images = self.session.loop.feed, self.session.manifest.used
-        feed.plan = plan(images, batch_size=batch_size, accumulation=1, seed=1)
+        feed.plan = plan(images, batch_size=batch_size, gradient_accumulation=1, seed=1)
         return [batch for step in range(1, steps + 1) for batch in feed.of_step(step)]
 
 

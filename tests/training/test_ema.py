@@ -66,7 +66,7 @@ def test_the_exported_file_holds_the_mean_and_the_run_trains_as_without_it(
 ) -> None:
     from safetensors.torch import load_file
 
-    changes = ("training.ema=0.9", 'export.dtype="float32"', "preview.prompts=[]")
+    changes = ("training.ema=0.9", 'export.dtype="float32"', "samples.prompts=[]")
     result = train(load_recipe(recipe_file, changes=changes), tmp_path / "run")
     assert isinstance(result, Finished)
     last = "checkpoints/step_000004"

@@ -17,13 +17,13 @@ from lora_studio.training.optimizers.schedule import SCHEDULES, factor
 
 STEPS = 6
 EVERYTHING = """
-accumulation = 2
+gradient_accumulation = 2
 ema = 0.9
 keep_checkpoints = 1
 [validation]
 count = 2
 every = 2
-[preview]
+[samples]
 prompts = ["a red ball, zwx style"]
 steps = 1
 every = 3
@@ -32,7 +32,7 @@ every = 3
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """A recipe of six steps with accumulation, a mean of the weights, validation and previews."""
+    """A recipe of six steps with gradient accumulation, a mean of the weights, validation and previews."""
     folder = tmp_path_factory.mktemp("everything")
     image_folder(folder / "images", count=6)
     text = recipe_text(folder / "images", str(tiny_base), steps=STEPS, extra=EVERYTHING)

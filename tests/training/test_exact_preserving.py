@@ -18,14 +18,14 @@ from lora_studio.training.finish import Finished
 from lora_studio.training.session import Interrupted, train
 
 CHANGES = (
-    *("adapter.kind=lokr", "training.optimizer=schedule_free", "training.schedule=constant"),
+    *("adapter.kind=lokr", "training.optimizer=schedule_free", "training.lr_schedule=constant"),
     *(
         "data.regularization_images.images=class",
         "data.regularization_images.weight=0.5",
         "data.class_words=thing",
     ),
     *("objective.preservation=0.3", "objective.masked_preservation=0.5", "data.masks=masks"),
-    *("training.steps=6", "training.accumulation=2", "data.resolution=32"),
+    *("training.steps=6", "training.gradient_accumulation=2", "data.resolution=32"),
 )
 
 

@@ -97,7 +97,7 @@ def test_bad_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoint(
 ) -> None:
     poison |= {2 + step for step in range(5, 9)}  # a step is timed twice before the first
     folder = tmp_path / "run"
-    recipe = load_recipe(recipe_file, changes=("training.steps=12", "training.max_bad_steps=3"))
+    recipe = load_recipe(recipe_file, changes=("training.steps=12", "training.max_skipped_steps=3"))
     with pytest.raises(TrainingDiverged) as caught:
         train(recipe, folder)
     good = folder / "checkpoints" / "step_000006"

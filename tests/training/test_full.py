@@ -308,7 +308,12 @@ def test_a_full_run_goes_on_after_a_resume_as_if_it_had_not_stopped(
     found = []
     for number, stop in enumerate([False, True]):
         run = tmp_path / str(number)
-        changes = (*BOTH, f"training.optimizer={optimizer}", "training.schedule=constant", "training.ema=0.5")
+        changes = (
+            *BOTH,
+            f"training.optimizer={optimizer}",
+            "training.lr_schedule=constant",
+            "training.ema=0.5",
+        )
         if stop:
             train(recipe_of(tmp_path, images, base_of("sdxl"), *changes, "training.steps=2"), run)
         train(recipe_of(tmp_path, images, base_of("sdxl"), *changes), run, resume=stop)

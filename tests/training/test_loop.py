@@ -63,12 +63,14 @@ def test_schedules_warm_up_and_end_where_they_should(name: str, last: float) -> 
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("gradient_accumulation", [1, 4])
 def test_every_step_has_its_learning_rate_whatever_the_accumulation_and_over_a_resume(
-    accumulation: int, tmp_path: Path, recipe_file: Path
+    gradient_accumulation: int, tmp_path: Path, recipe_file: Path
 ) -> None:
-    changes = ("training.steps=5", "training.warmup_steps=2", "training.batch_size=1", "preview.prompts=[]")
-    recipe = load_recipe(recipe_file, changes=(*changes, f"training.accumulation={accumulation}"))
+    changes = ("training.steps=5", "training.warmup_steps=2", "training.batch_size=1", "samples.prompts=[]")
+    recipe = load_recipe(
+        recipe_file, changes=(*changes, f"training.gradient_accumulation={gradient_accumulation}")
+    )
 
     def interrupt(event: Event) -> None:
         if isinstance(event, StepDone) and event.step == 3:

@@ -27,7 +27,12 @@ def recipe(tmp_path: Path, images: Path, tiny_base: Path) -> Recipe:
     """Two steps of two micro-batches of up to four images of one shape."""
     path = tmp_path / "tiny.toml"
     path.write_text(recipe_text(images, str(tiny_base), steps=2), "utf-8")
-    changes = ("training.batch_size=4", "training.accumulation=2", "data.repeats=4", "data.resolution=32")
+    changes = (
+        "training.batch_size=4",
+        "training.gradient_accumulation=2",
+        "data.repeats=4",
+        "data.resolution=32",
+    )
     return load_recipe(path, changes=changes)
 
 

@@ -21,7 +21,7 @@ from lora_studio.training.optimizers.choose import (
 
 
 def training(**values: object) -> TrainingConfig:
-    return TrainingConfig.model_validate({"schedule": "constant"} | values)
+    return TrainingConfig.model_validate({"lr_schedule": "constant"} | values)
 
 
 def recipe(training: TrainingConfig, **sections: object) -> Recipe:
@@ -33,7 +33,7 @@ def recipe(training: TrainingConfig, **sections: object) -> Recipe:
     ("values", "words"),
     [
         ({"optimizer": "adamx"}, r"unknown optimizer 'adamx'; did you mean 'adamw'\?"),
-        ({"optimizer": "schedule_free", "schedule": "cosine"}, 'set training.schedule = "constant"'),
+        ({"optimizer": "schedule_free", "lr_schedule": "cosine"}, 'set training.lr_schedule = "constant"'),
         ({"optimizer": "schedule_free", "ema": 0.9}, "averages the weights itself; leave ema out"),
         ({"optimizer_options": {"beta": [0.9, 0.99]}}, "has 'beta', which 'adamw' does not know; did you"),
         ({"optimizer_options": {"lr": 1}}, r"has 'lr'; set training\.learning_rate instead"),

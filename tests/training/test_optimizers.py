@@ -217,7 +217,11 @@ def test_a_bad_step_leaves_weights_and_optimizer_as_they_were(
     name: str, tmp_path: Path, recipe_file: Path
 ) -> None:
     rate = 1 if name == "prodigy" else 1e-3
-    changes = (f"training.optimizer={name}", f"training.learning_rate={rate}", "training.schedule=constant")
+    changes = (
+        f"training.optimizer={name}",
+        f"training.learning_rate={rate}",
+        "training.lr_schedule=constant",
+    )
     session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), ignore_events)
     loop, seen = session.loop, []
     loop.base_rates = [group["lr"] for group in loop.state.optimizer.param_groups]

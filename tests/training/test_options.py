@@ -45,8 +45,8 @@ IN_THE_LOOP = {
     "training.optimizer": ("adamw8bit", "adafactor", "lion", "schedule_free", "torch.optim:NAdam"),
     "training.optimizer_options": ("{ betas = [0.5, 0.9] }",),
     "training.weight_decay": ("0.5",),
-    "training.schedule": ("linear", "constant"),
-    "training.schedule_floor": ("0.5",),
+    "training.lr_schedule": ("linear", "constant"),
+    "training.lr_schedule_floor": ("0.5",),
     "training.warmup_steps": ("3", "0.5"),
     "training.max_grad_norm": ("1e-9",),
     "training.ema": ("0.5",),
@@ -58,8 +58,8 @@ BESIDE = {
     "objective.masked_preservation": ("data.masks=masks",),
     "objective.loss_delta": ("objective.loss=huber",),
     "training.text_encoder_learning_rate": ("adapter.text_encoder=true",),
-    "adapter.conv_rank": ("adapter.convolutions=true",),
-    "adapter.conv_alpha": ("adapter.convolutions=true",),
+    "adapter.conv_rank": ("adapter.conv=true",),
+    "adapter.conv_alpha": ("adapter.conv=true",),
 }
 """What an option is of no use without."""
 
@@ -67,13 +67,13 @@ ANEW = {
     "objective.preservation": "0.9",
     "objective.masked_preservation": "0.5",
     "training.batch_size": "1",
-    "training.accumulation": "2",
+    "training.gradient_accumulation": "2",
     "training.text_encoder_learning_rate": "1e-3",
     "adapter.kind": "dora",
     "adapter.rank": "2",
     "adapter.alpha": "2",
     "adapter.rslora": "true",
-    "adapter.convolutions": "true",
+    "adapter.conv": "true",
     "adapter.conv_rank": "2",
     "adapter.conv_alpha": "2",
     "adapter.text_encoder": "true",
@@ -87,11 +87,11 @@ ANEW = {
 """Option -> a value with which another run is made ready, and its first steps learned."""
 
 PREVIEWS = {
-    "preview.prompts": '["a green tree"]',
-    "preview.negative_prompt": "a red ball",
-    "preview.seed": "1",
-    "preview.steps": "3",
-    "preview.guidance": "1",
+    "samples.prompts": '["a green tree"]',
+    "samples.negative_prompt": "a red ball",
+    "samples.seed": "1",
+    "samples.steps": "3",
+    "samples.guidance": "1",
 }
 EXPORTS = {
     "name": "other",
@@ -127,17 +127,18 @@ ELSEWHERE = {
     "machine.channels_last": "test_machine.py",
     "machine.tf32": "test_machine.py",
     "machine.shard_base": "test_processes.py",
-    "preview.every": "test_validation.py",
+    "samples.every": "test_validation.py",
     "tokens": "test_tokens.py",
     "tracking.to": "test_tracking.py",
     "tracking.project": "test_tracking.py",
     "tracking.run_name": "test_tracking.py",
     "tracking.words": "test_tracking.py",
-    "training.max_bad_steps": "test_faults.py",
+    "training.epochs": "test_epochs.py",
+    "training.max_skipped_steps": "test_faults.py",
     "training.checkpoint_every": "test_readings.py",
     "training.keep_checkpoints": "test_exact.py",
 }
-FIXED_BESIDE = ("training.schedule=cosine", "training.warmup_steps=1", "preview.prompts=[]")
+FIXED_BESIDE = ("training.lr_schedule=cosine", "training.warmup_steps=1", "samples.prompts=[]")
 
 
 def test_every_option_is_tried() -> None:
@@ -249,7 +250,7 @@ def test_an_option_changes_what_a_run_of_its_own_learns(
 
 @pytest.mark.parametrize("option", PREVIEWS)
 def test_an_option_changes_the_previews(option: str, session: Session, recipe_file: Path) -> None:
-    usual = ('preview.prompts=["a red ball"]', "preview.steps=2", "data.resolution=16")
+    usual = ('samples.prompts=["a red ball"]', "samples.steps=2", "data.resolution=16")
     drawn = [
         [
             image.tobytes()

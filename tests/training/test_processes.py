@@ -37,7 +37,7 @@ EXTRA = """
 [validation]
 count = 2
 every = 3
-[preview]
+[samples]
 prompts = ["a red ball, zwx style"]
 steps = 1
 every = 3
@@ -58,7 +58,7 @@ class Listening:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """Four steps with accumulation, a mean of the weights, validation and previews."""
+    """Four steps with gradient accumulation, a mean of the weights, validation and previews."""
     folder = tmp_path_factory.mktemp("recipe")
     image_folder(folder / "images", count=IMAGES)
     text = recipe_text(folder / "images", str(tiny_base), steps=STEPS, extra=EXTRA)
@@ -125,7 +125,7 @@ def test_there_were_batches_in_unequal_shares_and_such_that_left_one_process_wit
 ) -> None:
     loaded = load_recipe(recipe)
     used = read_dataset(loaded, 8).used
-    batches = plan_batches(used, batch_size=3, accumulation=2, seed=loaded.training.seed)
+    batches = plan_batches(used, batch_size=3, gradient_accumulation=2, seed=loaded.training.seed)
     sizes = {len(micro.indices) for step in range(1, STEPS + 1) for micro in batches.of_step(step)}
     assert {1, 3} <= sizes
 
@@ -166,7 +166,7 @@ def test_each_process_encoded_a_part_of_the_images_and_captions(two: Path) -> No
 def test_processes_without_a_common_disk_are_stopped_and_go_on_as_one(
     tmp_path: Path, recipe: Path, one: Path
 ) -> None:
-    recipe, folder = without(recipe, "[preview]", tmp_path), tmp_path / "run"
+    recipe, folder = without(recipe, "[samples]", tmp_path), tmp_path / "run"
     caches = [{"LORA_STUDIO_CACHE": str(tmp_path / f"cache_{rank}")} for rank in range(2)]
     fault = processes.AtStep(1, processes.interrupt)  # Ctrl-C to the main process alone
     started = processes.start_several(recipe, folder, caches, fault=fault)

@@ -15,7 +15,7 @@ from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
 from lora_studio.training.prepare.rates import used_rates
 
-PRODIGY = ("training.optimizer=prodigy", "training.schedule=constant")
+PRODIGY = ("training.optimizer=prodigy", "training.lr_schedule=constant")
 ONE = (*PRODIGY, "training.learning_rate=1")
 ALONE = ("adapter.kind=none", "adapter.rank=16", "adapter.alpha=16", "training.learning_rate=1e-4")
 

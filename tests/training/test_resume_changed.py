@@ -21,38 +21,37 @@ from lora_studio.training.session import to_toml, train
 FIXED = """
 name base.model base.vae base.prediction_type base.tokenizer base.dtype base.quantize base.vae_dtype
 data.images data.sources data.recursive data.masks data.exclude data.background data.transparency data.trigger
-data.class_words data.captioner data.instance_prompt data.resolution data.more_resolutions data.area_tolerance
-data.max_upscale data.crop data.crops data.flip data.repeats data.caption_dropout data.caption_lines
-data.wildcards data.shuffle_tags data.keep_tags data.tag_dropout data.caption_prefix data.caption_suffix
-data.max_token_chunks data.regularization_images.count data.regularization_images.images data.regularization_images.prompt
-data.regularization_images.weight data.regularization_images.per_image data.regularization_images.steps data.regularization_images.guidance
-data.regularization_images.seed adapter.kind adapter.rank adapter.alpha adapter.text_encoder objective.weighting
-objective.snr_gamma objective.noise_offset objective.preservation objective.masked_preservation
-objective.timesteps
+data.class_words data.captioner data.instance_prompt data.resolution data.extra_resolutions
+data.area_tolerance data.max_upscale data.crop data.crops data.flip data.repeats data.caption_dropout
+data.caption_lines data.wildcards data.shuffle_tags data.keep_tags data.tag_dropout data.caption_prefix
+data.caption_suffix data.max_token_chunks data.regularization_images.count data.regularization_images.images
+data.regularization_images.prompt data.regularization_images.weight data.regularization_images.per_image
+data.regularization_images.steps data.regularization_images.guidance data.regularization_images.seed
+adapter.kind adapter.rank adapter.alpha adapter.text_encoder objective.weighting objective.snr_gamma
+objective.noise_offset objective.preservation objective.masked_preservation objective.timesteps
 objective.timestep_range objective.timestep_bias objective.multires_noise objective.input_perturbation
-objective.loss objective.loss_delta training.optimizer_options training.schedule_floor training.steps
-training.batch_size training.accumulation training.learning_rate training.text_encoder_learning_rate
-training.optimizer training.weight_decay training.schedule training.warmup_steps training.max_grad_norm
-training.ema training.seed validation.count validation.fraction
-adapter.rslora adapter.convolutions adapter.conv_rank adapter.conv_alpha adapter.blocks adapter.layers
-adapter.start adapter.lora_plus_ratio adapter.rank_dropout adapter.module_dropout adapter.max_norm
-adapter.init_from base.loras tokens
+objective.loss objective.loss_delta training.optimizer_options training.lr_schedule_floor training.steps
+training.epochs training.batch_size training.gradient_accumulation training.learning_rate training.text_encoder_learning_rate
+training.optimizer training.weight_decay training.lr_schedule training.warmup_steps training.max_grad_norm
+training.ema training.seed validation.count validation.fraction adapter.rslora adapter.conv adapter.conv_rank
+adapter.conv_alpha adapter.blocks adapter.layers adapter.start adapter.lora_plus_ratio adapter.rank_dropout
+adapter.module_dropout adapter.max_norm adapter.init_from base.loras tokens
 """
 """Whoever adds an option decides: either it is `free` in its section, or it is named here."""
 
 FREELY = (
-    "data.latents_on_device_gb=0",
-    "training.max_bad_steps=2",
+    "data.latent_memory_gb=0",
+    "training.max_skipped_steps=2",
     "training.checkpoint_every=3",
     "training.keep_checkpoints=1",
     "machine.device=auto",
     "validation.every=1",
-    'preview.prompts=["a green tree"]',
-    "preview.negative_prompt=ugly",
-    "preview.seed=7",
-    "preview.steps=2",
-    "preview.guidance=3",
-    "preview.every=3",
+    'samples.prompts=["a green tree"]',
+    "samples.negative_prompt=ugly",
+    "samples.seed=7",
+    "samples.steps=2",
+    "samples.guidance=3",
+    "samples.every=3",
     "export.dtype=float32",
     "export.title=another",
 )
@@ -109,7 +108,7 @@ def test_what_changes_what_is_learned_is_refused_with_a_list_and_nothing_is_touc
     stopped: Path, recipe_file: Path
 ) -> None:
     before = (stopped / "recipe.toml").read_bytes()
-    changed = load_recipe(recipe_file, changes=("adapter.rank=8", "preview.every=3", "training.seed=2"))
+    changed = load_recipe(recipe_file, changes=("adapter.rank=8", "samples.every=3", "training.seed=2"))
     with pytest.raises(RecipeError) as caught:
         train(changed, stopped, resume=True)
     said = str(caught.value)
@@ -134,7 +133,7 @@ def test_only_a_constant_schedule_lets_the_number_of_steps_change(
     """The rates of linear and cosine depend on the last step, those of constant and its warm-up do not."""
     longer = f"training.steps={steps}"
     for schedule in SCHEDULES.names():
-        of_schedule = (f"training.schedule={schedule}", "training.steps=4")
+        of_schedule = (f"training.lr_schedule={schedule}", "training.steps=4")
         run = Run(tmp_path)
         run.text("recipe.toml", to_toml(load_recipe(recipe_file, changes=of_schedule)))
         new = load_recipe(recipe_file, changes=(*of_schedule, longer))
@@ -149,7 +148,7 @@ def test_only_a_constant_schedule_lets_the_number_of_steps_change(
 def test_a_run_of_constant_rate_can_become_longer_and_equals_one_that_was_so_from_the_start(
     tmp_path: Path, recipe_file: Path
 ) -> None:
-    constant = ("training.schedule=constant", "preview.prompts=[]")
+    constant = ("training.lr_schedule=constant", "samples.prompts=[]")
     train(load_recipe(recipe_file, changes=(*constant, "training.steps=2")), tmp_path / "two")
     longer = load_recipe(recipe_file, changes=(*constant, "training.steps=4"))
     assert "training.steps: 2 -> 4" in notes(longer, tmp_path / "two")

@@ -72,7 +72,7 @@ def test_adapters_stay_float32_and_learn_what_they_learn_in_float32(make: Make) 
 
 
 def test_an_overflow_is_skipped_and_counted_and_halves_the_scale(make: Make, heard: list[Event]) -> None:
-    session = make("training.max_bad_steps=2")
+    session = make("training.max_skipped_steps=2")
     overflow(session, 3)
     assert session.loop.run(1)
     session.run.close()
@@ -85,7 +85,7 @@ def test_an_overflow_is_skipped_and_counted_and_halves_the_scale(make: Make, hea
 
 
 def test_at_a_scale_of_one_overflows_are_bad_steps(make: Make) -> None:
-    session = make("training.max_bad_steps=2")
+    session = make("training.max_skipped_steps=2")
     assert session.loop.state.scaler is not None
     session.loop.state.scaler.load_state_dict(session.loop.state.scaler.state_dict() | {"scale": 2.0})
     overflow(session, 100)

@@ -41,7 +41,7 @@ def test_constant_stays_after_its_warm_up() -> None:
 
 def test_a_floor_of_what_does_not_fall_is_refused() -> None:
     with pytest.raises(
-        RecipeError, match=r"schedule_floor is 0\.1, but the schedule 'constant' does not fall"
+        RecipeError, match=r"lr_schedule_floor is 0\.1, but the schedule 'constant' does not fall"
     ):
         make_schedule("constant", 0.1)
 

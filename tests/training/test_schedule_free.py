@@ -14,7 +14,7 @@ from lora_studio.training.finish import Finished
 from lora_studio.training.session import train
 
 CHANGES = (
-    *("training.optimizer=schedule_free", "training.schedule=constant", "preview.prompts=[]"),
+    *("training.optimizer=schedule_free", "training.lr_schedule=constant", "samples.prompts=[]"),
     *("export.dtype=float32", "training.checkpoint_every=2"),
 )
 LOOKING = ("validation.count=1", "validation.every=1")

@@ -20,7 +20,12 @@ SHAPED = ("objective.timestep_range=[0.2, 0.9]", "objective.timestep_bias=1", "o
 
 @pytest.mark.parametrize("spread", ["stratified", "low_variance", "uniform"])
 def test_what_is_counted_is_what_the_loop_draws(spread: str, tmp_path: Path, recipe_file: Path) -> None:
-    changes = (f"objective.timesteps={spread}", *SHAPED, "training.accumulation=2", "training.steps=3")
+    changes = (
+        f"objective.timesteps={spread}",
+        *SHAPED,
+        "training.gradient_accumulation=2",
+        "training.steps=3",
+    )
     session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), ignore_events)
     seen: list[torch.Tensor] = []
     denoise = session.family.denoise

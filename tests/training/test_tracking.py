@@ -152,7 +152,7 @@ def test_a_tracker_that_fails_is_named_once_and_the_run_goes_on(
 ) -> None:
     notebook.fails_at = 2
     heard: list[Event] = []
-    recipe = load_recipe(recipe_file, changes=('tracking.to=["notebook"]', "preview.prompts=[]"))
+    recipe = load_recipe(recipe_file, changes=('tracking.to=["notebook"]', "samples.prompts=[]"))
     result = train(recipe, tmp_path / "run", on_event=heard.append)
     assert isinstance(result, Finished) and result.summary["steps"] == 4
     said = [event.text for event in heard if isinstance(event, Note) and "notebook" in event.text]

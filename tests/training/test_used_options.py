@@ -58,7 +58,7 @@ def test_of_defaults_only_the_largest_gradient_is_said() -> None:
             {"ss_optimizer": "adamw(betas=(0.9, 0.99),d_coef=2)"},
         ),
         (
-            {"training": {"warmup_steps": 20, "accumulation": 2}},
+            {"training": {"warmup_steps": 20, "gradient_accumulation": 2}},
             {"ss_lr_warmup_steps": "20", "ss_gradient_accumulation_steps": "2"},
         ),
     ],

@@ -46,7 +46,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     mask.paste(0, (0, 0, 32, 64))
     mask.save(folder / "test" / "01.mask.png")
     text = recipe_text(folder, str(tiny_base)).replace(f'images = "{folder}"', SOURCES)
-    text += '[preview]\nprompts = ["a red ball, zwx style"]\nsteps = 1\n'
+    text += '[samples]\nprompts = ["a red ball, zwx style"]\nsteps = 1\n'
     (folder / "recipe.toml").write_text(text, "utf-8")
     return folder / "recipe.toml"
 
@@ -143,7 +143,7 @@ def test_the_mean_of_the_weights_is_what_is_measured_and_drawn(session: Session)
 @pytest.fixture(scope="module")
 def measured(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, list[Event]]:
     """A finished run of six steps, measured every second, with only the newest checkpoint kept."""
-    changes = ("training.steps=6", "validation.every=2", "preview.every=2", "training.keep_checkpoints=1")
+    changes = ("training.steps=6", "validation.every=2", "samples.every=2", "training.keep_checkpoints=1")
     heard: list[Event] = []
     folder = tmp_path_factory.mktemp("measured") / "run"
     result = train(load_recipe(recipe, changes=changes), folder, on_event=heard.append)
@@ -154,7 +154,7 @@ def measured(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fi
 def test_the_file_has_the_same_bytes_whether_it_is_measured_and_drawn_or_not(
     recipe: Path, tmp_path: Path, measured: tuple[Finished, list[Event]]
 ) -> None:
-    changes = ("training.steps=6", "validation.count=0", "preview.prompts=[]")
+    changes = ("training.steps=6", "validation.count=0", "samples.prompts=[]")
     result = train(load_recipe(recipe, changes=changes), tmp_path / "run")
     assert isinstance(result, Finished)
     assert result.lora_file.read_bytes() == measured[0].lora_file.read_bytes()

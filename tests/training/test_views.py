@@ -59,7 +59,7 @@ def plan_of(session: Session) -> list[str]:
     return [f"{title}: {text}".removeprefix(": ") for title, text in plan_lines(plan)]
 
 
-ALL = ("data.flip=0.5", 'data.crop="random"', "data.crops=3", "data.more_resolutions=[96]")
+ALL = ("data.flip=0.5", 'data.crop="random"', "data.crops=3", "data.extra_resolutions=[96]")
 
 
 def test_every_shown_latent_comes_with_the_geometry_and_mask_of_its_own_view(
@@ -179,7 +179,7 @@ def test_the_plan_says_how_often_each_image_is_seen_and_warns_of_too_few_and_too
     """Pain point 17: repeats, epochs, batch and accumulation are one number here, said before it starts."""
     found = {}
     for steps in (10, 100, 2000):
-        changes = (f"training.steps={steps}", "training.accumulation=2", "data.repeats=3")
+        changes = (f"training.steps={steps}", "training.gradient_accumulation=2", "data.repeats=3")
         session = prepared(tmp_path, tiny_base, *changes, images=images)
         lines = plan_of(session)
         shown = sum(len(m.indices) for step in range(1, steps + 1) for m in session.batches.of_step(step))

@@ -220,7 +220,7 @@ def test_a_resume_is_no_warm_start_and_wants_the_files_it_began_with(
 ) -> None:
     lora_file(tmp_path / "a.safetensors", tiny_base)
     lora_file(tmp_path / "b.safetensors", tiny_base, rank=1)
-    run, first = tmp_path / "run", ("adapter.init_from=a.safetensors", "training.schedule=constant")
+    run, first = tmp_path / "run", ("adapter.init_from=a.safetensors", "training.lr_schedule=constant")
     result = train(recipe_of(tmp_path, images, tiny_base, *first), run)
     assert isinstance(result, Finished)
     on = recipe_of(tmp_path, images, tiny_base, *first, "training.steps=3")

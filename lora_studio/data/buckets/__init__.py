@@ -17,7 +17,7 @@ from lora_studio.text import preview_names
 class Framing:
     """How images are put into buckets and shown; an image's overrides go before it."""
 
-    more_resolutions: tuple[int, ...] = ()  # sides of squares of further areas at which all are shown
+    extra_resolutions: tuple[int, ...] = ()  # sides of squares of further areas at which all are shown
     area_tolerance: float = AREA_TOLERANCE  # how much smaller than asked a bucket may be, a share
     max_upscale: float = MAX_UPSCALE  # smaller images go to a smaller bucket
     crop: CropMode = "centre"
@@ -38,7 +38,7 @@ def assign(
     one way only. Images too small for the smallest bucket are excluded. Raises DatasetError unless every
     resolution is a multiple of `stride`, if overrides do not suit their images, or if nothing is left.
     """
-    resolutions = list(dict.fromkeys((resolution, *framing.more_resolutions)))
+    resolutions = list(dict.fromkeys((resolution, *framing.extra_resolutions)))
     check_resolutions(resolutions, stride)
     _check_overrides((record for record in manifest.records if not record.excluded), stride)
     records = [
@@ -150,7 +150,7 @@ def check_resolutions(resolutions: Sequence[int], stride: int) -> None:
         if side < stride or side % stride:
             below, above = side // stride * stride, (side // stride + 1) * stride
             nearest = " or ".join(str(near) for near in (below, above) if near)
-            what = f"data.more_resolutions has {side}" if number else f"data.resolution is {side}"
+            what = f"data.extra_resolutions has {side}" if number else f"data.resolution is {side}"
             raise DatasetError(f"{what}; this base needs a multiple of {stride}, so set it to {nearest}.")
 
 

@@ -117,9 +117,11 @@ def _missing_newline(size: int, path: Path) -> bytes:
 def _parse(line: str) -> LedgerEntry | None:
     """The entry in a line; None for one that is damaged or of another version."""
     try:
-        values = json.loads(line)
+        values = {
+            key.replace("picture", "image"): one for key, one in json.loads(line).items()
+        }  # first names
         entry = LedgerEntry(**{field.name: values[field.name] for field in fields(LedgerEntry)})
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
     texts = (entry.caption, entry.image, entry.author, entry.image_sha256, entry.caption_sha256)
     whole = all(isinstance(text, str) for text in texts)

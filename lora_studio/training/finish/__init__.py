@@ -20,7 +20,7 @@ from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.metadata.sidecars import write_sidecars
 from lora_studio.metadata.tag_table import LEFT_OUT, left_out_in_words
 from lora_studio.plots import loss_plot, validation_plot
-from lora_studio.runs.folder import Run
+from lora_studio.runs.folder import VALIDATION, Run
 from lora_studio.training.context import TrainedRun
 from lora_studio.training.events import Listener, Note, PreviewsDrawn
 from lora_studio.training.finish.full_base import (
@@ -33,7 +33,6 @@ from lora_studio.training.finish.full_base import (
 from lora_studio.training.finish.previews import show_tuned
 from lora_studio.training.finish.summary import Written, summarise, training_facts
 from lora_studio.training.loop.timestep_draws import count_draws, timesteps_plot
-from lora_studio.training.loop.watch import VALIDATION
 from lora_studio.training.machine.sharded import is_sharded, shard
 from lora_studio.training.prepare import Session
 from lora_studio.training.prepare.adapters import trains_layers

@@ -11,17 +11,15 @@ from typing import Any
 import torch
 
 from lora_studio.adapters.full_inject import TensorPlace
-from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.views import entries
 from lora_studio.errors import CheckpointError, ExportMismatch, RecipeError, RunFolderError, StudioError
 from lora_studio.export import EXPORTERS
 from lora_studio.export.target import ExportJob, ExportResult, Target
 from lora_studio.files import write_atomically
 from lora_studio.lora_file.write import DTYPES
-from lora_studio.metadata.provenance import MANIFEST
 from lora_studio.processes import ALONE
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
 from lora_studio.runs.folder import Run
 from lora_studio.training.context import TrainedRun
 from lora_studio.training.events import Listener, Note, ignore_events
@@ -31,9 +29,9 @@ from lora_studio.training.loop.state import State
 from lora_studio.training.prepare.adapters import inject_adapters, snapshot_float32
 from lora_studio.training.prepare.base_model import base_of
 from lora_studio.training.prepare.checks import check_names, ready_machine
-from lora_studio.training.prepare.data import batches_of
+from lora_studio.training.prepare.data import batches_of, manifest_of
 from lora_studio.training.prepare.loop import make_state
-from lora_studio.training.prepare.resume import RECIPE_FILE, refuse_other_base, refuse_other_inputs
+from lora_studio.training.prepare.resume import refuse_other_base, refuse_other_inputs
 from lora_studio.verify.file import VerifyReport
 from lora_studio.verify.probe import CAPTION, ProbeOutput, ask_diffusers, compare_probe, probed
 
@@ -103,14 +101,13 @@ def export_run(folder: Path, wishes: ExportRequest, *, on_event: Listener = igno
 
 
 def _recipe_of(run: Run, wishes: ExportRequest) -> Recipe:
-    path = run.folder / RECIPE_FILE
-    if not path.is_file():
+    if not (run.folder / RUN_RECIPE).is_file():
         raise CheckpointError(
             f"there is no run in {run.folder}; give the folder of one, such as runs/my_style."
         )
     if wishes.dtype is not None and wishes.dtype not in DTYPES:
         raise RecipeError(f"--dtype is {wishes.dtype!r}; it must be one of {', '.join(DTYPES)}.")
-    recipe = load_recipe(path)
+    recipe = load_run_recipe(run.folder)
     # what it began with is in its checkpoint, and need not be there any more
     recipe = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"init_from": None})})
     if wishes.dtype is not None:
@@ -145,8 +142,7 @@ def _revive(run: Run, recipe: Recipe) -> tuple[TrainedRun, State]:
     machine.shrink(family)
     adapters = inject_adapters(recipe, family, exact)
     family.place(machine.device, family.denoiser)
-    lines = run.lines(MANIFEST)
-    manifest = Manifest(tuple(Record.from_json(line) for line in lines))
+    manifest = manifest_of(run)
     trained = TrainedRun(
         recipe=recipe,
         run=run,

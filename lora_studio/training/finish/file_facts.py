@@ -46,11 +46,11 @@ def base_keys(model: str) -> dict[str, str]:
 
 def training_keys(batches: Plan, dtype: torch.dtype, *, steps: int) -> dict[str, str]:
     """How long and in which precision; "None" is kohya's word for the layer that the base itself reads."""
-    per_epoch = batches.micro_batches_per_epoch / batches.accumulation
+    per_epoch = batches.micro_batches_per_epoch / batches.gradient_accumulation
     return {
         "ss_num_epochs": str(math.ceil(steps / per_epoch)),
         "ss_num_batches_per_epoch": str(batches.micro_batches_per_epoch),
-        "ss_total_batch_size": str(batches.batch_size * batches.accumulation),
+        "ss_total_batch_size": str(batches.batch_size * batches.gradient_accumulation),
         "ss_mixed_precision": _PRECISIONS[dtype],
         "ss_clip_skip": "None",
     }
@@ -107,7 +107,9 @@ def used_options(recipe: Recipe, manifest: Manifest, *, latent_side: int) -> dic
         "ss_caption_dropout_rate": recipe.data.caption_dropout,
         "ss_caption_tag_dropout_rate": recipe.data.tag_dropout,
         "ss_lr_warmup_steps": training.warmup,
-        "ss_gradient_accumulation_steps": training.accumulation if training.accumulation > 1 else 0,
+        "ss_gradient_accumulation_steps": training.gradient_accumulation
+        if training.gradient_accumulation > 1
+        else 0,
         "ss_max_grad_norm": training.max_grad_norm,
     }
     texts = {key: value if isinstance(value, str) else f"{value:g}" for key, value in values.items() if value}

@@ -18,6 +18,7 @@ from lora_studio.files import digest_of, size_of
 from lora_studio.metadata.provenance import provenance_keys
 from lora_studio.metadata.tag_table import caption_table, trigger_table
 from lora_studio.metadata.write import TrainingFacts
+from lora_studio.runs.folder import VALIDATION
 from lora_studio.training.context import TrainedRun
 from lora_studio.training.finish.file_facts import (
     base_keys,
@@ -27,7 +28,6 @@ from lora_studio.training.finish.file_facts import (
     training_keys,
     used_options,
 )
-from lora_studio.training.loop.watch import VALIDATION
 from lora_studio.training.prepare import Session
 from lora_studio.training.prepare.resume import base_lora
 from lora_studio.version import __version__
@@ -73,7 +73,7 @@ def training_facts(trained: TrainedRun) -> TrainingFacts:
         if learned - {denoiser}
         else None,
         optimizer=recipe.training.optimizer,
-        schedule=recipe.training.schedule,
+        schedule=recipe.training.lr_schedule,
         snr_gamma=recipe.objective.snr_gamma,
         debiased=recipe.objective.weighting == "debiased",
         noise_offset=recipe.objective.noise_offset,

@@ -38,14 +38,14 @@ class LoopOptions:
     """The loop's numbers."""
 
     steps: int
-    accumulation: int
+    gradient_accumulation: int
     schedule: Schedule
     warmup_steps: int
     max_grad_norm: float
     seed: int
     autocast: torch.dtype | None
     checkpoint_every: int
-    max_bad_steps: int
+    max_skipped_steps: int
 
 
 @dataclass
@@ -73,13 +73,13 @@ class Loop:
     def __post_init__(self) -> None:
         options = self.options
         self._readings = StepReporter(
-            self.state, options.steps, options.max_bad_steps, lambda row: self.record(row), self.listener
+            self.state, options.steps, options.max_skipped_steps, lambda row: self.record(row), self.listener
         )
 
     def run(self, first_step: int) -> bool:
         """Steps first_step..steps; False when it was interrupted, after saving a checkpoint.
 
-        Raises TrainingDiverged if `max_bad_steps` in a row were not finite, or a tensor gets no gradient.
+        Raises TrainingDiverged if `max_skipped_steps` in a row were not finite, or a tensor gets no gradient.
         """
         self.base_rates = [group["lr"] for group in self.state.optimizer.param_groups]
         watch = GradientWatch(self.state.adapters, half=self.state.scaler is not None)
@@ -153,7 +153,7 @@ class Loop:
 
     def draw_of(self, step: int, number: int) -> tuple[torch.Generator, DrawPosition]:
         """What all noise and timesteps of a step's micro-batch are drawn from; `number` counts from 0."""
-        seed, before = self.options.seed, (step - 1) * self.options.accumulation
+        seed, before = self.options.seed, (step - 1) * self.options.gradient_accumulation
         return generator(seed, step, number, "noise"), DrawPosition(seed, before + number)
 
     def try_out(self, batch: Batch) -> None:
@@ -182,7 +182,7 @@ class Loop:
         noised = self.objective.noise(batch.latents, rng, turn)
         total = torch.zeros((), device=self.family.device)
         for rows in own_passes(len(batch), self.processes, self.passes, lockstep=self.sharded):
-            share = (rows.stop - rows.start) / len(batch) / self.options.accumulation
+            share = (rows.stop - rows.start) / len(batch) / self.options.gradient_accumulation
             rows = rows if share else slice(0, 1)  # run along, with a weight of 0
             loss = self.compute_loss(batch.rows(rows), noised.rows(rows)) * share
             self.state.scale(loss).backward()

@@ -104,11 +104,11 @@ class StepReporter:
         self,
         state: State,
         steps: int,
-        max_bad_steps: int,
+        max_skipped_steps: int,
         record: Callable[[dict[str, float | int | bool | None]], None],
         listener: Listener,
     ) -> None:
-        self.state, self.steps, self.max_bad_steps = state, steps, max_bad_steps
+        self.state, self.steps, self.max_skipped_steps = state, steps, max_skipped_steps
         self.record, self.listener = record, listener
         self._pending: PendingStep | None = None
         self._settled_at = 0.0
@@ -141,11 +141,11 @@ class StepReporter:
             self._skipped(pending.step, done)
 
     def _skipped(self, step: int, done: StepResult) -> None:
-        in_a_row, most = self.state.counters.skipped_in_a_row, self.max_bad_steps
+        in_a_row, most = self.state.counters.skipped_in_a_row, self.max_skipped_steps
         scale = done.scale if done.scaled_too_much else 1.0
         self.listener(StepSkipped(step, self.steps, done.loss, done.grad_norm, in_a_row, most, scale))
         if in_a_row >= most and not done.scaled_too_much:
             raise TrainingDiverged(
                 f"step {step}: the loss is {done.loss:g} and the gradient norm {done.grad_norm:g}, the last "
-                f"of {in_a_row} bad steps in a row, which is what training.max_bad_steps allows"
+                f"of {in_a_row} bad steps in a row, which is what training.max_skipped_steps allows"
             )

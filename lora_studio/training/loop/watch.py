@@ -14,11 +14,9 @@ from lora_studio.evaluate.previews import PreviewOptions, as_png, grid, render
 from lora_studio.evaluate.validation import Validation, ValidationResult, best_step
 from lora_studio.families.base import ModelFamily
 from lora_studio.processes import ALONE, Processes
-from lora_studio.runs.folder import Run
+from lora_studio.runs.folder import VALIDATION, Run
 from lora_studio.training.events import Listener, PreviewsDrawn, ValidationMeasured
 from lora_studio.training.loop.state import State
-
-VALIDATION = "validation.jsonl"  # a line a measurement
 
 
 @dataclass

@@ -157,10 +157,10 @@ def _option_faults(build: Callable[..., torch.optim.Optimizer], training: Traini
 
 def _rule_faults(needs: Needs, training: TrainingConfig) -> list[str]:
     name, faults = training.optimizer, []
-    if needs.own_schedule and training.schedule != "constant":
+    if needs.own_schedule and training.lr_schedule != "constant":
         faults.append(
-            f"training.schedule is {training.schedule!r}, but {name!r} averages the weights instead of "
-            'lowering the learning rate; set training.schedule = "constant", with a warm-up if you like.'
+            f"training.lr_schedule is {training.lr_schedule!r}, but {name!r} averages the weights instead of "
+            'lowering the learning rate; set training.lr_schedule = "constant", with a warm-up if you like.'
         )
     if needs.own_schedule and training.ema:
         faults.append(

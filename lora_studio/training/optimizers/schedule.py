@@ -45,8 +45,8 @@ def make_schedule(name: str, floor: float | None) -> Schedule:
         return schedule
     if "floor" not in inspect.signature(schedule).parameters:
         raise RecipeError(
-            f"training.schedule_floor is {floor:g}, but the schedule {name!r} does not fall; leave it out, "
-            'or set training.schedule = "cosine" or "linear".'
+            f"training.lr_schedule_floor is {floor:g}, but the schedule {name!r} does not fall; leave it "
+            'out, or set training.lr_schedule = "cosine" or "linear".'
         )
     return partial(schedule, floor=floor)  # type: ignore[call-arg]
 

@@ -68,7 +68,7 @@ def _candidates(session: Session, memory: Memory) -> Iterator[Advice]:
     yield from _lower_resolution(session)
     if len(session.preview.prompts) > 1:
         share = 1 / len(session.preview.prompts)
-        yield Advice("fewer preview.prompts", "fewer images to judge by", True, False, previews=share)
+        yield Advice("fewer samples.prompts", "fewer images to judge by", True, False, previews=share)
 
 
 def _checkpointing(session: Session, memory: Memory) -> Iterator[Advice]:
@@ -92,8 +92,8 @@ def _smaller_batch(session: Session, memory: Memory) -> Iterator[Advice]:
     divisors = [rows for rows in range(training.batch_size - 1, 0, -1) if training.batch_size % rows == 0]
     for rows in divisors if memory.activations else ():
         share = measure_activations(session, rows=rows) / memory.activations
-        accumulation = training.accumulation * training.batch_size // rows
-        change = f"training.batch_size = {rows}, training.accumulation = {accumulation}"
+        gradient_accumulation = training.gradient_accumulation * training.batch_size // rows
+        change = f"training.batch_size = {rows}, training.gradient_accumulation = {gradient_accumulation}"
         advice = Advice(change, "as many images a step, which takes longer", True, True, activations=share)
         if rows == 1 or advice.applied(memory).fits:
             yield advice

@@ -60,6 +60,7 @@ def prepare(
     family.max_chunks = recipe.data.max_token_chunks
     site = BuildContext(recipe, run, machine, family, listener, processes)
     found = find_images(site, resumes=resumes)
+    recipe = site.recipe  # its epochs are steps now
     fingerprint, exact = family.fingerprint(family.denoiser), snapshot_float32(recipe, family)
     if resumes:
         processes.from_main(lambda: refuse_other_base(run, recipe, fingerprint))
@@ -104,7 +105,7 @@ def prepare(
 
 def preview_of(recipe: Recipe) -> PreviewOptions:
     """What it wants to be drawn."""
-    config = recipe.preview
+    config = recipe.samples
     side = recipe.data.resolution
     return PreviewOptions(
         config.prompts, config.negative_prompt, config.seed, config.steps, config.guidance, side

@@ -155,7 +155,7 @@ def _adapter_faults(recipe: Recipe, family: ModelFamily, processes: Processes) -
     if (config.conv_rank or config.conv_alpha) and not _has_convolutions(recipe):
         faults.append(
             "adapter.conv_rank and adapter.conv_alpha are of convolutions, which are not trained; "
-            'set adapter.convolutions = true, or adapter.kind = "locon".'
+            'set adapter.conv = true, or adapter.kind = "locon".'
         )
     if config.lora_plus_ratio != 1 and not kind.faster and "lora_plus_ratio" not in kind.unused:
         faults.append(f"adapter.lora_plus_ratio does not go with the kind {config.kind!r}; leave it out.")
@@ -197,4 +197,4 @@ def _meaningless(config: AdapterConfig) -> list[str]:
 
 
 def _has_convolutions(recipe: Recipe) -> bool:
-    return recipe.adapter.convolutions or ADAPTERS[recipe.adapter.kind].convolutions
+    return recipe.adapter.conv or ADAPTERS[recipe.adapter.kind].convolutions

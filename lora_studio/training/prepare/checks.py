@@ -42,7 +42,7 @@ def schedule_faults(training: TrainingConfig) -> list[str]:
     """
     faults = []
     try:
-        make_schedule(training.schedule, training.schedule_floor)
+        make_schedule(training.lr_schedule, training.lr_schedule_floor)
     except RecipeError as error:
         faults.append(str(error))
     usual = TrainingConfig.model_fields["warmup_steps"].default

@@ -18,16 +18,19 @@ from lora_studio.data.feed import Feed, FeedOptions
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.regularization_images.rows import class_rows, place_beside
 from lora_studio.data.views import each_view, entries
+from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.fingerprints import drawing_fingerprint, text_fingerprint
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.metadata.provenance import MANIFEST
 from lora_studio.processes import Processes
 from lora_studio.recipe import Recipe
+from lora_studio.recipe.load import with_steps
 from lora_studio.runs.folder import Run
 from lora_studio.training.events import Listener, progress
 from lora_studio.training.machine import Machine
 from lora_studio.training.prepare.captions import refuse_unused_tokens, shown_captions
+from lora_studio.training.prepare.checks import schedule_faults
 from lora_studio.training.prepare.dataset import loss_masks, read_dataset
 from lora_studio.training.prepare.doctor import examine_manifest
 from lora_studio.training.prepare.encode import encode_images, latent_cache
@@ -121,6 +124,7 @@ def find_images(site: BuildContext, *, resumes: bool = False) -> ImageSet:
     looking = progress(site.listener, "looking at images")
     report = processes.from_main(lambda: examine_manifest(recipe, family, manifest, on_progress=looking))
     site.run.json("doctor.json", report.to_json())
+    site.recipe = in_steps(recipe, shown)
     return ImageSet(manifest, report, captions, shown)
 
 
@@ -147,7 +151,7 @@ def encode(site: BuildContext, found: ImageSet) -> EncodedSet:
         [*views, *held],
         family,
         site.vae_dtype,
-        memory_gb=recipe.data.latents_on_device_gb,
+        memory_gb=recipe.data.latent_memory_gb,
         listener=site.listener,
         processes=site.processes,
     )
@@ -191,9 +195,31 @@ def _texts(site: BuildContext, foreseen: CaptionSet, also: Sequence[str]) -> Con
     )
 
 
+def in_steps(recipe: Recipe, records: Sequence[Record]) -> Recipe:
+    """The recipe with steps in place of epochs of these records, which has an entry for each view.
+
+    Raises RecipeError for what does not go with so few steps.
+    """
+    epochs = recipe.training.epochs
+    if epochs is None:
+        return recipe
+    recipe = with_steps(recipe, batches_of(recipe, records).steps_of(epochs))
+    if faults := schedule_faults(recipe.training):
+        raise RecipeError("\n".join(faults))
+    return recipe
+
+
+def manifest_of(run: Run) -> Manifest:
+    """What a run began with."""
+    return Manifest(tuple(Record.from_json(line) for line in run.lines(MANIFEST)))
+
+
 def batches_of(recipe: Recipe, records: Sequence[Record]) -> Plan:
     """Which images are seen at which step; `records` has an entry for each view."""
     training = recipe.training
     return plan(
-        records, batch_size=training.batch_size, accumulation=training.accumulation, seed=training.seed
+        records,
+        batch_size=training.batch_size,
+        gradient_accumulation=training.gradient_accumulation,
+        seed=training.seed,
     )

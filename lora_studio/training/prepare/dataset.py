@@ -45,7 +45,7 @@ def read_dataset(recipe: Recipe, stride: int, ready: ReadyPixels | None = None) 
 def framing_of(data: DataConfig) -> Framing:
     """How [data] wants images to be put into buckets and shown."""
     return Framing(
-        more_resolutions=data.more_resolutions,
+        extra_resolutions=data.extra_resolutions,
         area_tolerance=data.area_tolerance,
         max_upscale=data.max_upscale,
         crop=data.crop,
@@ -82,7 +82,7 @@ def sources_of(data: DataConfig) -> list[Source]:
 
 def _resizer(ready: ReadyPixels, resolution: int, stride: int, framing: Framing) -> OnImage | None:
     """What offers each image in all its views; None where those depend on more than the image's size."""
-    resolutions = list(dict.fromkeys((resolution, *framing.more_resolutions)))
+    resolutions = list(dict.fromkeys((resolution, *framing.extra_resolutions)))
     if framing.crop != "centre" or any(side < stride or side % stride for side in resolutions):
         return None
 

@@ -9,13 +9,12 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.objectives.diffusion import ObjectiveOptions
 from lora_studio.processes import Processes
 from lora_studio.recipe import Recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs.folder import VALIDATION, Run
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.loop import Loop, LoopOptions
 from lora_studio.training.loop.checkpoint import state_files
 from lora_studio.training.loop.ema import Ema
 from lora_studio.training.loop.state import State
-from lora_studio.training.loop.watch import VALIDATION
 from lora_studio.training.machine import Machine
 from lora_studio.training.machine.sharded import is_sharded
 from lora_studio.training.optimizers import parameter_groups
@@ -65,14 +64,14 @@ def make_loop(
         feed=feed,
         options=LoopOptions(
             steps=training.steps,
-            accumulation=training.accumulation,
-            schedule=make_schedule(training.schedule, training.schedule_floor),
+            gradient_accumulation=training.gradient_accumulation,
+            schedule=make_schedule(training.lr_schedule, training.lr_schedule_floor),
             warmup_steps=training.warmup,
             max_grad_norm=training.max_grad_norm,
             seed=training.seed,
             autocast=machine.autocast,
             checkpoint_every=training.checkpoint_every,
-            max_bad_steps=training.max_bad_steps,
+            max_skipped_steps=training.max_skipped_steps,
         ),
         save=save,
         record=run.metric,

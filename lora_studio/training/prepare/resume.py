@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lora_studio.data.manifest import Manifest
+from lora_studio.data.manifest import Manifest, current_line
 from lora_studio.data.regularization_images import DRAWN
 from lora_studio.errors import RecipeError
 from lora_studio.files import digest
@@ -15,13 +15,12 @@ from lora_studio.metadata.provenance import MANIFEST
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import Stopping
 from lora_studio.recipe.diff import RecipeChange, changes
-from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.load import load_run_recipe
 from lora_studio.runs.folder import Run
 from lora_studio.text import preview_names
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.optimizers.schedule import factor, make_schedule
 
-RECIPE_FILE = "recipe.toml"
 STEPS = "training.steps"
 
 
@@ -71,7 +70,7 @@ def allowed_changes(run: Run, recipe: Recipe) -> list[RecipeChange]:
 
     Raises RecipeError with a list if something of it changes what is learned.
     """
-    old = load_recipe(run.folder / RECIPE_FILE)
+    old = load_run_recipe(run.folder)
     found = changes(old, recipe)
     fixed = [
         one for one in found if not (one.resume_safe or (one.option == STEPS and _same_rates(old, recipe)))
@@ -90,7 +89,7 @@ def apply_recipe_changes(run: Run, found: Sequence[RecipeChange], listener: List
     if not found:
         return
     listener(Note(f"going on with a changed recipe: {'; '.join(map(str, found))}"))
-    if any(one.option.startswith("preview.") and one.option != "preview.every" for one in found):
+    if any(one.option.startswith("samples.") and one.option != "samples.every" for one in found):
         with run.writing():
             for path in sorted((run.folder / "previews").glob("base_*.png")):
                 path.unlink()
@@ -99,11 +98,11 @@ def apply_recipe_changes(run: Run, found: Sequence[RecipeChange], listener: List
 def _same_rates(old: Recipe, new: Recipe) -> bool:
     """Whether another number of steps leaves the learning rate of every step as it was."""
     both = (old.training, new.training)
-    if len({(one.schedule, one.schedule_floor) for one in both}) > 1:
+    if len({(one.lr_schedule, one.lr_schedule_floor) for one in both}) > 1:
         return False
     if _stops(old) != _stops(new):
         return False
-    schedule = make_schedule(old.training.schedule, old.training.schedule_floor)
+    schedule = make_schedule(old.training.lr_schedule, old.training.lr_schedule_floor)
     return all(
         len({factor(schedule, step, steps=one.steps, warmup_steps=one.warmup) for one in both}) == 1
         for step in range(1, min(one.steps for one in both) + 1)
@@ -124,8 +123,8 @@ def _why(change: RecipeChange, old: Recipe) -> str:
     if any(stop is not None and stop <= 1 for stop in stops):
         return " (a stop_at is a share of the steps, so it would be at another step)"
     return (
-        f" (the schedule {old.training.schedule!r} runs to the last step, so steps that are done would have "
-        "had other learning rates; only a run with the schedule 'constant' can become longer)"
+        f" (the schedule {old.training.lr_schedule!r} runs to the last step, so steps that are done would "
+        "have had other learning rates; only a run with the schedule 'constant' can become longer)"
     )
 
 
@@ -176,6 +175,8 @@ def refuse_other_base(run: Run, recipe: Recipe, fingerprint: str) -> None:
 
 def _learned(lines: Iterable[Mapping[str, Any]]) -> Counter[tuple[str, str]]:
     """Names of the images that are used, and all that is known of them."""
-    used = (line for line in lines if not line["excluded"] and line["captioned_by"] != DRAWN)
+    used = (
+        line for line in map(current_line, lines) if not line["excluded"] and line["captioned_by"] != DRAWN
+    )
     learned = ({key: one for key, one in line.items() if key not in _SAID} for line in used)
     return Counter((one["name"], json.dumps(one, sort_keys=True)) for one in learned)

@@ -29,7 +29,7 @@ def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPl
     """What will be trained, for people to read before it starts."""
     recipe, used = session.recipe, session.manifest.used
     captions, foreseen = session.loop.feed.captions, session.foreseen
-    images_per_step = recipe.training.batch_size * recipe.training.accumulation
+    images_per_step = recipe.training.batch_size * recipe.training.gradient_accumulation
     return TrainingPlan(
         name=recipe.name,
         base=recipe.base.model,

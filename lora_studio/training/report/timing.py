@@ -44,7 +44,7 @@ def counts(session: Session, *, first_step: int = 1) -> Timing:
     """How often each is still to be done; no seconds yet."""
     recipe, steps, new = session.recipe, session.recipe.training.steps, first_step == 1
     validations = _at_intervals(first_step, steps, recipe.validation.every) + (2 if new else 1)
-    previews = _at_intervals(first_step, steps, recipe.preview.every) + new
+    previews = _at_intervals(first_step, steps, recipe.samples.every) + new
     return Timing(
         step=0.0,
         steps=steps - first_step + 1,
@@ -58,7 +58,7 @@ def time_a_step(session: Session) -> float:
     loop = session.loop
     batch = loop.feed.largest()
     loop.try_out(batch)  # the first pass pays for what is made once
-    return _seconds(session, lambda: loop.try_out(batch)) * loop.options.accumulation
+    return _seconds(session, lambda: loop.try_out(batch)) * loop.options.gradient_accumulation
 
 
 def time_a_measurement(session: Session) -> float:

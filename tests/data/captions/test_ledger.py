@@ -59,3 +59,11 @@ def test_a_ledger_that_cannot_be_read_or_written_is_one_sentence(tmp_path):
         Ledger(tmp_path)
     with pytest.raises(CaptionError, match="cannot be written to"):
         Ledger(tmp_path / "missing").add(ENTRY)
+
+
+def test_an_entry_that_the_first_version_wrote_is_known(tmp_path):
+    line = '{"caption": "a.txt", "picture": "a.png", "author": "blip", "settings": {"model": "m"}, '
+    line += '"wording": {"trigger": "zwx"}, "picture_sha256": "p", '
+    line += f'"caption_sha256": "{ENTRY.caption_sha256}", "written_at": "now"}}\n'
+    (tmp_path / LEDGER).write_text(line)
+    assert Ledger(tmp_path).author(tmp_path / "a.txt", b"a ball\n") == ENTRY

@@ -11,7 +11,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.training.finish import Finished
 from lora_studio.training.session import train
 
-PREVIEW = '[preview]\nprompts = ["a red ball, zwx style", "a blue cat"]\nsteps = 4\nguidance = 2\n'
+PREVIEW = '[samples]\nprompts = ["a red ball, zwx style", "a blue cat"]\nsteps = 4\nguidance = 2\n'
 
 
 @pytest.fixture(scope="session")

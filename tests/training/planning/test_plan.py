@@ -33,7 +33,7 @@ MORE = """
 [validation]
 count = 2
 every = 3
-[preview]
+[samples]
 prompts = ["a red ball, zwx style", "a blue cat"]
 steps = 4
 every = 2
@@ -122,8 +122,8 @@ def test_what_does_not_fit_gets_advice_whose_figures_come_true(planned: RunPlan,
     assert not planned.memory.fits
     advice = {one.change.partition(" ")[0]: one for one in planned.advice}
     batch = advice["training.batch_size"]
-    assert batch.change == "training.batch_size = 1, training.accumulation = 2" and batch.measured
-    changes = ("training.batch_size=1", "training.accumulation=2")
+    assert batch.change == "training.batch_size = 1, training.gradient_accumulation = 2" and batch.measured
+    changes = ("training.batch_size=1", "training.gradient_accumulation=2")
     smaller = plan(load_recipe(recipe_path, changes=changes), memory_gib=0.03)
     assert planned.memory.activations - smaller.memory.activations == pytest.approx(batch.saves, rel=0.1)
     half = advice["base.dtype"]

@@ -16,8 +16,8 @@ VERSIONS = {"SD1": "sd_v1", "SD2": "sd_v2", "SDXL": "sdxl_base_v1-0"}
 
 @cache
 def keys_and_shapes(base: str) -> dict[str, tuple[int, ...]]:
-    """Every key of a full file and the shape of its tensor, at rank 4."""
-    lines = (REFERENCE / f"{LISTS[base]}.txt").read_text("utf-8").splitlines()
+    """Every key of a full file of a base, or of a list, and the shape of its tensor, at rank 4."""
+    lines = (REFERENCE / f"{LISTS.get(base, base)}.txt").read_text("utf-8").splitlines()
     return {key: ast.literal_eval(shape) for key, _, shape in (line.partition("\t") for line in lines)}
 
 

@@ -40,7 +40,7 @@ def original_tensors(kind: BaseKind, parts: Mapping[str, nn.Module]) -> dict[str
     Raises BaseModelError for a base whose parts the original layout has no names for.
     """
     try:
-        named = _unet(parts["unet"]) | _vae(parts["vae"])
+        named = original_unet(parts["unet"]) | _vae(parts["vae"])
         for encoder in kind.text_encoders:
             named |= (_open_clip if encoder.open_clip else _clip)(encoder, parts[encoder.part])
         _check(kind, parts, named)
@@ -69,7 +69,8 @@ def _check(kind: BaseKind, parts: Mapping[str, nn.Module], named: Mapping[str, T
                 raise ValueError(key)
 
 
-def _unet(unet: nn.Module) -> dict[str, Tensor]:
+def original_unet(unet: nn.Module) -> dict[str, Tensor]:
+    """Original name -> tensor, in the order of the UNet's own."""
     blocks: int = unet.config.layers_per_block  # type: ignore[union-attr, assignment]
     found = {}
     state = unet.state_dict()

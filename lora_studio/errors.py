@@ -1,14 +1,23 @@
-"""What can go wrong for a user.
+"""What can go wrong for a user, and what messages are made of.
 
 Each message is one sentence: what, the value, what is allowed, what to do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def reason_of(error: Exception) -> str:
     """The first line of what a library says about its error, to stand inside a sentence of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def preview_names(names: Iterable[str], *, limit: int = 3) -> str:
+    """The first names for a message: "a.png, b.png, c.png and 4 more"."""
+    listed = list(names)
+    rest = len(listed) - limit
+    return ", ".join(listed[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 class StudioError(Exception):

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_studio.data.buckets.report import AspectRow, BucketPlan
-from lora_studio.text import preview_names
+from lora_studio.errors import preview_names
 
 
 def bucket_lines(plan: BucketPlan) -> list[tuple[str, str]]:

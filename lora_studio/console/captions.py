@@ -15,7 +15,7 @@ from lora_studio.data.captions.replace import CaptionChange
 from lora_studio.data.captions.statistics import Lengths, Statistics
 from lora_studio.data.images.names import is_caption, is_junk
 from lora_studio.data.manifest import Manifest
-from lora_studio.text import preview_names
+from lora_studio.errors import preview_names
 
 
 class CaptionScreen:

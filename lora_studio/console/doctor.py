@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lora_studio.data.doctor.finding import SEVERITIES, DoctorReport, Finding, in_words, number, shown
-from lora_studio.text import preview_names
+from lora_studio.errors import preview_names
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _MOST = 10  # findings of one kind in the terminal

@@ -17,8 +17,7 @@ from lora_studio.data.images.files import UnreadableFile, read_bytes
 from lora_studio.data.images.names import is_image, place
 from lora_studio.data.manifest import Record
 from lora_studio.data.scan.layouts import find
-from lora_studio.errors import DatasetError
-from lora_studio.text import preview_names
+from lora_studio.errors import DatasetError, preview_names
 
 if TYPE_CHECKING:
     from torch import Tensor

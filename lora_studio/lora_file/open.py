@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from lora_studio.adapters.kind import Factors
-from lora_studio.errors import RecipeError, StudioError
+from lora_studio.errors import RecipeError, StudioError, preview_names
 from lora_studio.families.layer_names import reads_text
 from lora_studio.lora_file.header import Stored, TensorEntry
 from lora_studio.lora_file.lora_file import ENDINGS, LoraFile, open_lora
 from lora_studio.lora_file.spellings import read_any
 from lora_studio.lora_file.values import DTYPES, MAX_RANK
-from lora_studio.text import preview_names
 
 _DOWN, _UP, _ALPHA = ENDINGS
 

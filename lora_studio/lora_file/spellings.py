@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lora_studio.errors import StudioError, reason_of
+from lora_studio.errors import StudioError, preview_names, reason_of
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.layer_names import DENOISER, reads_text
 from lora_studio.families.layer_names.spellings import KohyaLayout, LayerPlace, kernel_of, layout_of, place_of
@@ -25,7 +25,6 @@ from lora_studio.lora_file.header import open_tensors
 from lora_studio.lora_file.layers import OPTIONAL, REQUIRED, FileLayer
 from lora_studio.lora_file.lora_file import LoraFile, base_layers
 from lora_studio.lora_file.plain import Plain
-from lora_studio.text import preview_names
 
 _ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern + "$"), name)

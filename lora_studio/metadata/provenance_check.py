@@ -11,7 +11,7 @@ from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.manifest import Record
 from lora_studio.data.scan.folder import ScanOptions
 from lora_studio.data.sources import Source, read_sources
-from lora_studio.errors import DatasetError, StudioError
+from lora_studio.errors import DatasetError, StudioError, preview_names
 from lora_studio.lora_file.header import Header, read_header
 from lora_studio.lora_file.write import tensor_hash
 from lora_studio.metadata.provenance import (
@@ -28,7 +28,6 @@ from lora_studio.metadata.provenance import (
     trained_root,
 )
 from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
-from lora_studio.text import preview_names
 
 
 @dataclass

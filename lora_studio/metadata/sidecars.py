@@ -9,14 +9,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from lora_studio.errors import StudioError
+from lora_studio.errors import StudioError, preview_names
 from lora_studio.families import FAMILIES
 from lora_studio.files import digest, write_atomically
 from lora_studio.lora_file.header import read_header
 from lora_studio.metadata.model_card import CardImage, Described, model_card
 from lora_studio.metadata.write import usage_hint
 from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
-from lora_studio.text import preview_names
 
 CARD = "README.md"
 

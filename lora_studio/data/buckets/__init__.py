@@ -9,8 +9,7 @@ from lora_studio.data.buckets.crops import Cover, CropBox, crop_boxes
 from lora_studio.data.buckets.sizes import AREA_TOLERANCE, MAX_UPSCALE, fit, largest_bucket
 from lora_studio.data.manifest import Bucket, CropMode, Manifest, Record, View
 from lora_studio.data.masks import subject
-from lora_studio.errors import DatasetError
-from lora_studio.text import preview_names
+from lora_studio.errors import DatasetError, preview_names
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ from lora_studio.data.cache.store import TensorStore
 from lora_studio.data.images.decode import in_threads
 from lora_studio.data.images.pixels import ReadyPixels, pixels_of
 from lora_studio.data.manifest import Bucket, Record
-from lora_studio.errors import DatasetError
-from lora_studio.text import preview_names
+from lora_studio.errors import DatasetError, preview_names
 
 __all__ = ["ImageEncoders", "Latent", "LatentCache", "TextCache", "pixels_of"]
 

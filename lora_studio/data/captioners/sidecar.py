@@ -8,8 +8,7 @@ from lora_studio.data.captions.files import CaptionFile, find_captions
 from lora_studio.data.captions.ledger import Ledgers
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.scan.layouts import FOLDER_NAME
-from lora_studio.errors import DatasetError
-from lora_studio.text import preview_names
+from lora_studio.errors import DatasetError, preview_names
 
 
 def read_captions(manifest: Manifest, *, instance_prompt: str = "") -> Manifest:

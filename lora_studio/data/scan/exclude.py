@@ -8,9 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from lora_studio.data.images.files import UnreadableFile, decode_text, read_bytes
 from lora_studio.data.images.names import same_name
-from lora_studio.errors import DatasetError
+from lora_studio.errors import DatasetError, preview_names
 from lora_studio.registry import did_you_mean
-from lora_studio.text import preview_names
 
 THE_LIST = "the list of files to leave out"
 _LEFT_OUT = "left out by "

@@ -25,8 +25,7 @@ from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.masks import with_masks
 from lora_studio.data.scan.exclude import THE_LIST, ExcludeList
 from lora_studio.data.scan.layouts import find
-from lora_studio.errors import DatasetError
-from lora_studio.text import preview_names
+from lora_studio.errors import DatasetError, preview_names
 
 __all__ = ["MAX_ASPECT", "ScanOptions", "Survey", "load_image", "scan", "shared_stems", "survey"]
 

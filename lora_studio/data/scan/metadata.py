@@ -17,9 +17,8 @@ from typing import Any
 from lora_studio.data.images.files import UnreadableFile, decode_text, read_bytes
 from lora_studio.data.manifest import Overrides
 from lora_studio.data.scan.overrides import COLUMNS, read_overrides
-from lora_studio.errors import DatasetError
+from lora_studio.errors import DatasetError, preview_names
 from lora_studio.registry import did_you_mean
-from lora_studio.text import preview_names
 
 FILE, TEXT = "file_name", "text"  # the columns' names; others are ignored
 _Row = dict[str, Any]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from lora_studio.adapters.adapter_set import AdapterSet
-from lora_studio.errors import TrainingDiverged
-from lora_studio.text import preview_names
+from lora_studio.errors import TrainingDiverged, preview_names
 
 FIRST_STEPS = 3  # `down` has a gradient from the second on, because `up` begins as zero
 LONGEST_WAIT = 100  # steps without any gradient: images that only preserve the base have none at first

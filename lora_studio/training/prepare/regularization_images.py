@@ -22,14 +22,13 @@ from lora_studio.data.regularization_images import (
     wishes_for,
 )
 from lora_studio.data.views import entries
-from lora_studio.errors import BaseModelError, DatasetError, RecipeError
+from lora_studio.errors import BaseModelError, DatasetError, RecipeError, preview_names
 from lora_studio.evaluate.previews import in_its_precision
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.fingerprints import drawing_fingerprint
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
 from lora_studio.rng import generator
-from lora_studio.text import preview_names
 from lora_studio.training.events import Listener, progress
 from lora_studio.training.machine.sharded import is_sharded
 from lora_studio.training.prepare.base_model import base_of

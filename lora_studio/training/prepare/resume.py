@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_studio.data.manifest import Manifest, current_line
 from lora_studio.data.regularization_images import DRAWN
-from lora_studio.errors import RecipeError
+from lora_studio.errors import RecipeError, preview_names
 from lora_studio.files import digest
 from lora_studio.metadata.provenance import MANIFEST
 from lora_studio.recipe import Recipe
@@ -17,7 +17,6 @@ from lora_studio.recipe.adapter import Stopping
 from lora_studio.recipe.diff import RecipeChange, changes
 from lora_studio.recipe.load import load_run_recipe
 from lora_studio.runs.folder import Run
-from lora_studio.text import preview_names
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.optimizers.schedule import factor, make_schedule
 

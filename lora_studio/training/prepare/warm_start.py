@@ -11,11 +11,11 @@ from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.inject import Places
 from lora_studio.adapters.layer import shape_of
+from lora_studio.errors import preview_names
 from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.lora_file import LoraFile, base_layers
 from lora_studio.lora_file.open import read_plain, unfit_layers, unknown_layers
 from lora_studio.recipe.adapter import AdapterConfig
-from lora_studio.text import preview_names
 
 OPTION = "adapter.init_from"
 

@@ -1,7 +1,7 @@
 """Write the lists of the published bases' layers, from diffusers: `python tests/published_names.py`.
 
-Each line of `families/layer_names/key_lists/<base>.txt` is a layer: its part, diffusers' path and the original
-checkpoint's with underscores for dots ("-" where it has none of its own), and the shape of its weight.
+Each line of `families/layer_names/key_lists/<base>.txt` is a layer: its part, diffusers' path and the
+original checkpoint's with underscores for dots ("-" where it has none of its own), and its weight's shape.
 """
 
 from __future__ import annotations

@@ -1,9 +1,13 @@
 """The families of base models: everything in which one base differs from another lives in here."""
 
-from lora_studio.families.base import ModelFamily
+from typing import TYPE_CHECKING
+
 from lora_studio.registry import Registry
 
-FAMILIES: Registry[type[ModelFamily]] = Registry(
+if TYPE_CHECKING:
+    from lora_studio.families.base import ModelFamily
+
+FAMILIES: Registry["type[ModelFamily]"] = Registry(
     "model family",
     {
         "sd15": "lora_studio.families.unet.stable_diffusion:StableDiffusion15",

@@ -1,7 +1,7 @@
 """The layers of the published bases as LoRA files name them, and the shapes of their weights.
 
-From lists, which tests/published_names.py writes: what names the layers of a run has no part in them, so that a
-fault there cannot hide itself from `verify`.
+From lists, which tests/published_names.py writes: what names the layers of a run has no part in them, so that
+a fault there cannot hide itself from `verify`.
 """
 
 from __future__ import annotations

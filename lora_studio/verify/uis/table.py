@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
+from lora_studio.families.layer_names import DENOISER_TITLE
+
 UIS = COMFYUI, A1111, FORGE, INVOKEAI, CPP, DIFFUSERS, KOHYA = (
     *("ComfyUI", "A1111", "Forge", "InvokeAI"),
     *("stable-diffusion.cpp", "diffusers", "kohya"),
@@ -120,7 +122,8 @@ TABLE: dict[str, tuple[str, Row]] = {
         _lost("dropped", A1111, DIFFUSERS, KOHYA) | _nothing("it stops with an error", INVOKEAI),
     ),
     "original_names": (
-        "{layers} of the denoiser by the original checkpoint's names, not diffusers', first {first}",
+        f"{{layers}} of the {DENOISER_TITLE} by the original checkpoint's names, not diffusers', "
+        "first {first}",
         _lost("dropped", INVOKEAI, KOHYA) | _nothing("it stops with an error", DIFFUSERS),
     ),
     "diffusers_upsampler": (

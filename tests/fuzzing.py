@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
 
 from lora_studio.console.inspect import print_facts, print_folder
+from lora_studio.console.screen import Screen
 from lora_studio.errors import StudioError
 from lora_studio.lora_file.open import open_plain
 from lora_studio.tools.combine import CombineReport, Term, combine
 from lora_studio.tools.inspect import Damaged, Facts, inspect_file, inspect_folder
 from lora_studio.verify import verify
 
-QUIET = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), width=100)
+QUIET = Screen(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), width=100)
 NAME = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 CONV = "lora_unet_mid_block_resnets_0_conv1"
 TEXT = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from lora_studio.cli import bases as cli_extract
 from lora_studio.cli import buckets as cli_buckets
@@ -26,6 +25,7 @@ from lora_studio.cli import init as cli_init
 from lora_studio.cli import inspect as cli_inspect
 from lora_studio.cli import metadata as cli_metadata
 from lora_studio.cli import plan as cli_plan
+from lora_studio.console.screen import console, errors
 from lora_studio.errors import ExportMismatch, ProcessLost, RenamedOption, StudioError, TrainingDiverged
 from lora_studio.processes import is_main
 from lora_studio.quiet import quiet_libraries
@@ -44,8 +44,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A folder of images becomes a verified LoRA file.",
 )
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
 
 Changes = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="change the recipe, e.g. training.steps=200")
@@ -78,7 +76,7 @@ def demo(
     """Learn a woodcut style from the sample images on the pocket base: no GPU, download or account."""
     recipe = load_recipe(PRESET_FOLDER / "pocket_style.toml", changes=tuple(changes))
     if (out / "summary.json").is_file() and not resume:
-        console.print(
+        console.say(
             f"{out} holds a finished demo already; looking at its file again (--out DIR trains a new one)."
         )
         verify(out / f"{recipe.name}.safetensors")
@@ -123,20 +121,18 @@ def verify(
 def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
     quiet_libraries()
     console.quiet = not is_main()  # of several processes one speaks
-    from lora_studio.console.screen import Screen
+    from lora_studio.console.run import RunScreen
     from lora_studio.training.session import Interrupted
     from lora_studio.training.session import train as run
 
-    console.print("reading the base model and the images")
-    with Screen(console) as screen:
+    console.say("reading the base model and the images")
+    with RunScreen(console) as screen:
         result: Finished | Interrupted = run(recipe, folder, resume=resume, on_event=screen)
     if isinstance(result, Interrupted):
         options = "" if folder == run_folder(recipe.name) else f" --out {folder}"
-        console.print(
-            f"stopped after step {result.step}; go on with: {again}{options} --resume", soft_wrap=True
-        )
+        console.say(f"stopped after step {result.step}; go on with: {again}{options} --resume")
         raise typer.Exit(130)
-    from lora_studio.console.finished import print_finished
+    from lora_studio.console.run import print_finished
 
     print_finished(result, console)
 
@@ -165,7 +161,7 @@ app.add_typer(cli_cache.cache)
 
 def _version(asked: bool) -> None:
     if asked:
-        console.print(__version__)
+        console.say(__version__)
         raise typer.Exit
 
 
@@ -184,10 +180,10 @@ def guarded(command: Callable[[], None]) -> int:
         command()
     except StudioError as error:
         if is_main() or not error.told_by_main:
-            errors.print(f"error: {error}", markup=False, soft_wrap=True)
+            errors.say(f"error: {error}")
         return 1 if isinstance(error, ExportMismatch | ProcessLost | TrainingDiverged) else 2
     except KeyboardInterrupt:
-        errors.print("stopped")
+        errors.say("stopped")
         return 130
     return 0
 

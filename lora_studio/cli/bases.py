@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from lora_studio.cli.combine import cut_of, needed, terms_of
 from lora_studio.cli.options import FILES, Dtype, Energy, Force, Json, Out, Rank
+from lora_studio.console.screen import Bars, console, errors
 from lora_studio.quiet import quiet_libraries
 
-console = Console(highlight=False)
 _BASE = 'a checkpoint file, a diffusers folder, "pocket" or a hub id'
 
 
@@ -36,12 +35,8 @@ def extract(
     cut = needed(cut_of(rank, energy))
     learned, before = open_weights(tuned), open_weights(base)
     check_output(out, force=force, inputs=[learned.path, before.path])
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("comparing tensors", total=None)
-
-        def on_tensor(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
-
+    with Bars(errors, transient=True) as bars:
+        on_tensor = partial(bars.show, "comparing tensors")
         report = write(learned, before, out, cut, dtype=dtype, on_tensor=on_tensor)
     if as_json:
         console.print_json(json.dumps(report.to_json()))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from lora_studio.console.screen import console
 from lora_studio.errors import RecipeError
 from lora_studio.quiet import quiet_libraries
 from lora_studio.recipe.load import load_recipe
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from lora_studio.data.buckets.report import BucketPlan
     from lora_studio.data.manifest import Manifest
 
-console = Console(highlight=False)
 RESOLUTION, STRIDE = 512, 64  # of Stable Diffusion 1.5
 
 
@@ -39,7 +38,7 @@ def buckets(
         _shapes(resolution or RESOLUTION, stride or STRIDE, as_json=as_json)
         return
     quiet_libraries()
-    from lora_studio.console.buckets import print_bucket_plan
+    from lora_studio.console.dataset import print_bucket_plan
 
     if images.is_dir():
         manifest, plan = _of_folder(images, resolution or RESOLUTION, stride or STRIDE)
@@ -57,7 +56,7 @@ def buckets(
 
 
 def _shapes(resolution: int, stride: int, *, as_json: bool) -> None:
-    from lora_studio.console.buckets import print_aspects
+    from lora_studio.console.dataset import print_aspects
     from lora_studio.data.buckets.report import aspect_rows
 
     rows = aspect_rows(resolution, stride)

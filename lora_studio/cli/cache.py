@@ -1,4 +1,4 @@
-"""The verbs `cache` and `regularization images`: they parse and print, and import no torch before they must."""
+"""The verbs `cache` and `regularization-images`: they parse and print, and import no torch too early."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from lora_studio.console.screen import console
 from lora_studio.errors import StudioError
 from lora_studio.quiet import quiet_libraries
 from lora_studio.recipe.load import load_recipe
+from lora_studio.text import file_size
 
 if TYPE_CHECKING:
     from lora_studio.data.cache.prune import CacheEntry
 
-console = Console(highlight=False)
 cache = typer.Typer(
     name="cache", invoke_without_command=True, help="Show what is cached for all runs, and make it smaller."
 )
@@ -30,7 +30,7 @@ def show(context: typer.Context) -> None:
     from lora_studio.data.cache.prune import cache_folder, entries
 
     if context.invoked_subcommand is None:
-        console.print(f"cache folder {cache_folder()}", markup=False, soft_wrap=True)
+        console.say(f"cache folder {cache_folder()}")
         _print(entries(cache_folder()))
 
 
@@ -54,15 +54,15 @@ def prune(
         older_than=None if older_than is None else seconds_of(older_than),
         max_bytes=None if max_size is None else bytes_of(max_size),
     )
-    console.print(f"cache folder {cache_folder()}", markup=False, soft_wrap=True)
+    console.say(f"cache folder {cache_folder()}")
     if not gone:
-        console.print("nothing to remove")
+        console.say("nothing to remove")
         return
     _print(gone)
     if yes:
-        console.print(f"removed: {_size(remove(gone))} are free now")
+        console.say(f"removed: {file_size(remove(gone))} are free now")
     else:
-        console.print("this would be removed; add --yes to do it")
+        console.say("this would be removed; add --yes to do it")
 
 
 def regularization_images(
@@ -74,16 +74,14 @@ def regularization_images(
     """Draw a recipe's regularization images ahead of training; after a stop the same command goes on."""
     loaded = load_recipe(recipe, changes=tuple(changes))
     quiet_libraries()
-    from lora_studio.console.screen import Screen
+    from lora_studio.console.run import RunScreen
     from lora_studio.training.prepare.regularization_images import draw_ahead
 
-    console.print("reading the base model and the images")
-    with Screen(console) as screen:
+    console.say("reading the base model and the images")
+    with RunScreen(console) as screen:
         drawing = draw_ahead(loaded, screen)
     count, folder = len(drawing.records), Path(drawing.records[0].path).parent
-    console.print(
-        f"{count} regularization images, {drawing.drawn} of them drawn now, in {folder}", soft_wrap=True
-    )
+    console.say(f"{count} regularization images, {drawing.drawn} of them drawn now, in {folder}")
 
 
 def _print(found: Sequence[CacheEntry]) -> None:
@@ -105,11 +103,6 @@ def _print(found: Sequence[CacheEntry]) -> None:
 
 def _add_row(table: Table, title: str, found: Sequence[CacheEntry]) -> None:
     dates = [datetime.fromtimestamp(one.used_at).strftime("%Y-%m-%d") for one in found] or ["-"]
-    table.add_row(title, str(len(found)), _size(sum(one.num_bytes for one in found)), min(dates), max(dates))
-
-
-def _size(num_bytes: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.1f} {unit}"
-    return f"{num_bytes} bytes"
+    table.add_row(
+        title, str(len(found)), file_size(sum(one.num_bytes for one in found)), min(dates), max(dates)
+    )

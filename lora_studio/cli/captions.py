@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from lora_studio.console.screen import console
 from lora_studio.data.captioners import CAPTION_WRITERS
 from lora_studio.errors import CaptionError
 from lora_studio.quiet import quiet_libraries
@@ -17,7 +17,6 @@ from lora_studio.quiet import quiet_libraries
 if TYPE_CHECKING:
     from lora_studio.data.manifest import Manifest
 
-console = Console(highlight=False)
 
 Folder = Annotated[Path, typer.Argument(help="a folder of images")]
 Writer = Annotated[
@@ -72,7 +71,7 @@ def caption(
 ) -> None:
     """Write captions for the images that have none: exit 0, or 1 if some still have none."""
     quiet_libraries()
-    from lora_studio.console.captions import CaptionScreen, print_outcome
+    from lora_studio.console.dataset import CaptionScreen, print_outcome
     from lora_studio.data.captioners import caption_writer
     from lora_studio.data.captioners.base import WriterOptions
     from lora_studio.data.captioners.write import write_captions
@@ -86,7 +85,7 @@ def caption(
     manifest = scan(_existing(folder), ScanOptions(recursive=recursive))
     if model_name := made.settings.get("model"):
         fetched = "" if made.name == "endpoint" or Path(model).expanduser().is_dir() else _FETCHED
-        console.print(f"{made.name} with the model {model_name}{fetched}", markup=False, soft_wrap=True)
+        console.say(f"{made.name} with the model {model_name}{fetched}")
     with CaptionScreen(console, made.name) as screen:
         try:
             outcome = write_captions(
@@ -98,7 +97,7 @@ def caption(
                 on_image=screen,
             )
         except KeyboardInterrupt:
-            console.print("stopped; the same command goes on where it was")
+            console.say("stopped; the same command goes on where it was")
             raise typer.Exit(130) from None
     print_outcome(outcome, manifest, console, dry_run=dry_run)
     if outcome.faults:
@@ -128,7 +127,7 @@ def captions(
     if find is not None:
         _find(folder, manifest, find, replace, regex=regex, write=write)
         return
-    from lora_studio.console.captions import print_statistics
+    from lora_studio.console.dataset import print_statistics
     from lora_studio.data.captions.statistics import caption_statistics
 
     tokenizers = {}
@@ -153,7 +152,7 @@ def _check_replace(find: str | None, replace: str | None, *, regex: bool, write:
 def _find(
     folder: Path, manifest: Manifest, find: str, replace: str | None, *, regex: bool, write: bool
 ) -> None:
-    from lora_studio.console.captions import print_changes, print_found
+    from lora_studio.console.dataset import print_changes, print_found
     from lora_studio.data.captions.replace import apply_changes, find_changes
 
     if replace is None:

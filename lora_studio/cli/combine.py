@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from lora_studio.cli.options import FILES, Dtype, Energy, Force, Json, Out, Rank
+from lora_studio.console.screen import console
 from lora_studio.errors import StudioError
 from lora_studio.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from lora_studio.lora_file.factors import RankLimit
     from lora_studio.tools.combine import BlockWeight, Term
-
-
-console = Console(highlight=False)
 
 
 def combine(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from lora_studio.console.screen import Bars, console, errors
 from lora_studio.errors import DatasetError, RecipeError
 from lora_studio.quiet import quiet_libraries
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from lora_studio.data.doctor.folder import DoctorOptions
     from lora_studio.data.manifest import Manifest
 
-console = Console(highlight=False)
-progress_console = Console(stderr=True)
 
 Progress = Callable[[int, int], None]
 
@@ -48,8 +47,8 @@ def doctor(
     from lora_studio.data.doctor.folder import DoctorOptions
 
     wishes = DoctorOptions(base, resolution, trigger, recursive)
-    with _Bar() as on_progress:
-        report, manifest = _examined(target, wishes, on_progress)
+    with Bars(errors, transient=True) as bars:
+        report, manifest = _examined(target, wishes, partial(bars.show, "looking at images"))
     if html is not None:
         from lora_studio.data.doctor.page import write_page
 
@@ -91,29 +90,12 @@ def _title(target: Path) -> str:
 def _print(
     report: DoctorReport, title: str, html: Path | None, write_exclude: Path | None, suggested: int
 ) -> None:
-    from lora_studio.console.doctor import print_findings
-    from lora_studio.data.doctor.finding import number
+    from lora_studio.console.dataset import print_findings
+    from lora_studio.text import plural
 
     print_findings(report, console, title=title)
     if html is not None:
-        console.print(f"\npage         {html}", markup=False, soft_wrap=True)
+        console.say(f"\npage         {html}")
     if write_exclude is not None:
-        what = f"{number(suggested)} to look at, in {write_exclude}"
-        console.print(f"\nto leave out {what}", markup=False, soft_wrap=True)
-
-
-class _Bar:
-    """A progress bar that appears with the first image."""
-
-    def __enter__(self) -> Progress:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bars
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bars = Bars(*columns, console=progress_console, transient=True)
-        self.task = self.bars.add_task("looking at images", total=None, visible=False)
-        self.bars.start()
-        return lambda done, total: self.bars.update(self.task, completed=done, total=total, visible=True)
-
-    def __exit__(self, *error: object) -> None:
-        self.bars.stop()
+        what = f"{plural(suggested)} to look at, in {write_exclude}"
+        console.say(f"\nto leave out {what}")

@@ -7,17 +7,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from lora_studio.console.screen import console
 from lora_studio.errors import StudioError
 from lora_studio.quiet import quiet_libraries
+from lora_studio.text import file_size
 
 if TYPE_CHECKING:
     from lora_studio.training.machine.self_test import OptionTest
-
-console = Console(highlight=False)
-GIGABYTE = 10**9
 
 
 def env(
@@ -40,31 +37,23 @@ def env(
         console.print_json(json.dumps(facts | {"options": options}))
         return
     _print_facts(facts)
-    console.print("\noptions, each tried with a small training step")
+    console.say("\noptions, each tried with a small training step")
     try_all(chosen, _print_outcome, quick=quick)
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
-    table = Table(show_header=False, box=None, pad_edge=False)
     memory, main = facts["memory_bytes"], facts["main_memory_bytes"]
     rows = [
         ("device", f"{facts['device']} ({facts['name']})"),
         ("driver", f"{facts['driver']}, CUDA {facts['cuda']}" if facts["driver"] else ""),
-        ("memory", f"{_gigabytes(memory['free'])} of {_gigabytes(memory['total'])} free" if memory else ""),
-        ("main memory", _gigabytes(main) if main else ""),
+        ("memory", f"{file_size(memory['free'])} of {file_size(memory['total'])} free" if memory else ""),
+        ("main memory", file_size(main) if main else ""),
         ("system", f"{facts['system']}, {facts['cpus']} CPUs, Python {facts['python']}"),
         *((name, found or "not installed") for name, found in facts["versions"].items()),
     ]
-    for title, text in rows:
-        if text:
-            table.add_row(title, text)
-    console.print(table)
+    console.print_rows([(title, text) for title, text in rows if text])
 
 
 def _print_outcome(outcome: OptionTest) -> None:
     answer = "works" if outcome.works else f"does not work: {outcome.why}"
-    console.print(f"{outcome.option}: {answer}", markup=False, soft_wrap=True)
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / GIGABYTE:.1f} GB"
+    console.say(f"{outcome.option}: {answer}")

@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from lora_studio.console.screen import console, errors
 from lora_studio.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from lora_studio.training.events import Event
-
-
-console = Console(highlight=False)
-progress_console = Console(stderr=True, highlight=False)
 
 
 def export(
@@ -48,14 +44,14 @@ def export(
 
     def tell(event: Event) -> None:
         if isinstance(event, Note):
-            progress_console.print(event.text, markup=False)
+            errors.say(event.text)
 
     wishes = ExportRequest(tuple(to), checkpoint, dtype, out, force)
     found = export_run(run, wishes, on_event=tell)
     if as_json:
         console.print_json(json.dumps([one.to_json() for one in found]))
         return
-    from lora_studio.console.export import print_exported
+    from lora_studio.console.tools import print_exported
 
     print_exported(found, console)
 
@@ -82,7 +78,7 @@ def convert(
     if as_json:
         console.print_json(json.dumps(converted.to_json()))
         return
-    from lora_studio.console.export import print_converted
+    from lora_studio.console.tools import print_converted
 
     print_converted(converted, console)
 
@@ -98,7 +94,7 @@ def push(
 ) -> None:
     """Upload a file with its card and images, privately; the token comes from HF_TOKEN alone."""
     quiet_libraries()
-    from lora_studio.console.metadata import print_uploads
+    from lora_studio.console.inspect import print_uploads
     from lora_studio.tools.push import push as upload
     from lora_studio.tools.push import token_from_environment, uploads_of
 
@@ -111,4 +107,4 @@ def push(
         files = {one.name: one.num_bytes for one in uploads}
         console.print_json(json.dumps({"repo": repo, "public": public, "files": files, "address": address}))
     elif address:
-        console.print(f"done         {address}", markup=False, soft_wrap=True)
+        console.say(f"done         {address}")

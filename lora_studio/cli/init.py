@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from lora_studio.console.screen import console
 from lora_studio.errors import RecipeError
 from lora_studio.recipe.presets import PresetInputs, fill, preset_names, recipe_name, summary, with_class
-
-console = Console(highlight=False)
 
 
 def init(
@@ -31,7 +29,7 @@ def init(
     """Write a recipe for your own images, from a preset with the reasons beside its numbers."""
     if list_:
         for one in preset_names():
-            console.print(f"{one:15} {summary(one)}", markup=False, soft_wrap=True)
+            console.say(f"{one:15} {summary(one)}")
         return
     summary(preset)  # an unknown preset is the first thing to say
     if images is None or not trigger:
@@ -39,17 +37,17 @@ def init(
     path = out or Path(f"{name or recipe_name(images)}.toml")
     text, recipe = fill(preset, PresetInputs(images, trigger, base, name, class_word), folder=path.parent)
     _write(path, text)
-    console.print(f"wrote {path}: {summary(preset)}", markup=False, soft_wrap=True)
+    console.say(f"wrote {path}: {summary(preset)}")
     if recipe.data.trigger != trigger:
         words = f'the trigger is "{with_class(trigger, class_word)}": every caption should hold these words'
-        console.print(words, markup=False, soft_wrap=True)
-    console.print("next:")
+        console.say(words)
+    console.say("next:")
     for verb, what in (
         ("doctor", "what is wrong with images and captions"),
         ("plan", "memory, disk and time"),
         ("train", "the LoRA"),
     ):
-        console.print(f"  lora-studio {verb} {_shell(path)}   # {what}", markup=False, soft_wrap=True)
+        console.say(f"  lora-studio {verb} {_shell(path)}   # {what}")
 
 
 def _shell(path: Path) -> str:

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from lora_studio.console.screen import console
 from lora_studio.errors import StudioError
 from lora_studio.quiet import quiet_libraries
-
-console = Console(highlight=False)
 
 
 def inspect(
@@ -51,7 +49,7 @@ def inspect(
 
         print_facts(facts, console)
         if out is not None:
-            console.print(f"\nplot         {out}", markup=False, soft_wrap=True)
+            console.say(f"\nplot         {out}")
 
 
 def _draw(out: Path, norms: dict[str, float | None], title: str) -> None:

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from lora_studio.console.screen import console
 from lora_studio.errors import StudioError
 from lora_studio.quiet import quiet_libraries
-
-console = Console(highlight=False)
 
 
 def metadata(
@@ -29,7 +27,7 @@ def metadata(
 ) -> None:
     """Show what a file says about itself, or change it without touching the tensors."""
     quiet_libraries()
-    from lora_studio.console.metadata import print_metadata
+    from lora_studio.console.inspect import print_metadata
     from lora_studio.lora_file.header import read_header
     from lora_studio.lora_file.write import tensor_hash
     from lora_studio.metadata.edit import edit, parse_changes
@@ -81,14 +79,14 @@ def sidecars(
         console.print_json(json.dumps({"written": [str(path) for path in written]}))
         return
     for path in written:
-        console.print(f"written      {path}", markup=False, soft_wrap=True)
+        console.say(f"written      {path}")
     if not any(path.suffix == ".png" for path in written):
-        console.print("no image: the run kept no previews; set samples.prompts in its recipe", soft_wrap=True)
+        console.say("no image: the run kept no previews; set samples.prompts in its recipe")
 
 
 def check_origin(file: Path, places: list[Path], *, provenance: bool, as_json: bool) -> None:
     """`verify --provenance`: exit 0 if the file was made from what is there, 1 if not."""
-    from lora_studio.console.metadata import print_origin
+    from lora_studio.console.inspect import print_origin
     from lora_studio.metadata.provenance_check import check_provenance
 
     if not provenance:

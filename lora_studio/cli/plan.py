@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from lora_studio.console.screen import console, errors
 from lora_studio.quiet import quiet_libraries
 from lora_studio.recipe.load import load_recipe
-
-console = Console(highlight=False)
-progress_console = Console(stderr=True, highlight=False)
 
 
 def plan(
@@ -32,10 +29,10 @@ def plan(
     loaded = load_recipe(recipe, changes=tuple(changes))
     quiet_libraries()
     from lora_studio.console.plan import print_needs, print_plan
-    from lora_studio.console.screen import Screen
+    from lora_studio.console.run import RunScreen
     from lora_studio.training.planning.plan import plan as make
 
-    with Screen(progress_console) as screen:
+    with RunScreen(errors) as screen:
         found = make(loaded, memory_gib=memory, on_event=screen)
     if as_json:
         console.print_json(json.dumps(found.to_json()))

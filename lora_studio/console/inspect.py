@@ -1,67 +1,67 @@
-"""What the verb `inspect` shows."""
+"""What the verbs that look at finished files show: `inspect`, `verify`, `metadata` and `push`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from lora_studio.data.doctor.finding import shown
+from lora_studio.console.screen import Rows, Screen, columns
+from lora_studio.text import file_size, in_words, shown
 
 if TYPE_CHECKING:
+    from lora_studio.metadata.provenance_check import OriginReport
     from lora_studio.tools.inspect import Damaged, Facts
+    from lora_studio.tools.push import Upload
     from lora_studio.verify.file import VerifyReport
     from lora_studio.verify.uis import Verdict
 
 
-_LONGEST = 200  # letters of a metadata value
+_LONGEST = 200  # letters of a metadata value; --json has all
 _MOST = 100  # lines of metadata
 _BAR = 30  # letters of the longest bar
+_COLOURS = {"completely": "green", "partly": "yellow", "not at all": "bold red", "not known": "dim"}
 
 
-def print_facts(facts: Facts, console: Console) -> None:
+def print_facts(facts: Facts, screen: Screen) -> None:
     """All that is known of one file."""
-
-    def line(title: str, text: str) -> None:
-        console.print(f"{title:12} {shown(text)}", markup=False, soft_wrap=True)
-
-    line("file", f"{facts.file}  ({megabytes(facts.num_bytes)})")
-    line("kind", facts.kind)
-    line("made for", facts.family)
-    for title, values in (("rank", facts.ranks), ("alpha", facts.alphas)):
-        if values:
-            line(title, span(values))
-    line("numbers", ", ".join(facts.dtypes))
-    if facts.layers:
-        line("layers", ", ".join(f"{count} in {part}" for part, count in facts.layers.items()))
-    if facts.triggers:
-        line("triggers", ", ".join(map(_short, facts.triggers)))
-    for note in facts.notes:
-        line("note", note)
-    for name, digest in facts.hashes.items():
-        line(name if len(name) < 12 else "sshs hash", digest)
+    hashes = [(name if len(name) < 12 else "sshs hash", digest) for name, digest in facts.hashes.items()]
+    _say_shown(
+        [
+            ("file", f"{facts.file}  ({file_size(facts.num_bytes)})"),
+            ("kind", facts.kind),
+            ("made for", facts.family),
+            *([("rank", _span(facts.ranks))] if facts.ranks else []),
+            *([("alpha", _span(facts.alphas))] if facts.alphas else []),
+            ("numbers", ", ".join(facts.dtypes)),
+            *_joined("layers", [f"{count} in {part}" for part, count in facts.layers.items()]),
+            *_joined("triggers", [shown(trigger, limit=_LONGEST) for trigger in facts.triggers]),
+            *(("note", note) for note in facts.notes),
+            *hashes,
+        ],
+        screen,
+    )
     if facts.norms:
-        console.print("\nnorm of the change of weight, by block")
-        _print_bars(facts.norms, console)
+        screen.say("\nnorm of the change of weight, by block")
+        _print_bars(facts.norms, screen)
     if facts.metadata:
-        console.print("\nmetadata")
-        for name in sorted(facts.metadata)[:_MOST]:
-            line(f"  {shown(name[:_LONGEST])}:", _short(facts.metadata[name]))
-        if (more := len(facts.metadata) - _MOST) > 0:
-            line("", f"and {more:,} more; --json has them all")
-    console.print()
-    print_verdicts(facts.uis, console)
+        screen.say("\nmetadata")
+        _print_metadata(facts.metadata, screen, most=_MOST)
+    screen.say()
+    print_verdicts(facts.uis, screen)
 
 
-def _short(text: str) -> str:
-    rest = f" ... ({len(text):,} letters)" if len(text) > _LONGEST else ""
-    return text[:_LONGEST] + rest
+def _joined(title: str, words: Sequence[str]) -> Rows:
+    return [(title, ", ".join(words))] if words else []
 
 
-def _print_bars(norms: dict[str, float | None], console: Console) -> None:
+def _say_shown(rows: Rows, screen: Screen) -> None:
+    screen.say_rows([(title, shown(text)) for title, text in rows])
+
+
+def _print_bars(norms: dict[str, float | None], screen: Screen) -> None:
     largest = max((norm for norm in norms.values() if norm), default=0.0)
     width = max(map(len, norms))
     for block, norm in norms.items():
@@ -71,14 +71,20 @@ def _print_bars(norms: dict[str, float | None], console: Console) -> None:
             share = norm / largest if 0 < largest < float("inf") else 0.0
             bar = "#" * round(_BAR * share) if share == share else ""
             text = f"{norm:9.4g} {bar}"
-        console.print(f"  {block:{width}} {text}", markup=False, soft_wrap=True)
+        screen.say(f"  {block:{width}} {text}")
 
 
-def print_folder(found: Sequence[Facts | Damaged], console: Console) -> None:
+def _print_metadata(metadata: Mapping[str, str], screen: Screen, *, most: int | None = None) -> None:
+    """In alphabetical order, on one line each."""
+    for name in sorted(metadata)[:most]:
+        screen.say(f"  {shown(name, limit=_LONGEST)} = {shown(metadata[name], limit=_LONGEST)}")
+    if most is not None and len(metadata) > most:
+        screen.say(f"  and {len(metadata) - most:,} more; --json has them all")
+
+
+def print_folder(found: Sequence[Facts | Damaged], screen: Screen) -> None:
     """A line for each file."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("file", "size", "kind", "made for", "rank", "alpha", "numbers", "UIs"):
-        table.add_column(title, overflow="fold")
+    table = columns(("file", "size", "kind", "made for", "rank", "alpha", "numbers", "UIs"))
     damaged = []
     for one in found:
         values: dict[str, Any] = one.to_json()
@@ -87,52 +93,73 @@ def print_folder(found: Sequence[Facts | Damaged], console: Console) -> None:
             table.add_row(Text(shown(one.file)), *[""] * 2, Text("damaged, see below", style="bold red"))
         else:
             table.add_row(*map(Text, map(shown, _row(values))))
-    console.print(table)
-    console.print("UIs: how many of those that are known load it completely; inspect a file to see which")
+    screen.print(table)
+    screen.say("UIs: how many of those that are known load it completely; inspect a file to see which")
     for values in damaged:
-        console.print(f"damaged: {shown(values['error'])}", markup=False, soft_wrap=True)
+        screen.say(f"damaged: {shown(values['error'])}")
 
 
 def _row(values: dict[str, Any]) -> list[str]:
     whole = [one["ui"] for one in values["uis"] if one["loads"] == "completely"]
     loads = f"{len(whole)} of {len(values['uis'])}" if values["uis"] else ""
-    size, kind, family = megabytes(values["num_bytes"]), values["kind"], values["family"]
-    ranks, alphas = span(values["ranks"]), span(values["alphas"])
+    size, kind, family = file_size(values["num_bytes"]), values["kind"], values["family"]
+    ranks, alphas = _span(values["ranks"]), _span(values["alphas"])
     return [values["file"], size, kind, family, ranks, alphas, ", ".join(values["dtypes"]), loads]
 
 
-def span(values: Sequence[float]) -> str:
+def _span(values: Sequence[float]) -> str:
     """ "4", or "4 to 16"."""
     return " to ".join(f"{one:g}" for one in dict.fromkeys(values))
 
 
-def megabytes(num_bytes: int) -> str:
-    """As files are shown elsewhere."""
-    return f"{num_bytes / 1e6:.1f} MB"
-
-
-_COLOURS = {"completely": "green", "partly": "yellow", "not at all": "bold red", "not known": "dim"}
-
-
-def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
+def print_verdicts(verdicts: Sequence[Verdict], screen: Screen) -> None:
     """UI, how much of the file it loads, and why."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("UI", "loads", "why"):
-        table.add_column(title, overflow="fold", no_wrap=title != "why")
+    table = columns(("UI", "loads", "why"), whole=("UI", "loads"))
     for one in verdicts:
         reasons = [shown(f"{reason.what}: {reason.consequence}") for reason in one.reasons]
         table.add_row(one.ui, Text(one.loads, style=_COLOURS[one.loads]), Text("\n".join(reasons)))
-    console.print(table)
+    screen.print(table)
 
 
-def print_report(report: VerifyReport, console: Console) -> None:
-    """A verify report."""
-    console.print(f"{shown(report.file)}: {'whole' if report.ok else 'FAULTY'}", markup=False)
+def print_report(report: VerifyReport, screen: Screen) -> None:
+    """Whether the file is complete, its faults, and what was measured."""
+    screen.say(f"{shown(report.file)}: {'valid' if report.ok else 'INVALID'}")
     for title, lines in (("fault", report.faults), ("note", report.notes)):
         for line in lines:
-            console.print(f"  {title}: {shown(line)}", markup=False, soft_wrap=True)
+            screen.say(f"  {title}: {shown(line)}")
     for name, value in report.checks.items():
         words = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        console.print(f"  {name.replace('_', ' ')}: {shown(words)}", markup=False, soft_wrap=True)
+        screen.say(f"  {in_words(name)}: {shown(words)}")
     if report.uis:
-        print_verdicts(report.uis, console)
+        print_verdicts(report.uis, screen)
+
+
+def print_metadata(
+    path: Path, metadata: Mapping[str, str], whole: str, screen: Screen, *, written: bool
+) -> None:
+    """Every key, and whether the tensors are those that the metadata names. `whole`: the hash of all."""
+    screen.say(f"{path}: {'written, ' if written else ''}{len(metadata)} keys of metadata")
+    _print_metadata(metadata, screen)
+    rows = [("tensors", f"sha256 {whole}, on cards {whole[:12]}")]
+    if (said := metadata.get("sshs_model_hash")) and said != whole:
+        rows.append(("warning", f"sshs_model_hash is {said}: the tensors were changed after that"))
+    _say_shown(rows, screen)
+
+
+def print_origin(origin: OriginReport, screen: Screen) -> None:
+    """Yes or no, and why."""
+    screen.say(f"{origin.file}: {'yes, made from these' if origin.proven else 'NO, not made from these'}")
+    reasons = {"differs": origin.differs, "same": origin.same, "not looked at": origin.not_looked_at}
+    for title, lines in reasons.items():
+        for line in lines:
+            screen.say(f"  {title}: {line}")
+
+
+def print_uploads(
+    uploads: Sequence[Upload], repo: str, screen: Screen, *, public: bool, dry_run: bool
+) -> None:
+    """What goes to the hub, before it does."""
+    verb, who = ("would go" if dry_run else "goes"), ("everybody" if public else "you alone")
+    screen.say(f"to {repo} on the hub {verb}, for {who} to see:")
+    for one in uploads:
+        screen.say(f"  {one.name}  ({one.num_bytes:,} bytes)")

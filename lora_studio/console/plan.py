@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
-from lora_studio.console.buckets import bucket_lines
-from lora_studio.console.doctor import finding_lines
-from lora_studio.console.events import held_out_lines, images
+from lora_studio.console.screen import Screen
+from lora_studio.data.doctor.finding import DoctorReport
 from lora_studio.recipe.data import one_more_chunk
+from lora_studio.text import duration, plural
+from lora_studio.text import memory_size as amount
 from lora_studio.training import events
 
 if TYPE_CHECKING:
@@ -24,20 +22,9 @@ if TYPE_CHECKING:
 COMMON_VIEWS = (30, 300)  # how often an image is seen in runs that turn out well
 
 
-def print_plan(plan: events.TrainingPlan, console: Console) -> None:
+def print_plan(plan: events.TrainingPlan, screen: Screen) -> None:
     """What will be trained, line by line."""
-    table = Table(
-        show_header=False,
-        box=None,
-        pad_edge=False,
-        title=f"{plan.name}: what will be trained",
-        title_justify="left",
-    )
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for title, text in plan_lines(plan):
-        table.add_row(title, text)
-    console.print(table, markup=False)
+    screen.print_rows(plan_lines(plan), heading=f"{plan.name}: what will be trained")
 
 
 def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
@@ -52,7 +39,7 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     ]
     lines += [("", f"excluded: {name} ({reason})") for name, reason in plan.images_excluded]
     lines += _data_lines(plan)
-    lines += finding_lines(plan.findings)
+    lines += DoctorReport(plan.findings, {}).plan_rows()
     lines += [("captions", by)]
     lines += [("", f'"{caption}"') for caption in plan.captions]
     lines += [("", text) for text in (*plan.triggers, *plan.variation)]
@@ -70,7 +57,7 @@ def plan_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
             )
         )
     lines += [("warning", text) for text in (*plan.caption_warnings, *_cut_lines(plan))]
-    lines += bucket_lines(plan.buckets)
+    lines += plan.buckets.rows()
     lines += [
         (
             "steps",
@@ -107,21 +94,32 @@ def _cut_lines(plan: events.TrainingPlan, limit: int = 5) -> list[str]:
     return lines
 
 
+def held_out_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
+    """Which images are not trained on, as (title, text) pairs of the plan."""
+    if not plan.held_out:
+        return []
+    measured = "no loss is measured on them"
+    if plan.validation_every:
+        measured = f"their loss is measured before the first step and every {plan.validation_every}"
+    names = ", ".join(plan.held_out)
+    return [("held out", f"{plural(len(plan.held_out))}, not trained on; {measured}: {names}")]
+
+
 def _data_lines(plan: events.TrainingPlan) -> list[tuple[str, str]]:
     """What else there is to know about the images, as (title, text) pairs."""
     lines = held_out_lines(plan)
     lines += _class_lines(plan.regularization_images)
     lines += [
-        ("repeats", f"{images(count)} in {folder}, {repeats} times an epoch each")
+        ("repeats", f"{plural(count)} in {folder}, {repeats} times an epoch each")
         for folder, count, repeats in plan.repeats
     ]
     lines += [("", f"note: {name}: {note}") for name, note in plan.notes]
     lines += [
-        ("transparency", f"{images(count)} with clear parts, laid on {colour}")
+        ("transparency", f"{plural(count)} with clear parts, laid on {colour}")
         for colour, count in plan.backgrounds.items()
     ]
     if plan.masks:
-        lines.append(("masks", f"{images(plan.masks)} learned only where the mask is white"))
+        lines.append(("masks", f"{plural(plan.masks)} learned only where the mask is white"))
     if weight := plan.masked_preservation:
         lines.append(("", f"outside of it the base's own answer is kept, with weight {weight:g}"))
     return lines
@@ -156,13 +154,6 @@ PLACES = {
 }
 
 
-def duration(seconds: float) -> str:
-    """In words: "2 h 5 min", "4 min 40 s" or "12 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def time_line(steps: float, plan: TrainingPlan) -> str:
     """How long the run takes, and what of it."""
     others = {"validation images": plan.seconds_of_validation, "previews": plan.seconds_of_previews}
@@ -171,23 +162,12 @@ def time_line(steps: float, plan: TrainingPlan) -> str:
     return f"about {listed}" if len(parts) == 1 else f"about {duration(sum(parts.values()))}: {listed}"
 
 
-def amount(num_bytes: float) -> str:
-    """In words: "1.50 GiB" or "12.3 MiB"."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.{2 if unit == 'GiB' else 1}f} {unit}"
-    return f"{num_bytes / 2**10:.1f} KiB"
-
-
-def print_needs(plan: RunPlan, console: Console) -> None:
+def print_needs(plan: RunPlan, screen: Screen) -> None:
     """What comes after the lines on what will be trained."""
-    table = Table(show_header=False, box=None, pad_edge=False, title="what it takes", title_justify="left")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for title, text in (*memory_lines(plan), *disk_lines(plan.disk), *_before_lines(plan)):
-        table.add_row(title, text)
-    console.print()
-    console.print(table, markup=False)
+    screen.say()
+    screen.print_rows(
+        (*memory_lines(plan), *disk_lines(plan.disk), *_before_lines(plan)), heading="what it takes"
+    )
 
 
 def memory_lines(plan: RunPlan) -> list[tuple[str, str]]:

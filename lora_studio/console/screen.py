@@ -1,60 +1,81 @@
-"""What a run shows while it works: the plan, progress bars and notes."""
+"""Where every verb prints: the terminal, tables and progress bars."""
 
 from __future__ import annotations
 
-from types import TracebackType
+from collections.abc import Sequence
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
-from lora_studio.console.events import memory_line, skipped_line, validation_line
-from lora_studio.console.plan import print_plan
-from lora_studio.training import events
+Rows = Sequence[tuple[str, str]]
 
 
-class Screen:
-    """A listener that draws progress bars and prints the plan and notes."""
+class Screen(Console):
+    """Prints text as it is: names of files and words from them are neither markup nor emoji."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.bars = Progress(
-            TextColumn("{task.description}"),
+    def __init__(
+        self, *, stderr: bool = False, file: IO[str] | None = None, width: int | None = None
+    ) -> None:
+        super().__init__(stderr=stderr, file=file, width=width, highlight=False, markup=False, emoji=False)
+
+    def say(self, text: str | Text = "", style: str = "") -> None:
+        """A line of any length, which is not broken, so that it can be copied whole."""
+        self.print(Text(text, style) if isinstance(text, str) else text, soft_wrap=True)
+
+    def say_rows(self, rows: Rows, *, style: str = "") -> None:
+        """Lines, each behind its title."""
+        for title, text in rows:
+            self.say(f"{title:<12} {text}", style)
+
+    def print_rows(self, rows: Rows, *, heading: str = "") -> None:
+        """Titles and texts side by side; long texts are broken within their column."""
+        table = Table(
+            show_header=False, box=None, pad_edge=False, title=heading or None, title_justify="left"
+        )
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for title, text in rows:
+            table.add_row(Text(title), Text(text))
+        self.print(table)
+
+
+console = Screen()
+errors = Screen(stderr=True)  # mistakes, and progress where the output itself may be piped
+
+
+def columns(titles: Sequence[str], *, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
+    """A table without lines; those in `right` are flush right, those in `whole` never broken."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in titles:
+        table.add_column(
+            title,
+            justify="right" if title in right else "left",
+            overflow="fold",
+            no_wrap=title in whole,
+        )
+    return table
+
+
+class Bars(Progress):
+    """A progress bar for each kind of work, which appears when the work begins."""
+
+    def __init__(self, screen: Console, *, transient: bool = False) -> None:
+        super().__init__(
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.fields[facts]}", markup=False),
             TimeRemainingColumn(),
-            console=console,
+            console=screen,
+            transient=transient,
         )
-        self.tasks: dict[str, TaskID] = {}
+        self._bars: dict[str, TaskID] = {}
 
-    def __enter__(self) -> Screen:
-        self.bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bars.stop()
-
-    def __call__(self, event: events.Event) -> None:
-        """Show one event."""
-        if isinstance(event, events.TrainingPlan):
-            print_plan(event, self.bars.console)
-        elif isinstance(event, events.StepDone):
-            speed = f"loss {event.loss:.4f}  {event.seconds:.2f} s/step"
-            self._advance("training", event.step, event.steps, speed)
-        elif isinstance(event, events.StepSkipped):
-            self.bars.console.print(skipped_line(event), markup=False, soft_wrap=True)
-        elif isinstance(event, events.MemoryRanOut):
-            self.bars.console.print(memory_line(event), markup=False, soft_wrap=True)
-        elif isinstance(event, events.ValidationMeasured):
-            self.bars.console.print(validation_line(event), markup=False, soft_wrap=True)
-        elif isinstance(event, events.Progress):
-            self._advance(event.what, event.done, event.total, "")
-        else:
-            self.bars.console.print(event.text, markup=False, soft_wrap=True)
-
-    def _advance(self, what: str, done: int, total: int, facts: str) -> None:
-        if what not in self.tasks:
-            self.tasks[what] = self.bars.add_task(what, total=total, completed=done - 1, facts="")
-        self.bars.update(self.tasks[what], completed=done, total=total, facts=facts)
+    def show(self, what: str, done: int, total: int, facts: str = "") -> None:
+        """So many of so many are done."""
+        if what not in self._bars:
+            self._bars[what] = self.add_task(what, total=total, completed=done - 1, facts="")
+        self.update(self._bars[what], completed=done, total=total, facts=facts)

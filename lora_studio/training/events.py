@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lora_studio.data.buckets.report import BucketPlan
 from lora_studio.data.captions.trigger_tokens import CutCaption
 from lora_studio.data.doctor.finding import Finding
+from lora_studio.text import plural
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -108,6 +109,19 @@ class StepSkipped:
     most: int  # so many in a row end the run
     scale: float = 1.0  # of float16's loss, if that is to blame: it is halved, and the step does not count
 
+    @property
+    def text(self) -> str:
+        """In words."""
+        if self.scale > 1:
+            return (
+                f"step {self.step} skipped: its gradients overflow in float16 with the loss times "
+                f"{self.scale:g}, which is halved"
+            )
+        return (
+            f"warning: step {self.step} skipped: its loss is {self.loss:g} and its gradient norm "
+            f"{self.grad_norm:g}; {self.in_a_row} in a row, {self.most} end the run"
+        )
+
 
 @dataclass(frozen=True)
 class MemoryRanOut:
@@ -115,6 +129,14 @@ class MemoryRanOut:
 
     passes: int
     rows: int  # in a pass, at most
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return (
+            f"warning: the memory ran out: each batch is learned in {self.passes} passes of up to "
+            f"{plural(self.rows)} from now on; what is learned stays the same, it takes a little longer"
+        )
 
 
 @dataclass(frozen=True)
@@ -125,6 +147,15 @@ class ValidationMeasured:
     loss: float
     relative: float  # of the base's
     best: bool  # so far
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        if self.step == 0:
+            return f"validation images before the first step: loss {self.loss:.4f}"
+        best = ", the best so far" if self.best else ""
+        share = f"{self.relative:.1%} of the base's"
+        return f"validation images at step {self.step}: loss {self.loss:.4f}, {share}{best}"
 
 
 @dataclass(frozen=True)

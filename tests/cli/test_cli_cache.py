@@ -103,10 +103,10 @@ def test_regularization_images_are_drawn_and_named(
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(recipe_text(tmp_path / "images", str(tiny_base)), "utf-8")
     wanted = ["--set", "data.regularization_images.count=3", "--set", "data.regularization_images.steps=1"]
-    code, out, _ = run(["regularization images", str(recipe), *wanted], capsys)
+    code, out, _ = run(["regularization-images", str(recipe), *wanted], capsys)
     assert code == 0 and f"3 regularization images, 3 of them drawn now, in {cache / 'class_images'}" in out
-    code, out, _ = run(["regularization images", str(recipe), *wanted], capsys)
+    code, out, _ = run(["regularization-images", str(recipe), *wanted], capsys)
     assert code == 0 and "3 regularization images, 0 of them drawn now" in out
     assert "regularization images" in run(["cache"], capsys)[1]
-    code, _, err = run(["regularization images", str(recipe)], capsys)
+    code, _, err = run(["regularization-images", str(recipe)], capsys)
     assert code == 2 and "data.regularization_images.count is 0" in err

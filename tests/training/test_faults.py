@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from tiny import SD15_LAYERS
 
-from lora_studio.console.events import skipped_line
 from lora_studio.errors import CheckpointError, TrainingDiverged
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs.folder import Run
@@ -87,7 +86,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted_and_leaves_everything(
     skipped = [event for event in heard if isinstance(event, StepSkipped)]
     assert [(event.step, event.in_a_row, event.most) for event in skipped] == [(3, 1, 5), (4, 2, 5)]
     assert [event.step for event in heard if isinstance(event, StepDone)] == [1, 2, 5, 6]
-    assert "step 4 skipped" in skipped_line(skipped[1]) and "2 in a row, 5 end" in skipped_line(skipped[1])
+    assert "step 4 skipped" in skipped[1].text and "2 in a row, 5 end" in skipped[1].text
     counters = loop.state.counters
     assert (counters.step, counters.updates, counters.skipped, counters.skipped_in_a_row) == (6, 4, 2, 0)
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_studio.console.events import skipped_line
 from lora_studio.errors import TrainingDiverged
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs.folder import Run
@@ -80,7 +79,7 @@ def test_an_overflow_is_skipped_and_counted_and_halves_the_scale(make: Make, hea
     assert scales == [65536, 32768, 16384, None, None, None]
     counters = session.loop.state.counters
     assert (counters.skipped, counters.updates, counters.skipped_in_a_row) == (3, 3, 0)
-    line = next(skipped_line(event) for event in heard if isinstance(event, StepSkipped))
+    line = next(event.text for event in heard if isinstance(event, StepSkipped))
     assert "step 1 skipped" in line and "the loss times 65536, which is halved" in line
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from ready import prepared
-from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import image_folder, recipe_text
 
-from lora_studio.console.finished import print_finished
+from lora_studio.console.run import print_finished
+from lora_studio.console.screen import Screen
 from lora_studio.errors import ExportMismatch, RecipeError
 from lora_studio.export.embedding import check_embeddings
 from lora_studio.recipe import Recipe
@@ -79,7 +79,7 @@ def test_a_run_ends_with_a_verified_embedding(
     assert said["modelspec.trigger_phrase"] == "zwx" and str(tmp_path) not in json.dumps(said)
     assert result.summary["embeddings"]["zwx"]["file"] == "zwx.safetensors"
     said_aloud = io.StringIO()
-    print_finished(result, Console(file=said_aloud, width=400))
+    print_finished(result, Screen(file=said_aloud, width=400))
     assert f"embedding    {path}, the word 'zwx'" in said_aloud.getvalue()
     assert ("LoRA file" in said_aloud.getvalue()) == (kind == "lora")
     assert verify(path).ok and verify(path, base=recipe.base.model).ok

@@ -14,7 +14,6 @@ from noise import grey_noise
 from PIL import Image
 from tiny import image_folder, recipe_text
 
-from lora_studio.console.events import validation_line
 from lora_studio.evaluate.previews import render_base
 from lora_studio.evaluate.validation import TIMESTEPS, best_step
 from lora_studio.recipe.load import load_recipe
@@ -171,7 +170,7 @@ def test_a_run_is_measured_before_the_first_step_and_to_its_last(
     assert [(event.step, event.loss, event.relative) for event in events] == [
         (row["step"], row["loss"], row["relative"]) for row in rows
     ]
-    assert "of the base's" in validation_line(events[1]) and "before the first" in validation_line(events[0])
+    assert "of the base's" in events[1].text and "before the first" in events[0].text
     ranked = json.loads((result.folder / "validation.json").read_text())
     assert [one["relative"] for one in ranked["images"]] == sorted(rows[-1]["images"].values())
     assert ranked["step"] == 6 and ranked["best_step"] == best_step(rows)

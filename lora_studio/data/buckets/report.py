@@ -12,6 +12,7 @@ from lora_studio.data.buckets import check_resolutions, crop_loss, enlargement
 from lora_studio.data.buckets.sizes import AREA_TOLERANCE, bucket_table, cropped_share
 from lora_studio.data.manifest import Bucket, Overrides, Record
 from lora_studio.data.views import entries, views_of
+from lora_studio.errors import preview_names
 
 _LANDSCAPE = ((5, 4), (4, 3), (3, 2), (16, 10), (5, 3), (16, 9), (21, 9))
 COMMON_ASPECTS = ((1, 1), *_LANDSCAPE, *((height, width) for width, height in _LANDSCAPE))
@@ -58,6 +59,39 @@ class BucketPlan:
     mirrored: float  # mean share of showings that are mirrored
     captions_with_sides: int  # of mirrored images: those whose caption says left or right
     overrides: tuple[str, ...]  # images whose line of metadata says how they are shown
+
+    def rows(self) -> list[tuple[str, str]]:
+        """For people, as (title, text)."""
+        rows = [
+            ("buckets", ", ".join(f"{name}: {count}" for name, count in self.buckets.items())),
+            ("", f"{self.crop_share:.1%} of an image is cropped away on average"),
+        ]
+        if len(self.resolutions) > 1:
+            areas = ", ".join(f"{count} at {side}" for side, count in self.resolutions.items())
+            rows.append(("areas", f"{areas}; an epoch shows an image at each of its own"))
+        if self.smaller:
+            rows.append(
+                ("", f"too small for the area asked for, in smaller buckets: {_counted(self.smaller)}")
+            )
+        if self.enlarged:
+            most = max(self.enlarged.values())
+            rows.append(("", f"enlarged, up to {most:.2f} times: {_counted(tuple(self.enlarged))}"))
+        if self.crops > 1:
+            rows.append(("crops", f"up to {self.crops} of an image, one by chance each time"))
+        if self.mirrored:
+            rows.append(("mirrored", f"{self.mirrored:.0%} of the showings"))
+        if self.captions_with_sides:
+            what = "captions that say left or right, which is wrong of a mirrored image"
+            rows.append(("warning", f"{what}: {self.captions_with_sides}"))
+        if self.latents > self.images:
+            rows.append(("latents", f"{self.latents} of {self.images} images"))
+        if self.overrides:
+            rows.append(("", f"with settings of their own: {_counted(self.overrides)}"))
+        return rows
+
+
+def _counted(names: tuple[str, ...]) -> str:
+    return f"{len(names)} ({preview_names(names)})"
 
 
 def bucket_plan(records: Sequence[Record], asked: Sequence[int]) -> BucketPlan:

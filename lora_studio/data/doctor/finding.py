@@ -10,9 +10,15 @@ from typing import Any, Literal
 
 from lora_studio.data.buckets import crop_loss
 from lora_studio.data.manifest import Record
+from lora_studio.errors import preview_names
+from lora_studio.text import in_words, plural, printable, shown
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+_IN_PLAN = {  # what the plan of a training says in its own lines
+    *("exact_duplicate", "unusable", "orphan_caption", "ignored", "read_note"),
+    *("trigger_missing", "caption_too_long"),
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,11 @@ class Finding:
     kind: str = ""  # the name of the check; filled in by whoever runs it
     other: str = ""  # the file that it is like, if there is one
     leave_out: bool = False  # whether the set may be better without this image
+
+    @property
+    def evidence(self) -> str:
+        """The file, if it is about one, and the detail."""
+        return f"{self.path}: {self.detail}" if self.path else self.detail
 
     def to_json(self) -> dict[str, str]:
         """The five fields that are promised."""
@@ -53,6 +64,22 @@ class DoctorReport:
         grouped = groupby(self.findings, key=lambda finding: (finding.severity, finding.kind))
         return [(group[0], group) for group in (list(findings) for _, findings in grouped)]
 
+    def plan_rows(self) -> list[tuple[str, str]]:
+        """For the plan of a training, as (title, text): every error, other kinds in a line each."""
+        if not self.findings:
+            return []
+        counts = ((self.count(severity), severity) for severity in SEVERITIES)
+        found = ", ".join(plural(count, severity) for count, severity in counts if count)
+        rows = [("doctor", f"{found}; in full: doctor.json in the run folder, or lora-studio doctor")]
+        kinds: dict[str, list[str]] = {}
+        for finding in self.findings:
+            if finding.severity == "error":
+                what = f"{in_words(finding.kind)}: {shown(finding.evidence)}"
+                rows.append(("ERROR", f"{what}. {finding.advice}"))
+            elif finding.severity == "warning" and finding.kind not in _IN_PLAN:
+                kinds.setdefault(finding.kind, []).append(shown(finding.path or finding.detail))
+        return rows + [("", f"{in_words(kind)}: {preview_names(names)}") for kind, names in kinds.items()]
+
     def to_json(self) -> dict[str, Any]:
         """{"findings": [{"kind", "severity", "path", "detail", "advice"}, ...], "plan": {...}}."""
         return {"findings": [finding.to_json() for finding in self.findings], "plan": self.plan}
@@ -63,27 +90,6 @@ def worst_first(findings: Iterable[Finding], kinds: Sequence[str]) -> tuple[Find
     return tuple(
         sorted(findings, key=lambda one: (SEVERITIES.index(one.severity), list(kinds).index(one.kind)))
     )
-
-
-def in_words(kind: str) -> str:
-    """ "near_duplicate" -> "near duplicate"."""
-    return kind.replace("_", " ")
-
-
-def printable(text: str) -> str:
-    """A file name that is no UTF-8 holds lone surrogates, which cannot be written; they become \\udcXX."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def shown(text: str) -> str:
-    """The text with control characters spelled out; a name may hold any, even those that steer a terminal."""
-    spelled = (letter if letter.isprintable() else ascii(letter)[1:-1] for letter in printable(text))
-    return "".join(spelled)
-
-
-def number(count: int, what: str = "image") -> str:
-    """ "1 image", "3 images"."""
-    return f"1 {what}" if count == 1 else f"{count} {what}s"
 
 
 def bucket_plan(records: Sequence[Record], *, resolution: int, stride: int) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from pathlib import Path
 from PIL import Image
 
 from lora_studio.data.buckets import crop_loss
-from lora_studio.data.doctor.finding import SEVERITIES, DoctorReport, Finding, in_words, number, shown
+from lora_studio.data.doctor.finding import SEVERITIES, DoctorReport, Finding
 from lora_studio.data.images.decode import decode
 from lora_studio.data.images.files import UnreadableFile, read_bytes
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.errors import DatasetError
 from lora_studio.files import write_atomically
+from lora_studio.text import in_words, plural, shown
 
 _MARK = '<meta name="generator" content="lora-studio doctor">'
 _MOST_CARDS, _MOST_IMAGES = 60, 300  # a page with more opens slowly
@@ -64,7 +65,7 @@ def _head(report: DoctorReport, title: str) -> str:
     plan = report.plan
     counts = [(severity, report.count(severity)) for severity in SEVERITIES]
     pills = "".join(
-        f'<span class="pill {severity}{"" if count else " none"}">{number(count, severity)}</span>'
+        f'<span class="pill {severity}{"" if count else " none"}">{plural(count, severity)}</span>'
         for severity, count in counts
     )
     links = "".join(
@@ -73,7 +74,7 @@ def _head(report: DoctorReport, title: str) -> str:
         for first, findings in report.groups()
     )
     files_found = "1 file was" if plan["files"] == 1 else f"{plan['files']} files were"
-    summary = f"{number(plan['used'])} to train on; {files_found} looked at."
+    summary = f"{plural(plan['used'])} to train on; {files_found} looked at."
     good = "" if report.findings else '<p class="good">Nothing to mend. Have fun training.</p>'
     return (
         f"<header>\n<h1><bdi>{_text(title)}</bdi></h1>\n<p>{summary}</p>\n<p>{pills}</p>{good}\n"
@@ -164,7 +165,7 @@ def _bucket(name: str, count: int, share: float) -> str:
     scale = 40 / max(width, height)
     shape = f'<span class="shape" style="width:{width * scale:.0f}px;height:{height * scale:.0f}px"></span>'
     bar = f'<span class="bar"><span style="width:{share:.0%}"></span></span>'
-    rest = f"<b>{name}</b>{bar}<span>{number(count)}</span>"
+    rest = f"<b>{name}</b>{bar}<span>{plural(count)}</span>"
     return f'<div class="bucket"><span class="box">{shape}</span>{rest}</div>'
 
 

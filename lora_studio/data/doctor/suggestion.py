@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_studio.data.doctor.finding import DoctorReport, in_words, shown
+from lora_studio.data.doctor.finding import DoctorReport
 from lora_studio.data.manifest import Record
 from lora_studio.data.scan.exclude import is_by_choice
 from lora_studio.errors import DatasetError
 from lora_studio.files import write_atomically
+from lora_studio.text import in_words, shown
 
 _HEAD = (
     "# Images that may be better left out, by lora-studio doctor. Look at each, remove the lines of those\n"

@@ -11,13 +11,13 @@ import pytest
 import torch
 from console import run as command
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from rich.console import Console
 from tiny import recipe_text
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import CLIPTextModel
 
 from lora_studio.console.plan import print_needs, print_plan
+from lora_studio.console.screen import Screen
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs.folder import ReadOnlyRun, Run
 from lora_studio.training.events import ignore_events
@@ -174,8 +174,8 @@ def test_the_verb_foretells_what_a_run_leaves_on_the_disk_and_leaves_nothing_its
 
 
 def test_people_are_told_the_same(planned: RunPlan, capsys: pytest.CaptureFixture[str]) -> None:
-    print_plan(planned.training, Console(width=200))
-    print_needs(replace(planned, folder_in_use=True), Console(width=200))
+    print_plan(planned.training, Screen(width=200))
+    print_needs(replace(planned, folder_in_use=True), Screen(width=200))
     out = capsys.readouterr().out
     assert re.search(r"memory +[\d.]+ MiB on cpu: DOES NOT FIT into 30.7 MiB", out)
     assert re.search(r"change +\w+\.\w+ = ", out) and "runs/tiny holds a run already" in out
@@ -189,7 +189,7 @@ def test_a_warm_up_that_the_run_does_not_outlast_is_said(
     assert planned.training.warmup_note == ""
     recipe = load_recipe(recipe_path, changes=("training.warmup_steps=20",))
     found = describe(replace(session, recipe=recipe), first_step=1, timing=planned.timing)
-    print_plan(found, Console(width=200))
+    print_plan(found, Screen(width=200))
     assert (
         "the warm-up takes 20 steps, so the rate gets to 35% of this, in the last step"
         in capsys.readouterr().out

@@ -6,13 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from lora_studio.data.doctor.finding import Finding, Severity, number
+from lora_studio.data.doctor.finding import Finding, Severity
 from lora_studio.data.doctor.look import Case
 from lora_studio.data.images.names import is_caption, is_image, is_junk, is_mask, place
 from lora_studio.data.manifest import Record
 from lora_studio.data.scan.exclude import is_by_choice
 from lora_studio.data.scan.folder import shared_stems
 from lora_studio.data.scan.layouts import MASK_FOLDER
+from lora_studio.text import plural
 
 
 def refused(case: Case) -> Iterator[Finding]:
@@ -117,10 +118,10 @@ def too_few(case: Case) -> Iterator[Finding]:
         of = f' of "{trigger}"' if trigger else ""
         if len(records) < _SUBJECT:
             detail = (
-                f"{number(len(records))}{of}; a subject needs {_SUBJECT} or more, a style {_STYLE} or more"
+                f"{plural(len(records))}{of}; a subject needs {_SUBJECT} or more, a style {_STYLE} or more"
             )
             advice = "Add different ones: other views, light and backgrounds."
             yield Finding("warning", "", detail, advice)
         elif len(records) < _STYLE and not any(record.class_words for record in records):
-            detail = f"{number(len(records))}{of}: enough for a subject, few for a style"
+            detail = f"{plural(len(records))}{of}: enough for a subject, few for a style"
             yield Finding("note", "", detail, f"For a style, use {_STYLE} or more, of different things.")

@@ -195,7 +195,7 @@ def _show_warning(
     if not issubclass(category, RenamedOption):
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
     elif is_main():
-        errors.print(f"note: {message}", markup=False, soft_wrap=True)
+        errors.say(f"note: {message}")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ SETUP_DONE := $(VENV)/.setup-done
 #   make demo TORCH="torch==2.13.0 --index-url <the index that pytorch.org names for it>"
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint docs setup clean
 .DEFAULT_GOAL := test
 
 demo: setup
@@ -25,6 +25,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages that are written from the code; a test says when that is due.
+docs: setup
+	$(BIN)/python -m lora_studio.recipe.schema > docs/reference/recipe.md
 
 setup: $(SETUP_DONE)
 

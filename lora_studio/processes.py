@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # A process that dies closes its connections, which ends the others at once. These are for a machine that
-# falls silent: between two reductions lies one step; one process may draw regularization images or verify for hours.
+# falls silent: between two reductions lies one step; one process may draw regularization images or verify for
+# hours.
 STEP_MINUTES = 10.0
 WAIT_MINUTES = 120.0
 TIMEOUT = "LORA_STUDIO_TIMEOUT_MINUTES"  # an environment variable that replaces both

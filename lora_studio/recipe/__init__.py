@@ -1,6 +1,6 @@
 """The recipe: the whole configuration of a run, as pydantic models read from TOML.
 
-Every default is written here once, with its reason. Below `training/prepare/__init__.py` nobody sees a recipe.
+Every default is written here once, with its reason.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from lora_studio.recipe.adapter import AdapterConfig
 from lora_studio.recipe.base import BaseConfig
 from lora_studio.recipe.data import DataConfig
-from lora_studio.recipe.machine import MachineConfig
 from lora_studio.recipe.objective import ObjectiveConfig
 from lora_studio.recipe.output import ExportConfig, SamplesConfig, TrackingConfig
 from lora_studio.recipe.section import Section
 from lora_studio.recipe.tokens import NO_ADAPTER, TokenConfig, token_faults
-from lora_studio.recipe.training import TrainingConfig, ValidationConfig, idle_rates
+from lora_studio.recipe.training import MachineConfig, TrainingConfig, ValidationConfig, idle_rates
 
 HasFiles = TypeVar("HasFiles", DataConfig, BaseConfig, AdapterConfig)
 
@@ -27,12 +26,12 @@ class Recipe(Section):
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        description="names the run folder and the file: 1 to 64 letters, digits, dots, _ and -",
+        description="of the run folder and the file: 1 to 64 letters, digits, dots, _ and -",
     )
     base: BaseConfig
     data: DataConfig
     adapter: AdapterConfig = AdapterConfig()
-    tokens: tuple[TokenConfig, ...] = Field((), description="[[tokens]]: new words that are learned")
+    tokens: tuple[TokenConfig, ...] = Field((), description="new words that the text encoders learn")
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     machine: MachineConfig = MachineConfig()
@@ -45,7 +44,7 @@ class Recipe(Section):
     @classmethod
     def _files_beside_the_recipe(cls, section: HasFiles, info: ValidationInfo) -> HasFiles:
         folder = (info.context or {}).get("folder")
-        return section if folder is None else section.below(folder)
+        return section if folder is None else section.relative_to(folder)
 
     @model_validator(mode="after")
     def _rates_are_used(self) -> Recipe:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from lora_studio.recipe.section import Section, UserPath, from_folder
+from lora_studio.recipe.section import Section, UserPath
 
 POCKET = "pocket"  # the base in the package
 FILE_ENDINGS = (".safetensors", ".ckpt")
 
 
 class MergedLoraConfig(Section):
-    """One of [[base.loras]]: a finished LoRA that is part of the base for this run."""
+    """A finished LoRA that is part of the base for this run."""
 
-    file: UserPath = Field(description="a LoRA .safetensors file; relative to the recipe's own folder")
+    file: UserPath = Field(description="a LoRA .safetensors file; relative to the recipe's folder")
     strength: float = Field(1.0, ge=-10, le=10, description="factor of its change")
 
 
@@ -29,10 +29,10 @@ class BaseConfig(Section):
         description='"pocket" (the base in the package), a diffusers folder, a .safetensors file, or a hub id'
     )
     vae: str = Field(
-        "", description="another VAE than the base's own: a folder or a .safetensors file of a diffusers VAE"
+        "", description="another VAE than the base's: a folder or a .safetensors file of a diffusers VAE"
     )
     prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
-        "auto", description="for a base that says nothing of it; another than the one it says is refused"
+        "auto", description="for a base that does not say; anything but what it says is refused"
     )
     tokenizer: UserPath | None = Field(
         None, description="for a file: a folder with vocab.json and merges.txt, if they are not CLIP's"
@@ -42,30 +42,25 @@ class BaseConfig(Section):
         "auto", description="auto: bfloat16 on a GPU, else float32; float16: for GPUs without bfloat16"
     )
     loras: tuple[MergedLoraConfig, ...] = Field(
-        (), description="[[base.loras]]: LoRAs that are merged into it first; the new one needs them, too"
+        (), description="LoRAs merged into the base first; whoever uses the new one needs them, too"
     )
     quantize: str = Field(
-        "none", description="keep the denoiser's frozen linear layers in 8 or 4 bits: less memory, less exact"
+        "none",
+        description="none, bnb_int8, bnb_nf4, torchao_int8 or torchao_float8: keep the denoiser's frozen "
+        "linear layers in 8 or 4 bits; less memory, less exact",
     )
     vae_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: images are encoded faster on a GPU, and a little less exactly"
     )
 
-    def below(self, folder: Path) -> BaseConfig:
+    def relative_to(self, folder: Path) -> Self:
         """The same with relative paths taken from `folder`."""
-        paths = {
-            "model": _found_from(folder, self.model),
-            "vae": _found_from(folder, self.vae),
-            "tokenizer": from_folder(folder, self.tokenizer),
-            "loras": tuple(
-                one.model_copy(update={"file": from_folder(folder, one.file)}) for one in self.loras
-            ),
-        }
-        return self.model_copy(update=paths)
+        names = {"model": _found_from(folder, self.model), "vae": _found_from(folder, self.vae)}
+        return super().relative_to(folder).model_copy(update=names)
 
 
 def _found_from(folder: Path, name: str) -> str:
-    """A base that lies in `folder` or else where one is, as an absolute path; other names as they are."""
+    """The absolute path of a base in `folder`, or else in the working directory; other names as they are."""
     if name in {"", POCKET}:
         return name
     path = Path(name).expanduser()

@@ -2,50 +2,49 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lora_studio.recipe.section import Section, UserPath, from_folder
+from lora_studio.recipe.section import Section, UserPath
 
 MOST_CHUNKS = 10  # windows of the text encoders that a caption may fill
 
 
 class SourceConfig(Section):
-    """One of several folders of images: a [[data.sources]] table. What it leaves out, [data] says."""
+    """One of several folders of images. What it leaves out, [data] says."""
 
-    images: UserPath = Field(description="a folder of images; relative to the recipe's own folder")
+    images: UserPath = Field(description="a folder of images; relative to the recipe's folder")
     role: Literal["instance", "prior", "validation"] = Field(
         "instance",
-        description="instance: trained on; prior: regularization images beside those; validation: kept apart",
+        description="instance: trained on; prior: regularization images; validation: only measured",
     )
-    repeats: int | None = Field(None, ge=1, description="how often an epoch shows each of its images")
-    weight: float = Field(1.0, gt=0, le=100, description="factor of its images' loss")
-    trigger: str | None = Field(None, description="the words that call what this source shows")
-    class_words: str | None = Field(None, description="what that trigger is one of")
-    instance_prompt: str | None = Field(None, description="the caption of its images that have none")
-    recursive: bool | None = Field(None, description="also search all its subfolders")
-    masks: UserPath | None = Field(None, description="a folder of its images' loss masks")
+    repeats: int | None = Field(None, ge=1, description="how often an epoch shows each image")
+    weight: float = Field(1.0, gt=0, le=100, description="factor of the loss on its images")
+    trigger: str | None = Field(None, description="the trigger words of what this source shows")
+    class_words: str | None = Field(None, description="what the trigger words are an instance of")
+    instance_prompt: str | None = Field(None, description="the caption of images without one")
+    recursive: bool | None = Field(None, description="also search all subfolders")
+    masks: UserPath | None = Field(None, description="a folder of loss masks for its images")
 
 
 class RegularizationImagesConfig(Section):
-    """Images of the class without the trigger, shown beside one's own so that it stays what it was."""
+    """Prior preservation: images of the class without the trigger words, so that it stays what it was."""
 
     count: int = Field(0, ge=0, le=100_000, description="how many the frozen base draws")
-    images: UserPath | None = Field(None, description="a folder of such images instead")
+    images: UserPath | None = Field(None, description="a folder of such images instead of count")
     prompt: str = Field(
         "",
-        description="what they show; of a folder only the images without a caption of their own; empty: "
-        "every caption without the trigger, or the folder's captions",
+        description="what they show, or the caption of a folder's images that have none; empty: every "
+        "caption without its trigger words, or the folder's captions",
     )
-    weight: float = Field(1.0, gt=0, le=100, description="factor of their loss; arXiv 2208.12242 has 1")
+    weight: float = Field(1.0, gt=0, le=100, description="factor of the loss on them; arXiv 2208.12242 has 1")
     per_image: float = Field(
-        1.0, gt=0, le=16, description="how many stand in a batch beside each of its images"
+        1.0, gt=0, le=16, description="how many are added to a batch for each of its images"
     )
-    steps: int = Field(25, ge=1, le=1000, description="of drawing; with count only, as guidance and seed")
-    guidance: float = Field(7.5, ge=1, le=100)
-    seed: int = Field(0, ge=0)
+    steps: int = Field(25, ge=1, le=1000, description="denoising steps of an image; for count only")
+    guidance: float = Field(7.5, ge=1, le=100, description="classifier-free guidance; for count only")
+    seed: int = Field(0, ge=0, description="of their noise; for count only")
 
 
 class DataConfig(Section):
@@ -53,89 +52,98 @@ class DataConfig(Section):
 
     resume_safe: ClassVar[frozenset[str]] = frozenset({"latent_memory_gb"})
 
-    images: UserPath | None = Field(
-        None, description="a folder of images; relative to the recipe's own folder"
-    )
+    images: UserPath | None = Field(None, description="a folder of images; relative to the recipe's folder")
     sources: tuple[SourceConfig, ...] = Field(
-        (), description="several folders instead, each with its own rules"
+        (), description="several folders instead, each with its own settings"
     )
     recursive: bool = Field(
-        False, description="also search all subfolders; without it only <repeats>_<name> ones are read"
+        False, description="also search all subfolders; without it only those named <repeats>_<name>"
     )
     masks: UserPath | None = Field(
-        None, description="a folder of loss masks named like the images: white is learned, black is not"
+        None, description="a folder of loss masks, named like the images: white is learned, black is not"
     )
     exclude: UserPath | None = Field(
-        None, description="a text file of names or relative paths of files to leave out, one a line"
+        None, description="a text file with names or relative paths of files to leave out, one a line"
     )
     background: str = Field(
         "white",
         pattern=r"^(white|black|grey|#[0-9a-fA-F]{6})$",
-        description='what clear parts of an image get: white, black, grey or "#rrggbb"',
+        description='the colour of transparent parts: white, black, grey or "#rrggbb"',
     )
     transparency: Literal["background", "mask"] = Field(
         "background",
-        description="background: clear parts are learned in its colour; mask: they are not learned",
+        description="background: transparent parts are learned in its colour; mask: they are not learned",
     )
     trigger: str = Field(
-        "", description="the words that call what is learned; every caption should hold them"
+        "", description="trigger words: they call what is learned, and every caption should hold them"
     )
     class_words: str = Field(
-        "", description='what the trigger is one of, e.g. "robot" for "vkq robot"; used by preservation'
+        "", description='what the trigger words are an instance of: "robot" for "vkq robot"; for preservation'
     )
-    captioner: str = Field("sidecar", description="who says what is in an image; sidecar: the .txt beside it")
-    instance_prompt: str = Field("", description="the caption of images that have none")
-    resolution: int = Field(512, ge=16, le=4096, description="side in pixels of a square of the same area")
+    captioner: str = Field(
+        "sidecar", description="where captions come from; sidecar: the .txt beside an image"
+    )
+    instance_prompt: str = Field("", description="the caption of images without one")
+    resolution: int = Field(512, ge=16, le=4096, description="side in pixels of a square of a bucket's area")
     extra_resolutions: tuple[Annotated[int, Field(ge=16, le=4096)], ...] = Field(
-        (), description="sides of further areas: every epoch also shows each image at these"
+        (), description="further resolutions: every epoch also shows each image at these"
     )
     area_tolerance: float = Field(
-        0.16, ge=0, le=0.5, description="how much smaller than asked a bucket may be, so that less is cropped"
+        0.16,
+        ge=0,
+        le=0.5,
+        description="share by which a bucket's area may be smaller, so that less is cropped",
     )
     max_upscale: float = Field(
-        1.5, ge=1, le=16, description="how many times an image may be enlarged; else its bucket is smaller"
+        1.5,
+        ge=1,
+        le=16,
+        description="most that an image is enlarged, as a factor; beyond it the bucket is smaller",
     )
     crop: Literal["centre", "random", "focus"] = Field(
-        "centre", description="focus: around the mask's middle, or the image's own point in its metadata"
+        "centre", description="focus: around the middle of the mask, or the point in the image's metadata"
     )
-    crops: int = Field(4, ge=1, le=64, description='how many crops of each image crop = "random" takes')
+    crops: int = Field(4, ge=1, le=64, description='crops of each image with crop = "random"')
     flip: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of showings that are mirrored; true is 0.5. Not if captions say left or right",
+        description="share of views that are mirrored; true is 0.5. Not for captions that say left or right",
     )
     repeats: int = Field(1, ge=1, description="how often an epoch shows each image")
     caption_dropout: float = Field(
-        0.05, ge=0, lt=1, description="share of empty captions; keeps guidance working"
+        0.05, ge=0, lt=1, description="share of captions replaced by an empty one; keeps guidance working"
     )
     caption_lines: Literal["choose", "join"] = Field(
         "choose",
-        description="choose: each line of a caption file is a caption, one is drawn; join: one in all",
+        description="choose: each line of a caption file is a caption, one is drawn; join: all are one",
     )
-    wildcards: bool = Field(False, description="in captions one of the words in {a|b} is drawn each time")
-    shuffle_tags: bool = Field(False, description="put what stands between commas in another order each time")
+    wildcards: bool = Field(False, description="in captions, draw one of the words in {a|b} each time")
+    shuffle_tags: bool = Field(False, description="shuffle what is between commas each time")
     keep_tags: int = Field(0, ge=0, description="the first tags that are neither shuffled nor left out")
     tag_dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of tags left out each time; never one with the trigger"
+        0.0, ge=0, lt=1, description="share of tags left out each time; never one with the trigger words"
     )
     caption_prefix: str = Field(
         "",
-        description="words before every caption but a folder's of regularization images; {trigger} and {class} may "
-        "stand in it",
+        description="added before every caption but those of a folder of regularization images; may hold "
+        "{trigger} and {class}",
     )
-    caption_suffix: str = Field("", description="words behind these captions; the same may stand in it")
+    caption_suffix: str = Field("", description="added behind the same captions, likewise")
     max_token_chunks: int = Field(
         1,
         ge=1,
         le=MOST_CHUNKS,
-        description="windows (CLIP: 75 tokens) that a long caption may fill, as in web UIs",
+        description="windows of 75 tokens (CLIP) that a long caption may fill, as in web UIs",
     )
     regularization_images: RegularizationImagesConfig = Field(
-        RegularizationImagesConfig(), description="images of the class, so that it stays what it was"
+        RegularizationImagesConfig(),
+        description="images of the class, so that it stays what it was",
     )
     latent_memory_gb: float = Field(
-        2.0, ge=0, description="up to so much of latents lies on the device; more is read step by step"
+        2.0,
+        ge=0,
+        description="GB of latents kept on the device; beyond it they are read from the disk, a step ahead",
     )
 
     @field_validator("flip", mode="before")
@@ -159,7 +167,7 @@ class DataConfig(Section):
     def _kept_tags_could_change(self) -> DataConfig:
         if self.keep_tags and not (self.shuffle_tags or self.tag_dropout):
             raise ValueError(
-                f"data.keep_tags is {self.keep_tags}, but no tags are moved or left out; set "
+                f"data.keep_tags is {self.keep_tags}, but no tags are shuffled or left out; set "
                 "data.shuffle_tags or data.tag_dropout, or leave data.keep_tags out."
             )
         return self
@@ -174,22 +182,22 @@ class DataConfig(Section):
         idle = [f"{name} = {getattr(wanted, name)}" for name in given]
         if wanted.images is not None and idle:
             raise ValueError(
-                f"data.regularization_images has images, which are not drawn, so {', '.join(idle)} would change "
-                "nothing; leave that out, or set count in place of images."
+                f"data.regularization_images has images, which are not drawn, so {', '.join(idle)} would "
+                "change nothing; leave that out, or set count in place of images."
             )
         if wanted == usual or wanted.count or wanted.images is not None:
             return self
         only_ratio = wanted == RegularizationImagesConfig(per_image=wanted.per_image)
         if not (only_ratio and any(source.role == "prior" for source in self.sources)):
             raise ValueError(
-                "data.regularization_images has neither count nor images; set count, and the base draws so many, or "
-                "images to a folder of them."
+                "data.regularization_images has neither count nor images; set count, and the base draws so "
+                "many, or images to a folder of them."
             )
         return self
 
     @property
     def all_sources(self) -> tuple[SourceConfig, ...]:
-        """The sources as written; data.images is the only one if there are none. Then regularization images."""
+        """The sources, or data.images as the only one; then the folder of regularization images."""
         sources = self.sources
         if self.images is not None:
             sources = (SourceConfig(images=self.images, masks=self.masks),)
@@ -197,7 +205,7 @@ class DataConfig(Section):
 
     @property
     def regularization_sources(self) -> list[str]:
-        """What there is that gives regularization images, in the words of a recipe."""
+        """The options that give regularization images."""
         found = {
             "data.regularization_images.count": bool(self.regularization_images.count),
             "data.regularization_images.images": self.regularization_images.images is not None,
@@ -221,24 +229,6 @@ class DataConfig(Section):
     def all_resolutions(self) -> tuple[int, ...]:
         """The resolution, and the further ones."""
         return (self.resolution, *self.extra_resolutions)
-
-    def below(self, folder: Path) -> DataConfig:
-        """The same with relative paths taken from `folder`."""
-        sources = tuple(
-            source.model_copy(
-                update={
-                    "images": from_folder(folder, source.images),
-                    "masks": from_folder(folder, source.masks),
-                }
-            )
-            for source in self.sources
-        )
-        paths = {name: from_folder(folder, getattr(self, name)) for name in ("images", "masks", "exclude")}
-        of_class = from_folder(folder, self.regularization_images.images)
-        regularization_images = self.regularization_images.model_copy(update={"images": of_class})
-        return self.model_copy(
-            update=paths | {"sources": sources, "regularization_images": regularization_images}
-        )
 
 
 def one_more_chunk(chunks: int) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
-
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.section import Section
 
@@ -23,7 +21,7 @@ class RecipeChange(NamedTuple):
 
     @property
     def resume_safe(self) -> bool:
-        """Whether what is learned stays the same; the option's own section says that."""
+        """Whether what is learned stays the same."""
         return self.option in FREE
 
 
@@ -37,14 +35,14 @@ def changes(old: Recipe, new: Recipe) -> list[RecipeChange]:
     ]
 
 
-def options(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, bool]]:
+def options(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[str, bool]]:
     """Every option with its dotted name, and whether a resume may change it."""
     for name, field in section.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, Section):
             yield from options(inner, f"{prefix}{name}.")
         else:
-            yield prefix + name, name in getattr(section, "resume_safe", ())
+            yield prefix + name, section.is_resume_safe(name)
 
 
 FREE = frozenset(name for name, resume_safe in options() if resume_safe)

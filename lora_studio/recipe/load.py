@@ -46,7 +46,7 @@ def recipe_from(values: dict[str, Any], *, folder: Path, source: str = "recipe")
 
 
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe with so many steps in place of its epochs. Raises RecipeError if its [[tokens]] all stop before."""
+    """The recipe with so many steps in place of its epochs. Raises RecipeError if all tokens stop early."""
     training = recipe.training.model_copy(update={"steps": steps, "epochs": None})
     return _recipe_from({**dict(recipe), "training": training}, None, recipe.name, on_old=_warn)
 

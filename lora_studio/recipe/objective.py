@@ -1,4 +1,4 @@
-"""The recipe's [objective]: how an image is noised and the answer weighted."""
+"""The recipe's [objective]: how an image is noised and the prediction weighted."""
 
 from __future__ import annotations
 
@@ -13,44 +13,51 @@ LEAST_RANGE = 0.01  # of all timesteps
 
 
 class ObjectiveConfig(Section):
-    """How an image is noised and the answer weighted."""
+    """How an image is noised and the prediction weighted."""
 
     weighting: Literal["min_snr", "debiased"] = Field(
         "min_snr",
-        description="debiased, arXiv 2310.08442: more at high noise, where palettes are set",
+        description="debiased, arXiv 2310.08442: more weight on high noise, where the palette is set",
     )
     snr_gamma: float = Field(5.0, ge=0, description="min-SNR's cap, arXiv 2303.09556; 0 turns it off")
     noise_offset: float = Field(0.0, ge=0, le=0.5, description="only for very dark or bright styles")
     preservation: float = Field(
-        0.0, ge=0, lt=1, description="share of images that teach the base's own answer without the trigger"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of images shown without the trigger words, with the base's prediction as target",
     )
     masked_preservation: float = Field(
         0.0,
         ge=0,
         le=10,
-        description="outside of loss masks the base's own answer is taught with this weight; 0: nothing is",
+        description="weight outside of loss masks, with the base's prediction as target; 0: not learned",
     )
     timesteps: Literal["stratified", "low_variance", "uniform"] = Field(
         "stratified",
         description="stratified: one from each part of the range in a batch; low_variance: across steps, too",
     )
     timestep_range: tuple[Share, Share] = Field(
-        (0.0, 1.0), description="shares of the way to noise; [0.5, 1.0] learns layout and colours only"
+        (0.0, 1.0),
+        description="shares of the way to pure noise; [0.5, 1.0] learns layout and colours only",
     )
     timestep_bias: float = Field(
-        0.0, ge=-3, le=3, description="above 0: more at high noise (layout, style); below: more details"
+        0.0, ge=-3, le=3, description="above 0: more high noise (layout, style); below 0: more details"
     )
     multires_noise: float = Field(
         0.0, ge=0, le=0.9, description="share of each coarser noise; 0.3 learns dark and bright images"
     )
     input_perturbation: float = Field(
-        0.0, ge=0, le=1, description="more noise in what is seen than in the answer; 0.1 in arXiv 2301.11706"
+        0.0,
+        ge=0,
+        le=1,
+        description="more noise in the input than in the target; 0.1 in arXiv 2301.11706",
     )
     loss: Literal["l2", "huber", "smooth_l1"] = Field(
-        "l2", description="huber and smooth_l1 count large errors less, so odd images are learned less"
+        "l2", description="huber and smooth_l1 count large errors less, so outliers are learned less"
     )
     loss_delta: float = Field(
-        1.0, gt=0, le=10, description="for huber and smooth_l1: above it an error counts by its size only"
+        1.0, gt=0, le=10, description="for huber and smooth_l1: the error above which it counts linearly"
     )
 
     @model_validator(mode="after")
@@ -63,7 +70,7 @@ class ObjectiveConfig(Section):
             )
         if self.loss == "l2" and self.loss_delta != type(self).model_fields["loss_delta"].default:
             raise ValueError(
-                f"objective.loss_delta is {self.loss_delta}, which the loss 'l2' does not know; set "
+                f"objective.loss_delta is {self.loss_delta}, which the loss 'l2' does not use; set "
                 'objective.loss = "huber" or "smooth_l1", or leave loss_delta out.'
             )
         return self

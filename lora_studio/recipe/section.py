@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
@@ -16,14 +16,14 @@ def _not_blank(value: Any) -> Any:
     return value
 
 
-def _at_home(path: Path) -> Path:
+def _expand_home(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError:
-        raise PydanticCustomError("no_home", "nobody of that name has a home folder; write it out") from None
+        raise PydanticCustomError("no_home", "no user of that name has a home folder; write it out") from None
 
 
-UserPath = Annotated[Path, BeforeValidator(_not_blank), AfterValidator(_at_home)]
+UserPath = Annotated[Path, BeforeValidator(_not_blank), AfterValidator(_expand_home)]
 
 
 class Section(BaseModel):
@@ -31,10 +31,23 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    resume_safe: ClassVar[frozenset[str]] = frozenset()
+    resume_safe: ClassVar[frozenset[str] | Literal["all"]] = frozenset()
     """The options that a resume may change, because what is learned stays the same but for rounding."""
 
+    @classmethod
+    def is_resume_safe(cls, option: str) -> bool:
+        """Whether a resume may change it."""
+        return cls.resume_safe == "all" or option in cls.resume_safe
 
-def from_folder(folder: Path, path: Path | None) -> Path | None:
-    """An absolute path, a relative one taken from `folder`."""
-    return path if path is None or path.is_absolute() else (folder / path).resolve()
+    def relative_to(self, folder: Path) -> Self:
+        """The same with relative paths taken from `folder`."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return self.model_copy(update={name: _from_folder(folder, value) for name, value in values.items()})
+
+
+def _from_folder(folder: Path, value: Any) -> Any:
+    if isinstance(value, Path):
+        return value if value.is_absolute() else (folder / value).resolve()
+    if isinstance(value, Section):
+        return value.relative_to(folder)
+    return tuple(_from_folder(folder, one) for one in value) if isinstance(value, tuple) else value

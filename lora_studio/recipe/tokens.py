@@ -13,15 +13,17 @@ MOST_VECTORS = 75  # a text encoder's window
 
 
 class TokenConfig(Stopping):
-    """One of [[tokens]]: textual inversion, arXiv 2208.01618."""
+    """New words that the text encoders learn: textual inversion, arXiv 2208.01618."""
 
-    token: str = Field(description='the new word as captions have it, such as "vkq"; also names its file')
-    start: str = Field(description='what it means before the first step: a word or a few, such as "robot"')
+    token: str = Field(
+        description='the new word as captions have it, such as "vkq"; also the name of its file'
+    )
+    start: str = Field(description='what it means before the first step: one or more words, such as "robot"')
     vectors: int | None = Field(
         None,
         ge=1,
         le=MOST_VECTORS,
-        description="how many tokens of a prompt it takes up; as many as `start` does if left out",
+        description="how many tokens of a prompt it takes up; as many as start if left out",
     )
     learning_rate: float = Field(
         5e-4,  # the text encoders' other rates are for whole layers: 1e-5 hardly moves a few numbers
@@ -31,7 +33,7 @@ class TokenConfig(Stopping):
     )
     keep_norm: bool = Field(
         True,
-        description="pull each vector to the usual length of the encoder's own: long ones drown the rest of "
+        description="rescale each vector to the usual norm of the encoder's: longer ones drown the rest of "
         "the prompt, arXiv 2512.13672",
     )
 
@@ -66,7 +68,8 @@ def token_faults(
 ) -> list[str]:
     """What of [[tokens]] does not go together, or not with [adapter] and the recipe's name.
 
-    `steps`: None while they are not known. `without_tokens`: options at work that show captions without any token, which tokens cannot learn from.
+    `steps`: None while they are not known. `without_tokens`: options at work that show captions without any
+    token, which tokens cannot learn from.
     """
     words = [one.token for one in tokens]
     faults = _word_faults(words)
@@ -83,13 +86,13 @@ def token_faults(
 def _word_faults(words: Sequence[str]) -> list[str]:
     """Words that cannot be told from each other."""
     different = list(dict.fromkeys(words))
-    faults = [f"tokens: {word!r} is there twice; keep one." for word in different if words.count(word) > 1]
+    faults = [f"tokens: {word!r} is given twice; keep one." for word in different if words.count(word) > 1]
     for word in different:
         longer = [other for other in different if word in other and word != other]
         if longer:
             faults.append(
                 f"tokens: {word!r} is a part of {longer[0]!r}, so tokenizers would split that; "
-                "take words that do not hold each other."
+                "take words that do not contain each other."
             )
     return faults
 

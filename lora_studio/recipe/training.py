@@ -1,9 +1,9 @@
-"""The recipe's [training] and [validation]: how long, how fast, and by what it is measured."""
+"""The recipe's [training], [validation] and [machine]: how long, how fast, measured by what, and on what."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -15,9 +15,9 @@ from pydantic import (
 
 from lora_studio.recipe.section import Section
 
-HELD_OUT_FROM = 12  # images: of fewer each one is needed more than the measurement
-HELD_OUT_SHARE = 0.1
-MOST_HELD_OUT = 12  # a measurement of so many costs about as much as eight steps of four images
+VALIDATE_FROM = 12  # images: of fewer each one is needed more than the measurement
+VALIDATION_SHARE = 0.1
+MOST_VALIDATION = 12  # a measurement of so many costs about as much as eight steps of four images
 
 
 class TrainingConfig(Section):
@@ -34,37 +34,46 @@ class TrainingConfig(Section):
         None, gt=0, description="in place of steps: how often all images are shown with their repeats"
     )
     batch_size: int = Field(4, ge=1, description="images in a micro-batch, of all processes together")
-    gradient_accumulation: int = Field(1, ge=1, description="micro-batches in one optimizer step")
+    gradient_accumulation: int = Field(1, ge=1, description="micro-batches in an optimizer step")
     learning_rate: float = Field(
         1e-4, gt=0, le=1, description="for AdamW with alpha = rank; lion wants a third or less, prodigy 1"
     )
-    text_encoder_learning_rate: float = Field(1e-5, gt=0, le=1)
+    text_encoder_learning_rate: float = Field(
+        1e-5, gt=0, le=1, description="with adapter.text_encoder; the same for all text encoders"
+    )
     optimizer: str = Field(
         "adamw",
         description='adamw, adamw8bit, adafactor, lion, prodigy, schedule_free, or any "module:Class"',
     )
     optimizer_options: dict[str, bool | int | float | str | tuple[float, ...]] = Field(
-        {}, description="what it is made with besides, such as betas"
+        {}, description="further arguments of the optimizer, such as { betas = [0.9, 0.99] }"
     )
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="the optimizer's; 0 turns it off")
     lr_schedule: str = Field(
         "cosine", description="after the warm-up: cosine to a tenth, linear to 0, or constant"
     )
     lr_schedule_floor: float | None = Field(
-        None, ge=0, le=1, description="share of the learning rate at the last step, instead of these"
+        None, ge=0, le=1, description="share of the learning rate at the last step, for cosine and linear"
     )
-    warmup_steps: int | float = Field(20, ge=0, description="steps, or below 1 a share of all steps")
-    max_grad_norm: float = Field(1.0, gt=0)
+    warmup_steps: int | float = Field(
+        20, ge=0, description="linear warm-up: steps, or below 1 a share of them"
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients of a larger norm are scaled down to it")
     max_skipped_steps: int = Field(
-        5, ge=1, description="so many steps in a row that are not finite end the run; fewer are skipped"
+        5, ge=1, description="a step that is not finite is skipped; so many in a row end the run"
     )
     ema: float = Field(
-        0.0, ge=0, lt=1, description="decay of a mean of the weights that is exported instead; 0 turns it off"
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is exported; 0 turns it off",
     )
-    seed: int = Field(1, ge=0)
-    checkpoint_every: int = Field(100, ge=1, description="steps")
+    seed: int = Field(
+        1, ge=0, description="of all that is random; the same seed on the same machine gives the same file"
+    )
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(
-        3, ge=1, description="the newest ones that stay, beside the best and the pinned ones"
+        3, ge=1, description="how many of the newest are kept, beside the best and the pinned ones"
     )
 
     @field_validator("warmup_steps")
@@ -118,10 +127,12 @@ class ValidationConfig(Section):
     resume_safe: ClassVar[frozenset[str]] = frozenset({"every"})
 
     count: int | None = Field(
-        None, ge=0, description="images kept apart; 0: none. Those with the role validation come first"
+        None,
+        ge=0,
+        description="how many images; 0: none. By default a tenth of 12 or more, unless some have the role",
     )
-    fraction: float | None = Field(None, ge=0, le=0.5, description="share of the images, instead of count")
-    every: int = Field(100, ge=1, description="steps between measurements; one is made before the first")
+    fraction: float | None = Field(None, ge=0, le=0.5, description="share of the images in place of count")
+    every: int = Field(100, ge=1, description="steps between measurements; one is made before the first step")
 
     @model_validator(mode="after")
     def _one_way_to_say_how_many(self) -> ValidationConfig:
@@ -135,7 +146,7 @@ class ValidationConfig(Section):
         return self.count == 0 or self.fraction == 0
 
     def to_take(self, images: int, *, given: int) -> int:
-        """How many of the images to train on are held out, beside `given` ones with the role validation.
+        """How many images are measured instead of trained on, beside `given` ones with the role validation.
 
         By default a tenth of 12 images or more, unless some have the role.
         """
@@ -143,6 +154,33 @@ class ValidationConfig(Section):
             return max(0, self.count - given)
         if self.fraction is not None:
             return max(0, math.ceil(self.fraction * (images + given)) - given)
-        if given or images < HELD_OUT_FROM:
+        if given or images < VALIDATE_FROM:
             return 0
-        return min(MOST_HELD_OUT, math.ceil(HELD_OUT_SHARE * images))
+        return min(MOST_VALIDATION, math.ceil(VALIDATION_SHARE * images))
+
+
+class MachineConfig(Section):
+    """How the run uses the machine; what is learned changes by rounding only."""
+
+    resume_safe: ClassVar[Literal["all"]] = "all"
+
+    device: str = Field("auto", description='"auto", "cpu", "cuda" or "cuda:1"')
+    attention: Literal["sdpa", "xformers"] = Field(
+        "sdpa", description="sdpa is torch's own; xformers is built for one version of torch alone"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="keeps far less of the forward pass, and computes it again: about a third slower"
+    )
+    compile: bool = Field(
+        False, description="torch.compile, block by block: minutes at the start, then faster steps on a GPU"
+    )
+    channels_last: bool = Field(
+        False, description="convolutions with the channels innermost, which some GPUs do faster"
+    )
+    tf32: bool = Field(
+        True, description="float32 matrices in TF32 on CUDA: far faster, 10 bits instead of 23 in products"
+    )
+    shard_base: bool = Field(
+        False,
+        description="spread the frozen denoiser over the processes: slower, for one too large for a GPU",
+    )

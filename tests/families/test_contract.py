@@ -27,7 +27,7 @@ from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.metadata.sidecars import card_version
 from lora_studio.objectives.diffusion import ObjectiveOptions
 from lora_studio.recipe.load import load_recipe
-from lora_studio.recipe.machine import MachineConfig
+from lora_studio.recipe.training import MachineConfig
 from lora_studio.rng import generator
 from lora_studio.runs.folder import Run
 from lora_studio.training.events import ignore_events

@@ -48,7 +48,7 @@ def test_another_trainers_word_is_answered_with_ours(tmp_path: Path) -> None:
 
 def test_a_name_that_does_not_fit_says_what_does(tmp_path: Path) -> None:
     said = refusal(tmp_path, GOOD.replace('"a"', '"my style"'))
-    assert "name is 'my style', which cannot be (names the run folder and the file: 1 to 64 letters" in said
+    assert "name is 'my style', which cannot be (of the run folder and the file: 1 to 64 letters" in said
 
 
 def test_a_windows_path_in_double_quotes_is_told_from_other_mistakes(tmp_path: Path) -> None:
@@ -103,4 +103,4 @@ def test_the_home_folder_may_be_written_as_a_tilde(
 
 def test_nobodys_home_folder_is_one_sentence(tmp_path: Path) -> None:
     said = refusal(tmp_path, GOOD.replace('"images"', '"~nobody-at-all/images"'))
-    assert "nobody of that name has a home folder" in said
+    assert "no user of that name has a home folder" in said

@@ -328,7 +328,7 @@ def test_what_would_do_nothing_is_warned_of(session_of: Callable[..., Session], 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("data.keep_tags=2", "data.keep_tags is 2, but no tags are moved or left out"),
+        ("data.keep_tags=2", "data.keep_tags is 2, but no tags are shuffled or left out"),
         ("data.caption_prefix={triger}", "did you mean 'trigger'"),
         ("data.caption_suffix={class}", r"in a recipe: data\.class_words"),
         ("data.tag_dropout=1", r"data\.tag_dropout is 1"),

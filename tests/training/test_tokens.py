@@ -93,7 +93,7 @@ def test_a_run_ends_with_a_verified_embedding(
         ((), TOKEN.replace("zwx", "qbl"), "tokens: no caption holds 'qbl', so nothing would teach it"),
         ((), TOKEN.replace("zwx", "ZWX"), "must be a word of at most 64 small letters"),
         ((), TOKEN.replace("red ball", " "), "tokens.start is empty"),
-        ((), TOKEN + TOKEN, "tokens: 'zwx' is there twice"),
+        ((), TOKEN + TOKEN, "tokens: 'zwx' is given twice"),
         ((), TOKEN + TOKEN.replace("zwx", "zwxq"), "'zwx' is a part of 'zwxq'"),
         ((), TOKEN + "vectors = 1", "'red ball' has 2 tokens for this base, but tokens.vectors is 1"),
         ((), TOKEN + "strat = 1", "unknown key tokens[0].strat; did you mean 'start'"),

@@ -16,7 +16,7 @@ from lora_studio.families.base import ModelFamily, innermost_blocks
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.quantization.layers import linear_paths
-from lora_studio.recipe.machine import MachineConfig
+from lora_studio.recipe.training import MachineConfig
 from lora_studio.training.machine.memory import keep_freed_memory
 
 MOST_COMPILATIONS = 1024  # of one block's code: every width, size and mode has its own; torch stops at 8

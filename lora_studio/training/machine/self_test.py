@@ -16,7 +16,7 @@ from lora_studio.devices import default_precision
 from lora_studio.errors import RecipeError, reason_of
 from lora_studio.families import FAMILIES
 from lora_studio.quantization import NONE, QUANTIZERS
-from lora_studio.recipe.machine import MachineConfig
+from lora_studio.recipe.training import MachineConfig
 from lora_studio.rng import generator
 from lora_studio.training.machine import Machine
 

@@ -1,0 +1,132 @@
+"""The reference of all options, written from the models: `python -m lora_studio.recipe.schema`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MaxLen
+from pydantic.fields import FieldInfo
+
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.messages import ELSEWHERE
+from lora_studio.recipe.renamed import RENAMED
+from lora_studio.recipe.section import Section
+
+_HEAD = """# Recipe reference
+
+<!-- Written by `make docs` from the models in lora_studio/recipe/. Edit those, not this page. -->
+
+A recipe is a TOML file. Only `name`, `base.model` and the images (`data.images` or `[[data.sources]]`) are
+required; everything else has the default below. `--set training.steps=200` changes one option for one
+command. An option that is not listed here is refused, with a suggestion.
+
+*Resume* says whether `--resume` may go on with another value, because what is learned stays the same but for
+rounding.
+"""
+_COLUMNS = ("option", "type", "default", "range", "what it does", "resume")
+_TYPES: dict[Any, str] = {bool: "true or false", int: "integer", float: "number", str: "text", Path: "path"}
+_BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
+
+
+def reference() -> str:
+    """The page docs/reference/recipe.md, in Markdown."""
+    parts = [_HEAD, *_tables(Recipe, ""), _names("Names of earlier versions", _EARLIER, RENAMED)]
+    return "\n".join([*parts, _names("Names of other trainers", _OTHERS, ELSEWHERE)])
+
+
+_EARLIER = "They work in this version, with a notice; the role `holdout` of a source is now `validation`."
+_OTHERS = (
+    "What kohya's scripts, OneTrainer and diffusers' scripts call an option; a recipe with them is told."
+)
+
+
+def _names(title: str, about: str, names: dict[str, str]) -> str:
+    return f"## {title}\n\n{about}\n\n" + _table(
+        ("there", "here"), [(f"`{a}`", f"`{b}`") for a, b in names.items()]
+    )
+
+
+def _tables(section: type[Section], name: str, *, many: bool = False) -> Iterator[str]:
+    """A table of options for a section, then one for each section within it."""
+    inner = {key: _section_in(field.annotation) for key, field in section.model_fields.items()}
+    heading = f"## `[[{name}]]`" if many else f"## `[{name}]`" if name else "## At the top"
+    rows = [
+        _row(key, field, resume_safe=section.is_resume_safe(key))
+        for key, field in section.model_fields.items()
+        if inner[key] is None
+    ]
+    yield f"{heading}\n\n{_markdown((section.__doc__ or '').strip())}\n\n{_table(_COLUMNS, rows)}"
+    for key, found in inner.items():
+        if found is not None:
+            is_list = get_origin(section.model_fields[key].annotation) is tuple
+            yield from _tables(found, f"{name}.{key}" if name else key, many=is_list)
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """Of a table within a table, or of a list of tables."""
+    kind = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def _row(key: str, field: FieldInfo, *, resume_safe: bool) -> tuple[str, ...]:
+    kind, limits = _kind(field.annotation)
+    limits += _limits(field.metadata, is_list="list" in kind)
+    default = (
+        "required" if field.is_required() else "" if field.default is None else f"`{_toml(field.default)}`"
+    )
+    about = _markdown(field.description or "")
+    return f"`{key}`", kind, default, ", ".join(limits), about, "yes" if resume_safe else ""
+
+
+def _kind(annotation: Any) -> tuple[str, list[str]]:
+    """What to write, and which values are allowed as far as the type says that."""
+    origin, inner = get_origin(annotation), [one for one in get_args(annotation) if one is not type(None)]
+    if origin is Literal:
+        return "text", [" or ".join(f"`{_toml(value)}`" for value in inner)]
+    if origin is Annotated:
+        kind, limits = _kind(inner[0])
+        bounds = [bound for one in inner[1:] if isinstance(one, FieldInfo) for bound in one.metadata]
+        return kind, limits + _limits(bounds, is_list=False)
+    if origin in (Union, UnionType):
+        return _kind(float if set(inner) == {int, float} else inner[0])
+    if origin is tuple:
+        kind, limits = _kind(inner[0])
+        kinds = kind if kind == "text" else f"{kind}s"
+        return (f"list of {kinds}" if inner[1] is ... else f"list of {len(inner)} {kinds}"), [
+            f"each {one}" for one in limits
+        ]
+    return ("table", []) if origin is dict else (_TYPES[annotation], [])
+
+
+def _limits(metadata: Sequence[Any], *, is_list: bool) -> list[str]:
+    found = [
+        f"{sign} {getattr(one, attribute):g}"
+        for one in metadata
+        for bound, (sign, attribute) in _BOUNDS.items()
+        if isinstance(one, bound)
+    ]
+    lengths = [one.max_length for one in metadata if isinstance(one, MaxLen)]
+    return found + [f"at most {length} {'entries' if is_list else 'characters'}" for length in lengths]
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)  # the same as TOML for what options have
+
+
+def _markdown(text: str) -> str:
+    for plain in ("|", "*", "<", "[", "]"):
+        text = text.replace(plain, f"\\{plain}")
+    return text
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,14 +1,14 @@
-"""The verbs `caption` and `captions`: they parse and print, and import no torch before they must."""
+"""The verbs `caption` and `captions`."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lora_studio.cli.options import BASES, Device, Images, Json, Recursive, Trigger, flag, print_json, value
 from lora_studio.console.screen import console
 from lora_studio.data.captioners import CAPTION_WRITERS
 from lora_studio.errors import CaptionError
@@ -17,56 +17,48 @@ from lora_studio.quiet import quiet_libraries
 if TYPE_CHECKING:
     from lora_studio.data.manifest import Manifest
 
-
-Folder = Annotated[Path, typer.Argument(help="a folder of images")]
-Writer = Annotated[
-    str, typer.Option("--with", metavar="NAME", help=f"who writes: {', '.join(CAPTION_WRITERS.names())}")
-]
+Writer = Annotated[str, value("NAME", f"the captioner: {', '.join(CAPTION_WRITERS.names())}", "--with")]
 Model = Annotated[
-    str, typer.Option(help="a folder or hub id with safetensors; for endpoint the server's name for it")
+    str, value("MODEL", "a folder or hub id with safetensors; for endpoint the server's name for it")
 ]
-Url = Annotated[str, typer.Option(help="endpoint: e.g. http://localhost:8080/v1")]
 Prompt = Annotated[
-    str, typer.Option(help="endpoint: what is asked; blip: how a caption begins; florence: how long it is")
+    str,
+    value(
+        "WORDS", "endpoint: the question; blip: the caption's first words; florence: how long captions are"
+    ),
 ]
 Thresholds = Annotated[
-    list[str],
-    typer.Option("--threshold", metavar="CATEGORY=NUMBER", help="wd14: least probability, e.g. general=0.4"),
-]
-Trigger = Annotated[str, typer.Option(help="the trigger words; put in front unless the caption holds them")]
-Recursive = Annotated[
-    bool,
-    typer.Option("--recursive", help="also all subfolders; without it only <repeats>_<name> ones are read"),
+    list[str] | None, value("CATEGORY=NUMBER", "wd14: least probability, e.g. general=0.4", "--threshold")
 ]
 
 _FETCHED = ", which is downloaded when it is used for the first time"
 
 
 def caption(
-    folder: Folder,
+    folder: Images,
     writer: Writer,
     model: Model = "",
-    url: Url = "",
+    url: Annotated[str, value("URL", "endpoint: e.g. http://localhost:8080/v1")] = "",
     prompt: Prompt = "",
-    template: Annotated[str, typer.Option(help='default: "a photo of {trigger} {class}"')] = "",
-    thresholds: Thresholds = [],  # noqa: B006 - typer reads the default, nobody changes it
-    max_tokens: Annotated[int, typer.Option(min=0, help="the longest caption in tokens")] = 0,
-    trigger: Trigger = "",
+    template: Annotated[str, value("WORDS", 'default: "a photo of {trigger} {class}"')] = "",
+    thresholds: Thresholds = None,
+    max_tokens: Annotated[int, value("N", "the longest caption in tokens", min=0)] = 0,
+    trigger: Annotated[str, value("WORDS", "the trigger words; put first in captions that lack them")] = "",
     class_words: Annotated[
-        str, typer.Option("--class-word", "--class", help="what the trigger is one of")
+        str, value("WORDS", "what the trigger is, e.g. dog", "--class-word", "--class")
     ] = "",
-    prefix: Annotated[str, typer.Option(help="words before every caption")] = "",
-    suffix: Annotated[str, typer.Option(help='words behind, e.g. ", {trigger}"')] = "",
-    blacklist: Annotated[str, typer.Option(help='tags to leave out, e.g. "solo, signature"')] = "",
-    batch_size: Annotated[int, typer.Option(min=0, help="images at a time; 0: as suits the captioner")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")] = "",
+    prefix: Annotated[str, value("WORDS", "words before every caption")] = "",
+    suffix: Annotated[str, value("WORDS", 'words behind, e.g. ", {trigger}"')] = "",
+    blacklist: Annotated[str, value("TAGS", 'tags to leave out, e.g. "solo, signature"')] = "",
+    batch_size: Annotated[int, value("N", "images at a time; 0: as suits the captioner", min=0)] = 0,
+    device: Device = "",
     redo: Annotated[
-        bool, typer.Option("--redo", help="also replace captions that a captioner wrote and nobody edited")
+        bool, flag("--redo", "also replace a captioner's captions that no one edited since")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace every caption, hand-written ones too; a copy is kept")
+        bool, flag("--overwrite", "replace every caption, hand-written ones too; a copy is kept")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the captions and write nothing")] = False,
+    dry_run: Annotated[bool, flag("--dry-run", "show the captions and write nothing")] = False,
     recursive: Recursive = False,
 ) -> None:
     """Write captions for the images that have none: exit 0, or 1 if some still have none."""
@@ -79,7 +71,7 @@ def caption(
     from lora_studio.data.scan.folder import ScanOptions, scan
 
     wording = Wording(trigger, class_words, prefix, suffix, blacklist)
-    limits = dict(_threshold(text) for text in thresholds)
+    limits = dict(_threshold(text) for text in thresholds or ())
     options = WriterOptions(model, device, prompt, template, url, max_tokens, batch_size, limits, wording)
     made = caption_writer(writer)(options)
     manifest = scan(_existing(folder), ScanOptions(recursive=recursive))
@@ -105,20 +97,17 @@ def caption(
 
 
 def captions(
-    folder: Folder,
-    trigger: Annotated[str, typer.Option(help="the trigger words, to see which captions lack them")] = "",
-    base: Annotated[
-        str,
-        typer.Option(help='count tokens as this base: "pocket", a diffusers folder, a file or a hub id'),
-    ] = "",
-    find: Annotated[str | None, typer.Option(help="show the captions that hold these words")] = None,
-    replace: Annotated[str | None, typer.Option(help="with --find: show them with other words")] = None,
-    regex: Annotated[bool, typer.Option("--regex", help="--find is a regular expression")] = False,
-    write: Annotated[bool, typer.Option("--write", help="with --replace: write it; a copy is kept")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print the statistics as JSON")] = False,
+    folder: Images,
+    trigger: Trigger = "",
+    base: Annotated[str, value("BASE", f"count tokens as this base: {BASES}")] = "",
+    find: Annotated[str | None, value("WORDS", "show the captions that contain these words")] = None,
+    replace: Annotated[str | None, value("WORDS", "with --find: show them with other words")] = None,
+    regex: Annotated[bool, flag("--regex", "--find is a regular expression")] = False,
+    write: Annotated[bool, flag("--write", "with --replace: write it; a copy is kept")] = False,
+    as_json: Json = False,
     recursive: Recursive = False,
 ) -> None:
-    """Count words, trigger and tokens in the captions of a folder, or find and replace in all of them."""
+    """Count words, trigger words and tokens in a folder's captions, or find and replace in all of them."""
     quiet_libraries()
     _check_replace(find, replace, regex=regex, write=write)
     from lora_studio.data.scan.folder import ScanOptions, scan
@@ -137,7 +126,7 @@ def captions(
         tokenizers = load_tokenizers(base)
     statistics = caption_statistics(manifest.used, trigger=trigger, tokenizers=tokenizers)
     if as_json:
-        console.print_json(json.dumps(asdict(statistics)))
+        print_json(asdict(statistics))
     else:
         print_statistics(statistics, console, trigger=trigger)
 

@@ -1,15 +1,27 @@
-"""The verbs `combine`, `resize` and `compare`, on finished LoRA files: they parse and print."""
+"""The verbs that make LoRA files or bases of others: combine, compare, resize, extract and merge-into."""
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from lora_studio.cli.options import FILES, Dtype, Energy, Force, Json, Out, Rank
-from lora_studio.console.screen import console
+from lora_studio.cli.options import (
+    BASES,
+    FILES,
+    Dtype,
+    Energy,
+    Force,
+    Json,
+    LoraFiles,
+    LoraPath,
+    Out,
+    Rank,
+    argument,
+    show,
+    value,
+)
+from lora_studio.console.screen import Bars, errors
 from lora_studio.errors import StudioError
 from lora_studio.quiet import quiet_libraries
 
@@ -19,43 +31,38 @@ if TYPE_CHECKING:
 
 
 def combine(
-    files: Annotated[list[str], typer.Argument(metavar=FILES, help="LoRA files, e.g. a.safetensors:0.8")],
+    files: LoraFiles,
     out: Out,
-    method: Annotated[str, typer.Option(help="concat, svd, ties, dare or project")] = "concat",
+    method: Annotated[str, value("METHOD", "concat, svd, ties, dare or project")] = "concat",
     rank: Rank = None,
     energy: Energy = None,
-    density: Annotated[float | None, typer.Option(help="ties, dare: the share of entries kept")] = None,
-    seed: Annotated[int, typer.Option(help="dare: of what is dropped")] = 0,
+    density: Annotated[float | None, value("SHARE", "ties, dare: the share of entries kept")] = None,
+    seed: Annotated[int, value("N", "dare: seed of what is dropped")] = 0,
     blocks: Annotated[
-        list[str],
-        typer.Option(metavar="[N:]PATTERN=WEIGHT", help="more or less of some layers, of file N or of all"),
-    ] = [],  # noqa: B006 - typer reads the default, nobody changes it
+        list[str] | None, value("[N:]PATTERN=WEIGHT", "more or less of some layers, of file N or of all")
+    ] = None,
     dtype: Dtype = "float16",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Make one LoRA file of several: concat is their exact sum, project keeps the first one untouched."""
     quiet_libraries()
+    from lora_studio.console.tools import print_combined
     from lora_studio.tools.combine import check_wishes, combine
     from lora_studio.tools.methods import MergeOptions
     from lora_studio.tools.result import check_output
 
     wishes = MergeOptions(cut_of(rank, energy), density, seed)
     check_wishes(method, wishes)
-    weights = [block_weight(text) for text in blocks]
+    weights = [block_weight(text) for text in blocks or ()]
     terms = terms_of(files, least=2)
     check_output(out, force=force, inputs=[term.file.path for term in terms])
     report = combine(terms, out, method=method, wishes=wishes, blocks=weights, dtype=dtype)
-    if as_json:
-        console.print_json(json.dumps(report.to_json()))
-        return
-    from lora_studio.console.tools import print_combined
-
-    print_combined(report, out, console)
+    show(report, print_combined, out, as_json=as_json)
 
 
 def resize(
-    file: Annotated[Path, typer.Argument(help="a LoRA file")],
+    file: LoraPath,
     out: Out,
     rank: Rank = None,
     energy: Energy = None,
@@ -65,6 +72,7 @@ def resize(
 ) -> None:
     """Make a LoRA file smaller: the nearest one of a lower rank, by an exact SVD of each layer."""
     quiet_libraries()
+    from lora_studio.console.tools import print_resized
     from lora_studio.lora_file.open import open_plain
     from lora_studio.tools.resize import resize
     from lora_studio.tools.result import check_output
@@ -72,30 +80,24 @@ def resize(
     cut = needed(cut_of(rank, energy))
     check_output(out, force=force, inputs=[file])
     report = resize(open_plain(file), out, cut, dtype=dtype)
-    if as_json:
-        console.print_json(json.dumps(report.to_json()))
-        return
-    from lora_studio.console.tools import print_resized
-
-    print_resized(report, out, console)
+    show(report, print_resized, out, as_json=as_json)
 
 
 def compare(
-    files: Annotated[list[str], typer.Argument(metavar=FILES, help="two LoRA files")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="write a heat map, a PNG")] = None,
-    base: Annotated[
-        str, typer.Option(help='draw images with it: "pocket", a diffusers folder, a file or a hub id')
-    ] = "",
-    images: Annotated[Path, typer.Option(help="with --base: the sheet of images")] = Path("compare.png"),
+    files: Annotated[list[str], argument(FILES, "two LoRA files")],
+    out: Annotated[Path | None, value("FILE", "write a heat map, a PNG", "-o", "--out")] = None,
+    base: Annotated[str, value("BASE", f"draw images with it: {BASES}")] = "",
+    images: Annotated[Path, value("FILE", "with --base: the sheet of images")] = Path("compare.png"),
     prompt: Annotated[
-        list[str], typer.Option(help="with --base: what is drawn; default: the files' triggers")
-    ] = [],  # noqa: B006 - typer reads the default, nobody changes it
-    seed: Annotated[int, typer.Option(help="with --base: of the noise")] = 0,
+        list[str] | None, value("PROMPT", "with --base: what is drawn; default: the files' triggers")
+    ] = None,
+    seed: Annotated[int, value("N", "with --base: seed of the noise")] = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Say whether two LoRA files go together: combine, compete, or one dominates."""
     quiet_libraries()
+    from lora_studio.console.tools import print_comparison
     from lora_studio.files import write_atomically
     from lora_studio.tools.compare import compare
     from lora_studio.tools.result import check_output
@@ -117,12 +119,54 @@ def compare(
 
         prompts = prompt or prompts_for(terms)
         write_atomically(images, as_png(compare_images(base, terms, prompts, seed=seed)))
-    if as_json:
-        console.print_json(json.dumps(comparison.to_json()))
-        return
-    from lora_studio.console.tools import print_comparison
+    show(comparison, print_comparison, written, as_json=as_json)
 
-    print_comparison(comparison, written, console)
+
+def extract(
+    tuned: Annotated[str, argument("TUNED", f"the fine-tuned base: {BASES}")],
+    base: Annotated[str, argument("BASE", "the base it was trained from, likewise")],
+    out: Out,
+    rank: Rank = None,
+    energy: Energy = None,
+    dtype: Dtype = "float16",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Make a LoRA file of what a fine-tuned base has learned, and say what of that is not in it."""
+    quiet_libraries()
+    from lora_studio.console.tools import print_extracted
+    from lora_studio.lora_file.base_weights import open_weights
+    from lora_studio.tools.extract import extract as write
+    from lora_studio.tools.result import check_output
+
+    cut = needed(cut_of(rank, energy))
+    learned, before = open_weights(tuned), open_weights(base)
+    check_output(out, force=force, inputs=[learned.path, before.path])
+    with Bars(errors, transient=True) as bars:
+        on_tensor = partial(bars.show, "comparing tensors")
+        report = write(learned, before, out, cut, dtype=dtype, on_tensor=on_tensor)
+    show(report, print_extracted, out, as_json=as_json)
+
+
+def merge_into(
+    base: Annotated[str, argument("BASE", BASES)],
+    files: LoraFiles,
+    out: Out,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write a base with LoRA files in its weights, in its own layout and dtypes; the base stays as it is."""
+    quiet_libraries()
+    from lora_studio.console.tools import print_merged
+    from lora_studio.lora_file.base_weights import open_weights
+    from lora_studio.tools.merge_into import merge_into
+    from lora_studio.tools.result import check_output
+
+    terms = terms_of(files)
+    weights = open_weights(base)
+    check_output(out, force=force, inputs=[weights.path, *(term.file.path for term in terms)])
+    report = merge_into(weights, terms, out)
+    show(report, print_merged, out, as_json=as_json)
 
 
 def terms_of(files: list[str], *, least: int = 1) -> list[Term]:
@@ -153,7 +197,7 @@ def file_and_strength(text: str) -> tuple[Path, float]:
 
 
 def block_weight(text: str) -> BlockWeight:
-    """ "2:*_to_v=0.5" as what it says."""
+    """ "2:*attn2*=0.5" as what it says."""
     from lora_studio.tools.combine import BlockWeight
 
     pattern, equals, said = text.rpartition("=")
@@ -165,7 +209,7 @@ def block_weight(text: str) -> BlockWeight:
     if not equals or not pattern or not abs(weight) <= 100:
         raise StudioError(
             f"--blocks is {text!r}; it must be PATTERN=WEIGHT, or N:PATTERN=WEIGHT for file N, such as "
-            "2:*_to_v=0.5."
+            "2:*attn2*=0.5."
         )
     return BlockWeight(rest if colon else pattern, weight, chosen)
 

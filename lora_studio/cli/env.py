@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from lora_studio.cli.options import Json, flag, print_json, value
 from lora_studio.console.screen import console
 from lora_studio.errors import StudioError
 from lora_studio.quiet import quiet_libraries
@@ -18,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def env(
-    device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:1"')] = "auto",
-    quick: Annotated[bool, typer.Option("--quick", help="leave out compile, which can take minutes")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print it all as JSON")] = False,
+    device: Annotated[str, value("DEVICE", '"auto", "cpu", "cuda" or "cuda:1"')] = "auto",
+    quick: Annotated[bool, flag("--quick", "leave out compile, which can take minutes")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show device, memory and versions, and try every option with a small training step."""
     quiet_libraries()
@@ -34,7 +32,7 @@ def env(
     facts = environment(chosen)
     if as_json:
         options = [asdict(one) for one in try_all(chosen, lambda outcome: None, quick=quick)]
-        console.print_json(json.dumps(facts | {"options": options}))
+        print_json(facts | {"options": options})
         return
     _print_facts(facts)
     console.say("\noptions, each tried with a small training step")
@@ -55,5 +53,4 @@ def _print_facts(facts: dict[str, Any]) -> None:
 
 
 def _print_outcome(outcome: OptionTest) -> None:
-    answer = "works" if outcome.works else f"does not work: {outcome.why}"
-    console.say(f"{outcome.option}: {answer}")
+    console.say(f"{outcome.option}: {'works' if outcome.works else f'does not work: {outcome.why}'}")

@@ -1,29 +1,28 @@
-"""The verbs `metadata` and `sidecars`, and `verify --provenance`: they parse and print."""
+"""The verbs `metadata` and `sidecars`, and `verify --provenance`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from lora_studio.cli.options import Force, Json, LoraPath, argument, flag, print_json, show, value
 from lora_studio.console.screen import console
 from lora_studio.errors import StudioError
 from lora_studio.quiet import quiet_libraries
 
 
 def metadata(
-    file: Annotated[Path, typer.Argument(help="a .safetensors file from anywhere")],
+    file: LoraPath,
     changes: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="e.g. modelspec.title=Woodcut; KEY= takes it out"),
-    ] = [],  # noqa: B006 - typer reads the default, nobody changes it
-    strip: Annotated[bool, typer.Option("--strip", help="take out all but what UIs need")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="the file to write")] = None,
-    in_place: Annotated[bool, typer.Option("--in-place", help="change the file itself")] = False,
-    force: Annotated[bool, typer.Option("--force", help="write over a file that is there")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print the metadata as JSON")] = False,
+        list[str] | None, value("KEY=VALUE", "e.g. modelspec.title=Woodcut; KEY= takes it out", "--set")
+    ] = None,
+    strip: Annotated[bool, flag("--strip", "take out all but what UIs need")] = False,
+    out: Annotated[Path | None, value("FILE", "the file to write", "-o", "--out")] = None,
+    in_place: Annotated[bool, flag("--in-place", "change the file itself")] = False,
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Show what a file says about itself, or change it without touching the tensors."""
     quiet_libraries()
@@ -33,7 +32,7 @@ def metadata(
     from lora_studio.metadata.edit import edit, parse_changes
 
     target = _target(file, out, in_place=in_place, force=force)
-    wanted = parse_changes(tuple(changes))
+    wanted = parse_changes(tuple(changes or ()))
     if target is None:
         if wanted or strip:
             raise StudioError(
@@ -45,9 +44,7 @@ def metadata(
         header, shown = read_header(target), target
     whole = tensor_hash(header.block())
     if as_json:
-        console.print_json(
-            json.dumps({"file": str(shown), "metadata": header.metadata, "tensor_hash": whole})
-        )
+        print_json({"file": str(shown), "metadata": header.metadata, "tensor_hash": whole})
     else:
         print_metadata(shown, header.metadata, whole, console, written=target is not None)
 
@@ -66,9 +63,9 @@ def _target(file: Path, out: Path | None, *, in_place: bool, force: bool) -> Pat
 
 
 def sidecars(
-    run: Annotated[Path, typer.Argument(help="the folder of a finished run")],
-    force: Annotated[bool, typer.Option("--force", help="write over files that are there")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print what was written as JSON")] = False,
+    run: Annotated[Path, argument("RUN", "the folder of a finished run")],
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Write what UIs show beside a LoRA: an image, its facts, and a model card."""
     quiet_libraries()
@@ -76,7 +73,7 @@ def sidecars(
 
     written = write_sidecars(run, overwrite=force)
     if as_json:
-        console.print_json(json.dumps({"written": [str(path) for path in written]}))
+        print_json({"written": [str(path) for path in written]})
         return
     for path in written:
         console.say(f"written      {path}")
@@ -92,9 +89,6 @@ def check_origin(file: Path, places: list[Path], *, provenance: bool, as_json: b
     if not provenance:
         raise StudioError(f"{places[0]} is for --provenance only; verify looks at one file.")
     origin = check_provenance(file, places)
-    if as_json:
-        console.print_json(json.dumps(origin.to_json()))
-    else:
-        print_origin(origin, console)
+    show(origin, print_origin, as_json=as_json)
     if not origin.proven:
         raise typer.Exit(1)

@@ -1,18 +1,103 @@
-"""Options that several verbs have in common."""
+"""Arguments, options and output that verbs share, spelled and explained the same way everywhere."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+from typer.models import ArgumentInfo, OptionInfo
 
-Out = Annotated[Path, typer.Option("-o", "--out", help="what is written")]
-Force = Annotated[bool, typer.Option("--force", help="replace a file that is there already")]
-Json = Annotated[bool, typer.Option("--json", help="print the report as JSON")]
-Dtype = Annotated[str, typer.Option(help="float16, bfloat16 or float32")]
-Rank = Annotated[int | None, typer.Option(min=1, help="the most ranks that a layer has")]
-Energy = Annotated[
-    float | None, typer.Option(help="instead: as few ranks as have this share of a layer's energy, e.g. 0.99")
+from lora_studio.console.screen import console
+
+if TYPE_CHECKING:
+    from typer._click import Context, Parameter
+
+
+def argument(metavar: str, help: str) -> ArgumentInfo:
+    """One that is given by its place."""
+    return typer.Argument(metavar=metavar, help=help)
+
+
+def value(metavar: str, help: str, *names: str, min: float | None = None) -> OptionInfo:
+    """An option with a value; its name is the parameter's unless `names` are given."""
+    return typer.Option(*names, metavar=metavar, help=help, min=min)
+
+
+def flag(name: str, help: str) -> OptionInfo:
+    """An option without a value."""
+    return typer.Option(name, help=help)
+
+
+BASES = '"pocket", a diffusers folder, a checkpoint file or a hub id'
+FILES = "FILE[:STRENGTH]"
+
+RecipeFile = Annotated[Path, argument("RECIPE", "a TOML recipe; see recipes/")]
+LoraPath = Annotated[Path, argument("FILE", "a LoRA .safetensors file from anywhere")]
+LoraFiles = Annotated[list[str], argument(FILES, "LoRA files, e.g. a.safetensors:0.8")]
+Images = Annotated[Path, argument("FOLDER", "a folder of images")]
+
+Changes = Annotated[
+    list[str] | None,
+    value("KEY=VALUE", "change the recipe, e.g. training.steps=200; can be repeated", "--set"),
 ]
-FILES = "FILE[:STRENGTH]..."
+Resume = Annotated[bool, flag("--resume", "continue from the run folder's newest checkpoint")]
+RunFolder = Annotated[
+    Path | None, value("DIR", "the run folder; default: runs/<name of the recipe>", "-o", "--out")
+]
+Out = Annotated[Path, value("FILE", "the file to write", "-o", "--out")]
+Force = Annotated[bool, flag("--force", "replace files that exist already")]
+Json = Annotated[bool, flag("--json", "print the result as JSON")]
+Dtype = Annotated[str, value("DTYPE", "float16, bfloat16 or float32")]
+Device = Annotated[str, value("DEVICE", "cpu, cuda, cuda:1; default: a GPU if there is one")]
+Rank = Annotated[int | None, value("N", "the highest rank of a layer", min=1)]
+Energy = Annotated[
+    float | None, value("SHARE", "instead: the lowest rank with this share of a layer's energy, e.g. 0.99")
+]
+Trigger = Annotated[str, value("WORDS", 'the trigger words, e.g. "zwx style"')]
+Recursive = Annotated[
+    bool, flag("--recursive", "also all subfolders; without it only those named <repeats>_<name>")
+]
+
+
+class Reportable(Protocol):
+    """A result that can be written as JSON."""
+
+    def to_json(self) -> Any: ...
+
+
+def print_json(data: object) -> None:
+    """On standard output."""
+    console.print_json(json.dumps(data))
+
+
+def show(report: Reportable, in_words: Callable[..., None], *details: object, as_json: bool) -> None:
+    """The report as JSON, or in words: `in_words(report, *details, console)`."""
+    if as_json:
+        print_json(report.to_json())
+    else:
+        in_words(report, *details, console)
+
+
+class PlainCommand(TyperCommand):
+    """A command whose help shows what to type; typer's would say <bool> and <list[str]>, too."""
+
+    def get_params(self, ctx: Context) -> list[Parameter]:
+        return _without_types(super().get_params(ctx))
+
+
+class PlainGroup(TyperGroup):
+    """Likewise, of commands."""
+
+    def get_params(self, ctx: Context) -> list[Parameter]:
+        return _without_types(super().get_params(ctx))
+
+
+def _without_types(parameters: list[Parameter]) -> list[Parameter]:
+    for one in parameters:
+        if isinstance(one, TyperArgument) or (isinstance(one, TyperOption) and one.is_flag):
+            vars(one)["display_type_rich"] = lambda ctx: None
+    return parameters

@@ -44,7 +44,7 @@ def test_a_recipe_shows_its_plan_with_its_bases_stride(
 ) -> None:
     extra = "[data]"
     text = recipe_text(folder, str(tiny_base)).replace(extra, f'{extra}\ninstance_prompt = "zwx style"')
-    text = text.replace("resolution = 64", "resolution = 64\nmore_resolutions = [96]\nflip = true")
+    text = text.replace("resolution = 64", "resolution = 64\nextra_resolutions = [96]\nflip = true")
     (tmp_path / "recipe.toml").write_text(text, "utf-8")
     code, out, err = run(["buckets", str(tmp_path / "recipe.toml"), "--json"], capsys)
     plan = json.loads(out)

@@ -1,0 +1,152 @@
+"""The verbs of a first run: init, plan, train and demo."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lora_studio.cli.inspect import verify
+from lora_studio.cli.options import (
+    Changes,
+    Json,
+    RecipeFile,
+    Resume,
+    RunFolder,
+    Trigger,
+    argument,
+    flag,
+    show,
+    value,
+)
+from lora_studio.console.screen import console, errors
+from lora_studio.errors import RecipeError
+from lora_studio.processes import is_main
+from lora_studio.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from lora_studio.recipe import Recipe
+
+DEMO_FOLDER = Path("runs/demo")
+
+
+def init(
+    preset: Annotated[str, argument("PRESET", "one of those that --list names")] = "",
+    images: Annotated[Path | None, value("FOLDER", "the folder of images")] = None,
+    trigger: Trigger = "",
+    base: Annotated[
+        str, value("BASE", "a .safetensors file, a diffusers folder or a hub id; default: the preset's")
+    ] = "",
+    class_word: Annotated[
+        str, value("WORD", "for a subject: what it is, e.g. dog; put behind the trigger")
+    ] = "",
+    name: Annotated[str, value("NAME", "of the run and the LoRA file; default: the folder's")] = "",
+    out: Annotated[
+        Path | None, value("FILE", "the recipe to write; default: NAME.toml", "-o", "--out")
+    ] = None,
+    list_: Annotated[bool, flag("--list", "name the presets")] = False,
+) -> None:
+    """Write a recipe for your own images, from a preset with the reasons beside its numbers."""
+    from lora_studio.recipe.presets import PresetInputs, fill, preset_names, recipe_name, summary, with_class
+
+    if list_:
+        for one in preset_names():
+            console.say(f"{one:15} {summary(one)}")
+        return
+    summary(preset)  # an unknown preset is the first thing to say
+    if images is None or not trigger:
+        raise RecipeError("init needs --images, a folder of images, and --trigger, the trigger words.")
+    path = out or Path(f"{name or recipe_name(images)}.toml")
+    text, recipe = fill(preset, PresetInputs(images, trigger, base, name, class_word), folder=path.parent)
+    _write_recipe(path, text)
+    console.say(f"wrote {path}: {summary(preset)}")
+    if recipe.data.trigger != trigger:
+        console.say(
+            f'the trigger is "{with_class(trigger, class_word)}": captions should contain these words'
+        )
+    console.say("next:")
+    console.say(f"  lora-studio doctor {shlex.quote(str(path))}   # what is wrong with images and captions")
+    console.say(f"  lora-studio plan {shlex.quote(str(path))}   # memory, disk and time")
+    console.say(f"  lora-studio train {shlex.quote(str(path))}   # the LoRA")
+
+
+def plan(
+    recipe: RecipeFile,
+    changes: Changes = None,
+    memory: Annotated[
+        float | None, value("GB", "the memory it has to fit into; default: what is free here", min=0.1)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run trains and needs, from a trial step; fills the caches. Exit 0, or 1 if it won't fit."""
+    from lora_studio.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, changes=tuple(changes or ()))
+    quiet_libraries()
+    from lora_studio.console.plan import print_needs, print_plan
+    from lora_studio.console.run import RunScreen
+    from lora_studio.training.planning.plan import plan as make
+
+    with RunScreen(errors) as screen:
+        found = make(loaded, memory_gib=memory, on_event=screen)
+    if not as_json:
+        print_plan(found.training, console)
+    show(found, print_needs, as_json=as_json)
+    if not found.memory.fits:
+        raise typer.Exit(1)
+
+
+def train(recipe: RecipeFile, out: RunFolder = None, resume: Resume = False, changes: Changes = None) -> None:
+    """Train a recipe and export, verify and show the LoRA."""
+    from lora_studio.recipe.load import load_recipe
+    from lora_studio.runs.folder import run_folder
+
+    loaded = load_recipe(recipe, changes=tuple(changes or ()))
+    _train(loaded, out or run_folder(loaded.name), resume=resume, again=f"lora-studio train {recipe}")
+
+
+def demo(
+    out: Annotated[Path, value("DIR", "the run folder", "-o", "--out")] = DEMO_FOLDER,
+    resume: Resume = False,
+    changes: Changes = None,
+) -> None:
+    """Learn a woodcut style from the sample images on the pocket base: no GPU, download or account."""
+    from lora_studio.recipe.load import PRESET_FOLDER, load_recipe
+
+    recipe = load_recipe(PRESET_FOLDER / "pocket_style.toml", changes=tuple(changes or ()))
+    if (out / "summary.json").is_file() and not resume:
+        console.say(f"{out} holds a finished demo already; verifying its file (--out DIR trains a new one).")
+        verify(out / f"{recipe.name}.safetensors")
+        return
+    _train(recipe, out, resume=resume, again="lora-studio demo")
+
+
+def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
+    quiet_libraries()
+    console.quiet = not is_main()  # of several processes one speaks
+    from lora_studio.console.run import RunScreen, print_finished
+    from lora_studio.runs.folder import run_folder
+    from lora_studio.training.session import Interrupted
+    from lora_studio.training.session import train as run
+
+    console.say("reading the base model and the images")
+    with RunScreen(console) as screen:
+        result = run(recipe, folder, resume=resume, on_event=screen)
+    if isinstance(result, Interrupted):
+        options = "" if folder == run_folder(recipe.name) else f" --out {folder}"
+        console.say(f"stopped after step {result.step}; go on with: {again}{options} --resume")
+        raise typer.Exit(130)
+    print_finished(result, console)
+
+
+def _write_recipe(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except FileExistsError:
+        raise RecipeError(f"{path} is there already and stays as it is; choose another --out.") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise RecipeError(f"{path} cannot be written ({reason}); choose another --out.") from None

@@ -12,7 +12,7 @@ from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.full import FULL, OwnLayer, SwappedParameters
 from lora_studio.adapters.layer import Layer
 from lora_studio.adapters.rules import AdapterOptions, LayerOptions, check_rules, tensor_options
-from lora_studio.layer_paths import has_tensors, layer_paths
+from lora_studio.quantization.layers import has_tensors, layer_paths
 
 CanonicalPath = Callable[[str, str], str]
 

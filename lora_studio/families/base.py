@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-from lora_studio.layer_paths import has_tensors
 from lora_studio.objectives.diffusion import Objective, ObjectiveOptions
+from lora_studio.quantization.layers import has_tensors
 
 Conditioning = dict[str, "Tensor"]
 """The text side, batch first. Only the family that wrote it reads it; cache and loop just carry it."""

@@ -5,9 +5,7 @@ Every default is written here once, with its reason.
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from lora_studio.recipe.adapter import AdapterConfig
 from lora_studio.recipe.base import BaseConfig
@@ -16,9 +14,7 @@ from lora_studio.recipe.objective import ObjectiveConfig
 from lora_studio.recipe.output import ExportConfig, SamplesConfig, TrackingConfig
 from lora_studio.recipe.section import Section
 from lora_studio.recipe.tokens import NO_ADAPTER, TokenConfig, token_faults
-from lora_studio.recipe.training import MachineConfig, TrainingConfig, ValidationConfig, idle_rates
-
-HasFiles = TypeVar("HasFiles", DataConfig, BaseConfig, AdapterConfig)
+from lora_studio.recipe.training import MachineConfig, TrainingConfig, ValidationConfig
 
 
 class Recipe(Section):
@@ -40,16 +36,13 @@ class Recipe(Section):
     export: ExportConfig = ExportConfig()
     tracking: TrackingConfig = TrackingConfig()
 
-    @field_validator("data", "base", "adapter", mode="after")
-    @classmethod
-    def _files_beside_the_recipe(cls, section: HasFiles, info: ValidationInfo) -> HasFiles:
-        folder = (info.context or {}).get("folder")
-        return section if folder is None else section.relative_to(folder)
-
     @model_validator(mode="after")
     def _rates_are_used(self) -> Recipe:
         layers = self.adapter.kind != NO_ADAPTER
-        if idle := idle_rates(self.training, layers=layers, text_encoder=self.adapter.text_encoder):
+        used = {"learning_rate": layers, "text_encoder_learning_rate": layers and self.adapter.text_encoder}
+        usual = TrainingConfig()
+        given = [key for key in used if getattr(self.training, key) != getattr(usual, key)]
+        if idle := [f"training.{key}" for key in given if not used[key]]:
             advice = "set adapter.text_encoder = true" if layers else "each of [[tokens]] has its own"
             raise ValueError(f"nothing is trained with {' and '.join(idle)}; leave it out, or {advice}.")
         return self

@@ -67,8 +67,7 @@ class AdapterConfig(Section):
     )
     conv: bool = Field(
         False,
-        description="also adapt the convolutions of the residual blocks, as locon always does; no gain in "
-        "spacepxl's ablation",
+        description="also adapt the residual blocks' convolutions, as locon does; an ablation found no gain",
     )
     conv_rank: int | None = Field(
         None, ge=1, le=4096, description="of convolutions larger than 1 x 1; rank if left out"
@@ -91,15 +90,8 @@ class AdapterConfig(Section):
         description="pissa, arXiv 2404.02948: along the weights' main directions; a file of twice the rank",
     )
     lora_plus_ratio: float = Field(
-        1.0,
-        ge=1,
-        le=100,
-        description="LoRA+, arXiv 2402.12354: how much faster `up` learns; 4 to 16 are common, 1 is off",
+        1.0, ge=1, le=100, description="LoRA+, arXiv 2402.12354: how much faster `up` learns; 4 to 16; 1: off"
     )
-    rank_dropout: float = Field(
-        0.0, ge=0, le=0.5, description="share of the ranks left out of each micro-batch"
-    )
-    module_dropout: float = Field(
-        0.0, ge=0, le=0.5, description="share of the layers left out of each micro-batch"
-    )
+    rank_dropout: float = Field(0.0, ge=0, le=0.5, description="share of ranks left out of each micro-batch")
+    module_dropout: float = Field(0.0, ge=0, le=0.5, description="share of layers left out of a micro-batch")
     max_norm: float = Field(0.0, ge=0, description="largest norm of a layer's update; 0: no limit")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from lora_studio.recipe.section import Section, UserPath
+from lora_studio.recipe.section import Section, UserPath, folder_of
 
 POCKET = "pocket"  # the base in the package
 FILE_ENDINGS = (".safetensors", ".ckpt")
@@ -53,18 +53,15 @@ class BaseConfig(Section):
         "float32", description="bfloat16: images are encoded faster on a GPU, and a little less exactly"
     )
 
-    def relative_to(self, folder: Path) -> Self:
-        """The same with relative paths taken from `folder`."""
-        names = {"model": _found_from(folder, self.model), "vae": _found_from(folder, self.vae)}
-        return super().relative_to(folder).model_copy(update=names)
-
-
-def _found_from(folder: Path, name: str) -> str:
-    """The absolute path of a base in `folder`, or else in the working directory; other names as they are."""
-    if name in {"", POCKET}:
-        return name
-    path = Path(name).expanduser()
-    there = [place for place in (folder / path, path) if place.exists()]
-    if path.suffix in FILE_ENDINGS:  # of one that is missing, too, to say where it was looked for
-        there.append(folder / path)
-    return str(there[0].resolve()) if there else name
+    @field_validator("model", "vae")
+    @classmethod
+    def _beside_the_recipe(cls, name: str, info: ValidationInfo) -> str:
+        """A base in the recipe's folder, or else in the working directory; other names as they are."""
+        folder = folder_of(info)
+        if folder is None or name in {"", POCKET}:
+            return name
+        path = Path(name).expanduser()
+        there = [place for place in (folder / path, path) if place.exists()]
+        if path.suffix in FILE_ENDINGS:  # of one that is missing, too, to say where it was looked for
+            there.append(folder / path)
+        return str(there[0].resolve()) if there else name

@@ -16,8 +16,7 @@ class SourceConfig(Section):
 
     images: UserPath = Field(description="a folder of images; relative to the recipe's folder")
     role: Literal["instance", "prior", "validation"] = Field(
-        "instance",
-        description="instance: trained on; prior: regularization images; validation: only measured",
+        "instance", description="instance: trained on; prior: regularization; validation: only measured"
     )
     repeats: int | None = Field(None, ge=1, description="how often an epoch shows each image")
     weight: float = Field(1.0, gt=0, le=100, description="factor of the loss on its images")
@@ -39,9 +38,7 @@ class RegularizationImagesConfig(Section):
         "caption without its trigger words, or the folder's captions",
     )
     weight: float = Field(1.0, gt=0, le=100, description="factor of the loss on them; arXiv 2208.12242 has 1")
-    per_image: float = Field(
-        1.0, gt=0, le=16, description="how many are added to a batch for each of its images"
-    )
+    per_image: float = Field(1.0, gt=0, le=16, description="how many are added for each image of a batch")
     steps: int = Field(25, ge=1, le=1000, description="denoising steps of an image; for count only")
     guidance: float = Field(7.5, ge=1, le=100, description="classifier-free guidance; for count only")
     seed: int = Field(0, ge=0, description="of their noise; for count only")
@@ -53,9 +50,7 @@ class DataConfig(Section):
     resume_safe: ClassVar[frozenset[str]] = frozenset({"latent_memory_gb"})
 
     images: UserPath | None = Field(None, description="a folder of images; relative to the recipe's folder")
-    sources: tuple[SourceConfig, ...] = Field(
-        (), description="several folders instead, each with its own settings"
-    )
+    sources: tuple[SourceConfig, ...] = Field((), description="several folders, each with its own settings")
     recursive: bool = Field(
         False, description="also search all subfolders; without it only those named <repeats>_<name>"
     )
@@ -71,8 +66,7 @@ class DataConfig(Section):
         description='the colour of transparent parts: white, black, grey or "#rrggbb"',
     )
     transparency: Literal["background", "mask"] = Field(
-        "background",
-        description="background: transparent parts are learned in its colour; mask: they are not learned",
+        "background", description="background: transparent parts are learned in that colour; mask: not at all"
     )
     trigger: str = Field(
         "", description="trigger words: they call what is learned, and every caption should hold them"
@@ -80,25 +74,17 @@ class DataConfig(Section):
     class_words: str = Field(
         "", description='what the trigger words are an instance of: "robot" for "vkq robot"; for preservation'
     )
-    captioner: str = Field(
-        "sidecar", description="where captions come from; sidecar: the .txt beside an image"
-    )
+    captioner: str = Field("sidecar", description="where captions come from; sidecar: the .txt beside it")
     instance_prompt: str = Field("", description="the caption of images without one")
     resolution: int = Field(512, ge=16, le=4096, description="side in pixels of a square of a bucket's area")
     extra_resolutions: tuple[Annotated[int, Field(ge=16, le=4096)], ...] = Field(
         (), description="further resolutions: every epoch also shows each image at these"
     )
     area_tolerance: float = Field(
-        0.16,
-        ge=0,
-        le=0.5,
-        description="share by which a bucket's area may be smaller, so that less is cropped",
+        0.16, ge=0, le=0.5, description="how much smaller a bucket's area may be, so that less is cropped"
     )
     max_upscale: float = Field(
-        1.5,
-        ge=1,
-        le=16,
-        description="most that an image is enlarged, as a factor; beyond it the bucket is smaller",
+        1.5, ge=1, le=16, description="largest factor of enlarging; beyond it the bucket is smaller"
     )
     crop: Literal["centre", "random", "focus"] = Field(
         "centre", description="focus: around the middle of the mask, or the point in the image's metadata"
@@ -108,15 +94,14 @@ class DataConfig(Section):
         0.0,
         ge=0,
         le=1,
-        description="share of views that are mirrored; true is 0.5. Not for captions that say left or right",
+        description="share of mirrored views; true is 0.5. Not for captions with left or right",
     )
     repeats: int = Field(1, ge=1, description="how often an epoch shows each image")
     caption_dropout: float = Field(
         0.05, ge=0, lt=1, description="share of captions replaced by an empty one; keeps guidance working"
     )
     caption_lines: Literal["choose", "join"] = Field(
-        "choose",
-        description="choose: each line of a caption file is a caption, one is drawn; join: all are one",
+        "choose", description="choose: draw one line of a caption file each time; join: all lines are one"
     )
     wildcards: bool = Field(False, description="in captions, draw one of the words in {a|b} each time")
     shuffle_tags: bool = Field(False, description="shuffle what is between commas each time")
@@ -131,19 +116,13 @@ class DataConfig(Section):
     )
     caption_suffix: str = Field("", description="added behind the same captions, likewise")
     max_token_chunks: int = Field(
-        1,
-        ge=1,
-        le=MOST_CHUNKS,
-        description="windows of 75 tokens (CLIP) that a long caption may fill, as in web UIs",
+        1, ge=1, le=MOST_CHUNKS, description="windows of 75 tokens (CLIP) for long captions, as in web UIs"
     )
     regularization_images: RegularizationImagesConfig = Field(
-        RegularizationImagesConfig(),
-        description="images of the class, so that it stays what it was",
+        RegularizationImagesConfig(), description="images of the class, so that it stays what it was"
     )
     latent_memory_gb: float = Field(
-        2.0,
-        ge=0,
-        description="GB of latents kept on the device; beyond it they are read from the disk, a step ahead",
+        2.0, ge=0, description="GB of latents kept on the device; more is read from the disk, a step ahead"
     )
 
     @field_validator("flip", mode="before")

@@ -16,8 +16,7 @@ class ObjectiveConfig(Section):
     """How an image is noised and the prediction weighted."""
 
     weighting: Literal["min_snr", "debiased"] = Field(
-        "min_snr",
-        description="debiased, arXiv 2310.08442: more weight on high noise, where the palette is set",
+        "min_snr", description="debiased, arXiv 2310.08442: more on high noise, where the palette is set"
     )
     snr_gamma: float = Field(5.0, ge=0, description="min-SNR's cap, arXiv 2303.09556; 0 turns it off")
     noise_offset: float = Field(0.0, ge=0, le=0.5, description="only for very dark or bright styles")
@@ -25,21 +24,17 @@ class ObjectiveConfig(Section):
         0.0,
         ge=0,
         lt=1,
-        description="share of images shown without the trigger words, with the base's prediction as target",
+        description="share of images shown without trigger words, to keep the base's prediction",
     )
     masked_preservation: float = Field(
-        0.0,
-        ge=0,
-        le=10,
-        description="weight outside of loss masks, with the base's prediction as target; 0: not learned",
+        0.0, ge=0, le=10, description="weight outside of loss masks of keeping the base's prediction; 0: off"
     )
     timesteps: Literal["stratified", "low_variance", "uniform"] = Field(
         "stratified",
         description="stratified: one from each part of the range in a batch; low_variance: across steps, too",
     )
     timestep_range: tuple[Share, Share] = Field(
-        (0.0, 1.0),
-        description="shares of the way to pure noise; [0.5, 1.0] learns layout and colours only",
+        (0.0, 1.0), description="shares of the way to noise; [0.5, 1.0] learns layout and colours only"
     )
     timestep_bias: float = Field(
         0.0, ge=-3, le=3, description="above 0: more high noise (layout, style); below 0: more details"
@@ -48,10 +43,7 @@ class ObjectiveConfig(Section):
         0.0, ge=0, le=0.9, description="share of each coarser noise; 0.3 learns dark and bright images"
     )
     input_perturbation: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="more noise in the input than in the target; 0.1 in arXiv 2301.11706",
+        0.0, ge=0, le=1, description="more noise in the input than in the target; arXiv 2301.11706 has 0.1"
     )
     loss: Literal["l2", "huber", "smooth_l1"] = Field(
         "l2", description="huber and smooth_l1 count large errors less, so outliers are learned less"

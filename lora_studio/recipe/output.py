@@ -40,9 +40,7 @@ class ExportConfig(Section):
     )
     author: str = Field("", max_length=200, description="named in the file, if you want to be")
     description: str = Field("", max_length=2000, description="what it is, in the file and on its card")
-    license: str = Field(
-        "", max_length=200, description="the hub's name of one, such as cc-by-4.0; yours to choose"
-    )
+    license: str = Field("", max_length=200, description="the hub's name of one, e.g. cc-by-4.0; your choice")
     tags: tuple[Annotated[str, Field(max_length=100)], ...] = Field(
         (), max_length=50, description="by which the file is found, such as style or woodcut"
     )
@@ -61,6 +59,5 @@ class TrackingConfig(Section):
     )
     run_name: str = Field("", max_length=128, description="of this run there; the recipe's name if empty")
     words: bool = Field(
-        False,
-        description="also send the trigger words and the previews' prompts; else numbers and images only",
+        False, description="also send trigger words and the previews' prompts, not numbers and images only"
     )

@@ -51,18 +51,18 @@ def recipe_name(images: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", images.resolve().name).strip("._-")[:64] or "my_lora"
 
 
-def fill(preset: str, wishes: PresetInputs, *, folder: Path) -> tuple[str, Recipe]:
-    """The preset's text with the wishes in place of its own words, for a recipe in `folder`; and that recipe.
+def fill(preset: str, inputs: PresetInputs, *, folder: Path) -> tuple[str, Recipe]:
+    """The preset's text with the inputs in place of its words, for a recipe in `folder`; and that recipe.
 
     Comments stay. Raises RecipeError for what could not be trained.
     """
     text = preset_text(preset)
     own = tomllib.loads(text)
     old_trigger, old_class = own["data"]["trigger"], own["data"].get("class_words", "")
-    wanted = _class_words(preset, wishes, needed=bool(old_class))
-    trigger = with_class(wishes.trigger, wanted)
-    if not wishes.images.is_dir():
-        raise RecipeError(f"there is no folder {wishes.images}; give --images a folder of images.")
+    wanted = _class_words(preset, inputs, needed=bool(old_class))
+    trigger = with_class(inputs.trigger, wanted)
+    if not inputs.images.is_dir():
+        raise RecipeError(f"there is no folder {inputs.images}; give --images a folder of images.")
 
     def reworded(words: str) -> str:
         if old_trigger in words:
@@ -70,9 +70,9 @@ def fill(preset: str, wishes: PresetInputs, *, folder: Path) -> tuple[str, Recip
         return re.sub(rf"\b{re.escape(old_class)}\b", lambda _: wanted, words) if old_class else words
 
     values = {
-        "name": wishes.name or recipe_name(wishes.images),
-        "model": _base(wishes.base) or own["base"]["model"],
-        "images": _seen_from(folder, wishes.images),
+        "name": inputs.name or recipe_name(inputs.images),
+        "model": _base(inputs.base) or own["base"]["model"],
+        "images": _seen_from(folder, inputs.images),
         "instance_prompt": reworded(own["data"].get("instance_prompt", "")),
         "class_words": wanted,
         "trigger": trigger,
@@ -91,14 +91,14 @@ def with_class(trigger: str, class_words: str) -> str:
     return trigger if said or not class_words else f"{trigger} {class_words}"
 
 
-def _class_words(preset: str, wishes: PresetInputs, *, needed: bool) -> str:
-    if not wishes.trigger.strip():
+def _class_words(preset: str, inputs: PresetInputs, *, needed: bool) -> str:
+    if not inputs.trigger.strip():
         raise RecipeError('--trigger is empty; give the words that shall call it, such as "zwx style".')
-    if needed and not wishes.class_words.strip():
+    if needed and not inputs.class_words.strip():
         raise RecipeError(
-            f"{preset} needs --class-word: what {wishes.trigger!r} is one of, such as dog, woman or teapot."
+            f"{preset} needs --class-word: what {inputs.trigger!r} is one of, such as dog, woman or teapot."
         )
-    return wishes.class_words.strip()
+    return inputs.class_words.strip()
 
 
 def _new_word(preset: str, trigger: str, class_words: str) -> str:

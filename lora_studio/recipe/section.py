@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 
@@ -16,14 +16,23 @@ def _not_blank(value: Any) -> Any:
     return value
 
 
-def _expand_home(path: Path) -> Path:
+def _from_folder(path: Path, info: ValidationInfo) -> Path:
+    """Relative paths are taken from the recipe's folder, if it has one."""
     try:
-        return path.expanduser()
+        path = path.expanduser()
     except RuntimeError:
         raise PydanticCustomError("no_home", "no user of that name has a home folder; write it out") from None
+    folder = folder_of(info)
+    return path if path.is_absolute() or folder is None else (folder / path).resolve()
 
 
-UserPath = Annotated[Path, BeforeValidator(_not_blank), AfterValidator(_expand_home)]
+def folder_of(info: ValidationInfo) -> Path | None:
+    """The recipe's own folder; None for plain values without one."""
+    folder: Path | None = (info.context or {}).get("folder")
+    return folder
+
+
+UserPath = Annotated[Path, BeforeValidator(_not_blank), AfterValidator(_from_folder)]
 
 
 class Section(BaseModel):
@@ -38,16 +47,3 @@ class Section(BaseModel):
     def is_resume_safe(cls, option: str) -> bool:
         """Whether a resume may change it."""
         return cls.resume_safe == "all" or option in cls.resume_safe
-
-    def relative_to(self, folder: Path) -> Self:
-        """The same with relative paths taken from `folder`."""
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        return self.model_copy(update={name: _from_folder(folder, value) for name, value in values.items()})
-
-
-def _from_folder(folder: Path, value: Any) -> Any:
-    if isinstance(value, Path):
-        return value if value.is_absolute() else (folder / value).resolve()
-    if isinstance(value, Section):
-        return value.relative_to(folder)
-    return tuple(_from_folder(folder, one) for one in value) if isinstance(value, tuple) else value

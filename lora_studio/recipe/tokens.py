@@ -15,15 +15,13 @@ MOST_VECTORS = 75  # a text encoder's window
 class TokenConfig(Stopping):
     """New words that the text encoders learn: textual inversion, arXiv 2208.01618."""
 
-    token: str = Field(
-        description='the new word as captions have it, such as "vkq"; also the name of its file'
-    )
+    token: str = Field(description='the new word as captions have it, such as "vkq"; it names the file')
     start: str = Field(description='what it means before the first step: one or more words, such as "robot"')
     vectors: int | None = Field(
         None,
         ge=1,
         le=MOST_VECTORS,
-        description="how many tokens of a prompt it takes up; as many as start if left out",
+        description="tokens of a prompt that it takes up; as many as start by default",
     )
     learning_rate: float = Field(
         5e-4,  # the text encoders' other rates are for whole layers: 1e-5 hardly moves a few numbers

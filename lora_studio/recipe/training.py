@@ -31,7 +31,7 @@ class TrainingConfig(Section):
         1000, ge=1, description="optimizer steps; a resume may change it where no learning rate depends on it"
     )
     epochs: float | None = Field(
-        None, gt=0, description="in place of steps: how often all images are shown with their repeats"
+        None, gt=0, le=100_000, description="in place of steps: how often all images are shown"
     )
     batch_size: int = Field(4, ge=1, description="images in a micro-batch, of all processes together")
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches in an optimizer step")
@@ -49,24 +49,17 @@ class TrainingConfig(Section):
         {}, description="further arguments of the optimizer, such as { betas = [0.9, 0.99] }"
     )
     weight_decay: float = Field(0.01, ge=0, description="the optimizer's; 0 turns it off")
-    lr_schedule: str = Field(
-        "cosine", description="after the warm-up: cosine to a tenth, linear to 0, or constant"
-    )
+    lr_schedule: str = Field("cosine", description="after warm-up: cosine to a tenth, linear to 0, constant")
     lr_schedule_floor: float | None = Field(
         None, ge=0, le=1, description="share of the learning rate at the last step, for cosine and linear"
     )
-    warmup_steps: int | float = Field(
-        20, ge=0, description="linear warm-up: steps, or below 1 a share of them"
-    )
+    warmup_steps: int | float = Field(20, ge=0, description="linear warm-up: steps, or below 1 a share")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients of a larger norm are scaled down to it")
     max_skipped_steps: int = Field(
         5, ge=1, description="a step that is not finite is skipped; so many in a row end the run"
     )
     ema: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="decay of a moving average of the weights, which is exported; 0 turns it off",
+        0.0, ge=0, lt=1, description="decay of a moving average of the weights, which is exported; 0: off"
     )
     seed: int = Field(
         1, ge=0, description="of all that is random; the same seed on the same machine gives the same file"
@@ -110,17 +103,6 @@ class TrainingConfig(Section):
         return self.epochs is None and 1 < self.warmup >= self.steps
 
 
-def idle_rates(training: TrainingConfig, *, layers: bool, text_encoder: bool) -> list[str]:
-    """Learning rates that were changed though nothing is trained with them."""
-    used = {"learning_rate": layers, "text_encoder_learning_rate": layers and text_encoder}
-    fields = TrainingConfig.model_fields
-    return [
-        f"training.{key}"
-        for key, is_used in used.items()
-        if not is_used and getattr(training, key) != fields[key].default
-    ]
-
-
 class ValidationConfig(Section):
     """Images that are not trained on; the loss on them says when a run has learned enough."""
 
@@ -129,7 +111,7 @@ class ValidationConfig(Section):
     count: int | None = Field(
         None,
         ge=0,
-        description="how many images; 0: none. By default a tenth of 12 or more, unless some have the role",
+        description="how many images; 0: none. Default: a tenth of 12 or more, if none has the role",
     )
     fraction: float | None = Field(None, ge=0, le=0.5, description="share of the images in place of count")
     every: int = Field(100, ge=1, description="steps between measurements; one is made before the first step")
@@ -175,12 +157,11 @@ class MachineConfig(Section):
         False, description="torch.compile, block by block: minutes at the start, then faster steps on a GPU"
     )
     channels_last: bool = Field(
-        False, description="convolutions with the channels innermost, which some GPUs do faster"
+        False, description="convolutions with channels innermost: faster on some GPUs"
     )
     tf32: bool = Field(
         True, description="float32 matrices in TF32 on CUDA: far faster, 10 bits instead of 23 in products"
     )
     shard_base: bool = Field(
-        False,
-        description="spread the frozen denoiser over the processes: slower, for one too large for a GPU",
+        False, description="spread the frozen denoiser over processes: slower, for one too large for a GPU"
     )

@@ -180,23 +180,21 @@ class ReadOnlyRun(Run):
     """Reads what is there, says where everything would be, and leaves the disk as it is."""
 
     def file(self, name: str, content: bytes) -> Path:
-        """Where it would be."""
         return self.folder / name
 
     def metric(self, values: Mapping[str, Any]) -> None:
-        """Nothing."""
+        pass
 
     def append(self, name: str, values: Mapping[str, Any]) -> None:
-        """Nothing."""
+        pass
 
     def forget_after(self, step: int, name: str = "metrics.jsonl") -> None:
-        """Nothing."""
+        pass
 
     def checkpoint(
         self, step: int, files: Mapping[str, bytes], *, keep: int, best: Collection[int] = ()
     ) -> Path:
-        """Where it would be."""
         return self._checkpoint_of(step)
 
     def remove_left_overs(self) -> None:
-        """Nothing."""
+        pass

@@ -95,3 +95,14 @@ def normal(shape: tuple[int, ...], draw: torch.Generator, *, std: float) -> Tens
 def flat_size(shape: torch.Size) -> int:
     """in * k * k of a weight."""
     return math.prod(shape[1:])
+
+
+def range_basis(matrix: Tensor, width: int, draw: torch.Generator, *, passes: int) -> Tensor:
+    """An orthonormal basis [out, width] of nearly all that a matrix [out, in] writes.
+
+    A random start and subspace iterations (Halko, Martinsson and Tropp 2011, arXiv 0909.4061, alg. 4.4).
+    """
+    basis = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], width, generator=draw)).Q
+    for _ in range(passes):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
+    return basis

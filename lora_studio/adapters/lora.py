@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from lora_studio.adapters.kind import AdapterKind, Draws, Factors, uniform
+from lora_studio.adapters.kind import AdapterKind, Draws, Factors, range_basis, uniform
 
 NAME = "studio"  # PEFT's name for our adapter
 
@@ -93,14 +93,11 @@ ROUNDS = 8  # of the power iteration
 def principal(weight: Tensor, rank: int, scale: float, draw: torch.Generator) -> dict[str, Tensor]:
     """`down` and `up`, whose scaled product is what `weight` is made of mostly, and the same as constants.
 
-    By a randomised range finder (arXiv 0909.4061, algorithm 4.4), keyed: a whole SVD of every weight of a
-    large base would take an hour.
+    By a randomised range finder, keyed: a whole SVD of every weight of a large base would take an hour.
     """
     flat = weight.flatten(1)
     width = min(rank + MORE, *flat.shape)
-    basis = torch.linalg.qr(flat @ torch.randn(flat.shape[1], width, generator=draw)).Q
-    for _ in range(ROUNDS):
-        basis = torch.linalg.qr(flat @ torch.linalg.qr(flat.t() @ basis).Q).Q
+    basis = range_basis(flat, width, draw, passes=ROUNDS)
     left, sizes, right = torch.linalg.svd(basis.t() @ flat, full_matrices=False)
     taken = min(rank, width)
     root = (sizes[:taken] / scale).sqrt()

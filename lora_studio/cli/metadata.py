@@ -27,8 +27,7 @@ def metadata(
     """Show what a file says about itself, or change it without touching the tensors."""
     quiet_libraries()
     from lora_studio.console.inspect import print_metadata
-    from lora_studio.lora_file.header import read_header
-    from lora_studio.lora_file.write import tensor_hash
+    from lora_studio.lora_file.header import read_header, tensor_hash
     from lora_studio.metadata.edit import edit, parse_changes
 
     target = _target(file, out, in_place=in_place, force=force)

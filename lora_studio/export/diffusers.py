@@ -9,7 +9,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from lora_studio.adapters.layer import Layer
-from lora_studio.export.kohya import in_range
 from lora_studio.export.target import (
     ExportJob,
     ExportResult,
@@ -18,8 +17,9 @@ from lora_studio.export.target import (
     one_path,
     worst_left_out,
 )
+from lora_studio.lora_file.factors import in_range
 from lora_studio.lora_file.header import open_tensors
-from lora_studio.lora_file.plain import Plain, as_plain
+from lora_studio.lora_file.plain import PlainLora, as_plain
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.verify.deltas import compare
 from lora_studio.verify.file import VerifyReport
@@ -27,7 +27,7 @@ from lora_studio.verify.file import VerifyReport
 DOWN, UP = "lora_A.weight", "lora_B.weight"
 
 
-def spell(plain: dict[str, Plain]) -> dict[str, Tensor]:
+def spell(plain: dict[str, PlainLora]) -> dict[str, Tensor]:
     """`<part>.<canonical path>` -> plain LoRA, as key -> float32 tensor."""
     named = {}
     for name, (down, up, scale, _) in plain.items():

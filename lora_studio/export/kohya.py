@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 
@@ -20,12 +19,11 @@ from lora_studio.export.target import (
     worst_left_out,
 )
 from lora_studio.families.base import ModelFamily
+from lora_studio.lora_file.factors import in_range
 from lora_studio.lora_file.lora_file import open_lora
-from lora_studio.lora_file.plain import Plain, as_plain
+from lora_studio.lora_file.plain import PlainLora, as_plain
 from lora_studio.verify.deltas import check_deltas
 from lora_studio.verify.file import VerifyReport, check_file, check_rules
-
-SMALL = 2.0**-8
 
 
 def tensors(family: ModelFamily, adapters: AdapterSet) -> dict[str, Tensor]:
@@ -33,17 +31,17 @@ def tensors(family: ModelFamily, adapters: AdapterSet) -> dict[str, Tensor]:
     return spell(plain_layers(family, adapters))
 
 
-def plain_layers(family: ModelFamily, adapters: AdapterSet) -> dict[str, Plain]:
+def plain_layers(family: ModelFamily, adapters: AdapterSet) -> dict[str, PlainLora]:
     """UI name -> plain LoRA, whatever the kind; layers that UIs look for are added, as zero."""
     plain = {family.ui_name(layer.part, layer.path): as_plain(layer) for layer in adapters.layers}
     for part, path in family.companions([(layer.part, layer.path) for layer in adapters.layers]):
         shape = shape_of(family.layer(part, path))
         down, up = torch.zeros(1, *shape[1:]), torch.zeros(shape[0], 1, *(1 for _ in shape[2:]))
-        plain[family.ui_name(part, path)] = Plain(down, up, 1.0)
+        plain[family.ui_name(part, path)] = PlainLora(down, up, 1.0)
     return plain
 
 
-def spell(plain: Mapping[str, Plain]) -> dict[str, Tensor]:
+def spell(plain: Mapping[str, PlainLora]) -> dict[str, Tensor]:
     """UI name -> plain LoRA, as UI key -> float32 tensor.
 
     `alpha` is 0-dimensional and always written: without it readers guess a scale. It is the same in every
@@ -60,18 +58,6 @@ def spell(plain: Mapping[str, Plain]) -> dict[str, Tensor]:
         named[f"{name}.lora_up.weight"] = up.contiguous()
         named[f"{name}.alpha"] = torch.tensor(alpha)
     return named
-
-
-def in_range(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """An `up` that hardly began to learn made larger, and its `down` smaller, by powers of two.
-
-    The product stays the same to the last bit, and float16 has few bits left for numbers below 6e-5.
-    """
-    largest = up.abs().max().item()
-    if not 0 < largest < SMALL:
-        return down, up
-    power = 2.0 ** round(math.log2(down.abs().max().item() / largest) / 2)
-    return down / power, up * power
 
 
 def write(job: ExportJob) -> ExportResult:

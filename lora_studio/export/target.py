@@ -12,7 +12,7 @@ from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.layer import Layer
 from lora_studio.errors import StudioError
 from lora_studio.families.base import ModelFamily
-from lora_studio.lora_file.plain import Plain
+from lora_studio.lora_file.plain import PlainLora
 from lora_studio.lora_file.write import write_lora
 from lora_studio.metadata.write import TrainingFacts, build_metadata, of_file
 from lora_studio.verify.file import VerifyReport
@@ -72,7 +72,7 @@ def one_path(ending: str) -> Callable[[ExportJob], tuple[Path, ...]]:
     return lambda job: (job.folder / f"{job.facts.name}{ending}",)
 
 
-def worst_left_out(job: ExportJob, plain: Iterable[Plain]) -> float | None:
+def worst_left_out(job: ExportJob, plain: Iterable[PlainLora]) -> float | None:
     """None where every layer is plain LoRA exactly."""
     if all(layer.factors() is not None for layer in job.adapters.layers):
         return None

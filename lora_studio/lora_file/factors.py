@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.kind import Factors
+from lora_studio.adapters.kind import Factors, range_basis
 from lora_studio.rng import generator
 
 NOTHING = 1e-9  # of the largest singular value: below it there is only rounding
@@ -28,7 +28,7 @@ class RankLimit:
         """How many of the singular values [k], from the largest, are kept; at least 1."""
         if self.energy is None:
             return max(1, min(self.rank or len(sizes), len(sizes)))
-        energy = sizes.square()
+        energy = sizes.double().square()
         tail = energy.flip(0).cumsum(0).flip(0)  # of the ranks from each one on: exact also where it is tiny
         wanted = (1 - self.energy) * tail[0]
         return max(1, int((tail > wanted).sum()))
@@ -45,7 +45,7 @@ class Decomposition:
     @property
     def energy(self) -> float:
         """The sum of squares of the change's entries."""
-        return self.sizes.square().sum().item()
+        return self.sizes.double().square().sum().item()
 
     def cut(self, cut: RankLimit) -> tuple[Factors, float]:
         """The nearest change of so many ranks (Eckart and Young), and the square of its distance.
@@ -55,7 +55,7 @@ class Decomposition:
         rank = cut.ranks_of(self.sizes)
         root = self.sizes[:rank].sqrt()
         factors = Factors(root[:, None] * self.right[:rank], self.left[:, :rank] * root)
-        return factors, self.sizes[rank:].square().sum().item()
+        return factors, self.sizes[rank:].double().square().sum().item()
 
     def leading(self, energy: float = 1.0) -> Decomposition:
         """Its directions that have this share of the energy, without those that are rounding; maybe none."""
@@ -108,15 +108,31 @@ def difference(one: Factors, other: Factors) -> Factors:
     return stacked([one, Factors(other.down, -other.up)])
 
 
-def balanced(factors: Factors) -> Factors:
+SMALL = 2.0**-8
+
+
+def balanced(factors: Factors, *, alike: bool = False) -> Factors:
     """The same change with both factors of about one size in every rank, so that neither leaves float16.
 
-    By powers of two, which change no digit.
+    By powers of two, which change no digit; `alike`: by the same one in all ranks.
     """
     down, up = factors
-    across, along = down.norm(dim=1), up.norm(dim=0)
+    if alike:
+        across, along = down.abs().max().double(), up.abs().max().double()
+    else:
+        across, along = down.norm(dim=1), up.norm(dim=0)
     power = torch.where((across > 0) & (along > 0), (along / across).log2().div(2).round().exp2(), 1.0)
-    return Factors(down * power[:, None], up / power)
+    power = power.to(down.dtype)
+    return Factors(down * (power if alike else power[:, None]), up / power)
+
+
+def in_range(down: Tensor, up: Tensor) -> Factors:
+    """An `up` that hardly began to learn made larger, and its `down` smaller.
+
+    float16 has few bits left for numbers below 6e-5.
+    """
+    is_small = 0 < up.abs().max().item() < SMALL
+    return balanced(Factors(down, up), alike=True) if is_small else Factors(down, up)
 
 
 FIRST_GUESS = 64  # ranks that a share of the energy may need
@@ -126,8 +142,7 @@ _OVERSAMPLED, _PASSES = 16, 3
 def leading(change: Tensor, cut: RankLimit, name: str) -> tuple[Factors, float]:
     """The leading directions of a dense change [out, in], and the square of what they leave out, measured.
 
-    By a random start and subspace iterations (Halko, Martinsson and Tropp 2011, arXiv 0909.4061, alg. 4.4):
-    as good as the whole SVD to rounding where the spectrum falls, in a fraction of its time. For a share of
+    As good as the whole SVD to rounding where the spectrum falls, in a fraction of its time. For a share of
     the energy the guess is doubled until it has it.
     """
     total = change.double().square().sum().item()
@@ -151,11 +166,6 @@ def _subspace(change: Tensor, rank: int, name: str) -> Decomposition:
     if 2 * width >= min(change.shape):
         left, sizes, right = torch.linalg.svd(change.double(), full_matrices=False)
         return Decomposition(left, sizes, right)
-    draw = torch.randn(change.shape[1], width, generator=generator("extract", name))
-    basis, _ = torch.linalg.qr(change @ draw)
-    for _ in range(_PASSES):
-        across, _ = torch.linalg.qr(change.T @ basis)
-        basis, _ = torch.linalg.qr(change @ across)
-    inside = (basis.T @ change).double()
-    left, sizes, right = torch.linalg.svd(inside, full_matrices=False)
+    basis = range_basis(change, width, generator("extract", name), passes=_PASSES)
+    left, sizes, right = torch.linalg.svd((basis.T @ change).double(), full_matrices=False)
     return Decomposition(basis.double() @ left, sizes, right)

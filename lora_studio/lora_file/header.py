@@ -1,22 +1,27 @@
-"""A safetensors file's header, read by hand under limits, and its tensors, each read when it is asked for.
+"""A safetensors file's header, read by hand under limits and written; tensors are read when asked for.
 
 8 bytes with the header's length, JSON of names, dtypes, shapes and places, then the tensors without a gap.
-Nothing that a file says is believed before it is compared with the bytes that are there.
+Nothing that a file says is believed before it is compared with the bytes that are there. Only who asks for a
+tensor, and not for an array, waits for torch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from lora_studio.errors import DamagedFile, StudioError, reason_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_HEADER_BYTES = 10_000_000  # 20 times that of the largest LoRA files; the format allows 100 MB
 MAX_SEPARATORS = 1_000_000  # commas and brackets in it: small values make the largest objects
@@ -26,22 +31,38 @@ MAX_DIMENSIONS = 8
 MAX_NUMBERS = 2**48  # in a tensor, those of length 0 counted as 1
 CHUNK_BYTES = 1 << 24
 
-DTYPES = {
-    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool},
-    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
-    **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8},
+DTYPES = {  # the format's name -> torch's
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8"},
+    **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
 }
+_CODES = {name: code for code, name in DTYPES.items()}
+_EIGHTS = {"bool": 1, "float8_e4m3fn": 1, "float8_e5m2": 1, "bfloat16": 2}
+LEGACY = (0x100000, 0x110000)  # the bytes that the older hash is of
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of a number."""
+    return _EIGHTS.get(dtype) or np.dtype(dtype).itemsize
 
 
 @dataclass(frozen=True)
 class TensorEntry:
     """A tensor as the header has it."""
 
-    dtype: torch.dtype
+    dtype: str  # torch's name, without torch
     shape: tuple[int, ...]
-    begin: int  # bytes behind the header
-    end: int
+    begin: int = 0  # bytes behind the header
+    end: int = 0
+
+
+class TensorSpec(NamedTuple):
+    """A tensor of a file that is not there yet."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -55,14 +76,29 @@ class Header:
 
     def tensor(self, key: str) -> Tensor:
         """A tensor's values. Raises StudioError if the file is no longer what it was."""
-        entry = self.entries[key]
-        return self._numbers(entry, entry.begin, entry.end).reshape(entry.shape)
+        import torch
 
-    def chunks(self, key: str) -> Iterator[Tensor]:
-        """Its values one after the other, [n], so that the largest tensor takes little memory."""
+        entry = self.entries[key]
+        dtype: torch.dtype = getattr(torch, entry.dtype)
+        if entry.begin == entry.end:
+            return torch.empty(entry.shape, dtype=dtype)
+        return torch.frombuffer(self._read(entry.begin, entry.end), dtype=dtype).reshape(entry.shape)
+
+    def array(self, key: str) -> np.ndarray[Any, Any]:
+        """The same for numpy, which has no bfloat16 and no 8 bits: those are float32 then."""
+        entry = self.entries[key]
+        if entry.dtype == "bfloat16":
+            halves = np.frombuffer(self._read(entry.begin, entry.end), np.uint16)
+            return (halves.astype(np.uint32) << 16).view(np.float32).reshape(entry.shape)
+        if entry.dtype.startswith("float8"):
+            return self.tensor(key).float().numpy()
+        return np.frombuffer(self._read(entry.begin, entry.end), entry.dtype).reshape(entry.shape)
+
+    def chunks(self, key: str) -> Iterator[bytearray]:
+        """Its bytes one after the other, so that the largest tensor takes little memory."""
         entry = self.entries[key]
         for begin in range(entry.begin, entry.end, CHUNK_BYTES):
-            yield self._numbers(entry, begin, min(begin + CHUNK_BYTES, entry.end))
+            yield self._read(begin, min(begin + CHUNK_BYTES, entry.end))
 
     def block(self) -> Iterator[bytes]:
         """All behind the header, in pieces."""
@@ -71,9 +107,7 @@ class Header:
             while piece := file.read(CHUNK_BYTES):
                 yield piece
 
-    def _numbers(self, entry: TensorEntry, begin: int, end: int) -> Tensor:
-        if begin == end:
-            return torch.empty(0, dtype=entry.dtype)
+    def _read(self, begin: int, end: int) -> bytearray:
         try:
             with self.path.open("rb") as file:
                 file.seek(self.length + begin)
@@ -82,30 +116,7 @@ class Header:
             raise StudioError(f"{self.path} cannot be read: {reason_of(error)}.") from None
         if len(content) != end - begin:
             raise StudioError(f"{self.path} has become shorter while it was read; try it again.")
-        return torch.frombuffer(content, dtype=entry.dtype)
-
-
-class Stored(Mapping[str, Tensor]):
-    """Tensors by short names, each read from the file when it is asked for."""
-
-    def __init__(self, header: Header, keys: Mapping[str, str]) -> None:
-        self.header, self.keys_of = header, keys
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.header.tensor(self.keys_of[name])
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.keys_of  # what Mapping does would read the tensor
-
-    def entry(self, name: str) -> TensorEntry:
-        """What the header says of a tensor, which is not read."""
-        return self.header.entries[self.keys_of[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys_of)
-
-    def __len__(self) -> int:
-        return len(self.keys_of)
+        return content
 
 
 def read_header(path: Path) -> Header:
@@ -179,7 +190,7 @@ def _entry(name: str, value: Any) -> TensorEntry:
         raise _Fault(f"{name} has a shape or place that is no number")
     if len(shape) > MAX_DIMENSIONS or math.prod(max(one, 1) for one in shape) > MAX_NUMBERS:
         raise _Fault(f"{name} has an absurd shape of {len(shape)} dimensions")
-    if math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
+    if math.prod(shape) * itemsize(DTYPES[dtype]) != end - begin:
         raise _Fault(f"{name} has a place of another size than its shape and dtype")
     return TensorEntry(DTYPES[dtype], tuple(shape), begin, end)
 
@@ -200,3 +211,50 @@ def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """By key, and what the file says about itself. Raises StudioError if it is not there or not whole."""
     header = read_header(path)
     return {key: header.tensor(key) for key in header.entries}, header.metadata
+
+
+def places_of(entries: Iterable[TensorSpec]) -> dict[str, dict[str, Any]]:
+    """What a header says of each tensor, one after the other."""
+    places: dict[str, dict[str, Any]] = {}
+    place = 0
+    for name, dtype, shape in entries:
+        end = place + itemsize(dtype) * math.prod(shape)
+        places[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [place, end]}
+        place = end
+    return places
+
+
+def tensor_hash(block: Iterable[bytes | memoryview]) -> str:
+    """`sshs_model_hash`: sha256 of all after the header, by which A1111 and Forge know a file.
+
+    Its first 12 digits are Civitai's AutoV3.
+    """
+    digest = hashlib.sha256()
+    for piece in block:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def header_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """What stands before the tensors, padded with spaces to a multiple of 8, as the format asks."""
+    said = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    own = {name: entry for name, entry in tensors.items() if name != "__metadata__"}
+    text = json.dumps(said | own, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def legacy_hash(
+    tensors: Mapping[str, Any], block: Iterable[bytes | memoryview], metadata: Mapping[str, str]
+) -> str:
+    """`sshs_legacy_hash`: of 64 KiB behind the first MiB of the file with its `ss_*` metadata alone.
+
+    8 hex digits, as kohya's trainer and A1111's older extension for LoRAs count them; of smaller files they
+    are those of nothing.
+    """
+    trained = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    digest, place = hashlib.sha256(), 0
+    for piece in (header_bytes(tensors, trained), *block):
+        digest.update(piece[max(0, LEGACY[0] - place) : max(0, LEGACY[1] - place)])
+        place += len(piece)
+    return digest.hexdigest()[:8]

@@ -1,51 +1,118 @@
-"""A LoRA file, opened: its tensors' shapes, its metadata and its layers."""
+"""A LoRA file, opened: its layers, its metadata and whatever else is in it. No tensor is read yet."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from lora_studio.errors import StudioError
+from lora_studio.lora_file.header import Header, read_header
+from lora_studio.lora_file.kinds import kind_of
+from lora_studio.lora_file.layer import KOHYA, LoraLayer, Stored
+from lora_studio.lora_file.spellings import known_key
 
-from lora_studio.families.base import ModelFamily
-from lora_studio.lora_file.contents import Contents, contents_of
-from lora_studio.lora_file.header import Header, Stored, read_header
-from lora_studio.lora_file.values import Values, values_of
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_studio.adapters.kind import Factors
 
 ENDINGS = ("lora_down.weight", "lora_up.weight", "alpha")
+"""Of a layer of plain LoRA in the kohya format."""
+
+_BUNDLED = "bundle_emb."
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """An opened file: its tensors by layer and ending, and what it says about itself."""
+    """An opened file: its layers by the names that kohya gives them, and what it says about itself."""
 
     path: Path
-    layers: Mapping[str, Mapping[str, Tensor]]  # plain LoRA in the kohya format
-    stray: list[str]  # keys that are no part of such a layer
-    metadata: dict[str, str]
-    header: Header | None = None
+    layers: Mapping[str, LoraLayer]
+    metadata: Mapping[str, str]
+    header: Header | None = None  # none of a file that was put into other words
+    bundled: list[str] = field(default_factory=list)  # keys of embeddings beside the layers
+    extras: list[str] = field(default_factory=list)  # keys of anything else
+
+    @property
+    def name(self) -> str:
+        """For people: without its folder."""
+        return self.path.name
+
+    @property
+    def trigger(self) -> str:
+        """The words that call it, as it says itself; empty if it does not."""
+        return self.metadata.get("modelspec.trigger_phrase", "").strip()
+
+    @property
+    def version(self) -> str:
+        """What it says of its base, in UIs' word for it; empty if it does not."""
+        return self.metadata.get("ss_base_model_version", "")
+
+    @cached_property
+    def stray(self) -> list[str]:
+        """Keys that are no part of plain LoRA in the kohya format."""
+        return (
+            [key for key in self.header.entries if key.partition(".")[2] not in ENDINGS]
+            if self.header
+            else []
+        )
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Of the layers that have one."""
+        return {name: one.rank for name, one in self.layers.items() if one.rank is not None}
+
+    @cached_property
+    def alphas(self) -> dict[str, float]:
+        """Of the layers that have one number for it."""
+        return {name: one.alpha for name, one in self.layers.items() if one.alpha is not None}
+
+    @cached_property
+    def not_finite(self) -> list[str]:
+        """The layers with numbers that are not; all of them are read."""
+        return [name for name, one in self.layers.items() if not one.numbers.finite]
+
+    @cached_property
+    def zero(self) -> list[str]:
+        """The layers that change nothing; all numbers are read."""
+        return [name for name, one in self.layers.items() if one.numbers.finite and one.numbers.zero]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What who computes with it should know."""
+        lacking = sum(one.alpha is None for one in self.layers.values())
+        if not lacking:
+            return ()
+        count = len(self.layers)
+        return (f"{self.name}: {lacking} of {count} layers have no alpha; taken as a scale of 1, as UIs do",)
 
     def delta(self, name: str) -> Tensor:
-        """A layer's weight change in float32: alpha / rank * up @ down, in the shape of its weight."""
-        tensors = self.layers[name]
-        down, up = tensors["lora_down.weight"].float(), tensors["lora_up.weight"].float()
-        alpha = tensors["alpha"].item() if "alpha" in tensors else down.shape[0]
-        change = up.flatten(1) @ down.flatten(1)
-        return alpha / down.shape[0] * change.view(up.shape[0], *down.shape[1:])
+        """A layer's weight change in float32, in the shape of its weight. Raises KeyError if it has none."""
+        return self.layers[name].delta()
 
-    @cached_property
-    def contents(self) -> Contents:
-        """The layers of every kind and spelling, of a file that was opened."""
-        assert self.header is not None
-        return contents_of(self.header)
+    def factors(self, name: str, strength: float = 1.0) -> Factors:
+        """A layer's change in float64: `up @ down`, with alpha / rank and the strength in `up`.
 
-    @cached_property
-    def values(self) -> Values:
-        """What its numbers say; they are read once."""
-        assert self.header is not None
-        return values_of(self.header, self.contents)
+        Raises StudioError if it holds a number that is not finite.
+        """
+        from lora_studio.adapters.kind import Factors
+
+        layer = self.layers[name]
+        down, up = (layer.tensors[end].double().flatten(1) for end in ENDINGS[:2])
+        if not (down.isfinite().all() and up.isfinite().all()):
+            raise StudioError(
+                f"{self.name}: {name} holds numbers that are not finite; the file is damaged or its training "
+                "diverged. Take another checkpoint of it."
+            )
+        return Factors(down, up * (layer.scale * strength))
+
+    @property
+    def metadata_bytes(self) -> int:
+        """Of what it says about itself."""
+        return sum(len(key.encode()) + len(value.encode()) for key, value in self.metadata.items())
 
 
 def open_lora(path: Path) -> LoraFile:
@@ -54,29 +121,23 @@ def open_lora(path: Path) -> LoraFile:
 
 
 def lora_file(header: Header) -> LoraFile:
-    """Of a header: tensors are read when they are asked for."""
+    """Sort a file's keys, in the spellings that UIs were tried with; those of others are extras."""
     keys: dict[str, dict[str, str]] = {}
-    stray: list[str] = []
+    spellings: dict[str, str] = {}
+    bundled, extras = [], []
+    two_encoders = any(key.startswith(("text_encoder_2.", "lora_te2_")) for key in header.entries)
     for key in header.entries:
-        name, _, ending = key.partition(".")
-        if ending in ENDINGS:
-            keys.setdefault(name, {})[ending] = key
+        found = known_key(key, two_encoders=two_encoders)
+        if key.startswith(_BUNDLED):
+            bundled.append(key)
+        elif found is None:
+            extras.append(key)
         else:
-            stray.append(key)
-    layers = {name: Stored(header, of_layer) for name, of_layer in keys.items()}
-    return LoraFile(header.path, layers, stray, header.metadata, header)
-
-
-def metadata_bytes(file: LoraFile) -> int:
-    """Of what it says about itself."""
-    return sum(len(key.encode()) + len(value.encode()) for key, value in file.metadata.items())
-
-
-def base_layers(family: ModelFamily) -> dict[str, nn.Linear | nn.Conv2d]:
-    """UI name -> layer, for every linear layer and convolution of the base that a LoRA file can name."""
-    found: dict[str, nn.Linear | nn.Conv2d] = {}
-    for part in family.targets:
-        for path, module in family.parts[part].named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                found[family.ui_name(part, family.canonical_path(part, path))] = module
-    return found
+            name, end, spelling = found
+            keys.setdefault(name, {})[end] = key
+            if spelling != KOHYA:
+                spellings[name] = spelling
+    for name in [name for name, ends in keys.items() if kind_of(ends) is None]:
+        extras += keys.pop(name).values()
+    layers = {n: LoraLayer(n, Stored(header, ends), spellings.get(n, KOHYA)) for n, ends in keys.items()}
+    return LoraFile(header.path, layers, header.metadata, header, bundled, extras)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from lora_studio.errors import StudioError
 from lora_studio.files import write_atomically
-from lora_studio.lora_file.header import Header, read_header
-from lora_studio.lora_file.write import TensorSpec, header_bytes, places_of
+from lora_studio.lora_file.header import Header, TensorSpec, header_bytes, places_of, read_header
 from lora_studio.metadata.provenance import PREFIX
 from lora_studio.metadata.write import MAX_BYTES, size_of
 from lora_studio.registry import did_you_mean

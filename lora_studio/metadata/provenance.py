@@ -4,8 +4,8 @@
 name, folder, repeats and weight. `root`: the same over pairs of image and caption. A caption is the text
 that lies beside the image or in a metadata file, in UTF-8; of images that have the recipe's or their
 folder's name for one it counts as empty. `masks`: over pairs of image and mask file, if there are any.
-`regularization_images`: over pairs of image and caption of regularization images, drawn or found. `recipe`: over the
-options that change what is learned. `base`: the weights of the denoiser, LoRAs merged into it included.
+`class_pictures`: over pairs of image and caption of regularization images, drawn or found. `recipe`: over
+the options that change what is learned. `base`: the weights of the denoiser, LoRAs merged into it included.
 
 The roots tell nobody an image; who has the images can compute them again. They can be copied into another
 file, but nobody can find other images that fit. That the tensors came from these is shown by training once
@@ -137,8 +137,9 @@ def provenance_keys(manifest: Manifest, recipe: Recipe, *, base: str) -> dict[st
 def recipe_hash(recipe: Recipe) -> str:
     """sha256 of all options that change what is learned and are not their default, as canonical JSON.
 
-    Keys sorted and named as the first version did, no spaces; without paths and names of files, whose contents other hashes tell. Defaults are
-    left out so that a later version with more options comes to the same.
+    Keys sorted and named as the first version did, no spaces; without paths and names of files, whose
+    contents other hashes tell. Defaults are left out so that a later version with more options comes to the
+    same.
     """
     values = recipe.model_dump(mode="python", exclude_defaults=True)
     learned = with_first_names(_learned(values, ""))

@@ -12,8 +12,7 @@ from lora_studio.data.manifest import Record
 from lora_studio.data.scan.folder import ScanOptions
 from lora_studio.data.sources import Source, read_sources
 from lora_studio.errors import DatasetError, StudioError, preview_names
-from lora_studio.lora_file.header import Header, read_header
-from lora_studio.lora_file.write import tensor_hash
+from lora_studio.lora_file.header import Header, read_header, tensor_hash
 from lora_studio.metadata.provenance import (
     INSTANCE_PROMPT,
     MANIFEST,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lora_studio.families.base import FileTraits
 from lora_studio.families.layer_names import DENOISER
-from lora_studio.lora_file.write import tensor_hash
+from lora_studio.lora_file.header import tensor_hash
 from lora_studio.metadata.tag_table import tag_keys
 from lora_studio.version import __version__
 

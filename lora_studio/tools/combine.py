@@ -12,7 +12,8 @@ from typing import Any
 from lora_studio.adapters.kind import Factors
 from lora_studio.errors import StudioError
 from lora_studio.lora_file.factors import decompose, difference, energy, stacked
-from lora_studio.lora_file.open import PlainFile, check_same_family
+from lora_studio.lora_file.lora_file import LoraFile
+from lora_studio.lora_file.open import check_same_family
 from lora_studio.tools import METHODS
 from lora_studio.tools.methods import MergeOptions
 from lora_studio.tools.result import Result, in_order, metadata_of
@@ -35,7 +36,7 @@ class BlockWeight:
 class Term:
     """A file, and how strongly it counts."""
 
-    file: PlainFile
+    file: LoraFile
     strength: float
 
 
@@ -74,12 +75,12 @@ def combine(
     """
     check_wishes(method, wishes)
     files = [term.file for term in terms]
-    notes = [*(note for file in files for note in file.notes), *check_same_family(files)]
+    notes = check_same_family(files)
     _check_blocks(blocks, files)
     totals = _Totals(terms, blocks, method, wishes)
     result = Result(dtype, alpha=_alpha(files, method, wishes))
     for name in in_order(files[0].layers, [file.layers for file in files[1:]]):
-        shape = next(file.shape(name) for file in files if name in file.layers)
+        shape = next(file.layers[name].shape for file in files if name in file.layers)
         factors, squares = totals.merged(name)
         result.add(name, factors, shape, squares=squares)
     if result.energy <= totals.rounding:
@@ -117,7 +118,7 @@ def check_wishes(method: str, wishes: MergeOptions) -> None:
         raise StudioError(f"--density is {wishes.density:g}; it must be above 0 and at most 1.")
 
 
-def _check_blocks(blocks: Sequence[BlockWeight], files: Sequence[PlainFile]) -> None:
+def _check_blocks(blocks: Sequence[BlockWeight], files: Sequence[LoraFile]) -> None:
     for one in blocks:
         if one.file is not None and not 1 <= one.file <= len(files):
             raise StudioError(f"--blocks names file {one.file}; there are {len(files)}, counted from 1.")
@@ -130,9 +131,9 @@ def _check_blocks(blocks: Sequence[BlockWeight], files: Sequence[PlainFile]) -> 
             )
 
 
-def _alpha(files: Sequence[PlainFile], method: str, wishes: MergeOptions) -> float:
+def _alpha(files: Sequence[LoraFile], method: str, wishes: MergeOptions) -> float:
     """About the largest rank that the result can have, so that UIs show a familiar pair."""
-    ranks = [max(map(file.rank, file.layers)) for file in files]
+    ranks = [max(file.ranks.values()) for file in files]
     if wishes.cut is None:
         return float(sum(ranks))
     return float(min(wishes.cut.rank or max(ranks), sum(ranks)))

@@ -10,7 +10,8 @@ from typing import Any
 
 from lora_studio.errors import StudioError
 from lora_studio.lora_file.factors import Decomposition, decompose, energy, inner
-from lora_studio.lora_file.open import PlainFile, check_same_family
+from lora_studio.lora_file.lora_file import LoraFile
+from lora_studio.lora_file.open import check_same_family
 from lora_studio.tools.combine import Term
 
 MAIN = 0.9  # the share of a change's energy that its main directions have
@@ -58,7 +59,7 @@ class Comparison:
 def compare(one: Term, other: Term) -> Comparison:
     """Both files layer by layer. Raises StudioError if they are for different kinds of bases."""
     files = (one.file, other.file)
-    notes = [*(note for file in files for note in file.notes), *check_same_family(files)]
+    notes = check_same_family(files)
     shared, alone, dot = [], [0, 0], 0.0
     energies = [0.0, 0.0]
     for number, (term, against) in enumerate(((one, other), (other, one))):
@@ -110,7 +111,7 @@ def judge(norms: tuple[float, float], cosine: float, reads: float) -> tuple[str,
     return ("compete" if abs(cosine) >= COMPETES or reads >= CROWDED else "combine"), reasons
 
 
-def clashing_words(files: Sequence[PlainFile]) -> list[str]:
+def clashing_words(files: Sequence[LoraFile]) -> list[str]:
     """Words that call both, in the order of the first file's trigger."""
     words = [re.findall(r"\w+", file.trigger.lower()) for file in files]
     return [word for word in words[0] if word in words[1] and word not in _COMMON]

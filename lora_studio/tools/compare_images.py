@@ -12,7 +12,7 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluate.previews import PreviewOptions, render, sheet_of
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
-from lora_studio.lora_file.lora_file import base_layers
+from lora_studio.lora_file.fit import base_layers, unfit_layers, unknown_layers
 from lora_studio.tools.combine import Term
 
 STEPS, GUIDANCE = 25, 4.0
@@ -47,17 +47,14 @@ def prompts_for(terms: Sequence[Term]) -> list[str]:
 def merged(family: ModelFamily, terms: Sequence[Term]) -> Iterator[None]:
     """Within it the files' changes are in the base's weights."""
     layers = base_layers(family)
-    named = {name: term.file.name for term in terms for name in term.file.layers}
-    if unknown := [name for name in named if name not in layers]:
-        raise StudioError(f"{unknown[0]} of {named[unknown[0]]} is not in this base; give the one it is for.")
-    with put_back([layers[name].weight for name in named]):
+    shapes = {name: layer.weight.shape for name, layer in layers.items()}
+    for term in terms:
+        if fault := unknown_layers(term.file, layers) or unfit_layers(term.file, shapes):
+            raise StudioError(fault)
+    with put_back([layers[name].weight for name in {name for term in terms for name in term.file.layers}]):
         for term in terms:
             for name in term.file.layers:
                 weight, factors = layers[name].weight, term.file.factors(name, term.strength)
                 change = factors.up @ factors.down
-                if change.numel() != weight.numel():
-                    raise StudioError(
-                        f"{name} of {term.file.name} does not fit this base; give the one it is for."
-                    )
                 weight.data.add_(change.view(weight.shape).to(weight))
         yield

@@ -13,8 +13,8 @@ from lora_studio.errors import RecipeError, StudioError
 from lora_studio.export import EXPORTERS, diffusers, kohya
 from lora_studio.families.layer_names.spellings import TEXT_PROJECTIONS
 from lora_studio.families.loading import load_base
-from lora_studio.lora_file.plain import Plain
-from lora_studio.lora_file.spellings import PlainLayers, read_plain_layers
+from lora_studio.lora_file.convertible import PlainLayers, read_plain_layers
+from lora_studio.lora_file.plain import PlainLora
 from lora_studio.lora_file.write import DTYPES, write_lora
 from lora_studio.metadata.write import hashes
 from lora_studio.registry import Registry
@@ -68,7 +68,7 @@ def convert(
         error = write_lora(out, spell(found), dtype=dtype, describe=lambda block: kept | hashes([block]))
     except OSError as problem:
         raise StudioError(f"{out} cannot be written ({problem.strerror or problem}).") from None
-    cut = any(layer.kind != "lora" or layer.needs_base for layer in found.file.layers.values())
+    cut = any(layer.kind.name != "lora" or layer.needs_base for layer in found.file.layers.values())
     return Converted(out, len(found.layers), error, cut, max(one.left_out for one in found.layers.values()))
 
 
@@ -81,7 +81,7 @@ def to_kohya(found: PlainLayers) -> dict[str, Tensor]:
         for other in TEXT_PROJECTIONS if attention else ():
             name = found.names[place].removesuffix(last) + other
             if name not in named:
-                named[name] = Plain(torch.zeros_like(one.down[:1]), torch.zeros_like(one.up[:, :1]), 1.0)
+                named[name] = PlainLora(torch.zeros_like(one.down[:1]), torch.zeros_like(one.up[:, :1]), 1.0)
     return kohya.spell(named)
 
 

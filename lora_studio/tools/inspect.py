@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -11,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import BaseModelError, StudioError, reason_of
-from lora_studio.families.layer_names import DENOISER, block_of
+from lora_studio.families.layer_names import DENOISER, block_of, block_order
 from lora_studio.families.original.kinds import detect
-from lora_studio.lora_file.contents import Contents, StoredLayer, contents_of
 from lora_studio.lora_file.header import Header, read_header
-from lora_studio.lora_file.values import Values, alphas_of, values_of
-from lora_studio.tools.norms import block_norms
+from lora_studio.lora_file.layer import LoraLayer
+from lora_studio.lora_file.lora_file import LoraFile, lora_file, open_lora
 from lora_studio.verify.uis import UiFinding, Verdict, verdicts
 from lora_studio.verify.uis.base import Base, base_of_layers
 from lora_studio.verify.uis.findings import embedded_in, embedding_findings, findings, is_embedding
@@ -63,16 +63,13 @@ class Damaged:
 
 def inspect_file(path: Path) -> Facts:
     """All that can be told of a file. Raises StudioError if it is missing or damaged."""
-    header = read_header(path)
-    contents = contents_of(header)
-    values = values_of(header, contents)
-    facts = _facts(header, contents, values)
-    hashes = file_hashes(header)
-    said, notes = header.metadata.get("sshs_model_hash"), facts.notes
+    file = open_lora(path)
+    assert file.header is not None
+    facts, hashes = _facts(file, file.header, numbers=True), file_hashes(file.header)
+    said, notes = file.metadata.get("sshs_model_hash"), facts.notes
     if said and said != hashes["sshs_model_hash"]:
         notes += ("its metadata has another sshs_model_hash: its tensors were changed after it was written",)
-    norms = block_norms(header, contents, values)
-    return replace(facts, norms=norms, hashes=hashes, notes=notes)
+    return replace(facts, norms=block_norms(file), hashes=hashes, notes=notes)
 
 
 def inspect_folder(folder: Path) -> list[Facts | Damaged]:
@@ -89,39 +86,37 @@ def inspect_folder(folder: Path) -> list[Facts | Damaged]:
 def _from_header(path: Path) -> Facts | Damaged:
     try:
         header = read_header(path)
-        contents = contents_of(header)
-        return _facts(header, contents, alphas_of(header, contents))
+        return _facts(lora_file(header), header, numbers=False)
     except StudioError as error:
         return Damaged(path.name, str(error))
 
 
-def _facts(header: Header, contents: Contents, values: Values) -> Facts:
+def _facts(file: LoraFile, header: Header, *, numbers: bool) -> Facts:
+    """With what its numbers say, or without."""
     facts = Facts(
-        header.path.name,
-        header.path.stat().st_size,
+        file.name,
+        file.path.stat().st_size,
         kind="other",
         family="not known",
-        dtypes=_dtypes(header),
+        dtypes=tuple(sorted({one.dtype for one in header.entries.values()})),
         triggers=trigger_words(header.metadata),
         metadata=header.metadata,
     )
     if is_embedding(header):
         return _of_embedding(header, facts)
-    if not contents.layers:
+    if not file.layers:
         return _of_anything(header, facts)
-    base = base_of_layers(contents.layers)
-    ranks = [one.rank for one in contents.layers.values() if one.rank is not None]
-    judged = verdicts(findings(header, contents, base, values), contents.layers, base.title)
+    base = base_of_layers(file.layers)
     return replace(
         facts,
-        kind=_kinds(contents),
+        kind=_kinds(file.layers.values()),
         family=base.title,
-        ranks=_range(ranks),
-        alphas=_range(values.alphas.values()),
-        layers=dict(Counter(_part(name, base) for name in contents.layers)),
-        blocks=dict(Counter(map(block_of, contents.layers))),
-        uis=tuple(judged),
-        notes=_notes(contents, values),
+        ranks=_range(file.ranks.values()),
+        alphas=_range(file.alphas.values()),
+        layers=dict(Counter(_part(name, base) for name in file.layers)),
+        blocks=dict(Counter(map(block_of, file.layers))),
+        uis=tuple(verdicts(findings(file, base, numbers=numbers), file.layers, base.title)),
+        notes=_notes(file, numbers=numbers),
     )
 
 
@@ -148,20 +143,14 @@ def _of_anything(header: Header, facts: Facts) -> Facts:
     return replace(facts, kind="checkpoint", family=kind.title, notes=("a whole base, not a LoRA",))
 
 
-def _kinds(contents: Contents) -> str:
-    """Of all layers; LoCon has plain ones, too."""
-    found = {_kind(one) for one in contents.layers.values()}
+def _kinds(layers: Iterable[LoraLayer]) -> str:
+    """As trainers call them: LoCon is LoRA with convolutions larger than 1 x 1, and has plain layers, too."""
+    found = set()
+    for layer in layers:
+        kernel = layer.shapes.get("lora_down.weight", ())[2:]
+        convolved = "lora_mid.weight" in layer.shapes or kernel not in ((), (1, 1))
+        found.add("dora" if "dora_scale" in layer.shapes else "locon" if convolved else layer.kind.name)
     return "+".join(sorted(found - {"lora"} if "locon" in found else found))
-
-
-def _kind(layer: StoredLayer) -> str:
-    """As trainers call it: LoCon is LoRA with convolutions larger than 1 x 1."""
-    if "dora_scale" in layer.entries:
-        return "dora"
-    down = layer.entries.get("lora_down.weight")
-    if "lora_mid.weight" in layer.entries or (down is not None and down.shape[2:] not in ((), (1, 1))):
-        return "locon"
-    return layer.kind
 
 
 def _part(name: str, base: Base) -> str:
@@ -171,26 +160,22 @@ def _part(name: str, base: Base) -> str:
     return DENOISER if encoder is None else encoder.prefix.strip("_").removeprefix("lora_")
 
 
-def _notes(contents: Contents, values: Values) -> tuple[str, ...]:
+def _notes(file: LoraFile, *, numbers: bool) -> tuple[str, ...]:
     notes = []
-    if values.not_finite:
-        notes.append(f"{len(values.not_finite)} layers are not finite, first {values.not_finite[0]}")
-    if values.zero:
-        notes.append(f"{len(values.zero)} of {len(contents.layers)} layers are zero")
-    if contents.bundled:
-        notes.append(f"{len(contents.bundled)} tensors of embeddings are bundled with it")
-    if contents.extras:
-        notes.append(f"{len(contents.extras)} tensors belong to no layer, first {contents.extras[0]}")
+    if numbers and file.not_finite:
+        notes.append(f"{len(file.not_finite)} layers are not finite, first {file.not_finite[0]}")
+    if numbers and file.zero:
+        notes.append(f"{len(file.zero)} of {len(file.layers)} layers are zero")
+    if file.bundled:
+        notes.append(f"{len(file.bundled)} tensors of embeddings are bundled with it")
+    if file.extras:
+        notes.append(f"{len(file.extras)} tensors belong to no layer, first {file.extras[0]}")
     return tuple(notes)
 
 
 def _range(values: Iterable[Any]) -> tuple[Any, ...]:
     found = list(values)
     return (min(found), max(found)) if found else ()
-
-
-def _dtypes(header: Header) -> tuple[str, ...]:
-    return tuple(sorted({str(one.dtype).removeprefix("torch.") for one in header.entries.values()}))
 
 
 MOST_TAGS = 10
@@ -225,3 +210,17 @@ def file_hashes(header: Header) -> dict[str, str]:
         "sshs_model_hash": tensors,
         "AutoV3": tensors[:12],
     }
+
+
+def block_norms(file: LoraFile) -> dict[str, float | None]:
+    """Block -> Frobenius norm of all its layers' changes together; None if one of them is not known.
+
+    What DoRA, OFT and changed norms come to depends on the base's own weights.
+    """
+    squares: dict[str, float | None] = {}
+    for name, layer in file.layers.items():
+        block, norm = block_of(name), layer.norm()
+        so_far = squares.get(block, 0.0)
+        squares[block] = None if norm is None or so_far is None else so_far + norm**2
+    ordered = sorted(squares, key=block_order)
+    return {block: None if (one := squares[block]) is None else math.sqrt(one) for block in ordered}

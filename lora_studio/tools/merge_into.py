@@ -15,8 +15,10 @@ from lora_studio.errors import ExportMismatch, StudioError
 from lora_studio.families.loading.folder import INDEX
 from lora_studio.files import sync
 from lora_studio.lora_file.base_weights import WeightPlace, Weights, weight_files
-from lora_studio.lora_file.open import check_same_family, squeezed
-from lora_studio.lora_file.write import TensorSpec, write_tensors
+from lora_studio.lora_file.fit import base_layers, unfit_layers, unknown_layers
+from lora_studio.lora_file.header import TensorSpec
+from lora_studio.lora_file.open import check_same_family
+from lora_studio.lora_file.write import write_tensors
 from lora_studio.tools.combine import Term
 
 _KEPT = (".json", ".txt", ".model", ".md")  # of a folder, beside its weights
@@ -43,10 +45,11 @@ def merge_into(base: Weights, terms: Sequence[Term], out: Path) -> MergeReport:
     does not fit into the base's dtype.
     """
     files = [term.file for term in terms]
-    notes = [*(note for file in files for note in file.notes), *check_same_family(files)]
-    keys = layer_keys(base)
-    for term in terms:
-        _check_fits(term, base, keys)
+    notes, keys = check_same_family(files), layer_keys(base)
+    shapes = {name: base.places[key].shape for name, key in keys.items()}
+    for file in files:
+        if fault := unknown_layers(file, shapes) or unfit_layers(file, shapes):
+            raise StudioError(fault)
     adding = _Adding(base, terms, keys)
     if base.path.is_file():
         _write_file(base.path, out, adding, base.path.name, files_of=terms)
@@ -57,8 +60,6 @@ def merge_into(base: Weights, terms: Sequence[Term], out: Path) -> MergeReport:
 
 def layer_keys(base: Weights) -> dict[str, str]:
     """What UIs call a layer -> the key of its weight, for every layer that a LoRA file can name."""
-    from lora_studio.lora_file.lora_file import base_layers
-
     names = {id(layer): name for name, layer in base_layers(base.family).items()}
     found = {}
     for part in base.family.targets:
@@ -66,24 +67,6 @@ def layer_keys(base: Weights) -> dict[str, str]:
             if id(module) in names:
                 found[names[id(module)]] = f"{part}.{base.family.canonical_path(part, path)}.weight"
     return found
-
-
-def _check_fits(term: Term, base: Weights, keys: Mapping[str, str]) -> None:
-    file = term.file
-    unknown = [name for name in file.layers if name not in keys]
-    of = f" (it says that it is for {file.version})" if file.version else ""
-    if unknown:
-        raise StudioError(
-            f"{len(unknown)} of the {len(file.layers)} layers of {file.name} are not in this base, first "
-            f"{unknown[0]}; it is for another kind of base{of}."
-        )
-    for name in file.layers:
-        wanted, shape = base.places[keys[name]].shape, file.shape(name)
-        if squeezed(wanted) != squeezed(shape):
-            raise StudioError(
-                f"{name} of {file.name} changes a weight of {shape}, but this base has one of {wanted}; it "
-                f"is for another kind of base{of}."
-            )
 
 
 class _Adding:

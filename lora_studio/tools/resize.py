@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.lora_file.factors import RankLimit, decompose
-from lora_studio.lora_file.open import PlainFile
+from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.tools.result import Result, metadata_of
 
 
@@ -33,12 +33,12 @@ class ResizeReport:
         return asdict(self)
 
 
-def resize(file: PlainFile, out: Path, cut: RankLimit, *, dtype: str = "float16") -> ResizeReport:
+def resize(file: LoraFile, out: Path, cut: RankLimit, *, dtype: str = "float16") -> ResizeReport:
     """Write a file with each layer cut: the nearest one of that rank, nothing clamped.
 
     A layer that has fewer ranks keeps those. Raises StudioError for numbers that are not finite.
     """
-    before = [file.rank(name) for name in file.layers]
+    before = list(file.ranks.values())
     result = Result(dtype, alpha=float(min(cut.rank or max(before), max(before))))
     lost = total = worst = 0.0
     for name in file.layers:
@@ -46,7 +46,7 @@ def resize(file: PlainFile, out: Path, cut: RankLimit, *, dtype: str = "float16"
         factors, tail = found.cut(cut)
         size = found.energy
         lost, total, worst = lost + tail, total + size, max(worst, tail / size if size else 0.0)
-        result.add(name, factors, file.shape(name), squares=size - tail)
+        result.add(name, factors, file.layers[name].shape, squares=size - tail)
     how = f"resized to rank {cut.rank}" if cut.rank else f"resized to {cut.energy:g} of the energy"
     size_after = result.write(out, metadata_of([file], result, out, how=how))
     ranks = list(result.ranks.values())

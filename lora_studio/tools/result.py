@@ -14,8 +14,8 @@ from lora_studio.adapters.kind import Factors
 from lora_studio.errors import ExportMismatch, StudioError
 from lora_studio.families.base import FileTraits
 from lora_studio.lora_file.factors import balanced, energy, stacked
-from lora_studio.lora_file.open import PlainFile
-from lora_studio.lora_file.write import DTYPES, TensorSpec, legacy_hash, places_of, raw, write_tensors
+from lora_studio.lora_file.lora_file import LoraFile
+from lora_studio.lora_file.write import DTYPES, write_described
 from lora_studio.metadata.write import base_keys, hashes
 from lora_studio.version import __version__
 
@@ -71,12 +71,7 @@ class Result:
 
     def write(self, path: Path, metadata: Mapping[str, str]) -> int:
         """Write it, with the hashes that UIs know it by; how many bytes it has."""
-        names = sorted(self.tensors)  # safetensors' own order where all have one dtype
-        entries = [TensorSpec(name, self.dtype, tuple(self.tensors[name].shape)) for name in names]
-        block = [raw(self.tensors[name]) for name in names]  # no copies
-        said = {**metadata, **hashes(block)}
-        said["sshs_legacy_hash"] = legacy_hash(places_of(entries), block, said)
-        write_tensors(path, entries, (self.tensors[name] for name in names), said)
+        write_described(path, self.tensors, lambda block: {**metadata, **hashes(block)})
         return path.stat().st_size
 
 
@@ -105,7 +100,7 @@ _KEPT = (
 )
 
 
-def metadata_of(files: Sequence[PlainFile], result: Result, path: Path, *, how: str) -> dict[str, str]:
+def metadata_of(files: Sequence[LoraFile], result: Result, path: Path, *, how: str) -> dict[str, str]:
     """Of a file made of others; `how` is what was done, in a few words."""
     metadata = {
         key: files[0].metadata[key]

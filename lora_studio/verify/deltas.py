@@ -19,7 +19,7 @@ CUT_TOO = 1e-3  # float32 rounds nothing away, but plain LoRA may be cut
 
 def check_deltas(file: LoraFile, family: ModelFamily, adapters: AdapterSet, report: VerifyReport) -> None:
     """Every layer's weight change recomputed from the file's bytes equals the live one."""
-    dtypes = {tensors["lora_up.weight"].dtype for tensors in file.layers.values()}
+    dtypes = {getattr(torch, layer.entries["lora_up.weight"].dtype) for layer in file.layers.values()}
     roughest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
     compare(
         adapters, lambda layer: file.delta(family.ui_name(layer.part, layer.path)), report, dtype=roughest

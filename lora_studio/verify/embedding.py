@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.header import open_tensors
-from lora_studio.lora_file.values import DTYPES
+from lora_studio.lora_file.write import DTYPES
 from lora_studio.verify.file import VerifyReport
 
 
@@ -21,7 +21,7 @@ def check_tensors(path: Path, report: VerifyReport) -> dict[str, Tensor]:
     """The file by itself: dtypes, finite, not zero, as many vectors for each encoder; its tensors."""
     tensors, name = open_embedding(path), path.name
     for key, tensor in tensors.items():
-        if tensor.dtype not in DTYPES:
+        if tensor.dtype not in DTYPES.values():
             report.faults.append(f"{name}: {key} has dtype {tensor.dtype}")
         elif not tensor.isfinite().all() or not tensor.any():
             report.faults.append(f"{name}: {key} is not finite, or zero")

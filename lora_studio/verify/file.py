@@ -8,16 +8,19 @@ loader.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_studio.families.base import ModelFamily
-from lora_studio.lora_file.lora_file import LoraFile, metadata_bytes
-from lora_studio.lora_file.values import DTYPES, layer_faults
+from lora_studio.lora_file.fit import fits
+from lora_studio.lora_file.layer import DTYPES
+from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.metadata.write import MAX_BYTES
 from lora_studio.verify.uis import NOT_KNOWN, Verdict, loaded_by, verdicts
-from lora_studio.verify.uis.base import Base, base_of_family, base_of_layers, fits
+from lora_studio.verify.uis.base import Base, base_of_family, base_of_layers
 from lora_studio.verify.uis.findings import findings
 from lora_studio.verify.uis.table import Loss
+
+if TYPE_CHECKING:
+    from lora_studio.families.base import ModelFamily
 
 COMMON_SCALE = 8.0  # alpha / rank that no trainer's default exceeds
 
@@ -44,16 +47,14 @@ class VerifyReport:
 
 def check_file(file: LoraFile) -> VerifyReport:
     """What the file shows by itself; faulty if it is damaged or no UI loads all of it."""
-    report, base = VerifyReport(file.path.name), base_of_layers(file.contents.layers)
-    layers, values = file.contents.layers, file.values
+    report, base = VerifyReport(file.path.name), base_of_layers(file.layers)
+    layers, alphas = file.layers, file.alphas
     for name, layer in layers.items():
-        report.faults += [f"{name}: {fault}" for fault in layer_faults(layer, values.alphas.get(name))]
-    report.faults += [f"{name}: it is not finite" for name in values.not_finite]
-    if layers and len(values.zero) == len(layers):
+        report.faults += [f"{name}: {fault}" for fault in layer.faults()]
+    report.faults += [f"{name}: it is not finite" for name in file.not_finite]
+    if layers and len(file.zero) == len(layers):
         report.faults.append("every layer is zero, so the file does nothing")
-    scales = [
-        values.alphas[name] / one.rank for name, one in layers.items() if one.rank and name in values.alphas
-    ]
+    scales = [alphas[name] / rank for name, rank in file.ranks.items() if rank and name in alphas]
     if any(not 0 < scale <= COMMON_SCALE for scale in scales):
         report.notes.append(
             f"alpha / rank is between {min(scales):g} and {max(scales):g}; 0 to {COMMON_SCALE:g} are common"
@@ -62,13 +63,13 @@ def check_file(file: LoraFile) -> VerifyReport:
     report.checks |= {
         "made_for": base.title,
         "layers": number,
-        "kinds": sorted({one.kind for one in layers.values()}),
-        "layers_that_are_zero": len(values.zero),
-        "share_of_layers_not_zero": 1 - len(values.zero) / number if number else 0.0,
+        "kinds": sorted({one.kind.name for one in layers.values()}),
+        "layers_that_are_zero": len(file.zero),
+        "share_of_layers_not_zero": 1 - len(file.zero) / number if number else 0.0,
         "scale": sorted({min(scales), max(scales)}) if scales else [],
-        "dtypes": sorted(str(one).removeprefix("torch.") for one in dtypes),
-        "metadata_bytes": metadata_bytes(file),
-        "base_model_version": file.metadata.get("ss_base_model_version", ""),
+        "dtypes": sorted(dtypes),
+        "metadata_bytes": file.metadata_bytes,
+        "base_model_version": file.version,
     }
     _judge(file, base, report)
     return report
@@ -76,9 +77,7 @@ def check_file(file: LoraFile) -> VerifyReport:
 
 def _judge(file: LoraFile, base: Base, report: VerifyReport) -> None:
     """Ask the table of UIs; what none of them loads completely is faulty."""
-    assert file.header is not None
-    found = findings(file.header, file.contents, base, file.values)
-    report.uis = verdicts(found, file.contents.layers, base.title)
+    report.uis = verdicts(findings(file, base), file.layers, base.title)
     if not loaded_by(report.uis) and not loaded_by(report.uis, NOT_KNOWN):
         first = report.uis[0].reasons[0]
         report.faults.append(f"no UI loads all of it: {first.what}")
@@ -86,7 +85,7 @@ def _judge(file: LoraFile, base: Base, report: VerifyReport) -> None:
 
 def check_against_base(file: LoraFile, family: ModelFamily, report: VerifyReport) -> None:
     """Every key maps to a layer of the (unadapted) base, and shapes fit."""
-    layers = file.contents.layers
+    layers = file.layers
     base = base_of_family(family, base_of_layers(layers), layers)
     unknown = [name for name in layers if name not in base.places]
     if unknown:
@@ -95,9 +94,9 @@ def check_against_base(file: LoraFile, family: ModelFamily, report: VerifyReport
             f"{len(unknown)} of {len(layers)} layers are not in the base, first {unknown[0]}{meant}"
         )
     for name, layer in layers.items():
-        if layer.changes and name in base.places and not fits(layer, base.places[name]):
-            wanted = base.places[name].shape
-            report.faults.append(f"{name}: changes a weight of {layer.changes}, but the base's is {wanted}")
+        wanted = base.places[name].shape if name in base.places else ()
+        if layer.size and wanted and not fits(layer.size, wanted):
+            report.faults.append(f"{name}: changes a weight of {layer.size}, but the base's is {wanted}")
     _judge(file, base, report)
     report.checks["keys_mapped"] = f"{len(layers) - len(unknown)} of {len(layers)}"
 
@@ -111,10 +110,10 @@ def check_rules(file: LoraFile, report: VerifyReport) -> None:
         for reason in one.reasons
         if reason.loss != Loss.NONE.value
     ]
-    for name, layer in file.contents.layers.items():
+    for name, layer in file.layers.items():
         alpha = layer.entries.get("alpha")
         if alpha is None or alpha.dtype not in DTYPES:
             faults.append(f"{name}: alpha is {'missing' if alpha is None else alpha.dtype}")
-    if (size := metadata_bytes(file)) > MAX_BYTES:
+    if (size := file.metadata_bytes) > MAX_BYTES:
         faults.append(f"its metadata has {size} bytes; UIs expect less than {MAX_BYTES}")
     report.faults += faults

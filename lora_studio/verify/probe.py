@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lora_studio.adapters.adapter_set import put_back
 from lora_studio.families.base import ModelFamily
-from lora_studio.lora_file.lora_file import LoraFile, base_layers
+from lora_studio.lora_file.fit import base_layers
+from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.verify.file import VerifyReport
 
 CAPTION = "a probe"

@@ -91,7 +91,7 @@ def test_names_shapes_numbers_and_metadata_are_those_of_the_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every dtype, no dimension and a length of 0, and a tensor longer than one piece."""
-    tensors = {f"of {name}": torch.ones(2, 3).to(dtype) for name, dtype in DTYPES.items()}
+    tensors = {f"of {name}": torch.ones(2, 3).to(getattr(torch, dtype)) for name, dtype in DTYPES.items()}
     tensors |= {"one number": torch.tensor(2.5), "nothing": torch.empty(0, 4)}
     tensors |= {"long": torch.arange(20.0)}
     monkeypatch.setattr(header_module, "CHUNK_BYTES", 64)
@@ -109,8 +109,10 @@ def test_names_shapes_numbers_and_metadata_are_those_of_the_library(
                 tuple(stored.shape),
             )
             assert torch.equal(own.float(), stored.float())
+            assert header.entries[key].dtype == str(stored.dtype).removeprefix("torch.")
+            assert torch.equal(torch.tensor(header.array(key).astype("float32")), stored.float())
     pieces = list(header.chunks("long"))
-    assert len(pieces) == 2 and torch.equal(torch.cat(pieces), tensors["long"])
+    assert len(pieces) == 2 and b"".join(pieces) == tensors["long"].numpy().tobytes()
     assert list(header.chunks("nothing")) == []
 
 

@@ -10,8 +10,8 @@ import torch
 from console import run
 from safetensors import safe_open
 
-from lora_studio.lora_file.header import read_header
-from lora_studio.lora_file.write import tensor_block, tensor_hash, write_lora
+from lora_studio.lora_file.header import read_header, tensor_hash
+from lora_studio.lora_file.write import write_lora
 from lora_studio.metadata.edit import edit
 from lora_studio.metadata.write import MAX_BYTES
 
@@ -26,6 +26,11 @@ BEFORE = {
     "lora_adapter_metadata": "{}",
     "format": "pt",
 }
+
+
+def tensor_block(content: bytes) -> bytes:
+    """A safetensors file without its header."""
+    return content[8 + int.from_bytes(content[:8], "little") :]
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from tiny import image_folder
 
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.errors import StudioError
-from lora_studio.lora_file.write import tensor_hash, write_lora
+from lora_studio.lora_file.header import tensor_hash
+from lora_studio.lora_file.write import write_lora
 from lora_studio.metadata.provenance import provenance_keys, recipe_hash, root_of, tree_hash
 from lora_studio.metadata.provenance_check import check_provenance
 from lora_studio.recipe import Recipe

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_studio.errors import StudioError
 from lora_studio.families.loading import load_base
-from lora_studio.lora_file.lora_file import base_layers
+from lora_studio.lora_file.fit import base_layers
 from lora_studio.lora_file.open import open_plain
 from lora_studio.tools.combine import Term
 from lora_studio.tools.compare import MAIN, compare
@@ -132,5 +132,10 @@ def test_merging_for_an_image_leaves_the_base_as_it_was(tiny_base: Path, tmp_pat
         assert torch.allclose(layer.weight, before + change, atol=1e-6)
     assert torch.equal(layer.weight, before)
     other = lora(tmp_path, "b", shapes={"lora_unet_nowhere": (4, 4)})
-    with pytest.raises(StudioError, match="is not in this base"), merged(family, terms((other, 1.0))):
+    with (
+        pytest.raises(
+            StudioError, match=r"layers of b\.safetensors are not in this base, first lora_unet_nowhere"
+        ),
+        merged(family, terms((other, 1.0))),
+    ):
         pass

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lora_studio.lora_file.spellings import read_layers
+from lora_studio.lora_file.convertible import read_places
 
 STEM = {"linear": "lora_unet_mid_block_attentions_0_proj_in", "conv": "lora_unet_mid_block_resnets_0_conv1"}
 KINDS: dict[str, tuple[str, dict[str, object]]] = {
@@ -49,10 +49,10 @@ def test_a_kind_is_the_change_that_lycoris_makes_of_it(kind: str, layer: str, tm
     tensors = module.custom_state_dict() or module.state_dict()
     state = {f"{STEM[layer]}.{end}": one.detach().clone().contiguous() for end, one in tensors.items()}
     save_file(state, tmp_path / "x.safetensors")
-    (read,) = read_layers(tmp_path / "x.safetensors").layers.values()
+    (read,) = read_places(tmp_path / "x.safetensors").layers.values()
     change = read.delta(weight).reshape(weight.shape)
     ours = (nn.functional.linear if layer == "linear" else nn.functional.conv2d)(inputs, weight + change)
     assert (frozen(inputs) - ours).norm() < 1e-4 * (ours - base).norm()
-    plain = read.plain(weight)  # cut at most as `factorise` cuts
+    plain = read.plain(weight)  # cut at most as `cut_plain` cuts
     product = plain.scale * plain.up.flatten(1).float() @ plain.down.flatten(1).float()
     assert (product - change.flatten(1)).norm() < 6e-4 * change.norm()

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_studio.errors import StudioError
+from lora_studio.lora_file.convertible import read_any
 from lora_studio.lora_file.lora_file import open_lora
-from lora_studio.lora_file.spellings import read_any
 from lora_studio.tools.convert import convert
 
 RANK, ALPHA = 4, 2.0
@@ -138,7 +138,7 @@ def check(
         scale = ALPHA / RANK if alpha is not None else 1.0
         wanted = (scale * up.flatten(1) @ down.flatten(1)).view(shape)
         assert torch.allclose(file.delta(names[place]), wanted, rtol=1e-5, atol=1e-5)
-        assert file.layers[names[place]]["alpha"].ndim == 0
+        assert file.layers[names[place]].tensors["alpha"].ndim == 0
 
 
 @pytest.mark.parametrize("alpha", [None, torch.tensor(2), torch.tensor([2.0])], ids=["none", "int64", "[1]"])
@@ -172,8 +172,8 @@ def test_sides_of_a_kernel_of_one_are_those_of_the_layer(tmp_path: Path) -> None
         tensors[f"{stem}.lora_up.weight"] = up.reshape(640, RANK, *sides)
     save_file(tensors, tmp_path / "x.safetensors")
     file = read_any(tmp_path / "x.safetensors")
-    assert file.layers[linear]["lora_down.weight"].shape == (RANK, 768)
-    assert file.layers[convolution]["lora_down.weight"].shape == (RANK, 768, 1, 1)
+    assert file.layers[linear].tensors["lora_down.weight"].shape == (RANK, 768)
+    assert file.layers[convolution].tensors["lora_down.weight"].shape == (RANK, 768, 1, 1)
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -204,7 +204,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     ),
     "up is missing": (
         lambda t: t.pop("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"),
-        "lacks its up",
+        "lacks its lora_up.weight",
     ),
     "not finite": (lambda t: next(iter(t.values())).fill_(float("inf")), "not finite"),
     "a bias": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.families.loading.single_file import SingleFileOptions
-from lora_studio.lora_file.merge import Merged, merge_plain
+from lora_studio.lora_file.fit import Merged, merge_plain
 from lora_studio.recipe import Recipe
 
 

@@ -13,8 +13,8 @@ from lora_studio.adapters.inject import Places
 from lora_studio.adapters.layer import shape_of
 from lora_studio.errors import preview_names
 from lora_studio.families.base import ModelFamily
-from lora_studio.lora_file.lora_file import LoraFile, base_layers
-from lora_studio.lora_file.open import read_plain, unfit_layers, unknown_layers
+from lora_studio.lora_file.fit import base_layers, read_plain, unfit_layers, unknown_layers
+from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.recipe.adapter import AdapterConfig
 
 OPTION = "adapter.init_from"
@@ -38,29 +38,32 @@ def start_faults(config: AdapterConfig, family: ModelFamily, places: Places) -> 
         return
     file = read_plain(config.init_from, OPTION)
     base = base_layers(family)
-    yield from unknown_layers(file, base, OPTION)
-    known = LoraFile(file.path, {k: v for k, v in file.layers.items() if k in base}, [], file.metadata)
-    yield from unfit_layers(known, {name: shape_of(layer) for name, layer in base.items()}, OPTION)
+    shapes = {name: shape_of(layer) for name, layer in base.items()}
+    for fault in (unknown_layers(file, base), unfit_layers(file, shapes)):
+        if fault:
+            yield f"{OPTION}: {fault}"
     ranks = {
         family.ui_name(part, family.canonical_path(part, path)): one.rank
         for (part, path), one in places.items()
     }
-    lost = [name for name in known.layers if name not in ranks and _does_something(file, name)]
+    lost = [
+        name for name in file.layers if name in base and name not in ranks and _does_something(file, name)
+    ]
     if lost:
         yield (
             f"{OPTION}: {file.path.name} changes {len(lost)} layers that this recipe does not train, "
-            f"{preview_names(lost)}; train them, too (adapter.text_encoder, adapter.kind = 'locon', adapter.layers), "
-            "or merge the file into the base with [[base.loras]]."
+            f"{preview_names(lost)}; train them, too (adapter.text_encoder, adapter.kind = 'locon', "
+            "adapter.layers), or merge the file into the base with [[base.loras]]."
         )
     yield from _larger_ranks(file, ranks)
 
 
 def _larger_ranks(file: LoraFile, ranks: Mapping[str, int]) -> Iterator[str]:
-    larger = [name for name in file.layers if name in ranks and _rank(file, name) > ranks[name]]
+    larger = {name: rank for name, rank in file.ranks.items() if name in ranks and rank > ranks[name]}
     if larger:
-        most, name = max(_rank(file, one) for one in larger), larger[0]
+        most, name = max(larger.values()), next(iter(larger))
         yield (
-            f"{OPTION}: {name} has rank {_rank(file, name)} in {file.path.name}, but {ranks[name]} in the "
+            f"{OPTION}: {name} has rank {larger[name]} in {file.path.name}, but {ranks[name]} in the "
             f"recipe, as have {len(larger)} layers in all; set adapter.rank = {most} or more."
         )
 
@@ -76,9 +79,9 @@ def load_initial_weights(adapters: AdapterSet, family: ModelFamily, path: Path) 
         name = family.ui_name(layer.part, layer.path)
         if name not in file.layers:
             continue
-        tensors, (down, up) = file.layers[name], (layer.tensors["down"], layer.tensors["up"])
-        rank = _rank(file, name)
-        share = tensors["alpha"].item() / rank / layer.scale
+        found, (down, up) = file.layers[name], (layer.tensors["down"], layer.tensors["up"])
+        rank, tensors = file.ranks[name], found.tensors
+        share = found.scale / layer.scale
         with torch.no_grad():
             if not down.is_meta:
                 down[:rank] = tensors["lora_down.weight"].float().view(rank, *down.shape[1:]).to(down)
@@ -90,10 +93,6 @@ def load_initial_weights(adapters: AdapterSet, family: ModelFamily, path: Path) 
     return f"{begun} layers begin as {path.name} has them{fresh}; it is a new run from its first step"
 
 
-def _rank(file: LoraFile, name: str) -> int:
-    return len(file.layers[name]["lora_down.weight"])
-
-
 def _does_something(file: LoraFile, name: str) -> bool:
     """Layers that UIs look for, and that were not trained, are in files as zero."""
-    return bool(file.layers[name]["lora_up.weight"].any() and file.layers[name]["lora_down.weight"].any())
+    return not file.layers[name].numbers.zero

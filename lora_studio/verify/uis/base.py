@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from lora_studio.families.base import ModelFamily
 from lora_studio.families.layer_names import path_name
 from lora_studio.families.layer_names.published import OWN, PUBLISHED, PublishedBase, PublishedLayer
-from lora_studio.lora_file.contents import StoredLayer
+from lora_studio.lora_file.fit import fits
+from lora_studio.lora_file.layer import LoraLayer
+
+if TYPE_CHECKING:
+    from lora_studio.families.base import ModelFamily
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Base:
         return self.layout is not None and quirk in self.layout.quirks
 
 
-def base_of_layers(layers: Mapping[str, StoredLayer]) -> Base:
+def base_of_layers(layers: Mapping[str, LoraLayer]) -> Base:
     """The published base in which most layers have the shape they change, or else the same kind of names."""
     best, most = PUBLISHED[0], (0, 0)
     for layout in PUBLISHED:
-        fitting = [layout.places[name] for name, one in layers.items() if fits(one, layout.places.get(name))]
+        fitting = [layout.places[name] for name, one in layers.items() if _fits(one, layout.places.get(name))]
         score = len(fitting), sum(place.how == OWN for place in fitting)
         if score > most:
             best, most = layout, score
@@ -51,16 +52,15 @@ def base_of_layers(layers: Mapping[str, StoredLayer]) -> Base:
     return Base(best if named[best] else None, False, named[best])
 
 
-def fits(layer: StoredLayer, place: PublishedLayer | None) -> bool:
-    """Whether a layer changes a weight of the place's size; its dimensions do not matter."""
-    return place is not None and layer.changes == (place.shape[0], math.prod(place.shape[1:]))
+def _fits(layer: LoraLayer, place: PublishedLayer | None) -> bool:
+    return place is not None and layer.size is not None and fits(layer.size, place.shape)
 
 
 def _score(places: Mapping[str, PublishedLayer]) -> tuple[int, int]:
     return len(places), sum(place.how == OWN for place in places.values())
 
 
-def _named_alike(layout: PublishedBase, layers: Mapping[str, StoredLayer]) -> dict[str, PublishedLayer]:
+def _named_alike(layout: PublishedBase, layers: Mapping[str, LoraLayer]) -> dict[str, PublishedLayer]:
     patterns = _patterns(layout)
     return {name: patterns[key] for name in layers if (key := _pattern(name)) in patterns}
 
@@ -78,8 +78,10 @@ def _pattern(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def base_of_family(family: ModelFamily, alike: Base, layers: Mapping[str, StoredLayer]) -> Base:
+def base_of_family(family: ModelFamily, alike: Base, layers: Mapping[str, LoraLayer]) -> Base:
     """The base that is really there: its shapes, by the names of UIs and by diffusers' paths."""
+    from torch import nn
+
     two = len(family.text_encoders) > 1
     shapes: dict[str, tuple[int, ...]] = {}
     for part in family.targets:

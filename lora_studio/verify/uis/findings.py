@@ -16,11 +16,12 @@ from lora_studio.families.layer_names.published import (
     PublishedBase,
     PublishedLayer,
 )
-from lora_studio.lora_file.contents import KOHYA, LETTERED, PEFT, Contents, StoredLayer
+from lora_studio.lora_file.fit import fits
 from lora_studio.lora_file.header import Header
-from lora_studio.lora_file.values import Values
+from lora_studio.lora_file.layer import KOHYA, LETTERED, PEFT, LoraLayer
+from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.verify.uis import UiFinding
-from lora_studio.verify.uis.base import Base, fits
+from lora_studio.verify.uis.base import Base
 
 _ATTENTION = re.compile(r"(.*_self_attn_)(q|k|v|out)_proj")
 _MODULE_PATH = re.compile(r"lora_te\d?_(encoder_layers|final_layer_norm)_.*")
@@ -28,18 +29,18 @@ MANY = 12  # unknown keys from which on some loaders refuse a file
 LONG_HEADER = 1 << 20
 
 
-def findings(header: Header, contents: Contents, base: Base, values: Values) -> list[UiFinding]:
-    """Every row that is true of a LoRA file."""
-    if not contents.layers:
-        return [UiFinding("nothing", contents.extras)]
+def findings(file: LoraFile, base: Base, *, numbers: bool = True) -> list[UiFinding]:
+    """Every row that is true of a LoRA file; without `numbers`, none of those that all of it is read for."""
+    if not file.layers:
+        return [UiFinding("nothing", file.extras)]
     found = {
-        "not_finite": values.not_finite,
-        "zero": values.zero if len(values.zero) == len(contents.layers) else [],
-        **_of_names(contents, base),
-        **_of_tensors(contents, base, values),
+        "not_finite": file.not_finite if numbers else [],
+        "zero": file.zero if numbers and len(file.zero) == len(file.layers) else [],
+        **_of_names(file, base),
+        **_of_tensors(file, base),
     }
     rows = [UiFinding(row, names) for row, names in found.items() if names]
-    return [*rows, *_of_encoders(contents, base), *_of_file(header, contents, base)]
+    return [*rows, *_of_encoders(file, base), *_of_file(file, base)]
 
 
 def is_embedding(header: Header) -> bool:
@@ -62,16 +63,16 @@ def embedded_in(header: Header) -> PublishedBase | None:
     return next((layout for layout in PUBLISHED if layout.vectors == widths), None)
 
 
-def _of_names(contents: Contents, base: Base) -> dict[str, list[str]]:
+def _of_names(file: LoraFile, base: Base) -> dict[str, list[str]]:
     """Layers by what is unusual in their names."""
-    layers, places = contents.layers, base.places
+    layers, places = file.layers, base.places
     unknown = [name for name in layers if name not in places]
     by_path = [name for name in unknown if _MODULE_PATH.fullmatch(name)]
     peft = [name for name in layers if layers[name].spelling == PEFT]
     kohya = {name: places[name].how for name in layers if name in places and name not in peft}
     other_names = [name for name, how in kohya.items() if how == OTHER_DENOISER]
     other_prefix = [name for name, how in kohya.items() if how == OTHER_PREFIX]
-    keys = [key for name in unknown for key in layers[name].keys.values()] + contents.extras
+    keys = [key for name in unknown for key in layers[name].keys] + file.extras
     found = {
         "unknown_name": [name for name in unknown if name not in by_path],
         "module_path": by_path,
@@ -94,16 +95,16 @@ def _of_names(contents: Contents, base: Base) -> dict[str, list[str]]:
     return found
 
 
-def _of_tensors(contents: Contents, base: Base, values: Values) -> dict[str, list[str]]:
+def _of_tensors(file: LoraFile, base: Base) -> dict[str, list[str]]:
     """Layers by what is unusual in their tensors, but for the numbers of those that are large."""
-    layers, alphas = contents.layers, values.alphas
-    with_factors = {name: one for name, one in layers.items() if one.kind in ("lora", "loha", "lokr")}
+    layers, alphas = file.layers, file.alphas
+    with_factors = {name: one for name, one in layers.items() if one.kind.is_product}
     flat = {
         name: one for name, one in with_factors.items() if "alpha" in one.entries and one.spelling != PEFT
     }
-    kinds = {name: one.kind for name, one in layers.items()}
+    kinds = {name: one.kind.name for name, one in layers.items()}
     dora = {name: one for name, one in layers.items() if "dora_scale" in one.entries}
-    along_inputs = {name for name, one in dora.items() if one.shape("dora_scale")[:1] == (1,)}
+    along_inputs = {name for name, one in dora.items() if one.shapes["dora_scale"][:1] == (1,)}
     return {
         "incomplete": [name for name, one in layers.items() if one.missing],
         "unfit": [name for name, one in layers.items() if _is_unfit(one, base)],
@@ -112,7 +113,7 @@ def _of_tensors(contents: Contents, base: Base, values: Values) -> dict[str, lis
             for name, one in with_factors.items()
             if "alpha" not in one.entries and one.spelling == KOHYA and not one.missing
         ],
-        "alpha_shape": [name for name, one in flat.items() if one.shape("alpha")],
+        "alpha_shape": [name for name, one in flat.items() if one.shapes["alpha"]],
         "alpha_zero": [name for name in flat if alphas.get(name) == 0],
         "dimensions": [name for name, one in layers.items() if _is_of_other_dimensions(one, base)],
         "peft_alpha": [
@@ -129,14 +130,14 @@ def _of_tensors(contents: Contents, base: Base, values: Values) -> dict[str, lis
         "untried": [
             name
             for name, one in layers.items()
-            if one.kind in ("oft", "full", "norm") or "lora_mid.weight" in one.entries
+            if not one.kind.is_product or "lora_mid.weight" in one.entries
         ],
     }
 
 
-def _of_encoders(contents: Contents, base: Base) -> Iterator[UiFinding]:
+def _of_encoders(file: LoraFile, base: Base) -> Iterator[UiFinding]:
     """Of text encoders and the denoiser's cross-attention."""
-    kohya = [name for name, one in contents.layers.items() if name in base.places and one.spelling != PEFT]
+    kohya = [name for name, one in file.layers.items() if name in base.places and one.spelling != PEFT]
     inside = {name: stem for name in kohya if (stem := _stem(name))}
     counts: dict[str, int] = {}
     for stem in inside.values():
@@ -155,22 +156,20 @@ def _of_encoders(contents: Contents, base: Base) -> Iterator[UiFinding]:
         yield UiFinding("no_cross", denoiser)
 
 
-def _of_file(header: Header, contents: Contents, base: Base) -> Iterator[UiFinding]:
+def _of_file(file: LoraFile, base: Base) -> Iterator[UiFinding]:
     """Of what is not in the layers."""
-    metadata = header.metadata
-    if contents.extras:
-        yield UiFinding("extra", contents.extras)
-    if contents.bundled:
-        yield UiFinding("bundled", contents.bundled)
-    has_alphas = any("alpha" in one.entries for one in contents.layers.values())
-    if "lora_adapter_metadata" in metadata and has_alphas:
+    if file.extras:
+        yield UiFinding("extra", file.extras)
+    if file.bundled:
+        yield UiFinding("bundled", file.bundled)
+    has_alphas = any("alpha" in one.entries for one in file.layers.values())
+    if "lora_adapter_metadata" in file.metadata and has_alphas:
         yield UiFinding("adapter_metadata")
-    version = metadata.get("ss_base_model_version", "")
-    if not metadata:
+    if not file.metadata:
         yield UiFinding("no_metadata")
-    elif base.is_published and base.layout is not None and not version.startswith(base.layout.version):
+    elif base.is_published and base.layout is not None and not file.version.startswith(base.layout.version):
         yield UiFinding("another_version")
-    if header.length > LONG_HEADER:
+    if file.header is not None and file.header.length > LONG_HEADER:
         yield UiFinding("long_header")
 
 
@@ -183,20 +182,22 @@ def _stem(name: str) -> str | None:
     return found[1] if found else None
 
 
-def _is_unfit(layer: StoredLayer, base: Base) -> bool:
+def _is_unfit(layer: LoraLayer, base: Base) -> bool:
     """Whether its tensors do not fit together, or not to the base's layer."""
-    if layer.missing or layer.kind in ("oft", "norm"):
+    if layer.missing or not layer.kind.tells_size:
         return False
     place = base.places.get(layer.name)
-    return layer.changes is None or (place is not None and base.is_published and not fits(layer, place))
+    if layer.size is None or place is None:
+        return layer.size is None
+    return base.is_published and not fits(layer.size, place.shape)
 
 
-def _is_of_other_dimensions(layer: StoredLayer, base: Base) -> bool:
+def _is_of_other_dimensions(layer: LoraLayer, base: Base) -> bool:
     """2-D for a convolution of 1 x 1, or 4-D for a linear layer."""
     place = base.places.get(layer.name)
-    if layer.kind != "lora" or place is None or not base.is_published or layer.missing:
+    if layer.kind.name != "lora" or place is None or not base.is_published or layer.missing:
         return False
     if base.has("either_projection") and layer.name.endswith(("proj_in", "proj_out")):
         return False
-    same = len(layer.shape("lora_down.weight")) == len(place.shape)
+    same = len(layer.shapes["lora_down.weight"]) == len(place.shape)
     return not same and math.prod(place.shape[2:]) == 1

@@ -1,0 +1,23 @@
+"""The kinds of layers that LoRA files have, one class each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lora_studio.lora_file.kinds.base import LayerKind
+from lora_studio.lora_file.kinds.loha import LOHA
+from lora_studio.lora_file.kinds.lokr import LOKR
+from lora_studio.lora_file.kinds.lora import LORA
+from lora_studio.lora_file.kinds.whole import FULL, NORM, OFT
+
+KINDS: list[LayerKind] = [LORA, LOHA, LOKR, OFT, FULL, NORM]
+
+
+def kind_of(endings: Iterable[str]) -> LayerKind | None:
+    """Of a layer that has tensors of these endings, as the first that tells has it; None: nothing tells."""
+    return next((kind for end in endings for kind in KINDS if end in kind.endings), None)
+
+
+def kind_written_by(adapter: str) -> LayerKind | None:
+    """What a file of this kind of adapters has, if there is such a file."""
+    return next((kind for kind in KINDS if adapter in kind.written_by), None)

@@ -1,0 +1,108 @@
+"""Kinds that have no factors: whole differences from the base, changed norms, and OFT's turned outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from lora_studio.lora_file.kinds.base import ALPHA, Arrays, LayerKind, Shapes, Tensors, flat
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_studio.adapters.layer import Layer
+
+
+class FullKind(LayerKind):
+    """`diff` in the shape of the weight, `diff_b` in that of the bias."""
+
+    name: ClassVar[str] = "full"
+    endings: ClassVar[tuple[str, ...]] = ("diff", "diff_b")
+    beside: ClassVar[tuple[str, ...]] = (ALPHA,)
+    is_product: ClassVar[bool] = False
+    written_by: ClassVar[Mapping[str, str]] = {
+        "full": "diffusers and kohya do not read it, others were not tried"
+    }
+
+    def size(self, shapes: Shapes) -> tuple[int, int] | None:
+        """That of the difference."""
+        return flat(shapes["diff"])
+
+    def delta(self, tensors: Tensors, scale: float, weight: Tensor | None) -> Tensor:
+        """As it is in the file."""
+        return tensors["diff"]
+
+    def norm(self, arrays: Arrays, shapes: Shapes) -> float | None:
+        """Of the weight's difference."""
+        return float(np.linalg.norm(arrays("diff").astype(np.float64)))
+
+    def spell(self, layer: Layer) -> dict[str, Tensor]:
+        """Differences from the base, those of norms by names of their own."""
+        ends = endings_of(layer)
+        return {ends[key.rpartition(".")[2]]: change for key, change in layer.changes().items()}
+
+
+def endings_of(layer: Layer) -> dict[str, str]:
+    """A trained tensor's name -> what its difference is called; empty if it has no name."""
+    from torch import nn
+
+    base = layer.module.get_base_layer()
+    if isinstance(base, nn.Linear | nn.Conv2d):
+        return dict(zip(("weight", "bias"), FullKind.endings, strict=True))
+    norm = isinstance(base, nn.LayerNorm | nn.GroupNorm)
+    return dict(zip(("weight", "bias"), NormKind.endings, strict=True)) if norm else {}
+
+
+class NormKind(LayerKind):
+    """`w_norm` and `b_norm`: what is added to a norm's weight and bias."""
+
+    name: ClassVar[str] = "norm"
+    endings: ClassVar[tuple[str, ...]] = ("w_norm", "b_norm")
+    tells_size: ClassVar[bool] = False
+    is_product: ClassVar[bool] = False
+
+    def size(self, shapes: Shapes) -> tuple[int, int] | None:
+        """A norm is no linear layer and no convolution."""
+        return None
+
+
+class OftKind(LayerKind):
+    """LyCORIS' diagonal OFT, which turns the outputs: `oft_blocks` [blocks, b, b]; alpha bounds how far."""
+
+    name: ClassVar[str] = "oft"
+    endings: ClassVar[tuple[str, ...]] = ("oft_blocks", "oft_diag")
+    beside: ClassVar[tuple[str, ...]] = (ALPHA, "rescale")
+    reads_weight: ClassVar[bool] = True
+    tells_size: ClassVar[bool] = False
+    is_product: ClassVar[bool] = False
+
+    def size(self, shapes: Shapes) -> tuple[int, int] | None:
+        """Its inputs may be any number."""
+        return None
+
+    def scale(self, alpha: float | None, shapes: Shapes) -> float:
+        """The bound, for each output."""
+        return alpha or 0.0
+
+    def delta(self, tensors: Tensors, scale: float, weight: Tensor | None) -> Tensor:
+        """Cayley's (1 + Q)(1 - Q)^-1 of every block, times the weight, less the weight."""
+        import torch
+
+        assert weight is not None
+        blocks = tensors["oft_blocks"]
+        skew = blocks - blocks.transpose(1, 2)
+        most = scale * len(weight)
+        if most > 0 and (size := skew.norm() + 1e-8) > most:
+            skew = skew * most / size
+        one = torch.eye(blocks.shape[-1])
+        turn = (one + skew) @ torch.linalg.inv(one - skew)
+        grouped = weight.reshape(len(blocks), blocks.shape[-1], -1)
+        turned = torch.einsum("knm,kni->kmi", turn, grouped).reshape(weight.shape)
+        if "rescale" in tensors:
+            turned = turned * tensors["rescale"].reshape(-1, *(1 for _ in weight.shape[1:]))
+        return turned - weight
+
+
+FULL, NORM, OFT = FullKind(), NormKind(), OftKind()

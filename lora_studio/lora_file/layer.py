@@ -1,0 +1,235 @@
+"""A layer of a LoRA file, of whatever kind and spelling: what its shapes say, and what its numbers do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lora_studio.errors import StudioError
+from lora_studio.lora_file.header import Header, TensorEntry, itemsize
+from lora_studio.lora_file.kinds import kind_of
+from lora_studio.lora_file.kinds.base import ALPHA, BESIDE, MAGNITUDE, Array, LayerKind, decomposed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_studio.lora_file.plain import PlainLora
+
+KOHYA, LETTERED, PEFT = "kohya", "lettered", "peft"
+"""Spellings: `lora_te_x.lora_down.weight`; `lora_te_x.lora_A.weight`; `text_encoder.x.lora_A.weight`."""
+
+DTYPES = ("float16", "bfloat16", "float32")
+MAX_RANK = 4096
+# What is set in numbers that are not finite, of the bits of each dtype; of whole numbers all are finite.
+_EXPONENTS = {"float64": 0x7FF << 52, "float32": 0xFF << 23, "float16": 0x1F << 10, "bfloat16": 0xFF << 7}
+_EXPONENTS |= {"float8_e4m3fn": 0x7F, "float8_e5m2": 0x1F << 2}
+
+
+class Stored(Mapping[str, "Tensor"]):
+    """A layer's tensors by their endings, each read from the file when it is asked for."""
+
+    def __init__(self, header: Header, keys: Mapping[str, str]) -> None:
+        self.header, self.keys_of = header, keys
+        self.entries = {end: header.entries[key] for end, key in keys.items()}
+
+    def __getitem__(self, end: str) -> Tensor:
+        return self.header.tensor(self.keys_of[end])
+
+    def __contains__(self, end: object) -> bool:
+        return end in self.keys_of  # what Mapping does would read the tensor
+
+    def array(self, end: str) -> Array:
+        """For numpy."""
+        return self.header.array(self.keys_of[end])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys_of)
+
+    def __len__(self) -> int:
+        return len(self.keys_of)
+
+
+class Held(dict[str, "Tensor"]):
+    """Tensors that were made of others and lie in memory."""
+
+    @property
+    def entries(self) -> dict[str, TensorEntry]:
+        """What a header would say of them."""
+        return {
+            end: TensorEntry(str(one.dtype).removeprefix("torch."), tuple(one.shape))
+            for end, one in self.items()
+        }
+
+    def array(self, end: str) -> Array:
+        """For numpy."""
+        return self[end].detach().float().numpy()
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the numbers of a layer are."""
+
+    finite: bool
+    zero: bool  # it changes nothing
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """One layer; its tensors go by kohya's and LyCORIS's endings."""
+
+    name: str  # as kohya spells it
+    tensors: Stored | Held
+    spelling: str = KOHYA
+    said_alpha: float | None = None  # apart from its tensors
+
+    @cached_property
+    def entries(self) -> Mapping[str, TensorEntry]:
+        """What the header says of them."""
+        return self.tensors.entries
+
+    @property
+    def keys(self) -> list[str]:
+        """What the file calls its tensors."""
+        return list(self.tensors.keys_of.values()) if isinstance(self.tensors, Stored) else []
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors, by ending."""
+        return {end: one.shape for end, one in self.entries.items()}
+
+    @cached_property
+    def kind(self) -> LayerKind:
+        """Raises StudioError if nothing but an alpha or the like is there."""
+        kind = kind_of(self.entries)
+        if kind is None:
+            raise StudioError(f"{self.name} is of a kind that is not known.")
+        return kind
+
+    @property
+    def missing(self) -> list[str]:
+        """Endings without which nothing can be made of the others."""
+        return self.kind.missing(self.entries)
+
+    @property
+    def rank(self) -> int | None:
+        """How many columns its factors have; None if it has none, or does not say."""
+        return self.kind.rank(self.shapes)
+
+    @cached_property
+    def size(self) -> tuple[int, int] | None:
+        """[out, in * k * k] of the weight that it changes, or None where tensors do not fit or do not say."""
+        if self.missing:
+            return None
+        try:
+            return self.kind.size(self.shapes)
+        except (IndexError, KeyError):
+            return None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of plain LoRA: of its weight, [out, in], or with the sides of a kernel."""
+        return (self.shapes["lora_up.weight"][0], *self.shapes["lora_down.weight"][1:])
+
+    @cached_property
+    def alpha(self) -> float | None:
+        """None without one, and where it is not one number."""
+        if ALPHA not in self.entries or math.prod(self.shapes[ALPHA]) != 1:
+            return self.said_alpha
+        return float(self.tensors.array(ALPHA).item())
+
+    @property
+    def scale(self) -> float:
+        """What its kind multiplies the change with."""
+        return self.kind.scale(self.alpha, self.shapes)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the frozen weight is part of what its change is."""
+        return self.kind.reads_weight or MAGNITUDE in self.entries
+
+    def faults(self, *, any_dtype: bool = False) -> list[str]:
+        """What of it is not as its kind has it, from shapes, dtypes and alpha; empty if it is complete."""
+        if self.missing:
+            return [f"{', '.join(self.missing)} is missing"]
+        faults = [
+            f"{end} has dtype {one.dtype}"
+            for end, one in self.entries.items()
+            if one.dtype not in DTYPES and end != ALPHA and not any_dtype
+        ]
+        if any(0 in shape for shape in self.shapes.values()):
+            faults.append("a tensor is empty")
+        if self.rank is not None and not 1 <= self.rank <= MAX_RANK:
+            faults.append(f"its rank is {self.rank}; 1 to {MAX_RANK} are possible")
+        if ALPHA in self.entries and self.alpha is None:
+            faults.append(f"alpha has the shape {self.shapes[ALPHA]}; it must be one number")
+        if self.size is None and self.kind.tells_size:
+            shapes = " and ".join(str(shape) for end, shape in self.shapes.items() if end != ALPHA)
+            faults.append(f"the shapes {shapes} do not fit together")
+        return faults
+
+    @cached_property
+    def numbers(self) -> Numbers:
+        """All of its numbers are looked at, a piece of a tensor at a time."""
+        assert isinstance(self.tensors, Stored)
+        header, keys = self.tensors.header, self.tensors.keys_of
+        looks = {end: _look(header, key) for end, key in keys.items()}
+        zero = [not something for end, (_, something) in looks.items() if end not in BESIDE]
+        is_zero = any(zero) if self.kind.is_product else all(zero)
+        return Numbers(all(finite for finite, _ in looks.values()), is_zero)
+
+    def delta(self, weight: Tensor | None = None) -> Tensor:
+        """Its change in float32, [out, in, k, k] or, where the file does not tell k, [out, in * k * k].
+
+        `weight` is the base's. Raises StudioError if that is needed and not there.
+        """
+        if self.needs_base and weight is None:
+            raise StudioError(
+                f"the change of {self.name} depends on the base's weight; name the base that it is for."
+            )
+        values = {end: self.tensors[end].float() for end in self.entries if end != ALPHA}
+        frozen = None if weight is None else weight.detach().float()
+        change = self.kind.delta(values, self.scale, frozen)
+        if MAGNITUDE not in values or frozen is None:
+            return change
+        return decomposed(change, frozen, values[MAGNITUDE])
+
+    def plain(self, weight: Tensor | None = None) -> PlainLora:
+        """Exact where that takes no more ranks than the weight has itself; else cut as `factorise` cuts.
+
+        Raises StudioError as `delta`, and for a change that is not finite.
+        """
+        from lora_studio.lora_file.plain import cut_plain
+
+        values = {end: self.tensors[end] for end in self.entries if end != ALPHA}
+        exact = None if self.needs_base else self.kind.low_rank(values, self.scale)
+        if exact is not None:
+            return exact
+        change = self.delta(weight)
+        if not change.isfinite().all():
+            raise StudioError(f"the change of {self.name} has numbers beyond float32; the file is damaged.")
+        return cut_plain(change, change.shape)
+
+    def norm(self) -> float | None:
+        """Frobenius norm of its change, or None if it cannot be told from the file alone."""
+        small = self.rank is None or 1 <= self.rank <= MAX_RANK
+        if self.size is None or not small or any(end in self.entries for end in self.kind.opaque):
+            return None
+        with np.errstate(all="ignore"):  # a damaged file may hold anything
+            norm = self.kind.norm(lambda end: self.tensors.array(end).astype(np.float32), self.shapes)
+        return None if norm is None else abs(self.scale) * norm
+
+
+def _look(header: Header, key: str) -> tuple[bool, bool]:
+    """Whether all numbers of a tensor are finite, and whether any is not zero: told from their bits."""
+    dtype = header.entries[key].dtype
+    exponent, finite, something = _EXPONENTS.get(dtype, 0), True, False
+    for chunk in header.chunks(key):
+        bits = np.frombuffer(chunk, f"uint{8 * itemsize(dtype)}")
+        finite = finite and not (exponent and ((bits & exponent) == exponent).any())
+        something = something or bool((bits << 1 if exponent else bits).any())  # without the sign
+    return finite, something

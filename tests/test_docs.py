@@ -32,7 +32,9 @@ from lora_studio.quantization import QUANTIZERS
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.diff import options
 from lora_studio.recipe.load import load_recipe, recipe_from
+from lora_studio.recipe.messages import ELSEWHERE
 from lora_studio.recipe.presets import preset_names
+from lora_studio.recipe.renamed import RENAMED
 from lora_studio.recipe.tokens import NO_ADAPTER
 from lora_studio.tools import METHODS
 from lora_studio.training.optimizers import OPTIMIZERS
@@ -141,11 +143,11 @@ steps = 1
 
 
 def made_small(recipe: str) -> str:
-    """A recipe's text with numbers that a miniature trains with in seconds."""
-    for key, value in {"steps": 2, "resolution": 64, "batch_size": 2}.items():
-        recipe = re.sub(rf"^{key} = .*$", f"{key} = {value}", recipe, flags=re.MULTILINE)
-    recipe = re.sub(r"^(warmup_steps|checkpoint_every|every) = .*$", "", recipe, flags=re.MULTILINE)
-    return f'machine.device = "cpu"\n{recipe}' if "[machine]" not in recipe else recipe
+    """A recipe's text with numbers that a miniature trains with in seconds; its changes need all digits."""
+    for key, value in {"steps": 2, "resolution": 64, "batch_size": 2, "prompts": '["a fox"]'}.items():
+        recipe = re.sub(rf"^{key} = (\[.*?^\]|[^\[\n]*)$", f"{key} = {value}", recipe, flags=re.M | re.S)
+    recipe = re.sub(r"^(warmup_steps|checkpoint_every|every) = .*$", "", recipe, flags=re.M)
+    return f'export.dtype = "float32"\n{recipe}'
 
 
 def invoked(line: str | list[str]) -> int:
@@ -344,6 +346,29 @@ def test_every_key_of_a_recipe_that_is_named_exists(page):
     for code in re.findall(r"`(\w+(?:\.\w+)+)(?: = [^`]*)?`", BY_HAND[page]):
         if code.split(".")[0] in TABLES and not re.search(r"\.(py|toml|jsonl?|png|md|safetensors)$", code):
             assert code in known | rows, f"{page}: {code}"
+
+
+def rows_of(page: str) -> Iterator[list[str]]:
+    """The cells of every row of a page's tables."""
+    for line in PAGES[page].splitlines():
+        if line.startswith("| ") and not line.startswith("|--"):
+            yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_other_trainers_keys_are_translated_as_the_recipe_translates_them():
+    told = 0
+    for left, right, *_ in rows_of("docs/migrate.md"):
+        for key in re.findall(r"`([a-z_]+)`", left):
+            if here := ELSEWHERE.get(key):
+                told += 1
+                assert here.rpartition(".")[2] in right, f"{key} is {here}, not {right}"
+    assert told > 20
+
+
+def test_renamed_options_are_all_listed():
+    for old, new in RENAMED.items():
+        row = [row for row in rows_of("docs/migrate.md") if old.rpartition(".")[2] in row[0]]
+        assert any(new.rpartition(".")[2] in one[1] for one in row), old
 
 
 def _row_keys(table: str) -> set[str]:

@@ -13,6 +13,11 @@ from pathlib import Path
 _TEMPORARY = ".lora-studio-*.tmp"
 
 
+def cache_folder() -> Path:
+    """Where everything is cached, shared between runs: $LORA_STUDIO_CACHE or ~/.cache/lora-studio."""
+    return Path(os.environ.get("LORA_STUDIO_CACHE", "~/.cache/lora-studio")).expanduser()
+
+
 def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
     """`path` holds either its old content or all of the new, which may come in pieces, whatever happens."""
     with writing_atomically(path) as file:

@@ -138,7 +138,8 @@ cache = typer.Typer(
 @cache.callback()
 def show(context: typer.Context) -> None:
     """Show what is cached for all runs: how many entries of each kind, how large, and where."""
-    from lora_studio.data.cache.prune import cache_folder, entries
+    from lora_studio.data.cache.prune import entries
+    from lora_studio.files import cache_folder
 
     if context.invoked_subcommand is None:
         console.say(f"cache folder {cache_folder()}")
@@ -156,7 +157,8 @@ def prune(
     yes: Annotated[bool, flag("--yes", "remove it; without this it is only shown")] = False,
 ) -> None:
     """Remove entries from the cache; a run that needs one makes it again."""
-    from lora_studio.data.cache.prune import bytes_of, cache_folder, entries, prunable, remove, seconds_of
+    from lora_studio.data.cache.prune import bytes_of, entries, prunable, remove, seconds_of
+    from lora_studio.files import cache_folder
 
     if older_than is None and max_size is None:
         raise StudioError("say what may go: --older-than 30d, --max-size 5GB, or both.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
+from lora_studio.families.fingerprints import PartSource, part_fingerprint, reading_fingerprint
 from lora_studio.objectives.diffusion import Objective, ObjectiveOptions
 from lora_studio.quantization.layers import has_tensors
 
@@ -103,6 +105,7 @@ class ModelFamily(ABC):
     ) -> None:
         self.parts, self.tokenizers, self.source = parts, tokenizers, source
         self.scheduler = dict(scheduler)
+        self.sources: dict[str, PartSource] = {}  # of parts that are as their files have them
         for part in parts.values():
             part.requires_grad_(False)
             part.eval()
@@ -233,13 +236,25 @@ class ModelFamily(ABC):
 
     def fingerprint(self, part: str) -> str:
         """sha256 over a part's class, scale and weights: the key of everything that is cached from it."""
-        module = self.parts[part]
-        digest = hashlib.sha256(type(module).__name__.encode())
-        digest.update(str(getattr(module.config, "scaling_factor", "")).encode())
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return part_fingerprint(self.parts[part], self.sources.get(part))
+
+    def text_fingerprint(self) -> str:
+        """Of all that conditioning depends on but the caption: every text encoder, and how it reads."""
+        encoders = [self.fingerprint(name) for name in sorted(self.text_encoders)]
+        return "+".join([*encoders, self._reading(), f"{self.max_chunks} chunks"])
+
+    def drawing_fingerprint(self) -> str:
+        """Of all that the base's own images depend on but the call: every part, how it reads, and its noise.
+
+        The noise as its pipeline steps through it, so that what a scheduler leaves unsaid is what it means.
+        """
+        scheduler: Mapping[str, object] = self.pipeline().scheduler.config
+        noise = {key: value for key, value in scheduler.items() if not key.startswith("_")}
+        steps = hashlib.sha256(json.dumps(noise, sort_keys=True).encode()).hexdigest()
+        return "+".join([*(self.fingerprint(part) for part in sorted(self.parts)), self._reading(), steps])
+
+    def _reading(self) -> str:
+        return reading_fingerprint({name: self.parts[name] for name in self.text_encoders}, self.tokenizers)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move every part; the VAE stays in float32, because half precision overflows in some VAEs."""

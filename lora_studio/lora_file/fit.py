@@ -124,6 +124,7 @@ def merge_plain(family: ModelFamily, wanted: Sequence[Merged]) -> tuple[str, ...
             changed += bool(delta.any())
             if not weight.is_meta:
                 weight.data.add_(delta.view(weight.shape).to(weight), alpha=one.strength)
+        family.sources.clear()  # its parts are no longer what their files have
         said.append(
             f"{one.file.name} is merged into it with a strength of {one.strength:g}: {changed} layers are "
             "changed, and what is trained needs it to be there"

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from tiny import BASES, recipe_text
 
 from lora_studio.errors import BaseModelError, RecipeError
-from lora_studio.families.fingerprints import text_fingerprint
 from lora_studio.families.loading import load_base, load_tokenizers
 from lora_studio.families.loading.hub import hub_folder, is_hub_id, wanted_files
 from lora_studio.recipe.load import load_recipe
@@ -220,16 +219,16 @@ def test_a_file_that_is_no_vae_of_diffusers_is_refused(base_of: BaseOf, tmp_path
 
 def test_the_text_key_covers_every_encoder_and_how_it_reads(base_of: BaseOf) -> None:
     family = load_base(str(base_of("sdxl")))
-    keys = [text_fingerprint(family)]
+    keys = [family.text_fingerprint()]
     family.tokenizers["tokenizer"](["a ball", "a"], padding="max_length", truncation=True)
-    assert text_fingerprint(family) == keys[0]  # a call leaves its padding in the tokenizer
+    assert family.text_fingerprint() == keys[0]  # a call leaves its padding in the tokenizer
     for part in ("text_encoder", "text_encoder_2"):
         next(family.parts[part].parameters()).data[0] += 1
-        keys.append(text_fingerprint(family))
+        keys.append(family.text_fingerprint())
     family.tokenizers["tokenizer_2"].pad_token = "?"
-    keys.append(text_fingerprint(family))
+    keys.append(family.text_fingerprint())
     family.max_chunks = 2
-    keys.append(text_fingerprint(family))
+    keys.append(family.text_fingerprint())
     assert len(set(keys)) == 5
 
 

@@ -1,4 +1,4 @@
-"""The cache folder: where it is, what lies in it, and what of it may go.
+"""The cache folder: what lies in it, and what of it may go.
 
 Only files with the names that our caches give are seen and removed, whatever else lies there.
 """
@@ -25,11 +25,6 @@ _LEFTOVER = re.compile(r"([0-9a-f]{64}\.[0-9a-f]{32}|\.lora-studio-[0-9a-f]{32})
 _LEFTOVER_AFTER = 24 * 3600  # seconds; a younger one may be in the hands of a running process
 _SECONDS = {"h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 _BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-def cache_folder() -> Path:
-    """Where everything is cached, shared between runs: $LORA_STUDIO_CACHE or ~/.cache/lora-studio."""
-    return Path(os.environ.get("LORA_STUDIO_CACHE", "~/.cache/lora-studio")).expanduser()
 
 
 @dataclass(frozen=True)

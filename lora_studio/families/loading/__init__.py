@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from lora_studio.errors import BaseModelError
 from lora_studio.families import FAMILIES
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.loading.folder import INDEX, BaseFolder
+from lora_studio.families.fingerprints import PartSource, glance_at, stamps_of
+from lora_studio.families.loading.folder import INDEX, BaseFolder, weight_files
 from lora_studio.families.loading.hub import hub_folder, is_hub_id
 from lora_studio.families.loading.refusals import refusal
 from lora_studio.families.loading.single_file import SingleFileOptions, open_single_file
-from lora_studio.families.loading.vae import load_vae
+from lora_studio.families.loading.vae import load_vae, vae_files
 from lora_studio.families.noise_schedule import with_prediction
 from lora_studio.recipe.base import FILE_ENDINGS, POCKET
 
@@ -48,7 +49,9 @@ def load_base(
     else:
         base = _load_folder(model, prediction, weights=weights)
     if vae and weights:
+        stamps = stamps_of(vae_files(vae))
         base.parts["vae"] = load_vae(vae, base.parts["vae"]).requires_grad_(False).eval()
+        base.sources["vae"] = PartSource(stamps, glance_at(base.parts["vae"]))
     return base
 
 
@@ -62,10 +65,12 @@ def load_file(
     """The base in a single file, in `dtype` (float32 by default). Raises BaseModelError as load_base."""
     file = open_single_file(path, options)
     family = _recognise(file.configurations, path.name)
+    stamps = stamps_of([path])
     loaded = file.load(weights=weights, dtype=dtype)
     scheduler = loaded.configurations["scheduler"]
     base = family(loaded.parts, loaded.tokenizers, source="", scheduler=scheduler)
     base.notes = loaded.notes
+    base.sources = {name: PartSource(stamps, glance_at(part)) for name, part in base.parts.items()}
     return base
 
 
@@ -84,8 +89,11 @@ def _load_folder(model: str, prediction: str, *, weights: bool) -> ModelFamily:
     scheduler = with_prediction(folder.configurations["scheduler"], prediction)
     tokenizers = {name: folder.tokenizer(name) for name in family.needs if name.startswith("tokenizer")}
     networks = [name for name in family.needs if name not in (*tokenizers, "scheduler")]
+    stamps = {name: stamps_of(weight_files(folder.path / name)) for name in networks}
     parts = {name: folder.network(name, weights=weights) for name in networks}
-    return family(parts, tokenizers, source=model if model == POCKET else "", scheduler=scheduler)
+    base = family(parts, tokenizers, source=model if model == POCKET else "", scheduler=scheduler)
+    base.sources = {name: PartSource(stamps[name], glance_at(part)) for name, part in parts.items()}
+    return base
 
 
 def _is_file(model: str) -> bool:

@@ -124,6 +124,12 @@ def config_name(part: str) -> str:
     return "tokenizer_config.json" if part.startswith("tokenizer") else "config.json"
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a part's folder that are read."""
+    variant = variant_of(folder)
+    return [path for path in sorted(folder.glob("*.safetensors")) if variant or ".fp16" not in path.name]
+
+
 def variant_of(folder: Path) -> str | None:
     """ "fp16" if a part's folder holds weights of that name alone; None for the plain ones."""
     names = [path.name for path in folder.glob("*.safetensors")]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_studio.errors import BaseModelError, reason_of
-from lora_studio.families.loading.folder import load_network
+from lora_studio.families.loading.folder import load_network, weight_files
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -33,6 +33,12 @@ def load_vae(name: str, own: AutoencoderKL) -> AutoencoderKL:
         raise BaseModelError(f"the VAE {name} cannot be loaded: {reason_of(error)}.") from None
     _check_latents(name, vae, own)
     return vae
+
+
+def vae_files(name: str) -> list[Path]:
+    """The files that `load_vae` reads the weights from."""
+    path = Path(name).expanduser()
+    return weight_files(path) if path.is_dir() else [path] if path.is_file() else []
 
 
 def _of_folder(path: Path) -> AutoencoderKL:

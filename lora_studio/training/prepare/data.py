@@ -10,7 +10,6 @@ import torch
 from lora_studio.data.batches import Plan, plan
 from lora_studio.data.cache.encode import LatentCache, TextCache
 from lora_studio.data.cache.latents import Latent, Latents
-from lora_studio.data.cache.prune import cache_folder
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.conditioning import CaptionSet, ConditioningCache, foresee, prepare_texts
 from lora_studio.data.doctor.finding import DoctorReport
@@ -20,7 +19,7 @@ from lora_studio.data.regularization_images.rows import class_rows, place_beside
 from lora_studio.data.views import each_view, entries
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.fingerprints import drawing_fingerprint, text_fingerprint
+from lora_studio.files import cache_folder
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.metadata.provenance import MANIFEST
 from lora_studio.processes import Processes
@@ -59,9 +58,9 @@ class BuildContext:
     def __post_init__(self) -> None:
         family, draws = self.family, self.recipe.data.regularization_images.count
         self.latent_cache = latent_cache(family, self.vae_dtype, self.machine.device)
-        text_key = f"{text_fingerprint(family)} in {self.machine.dtype}"  # what the encoders compute in
+        text_key = f"{family.text_fingerprint()} in {self.machine.dtype}"  # what the encoders compute in
         self.text_cache = TextCache(cache_folder() / "text", text_key)
-        self.whole_base = drawing_fingerprint(family) if draws else ""
+        self.whole_base = family.drawing_fingerprint() if draws else ""
 
     @property
     def vae_dtype(self) -> torch.dtype:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lora_studio.data.cache.encode import ImageEncoders, LatentCache
 from lora_studio.data.cache.latents import Latents
-from lora_studio.data.cache.prune import cache_folder
 from lora_studio.data.manifest import Record
 from lora_studio.errors import preview_names
 from lora_studio.families.base import ModelFamily
+from lora_studio.files import cache_folder
 from lora_studio.processes import ALONE, Processes
 from lora_studio.training.events import Listener, Note, progress
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from PIL import Image
 
-from lora_studio.data.cache.prune import cache_folder
 from lora_studio.data.captions.shown import CaptionOptions, ShownCaptions
 from lora_studio.data.captions.trigger import contains_trigger
 from lora_studio.data.captions.variants import Variation
@@ -25,7 +24,7 @@ from lora_studio.data.views import entries
 from lora_studio.errors import BaseModelError, DatasetError, RecipeError, preview_names
 from lora_studio.evaluate.previews import in_its_precision
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.fingerprints import drawing_fingerprint
+from lora_studio.files import cache_folder
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
 from lora_studio.rng import generator
@@ -57,7 +56,7 @@ def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
     machine = ready_machine(recipe)
     family = base_of(recipe)
     manifest = read_dataset(recipe, family.stride)
-    fingerprint = drawing_fingerprint(family)
+    fingerprint = family.drawing_fingerprint()
     machine.shrink(family)
     family.place(machine.device, *family.parts)
     return draw_regularization_images(recipe, manifest, family, fingerprint, listener)

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lora_studio.families.base import FileTraits
 from lora_studio.families.layer_names import DENOISER
 from lora_studio.lora_file.header import tensor_hash
 from lora_studio.metadata.tag_table import tag_keys
@@ -21,6 +20,8 @@ from lora_studio.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lora_studio.families.base import FileTraits
 
 MAX_BYTES = 64 * 1024  # of metadata as the header has it
 _LONGEST = 2000  # letters of a text that a user may make as long as he likes

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from lora_studio.adapters.adapter_set import put_back
+from lora_studio.errors import reason_of
 from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.fit import base_layers
 from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.verify.file import VerifyReport
+from lora_studio.verify.uis import COMPLETELY
+from lora_studio.verify.uis.table import DIFFUSERS
 
 CAPTION = "a probe"
 TOLERANCE = 0.02  # of the adapter's own effect: float16 keeps 11 bits of each factor
@@ -63,6 +66,20 @@ def ask_diffusers(path: Path, family: ModelFamily, caption: str = CAPTION) -> Te
         return run_probe(family, caption)
     finally:
         pipeline.unload_lora_weights()
+
+
+def probe_file(file: LoraFile, family: ModelFamily, report: VerifyReport) -> None:
+    """Where the file is plain LoRA, and for diffusers, too; else a word on why not."""
+    if file.stray:
+        report.checks["probe"] = "left out: only the change of plain LoRA in the kohya format is computed"
+    elif all(one.loads != COMPLETELY for one in report.uis if one.ui == DIFFUSERS):
+        report.checks["probe"] = "left out: diffusers does not load all of the file"
+    else:
+        expected = ask_merged(file, family)
+        try:
+            check_probe(file, family, expected, report)
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+            report.faults.append(f"diffusers' loader stops at it: {reason_of(error)}")
 
 
 def check_probe(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +125,19 @@ def test_a_file_that_shrinks_while_it_is_read_is_one_sentence(tmp_path: Path) ->
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(StudioError, match="has become shorter"):
         header.tensor("a")
+
+
+@pytest.mark.parametrize("command", ["inspect", "metadata", "verify"])
+def test_a_file_alone_is_looked_at_without_torch(command: str, tmp_path: Path) -> None:
+    """Which takes longer to import than the file to read; bfloat16, which numpy has not, too."""
+    from reference_files import reference_tensors
+
+    tensors = {key: one.bfloat16() for key, one in reference_tensors("SD1", layers="mid_block").items()}
+    save_file(tensors, tmp_path / "file.safetensors", metadata={"ss_base_model_version": "sd_v1"})
+    script = (
+        "import sys; sys.modules['torch'] = None; sys.argv[0] = 'lora-studio'\n"
+        "from lora_studio.cli import main; main()"
+    )
+    arguments = [sys.executable, "-c", script, command, str(tmp_path / "file.safetensors")]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and "sd_v1" in result.stdout, result.stderr

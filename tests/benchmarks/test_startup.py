@@ -1,0 +1,36 @@
+"""The start-up benchmark counts whole commands and refuses those that fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+from startup import FIRST_STEP, Start, criteria, measure, processor_seconds, starts
+
+from lora_studio.verify import verify
+
+TREE = Path(__file__).parent.parent.parent
+
+
+def test_the_file_that_commands_read_is_a_valid_lora(tmp_path: Path) -> None:
+    by_name = {one.name: one for one in starts(tmp_path)}
+    assert verify(Path(by_name["verify"].arguments[-1])).ok
+    assert len(list((tmp_path / "images").glob("*.png"))) == 30
+
+
+def test_both_trees_are_measured_and_judged(tmp_path: Path) -> None:
+    busy = Start("--help", ("-c", "sum(range(3_000_000))"), limit=60.0)
+    found = measure([busy], {"before": TREE, "after": TREE}, tmp_path, rounds=1)
+    assert all(0 < seconds < 60 for seconds in found["--help"].values())
+    known = found | {FIRST_STEP: {"before": 10.0, "after": 5.0}}
+    limits = {one.name: one.passed for one in criteria([dataclasses.replace(busy, limit=0.0)], known)}
+    assert list(limits.values()) == [False, True]
+
+
+def test_a_command_that_fails_is_not_timed(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="broken exits with 3"):
+        processor_seconds(
+            Start("broken", ("-c", "raise SystemExit(3)"), limit=1.0), Path(sys.prefix), tmp_path
+        )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lora_studio.recipe import Recipe
     from lora_studio.recipe.load import load_recipe
     from lora_studio.training.finish import Finished
-    from lora_studio.training.planning.plan import RunPlan, plan
+    from lora_studio.training.planning import RunPlan, plan
     from lora_studio.training.session import Interrupted, train
 
 __all__ = ["Finished", "Interrupted", "Recipe", "RunPlan", "__version__", "load_recipe", "plan", "train"]
@@ -21,8 +21,8 @@ _MODULES = {
     "Interrupted": "lora_studio.training.session",
     "Recipe": "lora_studio.recipe",
     "load_recipe": "lora_studio.recipe.load",
-    "RunPlan": "lora_studio.training.planning.plan",
-    "plan": "lora_studio.training.planning.plan",
+    "RunPlan": "lora_studio.training.planning",
+    "plan": "lora_studio.training.planning",
     "train": "lora_studio.training.session",
 }
 

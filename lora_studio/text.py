@@ -1,6 +1,20 @@
-"""Counts, sizes and durations in sentences, and text from elsewhere made harmless."""
+"""Counts, sizes and durations in sentences; text from elsewhere made harmless; sections of a plan."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Rows = Sequence[tuple[str, str]]  # (title, text); without a title the text goes on with the row above
+
+
+@dataclass(frozen=True)
+class Section:
+    """One subject of a plan: rows for people, and the same facts as plain data for JSON."""
+
+    rows: Rows
+    data: Mapping[str, Any]
 
 
 def plural(count: int, what: str = "image") -> str:

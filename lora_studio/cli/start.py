@@ -85,9 +85,8 @@ def plan(
 
     loaded = load_recipe(recipe, changes=tuple(changes or ()))
     quiet_libraries()
-    from lora_studio.console.plan import print_needs, print_plan
-    from lora_studio.console.run import RunScreen
-    from lora_studio.training.planning.plan import plan as make
+    from lora_studio.console.run import RunScreen, print_needs, print_plan
+    from lora_studio.training.planning import plan as make
 
     with RunScreen(errors) as screen:
         found = make(loaded, memory_gib=memory, on_event=screen)

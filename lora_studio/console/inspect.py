@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from lora_studio.console.screen import Rows, Screen, columns
-from lora_studio.text import file_size, in_words, shown
+from lora_studio.console.screen import Screen, columns
+from lora_studio.text import Rows, file_size, in_words, shown
 
 if TYPE_CHECKING:
     from lora_studio.metadata.provenance_check import OriginReport

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_studio.console.plan import print_plan
 from lora_studio.console.screen import Bars, Screen
 from lora_studio.text import duration, file_size
 from lora_studio.training import events
 
 if TYPE_CHECKING:
     from lora_studio.training.finish import Finished
+    from lora_studio.training.planning import RunPlan
 
 
 class RunScreen(Bars):
@@ -32,6 +32,17 @@ class RunScreen(Bars):
             self.show(event.what, event.done, event.total)
         else:
             self.screen.say(event.text)
+
+
+def print_plan(plan: events.TrainingPlan, screen: Screen) -> None:
+    """What will be trained."""
+    screen.print_rows(plan.rows, heading=f"{plan.name}: what will be trained")
+
+
+def print_needs(plan: RunPlan, screen: Screen) -> None:
+    """Memory, disk and what was made before."""
+    screen.say()
+    screen.print_rows(plan.rows, heading="what it takes")
 
 
 def print_finished(result: Finished, screen: Screen) -> None:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-Rows = Sequence[tuple[str, str]]
+from lora_studio.text import Rows
 
 
 class Screen(Console):

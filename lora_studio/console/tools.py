@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from lora_studio.console.screen import Rows, Screen, columns
+from lora_studio.console.screen import Screen, columns
 from lora_studio.files import size_of
-from lora_studio.text import file_size
+from lora_studio.text import Rows, file_size
 
 if TYPE_CHECKING:
     from lora_studio.tools.combine import CombineReport

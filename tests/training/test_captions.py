@@ -15,7 +15,6 @@ from PIL import Image
 from tiny import image_folder, recipe_text
 from transformers import CLIPTextModel
 
-from lora_studio.console.plan import plan_lines
 from lora_studio.data import conditioning
 from lora_studio.data.batches import Batch
 from lora_studio.errors import RecipeError
@@ -91,7 +90,7 @@ def shown(session: Session, steps: int = 12) -> list[str]:
 
 def plan_of(session: Session) -> list[str]:
     plan = describe(session, first_step=1, timing=Timing(0.1, 1))
-    return [f"{title}: {text}".removeprefix(": ") for title, text in plan_lines(plan)]
+    return [f"{title}: {text}".removeprefix(": ") for title, text in plan.rows]
 
 
 @pytest.mark.parametrize(

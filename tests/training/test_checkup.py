@@ -10,7 +10,6 @@ import pytest
 from photographs import Planted
 from tiny import recipe_text
 
-from lora_studio.console.plan import plan_lines
 from lora_studio.errors import DatasetError
 from lora_studio.families.loading import load_base
 from lora_studio.recipe.load import load_recipe
@@ -36,7 +35,7 @@ def test_errors_stand_in_the_plan_and_stop_nothing(tmp_path: Path, tiny_base: Pa
     (tmp_path / "recipe.toml").write_text(text.replace("[adapter]", f"{sources}[adapter]"))
     events: list[object] = []
     session = prepare(load_recipe(tmp_path / "recipe.toml"), Run(tmp_path / "run"), events.append)
-    lines = plan_lines(describe(session, first_step=1, timing=Timing(0.1, 1)))
+    lines = describe(session, first_step=1, timing=Timing(0.1, 1)).rows
     (error,) = [words for title, words in lines if title == "ERROR"]
     assert error.startswith("leakage: train/1.png: looks like held/alike.png")
     assert ("", "extreme aspect: train/strip.png") in lines
@@ -54,7 +53,7 @@ def test_a_sound_set_adds_no_line_to_the_plan(tmp_path: Path, tiny_base: Path) -
     (tmp_path / "recipe.toml").write_text(recipe_text(planted.folder, str(tiny_base)))
     session = prepare(load_recipe(tmp_path / "recipe.toml"), Run(tmp_path / "run"), lambda event: None)
     assert session.report.findings == ()
-    lines = plan_lines(describe(session, first_step=1, timing=Timing(0.1, 1)))
+    lines = describe(session, first_step=1, timing=Timing(0.1, 1)).rows
     assert not {"doctor", "ERROR"} & {title for title, _ in lines}
 
 

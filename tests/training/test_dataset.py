@@ -10,7 +10,6 @@ from noise import grey_noise
 from PIL import Image
 from tiny import image_folder, recipe_text
 
-from lora_studio.console.plan import plan_lines
 from lora_studio.data.batches import Batch
 from lora_studio.errors import DatasetError
 from lora_studio.recipe.load import load_recipe
@@ -41,7 +40,7 @@ def session_of(tmp_path: Path, tiny_base: Path):  # type: ignore[no-untyped-def]
 
 def plan_of(session: Session) -> list[str]:
     plan = describe(session, first_step=1, timing=Timing(0.1, 1))
-    return [f"{title}: {text}".removeprefix(": ") for title, text in plan_lines(plan)]
+    return [f"{title}: {text}".removeprefix(": ") for title, text in plan.rows]
 
 
 def batches(session: Session, steps: int) -> list[Batch]:
@@ -102,7 +101,7 @@ def test_the_plan_says_what_is_not_trained_on_and_what_is_repeated(session_of) -
     assert "images: 4 used, 0 excluded" in lines
     assert any(line.startswith("regularization images: 2 from folders") for line in lines)
     measured = "their loss is measured before the first step and every 100"
-    assert f"held out: 2 images, not trained on; {measured}: test/00.png, test/01.jpg" in lines
+    assert f"validation: 2 images, not trained on; {measured}: test/00.png, test/01.jpg" in lines
     assert "repeats: 2 images in style, 3 times an epoch each" in lines
     assert not any(line.startswith("warning") for line in lines)  # every caption holds its own trigger
     assert training_facts(session).trigger == "zwx style, vkq robot"

@@ -18,7 +18,6 @@ from PIL import Image
 from tiny import recipe_text
 from torch import Tensor, nn
 
-from lora_studio.console.plan import plan_lines
 from lora_studio.data.batches import Batch, plan
 from lora_studio.data.manifest import Record
 from lora_studio.errors import RecipeError
@@ -228,9 +227,9 @@ def test_passes_of_fewer_rows_have_the_same_gradients(case: Case) -> None:
 
 
 def test_the_plan_says_what_is_kept(case: Case) -> None:
-    lines = plan_lines(describe(case.session, first_step=1, timing=Timing(0.1, 1)))
+    lines = describe(case.session, first_step=1, timing=Timing(0.1, 1)).rows
     assert ("masks", "2 images learned only where the mask is white") in lines
-    assert ("", "outside of it the base's own answer is kept, with weight 0.7") in lines
+    assert ("", "outside of it the base's own prediction is kept, with weight 0.7") in lines
 
 
 def test_outside_of_no_mask_is_refused_in_one_sentence(tmp_path: Path, recipe_file: Path) -> None:

@@ -14,7 +14,7 @@ from lora_studio.errors import RecipeError
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe, recipe_from
 from lora_studio.training.finish import Finished
-from lora_studio.training.planning.plan import plan
+from lora_studio.training.planning import plan
 from lora_studio.training.session import to_toml, train
 
 
@@ -78,8 +78,8 @@ def test_a_recipe_with_epochs_survives_being_written(recipe_file: Path, tmp_path
 def test_the_plan_says_the_steps(recipe_file: Path, images: Path) -> None:
     """Eight images of one or two sizes in batches of two."""
     found = plan(load_recipe(recipe_file))
-    assert found.training.views_per_image == 2
-    assert found.timing.steps == found.training.steps
+    assert found.training.data["views_per_image"] == 2
+    assert found.timing.steps == found.training.data["steps"]
 
 
 def test_what_does_not_go_with_so_few_steps_is_refused_when_they_are_known(recipe_file: Path) -> None:

@@ -23,7 +23,7 @@ from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.finish import full_base as finish_folder
 from lora_studio.training.loop.gradient_watch import GradientWatch
-from lora_studio.training.planning.plan import plan
+from lora_studio.training.planning import plan
 from lora_studio.training.prepare import prepare
 from lora_studio.training.report.adapters import adapter_notes
 from lora_studio.training.session import train
@@ -225,8 +225,8 @@ def test_the_plan_says_what_it_costs(
     assert (memory.adapters, memory.gradients, memory.originals) == (4 * numbers,) * 3
     assert 8 * numbers <= memory.optimizer < 8.1 * numbers and "unet" not in memory.parts
     assert found.disk.checkpoints >= 2 * 12 * numbers
-    assert f"{numbers:,} numbers are trained" in " ".join(found.training.adapter_notes)
-    assert "a learning rate of 0.001 is one for adapters" in " ".join(found.training.adapter_notes)
+    assert f"{numbers:,} numbers are trained" in " ".join(found.training.data["adapter_notes"])
+    assert "a learning rate of 0.001 is one for adapters" in " ".join(found.training.data["adapter_notes"])
     assert list(tmp_path.iterdir()) == [tmp_path / "full.toml"]
 
 

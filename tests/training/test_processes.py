@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import processes
 import pytest
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions
-from lora_studio.console.plan import process_lines
 from lora_studio.data.batches import plan as plan_batches
 from lora_studio.errors import DatasetError, RecipeError
 from lora_studio.processes import Processes, join_processes
@@ -30,6 +28,7 @@ from lora_studio.runs.folder import ReadOnlyRun, Run
 from lora_studio.training.loop.distributed import all_reduce_gradients, own_passes
 from lora_studio.training.optimizers.schedule import SCHEDULES, factor
 from lora_studio.training.prepare.dataset import read_dataset
+from lora_studio.training.report import processes_section
 
 STEPS = 4
 IMAGES = 8
@@ -363,11 +362,10 @@ def test_one_certain_device_for_several_processes_is_refused(monkeypatch: pytest
 def test_the_plan_tells_what_the_batch_size_means_and_who_stands_idle(
     batch_size: int, words: list[str]
 ) -> None:
-    plan = SimpleNamespace(processes=2, batch_size=batch_size)
-    text = " ".join(line for _, line in process_lines(plan))  # type: ignore[arg-type]
+    text = " ".join(line for _, line in processes_section(2, batch_size).rows)
     assert "counts the images of all of them together" in text and all(one in text for one in words)
     assert ("nothing to train" in text) == (batch_size == 1)
-    assert process_lines(SimpleNamespace(processes=1, batch_size=1)) == []  # type: ignore[arg-type]
+    assert not processes_section(1, 1).rows
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ import pytest
 from noise import grey_noise
 from tiny import recipe_text
 
-from lora_studio.console.plan import plan_lines
 from lora_studio.errors import DatasetError
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs.folder import Run
@@ -126,7 +125,7 @@ def test_a_regularization_image_in_a_folder_is_shown_with_one_of_its_captions(st
     session = start("a {green|black} robot\na robot, from above", *words)
     shown = class_captions(session)
     assert shown == {"a green robot", "a black robot", "a robot, from above"}
-    plan = plan_lines(describe(session, first_step=1, timing=Timing(0.1, 1)))
+    plan = describe(session, first_step=1, timing=Timing(0.1, 1)).rows
     (line,) = (text for _, text in plan if "from folders" in text)
     assert line.startswith("20 from folders") and any(f'"{caption}"' in line for caption in shown)
     written = (session.run.folder / "manifest.jsonl").read_text("utf-8")

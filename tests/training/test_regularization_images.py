@@ -12,7 +12,6 @@ from noise import grey_noise
 from PIL import Image
 from tiny import image_folder, recipe_text
 
-from lora_studio.console.plan import plan_lines
 from lora_studio.data.batches import Batch
 from lora_studio.errors import DatasetError, RecipeError, StudioError
 from lora_studio.evaluate.previews import PreviewOptions, render
@@ -72,7 +71,7 @@ def own_rows(batch: Batch) -> int:
 
 def lines_of(session: Session) -> list[str]:
     plan = describe(session, first_step=1, timing=Timing(0.1, 1))
-    return [f"{title}: {text}".removeprefix(": ") for title, text in plan_lines(plan)]
+    return [f"{title}: {text}".removeprefix(": ") for title, text in plan.rows]
 
 
 def test_every_batch_holds_regularization_images_of_its_own_shape_without_the_trigger(start) -> None:  # type: ignore[no-untyped-def]

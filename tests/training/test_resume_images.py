@@ -19,7 +19,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.runs.folder import Run
 from lora_studio.training.finish import Finished
 from lora_studio.training.finish.export import ExportRequest, export_run
-from lora_studio.training.planning.plan import plan
+from lora_studio.training.planning import plan
 from lora_studio.training.session import train
 
 Home = tuple[Recipe, Path]  # a recipe of a folder of its own, and its run, which is at step 2
@@ -96,7 +96,7 @@ def test_a_plan_of_other_images_is_made_all_the_same(home: Home, monkeypatch: py
     (run.parent / "runs").mkdir()
     run.rename(run.parent / "runs" / recipe.name)  # where a plan looks
     monkeypatch.chdir(run.parent)
-    assert plan(recipe).training.images_used == 4  # of five
+    assert plan(recipe).training.data["images_used"] == 4  # of five
 
 
 def test_a_name_with_a_line_break_of_unicode_is_in_one_line_of_the_manifest(home: Home) -> None:

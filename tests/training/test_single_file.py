@@ -11,7 +11,6 @@ from original_layout import random_original
 from safetensors.torch import save_file
 from tiny import recipe_text
 
-from lora_studio.console.plan import plan_lines
 from lora_studio.errors import BaseModelError
 from lora_studio.recipe.load import load_recipe
 from lora_studio.training.events import TrainingPlan
@@ -42,7 +41,7 @@ def test_a_recipe_trains_on_a_single_file_and_its_plan_says_how_it_was_read(tens
     assert isinstance(result, Finished)
     assert json.loads((result.folder / "verify.json").read_text())["whole"] is True
     (plan,) = [event for event in heard if isinstance(event, TrainingPlan)]
-    notes = [text for _, text in plan_lines(plan)]
+    notes = [text for _, text in plan.rows]
     assert "Stable Diffusion 1.x, predicts epsilon (Stable Diffusion 1.x usually does)" in notes
     assert "left out: 1 averaged (EMA) weight (model_ema.decay)" in notes
 

@@ -205,8 +205,9 @@ def test_a_tenth_is_held_out_by_default_from_twelve_images_on_and_the_plan_names
     image_folder(tmp_path / "images", count=12)
     (tmp_path / "recipe.toml").write_text(recipe_text(tmp_path / "images", str(tiny_base)), "utf-8")
     session = prepare(load_recipe(tmp_path / "recipe.toml"), Run(tmp_path / "run"), ignore_events)
-    plan = describe(session, first_step=1, timing=Timing(1.0, 1))
-    assert len(plan.held_out) == 2 and plan.images_used == 10 and plan.validation_every == 100
-    assert session.validation is not None and session.validation.names == plan.held_out
+    plan = describe(session, first_step=1, timing=Timing(1.0, 1)).data
+    held = plan["held_out"]
+    assert len(held) == 2 and plan["images_used"] == 10 and plan["validation_every"] == 100
+    assert session.validation is not None and list(session.validation.names) == held
     shown = {record.name for record in session.loop.feed.records}
-    assert len(shown) == 10 and not shown & set(plan.held_out)
+    assert len(shown) == 10 and not shown & set(held)

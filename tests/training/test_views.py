@@ -12,7 +12,6 @@ from noise import grey_noise
 from PIL import Image
 from tiny import recipe_text
 
-from lora_studio.console.plan import plan_lines
 from lora_studio.data.batches import Batch
 from lora_studio.data.images.pixels import pixels_of
 from lora_studio.data.views import each_view, entries
@@ -56,7 +55,7 @@ def batches(session: Session, steps: int) -> list[Batch]:
 
 def plan_of(session: Session) -> list[str]:
     plan = describe(session, first_step=1, timing=Timing(0.1, 1))
-    return [f"{title}: {text}".removeprefix(": ") for title, text in plan_lines(plan)]
+    return [f"{title}: {text}".removeprefix(": ") for title, text in plan.rows]
 
 
 ALL = ("data.flip=0.5", 'data.crop="random"', "data.crops=3", "data.extra_resolutions=[96]")

@@ -7,31 +7,32 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from lora_studio.text import Rows, memory_size
 from lora_studio.training.planning.memory import Memory, measure_activations
 from lora_studio.training.prepare import Session
 from lora_studio.training.prepare.adapters import trains_layers
 
 LOWER = {1024: 768, 768: 512}  # sides of the areas that bases are used at
+LAST = "take a smaller base or another device"
 NF4_BYTES = 0.5 + 4 / 64  # of a number: four bits, and a float32 for every 64
 BFLOAT16_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A change of the recipe."""
+    """A change of the recipe, and what each part of the memory is multiplied by with it."""
 
     change: str  # in the words of --set
     cost: str  # what one pays for it
     as_good: bool  # the result
     measured: bool  # else counted, or the least it brings
-    activations: float = 1.0  # is multiplied by this, as are the others
+    activations: float = 1.0
     previews: float = 1.0
     parts: dict[str, float] = field(default_factory=dict)
     saves: int = 0  # bytes, alone
     enough: bool = False  # alone
 
     def applied(self, memory: Memory) -> Memory:
-        """What the memory is with it."""
         return replace(
             memory,
             activations=round(memory.activations * self.activations),
@@ -59,6 +60,27 @@ def together(memory: Memory, advice: Sequence[Advice]) -> tuple[int, Memory]:
         if memory.fits:
             return count, memory
     return len(advice), memory
+
+
+def advice_rows(memory: Memory, advice: Sequence[Advice]) -> Rows:
+    """What to change, for people; nothing if it fits."""
+    if memory.fits:
+        return []
+    if not advice:
+        return [("change", f"nothing helps: {LAST}")]
+    rows = [("change" if one is advice[0] else "", _in_words(one)) for one in advice]
+    if not advice[0].enough:
+        count, after = together(memory, advice)
+        which = "all of these" if count == len(advice) else f"the first {count} of these"
+        result = "which fits" if after.fits else f"which does not fit either: {LAST}"
+        rows.append(("", f"{which} together: about {memory_size(after.total)}, {result}"))
+    return rows
+
+
+def _in_words(one: Advice) -> str:
+    enough = ", enough alone" if one.enough else ""
+    known = "measured" if one.measured else "counted"
+    return f"{one.change}: {memory_size(one.saves)} less ({known}){enough}; {one.cost}"
 
 
 def _candidates(session: Session, memory: Memory) -> Iterator[Advice]:

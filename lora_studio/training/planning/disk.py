@@ -9,6 +9,7 @@ from pathlib import Path
 from lora_studio.evaluate.previews import as_png, grid, render
 from lora_studio.lora_file.plain import most_bytes
 from lora_studio.lora_file.write import DTYPES
+from lora_studio.text import Rows, memory_size
 from lora_studio.training.planning.memory import latent_bytes
 from lora_studio.training.prepare import Session
 from lora_studio.training.prepare.adapters import trains_layers
@@ -32,6 +33,18 @@ class Disk:
     def total(self) -> int:
         """In the run folder."""
         return self.checkpoints + self.previews + self.file
+
+    def rows(self) -> Rows:
+        """What is written, and whether there is room for it."""
+        rows = [
+            ("disk", f"{memory_size(self.total)} in the run folder, {memory_size(self.free)} are free"),
+            ("", f"{memory_size(self.checkpoints)} for {self.num_checkpoints} checkpoints at a time"),
+            ("", f"{memory_size(self.previews)} previews, {memory_size(self.file)} the finished files"),
+            ("", f"{memory_size(self.caches)} in the caches for all runs"),
+        ]
+        if self.total > self.free:
+            rows.append(("warning", "that is more than there is: make room, or keep fewer checkpoints"))
+        return rows
 
 
 def measure_disk(session: Session, timing: Timing, *, optimizer: int) -> Disk:

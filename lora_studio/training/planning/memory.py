@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lora_studio.evaluate.previews import render
+from lora_studio.text import Rows, memory_size
 from lora_studio.training.optimizers.choose import optimizer_bytes
-from lora_studio.training.planning.live import peak_bytes
 from lora_studio.training.prepare import Session
 
 USABLE = 0.95  # of the room: allocators leave gaps, and a device that is full gets slow before it refuses
@@ -43,6 +51,29 @@ class Memory:
     def fits(self) -> bool:
         """Whether the total leaves a twentieth of the room free."""
         return self.total <= USABLE * self.room
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures and their sum."""
+        return asdict(self) | {"total": self.total, "fits": self.fits}
+
+    def rows(self, device: str) -> Rows:
+        """What is held, for people."""
+        verdict = "fits into" if self.fits else "DOES NOT FIT into"
+        held = {f"frozen {name}": size for name, size in self.parts.items()} | {
+            "adapters": self.adapters,
+            "optimizer": self.optimizer,
+            "mean of the weights": self.mean,
+            "the base's own values of what is trained": self.originals,
+            "latents and captions": self.caches,
+            "gradients": self.gradients,
+            "activations": self.activations,
+            "while previews are drawn, instead of a step's": self.previews,
+        }
+        rows = [("memory", f"{memory_size(self.total)} on {device}: {verdict} {memory_size(self.room)}")]
+        rows += [("", f"{memory_size(size)} {what}") for what, size in held.items() if size]
+        if self.passes > 1:
+            rows.append(("warning", f"memory ran out: the largest batch is trained in {self.passes} passes"))
+        return rows
 
 
 def measure_memory(session: Session, *, room: int) -> Memory:
@@ -115,3 +146,58 @@ def _previews(session: Session) -> int:
     if not options.prompts:
         return 0
     return peak_bytes(lambda: render(session.family, replace(options, steps=1)), session.family.device)
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """How many more bytes of tensors there are during the work than before it, at most.
+
+    On CUDA the allocator's own count. Elsewhere what every operation gives back is counted until it is freed,
+    in the backward pass, too; so it holds what is computed again under gradient checkpointing, which hooks on
+    saved tensors do not see. What an operation uses inside itself is not in it.
+    """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    with _LiveBytes() as live:
+        work()
+    return live.peak
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the storages that operations make, each once, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.peak = 0, 0
+        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = set(_storages((args, kwargs)))
+        answer = func(*args, **(kwargs or {}))
+        for storage in _storages(answer):
+            if storage not in given and storage not in self._known:
+                self._count(storage)
+        return answer
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        self._known[storage] = None
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._freed, size)
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+
+def _storages(tree: object) -> Iterator[torch.UntypedStorage]:
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            try:
+                yield leaf.untyped_storage()
+            except NotImplementedError:  # a quantised tensor that is made of others
+                continue

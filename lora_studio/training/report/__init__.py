@@ -1,114 +1,114 @@
-"""What will be trained, put into words before it starts."""
+"""What will be trained, said before the first step: a section for each subject."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import PurePosixPath
-
 from lora_studio.data.batches import average_views
-from lora_studio.data.buckets.report import bucket_plan
-from lora_studio.data.manifest import Record
-from lora_studio.data.regularization_images import DRAWN
-from lora_studio.recipe.training import TrainingConfig
-from lora_studio.training.events import RegularizationSummary, TrainingPlan
+from lora_studio.text import Section
+from lora_studio.training.events import TrainingPlan
 from lora_studio.training.prepare import Session
-from lora_studio.training.report.adapters import adapter_notes
-from lora_studio.training.report.captions import (
-    caption_examples,
-    caption_warnings,
-    find_cuts,
-    one_of_each,
-    preserved_example,
-    variation_in_words,
-)
+from lora_studio.training.report.adapters import adapters_section
+from lora_studio.training.report.captions import captions_section
+from lora_studio.training.report.images import image_sections, shapes_section
 from lora_studio.training.report.timing import Timing
+
+COMMON_VIEWS = (30, 300)  # how often an image is seen in runs that turn out well
 
 
 def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPlan:
-    """What will be trained, for people to read before it starts."""
-    recipe, used = session.recipe, session.manifest.used
-    captions, foreseen = session.loop.feed.captions, session.foreseen
-    images_per_step = recipe.training.batch_size * recipe.training.gradient_accumulation
+    """The plan of a session whose first step is above 1 if it is resumed."""
     return TrainingPlan(
-        name=recipe.name,
-        base=recipe.base.model,
-        images_used=len(used),
-        images_excluded=tuple((record.name, record.excluded) for record in session.manifest.excluded),
-        captions=caption_examples(captions),
-        captioned_by=dict(Counter(record.captioned_by for record in used)),
-        captions_without_trigger=sum(
-            any(captions.records[index].trigger not in text for text in captions.written(index))
-            for index in one_of_each(captions)
+        session.recipe.name,
+        (
+            _base(session),
+            *image_sections(session),
+            captions_section(session),
+            shapes_section(session),
+            _steps(session, first_step),
+            processes_section(session.processes.count, session.recipe.training.batch_size),
+            adapters_section(session.recipe, session.adapters),
+            _device(session),
+            _learning_rate(session),
+            timing.section(),
+            Section([("run folder", str(session.run.folder))], {"folder": str(session.run.folder)}),
         ),
-        triggers=tuple(session.report.plan["triggers"]),
-        preservation=recipe.objective.preservation,
-        preserved_caption=preserved_example(captions),
-        captions_cut=find_cuts(captions, foreseen, session.family),
-        token_chunks=session.family.max_chunks,
-        variation=variation_in_words(captions, foreseen, cached=session.loop.feed.texts is not None),
-        caption_warnings=caption_warnings(captions),
-        buckets=bucket_plan(used, recipe.data.all_resolutions),
-        steps=recipe.training.steps,
-        first_step=first_step,
-        images_per_step=images_per_step,
-        views_per_image=average_views(session.batches, recipe.training.steps),
-        num_parameters=session.adapters.num_parameters,
-        num_layers=len(session.adapters.layers),
-        device=str(session.machine.device),
-        precision=str(session.machine.dtype).removeprefix("torch."),
-        learning_rate=recipe.training.learning_rate
-        if session.adapters.layers
-        else max(one.learning_rate for one in recipe.tokens),
-        seconds_per_step=timing.step,
-        seconds_of_validation=timing.validation * timing.validations,
-        seconds_of_previews=timing.preview * timing.previews,
-        folder=session.run.folder,
-        held_out=tuple(record.name for record in session.manifest.of_role("validation")),
-        validation_every=0 if session.validation is None else recipe.validation.every,
-        processes=session.processes.count,
-        batch_size=recipe.training.batch_size,
-        regularization_images=_regularization_images(session),
-        repeats=_repeats(used),
-        masks=sum(bool(record.mask) for record in used),
-        masked_preservation=recipe.objective.masked_preservation,
-        backgrounds=dict(Counter(record.background for record in used if record.background)),
-        base_notes=session.family.notes,
-        adapter_notes=adapter_notes(recipe, session.adapters),
-        warmup_note=_warmup_note(recipe.training),
-        num_tokens=len(recipe.tokens),
-        notes=tuple((record.name, record.note) for record in used if record.note),
-        findings=session.report.findings,
     )
 
 
-def _warmup_note(training: TrainingConfig) -> str:
-    if not training.warms_up_to_the_end:
-        return ""
-    reached = min(1.0, training.steps / training.warmup)
-    return (
-        f"the warm-up takes {training.warmup} steps, so the rate gets to {reached:.0%} of this, in the last "
-        "step; training.warmup_steps makes that shorter"
+def _base(session: Session) -> Section:
+    model, notes = session.recipe.base.model, session.family.notes
+    rows = [("base", model), *(("", note) for note in notes)]
+    return Section(rows, {"base": model, "base_notes": notes})
+
+
+def _steps(session: Session, first_step: int) -> Section:
+    training = session.recipe.training
+    views = average_views(session.batches, training.steps)
+    images = training.batch_size * training.gradient_accumulation
+    start = f", going on at step {first_step}" if first_step > 1 else ""
+    rows = [
+        (
+            "steps",
+            f"{training.steps} of {images} images{start}; each image is seen about {views:.0f} times",
+        )
+    ]
+    low, high = COMMON_VIEWS
+    if not low <= views <= high:
+        little, advice = (
+            ("little", "more steps or fewer") if views < low else ("a lot", "fewer steps or more")
+        )
+        rows.append(("", f"that is {little}: {low} to {high} times are common; take {advice} images"))
+    return Section(
+        rows,
+        {
+            "steps": training.steps,
+            "first_step": first_step,
+            "images_per_step": images,
+            "views_per_image": views,
+        },
     )
 
 
-def _regularization_images(session: Session) -> RegularizationSummary | None:
-    records, feed = session.manifest.of_role("prior"), session.loop.feed
-    if not records:
-        return None
-    drawn = sum(record.captioned_by == DRAWN for record in records)
-    return RegularizationSummary(
-        drawn=drawn,
-        from_folders=len(records) - drawn,
-        per_image=feed.class_rows.per_image,
-        weights=tuple(sorted({record.weight for record in records})),
-        prompt=feed.records[len(feed.captions.records)].caption,
-    )
+def processes_section(processes: int, batch_size: int) -> Section:
+    """What the batch size means to several processes, and how many of them have nothing to do."""
+    data = {"processes": processes, "batch_size": batch_size}
+    if processes == 1:
+        return Section((), data)
+    fewest, more = divmod(batch_size, processes)
+    each = f"{fewest} or {fewest + 1}" if more else str(fewest)
+    rows = [
+        (
+            "processes",
+            f"{processes}; training.batch_size = {batch_size} counts the images of all of them together, so "
+            f"each has {each}",
+        )
+    ]
+    if idle := max(0, processes - batch_size):
+        rows.append(
+            (
+                "warning",
+                f"{idle} of the {processes} processes have nothing to train; launch fewer, or take a "
+                f"larger batch: training.batch_size = {processes} gives each an image",
+            )
+        )
+    return Section(rows, data)
 
 
-def _repeats(records: Sequence[Record]) -> tuple[tuple[str, int, int], ...]:
-    """Folder, its images and the repeats of each; empty if every image is shown once an epoch."""
-    if all(record.repeats == 1 for record in records):
-        return ()
-    folders = Counter((str(PurePosixPath(record.name).parent), record.repeats) for record in records)
-    return tuple((folder, count, repeats) for (folder, repeats), count in folders.items())
+def _device(session: Session) -> Section:
+    device, dtype = str(session.machine.device), str(session.machine.dtype).removeprefix("torch.")
+    row = ("device", f"{device}, base in {dtype}, trained weights in float32")
+    return Section([row], {"device": device, "precision": dtype})
+
+
+def _learning_rate(session: Session) -> Section:
+    training, note = session.recipe.training, ""
+    rate = training.learning_rate
+    if not session.adapters.layers:
+        rate = max(token.learning_rate for token in session.recipe.tokens)
+    if training.warms_up_to_the_end:
+        reached = min(1.0, training.steps / training.warmup)
+        note = (
+            f"the warm-up takes {training.warmup} steps, so the rate gets to {reached:.0%} of this, in the "
+            "last step; training.warmup_steps makes that shorter"
+        )
+    rows = [("learning rate", f"{rate:g}"), *([("", note)] if note else [])]
+    return Section(rows, {"learning_rate": rate, "warmup_note": note})

@@ -1,17 +1,73 @@
-"""The captions of a run, put into words before it starts."""
+"""The captions of a run in its plan: examples, what varies, and what the user may have meant otherwise."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.captions.trigger_tokens import CutCaption, find_cut
 from lora_studio.data.captions.variants import Variation, has_wildcards, tags_vary
 from lora_studio.data.conditioning import CaptionSet
 from lora_studio.families.base import ModelFamily
+from lora_studio.recipe.data import one_more_chunk
+from lora_studio.text import Section, plural
+from lora_studio.training.prepare import Session
+
+_EXAMPLES = 3
+_MOST_CUT = 5  # captions that are too long, in the terminal
 
 
-def one_of_each(captions: ShownCaptions) -> list[int]:
+def captions_section(session: Session) -> Section:
+    """Who wrote the captions, the first of them as the model sees them, what varies, and warnings."""
+    captions, family, share = (
+        session.loop.feed.captions,
+        session.family,
+        session.recipe.objective.preservation,
+    )
+    images = _one_of_each(captions)
+    authors = Counter(record.captioned_by for record in session.manifest.used)
+    examples = [captions.variant(index, 0, 0, index) for index in images[:_EXAMPLES]]
+    triggers = session.report.plan["triggers"]
+    variation = _variation(captions, session.foreseen, cached=session.loop.feed.texts is not None)
+    missing = sum(
+        any(captions.records[index].trigger not in text for text in captions.written(index))
+        for index in images
+    )
+    plain = _without_trigger(captions)
+    warnings, cuts = caption_warnings(captions), _find_cuts(captions, session.foreseen, family)
+
+    rows = [("captions", ", ".join(f"{count} from {author}" for author, count in authors.items()))]
+    rows += [("", f'"{caption}"') for caption in examples]
+    rows += [("", text) for text in (*triggers, *variation)]
+    if family.max_chunks > 1:
+        windows = f"{family.max_chunks} windows of the text encoder"
+        rows.append(("", f"long captions fill up to {windows}; others beside them get empty ones"))
+    if missing:
+        rows.append(("warning", f"{missing} captions do not hold the trigger words"))
+    if share:
+        shown = f"{share:.0%} of the images are shown without the trigger, e.g. "
+        rows.append(("", f'{shown}"{plain}", and keep the base\'s own prediction'))
+    rows += [("warning", text) for text in (*warnings, *_cuts_in_words(cuts, family.max_chunks))]
+    return Section(
+        rows,
+        {
+            "captions": examples,
+            "captioned_by": dict(authors),
+            "captions_without_trigger": missing,
+            "preservation": share,
+            "preserved_caption": plain,
+            "captions_cut": [asdict(cut) for cut in cuts],
+            "token_chunks": family.max_chunks,
+            "variation": variation,
+            "caption_warnings": warnings,
+            "triggers": triggers,
+        },
+    )
+
+
+def _one_of_each(captions: ShownCaptions) -> list[int]:
     """The index of each image, the first of several if it is shown at several areas."""
     first: dict[str, int] = {}
     for index, record in enumerate(captions.records):
@@ -19,22 +75,18 @@ def one_of_each(captions: ShownCaptions) -> list[int]:
     return list(first.values())
 
 
-def caption_examples(captions: ShownCaptions, count: int = 3) -> tuple[str, ...]:
-    """What the first images may be shown with."""
-    return tuple(captions.variant(index, 0, 0, index) for index in one_of_each(captions)[:count])
-
-
-def preserved_example(captions: ShownCaptions) -> str:
+def _without_trigger(captions: ShownCaptions) -> str:
     """A caption without its trigger; empty if none holds it."""
     indices = range(len(captions.records))
     found = (captions.without_trigger(index, captions.variant(index, 0, 0, index)) for index in indices)
     return next(filter(None, found), "")
 
 
-def find_cuts(captions: ShownCaptions, foreseen: CaptionSet, family: ModelFamily) -> tuple[CutCaption, ...]:
+def _find_cuts(captions: ShownCaptions, known: CaptionSet, family: ModelFamily) -> list[CutCaption]:
     """For each image with captions that are too long one of them, in the order of the images."""
-    texts = {text: set(indices) for text, indices in foreseen.texts.items()}
-    for index in one_of_each(captions):
+    images = _one_of_each(captions)
+    texts = {text: set(indices) for text, indices in known.texts.items()}
+    for index in images:
         texts.setdefault(captions.variant(index, 0, 0, index), set()).add(index)
     cuts: dict[str, CutCaption] = {}
     for text, indices in texts.items():
@@ -42,19 +94,27 @@ def find_cuts(captions: ShownCaptions, foreseen: CaptionSet, family: ModelFamily
             for index in indices:
                 name = captions.records[index].name
                 cuts.setdefault(name, replace(cut, name=name))
-    names = [captions.records[index].name for index in one_of_each(captions)]
-    return tuple(cuts[name] for name in names if name in cuts)
+    names = [captions.records[index].name for index in images]
+    return [cuts[name] for name in names if name in cuts]
 
 
-def variation_in_words(captions: ShownCaptions, foreseen: CaptionSet, *, cached: bool) -> tuple[str, ...]:
-    """What changes in captions from one showing to the next; nothing if nothing does.
+def _cuts_in_words(cuts: list[CutCaption], chunks: int) -> list[str]:
+    """What is lost of captions that are too long, and what to do."""
+    lines = [str(cut) for cut in cuts[:_MOST_CUT]]
+    if (more := len(cuts) - _MOST_CUT) > 0:
+        lines.append(f"{more} more captions are cut")
+    if lines and (setting := one_more_chunk(chunks)):
+        lines[-1] += f"; {setting} reads more of long captions"
+    return lines
 
-    `cached`: the text encoder is not trained.
-    """
-    options, variation = captions.options, captions.options.variation
-    lines = [f"{options.dropout:.0%} of the images are shown with an empty caption"] * (options.dropout > 0)
-    if several := sum(bool(captions.records[index].lines) for index in one_of_each(captions)):
-        files = "1 caption file has" if several == 1 else f"{several} caption files have"
+
+def _variation(captions: ShownCaptions, known: CaptionSet, *, cached: bool) -> list[str]:
+    """What changes in captions from one showing to the next. `cached`: the text encoder is not trained."""
+    options, lines = captions.options, []
+    if options.dropout:
+        lines.append(f"{options.dropout:.0%} of the images are shown with an empty caption")
+    if several := sum(bool(captions.records[index].lines) for index in _one_of_each(captions)):
+        files = plural(several, "caption file") + (" has" if several == 1 else " have")
         lines.append(
             f"{files} several lines; each is a caption, and one is drawn each time "
             '(data.caption_lines = "join" makes them one)'
@@ -63,20 +123,32 @@ def variation_in_words(captions: ShownCaptions, foreseen: CaptionSet, *, cached:
             '(data.caption_lines = "choose" draws one of them each time)'
         )
     if not captions.vary:
-        return tuple(lines)
-    lines += _tags_in_words(variation)
-    if variation.wildcards:
+        return lines
+    lines += _tags_in_words(options.variation)
+    if options.variation.wildcards:
         lines.append("one of the words in each {a|b} is drawn each time")
-    number = f"{len(foreseen.texts):,}" if foreseen.complete else f"more than {len(foreseen.texts):,}"
-    when = "encoded before the first step" if foreseen.complete else "each encoded when it is shown"
-    return (*lines, f"{number} different captions are shown" + (f", {when}" if cached else ""))
+    number = f"{len(known.texts):,}" if known.complete else f"more than {len(known.texts):,}"
+    when = "encoded before the first step" if known.complete else "each encoded when it is shown"
+    return [*lines, f"{number} different captions are shown" + (f", {when}" if cached else "")]
 
 
-def caption_warnings(captions: ShownCaptions) -> tuple[str, ...]:
-    """What the user may have meant otherwise."""
-    variation = captions.options.variation
-    texts = [text for index in one_of_each(captions) for text in captions.written(index)]
-    wild = sum(map(has_wildcards, texts))
+def _tags_in_words(variation: Variation) -> Iterator[str]:
+    behind = _behind(variation)
+    if variation.shuffle_tags:
+        yield f"the tags{behind} are shuffled each time"
+    if variation.tag_dropout:
+        share = f"{variation.tag_dropout:.0%} of the tags{behind}"
+        yield f"{share} are left out each time, never one with the trigger"
+
+
+def _behind(variation: Variation) -> str:
+    return f" behind the first {variation.keep_tags}" if variation.keep_tags else ""
+
+
+def caption_warnings(captions: ShownCaptions) -> list[str]:
+    """Options that change nothing, and captions that would be better with one."""
+    variation, images = captions.options.variation, _one_of_each(captions)
+    wild = sum(has_wildcards(text) for index in images for text in captions.written(index))
     warnings = []
     if wild and not variation.wildcards:
         warnings.append(
@@ -96,17 +168,8 @@ def caption_warnings(captions: ShownCaptions) -> tuple[str, ...]:
         for text in captions.written(index)
     )
     if (variation.shuffle_tags or variation.tag_dropout) and not moved:
-        behind = f" behind the first {variation.keep_tags}" if variation.keep_tags else ""
         warnings.append(
-            f"tags are neither shuffled nor left out: no caption has several tags between commas{behind}"
+            "tags are neither shuffled nor left out: no caption has several tags between commas"
+            + _behind(variation)
         )
-    return tuple(warnings)
-
-
-def _tags_in_words(variation: Variation) -> list[str]:
-    behind = f" behind the first {variation.keep_tags}" if variation.keep_tags else ""
-    lines = [f"the tags{behind} are shuffled each time"] if variation.shuffle_tags else []
-    if variation.tag_dropout:
-        share = f"{variation.tag_dropout:.0%} of the tags{behind}"
-        lines.append(f"{share} are left out each time, never one with the trigger")
-    return lines
+    return warnings

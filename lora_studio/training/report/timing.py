@@ -1,4 +1,4 @@
-"""How long a step, a measurement and a set of previews take, found by doing them once; nothing is changed."""
+"""How long a step, a validation and a set of previews take, found by doing them once; nothing is changed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from lora_studio.evaluate.previews import render
 from lora_studio.evaluate.validation import TIMESTEPS
+from lora_studio.text import Section, duration
 from lora_studio.training.prepare import Session
 
 
@@ -29,13 +30,28 @@ class Timing:
         """Of all that is still to be done."""
         return self.step * self.steps + self.validation * self.validations + self.preview * self.previews
 
+    def section(self) -> Section:
+        """How long the run takes, and what of it."""
+        validation, previews = self.validation * self.validations, self.preview * self.previews
+        parts = {"the steps": self.step * self.steps, "validation images": validation, "previews": previews}
+        listed = ", ".join(f"{duration(seconds)} for {what}" for what, seconds in parts.items() if seconds)
+        total = f"{duration(self.total)}: " if validation or previews else ""
+        return Section(
+            [("time", f"about {total}{listed}")],
+            {
+                "seconds_per_step": self.step,
+                "seconds_of_validation": validation,
+                "seconds_of_previews": previews,
+            },
+        )
+
 
 def time_everything(session: Session, *, first_step: int = 1) -> Timing:
-    """By a step of the largest micro-batch, a part of a measurement, and a preview of two steps."""
+    """By a step of the largest micro-batch, a part of a validation, and a preview of two steps."""
     return replace(
         counts(session, first_step=first_step),
         step=time_a_step(session),
-        validation=time_a_measurement(session),
+        validation=time_validation(session),
         preview=time_previews(session),
     )
 
@@ -61,8 +77,8 @@ def time_a_step(session: Session) -> float:
     return _seconds(session, lambda: loop.try_out(batch)) * loop.options.gradient_accumulation
 
 
-def time_a_measurement(session: Session) -> float:
-    """Seconds of one look at all validation images, from a look at the first."""
+def time_validation(session: Session) -> float:
+    """Seconds of one validation over all images, from the first."""
     validation = session.validation
     if validation is None:
         return 0.0

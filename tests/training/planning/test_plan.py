@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import CLIPTextModel
 
-from lora_studio.console.plan import print_needs, print_plan
+from lora_studio.console.run import print_needs, print_plan
 from lora_studio.console.screen import Screen
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs.folder import ReadOnlyRun, Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
+from lora_studio.training.planning import GIB, RunPlan, plan
 from lora_studio.training.planning.advice import Advice, advise, together
 from lora_studio.training.planning.memory import Memory
-from lora_studio.training.planning.plan import GIB, RunPlan, plan
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.report import describe
 from lora_studio.training.report.timing import counts, time_everything
@@ -73,7 +73,7 @@ def test_weights_and_training_states_are_those_of_the_files(planned: RunPlan, ti
         loaded = network.from_pretrained(tiny_base / name)
         numbers = sum(one.numel() for one in loaded.parameters())
         assert memory.parts[name] == pytest.approx(4 * numbers, rel=0.001)  # and a few buffers
-    assert memory.adapters == memory.gradients == 4 * planned.training.num_parameters
+    assert memory.adapters == memory.gradients == 4 * planned.training.data["num_parameters"]
     assert memory.optimizer == pytest.approx(2 * memory.adapters, rel=0.01)  # two moments, and counters
     assert memory.mean == 0
     assert memory.total == memory.resident + max(memory.gradients + memory.activations, memory.previews)
@@ -186,7 +186,7 @@ def test_a_warm_up_that_the_run_does_not_outlast_is_said(
     session: Session, planned: RunPlan, recipe_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As a short trial's is with the default; step 7 of 20 has 7 / 20 of the rate."""
-    assert planned.training.warmup_note == ""
+    assert planned.training.data["warmup_note"] == ""
     recipe = load_recipe(recipe_path, changes=("training.warmup_steps=20",))
     found = describe(replace(session, recipe=recipe), first_step=1, timing=planned.timing)
     print_plan(found, Screen(width=200))

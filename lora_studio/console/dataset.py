@@ -131,7 +131,7 @@ def print_statistics(statistics: Statistics, screen: Screen, *, trigger: str) ->
     for count in statistics.identical:
         screen.say(f'{count.captions} images have the caption "{count.what}"')
     if (missing := statistics.without_trigger) is not None:
-        screen.say(f'"{trigger}" stands in {statistics.captioned - len(missing)} of {statistics.captioned}')
+        screen.say(f'"{trigger}" is in {statistics.captioned - len(missing)} of {statistics.captioned}')
         if missing:
             screen.say(f"without it: {preview_names(missing, limit=10)}")
     for title, counts in (("words", statistics.words), ("tags", statistics.tags)):
@@ -154,7 +154,7 @@ def _print_lengths(lengths: Lengths, screen: Screen) -> None:
 
 
 def print_found(changes: Sequence[CaptionChange], screen: Screen) -> None:
-    """The captions that hold what was sought."""
+    """The captions that hold the words of --find."""
     for change in changes:
         screen.say(f"{change.name}: {change.before}")
     screen.say(f"found in {len(changes)} captions")

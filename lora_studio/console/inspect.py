@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from lora_studio.console.screen import Screen, columns
-from lora_studio.text import Rows, file_size, in_words, shown
+from lora_studio.text import file_size, in_words, shown
 
 if TYPE_CHECKING:
     from lora_studio.metadata.provenance_check import OriginReport
@@ -27,22 +27,19 @@ _COLOURS = {"completely": "green", "partly": "yellow", "not at all": "bold red",
 
 def print_facts(facts: Facts, screen: Screen) -> None:
     """All that is known of one file."""
-    hashes = [(name if len(name) < 12 else "sshs hash", digest) for name, digest in facts.hashes.items()]
-    _say_shown(
-        [
-            ("file", f"{facts.file}  ({file_size(facts.num_bytes)})"),
-            ("kind", facts.kind),
-            ("made for", facts.family),
-            *([("rank", _span(facts.ranks))] if facts.ranks else []),
-            *([("alpha", _span(facts.alphas))] if facts.alphas else []),
-            ("numbers", ", ".join(facts.dtypes)),
-            *_joined("layers", [f"{count} in {part}" for part, count in facts.layers.items()]),
-            *_joined("triggers", [shown(trigger, limit=_LONGEST) for trigger in facts.triggers]),
-            *(("note", note) for note in facts.notes),
-            *hashes,
-        ],
-        screen,
-    )
+    rows = [
+        ("file", f"{facts.file}  ({file_size(facts.num_bytes)})"),
+        ("kind", facts.kind),
+        ("made for", facts.family),
+        ("rank", _span(facts.ranks)),
+        ("alpha", _span(facts.alphas)),
+        ("numbers", ", ".join(facts.dtypes)),
+        ("layers", ", ".join(f"{count} in {part}" for part, count in facts.layers.items())),
+        ("triggers", ", ".join(shown(trigger, limit=_LONGEST) for trigger in facts.triggers)),
+        *(("note", note) for note in facts.notes),
+        *((name if len(name) < 12 else "sshs hash", digest) for name, digest in facts.hashes.items()),
+    ]
+    screen.say_rows([(title, shown(text)) for title, text in rows if text])
     if facts.norms:
         screen.say("\nnorm of the change of weight, by block")
         _print_bars(facts.norms, screen)
@@ -51,14 +48,6 @@ def print_facts(facts: Facts, screen: Screen) -> None:
         _print_metadata(facts.metadata, screen, most=_MOST)
     screen.say()
     print_verdicts(facts.uis, screen)
-
-
-def _joined(title: str, words: Sequence[str]) -> Rows:
-    return [(title, ", ".join(words))] if words else []
-
-
-def _say_shown(rows: Rows, screen: Screen) -> None:
-    screen.say_rows([(title, shown(text)) for title, text in rows])
 
 
 def _print_bars(norms: dict[str, float | None], screen: Screen) -> None:
@@ -100,8 +89,8 @@ def print_folder(found: Sequence[Facts | Damaged], screen: Screen) -> None:
 
 
 def _row(values: dict[str, Any]) -> list[str]:
-    whole = [one["ui"] for one in values["uis"] if one["loads"] == "completely"]
-    loads = f"{len(whole)} of {len(values['uis'])}" if values["uis"] else ""
+    complete = [one["ui"] for one in values["uis"] if one["loads"] == "completely"]
+    loads = f"{len(complete)} of {len(values['uis'])}" if values["uis"] else ""
     size, kind, family = file_size(values["num_bytes"]), values["kind"], values["family"]
     ranks, alphas = _span(values["ranks"]), _span(values["alphas"])
     return [values["file"], size, kind, family, ranks, alphas, ", ".join(values["dtypes"]), loads]
@@ -135,15 +124,15 @@ def print_report(report: VerifyReport, screen: Screen) -> None:
 
 
 def print_metadata(
-    path: Path, metadata: Mapping[str, str], whole: str, screen: Screen, *, written: bool
+    path: Path, metadata: Mapping[str, str], tensor_hash: str, screen: Screen, *, written: bool
 ) -> None:
-    """Every key, and whether the tensors are those that the metadata names. `whole`: the hash of all."""
+    """Every key, and whether the tensors are those that the metadata names."""
     screen.say(f"{path}: {'written, ' if written else ''}{len(metadata)} keys of metadata")
     _print_metadata(metadata, screen)
-    rows = [("tensors", f"sha256 {whole}, on cards {whole[:12]}")]
-    if (said := metadata.get("sshs_model_hash")) and said != whole:
-        rows.append(("warning", f"sshs_model_hash is {said}: the tensors were changed after that"))
-    _say_shown(rows, screen)
+    screen.say_rows([("tensors", f"sha256 {tensor_hash}, on cards {tensor_hash[:12]}")])
+    if (named := metadata.get("sshs_model_hash")) and named != tensor_hash:
+        fault = f"sshs_model_hash is {shown(named, limit=_LONGEST)}: the tensors were changed after that"
+        screen.say_rows([("warning", fault)])
 
 
 def print_origin(origin: OriginReport, screen: Screen) -> None:

@@ -107,17 +107,17 @@ def print_comparison(comparison: Comparison, written: Sequence[Path], screen: Sc
         screen.say(f"  {reason}")
     a, b = comparison.files
     norms, alone = comparison.norms, comparison.alone
-    called = " and ".join(repr(words) if words else "not said" for words in comparison.triggers)
+    triggers = " and ".join(repr(words) if words else "not known" for words in comparison.triggers)
     screen.say_rows(
         [
             ("norms", f"{a} {norms[0]:.3g}, {b} {norms[1]:.3g}"),
             ("layers", f"{len(comparison.shared)} in both, {alone[0]} only in {a}, {alone[1]} only in {b}"),
-            ("triggers", called),
+            ("triggers", triggers),
         ]
     )
     if comparison.clashing_words:
         words = ", ".join(comparison.clashing_words)
-        screen.say_rows([("CLASH", f"both are called by: {words}")], style="yellow")
+        screen.say_rows([("CLASH", f"both have the trigger words: {words}")], style="yellow")
     numbers = ("norm A", "norm B", "cosine", "reads", "writes")
     table = columns([*numbers, "layer"], right=numbers, whole=numbers)
     for layer in sorted(comparison.shared, key=lambda one: -abs(one.cosine))[:_MOST]:

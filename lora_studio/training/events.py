@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What will be trained, said before the first step."""
+    """What will be trained, told before the first step."""
 
     name: str
     sections: tuple[Section, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,8 +23,9 @@ OFFERED = ("tensorboard", "wandb", "trackio")  # each is also what pip calls it
 FOLDER = "tracking"  # in the run folder
 IDENTITY = "tracking.json"  # the run's id where a tracker wants one, so that a resume goes on with its curve
 SECTIONS = {"adapter", "objective", "training"}  # numbers and names of tables: no paths, words or people
-QUIET_WANDB = {"disable_git": True, "disable_code": True, "x_disable_meta": True, "console": "off"}
-"""Else it sends the command line, the user's and the machine's name, and what is printed."""
+# Without these it sends the command line, the user's and the machine's name, and what is printed.
+QUIET_WANDB: dict[str, object] = {"disable_git": True, "disable_code": True, "save_code": False}
+QUIET_WANDB |= {"x_disable_meta": True, "console": "off"}
 
 
 def tracker_faults(names: Sequence[str]) -> list[str]:
@@ -66,17 +68,18 @@ class Tracking:
         elif isinstance(event, ValidationMeasured):
             self._log({"validation/loss": event.loss, "validation/relative": event.relative}, event.step)
         elif isinstance(event, PreviewsDrawn):
-            self._draw(event)
+            titles = event.prompts if self.recipe.tracking.words else range(1, len(event.images) + 1)
+            images = {f"previews/{title}": one for title, one in zip(titles, event.images, strict=True)}
+            self._each(lambda name, tracker: _log_images(name, tracker, images, event.step))
 
     def start(self, step: int) -> None:
         """Begin with what follows this step, which is 0 unless a run is resumed."""
         for name in dict.fromkeys(self.recipe.tracking.to):
-            self._guarded(name, lambda name=name: self._open(name, step))  # type: ignore[misc]
+            self._guarded(name, partial(self._open, name, step))
 
     def finish(self) -> None:
         """Close them; what was sent stays."""
-        for name, tracker in list(self._trackers.items()):
-            self._guarded(name, tracker.finish)
+        self._each(lambda _, tracker: tracker.finish())
         self._trackers.clear()
 
     def _open(self, name: str, step: int) -> None:
@@ -97,21 +100,14 @@ class Tracking:
         self._trackers[name] = tracker
 
     def _options(self, name: str, step: int) -> dict[str, object]:
-        """What the tracker is made with, so that it goes on with its own curve."""
-        title = self.recipe.tracking.run_name or self.recipe.name
+        """What the tracker is made with, so that it continues its own curve."""
+        resumable = {"name": self.recipe.tracking.run_name or self.recipe.name, "resume": "allow"}
         if name == "tensorboard":
             return {"purge_step": step + 1 if step else 0}  # what comes after it is written again
         if name == "wandb":
             folder = str(self.run.folder / FOLDER)
-            settings = QUIET_WANDB | {"save_code": False}
-            return {
-                "name": title,
-                "id": self._identity(),
-                "resume": "allow",
-                "dir": folder,
-                "settings": settings,
-            }
-        return {"name": title, "resume": "allow"} if name == "trackio" else {}
+            return resumable | {"id": self._identity(), "dir": folder, "settings": QUIET_WANDB}
+        return dict(resumable) if name == "trackio" else {}
 
     def _identity(self) -> str:
         path = self.run.folder / IDENTITY
@@ -125,23 +121,20 @@ class Tracking:
         return flat | ({"data.trigger": self.recipe.data.trigger} if self.recipe.tracking.words else {})
 
     def _log(self, values: dict[str, float], step: int) -> None:
-        for name, tracker in list(self._trackers.items()):
-            self._guarded(name, lambda tracker=tracker: tracker.log(values, step=step))  # type: ignore[misc]
+        self._each(lambda _, tracker: tracker.log(values, step=step))
 
-    def _draw(self, event: PreviewsDrawn) -> None:
-        titles = event.prompts if self.recipe.tracking.words else range(1, len(event.images) + 1)
-        named = {f"previews/{title}": one for title, one in zip(titles, event.images, strict=True)}
+    def _each(self, action: Callable[[str, GeneralTracker], object]) -> None:
         for name, tracker in list(self._trackers.items()):
-            self._guarded(name, lambda n=name, t=tracker: _log_images(n, t, named, event.step))  # type: ignore[misc]
+            self._guarded(name, partial(action, name, tracker))
 
     def _guarded(self, name: str, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:  # whatever a tracker or the network may come up with
             self._trackers.pop(name, None)
-            lines = f"{type(error).__name__}: {error}".strip().splitlines()
+            why = f"{type(error).__name__}: {error}".strip().splitlines()[0]
             self.listener(
-                Note(f"warning: the tracker {name} failed and hears nothing more of this run ({lines[0]})")
+                Note(f"warning: the tracker {name} failed and is off for the rest of this run ({why})")
             )
 
 

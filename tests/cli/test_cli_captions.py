@@ -93,7 +93,7 @@ def test_captions_are_counted_for_people_and_as_json(
 ) -> None:
     code, out, _ = run(["captions", str(folder), "--trigger", "zwx", "--base", "pocket"], capsys)
     assert code == 0 and "1 of 2 images have a caption: 1 by hand" in out
-    assert "without a caption: blue_cat.png" in out and '"zwx" stands in 0 of 1' in out
+    assert "without a caption: blue_cat.png" in out and '"zwx" is in 0 of 1' in out
     assert "bold 1" in out and "tokens (tokenizer, " in out
     code, out, _ = run(["captions", str(folder), "--json"], capsys)
     assert code == 0 and json.loads(out)["without"] == ["blue_cat.png"]

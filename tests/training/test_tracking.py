@@ -116,7 +116,7 @@ def told(kind: str) -> list[object]:
     return [what for name, what in Notebook.told if name == kind]
 
 
-def test_a_registered_tracker_hears_everything_but_words_unless_asked(
+def test_a_registered_tracker_gets_everything_but_words_unless_tracking_words_is_set(
     tmp_path: Path, recipe_file: Path, notebook: type[Notebook]
 ) -> None:
     recipe = load_recipe(recipe_file, changes=('tracking.to=["notebook"]', "tracking.project=foxes"))
@@ -136,7 +136,7 @@ def test_a_registered_tracker_hears_everything_but_words_unless_asked(
     assert told("images") == [(3, ["previews/1"]), (3, ["previews/a red ball"])]
 
 
-def test_a_run_is_called_as_the_recipe_or_as_wished(
+def test_a_run_has_the_recipes_name_or_the_one_of_tracking_run_name(
     tmp_path: Path, recipe_file: Path, notebook: type[Notebook], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(of_accelerate.LOGGER_TYPE_TO_CLASS, "trackio", notebook)
@@ -157,7 +157,7 @@ def test_a_tracker_that_fails_is_named_once_and_the_run_goes_on(
     assert isinstance(result, Finished) and result.summary["steps"] == 4
     said = [event.text for event in heard if isinstance(event, Note) and "notebook" in event.text]
     assert said == [
-        "warning: the tracker notebook failed and hears nothing more of this run "
+        "warning: the tracker notebook failed and is off for the rest of this run "
         "(ConnectionError: the server has gone)"
     ]
     assert [step for step, _ in told("log")] == [1]  # type: ignore[misc]

@@ -33,7 +33,7 @@ class RunPlan:
     memory: Memory
     disk: Disk
     timing: Timing
-    seconds_of_preparing: float  # this time: reading, looking at images, and what was not cached yet
+    seconds_of_preparing: float  # this time: reading and checking files, and encoding what was not cached
     cached: dict[str, int]  # what was made for the caches just now, e.g. {"latents": 28}
     advice: tuple[Advice, ...]  # empty if it fits; best first
     folder_in_use: bool  # the run folder holds a run already
@@ -42,16 +42,16 @@ class RunPlan:
     def rows(self) -> Rows:
         """What it takes, for people."""
         made = ", ".join(f"{count} {what}" for what, count in self.cached.items())
-        before = f"{duration(self.seconds_of_preparing)} to read, look and encode"
+        before = f"{duration(self.seconds_of_preparing)} to read, check and encode"
         rows = [
             *self.memory.rows(self.training.data["device"]),
             *advice_rows(self.memory, self.advice),
             *self.disk.rows(),
-            ("before it", f"{before}; {made} were made and are cached now" if made else before),
+            ("before it", f"{before}; {made} were computed and are cached now" if made else before),
         ]
         if self.folder_in_use:
             folder = self.training.data["folder"]
-            rows.append(("note", f"{folder} holds a run already: go on with --resume, or use --out"))
+            rows.append(("note", f"{folder} holds a run already: continue it with --resume, or use --out"))
         return rows
 
     def to_json(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def plan(
 
     Images and captions that are not in the caches yet are encoded, and regularization images drawn, as a run
     would do; nothing else is written. `memory_gib`: instead of what this machine's device has free. Raises
-    StudioError for whatever the user can mend.
+    StudioError for whatever the user can fix.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(Path(recipe))
@@ -85,10 +85,10 @@ def plan(
 
 
 def _plan(recipe: Recipe, memory_gib: float | None, on_event: Listener) -> RunPlan:
-    run, heard = ReadOnlyRun(run_folder(recipe.name)), _Heard(on_event)
+    run, counter = ReadOnlyRun(run_folder(recipe.name)), _CacheCounter(on_event)
     began = time.perf_counter()
     room = free_memory(recipe) if memory_gib is None else round(memory_gib * GIB)
-    session = prepare(recipe, run, heard)
+    session = prepare(recipe, run, counter)
     prepared = time.perf_counter() - began
     timing = time_everything(session)
     memory = measure_memory(session, room=room)
@@ -98,14 +98,14 @@ def _plan(recipe: Recipe, memory_gib: float | None, on_event: Listener) -> RunPl
         disk=measure_disk(session, timing, optimizer=memory.optimizer),
         timing=timing,
         seconds_of_preparing=prepared,
-        cached=heard.cached,
+        cached=counter.cached,
         advice=advise(session, memory),
         folder_in_use=bool(run.checkpoints()),
     )
 
 
 def free_memory(recipe: Recipe) -> int:
-    """Bytes that are free on the recipe's device at present."""
+    """Bytes that are free on the recipe's device."""
     from lora_studio.devices import find_device
 
     device = find_device(recipe.machine.device)
@@ -116,8 +116,8 @@ def free_memory(recipe: Recipe) -> int:
     return int(psutil.virtual_memory().available)
 
 
-class _Heard:
-    """Passes events on, and remembers how much was made for the caches."""
+class _CacheCounter:
+    """A listener that passes events on and counts what is made for the caches."""
 
     def __init__(self, listener: Listener) -> None:
         self.listener, self.cached = listener, dict[str, int]()

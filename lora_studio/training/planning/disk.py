@@ -20,14 +20,14 @@ HEADER_BYTES = 3 * 140  # of a layer in a LoRA file: names and shapes of its thr
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes, at most; what is in the caches already is counted, too."""
+    """Bytes, at most; what the caches hold already is counted, too."""
 
     caches: int  # latents and conditioning, shared with other runs
     checkpoints: int  # as many as there are at one time
     num_checkpoints: int
     previews: int
     file: int
-    free: int  # where the run folder lies
+    free: int  # on the run folder's disk
 
     @property
     def total(self) -> int:
@@ -43,7 +43,7 @@ class Disk:
             ("", f"{memory_size(self.caches)} in the caches for all runs"),
         ]
         if self.total > self.free:
-            rows.append(("warning", "that is more than there is: make room, or keep fewer checkpoints"))
+            rows.append(("warning", "that is more than is free: make room, or keep fewer checkpoints"))
         return rows
 
 
@@ -93,6 +93,6 @@ def _previews(session: Session, timing: Timing) -> int:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or the nearest one above it that exists."""
     folder = folder.resolve()
     return next(one for one in (folder, *folder.parents) if one.is_dir())

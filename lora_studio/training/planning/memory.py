@@ -28,17 +28,17 @@ class Memory:
     adapters: int
     optimizer: int
     mean: int  # of the weights, with training.ema
-    originals: int  # what the base has in place of layers that are trained themselves, if it lies there
+    originals: int  # what the base has in place of layers that are trained themselves, if it stays there
     caches: int  # latents and conditioning on the device
     gradients: int
     activations: int  # of a step's forward and backward pass, at most
     previews: int  # beside the weights, while they are drawn
-    room: int  # on the device before anything was loaded, or what was asked for
+    room: int  # on the device before anything was loaded, or what --memory says
     passes: int = 1  # in so many the largest micro-batch had to be trained
 
     @property
     def resident(self) -> int:
-        """What lies there all the time."""
+        """What is held all the time."""
         learned = self.adapters + self.optimizer + self.mean + self.originals
         return sum(self.parts.values()) + learned + self.caches
 
@@ -177,11 +177,11 @@ class _LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = set(_storages((args, kwargs)))
-        answer = func(*args, **(kwargs or {}))
-        for storage in _storages(answer):
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
             if storage not in given and storage not in self._known:
                 self._count(storage)
-        return answer
+        return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         self._known[storage] = None

@@ -1,4 +1,4 @@
-"""What will be trained, said before the first step: a section for each subject."""
+"""What will be trained, told before the first step: a section for each subject."""
 
 from __future__ import annotations
 
@@ -45,27 +45,16 @@ def _steps(session: Session, first_step: int) -> Section:
     views = average_views(session.batches, training.steps)
     images = training.batch_size * training.gradient_accumulation
     start = f", going on at step {first_step}" if first_step > 1 else ""
-    rows = [
-        (
-            "steps",
-            f"{training.steps} of {images} images{start}; each image is seen about {views:.0f} times",
-        )
-    ]
+    seen = f"each image is seen about {views:.0f} times"
+    rows = [("steps", f"{training.steps} of {images} images{start}; {seen}")]
     low, high = COMMON_VIEWS
     if not low <= views <= high:
         little, advice = (
             ("little", "more steps or fewer") if views < low else ("a lot", "fewer steps or more")
         )
         rows.append(("", f"that is {little}: {low} to {high} times are common; take {advice} images"))
-    return Section(
-        rows,
-        {
-            "steps": training.steps,
-            "first_step": first_step,
-            "images_per_step": images,
-            "views_per_image": views,
-        },
-    )
+    data = {"steps": training.steps, "first_step": first_step}
+    return Section(rows, data | {"images_per_step": images, "views_per_image": views})
 
 
 def processes_section(processes: int, batch_size: int) -> Section:
@@ -75,21 +64,13 @@ def processes_section(processes: int, batch_size: int) -> Section:
         return Section((), data)
     fewest, more = divmod(batch_size, processes)
     each = f"{fewest} or {fewest + 1}" if more else str(fewest)
-    rows = [
-        (
-            "processes",
-            f"{processes}; training.batch_size = {batch_size} counts the images of all of them together, so "
-            f"each has {each}",
-        )
-    ]
+    together = f"training.batch_size = {batch_size} counts the images of all of them together"
+    rows = [("processes", f"{processes}; {together}, so each has {each}")]
     if idle := max(0, processes - batch_size):
-        rows.append(
-            (
-                "warning",
-                f"{idle} of the {processes} processes have nothing to train; launch fewer, or take a "
-                f"larger batch: training.batch_size = {processes} gives each an image",
-            )
+        advice = (
+            f"launch fewer, or take a larger batch: training.batch_size = {processes} gives each an image"
         )
+        rows.append(("warning", f"{idle} of the {processes} processes have nothing to train; {advice}"))
     return Section(rows, data)
 
 

@@ -16,7 +16,7 @@ from lora_studio.training.optimizers.choose import optimizer_bytes
 from lora_studio.training.prepare.adapters import trains_layers
 
 USUAL_RATE = 1e-5  # of whole layers; arXiv 2208.12242 has 5e-6 for Stable Diffusion; people use 1e-6 to 1e-5
-FAST = 5  # times the usual, from which on it is said
+FAST = 5  # times the usual, above which there is a note
 
 
 def adapters_section(recipe: Recipe, adapters: AdapterSet) -> Section:
@@ -26,15 +26,8 @@ def adapters_section(recipe: Recipe, adapters: AdapterSet) -> Section:
     where += [plural(tokens, "new token")] if tokens else []
     trainable = f"{adapters.num_parameters:,} parameters in {' and '.join(where)}"
     rows = [("trainable", trainable), *(("", note) for note in notes)]
-    return Section(
-        rows,
-        {
-            "num_parameters": adapters.num_parameters,
-            "num_layers": layers,
-            "num_tokens": tokens,
-            "adapter_notes": notes,
-        },
-    )
+    data = {"num_parameters": adapters.num_parameters, "num_layers": layers, "num_tokens": tokens}
+    return Section(rows, data | {"adapter_notes": notes})
 
 
 def adapter_notes(recipe: Recipe, adapters: AdapterSet) -> tuple[str, ...]:
@@ -100,7 +93,7 @@ def _file(recipe: Recipe, adapters: AdapterSet) -> Iterator[str]:
 
 
 def _tokens(adapters: AdapterSet) -> Iterator[str]:
-    """Each new one: where it lies, how large it is and how it learns."""
+    """Each new token: its text encoders, its size, its learning rate and its file."""
     for word in dict.fromkeys(token.word for token in adapters.tokens):
         of_word = [token for token in adapters.tokens if token.word == word]
         first, parts = of_word[0], " and ".join(token.part for token in of_word)

@@ -23,9 +23,7 @@ def image_sections(session: Session) -> tuple[Section, ...]:
         _regularization_images(session),
         _repeats(used),
         _contents(used, session.recipe.objective.masked_preservation),
-        Section(
-            session.report.plan_rows(), {"findings": [asdict(finding) for finding in session.report.findings]}
-        ),
+        Section(session.report.plan_rows(), {"findings": [*map(asdict, session.report.findings)]}),
     )
 
 
@@ -69,13 +67,8 @@ def _regularization_images(session: Session) -> Section:
         ("regularization images", f'{counts}, e.g. "{prompt}"'),
         ("", f"{per_image:g} in a batch besides each of its images, with weight {weight}"),
     ]
-    data = {
-        "drawn": drawn,
-        "from_folders": len(records) - drawn,
-        "per_image": per_image,
-        "weights": weights,
-        "prompt": prompt,
-    }
+    data = {"drawn": drawn, "from_folders": len(records) - drawn, "prompt": prompt}
+    data |= {"per_image": per_image, "weights": weights}
     return Section(rows, {"regularization_images": data})
 
 
@@ -107,12 +100,5 @@ def _contents(records: Sequence[Record], masked_preservation: float) -> Section:
     if masked_preservation:
         kept = f"outside of it the base's own prediction is kept, with weight {masked_preservation:g}"
         rows.append(("", kept))
-    return Section(
-        rows,
-        {
-            "notes": notes,
-            "backgrounds": dict(backgrounds),
-            "masks": masks,
-            "masked_preservation": masked_preservation,
-        },
-    )
+    data = {"notes": notes, "backgrounds": dict(backgrounds), "masks": masks}
+    return Section(rows, data | {"masked_preservation": masked_preservation})

@@ -36,14 +36,8 @@ class Timing:
         parts = {"the steps": self.step * self.steps, "validation images": validation, "previews": previews}
         listed = ", ".join(f"{duration(seconds)} for {what}" for what, seconds in parts.items() if seconds)
         total = f"{duration(self.total)}: " if validation or previews else ""
-        return Section(
-            [("time", f"about {total}{listed}")],
-            {
-                "seconds_per_step": self.step,
-                "seconds_of_validation": validation,
-                "seconds_of_previews": previews,
-            },
-        )
+        data = {"seconds_of_validation": validation, "seconds_of_previews": previews}
+        return Section([("time", f"about {total}{listed}")], {"seconds_per_step": self.step} | data)
 
 
 def time_everything(session: Session, *, first_step: int = 1) -> Timing:

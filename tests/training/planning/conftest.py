@@ -1,4 +1,4 @@
-"""What is foretold is compared with a run on a base of the pocket base's size."""
+"""Predictions are compared with a run on a base of the pocket base's size."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def test_changes_are_added_up_until_it_fits() -> None:
     assert (count, after.total, after.fits) == (2, 1000 + 500, True)
 
 
-def test_the_verb_foretells_what_a_run_leaves_on_the_disk_and_leaves_nothing_itself(
+def test_the_verb_predicts_what_a_run_leaves_on_the_disk_and_leaves_nothing_itself(
     finished: Finished,
     recipe_file: Path,
     tmp_path: Path,
@@ -182,7 +182,7 @@ def test_people_are_told_the_same(planned: RunPlan, capsys: pytest.CaptureFixtur
     assert "for validation images" in out and "gradients" in out and "checkpoints at a time" in out
 
 
-def test_a_warm_up_that_the_run_does_not_outlast_is_said(
+def test_a_warm_up_that_the_run_does_not_outlast_is_noted(
     session: Session, planned: RunPlan, recipe_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As a short trial's is with the default; step 7 of 20 has 7 / 20 of the rate."""

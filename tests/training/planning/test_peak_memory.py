@@ -49,18 +49,18 @@ def test_a_chain_keeps_every_link_for_its_backward_pass() -> None:
     assert sum(saved.values()) == 9 * ONE  # the inputs of ten sines, of which the first is not ours
     del kept
     peak = peak_bytes(lambda: sines(start, 10).sum().backward(), CPU)
-    assert 10 * ONE < peak <= 13 * ONE  # and the last answer, its gradient, a cosine
+    assert 10 * ONE < peak <= 13 * ONE  # and the last result, its gradient, a cosine
 
 
 def test_what_checkpointing_computes_again_is_counted() -> None:
     start = torch.zeros(SIDE, SIDE, requires_grad=True)
 
     def work() -> None:
-        answer = start
+        result = start
         for _ in range(5):
-            answer = checkpoint(sines, answer, 10, use_reentrant=False)
-        answer.sum().backward()
+            result = checkpoint(sines, result, 10, use_reentrant=False)
+        result.sum().backward()
 
     plain = peak_bytes(lambda: sines(start, 50).sum().backward(), CPU)
     assert plain > 50 * ONE
-    assert 5 * ONE + 9 * ONE <= peak_bytes(work, CPU) <= 5 * ONE + 14 * ONE  # five answers, one block again
+    assert 5 * ONE + 9 * ONE <= peak_bytes(work, CPU) <= 5 * ONE + 14 * ONE  # five results, one block again

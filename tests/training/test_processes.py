@@ -66,7 +66,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
         .replace("1e-3", "1e-4")
         .replace("every = 2", "every = 1")
     )
-    text = text.replace("batch_size = 2", "batch_size = 3\ngradient_accumulation = 2\nema = 0.9\nkeep_checkpoints = 9")
+    text = text.replace(
+        "batch_size = 2", "batch_size = 3\ngradient_accumulation = 2\nema = 0.9\nkeep_checkpoints = 9"
+    )
     (folder / "recipe.toml").write_text(text, "utf-8")
     return folder / "recipe.toml"
 

@@ -29,6 +29,7 @@ lint: setup
 # The pages that are written from the code; a test says when that is due.
 docs: setup
 	$(BIN)/python -m lora_studio.recipe.schema > docs/reference/recipe.md
+	$(BIN)/python -m lora_studio.cli.reference > docs/reference/cli.md
 
 setup: $(SETUP_DONE)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import click
@@ -20,11 +22,13 @@ import torch
 import typer
 from original_layout import random_original
 from safetensors.torch import save_file
+from tiny import recipe_text
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from lora_studio import cli
 from lora_studio.adapters import ADAPTERS
+from lora_studio.adapters.kind import AdapterKind
 from lora_studio.data.captioners import CAPTION_WRITERS
 from lora_studio.export import EXPORTERS
 from lora_studio.families.loading import load_base
@@ -37,9 +41,11 @@ from lora_studio.recipe.presets import preset_names
 from lora_studio.recipe.renamed import RENAMED
 from lora_studio.recipe.tokens import NO_ADAPTER
 from lora_studio.tools import METHODS
+from lora_studio.training.finish import Finished
 from lora_studio.training.optimizers import OPTIMIZERS
 from lora_studio.training.prepare.checks import check_names
 from lora_studio.training.prepare.dataset import read_dataset
+from lora_studio.training.session import train
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -389,18 +395,34 @@ def test_every_table_of_a_recipe_that_is_named_exists(page):
         assert code.split(".")[0] in TABLES, f"{page}: [{code}]"
 
 
-def test_the_snippet_of_a_new_adapter_is_one():
+@pytest.fixture
+def new_kind(monkeypatch: pytest.MonkeyPatch) -> AdapterKind:
+    """The adapter kind of the developers' page, in the table as "sum"."""
     (block,) = (b for b in blocks("python") if b.page == "docs/developer/adding-an-adapter.md")
-    names: dict[str, Any] = {}
-    exec(compile(block.text, block.page, "exec"), names)
-    kind, shape = names["SUM"], torch.Size([5, 4, 3, 3])
-    tensors = kind.start(shape, 2, lambda name: torch.Generator(), weight=None)
-    assert not kind.change(tensors, 1.0).any()
-    draw = torch.Generator().manual_seed(0)
+    module = ModuleType("new_adapter_kind")
+    exec(compile(block.text, block.page, "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(ADAPTERS.entries, "sum", f"{module.__name__}:SUM")
+    return ADAPTERS["sum"]
+
+
+def test_the_snippet_of_a_new_adapter_is_one(new_kind):
+    shape, draw = torch.Size([5, 4, 3, 3]), torch.Generator().manual_seed(0)
+    tensors = new_kind.start(shape, 2, lambda name: draw, weight=None)
+    assert not new_kind.change(tensors, 1.0).any()
     tensors = {name: torch.randn(tensor.shape, generator=draw) for name, tensor in tensors.items()}
-    down, up = kind.factors(tensors, 0.5)
-    assert torch.allclose(up @ down, kind.change(tensors, 0.5), atol=1e-6)
-    assert kind.change(tensors, 0.5).shape == (5, 36)
+    factors = new_kind.factors(tensors, 0.5)
+    assert factors and torch.allclose(
+        factors.up @ factors.down, new_kind.change(tensors, 0.5).flatten(1), atol=1e-6
+    )
+
+
+def test_the_snippet_of_a_new_adapter_trains_and_its_file_is_verified(new_kind, tiny_base, images, tmp_path):
+    text = recipe_text(images, str(tiny_base), extra='[export]\ndtype = "float32"')
+    (tmp_path / "tiny.toml").write_text(text, "utf-8")
+    recipe = load_recipe(tmp_path / "tiny.toml", changes=("adapter.kind=sum", "training.learning_rate=1e-2"))
+    result = train(recipe, tmp_path / "run")
+    assert isinstance(result, Finished) and result.report is not None and result.report.ok
 
 
 def test_the_readmes_python_runs(world, tmp_path, monkeypatch, capsys):

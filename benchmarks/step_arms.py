@@ -25,7 +25,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.runs.folder import Run
 from lora_studio.training.events import ignore_events
-from lora_studio.training.loop.gradient_watch import GradientWatch
+from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.prepare import Session, prepare
 
 Step = Callable[[], None]
@@ -71,7 +71,11 @@ def ours(session: Session) -> Step:
     loop, watch = session.loop, GradientWatch(session.adapters)
     loop.base_rates = [group["lr"] for group in loop.state.optimizer.param_groups]
     numbers = iter(range(1, 10**9))
-    return lambda: loop._step(next(numbers), watch)
+
+    def step() -> None:
+        loop.train_step(next(numbers), watch)
+
+    return step
 
 
 def floor(session: Session, base: str, *, load: Callable[[str], ModelFamily] = load_base) -> Step:

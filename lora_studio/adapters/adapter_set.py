@@ -42,6 +42,11 @@ class AdapterSet:
         return list(dict.fromkeys(one.part for one in self.trained))
 
     @property
+    def trains_layers(self) -> bool:
+        """Whether the base's own layers are trained, and nothing stands beside them."""
+        return any(layer.kind.trains_layers for layer in self.layers)
+
+    @property
     def num_parameters(self) -> int:
         """How many numbers are trained."""
         return sum(tensor.numel() for one in self.trained for tensor in one.tensors.values())

@@ -18,20 +18,23 @@ CanonicalPath = Callable[[str, str], str]
 
 
 class TensorPlace(NamedTuple):
-    """A tensor of a part."""
+    """A tensor of a part, or a whole layer that adapters stand beside."""
 
     part: str
     path: str  # of its module
-    end: str
+    end: str = ""  # the tensor's name in it; empty: all of the layer
 
 
 class Chosen(dict[TensorPlace, LayerOptions]):
-    """The tensors that are trained, and how each."""
+    """The tensors or layers that learn, and how each."""
 
     @property
     def layers(self) -> dict[tuple[str, str], LayerOptions]:
         """The layers that have some; of several ways in one layer the first."""
-        return {(place.part, place.path): one for place, one in reversed(self.items())}
+        found: dict[tuple[str, str], LayerOptions] = {}
+        for place, one in self.items():
+            found.setdefault((place.part, place.path), one)
+        return found
 
 
 def choose_tensors(

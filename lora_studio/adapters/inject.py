@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.adapter_set import AdapterSet, check_fit
 from lora_studio.adapters.fast_lora import make_fast
-from lora_studio.adapters.full_inject import TensorPlace, choose_tensors, train_tensors
+from lora_studio.adapters.full_inject import Chosen, TensorPlace, choose_tensors, train_tensors
 from lora_studio.adapters.kind import AdapterKind
 from lora_studio.adapters.layer import Adapted, Layer, shape_of
 from lora_studio.adapters.lora import NAME, Lora, inject_plain, principal
@@ -27,23 +27,20 @@ def target_paths(module: nn.Module, endings: tuple[str, ...]) -> list[str]:
     return layer_paths(module, endings, lambda layer: isinstance(layer, nn.Linear | nn.Conv2d))
 
 
-Places = dict[tuple[str, str], LayerOptions]  # part and path of every layer that is trained
-
-
 def choose_layers(
     parts: Mapping[str, nn.Module],
     targets: Mapping[str, tuple[str, ...]],
     options: AdapterOptions,
     *,
     canonical_path: Callable[[str, str], str],
-) -> Places:
+) -> Chosen:
     """What is trained of the target layers, and how each, by the rules; nothing is touched.
 
     Raises RecipeError for options that do not go with the kind, and rules that match nothing.
     """
     check_options(options)
     if ADAPTERS[options.kind].trains_layers:
-        return choose_tensors(parts, targets, options, canonical_path=canonical_path).layers
+        return choose_tensors(parts, targets, options, canonical_path=canonical_path)
     found: dict[tuple[str, str], LayerOptions | None] = {
         (part, path): layer_options(part, canonical_path(part, path), _target(parts[part], path), options)
         for part, endings in targets.items()
@@ -52,7 +49,7 @@ def choose_layers(
     trained = {place: one for place, one in found.items() if one is not None}
     names = [(part, canonical_path(part, path)) for part, path in found]
     check_rules(options, names, sum(one.last_step is None for one in trained.values()))
-    return trained
+    return Chosen({TensorPlace(*place): one for place, one in trained.items()})
 
 
 def inject(
@@ -61,25 +58,31 @@ def inject(
     options: AdapterOptions,
     *,
     canonical_path: Callable[[str, str], str],
+) -> AdapterSet:
+    """Choose the layers of the given parts, and put adapters into them. Raises RecipeError as that does."""
+    chosen = choose_layers(parts, targets, options, canonical_path=canonical_path)
+    return inject_chosen(parts, chosen, options, canonical_path=canonical_path)
+
+
+def inject_chosen(
+    parts: Mapping[str, nn.Module],
+    chosen: Chosen,
+    options: AdapterOptions,
+    *,
+    canonical_path: Callable[[str, str], str],
     exact: Mapping[TensorPlace, Tensor] = MappingProxyType({}),
 ) -> AdapterSet:
-    """Put adapters of one kind into the target layers of the given parts, and give them keyed first values.
+    """Put adapters of one kind into the layers that `choose_layers` chose, and give them keyed first values.
 
     The adapters are float32 whatever the base's dtype, so that small updates are not rounded away. `exact`:
     what layers that are trained themselves begin with, where the base has lost digits since.
-    Raises RecipeError as `choose_layers` does.
     """
     kind = ADAPTERS[options.kind]
     if kind.trains_layers:
-        check_options(options)
-        chosen = choose_tensors(parts, targets, options, canonical_path=canonical_path)
         return train_tensors(parts, chosen, options, canonical_path=canonical_path, exact=exact)
-    trained = choose_layers(parts, targets, options, canonical_path=canonical_path)
-    is_fast = isinstance(kind, Lora) and options.is_plain
-    for part in targets if is_fast else ():
-        ranks = {path: one.rank for (of, path), one in trained.items() if of == part}
-        if ranks:
-            inject_plain(parts[part], ranks)
+    is_fast, trained = isinstance(kind, Lora) and options.is_plain, chosen.layers
+    for part in dict.fromkeys(part for part, _ in trained) if is_fast else ():
+        inject_plain(parts[part], {path: one.rank for (of, path), one in trained.items() if of == part})
     make = _fast_layer if is_fast else _layer
     layers = [
         make(parts[part], kind, (part, canonical_path(part, path)), path, one, options)

@@ -76,6 +76,6 @@ def _examined(
             "--trigger, --base, --resolution and --recursive are for folders; a recipe says that itself."
         )
     from lora_studio.recipe.load import load_recipe
-    from lora_studio.training.prepare.doctor import examine_recipe
+    from lora_studio.training.prepare.dataset import examine_recipe
 
     return examine_recipe(load_recipe(target), on_progress=on_progress)

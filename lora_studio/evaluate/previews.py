@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,69 +12,52 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.families.base import ModelFamily
+from lora_studio.recipe.output import SamplesConfig
 from lora_studio.rng import generator
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-
 SHOWN_SIDE = 256  # smaller images are enlarged to about this, so that grids can be looked at
 
 
-@dataclass(frozen=True)
-class PreviewOptions:
-    """What is drawn and how."""
-
-    prompts: tuple[str, ...]
-    negative_prompt: str
-    seed: int
-    steps: int
-    guidance: float
-    side: int  # pixels
-
-
 def render(
-    family: ModelFamily, options: PreviewOptions, *, after_step: Callable[[], object] | None = None
+    family: ModelFamily,
+    config: SamplesConfig,
+    *,
+    side: int,
+    after_step: Callable[[], object] | None = None,
 ) -> list[Image.Image]:
-    """One image a prompt from the parts as they are; weights and global randomness stay untouched.
+    """One image a prompt, of side x side pixels, from the parts as they are.
 
-    `after_step` is called after each of `options.steps`.
+    Weights and global randomness stay untouched. `after_step` is called after each of `config.steps`.
     """
-    with family.placed(*family.parts):
-        return _draw(family, options, after_step)
 
-
-def _draw(
-    family: ModelFamily, options: PreviewOptions, after_step: Callable[[], object] | None
-) -> list[Image.Image]:
     def after(_pipeline: object, _step: int, _timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
         if after_step is not None:
             after_step()
         return tensors
 
-    pipeline = family.pipeline()
-    noise = [generator(options.seed, "preview", number) for number in range(len(options.prompts))]
-    with torch.no_grad(), in_its_precision(family):  # not inference_mode, whose tensors FSDP cannot take back
-        answer = pipeline(
-            prompt=list(options.prompts),
-            negative_prompt=[options.negative_prompt] * len(options.prompts),
-            generator=noise,
-            num_inference_steps=options.steps,
-            guidance_scale=options.guidance,
-            height=options.side,
-            width=options.side,
-            callback_on_step_end=after,
-        )
-    images: list[Image.Image] = answer.images
+    noise = [generator(config.seed, "preview", number) for number in range(len(config.prompts))]
+    with family.placed(*family.parts):
+        pipeline = family.pipeline()
+        with (
+            torch.no_grad(),
+            in_its_precision(family),
+        ):  # not inference_mode: FSDP cannot take its tensors back
+            drawn = pipeline(
+                prompt=list(config.prompts),
+                negative_prompt=[config.negative_prompt] * len(config.prompts),
+                generator=noise,
+                num_inference_steps=config.steps,
+                guidance_scale=config.guidance,
+                height=side,
+                width=side,
+                callback_on_step_end=after,
+            )
+    images: list[Image.Image] = drawn.images
     return images
-
-
-def render_base(family: ModelFamily, adapters: AdapterSet, options: PreviewOptions) -> list[Image.Image]:
-    """The same images without the adapters."""
-    with adapters.disabled():
-        return render(family, options)
 
 
 def grid(prompts: Sequence[str], base: Sequence[Image.Image], tuned: Sequence[Image.Image]) -> Image.Image:

@@ -19,8 +19,8 @@ TIMESTEPS = 8  # the middles of as many equal parts; the loss differs far more b
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """An image to measure by."""
+class ValidationImage:
+    """An image that is not trained on."""
 
     name: str
     sha256: str
@@ -68,7 +68,7 @@ class Validation:
 
     def __init__(
         self,
-        images: Sequence[HeldOut],
+        images: Sequence[ValidationImage],
         texts: ConditioningCache | None,
         family: ModelFamily,
         objective: Objective,
@@ -105,9 +105,9 @@ class Validation:
     @torch.no_grad()
     def _losses(self) -> Tensor:
         """[N, TIMESTEPS] on the CPU."""
-        return torch.stack([self._of(one) for one in self.images]).cpu()
+        return torch.stack([self._losses_of(one) for one in self.images]).cpu()
 
-    def _of(self, one: HeldOut) -> Tensor:
+    def _losses_of(self, one: ValidationImage) -> Tensor:
         """[TIMESTEPS]"""
         shape = (TIMESTEPS, *one.latents.shape)
         noise = torch.randn(shape, generator=generator("holdout", one.sha256))
@@ -115,15 +115,15 @@ class Validation:
         parts = zip(noise.split(self.rows_at_once), shares.split(self.rows_at_once), strict=True)
         return torch.cat([self._rows(one, *part) for part in parts])
 
-    def _rows(self, one: HeldOut, noise: Tensor, shares: Tensor) -> Tensor:
+    def _rows(self, one: ValidationImage, noise: Tensor, shares: Tensor) -> Tensor:
         """[R, C, H, W] and [R] -> [R]"""
         device, captions = self.family.device, [one.caption] * len(noise)
         with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
             texts = self.family.encode_text(captions) if self.texts is None else self.texts.batch(captions)
-            noised = self.objective.noise_at(one.latents.expand(noise.shape), noise, shares)
+            noisy = self.objective.noise_at(one.latents.expand(noise.shape), noise, shares)
             geometry = one.geometry.expand(len(noise), -1)
-            answer = self.family.denoise(noised.latents, noised.timestep, texts, geometry)
-        error = (answer.float() - noised.target.float()).square()
+            prediction = self.family.denoise(noisy.latents, noisy.timestep, texts, geometry)
+        error = (prediction.float() - noisy.target.float()).square()
         return (error * one.weight).mean(dim=(1, 2, 3))
 
 

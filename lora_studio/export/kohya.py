@@ -22,8 +22,9 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.factors import in_range
 from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.lora_file.plain import PlainLora, as_plain
+from lora_studio.metadata.tag_table import LEFT_OUT
 from lora_studio.verify.deltas import check_deltas
-from lora_studio.verify.file import VerifyReport, check_file, check_rules
+from lora_studio.verify.file import VerifyReport, check_against_base, check_file, check_rules
 
 
 def tensors(family: ModelFamily, adapters: AdapterSet) -> dict[str, Tensor]:
@@ -69,11 +70,15 @@ def write(job: ExportJob) -> ExportResult:
 
 
 def check(job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
-    """The file by itself, and every layer's change recomputed from its bytes."""
+    """The file by itself and against the base, and every layer's change recomputed from its bytes."""
     file = open_lora(made.paths[0])
     found = check_file(file)
     report.faults += found.faults
     report.checks |= found.checks
+    report.uis, report.notes = found.uis, found.notes
+    if LEFT_OUT in file.metadata:
+        report.checks["tags_left_out"] = int(file.metadata[LEFT_OUT])
+    check_against_base(file, job.base, report)
     check_rules(file, report)
     if report.ok:
         check_deltas(file, job.family, job.adapters, report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -28,6 +29,11 @@ class ExportJob:
     folder: Path
     dtype: str
     load_base: Callable[[], ModelFamily]  # the base afresh, without them, float32 on the CPU
+
+    @cached_property
+    def base(self) -> ModelFamily:
+        """The base afresh, loaded once: for what is compared with it, and changes nothing in it."""
+        return self.load_base()
 
     def write(self, path: Path, tensors: dict[str, Tensor], **said: str) -> float:
         """A file of float32 tensors with the usual metadata, and `said` over it; the casting error."""

@@ -9,10 +9,11 @@ from PIL import Image
 
 from lora_studio.adapters.adapter_set import put_back
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.previews import PreviewOptions, render, sheet_of
+from lora_studio.evaluate.previews import render, sheet_of
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.lora_file.fit import base_layers, unfit_layers, unknown_layers
+from lora_studio.recipe.output import SamplesConfig
 from lora_studio.tools.combine import Term
 
 STEPS, GUIDANCE = 25, 4.0
@@ -26,11 +27,12 @@ def compare_images(
     Raises StudioError if a file does not fit the base.
     """
     family = load_base(base)
-    options = PreviewOptions(tuple(prompts), "", seed, steps, GUIDANCE, family.native_side)
-    columns = {"base": render(family, options)}
+    samples = SamplesConfig(prompts=tuple(prompts), seed=seed, steps=steps, guidance=GUIDANCE)
+    columns = {"base": render(family, samples, side=family.native_side)}
     for title, chosen in (*((term.file.path.stem, [term]) for term in terms), ("both", terms)):
         with merged(family, chosen):
-            columns[f"{len(columns)}: {title}" if title != "both" else title] = render(family, options)
+            name = f"{len(columns)}: {title}" if title != "both" else title
+            columns[name] = render(family, samples, side=family.native_side)
     return sheet_of(prompts, columns)
 
 

@@ -6,8 +6,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from lora_studio.adapters import ADAPTERS
 from lora_studio.data.views import entries
 from lora_studio.errors import (
@@ -20,24 +18,17 @@ from lora_studio.errors import (
 )
 from lora_studio.processes import Processes, join_processes, leave_processes
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.diff import RecipeChange
 from lora_studio.recipe.load import RUN_RECIPE, load_recipe
 from lora_studio.recipe.tokens import NO_ADAPTER
 from lora_studio.runs.folder import VALIDATION, ReadOnlyRun, Run, run_folder
 from lora_studio.training.events import Listener, ignore_events
 from lora_studio.training.finish import Finished, finish
-from lora_studio.training.finish.previews import show_base
 from lora_studio.training.loop.checkpoint import load_state
 from lora_studio.training.loop.watch import PreviewWatch, ValidationWatch, Watch
 from lora_studio.training.machine.memory import is_out_of_memory, out_of_memory
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.prepare.data import in_steps, manifest_of
-from lora_studio.training.prepare.resume import (
-    BASE,
-    INPUTS,
-    allowed_changes,
-    apply_recipe_changes,
-)
+from lora_studio.training.prepare.resume import BASE, INPUTS
 from lora_studio.training.report import describe
 from lora_studio.training.report.timing import time_everything
 from lora_studio.training.tracking import Tracking
@@ -70,10 +61,8 @@ def train(
     run = Run(place) if processes.is_main else ReadOnlyRun(place)
     tracking = Tracking(loaded, run, on_event if processes.is_main else ignore_events)
     try:
-        begun, changed = processes.from_main(lambda: _check_folder(run, loaded, resume=resume))
+        begun = processes.from_main(lambda: _check_folder(run, loaded, resume=resume))
         run.remove_left_overs()
-        if processes.is_main:
-            apply_recipe_changes(run, changed, on_event)
         result = _train(begun, run, processes, resume=resume, on_event=tracking)
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -101,38 +90,31 @@ def _train(
         run.adopt_first_validation()
     run.text(RUN_RECIPE, to_toml(session.recipe))
     run.json(INPUTS, {**session.inputs, BASE: session.base_fingerprint})
-    for lines in (
-        "metrics.jsonl",
-        VALIDATION,
-    ):  # of steps that will be done again, or of a start without a save
+    for lines in ("metrics.jsonl", VALIDATION):  # of steps done again, or of a start without a save
         run.forget_after(step if resume else -1, lines)
     if processes.is_main:
         on_event.start(step)
     on_event(describe(session, first_step=step + 1, timing=time_everything(session, first_step=step + 1)))
-    base_images = show_base(session, on_event)
+    watch = _watch(session, on_event)
+    watch.previews.begin()
     training_began = time.monotonic()
-    watch = _watch(session, base_images, on_event)
-    watch.begin()
+    if watch.validation is not None:
+        watch.validation.begin()
     session.loop.after_step, session.loop.looks_after = watch.after_step, watch.due
     if not session.loop.run(step + 1):
         return Interrupted(run.folder, session.loop.state.counters.step)
     trained = time.monotonic() - training_began
-    return finish(
-        session, base_images, on_event, seconds={"training": trained, "before": training_began - began}
-    )
+    seconds = {"training": trained, "before": training_began - began}
+    return finish(session, watch.previews, on_event, seconds=seconds)
 
 
-def _watch(session: Session, base_images: list[Image.Image], listener: Listener) -> Watch:
-    """What the recipe wants to be looked at while it trains."""
-    recipe, run, state, validation = session.recipe, session.run, session.loop.state, session.validation
-    steps, previews = recipe.training.steps, recipe.samples.every if base_images else 0
+def _watch(session: Session, listener: Listener) -> Watch:
+    recipe, run, state, processes = session.recipe, session.run, session.loop.state, session.processes
+    steps, side, validation = recipe.training.steps, recipe.data.resolution, session.validation
+    every = recipe.validation.every
     return Watch(
-        ValidationWatch(validation, state, run, recipe.validation.every, steps, listener, session.processes)
-        if validation
-        else None,
-        PreviewWatch(session.family, state, run, session.preview, base_images, previews, steps, listener)
-        if previews
-        else None,
+        ValidationWatch(validation, state, run, every, steps, listener, processes) if validation else None,
+        PreviewWatch(session.family, state, run, recipe.samples, side, steps, listener, processes),
     )
 
 
@@ -150,21 +132,20 @@ def is_finished(folder: Path) -> bool:
     return (folder / "summary.json").is_file()
 
 
-def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> tuple[Recipe, list[RecipeChange]]:
-    """Refuse to mix two runs, and to resume nothing or something else; what has changed since the start.
+def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> Recipe:
+    """Refuse to mix two runs, and to resume nothing.
 
     The recipe of a run that goes on has steps, by the images that it began with.
     """
     if resume:
         run.newest_checkpoint()
-        recipe = in_steps(recipe, entries(manifest_of(run).used))
-        return recipe, allowed_changes(run, recipe)
+        return in_steps(recipe, entries(manifest_of(run).used))
     if run.checkpoints() or is_finished(run.folder):
         raise StudioError(
             f"{run.folder} already holds a run; "
             "continue it with --resume, or choose another folder with --out."
         )
-    return recipe, []
+    return recipe
 
 
 def _load_checkpoint(session: Session) -> int:
@@ -182,7 +163,7 @@ def _last_good(run: Run, error: StudioError) -> str:
     """Where the last good checkpoint is, and what to do."""
     found = run.checkpoints()
     where = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
-    if not run.folder.exists():  # an onlooker on a machine of its own
+    if not run.folder.exists():  # another process on a machine of its own
         where = f"the checkpoints are in {run.folder} on the main process's machine"
     if isinstance(error, ProcessLost):
         return f"{where}; what it said before tells why, and --resume goes on with any number of processes"

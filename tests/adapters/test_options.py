@@ -14,8 +14,8 @@ from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions, Rule
 from lora_studio.errors import RecipeError
-from lora_studio.training.loop.gradient_watch import GradientWatch
-from lora_studio.training.optimizers import parameter_groups
+from lora_studio.training.loop.step_result import GradientWatch
+from lora_studio.training.optimizers.choose import parameter_groups
 
 
 def adapted(kind: str = "lora", **options: object) -> tuple[Small, AdapterSet]:

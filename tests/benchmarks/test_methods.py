@@ -18,7 +18,7 @@ from PIL import Image
 from lora_studio.adapters import ADAPTERS
 from lora_studio.recipe.load import load_recipe
 from lora_studio.recipe.tokens import NO_ADAPTER
-from lora_studio.training.prepare.checks import check_names
+from lora_studio.training.prepare.checks import name_faults
 
 RECIPES = Path(methods.__file__).parents[1] / "recipes"
 PIECES = [
@@ -34,7 +34,7 @@ def test_every_method_is_a_recipe_that_loads_and_names_what_exists(name: str) ->
     one = METHODS[name]
     assert name.partition(",")[0] == ("style" if one.is_style else "subject")
     recipe = load_recipe(RECIPES / f"{one.recipe}.toml", changes=one.changes)
-    check_names(recipe)
+    assert name_faults(recipe) == []
     assert one.changes == () or recipe != load_recipe(RECIPES / f"{one.recipe}.toml")
 
 

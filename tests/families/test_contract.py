@@ -175,8 +175,8 @@ def gradients_of(family: ModelFamily, *, checkpointing: bool) -> dict[str, Tenso
     assert set(adapters.parts) == {part for part in family.parts if part != "vae"}
     for layer in adapters.layers:  # while `up` is zero, nothing reaches `down`
         torch.nn.init.normal_(layer.tensors["up"], std=0.02, generator=generator(layer.name))
-    wishes = MachineConfig(gradient_checkpointing=checkpointing)
-    Machine(torch.device("cpu"), torch.float32, wishes=wishes).speed_up(family, adapters.parts)
+    config = MachineConfig(gradient_checkpointing=checkpointing)
+    Machine(torch.device("cpu"), torch.float32, config=config).speed_up(family, adapters.parts)
     latents = torch.randn(2, 4, 16, 16, generator=generator("x"))
     noised = family.objective(ObjectiveOptions(timesteps="uniform")).noise(latents, generator("y"))
     conditioning = family.encode_text(CAPTIONS[1:])
@@ -242,8 +242,8 @@ def test_every_kind_of_adapter_keeps_its_promises_in_every_family(
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            wishes = MachineConfig(gradient_checkpointing=True)
-            Machine(torch.device("cpu"), torch.float32, wishes=wishes).speed_up(family, adapters.parts)
+            config = MachineConfig(gradient_checkpointing=True)
+            Machine(torch.device("cpu"), torch.float32, config=config).speed_up(family, adapters.parts)
         tuned = answer()
         tuned.square().mean().backward()
         gradients.append({key: p.grad for key, p in adapters.named_parameters().items()})

@@ -13,7 +13,7 @@ from console import run
 
 from lora_studio.recipe.load import PRESET_FOLDER, load_recipe
 from lora_studio.recipe.presets import PresetInputs, fill, preset_names, preset_text, with_class
-from lora_studio.training.prepare.checks import check_names
+from lora_studio.training.prepare.checks import name_faults
 
 ROOT = Path(__file__).parents[2]
 OURS = {"sd15_style", "sd15_subject", "sd21_style", "sd21_subject", "sdxl_style", "sdxl_subject", "sdxl_8gb"}
@@ -23,7 +23,7 @@ WITH_TOKENS = {"sd15_textual_inversion", "sdxl_pivotal", "pocket_pivotal"}
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_a_short_recipe_that_loads_and_names_what_exists(name: str) -> None:
     recipe = load_recipe(PRESET_FOLDER / f"{name}.toml")
-    check_names(recipe)
+    assert name_faults(recipe) == []
     text = preset_text(name)
     assert recipe.name == name and text.startswith("# ")
     assert len(text.splitlines()) <= 45

@@ -16,7 +16,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.runs.folder import Run
 from lora_studio.training.events import Progress
 from lora_studio.training.prepare import prepare
-from lora_studio.training.prepare.doctor import examine_recipe
+from lora_studio.training.prepare.dataset import examine_recipe
 from lora_studio.training.report import describe
 from lora_studio.training.report.timing import Timing
 

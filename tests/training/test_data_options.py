@@ -20,9 +20,10 @@ from lora_studio.recipe.diff import options
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs.folder import Run
 from lora_studio.training.events import ignore_events
-from lora_studio.training.machine import choose_machine
+from lora_studio.training.machine import Machine
+from lora_studio.training.prepare.adapters import plan_adapters
+from lora_studio.training.prepare.base_model import BuildContext
 from lora_studio.training.prepare.data import (
-    BuildContext,
     encode,
     find_images,
     make_feed,
@@ -170,9 +171,10 @@ def _digest(family: ModelFamily, file: Path, folder: Path, changes: tuple[str, .
     recipe = load_recipe(file, changes=("samples.prompts=[]", f"training.steps={STEPS}", *changes))
     family.max_chunks = recipe.data.max_token_chunks
     run = Run(folder)
-    site = BuildContext(recipe, run, choose_machine("cpu", "float32"), family, ignore_events, ALONE)
-    found = with_regularization_images(site, find_images(site))
-    feed = make_feed(site, found, encode(site, found))
+    machine, plan = Machine(torch.device("cpu"), torch.float32), plan_adapters(recipe, family)
+    context = BuildContext(recipe, run, machine, family, plan, ignore_events, ALONE)
+    found = with_regularization_images(context, find_images(context))
+    feed = make_feed(context, found, encode(context, found))
     run.close()
     seen = hashlib.sha256()
     for step in range(1, STEPS + 1):

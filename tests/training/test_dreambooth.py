@@ -1,4 +1,4 @@
-"""Everything that keeps the base at once: regularization images, preservation, and the base's answer outside of masks.
+"""All that keeps the base at once: regularization images, preservation, its predictions outside of masks.
 
 Against a reference written here: diffusers' pipelines for conditioning and the base, Pillow for the masks.
 """
@@ -217,12 +217,12 @@ def test_passes_of_fewer_rows_have_the_same_gradients(case: Case) -> None:
     loop, gradients = case.session.loop, []
     batch = next(batch for batch in case.batches(2) if len(batch) == 4 and batch.masked)
     for passes in (1, 3):
-        loop.passes = passes
+        loop.state.counters.passes = passes
         loop.forward_backward(batch, generator("noise"), None)
         parameters = case.session.adapters.named_parameters().values()
         gradients.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
         loop.state.optimizer.zero_grad()
-    loop.passes = 1
+    loop.state.counters.passes = 1
     assert (gradients[1] - gradients[0]).norm() < 1e-5 * gradients[0].norm()
 
 

@@ -16,7 +16,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.training.finish import Finished
 from lora_studio.training.loop.checkpoint import ADAPTERS, EMA
-from lora_studio.training.loop.ema import Ema, decay_at
+from lora_studio.training.loop.state import Ema, decay_at
 from lora_studio.training.session import train
 
 

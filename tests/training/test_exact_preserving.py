@@ -1,4 +1,4 @@
-"""LoKr with schedule-free AdamW, regularization images, preservation and masks: a resumed run has the same bytes."""
+"""LoKr with schedule-free AdamW, regularization images, preservation and masks: resumed, the same bytes."""
 
 from __future__ import annotations
 

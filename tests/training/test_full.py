@@ -22,7 +22,7 @@ from lora_studio.runs.folder import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.finish import full_base as finish_folder
-from lora_studio.training.loop.gradient_watch import GradientWatch
+from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.planning import plan
 from lora_studio.training.prepare import prepare
 from lora_studio.training.report.adapters import adapter_notes
@@ -108,7 +108,7 @@ def test_one_step_is_torchs_own_on_the_modules(
     nn.utils.clip_grad_norm_(unet.parameters(), 0.5)
     optimizer.step()
     session.loop.base_rates = [1e-3]
-    session.loop._step(1, GradientWatch(session.adapters))
+    session.loop.train_step(1, GradientWatch(session.adapters))
     session.run.close()
     ours = weights_of(session.family.parts["unet"])
     before = weights_of(load_base(str(base_of(name))).parts["unet"])

@@ -12,17 +12,25 @@ from torch import Tensor
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions
-from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.training import TrainingConfig
 from lora_studio.rng import generator
 from lora_studio.runs.folder import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.loop.checkpoint import load_state, state_files
-from lora_studio.training.loop.gradient_watch import FIRST_STEPS, GradientWatch
 from lora_studio.training.loop.state import Counters, State
-from lora_studio.training.optimizers import NEEDS, OPTIMIZERS, Group, adafactor, adamw, adamw8bit, prodigy
-from lora_studio.training.optimizers.choose import OptimizerOptions, make_optimizer, optimizer_bytes
-from lora_studio.training.optimizers.lion import lion
+from lora_studio.training.loop.step_result import FIRST_STEPS, GradientWatch
+from lora_studio.training.optimizers import (
+    OPTIMIZERS,
+    Group,
+    adafactor,
+    adamw,
+    adamw8bit,
+    lion,
+    needs_of,
+    prodigy,
+)
+from lora_studio.training.optimizers.choose import make_optimizer, optimizer_bytes
 from lora_studio.training.prepare import prepare
 
 
@@ -39,8 +47,8 @@ DOTTED = ("torch.optim:NAdam", "torch.optim:Adafactor")
 def name(request: pytest.FixtureRequest) -> str:
     """An optimizer, if the package it is in is there."""
     found: str = request.param
-    if found in NEEDS:
-        pytest.importorskip(NEEDS[found].package)
+    if found not in DOTTED and (package := needs_of(OPTIMIZERS[found]).package):
+        pytest.importorskip(package)
     return found
 
 
@@ -49,7 +57,7 @@ def groups_of(own: AdapterSet) -> list[Group]:
 
 
 def optimizer_of(own: AdapterSet, name: str) -> torch.optim.Optimizer:
-    return make_optimizer(OptimizerOptions(name, 0.1, {}), groups_of(own))
+    return make_optimizer(TrainingConfig(optimizer=name, weight_decay=0.1), groups_of(own))
 
 
 def steps(own: AdapterSet, optimizer: torch.optim.Optimizer, numbers: range) -> None:
@@ -90,9 +98,7 @@ def test_the_plans_memory_is_what_an_optimizer_keeps_at_most(name: str, trained:
     steps(own, optimizer, range(1, 2))
     states = [optimizer.state[one] for one in own.named_parameters().values()]
     kept = sum(v.nbytes for state in states for v in state.values() if isinstance(v, Tensor))
-    values = {"name": "a", "base": {"model": "pocket"}, "data": {"images": "a"}}
-    recipe = Recipe.model_validate(values | {"training": {"optimizer": name}})
-    planned = optimizer_bytes(recipe, own)
+    planned = optimizer_bytes(TrainingConfig(optimizer=name), own)
     assert planned == kept or (name == "prodigy" and not trained and planned > kept)
 
 
@@ -185,7 +191,7 @@ def test_schedule_free_shows_the_mean_of_its_steps_and_gives_back_its_weights_bi
     """arXiv 2405.15682, eqs. 3 to 5: x is the mean of all z, y lies between them."""
     pytest.importorskip("schedulefree")
     own = adapters()
-    optimizer = make_optimizer(OptimizerOptions("schedule_free", 0.0, {}), groups_of(own))
+    optimizer = make_optimizer(TrainingConfig(optimizer="schedule_free", weight_decay=0), groups_of(own))
     before = {key: one.detach().double() for key, one in own.named_parameters().items()}
     means = {key: torch.zeros_like(one) for key, one in before.items()}
     squares = {key: torch.zeros_like(one) for key, one in before.items()}
@@ -233,16 +239,16 @@ def test_a_bad_step_leaves_weights_and_optimizer_as_they_were(
     session.adapters.layers[0].tensors["up"].register_hook(poison)
     watch = GradientWatch(session.adapters)
     for step in (1, 2):
-        loop._step(step, watch)
+        loop.train_step(step, watch)
     before = state_files(loop.state)
-    loop._step(3, watch)
+    loop.train_step(3, watch)
     assert loop.state.counters.skipped == 1
     after = state_files(loop.state)
     tensors = [file for file in before if file.endswith(".safetensors")]
     assert all(before[file] == after[file] for file in tensors)
     kept = [json.loads(files["state.json"]).get("optimizer") for files in (before, after)]
     assert kept[0] == kept[1]
-    loop._step(4, watch)
+    loop.train_step(4, watch)
     assert state_files(loop.state)["adapters.safetensors"] != after["adapters.safetensors"]
     session.run.close()
 

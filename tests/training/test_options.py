@@ -21,10 +21,12 @@ from lora_studio.recipe.diff import options
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs.folder import Run
 from lora_studio.training.events import ignore_events
-from lora_studio.training.finish import write_files
-from lora_studio.training.loop.gradient_watch import GradientWatch
-from lora_studio.training.optimizers import NEEDS
-from lora_studio.training.prepare import Session, prepare, preview_of
+from lora_studio.training.finish.verified import paths_of, write_own
+from lora_studio.training.loop.step_result import GradientWatch
+from lora_studio.training.optimizers import OPTIMIZERS, needs_of
+from lora_studio.training.prepare import Session, prepare
+from lora_studio.training.prepare.adapters import plan_adapters
+from lora_studio.training.prepare.base_model import BuildContext, base_of
 from lora_studio.training.prepare.loop import make_loop
 
 State = dict[str, Tensor]
@@ -183,14 +185,15 @@ def prepared(recipe_file: Path, folder: Path, *changes: str) -> Session:
 def learned(session: Session, recipe_file: Path, *changes: str) -> State:
     """What three steps on the session's batches come to."""
     recipe = load_recipe(recipe_file, changes=(*FIXED_BESIDE, *changes))
-    loop = make_loop(
-        *(recipe, session.run, session.machine, session.family, session.adapters),
-        *(session.loop.feed, ignore_events, session.processes),
+    plan = plan_adapters(recipe, base_of(recipe, weights=False))
+    context = BuildContext(
+        *(recipe, session.run, session.machine, session.family, plan, ignore_events, session.processes)
     )
+    loop = make_loop(context, session.adapters, session.loop.feed)
     loop.base_rates = [group["lr"] for group in loop.state.optimizer.param_groups]
     watch = GradientWatch(session.adapters)
     for step in (1, 2, 3):
-        loop._step(step, watch)
+        loop.train_step(step, watch)
     with loop.state.shown():
         return session.adapters.state()
 
@@ -214,8 +217,8 @@ def usual(session: Session, start: State, recipe_file: Path) -> State:
 def test_an_option_changes_what_is_learned_from_the_same_batches(
     option: str, value: str, session: Session, start: State, usual: object, recipe_file: Path
 ) -> None:
-    if value in NEEDS:
-        pytest.importorskip(NEEDS[value].package)
+    if value in OPTIMIZERS.names() and (package := needs_of(OPTIMIZERS[value]).package):
+        pytest.importorskip(package)
     session.adapters.load(start)
     before = usual
     if option in BESIDE:
@@ -254,7 +257,7 @@ def test_an_option_changes_the_previews(option: str, session: Session, recipe_fi
     drawn = [
         [
             image.tobytes()
-            for image in render(session.family, preview_of(load_recipe(recipe_file, changes=changes)))
+            for image in render(session.family, load_recipe(recipe_file, changes=changes).samples, side=16)
         ]
         for changes in (usual, (*usual, f"{option}={PREVIEWS[option]}"))
     ]
@@ -264,9 +267,9 @@ def test_an_option_changes_the_previews(option: str, session: Session, recipe_fi
 @pytest.mark.parametrize("option", EXPORTS)
 def test_an_option_changes_the_file(option: str, session: Session, recipe_file: Path) -> None:
     files = [
-        write_files(replace(session, recipe=load_recipe(recipe_file, changes=changes)))[0]
-        .paths[0]
-        .read_bytes()
+        paths_of(write_own(replace(session, recipe=load_recipe(recipe_file, changes=changes))))[
+            0
+        ].read_bytes()
         for changes in ((), (f"{option}={EXPORTS[option]}",))
     ]
     assert files[0] != files[1]

@@ -15,10 +15,9 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.runs.folder import Run
 from lora_studio.training.events import ignore_events
-from lora_studio.training.loop.preservation import with_base_answers
+from lora_studio.training.loop.base_predictions import with_base_predictions
 from lora_studio.training.prepare import Session, prepare
-from lora_studio.training.prepare.captions import shown_captions
-from lora_studio.training.prepare.dataset import read_dataset
+from lora_studio.training.prepare.dataset import read_dataset, shown_captions
 from lora_studio.training.report.captions import caption_warnings
 
 HALF = ("objective.preservation=0.5", "data.caption_dropout=0.2")
@@ -59,7 +58,7 @@ def test_a_preserved_rows_target_is_what_the_untouched_base_answers(
     batch = next(b for b in batches(session, 50) if len(b.preserved) == 1 and len(b.captions) == 2)
     (row,) = batch.preserved.tolist()
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
-    target = with_base_answers(noised, batch, session.family, session.adapters).learned
+    target = with_base_predictions(noised, batch, session.family, session.adapters).learned
     unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet", dtype=torch.float32)
     assert batch.conditioning is not None
     with torch.no_grad():
@@ -74,7 +73,7 @@ def test_without_it_nothing_changes(tmp_path: Path, recipe_file: Path) -> None:
     batch = next(iter(session.loop.feed.of_step(1)))
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
     assert len(batch.preserved) == 0
-    targets = with_base_answers(noised, batch, session.family, session.adapters)
+    targets = with_base_predictions(noised, batch, session.family, session.adapters)
     assert targets.learned is noised.target and batch.outside is None
 
 
@@ -83,9 +82,9 @@ def test_with_a_trained_text_encoder_the_base_reads_with_its_own(tmp_path: Path,
     session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), ignore_events)
     batch = next(b for b in batches(session, 50) if len(b.preserved))
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
-    before = with_base_answers(noised, batch, session.family, session.adapters).learned
+    before = with_base_predictions(noised, batch, session.family, session.adapters).learned
     shift_adapters(session)
-    after = with_base_answers(noised, batch, session.family, session.adapters).learned
+    after = with_base_predictions(noised, batch, session.family, session.adapters).learned
     torch.testing.assert_close(after, before)
 
 

@@ -25,7 +25,7 @@ from lora_studio.processes import Processes, join_processes
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.runs.folder import ReadOnlyRun, Run
-from lora_studio.training.loop.distributed import all_reduce_gradients, own_passes
+from lora_studio.training.loop.batch_split import all_reduce_gradients, own_passes
 from lora_studio.training.optimizers.schedule import SCHEDULES, factor
 from lora_studio.training.prepare.dataset import read_dataset
 from lora_studio.training.report import processes_section
@@ -224,7 +224,7 @@ def hold_a_part(base: Path, environment: dict[str, str], answer: Path) -> None:
 
     from lora_studio.families.loading import load_base
     from lora_studio.processes import join_processes
-    from lora_studio.training.machine.sharded import shard
+    from lora_studio.training.machine import shard
 
     together = join_processes("cpu")
     options = AdapterOptions("lora", rank=4, alpha=4.0, seed=1)

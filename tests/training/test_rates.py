@@ -13,7 +13,8 @@ from lora_studio.errors import RecipeError
 from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
-from lora_studio.training.prepare.rates import used_rates
+from lora_studio.training.prepare.adapters import plan_adapters
+from lora_studio.training.prepare.checks import used_rates
 
 PRODIGY = ("training.optimizer=prodigy", "training.lr_schedule=constant")
 ONE = (*PRODIGY, "training.learning_rate=1")
@@ -66,7 +67,9 @@ def test_the_rates_that_options_say_are_those_of_the_optimizer(
         values["adapter"]["kind"] = "full"
         recipe = Recipe.model_validate(values)
     groups = prepared(recipe, tmp_path / "run").loop.state.optimizer.param_groups
-    assert set(used_rates(recipe, load_base(recipe.base.model)).values()) == {group["lr"] for group in groups}
+    base = load_base(recipe.base.model)
+    rates = used_rates(recipe, plan_adapters(recipe, base), base)
+    assert set(rates.values()) == {group["lr"] for group in groups}
 
 
 @pytest.mark.parametrize(

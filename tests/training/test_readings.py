@@ -14,7 +14,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.runs.folder import Run
 from lora_studio.training.events import Event, StepDone, StepSkipped
 from lora_studio.training.loop.checkpoint import state_files
-from lora_studio.training.loop.gradient_watch import GradientWatch
+from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.prepare import Session, prepare
 
 CHANGES = ("training.steps=8", "training.ema=0.9", "training.checkpoint_every=3")
@@ -90,9 +90,9 @@ def test_a_step_reads_no_number_from_the_device(tmp_path: Path, recipe_file: Pat
     loop.base_rates = [group["lr"] for group in loop.state.optimizer.param_groups]
     watch = GradientWatch(session.adapters)
     for step in (1, 2):
-        loop._step(step, watch)
+        loop.train_step(step, watch)
     with Copies() as copies:
-        loop._step(3, watch)
+        loop.train_step(3, watch)
         (torch.ones(1) * 2).item()
     session.run.close()
     assert copies.found == ["_local_scalar_dense"]  # the one of this test itself
@@ -106,11 +106,11 @@ def test_on_a_gpu_nothing_in_a_step_waits_for_the_device(tmp_path: Path, recipe_
     loop.base_rates = [group["lr"] for group in loop.state.optimizer.param_groups]
     watch = GradientWatch(session.adapters)
     for step in range(1, 6):
-        loop._step(step, watch)
+        loop.train_step(step, watch)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loop._step(6, watch)
+        loop.train_step(6, watch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
         session.run.close()

@@ -1,4 +1,4 @@
-"""Regularization images are captioned as the run's own images are: lines, words in braces, prefix and trigger."""
+"""Regularization images are captioned as the run's own images: lines, words in braces, prefix and trigger."""
 
 from __future__ import annotations
 

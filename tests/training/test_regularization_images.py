@@ -1,4 +1,4 @@
-"""Prior preservation (USERS rows 18 and 19): regularization images beside the images of each batch, only there."""
+"""Prior preservation: regularization images beside the images of each batch, only there."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from tiny import image_folder, recipe_text
 
 from lora_studio.data.batches import Batch
 from lora_studio.errors import DatasetError, RecipeError, StudioError
-from lora_studio.evaluate.previews import PreviewOptions, render
+from lora_studio.evaluate.previews import render
 from lora_studio.families.loading import load_base
 from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.output import SamplesConfig
 from lora_studio.rng import generator
 from lora_studio.runs.folder import Run
 from lora_studio.training.events import Event, Progress, ignore_events
@@ -297,9 +298,9 @@ def test_they_can_be_drawn_ahead_of_training(start, recipe_path: Path, own_cache
 def test_a_base_in_bfloat16_draws_although_its_vae_stays_in_float32(start, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     session = start(*DRAWN, "data.regularization_images.count=1", "base.dtype=bfloat16")
     assert len(session.manifest.of_role("prior")) == 1
-    options = PreviewOptions(("a ball",), "", 1, 1, 1.0, 64)
-    (shown,) = render(session.family, options)
-    (exact,) = render(load_base(str(tiny_base)), options)
+    samples = SamplesConfig(prompts=("a ball",), seed=1, steps=1, guidance=1.0)
+    (shown,) = render(session.family, samples, side=64)
+    (exact,) = render(load_base(str(tiny_base)), samples, side=64)
     pixels = [torch.tensor(list(one.tobytes())).float() for one in (shown, exact)]
     assert (
         not torch.equal(*pixels) and (pixels[0] - pixels[1]).abs().mean() < 8

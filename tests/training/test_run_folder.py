@@ -16,11 +16,12 @@ from tiny import SD15_LAYERS
 
 from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions
-from lora_studio.evaluate.previews import PreviewOptions, render
+from lora_studio.evaluate.previews import render
 from lora_studio.families.loading import load_base
 from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.metadata.provenance_check import check_provenance
 from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.output import SamplesConfig
 from lora_studio.training.finish import Finished
 from lora_studio.training.loop.checkpoint import load_state
 from lora_studio.training.loop.state import State
@@ -112,7 +113,7 @@ def test_previews_show_base_left_and_tuned_right(finished: Finished) -> None:
 
 def test_the_reloaded_file_draws_what_the_live_adapter_draws(finished: Finished, recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file)
-    options = PreviewOptions(("a red ball, zwx style",), "", seed=5, steps=6, guidance=3.0, side=64)
+    samples = SamplesConfig(prompts=("a red ball, zwx style",), seed=5, steps=6, guidance=3.0)
     live = load_base(recipe.base.model)
     adapters = inject(
         live.parts,
@@ -125,8 +126,8 @@ def test_the_reloaded_file_draws_what_the_live_adapter_draws(finished: Finished,
     fresh = load_base(recipe.base.model)
     pipeline = fresh.pipeline()
     pipeline.load_lora_weights(finished.lora_file.parent, weight_name=finished.lora_file.name)
-    drawn, redrawn = (np.asarray(render(family, options)[0], int) for family in (live, fresh))
-    base = np.asarray(render(load_base(recipe.base.model), options)[0], int)
+    drawn, redrawn = (np.asarray(render(family, samples, side=64)[0], int) for family in (live, fresh))
+    base = np.asarray(render(load_base(recipe.base.model), samples, side=64)[0], int)
     assert np.abs(drawn - redrawn).max() <= 2
     assert np.abs(drawn - base).max() > 0
 

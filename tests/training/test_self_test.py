@@ -17,7 +17,7 @@ from lora_studio.lora_file.write import DTYPES
 from lora_studio.quantization import QUANTIZERS
 from lora_studio.recipe.load import load_recipe
 from lora_studio.training.machine.self_test import trials, try_all, try_option
-from lora_studio.training.prepare.checks import ready_machine
+from lora_studio.training.prepare.checks import check_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the quantisers' libraries say when imported
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def test_options_that_do_not_work_are_all_refused_with_the_reason(
     path.write_text(recipe_text(tmp_path, "pocket"), "utf-8")
     changes = ("base.quantize=bnb_int8", "machine.attention=xformers", "machine.channels_last=true")
     with pytest.raises(RecipeError) as refused:
-        ready_machine(load_recipe(path, changes=changes))
+        check_recipe(load_recipe(path, changes=changes))
     first, second = str(refused.value).splitlines()
     assert first.startswith('machine.attention = "xformers" does not work on this machine (cpu): ')
     assert second == (
@@ -78,7 +78,7 @@ def test_the_defaults_are_tried_by_nobody(tmp_path: Path, monkeypatch: pytest.Mo
     )
     path = tmp_path / "tiny.toml"
     path.write_text(recipe_text(tmp_path, "pocket"), "utf-8")
-    assert ready_machine(load_recipe(path)).device == CPU
+    assert check_recipe(load_recipe(path)).machine.device == CPU
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.runs.folder import Run
 from lora_studio.training.events import ignore_events
-from lora_studio.training.loop.distributed import shares
+from lora_studio.training.loop.batch_split import shares
 from lora_studio.training.prepare import Session, prepare
 
 
@@ -28,7 +28,7 @@ def test_every_row_is_in_one_share_and_they_are_as_equal_as_can_be(rows: int, pa
 
 
 def gradients(session: Session, batch: Batch, passes: int) -> tuple[Tensor, Tensor]:
-    session.loop.passes = passes
+    session.loop.state.counters.passes = passes
     loss = session.loop.forward_backward(batch, generator("noise"), None)
     parameters = session.adapters.named_parameters().values()
     flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])

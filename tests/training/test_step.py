@@ -20,7 +20,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.runs.folder import Run
 from lora_studio.training.events import ignore_events
-from lora_studio.training.loop.gradient_watch import GradientWatch
+from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.prepare import Session, prepare
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
@@ -122,7 +122,7 @@ def test_one_step_equals_a_plain_reference_step(
     plain.start_from(first)
     expected_loss = plain.step(batch, noise, timestep)
     session.loop.base_rates = [recipe.training.learning_rate]
-    session.loop._step(1, GradientWatch(session.adapters))
+    session.loop.train_step(1, GradientWatch(session.adapters))
     (row,) = session.run.metrics()
     loss = row["loss"]
     session.run.close()

@@ -26,9 +26,10 @@ from lora_studio.recipe.tokens import TokenConfig
 from lora_studio.rng import generator
 from lora_studio.runs.folder import Run
 from lora_studio.training.events import ignore_events
-from lora_studio.training.finish import Finished, _accept, probe, verify_run, write_files
+from lora_studio.training.finish import Finished
+from lora_studio.training.finish.verified import probe, refuse_mismatch, verify_written, write_own
 from lora_studio.training.loop.checkpoint import load_state
-from lora_studio.training.loop.gradient_watch import GradientWatch
+from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.prepare import prepare
 from lora_studio.training.report.adapters import adapter_notes
 from lora_studio.training.session import to_toml, train
@@ -152,7 +153,7 @@ def test_a_token_stops_while_the_lora_goes_on_and_a_resume_ends_with_the_same_bi
     watch = GradientWatch(straight.adapters)
     straight.loop.base_rates = [group["lr"] for group in straight.loop.state.optimizer.param_groups]
     for step in (1, 2, 3, 4):
-        straight.loop._step(step, watch)
+        straight.loop.train_step(step, watch)
         straight.loop.save(step)
     word = "text_encoder.tokens.zwx"
     assert [bool((states[a][word] != states[a - 1][word]).any()) for a in (1, 2, 3, 4)] == [True] * 3 + [
@@ -216,7 +217,7 @@ def test_one_step_equals_a_plain_reference_step(
         row.grad = gradient * min(1.0, 1.0 / norm.item())
     torch.optim.AdamW(rows, lr=5e-4, weight_decay=0.01).step()
     session.loop.base_rates = [5e-4] * len(tables)
-    session.loop._step(1, GradientWatch(session.adapters))
+    session.loop.train_step(1, GradientWatch(session.adapters))
     session.run.close()
     for token, row, gradient, mean in zip(session.adapters.tokens, rows, gradients, usual, strict=True):
         with torch.no_grad():
@@ -244,9 +245,9 @@ def plain_encoding(
 def test_a_faulty_file_is_set_aside_with_the_others(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     session = prepared(recipe_of("sd15", "training.steps=2"), tmp_path)
     session.loop.run(1)
-    written, _ = write_files(session)
-    expected, path = probe(session), written.embeddings["zwx"]
-    assert verify_run(written, session, expected).ok
+    written = write_own(session)
+    expected, (path,) = probe(session), written["embedding"].paths
+    assert verify_written(session, written, expected).ok
     good = load_file(path)["emb_params"]
     for faulty, words in [
         ({"emb_params": good.flip(0).contiguous()}, "differs from the trained one"),
@@ -256,12 +257,12 @@ def test_a_faulty_file_is_set_aside_with_the_others(recipe_of: Callable[..., Rec
     ]:
         save_file(faulty, path)
         report = VerifyReport(path.name)
-        check_embeddings(written.embeddings, session.family, session.family, session.adapters, report)
+        check_embeddings({"zwx": path}, session.family, session.family, session.adapters, report)
         assert any(words in fault for fault in report.faults), report.faults
     assert not verify(path, base=session.recipe.base.model).ok
-    report = verify_run(written, session, expected)
+    report = verify_written(session, written, expected)
     with pytest.raises(ExportMismatch, match=r"zwx\.safetensors\.unverified are not what was trained"):
-        _accept(written, report, session.run)
+        refuse_mismatch(written, report)
     session.run.close()
     left = {one.name for one in tmp_path.glob("*safetensors*")}
     assert left == {"tiny.safetensors.unverified", "zwx.safetensors.unverified"}
@@ -269,7 +270,7 @@ def test_a_faulty_file_is_set_aside_with_the_others(recipe_of: Callable[..., Rec
 
 def test_a_token_that_no_step_has_shown_is_a_fault(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     session = prepared(recipe_of("sd15", *ALONE), tmp_path)
-    report = verify_run(write_files(session)[0], session, probe(session))
+    report = verify_written(session, write_own(session), probe(session))
     assert "zwx is still what it began as: no step has shown it" in report.faults
 
 

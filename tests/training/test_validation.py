@@ -14,7 +14,6 @@ from noise import grey_noise
 from PIL import Image
 from tiny import image_folder, recipe_text
 
-from lora_studio.evaluate.previews import render_base
 from lora_studio.evaluate.validation import TIMESTEPS, best_step
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
@@ -107,10 +106,11 @@ def validation_watch(session: Session) -> Callable[[int], object]:
 
 
 def preview_watch(session: Session) -> Callable[[int], object]:
-    base = render_base(session.family, session.adapters, session.preview)
-    state, run = session.loop.state, session.run
-    options = session.preview
-    return PreviewWatch(session.family, state, run, options, base, 2, 4, ignore_events).after_step
+    samples = session.recipe.samples.model_copy(update={"every": 2})
+    state, run, side = session.loop.state, session.run, session.recipe.data.resolution
+    watch = PreviewWatch(session.family, state, run, samples, side, 4, ignore_events)
+    watch.begin()
+    return watch.after_step
 
 
 @pytest.mark.parametrize("make", [validation_watch, preview_watch])

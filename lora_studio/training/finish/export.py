@@ -8,11 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lora_studio.adapters.full_inject import TensorPlace
 from lora_studio.data.views import entries
-from lora_studio.errors import CheckpointError, ExportMismatch, RecipeError, RunFolderError, StudioError
+from lora_studio.errors import CheckpointError, RecipeError, RunFolderError, StudioError
 from lora_studio.export import EXPORTERS
 from lora_studio.export.target import ExportJob, ExportResult, Target
 from lora_studio.files import write_atomically
@@ -23,17 +20,20 @@ from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
 from lora_studio.runs.folder import Run
 from lora_studio.training.context import TrainedRun
 from lora_studio.training.events import Listener, Note, ignore_events
-from lora_studio.training.finish import job_of, probe, set_aside
+from lora_studio.training.finish.verified import (
+    EMBEDDING,
+    is_probed,
+    job_of,
+    probe,
+    refuse_mismatch,
+    verify_written,
+)
 from lora_studio.training.loop.checkpoint import load_state
 from lora_studio.training.loop.state import State
-from lora_studio.training.prepare.adapters import inject_adapters, snapshot_float32
-from lora_studio.training.prepare.base_model import base_of
-from lora_studio.training.prepare.checks import check_names, ready_machine
+from lora_studio.training.prepare.checks import check_recipe
 from lora_studio.training.prepare.data import batches_of, manifest_of
 from lora_studio.training.prepare.loop import make_state
-from lora_studio.training.prepare.resume import refuse_other_base, refuse_other_inputs
 from lora_studio.verify.file import VerifyReport
-from lora_studio.verify.probe import CAPTION, ProbeOutput, ask_diffusers, compare_probe, probed
 
 REPORT = "verify.json"  # of all targets in a folder
 
@@ -63,55 +63,58 @@ class Exported:
         return {"target": self.target, "files": files, "notes": self.made.notes} | self.report.to_json()
 
 
-def export_run(folder: Path, wishes: ExportRequest, *, on_event: Listener = ignore_events) -> list[Exported]:
+def export_run(folder: Path, request: ExportRequest, *, on_event: Listener = ignore_events) -> list[Exported]:
     """Write a run's checkpoint to every target and verify it.
 
     Raises StudioError for whatever the user can mend, before anything is written where that can be known;
     ExportMismatch, with the files set aside, if one of them is not what was trained.
     """
-    targets = {name: EXPORTERS[name] for name in dict.fromkeys(wishes.targets)}
+    targets = {name: EXPORTERS[name] for name in dict.fromkeys(request.targets)}
     run = Run(folder)
-    recipe = _recipe_of(run, wishes)
-    place, step = _checkpoint_of(run, wishes.checkpoint)
+    recipe = _recipe_of(run, request)
+    place, step = _checkpoint_of(run, request.checkpoint)
     on_event(Note(f"reading the base and step {step}"))
     trained, state = _revive(run, recipe)
     load_state(place, state)
-    out = wishes.folder or run.folder / "exports" / place.name
+    out = request.folder or run.folder / "exports" / place.name
     job = job_of(trained, folder=out)
     job = replace(job, facts=replace(job.facts, steps=step))
     for target in targets.values():
         target.refuse(job)
-    _refuse_overwriting(job, targets, force=wishes.force)
+    _refuse_overwriting(job, targets, force=request.force)
     found = []
     with state.shown():
-        expected = probe(trained, CAPTION) if any(one.probed for one in targets.values()) else None
         for name, target in targets.items():
             on_event(Note(f"writing {name}"))
             try:
                 made = target.write(job)
             except OSError as error:
                 raise RunFolderError(f"{out} cannot be written to ({error.strerror or error})") from None
-            found.append(Exported(name, made, _verify(job, target, made, trained, expected)))
+            found.append(Exported(name, made, _verify(trained, name, made)))
     _keep_reports(out, found)
     for one in found:
-        if not one.report.ok:
-            aside = ", ".join(str(set_aside(path)) for path in one.made.paths)
-            raise ExportMismatch(f"{aside} is not what was trained: {'; '.join(one.report.faults[:3])}.")
+        refuse_mismatch({one.target: one.made}, one.report)
     return found
 
 
-def _recipe_of(run: Run, wishes: ExportRequest) -> Recipe:
+def _verify(trained: TrainedRun, target: str, made: ExportResult) -> VerifyReport:
+    written = {target: made}
+    expected = probe(trained, tokens=target == EMBEDDING) if is_probed(trained, written) else None
+    return verify_written(trained, written, expected)
+
+
+def _recipe_of(run: Run, request: ExportRequest) -> Recipe:
     if not (run.folder / RUN_RECIPE).is_file():
         raise CheckpointError(
             f"there is no run in {run.folder}; give the folder of one, such as runs/my_style."
         )
-    if wishes.dtype is not None and wishes.dtype not in DTYPES:
-        raise RecipeError(f"--dtype is {wishes.dtype!r}; it must be one of {', '.join(DTYPES)}.")
+    if request.dtype is not None and request.dtype not in DTYPES:
+        raise RecipeError(f"--dtype is {request.dtype!r}; it must be one of {', '.join(DTYPES)}.")
     recipe = load_run_recipe(run.folder)
     # what it began with is in its checkpoint, and need not be there any more
     recipe = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"init_from": None})})
-    if wishes.dtype is not None:
-        update = {"export": recipe.export.model_copy(update={"dtype": wishes.dtype})}
+    if request.dtype is not None:
+        update = {"export": recipe.export.model_copy(update={"dtype": request.dtype})}
         recipe = recipe.model_copy(update=update)
     return recipe
 
@@ -132,15 +135,11 @@ def _checkpoint_of(run: Run, step: int | None) -> tuple[Path, int]:
 
 def _revive(run: Run, recipe: Recipe) -> tuple[TrainedRun, State]:
     """The run's base with its adapters, at their start."""
-    check_names(recipe)
-    inputs = refuse_other_inputs(run, recipe)
-    machine, family = ready_machine(recipe), base_of(recipe)
-    family.max_chunks = recipe.data.max_token_chunks
-    fingerprint = family.fingerprint(family.denoiser)
-    refuse_other_base(run, recipe, fingerprint)
-    exact: dict[TensorPlace, torch.Tensor] = snapshot_float32(recipe, family)
+    checked = check_recipe(recipe, run=run, trains=False)
+    machine, family, plan = checked.machine, checked.family, checked.adapters
+    exact = plan.snapshot_float32(family)
     machine.shrink(family)
-    adapters = inject_adapters(recipe, family, exact)
+    adapters = plan.inject(family, exact)
     family.place(machine.device, family.denoiser)
     manifest = manifest_of(run)
     trained = TrainedRun(
@@ -148,14 +147,14 @@ def _revive(run: Run, recipe: Recipe) -> tuple[TrainedRun, State]:
         run=run,
         machine=machine,
         family=family,
-        base_fingerprint=fingerprint,
+        base_fingerprint=checked.base_fingerprint,
         manifest=manifest,
         adapters=adapters,
         processes=ALONE,
         batches=batches_of(recipe, entries(manifest.used)),
-        inputs=inputs,
+        inputs=checked.inputs,
     )
-    return trained, make_state(recipe, machine, family, adapters)
+    return trained, make_state(recipe, machine, plan, adapters)
 
 
 def _refuse_overwriting(job: ExportJob, targets: dict[str, Target], *, force: bool) -> None:
@@ -165,24 +164,6 @@ def _refuse_overwriting(job: ExportJob, targets: dict[str, Target], *, force: bo
             f"{', '.join(there)} {'is' if len(there) == 1 else 'are'} there already; write elsewhere with "
             "--out, or replace with --force."
         )
-
-
-def _verify(
-    job: ExportJob, target: Target, made: ExportResult, trained: TrainedRun, expected: ProbeOutput | None
-) -> VerifyReport:
-    report = VerifyReport(made.paths[0].name)
-    target.check(job, made, report)
-    report.checks["cast_error"] = made.cast_error
-    if made.left_out is not None:
-        report.checks["plain_left_out"] = made.left_out
-    if report.ok and target.probed and expected is not None:
-        machine, fresh = trained.machine, job.load_base()
-        machine.shrink(fresh)
-        with trained.family.placed():  # nowhere but in main memory: there may be no room for two
-            fresh.place(machine.device, *probed(fresh))
-            answer = ask_diffusers(made.paths[0], fresh)
-            compare_probe(answer, expected, report, rounding=machine.rounding)
-    return report
 
 
 def _keep_reports(folder: Path, found: Sequence[Exported]) -> None:

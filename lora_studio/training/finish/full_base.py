@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lora_studio.adapters.adapter_set import put_back
 from lora_studio.export.folder import canonical_tensors, holds_exactly, open_folder, put_in, write_folder
+from lora_studio.export.target import ExportResult
 from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.training.context import TrainedRun
@@ -18,13 +19,13 @@ from lora_studio.training.prepare.base_model import base_of
 from lora_studio.verify.file import VerifyReport
 from lora_studio.verify.probe import ProbeOutput, probed, rms, run_probe
 
-SAME = 1e-4  # of an answer's size: float32 adds up in another order where a part lies elsewhere in memory
+SAME = 1e-4  # of a prediction's size: float32 adds up in another order where a part lies elsewhere in memory
 
 LOST = 0.1  # of what was learned, from which on it is said
 
 
-def write_base(trained: TrainedRun) -> tuple[Path, float]:
-    """The base with what was trained put in, as a folder; and how far its dtype changed a weight.
+def write_base(trained: TrainedRun) -> ExportResult:
+    """The base with what was trained put in, as a folder.
 
     From the base's own files: parts that were not trained have all their digits, whatever was computed in.
     """
@@ -33,7 +34,7 @@ def write_base(trained: TrainedRun) -> tuple[Path, float]:
     changed = put_in(fresh, trained.adapters.named_parameters())
     with trained.run.writing():
         error = write_folder(path, fresh, changed=changed, dtype=trained.recipe.export.dtype)
-    return path, error
+    return ExportResult((path,), error)
 
 
 def verify_base(path: Path, trained: TrainedRun, expected: ProbeOutput) -> VerifyReport:
@@ -44,19 +45,18 @@ def verify_base(path: Path, trained: TrainedRun, expected: ProbeOutput) -> Verif
         return report
     family, machine = trained.family, trained.machine
     parts = {name: getattr(pipeline, name).requires_grad_(False).eval() for name in family.parts}
-    written = type(family)(parts, family.tokenizers, source="", scheduler=dict(pipeline.scheduler.config))
-    _check_numbers(written, trained, report)
+    loaded = type(family)(parts, family.tokenizers, source="", scheduler=dict(pipeline.scheduler.config))
+    _check_numbers(loaded, trained, report)
     if report.faults:
         return report
-    machine.shrink(written)
-    asked = probed(family)
+    machine.shrink(loaded)
     with family.placed():  # nowhere but in main memory: there may be no room for two
-        written.place(machine.device, *asked)
-        answer = run_probe(written)
-        written.place(torch.device("cpu"))
-    with family.placed(*asked), in_mixed_precision(trained), _rounded(trained):
+        loaded.place(machine.device, *probed(family))
+        prediction = run_probe(loaded)
+        loaded.place(torch.device("cpu"))
+    with family.placed(*probed(family)), in_mixed_precision(trained), _rounded(trained):
         rounded = run_probe(family)
-    _check_probe(answer, rounded, expected, report, rounding=machine.rounding)
+    _check_probe(prediction, rounded, expected, report, rounding=machine.rounding)
     return report
 
 
@@ -68,10 +68,10 @@ def in_mixed_precision(trained: TrainedRun) -> Iterator[None]:
         yield
 
 
-def _check_numbers(written: ModelFamily, trained: TrainedRun, report: VerifyReport) -> None:
+def _check_numbers(loaded: ModelFamily, trained: TrainedRun, report: VerifyReport) -> None:
     """Every tensor is finite; it is the trained or the base's own one in the export's dtype, bit for bit."""
     dtype, live = DTYPES[trained.recipe.export.dtype], trained.adapters.named_parameters()
-    found = canonical_tensors(written)
+    found = canonical_tensors(loaded)
     base = base_of(trained.recipe)
     own: Mapping[str, Tensor] = canonical_tensors(base)
     changed = {layer.part for layer in trained.adapters.layers}
@@ -106,23 +106,25 @@ def _rounded(trained: TrainedRun) -> Iterator[None]:
 
 
 def _check_probe(
-    answer: Tensor, rounded: Tensor, expected: ProbeOutput, report: VerifyReport, *, rounding: float
+    prediction: Tensor, rounded: Tensor, expected: ProbeOutput, report: VerifyReport, *, rounding: float
 ) -> None:
-    """The folder's answer against the live one with the folder's digits, which has to be the same."""
-    difference = rms(answer - rounded) / rms(rounded)
+    """The folder's prediction against the live one with the folder's digits, which has to be the same."""
+    difference = rms(prediction - rounded) / rms(rounded)
     report.checks["probe_effect"] = expected.effect
     report.checks["probe_difference"] = difference
     if expected.effect == 0:
-        report.faults.append("the probe's answer is the base's: nothing was learned")
+        report.faults.append("the probe's prediction is the base's: nothing was learned")
         return
     report.checks["probe_lost_share"] = rms(rounded - expected.tuned) / expected.effect
     if not difference <= max(SAME, rounding):
-        report.faults.append(f"the probe through the folder differs by {difference:.2%} of the live answer")
+        report.faults.append(
+            f"the probe through the folder differs by {difference:.2%} of the live prediction"
+        )
 
 
-def lost_in_words(share: float, trained: TrainedRun) -> str:
+def lost_in_words(share: float, dtype: str) -> str:
     """What the user can do about it."""
     return (
-        f"rounding to {trained.recipe.export.dtype} moves the probe's answer by {share:.0%} of what training "
+        f"rounding to {dtype} moves the probe's prediction by {share:.0%} of what training "
         'moved it; export.dtype = "float32" keeps all digits'
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,24 +30,6 @@ from lora_studio.training.finish.file_facts import (
 from lora_studio.training.prepare import Session
 from lora_studio.training.prepare.resume import base_lora
 from lora_studio.version import __version__
-
-
-@dataclass(frozen=True)
-class Written:
-    """The files that were made, before or after they are verified."""
-
-    lora: Path | None  # of full fine-tuning the folder of the whole base
-    embeddings: Mapping[str, Path]
-
-    @property
-    def paths(self) -> list[Path]:
-        """All of them, the main one first."""
-        return [*([self.lora] if self.lora else []), *self.embeddings.values()]
-
-    def within(self, folder: Path) -> Written:
-        """The same names in another folder."""
-        lora = folder / self.lora.name if self.lora else None
-        return Written(lora, {word: folder / path.name for word, path in self.embeddings.items()})
 
 
 def training_facts(trained: TrainedRun) -> TrainingFacts:
@@ -97,12 +78,13 @@ def _longest_latent_side(trained: TrainedRun) -> int:
     return max(sides, default=trained.recipe.data.resolution) // trained.family.pixels_per_latent
 
 
-def summarise(session: Session, written: Written, seconds: dict[str, float]) -> dict[str, Any]:
+def summarise(
+    session: Session, path: Path, embeddings: Mapping[str, Path], seconds: dict[str, float]
+) -> dict[str, Any]:
     """What happened, with the clock and the machine: these stay out of the files.
 
-    `file` is the LoRA, or if tokens alone were trained the first one's.
+    `path`: the LoRA file, or if tokens alone were trained the first one's; `embeddings`: word -> its file.
     """
-    path = written.paths[0]
     rows = session.run.metrics()
     losses = [row["loss"] for row in rows if row["loss"] is not None] or [math.nan]
     tenth = max(1, len(losses) // 10)
@@ -111,10 +93,10 @@ def summarise(session: Session, written: Written, seconds: dict[str, float]) -> 
         "sha256": digest_of(path),
         "file_bytes": size_of(path),
         "embeddings": {
-            word: {"file": one.name, "sha256": digest_of(one)} for word, one in written.embeddings.items()
+            word: {"file": one.name, "sha256": digest_of(one)} for word, one in embeddings.items()
         },
         "steps": len(rows),
-        "passes": session.loop.passes,  # more than one if memory ran out
+        "passes": session.loop.state.counters.passes,  # more than one if memory ran out
         "steps_skipped": session.loop.state.counters.skipped,
         "validation": validation_summary(session.run.lines(VALIDATION)),
         "loss_first_tenth": sum(losses[:tenth]) / tenth,

@@ -16,7 +16,7 @@ from torch import Tensor
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.errors import CheckpointError, TrainingDiverged
 from lora_studio.training.loop.state import Counters, State
-from lora_studio.training.optimizers.state import Scalar, scalars_and_tensors
+from lora_studio.training.optimizers.choose import Scalar, scalars_and_tensors
 
 ADAPTERS, EMA, OPTIMIZER = "adapters.safetensors", "ema.safetensors", "optimizer.safetensors"
 STATE = "state.json"  # the counters, and the sha256 of the others
@@ -28,11 +28,10 @@ def state_files(state: State) -> dict[str, bytes]:
     tensors = {ADAPTERS: state.adapters.state(), OPTIMIZER: moments}
     if state.ema is not None:
         tensors[EMA] = state.ema.state()
-    faulty = [key for key, tensor in tensors[ADAPTERS].items() if not tensor.isfinite().all()]
-    if faulty:
+    wrong = [key for key, tensor in tensors[ADAPTERS].items() if not tensor.isfinite().all()]
+    if wrong:
         raise TrainingDiverged(
-            f"after step {state.counters.step} {len(faulty)} trained tensors are not finite, "
-            f"first {faulty[0]}"
+            f"after step {state.counters.step} {len(wrong)} trained tensors are not finite, first {wrong[0]}"
         )
     files = {name: save(values) for name, values in tensors.items()}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}

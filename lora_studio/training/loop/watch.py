@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from lora_studio.evaluate.previews import PreviewOptions, as_png, grid, render
+from lora_studio.evaluate.previews import as_png, grid, load_images, render
 from lora_studio.evaluate.validation import Validation, ValidationResult, best_step
 from lora_studio.families.base import ModelFamily
+from lora_studio.metadata.sidecars import tuned_image
 from lora_studio.processes import ALONE, Processes
+from lora_studio.recipe.output import SamplesConfig
 from lora_studio.runs.folder import VALIDATION, Run
-from lora_studio.training.events import Listener, PreviewsDrawn, ValidationMeasured
+from lora_studio.training.events import Listener, Note, PreviewsDrawn, ValidationMeasured
 from lora_studio.training.loop.state import State
 
 
@@ -37,8 +39,8 @@ class ValidationWatch:
             self.validation.measure_base()
         if self.processes.from_main(lambda: not self.run.lines(VALIDATION)):
             with self.state.shown():
-                reading = self.validation.measure(0)
-            self._write(reading)
+                result = self.validation.measure(0)
+            self._write(result)
 
     def due(self, step: int) -> bool:
         """Whether it is time after this step."""
@@ -49,18 +51,18 @@ class ValidationWatch:
         if not self.due(step):
             return False
         with self.state.shown():
-            reading = self.validation.measure(step)
-        return self._write(reading)
+            result = self.validation.measure(step)
+        return self._write(result)
 
-    def _write(self, reading: ValidationResult) -> bool:
-        return self.processes.from_main(lambda: self._write_here(reading))
+    def _write(self, result: ValidationResult) -> bool:
+        return self.processes.from_main(lambda: self._write_here(result))
 
-    def _write_here(self, reading: ValidationResult) -> bool:
-        row = reading.row()
+    def _write_here(self, result: ValidationResult) -> bool:
+        row = result.row()
         self.run.append(VALIDATION, row)
         rows = self.run.lines(VALIDATION)
         best = best_step(rows) == row["step"]
-        facts = {"step": reading.step, "best_step": best_step(rows), "images": reading.ranking()}
+        facts = {"step": result.step, "best_step": best_step(rows), "images": result.ranking()}
         self.run.json("validation.json", facts)
         self.listener(ValidationMeasured(row["step"], row["loss"], row["relative"], best))
         return best
@@ -68,52 +70,73 @@ class ValidationWatch:
 
 @dataclass
 class PreviewWatch:
-    """Draws the previews every `every` steps; the last ones are drawn when the run is finished."""
+    """Draws the previews: the base's at the start, then every `config.every` steps and at the end."""
 
     family: ModelFamily
     state: State
     run: Run
-    options: PreviewOptions
-    base_images: Sequence[Image.Image]
-    every: int
+    config: SamplesConfig
+    side: int  # pixels
     steps: int
     listener: Listener
+    processes: Processes = ALONE
+    base_images: Sequence[Image.Image] = ()
+
+    def begin(self) -> None:
+        """The base's images, drawn once a run, and the sheet of step 0."""
+        folder, count = self.run.folder / "previews", len(self.config.prompts)
+        if not count:
+            return
+        images = self.processes.from_main(lambda: load_images(folder, count))
+        if images is None:
+            self.listener(Note("drawing the base's previews"))
+            with self.state.adapters.disabled():
+                images = render(self.family, self.config, side=self.side)
+            for number, image in enumerate(images):
+                self.run.file(f"previews/base_{number:02}.png", as_png(image))
+            self._show(0, images, images)
+        self.base_images = images
 
     def due(self, step: int) -> bool:
-        """Whether it is time after this step."""
-        return step % self.every == 0 and step != self.steps
+        """Whether it is time after this step, which is not the last."""
+        every = self.config.every if self.base_images else 0
+        return bool(every) and step % every == 0 and step != self.steps
 
     def after_step(self, step: int) -> None:
         """Draw a sheet if it is time."""
-        if not self.due(step):
+        if self.due(step):
+            with self.state.shown():
+                self._show(step, self.base_images, render(self.family, self.config, side=self.side))
+
+    def finish(self) -> None:
+        """The last sheet, and its images as files; to be called while the state is `shown`."""
+        if not self.base_images:
             return
-        with self.state.shown():
-            tuned = render(self.family, self.options)
-        sheet = grid(self.options.prompts, self.base_images, tuned)
-        path = self.run.file(f"previews/step_{step:06}.png", as_png(sheet))
-        self.listener(PreviewsDrawn(step, path, self.options.prompts, tuple(tuned)))
+        tuned = render(self.family, self.config, side=self.side)
+        for number, image in enumerate(tuned):
+            self.run.file(tuned_image(number), as_png(image))
+        self._show(self.steps, self.base_images, tuned)
+
+    def _show(self, step: int, base: Sequence[Image.Image], tuned: Sequence[Image.Image]) -> None:
+        sheet = as_png(grid(self.config.prompts, base, tuned))
+        path = self.run.file(f"previews/step_{step:06}.png", sheet)
+        self.listener(PreviewsDrawn(step, path, self.config.prompts, tuple(tuned)))
 
 
 @dataclass
 class Watch:
-    """Both, as far as a run has them."""
+    """Both."""
 
-    validation: ValidationWatch | None
-    previews: PreviewWatch | None
-
-    def begin(self) -> None:
-        """Before the first step."""
-        if self.validation is not None:
-            self.validation.begin()
+    validation: ValidationWatch | None  # none without validation images
+    previews: PreviewWatch
 
     def due(self, step: int) -> bool:
         """Whether one of them looks at the result of this step."""
-        return any(one is not None and one.due(step) for one in (self.validation, self.previews))
+        return self.previews.due(step) or (self.validation is not None and self.validation.due(step))
 
     def after_step(self, step: int) -> bool:
         """After a step; whether it is the best so far and a checkpoint of it is wanted."""
-        if self.previews is not None:
-            self.previews.after_step(step)
+        self.previews.after_step(step)
         return self.validation is not None and self.validation.after_step(step)
 
 

@@ -14,8 +14,10 @@ from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily, innermost_blocks
 from lora_studio.lora_file.write import DTYPES
+from lora_studio.processes import ALONE, Processes
 from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.quantization.layers import linear_paths
+from lora_studio.recipe.base import BaseConfig
 from lora_studio.recipe.training import MachineConfig
 from lora_studio.training.machine.memory import keep_freed_memory
 
@@ -29,7 +31,8 @@ class Machine:
     device: torch.device
     dtype: torch.dtype
     quantize: str = NONE
-    wishes: MachineConfig = field(default_factory=MachineConfig)
+    config: MachineConfig = field(default_factory=MachineConfig)
+    shards: bool = False  # the frozen denoiser is spread over the processes
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -38,10 +41,10 @@ class Machine:
 
     @property
     def rounding(self) -> float:
-        """By how much of its size an answer of the base may change with the rounding; 0 for float32."""
+        """By how much of its size a prediction of the base may change with the rounding; 0 for float32."""
         quantized = 0.0 if self.quantize == NONE else torch.finfo(torch.bfloat16).eps
         cast = 0.0 if self.autocast is None else torch.finfo(self.autocast).eps
-        return 2 * max(quantized, cast)  # two answers are compared
+        return 2 * max(quantized, cast)  # two predictions are compared
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -49,52 +52,52 @@ class Machine:
         return torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
 
     def shrink(self, family: ModelFamily) -> None:
-        """The base in its precision and, before any adapter, the denoiser as wished."""
+        """The base in its precision and, before any adapter, the denoiser as asked for."""
         family.cast(self.dtype)
         self.lay_out(family.parts[family.denoiser], family.targets[family.denoiser])
 
     def speed_up(self, family: ModelFamily, trained: Sequence[str]) -> None:
-        """The denoiser as wished with its adapters, and checkpointing in the other trained parts."""
+        """The denoiser with its adapters as asked for, and checkpointing in the other trained parts."""
         if self.device.type == "cpu":
             keep_freed_memory()
         self.tune(family.parts[family.denoiser])
         for part in trained:
-            if self.wishes.gradient_checkpointing and part != family.denoiser:
+            if self.config.gradient_checkpointing and part != family.denoiser:
                 checkpoint_gradients(family.parts[part])
 
     def lay_out(self, denoiser: nn.Module, endings: Sequence[str]) -> None:
         """Its precision, memory format, and the linear layers that end so quantised."""
-        set_tf32(self.wishes.tf32)
+        set_tf32(self.config.tf32)
         if next(denoiser.parameters()).dtype != self.dtype:
             denoiser.to(self.dtype)
         QUANTIZERS[self.quantize](denoiser, linear_paths(denoiser, endings), self.dtype)
-        if self.wishes.channels_last:
+        if self.config.channels_last:
             _channels_last(denoiser)
 
     def tune(self, denoiser: nn.Module) -> None:
         """Attention, checkpointing and compilation."""
-        if self.wishes.attention == "xformers":
+        if self.config.attention == "xformers":
             denoiser.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
-        if self.wishes.gradient_checkpointing:
+        if self.config.gradient_checkpointing:
             checkpoint_gradients(denoiser)
-        if self.wishes.compile:
+        if self.config.compile:
             compile_blocks(denoiser)
 
 
-def choose_machine(device: str, dtype: str) -> Machine:
-    """Resolve "auto": a GPU with bfloat16 when there is one, else the CPU with float32."""
-    return machine_of(MachineConfig(device=device), dtype, NONE)
+def machine_of(config: MachineConfig, base: BaseConfig, processes: Processes = ALONE) -> Machine:
+    """What a recipe asks for. "auto" is a GPU with bfloat16 when there is one, else the CPU with float32.
 
-
-def machine_of(wishes: MachineConfig, dtype: str, quantize: str) -> Machine:
-    """What a recipe asks for, with "auto" resolved. Raises RecipeError for a device that is not there."""
-    chosen = find_device(wishes.device)
+    Raises RecipeError for a device that is not there.
+    """
+    wanted = processes.device or config.device
+    chosen = find_device(wanted)
     if chosen is None:
         raise RecipeError(
-            f'machine.device is {wishes.device!r}, which this machine does not have; use "auto" or "cpu".'
+            f'machine.device is {wanted!r}, which this machine does not have; use "auto" or "cpu".'
         )
-    precision = default_precision(chosen) if dtype == "auto" else DTYPES[dtype]
-    return Machine(chosen, precision, quantize, wishes)
+    precision = default_precision(chosen) if base.dtype == "auto" else DTYPES[base.dtype]
+    shards = config.shard_base and processes.count > 1
+    return Machine(chosen, precision, base.quantize, config, shards)
 
 
 def set_tf32(on: bool) -> None:
@@ -134,3 +137,22 @@ def compile_blocks(denoiser: nn.Module) -> None:
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, MOST_COMPILATIONS)
     for block in innermost_blocks(denoiser):
         block.compile()
+
+
+def shard(family: ModelFamily, processes: Processes, device: torch.device, dtype: torch.dtype) -> None:
+    """For bases too large for one device: 1/count of every weight of the denoiser on each one, in `dtype`.
+
+    FSDP2 (torch.distributed.fsdp.fully_shard) gathers a block's weights while it runs and lets them go again.
+    The weights go to the device block by block, so that it never holds all of them. Adapters put into the
+    layers afterwards are none of FSDP's business: they stay whole on every process.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (processes.count,))
+    denoiser = family.parts[family.denoiser]
+    family.pinned_parts = frozenset({family.denoiser})  # FSDP2 keeps references to its shards
+    if next(denoiser.parameters()).dtype != dtype:
+        denoiser.to(dtype)
+    for block in [*innermost_blocks(denoiser), denoiser]:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.devices import default_precision
-from lora_studio.errors import RecipeError, reason_of
+from lora_studio.errors import reason_of
 from lora_studio.families import FAMILIES
 from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.recipe.training import MachineConfig
@@ -21,7 +21,7 @@ from lora_studio.rng import generator
 from lora_studio.training.machine import Machine
 
 PLAIN = MachineConfig(tf32=False)
-HALF, EIGHT_BITS, FOUR_BITS = 0.05, 0.1, 0.4  # how far an answer may be from float32's, of its size
+HALF, EIGHT_BITS, FOUR_BITS = 0.05, 0.1, 0.4  # how far a prediction may be from float32's, of its size
 SAME = 0.01  # with TF32's 10 bits
 
 
@@ -37,7 +37,7 @@ class OptionTest:
 
 @dataclass(frozen=True)
 class Trial:
-    """A machine with one option on, and how far its answers may be from float32's."""
+    """A machine with one option on, and how far its predictions may be from float32's."""
 
     machine: Machine
     tolerance: float
@@ -47,19 +47,19 @@ class Trial:
 def trials(device: torch.device) -> dict[str, Trial]:
     """Every option by its name in a recipe; fused AdamW has none."""
     usual = default_precision(device)
-    plain = Machine(device, torch.float32, wishes=PLAIN)
+    plain = Machine(device, torch.float32, config=PLAIN)
     quantizers = [name for name in QUANTIZERS.names() if name != NONE]
     found = {
         'machine.attention = "xformers"': Trial(
-            replace(plain, dtype=usual, wishes=PLAIN.model_copy(update={"attention": "xformers"})), HALF
+            replace(plain, dtype=usual, config=PLAIN.model_copy(update={"attention": "xformers"})), HALF
         ),
         "fused AdamW": Trial(plain, SAME, fused=True),
     }
     for name in ("float32", "bfloat16", "float16"):
         found[f'base.dtype = "{name}"'] = Trial(replace(plain, dtype=getattr(torch, name)), HALF)
     for name in ("gradient_checkpointing", "channels_last", "tf32", "compile"):
-        wishes = PLAIN.model_copy(update={name: True})
-        found[f"machine.{name} = true"] = Trial(replace(plain, wishes=wishes), SAME)
+        config = PLAIN.model_copy(update={name: True})
+        found[f"machine.{name} = true"] = Trial(replace(plain, config=config), SAME)
     for name in quantizers:
         tolerance = FOUR_BITS if name.endswith("4") else EIGHT_BITS
         quantized = replace(plain, dtype=usual, quantize=name)
@@ -69,11 +69,11 @@ def trials(device: torch.device) -> dict[str, Trial]:
 
 def asked_of(machine: Machine) -> list[str]:
     """The options, by the names of `trials`, that this machine needs and that may fail."""
-    wishes = machine.wishes
+    config = machine.config
     switches = ("gradient_checkpointing", "channels_last", "compile")
-    asked = [f"machine.{name} = true" for name in switches if getattr(wishes, name)]
-    if wishes.attention != "sdpa":
-        asked.append(f'machine.attention = "{wishes.attention}"')
+    asked = [f"machine.{name} = true" for name in switches if getattr(config, name)]
+    if config.attention != "sdpa":
+        asked.append(f'machine.attention = "{config.attention}"')
     if machine.quantize != NONE:
         asked.append(f'base.quantize = "{machine.quantize}"')
     if machine.dtype != default_precision(machine.device):
@@ -81,17 +81,15 @@ def asked_of(machine: Machine) -> list[str]:
     return asked
 
 
-def refuse_what_fails(machine: Machine) -> None:
-    """Raise RecipeError naming every option that does not work here, and why."""
+def machine_faults(machine: Machine) -> list[str]:
+    """A sentence for every option that does not work here, and why."""
     outcomes = [try_option(option, machine.device) for option in asked_of(machine)]
-    faults = [
+    return [
         f"{one.option} does not work on this machine ({machine.device}): {one.why}; "
         "`lora-studio env` shows what does."
         for one in outcomes
         if not one.works
     ]
-    if faults:
-        raise RecipeError("\n".join(faults))
 
 
 @cache
@@ -108,11 +106,11 @@ def try_option(option: str, device: torch.device) -> OptionTest:
 
 
 def _fault(trial: Trial) -> str:
-    """What is wrong with a step's answer, gradients and update; empty if they are as they should be."""
+    """What is wrong with a step's predictions, gradients and update; empty if they are as they should be."""
     machine = trial.machine
-    if machine.wishes.tf32 and not _has_tf32(machine.device):
+    if machine.config.tf32 and not _has_tf32(machine.device):
         return f"{machine.device} has no TF32"
-    expected, found = _step(Machine(torch.device("cpu"), torch.float32, wishes=PLAIN)), _step(trial.machine)
+    expected, found = _step(Machine(torch.device("cpu"), torch.float32, config=PLAIN)), _step(trial.machine)
     if trial.fused:
         expected, found = _updated(expected, machine.device, False), _updated(found, machine.device, True)
     for what in expected:
@@ -129,7 +127,7 @@ def _has_tf32(device: torch.device) -> bool:
 
 
 def _step(machine: Machine) -> dict[str, Tensor]:
-    """The answers and the adapters' gradients, as float32 on the CPU."""
+    """The predictions and the adapters' gradients, as float32 on the CPU."""
     tiny = FAMILIES[FAMILIES.names()[0]].miniature()
     denoiser = tiny.denoiser
     machine.lay_out(denoiser, tiny.endings)
@@ -142,14 +140,14 @@ def _step(machine: Machine) -> dict[str, Tensor]:
     denoiser.to(machine.device)
     machine.tune(denoiser)
     with torch.autocast(machine.device.type, machine.autocast, enabled=machine.autocast is not None):
-        answer = tiny.predict(machine.device, machine.dtype).float()
+        prediction = tiny.predict(machine.device, machine.dtype).float()
     scaler = machine.scaler
-    loss = answer.square().mean()
+    loss = prediction.square().mean()
     (loss if scaler is None else scaler.scale(loss)).backward()
     scale = 1.0 if scaler is None else scaler.get_scale()
     gradients = [p.grad for p in adapters.parameters("denoiser") if p.grad is not None]
     flat = torch.cat([one.flatten() for one in gradients]).float().cpu() / scale
-    return {"answers": answer.detach().cpu(), "gradients": flat}
+    return {"predictions": prediction.detach().cpu(), "gradients": flat}
 
 
 def _updated(found: dict[str, Tensor], device: torch.device, fused: bool) -> dict[str, Tensor]:

@@ -1,35 +1,32 @@
 """Optimizers by name. All get (groups, weight_decay=...) with a learning rate in each group, and options.
 
-The groups become the optimizer's own: `make_optimizer` hands it copies.
+The groups become the optimizer's own: `make_optimizer` hands it copies. A new one needs a function here, with
+what it `needs` of a recipe, and a line in the table.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.errors import RecipeError
 from lora_studio.registry import Registry
 
 Group = dict[str, Any]  # "params": the tensors, "lr": their learning rate
 Betas = tuple[float, float]
+Builder = Callable[..., torch.optim.Optimizer]
 
-_HERE = "lora_studio.training.optimizers"
-OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
+OPTIMIZERS: Registry[Builder] = Registry(
     "optimizer",
     {
-        "adamw": f"{_HERE}:adamw",
-        "adamw8bit": f"{_HERE}:adamw8bit",
-        "adafactor": f"{_HERE}:adafactor",
-        "lion": "lora_studio.training.optimizers.lion:lion",
-        "prodigy": f"{_HERE}:prodigy",
-        "schedule_free": f"{_HERE}:schedule_free",
+        name: f"lora_studio.training.optimizers:{name}"
+        for name in ("adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free")
     },
 )
 
@@ -43,11 +40,24 @@ class Needs:
     own_schedule: bool = False  # it averages the weights of all steps, which stands in for a falling rate
 
 
-NEEDS = {
-    "adamw8bit": Needs("bitsandbytes"),
-    "prodigy": Needs("prodigyopt", least_rate=0.1),
-    "schedule_free": Needs("schedulefree", own_schedule=True),
-}
+_NEEDS: dict[Builder, Needs] = {}
+
+
+def needs(
+    package: str, *, least_rate: float = 0.0, own_schedule: bool = False
+) -> Callable[[Builder], Builder]:
+    """A decorator that says what an optimizer `Needs`."""
+
+    def note(build: Builder) -> Builder:
+        _NEEDS[build] = Needs(package, least_rate, own_schedule)
+        return build
+
+    return note
+
+
+def needs_of(build: Builder) -> Needs:
+    """What a function of the table, or a class from elsewhere, asks of a recipe."""
+    return _NEEDS.get(build, Needs())
 
 
 def adamw(
@@ -65,6 +75,7 @@ def adamw(
         return made(fused=None)
 
 
+@needs("bitsandbytes")
 def adamw8bit(
     groups: Sequence[Group], *, weight_decay: float, betas: Betas = (0.9, 0.999), eps: float = 1e-8
 ) -> torch.optim.Optimizer:
@@ -99,6 +110,44 @@ def adafactor(
     )
 
 
+class Lion(torch.optim.Optimizer):
+    """arXiv 2302.06675, algorithm 2; the paper advises a third to a tenth of AdamW's learning rate."""
+
+    def __init__(self, groups: Sequence[Group], *, weight_decay: float, betas: Betas) -> None:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are {betas}; both must be at least 0 and less than 1")
+        super().__init__(list(groups), {"lr": 1e-4, "weight_decay": weight_decay, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every tensor that has a gradient."""
+        for group in self.param_groups:
+            parameters: list[Tensor] = [one for one in group["params"] if one.grad is not None]
+            if not parameters:
+                continue
+            gradients: list[Tensor] = [one.grad for one in parameters if one.grad is not None]
+            means = [self._mean_of(one) for one in parameters]
+            first, second = group["betas"]
+            signs = torch._foreach_lerp(means, gradients, 1 - first)
+            torch._foreach_sign_(signs)
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(parameters, signs, alpha=-group["lr"])
+            torch._foreach_lerp_(means, gradients, 1 - second)
+
+    def _mean_of(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["mean"] = torch.zeros_like(parameter)
+        mean: Tensor = state["mean"]
+        return mean
+
+
+def lion(groups: Sequence[Group], *, weight_decay: float, betas: Betas = (0.9, 0.99)) -> Lion:
+    """The sign of a mean of gradients, with half of Adam's state."""
+    return Lion([dict(group) for group in groups], weight_decay=weight_decay, betas=betas)
+
+
+@needs("prodigyopt", least_rate=0.1)
 def prodigy(
     groups: Sequence[Group],
     *,
@@ -157,6 +206,7 @@ def _forget_what_stopped(optimizer: torch.optim.Optimizer, forgotten: set[torch.
         group["d_numerator"] *= left / of_all if of_all else 1.0
 
 
+@needs("schedulefree", own_schedule=True)
 def schedule_free(
     groups: Sequence[Group],
     *,
@@ -169,21 +219,3 @@ def schedule_free(
     from schedulefree import AdamWScheduleFree
 
     return AdamWScheduleFree(groups, weight_decay=weight_decay, betas=betas, eps=eps, r=r)
-
-
-def parameter_groups(adapters: AdapterSet, rates: Mapping[str, float], *, faster: float = 1.0) -> list[Group]:
-    """One group for every part and learning rate, in the layers' order; then those of new tokens.
-
-    `rates`: of the parts, for layers without one of their own. `faster`: LoRA+, what the rates of tensors
-    that begin as zero are multiplied by.
-    """
-    groups: dict[tuple[str, float], Group] = {}
-    for layer in adapters.layers:
-        rate = rates[layer.part] if layer.learning_rate is None else layer.learning_rate
-        for end, tensor in layer.tensors.items():
-            own = rate * faster if end in layer.kind.faster else rate
-            groups.setdefault((layer.part, own), {"params": [], "lr": own})["params"].append(tensor)
-    for token in adapters.tokens:
-        rate = rates[token.part] if token.learning_rate is None else token.learning_rate
-        groups.setdefault((token.name, rate), {"params": [], "lr": rate})["params"].append(token.rows)
-    return list(groups.values())

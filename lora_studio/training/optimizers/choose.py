@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.errors import CheckpointError, RecipeError, reason_of
@@ -17,38 +16,24 @@ from lora_studio.recipe import Recipe
 from lora_studio.recipe.training import TrainingConfig
 from lora_studio.registry import did_you_mean
 from lora_studio.rng import generator
-from lora_studio.training.optimizers import NEEDS, OPTIMIZERS, Group, Needs
-from lora_studio.training.optimizers.state import scalars_and_tensors
+from lora_studio.training.optimizers import OPTIMIZERS, Builder, Group, Needs, needs_of
 
+Scalar = int | float | None
 OURS = {"lr", "weight_decay"}  # the recipe has keys of their own for these
 
 
-@dataclass(frozen=True)
-class OptimizerOptions:
-    """Which one, and what it is made with."""
-
-    name: str
-    weight_decay: float
-    options: Mapping[str, object]
-
-
-def options_of(training: TrainingConfig) -> OptimizerOptions:
-    """The recipe's wishes."""
-    return OptimizerOptions(training.optimizer, training.weight_decay, training.optimizer_options)
-
-
-def make_optimizer(wanted: OptimizerOptions, groups: Sequence[Group]) -> torch.optim.Optimizer:
+def make_optimizer(training: TrainingConfig, groups: Sequence[Group]) -> torch.optim.Optimizer:
     """In its training mode, if it has one. Raises RecipeError for values that it does not take."""
-    build = _builder(wanted.name)
-    decay = {"weight_decay": wanted.weight_decay} if "weight_decay" in _parameters(build) else {}
+    build, options = _builder(training.optimizer), training.optimizer_options
+    decay = {"weight_decay": training.weight_decay} if "weight_decay" in _parameters(build) else {}
     try:
-        optimizer = build([dict(group) for group in groups], **decay, **wanted.options)
+        optimizer = build([dict(group) for group in groups], **decay, **options)
         if hasattr(optimizer, "train"):
             optimizer.train()
     except (TypeError, ValueError, AssertionError, LookupError) as error:
         raise RecipeError(
-            f"training.optimizer = {wanted.name!r} cannot be made with these training.optimizer_options, "
-            f"{dict(wanted.options)}: {reason_of(error)}."
+            f"training.optimizer = {training.optimizer!r} cannot be made with these "
+            f"training.optimizer_options, {dict(options)}: {reason_of(error)}."
         ) from None
     return optimizer
 
@@ -57,50 +42,59 @@ def optimizer_faults(recipe: Recipe) -> list[str]:
     """Everything but the learning rates that does not go with the optimizer, a sentence each."""
     training, name = recipe.training, recipe.training.optimizer
     try:
-        needs = NEEDS.get(name, Needs())
-        if needs.package and find_spec(needs.package) is None:
-            return [
-                f"training.optimizer = {name!r} needs the package {needs.package}, which is not installed; "
-                f"run: pip install {needs.package}"
-            ]
         build = _builder(name)
     except RecipeError as error:
         return [str(error)]
+    needs = needs_of(build)
+    if needs.package and find_spec(needs.package) is None:
+        return [
+            f"training.optimizer = {name!r} needs the package {needs.package}, which is not installed; "
+            f"run: pip install {needs.package}"
+        ]
     shows_mean = needs.own_schedule or hasattr(build, "eval")
     sizes = _size_faults(recipe) if shows_mean else []
     return [*_option_faults(build, training), *_rule_faults(needs, training), *sizes]
 
 
-def refuse_optimizer_that_fails(training: TrainingConfig, device: torch.device) -> None:
-    """Three steps on a small tensor: RecipeError if they fail, CheckpointError if they cannot be kept."""
-    wanted = options_of(training)
-    why = _fault_of_trial(wanted, training.learning_rate, device)
-    if why and wanted.options and _works_without_options(wanted, training.learning_rate, device):
-        raise RecipeError(
-            f"training.optimizer = {wanted.name!r} does not work with these training.optimizer_options, "
-            f"{dict(wanted.options)}: {why}; correct them, or leave them out."
-        )
-    if why:
-        raise RecipeError(
-            f"training.optimizer = {wanted.name!r} does not work on this machine ({device}): {why}; "
-            'choose another one, such as "adamw".'
-        )
+def least_rate(training: TrainingConfig) -> float:
+    """Above 0: the optimizer finds one rate for everything, and takes one factor of at least this on it."""
+    return needs_of(_builder(training.optimizer)).least_rate
 
 
-def _works_without_options(wanted: OptimizerOptions, rate: float, device: torch.device) -> bool:
+def trial_faults(training: TrainingConfig, device: torch.device) -> list[str]:
+    """Why three steps on a small tensor fail there, or a checkpoint could not hold the optimizer's state."""
+    name, options = training.optimizer, training.optimizer_options
+    try:
+        why = _why_trial_fails(training, device)
+        if why and options and _works_without_options(training, device):
+            return [
+                f"training.optimizer = {name!r} does not work with these training.optimizer_options, "
+                f"{dict(options)}: {why}; correct them, or leave them out."
+            ]
+    except (RecipeError, CheckpointError) as error:
+        return [str(error)]
+    if not why:
+        return []
+    return [
+        f"training.optimizer = {name!r} does not work on this machine ({device}): {why}; "
+        'choose another one, such as "adamw".'
+    ]
+
+
+def _works_without_options(training: TrainingConfig, device: torch.device) -> bool:
     """As far as can be told: also if it cannot be made without them."""
     try:
-        return not _fault_of_trial(replace(wanted, options={}), rate, device)
+        return not _why_trial_fails(training.model_copy(update={"optimizer_options": {}}), device)
     except (RecipeError, CheckpointError):
         return True
 
 
-def _fault_of_trial(wanted: OptimizerOptions, rate: float, device: torch.device) -> str:
-    """Why three steps on a small tensor fail, empty if they do not; raises what is a sentence already."""
+def _why_trial_fails(training: TrainingConfig, device: torch.device) -> str:
+    """Empty if it does not; raises what is a sentence already."""
     start = torch.randn(96, 64, generator=generator("optimizer", "start")) / 100
     trial = nn.Parameter(start.clone().to(device))
     try:
-        optimizer = make_optimizer(wanted, [{"params": [trial], "lr": rate}])
+        optimizer = make_optimizer(training, [{"params": [trial], "lr": training.learning_rate}])
         for step in range(3):
             trial.grad = torch.randn(start.shape, generator=generator("optimizer", step)).to(device)
             optimizer.step()
@@ -115,7 +109,7 @@ def _fault_of_trial(wanted: OptimizerOptions, rate: float, device: torch.device)
     return "its steps change nothing" if torch.equal(ended, start) else ""
 
 
-def _builder(name: str) -> Callable[..., torch.optim.Optimizer]:
+def _builder(name: str) -> Builder:
     if ":" not in name:
         return OPTIMIZERS[name]
     module, _, attribute = name.partition(":")
@@ -131,12 +125,12 @@ def _builder(name: str) -> Callable[..., torch.optim.Optimizer]:
     return found
 
 
-def _parameters(build: Callable[..., torch.optim.Optimizer]) -> list[str]:
+def _parameters(build: Builder) -> list[str]:
     """Its named parameters, without the tensors."""
     return list(inspect.signature(build).parameters)[1:]
 
 
-def _option_faults(build: Callable[..., torch.optim.Optimizer], training: TrainingConfig) -> list[str]:
+def _option_faults(build: Builder, training: TrainingConfig) -> list[str]:
     name, known = training.optimizer, _parameters(build)
     allowed = sorted(set(known) - OURS)
     faults = []
@@ -185,21 +179,71 @@ def _size_faults(recipe: Recipe) -> list[str]:
     ]
 
 
-def optimizer_bytes(recipe: Recipe, adapters: AdapterSet) -> int:
+def optimizer_bytes(training: TrainingConfig, adapters: AdapterSet) -> int:
     """Of its state after a step, found by a step on ones in each tensor's shape, one at a time.
 
     At most: Prodigy keeps less of a tensor that begins as zero.
     """
-    training, total = recipe.training, 0
+    total = 0
     found: dict[torch.Size, int] = {}
     for parameter in adapters.named_parameters().values():
         if parameter.shape not in found:
             trial = nn.Parameter(torch.ones_like(parameter))
             trial.grad = torch.zeros_like(trial)
-            groups = [{"params": [trial], "lr": training.learning_rate}]
-            optimizer = make_optimizer(options_of(training), groups)
+            optimizer = make_optimizer(training, [{"params": [trial], "lr": training.learning_rate}])
             optimizer.step()
             values = optimizer.state[trial].values()
             found[parameter.shape] = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
         total += found[parameter.shape]
     return total
+
+
+def parameter_groups(adapters: AdapterSet, rates: Mapping[str, float], *, faster: float = 1.0) -> list[Group]:
+    """One group for every part and learning rate, in the layers' order; then those of new tokens.
+
+    `rates`: of the parts, for layers without one of their own. `faster`: LoRA+, what the rates of tensors
+    that begin as zero are multiplied by.
+    """
+    groups: dict[tuple[str, float], Group] = {}
+    for layer in adapters.layers:
+        rate = rates[layer.part] if layer.learning_rate is None else layer.learning_rate
+        for end, tensor in layer.tensors.items():
+            own = rate * faster if end in layer.kind.faster else rate
+            groups.setdefault((layer.part, own), {"params": [], "lr": own})["params"].append(tensor)
+    for token in adapters.tokens:
+        rate = rates[token.part] if token.learning_rate is None else token.learning_rate
+        groups.setdefault((token.name, rate), {"params": [], "lr": rate})["params"].append(token.rows)
+    return list(groups.values())
+
+
+def scalars_and_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+) -> tuple[dict[str, Scalar], dict[str, Tensor]]:
+    """All that an optimizer keeps, by `<canonical key>|<name>`, or `#<number of the group>|<name>`.
+
+    Of the groups what a step changes: numbers that are not as they were made, but for the learning rate,
+    which the schedule says. Raises CheckpointError for a state that is neither a number nor a tensor.
+    """
+    found: dict[str, object] = {
+        f"{name}|{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    for number, group in enumerate(optimizer.param_groups):
+        for key, value in group.items():
+            kept = isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+            if kept and key != "lr" and (isinstance(value, Tensor) or value != optimizer.defaults.get(key)):
+                found[f"#{number}|{key}"] = value
+    scalars: dict[str, Scalar] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, value in found.items():
+        if isinstance(value, Tensor):
+            tensors[name] = value.detach().cpu().clone()
+        elif value is None or isinstance(value, int | float):
+            scalars[name] = value  # JSON's numbers are exact
+        else:
+            raise CheckpointError(
+                f"the optimizer {type(optimizer).__name__} keeps a {type(value).__name__} "
+                f"({name.rpartition('|')[2]}), which no checkpoint can hold; choose another optimizer."
+            )
+    return scalars, tensors

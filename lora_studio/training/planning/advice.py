@@ -10,7 +10,6 @@ import torch
 from lora_studio.text import Rows, memory_size
 from lora_studio.training.planning.memory import Memory, measure_activations
 from lora_studio.training.prepare import Session
-from lora_studio.training.prepare.adapters import trains_layers
 
 LOWER = {1024: 768, 768: 512}  # sides of the areas that bases are used at
 LAST = "take a smaller base or another device"
@@ -88,8 +87,8 @@ def _candidates(session: Session, memory: Memory) -> Iterator[Advice]:
     yield from _smaller_batch(session, memory)
     yield from _fewer_bits(session, memory)
     yield from _lower_resolution(session)
-    if len(session.preview.prompts) > 1:
-        share = 1 / len(session.preview.prompts)
+    if len(session.recipe.samples.prompts) > 1:
+        share = 1 / len(session.recipe.samples.prompts)
         yield Advice("fewer samples.prompts", "fewer images to judge by", True, False, previews=share)
 
 
@@ -127,7 +126,11 @@ def _fewer_bits(session: Session, memory: Memory) -> Iterator[Advice]:
     if session.machine.dtype == torch.float32:
         parts = {name: BFLOAT16_SHARE for name in memory.parts if name != "vae"}
         yield Advice('base.dtype = "bfloat16"', "the base is a little less exact", False, False, parts=parts)
-    if recipe.base.quantize != "none" or family.denoiser not in memory.parts or trains_layers(recipe):
+    if (
+        recipe.base.quantize != "none"
+        or family.denoiser not in memory.parts
+        or session.adapters.trains_layers
+    ):
         return
     adapted = [layer for layer in session.adapters.layers if layer.part == family.denoiser]
     weights = [layer.module.get_base_layer().weight for layer in adapted]

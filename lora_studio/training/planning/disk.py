@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_studio.evaluate.previews import as_png, grid, render
@@ -12,7 +12,6 @@ from lora_studio.lora_file.write import DTYPES
 from lora_studio.text import Rows, memory_size
 from lora_studio.training.planning.memory import latent_bytes
 from lora_studio.training.prepare import Session
-from lora_studio.training.prepare.adapters import trains_layers
 from lora_studio.training.report.timing import Timing
 
 HEADER_BYTES = 3 * 140  # of a layer in a LoRA file: names and shapes of its three tensors
@@ -68,7 +67,7 @@ def measure_disk(session: Session, timing: Timing, *, optimizer: int) -> Disk:
 def _result(session: Session) -> int:
     """The LoRA file and embeddings, or all of a base's parts."""
     recipe, adapters = session.recipe, session.adapters
-    if not trains_layers(recipe):
+    if not adapters.trains_layers:
         return most_bytes(adapters, recipe.export.dtype) + len(adapters.trained) * HEADER_BYTES
     numbers = sum(one.numel() for part in session.family.parts.values() for one in part.parameters())
     return numbers * DTYPES[recipe.export.dtype].itemsize
@@ -83,10 +82,12 @@ def _texts(session: Session) -> int:
 
 
 def _previews(session: Session, timing: Timing) -> int:
-    options = replace(session.preview, steps=1)
+    options = session.recipe.samples.model_copy(update={"steps": 1})
     if not options.prompts:
         return 0
-    drawn = render(session.family, options)  # nearly noise, which no format makes smaller
+    drawn = render(
+        session.family, options, side=session.recipe.data.resolution
+    )  # nearly noise, which no format makes smaller
     return len(as_png(grid(options.prompts, drawn, drawn))) * timing.previews + sum(
         len(as_png(image)) for image in drawn
     )

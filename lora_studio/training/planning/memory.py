@@ -83,7 +83,7 @@ def measure_memory(session: Session, *, room: int) -> Memory:
     memory = Memory(
         parts=_weights(session),
         adapters=adapters,
-        optimizer=optimizer_bytes(session.recipe, session.adapters),
+        optimizer=optimizer_bytes(session.recipe.training, session.adapters),
         mean=0 if state.ema is None else adapters,
         originals=_originals(session),
         caches=_caches(session),
@@ -92,7 +92,9 @@ def measure_memory(session: Session, *, room: int) -> Memory:
         previews=_previews(session),
         room=room,
     )
-    return replace(memory, activations=measure_activations(session), passes=session.loop.passes)
+    return replace(
+        memory, activations=measure_activations(session), passes=session.loop.state.counters.passes
+    )
 
 
 def measure_activations(session: Session, *, rows: int | None = None) -> int:
@@ -142,10 +144,11 @@ def latent_bytes(session: Session) -> int:
 
 
 def _previews(session: Session) -> int:
-    options = session.preview
-    if not options.prompts:
+    family, side = session.family, session.recipe.data.resolution
+    samples = session.recipe.samples.model_copy(update={"steps": 1})
+    if not samples.prompts:
         return 0
-    return peak_bytes(lambda: render(session.family, replace(options, steps=1)), session.family.device)
+    return peak_bytes(lambda: render(family, samples, side=side), family.device)
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:

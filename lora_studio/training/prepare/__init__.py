@@ -1,4 +1,4 @@
-"""Recipe -> objects. The last place that sees a recipe; everything it makes gets plain typed values."""
+"""Recipe -> objects. The last place that sees a whole recipe; what it makes gets sections or plain values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from lora_studio.data.conditioning import CaptionSet
 from lora_studio.data.doctor.finding import DoctorReport
-from lora_studio.evaluate.previews import PreviewOptions
 from lora_studio.evaluate.validation import Validation
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
@@ -14,22 +13,13 @@ from lora_studio.runs.folder import Run
 from lora_studio.training.context import TrainedRun
 from lora_studio.training.events import Listener
 from lora_studio.training.loop import Loop
-from lora_studio.training.machine.sharded import is_sharded, shard
-from lora_studio.training.optimizers.choose import refuse_optimizer_that_fails
-from lora_studio.training.prepare.adapters import inject_adapters, refuse_adapters, snapshot_float32
-from lora_studio.training.prepare.base_model import base_of
-from lora_studio.training.prepare.checks import check_names, ready_machine
-from lora_studio.training.prepare.data import (
-    BuildContext,
-    encode,
-    find_images,
-    make_feed,
-    with_regularization_images,
-)
-from lora_studio.training.prepare.loop import make_loop
-from lora_studio.training.prepare.rates import refuse_rates
-from lora_studio.training.prepare.resume import inputs_of, refuse_other_base
-from lora_studio.training.prepare.validation import make_validation
+from lora_studio.training.machine import shard
+from lora_studio.training.prepare.adapters import plan_adapters
+from lora_studio.training.prepare.base_model import BuildContext
+from lora_studio.training.prepare.checks import check_recipe
+from lora_studio.training.prepare.data import encode, find_images, make_feed, with_regularization_images
+from lora_studio.training.prepare.loop import make_loop, make_validation
+from lora_studio.training.prepare.resume import apply_recipe_changes
 
 
 @dataclass
@@ -38,7 +28,6 @@ class Session(TrainedRun):
 
     report: DoctorReport  # the doctor's, on the images
     loop: Loop
-    preview: PreviewOptions
     foreseen: CaptionSet
     validation: Validation | None
 
@@ -48,65 +37,43 @@ def prepare(
 ) -> Session:
     """Everything up to the first step. Raises a StudioError for whatever the user can mend.
 
-    `resumes`: the run goes on from its checkpoint, so images and base have to be what it began with.
+    `resumes`: the run goes on from its checkpoint, so recipe, images and base have to be what it began with.
     """
-    check_names(recipe)
-    machine = ready_machine(recipe, processes)
-    refuse_optimizer_that_fails(recipe.training, machine.device)
-    family = base_of(recipe)
-    refuse_adapters(recipe, family, processes)
-    refuse_rates(recipe, family)
-    inputs = inputs_of(recipe)
-    family.max_chunks = recipe.data.max_token_chunks
-    site = BuildContext(recipe, run, machine, family, listener, processes)
-    found = find_images(site, resumes=resumes)
-    recipe = site.recipe  # its epochs are steps now
-    fingerprint, exact = family.fingerprint(family.denoiser), snapshot_float32(recipe, family)
-    if resumes:
-        processes.from_main(lambda: refuse_other_base(run, recipe, fingerprint))
+    checked = check_recipe(recipe, processes, run=run if resumes else None)
+    machine, family = checked.machine, checked.family
+    if processes.is_main:
+        apply_recipe_changes(run, checked.changes, listener)
+    context = BuildContext(recipe, run, machine, family, checked.adapters, listener, processes)
+    found = find_images(context, resumes=resumes)
+    if context.recipe is not recipe:  # its epochs are steps now, by which some of what learns may stop
+        recipe = context.recipe
+        context.adapters = plan_adapters(recipe, family)
+    exact = context.adapters.snapshot_float32(family)
     machine.shrink(family)
-    found = with_regularization_images(site, found)
-    encoded = encode(site, found)
-    if is_sharded(recipe, processes):
+    found = with_regularization_images(context, found)
+    encoded = encode(context, found)
+    if machine.shards:
         shard(family, processes, machine.device, machine.dtype)
-    adapters = inject_adapters(recipe, family, exact)
+    adapters = context.adapters.inject(family, exact)
     machine.speed_up(family, adapters.parts)
     encoders = family.text_encoders if encoded.encodes_captions else ()
     family.place(machine.device, family.denoiser, *encoders)
-    feed = make_feed(site, found, encoded)
-    loop = make_loop(recipe, run, machine, family, adapters, feed, listener, processes)
-    validation = make_validation(
-        recipe,
-        encoded.held,
-        encoded.held_latents,
-        encoded.texts,
-        family,
-        loop.objective,
-        autocast=machine.autocast,
-    )
+    loop = make_loop(context, adapters, make_feed(context, found, encoded))
     return Session(
         recipe=recipe,
         run=run,
         machine=machine,
         family=family,
-        base_fingerprint=fingerprint,
+        base_fingerprint=checked.base_fingerprint,
         manifest=found.manifest,
         report=found.report,
         adapters=adapters,
         batches=encoded.batches,
         loop=loop,
-        preview=preview_of(recipe),
         foreseen=encoded.foreseen,
-        validation=validation,
+        validation=make_validation(
+            context, loop, encoded.validation, encoded.validation_latents, encoded.texts
+        ),
         processes=processes,
-        inputs=inputs,
-    )
-
-
-def preview_of(recipe: Recipe) -> PreviewOptions:
-    """What it wants to be drawn."""
-    config = recipe.samples
-    side = recipe.data.resolution
-    return PreviewOptions(
-        config.prompts, config.negative_prompt, config.seed, config.steps, config.guidance, side
+        inputs=checked.inputs,
     )

@@ -1,12 +1,26 @@
-"""The recipe's base."""
+"""The base that a recipe names, and what everything around it is made ready with."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
+import torch
+
+from lora_studio.data.cache.encode import LatentCache, TextCache
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.families.loading.single_file import SingleFileOptions
+from lora_studio.files import cache_folder
 from lora_studio.lora_file.fit import Merged, merge_plain
+from lora_studio.lora_file.write import DTYPES
+from lora_studio.processes import Processes
 from lora_studio.recipe import Recipe
+from lora_studio.runs.folder import Run
+from lora_studio.training.events import Listener
+from lora_studio.training.machine import Machine
+from lora_studio.training.prepare.adapters import AdapterPlan
+
+BATCH_PIXELS = 2**20  # on a GPU: four images of 512x512 at a time, or one of 1024x1024
 
 
 def base_of(recipe: Recipe, *, weights: bool = True) -> ModelFamily:
@@ -21,3 +35,39 @@ def base_of(recipe: Recipe, *, weights: bool = True) -> ModelFamily:
     )
     family.notes += merge_plain(family, [Merged(one.file, one.strength) for one in base.loras])
     return family
+
+
+@dataclass
+class BuildContext:
+    """Where a run is made ready: what every part of that needs.
+
+    Made while the base is as it was loaded: caches are named after what computes them.
+    """
+
+    recipe: Recipe
+    run: Run
+    machine: Machine
+    family: ModelFamily
+    adapters: AdapterPlan
+    listener: Listener
+    processes: Processes
+    latent_cache: LatentCache = field(init=False)
+    text_cache: TextCache = field(init=False)
+    whole_base: str = field(init=False)  # its fingerprint, if regularization images are drawn with it
+
+    def __post_init__(self) -> None:
+        family, draws = self.family, self.recipe.data.regularization_images.count
+        precision = "" if self.vae_dtype == torch.float32 else f" in {self.vae_dtype}"
+        self.latent_cache = LatentCache(
+            cache_folder() / "latents",
+            family.fingerprint("vae") + precision,
+            batch_pixels=0 if self.machine.device.type == "cpu" else BATCH_PIXELS,
+        )
+        text_key = f"{family.text_fingerprint()} in {self.machine.dtype}"  # what the encoders compute in
+        self.text_cache = TextCache(cache_folder() / "text", text_key)
+        self.whole_base = family.drawing_fingerprint() if draws else ""
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """What images are encoded in."""
+        return DTYPES[self.recipe.base.vae_dtype]

@@ -1,38 +1,144 @@
-"""Every refusal of a recipe that needs no image."""
+"""Every refusal of a recipe that needs no image: `check_recipe` is called once, and says all faults."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
 from lora_studio.adapters import ADAPTERS
+from lora_studio.adapters.textual_inversion import check_tokens
 from lora_studio.data.captioners import CAPTIONERS
-from lora_studio.errors import RecipeError
+from lora_studio.errors import BaseModelError, RecipeError
+from lora_studio.families.base import ModelFamily
+from lora_studio.lora_file.fit import read_plain
 from lora_studio.processes import ALONE, Processes
-from lora_studio.quantization import QUANTIZERS
+from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.recipe import Recipe
+from lora_studio.recipe.adapter import AdapterConfig
+from lora_studio.recipe.diff import RecipeChange
 from lora_studio.recipe.tokens import NO_ADAPTER
 from lora_studio.recipe.training import TrainingConfig
+from lora_studio.runs.folder import Run
 from lora_studio.training.machine import Machine, machine_of
-from lora_studio.training.machine.self_test import refuse_what_fails
-from lora_studio.training.optimizers.choose import optimizer_faults
+from lora_studio.training.machine.self_test import machine_faults
+from lora_studio.training.optimizers.choose import least_rate, optimizer_faults, trial_faults
 from lora_studio.training.optimizers.schedule import make_schedule
+from lora_studio.training.prepare.adapters import AdapterPlan, has_convolutions, plan_adapters, token_options
+from lora_studio.training.prepare.base_model import base_of
+from lora_studio.training.prepare.resume import (
+    allowed_changes,
+    base_faults,
+    base_lora,
+    input_faults,
+    inputs_before,
+    inputs_of,
+)
+from lora_studio.training.prepare.warm_start import start_faults
 from lora_studio.training.tracking import tracker_faults
 
+T = TypeVar("T")
+ALL = "all"  # blocks
 
-def check_names(recipe: Recipe) -> None:
-    """Raise RecipeError listing every name of the recipe that its table does not know."""
-    wanted = [
-        (CAPTIONERS, recipe.data.captioner),
-        (QUANTIZERS, recipe.base.quantize),
-    ]
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checks had to make, so that nothing is made twice."""
+
+    machine: Machine
+    family: ModelFamily  # as it was loaded: float32, on the CPU
+    adapters: AdapterPlan
+    inputs: Mapping[str, str]  # option -> sha256 of the LoRA file that it names
+    base_fingerprint: str
+    changes: Sequence[RecipeChange]  # since the run that is resumed was started
+
+
+class _Faults(list[str]):
+    """A sentence or more each."""
+
+    def of(self, make: Callable[[], T]) -> T | None:
+        """What is made; a RecipeError is noted instead of raised."""
+        try:
+            return make()
+        except RecipeError as error:
+            self.append(str(error))
+            return None
+
+
+def check_recipe(
+    recipe: Recipe, processes: Processes = ALONE, *, run: Run | None = None, trains: bool = True
+) -> Checked:
+    """Ask everything that needs no image. Raises RecipeError with all that is wrong, on every process.
+
+    `run`: the files and the base have to be those that it began with; if it is going to be trained, and not
+    only exported, the recipe, too. Raises BaseModelError if all that is wrong is a base that cannot be read.
+    """
+    faults, changes, before = _Faults(), list[RecipeChange](), dict[str, str]()
+    if run is not None:
+        before = processes.from_main(lambda: inputs_before(run))
+        if trains:
+            changes = faults.of(lambda: processes.from_main(lambda: allowed_changes(run, recipe))) or []
+    found: list[Checked] = []
+
+    def check_here() -> None:
+        machine, inputs = _check_without_base(recipe, processes, faults, trains=trains)
+        faults.extend(input_faults(run.folder, before, inputs) if run is not None else [])
+        family = _base(recipe, faults)
+        plan = None
+        if family is not None:
+            plan = _adapters(recipe, family, faults, shards=recipe.machine.shard_base and processes.count > 1)
+            faults.extend(_rate_faults(recipe, plan, family) if plan is not None and trains else [])
+        fingerprint = family.fingerprint(family.denoiser) if family is not None and not faults else ""
+        if run is not None and not faults:
+            faults.extend(base_faults(run.folder, before, recipe, fingerprint))
+        if faults or machine is None or family is None or plan is None:
+            raise RecipeError("\n".join(faults))
+        found.append(Checked(machine, family, plan, inputs, fingerprint, changes))
+
+    processes.each(check_here)
+    return found[0]
+
+
+def _check_without_base(
+    recipe: Recipe, processes: Processes, faults: _Faults, *, trains: bool
+) -> tuple[Machine | None, dict[str, str]]:
+    """The machine if it is there, and the sha256 of the LoRA files that the recipe names."""
+    unknown = name_faults(recipe)
+    faults += unknown + _sharding_faults(recipe, processes)
+    for number, one in enumerate(recipe.base.loras):
+        if not one.file.is_file():
+            faults.of(lambda path=one.file, number=number: read_plain(path, base_lora(number)))  # type: ignore[misc]
+    machine = faults.of(lambda: machine_of(recipe.machine, recipe.base, processes))
+    if machine is not None and not unknown:
+        faults += machine_faults(machine)
+        faults += trial_faults(recipe.training, machine.device) if trains else []
+    return machine, inputs_of(recipe)
+
+
+def _base(recipe: Recipe, faults: _Faults) -> ModelFamily | None:
+    """Without its weights, which take their time, if there are faults already."""
+    if not faults:
+        family = base_of(recipe)
+        family.max_chunks = recipe.data.max_token_chunks
+        return family
+    plain = recipe.base.model_copy(update={"loras": ()})
+    try:
+        return base_of(recipe.model_copy(update={"base": plain}), weights=False)
+    except BaseModelError as error:
+        faults.append(str(error))
+        return None
+
+
+def name_faults(recipe: Recipe) -> list[str]:
+    """What its table does not know of the recipe's names, or what does not go with what it knows."""
+    wanted = [(CAPTIONERS, recipe.data.captioner), (QUANTIZERS, recipe.base.quantize)]
     if recipe.adapter.kind != NO_ADAPTER:
         wanted.append((ADAPTERS, recipe.adapter.kind))
-    faults = tracker_faults(recipe.tracking.to) + optimizer_faults(recipe) + schedule_faults(recipe.training)
+    faults = _Faults(tracker_faults(recipe.tracking.to))
+    faults += optimizer_faults(recipe) + schedule_faults(recipe.training)
     for table, name in wanted:
-        try:
-            table.check(name)  # type: ignore[attr-defined]
-        except RecipeError as error:
-            faults.append(str(error))
-    if faults:
-        raise RecipeError("\n".join(faults))
+        faults.of(lambda table=table, name=name: table.check(name))  # type: ignore[misc]
+    return faults
 
 
 def schedule_faults(training: TrainingConfig) -> list[str]:
@@ -54,11 +160,123 @@ def schedule_faults(training: TrainingConfig) -> list[str]:
     return faults
 
 
-def ready_machine(recipe: Recipe, processes: Processes = ALONE) -> Machine:
-    """What the recipe asks for. Raises RecipeError if that is not there, or an option does not work on it."""
-    wishes = recipe.machine
-    if processes.device:
-        wishes = wishes.model_copy(update={"device": processes.device})
-    machine = machine_of(wishes, recipe.base.dtype, recipe.base.quantize)
-    refuse_what_fails(machine)
-    return machine
+def _sharding_faults(recipe: Recipe, processes: Processes) -> list[str]:
+    """Why the recipe's base cannot be spread over the processes."""
+    if not recipe.machine.shard_base or processes.count == 1:
+        return []
+    faults = [
+        f"machine.shard_base and objective.{option} do not go together: all processes have to run the base "
+        "at once, and an image that asks it makes only its own run it once more; leave one out."
+        for option in ("preservation", "masked_preservation")
+        if getattr(recipe.objective, option)
+    ]
+    if recipe.base.quantize != NONE or recipe.machine.compile:
+        faults.append(
+            "machine.shard_base goes neither with base.quantize nor with machine.compile; leave one out."
+        )
+    return faults
+
+
+def _adapters(recipe: Recipe, family: ModelFamily, faults: _Faults, *, shards: bool) -> AdapterPlan | None:
+    """The plan, unless there cannot be one."""
+    config = recipe.adapter
+    if config.kind != NO_ADAPTER and config.kind not in ADAPTERS.names():
+        return None
+    faults.of(lambda: check_tokens(family, token_options(recipe)))
+    faults += _kind_faults(recipe, family, shards=shards)
+    plan = faults.of(lambda: plan_adapters(recipe, family))
+    if plan is not None and config.init_from is not None:
+        faults.of(lambda: faults.extend(start_faults(config, family, plan.chosen.layers)))
+    return plan
+
+
+def _kind_faults(recipe: Recipe, family: ModelFamily, *, shards: bool) -> list[str]:
+    config = recipe.adapter
+    if config.kind == NO_ADAPTER:
+        return []
+    kind, faults = ADAPTERS[config.kind], _meaningless(config)
+    if kind.trains_layers and recipe.tokens:
+        faults.append(
+            f"adapter.kind = {config.kind!r} ends as a whole base, which [[tokens]] are no part of; leave "
+            "them out, or take a kind that ends as a LoRA file."
+        )
+    if config.blocks != ALL and config.blocks not in family.block_choices:
+        known = ", ".join(map(repr, [ALL, *family.block_choices]))
+        faults.append(f"adapter.blocks is {config.blocks!r}; for this base it may be {known}.")
+    if (config.conv_rank or config.conv_alpha) and not has_convolutions(config):
+        faults.append(
+            "adapter.conv_rank and adapter.conv_alpha are of convolutions, which are not trained; "
+            'set adapter.conv = true, or adapter.kind = "locon".'
+        )
+    if config.lora_plus_ratio != 1 and not kind.faster and "lora_plus_ratio" not in kind.unused:
+        faults.append(f"adapter.lora_plus_ratio does not go with the kind {config.kind!r}; leave it out.")
+    if recipe.base.quantize == NONE and not shards:
+        return faults
+    if kind.trains_layers:
+        faults.append(
+            f"adapter.kind = {config.kind!r} trains the base's own weights, so they can be neither in fewer "
+            "bits nor spread over processes; leave base.quantize and machine.shard_base out, or take "
+            'adapter.kind = "lora".'
+        )
+    elif kind.reads_weight or config.start != "default":
+        faults.append(
+            f"adapter.kind = {config.kind!r} with adapter.start = {config.start!r} reads the frozen weights, "
+            "which goes neither with base.quantize nor with machine.shard_base; leave one out."
+        )
+    return faults
+
+
+def _meaningless(config: AdapterConfig) -> list[str]:
+    """What was given though it means nothing to the kind."""
+    unused, given = ADAPTERS[config.kind].unused, config.model_fields_set
+    names = [f"adapter.{name}" for name in AdapterConfig.model_fields if name in unused & given]
+    for name in ("rank", "alpha"):
+        if name in unused and any(getattr(layer, name) is not None for layer in config.layers):
+            names.append(f"the {name} of an [[adapter.layers]]")
+    if not names:
+        return []
+    return [
+        f"adapter.kind = {config.kind!r} has no use for {', '.join(names)}: the layers' own tensors are "
+        "trained, whole; take that out."
+    ]
+
+
+def _rate_faults(recipe: Recipe, plan: AdapterPlan, family: ModelFamily) -> list[str]:
+    """Learning rates that the optimizer cannot take."""
+    name = recipe.training.optimizer
+    least = 0.0 if optimizer_faults(recipe) else least_rate(recipe.training)
+    if not least:
+        return []
+    rates = used_rates(recipe, plan, family)
+    said = [f"{option} is {rate:g}" for option, rate in rates.items()]
+    if len(set(rates.values())) > 1:
+        return [
+            f"training.optimizer = {name!r} finds one rate for everything that is trained, but it is given "
+            f"several factors on it: {', '.join(said)}; set each of these options to 1."
+        ]
+    if min(rates.values()) < least:
+        return [
+            f"{' and '.join(said)}, but {name!r} finds its own rate and takes this as a factor on it: "
+            f"set it to 1, and not below {least:g}."
+        ]
+    return []
+
+
+def used_rates(recipe: Recipe, plan: AdapterPlan, family: ModelFamily) -> dict[str, float]:
+    """Option -> learning rate, of all that will be trained and of nothing else."""
+    training, config, found = recipe.training, recipe.adapter, dict[str, float]()
+    for place, one in plan.chosen.items():
+        own = one.learning_rate
+        if own is not None:
+            by = next(rule.pattern for rule in reversed(config.layers) if rule.learning_rate == own)
+            found[f"adapter.layers.learning_rate of {by!r}"] = own
+        elif place.part == family.denoiser:
+            found["training.learning_rate"] = training.learning_rate
+        else:
+            found["training.text_encoder_learning_rate"] = training.text_encoder_learning_rate
+    if plan.chosen and config.lora_plus_ratio != 1 and ADAPTERS[config.kind].faster:
+        found |= {
+            f"{option} times adapter.lora_plus_ratio": rate * config.lora_plus_ratio
+            for option, rate in found.items()
+        }
+    return found | {f"tokens.learning_rate of {one.token!r}": one.learning_rate for one in recipe.tokens}

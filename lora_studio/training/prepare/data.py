@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from lora_studio.data.batches import Plan, plan
-from lora_studio.data.cache.encode import LatentCache, TextCache
+from lora_studio.data.cache.encode import ImageEncoders
 from lora_studio.data.cache.latents import Latent, Latents
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.conditioning import CaptionSet, ConditioningCache, foresee, prepare_texts
@@ -17,55 +18,28 @@ from lora_studio.data.feed import Feed, FeedOptions
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.regularization_images.rows import class_rows, place_beside
 from lora_studio.data.views import each_view, entries
-from lora_studio.errors import RecipeError
+from lora_studio.errors import RecipeError, preview_names
 from lora_studio.families.base import ModelFamily
-from lora_studio.files import cache_folder
-from lora_studio.lora_file.write import DTYPES
 from lora_studio.metadata.provenance import MANIFEST
-from lora_studio.processes import Processes
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import with_steps
 from lora_studio.runs.folder import Run
-from lora_studio.training.events import Listener, progress
-from lora_studio.training.machine import Machine
-from lora_studio.training.prepare.captions import refuse_unused_tokens, shown_captions
+from lora_studio.training.events import Note, progress
+from lora_studio.training.prepare.base_model import BuildContext
 from lora_studio.training.prepare.checks import schedule_faults
-from lora_studio.training.prepare.dataset import loss_masks, read_dataset
-from lora_studio.training.prepare.doctor import examine_manifest
-from lora_studio.training.prepare.encode import encode_images, latent_cache
+from lora_studio.training.prepare.dataset import (
+    examine_manifest,
+    loss_masks,
+    read_dataset,
+    refuse_unused_tokens,
+    shown_captions,
+    validation_captions,
+    validation_views,
+)
 from lora_studio.training.prepare.regularization_images import draw_regularization_images, with_shown_captions
 from lora_studio.training.prepare.resume import refuse_other_images
-from lora_studio.training.prepare.validation import held_captions, held_views
 
-
-@dataclass
-class BuildContext:
-    """Where a run is made ready: what every part of that needs.
-
-    Made while the base is as it was loaded: caches are named after what computes them.
-    """
-
-    recipe: Recipe
-    run: Run
-    machine: Machine
-    family: ModelFamily
-    listener: Listener
-    processes: Processes
-    latent_cache: LatentCache = field(init=False)
-    text_cache: TextCache = field(init=False)
-    whole_base: str = field(init=False)  # its fingerprint, if regularization images are drawn with it
-
-    def __post_init__(self) -> None:
-        family, draws = self.family, self.recipe.data.regularization_images.count
-        self.latent_cache = latent_cache(family, self.vae_dtype, self.machine.device)
-        text_key = f"{family.text_fingerprint()} in {self.machine.dtype}"  # what the encoders compute in
-        self.text_cache = TextCache(cache_folder() / "text", text_key)
-        self.whole_base = family.drawing_fingerprint() if draws else ""
-
-    @property
-    def vae_dtype(self) -> torch.dtype:
-        """What images are encoded in."""
-        return DTYPES[self.recipe.base.vae_dtype]
+GIGABYTE = 10**9
 
 
 @dataclass(frozen=True)
@@ -88,16 +62,15 @@ class ImageSet:
 class EncodedSet:
     """What the caches hold of a run, and in which batches it is shown."""
 
-    views: list[Record]  # of `Found.records`
-    held: list[Record]  # out of training
+    views: list[Record]  # of `ImageSet.records`
+    validation: list[Record]
     latents: Latents  # of the views, then of the validation images
     texts: ConditioningCache | None  # none if captions are encoded while it trains
     foreseen: CaptionSet
     batches: Plan
 
     @property
-    def held_latents(self) -> list[Latent]:
-        """Of the validation images."""
+    def validation_latents(self) -> list[Latent]:
         return self.latents[len(self.views) :]
 
     @property
@@ -106,65 +79,55 @@ class EncodedSet:
         return self.texts is None or not self.foreseen.complete
 
 
-def find_images(site: BuildContext, *, resumes: bool = False) -> ImageSet:
+def find_images(context: BuildContext, *, resumes: bool = False) -> ImageSet:
     """Scan the folders, and let the doctor look at what they hold; both are written down.
 
     Raises RecipeError if a run that goes on began with other images.
     """
-    recipe, family, processes = site.recipe, site.family, site.processes
-    ready = site.latent_cache.ready
+    recipe, family, processes = context.recipe, context.family, context.processes
+    ready = context.latent_cache.ready
     manifest = processes.from_main(lambda: read_dataset(recipe, family.stride, ready))
     if resumes:
-        processes.from_main(lambda: refuse_other_images(site.run, manifest))
-    site.run.text(MANIFEST, manifest.to_jsonl())
+        processes.from_main(lambda: refuse_other_images(context.run, manifest))
+    context.run.text(MANIFEST, manifest.to_jsonl())
     shown = entries(manifest.used)
+    context.recipe = recipe = in_steps(recipe, shown)
     captions = shown_captions(recipe, shown)
     refuse_unused_tokens(recipe, captions)
-    looking = progress(site.listener, "looking at images")
+    looking = progress(context.listener, "looking at images")
     report = processes.from_main(lambda: examine_manifest(recipe, family, manifest, on_progress=looking))
-    site.run.json("doctor.json", report.to_json())
-    site.recipe = in_steps(recipe, shown)
+    context.run.json("doctor.json", report.to_json())
     return ImageSet(manifest, report, captions, shown)
 
 
-def with_regularization_images(site: BuildContext, found: ImageSet) -> ImageSet:
+def with_regularization_images(context: BuildContext, found: ImageSet) -> ImageSet:
     """Those that the frozen base draws, or drew for an earlier run, are among them."""
-    family, listener, processes = site.family, site.listener, site.processes
-    family.place(site.machine.device, *(family.parts if site.whole_base else ()))
-    drawing = draw_regularization_images(
-        site.recipe, found.manifest, family, site.whole_base, listener, processes
-    )
+    family = context.family
+    family.place(context.machine.device, *(family.parts if context.whole_base else ()))
+    drawing = draw_regularization_images(context, found.manifest)
     manifest = Manifest(found.manifest.records + tuple(drawing.records))
-    site.run.text(MANIFEST, manifest.to_jsonl())
-    regularization_sources = with_shown_captions(site.recipe, manifest)
+    context.run.text(MANIFEST, manifest.to_jsonl())
+    regularization_sources = with_shown_captions(context.recipe, manifest)
     return replace(found, manifest=manifest, drawn=place_beside(regularization_sources, found.shown))
 
 
-def encode(site: BuildContext, found: ImageSet) -> EncodedSet:
+def encode(context: BuildContext, found: ImageSet) -> EncodedSet:
     """Latents and texts, from the caches or computed once by the parts of the base."""
-    recipe, family, device = site.recipe, site.family, site.machine.device
-    views, held = each_view(found.records), held_views(recipe, found.manifest)
+    recipe, family, device = context.recipe, context.family, context.machine.device
+    views, validation = each_view(found.records), validation_views(recipe, found.manifest)
     family.place(device, "vae")
-    latents = encode_images(
-        site.latent_cache,
-        [*views, *held],
-        family,
-        site.vae_dtype,
-        memory_gb=recipe.data.latent_memory_gb,
-        listener=site.listener,
-        processes=site.processes,
-    )
+    latents = _latents(context, [*views, *validation])
     batches = batches_of(recipe, found.shown)
     foreseen = foresee(found.captions, batches, recipe.training.steps)
     family.place(device, *family.text_encoders)
-    also = [record.caption for record in found.drawn] + held_captions(recipe, held)
-    texts = _texts(site, foreseen, also)
-    return EncodedSet(views, held, latents, texts, foreseen, batches)
+    also = [record.caption for record in found.drawn] + validation_captions(recipe, validation)
+    texts = _texts(context, foreseen, also)
+    return EncodedSet(views, validation, latents, texts, foreseen, batches)
 
 
-def make_feed(site: BuildContext, found: ImageSet, encoded: EncodedSet) -> Feed:
+def make_feed(context: BuildContext, found: ImageSet, encoded: EncodedSet) -> Feed:
     """What hands out every step's micro-batches."""
-    recipe, records = site.recipe, found.records
+    recipe, records = context.recipe, found.records
     seed = recipe.training.seed
     per_image = recipe.data.regularization_images.per_image
     return Feed(
@@ -173,24 +136,20 @@ def make_feed(site: BuildContext, found: ImageSet, encoded: EncodedSet) -> Feed:
         encoded.latents,
         encoded.texts,
         encoded.batches,
-        FeedOptions(seed, site.machine.device, recipe.objective.masked_preservation),
+        FeedOptions(seed, context.machine.device, recipe.objective.masked_preservation),
         masks=loss_masks(encoded.views, encoded.latents),
         class_rows=class_rows(records, first=len(found.shown), per_image=per_image, seed=seed),
     )
 
 
-def _texts(site: BuildContext, foreseen: CaptionSet, also: Sequence[str]) -> ConditioningCache | None:
-    """None if text encoders learn, or tokens: those that have stopped are encoded while it trains, too."""
-    if site.recipe.adapter.text_encoder or site.recipe.tokens:
-        return None
-    on_progress = progress(site.listener, "captions")
-    return prepare_texts(
-        site.text_cache,
-        foreseen,
-        site.family,
-        also=also,
-        on_progress=on_progress,
-        processes=site.processes,
+def batches_of(recipe: Recipe, records: Sequence[Record]) -> Plan:
+    """Which images are seen at which step; `records` has an entry for each view."""
+    training = recipe.training
+    return plan(
+        records,
+        batch_size=training.batch_size,
+        gradient_accumulation=training.gradient_accumulation,
+        seed=training.seed,
     )
 
 
@@ -213,12 +172,51 @@ def manifest_of(run: Run) -> Manifest:
     return Manifest(tuple(Record.from_json(line) for line in run.lines(MANIFEST)))
 
 
-def batches_of(recipe: Recipe, records: Sequence[Record]) -> Plan:
-    """Which images are seen at which step; `records` has an entry for each view."""
-    training = recipe.training
-    return plan(
-        records,
-        batch_size=training.batch_size,
-        gradient_accumulation=training.gradient_accumulation,
-        seed=training.seed,
+def _texts(context: BuildContext, foreseen: CaptionSet, also: Sequence[str]) -> ConditioningCache | None:
+    """None if text encoders learn, or tokens: those that have stopped are encoded while it trains, too."""
+    if context.recipe.adapter.text_encoder or context.recipe.tokens:
+        return None
+    return prepare_texts(
+        context.text_cache,
+        foreseen,
+        context.family,
+        also=also,
+        on_progress=progress(context.listener, "captions"),
+        processes=context.processes,
     )
+
+
+def _latents(context: BuildContext, records: Sequence[Record]) -> Latents:
+    """Of the records; those that needed float32 are named in a note.
+
+    Of several processes each encodes some. What it then does not find, because the others are on another
+    machine with a cache of its own, it encodes, too.
+    """
+    cache, processes, dtype = context.latent_cache, context.processes, context.vae_dtype
+    encoders, on_progress = _image_encoders(context.family, dtype), progress(context.listener, "latents")
+
+    def load_or_encode(some_records: Sequence[Record], memory_bytes: int) -> Latents:
+        return cache.load_or_encode(
+            some_records, encoders, memory_bytes=memory_bytes, on_progress=on_progress
+        )
+
+    if processes.count > 1:
+        processes.each(lambda: len(load_or_encode(records[processes.rank :: processes.count], 0)))
+    latents = load_or_encode(records, round(context.recipe.data.latent_memory_gb * GIGABYTE))
+    retried = processes.each(lambda: cache.retried)
+    if found := list(dict.fromkeys(name for names in retried for name in names)):
+        names, precision = preview_names(found), str(dtype).removeprefix("torch.")
+        context.listener(Note(f"the VAE gave NaN in {precision} for {names}: encoded again in float32"))
+    return latents
+
+
+def _image_encoders(family: ModelFamily, vae_dtype: torch.dtype) -> ImageEncoders:
+    """The family's VAE, whose weights stay in float32 whatever it computes in, so that a retry is exact."""
+    if vae_dtype == torch.float32:
+        return ImageEncoders(family.encode_image)
+
+    def under_autocast(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(family.device.type, vae_dtype):
+            return family.encode_image(pixels)
+
+    return ImageEncoders(under_autocast, in_float32=family.encode_image)

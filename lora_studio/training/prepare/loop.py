@@ -1,88 +1,92 @@
-"""Recipe -> the loop, its optimizer and what it saves."""
+"""Recipe -> the loop, what it saves, and what measures the loss on validation images."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
 from lora_studio.adapters.adapter_set import AdapterSet
-from lora_studio.data.feed import Feed
-from lora_studio.evaluate.validation import best_step
-from lora_studio.families.base import ModelFamily
+from lora_studio.data.cache.latents import Latent
+from lora_studio.data.conditioning import ConditioningCache
+from lora_studio.data.feed import Feed, geometry
+from lora_studio.data.manifest import Record
+from lora_studio.evaluate.validation import Validation, ValidationImage, best_step
 from lora_studio.objectives.diffusion import ObjectiveOptions
-from lora_studio.processes import Processes
 from lora_studio.recipe import Recipe
-from lora_studio.runs.folder import VALIDATION, Run
-from lora_studio.training.events import Listener, Note
-from lora_studio.training.loop import Loop, LoopOptions
+from lora_studio.runs.folder import VALIDATION
+from lora_studio.training.events import Note
+from lora_studio.training.loop import Loop
 from lora_studio.training.loop.checkpoint import state_files
-from lora_studio.training.loop.ema import Ema
-from lora_studio.training.loop.state import State
+from lora_studio.training.loop.state import Ema, State
 from lora_studio.training.machine import Machine
-from lora_studio.training.machine.sharded import is_sharded
-from lora_studio.training.optimizers import parameter_groups
-from lora_studio.training.optimizers.choose import make_optimizer, options_of
-from lora_studio.training.optimizers.schedule import make_schedule
+from lora_studio.training.optimizers.choose import make_optimizer, parameter_groups
+from lora_studio.training.prepare.adapters import AdapterPlan
+from lora_studio.training.prepare.base_model import BuildContext
+from lora_studio.training.prepare.dataset import loss_masks, validation_captions
 
 
-def make_state(recipe: Recipe, machine: Machine, family: ModelFamily, adapters: AdapterSet) -> State:
+def make_state(recipe: Recipe, machine: Machine, plan: AdapterPlan, adapters: AdapterSet) -> State:
     """What a checkpoint holds, at its start."""
     training = recipe.training
-    rates = {part: training.text_encoder_learning_rate for part in adapters.parts} | {
-        family.denoiser: training.learning_rate
-    }
-    groups = parameter_groups(adapters, rates, faster=recipe.adapter.lora_plus_ratio)
-    optimizer = make_optimizer(options_of(training), groups)
+    groups = parameter_groups(adapters, plan.part_rates, faster=plan.lora_plus_ratio)
     ema = Ema(adapters, training.ema) if training.ema else None
-    return State(adapters, optimizer, ema, machine.scaler)
+    return State(adapters, make_optimizer(training, groups), ema, machine.scaler)
 
 
-def make_loop(
-    recipe: Recipe,
-    run: Run,
-    machine: Machine,
-    family: ModelFamily,
-    adapters: AdapterSet,
-    feed: Feed,
-    listener: Listener,
-    processes: Processes,
-) -> Loop:
+def make_loop(context: BuildContext, adapters: AdapterSet, feed: Feed) -> Loop:
     """The loop that the recipe asks for, at its start."""
-    training, state = recipe.training, make_state(recipe, machine, family, adapters)
+    recipe, run, machine, processes = context.recipe, context.run, context.machine, context.processes
+    state = make_state(recipe, machine, context.adapters, adapters)
 
     def save(step: int) -> None:
         def write() -> None:
             best = best_step(run.lines(VALIDATION))
-            run.checkpoint(
-                step, state_files(state), keep=training.keep_checkpoints, best=[] if best is None else [best]
-            )
+            keep = recipe.training.keep_checkpoints
+            run.checkpoint(step, state_files(state), keep=keep, best=[] if best is None else [best])
 
         processes.from_main(write)
-        listener(Note(f"checkpoint at step {step}"))
+        context.listener(Note(f"checkpoint at step {step}"))
 
+    of_the_feed = {"preservation", "masked_preservation"}
+    objective = ObjectiveOptions(**recipe.objective.model_dump(exclude=of_the_feed))
     return Loop(
-        family=family,
+        family=context.family,
         state=state,
-        objective=family.objective(_objective_options(recipe)),
+        objective=context.family.objective(objective),
         feed=feed,
-        options=LoopOptions(
-            steps=training.steps,
-            gradient_accumulation=training.gradient_accumulation,
-            schedule=make_schedule(training.lr_schedule, training.lr_schedule_floor),
-            warmup_steps=training.warmup,
-            max_grad_norm=training.max_grad_norm,
-            seed=training.seed,
-            autocast=machine.autocast,
-            checkpoint_every=training.checkpoint_every,
-            max_skipped_steps=training.max_skipped_steps,
-        ),
+        config=recipe.training,
+        machine=machine,
         save=save,
         record=run.metric,
-        listener=listener,
+        listener=context.listener,
         processes=processes,
-        sharded=is_sharded(recipe, processes),
-        reads_late=machine.device.type == "cuda",
     )
 
 
-def _objective_options(recipe: Recipe) -> ObjectiveOptions:
-    """What the objective itself is to know; the others are the feed's."""
-    of_the_feed = {"preservation", "masked_preservation"}
-    return ObjectiveOptions(**recipe.objective.model_dump(exclude=of_the_feed))
+def make_validation(
+    context: BuildContext,
+    loop: Loop,
+    records: Sequence[Record],
+    latents: Sequence[Latent],
+    texts: ConditioningCache | None,
+) -> Validation | None:
+    """None if there is nothing to measure."""
+    if not records:
+        return None
+    device = context.family.device
+    captions = validation_captions(context.recipe, records)
+    masks = [torch.ones(1, 1) if mask is None else mask.inside for mask in loss_masks(records, latents)]
+    images = [
+        ValidationImage(
+            name=record.name,
+            sha256=record.sha256,
+            caption=caption,
+            latents=latent.mean.to(device),
+            geometry=torch.tensor(geometry(record), device=device),
+            weight=mask.to(device),
+        )
+        for record, caption, latent, mask in zip(records, captions, latents, masks, strict=True)
+    ]
+    rows, autocast = context.recipe.training.batch_size, context.machine.autocast
+    return Validation(images, texts, context.family, loop.objective, autocast=autocast, rows_at_once=rows)

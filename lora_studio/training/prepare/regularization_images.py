@@ -1,4 +1,4 @@
-"""The recipe's regularization images: drawn by the frozen base before anything is trained, or read from folders."""
+"""The recipe's regularization images: drawn by the frozen base before training, or read from folders."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ from lora_studio.errors import BaseModelError, DatasetError, RecipeError, previe
 from lora_studio.evaluate.previews import in_its_precision
 from lora_studio.families.base import ModelFamily
 from lora_studio.files import cache_folder
-from lora_studio.processes import ALONE, Processes
+from lora_studio.processes import ALONE
 from lora_studio.recipe import Recipe
 from lora_studio.rng import generator
+from lora_studio.runs.folder import ReadOnlyRun, run_folder
 from lora_studio.training.events import Listener, progress
-from lora_studio.training.machine.sharded import is_sharded
-from lora_studio.training.prepare.base_model import base_of
-from lora_studio.training.prepare.captions import captions_of, options_of
-from lora_studio.training.prepare.dataset import read_dataset
+from lora_studio.training.prepare.base_model import BuildContext
+from lora_studio.training.prepare.dataset import caption_options, captions_of, read_dataset
 
 
 @dataclass(frozen=True)
@@ -44,38 +43,34 @@ class Drawing:
 
 
 def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
-    """Draw a recipe's regularization images now, so that training finds them. Raises RecipeError if it wants none."""
-    from lora_studio.training.prepare.checks import check_names, ready_machine
+    """Draw a recipe's regularization images now, so that training finds them.
+
+    Raises RecipeError if it wants none.
+    """
+    from lora_studio.training.prepare.checks import check_recipe
 
     if recipe.data.regularization_images.count == 0:
         raise RecipeError(
-            "data.regularization_images.count is 0, so there is nothing to draw; set it to how many the base should "
-            "draw, e.g. --set data.regularization_images.count=100."
+            "data.regularization_images.count is 0, so there is nothing to draw; set it to how many the "
+            "base should draw, e.g. --set data.regularization_images.count=100."
         )
-    check_names(recipe)
-    machine = ready_machine(recipe)
-    family = base_of(recipe)
+    checked = check_recipe(recipe, trains=False)
+    machine, family = checked.machine, checked.family
+    run = ReadOnlyRun(run_folder(recipe.name))
+    context = BuildContext(recipe, run, machine, family, checked.adapters, listener, ALONE)
     manifest = read_dataset(recipe, family.stride)
-    fingerprint = family.drawing_fingerprint()
     machine.shrink(family)
     family.place(machine.device, *family.parts)
-    return draw_regularization_images(recipe, manifest, family, fingerprint, listener)
+    return draw_regularization_images(context, manifest)
 
 
-def draw_regularization_images(
-    recipe: Recipe,
-    manifest: Manifest,
-    family: ModelFamily,
-    fingerprint: str,
-    listener: Listener,
-    processes: Processes = ALONE,
-) -> Drawing:
+def draw_regularization_images(context: BuildContext, manifest: Manifest) -> Drawing:
     """The regularization images that the recipe has the base draw; those in the cache are taken from there.
 
-    `fingerprint`: the base's `drawing_fingerprint` before it was moved to a lower precision.
     Of several processes each draws some; what it then does not find it draws, too.
     Raises DatasetError if they, or those in folders, would be shown with a trigger.
     """
+    recipe, family, processes = context.recipe, context.family, context.processes
     wanted = recipe.data.regularization_images
     of_folders = _of_folders(recipe, manifest)
     captions = [
@@ -83,27 +78,27 @@ def draw_regularization_images(
         for index, record in enumerate(of_folders.records)
         for text in of_folders.written(index)
     ]
-    wishes: list[ImageRequest] = []
+    requests: list[ImageRequest] = []
     if wanted.count:
         to_draw = captions_of(recipe, entries(manifest.used), _options(recipe))
-        wishes = wishes_for(to_draw, count=wanted.count, prompt=wanted.prompt)
-        captions += [(f"drawn from {wish.prompt!r}", wish.prompt) for wish in wishes]
+        requests = wishes_for(to_draw, count=wanted.count, prompt=wanted.prompt)
+        captions += [(f"drawn from {request.prompt!r}", request.prompt) for request in requests]
     _refuse_triggers(captions, manifest)
-    if not wishes:
+    if not requests:
         return Drawing([], 0)
     options = DrawOptions(wanted.steps, wanted.guidance, wanted.seed)
-    base = f"{fingerprint} in {family.precision}, quantized: {recipe.base.quantize}"
+    base = f"{context.whole_base} in {family.precision}, quantized: {recipe.base.quantize}"
     images = RegularizationImages(cache_folder() / "class_images", base, options)
-    draw, on_progress = drawer(family, options), progress(listener, "regularization images")
-    if is_sharded(recipe, processes):
+    draw, on_progress = drawer(family, options), progress(context.listener, "regularization images")
+    if context.machine.shards:
         draw = _refuse_to_draw
 
-    def load_or_draw(some_wishes: Sequence[ImageRequest]) -> list[Record]:
-        return images.load_or_draw(some_wishes, draw, weight=wanted.weight, on_progress=on_progress)
+    def load_or_draw(some_requests: Sequence[ImageRequest]) -> list[Record]:
+        return images.load_or_draw(some_requests, draw, weight=wanted.weight, on_progress=on_progress)
 
     if processes.count > 1:
-        processes.each(lambda: len(load_or_draw(wishes[processes.rank :: processes.count])))
-    return Drawing(load_or_draw(wishes), images.drawn)
+        processes.each(lambda: len(load_or_draw(requests[processes.rank :: processes.count])))
+    return Drawing(load_or_draw(requests), images.drawn)
 
 
 def with_shown_captions(recipe: Recipe, manifest: Manifest) -> list[Record]:
@@ -123,50 +118,51 @@ def _of_folders(recipe: Recipe, manifest: Manifest) -> ShownCaptions:
 
 
 def _options(recipe: Recipe) -> CaptionOptions:
-    """A line and words are drawn once, by the regularization images' own seed; tags stay as they are written."""
+    """A line and words are drawn once, by the regularization images' own seed; tags stay as written."""
     variation = Variation(wildcards=recipe.data.wildcards)
-    return replace(options_of(recipe), seed=recipe.data.regularization_images.seed, variation=variation)
+    return replace(caption_options(recipe), seed=recipe.data.regularization_images.seed, variation=variation)
 
 
 def _refuse_triggers(captions: Sequence[tuple[str, str]], manifest: Manifest) -> None:
-    """Raise DatasetError if a regularization image would be shown with a trigger, which would come to mean it."""
+    """Raise DatasetError if a regularization image's caption holds a trigger, which would come to mean it."""
     triggers = {record.trigger for record in manifest.used if record.trigger}
     wrong = [name for name, text in captions if any(contains_trigger(text, trigger) for trigger in triggers)]
     if wrong := list(dict.fromkeys(wrong)):
         raise DatasetError(
-            f"captions of regularization images hold the trigger: {preview_names(wrong)}; leave it out of them, or the "
-            "trigger would learn to mean the class."
+            f"captions of regularization images hold the trigger: {preview_names(wrong)}; leave it out of "
+            "them, or the trigger would learn to mean the class."
         )
 
 
-def _refuse_to_draw(wishes: Sequence[ImageRequest]) -> list[Image.Image]:
+def _refuse_to_draw(requests: Sequence[ImageRequest]) -> list[Image.Image]:
     raise RecipeError(
-        "with machine.shard_base no regularization images are drawn, because all processes would have to draw each; "
-        "draw them ahead in one process with lora-studio regularization images, with --set machine.device=cpu if need "
-        "be, and the base.dtype of the training."
+        "with machine.shard_base no regularization images are drawn, because all processes would have to "
+        "draw each; draw them ahead in one process with lora-studio regularization-images, with "
+        "--set machine.device=cpu if need be, and the base.dtype of the training."
     )
 
 
 def drawer(family: ModelFamily, options: DrawOptions) -> Draw:
-    """What draws wishes of one size together; each has noise of its own, so that all images differ."""
+    """What draws requests of one size together; each has noise of its own, so that all images differ."""
     pipeline = family.pipeline()
 
-    def draw(wishes: Sequence[ImageRequest]) -> list[Image.Image]:
-        """One image a wish, in their order."""
-        names = [(wish.prompt, wish.bucket.name, wish.number) for wish in wishes]
+    def draw(requests: Sequence[ImageRequest]) -> list[Image.Image]:
+        """One image a request, in their order."""
+        names = [(request.prompt, request.bucket.name, request.number) for request in requests]
         with torch.inference_mode(), in_its_precision(family):
             pixels = pipeline(
-                prompt=[wish.prompt for wish in wishes],
+                prompt=[request.prompt for request in requests],
                 generator=[generator(options.seed, "class image", *name) for name in names],
                 num_inference_steps=options.steps,
                 guidance_scale=options.guidance,
-                width=wishes[0].bucket.width,
-                height=wishes[0].bucket.height,
+                width=requests[0].bucket.width,
+                height=requests[0].bucket.height,
                 output_type="pt",
             ).images
         if not pixels.isfinite().all():
             raise BaseModelError(
-                f'the base drew NaN for the regularization image {wishes[0].prompt!r}; set base.dtype = "float32".'
+                f"the base drew NaN for the regularization image {requests[0].prompt!r}; "
+                'set base.dtype = "float32".'
             )
         rows = (pixels.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(row) for row in rows]

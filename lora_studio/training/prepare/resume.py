@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lora_studio.data.manifest import Manifest, current_line
@@ -21,9 +22,9 @@ from lora_studio.training.events import Listener, Note
 from lora_studio.training.optimizers.schedule import factor, make_schedule
 
 STEPS = "training.steps"
-
-
 INPUTS = "inputs.json"  # sha256 of the LoRA files and the denoiser that the run was made from
+BASE = "base.model"  # in INPUTS
+_SAID = ("note", "captioned_by")  # about an image, and nothing that is learned
 
 
 def base_lora(number: int) -> str:
@@ -32,18 +33,11 @@ def base_lora(number: int) -> str:
 
 
 def inputs_of(recipe: Recipe) -> dict[str, str]:
-    """Option -> sha256 of the LoRA file that it names. Raises RecipeError for one that is not there."""
+    """Option -> sha256 of the LoRA file that it names and that is there."""
     named = {base_lora(number): one.file for number, one in enumerate(recipe.base.loras)}
     if recipe.adapter.init_from is not None:
         named["adapter.init_from"] = recipe.adapter.init_from
-    missing = [
-        f"{option} is {path}, but there is no such file."
-        for option, path in named.items()
-        if not path.is_file()
-    ]
-    if missing:
-        raise RecipeError("\n".join(missing))
-    return {option: digest(path) for option, path in named.items()}
+    return {option: digest(path) for option, path in named.items() if path.is_file()}
 
 
 def inputs_before(run: Run) -> dict[str, str]:
@@ -52,16 +46,29 @@ def inputs_before(run: Run) -> dict[str, str]:
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
-def refuse_other_inputs(run: Run, recipe: Recipe) -> dict[str, str]:
-    """`inputs_of` the recipe; raises RecipeError if a file that the run began with holds something else."""
-    before, inputs = inputs_before(run), inputs_of(recipe)
+def input_faults(folder: Path, before: Mapping[str, str], inputs: Mapping[str, str]) -> list[str]:
+    """Files that hold something else now than when the run in `folder` began."""
     other = [option for option, found in inputs.items() if before.get(option, found) != found]
-    if other:
-        raise RecipeError(
-            f"{run.folder} was started when {', '.join(other)} held another file (its sha256 was "
-            f"{before[other[0]][:12]}...); put that one back to resume, or start another run with --out."
-        )
-    return inputs
+    if not other:
+        return []
+    return [
+        f"{folder} was started when {', '.join(other)} held another file (its sha256 was "
+        f"{before[other[0]][:12]}...); put that one back to resume, or start another run with --out."
+    ]
+
+
+def base_faults(folder: Path, before: Mapping[str, str], recipe: Recipe, fingerprint: str) -> list[str]:
+    """Whether the run in `folder` began with other weights under the base's name.
+
+    With [[base.loras]] they are not compared: another machine merges those with another rounding.
+    """
+    began_with = before.get(BASE, fingerprint)
+    if recipe.base.loras or began_with == fingerprint:
+        return []
+    return [
+        f"{folder} was started when base.model held other weights (their sha256 was "
+        f"{began_with[:12]}...); put those back to resume, or start another run with --out."
+    ]
 
 
 def allowed_changes(run: Run, recipe: Recipe) -> list[RecipeChange]:
@@ -75,7 +82,6 @@ def allowed_changes(run: Run, recipe: Recipe) -> list[RecipeChange]:
         one for one in found if not (one.resume_safe or (one.option == STEPS and _same_rates(old, recipe)))
     ]
     if not fixed:
-        refuse_other_inputs(run, recipe)
         return found
     lines = [f"{run.folder} was started with another recipe, and these options change what is learned:"]
     lines += [f"  {one}{_why(one, old)}" for one in fixed]
@@ -127,10 +133,6 @@ def _why(change: RecipeChange, old: Recipe) -> str:
     )
 
 
-BASE = "base.model"  # in INPUTS
-_SAID = ("note", "captioned_by")  # about an image, and nothing that is learned
-
-
 def refuse_other_images(run: Run, manifest: Manifest) -> None:
     """Raise RecipeError if the run began with other images, captions, masks or crops.
 
@@ -155,21 +157,6 @@ def refuse_other_images(run: Run, manifest: Manifest) -> None:
         f"{run.folder} was started with other images: {what}; put them back to "
         "resume, or start another run with --out (and adapter.init_from, to begin as what is learned so far)."
     )
-
-
-def refuse_other_base(run: Run, recipe: Recipe, fingerprint: str) -> None:
-    """Raise RecipeError if the run began with other weights under the base's name.
-
-    With [[base.loras]] they are not compared: another machine merges those with another rounding.
-    """
-    if recipe.base.loras:
-        return
-    before = inputs_before(run).get(BASE, fingerprint)
-    if before != fingerprint:
-        raise RecipeError(
-            f"{run.folder} was started when base.model held other weights (their sha256 was "
-            f"{before[:12]}...); put those back to resume, or start another run with --out."
-        )
 
 
 def _learned(lines: Iterable[Mapping[str, Any]]) -> Counter[tuple[str, str]]:

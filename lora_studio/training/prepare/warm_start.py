@@ -9,8 +9,8 @@ import torch
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.adapter_set import AdapterSet
-from lora_studio.adapters.inject import Places
 from lora_studio.adapters.layer import shape_of
+from lora_studio.adapters.rules import LayerOptions
 from lora_studio.errors import preview_names
 from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.fit import base_layers, read_plain, unfit_layers, unknown_layers
@@ -20,7 +20,9 @@ from lora_studio.recipe.adapter import AdapterConfig
 OPTION = "adapter.init_from"
 
 
-def start_faults(config: AdapterConfig, family: ModelFamily, places: Places) -> Iterator[str]:
+def start_faults(
+    config: AdapterConfig, family: ModelFamily, places: Mapping[tuple[str, str], LayerOptions]
+) -> Iterator[str]:
     """Why the adapters that go into these places cannot begin as the recipe's file; nothing if they can."""
     assert config.init_from is not None
     kind = ADAPTERS[config.kind]

@@ -13,7 +13,6 @@ from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import AdapterConfig
 from lora_studio.text import Section, file_size, plural
 from lora_studio.training.optimizers.choose import optimizer_bytes
-from lora_studio.training.prepare.adapters import trains_layers
 
 USUAL_RATE = 1e-5  # of whole layers; arXiv 2208.12242 has 5e-6 for Stable Diffusion; people use 1e-6 to 1e-5
 FAST = 5  # times the usual, above which there is a note
@@ -34,7 +33,7 @@ def adapter_notes(recipe: Recipe, adapters: AdapterSet) -> tuple[str, ...]:
     """Sentences; none for an adapter with the default options."""
     if not adapters.layers:
         return tuple(_tokens(adapters))
-    if trains_layers(recipe):
+    if adapters.trains_layers:
         return tuple(_full_notes(recipe, adapters))
     notes = (*adapters.notes, *_step_size(recipe), *_groups(adapters), *_file(recipe, adapters))
     return (*notes, *_tokens(adapters))
@@ -123,7 +122,7 @@ def _full_notes(recipe: Recipe, adapters: AdapterSet) -> Iterator[str]:
 
 def _full_memory(recipe: Recipe, adapters: AdapterSet) -> str:
     weights = file_size(sum(tensor.nbytes for tensor in adapters.named_parameters().values()))
-    states = file_size(optimizer_bytes(recipe, adapters))
+    states = file_size(optimizer_bytes(recipe.training, adapters))
     kept = file_size(sum(own.nbytes for layer in adapters.layers for own in layer.originals.values()))
     near = adapters.options.keep_base_on_device
     where = "on the device, because every step reads it" if near else "in main memory"

@@ -59,7 +59,7 @@ def counts(session: Session, *, first_step: int = 1) -> Timing:
         step=0.0,
         steps=steps - first_step + 1,
         validations=validations if session.validation else 0,
-        previews=previews if session.preview.prompts else 0,
+        previews=previews if session.recipe.samples.prompts else 0,
     )
 
 
@@ -68,7 +68,7 @@ def time_a_step(session: Session) -> float:
     loop = session.loop
     batch = loop.feed.largest()
     loop.try_out(batch)  # the first pass pays for what is made once
-    return _seconds(session, lambda: loop.try_out(batch)) * loop.options.gradient_accumulation
+    return _seconds(session, lambda: loop.try_out(batch)) * loop.config.gradient_accumulation
 
 
 def time_validation(session: Session) -> float:
@@ -84,16 +84,18 @@ def time_validation(session: Session) -> float:
 
 def time_previews(session: Session) -> float:
     """Seconds of all prompts' images, from the first with two steps."""
-    options, device = session.preview, session.family.device
-    if not options.prompts:
+    samples, device = session.recipe.samples, session.family.device
+    if not samples.prompts:
         return 0.0
     ends: list[float] = []
-    trial = replace(options, prompts=options.prompts[:1], steps=2)
+    trial = samples.model_copy(update={"prompts": samples.prompts[:1], "steps": 2})
+    side = session.recipe.data.resolution
     whole = _seconds(
-        session, lambda: render(session.family, trial, after_step=lambda: ends.append(_now(device)))
+        session,
+        lambda: render(session.family, trial, side=side, after_step=lambda: ends.append(_now(device))),
     )
     a_step = ends[1] - ends[0]
-    return (whole + (options.steps - 2) * a_step) * len(options.prompts)
+    return (whole + (samples.steps - 2) * a_step) * len(samples.prompts)
 
 
 def _at_intervals(first_step: int, steps: int, every: int) -> int:

@@ -1,14 +1,62 @@
-"""The gradients of several processes become those of one: the one exchange of a step."""
+"""How a micro-batch's rows are split: over processes, and over passes where they do not fit into memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lora_studio.processes import Processes, part_of
+from lora_studio.training.events import Listener, MemoryRanOut
+from lora_studio.training.loop.state import State
+from lora_studio.training.machine import Machine
+from lora_studio.training.machine.memory import out_of_memory, within_memory
+
+T = TypeVar("T")
+
+
+class BatchSplit:
+    """Which rows of a micro-batch this process trains, and in how many passes: more once memory has run out.
+
+    The number of passes is in the state's counters, so that a resumed run begins with it.
+    """
+
+    def __init__(self, state: State, machine: Machine, processes: Processes, listener: Listener) -> None:
+        self.state, self.machine, self.processes, self.listener = state, machine, processes, listener
+        self._rows = 0  # of this process in the micro-batch that was begun last
+
+    def passes_of(self, rows: int) -> Iterator[tuple[slice, float]]:
+        """The rows of every pass, and what share of the micro-batch they are; of several processes own ones.
+
+        Of a base that is spread over the processes all run as many passes: along with the others' last one a
+        row with a share of 0.
+        """
+        own = self.processes.share(rows)
+        self._rows = max(1, own.stop - own.start)
+        passes, lockstep = self.state.counters.passes, self.machine.shards
+        for found in own_passes(rows, self.processes, passes, lockstep=lockstep):
+            share = (found.stop - found.start) / rows
+            yield (found if share else slice(0, 1)), share
+
+    def within_memory(self, work: Callable[[], T]) -> T:
+        """What `work` returns; each time memory runs out it is begun anew, with twice as many passes.
+
+        Raises OutOfMemory if each pass has but one row.
+        """
+        return within_memory(work, self._use_more_passes)
+
+    def _use_more_passes(self) -> None:
+        self.state.optimizer.zero_grad()
+        device, counters = self.machine.device, self.state.counters
+        if self.machine.shards:  # the others would wait for this one
+            raise out_of_memory(f"on {device}, whose base is spread over the processes")
+        if counters.passes >= self._rows:
+            raise out_of_memory(f"with one image at a time on {device}")
+        counters.passes = min(2 * counters.passes, self._rows)
+        self.listener(MemoryRanOut(counters.passes, math.ceil(self._rows / counters.passes)))
 
 
 def shares(rows: slice, parts: int) -> list[slice]:

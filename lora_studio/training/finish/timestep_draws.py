@@ -23,7 +23,7 @@ class Draws:
 def count_draws(loop: Loop) -> Draws:
     """All of the run's draws, made once more: they depend on nothing but seed, step and place."""
     counts = torch.zeros(BINS)
-    for step in range(1, loop.options.steps + 1):
+    for step in range(1, loop.config.steps + 1):
         for number, shape in enumerate(loop.feed.shapes_of(step)):
             shares = loop.objective.shares(shape, *loop.draw_of(step, number))
             counts += torch.histc(shares.float(), BINS, 0, 1)

@@ -43,7 +43,7 @@ from lora_studio.recipe.tokens import NO_ADAPTER
 from lora_studio.tools import METHODS
 from lora_studio.training.finish import Finished
 from lora_studio.training.optimizers import OPTIMIZERS
-from lora_studio.training.prepare.checks import check_names
+from lora_studio.training.prepare.checks import name_faults
 from lora_studio.training.prepare.dataset import read_dataset
 from lora_studio.training.session import train
 
@@ -333,7 +333,7 @@ def test_every_recipe_snippet_loads(block, tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("pocket_*.toml")), ids=lambda path: path.stem)
 def test_shipped_recipes_load_and_their_data_is_complete(path):
     recipe = load_recipe(path)
-    check_names(recipe)
+    assert name_faults(recipe) == []
     manifest = read_dataset(recipe, load_base(recipe.base.model).stride)
     assert len(manifest.used) >= 8 and not manifest.excluded
     assert all(recipe.data.trigger in record.caption for record in manifest.used)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions
-from lora_studio.errors import RecipeError
 from lora_studio.families.loading import load_base
 from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.quantization.layers import linear_paths

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_studio.families.text_chunks import Tokenizer, caption_chunks, caption_tokens
+from lora_studio.text import plural
 
 COMMON = 25_000  # about half of CLIP's numbers; what people take for new words, such as ohwx, is at 48,000
 END_OF_WORD = "</w>"
@@ -31,7 +32,7 @@ def tokens_in_words(trigger: str, tokenizers: Mapping[str, Tokenizer]) -> str:
         readings.setdefault(tuple(tokens_of(tokenizer, trigger)), name)
     several = len(readings) > 1
     listed = [
-        f"{len(tokens)} token{'s' * (len(tokens) != 1)} ({', '.join(tokens)})" + f" by {name}" * several
+        f"{plural(len(tokens), 'token')} ({', '.join(tokens)})" + f" by {name}" * several
         for tokens, name in readings.items()
     ]
     return f'trigger "{trigger}": {"; ".join(listed)}'

@@ -73,7 +73,7 @@ def _head(report: DoctorReport, title: str) -> str:
         f"<b>{len(findings)}</b></a>"
         for first, findings in report.groups()
     )
-    files_found = "1 file was" if plan["files"] == 1 else f"{plan['files']} files were"
+    files_found = plural(plan["files"], "file") + (" was" if plan["files"] == 1 else " were")
     summary = f"{plural(plan['used'])} to train on; {files_found} looked at."
     good = "" if report.findings else '<p class="good">Nothing to mend. Have fun training.</p>'
     return (

@@ -196,6 +196,29 @@ def test_a_warm_up_that_the_run_does_not_outlast_is_noted(
     )
 
 
+KEYS = """
+name base images_used images_excluded captions captioned_by captions_without_trigger preservation
+preserved_caption captions_cut buckets steps first_step images_per_step views_per_image num_parameters
+num_layers device precision learning_rate seconds_per_step folder seconds_of_validation seconds_of_previews
+held_out validation_every repeats processes batch_size regularization_images masks masked_preservation
+backgrounds token_chunks variation caption_warnings triggers base_notes adapter_notes warmup_note num_tokens
+notes findings
+"""
+
+
+def test_the_keys_of_the_json_are_those_that_are_promised(planned: RunPlan) -> None:
+    """Each fact is in one section, and none is missing where there is nothing to print of it."""
+    found = planned.to_json()
+    assert found["training"].keys() == set(KEYS.split())
+    facts = [key for section in planned.training.sections for key in section.data]
+    assert len(facts) == len(set(facts)) == len(KEYS.split()) - 1  # the name is the plan's own
+    assert found["training"]["buckets"]["latents"] == found["training"]["images_used"]
+    assert set(found) == {
+        *("training", "memory", "disk", "timing", "advice", "cached"),
+        *("seconds_of_preparing", "folder_in_use"),
+    }
+
+
 def test_json_has_all_figures_and_sums(planned: RunPlan) -> None:
     found = json.loads(json.dumps(planned.to_json()))
     memory = found["memory"]

@@ -1,0 +1,77 @@
+"""The screen that every verb prints to."""
+
+from __future__ import annotations
+
+import ast
+import io
+from pathlib import Path
+
+import pytest
+
+import lora_studio
+from lora_studio.console.run import print_plan
+from lora_studio.console.screen import Bars, Screen
+from lora_studio.text import Section
+from lora_studio.training.events import TrainingPlan
+
+
+@pytest.fixture
+def paper() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def screen(paper: io.StringIO) -> Screen:
+    return Screen(file=paper, width=40)
+
+
+def test_names_are_printed_as_they_are_and_long_lines_stay_whole(screen: Screen, paper: io.StringIO) -> None:
+    name = "[bold]:dog: [link=x] 12 'a' " * 5
+    screen.say(name)
+    screen.say_rows([("file", name)])
+    assert paper.getvalue().splitlines() == [name, f"{'file':12} {name}"]
+
+
+def test_rows_are_broken_within_their_column(screen: Screen, paper: io.StringIO) -> None:
+    screen.print_rows([("base", "x" * 60), ("", "[bold]")], heading="a plan")
+    lines = [line.rstrip() for line in paper.getvalue().splitlines()]
+    assert lines[0] == "a plan" and lines[-1].strip() == "[bold]"
+    assert "".join(line.removeprefix("base").strip() for line in lines[1:-1]) == "x" * 60
+    assert max(map(len, lines)) <= 40
+
+
+def test_a_plan_prints_sections_that_it_knows_nothing_of(screen: Screen, paper: io.StringIO) -> None:
+    sections = (
+        Section([("colour", "blue"), ("", "or green")], {"colour": ["blue", "green"]}),
+        Section([], {"taste": None}),
+    )
+    plan = TrainingPlan("fox", sections)
+    print_plan(plan, screen)
+    assert [line.split() for line in paper.getvalue().splitlines()] == [
+        ["fox:", "what", "will", "be", "trained"],
+        ["colour", "blue"],
+        ["or", "green"],
+    ]
+    assert plan.data == {"name": "fox", "colour": ["blue", "green"], "taste": None}
+
+
+def test_a_bar_appears_with_the_first_news_of_its_work(screen: Screen) -> None:
+    with Bars(screen) as bars:
+        assert not bars.tasks
+        bars.show("latents", 3, 28)
+        bars.show("latents", 4, 28)
+        bars.show("steps", 7, 10, "loss 0.1")
+    found = [(task.description, task.completed, task.total, task.fields["facts"]) for task in bars.tasks]
+    assert found == [("latents", 4, 28, ""), ("steps", 7, 10, "loss 0.1")]
+
+
+def test_no_module_makes_a_console_of_its_own() -> None:
+    """So what is printed of files and hubs passes one place."""
+    root = Path(lora_studio.__file__).parent
+    makers = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == "rich.console"
+    }
+    assert makers == {"console/screen.py"}

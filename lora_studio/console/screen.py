@@ -32,9 +32,9 @@ class Screen(Console):
 
     def print_rows(self, rows: Rows, *, heading: str = "") -> None:
         """Titles and texts side by side; long texts are broken within their column."""
-        table = Table(
-            show_header=False, box=None, pad_edge=False, title=heading or None, title_justify="left"
-        )
+        if heading:
+            self.say(heading, "italic")
+        table = Table(show_header=False, box=None, pad_edge=False)
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for title, text in rows:

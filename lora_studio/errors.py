@@ -26,7 +26,7 @@ class StudioError(Exception):
     The command line prints it without a traceback and exits with 2.
     """
 
-    told_by_main = False  # whether the main one of several processes has it, too, and says it
+    told_by_main = False  # whether the main process raises it, too, and reports it
 
 
 class RecipeError(StudioError):
@@ -70,7 +70,7 @@ class ProcessLost(StudioError):
 
 
 class DamagedFile(StudioError):
-    """Something that should be a safetensors file is not, or not a whole one."""
+    """What should be a safetensors file is something else, truncated or corrupt."""
 
 
 class ExportMismatch(StudioError):

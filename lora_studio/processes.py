@@ -1,7 +1,7 @@
-"""The processes that train one run together, one a device; usually there is one, and then nothing is done.
+"""The processes that train one run together, one per device; usually there is one, and all this does nothing.
 
-`accelerate launch` and `torchrun` start them and say in the environment how many there are. The first, the
-main one, writes and speaks; all of them compute the same steps from gradients that they add up.
+`accelerate launch` and `torchrun` start them and set their number in the environment. Rank 0, the main
+process, writes and reports; all of them take the same steps, from summed gradients.
 
 Small facts go through gloo, whose connections notice at once when a process has died; gradients on GPUs go
 through NCCL.
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # A process that dies closes its connections, which ends the others at once. These are for a machine that
-# falls silent: between two reductions lies one step; one process may draw regularization images or verify for
-# hours.
+# falls silent: between two reductions lies one step; one process may draw images or verify for hours.
 STEP_MINUTES = 10.0
 WAIT_MINUTES = 120.0
 TIMEOUT = "LORA_STUDIO_TIMEOUT_MINUTES"  # an environment variable that replaces both
@@ -47,34 +46,33 @@ def num_launched() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and speaks; known before torch is imported."""
+    """Whether this process is the one that writes and reports; known before torch is imported."""
     return num_launched() == 1 or int(os.environ.get("RANK") or 0) == 0
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run. As it stands here it is alone."""
+    """This process among those of the run; by default the only one."""
 
     rank: int = 0
     count: int = 1
-    device: str = ""  # its own, if there are several
+    device: str = ""  # its own, if there are several processes
     _group: ProcessGroup | None = field(default=None, repr=False)  # gloo, patient
 
     @property
     def is_main(self) -> bool:
-        """Whether it writes and speaks."""
         return self.rank == 0
 
     def share(self, rows: int) -> slice:
-        """Which of so many rows are its own: as many as the others have, or one more; none if too few."""
+        """The rows of this process: as many as of the others, or one more; none if there are too few."""
         return part_of(rows, self.rank, self.count)
 
-    def sum_(self, values: Tensor) -> None:
-        """Put in the place of `values` their sum over all processes, which is the same bits everywhere."""
+    def all_reduce(self, values: Tensor) -> None:
+        """Sum `values` over all processes, in place; the result has the same bits everywhere."""
         if self.count > 1:
             import torch.distributed
 
-            with _reaching_the_others():
+            with _reporting_lost_processes():
                 torch.distributed.all_reduce(values)
 
     def from_main(self, make: Callable[[], T]) -> T:
@@ -84,7 +82,7 @@ class Processes:
         import torch.distributed
 
         outcome = [self._attempt(make) if self.is_main else None]
-        with _reaching_the_others():
+        with _reporting_lost_processes():
             torch.distributed.broadcast_object_list(outcome, src=0, group=self._group)
         return self._agreed(outcome)[0]
 
@@ -96,7 +94,7 @@ class Processes:
 
         outcomes: list[Any] = [None] * self.count
         mine = self._attempt(make)
-        with _reaching_the_others():
+        with _reporting_lost_processes():
             torch.distributed.all_gather_object(outcomes, mine, group=self._group)
         return self._agreed(outcomes)
 
@@ -133,7 +131,7 @@ ALONE = Processes()
 
 
 def join_processes(device: str) -> Processes:
-    """This process among those that the launcher started; on the CPU if `device`, the recipe's, says so.
+    """This process among those that the launcher started; on the CPU if `device`, the recipe's, is that.
 
     Raises RecipeError if there is no device for each, and ProcessLost if the others do not come.
     """
@@ -145,8 +143,8 @@ def join_processes(device: str) -> Processes:
     asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"  # accelerate launch --cpu
     on_cpu = device == "cpu" or asked or not torch.cuda.is_available()
     _check_devices(device, 0 if on_cpu else torch.cuda.device_count())
-    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # else NCCL ends a lonely process without a word
-    with _reaching_the_others():
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # else NCCL ends a lone process without a message
+    with _reporting_lost_processes():
         state = PartialState(cpu=on_cpu, timeout=_timeout(STEP_MINUTES))
         import torch.distributed
 
@@ -186,8 +184,8 @@ def _timeout(minutes: float) -> timedelta:
 
 
 @contextmanager
-def _reaching_the_others() -> Iterator[None]:
-    """Within it what the network says of a process that is gone becomes a ProcessLost."""
+def _reporting_lost_processes() -> Iterator[None]:
+    """Within it a network error becomes a ProcessLost."""
     try:
         yield
     except (RuntimeError, ConnectionError) as error:  # torch.distributed's errors are RuntimeErrors

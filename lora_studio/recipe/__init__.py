@@ -22,7 +22,7 @@ class Recipe(Section):
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        description="of the run folder and the file: 1 to 64 letters, digits, dots, _ and -",
+        description="names the run folder and the file: 1 to 64 letters, digits, dots, _ and -",
     )
     base: BaseConfig
     data: DataConfig

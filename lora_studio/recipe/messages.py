@@ -76,8 +76,9 @@ def _sentence(detail: ErrorDetails, recipe: type[BaseModel], told: set[tuple[int
     if detail["type"] == "tuple_type":
         return f"{dotted} is {value!r}: it must be a list; if it is a table, write [[{dotted}]]."
     if detail["type"] == "string_pattern_mismatch":
-        about = _fields_at(location[:-1], recipe)[str(location[-1])].description
-        return f"{dotted} is {value!r}, which cannot be ({about})."
+        about = _fields_at(location[:-1], recipe)[str(location[-1])].description or ""
+        what, _, allowed = about.partition(": ")
+        return f"{dotted} is {value!r}; it must be {allowed} ({what})."
     message = detail["msg"]
     return f"{dotted} is {value!r}: {message[:1].lower()}{message[1:]}."
 

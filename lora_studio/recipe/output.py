@@ -55,7 +55,7 @@ class TrackingConfig(Section):
     project: str = Field(
         "lora-studio",
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$",
-        description="what the runs there are listed under: 1 to 64 letters, digits, dots, _ and -",
+        description="what the runs are listed under: 1 to 64 letters, digits, dots, _ and -",
     )
     run_name: str = Field("", max_length=128, description="of this run there; the recipe's name if empty")
     words: bool = Field(

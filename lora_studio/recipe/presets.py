@@ -93,7 +93,7 @@ def with_class(trigger: str, class_words: str) -> str:
 
 def _class_words(preset: str, inputs: PresetInputs, *, needed: bool) -> str:
     if not inputs.trigger.strip():
-        raise RecipeError('--trigger is empty; give the words that shall call it, such as "zwx style".')
+        raise RecipeError('--trigger is empty; give the trigger words, such as "zwx style".')
     if needed and not inputs.class_words.strip():
         raise RecipeError(
             f"{preset} needs --class-word: what {inputs.trigger!r} is one of, such as dog, woman or teapot."

@@ -48,7 +48,9 @@ def test_another_trainers_word_is_answered_with_ours(tmp_path: Path) -> None:
 
 def test_a_name_that_does_not_fit_says_what_does(tmp_path: Path) -> None:
     said = refusal(tmp_path, GOOD.replace('"a"', '"my style"'))
-    assert "name is 'my style', which cannot be (of the run folder and the file: 1 to 64 letters" in said
+    assert (
+        "name is 'my style'; it must be 1 to 64 letters, digits, dots, _ and - (names the run folder" in said
+    )
 
 
 def test_a_windows_path_in_double_quotes_is_told_from_other_mistakes(tmp_path: Path) -> None:

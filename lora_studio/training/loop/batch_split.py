@@ -107,7 +107,7 @@ def all_reduce_gradients(
     rest = iter(empty)
     gradients = [next(rest) if one.grad is None else one.grad.float().flatten() for one in parameters]
     message = torch.cat([head, *gradients])
-    processes.sum_(message)
+    processes.all_reduce(message)
     agreed = [value > 0 for value in message[1 : len(head)].tolist()]
     found = message[len(head) :].split([one.numel() for one in parameters])
     for parameter, gradient, there in zip(parameters, found, agreed[len(flags) :], strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 from figures import table
 
-from lora_studio.plots import drawing, png_bytes
+from lora_studio.plots import headless_pyplot, png_bytes
 
 FIGURES = ("fidelity", "following", "leaking", "drift")
 SHIPPED = "as shipped"
@@ -75,7 +75,7 @@ def plot(found: Sequence[Piece], groups: Mapping[str, str]) -> bytes:
     The styles, the best of them once more from near by, and the subjects. `groups` says of every method what
     it changes, which is its colour.
     """
-    pyplot = drawing()
+    pyplot = headless_pyplot()
     of_group = dict(zip(dict.fromkeys(groups.values()), _COLOURS, strict=False))
     room = {"left": 0.045, "right": 0.905, "top": 0.89, "bottom": 0.08, "wspace": 0.55}
     figure, panels = pyplot.subplots(1, 3, figsize=(18, 7), gridspec_kw=room)

@@ -1,4 +1,4 @@
-"""loss.png: the loss of every step and its running mean, and the learning rate."""
+"""Plots as PNG files: loss.png and validation.png of a run, and what all plots have in common."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def drawing() -> ModuleType:
+def headless_pyplot() -> ModuleType:
     """matplotlib.pyplot, for files and not for a screen."""
     import matplotlib
 
@@ -34,14 +34,14 @@ def png_bytes(figure: Figure) -> bytes:
     """A finished figure, which is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    drawing().close(figure)
+    headless_pyplot().close(figure)
     return buffer.getvalue()
 
 
 def loss_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """A PNG from the lines of metrics.jsonl; skipped steps are left out."""
     rows = [row for row in rows if not row.get("skipped")]
-    pyplot = drawing()
+    pyplot = headless_pyplot()
     steps = [row["step"] for row in rows]
     figure, (above, below) = pyplot.subplots(
         2, 1, figsize=(8, 5), sharex=True, height_ratios=[3, 1], gridspec_kw=margins(5)
@@ -64,7 +64,7 @@ def loss_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 def validation_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """A PNG from the lines of validation.jsonl: each image and their mean, as shares of the base's loss."""
-    pyplot = drawing()
+    pyplot = headless_pyplot()
     steps = [row["step"] for row in rows]
     figure, axes = pyplot.subplots(figsize=(8, 4), gridspec_kw=margins(4))
     for name in rows[0]["images"]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from lora_studio.families.layer_names import DENOISER_TITLE, split_role
-from lora_studio.plots import drawing, png_bytes
+from lora_studio.plots import headless_pyplot, png_bytes
 from lora_studio.tools.compare import Comparison, LayerComparison
 
 _ROWS_PER_INCH = 6.0
@@ -16,7 +16,7 @@ _ROWS_PER_INCH = 6.0
 
 def heat_map(comparison: Comparison) -> bytes:
     """A PNG with a row a block and a column a kind of layer: cosine, overlap, and who is larger."""
-    pyplot = drawing()
+    pyplot = headless_pyplot()
     places = [split_role(layer.name) for layer in comparison.shared]
     rows, columns = (sorted({place[i] for place in places}, key=_natural) for i in (0, 1))
     high = 2.6 + len(rows) / _ROWS_PER_INCH
@@ -80,7 +80,7 @@ def norm_plot(norms: Mapping[str, float | None], title: str) -> bytes:
     encoders = {block: norm for block, norm in norms.items() if " layer " in block}
     denoiser = {block: norm for block, norm in norms.items() if block not in encoders}
     groups = [(name, one) for name, one in (("text encoders", encoders), (DENOISER_TITLE, denoiser)) if one]
-    pyplot = drawing()
+    pyplot = headless_pyplot()
     figure, axes = pyplot.subplots(
         max(len(groups), 1),
         1,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_studio.plots import drawing, margins, png_bytes
+from lora_studio.plots import headless_pyplot, margins, png_bytes
 from lora_studio.training.loop import Loop
 
 BINS = 50
@@ -35,7 +35,7 @@ def count_draws(loop: Loop) -> Draws:
 
 def timesteps_plot(draws: Draws) -> bytes:
     """A PNG: bars for what was drawn, a line for what is wanted."""
-    pyplot = drawing()
+    pyplot = headless_pyplot()
     edges = [number / BINS for number in range(BINS + 1)]
     figure, axes = pyplot.subplots(figsize=(8, 4), gridspec_kw=margins(4))
     axes.stairs(draws.drawn, edges, fill=True, color="#b9c4d6", label="drawn")

@@ -27,30 +27,33 @@ import torch
 from figures import at_least, criteria_table, machine, table, write_json
 from PIL import Image, ImageOps
 
-from lora_studio.data.buckets import Framing, assign, placed
+from lora_studio.data.buckets import assign, placed
 from lora_studio.data.buckets.sizes import bucket_table, fit
-from lora_studio.data.cache.encode import LatentCache
-from lora_studio.data.images.pixels import ReadyPixels
+from lora_studio.data.cache.encode import LatentCache, ReadyPixels
 from lora_studio.data.manifest import Record
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.scan import scan
+from lora_studio.recipe.data import DataConfig
 
 RESULTS = Path(__file__).parent / "results" / "dataset.json"
 RESOLUTION, STRIDE = 512, 64
+DATA = DataConfig(images=Path("images"), resolution=RESOLUTION)
 SHAPES = ((3000, 2000), (2000, 3000), (2400, 2400), (2560, 1440), (1600, 1200))
 WANTED_SPEED = 1.5  # times the plain loop, for scan, bucket and resize
 PLAN = """
 import json, re, sys, time
 from pathlib import Path
-from lora_studio.data.batches import average_views, plan
+from lora_studio.data.batches import BatchPlan
 from lora_studio.data.buckets import assign
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.scan import scan
+from lora_studio.recipe.data import DataConfig
 def peak_bytes():  # of this program; ru_maxrss would include the one that started it
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 before = peak_bytes()
 began = time.perf_counter()
-manifest = assign(scan(Path(sys.argv[1])), resolution=64, stride=8)
-made = plan(manifest.used, batch_size=4, gradient_accumulation=1, seed=1)
-average_views(made, 1000)
+data = DataConfig(images=sys.argv[1], resolution=64)
+manifest = assign(scan(data.images), data, stride=8)
+made = BatchPlan(manifest.used, batch_size=4, gradient_accumulation=1, seed=1)
+made.average_views(1000)
 text = manifest.to_jsonl()
 seconds = time.perf_counter() - began
 print(json.dumps([len(manifest.used), seconds, peak_bytes(), peak_bytes() - before]))
@@ -126,14 +129,14 @@ def plain_pixels(folder: Path) -> list[torch.Tensor]:
 
 
 def _shaped(record: Record) -> Record:
-    return placed(record, [RESOLUTION], STRIDE, Framing())
+    return placed(record, DATA, STRIDE)
 
 
 def our_pixels(folder: Path) -> list[torch.Tensor]:
     """What a run does up to the VAE: scan with all checks, buckets, resized pixels."""
     ready = ReadyPixels(lambda record: record.sha256)
     found = scan(folder, on_image=lambda record, image: ready.offer(_shaped(record), image))
-    used = assign(found, resolution=RESOLUTION, stride=STRIDE).used
+    used = assign(found, DATA, stride=STRIDE).used
     taken = [ready.take(record.sha256) for record in used]
     return [pixels for pixels in taken if pixels is not None]
 
@@ -175,7 +178,7 @@ def compare_encoding(folder: Path, scratch: Path, rounds: int) -> tuple[Duel, di
     def ours(cache: Path) -> int:
         latents = LatentCache(cache, "vae")
         found = scan(folder, on_image=lambda record, image: latents.ready.offer(_shaped(record), image))
-        latents.load_or_encode(assign(found, resolution=RESOLUTION, stride=STRIDE).used, family.encode_image)
+        latents.load_or_encode(assign(found, DATA, stride=STRIDE).used, family.encode_image)
         return latents.encoded
 
     def cold() -> None:

@@ -112,17 +112,17 @@ def test_a_circle_is_found():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("lora_studio.data.scan.folder", "from lora_studio.training.loop import train"),
-        ("lora_studio.data.scan.folder", "import lora_studio.training.loop"),
-        ("lora_studio.data.scan.folder", "from lora_studio import training"),
-        ("lora_studio.data.scan.folder", "from ...training import loop"),
-        ("lora_studio.data.scan.folder", "def late():\n    from lora_studio.evaluate import metrics"),
+        ("lora_studio.data.scan.masks", "from lora_studio.training.loop import train"),
+        ("lora_studio.data.scan.masks", "import lora_studio.training.loop"),
+        ("lora_studio.data.scan.masks", "from lora_studio import training"),
+        ("lora_studio.data.scan.masks", "from ...training import loop"),
+        ("lora_studio.data.scan.masks", "def late():\n    from lora_studio.evaluate import metrics"),
         ("lora_studio.data.masks", "if TYPE_CHECKING:\n    from lora_studio.adapters.inject import inject"),
-        ("lora_studio.data.scan.folder", 'TABLE = {"a": "lora_studio.training.loop:train"}'),
+        ("lora_studio.data.scan.masks", 'TABLE = {"a": "lora_studio.training.loop:train"}'),
         ("lora_studio.export.kohya", "from lora_studio.training.loop import train"),
         ("lora_studio.recipe", "from lora_studio.families import FAMILIES"),
         ("lora_studio.errors", "from lora_studio.recipe import Recipe"),
-        ("lora_studio.data.scan.folder", "import lora_studio"),
+        ("lora_studio.data.scan.masks", "import lora_studio"),
     ],
 )
 def test_a_forbidden_import_is_caught(module, source):
@@ -134,10 +134,10 @@ def test_a_forbidden_import_is_caught(module, source):
     [
         ("lora_studio.training.prepare", "from lora_studio.families import FAMILIES"),
         ("lora_studio.training.prepare", "from lora_studio.export.kohya import export_kohya"),
-        ("lora_studio.data.scan.folder", "from .layouts import find"),
+        ("lora_studio.data.scan.masks", "from .layouts import find"),
         ("lora_studio.recipe", "from lora_studio.errors import RecipeError"),
         ("lora_studio.registry", "from lora_studio.errors import RecipeError"),
-        ("lora_studio.data.scan.folder", "import lora_studio_plugins, torch"),
+        ("lora_studio.data.scan.masks", "import lora_studio_plugins, torch"),
     ],
 )
 def test_an_allowed_import_passes(module, source):

@@ -64,11 +64,10 @@ def caption(
     """Write captions for the images that have none: exit 0, or 1 if some still have none."""
     quiet_libraries()
     from lora_studio.console.dataset import CaptionScreen, print_outcome
-    from lora_studio.data.captioners import caption_writer
-    from lora_studio.data.captioners.base import WriterOptions
+    from lora_studio.data.captioners import WriterOptions, caption_writer
     from lora_studio.data.captioners.write import write_captions
     from lora_studio.data.captions.wording import Wording
-    from lora_studio.data.scan.folder import ScanOptions, scan
+    from lora_studio.data.scan import ScanOptions, scan
 
     wording = Wording(trigger, class_words, prefix, suffix, blacklist)
     limits = dict(_threshold(text) for text in thresholds or ())
@@ -110,7 +109,7 @@ def captions(
     """Count words, trigger words and tokens in a folder's captions, or find and replace in all of them."""
     quiet_libraries()
     _check_replace(find, replace, regex=regex, write=write)
-    from lora_studio.data.scan.folder import ScanOptions, scan
+    from lora_studio.data.scan import ScanOptions, scan
 
     manifest = scan(_existing(folder), ScanOptions(recursive=recursive))
     if find is not None:
@@ -142,7 +141,7 @@ def _find(
     folder: Path, manifest: Manifest, find: str, replace: str | None, *, regex: bool, write: bool
 ) -> None:
     from lora_studio.console.dataset import print_changes, print_found
-    from lora_studio.data.captions.replace import apply_changes, find_changes
+    from lora_studio.data.captions.find_replace import apply_changes, find_changes
 
     if replace is None:
         print_found(find_changes(manifest.used, find, "\\g<0>" if regex else find, regex=regex), console)

@@ -28,7 +28,7 @@ from lora_studio.text import file_size
 
 if TYPE_CHECKING:
     from lora_studio.data.buckets.report import BucketPlan
-    from lora_studio.data.cache.prune import CacheEntry
+    from lora_studio.data.cache import CacheEntry
     from lora_studio.data.manifest import Manifest
 
 RESOLUTION, STRIDE = 512, 64  # of Stable Diffusion 1.5
@@ -82,9 +82,11 @@ def _shapes(resolution: int, stride: int, *, as_json: bool) -> None:
 def _of_folder(folder: Path, resolution: int, stride: int) -> tuple[Manifest, BucketPlan]:
     from lora_studio.data.buckets import assign
     from lora_studio.data.buckets.report import bucket_plan
-    from lora_studio.data.scan.folder import scan
+    from lora_studio.data.scan import scan
+    from lora_studio.recipe.data import DataConfig
 
-    manifest = assign(scan(folder), resolution=resolution, stride=stride)
+    data = DataConfig.model_construct(images=folder, resolution=resolution)
+    manifest = assign(scan(folder), data, stride=stride)
     return manifest, bucket_plan(manifest.used, [resolution])
 
 
@@ -138,7 +140,7 @@ cache = typer.Typer(
 @cache.callback()
 def show(context: typer.Context) -> None:
     """Show what is cached for all runs: how many entries of each kind, how large, and where."""
-    from lora_studio.data.cache.prune import entries
+    from lora_studio.data.cache import entries
     from lora_studio.files import cache_folder
 
     if context.invoked_subcommand is None:
@@ -157,7 +159,7 @@ def prune(
     yes: Annotated[bool, flag("--yes", "remove it; without this it is only shown")] = False,
 ) -> None:
     """Remove entries from the cache; a run that needs one makes it again."""
-    from lora_studio.data.cache.prune import bytes_of, entries, prunable, remove, seconds_of
+    from lora_studio.data.cache import bytes_of, entries, prunable, remove, seconds_of
     from lora_studio.files import cache_folder
 
     if older_than is None and max_size is None:
@@ -181,7 +183,7 @@ def prune(
 def _print(found: Sequence[CacheEntry]) -> None:
     from rich.table import Table
 
-    from lora_studio.data.cache.prune import KINDS
+    from lora_studio.data.cache import KINDS
 
     table = Table(box=None, pad_edge=False)
     for title in ("kind", "entries", "size", "longest unused", "last used"):

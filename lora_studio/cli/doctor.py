@@ -15,8 +15,8 @@ from lora_studio.errors import DatasetError, RecipeError
 from lora_studio.quiet import quiet_libraries
 
 if TYPE_CHECKING:
+    from lora_studio.data.doctor import DoctorOptions
     from lora_studio.data.doctor.finding import DoctorReport
-    from lora_studio.data.doctor.folder import DoctorOptions
     from lora_studio.data.manifest import Manifest
 
 
@@ -35,7 +35,7 @@ def doctor(
     """Say what is wrong with images and captions; changes nothing. Exit 0, or 1 if there are errors."""
     quiet_libraries()
     from lora_studio.console.dataset import print_findings
-    from lora_studio.data.doctor.folder import DoctorOptions
+    from lora_studio.data.doctor import DoctorOptions
     from lora_studio.text import plural
 
     options = DoctorOptions(base, resolution, trigger, recursive)
@@ -47,7 +47,7 @@ def doctor(
 
         write_page(html, report, manifest, title=title)
     if write_exclude is not None:
-        from lora_studio.data.doctor.suggestion import write_suggestion
+        from lora_studio.data.doctor.finding import write_suggestion
 
         suggested = write_suggestion(write_exclude, report, manifest.records)
     if as_json:
@@ -66,7 +66,7 @@ def _examined(
     target: Path, options: DoctorOptions, on_progress: Callable[[int, int], None]
 ) -> tuple[DoctorReport, Manifest]:
     if target.is_dir():
-        from lora_studio.data.doctor.folder import examine_folder
+        from lora_studio.data.doctor import examine_folder
 
         return examine_folder(target, options, on_progress=on_progress)
     if not target.is_file():

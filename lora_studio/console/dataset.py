@@ -12,10 +12,10 @@ from rich.text import Text
 from lora_studio.console.screen import Bars, Screen
 from lora_studio.data.buckets.report import AspectRow, BucketPlan
 from lora_studio.data.captioners.write import BY_HAND, Captioned, CaptioningResult
-from lora_studio.data.captions.replace import CaptionChange
+from lora_studio.data.captions.find_replace import CaptionChange
 from lora_studio.data.captions.statistics import Lengths, Statistics
 from lora_studio.data.doctor.finding import SEVERITIES, DoctorReport, Finding
-from lora_studio.data.images.names import is_caption, is_junk
+from lora_studio.data.images import is_caption, is_junk
 from lora_studio.data.manifest import Manifest
 from lora_studio.errors import preview_names
 from lora_studio.text import in_words, plural, shown
@@ -156,7 +156,7 @@ def _print_lengths(lengths: Lengths, screen: Screen) -> None:
 def print_found(changes: Sequence[CaptionChange], screen: Screen) -> None:
     """The captions that hold the words of --find."""
     for change in changes:
-        screen.say(f"{change.name}: {change.before}")
+        screen.say(f"{change.name}: {change.file.text}")
     screen.say(f"found in {len(changes)} captions")
 
 
@@ -166,7 +166,7 @@ def print_changes(
     """Every caption before and after, and whether it was written."""
     good = [change for change in changes if not change.fault]
     for change in good:
-        _print_change(change.name, change.before, change.after, screen)
+        _print_change(change.name, change.file.text, change.after, screen)
     for change in changes:
         if change.fault:
             screen.say(f"{change.name} stays: {change.fault}")

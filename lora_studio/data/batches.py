@@ -1,14 +1,18 @@
-"""Which images are seen at which step: arithmetic on a plan, so there is no sampler state to save."""
+"""Which images are seen at which step: arithmetic on a plan, so there is no sampler state to save.
+
+A plan has one entry for each area of an image, and one latent for each view of it. An epoch shows every entry
+exactly as often as its repeats say; which of its crops, and whether mirrored, is drawn anew each time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from lora_studio.data.manifest import Bucket, Record
+from lora_studio.data.manifest import Bucket, Record, View
 from lora_studio.rng import python_random
 
 if TYPE_CHECKING:
@@ -22,13 +26,11 @@ class Batch:
     latents: Tensor  # [B, C, H, W], scaled as the denoiser was trained
     captions: list[str]
     conditioning: dict[str, Tensor] | None  # None: the text encoder is trained and reads the captions
-    geometry: (
-        Tensor  # [B, 6] in pixels: original height, width; crop top, left; target height, width (as SDXL)
-    )
+    geometry: Tensor  # [B, 6] in pixels: original height, width; crop top, left; target height, width (SDXL)
     weight: Tensor  # [B, 1, 1, 1], or [B, 1, H, W] if one of the images has a loss mask
-    preserved: Tensor  # [P] int64 on the CPU, P <= B: the rows whose target is the frozen base's own answer
+    preserved: Tensor  # [P] int64 on the CPU, P <= B: rows whose target is the frozen base's prediction
     like: Sequence[str] = ()  # captions that decide, beside its own, how many windows each of them takes
-    outside: Tensor | None = None  # [B, 1, H, W]: what an error against the base's own answer counts
+    outside: Tensor | None = None  # [B, 1, H, W]: weight of errors against the base's prediction
     masked: tuple[int, ...] = ()  # the rows in which that is not 0 throughout
 
     def __len__(self) -> int:
@@ -56,22 +58,20 @@ class Batch:
         )
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """Images of one bucket, as indices into the used records; at least one, at most the batch size."""
-
-    indices: tuple[int, ...]
+MicroBatch = tuple[int, ...]  # images of one bucket, as indices into the used records; at most the batch size
 
 
-class Plan:
-    """The micro-batches of every epoch; all answers are functions of the arguments and the step."""
+class BatchPlan:
+    """The micro-batches of every epoch of the used records (`Manifest.used`), by seed and step alone.
+
+    An epoch shows each record exactly `repeats` times. A bucket's remainder makes a smaller batch; nothing is
+    dropped or repeated to fill one up.
+    """
 
     def __init__(
         self, records: Sequence[Record], *, batch_size: int, gradient_accumulation: int, seed: int
     ) -> None:
-        assert records and batch_size >= 1 and gradient_accumulation >= 1, (
-            "the scan and the recipe see to that"
-        )
+        assert records and batch_size >= 1 and gradient_accumulation >= 1, "the recipe's checks"
         groups: dict[Bucket | None, list[int]] = {}
         for index, record in enumerate(records):
             groups.setdefault(record.bucket, []).extend([index] * record.repeats)
@@ -87,13 +87,12 @@ class Plan:
         """The `gradient_accumulation` micro-batches of a step; steps count from 1 and run across epochs."""
         assert step >= 1, step
         numbers = range((step - 1) * self.gradient_accumulation, step * self.gradient_accumulation)
-        return [self._micro_batch(number) for number in numbers]
+        places = [divmod(number, self.micro_batches_per_epoch) for number in numbers]
+        return [self.epoch(epoch)[position] for epoch, position in places]
 
     def steps_of(self, epochs: float) -> int:
         """The optimizer steps in which so many epochs are shown to their ends; at least one."""
-        micro_batches = round(
-            epochs * self.micro_batches_per_epoch, 6
-        )  # 0.1 x 30 is 3, not 3.0000000000000004
+        micro_batches = round(epochs * self.micro_batches_per_epoch, 6)  # 0.1 x 30 is 3.0000000000000004
         return max(1, math.ceil(micro_batches / self.gradient_accumulation))
 
     def views_per_image(self, steps: int) -> list[int]:
@@ -104,34 +103,56 @@ class Plan:
             for index in group:
                 views[index] += epochs
         for micro_batch in self.epoch(epochs)[:rest]:
-            for index in micro_batch.indices:
+            for index in micro_batch:
                 views[index] += 1
         return views
 
-    def _micro_batch(self, number: int) -> MicroBatch:
-        epoch, position = divmod(number, self.micro_batches_per_epoch)
-        return self.epoch(epoch)[position]
+    def average_views(self, steps: int) -> float:
+        """How often an image has been seen on average after `steps` optimizer steps."""
+        return sum(self.views_per_image(steps)) / self.num_images
 
     def _epoch(self, epoch: int) -> tuple[MicroBatch, ...]:
         """An epoch's micro-batches (epochs count from 0): each bucket shuffled and cut up, then all mixed."""
         rng = python_random(self.seed, epoch, "order")
-        batches = []
+        batches: list[MicroBatch] = []
         for group in self._groups:
             order = rng.sample(group, len(group))
             for start in range(0, len(order), self.batch_size):
-                batches.append(MicroBatch(tuple(order[start : start + self.batch_size])))
+                batches.append(tuple(order[start : start + self.batch_size]))
         rng.shuffle(batches)
         return tuple(batches)
 
 
-def plan(records: Sequence[Record], *, batch_size: int, gradient_accumulation: int, seed: int) -> Plan:
-    """The plan for the used records (`Manifest.used`): every epoch sees each of them exactly `repeats` times.
+def entries(records: Iterable[Record]) -> list[Record]:
+    """Each image once for each area at which it is shown; the views of that area stay with it."""
+    found = []
+    for record in records:
+        by_area: dict[Bucket, list[View]] = {}
+        for view in views_of(record):
+            by_area.setdefault(view.bucket, []).append(view)
+        found += [as_shown(record, views[0], more=tuple(views[1:])) for views in by_area.values()]
+    return found
 
-    A bucket's remainder makes a smaller batch; nothing is dropped or repeated to fill one up.
-    """
-    return Plan(records, batch_size=batch_size, gradient_accumulation=gradient_accumulation, seed=seed)
+
+def each_view(records: Iterable[Record]) -> list[Record]:
+    """A record for every view of every record, in their order: what a latent is made of."""
+    return [as_shown(record, view) for record in records for view in views_of(record)]
 
 
-def average_views(plan: Plan, steps: int) -> float:
-    """How often an image has been seen on average after `steps` optimizer steps."""
-    return sum(plan.views_per_image(steps)) / plan.num_images
+def views_of(record: Record) -> list[View]:
+    """All ways to show a placed image: as it is, then mirrored, for one area after the other."""
+    assert record.bucket and record.resize and record.crop, record.name
+    first = View(record.resolution, record.bucket, record.resize, record.crop, record.flip)
+    return [first, *record.more_views]
+
+
+def as_shown(record: Record, view: View, *, more: tuple[View, ...] = ()) -> Record:
+    """The record with this view as its first."""
+    return replace(record, **vars(view), more_views=more)
+
+
+def draw_view(entry: Record, draw: random.Random) -> int:
+    """Which of an entry's views is shown: mirrored in `flip_share` of the draws, all crops alike."""
+    mirrored = draw.random() < entry.flip_share
+    fitting = [number for number, view in enumerate(views_of(entry)) if view.flip == mirrored]
+    return draw.choice(fitting)

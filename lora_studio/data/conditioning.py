@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from lora_studio.data.batches import Plan
+from lora_studio.data.batches import BatchPlan
 from lora_studio.data.cache.encode import OnProgress, TextCache
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.families.base import Conditioning, ModelFamily
@@ -26,13 +26,13 @@ class CaptionSet:
     complete: bool  # False: there are more, too many to have them all ready
 
 
-def foresee(captions: ShownCaptions, batches: Plan, steps: int) -> CaptionSet:
+def captions_of_run(captions: ShownCaptions, batches: BatchPlan, steps: int) -> CaptionSet:
     """Every caption of the run; if they vary, at most `MOST_TEXTS`, the first ones shown."""
     texts: dict[str, set[int]] = {"": set()}
     if not captions.vary:
         for index in range(len(captions.records)):
             texts.setdefault(captions.variant(index), set()).add(index)
-            if captions.options.preservation and (plain := captions.plain(index)):
+            if captions.preservation and (plain := captions.plain(index)):
                 texts.setdefault(plain, set()).add(index)
         return CaptionSet(texts, complete=True)
     for index, shown in captions.of_steps(batches, steps):
@@ -73,30 +73,30 @@ class ConditioningCache:
 
 def prepare_texts(
     cache: TextCache,
-    foreseen: CaptionSet,
+    captions_shown: CaptionSet,
     family: ModelFamily,
     *,
     also: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     processes: Processes = ALONE,
 ) -> ConditioningCache:
-    """Conditioning from the frozen text encoder, encoded beforehand if all captions are foreseen.
+    """Conditioning from the frozen text encoder, encoded beforehand if they are all known.
 
     At most `MOST_TEXTS` are on the device; more are read from the cache when they are shown. `also`: the
     captions of regularization images. Of several processes each encodes some; what it then does not find it
     encodes, too.
     """
-    captions = list(dict.fromkeys([*foreseen.texts, *also]))
+    captions = list(dict.fromkeys([*captions_shown.texts, *also]))
     encode, device = family.encode_text, family.device
-    held = captions if foreseen.complete and len(captions) <= MOST_TEXTS else [""]
+    held = captions if captions_shown.complete and len(captions) <= MOST_TEXTS else [""]
     with torch.no_grad():  # not inference_mode: its tensors may not enter a graph later
         if processes.count > 1:
-            own = (captions if foreseen.complete else held)[processes.rank :: processes.count]
+            own = (captions if captions_shown.complete else held)[processes.rank :: processes.count]
             processes.each(lambda: cache.encode_missing(own, encode, on_progress=on_progress))
         ready = cache.load_or_encode(held, encode, on_progress=on_progress)
-        if foreseen.complete:
+        if captions_shown.complete:
             cache.encode_missing(captions, encode, on_progress=on_progress)
-    if foreseen.complete:
+    if captions_shown.complete:
         return ConditioningCache(
             ready, lambda caption: cache.load_or_encode([caption], encode)[caption], device
         )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from lora_studio.recipe.renamed import ROLES
 
 CropMode = Literal["centre", "random", "focus"]
+FOLDER_NAME = "folder name"  # who wrote a caption that is the name of a `<repeats>_<name>` folder
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,11 @@ class Bucket:
 
     @property
     def name(self) -> str:
-        """ "WxH", e.g. "512x768"."""
         return f"{self.width}x{self.height}"
+
+    @property
+    def area(self) -> int:
+        return self.width * self.height
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Record:
     captioned_by: str = ""
     trigger: str = ""  # the words that call what it shows, and what that is one of
     class_words: str = ""
-    role: str = "instance"  # or prior or validation, which are read and kept apart, but not trained on
+    role: str = "instance"  # trained on; or prior: a regularization image; or validation: measured only
     repeats: int = 1
     weight: float = 1.0
     background: str = ""  # the colour that clear parts get; empty if there are none
@@ -88,7 +92,7 @@ class Record:
         fields = {key: value for key, value in asdict(self).items() if key not in ("path", "mask_path")}
         fields["bucket"] = self.bucket and self.bucket.name
         fields["more_views"] = [asdict(view) | {"bucket": view.bucket.name} for view in self.more_views]
-        fields["overrides"] = _without_none(fields["overrides"])
+        fields["overrides"] = {key: value for key, value in fields["overrides"].items() if value is not None}
         line = json.dumps(fields, ensure_ascii=False)
         # A file name that is no UTF-8 holds lone surrogates; written as \udcXX they are still valid JSON.
         return line.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -117,11 +121,15 @@ class Manifest:
 
     def of_role(self, role: str) -> tuple[Record, ...]:
         """The usable images of a role: instance, prior or validation."""
-        return tuple(record for record in self.records if not record.excluded and record.role == role)
+        return tuple(record for record in self.usable if record.role == role)
+
+    @property
+    def usable(self) -> tuple[Record, ...]:
+        """The images of every role."""
+        return tuple(record for record in self.records if not record.excluded)
 
     @property
     def excluded(self) -> tuple[Record, ...]:
-        """The files that are left out, each with its reason."""
         return tuple(record for record in self.records if record.excluded)
 
     def to_jsonl(self) -> str:
@@ -132,10 +140,6 @@ class Manifest:
 def current_line(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A line's values, with the present name of its role if an earlier version wrote it."""
     return {**fields, "role": ROLES.get(fields["role"], fields["role"])}
-
-
-def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:

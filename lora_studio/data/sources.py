@@ -1,4 +1,4 @@
-"""Several folders of images, each with its role and weight -> one manifest."""
+"""Folders of images, each with its role and weight -> one manifest, with the validation images chosen."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 
 from lora_studio.data.captioners import Captioner
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.scan.folder import OnImage, ScanOptions, scan
+from lora_studio.data.scan import OnImage, ScanOptions, scan
 from lora_studio.errors import DatasetError
+from lora_studio.rng import key
 
-# Of equal files the one in the first role here is kept: what is held out must not be trained on.
+# Of equal files the one in the first role here is kept: validation images must not be trained on.
 _KEPT_FIRST = ("validation", "instance", "prior")
 
 
@@ -29,6 +30,24 @@ class Source:
     class_words: str = ""
     instance_prompt: str = ""  # caption of images that have none
 
+    def reading_as(self, label: str) -> ScanOptions:
+        """How the folder is read when the names in it begin with `label` for people."""
+        return replace(self.reading, exclude=self.reading.exclude.below(label))
+
+    def labelled(self, manifest: Manifest, label: str) -> list[Record]:
+        """The records of its folder with the label and the source's role, weight and words."""
+        return [
+            replace(
+                record,
+                name=label + record.name,
+                role=self.role,
+                weight=record.overrides.weight or self.weight,
+                trigger=self.trigger,
+                class_words=self.class_words,
+            )
+            for record in manifest.records
+        ]
+
 
 def read_sources(
     sources: Sequence[Source], captioner: Captioner, *, on_image: OnImage | None = None
@@ -38,55 +57,49 @@ def read_sources(
     `on_image` gets each image to train on, as `scan` says. Of equal files in different sources one is
     kept. Raises DatasetError that lists the faults of all sources, or if nothing is left to train on.
     """
-    labels = source_labels(sources)
     records: list[Record] = []
     faults: list[str] = []
-    for source, label in zip(sources, labels, strict=True):
+    for source, label in zip(sources, source_labels(sources), strict=True):
+        wants_images = on_image if source.role == "instance" else None
         try:
-            records += _read(source, label, captioner, on_image if source.role == "instance" else None)
+            found = scan(
+                source.folder, source.reading_as(label), repeats=source.repeats, on_image=wants_images
+            )
+            captioned = captioner(found, instance_prompt=source.instance_prompt)
+            records += source.labelled(captioned, label)
         except DatasetError as fault:
             faults.append(str(fault))
     if faults:
         raise DatasetError("\n".join(faults))
-    check_excludes(sources, records)
-    manifest = Manifest(tuple(one_of_each(records)))
+    manifest = in_one_manifest(sources, records)
     if not manifest.used:
         raise DatasetError(
-            "every image to train on is also in a source with the role validation; remove it from one of them."
+            "every image to train on is also in a source with the role validation; remove it from one."
         )
     return manifest
 
 
-def _read(source: Source, label: str, captioner: Captioner, on_image: OnImage | None) -> list[Record]:
-    found = scan(source.folder, reading_of(source, label), repeats=source.repeats, on_image=on_image)
-    captioned = captioner(found, instance_prompt=source.instance_prompt)
-    return belonging(captioned, source, label)
+def in_one_manifest(sources: Sequence[Source], records: Sequence[Record]) -> Manifest:
+    """The records in their order; of equal usable files in several sources one stays used.
 
-
-def reading_of(source: Source, label: str) -> ScanOptions:
-    """How its folder is read when the names in it begin with `label` for people."""
-    return replace(source.reading, exclude=source.reading.exclude.below(label))
-
-
-def check_excludes(sources: Sequence[Source], records: Sequence[Record]) -> None:
-    """Raise DatasetError if a list of files to leave out names one that is in none of the sources."""
+    Raises DatasetError if a list of files to leave out names one that is in none of the sources.
+    """
     for exclude in dict.fromkeys(source.reading.exclude for source in sources):
         exclude.check(record.name for record in records)
+    first: dict[str, Record] = {}
+    for role in _KEPT_FIRST:
+        for record in records:
+            if record.role == role and not record.excluded:
+                first.setdefault(record.sha256, record)
+    return Manifest(tuple(_or_duplicate(record, first) for record in records))
 
 
-def belonging(manifest: Manifest, source: Source, label: str) -> list[Record]:
-    """The records with the source's label, role and words."""
-    return [
-        replace(
-            record,
-            name=label + record.name,
-            role=source.role,
-            weight=record.overrides.weight or source.weight,
-            trigger=source.trigger,
-            class_words=source.class_words,
-        )
-        for record in manifest.records
-    ]
+def _or_duplicate(record: Record, first: dict[str, Record]) -> Record:
+    kept = record if record.excluded else first[record.sha256]
+    if kept is record:
+        return record
+    for_validation = ", a validation image" if kept.role == "validation" else ""
+    return replace(record, excluded=f"the same bytes as {kept.name}{for_validation}")
 
 
 def source_labels(sources: Sequence[Source]) -> list[str]:
@@ -101,19 +114,26 @@ def source_labels(sources: Sequence[Source]) -> list[str]:
     return labels
 
 
-def one_of_each(records: Sequence[Record]) -> list[Record]:
-    """The records in their order; of equal usable files in several sources one stays used."""
-    first: dict[str, Record] = {}
-    for role in _KEPT_FIRST:
-        for record in records:
-            if record.role == role and not record.excluded:
-                first.setdefault(record.sha256, record)
-    return [_or_duplicate(record, first) for record in records]
+def choose_validation_images(manifest: Manifest, count: int) -> Manifest:
+    """The manifest with `count` of its images to train on given the role validation.
 
+    Chosen by their content alone, so that adding an image or another seed hardly changes the choice. Of the
+    images of a trigger one is always trained on. Raises DatasetError if that leaves too few.
+    """
+    left = Counter(record.trigger for record in manifest.used)
+    chosen: set[str] = set()
+    for record in sorted(manifest.used, key=lambda one: key("holdout", one.sha256)):
+        if len(chosen) < count and left[record.trigger] > 1:
+            left[record.trigger] -= 1
+            chosen.add(record.path)
+    if len(chosen) < count:
+        raise DatasetError(
+            f"validation.count asks for {count} of {len(manifest.used)} images, but at least one must be "
+            f"left to train on for each trigger; set validation.count to {len(chosen)} or less."
+        )
 
-def _or_duplicate(record: Record, first: dict[str, Record]) -> Record:
-    kept = record if record.excluded else first[record.sha256]
-    if kept is record:
-        return record
-    held_out = ", which is held out" if kept.role == "validation" else ""
-    return replace(record, excluded=f"the same bytes as {kept.name}{held_out}")
+    def with_role(record: Record) -> Record:
+        taken = record.path in chosen and record.role == "instance"
+        return replace(record, role="validation") if taken else record
+
+    return Manifest(tuple(map(with_role, manifest.records)))

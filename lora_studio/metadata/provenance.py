@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_studio.data.manifest import Manifest, Record, current_line
-from lora_studio.data.scan.layouts import FOLDER_NAME
+from lora_studio.data.manifest import FOLDER_NAME, Manifest, Record, current_line
 from lora_studio.errors import StudioError
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.diff import FREE

@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.manifest import Record
-from lora_studio.data.scan.folder import ScanOptions
+from lora_studio.data.scan import ScanOptions
 from lora_studio.data.sources import Source, read_sources
 from lora_studio.errors import DatasetError, StudioError, preview_names
 from lora_studio.lora_file.header import Header, read_header, tensor_hash

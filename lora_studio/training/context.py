@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_studio.adapters.adapter_set import AdapterSet
-from lora_studio.data.batches import Plan
+from lora_studio.data.batches import BatchPlan
 from lora_studio.data.manifest import Manifest
 from lora_studio.families.base import ModelFamily
 from lora_studio.processes import Processes
@@ -27,5 +27,5 @@ class TrainedRun:
     manifest: Manifest
     adapters: AdapterSet
     processes: Processes
-    batches: Plan
+    batches: BatchPlan
     inputs: Mapping[str, str]  # option -> sha256 of the LoRA file that it names

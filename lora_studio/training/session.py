@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_studio.adapters import ADAPTERS
-from lora_studio.data.views import entries
+from lora_studio.data.batches import entries
 from lora_studio.errors import (
     CheckpointError,
     ProcessLost,

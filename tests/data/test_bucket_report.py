@@ -6,8 +6,9 @@ from dataclasses import replace
 from statistics import fmean
 
 import pytest
+from data_config import data_config
 
-from lora_studio.data.buckets import Framing, assign
+from lora_studio.data.buckets import assign
 from lora_studio.data.buckets.report import COMMON_ASPECTS, aspect_rows, bucket_plan
 from lora_studio.data.manifest import Manifest, Overrides, Record
 from lora_studio.errors import DatasetError
@@ -68,8 +69,8 @@ def test_the_plan_counts_what_is_shown():
         image("own", 400, 200, overrides=Overrides(weight=2.0, flip=0.0), caption="right"),
         image("out", 8, 8),
     )
-    framing = Framing(extra_resolutions=(128,), flip=0.5, max_upscale=1.2)
-    used = assign(Manifest(records), resolution=64, stride=16, framing=framing).used
+    framing = data_config(resolution=64, extra_resolutions=(128,), flip=0.5, max_upscale=1.2)
+    used = assign(Manifest(records), framing, stride=16).used
     plan = bucket_plan(used, (64, 128))
     assert plan.images == 3 and plan.latents == 2 * 2 + 2 + 2
     assert plan.buckets == {"48x48": 1, "64x64": 1, "80x48": 1, "128x128": 1, "176x96": 1}
@@ -83,7 +84,9 @@ def test_the_plan_counts_what_is_shown():
 
 
 def test_the_plan_says_how_much_is_enlarged():
-    used = assign(Manifest((image("a", 50, 40), image("b", 200, 200))), resolution=64, stride=8).used
+    used = assign(
+        Manifest((image("a", 50, 40), image("b", 200, 200))), data_config(resolution=64), stride=8
+    ).used
     plan = bucket_plan(used, (64,))
     assert plan.enlarged == {"a": pytest.approx(1.44)}
     assert bucket_plan([replace(used[1])], (64,)).enlarged == {}

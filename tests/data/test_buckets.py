@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from data_config import data_config
 from PIL import Image
 from tiny import python_random
 
-from lora_studio.data.buckets import Framing, assign, crop_loss, enlargement
+from lora_studio.data.batches import views_of
+from lora_studio.data.buckets import assign, crop_loss, enlargement
 from lora_studio.data.manifest import Bucket, Manifest, Overrides, Record
-from lora_studio.data.scan.folder import ScanOptions, scan
-from lora_studio.data.views import views_of
+from lora_studio.data.scan import ScanOptions, scan
 from lora_studio.errors import DatasetError
 
 
@@ -22,7 +23,7 @@ def image(width, height, *, name="a.png", overrides=Overrides(), **fields):  # n
 
 
 def place(*records, resolution=64, stride=8, **framing):
-    placed = assign(Manifest(records), resolution=resolution, stride=stride, framing=Framing(**framing))
+    placed = assign(Manifest(records), data_config(resolution=resolution, **framing), stride=stride)
     return placed.records
 
 
@@ -30,7 +31,7 @@ def test_assign_fills_in_used_records_only(folder, paint):
     paint("a.png", 90, 70)
     paint("b.png", 50, 100)
     (folder / "c.jpg").write_text("x")
-    manifest = assign(scan(folder), resolution=64, stride=8)
+    manifest = assign(scan(folder), data_config(resolution=64), stride=8)
     a, b, c = manifest.records
     assert a.bucket == Bucket(72, 56) and a.resize == (72, 56) and a.crop == (0, 0, 72, 56)
     assert b.bucket == Bucket(48, 88) and b.resize == (48, 96) and b.crop == (0, 4, 48, 92)
@@ -45,7 +46,7 @@ def test_a_resolution_that_does_not_suit_the_base_is_refused_with_the_nearest(
 ):
     paint("a.png")
     with pytest.raises(DatasetError, match=f"data.resolution is {resolution}; .* set it to {advice}\\."):
-        assign(scan(folder), resolution=resolution, stride=64)
+        assign(scan(folder), data_config(resolution=resolution), stride=64)
 
 
 def test_a_further_resolution_that_does_not_suit_the_base_is_named():
@@ -60,7 +61,9 @@ def test_a_phone_photo_that_EXIF_turns_gets_a_portrait_bucket(folder):
         exif[0x0112] = orientation
         colour = (10 * orientation, 0, 0)
         Image.new("RGB", (120, 80), colour).save(folder / f"{orientation}.jpg", exif=exif)
-    buckets = [record.bucket.name for record in assign(scan(folder), resolution=64, stride=8).used]
+    buckets = [
+        record.bucket.name for record in assign(scan(folder), data_config(resolution=64), stride=8).used
+    ]
     assert buckets == ["72x48"] * 4 + ["48x72"] * 4
 
 
@@ -157,10 +160,10 @@ def test_a_region_is_all_that_is_shown_and_decides_the_bucket(folder):
     strip.save(folder / "a.png")
     line = '{"file_name": "a.png", "text": "", "crop": [300, 50, 400, 150]}'
     (folder / "metadata.jsonl").write_text(line)
-    (record,) = assign(scan(folder), resolution=64, stride=8).used
+    (record,) = assign(scan(folder), data_config(resolution=64), stride=8).used
     assert record.bucket == Bucket(64, 64) and record.resize == (384, 128)
     assert record.crop == (192, 32, 256, 96)
-    from lora_studio.data.images.pixels import pixels_of
+    from lora_studio.data.cache.encode import pixels_of
 
     inner = pixels_of(record)[:, 3:-3, 3:-3]  # LANCZOS looks three pixels beyond the edge
     assert (inner[0] > 0.95).all() and (inner[1:] < -0.95).all()
@@ -180,8 +183,8 @@ def test_settings_that_an_image_cannot_have_are_all_named_in_one_sentence():
 def test_the_manifest_holds_every_view_and_setting(folder, paint):
     paint("a.png", 200, 100)
     (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "", "focus": [0.5, 0.5]}')
-    framing = Framing(flip=0.5, extra_resolutions=(32,))
-    text = assign(scan(folder), resolution=64, stride=8, framing=framing).to_jsonl()
+    framing = data_config(resolution=64, flip=0.5, extra_resolutions=(32,))
+    text = assign(scan(folder), framing, stride=8).to_jsonl()
     import json
 
     (line,) = map(json.loads, text.splitlines())
@@ -202,7 +205,8 @@ def test_every_view_of_every_image_fits_its_bucket(seed):
     random = python_random()
     random.seed(seed)
     resolution, stride = random.choice([(64, 8), (512, 64), (768, 64), (1024, 64), (512, 8)])
-    framing = Framing(
+    framing = data_config(
+        resolution=resolution,
         extra_resolutions=tuple(random.sample([resolution // 2, resolution * 2], random.randint(0, 2))),
         area_tolerance=random.choice([0.0, 0.16, 0.4]),
         max_upscale=random.choice([1.0, 1.5, 3.0]),
@@ -216,8 +220,8 @@ def test_every_view_of_every_image_fits_its_bucket(seed):
     asked = (resolution, *framing.extra_resolutions)
     turned = [replace(one, width=one.height, height=one.width) for one in records]
     for upright, lying in zip(
-        assign(Manifest(tuple(records)), resolution=resolution, stride=stride, framing=framing).records,
-        assign(Manifest(tuple(turned)), resolution=resolution, stride=stride, framing=framing).records,
+        assign(Manifest(tuple(records)), framing, stride=stride).records,
+        assign(Manifest(tuple(turned)), framing, stride=stride).records,
         strict=True,
     ):
         assert upright.excluded == lying.excluded
@@ -267,7 +271,7 @@ def masked(folder, box, size=(400, 100)):
 def test_focus_crops_around_the_middle_of_the_mask(folder, box, left):
     manifest = masked(folder, box)
     centred, focused = (
-        assign(manifest, resolution=64, stride=8, framing=Framing(crop=crop)).used[0]
+        assign(manifest, data_config(resolution=64, crop=crop), stride=8).used[0]
         for crop in ("centre", "focus")
     )
     assert focused.bucket == centred.bucket == Bucket(104, 40) and centred.resize == (160, 40)
@@ -282,14 +286,14 @@ def test_focus_uses_transparency_that_is_the_mask(folder):
     clear.putpixel((0, 0), (200, 0, 0, 255))
     clear.save(folder / "a.png")
     manifest = scan(folder, ScanOptions(transparency_is_mask=True))
-    (record,) = assign(manifest, resolution=64, stride=8, framing=Framing(crop="focus")).used
+    (record,) = assign(manifest, data_config(resolution=64, crop="focus"), stride=8).used
     assert record.crop[0] in (27, 28)  # the middle of 160 less 104, but for the one pixel
 
 
 def test_random_crops_keep_the_white_part_of_the_mask(folder):
     manifest = masked(folder, (250, 0, 300, 100))
-    framing = Framing(crop="random", crops=50)
-    (record,) = assign(manifest, resolution=64, stride=8, framing=framing).used
+    framing = data_config(resolution=64, crop="random", crops=50)
+    (record,) = assign(manifest, framing, stride=8).used
     lefts = [view.crop[0] for view in views_of(record)]
     assert len(set(lefts)) == len(lefts) == 41  # all places with 100..120 of 160 within 104 pixels
     assert min(lefts) == 16 and max(lefts) == 56

@@ -9,16 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from data_config import data_config
 from noise import grey_noise
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lora_studio.data.buckets import Framing, assign
-from lora_studio.data.cache.encode import ImageEncoders, LatentCache, TextCache
+from lora_studio.data.batches import each_view
+from lora_studio.data.buckets import assign
+from lora_studio.data.cache.encode import ImageEncoders, LatentCache, TextCache, pixels_of
 from lora_studio.data.cache.latents import Latent
-from lora_studio.data.images.pixels import pixels_of
-from lora_studio.data.scan.folder import ScanOptions, scan
-from lora_studio.data.views import each_view
+from lora_studio.data.scan import ScanOptions, scan
 from lora_studio.errors import DatasetError
 
 
@@ -43,7 +43,7 @@ def lengths(captions):
 def records(folder, paint):
     for number, size in enumerate([(64, 64), (90, 70), (70, 90), (64, 64)]):
         paint(f"{number}.png", *size, (40 * number, 200 - 40 * number, 90))
-    return assign(scan(folder), resolution=64, stride=8).used
+    return assign(scan(folder), data_config(resolution=64), stride=8).used
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def files(store):
 def test_pixels_are_the_resized_crop_in_minus_one_to_one(folder):
     noise = grey_noise((100, 80), 80).convert("RGB")
     noise.save(folder / "a.png")
-    (record,) = assign(scan(folder), resolution=64, stride=8).used
+    (record,) = assign(scan(folder), data_config(resolution=64), stride=8).used
     pixels = pixels_of(record)
     expected = np.asarray(noise.resize(record.resize, Image.Resampling.LANCZOS).crop(record.crop))
     assert pixels.shape == (3, record.bucket.height, record.bucket.width) and pixels.dtype == torch.float32
@@ -69,7 +69,7 @@ def test_pixels_are_the_resized_crop_in_minus_one_to_one(folder):
 def test_black_is_minus_one_and_white_is_one(folder, paint):
     paint("black.png", 64, 64, "black")
     paint("white.png", 64, 64, "white")
-    black, white = assign(scan(folder), resolution=64, stride=8).used
+    black, white = assign(scan(folder), data_config(resolution=64), stride=8).used
     assert (pixels_of(black) == -1).all() and (pixels_of(white) == 1).all()
 
 
@@ -88,7 +88,7 @@ def test_editing_one_image_encodes_exactly_one(folder, records, store):
     LatentCache(store, "vae").load_or_encode(records, halves)
     Image.new("RGB", (64, 64), "yellow").save(folder / "0.png")
     cache = LatentCache(store, "vae")
-    latents = cache.load_or_encode(assign(scan(folder), resolution=64, stride=8).used, halves)
+    latents = cache.load_or_encode(assign(scan(folder), data_config(resolution=64), stride=8).used, halves)
     assert cache.encoded == 1
     assert latents[0].mean[0, 0, 0] == 1  # yellow's red
 
@@ -121,7 +121,9 @@ def test_another_background_encodes_only_images_with_transparency(folder, paint,
     means, counts = [], []
     for background in ("white", "#000000", "white"):
         cache = LatentCache(store, "vae")
-        placed = assign(scan(folder, ScanOptions(background=background)), resolution=64, stride=8).used
+        placed = assign(
+            scan(folder, ScanOptions(background=background)), data_config(resolution=64), stride=8
+        ).used
         means.append(cache.load_or_encode(placed, halves)[0].mean[:, -1, -1].tolist())
         counts.append(cache.encoded)
     assert counts == [2, 1, 0]
@@ -131,7 +133,7 @@ def test_another_background_encodes_only_images_with_transparency(folder, paint,
 def test_another_resolution_encodes_every_image_again(folder, records, store):
     """Pain point 11: a cache that knows images by name went on being used after the resolution changed."""
     LatentCache(store, "vae").load_or_encode(records, halves)
-    larger = assign(scan(folder), resolution=128, stride=8, framing=Framing(max_upscale=4)).used
+    larger = assign(scan(folder), data_config(resolution=128, max_upscale=4), stride=8).used
     cache = LatentCache(store, "vae")
     latents = cache.load_or_encode(larger, halves)
     assert cache.encoded == len(records)
@@ -140,8 +142,8 @@ def test_another_resolution_encodes_every_image_again(folder, records, store):
 
 def test_every_view_is_encoded_once_and_further_ones_leave_the_others_be(folder, records, store):
     LatentCache(store, "vae").load_or_encode(records, halves)
-    framing = Framing(flip=0.5, extra_resolutions=(32,))
-    views = each_view(assign(scan(folder), resolution=64, stride=8, framing=framing).used)
+    framing = data_config(resolution=64, flip=0.5, extra_resolutions=(32,))
+    views = each_view(assign(scan(folder), framing, stride=8).used)
     cache = LatentCache(store, "vae")
     cache.load_or_encode(views, halves)
     assert len(views) == 4 * len(records) and cache.encoded == 3 * len(records)
@@ -150,7 +152,7 @@ def test_every_view_is_encoded_once_and_further_ones_leave_the_others_be(folder,
 def test_a_mirrored_latent_is_encoded_from_the_mirrored_image(folder, store):
     """And not made of the other latent: a VAE answers a mirrored image with something else."""
     grey_noise((200, 90), 80).convert("RGB").save(folder / "a.png")
-    (record,) = assign(scan(folder), resolution=64, stride=8, framing=Framing(flip=0.5)).used
+    (record,) = assign(scan(folder), data_config(resolution=64, flip=0.5), stride=8).used
     plain, mirrored = (pixels_of(view) for view in each_view([record]))
     assert (plain - mirrored.flip(2)).abs().max() <= 1 / 127.5  # but for the rounding of a level
     lopsided = torch.nn.Conv2d(3, 4, 8, stride=8)
@@ -246,7 +248,7 @@ def test_an_image_that_overflows_is_encoded_again_in_float32_and_named(folder, p
     """USERS row 4: zeros are never put in its place."""
     paint("bright.png", 64, 64, "white")
     paint("dark.png", 64, 64, "black")
-    records = assign(scan(folder), resolution=64, stride=8).used
+    records = assign(scan(folder), data_config(resolution=64), stride=8).used
     cache, sick = LatentCache(store, "vae in bfloat16"), Overflowing()
     bright, dark = cache.load_or_encode(records, ImageEncoders(sick, in_float32=halves))
     assert cache.retried == ["bright.png"] and sick.calls == 2
@@ -260,7 +262,7 @@ def many(folder, count):
     """Images of one bucket, all different."""
     for number in range(count):
         grey_noise((64, 64), 90 + number).convert("RGB").save(folder / f"{number}.png")
-    return assign(scan(folder), resolution=64, stride=8).used
+    return assign(scan(folder), data_config(resolution=64), stride=8).used
 
 
 def test_in_batches_a_latent_does_not_depend_on_its_neighbours_or_on_what_was_cached(folder, tmp_path):
@@ -402,13 +404,15 @@ import sys, torch
 from pathlib import Path
 from lora_studio.data.buckets import assign
 from lora_studio.data.cache.encode import LatentCache
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.scan import scan
+from lora_studio.recipe.data import DataConfig
 torch.set_num_threads(1)
 def encode(pixels):
     mean = torch.nn.functional.avg_pool2d(pixels, 8)
     return mean, mean.abs() + 0.1
 cache = LatentCache(Path(sys.argv[2]), "vae")
-latents = cache.load_or_encode(assign(scan(Path(sys.argv[1])), resolution=64, stride=8).used, encode)
+data = DataConfig(images=sys.argv[1], resolution=64)
+latents = cache.load_or_encode(assign(scan(data.images), data, stride=8).used, encode)
 print(cache.encoded, sum(latent.mean.double().sum().item() for latent in latents))
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny import python_random
 
-from lora_studio.data.buckets.crops import Cover, crop_boxes
+from lora_studio.data.buckets import Cover, crop_boxes
 from lora_studio.data.manifest import Bucket, Overrides, Record
 from lora_studio.data.masks import Subject
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny import recipe_text
 
-from lora_studio.data.scan.exclude import ExcludeList, read_exclude
-from lora_studio.data.scan.folder import ScanOptions, scan
+from lora_studio.data.scan import ScanOptions, scan
+from lora_studio.data.scan.layouts import ExcludeList, read_exclude
 from lora_studio.errors import DatasetError, RecipeError
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe

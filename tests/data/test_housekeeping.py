@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_studio.data.cache import CacheEntry, bytes_of, entries, prunable, remove, seconds_of
 from lora_studio.data.cache.encode import TextCache
-from lora_studio.data.cache.prune import CacheEntry, bytes_of, entries, prunable, remove, seconds_of
 from lora_studio.data.cache.store import TensorStore
 from lora_studio.errors import DatasetError
 

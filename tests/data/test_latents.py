@@ -6,13 +6,14 @@ import pickle
 
 import pytest
 import torch
+from data_config import data_config
 from noise import grey_noise
 
 from lora_studio.data.buckets import assign
+from lora_studio.data.cache import entries, remove
 from lora_studio.data.cache.encode import LatentCache
 from lora_studio.data.cache.latents import Held, OnDisk
-from lora_studio.data.cache.prune import entries, remove
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.scan import scan
 from lora_studio.errors import DatasetError
 
 LATENT_BYTES = 2 * 4 * 3 * 8 * 8  # mean and deviation, float32, of an image of 64x64
@@ -27,7 +28,7 @@ def halves(pixels):
 def records(folder):
     for number in range(5):
         grey_noise((64, 64), 90 + number).convert("RGB").save(folder / f"{number}.png")
-    return assign(scan(folder), resolution=64, stride=8).used
+    return assign(scan(folder), data_config(resolution=64), stride=8).used
 
 
 def load(folder, records, memory_bytes):

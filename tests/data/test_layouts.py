@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lora_studio.data.captioners.sidecar import read_captions
-from lora_studio.data.scan.folder import ScanOptions, scan
+from lora_studio.data.captions import read_captions
+from lora_studio.data.scan import ScanOptions, scan
 from lora_studio.errors import DatasetError
 
 RECURSIVE = ScanOptions(recursive=True)

@@ -18,7 +18,7 @@ MAX_MORE_BYTES = 100_000_000
 SCAN = f"""{PEAK_BYTES}
 import json, sys, time
 from pathlib import Path
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.scan import scan
 scan(Path(sys.argv[1]))
 before = peak_bytes()
 began = time.process_time()

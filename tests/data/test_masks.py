@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from data_config import data_config
 from PIL import Image
 
-from lora_studio.data.buckets import Framing, assign
-from lora_studio.data.masks import NO_IMAGE, OWN, loss_mask, subject
-from lora_studio.data.scan.folder import ScanOptions, scan
-from lora_studio.data.views import each_view
+from lora_studio.data.batches import each_view
+from lora_studio.data.buckets import assign
+from lora_studio.data.masks import OWN, loss_mask, subject
+from lora_studio.data.scan import ScanOptions, scan
+from lora_studio.data.scan.masks import NO_IMAGE
 from lora_studio.errors import DatasetError
 
 
@@ -84,7 +86,10 @@ def mask_weights(record, width, height):
 
 
 def weights(folder, name, side=8, *, reading=ScanOptions()):  # noqa: B008 (frozen)
-    used = {record.name: record for record in assign(scan(folder, reading), resolution=64, stride=8).used}
+    used = {
+        record.name: record
+        for record in assign(scan(folder, reading), data_config(resolution=64), stride=8).used
+    }
     return mask_weights(used[name], side, side)
 
 
@@ -120,7 +125,7 @@ def test_the_mask_is_cropped_and_turned_as_its_image_is(folder):
     mask.paste(255, (32, 0, 64, 64))  # shown: the second quarter from the top
     image.save(folder / "a.jpg", exif=exif)
     mask.save(folder / "a.mask.png", exif=exif)
-    (record,) = assign(scan(folder), resolution=64, stride=8).used
+    (record,) = assign(scan(folder), data_config(resolution=64), stride=8).used
     assert (record.bucket.width, record.bucket.height, record.resize) == (48, 88, (48, 96))
     found = mask_weights(record, 6, 11)  # rows of 8 pixels of 96, of which 4 are cropped above
     rows = [0] * 2 + [0.5] + [1] * 2 + [0.5] + [0] * 5  # shown rows 24 to 48, less the 4
@@ -131,8 +136,8 @@ def test_the_mask_is_cropped_and_turned_as_its_image_is(folder):
 def test_the_mask_is_mirrored_with_its_image(folder, paint):
     paint("a.png", 100, 64)
     put_mask(folder / "a.mask.png", (0, 0, 25, 64), (100, 64))
-    framing = Framing(flip=0.5, crop="focus")
-    (record,) = assign(scan(folder), resolution=64, stride=8, framing=framing).used
+    framing = data_config(resolution=64, flip=0.5, crop="focus")
+    (record,) = assign(scan(folder), framing, stride=8).used
     plain, mirrored = (mask_weights(view, 10, 6) for view in each_view([record]))
     assert plain[:, 0].min() > 1 and (plain[:, -1] == 0).all()
     assert np.abs(plain[:, ::-1] - mirrored).max() < 0.02
@@ -193,7 +198,7 @@ def test_a_mask_of_what_is_cropped_away_is_refused(folder, paint):
 def test_a_mask_that_changed_after_the_scan_is_refused(folder, paint):
     paint("a.png")
     put_mask(folder / "a.mask.png")
-    (record,) = assign(scan(folder), resolution=64, stride=8).used
+    (record,) = assign(scan(folder), data_config(resolution=64), stride=8).used
     put_mask(folder / "a.mask.png", (0, 0, 5, 5))
     with pytest.raises(DatasetError, match=r"a\.mask\.png has changed since the folder was scanned"):
         mask_weights(record, 8, 8)

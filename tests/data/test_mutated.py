@@ -19,7 +19,7 @@ MAX_PEAK_BYTES = 1_000_000_000
 SCAN = f"""{PEAK_BYTES}
 import json, sys
 from pathlib import Path
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.scan import scan
 records = [(r.name, r.width, r.height, r.excluded) for r in scan(Path(sys.argv[1])).records]
 print(json.dumps([records, peak_bytes()]))
 """

@@ -6,11 +6,10 @@ import json
 
 import pytest
 
-from lora_studio.data.captioners.sidecar import read_captions
+from lora_studio.data.captions import read_captions
 from lora_studio.data.manifest import Overrides
-from lora_studio.data.scan.folder import scan
-from lora_studio.data.scan.metadata import read_metadata
-from lora_studio.data.scan.overrides import read_overrides
+from lora_studio.data.scan import scan
+from lora_studio.data.scan.metadata import read_metadata, read_overrides
 from lora_studio.data.sources import Source, read_sources
 from lora_studio.errors import DatasetError
 

@@ -14,9 +14,9 @@ import pytest
 from noise import grey_noise
 from PIL import Image
 
-from lora_studio.data.images.files import MAX_FILE_BYTES
+from lora_studio.data.images import MAX_FILE_BYTES
 from lora_studio.data.manifest import Manifest
-from lora_studio.data.scan.folder import ScanOptions, scan
+from lora_studio.data.scan import ScanOptions, scan
 from lora_studio.errors import DatasetError
 
 
@@ -247,7 +247,7 @@ def test_a_file_name_that_is_no_utf8_still_makes_valid_json(folder, paint):
 
 
 def test_scanning_and_captioning_need_no_torch():
-    modules = "manifest, scan, sources, masks, buckets, batches, captioners.sidecar"
+    modules = "manifest, scan, sources, masks, buckets, batches, captions, doctor, doctor.page"
     imports = "; ".join(f"import lora_studio.data.{name.strip()}" for name in modules.split(","))
     subprocess.run(
         [sys.executable, "-c", f"{imports}; import sys; assert 'torch' not in sys.modules"], check=True

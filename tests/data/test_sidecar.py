@@ -5,11 +5,10 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from lora_studio.data.captioners import CAPTIONERS, caption_writer
-from lora_studio.data.captioners.base import WriterOptions
-from lora_studio.data.captioners.sidecar import read_captions
+from lora_studio.data.captioners import CAPTIONERS, WriterOptions, caption_writer
 from lora_studio.data.captioners.write import write_captions
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.captions import read_captions
+from lora_studio.data.scan import scan
 from lora_studio.errors import DatasetError, RecipeError
 
 

@@ -7,10 +7,11 @@ import pickle
 from pathlib import Path
 
 import pytest
+from data_config import data_config
 from PIL import Image
 
 from lora_studio.data.buckets import assign
-from lora_studio.data.captioners.sidecar import read_captions
+from lora_studio.data.captions import read_captions
 from lora_studio.data.sources import Source, read_sources
 from lora_studio.errors import DatasetError
 
@@ -59,7 +60,7 @@ def test_every_source_gives_its_images_its_own_rules(fill):
 
 def test_only_instance_images_are_used_and_the_others_are_kept_by_role(fill):
     sources = [Source(fill("a", red=2)), Source(fill("b", blue=3), role="prior")]
-    manifest = assign(read_sources(sources, read_captions), resolution=64, stride=8)
+    manifest = assign(read_sources(sources, read_captions), data_config(resolution=64), stride=8)
     assert [record.caption for record in manifest.used] == ["red", "red"]
     assert manifest.used == manifest.of_role("instance")
     assert [record.caption for record in manifest.of_role("prior")] == ["blue"] * 3
@@ -77,7 +78,7 @@ def test_what_is_held_out_is_not_trained_on_even_if_it_lies_in_both(fill):
     (left_out,) = manifest.excluded
     assert (left_out.name, left_out.excluded) == (
         "a/red0.png",
-        "the same bytes as b/red0.png, which is held out",
+        "the same bytes as b/red0.png, a validation image",
     )
 
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from data_config import data_config
 from PIL import Image
 
 from lora_studio.data.buckets import assign
-from lora_studio.data.cache.encode import LatentCache
+from lora_studio.data.cache.encode import LatentCache, ReadyPixels, pixels_of
 from lora_studio.data.images.decode import in_threads
-from lora_studio.data.images.pixels import ReadyPixels, pixels_of
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.scan import scan
 
 
 def test_answers_come_in_order_from_several_threads():
@@ -73,7 +73,9 @@ def noisy(folder, count=6):
 
 def test_images_resized_during_the_scan_have_the_pixels_of_those_resized_later(folder, tmp_path):
     noisy(folder)
-    records = {record.name: record for record in assign(scan(folder), resolution=64, stride=8).used}
+    records = {
+        record.name: record for record in assign(scan(folder), data_config(resolution=64), stride=8).used
+    }
     ready = ReadyPixels(lambda record: record.name)
     scan(folder, on_image=lambda record, image: ready.offer(records[record.name], image))
     for name, record in records.items():
@@ -84,7 +86,7 @@ def test_images_resized_during_the_scan_have_the_pixels_of_those_resized_later(f
 
 def test_ready_pixels_hold_no_more_than_they_may(folder):
     noisy(folder)
-    first = assign(scan(folder), resolution=64, stride=8).used[0]
+    first = assign(scan(folder), data_config(resolution=64), stride=8).used[0]
     records = [replace(first, name=str(number)) for number in range(4)]  # all of one bucket
     image = Image.new("RGB", (300, 200))
     bucket = first.bucket
@@ -96,7 +98,7 @@ def test_ready_pixels_hold_no_more_than_they_may(folder):
 
 def test_an_image_whose_latent_is_cached_is_not_resized(folder, tmp_path):
     noisy(folder, 2)
-    first, second = assign(scan(folder), resolution=64, stride=8).used
+    first, second = assign(scan(folder), data_config(resolution=64), stride=8).used
     cache = LatentCache(tmp_path, "vae")
     cache.load_or_encode([first], lambda pixels: (pixels, pixels))
     for record in (first, second):

@@ -1,11 +1,11 @@
-"""Which images are held out."""
+"""Which images are validation images."""
 
 from __future__ import annotations
 
 import pytest
 
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.validation import hold_out
+from lora_studio.data.sources import choose_validation_images
 from lora_studio.errors import DatasetError
 from lora_studio.recipe.training import ValidationConfig
 
@@ -46,30 +46,30 @@ def test_zero_turns_the_measurement_off() -> None:
 
 
 def test_held_out_images_are_not_trained_on_and_all_others_are() -> None:
-    whole, found = manifest(9), hold_out(manifest(9), 3)
+    whole, found = manifest(9), choose_validation_images(manifest(9), 3)
     assert len(held(found)) == 3
     assert sorted([*held(found), *(record.name for record in found.used)]) == [
         record.name for record in whole.used
     ]
-    assert hold_out(whole, 0) == whole
+    assert choose_validation_images(whole, 0) == whole
 
 
 def test_one_more_image_leaves_the_choice_nearly_as_it_was() -> None:
-    before, after = (set(held(hold_out(manifest(count), 4))) for count in (20, 21))
+    before, after = (set(held(choose_validation_images(manifest(count), 4))) for count in (20, 21))
     assert len(before & after) >= 3
 
 
 def test_the_last_image_of_a_trigger_is_trained_on() -> None:
     alone = Record("/q/a.png", "a.png", sha256="a", trigger="vkq")
     for count in range(1, 6):
-        assert alone in hold_out(manifest(6, more=(alone,)), count).used
+        assert alone in choose_validation_images(manifest(6, more=(alone,)), count).used
 
 
 def test_more_than_there_are_is_refused() -> None:
     with pytest.raises(
-        DatasetError, match=r"6 images shall be held out of 6.*validation\.count to 5 or less"
+        DatasetError, match=r"validation\.count asks for 6 of 6 images.*validation\.count to 5 or less"
     ):
-        hold_out(manifest(6), 6)
+        choose_validation_images(manifest(6), 6)
 
 
 def test_images_of_other_roles_and_excluded_ones_are_left_alone() -> None:
@@ -77,4 +77,4 @@ def test_images_of_other_roles_and_excluded_ones_are_left_alone() -> None:
         Record("/q/a.png", "a.png", sha256="a", role="prior"),
         Record("/q/b.png", "b.png", sha256="b", excluded="too small"),
     )
-    assert hold_out(manifest(6, more=others), 5).records[-2:] == others
+    assert choose_validation_images(manifest(6, more=others), 5).records[-2:] == others

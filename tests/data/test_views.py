@@ -6,12 +6,12 @@ from collections import Counter
 from random import Random
 
 import pytest
+from data_config import data_config
 
-from lora_studio.data.batches import average_views, plan
-from lora_studio.data.buckets import Framing, assign
+from lora_studio.data.batches import BatchPlan, draw_view, each_view, entries, views_of
+from lora_studio.data.buckets import assign
 from lora_studio.data.cache.encode import LatentCache
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.views import draw_view, each_view, entries, views_of
 
 
 def placed(*sizes, **framing):
@@ -19,7 +19,7 @@ def placed(*sizes, **framing):
         Record(path=f"/{number}", name=str(number), sha256=str(number), width=width, height=height)
         for number, (width, height) in enumerate(sizes)
     )
-    return assign(Manifest(records), resolution=64, stride=8, framing=Framing(**framing)).used
+    return assign(Manifest(records), data_config(resolution=64, **framing), stride=8).used
 
 
 def test_without_further_views_there_is_one_entry_and_one_latent_for_each_image_as_it_is():
@@ -74,8 +74,8 @@ def test_the_share_of_mirrored_showings_and_every_crop_alike(share):
 def test_an_epoch_shows_an_image_exactly_its_repeats_at_each_of_its_areas():
     used = placed((300, 300), (64, 64), (500, 400), extra_resolutions=(128,), flip=0.5)
     shown = entries(used)
-    made = plan(shown, batch_size=2, gradient_accumulation=1, seed=3)
+    made = BatchPlan(shown, batch_size=2, gradient_accumulation=1, seed=3)
     for epoch in range(3):
-        seen = Counter(index for batch in made.epoch(epoch) for index in batch.indices)
+        seen = Counter(index for batch in made.epoch(epoch) for index in batch)
         assert seen == dict.fromkeys(range(len(shown)), 1)
-    assert average_views(made, made.micro_batches_per_epoch) == len(shown) / 3  # of the three images
+    assert made.average_views(made.micro_batches_per_epoch) == len(shown) / 3  # of the three images

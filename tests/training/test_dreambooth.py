@@ -18,7 +18,7 @@ from PIL import Image
 from tiny import recipe_text
 from torch import Tensor, nn
 
-from lora_studio.data.batches import Batch, plan
+from lora_studio.data.batches import Batch, BatchPlan
 from lora_studio.data.manifest import Record
 from lora_studio.errors import RecipeError
 from lora_studio.recipe.load import load_recipe
@@ -48,7 +48,7 @@ class Case:
 
     def batches(self, batch_size: int, steps: int = 10) -> list[Batch]:
         feed, images = self.session.loop.feed, self.session.manifest.used
-        feed.plan = plan(images, batch_size=batch_size, gradient_accumulation=1, seed=1)
+        feed.plan = BatchPlan(images, batch_size=batch_size, gradient_accumulation=1, seed=1)
         return [batch for step in range(1, steps + 1) for batch in feed.of_step(step)]
 
 

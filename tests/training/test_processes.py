@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions
-from lora_studio.data.batches import plan as plan_batches
+from lora_studio.data.batches import BatchPlan
 from lora_studio.errors import DatasetError, RecipeError
 from lora_studio.processes import Processes, join_processes
 from lora_studio.recipe.load import load_recipe
@@ -57,7 +57,7 @@ class Listening:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """Four steps with gradient accumulation, a mean of the weights, validation and previews."""
+    """Four steps with gradient_accumulation, a mean of the weights, validation and previews."""
     folder = tmp_path_factory.mktemp("recipe")
     image_folder(folder / "images", count=IMAGES)
     text = recipe_text(folder / "images", str(tiny_base), steps=STEPS, extra=EXTRA)
@@ -126,8 +126,8 @@ def test_there_were_batches_in_unequal_shares_and_such_that_left_one_process_wit
 ) -> None:
     loaded = load_recipe(recipe)
     used = read_dataset(loaded, 8).used
-    batches = plan_batches(used, batch_size=3, gradient_accumulation=2, seed=loaded.training.seed)
-    sizes = {len(micro.indices) for step in range(1, STEPS + 1) for micro in batches.of_step(step)}
+    batches = BatchPlan(used, batch_size=3, gradient_accumulation=2, seed=loaded.training.seed)
+    sizes = {len(micro) for step in range(1, STEPS + 1) for micro in batches.of_step(step)}
     assert {1, 3} <= sizes
 
 

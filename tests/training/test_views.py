@@ -12,9 +12,8 @@ from noise import grey_noise
 from PIL import Image
 from tiny import recipe_text
 
-from lora_studio.data.batches import Batch
-from lora_studio.data.images.pixels import pixels_of
-from lora_studio.data.views import each_view, entries
+from lora_studio.data.batches import Batch, each_view, entries
+from lora_studio.data.cache.encode import pixels_of
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.runs.folder import Run
@@ -181,7 +180,7 @@ def test_the_plan_says_how_often_each_image_is_seen_and_warns_of_too_few_and_too
         changes = (f"training.steps={steps}", "training.gradient_accumulation=2", "data.repeats=3")
         session = prepared(tmp_path, tiny_base, *changes, images=images)
         lines = plan_of(session)
-        shown = sum(len(m.indices) for step in range(1, steps + 1) for m in session.batches.of_step(step))
+        shown = sum(len(m) for step in range(1, steps + 1) for m in session.batches.of_step(step))
         assert any(f"each image is seen about {shown / 5:.0f} times" in line for line in lines)
         assert any(line.startswith("time: about ") for line in lines)
         found[steps] = [line for line in lines if "30 to 300 times are common" in line]

@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from lora_studio.data.buckets.crops import Cover, CropBox, crop_boxes
-from lora_studio.data.buckets.sizes import AREA_TOLERANCE, MAX_UPSCALE, fit, largest_bucket
+from lora_studio.data.buckets.sizes import fit, largest_bucket, within
 from lora_studio.data.manifest import Bucket, CropMode, Manifest, Record, View
-from lora_studio.data.masks import subject
+from lora_studio.data.masks import Subject, subject
 from lora_studio.errors import DatasetError, preview_names
+from lora_studio.recipe.data import DataConfig
+from lora_studio.rng import python_random
 
 
-@dataclass(frozen=True)
-class Framing:
-    """How images are put into buckets and shown; an image's overrides go before it."""
-
-    extra_resolutions: tuple[int, ...] = ()  # sides of squares of further areas at which all are shown
-    area_tolerance: float = AREA_TOLERANCE  # how much smaller than asked a bucket may be, a share
-    max_upscale: float = MAX_UPSCALE  # smaller images go to a smaller bucket
-    crop: CropMode = "centre"
-    crops: int = 4  # for crop = "random": how many different ones an image has
-    flip: float = 0.0  # share of showings that are mirrored
-
-
-def assign(
-    manifest: Manifest,
-    *,
-    resolution: int,
-    stride: int,
-    framing: Framing = Framing(),
-) -> Manifest:
+def assign(manifest: Manifest, data: DataConfig, *, stride: int) -> Manifest:
     """The manifest with bucket, resize and crop in every used record, and all further views of it.
 
-    `resolution` is the side in pixels of a square of the area asked for. What is not trained on is shown in
-    one way only. Images too small for the smallest bucket are excluded. Raises DatasetError unless every
-    resolution is a multiple of `stride`, if overrides do not suit their images, or if nothing is left.
+    What is not trained on is shown in one way only. Images too small for the smallest bucket are excluded.
+    Raises DatasetError unless every resolution is a multiple of `stride`, if overrides do not suit their
+    images, or if nothing is left.
     """
-    resolutions = list(dict.fromkeys((resolution, *framing.extra_resolutions)))
-    check_resolutions(resolutions, stride)
-    _check_overrides((record for record in manifest.records if not record.excluded), stride)
-    records = [
-        record if record.excluded else placed(record, resolutions, stride, framing)
-        for record in manifest.records
-    ]
+    check_resolutions(data.all_resolutions, stride)
+    _check_overrides(manifest.usable, stride)
+    records = [record if record.excluded else placed(record, data, stride) for record in manifest.records]
     if manifest.used and not Manifest(tuple(records)).used:
         names = {record.name for record in manifest.used}
         lost = preview_names(
@@ -58,7 +38,7 @@ def crop_loss(record: Record) -> float:
     """The share of the image that the crop cuts away, 0 to 1; 0 if it has no bucket yet."""
     if record.bucket is None or record.resize is None:
         return 0.0
-    return 1 - record.bucket.width * record.bucket.height / (record.resize[0] * record.resize[1])
+    return 1 - record.bucket.area / (record.resize[0] * record.resize[1])
 
 
 def enlargement(record: Record) -> float:
@@ -74,22 +54,22 @@ def losses(record: Record) -> tuple[float, float]:
     return crop_loss(record), max(1.0, enlargement(record))
 
 
-def placed(record: Record, resolutions: Sequence[int], stride: int, framing: Framing) -> Record:
-    """The record with all its views, the first resolution's first, or the reason why it fits no bucket."""
+def placed(record: Record, data: DataConfig, stride: int) -> Record:
+    """The record with all its views, data.resolution's first, or the reason why it fits no bucket."""
     learned = record.role == "instance"
     own = record.overrides
-    covers = _covers(record, resolutions if learned else resolutions[:1], stride, framing)
+    covers = _covers(record, data, stride)
     if not covers:
-        limit = f"the smallest is {stride}x{stride}, data.max_upscale is {framing.max_upscale:g}"
+        limit = f"the smallest is {stride}x{stride}, data.max_upscale is {data.max_upscale:g}"
         return replace(record, excluded=f"too small for any bucket: {limit}")
-    mode = own.crop or ("focus" if own.focus else framing.crop)
+    mode = own.crop or ("focus" if own.focus else data.crop)
     if mode == "random" and not learned:
         mode = "centre"
     seen = subject(record) if mode != "centre" else None
-    share = (framing.flip if own.flip is None else own.flip) if learned else 0.0
+    share = (data.flip if own.flip is None else own.flip) if learned else 0.0
     views = []
     for side, cover in covers:
-        crops = crop_boxes(record, cover, mode=mode, count=framing.crops, subject=seen)
+        crops = crop_boxes(record, cover, mode=mode, count=data.crops, subject=seen)
         views += _views(side, cover, crops, share)
     return replace(record, **vars(views[0]), flip_share=share, more_views=tuple(views[1:]))
 
@@ -103,29 +83,33 @@ def placed_among(record: Record, buckets: Sequence[Bucket]) -> Record:
     return min(in_each, key=losses)
 
 
-def _covers(
-    record: Record, resolutions: Sequence[int], stride: int, framing: Framing
-) -> list[tuple[int, Cover]]:
+def _covers(record: Record, data: DataConfig, stride: int) -> list[tuple[int, Cover]]:
     """Every resolution at which the image is shown, and how it covers its bucket there.
 
     Where it is too small it is shown as large as it may be, unless another of its buckets is about so large.
     """
+    resolutions = dict.fromkeys(data.all_resolutions if record.role == "instance" else (data.resolution,))
     if record.overrides.bucket:
-        return [(resolutions[0], _cover(record, Bucket(*record.overrides.bucket)))]
-    left, top, right, bottom = record.overrides.region or (0, 0, record.width, record.height)
-    size, limits = (right - left, bottom - top), (framing.area_tolerance, framing.max_upscale)
+        return [(data.resolution, _cover(record, Bucket(*record.overrides.bucket)))]
+    left, top, right, bottom = _region(record)
+    size, limits = (right - left, bottom - top), (data.area_tolerance, data.max_upscale)
     found = {asked: largest_bucket(*size, asked, stride, *limits) for asked in resolutions}
     kept = {asked: best for asked, best in found.items() if best and best[0] == asked}
     for asked, best in found.items():
-        enough = [bucket.width * bucket.height for _, bucket in kept.values()]
-        if best and best[1].width * best[1].height * (1 - framing.area_tolerance) > max(enough, default=0):
+        enough = max((bucket.area for _, bucket in kept.values()), default=0)
+        if best and best[1].area * (1 - data.area_tolerance) > enough:
             kept[asked] = best
     return [(best[0], _cover(record, best[1])) for asked in found if (best := kept.get(asked))]
 
 
+def _region(record: Record) -> CropBox:
+    """What of the image may be shown: all of it, unless its own overrides say less."""
+    return record.overrides.region or (0, 0, record.width, record.height)
+
+
 def _cover(record: Record, bucket: Bucket) -> Cover:
     """The whole image, resized so that its region, all of it without one, just covers the bucket."""
-    left, top, right, bottom = record.overrides.region or (0, 0, record.width, record.height)
+    left, top, right, bottom = _region(record)
     (width, height), _ = fit(right - left, bottom - top, bucket)
     across, down = width / (right - left), height / (bottom - top)
     resize = (max(width, round(record.width * across)), max(height, round(record.height * down)))
@@ -166,3 +150,62 @@ def _check_overrides(records: Iterable[Record], stride: int) -> None:
             faults.append(f"{record.name} (crop {list(own.region)}: the image is {size})")
     if faults:
         raise DatasetError(f"metadata asks for what cannot be: {preview_names(faults)}; mend those lines.")
+
+
+CropBox = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Cover:
+    """An image that was resized so that it just covers a bucket."""
+
+    bucket: Bucket
+    resize: tuple[int, int]  # width, height of the whole image
+    frame: CropBox  # what of it may be shown; at least as large as the bucket
+
+
+def crop_boxes(
+    record: Record, cover: Cover, *, mode: CropMode, count: int, subject: Subject | None = None
+) -> list[CropBox]:
+    """The crops of an image: boxes of the bucket's size within the frame, all different.
+
+    centre: one in the middle of the frame; focus: one around the point that the record's overrides give, else
+    around the centre of mass of its mask, else in the middle; random: up to `count`. Those are keyed by the
+    image's content, so that every run finds them in the cache, and hold the white part of its mask, or lie
+    within it where it is larger.
+    """
+    if mode == "random":
+        return _random_boxes(record, cover, count, subject)
+    bucket, (left, top, right, bottom) = cover.bucket, cover.frame
+    x, y = (left + right) / 2, (top + bottom) / 2
+    if mode == "focus" and (point := record.overrides.focus or (subject and subject.centre)):
+        x, y = point[0] * cover.resize[0], point[1] * cover.resize[1]
+    start = within(math.floor(x - bucket.width / 2), left, right - bucket.width)
+    return [_box(start, within(math.floor(y - bucket.height / 2), top, bottom - bucket.height), bucket)]
+
+
+def _random_boxes(record: Record, cover: Cover, count: int, subject: Subject | None) -> list[CropBox]:
+    bucket, (width, height) = cover.bucket, cover.resize
+    across = down = None
+    if subject is not None:
+        left, top, right, bottom = subject.box
+        across, down = (left * width, right * width), (top * height, bottom * height)
+    lefts = _starts(cover.frame[0], cover.frame[2], bucket.width, across)
+    tops = _starts(cover.frame[1], cover.frame[3], bucket.height, down)
+    number = len(lefts) * len(tops)
+    places = python_random(record.sha256, bucket.name, "crops").sample(range(number), min(count, number))
+    return [_box(lefts[place % len(lefts)], tops[place // len(lefts)], bucket) for place in places]
+
+
+def _starts(start: int, end: int, side: int, span: Span | None) -> range:
+    """Where a crop of this side may begin between start and end, with the span in it, or it in the span."""
+    first, last = start, end - side
+    if span is not None:
+        low, high = sorted((math.floor(span[0]), math.ceil(span[1]) - side))
+        first, last = within(low, first, last), within(high, first, last)
+    return range(first, last + 1)
+
+
+def _box(left: int, top: int, bucket: Bucket) -> CropBox:
+    return left, top, left + bucket.width, top + bucket.height

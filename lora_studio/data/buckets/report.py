@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from lora_studio.data.batches import entries, views_of
 from lora_studio.data.buckets import check_resolutions, crop_loss, enlargement
 from lora_studio.data.buckets.sizes import AREA_TOLERANCE, bucket_table, cropped_share
 from lora_studio.data.manifest import Bucket, Overrides, Record
-from lora_studio.data.views import entries, views_of
 from lora_studio.errors import preview_names
 
 _LANDSCAPE = ((5, 4), (4, 3), (3, 2), (16, 10), (5, 3), (16, 9), (21, 9))
@@ -39,8 +39,8 @@ def aspect_rows(resolution: int, stride: int, tolerance: float = AREA_TOLERANCE)
     rows = []
     for width, height in COMMON_ASPECTS:
         bucket = table.choose(width, height)
-        area = bucket.width * bucket.height / resolution**2
-        rows.append(AspectRow(f"{width}:{height}", bucket, cropped_share(width, height, bucket), area))
+        cropped = cropped_share(width, height, bucket)
+        rows.append(AspectRow(f"{width}:{height}", bucket, cropped, bucket.area / resolution**2))
     return rows
 
 

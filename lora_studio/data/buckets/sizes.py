@@ -8,11 +8,11 @@ from functools import cache, lru_cache
 
 from lora_studio.data.manifest import Bucket
 from lora_studio.errors import DatasetError
+from lora_studio.recipe.data import DataConfig
 
 # How much smaller than asked a bucket may be: just enough for 576x384 where 512x512 is asked, so that 3:2
 # photographs, which cameras make, lose nothing at a stride of 64.
-AREA_TOLERANCE = 0.16
-MAX_UPSCALE = 1.5  # beyond it, blur would be learned
+AREA_TOLERANCE: float = DataConfig.model_fields["area_tolerance"].default
 MAX_ASPECT = 3.0  # of a bucket, either way; longer images are cropped
 _MAX_EXCESS = 0.05  # memory grows with the area; so much more than asked for still fits where a square fits
 
@@ -53,9 +53,9 @@ class BucketTable:
         self._ranked = [first[aspect] for aspect in self._aspects]
 
     def choose(self, width: int, height: int) -> Bucket:
-        """The bucket into which the image goes with the smallest share cropped away.
+        """The bucket with the smallest share cropped away, among equals the one nearest to the area.
 
-        Among equals the one nearest to the area. Transposed images get transposed buckets.
+        Transposed images get transposed buckets.
         """
         # The division of whole numbers as small as sizes is exact enough: equal quotients are equal floats.
         above = bisect_left(self._aspects, width / height)
@@ -66,7 +66,6 @@ class BucketTable:
 
 @cache  # at most one for each multiple of the stride up to the resolution
 def bucket_table(area_pixels: int, stride: int, tolerance: float = AREA_TOLERANCE) -> BucketTable:
-    """The table, made once."""
     return BucketTable(area_pixels, stride, tolerance)
 
 
@@ -91,12 +90,12 @@ def largest_bucket(
     ]
     if not found:
         return None
-    largest = max(bucket.width * bucket.height for bucket in found)
+    largest = max(bucket.area for bucket in found)
     bucket = min(
-        (bucket for bucket in found if bucket.width * bucket.height >= largest * (1 - tolerance)),
-        key=lambda bucket: (cropped_share(width, height, bucket), -bucket.width * bucket.height),
+        (bucket for bucket in found if bucket.area >= largest * (1 - tolerance)),
+        key=lambda bucket: (cropped_share(width, height, bucket), -bucket.area),
     )
-    return min(resolution, round(math.sqrt(bucket.width * bucket.height))), bucket
+    return min(resolution, round(math.sqrt(bucket.area))), bucket
 
 
 def _likely_sizes(across: int, down: int, aspect: float) -> set[tuple[int, int]]:
@@ -104,14 +103,15 @@ def _likely_sizes(across: int, down: int, aspect: float) -> set[tuple[int, int]]
     found = set()
     for i in range(1, across + 1):
         for j in (math.floor(i / aspect), math.ceil(i / aspect)):
-            found.add((i, _between(j, math.ceil(i / MAX_ASPECT), min(down, int(i * MAX_ASPECT)))))
+            found.add((i, within(j, math.ceil(i / MAX_ASPECT), min(down, int(i * MAX_ASPECT)))))
     for j in range(1, down + 1):
         for i in (math.floor(j * aspect), math.ceil(j * aspect)):
-            found.add((_between(i, math.ceil(j / MAX_ASPECT), min(across, int(j * MAX_ASPECT))), j))
+            found.add((within(i, math.ceil(j / MAX_ASPECT), min(across, int(j * MAX_ASPECT))), j))
     return {(i, j) for i, j in found if i <= across and j <= down and max(i, j) <= MAX_ASPECT * min(i, j)}
 
 
-def _between(value: int, lowest: int, highest: int) -> int:
+def within(value: int, lowest: int, highest: int) -> int:
+    """The number of the range that is nearest to the value."""
     return max(lowest, min(value, highest))
 
 

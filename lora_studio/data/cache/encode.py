@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from lora_studio.data.cache.latents import Collected, Latent, Latents
 from lora_studio.data.cache.store import TensorStore
-from lora_studio.data.images.decode import in_threads
-from lora_studio.data.images.pixels import ReadyPixels, pixels_of
+from lora_studio.data.images.decode import framed, in_threads, reopen
 from lora_studio.data.manifest import Bucket, Record
 from lora_studio.errors import DatasetError, preview_names
 
@@ -111,9 +114,9 @@ class LatentCache:
             if on_progress:
                 on_progress(done, len(missing))
         if broken:
-            advice = "remove these images, or take another VAE"
             raise DatasetError(
-                f"the VAE gave NaN or infinite latents for {preview_names(broken)}, in float32, too; {advice}."
+                f"the VAE gave NaN or infinite latents for {preview_names(broken)}, in float32, too; "
+                "remove these images, or take another VAE."
             )
         return collected.in_order(keys)
 
@@ -124,7 +127,7 @@ class LatentCache:
     def _encode(
         self, missing: list[_Missing], encoders: ImageEncoders
     ) -> Iterator[tuple[_Missing, Latent | None]]:
-        """Each with its latent, None for one that is never finite. Threads read images ahead meanwhile."""
+        """Each with its latent, None for one that is never finite. Threads read the next images meanwhile."""
         batches = self._batches(missing)
         pixels = in_threads(self._pixels, (one for batch in batches for one in batch))
         for batch in batches:
@@ -222,3 +225,55 @@ class TextCache:
 
 def _hash(*parts: object) -> str:
     return hashlib.sha256(json.dumps([_FORMAT, *parts]).encode()).hexdigest()
+
+
+READY_BYTES = 512 * 2**20  # some 680 images of 512x512
+
+
+def pixels_of(record: Record) -> Tensor:
+    """[3, H, W] in -1..1: the image resized, mirrored and cropped as the record says.
+
+    Raises DatasetError if the file is not the one that was scanned.
+    """
+    image = reopen(record.path, record.sha256, background=record.background or "white").image
+    return as_tensor(resized_and_cropped(image, record))
+
+
+def resized_and_cropped(image: Image.Image, record: Record) -> NDArray[np.uint8]:
+    """[H, W, 3]: the decoded image in the shape that the record asks for."""
+    assert record.resize is not None and record.crop is not None, record.name
+    return np.array(framed(image, record.resize, record.crop, flip=record.flip))
+
+
+def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    """[H, W, 3] in 0..255 -> [3, H, W] in -1..1."""
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+
+
+class ReadyPixels:
+    """Images that the scan, which decodes them anyway, resizes at once, so that none is decoded twice.
+
+    `key_of` says under which name an image's pixels are asked for later, None if they will not be: pixels
+    that are never asked for cost a resize, wrong ones cannot come about. Holds `max_bytes` at most; images
+    beyond that are decoded again when they are encoded. Safe for several threads.
+    """
+
+    def __init__(self, key_of: Callable[[Record], str | None], *, max_bytes: int = READY_BYTES) -> None:
+        self._key_of, self._free_bytes = key_of, max_bytes
+        self._pixels: dict[str, NDArray[np.uint8]] = {}
+        self._lock = threading.Lock()
+
+    def offer(self, record: Record, image: Image.Image) -> None:
+        """An image that has just been decoded, with the record that says how to resize and crop it."""
+        assert record.bucket is not None, record.name
+        key, num_bytes = self._key_of(record), 3 * record.bucket.width * record.bucket.height
+        with self._lock:
+            if key is None or key in self._pixels or num_bytes > self._free_bytes:
+                return
+            self._free_bytes -= num_bytes
+        self._pixels[key] = resized_and_cropped(image, record)
+
+    def take(self, key: str) -> Tensor | None:
+        """[3, H, W] in -1..1, and forgotten; None if they are not there."""
+        pixels = self._pixels.pop(key, None)
+        return None if pixels is None else as_tensor(pixels)

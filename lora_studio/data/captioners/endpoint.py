@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import base64
+import http.client
+import ipaddress
 import json
 import os
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from io import BytesIO
-from typing import ClassVar
+from typing import IO, ClassVar
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from lora_studio.data.captioners.base import CaptionResult, CaptionWriter, WriterOptions
-from lora_studio.data.captioners.server import Refused, Server
+from lora_studio.data.captioners import CaptionResult, CaptionWriter, Settings, WriterOptions
 from lora_studio.data.images.decode import load_image
 from lora_studio.data.manifest import Record
 from lora_studio.errors import CaptionError
@@ -42,7 +48,7 @@ class Endpoint(CaptionWriter):
         self.server = Server(options.url, os.environ.get(KEY_VARIABLE, ""), key_variable=KEY_VARIABLE)
 
     @property
-    def settings(self) -> dict[str, str | int | float]:
+    def settings(self) -> Settings:
         """Address, model, question and length; never the key."""
         options = self.options
         return {
@@ -53,7 +59,7 @@ class Endpoint(CaptionWriter):
         }
 
     def describe(self, records: Sequence[Record]) -> list[CaptionResult]:
-        """An answer for each. Raises CaptionError if the server is not there or does not let us in."""
+        """A caption for each. Raises CaptionError if the server is not there or does not let us in."""
         with ThreadPoolExecutor(max_workers=len(records) or 1) as pool:
             return list(pool.map(self._ask, records))
 
@@ -89,18 +95,131 @@ def data_url(record: Record) -> str:
 
 
 def _read(data: bytes) -> CaptionResult:
-    """The caption in a server's answer. Raises CaptionError if it is of another protocol."""
+    """The caption in a server's reply. Raises CaptionError if it is of another protocol."""
     try:
         choice = json.loads(data)["choices"][0]
         text = choice["message"]["content"] or ""
-        if isinstance(text, list):  # some servers answer in parts, as they are asked
+        if isinstance(text, list):  # some servers reply in parts, as they are asked
             text = " ".join(part["text"] for part in text if part.get("type") == "text")
         reason = choice.get("finish_reason")
     except (ValueError, LookupError, TypeError, AttributeError):
         shown = data[:80].decode("utf-8", "replace")
         raise CaptionError(
-            f"the server does not answer as OpenAI's chat protocol says ({shown!r}); look at --url."
+            f"the server does not reply as OpenAI's chat protocol says ({shown!r}); look at --url."
         ) from None
     if reason == "length":
-        return CaptionResult(fault="the answer was cut at its longest; give more --max-tokens")
+        return CaptionResult(fault="the reply was cut at its longest; give more --max-tokens")
     return CaptionResult(str(text))
+
+
+TIMEOUT_SECONDS = 300  # a large model on a slow machine
+MAX_REPLY_BYTES = 1_000_000
+_PATH = "/chat/completions"
+_BUSY = frozenset({408, 429, 500, 502, 503, 504})
+_ABOUT_THE_IMAGE = frozenset({400, 413, 415, 422})
+
+
+class Refused(Exception):
+    """The server replies, but not about this image; the message is the reason."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the key and the image to a place that the user did not name."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: Message,
+        newurl: str,
+    ) -> None:
+        return None
+
+
+class Server:
+    """A chat endpoint. Raises CaptionError for an address that cannot be used."""
+
+    waits_seconds: tuple[float, ...] = (2, 8, 30)  # before another try when the server is busy
+
+    def __init__(self, url: str, key: str, *, key_variable: str) -> None:
+        self.key, self.key_variable = key, key_variable
+        parts = _checked(url)
+        if key and parts.scheme == "http" and not _is_near(parts.hostname or ""):
+            raise CaptionError(
+                f"{key_variable} would go unencrypted to {parts.hostname}; use https, or unset the variable "
+                "if the server needs no key."
+            )
+        path = parts.path.rstrip("/") or "/v1"
+        path = path if path.endswith(_PATH) else path + _PATH
+        self.url = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def post(self, values: dict[str, object]) -> bytes:
+        """The body of the reply; tries again while the server is busy.
+
+        Raises Refused if it will not look at this image, CaptionError if it cannot be reached or used.
+        """
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        request = urllib.request.Request(self.url, json.dumps(values).encode(), headers, method="POST")
+        for wait in (*self.waits_seconds, None):
+            try:
+                with self._opener.open(request, timeout=TIMEOUT_SECONDS) as response:
+                    return _limited(response.read(MAX_REPLY_BYTES + 1))
+            except urllib.error.HTTPError as error:
+                with error:
+                    if error.code not in _BUSY or wait is None:
+                        raise self._fault(error.code, error.read(2000)) from None
+            except (OSError, http.client.HTTPException) as error:
+                reason = getattr(error, "reason", None) or error
+                if wait is None or isinstance(reason, ConnectionRefusedError):
+                    raise CaptionError(f"{self.url} cannot be reached ({reason}); look at --url.") from None
+            time.sleep(wait)
+        raise AssertionError("the last try returns or raises")
+
+    def _fault(self, code: int, body: bytes) -> Exception:
+        said = " ".join(body.decode("utf-8", "replace").split())
+        if self.key:  # some servers repeat the key that they do not like
+            said = said.replace(self.key, "***")
+        reply = f"{code}: {said[:200]}" if said else str(code)
+        if code in _ABOUT_THE_IMAGE:
+            return Refused(f"the server refused it ({reply})")
+        if code in (401, 403):
+            advice = f"the key is read from the environment variable {self.key_variable}"
+        elif 300 <= code < 400:
+            advice = "it sends us elsewhere; give the final address with --url"
+        else:
+            advice = "captions written so far are kept; the same command goes on"
+        return CaptionError(f"{self.url} replies {reply}; {advice}.")
+
+
+def _checked(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        valid = False
+    if not valid or any(letter.isspace() or not letter.isprintable() for letter in url):
+        raise CaptionError(f"--url {url!r} is no address of a server, such as http://localhost:8080/v1.")
+    if parts.username or parts.password or parts.query:
+        raise CaptionError("--url holds a name, password or query, which would be recorded; leave them out.")
+    return parts
+
+
+def _is_near(host: str) -> bool:
+    """Whether the host is this machine or one of the local network, by its address."""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return host == "localhost" or host.endswith(".local")
+
+
+def _limited(body: bytes) -> bytes:
+    if len(body) > MAX_REPLY_BYTES:
+        raise CaptionError(
+            f"the server replies with more than {MAX_REPLY_BYTES // 1_000_000} MB; look at --url."
+        )
+    return body

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lora_studio.data.captioners.base import CaptionResult, CaptionWriter, WriterOptions
+from lora_studio.data.captioners import CaptionResult, CaptionWriter, Settings, WriterOptions
 from lora_studio.data.images.decode import load_image
 from lora_studio.data.manifest import Record
 from lora_studio.devices import default_precision, find_device
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+# Candidates of the beam search: fewer invented details than greedy decoding, and no randomness.
 BEAMS = 3
-"""Candidates of the beam search: fewer invented details than greedy decoding, and no randomness."""
 
 
-class SeeingModel(CaptionWriter):
+_LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
+
+
+class VisionLanguageModel(CaptionWriter):
     """A model and its processor; a kind of model says which classes, and what is asked."""
 
     uses: ClassVar[tuple[str, ...]] = ("model", "device", "prompt", "max_tokens")
@@ -36,14 +39,9 @@ class SeeingModel(CaptionWriter):
     default_max_tokens: ClassVar[int]
 
     @property
-    def settings(self) -> dict[str, str | int | float]:
-        """Model (of a folder the last name), prompt and length."""
-        return {
-            "model": model_name(self.model),
-            "prompt": self.prompt,
-            "max_tokens": self.max_tokens,
-            "beams": BEAMS,
-        }
+    def settings(self) -> Settings:
+        named = {"model": model_name(self.model), "prompt": self.prompt}
+        return {**named, "max_tokens": self.max_tokens, "beams": BEAMS}
 
     @property
     def model(self) -> str:
@@ -57,7 +55,6 @@ class SeeingModel(CaptionWriter):
 
     @property
     def max_tokens(self) -> int:
-        """The longest answer."""
         return self.options.max_tokens or self.default_max_tokens
 
     @abstractmethod
@@ -65,7 +62,7 @@ class SeeingModel(CaptionWriter):
         """What the model is given for RGB images."""
 
     def describe(self, records: Sequence[Record]) -> list[CaptionResult]:
-        """An answer for each image of one batch. Raises CaptionError if the memory does not suffice."""
+        """A caption for each image of one batch. Raises CaptionError if the memory does not suffice."""
         import torch
 
         model, processor = self._loaded
@@ -109,15 +106,7 @@ class SeeingModel(CaptionWriter):
             model, report = getattr(transformers, self.model_class).from_pretrained(
                 self.model, dtype=default_precision(device), use_safetensors=True, output_loading_info=True
             )
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            SafetensorError,
-        ) as error:
+        except (*_LOAD_ERRORS, SafetensorError) as error:
             raise self._unusable(error) from None
         parameters = {name for name, _ in model.named_parameters()}
         if missing := sorted(parameters & set(report["missing_keys"])):  # they would be random
@@ -161,7 +150,7 @@ def model_name(model: str) -> str:
     return path.resolve().name if path.is_dir() else model
 
 
-class Blip(SeeingModel):
+class Blip(VisionLanguageModel):
     """One sentence; with a prompt it begins with these words."""
 
     name: ClassVar[str] = "blip"
@@ -184,7 +173,7 @@ TASKS = {
 }
 
 
-class Florence(SeeingModel):
+class Florence(VisionLanguageModel):
     """The prompt is one of the lengths; the model knows no other questions about a whole image."""
 
     name: ClassVar[str] = "florence"

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lora_studio.data.captioners.base import CaptionResult, CaptionWriter, WriterOptions
+from lora_studio.data.captioners import CaptionResult, CaptionWriter, Settings, WriterOptions
 from lora_studio.data.captioners.vision_language import model_name
 from lora_studio.data.images.decode import load_image
 from lora_studio.data.manifest import Record
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+# Numbers in selected_tags.csv -> names, in the order in which they stand in a caption.
 CATEGORIES = {9: "rating", 4: "character", 3: "copyright", 1: "artist", 0: "general", 5: "meta"}
-"""Numbers in selected_tags.csv -> names, in the order in which they stand in a caption."""
-THRESHOLDS = {"character": 0.85, "general": 0.35}
-"""The authors' own; a category without a threshold is left out."""
+THRESHOLDS = {"character": 0.85, "general": 0.35}  # the authors' own; a category without one is left out
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,7 @@ class Wd14(CaptionWriter):
         self.thresholds = {**THRESHOLDS, **options.thresholds}
 
     @property
-    def settings(self) -> dict[str, str | int | float]:
-        """The model and every threshold."""
+    def settings(self) -> Settings:
         return {"model": model_name(self.model), **self.thresholds}
 
     def describe(self, records: Sequence[Record]) -> list[CaptionResult]:

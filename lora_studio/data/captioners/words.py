@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import ClassVar
 
-from lora_studio.data.captioners.base import CaptionResult, CaptionWriter
+from lora_studio.data.captioners import CaptionResult, CaptionWriter, Settings
 from lora_studio.data.manifest import Record
 
 # What cameras, phones and programs put before a number; it does not say what is in the image.
@@ -27,17 +27,15 @@ class FileName(CaptionWriter):
     name: ClassVar[str] = "filename"
 
     @property
-    def settings(self) -> dict[str, str | int | float]:
-        """There are none."""
+    def settings(self) -> Settings:
         return {}
 
     def describe(self, records: Sequence[Record]) -> list[CaptionResult]:
-        """One answer for each; a fault if the name is a camera's or a hash."""
+        """A fault if the name is a camera's or a hash."""
         return [words_of(record.name) for record in records]
 
 
 def words_of(name: str) -> CaptionResult:
-    """The words in a file's name."""
     stem = PurePath(name).stem
     rest = _MACHINE.sub("", stem, count=1) if _MACHINE.match(stem) else stem
     words = [word for word in re.split(r"[\s_.\-]+", rest) if word]
@@ -62,11 +60,10 @@ class Template(CaptionWriter):
     batch_size = 64
 
     @property
-    def settings(self) -> dict[str, str | int | float]:
-        """The sentence; its words are part of the wording."""
+    def settings(self) -> Settings:
         return {"template": self.options.template or DEFAULT}
 
     def describe(self, records: Sequence[Record]) -> list[CaptionResult]:
-        """The same answer for each. Raises CaptionError if a placeholder is unknown or has no words."""
+        """The same caption for each. Raises CaptionError if a placeholder is unknown or has no words."""
         text = self.options.wording.fill(self.options.template or DEFAULT)
         return [CaptionResult(text)] * len(records)

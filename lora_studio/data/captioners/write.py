@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from lora_studio.data.captioners.base import CaptionResult, CaptionWriter
-from lora_studio.data.captions.files import (
+from lora_studio.data.captioners import CaptionResult, CaptionWriter
+from lora_studio.data.captions import (
     Backup,
     CaptionFile,
     find_captions,
@@ -18,11 +18,10 @@ from lora_studio.data.captions.files import (
     replace_caption,
 )
 from lora_studio.data.captions.ledger import Ledger, LedgerEntry, Ledgers, sha256
-from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.scan.layouts import FOLDER_NAME
+from lora_studio.data.manifest import FOLDER_NAME, Manifest, Record
 
+# Which captions may be replaced: none, those that a captioner wrote and were not edited since, or any.
 Replace = Literal["nothing", "generated", "all"]
-"""Which captions may be replaced: none, those that a captioner wrote and nobody edited, or any."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,11 @@ def write_captions(
     outcome = CaptioningResult()
     jobs = _jobs(manifest.used, writer, replace, outcome)
     backup = Backup(folder)
-    done = 0
     for start in range(0, len(jobs), writer.batch_size):
         batch = jobs[start : start + writer.batch_size]
-        answers = writer.describe([job.record for job in batch])
-        assert len(answers) == len(batch), "an answer for each image"
-        for job, answer in zip(batch, answers, strict=True):
-            done += 1
-            after, fault = _caption(job, answer, writer, backup, dry_run=dry_run)
+        results = writer.describe([job.record for job in batch])
+        for done, (job, result) in enumerate(zip(batch, results, strict=True), start=start + 1):
+            after, fault = _caption(job, result, writer, backup, dry_run=dry_run)
             if fault:
                 outcome.faults.append((job.record.name, fault))
             else:
@@ -122,14 +118,14 @@ def _has_caption_elsewhere(record: Record) -> bool:
 
 
 def _caption(
-    job: CaptionJob, answer: CaptionResult, writer: CaptionWriter, backup: Backup, *, dry_run: bool
+    job: CaptionJob, result: CaptionResult, writer: CaptionWriter, backup: Backup, *, dry_run: bool
 ) -> tuple[str, str]:
     """Write one caption; returns it, or why there is none."""
-    if answer.fault:
-        return "", answer.fault
-    caption = writer.options.wording.apply(answer.text)
+    if result.fault:
+        return "", result.fault
+    caption = writer.options.wording.apply(result.text)
     if not caption:
-        return "", "nothing is left to say" if answer.text.strip() else "the captioner said nothing"
+        return "", "nothing is left to say" if result.text.strip() else "the captioner said nothing"
     now = read_caption_file(job.file.path)
     if now != job.file:  # somebody wrote it while the captioner was looking at images
         return "", f"{job.file.path.name} was changed meanwhile and is kept"

@@ -31,7 +31,8 @@ class LedgerEntry:
 
     def same_work(self, other: LedgerEntry) -> bool:
         """Whether the same captioner with the same settings looked at the same image."""
-        return _work(self) == _work(other)
+        names = ("author", "settings", "wording", "image_sha256")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 class Ledger:
@@ -88,21 +89,16 @@ class Ledgers:
         return self._by_folder[folder]
 
     def author(self, caption: Path, data: bytes | None) -> LedgerEntry | None:
-        """The entry of the captioner that wrote these bytes into the file; None: a person did, or nobody."""
+        """The entry of the captioner that wrote these bytes into the file; None: a person did, or no one."""
         return self.beside(caption).author(caption, data) if data else None
 
 
 def sha256(data: bytes) -> str:
-    """The hash that entries hold."""
     return hashlib.sha256(data).hexdigest()
 
 
 def _key(name: str, digest: str) -> tuple[str, str]:
     return unicodedata.normalize("NFC", name), digest  # file systems differ in how they spell "é"
-
-
-def _work(entry: LedgerEntry) -> tuple[object, ...]:
-    return entry.author, dict(entry.settings), dict(entry.wording), entry.image_sha256
 
 
 def _missing_newline(size: int, path: Path) -> bytes:

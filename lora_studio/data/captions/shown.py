@@ -5,25 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lora_studio.data.batches import MicroBatch, Plan
+from lora_studio.data.batches import BatchPlan, MicroBatch
 from lora_studio.data.captions.trigger import needs_class_words, without_triggers
-from lora_studio.data.captions.variants import Variation, has_wildcards, tags_vary, vary
-from lora_studio.data.captions.wording import Wording
+from lora_studio.data.captions.wording import Wording, has_wildcards, tags_vary, vary
 from lora_studio.data.manifest import Record
+from lora_studio.recipe.data import DataConfig
 from lora_studio.rng import python_random
-
-
-@dataclass(frozen=True)
-class CaptionOptions:
-    """What happens to captions on their way into a batch."""
-
-    dropout: float  # share of images shown with an empty caption
-    preservation: float  # share of the others shown without the trigger
-    seed: int
-    variation: Variation = Variation()  # noqa: RUF009 (frozen)
-    choose_lines: bool = True  # each line of a caption file is a caption of its own
-    prefix: str = ""  # may hold {trigger} and {class}
-    suffix: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,17 +18,24 @@ class ShownCaption:
     """A caption as the model sees it."""
 
     text: str
-    preserved: bool  # it is the one without the trigger, which teaches the base's own answer
+    preserved: bool  # it is the one without the trigger, which teaches the base's own prediction
 
 
 class ShownCaptions:
-    """The captions of the used records. Raises CaptionError for a placeholder that cannot be filled."""
+    """The captions of the used records, as [data] words and varies them.
 
-    def __init__(self, records: Sequence[Record], options: CaptionOptions) -> None:
-        self.records, self.options = list(records), options
+    `preservation`: the share of images, of those not shown with an empty caption, that are shown without the
+    trigger. Raises CaptionError for a placeholder that cannot be filled.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], config: DataConfig, *, seed: int, preservation: float = 0.0
+    ) -> None:
+        self.records, self.config = list(records), config
+        self.seed, self.preservation = seed, preservation
         self._lines = [self._lines_of(record) for record in self.records]
         self._wordings = [
-            Wording(record.trigger, record.class_words, options.prefix, options.suffix)
+            Wording(record.trigger, record.class_words, config.caption_prefix, config.caption_suffix)
             for record in self.records
         ]
         for wording in self._wordings:
@@ -61,9 +55,9 @@ class ShownCaptions:
 
     def at(self, index: int, step: int, number: int, row: int) -> ShownCaption:
         """What the used record `index` is shown with in row `row` of micro-batch `number` of a step."""
-        draw = python_random(self.options.seed, step, number, row)
-        dropped = draw.random() < self.options.dropout
-        preserved = draw.random() < self.options.preservation
+        draw = python_random(self.seed, step, number, row)
+        dropped = draw.random() < self.config.caption_dropout
+        preserved = draw.random() < self.preservation
         if dropped:
             return ShownCaption("", preserved=False)
         text = self.variant(index, step, number, row)
@@ -71,21 +65,20 @@ class ShownCaptions:
         return ShownCaption(text, preserved=False) if plain is None else ShownCaption(plain, preserved=True)
 
     def of_micro_batch(self, step: int, number: int, micro: MicroBatch) -> list[ShownCaption]:
-        """One for each of its images."""
-        return [self.at(index, step, number, row) for row, index in enumerate(micro.indices)]
+        return [self.at(index, step, number, row) for row, index in enumerate(micro)]
 
-    def of_steps(self, plan: Plan, steps: int) -> Iterator[tuple[int, ShownCaption]]:
+    def of_steps(self, plan: BatchPlan, steps: int) -> Iterator[tuple[int, ShownCaption]]:
         """Record and caption of every image that `steps` steps show, in their order."""
         for step in range(1, steps + 1):
             for number, micro in enumerate(plan.of_step(step)):
-                yield from zip(micro.indices, self.of_micro_batch(step, number, micro), strict=True)
+                yield from zip(micro, self.of_micro_batch(step, number, micro), strict=True)
 
     def variant(self, index: int, *key: int) -> str:
         """A caption of the record, never dropped, with its trigger; equal keys give equal variants."""
         if index in self._fixed:
             return self._fixed[index]
-        draw = python_random(self.options.seed, *key, "words")
-        return vary(self._lines[index], self.options.variation, self._wordings[index], draw)
+        draw = python_random(self.seed, *key, "words")
+        return vary(self._lines[index], self.config, self._wordings[index], draw)
 
     def written(self, index: int) -> list[str]:
         """The record's captions before anything is drawn, with prefix and suffix; one unless it has lines."""
@@ -124,9 +117,8 @@ class ShownCaptions:
         ]
 
     def _lines_of(self, record: Record) -> tuple[str, ...]:
-        return record.lines if record.lines and self.options.choose_lines else (record.caption,)
+        return record.lines if record.lines and self.config.caption_lines == "choose" else (record.caption,)
 
     def _is_varied(self, text: str, trigger: str) -> bool:
-        variation = self.options.variation
-        around = self.options.prefix + text + self.options.suffix
-        return tags_vary(text, variation, trigger) or (variation.wildcards and has_wildcards(around))
+        around = self.config.caption_prefix + text + self.config.caption_suffix
+        return tags_vary(text, self.config, trigger) or (self.config.wildcards and has_wildcards(around))

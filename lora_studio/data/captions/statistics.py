@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lora_studio.data.captioners.write import BY_HAND
-from lora_studio.data.captions.files import CaptionFile, find_captions
+from lora_studio.data.captions import CaptionFile, find_captions
 from lora_studio.data.captions.ledger import Ledgers
-from lora_studio.data.captions.trigger_tokens import CutCaption, find_cut, num_tokens
+from lora_studio.data.captions.trigger import CutCaption, find_cut, num_tokens
 from lora_studio.data.manifest import Record
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ _COMMON |= {"of", "on", "or", "that", "the", "there", "this", "to", "with"}
 _MOST = 20
 
 
-@dataclass(frozen=True)
-class Count:
+class Count(NamedTuple):
     """Something, and in how many captions it stands."""
 
     what: str
@@ -68,32 +67,25 @@ def caption_statistics(
     tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
 ) -> Statistics:
     """The statistics; token lengths only with tokenizers. Raises CaptionError if a record is unreadable."""
-    files = find_captions(records)
-    texts = {record.name: file.text for record, file in zip(records, files, strict=True) if file.text}
-    lines = {record.name: file.lines for record, file in zip(records, files, strict=True) if file.text}
+    files = {record.name: file for record, file in zip(records, find_captions(records), strict=True)}
+    texts = {name: file.text for name, file in files.items() if file.text}
+    lines = {name: files[name].lines for name in texts}
+    without_trigger = (name for name, several in lines.items() if not all(trigger in one for one in several))
     return Statistics(
         images=len(records),
         captioned=len(texts),
         several_lines=sum(len(several) > 1 for several in lines.values()),
-        without=tuple(
-            record.name
-            for record, file in zip(records, files, strict=True)
-            if not file.text and not file.fault
-        ),
-        unreadable=tuple((file.path.name, file.fault) for file in files if file.fault),
-        written_by=_authors(file for file in files if file.text),
-        identical=_repeated(Counter(texts.values())),
+        without=tuple(name for name, file in files.items() if not file.text and not file.fault),
+        unreadable=tuple((file.path.name, file.fault) for file in files.values() if file.fault),
+        written_by=_authors(files[name] for name in texts),
+        identical=tuple(Count(*one) for one in Counter(texts.values()).most_common() if one[1] > 1),
         words=_most(_words(text) for text in texts.values()),
         tags=tuple(count for count in _most(_tags(text) for text in texts.values()) if count.captions > 1),
-        without_trigger=_without(trigger, lines) if trigger else None,
+        without_trigger=tuple(without_trigger) if trigger else None,
         lengths=tuple(
             _lengths(name, tokenizer, lines) for name, tokenizer in (tokenizers or {}).items() if lines
         ),
     )
-
-
-def _without(trigger: str, lines: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    return tuple(name for name, several in lines.items() if not all(trigger in line for line in several))
 
 
 def _authors(files: Iterable[CaptionFile]) -> dict[str, int]:
@@ -117,10 +109,6 @@ def _most(found: Iterable[set[str]]) -> tuple[Count, ...]:
         counter.update(words)
     ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
     return tuple(Count(what, count) for what, count in ranked[:_MOST])
-
-
-def _repeated(counter: Counter[str]) -> tuple[Count, ...]:
-    return tuple(Count(text, count) for text, count in counter.most_common() if count > 1)
 
 
 def _lengths(name: str, tokenizer: PreTrainedTokenizerBase, lines: Mapping[str, Sequence[str]]) -> Lengths:

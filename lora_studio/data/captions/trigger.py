@@ -1,9 +1,19 @@
-"""The trigger words in captions."""
+"""The trigger words in captions, and what a tokenizer makes of them.
+
+CLIP's tokenizer learned to join letters from the text that the base was taught with, the commonest pair
+first (byte pair encoding, arXiv 1508.07909). So a word that is one token of its own stood there often, the
+more often the lower its number: dog is 1,929, corgi 31,320, sks (a rifle) 48,136 of 49,408. A word of several
+tokens was rare or missing. That is all that can be told without asking the base: photorealistic is two
+tokens, and it knows that, too."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lora_studio.families.text_chunks import Tokenizer, caption_chunks, caption_tokens
+from lora_studio.text import plural
 
 # A caption that has one of these before the trigger, and nothing or one of those behind, names nothing else.
 _BEFORE = {"a", "an", "the", "this", "that", "my", "his", "her", "of"}
@@ -73,3 +83,117 @@ def needs_class_words(caption: str, trigger: str, class_words: str = "") -> bool
     return bool(lead and lead[1].casefold() in _BEFORE) and (
         following is None or following[1].casefold() in _BEHIND
     )
+
+
+COMMON = 25_000  # about half of CLIP's numbers; what people take for new words, such as ohwx, is at 48,000
+END_OF_WORD = "</w>"
+
+
+def tokens_of(tokenizer: Tokenizer, text: str) -> list[str]:
+    """The pieces that the text is read as."""
+    return [tokenizer.decode([number]).strip() for number in _numbers(tokenizer, text)]
+
+
+def tokens_in_words(trigger: str, tokenizers: Mapping[str, Tokenizer]) -> str:
+    """'trigger "vkq robot": 4 tokens (v, k, q, robot)'; of each tokenizer that reads it otherwise."""
+    readings: dict[tuple[str, ...], str] = {}
+    for name, tokenizer in tokenizers.items():
+        readings.setdefault(tuple(tokens_of(tokenizer, trigger)), name)
+    several = len(readings) > 1
+    listed = [
+        f"{plural(len(tokens), 'token')} ({', '.join(tokens)})" + f" by {name}" * several
+        for tokens, name in readings.items()
+    ]
+    return f'trigger "{trigger}": {"; ".join(listed)}'
+
+
+def known_words(trigger: str, class_words: str, tokenizers: Mapping[str, Tokenizer]) -> dict[str, int] | None:
+    """The words of a trigger with their tokens' numbers, if each is one token; None if one of them is new.
+
+    Those that stand in `class_words` are meant to be known and do not count.
+    """
+    of_class = {word.casefold() for word in re.findall(r"\w+", class_words)}
+    known: dict[str, int] = {}
+    for word in re.findall(r"\w+", trigger):
+        if word.casefold() in of_class:
+            continue
+        numbers = [_number_of_word(tokenizer, word) for tokenizer in tokenizers.values()]
+        if None in numbers or not numbers:
+            return None
+        known[word] = min(number for number in numbers if number is not None)
+    return known
+
+
+def read_otherwise(tokenizer: Tokenizer, trigger: str, caption: str) -> str | None:
+    """What stands around the trigger in a place of the caption where it is read as other tokens, or None.
+
+    So it is inside of a longer word, or beside signs that a tokenizer reads together with its own.
+    """
+    wanted, found = _numbers(tokenizer, trigger), _numbers(tokenizer, caption)
+    places = list(re.finditer(re.escape(trigger), caption))
+    if not places or _count(wanted, found) >= len(places):
+        return None
+    return next(filter(None, (_around(caption, *one.span(), r"\w") for one in places)), None) or _around(
+        caption, *places[0].span(), r"\S"
+    )
+
+
+def _around(caption: str, start: int, end: int, letters: str) -> str:
+    """The piece of a caption with all `letters` beside it; empty if there are none."""
+    before, behind = (
+        re.search(f"{letters}*$", caption[:start]),
+        re.match(f"{letters}*", caption[end:]),
+    )
+    assert before and behind
+    return before[0] + caption[start:end] + behind[0] if before[0] or behind[0] else ""
+
+
+def _count(wanted: Sequence[int], found: Sequence[int]) -> int:
+    """How often `wanted` stands in `found`."""
+    size = len(wanted)
+    return sum(list(found[at : at + size]) == list(wanted) for at in range(len(found) - size + 1))
+
+
+def _number_of_word(tokenizer: Tokenizer, word: str) -> int | None:
+    """Of the token that is the whole word; None if it is read as several."""
+    numbers = _numbers(tokenizer, word)
+    ends = tokenizer.get_vocab().get(word.casefold() + END_OF_WORD)
+    return numbers[0] if len(numbers) == 1 and numbers[0] == ends else None
+
+
+def _numbers(tokenizer: Tokenizer, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+@dataclass(frozen=True)
+class CutCaption:
+    """A caption that is longer than the text encoder's window, and the end that it will not see."""
+
+    name: str
+    num_tokens: int  # with the begin and end marks
+    read: int  # of these
+    lost: str
+
+    def __str__(self) -> str:
+        return f'{self.name} is cut: {self.num_tokens} tokens, so "{self.lost}" is not seen'
+
+
+def num_tokens(tokenizer: Tokenizer, caption: str) -> int:
+    """The caption's tokens, with the begin and end marks."""
+    return len(caption_tokens(tokenizer, caption)) + tokenizer.num_special_tokens_to_add()
+
+
+def find_cut(
+    tokenizers: Iterable[Tokenizer], name: str, caption: str, *, max_chunks: int = 1
+) -> CutCaption | None:
+    """What the first tokenizer for which the caption is too long cuts off; None if all fits.
+
+    `name` is its image's. A caption may fill `max_chunks` windows.
+    """
+    for tokenizer in tokenizers:
+        _, lost = caption_chunks(tokenizer, caption, max_chunks=max_chunks)
+        if lost:
+            words = tokenizer.decode(lost, skip_special_tokens=True).strip()
+            total = num_tokens(tokenizer, caption)
+            return CutCaption(name, total, total - len(lost), words)
+    return None

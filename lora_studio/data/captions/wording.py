@@ -1,18 +1,23 @@
-"""From what a captioner says to the caption: tags taken out, words put around it."""
+"""From what a captioner says to the caption that is shown: tags taken out, words put around it, variants."""
 
 from __future__ import annotations
 
+import random
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from lora_studio.errors import CaptionError
 from lora_studio.registry import did_you_mean
 
+if TYPE_CHECKING:
+    from lora_studio.recipe.data import DataConfig
+
 
 @dataclass(frozen=True)
 class Wording:
-    """The user's wishes for every caption; `{trigger}` and `{class}` may stand in prefix and suffix."""
+    """What the user wants of every caption; `{trigger}` and `{class}` may stand in prefix and suffix."""
 
     trigger: str = ""
     class_words: str = ""
@@ -56,7 +61,6 @@ class Wording:
         return re.sub(r"\{(\w*)\}", value, template)
 
     def to_json(self) -> dict[str, str]:
-        """The wishes that are not empty."""
         return {name: value for name, value in asdict(self).items() if value}
 
 
@@ -91,3 +95,61 @@ def _refuse(name: str, template: str, known: list[str]) -> NoReturn:
     raise CaptionError(
         f'"{template}" holds {{{name}}}, which is unknown{hint} known: {{trigger}}, {{class}}.'
     )
+
+
+_WILDCARD = re.compile(r"\{([^{}]*\|[^{}]*)\}")  # innermost ones first
+
+
+def vary(lines: Sequence[str], config: DataConfig, wording: Wording, draw: random.Random) -> str:
+    """One variant of a caption that is any of `lines`, with the wording's prefix and suffix around it.
+
+    Tags are what stands between commas. One that holds the wording's trigger is never left out. Prefix and
+    suffix stay where they are.
+    """
+    text = lines[0] if len(lines) == 1 else draw.choice(lines)
+    if config.wildcards:
+        text = _choose_words(text, wording.trigger, draw)
+    if tags_vary(text, config, wording.trigger):
+        text = ", ".join(_vary_tags(split_tags(text, wording.trigger), config, wording.trigger, draw))
+    text = wording.around(text)
+    return _choose_words(text, wording.trigger, draw) if config.wildcards else text
+
+
+def has_wildcards(text: str) -> bool:
+    """Whether the text holds {a|b}."""
+    return bool(_WILDCARD.search(text))
+
+
+def tags_vary(text: str, config: DataConfig, trigger: str = "") -> bool:
+    """Whether the text has tags that would be moved or could be left out."""
+    others = split_tags(text, trigger)[config.keep_tags :]
+    return (config.shuffle_tags and len(others) > 1) or (
+        config.tag_dropout > 0 and any(not trigger or trigger not in tag for tag in others)
+    )
+
+
+def split_tags(text: str, trigger: str = "") -> list[str]:
+    """What stands between the commas, in their order; a trigger that holds commas is one piece."""
+    mark = "\0"  # in no caption: files that hold it are not read
+    pieces = (text.replace(trigger, mark) if trigger else text).split(",")
+    return [" ".join(piece.split()).replace(mark, trigger) for piece in pieces if piece.strip()]
+
+
+def _vary_tags(tags: list[str], config: DataConfig, trigger: str, draw: random.Random) -> list[str]:
+    kept, others = tags[: config.keep_tags], tags[config.keep_tags :]
+    if config.shuffle_tags:
+        draw.shuffle(others)
+    if config.tag_dropout:
+        others = [
+            tag for tag in others if (trigger and trigger in tag) or draw.random() >= config.tag_dropout
+        ]
+    return kept + others
+
+
+def _choose_words(text: str, trigger: str, draw: random.Random) -> str:
+    """The text with one of the words of each {a|b}; commas around an empty choice go with it."""
+    if not has_wildcards(text):
+        return text
+    while has_wildcards(text):
+        text = _WILDCARD.sub(lambda match: draw.choice(match[1].split("|")), text)
+    return ", ".join(split_tags(text, trigger))

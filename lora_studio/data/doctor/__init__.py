@@ -3,75 +3,213 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from lora_studio.data.captions.trigger_tokens import tokens_in_words
+from lora_studio.data.buckets import assign
+from lora_studio.data.captioners import CAPTIONERS, Captioner
+from lora_studio.data.captions import find_captions
+from lora_studio.data.captions.trigger import tokens_in_words
 from lora_studio.data.doctor.finding import DoctorReport, Finding, bucket_plan, worst_first
-from lora_studio.data.doctor.look import Case, look_at
-from lora_studio.data.manifest import Manifest
-from lora_studio.families.text_chunks import Tokenizer
+from lora_studio.data.doctor.look import Case, Requirements, look_at
+from lora_studio.data.manifest import Manifest, Record
+from lora_studio.data.scan import ScanOptions, survey
+from lora_studio.data.sources import Source, in_one_manifest, source_labels
+from lora_studio.families.original.tokenizers import BEGIN, END, END_OF_WORD, clip_merges, clip_vocabulary
+from lora_studio.recipe.data import DataConfig
 from lora_studio.registry import Registry
 
-Check = Callable[[Case], Iterable[Finding]]
+if TYPE_CHECKING:
+    import tokenizers
 
-_PLACE = "lora_studio.data.doctor.checks"
+Check = Callable[[Case], Iterable[Finding]]
+OnProgress = Callable[[int, int], None]  # images looked at, images to look at
+
+_PLACE = "lora_studio.data.doctor"
 CHECKS: Registry[Check] = Registry(
     "check",
     {
-        "refused": f"{_PLACE}.files:refused",
-        "caption_missing": f"{_PLACE}.captions:caption_missing",
-        "caption_empty": f"{_PLACE}.captions:caption_empty",
-        "caption_unreadable": f"{_PLACE}.captions:caption_unreadable",
-        "same_name": f"{_PLACE}.files:same_name",
-        "leakage": f"{_PLACE}.duplicates:leakage",
-        "too_few": f"{_PLACE}.files:too_few",
-        "unusable": f"{_PLACE}.files:unusable",
-        "trigger_missing": f"{_PLACE}.captions:trigger_missing",
-        "trigger_known": f"{_PLACE}.captions:trigger_known",
-        "trigger_read_otherwise": f"{_PLACE}.captions:trigger_read_otherwise",
-        "caption_too_long": f"{_PLACE}.captions:caption_too_long",
-        "caption_identical": f"{_PLACE}.captions:caption_identical",
-        "orphan_caption": f"{_PLACE}.files:orphan_caption",
-        "exact_duplicate": f"{_PLACE}.duplicates:exact_duplicate",
-        "near_duplicate": f"{_PLACE}.duplicates:near_duplicate",
-        "blank": f"{_PLACE}.detail:blank",
-        "blur": f"{_PLACE}.detail:blur",
-        "upscaled": f"{_PLACE}.detail:upscaled",
-        "tiny": f"{_PLACE}.detail:tiny",
-        "heavy_compression": f"{_PLACE}.detail:heavy_compression",
-        "border": f"{_PLACE}.detail:border",
-        "extreme_aspect": f"{_PLACE}.detail:extreme_aspect",
-        "crop_loss": f"{_PLACE}.detail:crop_lost",
-        "ignored": f"{_PLACE}.files:ignored",
-        "read_note": f"{_PLACE}.files:read_note",
+        "refused": f"{_PLACE}.check_files:refused",
+        "caption_missing": f"{_PLACE}.check_captions:caption_missing",
+        "caption_empty": f"{_PLACE}.check_captions:caption_empty",
+        "caption_unreadable": f"{_PLACE}.check_captions:caption_unreadable",
+        "same_name": f"{_PLACE}.check_files:same_name",
+        "leakage": f"{_PLACE}.check_images:leakage",
+        "too_few": f"{_PLACE}.check_files:too_few",
+        "unusable": f"{_PLACE}.check_files:unusable",
+        "trigger_missing": f"{_PLACE}.check_captions:trigger_missing",
+        "trigger_known": f"{_PLACE}.check_captions:trigger_known",
+        "trigger_read_otherwise": f"{_PLACE}.check_captions:trigger_read_otherwise",
+        "caption_too_long": f"{_PLACE}.check_captions:caption_too_long",
+        "caption_identical": f"{_PLACE}.check_captions:caption_identical",
+        "orphan_caption": f"{_PLACE}.check_files:orphan_caption",
+        "exact_duplicate": f"{_PLACE}.check_images:exact_duplicate",
+        "near_duplicate": f"{_PLACE}.check_images:near_duplicate",
+        "blank": f"{_PLACE}.check_images:blank",
+        "blur": f"{_PLACE}.check_images:blur",
+        "upscaled": f"{_PLACE}.check_images:upscaled",
+        "tiny": f"{_PLACE}.check_images:tiny",
+        "heavy_compression": f"{_PLACE}.check_images:heavy_compression",
+        "border": f"{_PLACE}.check_images:border",
+        "extreme_aspect": f"{_PLACE}.check_images:extreme_aspect",
+        "crop_loss": f"{_PLACE}.check_images:crop_lost",
+        "ignored": f"{_PLACE}.check_files:ignored",
+        "read_note": f"{_PLACE}.check_files:read_note",
     },
 )
 
 
 def examine(
     manifest: Manifest,
+    requirements: Requirements,
     *,
-    resolution: int,
-    stride: int,
-    tokenizers: Mapping[str, Tokenizer],
     faults: Sequence[str] = (),
-    written: Mapping[str, Sequence[str]] = {},
-    max_chunks: int = 1,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    written: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    on_progress: OnProgress = lambda done, total: None,
 ) -> DoctorReport:
     """All findings about a manifest with buckets, and its plan.
 
-    `faults`: what the reading found that would stop a training. `written`: by name the captions that a
-    image may be shown with, where they are not those beside it; `max_chunks`: how many windows of the text
-    encoders one may fill. `on_progress` hears how many of how many images were looked at.
-    Raises DatasetError if a file changed since it was scanned.
+    `faults`: what the reading found that would stop a training. `written`: by name the captions that an
+    image may be shown with, where they are not those beside it. Raises DatasetError if a file changed since
+    it was scanned.
     """
-    usable = [record for record in manifest.records if not record.excluded]
-    case = Case(
-        manifest.records, look_at(usable, on_progress), tokenizers, resolution, faults, written, max_chunks
-    )
+    looks = look_at(manifest.usable, on_progress)
+    case = Case(manifest, looks, requirements, faults, written)
     findings = [replace(one, kind=kind) for kind in CHECKS.names() for one in CHECKS[kind](case)]
-    plan = bucket_plan(manifest.records, resolution=resolution, stride=stride)
-    triggers = dict.fromkeys(record.trigger for record in case.trained if record.trigger)
-    plan["triggers"] = [tokens_in_words(trigger, tokenizers) for trigger in triggers]
+    plan = bucket_plan(manifest, requirements.resolution, requirements.stride)
+    triggers = dict.fromkeys(record.trigger for record in manifest.used if record.trigger)
+    plan["triggers"] = [tokens_in_words(trigger, requirements.tokenizers) for trigger in triggers]
     return DoctorReport(worst_first(findings, CHECKS.names()), plan)
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """What a recipe would say of a folder."""
+
+    base: str = ""  # "pocket", a folder, a file or a hub id; empty: bases of 512 pixels that read with CLIP
+    resolution: int = 0  # pixels; 0: what the base was made for
+    trigger: str = ""
+    recursive: bool = False
+
+
+def examine_folder(
+    folder: Path,
+    options: DoctorOptions = DoctorOptions(),
+    *,
+    on_progress: OnProgress = lambda done, total: None,
+) -> tuple[DoctorReport, Manifest]:
+    """The report on a folder without a recipe, and what it is about.
+
+    Raises DatasetError if there is nothing to look at.
+    """
+    asked = _requirements(options.base)
+    asked = replace(asked, resolution=options.resolution or asked.resolution)
+    source = Source(folder, ScanOptions(recursive=options.recursive), trigger=options.trigger)
+    manifest, faults = read_anyway([source], CAPTIONERS["sidecar"])
+    data = DataConfig.model_construct(images=folder, resolution=asked.resolution)
+    manifest = assign(manifest, data, stride=asked.stride)
+    return examine(manifest, asked, faults=faults, on_progress=on_progress), manifest
+
+
+def _requirements(base: str) -> Requirements:
+    if not base:
+        return Requirements(512, 64, {"CLIP": ClipTokenizer()})  # those of the most common bases
+    from lora_studio.families.loading import load_base
+
+    family = load_base(base, weights=False)
+    return Requirements(family.native_side, family.stride, family.tokenizers)
+
+
+def read_anyway(sources: Sequence[Source], captioner: Captioner) -> tuple[Manifest, list[str]]:
+    """As `read_sources`, with "" as caption where there is none, and sentences about masks that do not fit.
+
+    Raises DatasetError for a folder that cannot be read at all and for a list of captions that is none.
+    """
+    records: list[Record] = []
+    faults: list[str] = []
+    for source, label in zip(sources, source_labels(sources), strict=True):
+        found = survey(source.folder, source.reading_as(label), repeats=source.repeats)
+        records += source.labelled(_captioned(found.manifest, source, captioner), label)
+        faults += [found.mask_fault] if found.mask_fault else []
+    return in_one_manifest(sources, records), faults
+
+
+def _captioned(manifest: Manifest, source: Source, captioner: Captioner) -> Manifest:
+    """With the captions that training would read; the captioner does not get what it would refuse.
+
+    An image whose caption file is unreadable has no caption, even if its folder's name would do.
+    """
+    used = manifest.used
+    readable = [
+        record
+        for record, file in zip(used, find_captions(used), strict=True)
+        if not file.fault and (file.text or record.caption or source.instance_prompt.strip())
+    ]
+    captioned = captioner(Manifest(tuple(readable)), instance_prompt=source.instance_prompt)
+    by_name = {record.name: record for record in captioned.records}
+
+    def with_caption(record: Record) -> Record:
+        without = record if record.excluded else replace(record, caption="", captioned_by="")
+        return by_name.get(record.name, without)
+
+    return Manifest(tuple(map(with_caption, manifest.records)))
+
+
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class ClipTokenizer:
+    """Counts and cuts as the text encoders of Stable Diffusion 1 and XL do, without torch or a download."""
+
+    model_max_length = 77
+    added_tokens_encoder: Mapping[str, int] = MappingProxyType({})
+
+    def __init__(self) -> None:
+        self._tokenizer = _tokenizer()
+
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = True, verbose: bool = True
+    ) -> dict[str, list[int]]:
+        """{"input_ids": all tokens, with the marks of begin and end if wanted}, nothing cut off."""
+        return {"input_ids": self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
+        """The text of tokens, in small letters, as that is how they were read."""
+        text = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return text.replace(END_OF_WORD, " ").strip()
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._tokenizer.get_vocab()
+
+    def num_special_tokens_to_add(self) -> int:
+        return self._tokenizer.num_special_tokens_to_add(is_pair=False)
+
+
+@cache
+def _tokenizer() -> tokenizers.Tokenizer:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    vocabulary = clip_vocabulary()
+    model = models.BPE(
+        vocab=vocabulary, merges=clip_merges(), end_of_word_suffix=END_OF_WORD, unk_token=END, fuse_unk=False
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([BEGIN, END])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A {END}",
+        special_tokens=[(BEGIN, vocabulary[BEGIN]), (END, vocabulary[END])],
+    )
+    return tokenizer

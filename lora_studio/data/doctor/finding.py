@@ -1,4 +1,4 @@
-"""What the doctor says: findings, and the plan they belong to."""
+"""What the doctor says: findings, the bucket plan, and a list of what to leave out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Literal
 
 from lora_studio.data.buckets import crop_loss
-from lora_studio.data.manifest import Record
-from lora_studio.errors import preview_names
+from lora_studio.data.manifest import Manifest, Record
+from lora_studio.data.scan.layouts import is_by_choice
+from lora_studio.errors import DatasetError, preview_names
+from lora_studio.files import write_atomically
 from lora_studio.text import in_words, plural, printable, shown
 
 Severity = Literal["error", "warning", "note"]
@@ -39,7 +42,6 @@ class Finding:
         return f"{self.path}: {self.detail}" if self.path else self.detail
 
     def to_json(self) -> dict[str, str]:
-        """The five fields that are promised."""
         fields = ("kind", "severity", "path", "detail", "advice")
         return {name: printable(getattr(self, name)) for name in fields}
 
@@ -49,10 +51,9 @@ class DoctorReport:
     """All findings, the worst first, and what would be trained on."""
 
     findings: tuple[Finding, ...]
-    plan: dict[str, Any]  # see plan.py
+    plan: dict[str, Any]  # see `bucket_plan`
 
     def count(self, severity: Severity) -> int:
-        """How many findings are so severe."""
         return sum(finding.severity == severity for finding in self.findings)
 
     def kinds(self) -> dict[str, int]:
@@ -92,18 +93,17 @@ def worst_first(findings: Iterable[Finding], kinds: Sequence[str]) -> tuple[Find
     )
 
 
-def bucket_plan(records: Sequence[Record], *, resolution: int, stride: int) -> dict[str, Any]:
+def bucket_plan(manifest: Manifest, resolution: int, stride: int) -> dict[str, Any]:
     """Buckets with their number of images, and every usable image with its bucket and crop.
 
     `crop` is left, top, right, bottom in the image as resized to `resize`; `cropped_away` a share, 0 to 1.
     """
-    usable = [record for record in records if not record.excluded]
-    trained = [record for record in usable if record.role == "instance"]
+    usable, trained = manifest.usable, manifest.used
     buckets = Counter(record.bucket.name for record in trained if record.bucket)
     return {
         "resolution": resolution,
         "stride": stride,
-        "files": len(records),
+        "files": len(manifest.records),
         "used": len(trained),
         "roles": dict(Counter(record.role for record in usable)),
         "buckets": dict(sorted(buckets.items())),
@@ -125,3 +125,34 @@ def _image(record: Record) -> dict[str, Any]:
         "cropped_away": round(crop_loss(record), 4),
         "caption": printable(record.caption),
     }
+
+
+_HEAD = """\
+# Images that may be better left out, by lora-studio doctor. Look at each, remove the lines of those
+# to keep, and name this file in the recipe: exclude = "..." in [data].
+"""
+
+
+def suggest(report: DoctorReport, records: Sequence[Record]) -> dict[str, str]:
+    """Name -> why it may be left out, in the records' order; what is left out already stays so."""
+    why: dict[str, list[str]] = {
+        record.name: ["left out before"] for record in records if is_by_choice(record.excluded)
+    }
+    for finding in report.findings:
+        if finding.leave_out:
+            why.setdefault(finding.path, []).append(f"{in_words(finding.kind)}: {finding.detail}")
+    order = [record.name for record in records]
+    return {name: "; ".join(why[name]) for name in sorted(why, key=order.index)}
+
+
+def write_suggestion(path: Path, report: DoctorReport, records: Sequence[Record]) -> int:
+    """Write the list into a new file; how many names it holds. Raises DatasetError if the file is there."""
+    if path.exists():
+        raise DatasetError(f"{path} is there already; remove it, or name another file for the list.")
+    suggested = suggest(report, records)
+    text = _HEAD + "".join(f"\n# {shown(reason)}\n{name}\n" for name, reason in suggested.items())
+    try:
+        write_atomically(path, text.encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be written: {error.strerror}; choose another place.") from None
+    return len(suggested)

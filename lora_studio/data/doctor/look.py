@@ -1,4 +1,4 @@
-"""What is measured in an image's pixels and file, one image at a time."""
+"""What is measured in an image's pixels and file, one image at a time, and which images look the same."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lora_studio.data.doctor.measure.borders import Border, find_border
-from lora_studio.data.doctor.measure.detail import (
+from lora_studio.data.doctor.measure import (
+    Border,
     blockiness,
     edge_width,
+    find_border,
     jpeg_quality,
     pixel_block,
     resampling_trace,
 )
-from lora_studio.data.doctor.measure.likeness import Likeness, Pair, likeness, similar_pairs
 from lora_studio.data.images.decode import reopen_with_bytes
-from lora_studio.data.manifest import Record
+from lora_studio.data.manifest import Manifest, Record
 from lora_studio.families.text_chunks import Tokenizer
 
 _LEAST_CONTRAST = 1.0  # a plain image looks like every other one
@@ -34,9 +34,7 @@ class Look:
     likeness: Likeness
     contrast: float  # standard deviation of the luma, 0 to 128
     edge_width: float  # pixels, of the sharpest parts at the size that is trained; inf: there are no edges
-    trace: (
-        float  # how strongly pixels repeat a pattern as if computed from fewer; about 2 to 4 if they are not
-    )
+    trace: float  # how strongly pixels repeat a pattern as of enlarging; about 2 to 4 if there was none
     pixel_block: int  # side of the squares of equal pixels that the image consists of; 1 usually
     jpeg_quality: int | None  # 1 to 100 as the JPEG group's program counts; None: not a JPEG
     blockiness: float  # steps at the edges of 8x8 blocks over those inside; about 1 without
@@ -44,39 +42,38 @@ class Look:
 
 
 @dataclass(frozen=True)
+class Requirements:
+    """What a base and a recipe ask of images and captions."""
+
+    resolution: int  # side in pixels of a square of the area asked for
+    stride: int  # of the sides of buckets
+    tokenizers: Mapping[str, Tokenizer]
+    max_chunks: int = 1  # windows of the text encoders that a caption may fill
+
+
+@dataclass(frozen=True)
 class Case:
     """All that checks may look at."""
 
-    records: Sequence[Record]  # everything found, with buckets and with captions where there are some
+    manifest: Manifest  # with buckets, and with captions where there are some
     looks: Mapping[str, Look]  # by name, of every usable image
-    tokenizers: Mapping[str, Tokenizer]
-    resolution: int  # side in pixels of a square of the area asked for
+    requirements: Requirements
     faults: Sequence[str] = ()  # sentences about what else would stop a training
     written: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> captions, if not as recorded
-    max_chunks: int = 1  # windows of the text encoders that a caption may fill
-
-    @property
-    def usable(self) -> list[Record]:
-        """The images that are not excluded, in whatever role."""
-        return [record for record in self.records if not record.excluded]
-
-    @property
-    def trained(self) -> list[Record]:
-        """The images that are trained on."""
-        return [record for record in self.usable if record.role == "instance"]
 
     def captions(self, record: Record) -> Sequence[str]:
         """What training may show the image with."""
         return self.written.get(record.name) or record.lines or (record.caption,)
 
-    def seen(self, records: Sequence[Record]) -> Iterator[tuple[Record, Look]]:
-        """Those of the records that were looked at, with what was seen."""
-        return ((record, self.looks[record.name]) for record in records if record.name in self.looks)
+    @property
+    def seen(self) -> Iterator[tuple[Record, Look]]:
+        """The usable images with what was measured in them."""
+        return ((record, self.looks[record.name]) for record in self.manifest.usable)
 
     @cached_property
     def alike(self) -> list[tuple[Record, Record, Pair]]:
-        """Images that look the same; held-out ones first, so that every other is compared with them."""
-        ordered = sorted(self.seen(self.usable), key=lambda one: one[0].role != "validation")
+        """Images that look the same; validation images first, so that every other is compared with them."""
+        ordered = sorted(self.seen, key=lambda one: one[0].role != "validation")
         seen = [(record, look) for record, look in ordered if look.contrast >= _LEAST_CONTRAST]
         pairs = similar_pairs([look.likeness for _, look in seen])
         return [(seen[pair.first][0], seen[pair.second][0], pair) for pair in pairs]
@@ -121,7 +118,86 @@ def _as_trained(luma: Image.Image, record: Record) -> NDArray[np.float32]:
 
 def _middle(luma: Image.Image) -> NDArray[np.float32]:
     """[H, W], at most a window of its middle."""
-    left, top = max(0, (luma.width - _WINDOW) // 2), max(0, (luma.height - _WINDOW) // 2)
-    return np.asarray(
-        luma.crop((left, top, left + min(luma.width, _WINDOW), top + min(luma.height, _WINDOW))), np.float32
-    )
+    width, height = min(luma.width, _WINDOW), min(luma.height, _WINDOW)
+    left, top = (luma.width - width) // 2, (luma.height - height) // 2
+    return np.asarray(luma.crop((left, top, left + width, top + height)), np.float32)
+
+
+MAX_BITS = 8  # of 63 that may differ
+LEAST_CORRELATION = 0.95  # of the small images
+_SMALL, _HASHED = 16, 32
+_COSINES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(_HASHED) + 1) / (2 * _HASHED))
+_BITS = np.array([number.bit_count() for number in range(1 << 16)], np.uint8)  # set in 16-bit numbers
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """A perceptual hash, also of the mirrored image, and the image in very small."""
+
+    hash: int  # 63 bits
+    mirrored: int
+    small: bytes  # 16 x 16 x 3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two that look the same, as positions in what was compared; `first` < `second`."""
+
+    first: int
+    second: int
+    bits: int  # in how many of 63 their hashes differ
+    mirrored: bool
+
+
+def likeness(image: Image.Image) -> Likeness:
+    """Of an RGB image."""
+    small = image.resize((_SMALL, _SMALL), Image.Resampling.BOX, reducing_gap=2)
+    grey = image.convert("L").resize((_HASHED, _HASHED), Image.Resampling.LANCZOS, reducing_gap=3)
+    luma = np.asarray(grey, np.float64)
+    return Likeness(_hash(luma), _hash(luma[:, ::-1]), small.tobytes())
+
+
+def similar_pairs(looks: Sequence[Likeness]) -> Iterator[Pair]:
+    """Each with the first one before it that it looks like, if there is one."""
+    hashes = np.array([look.hash for look in looks], np.uint64)
+    for second, look in enumerate(looks):
+        pair = _first_like(looks, hashes[:second], second, look)
+        if pair is not None:
+            yield pair
+
+
+def _first_like(
+    looks: Sequence[Likeness], before: NDArray[np.uint64], second: int, look: Likeness
+) -> Pair | None:
+    for mirrored, wanted in ((False, look.hash), (True, look.mirrored)):
+        bits = _differing_bits(before, wanted)
+        for first in np.flatnonzero(bits <= MAX_BITS).tolist():
+            if _correlation(looks[first], look, mirrored=mirrored) >= LEAST_CORRELATION:
+                return Pair(first, second, int(bits[first]), mirrored)
+    return None
+
+
+def _hash(luma: NDArray[np.float64]) -> int:
+    """Signs, against their median, of the 63 lowest waves of the cosine transform but the mean."""
+    waves = (_COSINES @ luma @ _COSINES.T).ravel()[1:]
+    return sum(1 << place for place in np.flatnonzero(waves > np.median(waves)).tolist())
+
+
+def _differing_bits(hashes: NDArray[np.uint64], wanted: int) -> NDArray[np.uint8]:
+    differing = (hashes ^ np.uint64(wanted)).view(np.uint16).reshape(-1, 4)
+    first, second, third, fourth = _BITS[differing].T
+    return first + second + third + fourth
+
+
+def _correlation(one: Likeness, other: Likeness, *, mirrored: bool) -> float:
+    """Of the small images' pixels, colours by colour around their own means; -1 to 1."""
+    first, second = (_small(look) for look in (one, other))
+    if mirrored:
+        second = second[:, ::-1]
+    first, second = (pixels - pixels.mean(axis=(0, 1)) for pixels in (first, second))
+    size = np.sqrt((first**2).sum() * (second**2).sum())
+    return float((first * second).sum() / size) if size else 0.0
+
+
+def _small(look: Likeness) -> NDArray[np.float64]:
+    return np.frombuffer(look.small, np.uint8).reshape(_SMALL, _SMALL, 3).astype(np.float64)

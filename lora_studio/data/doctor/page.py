@@ -16,8 +16,8 @@ from PIL import Image
 
 from lora_studio.data.buckets import crop_loss
 from lora_studio.data.doctor.finding import SEVERITIES, DoctorReport, Finding
+from lora_studio.data.images import UnreadableFile, read_bytes
 from lora_studio.data.images.decode import decode
-from lora_studio.data.images.files import UnreadableFile, read_bytes
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.errors import DatasetError
 from lora_studio.files import write_atomically

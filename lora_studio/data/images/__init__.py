@@ -1,1 +1,109 @@
-"""Untrusted image files: found, decoded under limits, and made into pixels."""
+"""Untrusted files: their bytes, and what a name says: image, caption, mask, list of captions or junk."""
+
+from __future__ import annotations
+
+import codecs
+import stat
+import unicodedata
+from pathlib import Path, PurePath, PurePosixPath
+
+from lora_studio.errors import DatasetError
+
+MAX_FILE_BYTES = 200_000_000
+
+
+class UnreadableFile(DatasetError):
+    """The file cannot be used; the message is the reason alone, without the file's name."""
+
+
+def read_bytes(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """The whole file. Raises UnreadableFile if it is too large, no regular file or not readable."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise UnreadableFile("not a regular file")
+        if status.st_size > max_bytes:
+            size, limit = status.st_size / 1e6, max_bytes / 1e6
+            raise UnreadableFile(f"{size:.0f} MB; at most {limit:.0f} MB are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableFile(f"cannot be read: {error.strerror or error}") from None
+
+
+def decode_text(data: bytes) -> str:
+    """The text, its lines ending in "\\n".
+
+    Raises UnicodeDecodeError unless it is UTF-8, or UTF-16 with its mark.
+    """
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Windows Notepad's "Unicode"
+    text = data.decode("utf-16" if utf16 else "utf-8-sig")
+    if "\0" in text:  # UTF-16 without its mark passes for UTF-8 as far as the letters are ASCII
+        raise UnicodeDecodeError("utf-8", data, 0, len(data), "holds NUL characters")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+CAPTION_SUFFIXES = (".txt", ".caption")  # the first one wins
+MASK_SUFFIX = ".mask.png"
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+IMAGE_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib"),
+        *(".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif"),
+    )
+)
+_JUNK_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+
+
+def is_junk(name: str) -> bool:
+    """Whether an operating system or tool left it: `.DS_Store`, `._photo.jpg`, `Thumbs.db`, `__MACOSX`."""
+    return name.startswith(".") or name.lower() in _JUNK_NAMES
+
+
+def is_caption(name: str) -> bool:
+    """Whether the name is one of a caption file."""
+    return PurePath(name).suffix.lower() in CAPTION_SUFFIXES
+
+
+def is_image(name: str) -> bool:
+    """Whether the name ends like one of an image; what is in the file is not looked at."""
+    return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_metadata(name: str) -> bool:
+    """Whether it is a list of captions as Hugging Face's image folders have it."""
+    return name.lower() in METADATA_NAMES
+
+
+def is_mask(name: str) -> bool:
+    """Whether the name is one of a loss mask beside its image: `cat.mask.png` for `cat.jpg`."""
+    return name.lower().endswith(MASK_SUFFIX)
+
+
+def same_name(name: str) -> str:
+    """The name as it compares: macOS spells "é" as two code points, other systems as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def stem_key(name: str) -> str:
+    """What an image and its caption file have in common."""
+    return same_name(PurePath(name).stem)
+
+
+def place(name: str) -> tuple[str, str]:
+    """What an image, its caption and its mask have in common: their folder, relative, and their stem."""
+    path = PurePosixPath(name)
+    stem = path.name[: -len(MASK_SUFFIX)] if is_mask(path.name) else path.stem
+    return same_name(str(path.parent)), same_name(stem)
+
+
+def caption_files(folder: Path) -> dict[str, list[Path]]:
+    """Stem -> its caption files, the preferred one first."""
+    names = sorted(
+        entry.name for entry in folder.iterdir() if is_caption(entry.name) and not is_junk(entry.name)
+    )
+    found: dict[str, list[Path]] = {}
+    for suffix in CAPTION_SUFFIXES:
+        for name in names:
+            if PurePath(name).suffix.lower() == suffix:
+                found.setdefault(stem_key(name), []).append(folder / name)
+    return found

@@ -7,7 +7,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageCms
 
-from lora_studio.data.images.files import UnreadableFile
+from lora_studio.data.images import UnreadableFile
 
 UNFIT_PROFILE = "its colour profile is unreadable or of another kind, and ignored"
 _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # ICC colour space -> Pillow's mode

@@ -1,4 +1,4 @@
-"""The bytes of an image file -> an upright image in sRGB, decoded under limits."""
+"""The bytes of an untrusted image file -> an upright image in sRGB, decoded under limits."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from typing import TypeVar
 
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from lora_studio.data.images import UnreadableFile, read_bytes
 from lora_studio.data.images.colour import on_background, to_srgb
-from lora_studio.data.images.files import UnreadableFile, read_bytes
 from lora_studio.errors import DatasetError
 
 FORMATS_IN_WORDS = "JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF"

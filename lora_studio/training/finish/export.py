@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_studio.data.views import entries
+from lora_studio.data.batches import entries
 from lora_studio.errors import CheckpointError, RecipeError, RunFolderError, StudioError
 from lora_studio.export import EXPORTERS
 from lora_studio.export.target import ExportJob, ExportResult, Target

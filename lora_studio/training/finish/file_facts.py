@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lora_studio.data.batches import Plan
+from lora_studio.data.batches import BatchPlan
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.families.loading.hub import is_hub_id
 from lora_studio.files import digest
@@ -44,7 +44,7 @@ def base_keys(model: str) -> dict[str, str]:
     }
 
 
-def training_keys(batches: Plan, dtype: torch.dtype, *, steps: int) -> dict[str, str]:
+def training_keys(batches: BatchPlan, dtype: torch.dtype, *, steps: int) -> dict[str, str]:
     """How long and in which precision; "None" is kohya's word for the layer that the base itself reads."""
     per_epoch = batches.micro_batches_per_epoch / batches.gradient_accumulation
     return {

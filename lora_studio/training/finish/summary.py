@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from lora_studio.data.batches import average_views
 from lora_studio.evaluate.validation import validation_summary
 from lora_studio.files import digest_of, size_of
 from lora_studio.metadata.provenance import provenance_keys
@@ -103,7 +102,7 @@ def summarise(
         "loss_last_tenth": sum(losses[-tenth:]) / tenth,
         "images_used": len(session.manifest.used),
         "images_excluded": len(session.manifest.excluded),
-        "views_per_image": round(average_views(session.batches, session.recipe.training.steps), 1),
+        "views_per_image": round(session.batches.average_views(session.recipe.training.steps), 1),
         "trainable_parameters": session.adapters.num_parameters,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),

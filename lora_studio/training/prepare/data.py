@@ -8,16 +8,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lora_studio.data.batches import Plan, plan
+from lora_studio.data.batches import BatchPlan, each_view, entries
 from lora_studio.data.cache.encode import ImageEncoders
 from lora_studio.data.cache.latents import Latent, Latents
 from lora_studio.data.captions.shown import ShownCaptions
-from lora_studio.data.conditioning import CaptionSet, ConditioningCache, foresee, prepare_texts
+from lora_studio.data.conditioning import CaptionSet, ConditioningCache, captions_of_run, prepare_texts
 from lora_studio.data.doctor.finding import DoctorReport
-from lora_studio.data.feed import Feed, FeedOptions
+from lora_studio.data.feed import Feed
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.regularization_images.rows import class_rows, place_beside
-from lora_studio.data.views import each_view, entries
+from lora_studio.data.regularization_images import place_beside, regularization_rows
 from lora_studio.errors import RecipeError, preview_names
 from lora_studio.families.base import ModelFamily
 from lora_studio.metadata.provenance import MANIFEST
@@ -67,7 +66,7 @@ class EncodedSet:
     latents: Latents  # of the views, then of the validation images
     texts: ConditioningCache | None  # none if captions are encoded while it trains
     foreseen: CaptionSet
-    batches: Plan
+    batches: BatchPlan
 
     @property
     def validation_latents(self) -> list[Latent]:
@@ -118,7 +117,7 @@ def encode(context: BuildContext, found: ImageSet) -> EncodedSet:
     family.place(device, "vae")
     latents = _latents(context, [*views, *validation])
     batches = batches_of(recipe, found.shown)
-    foreseen = foresee(found.captions, batches, recipe.training.steps)
+    foreseen = captions_of_run(found.captions, batches, recipe.training.steps)
     family.place(device, *family.text_encoders)
     also = [record.caption for record in found.drawn] + validation_captions(recipe, validation)
     texts = _texts(context, foreseen, also)
@@ -131,21 +130,25 @@ def make_feed(context: BuildContext, found: ImageSet, encoded: EncodedSet) -> Fe
     seed = recipe.training.seed
     per_image = recipe.data.regularization_images.per_image
     return Feed(
-        records,
-        found.captions,
-        encoded.latents,
-        encoded.texts,
-        encoded.batches,
-        FeedOptions(seed, context.machine.device, recipe.objective.masked_preservation),
+        records=records,
+        captions=found.captions,
+        latents=encoded.latents,
+        texts=encoded.texts,
+        plan=encoded.batches,
+        seed=seed,
+        device=context.machine.device,
         masks=loss_masks(encoded.views, encoded.latents),
-        class_rows=class_rows(records, first=len(found.shown), per_image=per_image, seed=seed),
+        masked_preservation=recipe.objective.masked_preservation,
+        regularization_rows=regularization_rows(
+            records, first=len(found.shown), per_image=per_image, seed=seed
+        ),
     )
 
 
-def batches_of(recipe: Recipe, records: Sequence[Record]) -> Plan:
+def batches_of(recipe: Recipe, records: Sequence[Record]) -> BatchPlan:
     """Which images are seen at which step; `records` has an entry for each view."""
     training = recipe.training
-    return plan(
+    return BatchPlan(
         records,
         batch_size=training.batch_size,
         gradient_accumulation=training.gradient_accumulation,

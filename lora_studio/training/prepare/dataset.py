@@ -7,23 +7,21 @@ from typing import TypeVar
 
 from PIL import Image
 
-from lora_studio.data.buckets import Framing, assign, placed
+from lora_studio.data.batches import as_shown, each_view, views_of
+from lora_studio.data.buckets import assign, placed
+from lora_studio.data.cache.encode import ReadyPixels
 from lora_studio.data.cache.latents import Latent
 from lora_studio.data.captioners import CAPTIONERS
-from lora_studio.data.captions.shown import CaptionOptions, ShownCaptions
+from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.captions.trigger import without_trigger
-from lora_studio.data.captions.variants import Variation
-from lora_studio.data.doctor import examine
+from lora_studio.data.doctor import examine, read_anyway
 from lora_studio.data.doctor.finding import DoctorReport
-from lora_studio.data.doctor.folder import read_anyway
-from lora_studio.data.images.pixels import ReadyPixels
+from lora_studio.data.doctor.look import Requirements
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.masks import LossMask, loss_mask
-from lora_studio.data.scan.exclude import ExcludeList, read_exclude
-from lora_studio.data.scan.folder import OnImage, ScanOptions
-from lora_studio.data.sources import Source, read_sources
-from lora_studio.data.validation import hold_out
-from lora_studio.data.views import as_shown, each_view, views_of
+from lora_studio.data.scan import OnImage, ScanOptions
+from lora_studio.data.scan.layouts import ExcludeList, read_exclude
+from lora_studio.data.sources import Source, choose_validation_images, read_sources
 from lora_studio.errors import CaptionError, RecipeError
 from lora_studio.families.base import ModelFamily
 from lora_studio.recipe import Recipe
@@ -34,31 +32,18 @@ T = TypeVar("T")
 
 
 def read_dataset(recipe: Recipe, stride: int, ready: ReadyPixels | None = None) -> Manifest:
-    """Scan the folders, read their captions, choose every image's bucket and the images held out.
+    """Scan the folders, read their captions, choose every image's bucket and the validation images.
 
     `ready` gets the images while they are decoded, so that none has to be decoded twice.
     Raises RecipeError if the recipe wants something outside of masks, and there are none.
     """
     data = recipe.data
-    framing = framing_of(data)
-    on_image = None if ready is None else _resizer(ready, data.resolution, stride, framing)
+    on_image = None if ready is None else _resizer(ready, data, stride)
     captioned = read_sources(sources_of(data), CAPTIONERS[data.captioner], on_image=on_image)
-    manifest = assign(captioned, resolution=data.resolution, stride=stride, framing=framing)
+    manifest = assign(captioned, data, stride=stride)
     _refuse_missing_masks(recipe, manifest)
     given = len(manifest.of_role("validation"))
-    return hold_out(manifest, recipe.validation.to_take(len(manifest.used), given=given))
-
-
-def framing_of(data: DataConfig) -> Framing:
-    """How [data] wants images to be put into buckets and shown."""
-    return Framing(
-        extra_resolutions=data.extra_resolutions,
-        area_tolerance=data.area_tolerance,
-        max_upscale=data.max_upscale,
-        crop=data.crop,
-        crops=data.crops,
-        flip=data.flip,
-    )
+    return choose_validation_images(manifest, recipe.validation.to_take(len(manifest.used), given=given))
 
 
 def loss_masks(records: Sequence[Record], latents: Sequence[Latent]) -> list[LossMask | None]:
@@ -87,14 +72,13 @@ def sources_of(data: DataConfig) -> list[Source]:
     return [_source(one, data, exclude) for one in data.all_sources]
 
 
-def _resizer(ready: ReadyPixels, resolution: int, stride: int, framing: Framing) -> OnImage | None:
+def _resizer(ready: ReadyPixels, data: DataConfig, stride: int) -> OnImage | None:
     """What offers each image in all its views; None where those depend on more than the image's size."""
-    resolutions = list(dict.fromkeys((resolution, *framing.extra_resolutions)))
-    if framing.crop != "centre" or any(side < stride or side % stride for side in resolutions):
+    if data.crop != "centre" or any(side < stride or side % stride for side in data.all_resolutions):
         return None
 
     def offer(record: Record, image: Image.Image) -> None:
-        shaped = placed(record, resolutions, stride, framing)
+        shaped = placed(record, data, stride)
         for view in [] if shaped.excluded else each_view([shaped]):
             ready.offer(view, image)
 
@@ -132,29 +116,11 @@ def _or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def caption_options(recipe: Recipe) -> CaptionOptions:
-    """How the recipe wants captions to be worded."""
-    data = recipe.data
-    return CaptionOptions(
-        dropout=data.caption_dropout,
-        preservation=recipe.objective.preservation,
-        seed=recipe.training.seed,
-        variation=Variation(data.wildcards, data.shuffle_tags, data.keep_tags, data.tag_dropout),
-        choose_lines=data.caption_lines == "choose",
-        prefix=data.caption_prefix,
-        suffix=data.caption_suffix,
-    )
-
-
-def captions_of(
-    recipe: Recipe, records: Sequence[Record], options: CaptionOptions | None = None
-) -> ShownCaptions:
-    """The captions as the recipe words them, unless `options` are given.
-
-    Raises RecipeError for a placeholder that cannot be filled.
-    """
+def captions_of(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
+    """The captions as the recipe words them. Raises RecipeError for a placeholder that cannot be filled."""
+    seed, preservation = recipe.training.seed, recipe.objective.preservation
     try:
-        return ShownCaptions(records, options or caption_options(recipe))
+        return ShownCaptions(records, recipe.data, seed=seed, preservation=preservation)
     except CaptionError as error:
         raise RecipeError(f"data.caption_prefix or data.caption_suffix: {error}") from None
 
@@ -216,8 +182,7 @@ def examine_recipe(
     CAPTIONERS.check(recipe.data.captioner)
     family = base_of(recipe, weights=False)
     manifest, faults = read_anyway(sources_of(recipe.data), CAPTIONERS[recipe.data.captioner])
-    framing = framing_of(recipe.data)
-    manifest = assign(manifest, resolution=recipe.data.resolution, stride=family.stride, framing=framing)
+    manifest = assign(manifest, recipe.data, stride=family.stride)
     return examine_manifest(recipe, family, manifest, faults=faults, on_progress=on_progress), manifest
 
 
@@ -230,14 +195,11 @@ def examine_manifest(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DoctorReport:
     """The report on images that were read and given buckets before."""
-    captions = captions_of(recipe, [record for record in manifest.records if not record.excluded])
+    captions = captions_of(recipe, manifest.usable)
     return examine(
         manifest,
-        resolution=recipe.data.resolution,
-        stride=family.stride,
-        tokenizers=family.tokenizers,
+        Requirements(recipe.data.resolution, family.stride, family.tokenizers, recipe.data.max_token_chunks),
         faults=faults or [],
         written={record.name: captions.written(index) for index, record in enumerate(captions.records)},
-        max_chunks=recipe.data.max_token_chunks,
         on_progress=on_progress,
     )

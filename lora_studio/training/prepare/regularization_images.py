@@ -8,30 +8,29 @@ from dataclasses import dataclass, replace
 import torch
 from PIL import Image
 
-from lora_studio.data.captions.shown import CaptionOptions, ShownCaptions
+from lora_studio.data.batches import entries
+from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.captions.trigger import contains_trigger
-from lora_studio.data.captions.variants import Variation
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.regularization_images import (
     DRAWN,
     Draw,
-    DrawOptions,
     ImageRequest,
     RegularizationImages,
-    wishes_for,
+    image_requests,
 )
-from lora_studio.data.views import entries
 from lora_studio.errors import BaseModelError, DatasetError, RecipeError, preview_names
 from lora_studio.evaluate.previews import in_its_precision
 from lora_studio.families.base import ModelFamily
 from lora_studio.files import cache_folder
 from lora_studio.processes import ALONE
 from lora_studio.recipe import Recipe
+from lora_studio.recipe.data import RegularizationImagesConfig
 from lora_studio.rng import generator
 from lora_studio.runs.folder import ReadOnlyRun, run_folder
 from lora_studio.training.events import Listener, progress
 from lora_studio.training.prepare.base_model import BuildContext
-from lora_studio.training.prepare.dataset import caption_options, captions_of, read_dataset
+from lora_studio.training.prepare.dataset import captions_of, read_dataset
 
 
 @dataclass(frozen=True)
@@ -80,21 +79,20 @@ def draw_regularization_images(context: BuildContext, manifest: Manifest) -> Dra
     ]
     requests: list[ImageRequest] = []
     if wanted.count:
-        to_draw = captions_of(recipe, entries(manifest.used), _options(recipe))
-        requests = wishes_for(to_draw, count=wanted.count, prompt=wanted.prompt)
+        to_draw = captions_of(_with_fixed_tags(recipe), entries(manifest.used))
+        requests = image_requests(to_draw, count=wanted.count, prompt=wanted.prompt)
         captions += [(f"drawn from {request.prompt!r}", request.prompt) for request in requests]
     _refuse_triggers(captions, manifest)
     if not requests:
         return Drawing([], 0)
-    options = DrawOptions(wanted.steps, wanted.guidance, wanted.seed)
     base = f"{context.whole_base} in {family.precision}, quantized: {recipe.base.quantize}"
-    images = RegularizationImages(cache_folder() / "class_images", base, options)
-    draw, on_progress = drawer(family, options), progress(context.listener, "regularization images")
+    images = RegularizationImages(cache_folder() / "class_images", base, wanted)
+    draw, on_progress = drawer(family, wanted), progress(context.listener, "regularization images")
     if context.machine.shards:
         draw = _refuse_to_draw
 
     def load_or_draw(some_requests: Sequence[ImageRequest]) -> list[Record]:
-        return images.load_or_draw(some_requests, draw, weight=wanted.weight, on_progress=on_progress)
+        return images.load_or_draw(some_requests, draw, on_progress=on_progress)
 
     if processes.count > 1:
         processes.each(lambda: len(load_or_draw(requests[processes.rank :: processes.count])))
@@ -114,13 +112,16 @@ def with_shown_captions(recipe: Recipe, manifest: Manifest) -> list[Record]:
 def _of_folders(recipe: Recipe, manifest: Manifest) -> ShownCaptions:
     """The captions of regularization images that were not drawn: no words are put around them."""
     records = [one for one in manifest.of_role("prior") if one.captioned_by != DRAWN]
-    return captions_of(recipe, records, replace(_options(recipe), prefix="", suffix=""))
+    return captions_of(_with_fixed_tags(recipe, caption_prefix="", caption_suffix=""), records)
 
 
-def _options(recipe: Recipe) -> CaptionOptions:
+def _with_fixed_tags(recipe: Recipe, **words: str) -> Recipe:
     """A line and words are drawn once, by the regularization images' own seed; tags stay as written."""
-    variation = Variation(wildcards=recipe.data.wildcards)
-    return replace(caption_options(recipe), seed=recipe.data.regularization_images.seed, variation=variation)
+    fixed = {"shuffle_tags": False, "keep_tags": 0, "tag_dropout": 0.0}
+    training = recipe.training.model_copy(update={"seed": recipe.data.regularization_images.seed})
+    return recipe.model_copy(
+        update={"data": recipe.data.model_copy(update=fixed | words), "training": training}
+    )
 
 
 def _refuse_triggers(captions: Sequence[tuple[str, str]], manifest: Manifest) -> None:
@@ -142,7 +143,7 @@ def _refuse_to_draw(requests: Sequence[ImageRequest]) -> list[Image.Image]:
     )
 
 
-def drawer(family: ModelFamily, options: DrawOptions) -> Draw:
+def drawer(family: ModelFamily, config: RegularizationImagesConfig) -> Draw:
     """What draws requests of one size together; each has noise of its own, so that all images differ."""
     pipeline = family.pipeline()
 
@@ -152,9 +153,9 @@ def drawer(family: ModelFamily, options: DrawOptions) -> Draw:
         with torch.inference_mode(), in_its_precision(family):
             pixels = pipeline(
                 prompt=[request.prompt for request in requests],
-                generator=[generator(options.seed, "class image", *name) for name in names],
-                num_inference_steps=options.steps,
-                guidance_scale=options.guidance,
+                generator=[generator(config.seed, "class image", *name) for name in names],
+                num_inference_steps=config.steps,
+                guidance_scale=config.guidance,
                 width=requests[0].bucket.width,
                 height=requests[0].bucket.height,
                 output_type="pt",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lora_studio.data.batches import average_views
 from lora_studio.text import Section
 from lora_studio.training.events import TrainingPlan
 from lora_studio.training.prepare import Session
@@ -42,7 +41,7 @@ def _base(session: Session) -> Section:
 
 def _steps(session: Session, first_step: int) -> Section:
     training = session.recipe.training
-    views = average_views(session.batches, training.steps)
+    views = session.batches.average_views(training.steps)
     images = training.batch_size * training.gradient_accumulation
     start = f", going on at step {first_step}" if first_step > 1 else ""
     seen = f"each image is seen about {views:.0f} times"

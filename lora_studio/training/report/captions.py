@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from lora_studio.data.captions.shown import ShownCaptions
-from lora_studio.data.captions.trigger_tokens import CutCaption, find_cut
-from lora_studio.data.captions.variants import Variation, has_wildcards, tags_vary
+from lora_studio.data.captions.trigger import CutCaption, find_cut
+from lora_studio.data.captions.wording import has_wildcards, tags_vary
 from lora_studio.data.conditioning import CaptionSet
 from lora_studio.families.base import ModelFamily
-from lora_studio.recipe.data import one_more_chunk
+from lora_studio.recipe.data import DataConfig, one_more_chunk
 from lora_studio.text import Section, plural
 from lora_studio.training.prepare import Session
 
@@ -110,66 +110,66 @@ def _cuts_in_words(cuts: list[CutCaption], chunks: int) -> list[str]:
 
 def _variation(captions: ShownCaptions, known: CaptionSet, *, cached: bool) -> list[str]:
     """What changes in captions from one showing to the next. `cached`: the text encoder is not trained."""
-    options, lines = captions.options, []
-    if options.dropout:
-        lines.append(f"{options.dropout:.0%} of the images are shown with an empty caption")
+    config, lines = captions.config, []
+    if config.caption_dropout:
+        lines.append(f"{config.caption_dropout:.0%} of the images are shown with an empty caption")
     if several := sum(bool(captions.records[index].lines) for index in _one_of_each(captions)):
         files = plural(several, "caption file") + (" has" if several == 1 else " have")
         lines.append(
             f"{files} several lines; each is a caption, and one is drawn each time "
             '(data.caption_lines = "join" makes them one)'
-            if options.choose_lines
+            if config.caption_lines == "choose"
             else f"{files} several lines, which are joined to one caption "
             '(data.caption_lines = "choose" draws one of them each time)'
         )
     if not captions.vary:
         return lines
-    lines += _tags_in_words(options.variation)
-    if options.variation.wildcards:
+    lines += _tags_in_words(config)
+    if config.wildcards:
         lines.append("one of the words in each {a|b} is drawn each time")
     number = f"{len(known.texts):,}" if known.complete else f"more than {len(known.texts):,}"
     when = "encoded before the first step" if known.complete else "each encoded when it is shown"
     return [*lines, f"{number} different captions are shown" + (f", {when}" if cached else "")]
 
 
-def _tags_in_words(variation: Variation) -> Iterator[str]:
-    behind = _behind(variation)
-    if variation.shuffle_tags:
+def _tags_in_words(config: DataConfig) -> Iterator[str]:
+    behind = _behind(config)
+    if config.shuffle_tags:
         yield f"the tags{behind} are shuffled each time"
-    if variation.tag_dropout:
-        share = f"{variation.tag_dropout:.0%} of the tags{behind}"
+    if config.tag_dropout:
+        share = f"{config.tag_dropout:.0%} of the tags{behind}"
         yield f"{share} are left out each time, never one with the trigger"
 
 
-def _behind(variation: Variation) -> str:
-    return f" behind the first {variation.keep_tags}" if variation.keep_tags else ""
+def _behind(config: DataConfig) -> str:
+    return f" behind the first {config.keep_tags}" if config.keep_tags else ""
 
 
 def caption_warnings(captions: ShownCaptions) -> list[str]:
     """Options that change nothing, and captions that would be better with one."""
-    variation, images = captions.options.variation, _one_of_each(captions)
+    config, images = captions.config, _one_of_each(captions)
     wild = sum(has_wildcards(text) for index in images for text in captions.written(index))
     warnings = []
-    if wild and not variation.wildcards:
+    if wild and not config.wildcards:
         warnings.append(
             f"{wild} captions hold {{a|b}}, which is learned as it is; "
             "data.wildcards = true draws one of the words"
         )
-    if variation.wildcards and not wild:
+    if config.wildcards and not wild:
         warnings.append("data.wildcards changes nothing: no caption holds {a|b}")
-    if captions.options.preservation and (nameless := captions.nameless()):
+    if captions.preservation and (nameless := captions.nameless()):
         warnings.append(
             f'without the trigger "{nameless[0][1]}" names nothing, as {len(nameless)} captions in all; '
             "data.class_words says what stands there instead"
         )
     moved = any(
-        tags_vary(text, variation, record.trigger)
+        tags_vary(text, config, record.trigger)
         for index, record in enumerate(captions.records)
         for text in captions.written(index)
     )
-    if (variation.shuffle_tags or variation.tag_dropout) and not moved:
+    if (config.shuffle_tags or config.tag_dropout) and not moved:
         warnings.append(
             "tags are neither shuffled nor left out: no caption has several tags between commas"
-            + _behind(variation)
+            + _behind(config)
         )
     return warnings

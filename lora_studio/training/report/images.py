@@ -59,7 +59,8 @@ def _regularization_images(session: Session) -> Section:
         return Section((), {"regularization_images": None})
     drawn = sum(record.captioned_by == DRAWN for record in records)
     prompt = feed.records[len(feed.captions.records)].caption
-    per_image, weights = feed.class_rows.per_image, sorted({record.weight for record in records})
+    per_image = session.recipe.data.regularization_images.per_image
+    weights = sorted({record.weight for record in records})
     sources = {"drawn by the base": drawn, "from folders": len(records) - drawn}
     counts = " and ".join(f"{count} {source}" for source, count in sources.items() if count)
     weight = " or ".join(f"{weight:g}" for weight in weights)

@@ -9,8 +9,7 @@ from dataclasses import fields
 
 import pytest
 
-from lora_studio.data.captioners import CAPTION_WRITERS, caption_writer
-from lora_studio.data.captioners.base import CaptionWriter, WriterOptions
+from lora_studio.data.captioners import CAPTION_WRITERS, CaptionWriter, WriterOptions, caption_writer
 from lora_studio.errors import CaptionError
 
 HEAVY = {"torch", "transformers", "onnxruntime", "huggingface_hub"}
@@ -51,7 +50,7 @@ def test_all_are_made_without_loading_a_heavy_library():
     script = (
         "import sys; from lora_studio.data.captioners import *; "
         "from lora_studio.data.captioners import CAPTION_WRITERS; "
-        "from lora_studio.data.captioners.base import WriterOptions; "
+        "from lora_studio.data.captioners import WriterOptions; "
         f"urls = {URL!r}; "
         "[CAPTION_WRITERS[n](WriterOptions(url=urls.get(n, ''))) for n in CAPTION_WRITERS.names()]; "
         f"print(sorted({HEAVY!r} & set(sys.modules)))"

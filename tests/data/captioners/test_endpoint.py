@@ -12,19 +12,18 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from lora_studio.data.captioners.base import WriterOptions
-from lora_studio.data.captioners.endpoint import KEY_VARIABLE, Endpoint
-from lora_studio.data.captioners.server import Server
+from lora_studio.data.captioners import WriterOptions
+from lora_studio.data.captioners.endpoint import KEY_VARIABLE, Endpoint, Server
 from lora_studio.data.captioners.write import write_captions
 from lora_studio.data.captions.ledger import LEDGER
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.scan import scan
 from lora_studio.errors import CaptionError
 
 Reply = tuple[int, dict[str, str], bytes]
 
 
 class Peer:
-    """A server that answers what `reply` says, and remembers what it was sent."""
+    """A server that replies what `reply` says, and remembers what it was sent."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, object]] = []
@@ -150,9 +149,9 @@ def test_a_busy_server_is_asked_again(folder, paint, peer):
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
-        ((401, {}, b"bad key sk-secret"), rf"answers 401: bad key \*\*\*; .*{KEY_VARIABLE}"),
-        ((404, {}, b"no such model"), "answers 404: no such model"),
-        ((503, {}, b""), "answers 503; captions written so far are kept"),
+        ((401, {}, b"bad key sk-secret"), rf"replies 401: bad key \*\*\*; .*{KEY_VARIABLE}"),
+        ((404, {}, b"no such model"), "replies 404: no such model"),
+        ((503, {}, b""), "replies 503; captions written so far are kept"),
         ((302, {"Location": "http://127.0.0.1:9/"}, b""), "give the final address"),
         ((200, {}, b"<html>"), "OpenAI's chat protocol"),
         ((200, {}, b'{"choices": []}'), "OpenAI's chat protocol"),

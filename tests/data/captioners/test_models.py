@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_studio.data.captioners.base import WriterOptions
+from lora_studio.data.captioners import WriterOptions
 from lora_studio.data.captioners.vision_language import Blip, Florence
 from lora_studio.data.captioners.write import write_captions
 from lora_studio.data.captions.ledger import LEDGER
 from lora_studio.data.images.decode import load_image
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.scan import scan
 from lora_studio.errors import CaptionError
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.data.captioners import caption_writer
-from lora_studio.data.captioners.base import WriterOptions
+from lora_studio.data.captioners import WriterOptions, caption_writer
 from lora_studio.data.captioners.words import Template
 from lora_studio.data.captions.wording import Wording
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.scan import scan
 from lora_studio.errors import CaptionError, RecipeError
 
 

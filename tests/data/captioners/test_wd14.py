@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from lora_studio.data.captioners.base import WriterOptions
+from lora_studio.data.captioners import WriterOptions
 from lora_studio.data.captioners.wd14 import Wd14, prepare, words_of
 from lora_studio.data.captioners.write import write_captions
 from lora_studio.data.captions.wording import Wording
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.scan import scan
 from lora_studio.errors import CaptionError
 
 TAGS = """tag_id,name,category,count

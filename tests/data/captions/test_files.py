@@ -5,9 +5,8 @@ import unicodedata
 
 import pytest
 
-from lora_studio.data.captioners.sidecar import read_captions
-from lora_studio.data.captions.files import find_captions, read_caption_file, split_encoding
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.captions import find_captions, read_caption_file, read_captions, split_encoding
+from lora_studio.data.scan import scan
 from lora_studio.errors import DatasetError
 
 

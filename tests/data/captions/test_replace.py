@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.data.captions.files import BACKUPS
-from lora_studio.data.captions.replace import apply_changes, find_changes
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.captions import BACKUPS
+from lora_studio.data.captions.find_replace import apply_changes, find_changes
+from lora_studio.data.scan import scan
 from lora_studio.errors import CaptionError
 
 
@@ -17,7 +17,7 @@ def test_finding_changes_nothing_and_shows_before_and_after(folder, paint):
     paint("a.png", caption="a dog (small)")
     paint("b.png", colour="blue", caption="a cat")
     (change,) = find_changes(scan(folder).used, "dog (", "puppy (")
-    assert (change.before, change.after) == ("a dog (small)", "a puppy (small)")
+    assert (change.file.text, change.after) == ("a dog (small)", "a puppy (small)")
     assert (folder / "a.txt").read_text() == "a dog (small)" and not (folder / BACKUPS).exists()
 
 

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-from lora_studio.data.captioners import caption_writer
-from lora_studio.data.captioners.base import WriterOptions
+from lora_studio.data.captioners import WriterOptions, caption_writer
 from lora_studio.data.captioners.write import write_captions
 from lora_studio.data.captions.statistics import Count, caption_statistics
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.scan import scan
 from lora_studio.families.loading import load_tokenizers
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers import CLIPTokenizer
 
-from lora_studio.data.captions.trigger_tokens import known_words, read_otherwise, tokens_in_words
-from lora_studio.data.doctor.clip_tokenizer import ClipTokenizer
+from lora_studio.data.captions.trigger import known_words, read_otherwise, tokens_in_words
+from lora_studio.data.doctor import ClipTokenizer
 from lora_studio.families.loading import POCKET_FOLDER
 
 CLIP = ClipTokenizer()

@@ -9,15 +9,14 @@ from typing import ClassVar
 
 import pytest
 
-from lora_studio.data.captioners.base import CaptionResult, CaptionWriter, WriterOptions
-from lora_studio.data.captioners.sidecar import read_captions
+from lora_studio.data.captioners import CaptionResult, CaptionWriter, WriterOptions
 from lora_studio.data.captioners.write import write_captions
-from lora_studio.data.captions.files import BACKUPS
+from lora_studio.data.captions import BACKUPS, read_captions
 from lora_studio.data.captions.ledger import LEDGER
 from lora_studio.data.captions.wording import Wording
 from lora_studio.data.images.decode import load_image
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.scan.folder import scan
+from lora_studio.data.scan import scan
 
 NAMES = {(255, 0, 0): "red", (0, 0, 255): "blue", (255, 255, 255): "white", (0, 0, 0): ""}
 

@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from data_config import data_config
 from photographs import Planted
 from PIL import Image
 
 from lora_studio.data.buckets import assign
 from lora_studio.data.captioners import CAPTIONERS
-from lora_studio.data.doctor import examine
-from lora_studio.data.doctor.clip_tokenizer import ClipTokenizer
+from lora_studio.data.doctor import ClipTokenizer, DoctorOptions, examine, examine_folder, read_anyway
 from lora_studio.data.doctor.finding import DoctorReport
-from lora_studio.data.doctor.folder import DoctorOptions, examine_folder, read_anyway
-from lora_studio.data.scan.folder import ScanOptions
+from lora_studio.data.doctor.look import Requirements
+from lora_studio.data.scan import ScanOptions
 from lora_studio.data.sources import Source
 from lora_studio.errors import DatasetError
 
@@ -27,8 +27,8 @@ def found(report: DoctorReport, kind: str) -> list[tuple[str, str]]:
 
 def report_of(*sources: Source) -> DoctorReport:
     manifest, faults = read_anyway(sources, CAPTIONERS["sidecar"])
-    manifest = assign(manifest, resolution=256, stride=64)
-    return examine(manifest, resolution=256, stride=64, tokenizers={"CLIP": ClipTokenizer()}, faults=faults)
+    manifest = assign(manifest, data_config(resolution=256), stride=64)
+    return examine(manifest, Requirements(256, 64, {"CLIP": ClipTokenizer()}), faults=faults)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_an_image_that_is_also_held_out_is_leakage(train: Planted, tmp_path: Pat
     assert not found(report, "exact_duplicate") and not found(report, "near_duplicate")
     details = {finding.path: finding.detail for finding in report.findings if finding.kind == "leakage"}
     assert "looks like held/alike.jpg" in details["train/1.png"]
-    assert "the same bytes as held/copied.png, which is held out" in details["train/0.png"]
+    assert "the same bytes as held/copied.png, a validation image" in details["train/0.png"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_file_that_changes_while_it_is_looked_at_is_one_sentence(train: Plante
     manifest, _ = read_anyway([Source(train.folder)], CAPTIONERS["sidecar"])
     train.fresh().save(train.folder / "3.png")
     with pytest.raises(DatasetError, match=r"3\.png has changed since the folder was scanned"):
-        examine(assign(manifest, resolution=256, stride=64), resolution=256, stride=64, tokenizers={})
+        examine(assign(manifest, data_config(resolution=256), stride=64), Requirements(256, 64, {}))
 
 
 def test_progress_is_told_for_every_image(train: Planted) -> None:

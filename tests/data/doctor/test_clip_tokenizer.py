@@ -9,7 +9,7 @@ import sys
 import pytest
 from transformers import CLIPTokenizer
 
-from lora_studio.data.doctor.clip_tokenizer import ClipTokenizer, _tokenizer
+from lora_studio.data.doctor import ClipTokenizer, _tokenizer
 
 
 def test_it_gives_the_numbers_that_clip_was_trained_with() -> None:

@@ -10,15 +10,16 @@ import pytest
 from photographs import photograph
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from lora_studio.data.doctor.measure.borders import Border, find_border
-from lora_studio.data.doctor.measure.detail import (
+from lora_studio.data.doctor.look import likeness, similar_pairs
+from lora_studio.data.doctor.measure import (
+    Border,
     blockiness,
     edge_width,
+    find_border,
     jpeg_quality,
     pixel_block,
     resampling_trace,
 )
-from lora_studio.data.doctor.measure.likeness import likeness, similar_pairs
 
 
 def luma(image: Image.Image) -> np.ndarray:

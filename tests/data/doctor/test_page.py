@@ -14,7 +14,7 @@ import pytest
 from photographs import Planted, photograph
 from PIL import Image
 
-from lora_studio.data.doctor.folder import DoctorOptions, examine_folder
+from lora_studio.data.doctor import DoctorOptions, examine_folder
 from lora_studio.data.doctor.page import page, write_page
 from lora_studio.errors import DatasetError
 

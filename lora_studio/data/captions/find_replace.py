@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lora_studio.data.captions.files import (
+from lora_studio.data.captions import (
     Backup,
     CaptionFile,
     caption_lines,
@@ -30,13 +30,8 @@ class CaptionChange:
     fault: str = ""  # why it stays as it is
 
     @property
-    def before(self) -> str:
-        """The caption in one line."""
-        return self.file.text
-
-    @property
     def after(self) -> str:
-        """The new one in one line."""
+        """The new caption in one line."""
         return " ".join(caption_lines(self.data))
 
 

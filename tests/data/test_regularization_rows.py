@@ -8,7 +8,7 @@ import pytest
 
 from lora_studio.data.buckets import crop_loss
 from lora_studio.data.manifest import Bucket, Record
-from lora_studio.data.regularization_images.rows import ClassRows, class_rows, place_beside
+from lora_studio.data.regularization_images import RegularizationRows, place_beside, regularization_rows
 
 SQUARE, WIDE, TALL = Bucket(64, 64), Bucket(80, 48), Bucket(48, 80)
 
@@ -22,19 +22,19 @@ def image(name: str, width: int, height: int, bucket: Bucket | None = None, *, r
     [(1, 1, 1), (1, 4, 4), (0.5, 4, 2), (0.5, 3, 2), (0.25, 1, 1), (2, 3, 6)],
 )
 def test_rows_are_in_the_asked_ratio_and_at_least_one(per_image: float, count: int, rows: int) -> None:
-    chosen = ClassRows({SQUARE: range(50)}, per_image=per_image, seed=1)
+    chosen = RegularizationRows({SQUARE: range(50)}, per_image=per_image, seed=1)
     for step in range(1, 30):
         drawn = chosen.beside(step, 0, bucket=SQUARE, count=count)
         assert len(drawn) == len(set(drawn)) == rows
 
 
 def test_a_small_pool_is_gone_round_before_one_comes_twice() -> None:
-    chosen = ClassRows({SQUARE: [7, 8, 9]}, per_image=1, seed=1)
+    chosen = RegularizationRows({SQUARE: [7, 8, 9]}, per_image=1, seed=1)
     assert sorted(Counter(chosen.beside(1, 0, bucket=SQUARE, count=7)).values()) == [2, 2, 3]
 
 
 def test_rows_are_a_function_of_seed_step_and_number_and_all_are_used_alike() -> None:
-    chosen, same = (ClassRows({SQUARE: range(10)}, per_image=1, seed=1) for _ in range(2))
+    chosen, same = (RegularizationRows({SQUARE: range(10)}, per_image=1, seed=1) for _ in range(2))
     steps = [chosen.beside(step, 0, bucket=SQUARE, count=2) for step in range(1, 1001)]
     assert [same.beside(step, 0, bucket=SQUARE, count=2) for step in range(1000, 0, -1)] == steps[::-1]
     assert chosen.beside(1, 1, bucket=SQUARE, count=2) != steps[0]
@@ -44,7 +44,7 @@ def test_rows_are_a_function_of_seed_step_and_number_and_all_are_used_alike() ->
 
 
 def test_without_regularization_images_there_are_no_rows() -> None:
-    assert ClassRows({}, per_image=1, seed=1).beside(1, 0, bucket=SQUARE, count=4) == []
+    assert RegularizationRows({}, per_image=1, seed=1).beside(1, 0, bucket=SQUARE, count=4) == []
 
 
 def test_repeats_make_a_regularization_image_more_frequent() -> None:
@@ -53,7 +53,7 @@ def test_repeats_make_a_regularization_image_more_frequent() -> None:
         image("a", 64, 64, SQUARE),
         image("b", 64, 64, SQUARE, repeats=3),
     ]
-    chosen = class_rows(records, first=1, per_image=1, seed=1)
+    chosen = regularization_rows(records, first=1, per_image=1, seed=1)
     drawn = Counter(chosen.beside(step, 0, bucket=SQUARE, count=1)[0] for step in range(1, 801))
     assert set(drawn) == {1, 2}
     assert abs(drawn[2] / 800 - 0.75) < 0.08  # five binomial deviations

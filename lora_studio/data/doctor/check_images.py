@@ -1,4 +1,4 @@
-"""Images without the detail that their size promises."""
+"""Images without the detail that their size promises, with borders, badly cut, or there more than once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from lora_studio.data.buckets import crop_loss
 from lora_studio.data.doctor.finding import Finding
-from lora_studio.data.doctor.look import Case, Look
+from lora_studio.data.doctor.look import Case, Look, Pair
 from lora_studio.data.manifest import Record
+from lora_studio.data.scan.layouts import is_by_choice
 
 # Sharp photographs and drawings have 0.2 to 0.6; blurred by a Gaussian of 2 pixels 0.9 and more.
 _SOFT = 0.95
@@ -20,17 +21,16 @@ _BLOCKINESS = 1.45  # as of JPEG qualities below 20 to 40
 
 def blank(case: Case) -> Iterator[Finding]:
     """Images of a single tone."""
-    for record, look in case.seen(case.usable):
+    for record, look in case.seen:
         if look.contrast < _BLANK:
             detail = f"nearly a single tone: its brightness varies by {look.contrast:.1f} of 255 levels"
-            yield Finding(
-                "warning", record.name, detail, "Remove it; there is nothing to learn.", leave_out=True
-            )
+            advice = "Remove it; there is nothing to learn."
+            yield Finding("warning", record.name, detail, advice, leave_out=True)
 
 
 def blur(case: Case) -> Iterator[Finding]:
     """Images of which no part is sharp at the size that is trained."""
-    for record, look in case.seen(case.usable):
+    for record, look in case.seen:
         if look.contrast >= _BLANK and look.edge_width > _SOFT and not _factor(record, look):
             detail = f"its sharpest edges are {look.edge_width:.1f} pixels wide at the size that is trained; "
             detail += "0.3 to 0.6 is sharp"
@@ -40,7 +40,7 @@ def blur(case: Case) -> Iterator[Finding]:
 
 def upscaled(case: Case) -> Iterator[Finding]:
     """Images that were enlarged before, and have less detail than is trained."""
-    for record, look in case.seen(case.usable):
+    for record, look in case.seen:
         if look.contrast >= _BLANK and (evidence := _factor(record, look)):
             advice = "Use the original, or a lower resolution; enlarging adds no detail."
             yield Finding("warning", record.name, evidence, advice, leave_out=True)
@@ -48,7 +48,7 @@ def upscaled(case: Case) -> Iterator[Finding]:
 
 def heavy_compression(case: Case) -> Iterator[Finding]:
     """Images with the traces of strong JPEG compression."""
-    for record, look in case.seen(case.usable):
+    for record, look in case.seen:
         if evidence := _compressed(record, look):
             advice = "Use a better copy: a model learns the blocks and halos as well."
             yield Finding("warning", record.name, evidence, advice, leave_out=True)
@@ -59,10 +59,8 @@ def _factor(record: Record, look: Look) -> str:
     if look.pixel_block > 1:
         small = (record.width // look.pixel_block, record.height // look.pixel_block)
         if _shrinks(record) < look.pixel_block:
-            block = f"{look.pixel_block}x{look.pixel_block}"
-            return (
-                f"it consists of squares of {block} equal pixels, so it is an image of {small[0]}x{small[1]}"
-            )
+            block, size = f"{look.pixel_block}x{look.pixel_block}", f"{small[0]}x{small[1]}"
+            return f"it consists of squares of {block} equal pixels, so it is an image of {size}"
         return ""
     if look.trace >= _TRACE and _SOMEWHAT_SOFT < look.edge_width < float("inf"):
         return (
@@ -75,9 +73,7 @@ def _factor(record: Record, look: Look) -> str:
 def _compressed(record: Record, look: Look) -> str:
     shrinks = _shrinks(record)
     if look.jpeg_quality is not None:
-        if look.jpeg_quality >= _JPEG_QUALITY / shrinks:
-            return ""
-        return f"JPEG of quality {look.jpeg_quality}"
+        return f"JPEG of quality {look.jpeg_quality}" if look.jpeg_quality < _JPEG_QUALITY / shrinks else ""
     if look.pixel_block > 1 or shrinks >= 2 or look.blockiness < _BLOCKINESS:
         return ""
     steps = f"{look.blockiness:.1f} times those elsewhere"
@@ -86,11 +82,8 @@ def _compressed(record: Record, look: Look) -> str:
 
 def _shrinks(record: Record) -> float:
     """How many pixels of the file, along a side, become one that is trained; 1 if it is not made smaller."""
-    return (
-        max(1.0, min(record.width / record.resize[0], record.height / record.resize[1]))
-        if record.resize
-        else 1.0
-    )
+    width, height = record.resize or (record.width, record.height)
+    return max(1.0, min(record.width / width, record.height / height))
 
 
 _ENLARGED = 1.25  # times, along a side; less is hardly seen
@@ -100,12 +93,13 @@ _ASPECT = 2.5  # wider than cinema's 21:9
 
 def tiny(case: Case) -> Iterator[Finding]:
     """Images that have to be enlarged; one finding if most have, as then the resolution is in question."""
-    small = [(record, factor) for record in case.usable if (factor := _enlarged(record, case)) > _ENLARGED]
-    side = case.resolution
+    side, usable = case.requirements.resolution, case.manifest.usable
+    times_larger = [(record, side / (record.width * record.height) ** 0.5) for record in usable]
+    small = [(record, factor) for record, factor in times_larger if factor > _ENLARGED]
     advice = f"Use larger originals, or a resolution below {side}."
-    if len(small) > max(3, len(case.usable) / 2):
+    if len(small) > max(3, len(usable) / 2):
         smallest = min((record for record, _ in small), key=lambda record: record.width * record.height)
-        detail = f"{len(small)} of {len(case.usable)} images are much smaller than {side}x{side}: "
+        detail = f"{len(small)} of {len(usable)} images are much smaller than {side}x{side}: "
         detail += f"the smallest is {smallest.name} with {smallest.width}x{smallest.height}"
         yield Finding("warning", "", detail, advice)
         return
@@ -116,7 +110,7 @@ def tiny(case: Case) -> Iterator[Finding]:
 
 def extreme_aspect(case: Case) -> Iterator[Finding]:
     """Images far wider or higher than others."""
-    for record in case.usable:
+    for record in case.manifest.usable:
         if _aspect(record) > _ASPECT:
             size = f"{record.width}x{record.height}"
             detail = f"{size}: one side is {_aspect(record):.1f} times the other; {_cropped(record)}"
@@ -126,7 +120,7 @@ def extreme_aspect(case: Case) -> Iterator[Finding]:
 
 def crop_lost(case: Case) -> Iterator[Finding]:
     """Images of which much is cropped away."""
-    for record in case.usable:
+    for record in case.manifest.usable:
         if crop_loss(record) > _CROPPED and _aspect(record) <= _ASPECT:
             size, bucket = f"{record.width}x{record.height}", record.bucket.name if record.bucket else ""
             detail = f"{_cropped(record)}: {size} goes into {bucket}"
@@ -136,7 +130,7 @@ def crop_lost(case: Case) -> Iterator[Finding]:
 
 def border(case: Case) -> Iterator[Finding]:
     """Bars and frames that belong to the file and not to what it shows."""
-    for record, look in case.seen(case.usable):
+    for record, look in case.seen:
         if found := look.border:
             sides = {"left": found.left, "top": found.top, "right": found.right, "bottom": found.bottom}
             where = ", ".join(f"{side} {pixels}" for side, pixels in sides.items() if pixels)
@@ -145,14 +139,59 @@ def border(case: Case) -> Iterator[Finding]:
             yield Finding("warning", record.name, detail, advice)
 
 
-def _enlarged(record: Record, case: Case) -> float:
-    """How many times longer the sides of the area asked for are."""
-    return case.resolution / (record.width * record.height) ** 0.5
-
-
 def _aspect(record: Record) -> float:
     return max(record.width, record.height) / min(record.width, record.height)
 
 
 def _cropped(record: Record) -> str:
     return f"{crop_loss(record):.0%} of it is cropped away"
+
+
+def exact_duplicate(case: Case) -> Iterator[Finding]:
+    """Files with the bytes of another, which are left out."""
+    for record, kept in _copies(case):
+        if not _leaks(record, kept):
+            detail = f"the same bytes as {kept.name}; only one of them is used"
+            advice = "Remove one. To weigh an image more, use repeats."
+            yield Finding("warning", record.name, detail, advice, other=kept.name)
+
+
+def near_duplicate(case: Case) -> Iterator[Finding]:
+    """Images that look the same: scaled, saved again, slightly cropped or mirrored."""
+    for first, second, pair in case.alike:
+        if first.role == second.role or "validation" not in (first.role, second.role):
+            worse, better = sorted((first, second), key=lambda one: (one.width * one.height, one is first))
+            advice = "Keep the better of the two; otherwise this image counts twice."
+            detail = f"looks like {better.name}{_how(pair)}"
+            yield Finding("warning", worse.name, detail, advice, other=better.name, leave_out=True)
+
+
+def leakage(case: Case) -> Iterator[Finding]:
+    """Images to train on that are validation images, too: what is measured on those is then too good."""
+    advice = "Take it out of one of the two, or the measurement says nothing about new images."
+    for record, kept in _copies(case):
+        if _leaks(record, kept):
+            detail = f"the same bytes as {kept.name}, a validation image; the copy is not trained on"
+            yield Finding("warning", record.name, detail, advice, other=kept.name)
+    for first, second, pair in case.alike:
+        if first.role != second.role and "validation" in (first.role, second.role):
+            held, other = (first, second) if first.role == "validation" else (second, first)
+            detail = f"looks like {held.name}{_how(pair)}, a validation image"
+            yield Finding("error", other.name, detail, advice, other=held.name, leave_out=True)
+
+
+def _leaks(record: Record, kept: Record) -> bool:
+    return kept.role == "validation" and record.role != "validation"
+
+
+def _copies(case: Case) -> Iterator[tuple[Record, Record]]:
+    """Excluded records with the usable one of the same bytes."""
+    kept = {record.sha256: record for record in case.manifest.usable}
+    for record in case.manifest.records:
+        if record.excluded and record.sha256 and not is_by_choice(record.excluded) and record.sha256 in kept:
+            yield record, kept[record.sha256]
+
+
+def _how(pair: Pair) -> str:
+    mirrored = " mirrored" if pair.mirrored else ""
+    return f"{mirrored} ({pair.bits} of 63 bits of their perceptual hashes differ)"

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from lora_studio.data.captions.files import CaptionFile, find_captions
-from lora_studio.data.captions.trigger_tokens import COMMON, find_cut, known_words, read_otherwise
+from lora_studio.data.captions import CaptionFile, find_captions
+from lora_studio.data.captions.trigger import COMMON, find_cut, known_words, read_otherwise
 from lora_studio.data.doctor.finding import Finding
 from lora_studio.data.doctor.look import Case
-from lora_studio.data.images.names import place
-from lora_studio.data.manifest import Record
-from lora_studio.data.scan.layouts import FOLDER_NAME
+from lora_studio.data.images import place
+from lora_studio.data.manifest import FOLDER_NAME, Record
 from lora_studio.recipe.data import one_more_chunk
 
 _WRITE = "Write what is in the image into that file, or set an instance prompt."
@@ -19,14 +18,12 @@ _SHARED_ON_PURPOSE = ("instance prompt", FOLDER_NAME)
 
 
 def caption_missing(case: Case) -> Iterator[Finding]:
-    """Images about which nobody says anything."""
+    """Images without a caption."""
     missing = [(record, file) for record, file in _without(case) if file.data is None and not file.fault]
-    if len(missing) == len(case.usable) > 1:
+    if len(missing) == len(case.manifest.usable) > 1:
         detail = f"none of the {len(missing)} images has a caption"
-        advice = (
-            "Let lora-studio caption write some, write your own into .txt files of the images' names, or "
-        )
-        yield Finding("error", "", detail, advice + "set an instance prompt for all of them.")
+        advice = "Let lora-studio caption write some, write your own into .txt files of the images' names, "
+        yield Finding("error", "", detail, advice + "or set an instance prompt for all of them.")
         return
     for record, file in missing:
         yield Finding("error", record.name, f"there is no {file.path.name}", _WRITE)
@@ -70,11 +67,16 @@ def caption_identical(case: Case) -> Iterator[Finding]:
 def caption_too_long(case: Case) -> Iterator[Finding]:
     """Captions that are longer than the text encoder reads."""
     advice = "Shorten it or put what matters in front."
-    if setting := one_more_chunk(case.max_chunks):
+    if setting := one_more_chunk(case.requirements.max_chunks):
         advice = f"Shorten it, put what matters in front, or let a recipe read more of it ({setting})."
-    for record in case.usable:
+    for record in case.manifest.usable:
         for caption in case.captions(record):
-            cut = find_cut(case.tokenizers.values(), record.name, caption, max_chunks=case.max_chunks)
+            cut = find_cut(
+                case.requirements.tokenizers.values(),
+                record.name,
+                caption,
+                max_chunks=case.requirements.max_chunks,
+            )
             if cut:
                 detail = f'{cut.num_tokens} tokens, of which {cut.read} are read; this is cut: "{cut.lost}"'
                 yield Finding("warning", record.name, detail, advice)
@@ -85,33 +87,27 @@ def trigger_missing(case: Case) -> Iterator[Finding]:
     for records in _by_trigger(case):
         if not (trigger := records[0].trigger):
             continue
-        without = [
-            (record, caption)
-            for record in records
-            for caption in case.captions(record)
-            if trigger not in caption
-        ]
-        advice = f'Put "{trigger}" into it.'
-        num_captions = sum(len(case.captions(record)) for record in records)
-        if without and len(without) == num_captions:
-            detail = f'none of {num_captions} captions holds the trigger words "{trigger}"'
+        captions = [(record, caption) for record in records for caption in case.captions(record)]
+        without = [(record, caption) for record, caption in captions if trigger not in caption]
+        if without and len(without) == len(captions):
+            detail = f'none of {len(captions)} captions holds the trigger words "{trigger}"'
             yield Finding("error", "", detail, "Put them into every caption, as they are spelled here.")
             continue
         for record, caption in without:
             detail = f'"{trigger}" is not in its caption: "{caption}"'
-            yield Finding("warning", record.name, detail, advice)
+            yield Finding("warning", record.name, detail, f'Put "{trigger}" into it.')
 
 
 def _without(case: Case) -> Iterator[tuple[Record, CaptionFile]]:
     """Usable images without a caption, and the file that it would be read from."""
-    records = [record for record in case.usable if not record.caption]
+    records = [record for record in case.manifest.usable if not record.caption]
     return zip(records, find_captions(records), strict=True)
 
 
 def _by_trigger(case: Case) -> list[list[Record]]:
     """The captioned images that are trained on, together if they share trigger words."""
     groups: dict[str, list[Record]] = defaultdict(list)
-    for record in case.trained:
+    for record in case.manifest.used:
         if record.caption:
             groups[record.trigger].append(record)
     return list(groups.values())
@@ -123,9 +119,9 @@ _APART = "Set it apart with spaces, or choose trigger words that stand inside of
 
 def trigger_known(case: Case) -> Iterator[Finding]:
     """Triggers without any new word: what they mean to the base mixes with what is learned."""
-    words = dict.fromkeys((one.trigger, one.class_words) for one in case.trained if one.trigger)
+    words = dict.fromkeys((one.trigger, one.class_words) for one in case.manifest.used if one.trigger)
     for trigger, class_words in words:
-        known = known_words(trigger, class_words, case.tokenizers)
+        known = known_words(trigger, class_words, case.requirements.tokenizers)
         if known is None:
             continue
         if not known:
@@ -142,9 +138,11 @@ def trigger_known(case: Case) -> Iterator[Finding]:
 
 def trigger_read_otherwise(case: Case) -> Iterator[Finding]:
     """Captions that hold the trigger in a place where the tokenizer reads other tokens."""
-    for record in case.trained:
+    for record in case.manifest.used:
         for caption in case.captions(record) if record.trigger else ():
-            found = (read_otherwise(one, record.trigger, caption) for one in case.tokenizers.values())
+            found = (
+                read_otherwise(one, record.trigger, caption) for one in case.requirements.tokenizers.values()
+            )
             if around := next(filter(None, found), None):
                 detail = f'"{record.trigger}" is read as other tokens in "{around}"'
                 yield Finding("warning", record.name, detail, _APART)

@@ -8,11 +8,10 @@ from pathlib import Path, PurePosixPath
 
 from lora_studio.data.doctor.finding import Finding, Severity
 from lora_studio.data.doctor.look import Case
-from lora_studio.data.images.names import is_caption, is_image, is_junk, is_mask, place
+from lora_studio.data.images import is_caption, is_image, is_junk, is_mask, place
 from lora_studio.data.manifest import Record
-from lora_studio.data.scan.exclude import is_by_choice
-from lora_studio.data.scan.folder import shared_stems
-from lora_studio.data.scan.layouts import MASK_FOLDER
+from lora_studio.data.scan import shared_stems
+from lora_studio.data.scan.layouts import MASK_FOLDER, is_by_choice
 from lora_studio.text import plural
 
 
@@ -24,7 +23,7 @@ def refused(case: Case) -> Iterator[Finding]:
 
 def same_name(case: Case) -> Iterator[Finding]:
     """Images to which the same caption file would belong."""
-    for first, *others in shared_stems(case.usable):
+    for first, *others in shared_stems(case.manifest.usable):
         for other in others:
             detail = f"{PurePosixPath(first.name).name} has the same name but for the ending"
             advice = "Rename or remove one of the two: a caption file could belong to either."
@@ -58,15 +57,15 @@ def ignored(case: Case) -> Iterator[Finding]:
 
 def read_note(case: Case) -> Iterator[Finding]:
     """How files were read that could be read in several ways."""
-    for record in case.usable:
+    for record in case.manifest.usable:
         if record.note:
             yield Finding("note", record.name, record.note, "Look whether it is shown as you mean it.")
 
 
 def _left_out(case: Case) -> Iterator[Record]:
     """Excluded records, but for copies of images that are used: the checks of duplicates have those."""
-    kept = {record.sha256 for record in case.usable}
-    for record in case.records:
+    kept = {record.sha256 for record in case.manifest.usable}
+    for record in case.manifest.records:
         if record.excluded and not (record.sha256 and record.sha256 in kept):
             yield record
 
@@ -109,19 +108,17 @@ _STYLE = 10
 
 def too_few(case: Case) -> Iterator[Finding]:
     """Fewer images than a subject or a style needs; counted for each trigger of its own."""
-    if not case.trained:
+    if not case.manifest.used:
         yield Finding("error", "", "there is no image to train on", "See what is said about each file.")
     groups: dict[str, list[Record]] = defaultdict(list)
-    for record in case.trained:
+    for record in case.manifest.used:
         groups[record.trigger].append(record)
     for trigger, records in groups.items():
         of = f' of "{trigger}"' if trigger else ""
         if len(records) < _SUBJECT:
-            detail = (
-                f"{plural(len(records))}{of}; a subject needs {_SUBJECT} or more, a style {_STYLE} or more"
-            )
+            needed = f"a subject needs {_SUBJECT} or more, a style {_STYLE} or more"
             advice = "Add different ones: other views, light and backgrounds."
-            yield Finding("warning", "", detail, advice)
+            yield Finding("warning", "", f"{plural(len(records))}{of}; {needed}", advice)
         elif len(records) < _STYLE and not any(record.class_words for record in records):
             detail = f"{plural(len(records))}{of}: enough for a subject, few for a style"
             yield Finding("note", "", detail, f"For a style, use {_STYLE} or more, of different things.")

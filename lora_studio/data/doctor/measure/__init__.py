@@ -1,1 +1,0 @@
-"""Arithmetic on pixels: arrays in, numbers out."""

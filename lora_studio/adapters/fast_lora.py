@@ -8,12 +8,17 @@ around itself) stays with PEFT.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import layer as peft_layers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+
+from lora_studio.adapters.lora import NAME
 
 NARROW = 128 * 128
 """Numbers in a weight up to which the sum of it and its update is made for every pass.
@@ -134,3 +139,13 @@ def make_fast(module: BaseTunerLayer, name: str) -> None:
         return
     module.__class__ = fast
     object.__setattr__(module, "_plain", _Plain(base, down.weight, up.weight, module.scaling[name]))
+
+
+def inject_plain(part: nn.Module, ranks: Mapping[str, int]) -> None:
+    """LoRA and nothing else in the layers at these paths: PEFT's."""
+    usual = next(iter(ranks.values()))
+    special = {f"^{re.escape(path)}$": rank for path, rank in ranks.items() if rank != usual}
+    configuration = LoraConfig(
+        r=usual, lora_alpha=usual, target_modules=list(ranks), rank_pattern=special, bias="none"
+    )
+    inject_adapter_in_model(configuration, part, adapter_name=NAME)

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.adapter_set import AdapterSet, check_fit
-from lora_studio.adapters.fast_lora import make_fast
 from lora_studio.adapters.full_inject import Chosen, TensorPlace, choose_tensors, train_tensors
 from lora_studio.adapters.kind import AdapterKind
 from lora_studio.adapters.layer import Adapted, Layer, shape_of
-from lora_studio.adapters.lora import NAME, Lora, inject_plain, principal
+from lora_studio.adapters.lora import NAME, Lora, principal
 from lora_studio.adapters.rules import AdapterOptions, LayerOptions, check_options, check_rules, layer_options
 from lora_studio.errors import RecipeError
 from lora_studio.quantization.layers import layer_paths
@@ -82,6 +81,8 @@ def inject_chosen(
         return train_tensors(parts, chosen, options, canonical_path=canonical_path, exact=exact)
     is_fast, trained = isinstance(kind, Lora) and options.is_plain, chosen.layers
     for part in dict.fromkeys(part for part, _ in trained) if is_fast else ():
+        from lora_studio.adapters.fast_lora import inject_plain  # PEFT takes seconds to import
+
         inject_plain(parts[part], {path: one.rank for (of, path), one in trained.items() if of == part})
     make = _fast_layer if is_fast else _layer
     layers = [
@@ -107,6 +108,8 @@ def _fast_layer(
     options: AdapterOptions,
 ) -> Layer:
     """Of PEFT's layer, whose tensors get our first values."""
+    from lora_studio.adapters.fast_lora import make_fast
+
     module: Any = part.get_submodule(path)
     module.scaling[NAME] = one.scale
     tensors = {"down": module.lora_A[NAME].weight, "up": module.lora_B[NAME].weight}

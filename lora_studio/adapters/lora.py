@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_studio.adapters.kind import AdapterKind, Draws, Factors, range_basis, uniform
 
@@ -62,16 +60,6 @@ def _plain(tensors: Mapping[str, Tensor]) -> Factors:
         return Factors(down, up)
     down0, up0 = tensors["down0"].flatten(1), tensors["up0"].flatten(1)
     return Factors(torch.cat([down, down - down0]), torch.cat([up - up0, up0], dim=1))
-
-
-def inject_plain(part: nn.Module, ranks: Mapping[str, int]) -> None:
-    """LoRA and nothing else in the layers at these paths: PEFT's."""
-    usual = next(iter(ranks.values()))
-    special = {f"^{re.escape(path)}$": rank for path, rank in ranks.items() if rank != usual}
-    configuration = LoraConfig(
-        r=usual, lora_alpha=usual, target_modules=list(ranks), rank_pattern=special, bias="none"
-    )
-    inject_adapter_in_model(configuration, part, adapter_name=NAME)
 
 
 LORA = Lora()

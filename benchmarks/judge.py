@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lora_studio.pocket.scenes import draw, sample_scene
-from lora_studio.pocket.stages.common import images_to_tensor
+from lora_studio.pocket.stages import images_to_tensor
 from lora_studio.pocket.stages.world import NATIVE
 
 DEFAULT_FOLDER = Path("runs/judge")

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
 
 from lora_studio.pocket.scenes import Scene, draw
+from lora_studio.pocket.stages import images_to_tensor, tensor_to_images
 from lora_studio.pocket.stages.clip import ClipPair, retrieval
-from lora_studio.pocket.stages.common import images_to_tensor, tensor_to_images
 from lora_studio.pocket.stages.world import NATIVE, held_out_scenes
 
 SEED = 5  # of the held-out scenes; the stages look at seed 0 while they train

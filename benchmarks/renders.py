@@ -18,7 +18,7 @@ from lora_studio.pocket.scenes import (
     draw,
     sample_scene,
 )
-from lora_studio.pocket.stages.common import images_to_tensor
+from lora_studio.pocket.stages import images_to_tensor
 from lora_studio.pocket.stages.world import NATIVE
 
 HEADS: dict[str, tuple[str, ...]] = {

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import POCKET_FOLDER, load_base
-from lora_studio.families.unet.stable_diffusion import ATTENTION, FEED_FORWARD
+from lora_studio.families.unet import ATTENTION, FEED_FORWARD
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.runs.folder import Run

@@ -10,8 +10,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.families.base import ModelFamily
+from lora_studio.families.unet import StableDiffusion2, StableDiffusion15
 from lora_studio.families.unet.sdxl import StableDiffusionXL
-from lora_studio.families.unet.stable_diffusion import StableDiffusion2, StableDiffusion15
 
 OPTIONS = AdapterOptions("lora", rank=4, alpha=4.0, seed=0)
 

@@ -19,8 +19,8 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from lora_studio.families.loading import POCKET_FOLDER
+from lora_studio.pocket.build import write_base
 from lora_studio.pocket.scenes import draw, sample_scene
-from lora_studio.pocket.stages.assemble import write_base
 from lora_studio.pocket.stages.clip import ClipPair, new_tokenizer
 from lora_studio.pocket.stages.unet import new_unet
 from lora_studio.pocket.stages.vae import new_vae

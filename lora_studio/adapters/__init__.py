@@ -12,7 +12,7 @@ ADAPTERS: Registry["AdapterKind"] = Registry(
     {
         "lora": "lora_studio.adapters.lora:LORA",
         "locon": "lora_studio.adapters.lora:LOCON",
-        "dora": "lora_studio.adapters.dora:DORA",
+        "dora": "lora_studio.adapters.lora:DORA",
         "loha": "lora_studio.adapters.loha:LOHA",
         "lokr": "lora_studio.adapters.lokr:LOKR",
         "oft": "lora_studio.adapters.oft:OFT",

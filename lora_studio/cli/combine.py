@@ -197,7 +197,7 @@ def file_and_strength(text: str) -> tuple[Path, float]:
 
 
 def block_weight(text: str) -> BlockWeight:
-    """ "2:*attn2*=0.5" as what it says."""
+    """ "2:*_to_v=0.5" as what it says."""
     from lora_studio.tools.combine import BlockWeight
 
     pattern, equals, said = text.rpartition("=")
@@ -209,7 +209,7 @@ def block_weight(text: str) -> BlockWeight:
     if not equals or not pattern or not abs(weight) <= 100:
         raise StudioError(
             f"--blocks is {text!r}; it must be PATTERN=WEIGHT, or N:PATTERN=WEIGHT for file N, such as "
-            "2:*attn2*=0.5."
+            "2:*_to_v=0.5."
         )
     return BlockWeight(rest if colon else pattern, weight, chosen)
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 FAMILIES: Registry["type[ModelFamily]"] = Registry(
     "model family",
     {
-        "sd15": "lora_studio.families.unet.stable_diffusion:StableDiffusion15",
-        "sd2": "lora_studio.families.unet.stable_diffusion:StableDiffusion2",
+        "sd15": "lora_studio.families.unet:StableDiffusion15",
+        "sd2": "lora_studio.families.unet:StableDiffusion2",
         "sdxl": "lora_studio.families.unet.sdxl:StableDiffusionXL",
     },
 )

@@ -30,8 +30,7 @@ _ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?:\.|_)lora(?:_linear_layer)?\.(down|up)(?:\.weight)", r"lora_\1.weight"),
         (r"\.(?:lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?|dora_scale)", MAGNITUDE),
         (r"\.((?:hada|lokr)_(?:w[12](?:_[ab])?|t[12]))(?:\.weight)?", r"\1"),
-        (r"\.(alpha|diff|oft_blocks|rescale)", r"\1"),
-        (r"\.(diff_b|w_norm|b_norm)", r"\1"),
+        (r"\.(alpha|rescale)", r"\1"),
     )
 )
 
@@ -64,4 +63,5 @@ def any_key(key: str) -> tuple[str, str] | None:
         match = pattern.search(key)
         if match:
             return key[: match.start()], match.expand(name)
-    return None
+    stem, _, end = key.rpartition(".")
+    return (stem, end) if kind_of((end,)) else None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from lora_studio.objectives.losses import LOSSES, Loss
-from lora_studio.objectives.noise import pyramid
 from lora_studio.objectives.timesteps import DrawPosition, Spread, Timesteps
 
 if TYPE_CHECKING:
@@ -155,3 +154,68 @@ class Diffusion(ObjectiveOptions):
         if self.prediction == "v_prediction":
             return capped / (snr + 1)
         return torch.where(snr > 0, capped / snr.clamp(min=1e-12), torch.ones_like(snr))
+
+
+Loss = Literal["l2", "huber", "smooth_l1"]
+ElementLoss = Callable[["Tensor", "Tensor", float], "Tensor"]
+"""Answer and target [B, C, H, W], and delta -> errors [B, C, H, W]."""
+
+
+def l2(answer: Tensor, target: Tensor, delta: float) -> Tensor:
+    """e², with e the difference; `delta` is of no use to it."""
+    import torch.nn.functional as F
+
+    return F.mse_loss(answer, target, reduction="none")
+
+
+def huber(answer: Tensor, target: Tensor, delta: float) -> Tensor:
+    """e² up to |e| = delta, from there on 2 delta |e| - delta²: twice Huber's of 1964, so l2 near 0."""
+    import torch.nn.functional as F
+
+    return 2 * F.huber_loss(answer, target, reduction="none", delta=delta)
+
+
+def smooth_l1(answer: Tensor, target: Tensor, delta: float) -> Tensor:
+    """e² / (2 delta) up to |e| = delta, from there on |e| - delta / 2: arXiv 1504.08083, eq. 3, as published.
+
+    It is huber's divided by 2 delta: with a small delta the error counts by its size, not by its square.
+    """
+    import torch.nn.functional as F
+
+    return F.smooth_l1_loss(answer, target, reduction="none", beta=delta)
+
+
+LOSSES: dict[Loss, ElementLoss] = {"l2": l2, "huber": huber, "smooth_l1": smooth_l1}
+
+
+MOST_LEVELS = 6  # each half as large as the one before
+
+
+def pyramid(white: Tensor, discount: float, rng: Generator) -> Tensor:
+    """White noise [B, C, H, W] with ever coarser noise added, level n times discount^n.
+
+    Multi-resolution noise as J. Whitaker published it in 2023, but with steps of 2 instead of random ones and
+    with a variance of exactly 1 at every position, which is what the noise schedule takes for granted.
+    """
+    import torch
+
+    height, width = white.shape[2:]
+    total, variance = white, 1.0
+    for level in range(1, MOST_LEVELS + 1):
+        size = max(1, height >> level), max(1, width >> level)
+        rows, columns = _enlarging(height, size[0]), _enlarging(width, size[1])
+        coarse = torch.randn((*white.shape[:2], *size), generator=rng)
+        total = total + discount**level * (rows @ coarse @ columns.T)
+        variance += discount ** (2 * level)
+        if size == (1, 1):
+            break
+    return total / variance**0.5
+
+
+def _enlarging(to: int, size: int) -> Tensor:
+    """[to, size]: linear interpolation whose rows have norm 1, so that white noise keeps its strength."""
+    import torch
+    import torch.nn.functional as F
+
+    matrix = F.interpolate(torch.eye(size)[None], size=to, mode="linear", align_corners=False)[0].T
+    return matrix / matrix.norm(dim=1, keepdim=True)

@@ -19,9 +19,9 @@ QUANTIZERS: Registry[Quantizer] = Registry(
     "quantization",
     {
         NONE: "lora_studio.quantization.layers:leave",
-        "bnb_int8": "lora_studio.quantization.bnb:int8",
-        "bnb_nf4": "lora_studio.quantization.bnb:nf4",
-        "torchao_int8": "lora_studio.quantization.torchao_layers:int8",
-        "torchao_float8": "lora_studio.quantization.torchao_layers:float8",
+        "bnb_int8": "lora_studio.quantization.quantizers:bnb_int8",
+        "bnb_nf4": "lora_studio.quantization.quantizers:bnb_nf4",
+        "torchao_int8": "lora_studio.quantization.quantizers:torchao_int8",
+        "torchao_float8": "lora_studio.quantization.quantizers:torchao_float8",
     },
 )

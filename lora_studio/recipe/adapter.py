@@ -29,7 +29,7 @@ class LayersConfig(Stopping):
     pattern: str = Field(
         min_length=1,
         description="the layers: <part>.<path> or the path alone, with * and ?, "
-        'such as "text_encoder_2.*" or "up_blocks.*attn2*"',
+        'such as "text_encoder_2.*" or "*.to_v"',
     )
     rank: int | None = Field(None, ge=1, le=4096, description="their rank; without alpha, the scale stays")
     alpha: float | None = Field(None, gt=0, description="their alpha")

@@ -21,7 +21,7 @@ from lora_studio.export import EXPORTERS
 from lora_studio.export.target import ExportJob, ExportResult
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
-from lora_studio.families.original.kinds import KINDS
+from lora_studio.families.original import KINDS
 from lora_studio.families.original.writing import original_tensors
 from lora_studio.metadata.write import TrainingFacts
 from lora_studio.verify.file import VerifyReport

@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
 
 from lora_studio.families.loading import POCKET_FOLDER, load_base
+from lora_studio.pocket.build import adopt, assemble
 from lora_studio.pocket.samples import STYLE_TRIGGER, style_samples
 from lora_studio.pocket.scenes import COLOURS, OBJECT_NAMES, draw
-from lora_studio.pocket.stages.adopt import adopt
-from lora_studio.pocket.stages.assemble import assemble
-from lora_studio.pocket.stages.common import images_to_tensor
+from lora_studio.pocket.stages import images_to_tensor
 from lora_studio.pocket.stages.vae import psnr
 from lora_studio.pocket.stages.world import held_out_scenes
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tiny import image_folder, recipe_text
 
-from lora_studio.families.unet.stable_diffusion import StableDiffusion15
+from lora_studio.families.unet import StableDiffusion15
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs.folder import Run
 from lora_studio.training.events import Event, Note, ignore_events

@@ -10,7 +10,7 @@ from tiny import recipe_text
 from torch import Tensor
 
 from lora_studio.errors import OutOfMemory
-from lora_studio.families.unet.stable_diffusion import StableDiffusion
+from lora_studio.families.unet import StableDiffusion
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs.folder import Run

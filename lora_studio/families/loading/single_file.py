@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import BaseModelError
-from lora_studio.families.original.checkpoint import Checkpoint, open_checkpoint
+from lora_studio.families.original import BaseKind, Shapes, detect
+from lora_studio.families.original.checkpoint import Checkpoint, find_prediction, open_checkpoint
 from lora_studio.families.original.configurations import configurations_of
-from lora_studio.families.original.kinds import BaseKind, Shapes, detect
 from lora_studio.families.original.names import TensorOrigin, origins, sort_rest
-from lora_studio.families.original.prediction import find_prediction
 from lora_studio.families.original.tokenizers import tokenizers_for
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from lora_studio.errors import BaseModelError
-from lora_studio.families.original.kinds import UNET_PREFIX, VAE_PREFIX, BaseKind, Shapes, TextEncoder
+from lora_studio.families.original import UNET_PREFIX, VAE_PREFIX, BaseKind, Shapes, TextEncoder
 
 Configuration = dict[str, Any]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from lora_studio.families.original import UNET_PREFIX, VAE_PREFIX, BaseKind, Shapes, TextEncoder
 from lora_studio.families.original.configurations import num_layers
-from lora_studio.families.original.kinds import UNET_PREFIX, VAE_PREFIX, BaseKind, Shapes, TextEncoder
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import BaseModelError, reason_of
-from lora_studio.families.original.kinds import BaseKind
+from lora_studio.families.original import BaseKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,7 +14,7 @@ import torch
 
 from lora_studio.errors import BaseModelError
 from lora_studio.families.layer_names.spellings import original_path
-from lora_studio.families.original.kinds import UNET_PREFIX, VAE_PREFIX, BaseKind, TextEncoder
+from lora_studio.families.original import UNET_PREFIX, VAE_PREFIX, BaseKind, TextEncoder
 from lora_studio.families.original.names import origins
 
 if TYPE_CHECKING:

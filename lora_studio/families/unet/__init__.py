@@ -1,1 +1,252 @@
-"""The families whose denoiser is a UNet: Stable Diffusion 1, 2 and XL."""
+"""What all Stable Diffusions share: a UNet, a VAE, CLIP, and discrete noise.
+
+As it stands here it is that of SD1 and SD2, with one text encoder; SDXL replaces the text side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from lora_studio.families.base import Conditioning, FileTraits, Miniature, ModelFamily, ProbeInputs
+from lora_studio.families.layer_names.spellings import ONE_ENCODER, KohyaLayout, LayerPlace
+from lora_studio.families.noise_schedule import STABLE_DIFFUSION, NoiseSchedule, read_schedule
+from lora_studio.families.original import SD1, SD2, BaseKind
+from lora_studio.families.original.writing import original_tensors
+from lora_studio.families.text_chunks import clip_ids, encode_chunks
+from lora_studio.objectives.diffusion import Diffusion, ObjectiveOptions
+from lora_studio.rng import generator
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+CONVOLUTIONS = (
+    "conv1",
+    "conv2",
+    "time_emb_proj",
+    "conv_shortcut",
+    "downsamplers.0.conv",
+    "upsamplers.0.conv",
+)
+TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+MOST_STRIDE = 64  # the UNets halve their latents two or three times, and UIs offer sides in steps of 64
+
+
+class StableDiffusion(ModelFamily):
+    """A UNet on 4 latent channels that predicts epsilon or v."""
+
+    denoiser: ClassVar[str] = "unet"
+    needs: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    layout: ClassVar[KohyaLayout] = ONE_ENCODER
+    kind: ClassVar[BaseKind]
+    """Its published checkpoints."""
+    embedding_keys: ClassVar[Mapping[str, str]] = {"text_encoder": "emb_params"}
+
+    def __init__(
+        self,
+        parts: dict[str, nn.Module],
+        tokenizers: dict[str, PreTrainedTokenizerBase],
+        *,
+        source: str,
+        scheduler: Mapping[str, object] = STABLE_DIFFUSION,
+    ) -> None:
+        super().__init__(parts, tokenizers, source=source, scheduler=scheduler)
+        self.schedule: NoiseSchedule = read_schedule(scheduler)
+
+    @property
+    def native_side(self) -> int:
+        """512 for SD1.5, 768 or 512 for SD2, 1024 for SDXL, 64 for the pocket base."""
+        unet: UNet2DConditionModel = self.parts["unet"]
+        return int(unet.config.sample_size * self.pixels_per_latent)
+
+    @property
+    def stride(self) -> int:
+        """An eighth of the native side, but at most 64 pixels; 8 for the pocket base."""
+        return min(MOST_STRIDE, self.native_side // 8)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """8 for every published base."""
+        vae: AutoencoderKL = self.parts["vae"]
+        return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+    @property
+    def targets(self) -> dict[str, tuple[str, ...]]:
+        """Attention and feed-forward: both together reach full fine-tuning's loss (spacepxl's ablation)."""
+        return {"unet": ATTENTION + FEED_FORWARD, "text_encoder": TEXT_LAYERS}
+
+    @property
+    def convolutions(self) -> dict[str, tuple[str, ...]]:
+        """Those of the UNet's residual blocks and between its levels, not its first and last one."""
+        return {"unet": CONVOLUTIONS}
+
+    def objective(self, options: ObjectiveOptions) -> Diffusion:
+        """What the base predicts, on its own noise schedule."""
+        return Diffusion(self.schedule.alphas, self.schedule.prediction, **asdict(options))
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] in -1..1 -> mean and standard deviation of the scaled latents."""
+        vae: AutoencoderKL = self.parts["vae"]
+        weight = next(vae.parameters())
+        posterior = vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
+        scale = vae.config.scaling_factor
+        return posterior.mean.float() * scale, posterior.std.float() * scale
+
+    def encode_text(self, captions: list[str], *, like: Sequence[str] = ()) -> Conditioning:
+        """{"text": [B, L, D]}, the encoder's last hidden state; L is 77 for each window that is needed.
+
+        SD2's encoder is stored without its last layer, so that its last hidden state is the penultimate one.
+        """
+        encoder = self.parts["text_encoder"]
+        ids = clip_ids(self.tokenizers["tokenizer"], captions, max_chunks=self.max_chunks, like=like)
+        device = next(encoder.parameters()).device
+        return {"text": encode_chunks(ids.to(device), lambda rows: encoder(rows).last_hidden_state)}
+
+    def denoise(
+        self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor
+    ) -> Tensor:
+        """The UNet's answer; SD1 and SD2 know nothing of geometry."""
+        unet = self.parts["unet"]
+        dtype = next(unet.parameters()).dtype
+        return unet(latents.to(dtype), timestep, conditioning["text"].to(dtype)).sample
+
+    def probe_inputs(self) -> ProbeInputs:
+        """Square images of the native size, at timesteps 150 and 700."""
+        unet: UNet2DConditionModel = self.parts["unet"]
+        shape = (2, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+        latents = torch.randn(shape, generator=generator("probe"))
+        side = float(self.native_side)
+        geometry = torch.tensor([[side, side, 0, 0, side, side]] * 2)
+        return ProbeInputs(latents, torch.tensor([150, 700]), geometry)
+
+    @classmethod
+    def miniature(cls) -> Miniature:
+        """Convolutions, self- and cross-attention, feed-forward."""
+        from diffusers import UNet2DConditionModel
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            unet = UNet2DConditionModel(
+                sample_size=8,
+                down_block_types=("CrossAttnDownBlock2D",),
+                up_block_types=("UpBlock2D",),
+                mid_block_type=None,
+                block_out_channels=(64,),
+                layers_per_block=1,
+                attention_head_dim=2,
+                cross_attention_dim=64,
+                norm_num_groups=8,
+            )
+
+        def predict(device: torch.device, dtype: torch.dtype) -> Tensor:
+            latents, text = (
+                torch.randn(shape, generator=generator("self-test", shape[1])).to(device, dtype)
+                for shape in ((2, 4, 8, 8), (2, 7, 64))
+            )
+            return unet(latents, torch.tensor([100, 700], device=device), text).sample
+
+        return Miniature(unet.requires_grad_(False).eval(), ATTENTION + FEED_FORWARD[:2], predict)
+
+    def canonical_path(self, part: str, path: str) -> str:
+        """transformers 5 dropped `text_model.` from CLIPTextModel's paths; every file and UI has it."""
+        of_model = path.split(".")[0] in ("embeddings", "encoder", "final_layer_norm")
+        return f"text_model.{path}" if part.startswith("text_encoder") and of_model else path
+
+    def ui_name(self, part: str, path: str) -> str:
+        """kohya's spelling: the path with underscores, behind the part's prefix."""
+        blocks: int = self.parts[self.denoiser].config.layers_per_block  # type: ignore[union-attr, assignment]
+        return self.layout.name(LayerPlace(part, path), layers_per_block=blocks)
+
+    def original_tensors(self) -> dict[str, Tensor]:
+        """All of it under the names of a single file in the original layout, as far as possible not copied.
+
+        A mark says what it predicts, where the published files of its kind all predict something else.
+        """
+        found = original_tensors(self.kind, self.parts)
+        if self.schedule.prediction == "v_prediction" and self.kind.marks_prediction:
+            found["v_pred"] = torch.tensor([])
+            if self.scheduler.get("rescale_betas_zero_snr"):
+                found["ztsnr"] = torch.tensor([])
+        return found
+
+    def companions(self, layers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """All four projections of a text encoder's attention, which A1111 only takes together.
+
+        And of the UNet one of cross-attention, by whose width InvokeAI recognises the base.
+        """
+        found: dict[tuple[str, str], None] = {}
+        for part, path in layers:
+            stem, attention, _ = path.rpartition("self_attn.")
+            if attention and part != self.denoiser:
+                found |= dict.fromkeys((part, stem + attention + name) for name in TEXT_LAYERS[:4])
+        if not any(path.endswith(("attn2.to_k", "attn2.to_v")) for _, path in layers):
+            paths = (path for path, _ in self.parts[self.denoiser].named_modules())
+            found[self.denoiser, next(path for path in paths if path.endswith("attn2.to_k"))] = None
+        return [place for place in found if place not in set(layers)]
+
+    def pipeline(self) -> DiffusionPipeline:
+        """A StableDiffusionPipeline over these parts, with DDIM, whose images depend on the seed alone."""
+        from diffusers import StableDiffusionPipeline
+
+        parts = {name: self.parts[name] for name in ("vae", "text_encoder", "unet")}
+        pipeline = StableDiffusionPipeline(
+            **parts,
+            tokenizer=self.tokenizers["tokenizer"],
+            scheduler=self.schedule.ddim(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+class StableDiffusion15(StableDiffusion):
+    """Projections by convolution; epsilon, or v in some fine-tuned ones."""
+
+    card_version = "SD1"
+    file_versions = ("sd_v1", "sd_v1_v")
+    kind: ClassVar[BaseKind] = SD1
+
+    @classmethod
+    def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
+        """Convolutional projections and no added embeddings."""
+        unet = configurations.get("unet", {})
+        return not unet.get("use_linear_projection") and not unet.get("addition_embed_type")
+
+    @property
+    def traits(self) -> FileTraits:
+        """SD1, as every UI knows it."""
+        if self.schedule.prediction == "v_prediction":
+            return FileTraits("sd_v1_v", False, "stable-diffusion-v1/lora", "v")
+        return FileTraits("sd_v1", False, "stable-diffusion-v1/lora", "epsilon")
+
+
+class StableDiffusion2(StableDiffusion):
+    """Linear projections, and OpenCLIP-H without its last layer for a text encoder."""
+
+    card_version = "SD2"
+    file_versions = ("sd_v2", "sd_v2_v")
+    kind: ClassVar[BaseKind] = SD2
+
+    @classmethod
+    def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
+        """Linear projections and no added embeddings."""
+        unet = configurations.get("unet", {})
+        return bool(unet.get("use_linear_projection")) and not unet.get("addition_embed_type")
+
+    @property
+    def traits(self) -> FileTraits:
+        """SD2, in UIs' words a "768-v" one whatever its size if it predicts v."""
+        if self.schedule.prediction == "v_prediction":
+            return FileTraits("sd_v2_v", True, "stable-diffusion-v2-768-v/lora", "v")
+        return FileTraits("sd_v2", True, "stable-diffusion-v2-512/lora", "epsilon")

@@ -9,9 +9,9 @@ import torch
 
 from lora_studio.families.base import Conditioning, FileTraits
 from lora_studio.families.layer_names.spellings import TWO_ENCODERS, KohyaLayout
-from lora_studio.families.original.kinds import SDXL, BaseKind
+from lora_studio.families.original import SDXL, BaseKind
 from lora_studio.families.text_chunks import clip_ids
-from lora_studio.families.unet.stable_diffusion import ATTENTION, FEED_FORWARD, TEXT_LAYERS, StableDiffusion
+from lora_studio.families.unet import ATTENTION, FEED_FORWARD, TEXT_LAYERS, StableDiffusion
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

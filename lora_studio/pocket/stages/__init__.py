@@ -1,1 +1,201 @@
-"""The stages that make the pocket base from nothing, run in order by `lora_studio.pocket.build`."""
+"""The stages that make the pocket base from nothing, and what they share.
+
+That is a resumable training loop, averaged weights, and images as tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.multiprocessing.spawn import spawn
+
+CHECKPOINT_SECONDS = 150
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How long and how fast one stage trains."""
+
+    name: str
+    steps: int
+    learning_rate: float
+    warmup_steps: int = 50
+    decay_share: float = 0.3  # the last part of the steps, over which the learning rate falls to 2 %
+    average_decay: float = 0.998
+    weight_decay: float = 0.01
+
+
+def images_to_tensor(images: list[Image.Image]) -> Tensor:
+    """Equal-sized images -> [B, 3, H, W] in -1..1."""
+    stacked = np.stack([np.asarray(image) for image in images])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def tensor_to_images(pixels: Tensor) -> list[Image.Image]:
+    """[B, 3, H, W] in -1..1 -> images."""
+    scaled = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(one) for one in scaled.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def learning_rate_factor(step: int, config: StageConfig) -> float:
+    """Linear warm-up, a plateau, and a linear fall to 2 % over the last `decay_share` of the steps."""
+    fall_from = config.steps * (1 - config.decay_share)
+    fall = (config.steps - step) / max(1.0, config.steps - fall_from)
+    return min(1.0, step / config.warmup_steps, max(0.02, fall))
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This process's number and how many share the stage; (0, 1) alone."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _worker(
+    rank: int, size: int, meeting: str, stage: Callable[..., None], arguments: tuple[object, ...]
+) -> None:
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):  # two busy workers were seen to share one core for minutes
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    stage(*arguments)
+    dist.destroy_process_group()
+
+
+def run_in_processes(size: int, meeting: Path, stage: Callable[..., None], *arguments: object) -> None:
+    """Run a stage as `size` single-threaded processes that average their gradients.
+
+    On a CPU with few cores this is half as fast again as one process with as many threads: small operations
+    do not split well. `meeting` is a file name that the processes find each other by.
+    """
+    if size == 1:
+        stage(*arguments)
+        return
+    meeting.parent.mkdir(parents=True, exist_ok=True)
+    meeting.unlink(missing_ok=True)
+    spawn(_worker, (size, str(meeting), stage, arguments), nprocs=size)
+
+
+class Trainee:
+    """A module in training with AdamW, and its averaged copy; the whole state is kept in one folder."""
+
+    def __init__(self, module: nn.Module, config: StageConfig, folder: Path) -> None:
+        self.module, self.config, self.folder, self.step = module, config, folder, 0
+        self.parameters = dict(module.named_parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=config.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=config.weight_decay,
+        )
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    def _moments(self) -> dict[str, Tensor]:
+        names = {id(p): name for name, p in self.parameters.items()}
+        states = self.optimizer.state.items()
+        return {f"{key}/{names[id(p)]}": value for p, state in states for key, value in state.items()}
+
+    def save(self) -> None:
+        """Weights, moments and average in one atomic file; the step lies in its metadata."""
+        groups = {"weight": {n: p.detach() for n, p in self.parameters.items()}, "average": self.average}
+        tensors = {f"{group}/{name}": t for group, members in groups.items() for name, t in members.items()}
+        tensors |= self._moments()
+        if rank_and_size()[0]:
+            return
+        temporary = self.folder / "state.tmp"
+        contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        save_file(contiguous, temporary, metadata={"step": str(self.step)})
+        os.replace(temporary, self.folder / "state.safetensors")
+
+    def _resume(self) -> None:
+        path = self.folder / "state.safetensors"
+        if not path.is_file():
+            return
+        tensors = load_file(path)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"weight/{name}"])
+                self.average[name].copy_(tensors[f"average/{name}"])
+                self.optimizer.state[parameter] = {
+                    key: tensors[f"{key}/{name}"].to(parameter.device if key != "step" else "cpu")
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        self.step = round(float(tensors[f"step/{next(iter(self.parameters))}"]))
+
+    def update(self, loss: Tensor) -> None:
+        """One optimizer step from a scalar loss."""
+        self.step += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * learning_rate_factor(self.step, self.config)
+        loss.backward()
+        self._average_gradients()
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        decay = min(self.config.average_decay, self.step / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
+
+    def _average_gradients(self) -> None:
+        if rank_and_size()[1] == 1:
+            return
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        flat = _flatten_dense_tensors(gradients)
+        dist.all_reduce(flat, op=dist.ReduceOp.SUM)
+        flat /= rank_and_size()[1]
+        for gradient, averaged in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
+            gradient.copy_(averaged)
+
+    def use_average(self) -> None:
+        """Put the averaged weights into the module (at the end of a stage, or for a look in between)."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.average[name])
+
+
+def train(
+    trainee: Trainee, loss_at: Callable[[int], Tensor], *, look: Callable[[], None], look_every: int
+) -> None:
+    """Run the remaining steps.
+
+    `loss_at(step)` is a pure function of the step, so a resumed stage sees the same data.
+    """
+    config, recent, since = trainee.config, [], time.monotonic()
+    saved = since
+    with (trainee.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+        while trainee.step < config.steps:
+            loss = loss_at(trainee.step)
+            trainee.update(loss)
+            recent.append(loss.detach())
+            if rank_and_size()[0]:
+                continue
+            if trainee.step % 20 == 0:
+                seconds = (time.monotonic() - since) / len(recent)
+                row = {
+                    "step": trainee.step,
+                    "loss": round(torch.stack(recent).mean().item(), 5),
+                    "s_per_step": round(seconds, 3),
+                }
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                print(config.name, row, flush=True)
+                recent, since = [], time.monotonic()
+            if trainee.step % look_every == 0:
+                look()
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                trainee.save()
+                saved = time.monotonic()
+    trainee.save()

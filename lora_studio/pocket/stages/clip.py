@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from lora_studio.pocket.scenes import Scene, draw
-from lora_studio.pocket.stages.common import StageConfig, Trainee, images_to_tensor, rank_and_size, train
+from lora_studio.pocket.stages import StageConfig, Trainee, images_to_tensor, rank_and_size, train
 from lora_studio.pocket.stages.world import NATIVE, held_out_scenes, training_scene, wording
 
 BATCH = 96

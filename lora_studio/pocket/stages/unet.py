@@ -12,8 +12,7 @@ from torch import Tensor
 
 from lora_studio.objectives.diffusion import Diffusion
 from lora_studio.pocket.scenes import Scene, contact_sheet, draw
-from lora_studio.pocket.stages.clip import WIDTH, load_pair, token_ids
-from lora_studio.pocket.stages.common import (
+from lora_studio.pocket.stages import (
     StageConfig,
     Trainee,
     images_to_tensor,
@@ -21,6 +20,7 @@ from lora_studio.pocket.stages.common import (
     tensor_to_images,
     train,
 )
+from lora_studio.pocket.stages.clip import WIDTH, load_pair, token_ids
 from lora_studio.pocket.stages.world import BUCKETS, held_out_scenes, training_scene, wording
 
 BATCH = 64

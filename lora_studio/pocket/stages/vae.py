@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from lora_studio.pocket.scenes import contact_sheet, draw
-from lora_studio.pocket.stages.common import (
+from lora_studio.pocket.stages import (
     StageConfig,
     Trainee,
     images_to_tensor,

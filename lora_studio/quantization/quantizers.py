@@ -1,14 +1,19 @@
-"""bitsandbytes: LLM.int8 (arXiv 2208.07339) and NF4 (arXiv 2305.14314)."""
+"""The quantisers: bitsandbytes' LLM.int8 (arXiv 2208.07339) and NF4 (arXiv 2305.14314), and torchao's."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    from torchao.core.config import AOBaseConfig
 
-def int8(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
+
+def bnb_int8(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
     """8 bits a weight, a scale a row; columns of inputs beyond 6 are multiplied in 16 bits."""
     import bitsandbytes
 
@@ -24,7 +29,7 @@ def int8(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
     denoiser.is_loaded_in_8bit = True  # type: ignore[assignment] # PEFT asks the model, not its layers
 
 
-def nf4(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
+def bnb_nf4(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
     """4 bits a weight, a scale for 64 of them, and the scales in 8 bits.
 
     On processors with AVX512-BF16 bitsandbytes would repack the weights before their first use without
@@ -62,3 +67,28 @@ def _replace(denoiser: nn.Module, path: str, new: nn.Module, weight: nn.Paramete
     device = weight.device
     new.weight, new.bias = weight, old.bias
     denoiser.set_submodule(path, new.to(device).requires_grad_(False).eval())
+
+
+PEFTS_WARNING = "TorchaoLoraLinear was instantiated without"  # it cannot merge; we never have it merge
+
+
+def torchao_int8(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
+    """8-bit integers."""
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    _quantize(denoiser, paths, Int8WeightOnlyConfig())
+
+
+def torchao_float8(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
+    """8-bit floats, e4m3."""
+    from torchao.quantization import Float8WeightOnlyConfig
+
+    _quantize(denoiser, paths, Float8WeightOnlyConfig())
+
+
+def _quantize(denoiser: nn.Module, paths: Sequence[str], how: AOBaseConfig) -> None:
+    from torchao.quantization import quantize_
+
+    wanted = set(paths)
+    warnings.filterwarnings("ignore", PEFTS_WARNING)
+    quantize_(denoiser, how, filter_fn=lambda module, path: path in wanted)

@@ -10,8 +10,8 @@ from lora_studio.export.embedding import embeddings
 from lora_studio.export.target import ExportJob, ExportResult, Target, one_path, worst_left_out
 from lora_studio.lora_file.header import open_tensors
 from lora_studio.lora_file.lora_file import open_lora
-from lora_studio.verify.deltas import check_deltas
 from lora_studio.verify.file import VerifyReport
+from lora_studio.verify.trained import check_deltas
 
 _START = "bundle_emb."
 _NOTE = (

@@ -17,12 +17,11 @@ from lora_studio.export.target import (
     one_path,
     worst_left_out,
 )
-from lora_studio.lora_file.factors import in_range
+from lora_studio.lora_file.factors import PlainLora, as_plain, in_range
 from lora_studio.lora_file.header import open_tensors
-from lora_studio.lora_file.plain import PlainLora, as_plain
 from lora_studio.lora_file.write import DTYPES
-from lora_studio.verify.deltas import compare
 from lora_studio.verify.file import VerifyReport
+from lora_studio.verify.trained import compare
 
 DOWN, UP = "lora_A.weight", "lora_B.weight"
 

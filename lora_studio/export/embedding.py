@@ -18,10 +18,11 @@ from lora_studio.errors import StudioError
 from lora_studio.export.target import ExportJob, ExportResult, Target
 from lora_studio.families.base import FileTraits, ModelFamily
 from lora_studio.families.text_chunks import answer_at_end
+from lora_studio.lora_file.header import open_tensors
 from lora_studio.lora_file.write import write_lora
 from lora_studio.metadata.write import TrainingFacts, base_keys, hashes
-from lora_studio.verify.embedding import check_embedding, open_embedding
 from lora_studio.verify.file import VerifyReport
+from lora_studio.verify.trained import check_embedding
 from lora_studio.version import __version__
 
 
@@ -117,7 +118,7 @@ def check_embeddings(
 def load_embedding(path: Path, word: str, family: ModelFamily) -> None:
     """Through diffusers' `load_textual_inversion`, into the (unadapted) family's own parts."""
     pipeline = family.pipeline()
-    tensors = open_embedding(path)
+    tensors, _ = open_tensors(path)
     for part, key in family.embedding_keys.items():
         source = path if len(tensors) == 1 else {key: tensors[key].clone()}
         pipeline.load_textual_inversion(

@@ -19,12 +19,11 @@ from lora_studio.export.target import (
     worst_left_out,
 )
 from lora_studio.families.base import ModelFamily
-from lora_studio.lora_file.factors import in_range
+from lora_studio.lora_file.factors import PlainLora, as_plain, in_range
 from lora_studio.lora_file.lora_file import open_lora
-from lora_studio.lora_file.plain import PlainLora, as_plain
-from lora_studio.metadata.tag_table import LEFT_OUT
-from lora_studio.verify.deltas import check_deltas
+from lora_studio.metadata.write import LEFT_OUT
 from lora_studio.verify.file import VerifyReport, check_against_base, check_file, check_rules
+from lora_studio.verify.trained import check_deltas
 
 
 def tensors(family: ModelFamily, adapters: AdapterSet) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.layer import Layer
 from lora_studio.errors import StudioError
 from lora_studio.families.base import ModelFamily
-from lora_studio.lora_file.plain import PlainLora
+from lora_studio.lora_file.factors import PlainLora
 from lora_studio.lora_file.write import write_lora
 from lora_studio.metadata.write import TrainingFacts, build_metadata, of_file
 from lora_studio.verify.file import VerifyReport

@@ -5,14 +5,21 @@ float64 throughout: the factors are narrow, and the tail of a spectrum is a diff
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lora_studio.adapters.kind import Factors, range_basis
+from lora_studio.lora_file.write import DTYPES
 from lora_studio.rng import generator
+
+if TYPE_CHECKING:
+    from lora_studio.adapters.adapter_set import AdapterSet
+    from lora_studio.adapters.layer import Layer
 
 NOTHING = 1e-9  # of the largest singular value: below it there is only rounding
 
@@ -169,3 +176,58 @@ def _subspace(change: Tensor, rank: int, name: str) -> Decomposition:
     basis = range_basis(change, width, generator("extract", name), passes=_PASSES)
     left, sizes, right = torch.linalg.svd((basis.T @ change).double(), full_matrices=False)
     return Decomposition(basis.double() @ left, sizes, right)
+
+
+CUT = 5e-4  # of the change's norm: as much as float16, which files have, rounds away of each factor
+
+
+class PlainLora(NamedTuple):
+    """A layer's change of weight, scale * up @ down."""
+
+    down: Tensor  # [r, in] or [r, in, k, k]
+    up: Tensor  # [out, r] or [out, r, 1, 1]
+    scale: float
+    left_out: float = 0.0  # share of the change's norm that it lacks
+
+
+def as_plain(layer: Layer) -> PlainLora:
+    """A trained layer's, exact where that takes no more ranks than its weight has itself."""
+    if layer.tensors.keys() == {"down", "up"} and not layer.constants:
+        return PlainLora(layer.tensors["down"], layer.tensors["up"], layer.scale)
+    from lora_studio.adapters.layer import shape_of
+
+    exact, shape = layer.factors(), shape_of(layer.module.get_base_layer())
+    return cut_plain(layer.delta(), shape) if exact is None else _shaped(balanced(exact), shape)
+
+
+def cut_plain(change: Tensor, shape: Sequence[int]) -> PlainLora:
+    """Of a change of a weight of this shape, of as few ranks as leave out at most `CUT` of it.
+
+    By a singular value decomposition. Both factors are of one size in every rank, so that neither leaves
+    float16's range.
+    """
+    found = Decomposition(*torch.linalg.svd(change.flatten(1), full_matrices=False))
+    factors, lost = found.cut(RankLimit(energy=1 - CUT**2))
+    return _shaped(factors, shape, math.sqrt(lost / found.energy) if lost else 0.0)
+
+
+def _shaped(factors: Factors, shape: Sequence[int], left_out: float = 0.0) -> PlainLora:
+    """With the sides of a weight that is [out, in] or [out, in, k, k]."""
+    down, up = factors
+    return PlainLora(down.view(-1, *shape[1:]), up.view(*up.shape, *(1 for _ in shape[2:])), 1.0, left_out)
+
+
+def most_numbers(layer: Layer) -> int:
+    """That its change can have as plain LoRA in a file."""
+    from lora_studio.adapters.layer import shape_of
+
+    shape = shape_of(layer.module.get_base_layer())
+    out, inputs = shape[0], math.prod(shape[1:])
+    exact = layer.factors()
+    return (out + inputs) * (min(out, inputs) if exact is None else len(exact.down))
+
+
+def most_bytes(adapters: AdapterSet, dtype: str) -> int:
+    """That the tensors of their files can take at most."""
+    numbers = sum(most_numbers(layer) for layer in adapters.layers)
+    return (numbers + sum(token.rows.numel() for token in adapters.tokens)) * DTYPES[dtype].itemsize

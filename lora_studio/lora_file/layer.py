@@ -18,7 +18,7 @@ from lora_studio.lora_file.kinds.base import ALPHA, BESIDE, MAGNITUDE, Array, La
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lora_studio.lora_file.plain import PlainLora
+    from lora_studio.lora_file.factors import PlainLora
 
 KOHYA, LETTERED, PEFT = "kohya", "lettered", "peft"
 """Spellings: `lora_te_x.lora_down.weight`; `lora_te_x.lora_A.weight`; `text_encoder.x.lora_A.weight`."""
@@ -203,7 +203,7 @@ class LoraLayer:
 
         Raises StudioError as `delta`, and for a change that is not finite.
         """
-        from lora_studio.lora_file.plain import cut_plain
+        from lora_studio.lora_file.factors import cut_plain
 
         values = {end: self.tensors[end] for end in self.entries if end != ALPHA}
         exact = None if self.needs_base else self.kind.low_rank(values, self.scale)

@@ -1,7 +1,13 @@
-"""A LoRA file, opened: its layers, its metadata and whatever else is in it. No tensor is read yet."""
+"""A LoRA file, opened: its layers, its metadata and whatever else is in it. No tensor is read yet.
+
+Keys may be kohya's and LyCORIS' (`lora_te_..._q_proj.lora_down.weight`, `hada_w1_a`, `lokr_w1`, `dora_scale`,
+`diff`, `oft_blocks`), PEFT's (`<part>....to_q.lora_A.weight`) or diffusers' older ones
+(`processor.to_q_lora.down`, `lora_linear_layer.up`), with and without wrappers and alphas.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,20 +15,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_studio.errors import StudioError
+from lora_studio.families.layer_names import PART_PATTERN, path_name
 from lora_studio.lora_file.header import Header, read_header
 from lora_studio.lora_file.kinds import kind_of
-from lora_studio.lora_file.layer import KOHYA, LoraLayer, Stored
-from lora_studio.lora_file.spellings import known_key
+from lora_studio.lora_file.kinds.base import BESIDE, MAGNITUDE
+from lora_studio.lora_file.kinds.lora import DOWN, UP
+from lora_studio.lora_file.layer import KOHYA, LETTERED, PEFT, LoraLayer, Stored
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from lora_studio.adapters.kind import Factors
+    from lora_studio.families.base import ModelFamily
 
-ENDINGS = ("lora_down.weight", "lora_up.weight", "alpha")
+ENDINGS = (DOWN, UP, "alpha")
 """Of a layer of plain LoRA in the kohya format."""
 
 _BUNDLED = "bundle_emb."
+
+
+_LETTERS = {"lora_A.weight": DOWN, "lora_B.weight": UP}
+_PEFT_KEY = re.compile(
+    rf"(?:base_model\.model\.)?(?P<part>{PART_PATTERN})\.(?P<path>.+?)"
+    r"[._](?:(?P<down>lora_A|lora\.down|lora_linear_layer\.down)|(?P<up>lora_B|lora\.up|lora_linear_layer\.up))"
+    rf"(?:\.default(?:_0)?)?\.weight|(?P<part_>{PART_PATTERN})\.(?P<path_>.+)\.(?P<beside>alpha|dora_scale)"
+)
+_ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern + "$"), name)
+    for pattern, name in (
+        (r"\.lora_(down|up|mid)(?:\.weight)?", r"lora_\1.weight"),
+        (r"\.lora_A(?:\.[^.]+)?(?:\.weight)", DOWN),
+        (r"\.lora_B(?:\.[^.]+)?(?:\.weight)", UP),
+        (r"(?:\.|_)lora(?:_linear_layer)?\.(down|up)(?:\.weight)", r"lora_\1.weight"),
+        (r"\.(?:lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?|dora_scale)", MAGNITUDE),
+        (r"\.((?:hada|lokr)_(?:w[12](?:_[ab])?|t[12]))(?:\.weight)?", r"\1"),
+        (r"\.(alpha|rescale)", r"\1"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -141,3 +170,47 @@ def lora_file(header: Header) -> LoraFile:
         extras += keys.pop(name).values()
     layers = {n: LoraLayer(n, Stored(header, ends), spellings.get(n, KOHYA)) for n, ends in keys.items()}
     return LoraFile(header.path, layers, header.metadata, header, bundled, extras)
+
+
+def known_key(key: str, *, two_encoders: bool) -> tuple[str, str, str] | None:
+    """Layer as kohya spells it, ending and spelling of a key, in those spellings that UIs were tried with.
+
+    None if it is none of a layer's.
+    """
+    name, _, end = key.partition(".")
+    if end in BESIDE or kind_of((end,)):
+        return name, end, KOHYA
+    if end in _LETTERS:
+        return name, _LETTERS[end], LETTERED
+    found = _PEFT_KEY.fullmatch(key)
+    if not found:
+        return None
+    part, path = found["part"] or found["part_"], found["path"] or found["path_"]
+    path = re.sub(r"(^|\.)processor\.", r"\1", path)
+    return (
+        path_name(part, path, two_encoders=two_encoders),
+        found["beside"] or (DOWN if found["down"] else UP),
+        PEFT,
+    )
+
+
+def any_key(key: str) -> tuple[str, str] | None:
+    """A key of any tool without its ending, and what that means; None if it means nothing."""
+    for pattern, name in _ENDINGS:
+        match = pattern.search(key)
+        if match:
+            return key[: match.start()], match.expand(name)
+    stem, _, end = key.rpartition(".")
+    return (stem, end) if kind_of((end,)) else None
+
+
+def base_layers(family: ModelFamily) -> dict[str, nn.Linear | nn.Conv2d]:
+    """UI name -> layer, for every linear layer and convolution of the base that a LoRA file can name."""
+    from torch import nn
+
+    found: dict[str, nn.Linear | nn.Conv2d] = {}
+    for part in family.targets:
+        for path, module in family.parts[part].named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                found[family.ui_name(part, family.canonical_path(part, path))] = module
+    return found

@@ -12,7 +12,8 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluate.previews import render, sheet_of
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
-from lora_studio.lora_file.fit import base_layers, unfit_layers, unknown_layers
+from lora_studio.lora_file.lora_file import base_layers
+from lora_studio.lora_file.open import unfit_layers, unknown_layers
 from lora_studio.recipe.output import SamplesConfig
 from lora_studio.tools.combine import Term
 

@@ -14,7 +14,7 @@ from lora_studio.export import EXPORTERS, diffusers, kohya
 from lora_studio.families.layer_names.spellings import TEXT_PROJECTIONS
 from lora_studio.families.loading import load_base
 from lora_studio.lora_file.convertible import PlainLayers, read_plain_layers
-from lora_studio.lora_file.plain import PlainLora
+from lora_studio.lora_file.factors import PlainLora
 from lora_studio.lora_file.write import DTYPES, write_lora
 from lora_studio.metadata.write import hashes
 from lora_studio.registry import Registry

@@ -17,8 +17,7 @@ from lora_studio.families.original import detect
 from lora_studio.lora_file.header import Header, read_header
 from lora_studio.lora_file.layer import LoraLayer
 from lora_studio.lora_file.lora_file import LoraFile, lora_file, open_lora
-from lora_studio.verify.uis import UiFinding, Verdict, verdicts
-from lora_studio.verify.uis.base import Base, base_of_layers
+from lora_studio.verify.uis import Base, UiFinding, Verdict, base_of_layers, verdicts
 from lora_studio.verify.uis.findings import embedded_in, embedding_findings, findings, is_embedding
 
 SUFFIX = ".safetensors"

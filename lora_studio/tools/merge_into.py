@@ -15,9 +15,9 @@ from lora_studio.errors import ExportMismatch, StudioError
 from lora_studio.families.loading.folder import INDEX
 from lora_studio.files import sync
 from lora_studio.lora_file.base_weights import WeightPlace, Weights, weight_files
-from lora_studio.lora_file.fit import base_layers, unfit_layers, unknown_layers
 from lora_studio.lora_file.header import TensorSpec
-from lora_studio.lora_file.open import check_same_family
+from lora_studio.lora_file.lora_file import base_layers
+from lora_studio.lora_file.open import check_same_family, unfit_layers, unknown_layers
 from lora_studio.lora_file.write import write_tensors
 from lora_studio.tools.combine import Term
 

@@ -1,4 +1,4 @@
-"""`lora-studio verify`: a file from anywhere, with or without its base; without one, torch is not waited for."""
+"""`lora-studio verify`: a file from anywhere, with its base or, without waiting for torch, alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def verify(path: Path, *, base: str | None = None) -> VerifyReport:
 
 
 def _verify_embedding(header: Header, base: str | None, said: str) -> VerifyReport:
-    from lora_studio.verify.embedding import check_embedding, check_tensors
+    from lora_studio.verify.trained import check_embedding, check_tensors
 
     report = VerifyReport(header.path.name)
     report.uis = verdicts(embedding_findings(header), list(header.entries), "any base")

@@ -10,12 +10,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lora_studio.lora_file.fit import fits
 from lora_studio.lora_file.layer import DTYPES
 from lora_studio.lora_file.lora_file import LoraFile
+from lora_studio.lora_file.open import fits
 from lora_studio.metadata.write import MAX_BYTES
-from lora_studio.verify.uis import NOT_KNOWN, Verdict, loaded_by, verdicts
-from lora_studio.verify.uis.base import Base, base_of_family, base_of_layers
+from lora_studio.verify.uis import (
+    NOT_KNOWN,
+    Base,
+    Verdict,
+    base_of_family,
+    base_of_layers,
+    loaded_by,
+    verdicts,
+)
 from lora_studio.verify.uis.findings import findings
 from lora_studio.verify.uis.table import Loss
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from lora_studio.adapters.adapter_set import put_back
 from lora_studio.errors import reason_of
 from lora_studio.families.base import ModelFamily
-from lora_studio.lora_file.fit import base_layers
-from lora_studio.lora_file.lora_file import LoraFile
+from lora_studio.lora_file.lora_file import LoraFile, base_layers
 from lora_studio.verify.file import VerifyReport
 from lora_studio.verify.uis import COMPLETELY
 from lora_studio.verify.uis.table import DIFFUSERS

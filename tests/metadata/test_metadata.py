@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save
 from lora_studio.data.manifest import Bucket, Manifest, Record
 from lora_studio.export.embedding import embedding_metadata
 from lora_studio.lora_file.write import write_lora
-from lora_studio.metadata.tag_table import caption_table
-from lora_studio.metadata.write import MAX_BYTES, build_metadata, of_file, size_of
+from lora_studio.metadata.write import MAX_BYTES, build_metadata, caption_table, of_file, size_of
 from lora_studio.training.finish.file_facts import base_keys, image_keys
 
 

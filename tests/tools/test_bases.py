@@ -19,8 +19,7 @@ from lora_studio.errors import StudioError
 from lora_studio.families.loading import load_base
 from lora_studio.lora_file.base_weights import Weights, open_weights
 from lora_studio.lora_file.factors import RankLimit, leading
-from lora_studio.lora_file.fit import Merged, merge_plain
-from lora_studio.lora_file.open import open_plain
+from lora_studio.lora_file.open import Merged, merge_plain, open_plain
 from lora_studio.tools.combine import Term
 from lora_studio.tools.extract import extract
 from lora_studio.tools.merge_into import layer_keys, merge_into

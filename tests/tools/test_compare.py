@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_studio.errors import StudioError
 from lora_studio.families.loading import load_base
-from lora_studio.lora_file.fit import base_layers
+from lora_studio.lora_file.lora_file import base_layers
 from lora_studio.lora_file.open import open_plain
 from lora_studio.tools.combine import Term
 from lora_studio.tools.compare import MAIN, compare

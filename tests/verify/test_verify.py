@@ -16,8 +16,7 @@ from torch import Tensor
 
 from lora_studio.errors import StudioError
 from lora_studio.families.loading import load_base
-from lora_studio.lora_file.fit import base_layers
-from lora_studio.lora_file.lora_file import ENDINGS, open_lora
+from lora_studio.lora_file.lora_file import ENDINGS, base_layers, open_lora
 from lora_studio.lora_file.write import write_lora
 from lora_studio.verify import verify
 from lora_studio.verify.file import check_against_base, check_file, check_rules

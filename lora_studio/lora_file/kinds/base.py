@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_studio.adapters.layer import Layer
-    from lora_studio.lora_file.plain import PlainLora
+    from lora_studio.lora_file.factors import PlainLora
 
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = Mapping[str, "Tensor"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_studio.adapters.layer import Layer
-    from lora_studio.lora_file.plain import PlainLora
+    from lora_studio.lora_file.factors import PlainLora
 
 MAX_DENSE = 2**28  # numbers of a layer's change whose norm is still taken by multiplying it out
 
@@ -59,7 +59,7 @@ class LohaKind(LayerKind):
     def low_rank(self, tensors: Tensors, scale: float) -> PlainLora | None:
         """Every product of two ranks is a rank."""
         from lora_studio.adapters.loha import LOHA as ADAPTER
-        from lora_studio.lora_file.plain import PlainLora
+        from lora_studio.lora_file.factors import PlainLora
 
         if "hada_t1" in tensors:
             return None

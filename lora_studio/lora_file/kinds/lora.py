@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_studio.adapters.layer import Layer
-    from lora_studio.lora_file.plain import PlainLora
+    from lora_studio.lora_file.factors import PlainLora
 
 DOWN, UP, MID = "lora_down.weight", "lora_up.weight", "lora_mid.weight"
 
@@ -60,7 +60,7 @@ class LoraKind(LayerKind):
 
     def low_rank(self, tensors: Tensors, scale: float) -> PlainLora:
         """As it is; of a convolution in three parts the first two are made one, which is exact."""
-        from lora_studio.lora_file.plain import PlainLora
+        from lora_studio.lora_file.factors import PlainLora
 
         down, up = tensors[DOWN], tensors[UP]
         if MID in tensors:
@@ -84,8 +84,7 @@ class LoraKind(LayerKind):
         """Plain LoRA; of DoRA with the magnitudes of the outputs, as in PEFT and LyCORIS 3.2."""
         import torch
 
-        from lora_studio.lora_file.factors import in_range
-        from lora_studio.lora_file.plain import as_plain
+        from lora_studio.lora_file.factors import as_plain, in_range
 
         if "magnitude" not in layer.tensors:
             plain, more = as_plain(layer), {}

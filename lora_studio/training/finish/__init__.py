@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.metadata.sidecars import write_sidecars
-from lora_studio.metadata.tag_table import left_out_in_words
+from lora_studio.metadata.write import left_out_in_words
 from lora_studio.plots import loss_plot, validation_plot
 from lora_studio.runs.folder import VALIDATION
 from lora_studio.training.events import Listener, Note

@@ -14,8 +14,7 @@ import torch
 from lora_studio.evaluate.validation import validation_summary
 from lora_studio.files import digest_of, size_of
 from lora_studio.metadata.provenance import provenance_keys
-from lora_studio.metadata.tag_table import caption_table, trigger_table
-from lora_studio.metadata.write import TrainingFacts
+from lora_studio.metadata.write import TrainingFacts, caption_table, trigger_table
 from lora_studio.runs.folder import VALIDATION
 from lora_studio.training.context import TrainedRun
 from lora_studio.training.finish.file_facts import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_studio.evaluate.previews import as_png, grid, render
-from lora_studio.lora_file.plain import most_bytes
+from lora_studio.lora_file.factors import most_bytes
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.text import Rows, memory_size
 from lora_studio.training.planning.memory import latent_bytes

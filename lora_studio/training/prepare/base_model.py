@@ -11,7 +11,7 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.families.loading.single_file import SingleFileOptions
 from lora_studio.files import cache_folder
-from lora_studio.lora_file.fit import Merged, merge_plain
+from lora_studio.lora_file.open import Merged, merge_plain
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.processes import Processes
 from lora_studio.recipe import Recipe

@@ -11,7 +11,7 @@ from lora_studio.adapters.textual_inversion import check_tokens
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.errors import BaseModelError, RecipeError
 from lora_studio.families.base import ModelFamily
-from lora_studio.lora_file.fit import read_plain
+from lora_studio.lora_file.open import read_plain
 from lora_studio.processes import ALONE, Processes
 from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.recipe import Recipe

@@ -13,8 +13,8 @@ from lora_studio.adapters.layer import shape_of
 from lora_studio.adapters.rules import LayerOptions
 from lora_studio.errors import preview_names
 from lora_studio.families.base import ModelFamily
-from lora_studio.lora_file.fit import base_layers, read_plain, unfit_layers, unknown_layers
-from lora_studio.lora_file.lora_file import LoraFile
+from lora_studio.lora_file.lora_file import LoraFile, base_layers
+from lora_studio.lora_file.open import read_plain, unfit_layers, unknown_layers
 from lora_studio.recipe.adapter import AdapterConfig
 
 OPTION = "adapter.init_from"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.rules import scale_of
-from lora_studio.lora_file.plain import most_bytes
+from lora_studio.lora_file.factors import most_bytes
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import AdapterConfig
 from lora_studio.text import Section, file_size, plural

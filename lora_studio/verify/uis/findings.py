@@ -16,12 +16,11 @@ from lora_studio.families.layer_names.published import (
     PublishedBase,
     PublishedLayer,
 )
-from lora_studio.lora_file.fit import fits
 from lora_studio.lora_file.header import Header
 from lora_studio.lora_file.layer import KOHYA, LETTERED, PEFT, LoraLayer
 from lora_studio.lora_file.lora_file import LoraFile
-from lora_studio.verify.uis import UiFinding
-from lora_studio.verify.uis.base import Base
+from lora_studio.lora_file.open import fits
+from lora_studio.verify.uis import Base, UiFinding
 
 _ATTENTION = re.compile(r"(.*_self_attn_)(q|k|v|out)_proj")
 _MODULE_PATH = re.compile(r"lora_te\d?_(encoder_layers|final_layer_norm)_.*")

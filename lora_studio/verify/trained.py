@@ -1,8 +1,9 @@
-"""The weight changes in a written file against those of the adapters that it was written from."""
+"""A written file against the adapters and tokens that it was written from, and a token's file by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from torch import Tensor
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.layer import Layer
 from lora_studio.families.base import ModelFamily
+from lora_studio.lora_file.header import open_tensors
 from lora_studio.lora_file.lora_file import LoraFile
+from lora_studio.lora_file.write import DTYPES
 from lora_studio.verify.file import VerifyReport
 
 ROUNDINGS = 2.0  # of the file's dtype, in a layer's weight change: it is a product of two factors
@@ -47,3 +50,32 @@ def compare(
     report.checks["delta_error"] = worst
     if not worst <= max(ROUNDINGS * torch.finfo(dtype).eps, CUT_TOO):
         report.faults.append(f"a layer's weight change differs from the trained one by {worst:.2%}")
+
+
+def check_tensors(path: Path, report: VerifyReport) -> dict[str, Tensor]:
+    """The file by itself: dtypes, finite, not zero, as many vectors for each encoder; its tensors."""
+    (tensors, _), name = open_tensors(path), path.name
+    for key, tensor in tensors.items():
+        if tensor.dtype not in DTYPES.values():
+            report.faults.append(f"{name}: {key} has dtype {tensor.dtype}")
+        elif not tensor.isfinite().all() or not tensor.any():
+            report.faults.append(f"{name}: {key} is not finite, or zero")
+    if len({len(tensor) for tensor in tensors.values() if tensor.ndim}) > 1:
+        report.faults.append(f"{name}: the encoders have different numbers of vectors")
+    return tensors
+
+
+def check_embedding(path: Path, family: ModelFamily, report: VerifyReport) -> dict[str, Tensor]:
+    """The file against its base, too: the keys UIs look for, and shapes; its tensors."""
+    tensors, name = check_tensors(path, report), path.name
+    keys = {key: part for part, key in family.embedding_keys.items()}
+    if tensors.keys() != keys.keys():
+        report.faults.append(
+            f"{name} holds {', '.join(sorted(tensors)) or 'nothing'}, but UIs look for {', '.join(keys)}"
+        )
+    for key, tensor in tensors.items():
+        if key in keys:
+            width = family.parts[keys[key]].get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+            if tensor.ndim != 2 or tensor.shape[1] != width:
+                report.faults.append(f"{name}: {key} has the shape {tuple(tensor.shape)}, not [n, {width}]")
+    return tensors

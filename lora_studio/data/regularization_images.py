@@ -241,7 +241,7 @@ class RegularizationRows:
         if not pool:
             return []
         rows = max(1, math.floor(self.per_image * count + 0.5))
-        draw = python_random(self._seed, step, number, "regularization images")
+        draw = python_random(self._seed, step, number, "class images")
         chosen: list[int] = []
         while len(chosen) < rows:
             chosen += draw.sample(pool, min(rows - len(chosen), len(pool)))

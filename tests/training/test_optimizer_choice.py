@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from ready import prepared
+from tiny import recipe_text
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe import Recipe
+from lora_studio.recipe.load import load_recipe
 from lora_studio.recipe.training import TrainingConfig
-from lora_studio.training.optimizers import OPTIMIZERS, needs_of
+from lora_studio.training.optimizers import OPTIMIZERS, Group, needs, needs_of
 from lora_studio.training.optimizers.choose import (
     make_optimizer,
     optimizer_faults,
@@ -139,3 +143,52 @@ def test_prodigy_takes_one_rate_for_all() -> None:
     groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": rate} for rate in (1.0, 0.5)]
     with pytest.raises(RecipeError, match=r"several factors on it: 0\.5, 1; make them equal"):
         make_optimizer(training(optimizer="prodigy", weight_decay=0), groups)
+
+
+@needs("sign_sgd_of_no_package", own_schedule=True)
+def sign_sgd(groups: list[Group], *, weight_decay: float, momentum: float = 0.0) -> torch.optim.Optimizer:
+    """Steps of the learning rate along the gradients' signs: what a new optimizer of the table looks like."""
+
+    class SignSgd(torch.optim.SGD):
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            for group in self.param_groups:
+                for tensor in group["params"]:
+                    if tensor.grad is not None:
+                        tensor.grad.sign_()
+            super().step()
+
+    return SignSgd(groups, momentum=momentum, weight_decay=weight_decay)
+
+
+@pytest.fixture
+def with_sign_sgd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "a_new_optimizer", sys.modules[__name__])
+    monkeypatch.setitem(OPTIMIZERS.entries, "sign_sgd", "a_new_optimizer:sign_sgd")
+
+
+@pytest.mark.usefixtures("with_sign_sgd")
+def test_an_optimizer_that_is_added_to_the_table_alone_trains(
+    tmp_path: Path, tiny_base: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_studio.training.optimizers.choose.find_spec", lambda name: True)
+    (tmp_path / "tiny.toml").write_text(recipe_text(images, str(tiny_base), steps=2), "utf-8")
+    changes = (
+        *("training.optimizer=sign_sgd", "training.lr_schedule=constant", "training.warmup_steps=0"),
+        *("training.weight_decay=0", "training.learning_rate=1e-3", "samples.prompts=[]"),
+    )
+    session = prepared(load_recipe(tmp_path / "tiny.toml", changes=changes), tmp_path / "run")
+    before = session.adapters.state()
+    assert session.loop.run(1)
+    session.run.close()
+    moved = [(after - before[key]).abs() for key, after in session.adapters.state().items()]
+    steps = torch.cat([one.flatten() for one in moved]) / 1e-3
+    # each of two steps moves a number by the rate or, where it has no gradient, not at all
+    assert torch.allclose(steps, steps.round(), atol=1e-3) and steps.max() == pytest.approx(2, abs=1e-3)
+
+
+@pytest.mark.usefixtures("with_sign_sgd")
+def test_what_an_added_optimizer_needs_is_asked_of_a_recipe() -> None:
+    (fault,) = optimizer_faults(recipe(training(optimizer="sign_sgd")))
+    assert "needs the package sign_sgd_of_no_package, which is not installed" in fault
+    (fault,) = optimizer_faults(recipe(training(optimizer="sign_sg")))
+    assert "did you mean 'sign_sgd'?" in fault

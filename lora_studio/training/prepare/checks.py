@@ -34,6 +34,7 @@ from lora_studio.training.prepare.resume import (
     inputs_before,
     inputs_of,
 )
+from lora_studio.training.prepare.warm_start import OPTION as INIT_FROM
 from lora_studio.training.prepare.warm_start import start_faults
 from lora_studio.training.tracking import tracker_faults
 
@@ -185,7 +186,9 @@ def _adapters(recipe: Recipe, family: ModelFamily, faults: _Faults, *, shards: b
     faults.of(lambda: check_tokens(family, token_options(recipe)))
     faults += _kind_faults(recipe, family, shards=shards)
     plan = faults.of(lambda: plan_adapters(recipe, family))
-    if plan is not None and config.init_from is not None:
+    if (path := config.init_from) is not None and plan is None:
+        faults.of(lambda: read_plain(path, INIT_FROM))
+    elif plan is not None and path is not None:
         faults.of(lambda: faults.extend(start_faults(config, family, plan.chosen.layers)))
     return plan
 

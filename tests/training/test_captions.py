@@ -142,14 +142,14 @@ def test_encoding_before_and_during_training_give_the_same_bits(
 ) -> None:
     options = (*VARIED, "data.caption_dropout=0.1", "objective.preservation=0.3")
     before = session_of(*options)
-    assert before.foreseen.complete
+    assert before.caption_set.complete
     encoded.clear()
-    foreseen = batches(before)
+    expected_batches = batches(before)
     assert not encoded, "all captions of the run are there when it starts"
     monkeypatch.setattr(conditioning, "MOST_TEXTS", 3)
     during = session_of(*options)
-    assert not during.foreseen.complete and len(during.foreseen.texts) == 3
-    for expected, found in zip(foreseen, batches(during), strict=True):
+    assert not during.caption_set.complete and len(during.caption_set.texts) == 3
+    for expected, found in zip(expected_batches, batches(during), strict=True):
         assert expected.captions == found.captions and expected.conditioning and found.conditioning
         assert torch.equal(expected.conditioning["text"], found.conditioning["text"])
     assert len(encoded) > 5

@@ -77,13 +77,13 @@ def _by_repeats(records: Sequence[Record]) -> dict[str, dict[str, int]]:
     return {f"{repeats}_images": {"n_repeats": repeats, "img_count": count} for repeats, count in counts}
 
 
-def described(wishes: ExportConfig) -> dict[str, str]:
-    """What the user says of the file, as far as he does."""
+def described(config: ExportConfig) -> dict[str, str]:
+    """What the user says of the file, if anything."""
     values = {
-        "author": wishes.author,
-        "description": wishes.description,
-        "license": wishes.license,
-        "tags": ", ".join(wishes.tags),
+        "author": config.author,
+        "description": config.description,
+        "license": config.license,
+        "tags": ", ".join(config.tags),
     }
     return {f"modelspec.{name}": value for name, value in values.items() if value}
 

@@ -40,7 +40,7 @@ def within_memory(work: Callable[[], T], shrink: Callable[[], None]) -> T:
 
 
 def empty_memory() -> None:
-    """Give back what nobody holds any more."""
+    """Give back what nothing refers to any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -78,7 +78,7 @@ def _texts(session: Session) -> int:
     if texts is None:
         return 0
     one = sum(tensor.nbytes for tensor in texts.batch([""]).values())
-    return one * (len(session.foreseen.texts) if session.foreseen.complete else 1)
+    return one * (len(session.caption_set.texts) if session.caption_set.complete else 1)
 
 
 def _previews(session: Session, timing: Timing) -> int:

@@ -28,7 +28,7 @@ class Session(TrainedRun):
 
     report: DoctorReport  # the doctor's, on the images
     loop: Loop
-    foreseen: CaptionSet
+    caption_set: CaptionSet
     validation: Validation | None
 
 
@@ -70,7 +70,7 @@ def prepare(
         adapters=adapters,
         batches=encoded.batches,
         loop=loop,
-        foreseen=encoded.foreseen,
+        caption_set=encoded.caption_set,
         validation=make_validation(
             context, loop, encoded.validation, encoded.validation_latents, encoded.texts
         ),

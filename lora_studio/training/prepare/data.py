@@ -65,7 +65,7 @@ class EncodedSet:
     validation: list[Record]
     latents: Latents  # of the views, then of the validation images
     texts: ConditioningCache | None  # none if captions are encoded while it trains
-    foreseen: CaptionSet
+    caption_set: CaptionSet
     batches: BatchPlan
 
     @property
@@ -75,7 +75,7 @@ class EncodedSet:
     @property
     def encodes_captions(self) -> bool:
         """Whether some are encoded while it trains."""
-        return self.texts is None or not self.foreseen.complete
+        return self.texts is None or not self.caption_set.complete
 
 
 def find_images(context: BuildContext, *, resumes: bool = False) -> ImageSet:
@@ -117,11 +117,11 @@ def encode(context: BuildContext, found: ImageSet) -> EncodedSet:
     family.place(device, "vae")
     latents = _latents(context, [*views, *validation])
     batches = batches_of(recipe, found.shown)
-    foreseen = captions_of_run(found.captions, batches, recipe.training.steps)
+    caption_set = captions_of_run(found.captions, batches, recipe.training.steps)
     family.place(device, *family.text_encoders)
     also = [record.caption for record in found.drawn] + validation_captions(recipe, validation)
-    texts = _texts(context, foreseen, also)
-    return EncodedSet(views, validation, latents, texts, foreseen, batches)
+    texts = _texts(context, caption_set, also)
+    return EncodedSet(views, validation, latents, texts, caption_set, batches)
 
 
 def make_feed(context: BuildContext, found: ImageSet, encoded: EncodedSet) -> Feed:
@@ -175,13 +175,13 @@ def manifest_of(run: Run) -> Manifest:
     return Manifest(tuple(Record.from_json(line) for line in run.lines(MANIFEST)))
 
 
-def _texts(context: BuildContext, foreseen: CaptionSet, also: Sequence[str]) -> ConditioningCache | None:
+def _texts(context: BuildContext, caption_set: CaptionSet, also: Sequence[str]) -> ConditioningCache | None:
     """None if text encoders learn, or tokens: those that have stopped are encoded while it trains, too."""
     if context.recipe.adapter.text_encoder or context.recipe.tokens:
         return None
     return prepare_texts(
         context.text_cache,
-        foreseen,
+        caption_set,
         context.family,
         also=also,
         on_progress=progress(context.listener, "captions"),

@@ -30,13 +30,13 @@ def captions_section(session: Session) -> Section:
     authors = Counter(record.captioned_by for record in session.manifest.used)
     examples = [captions.variant(index, 0, 0, index) for index in images[:_EXAMPLES]]
     triggers = session.report.plan["triggers"]
-    variation = _variation(captions, session.foreseen, cached=session.loop.feed.texts is not None)
+    variation = _variation(captions, session.caption_set, cached=session.loop.feed.texts is not None)
     missing = sum(
         any(captions.records[index].trigger not in text for text in captions.written(index))
         for index in images
     )
     plain = _without_trigger(captions)
-    warnings, cuts = caption_warnings(captions), _find_cuts(captions, session.foreseen, family)
+    warnings, cuts = caption_warnings(captions), _find_cuts(captions, session.caption_set, family)
 
     rows = [("captions", ", ".join(f"{count} from {author}" for author, count in authors.items()))]
     rows += [("", f'"{caption}"') for caption in examples]

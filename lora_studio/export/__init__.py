@@ -11,11 +11,11 @@ EXPORTERS: Registry["Target"] = Registry(
     "export target",
     {
         "kohya": "lora_studio.export.kohya:KOHYA",
-        "diffusers": "lora_studio.export.diffusers:DIFFUSERS",
+        "diffusers": "lora_studio.export.kohya:DIFFUSERS",
         "native": "lora_studio.export.native:NATIVE",
         "embedding": "lora_studio.export.embedding:EMBEDDING",
-        "a1111_bundle": "lora_studio.export.bundle:A1111_BUNDLE",
+        "a1111_bundle": "lora_studio.export.embedding:A1111_BUNDLE",
         "merged": "lora_studio.export.merged:MERGED",
-        "checkpoint": "lora_studio.export.single_file:CHECKPOINT",
+        "checkpoint": "lora_studio.export.merged:CHECKPOINT",
     },
 )

@@ -9,21 +9,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.errors import StudioError
-from lora_studio.export.target import ExportJob, ExportResult, Target
+from lora_studio.export import kohya
+from lora_studio.export.target import ExportJob, ExportResult, Target, worst_left_out
 from lora_studio.families.base import FileTraits, ModelFamily
 from lora_studio.families.text_chunks import answer_at_end
 from lora_studio.lora_file.header import open_tensors
+from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.lora_file.write import write_lora
 from lora_studio.metadata.write import TrainingFacts, base_keys, hashes
 from lora_studio.verify.file import VerifyReport
-from lora_studio.verify.trained import check_embedding
+from lora_studio.verify.trained import check_deltas, check_embedding
 from lora_studio.version import __version__
+
+_START = "bundle_emb."
+_NOTE = (
+    "for A1111 alone: diffusers refuses such a file, and ComfyUI, Forge, InvokeAI, stable-diffusion.cpp and "
+    "kohya leave the tokens out"
+)
 
 
 def embeddings(family: ModelFamily, adapters: AdapterSet) -> dict[str, dict[str, Tensor]]:
@@ -57,50 +66,87 @@ def embedding_metadata(
     return said | base | dict(facts.spec) | dict(facts.provenance)
 
 
-def refuse(job: ExportJob) -> None:
-    """Raise StudioError if there are none."""
-    if not job.adapters.tokens:
-        raise StudioError("embedding is for learned tokens, and this run has none; leave that target out.")
+class Embedding(Target):
+    """A file for every learned token."""
+
+    name: ClassVar[str] = "embedding"
+
+    def paths(self, job: ExportJob) -> tuple[Path, ...]:
+        words = dict.fromkeys(token.word for token in job.adapters.tokens)
+        return tuple(job.folder / f"{word}.safetensors" for word in words)
+
+    def refuse(self, job: ExportJob) -> None:
+        """Raise StudioError if there are none."""
+        if not job.adapters.tokens:
+            raise StudioError(
+                "embedding is for learned tokens, and this run has none; leave that target out."
+            )
+
+    def write(self, job: ExportJob) -> ExportResult:
+        """`<word>.safetensors` of every learned token."""
+        paths = self.paths(job)
+        found, error = embeddings(job.family, job.adapters), 0.0
+        for path, (word, tensors) in zip(paths, found.items(), strict=True):
+            describe = partial(embedding_metadata, job.facts, job.family.traits, word)
+            error = max(error, write_lora(path, tensors, dtype=job.dtype, describe=describe))
+        return ExportResult(paths, error)
+
+    def check(self, job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
+        check_embeddings({path.stem: path for path in made.paths}, job.family, job.adapters, report)
 
 
-def write(job: ExportJob) -> ExportResult:
-    """`<word>.safetensors` of every learned token."""
-    paths = EMBEDDING.paths(job)
-    found, error = embeddings(job.family, job.adapters), 0.0
-    for path, (word, tensors) in zip(paths, found.items(), strict=True):
-        describe = partial(embedding_metadata, job.facts, job.family.traits, word)
-        error = max(error, write_lora(path, tensors, dtype=job.dtype, describe=describe))
-    return ExportResult(paths, error)
+class A1111Bundle(Target):
+    """A LoRA and the learned tokens that it was trained with in one file, which A1111 alone reads whole."""
+
+    name: ClassVar[str] = "a1111_bundle"
+    ending: ClassVar[str] = "_a1111.safetensors"
+
+    def refuse(self, job: ExportJob) -> None:
+        """Raise StudioError unless there are both."""
+        if not job.adapters.layers or not job.adapters.tokens:
+            raise StudioError(
+                "a1111_bundle is for a LoRA and learned tokens together, and this run has not both; take the "
+                f"target {'kohya' if job.adapters.layers else 'embedding'}."
+            )
+
+    def write(self, job: ExportJob) -> ExportResult:
+        """`<name>_a1111.safetensors`"""
+        (path,) = self.paths(job)
+        plain = kohya.plain_layers(job.family, job.adapters)
+        error = job.write(path, kohya.spell(plain) | _tokens(job))
+        return ExportResult((path,), error, worst_left_out(job, plain.values()), (_NOTE,))
+
+    def check(self, job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
+        """The layers as of any LoRA, and the tokens' vectors to the dtype's rounding."""
+        check_deltas(open_lora(made.paths[0]), job.family, job.adapters, report)
+        tensors, _ = open_tensors(made.paths[0])
+        for key, live in _tokens(job).items():
+            if key not in tensors or not tensors[key].equal(live.to(tensors[key].dtype)):
+                report.faults.append(f"{key} is not what was trained")
 
 
-def _paths(job: ExportJob) -> tuple[Path, ...]:
-    words = dict.fromkeys(token.word for token in job.adapters.tokens)
-    return tuple(job.folder / f"{word}.safetensors" for word in words)
+EMBEDDING, A1111_BUNDLE = Embedding(), A1111Bundle()
 
 
-def check(job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
-    """As `check_embeddings`, but that its base's shapes are those of the adapted one."""
-    check_embeddings({path.stem: path for path in made.paths}, job.family, job.family, job.adapters, report)
-
-
-EMBEDDING = Target(_paths, refuse, write, check)
+def _tokens(job: ExportJob) -> dict[str, Tensor]:
+    found = embeddings(job.family, job.adapters)
+    return {f"{_START}{word}.{key}": one for word, tensors in found.items() for key, one in tensors.items()}
 
 
 def check_embeddings(
     paths: Mapping[str, Path],
     family: ModelFamily,
-    fresh: ModelFamily,
     adapters: AdapterSet,
     report: VerifyReport,
 ) -> None:
-    """The written files against the tokens that they were written from, and a base loaded afresh."""
+    """The written files against the tokens that they were written from."""
     live, worst = embeddings(family, adapters), 0.0
     report.checks["embeddings"] = {word: path.name for word, path in paths.items()}
     report.checks["embeddings_moved"] = {
         f"{one.word} in {one.part}": round(one.moved, 4) for one in adapters.tokens
     }
     for word, path in paths.items():
-        tensors = check_embedding(path, fresh, report)
+        tensors = check_embedding(path, family, report)
         for key, trained in live[word].items():
             if key not in tensors or tensors[key].shape != trained.shape:
                 report.faults.append(f"{path.name}: {key} is not of the shape that was trained")

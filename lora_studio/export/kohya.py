@@ -1,29 +1,30 @@
-"""The kohya format: `<prefix>_<path with underscores>.lora_down.weight`, `.lora_up.weight`, `.alpha`."""
+"""Plain LoRA: by kohya's names, `<prefix>_<path with underscores>.lora_down.weight`, and by diffusers'.
+
+Those are PEFT's, `<part>.<path>.lora_A.weight`.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lora_studio.adapters.adapter_set import AdapterSet
-from lora_studio.adapters.layer import shape_of
-from lora_studio.export.target import (
-    ExportJob,
-    ExportResult,
-    Target,
-    need_changes_of_weights,
-    one_path,
-    worst_left_out,
-)
+from lora_studio.adapters.layer import Layer, shape_of
+from lora_studio.export.target import ExportJob, ExportResult, Target, report_wrong, worst_left_out
 from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.factors import PlainLora, as_plain, in_range
+from lora_studio.lora_file.header import open_tensors
 from lora_studio.lora_file.lora_file import open_lora
+from lora_studio.lora_file.write import DTYPES
 from lora_studio.metadata.write import LEFT_OUT
 from lora_studio.verify.file import VerifyReport, check_against_base, check_file, check_rules
-from lora_studio.verify.trained import check_deltas
+from lora_studio.verify.trained import check_deltas, compare
+
+DOWN, UP = "lora_A.weight", "lora_B.weight"
 
 
 def tensors(family: ModelFamily, adapters: AdapterSet) -> dict[str, Tensor]:
@@ -60,27 +61,75 @@ def spell(plain: Mapping[str, PlainLora]) -> dict[str, Tensor]:
     return named
 
 
-def write(job: ExportJob) -> ExportResult:
-    """`<name>.safetensors`: what everything loads."""
-    (path,) = KOHYA.paths(job)
-    plain = plain_layers(job.family, job.adapters)
-    error = job.write(path, spell(plain))
-    return ExportResult((path,), error, worst_left_out(job, plain.values()))
+def spell_diffusers(plain: Mapping[str, PlainLora]) -> dict[str, Tensor]:
+    """`<part>.<canonical path>` -> plain LoRA, as key -> float32 tensor; alpha is folded in.
+
+    No `.alpha` goes in, which diffusers would take for all layers of a part alike, and no adapter metadata:
+    without both it takes every layer's scale for 1, whatever the layers' ranks.
+    """
+    named = {}
+    for name, (down, up, scale, _) in plain.items():
+        down, up = in_range(*(one.detach().float().cpu() for one in (down, up * scale)))
+        named[f"{name}.{DOWN}"], named[f"{name}.{UP}"] = down.contiguous(), up.contiguous()
+    return named
 
 
-def check(job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
-    """The file by itself and against the base, and every layer's change recomputed from its bytes."""
-    file = open_lora(made.paths[0])
-    found = check_file(file)
-    report.faults += found.faults
-    report.checks |= found.checks
-    report.uis, report.notes = found.uis, found.notes
-    if LEFT_OUT in file.metadata:
-        report.checks["tags_left_out"] = int(file.metadata[LEFT_OUT])
-    check_against_base(file, job.base, report)
-    check_rules(file, report)
-    if report.ok:
-        check_deltas(file, job.family, job.adapters, report)
+class Kohya(Target):
+    """What everything loads."""
+
+    name: ClassVar[str] = "kohya"
+    ending: ClassVar[str] = ".safetensors"
+    probed: ClassVar[bool] = True
+    weights_alone: ClassVar[bool] = True
+
+    def write(self, job: ExportJob) -> ExportResult:
+        """`<name>.safetensors`: what everything loads."""
+        (path,) = self.paths(job)
+        plain = plain_layers(job.family, job.adapters)
+        error = job.write(path, spell(plain))
+        return ExportResult((path,), error, worst_left_out(job, plain.values()))
+
+    def check(self, job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
+        """The file by itself and against the base, and every layer's change recomputed from its bytes."""
+        file = open_lora(made.paths[0])
+        found = check_file(file)
+        report.faults += found.faults
+        report.checks |= found.checks
+        report.uis, report.notes = found.uis, found.notes
+        if LEFT_OUT in file.metadata:
+            report.checks["tags_left_out"] = int(file.metadata[LEFT_OUT])
+        check_against_base(file, job.base, report)
+        check_rules(file, report)
+        if report.ok:
+            check_deltas(file, job.family, job.adapters, report)
 
 
-KOHYA = Target(one_path(".safetensors"), need_changes_of_weights("kohya"), write, check, probed=True)
+class Diffusers(Target):
+    """By PEFT's names."""
+
+    name: ClassVar[str] = "diffusers"
+    ending: ClassVar[str] = "_diffusers.safetensors"
+    probed: ClassVar[bool] = True
+    weights_alone: ClassVar[bool] = True
+
+    def write(self, job: ExportJob) -> ExportResult:
+        """`<name>_diffusers.safetensors`"""
+        (path,) = self.paths(job)
+        plain = {layer.name: as_plain(layer) for layer in job.adapters.layers}
+        return ExportResult(
+            (path,), job.write(path, spell_diffusers(plain)), worst_left_out(job, plain.values())
+        )
+
+    def check(self, job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
+        """Every layer's change recomputed from the file's bytes, and nothing else in it."""
+        tensors, _ = open_tensors(made.paths[0])
+
+        def change(layer: Layer) -> Tensor:
+            down, up = (tensors.pop(f"{layer.name}.{end}").float() for end in (DOWN, UP))
+            return up.flatten(1) @ down.flatten(1)
+
+        compare(job.adapters, change, report, dtype=DTYPES[job.dtype])
+        report_wrong(report, list(tensors), "are of no trained layer")
+
+
+KOHYA, DIFFUSERS = Kohya(), Diffusers()

@@ -1,15 +1,19 @@
-"""The base with what was trained in it: as a diffusers folder, and for what a single file is made of."""
+"""The base with what was trained in it: as a diffusers folder, and as one file in the original layout."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.export.folder import canonical_tensors, holds_exactly, open_folder, put_in, write_folder
-from lora_studio.export.target import ExportJob, ExportResult, Target, need_layers, one_path
+from lora_studio.export.target import ExportJob, ExportResult, Target, report_wrong
 from lora_studio.families.base import ModelFamily
-from lora_studio.lora_file.write import DTYPES
+from lora_studio.lora_file.write import DTYPES, cast_error, write_large
+from lora_studio.metadata.write import base_keys
 from lora_studio.verify.file import VerifyReport
 
 _TOKENS_APART = "the learned tokens are no part of it; take the target embedding, too"
@@ -47,38 +51,86 @@ def notes_of(job: ExportJob) -> tuple[str, ...]:
     return (_TOKENS_APART,) if job.adapters.tokens else ()
 
 
-def write(job: ExportJob) -> ExportResult:
-    """`<name>_merged`, a folder."""
-    (path,) = MERGED.paths(job)
-    base, changed = merged_base(job)
-    return ExportResult(
-        (path,), write_folder(path, base, changed=changed, dtype=job.dtype), notes=notes_of(job)
-    )
+class Merged(Target):
+    """A diffusers folder."""
+
+    name: ClassVar[str] = "merged"
+    ending: ClassVar[str] = "_merged"
+
+    def write(self, job: ExportJob) -> ExportResult:
+        """`<name>_merged`, a folder."""
+        (path,) = self.paths(job)
+        base, changed = merged_base(job)
+        return ExportResult(
+            (path,), write_folder(path, base, changed=changed, dtype=job.dtype), notes=notes_of(job)
+        )
+
+    def check(self, job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
+        """Every tensor that diffusers loads is the merged one in the export's dtype, bit for bit."""
+        pipeline = open_folder(made.paths[0], report)
+        if pipeline is None:
+            return
+        base, changed = merged_base(job)
+        dtype, found = DTYPES[job.dtype], {}
+        rounded = {name for name in base.parts if name in changed or holds_exactly(base.parts[name], dtype)}
+        for name in base.parts:
+            for key, one in getattr(pipeline, name).named_parameters():
+                found[f"{name}.{key}"] = one
+        expected: dict[str, Tensor] = {
+            f"{name}.{key}": one for name, part in base.parts.items() for key, one in part.named_parameters()
+        }
+        wrong = sorted(expected.keys() ^ found.keys())
+        for key in expected.keys() & found.keys():
+            part = key.partition(".")[0]
+            value = expected[key].detach().to(dtype).float() if part in rounded else expected[key].detach()
+            if not torch.equal(found[key].detach(), value):
+                wrong.append(key)
+        report.checks["tensors"] = len(found)
+        report_wrong(report, wrong)
 
 
-def check(job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
-    """Every tensor that diffusers loads is the merged one in the export's dtype, bit for bit."""
-    pipeline = open_folder(made.paths[0], report)
-    if pipeline is None:
-        return
-    base, changed = merged_base(job)
-    dtype, found = DTYPES[job.dtype], {}
-    rounded = {name for name in base.parts if name in changed or holds_exactly(base.parts[name], dtype)}
-    for name in base.parts:
-        for key, one in getattr(pipeline, name).named_parameters():
-            found[f"{name}.{key}"] = one
-    expected: dict[str, Tensor] = {
-        f"{name}.{key}": one for name, part in base.parts.items() for key, one in part.named_parameters()
-    }
-    wrong = sorted(expected.keys() ^ found.keys())
-    for key in expected.keys() & found.keys():
-        part = key.partition(".")[0]
-        value = expected[key].detach().to(dtype).float() if part in rounded else expected[key].detach()
-        if not torch.equal(found[key].detach(), value):
-            wrong.append(key)
-    report.checks["tensors"] = len(found)
-    if wrong:
-        report.faults.append(f"{len(wrong)} tensors are not what was trained, first {wrong[0]}")
+class Checkpoint(Target):
+    """As UIs load bases."""
+
+    name: ClassVar[str] = "checkpoint"
+    ending: ClassVar[str] = "_checkpoint.safetensors"
+
+    def write(self, job: ExportJob) -> ExportResult:
+        """`<name>_checkpoint.safetensors`, all of it in the export's dtype."""
+        (path,) = self.paths(job)
+        tensors = _whole(job)
+        error = cast_error({key: one for key, one in tensors.items() if one.is_floating_point()}, job.dtype)
+        traits = job.family.traits
+        of_base = {key: value for key, value in base_keys(traits).items() if key.startswith("modelspec.")}
+        metadata = of_base | {
+            "modelspec.architecture": traits.architecture.removesuffix("/lora"),
+            "modelspec.title": job.facts.title,
+            "modelspec.resolution": f"{job.facts.resolution}x{job.facts.resolution}",
+        }
+        write_large(path, tensors, dtype=job.dtype, metadata=metadata)
+        return ExportResult((path,), error, notes=notes_of(job))
+
+    def check(self, job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
+        """Every tensor on the disk is the merged one in the export's dtype, bit for bit.
+
+        That the names are those that single files are read by was made sure of before it was written.
+        """
+        expected, wrong = _whole(job), []
+        with safe_open(made.paths[0], framework="pt") as file:  # one tensor at a time: a base may fill memory
+            names = set(file.keys())
+            for key in expected.keys() & names:
+                one = expected[key].detach()
+                value = one.to(DTYPES[job.dtype]) if one.is_floating_point() else one
+                if not torch.equal(file.get_tensor(key), value):
+                    wrong.append(key)
+        wrong += sorted(expected.keys() ^ names)
+        report.checks["tensors"] = len(names)
+        report_wrong(report, wrong)
 
 
-MERGED = Target(one_path("_merged"), need_layers("merged"), write, check)
+def _whole(job: ExportJob) -> dict[str, Tensor]:
+    base, _ = merged_base(job)
+    return base.original_tensors()
+
+
+MERGED, CHECKPOINT = Merged(), Checkpoint()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -56,26 +58,51 @@ class ExportResult:
     notes: tuple[str, ...] = ()  # what its user should know, in short sentences
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(ABC):
     """A form of files."""
 
-    paths: Callable[[ExportJob], tuple[Path, ...]]
-    refuse: Callable[[ExportJob], None]
-    """Raises StudioError if what was trained cannot be written so; to be asked first."""
+    name: ClassVar[str]  # in the table
 
-    write: Callable[[ExportJob], ExportResult]
+    ending: ClassVar[str] = ""
+    """Of the file's name, after that of what was trained."""
 
-    check: Callable[[ExportJob, ExportResult, VerifyReport], None]
-    """Compares what lies on the disk with what was trained, and adds its findings to the report."""
-
-    probed: bool = False
+    probed: ClassVar[bool] = False
     """Whether diffusers loads it into a base as it is."""
 
+    weights_alone: ClassVar[bool] = False
+    """Whether it holds changes of weights, and of no other tensor of the base."""
 
-def one_path(ending: str) -> Callable[[ExportJob], tuple[Path, ...]]:
-    """Of targets that are one file or folder: the name of what was trained, and an ending."""
-    return lambda job: (job.folder / f"{job.facts.name}{ending}",)
+    def paths(self, job: ExportJob) -> tuple[Path, ...]:
+        """What will be written."""
+        return (job.folder / f"{job.facts.name}{self.ending}",)
+
+    def refuse(self, job: ExportJob) -> None:
+        """Raise StudioError if what was trained cannot be written so; to be asked first."""
+        if not job.adapters.layers:
+            raise StudioError(
+                f"{self.name} is for trained layers, and this run has learned tokens alone; take the target "
+                "embedding."
+            )
+        layers = job.adapters.layers if self.weights_alone else ()
+        if beyond := [f"{layer.name}.{end}" for layer in layers for end in _beyond_weights(layer)]:
+            raise StudioError(
+                f"{self.name} holds changes of weights alone, but {len(beyond)} other tensors were trained, "
+                f"first {beyond[0]}; take the target merged or checkpoint."
+            )
+
+    @abstractmethod
+    def write(self, job: ExportJob) -> ExportResult:
+        """Raises ExportMismatch, and writes nothing, if a value does not fit into the dtype."""
+
+    @abstractmethod
+    def check(self, job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
+        """Compare what lies on the disk with what was trained, and add the findings to the report."""
+
+
+def report_wrong(report: VerifyReport, wrong: Sequence[str], what: str = "are not what was trained") -> None:
+    """A fault, if there are such tensors."""
+    if wrong:
+        report.faults.append(f"{len(wrong)} tensors {what}, first {wrong[0]}")
 
 
 def worst_left_out(job: ExportJob, plain: Iterable[PlainLora]) -> float | None:
@@ -83,35 +110,6 @@ def worst_left_out(job: ExportJob, plain: Iterable[PlainLora]) -> float | None:
     if all(layer.factors() is not None for layer in job.adapters.layers):
         return None
     return max(one.left_out for one in plain)
-
-
-def need_layers(target: str) -> Callable[[ExportJob], None]:
-    """Raises StudioError if no layer was trained."""
-
-    def refuse(job: ExportJob) -> None:
-        if not job.adapters.layers:
-            raise StudioError(
-                f"{target} is for trained layers, and this run has learned tokens alone; take the target "
-                "embedding."
-            )
-
-    return refuse
-
-
-def need_changes_of_weights(target: str) -> Callable[[ExportJob], None]:
-    """Raises StudioError, too, if tensors of the base were trained that LoRA cannot change."""
-    need = need_layers(target)
-
-    def refuse(job: ExportJob) -> None:
-        need(job)
-        beyond = [f"{layer.name}.{end}" for layer in job.adapters.layers for end in _beyond_weights(layer)]
-        if beyond:
-            raise StudioError(
-                f"{target} holds changes of weights alone, but {len(beyond)} other tensors were trained, "
-                f"first {beyond[0]}; take the target merged or checkpoint."
-            )
-
-    return refuse
 
 
 def _beyond_weights(layer: Layer) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_studio.errors import RecipeError, StudioError
-from lora_studio.export import EXPORTERS, diffusers, kohya
+from lora_studio.export import EXPORTERS, kohya
 from lora_studio.families.layer_names.spellings import TEXT_PROJECTIONS
 from lora_studio.families.loading import load_base
 from lora_studio.lora_file.convertible import PlainLayers, read_plain_layers
@@ -87,7 +87,7 @@ def to_kohya(found: PlainLayers) -> dict[str, Tensor]:
 
 def to_diffusers(found: PlainLayers) -> dict[str, Tensor]:
     """PEFT's names."""
-    return diffusers.spell({f"{place.part}.{place.path}": one for place, one in found.layers.items()})
+    return kohya.spell_diffusers({f"{place.part}.{place.path}": one for place, one in found.layers.items()})
 
 
 SPELLINGS: Registry[Callable[[PlainLayers], dict[str, Tensor]]] = Registry(

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
 
 import pytest
 import torch
 from original_layout import MINIATURES, new_parts, settle_upsamplers, to_original
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.full import FULL
 from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions
-from lora_studio.errors import StudioError
+from lora_studio.errors import RecipeError, StudioError
 from lora_studio.export import EXPORTERS
-from lora_studio.export.target import ExportJob, ExportResult
+from lora_studio.export.target import ExportJob, ExportResult, Target
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.families.original import KINDS
@@ -251,3 +254,48 @@ def test_diffusers_loads_the_same_numbers_from_a_single_file(number: int, tmp_pa
     for part, module in load_single_file(path).parts.items():
         expected = parts[part].state_dict()
         assert all(one.equal(expected[key]) for key, one in module.state_dict().items()), part
+
+
+class DenseChanges(Target):
+    """Every layer's change multiplied out."""
+
+    name: ClassVar[str] = "dense"
+    ending: ClassVar[str] = "_dense.safetensors"
+    weights_alone: ClassVar[bool] = True
+
+    def write(self, job: ExportJob) -> ExportResult:
+        (path,) = self.paths(job)
+        save_file({layer.name: layer.delta().contiguous() for layer in job.adapters.layers}, path)
+        return ExportResult((path,), 0.0)
+
+    def check(self, job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
+        tensors = load_file(made.paths[0])
+        if any(not tensors[layer.name].equal(layer.delta()) for layer in job.adapters.layers):
+            report.faults.append("a change is not the trained one")
+
+
+@pytest.fixture
+def own_target(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A target of one's own: its file, and its line in the table; nothing else is touched."""
+    module = ModuleType("own_target")
+    module.DENSE = DenseChanges()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_target", module)
+    monkeypatch.setitem(EXPORTERS.entries, "dense", "own_target:DENSE")
+    return "dense"
+
+
+def test_an_own_target_is_written_checked_and_refused_as_the_others_are(
+    own_target: str, base_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = str(base_of("sd15"))
+    job, result = made(base, own_target, tmp_path)
+    (path,) = result.paths
+    assert path.name == "tiny_dense.safetensors" and len(load_file(path)) == len(job.adapters.layers)
+    with pytest.raises(StudioError, match="take the target merged or checkpoint"):
+        made(base, own_target, tmp_path, kind="full")
+
+
+def test_the_table_knows_an_own_target_and_suggests_it(own_target: str) -> None:
+    assert own_target in EXPORTERS.names()
+    with pytest.raises(RecipeError, match="did you mean 'dense'"):
+        EXPORTERS.check("denes")

@@ -257,7 +257,7 @@ def test_a_faulty_file_is_set_aside_with_the_others(recipe_of: Callable[..., Rec
     ]:
         save_file(faulty, path)
         report = VerifyReport(path.name)
-        check_embeddings({"zwx": path}, session.family, session.family, session.adapters, report)
+        check_embeddings({"zwx": path}, session.family, session.adapters, report)
         assert any(words in fault for fault in report.faults), report.faults
     assert not verify(path, base=session.recipe.base.model).ok
     report = verify_written(session, written, expected)

@@ -453,6 +453,12 @@ def test_a_page_names_every_entry_of_its_table(page, names):
     assert names and [name for name in names if f"`{name}`" not in PAGES[page]] == []
 
 
+def test_getting_started_names_everything_that_lies_in_a_run_folder(world):
+    page = PAGES["docs/getting-started.md"]
+    names = {path.name.replace("my_style", "<name>") for path in (world / "runs" / "my_style").iterdir()}
+    assert len(names) > 8 and [name for name in names if f"`{name}" not in page] == []
+
+
 WAY = re.findall(r"^\| (\d+) \| `([^`]+)` \|", PAGES["docs/developer/architecture.md"], re.MULTILINE)
 
 

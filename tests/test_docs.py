@@ -257,9 +257,9 @@ def test_every_shown_verb_and_option_exists(page, words):
 def test_every_option_in_running_text_exists():
     app = typer.main.get_command(cli.app)
     context = click.Context(app)
-    verbs = [app.get_command(context, name) for name in app.list_commands(context)]
+    verbs = [app, *(app.get_command(context, name) for name in app.list_commands(context))]
     known = {option for verb in verbs for parameter in verb.params for option in parameter.opts}
-    elsewhere = {"--check", "--machine_rank", "--node-rank"}  # ruff's and the launchers'
+    elsewhere = {"--help", "--check", "--machine_rank", "--node-rank"}  # ruff's and the launchers'
     for page, text in BY_HAND.items():
         prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
         for code in re.findall(r"`([^`]+)`", prose):
@@ -473,5 +473,5 @@ def test_the_way_from_command_to_file_is_at_most_24_files_that_exist():
 def test_every_file_that_a_developers_page_names_exists(page):
     for code in re.findall(r"`([\w/.]+(?:\.py|/))`", PAGES[page]):
         places = (ROOT, ROOT / "lora_studio", ROOT / "lora_studio/training", ROOT / "lora_studio/data")
-        rooms = (*places, *(ROOT / "lora_studio" / room for room in ("families", "verify", "adapters")))
+        rooms = (*places, *(ROOT / "lora_studio" / room for room in ("families", "verify", "lora_file")))
         assert any((place / code).exists() for place in rooms), f"{page}: {code}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,16 @@ from PIL import Image
 
 from lora_studio.data.buckets import assign
 from lora_studio.data.captioners import CAPTIONERS
-from lora_studio.data.doctor import ClipTokenizer, DoctorOptions, examine, examine_folder, read_anyway
-from lora_studio.data.doctor.finding import DoctorReport
-from lora_studio.data.doctor.look import Requirements
+from lora_studio.data.doctor import (
+    CHECKS,
+    ClipTokenizer,
+    DoctorOptions,
+    examine,
+    examine_folder,
+    read_anyway,
+)
+from lora_studio.data.doctor.finding import DoctorReport, Finding
+from lora_studio.data.doctor.look import Case, Requirements
 from lora_studio.data.scan import ScanOptions
 from lora_studio.data.sources import Source
 from lora_studio.errors import DatasetError
@@ -189,3 +197,28 @@ def test_a_trigger_inside_of_a_longer_word_is_said(train: Planted) -> None:
     report = report_of(Source(train.folder, trigger="vkq", class_words="dog"))
     (finding,) = [one for one in report.findings if one.kind == "trigger_read_otherwise"]
     assert (finding.severity, finding.path) == ("warning", "0.png") and '"vkqs"' in finding.detail
+
+
+def even_width(case: Case) -> Iterator[Finding]:
+    """A check as somebody would add one: a function, and its line in the table."""
+    for record in case.manifest.used:
+        if record.width % 2 == 0:
+            yield Finding("note", record.name, f"{record.width} pixels wide", "Leave it as it is.")
+
+
+def test_a_check_is_added_by_its_function_and_its_line_in_the_table(
+    train: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Image.open(train.folder / "0.png") as image:
+        image.resize((301, 300)).save(train.folder / "odd.png")
+        width = image.width
+    (train.folder / "odd.txt").write_text("a dog")
+    before = report_of(Source(train.folder))
+    monkeypatch.setitem(CHECKS.entries, "even_width", f"{__name__}:even_width")
+    report = report_of(Source(train.folder))
+    added = [finding for finding in report.findings if finding.kind == "even_width"]
+    names = {image["path"] for image in report.plan["images"]}
+    assert {finding.path for finding in added} == names - {"odd.png"}
+    assert all(finding.detail == f"{width} pixels wide" for finding in added if finding.path == "0.png")
+    assert [finding for finding in report.findings if finding.kind != "even_width"] == [*before.findings]
+    assert report.to_json()["findings"][-1]["kind"] == "even_width"

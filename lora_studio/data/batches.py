@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lora_studio.data.manifest import Bucket, Record, View
 from lora_studio.rng import python_random
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -156,3 +159,17 @@ def draw_view(entry: Record, draw: random.Random) -> int:
     mirrored = draw.random() < entry.flip_share
     fitting = [number for number, view in enumerate(views_of(entry)) if view.flip == mirrored]
     return draw.choice(fitting)
+
+
+def cut_by_bucket(
+    items: Iterable[T], bucket_of: Callable[[T], Bucket | None], size_of: Callable[[Bucket | None], int]
+) -> list[list[T]]:
+    """Batches of one bucket each, of at most its size; buckets in the order of their first items."""
+    groups: dict[Bucket | None, list[T]] = {}
+    for item in items:
+        groups.setdefault(bucket_of(item), []).append(item)
+    cut = []
+    for bucket, group in groups.items():
+        size = size_of(bucket)
+        cut += [group[start : start + size] for start in range(0, len(group), size)]
+    return cut

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from lora_studio.data.batches import cut_by_bucket
 from lora_studio.data.buckets import losses, placed_among
 from lora_studio.data.cache.store import mark_as_used
 from lora_studio.data.captions.shown import ShownCaptions
@@ -131,8 +132,8 @@ class RegularizationImages:
         """
         digests = {request: self._digest(request) for request in requests}
         missing = [request for request, digest in digests.items() if not digest]
-        for batch in _batches(missing):
-            filled = batch + batch[-1:] * (_batch_size(batch[0]) - len(batch))
+        for batch in cut_by_bucket(missing, lambda request: request.bucket, _batch_size):
+            filled = batch + batch[-1:] * (_batch_size(batch[0].bucket) - len(batch))
             for request, image in zip(batch, draw(filled), strict=False):
                 digests[request] = self._save(request, image)
                 self.drawn += 1
@@ -192,19 +193,9 @@ class RegularizationImages:
         )
 
 
-def _batches(requests: Sequence[ImageRequest]) -> list[list[ImageRequest]]:
-    by_bucket: dict[Bucket, list[ImageRequest]] = {}
-    for request in requests:
-        by_bucket.setdefault(request.bucket, []).append(request)
-    batches = []
-    for group in by_bucket.values():
-        size = _batch_size(group[0])
-        batches += [group[start : start + size] for start in range(0, len(group), size)]
-    return batches
-
-
-def _batch_size(request: ImageRequest) -> int:
-    return min(_MAX_BATCH, max(1, _BATCH_PIXELS // request.bucket.area))
+def _batch_size(bucket: Bucket | None) -> int:
+    assert bucket is not None
+    return min(_MAX_BATCH, max(1, _BATCH_PIXELS // bucket.area))
 
 
 def place_beside(regularization_images: Sequence[Record], images: Sequence[Record]) -> list[Record]:

@@ -26,9 +26,7 @@ def assign(manifest: Manifest, data: DataConfig, *, stride: int) -> Manifest:
     records = [record if record.excluded else placed(record, data, stride) for record in manifest.records]
     if manifest.used and not Manifest(tuple(records)).used:
         names = {record.name for record in manifest.used}
-        lost = preview_names(
-            f"{record.name} ({record.excluded})" for record in records if record.name in names
-        )
+        lost = preview_names(f"{one.name} ({one.excluded})" for one in records if one.name in names)
         advice = "use larger ones, lower data.resolution, or raise data.max_upscale"
         raise DatasetError(f"no image is left: {lost}; {advice}.")
     return Manifest(tuple(records))
@@ -138,7 +136,6 @@ def check_resolutions(resolutions: Sequence[int], stride: int) -> None:
 
 
 def _check_overrides(records: Iterable[Record], stride: int) -> None:
-    """Raise DatasetError naming every image whose own bucket or crop it cannot have."""
     faults = []
     for record in records:
         own = record.overrides

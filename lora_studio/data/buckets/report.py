@@ -61,7 +61,6 @@ class BucketPlan:
     overrides: tuple[str, ...]  # images whose line of metadata says how they are shown
 
     def rows(self) -> list[tuple[str, str]]:
-        """For people, as (title, text)."""
         rows = [
             ("buckets", ", ".join(f"{name}: {count}" for name, count in self.buckets.items())),
             ("", f"{self.crop_share:.1%} of an image is cropped away on average"),

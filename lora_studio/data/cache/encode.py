@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lora_studio.data.cache.latents import Collected, Latent, Latents
+from lora_studio.data.batches import cut_by_bucket
+from lora_studio.data.cache.latents import Latent, LatentCollector, Latents
 from lora_studio.data.cache.store import TensorStore
 from lora_studio.data.images.decode import framed, in_threads, reopen
 from lora_studio.data.manifest import Bucket, Record
@@ -51,14 +52,6 @@ class ImageEncoders:
 
     encode: ImageEncoder
     in_float32: ImageEncoder | None = None  # None if `encode` is that already
-
-
-@dataclass(frozen=True)
-class _Missing:
-    """An image that has no entry yet."""
-
-    key: str
-    record: Record
 
 
 class LatentCache:
@@ -96,21 +89,21 @@ class LatentCache:
         if not isinstance(encoders, ImageEncoders):
             encoders = ImageEncoders(encoders)
         keys = [self.key(record) for record in records]
-        collected, missing = Collected(self._store, memory_bytes), dict[str, _Missing]()
+        collected, missing = LatentCollector(self._store, memory_bytes), dict[str, Record]()
         for key, record in zip(keys, records, strict=True):
             if key in collected or key in missing:
                 continue
             if (latent := self._load(key)) is None:
-                missing[key] = _Missing(key, record)
+                missing[key] = record
             else:
                 collected.add(key, latent)
         broken: list[str] = []
-        for done, (one, latent) in enumerate(self._encode(list(missing.values()), encoders), start=1):
+        for done, (key, latent) in enumerate(self._encode(missing, encoders), start=1):
             if latent is None:
-                broken.append(one.record.name)
+                broken.append(missing[key].name)
             else:
-                self._store.save(one.key, {"mean": latent.mean, "std": latent.std})
-                collected.add(one.key, latent)
+                self._store.save(key, {"mean": latent.mean, "std": latent.std})
+                collected.add(key, latent)
             if on_progress:
                 on_progress(done, len(missing))
         if broken:
@@ -125,40 +118,31 @@ class LatentCache:
         return None if tensors is None else Latent(tensors["mean"], tensors["std"])
 
     def _encode(
-        self, missing: list[_Missing], encoders: ImageEncoders
-    ) -> Iterator[tuple[_Missing, Latent | None]]:
-        """Each with its latent, None for one that is never finite. Threads read the next images meanwhile."""
-        batches = self._batches(missing)
-        pixels = in_threads(self._pixels, (one for batch in batches for one in batch))
+        self, missing: Mapping[str, Record], encoders: ImageEncoders
+    ) -> Iterator[tuple[str, Latent | None]]:
+        """Each key's latent, None for one that is never finite. Threads read the next images meanwhile."""
+        batches = cut_by_bucket(missing, lambda key: missing[key].bucket, self._batch_size)
+        pixels = in_threads(
+            lambda key: self._pixels(key, missing[key]), (key for batch in batches for key in batch)
+        )
         for batch in batches:
             images = [next(pixels) for _ in batch]
-            filled = images + images[-1:] * (self._batch_size(batch[0].record) - len(images))
+            filled = images + images[-1:] * (self._batch_size(missing[batch[0]].bucket) - len(images))
             latents = _encoded(encoders.encode, torch.stack(filled))[: len(batch)]
             self.encoded += len(batch)
-            for one, image, latent in zip(batch, images, latents, strict=True):
+            for key, image, latent in zip(batch, images, latents, strict=True):
                 if not latent.is_finite and encoders.in_float32:
                     (latent,) = _encoded(encoders.in_float32, image[None])
-                    self.retried.append(one.record.name)
-                yield one, latent if latent.is_finite else None
+                    self.retried.append(missing[key].name)
+                yield key, latent if latent.is_finite else None
 
-    def _batches(self, missing: list[_Missing]) -> list[list[_Missing]]:
-        """Cut up by bucket; in the order of their first images."""
-        groups: dict[Bucket | None, list[_Missing]] = {}
-        for one in missing:
-            groups.setdefault(one.record.bucket, []).append(one)
-        cut = []
-        for group in groups.values():
-            size = self._batch_size(group[0].record)
-            cut += [group[start : start + size] for start in range(0, len(group), size)]
-        return cut
+    def _batch_size(self, bucket: Bucket | None) -> int:
+        assert bucket is not None
+        return max(1, self._batch_pixels // bucket.area)
 
-    def _batch_size(self, record: Record) -> int:
-        assert record.bucket is not None, record.name
-        return max(1, self._batch_pixels // (record.bucket.width * record.bucket.height))
-
-    def _pixels(self, one: _Missing) -> Tensor:
-        ready = self.ready.take(one.key)
-        return pixels_of(one.record) if ready is None else ready
+    def _pixels(self, key: str, record: Record) -> Tensor:
+        ready = self.ready.take(key)
+        return pixels_of(record) if ready is None else ready
 
 
 def _encoded(encode: ImageEncoder, pixels: Tensor) -> list[Latent]:
@@ -176,7 +160,6 @@ class TextCache:
         self.encoded = 0
 
     def key(self, caption: str) -> str:
-        """The name of the entry: a hash of all that the conditioning depends on."""
         return _hash("text", caption, self._fingerprint)
 
     def load_or_encode(
@@ -214,7 +197,6 @@ class TextCache:
     def _make(
         self, missing: Sequence[str], encode: TextEncoder, on_progress: OnProgress | None
     ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Caption and conditioning of each, encoded and stored."""
         for done, caption in enumerate(missing, start=1):
             conditioning = self.encode(caption, encode)
             self._store.save(self.key(caption), conditioning)
@@ -266,7 +248,7 @@ class ReadyPixels:
     def offer(self, record: Record, image: Image.Image) -> None:
         """An image that has just been decoded, with the record that says how to resize and crop it."""
         assert record.bucket is not None, record.name
-        key, num_bytes = self._key_of(record), 3 * record.bucket.width * record.bucket.height
+        key, num_bytes = self._key_of(record), 3 * record.bucket.area
         with self._lock:
             if key is None or key in self._pixels or num_bytes > self._free_bytes:
                 return

@@ -13,6 +13,8 @@ from torch import Tensor
 from lora_studio.data.cache.store import TensorStore
 from lora_studio.errors import DatasetError
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Latent:
@@ -27,17 +29,14 @@ class Latent:
         return self.mean + self.std * noise.to(self.mean)
 
     def to(self, device: torch.device) -> Latent:
-        """The same on the device."""
         return Latent(self.mean.to(device), self.std.to(device))
 
     @property
     def is_finite(self) -> bool:
-        """Whether there is neither NaN nor infinity in it."""
         return bool(self.mean.isfinite().all() and self.std.isfinite().all())
 
     @property
     def num_bytes(self) -> int:
-        """Of both tensors."""
         return self.mean.nbytes + self.std.nbytes
 
 
@@ -48,7 +47,7 @@ class Latents(Sequence[Latent]):
 
     @abstractmethod
     def to(self, device: torch.device) -> Latents:
-        """The same, answering on the device."""
+        """The same, which gives latents on the device."""
 
     @abstractmethod
     def size(self, index: int) -> int:
@@ -67,9 +66,7 @@ class Latents(Sequence[Latent]):
         return self._at(range(len(self))[index])
 
 
-class Held(Latents):
-    """All in memory, or on the device."""
-
+class InMemory(Latents):
     on_disk = False
 
     def __init__(self, latents: Sequence[Latent]) -> None:
@@ -78,12 +75,10 @@ class Held(Latents):
     def __len__(self) -> int:
         return len(self._latents)
 
-    def to(self, device: torch.device) -> Held:
-        """All of them moved there, for good."""
-        return Held([one.to(device) for one in self._latents])
+    def to(self, device: torch.device) -> InMemory:
+        return InMemory([one.to(device) for one in self._latents])
 
     def size(self, index: int) -> int:
-        """How many numbers a latent has."""
         return self._latents[index].mean.numel()
 
     def _at(self, index: int) -> Latent:
@@ -99,24 +94,17 @@ class OnDisk(Latents):
     on_disk = True
 
     def __init__(
-        self,
-        store: TensorStore,
-        keys: Sequence[str],
-        sizes: Sequence[int],
-        device: torch.device | None = None,
+        self, store: TensorStore, keys: Sequence[str], sizes: Sequence[int], device: torch.device = _CPU
     ) -> None:
-        self._store, self._keys, self._sizes = store, list(keys), list(sizes)
-        self._device = device or torch.device("cpu")
+        self._store, self._keys, self._sizes, self._device = store, list(keys), list(sizes), device
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def to(self, device: torch.device) -> OnDisk:
-        """The same, each moved there when it is asked for."""
         return OnDisk(self._store, self._keys, self._sizes, device)
 
     def size(self, index: int) -> int:
-        """How many numbers a latent has."""
         return self._sizes[index]
 
     def _at(self, index: int) -> Latent:
@@ -129,7 +117,7 @@ class OnDisk(Latents):
         return Latent(tensors["mean"], tensors["std"]).to(self._device)
 
 
-class Collected:
+class LatentCollector:
     """Latents as they come in, by key: kept while they take at most `memory_bytes`, else left on the disk."""
 
     def __init__(self, store: TensorStore, memory_bytes: int | None) -> None:
@@ -142,7 +130,6 @@ class Collected:
         return key in self._sizes
 
     def add(self, key: str, latent: Latent) -> None:
-        """Take in a latent that is stored under the key."""
         self._sizes[key] = latent.mean.numel()
         self._num_bytes += latent.num_bytes
         if self._too_many:
@@ -151,10 +138,9 @@ class Collected:
             self._kept[key] = latent
 
     def in_order(self, keys: Sequence[str]) -> Latents:
-        """The latents of the keys."""
         if self._too_many:
             return OnDisk(self._store, keys, [self._sizes[key] for key in keys])
-        return Held([self._kept[key] for key in keys])
+        return InMemory([self._kept[key] for key in keys])
 
     @property
     def _too_many(self) -> bool:

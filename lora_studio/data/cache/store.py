@@ -45,8 +45,7 @@ class TensorStore:
         """Write the tensors under the key. Raises DatasetError if the disk refuses."""
         # Cloned, since safetensors refuses tensors that share memory, as outputs of one encoder may.
         tensors = {
-            name: tensor.detach().cpu().clone(memory_format=contiguous_format)
-            for name, tensor in tensors.items()
+            name: one.detach().cpu().clone(memory_format=contiguous_format) for name, one in tensors.items()
         }
         data = save(tensors, metadata={"digest": _digest(tensors)})
         temporary = self.folder / f"{key}.{uuid.uuid4().hex}.tmp"

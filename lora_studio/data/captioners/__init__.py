@@ -67,7 +67,6 @@ class WriterOptions:
     wording: Wording = field(default_factory=Wording)
 
     def given(self) -> list[str]:
-        """The names of the options that are not empty."""
         return [item.name for item in fields(self) if item.name != "wording" and getattr(self, item.name)]
 
 

@@ -12,9 +12,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from email.message import Message
 from io import BytesIO
-from typing import IO, ClassVar
+from typing import ClassVar
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from lora_studio.data.captioners import CaptionResult, CaptionWriter, Settings, WriterOptions
@@ -126,15 +125,7 @@ class Refused(Exception):
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirect would carry the key and the image to a place that the user did not name."""
 
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: Message,
-        newurl: str,
-    ) -> None:
+    def redirect_request(self, *_: object, **__: object) -> None:
         return None
 
 

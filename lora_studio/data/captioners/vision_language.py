@@ -45,12 +45,10 @@ class VisionLanguageModel(CaptionWriter):
 
     @property
     def model(self) -> str:
-        """A folder or a hub id."""
         return self.options.model or self.default_model
 
     @property
     def prompt(self) -> str:
-        """What is asked, or how the caption begins."""
         return self.options.prompt
 
     @property
@@ -86,7 +84,6 @@ class VisionLanguageModel(CaptionWriter):
 
     @property
     def processor(self) -> Any:
-        """Images and words -> tensors, ids -> words."""
         return self._loaded[1]
 
     @cached_property

@@ -29,8 +29,6 @@ THRESHOLDS = {"character": 0.85, "general": 0.35}  # the authors' own; a categor
 
 @dataclass(frozen=True)
 class Tag:
-    """An output of the model."""
-
     words: str
     category: str
 

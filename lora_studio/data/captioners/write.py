@@ -49,8 +49,6 @@ class CaptioningResult:
 
 @dataclass(frozen=True)
 class CaptionJob:
-    """An image that gets a caption."""
-
     record: Record
     file: CaptionFile
     ledger: Ledger

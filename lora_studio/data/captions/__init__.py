@@ -41,12 +41,10 @@ class CaptionFile:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The lines that are not empty."""
         return () if self.fault or self.data is None else caption_lines(self.data)
 
     @property
     def text(self) -> str:
-        """All of it in one line; empty if there is none."""
         return " ".join(self.lines)
 
 

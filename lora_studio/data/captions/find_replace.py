@@ -31,7 +31,6 @@ class CaptionChange:
 
     @property
     def after(self) -> str:
-        """The new caption in one line."""
         return " ".join(caption_lines(self.data))
 
 
@@ -81,7 +80,6 @@ def apply_changes(
 def _change(
     record: Record, file: CaptionFile, pattern: re.Pattern[str], replace: str | Callable[[re.Match[str]], str]
 ) -> CaptionChange | None:
-    """The change of one file, or None if it holds nothing that was sought."""
     mark, encoding, text = split_encoding(file.data or b"")
     new, count = pattern.subn(replace, text)
     if not count:

@@ -82,7 +82,6 @@ class Ledgers:
         self._by_folder: dict[Path, Ledger] = {}
 
     def beside(self, caption: Path) -> Ledger:
-        """The ledger that tells of the caption file."""
         folder = caption.parent
         if folder not in self._by_folder:
             self._by_folder[folder] = Ledger(folder)
@@ -113,9 +112,7 @@ def _missing_newline(size: int, path: Path) -> bytes:
 def _parse(line: str) -> LedgerEntry | None:
     """The entry in a line; None for one that is damaged or of another version."""
     try:
-        values = {
-            key.replace("picture", "image"): one for key, one in json.loads(line).items()
-        }  # first names
+        values = {key.replace("picture", "image"): one for key, one in json.loads(line).items()}  # old names
         entry = LedgerEntry(**{field.name: values[field.name] for field in fields(LedgerEntry)})
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

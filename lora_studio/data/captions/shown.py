@@ -15,8 +15,6 @@ from lora_studio.rng import python_random
 
 @dataclass(frozen=True)
 class ShownCaption:
-    """A caption as the model sees it."""
-
     text: str
     preserved: bool  # it is the one without the trigger, which teaches the base's own prediction
 
@@ -50,7 +48,6 @@ class ShownCaptions:
 
     @property
     def vary(self) -> bool:
-        """Whether an image may have another caption each time."""
         return len(self._fixed) < len(self.records)
 
     def at(self, index: int, step: int, number: int, row: int) -> ShownCaption:

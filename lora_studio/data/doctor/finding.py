@@ -38,7 +38,6 @@ class Finding:
 
     @property
     def evidence(self) -> str:
-        """The file, if it is about one, and the detail."""
         return f"{self.path}: {self.detail}" if self.path else self.detail
 
     def to_json(self) -> dict[str, str]:
@@ -57,7 +56,6 @@ class DoctorReport:
         return sum(finding.severity == severity for finding in self.findings)
 
     def kinds(self) -> dict[str, int]:
-        """Kind -> number of findings."""
         return dict(Counter(finding.kind for finding in self.findings))
 
     def groups(self) -> list[tuple[Finding, list[Finding]]]:

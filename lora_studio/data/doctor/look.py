@@ -67,7 +67,6 @@ class Case:
 
     @property
     def seen(self) -> Iterator[tuple[Record, Look]]:
-        """The usable images with what was measured in them."""
         return ((record, self.looks[record.name]) for record in self.manifest.usable)
 
     @cached_property

@@ -40,7 +40,6 @@ def write_page(path: Path, report: DoctorReport, manifest: Manifest, *, title: s
 
 
 def page(report: DoctorReport, manifest: Manifest, *, title: str) -> str:
-    """The whole document."""
     body = [
         _head(report, title),
         *(_section(findings, manifest) for _, findings in report.groups()),
@@ -83,7 +82,6 @@ def _head(report: DoctorReport, title: str) -> str:
 
 
 def _section(findings: Sequence[Finding], manifest: Manifest) -> str:
-    """All findings of one kind."""
     first = findings[0]
     shared = first.advice if all(finding.advice == first.advice for finding in findings) else ""
     records = {record.name: record for record in manifest.records}

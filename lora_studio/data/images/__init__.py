@@ -60,12 +60,11 @@ def is_junk(name: str) -> bool:
 
 
 def is_caption(name: str) -> bool:
-    """Whether the name is one of a caption file."""
     return PurePath(name).suffix.lower() in CAPTION_SUFFIXES
 
 
 def is_image(name: str) -> bool:
-    """Whether the name ends like one of an image; what is in the file is not looked at."""
+    """Whether the name ends like an image's; what is in the file is not looked at."""
     return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
@@ -85,7 +84,6 @@ def same_name(name: str) -> str:
 
 
 def stem_key(name: str) -> str:
-    """What an image and its caption file have in common."""
     return same_name(PurePath(name).stem)
 
 

@@ -26,7 +26,7 @@ FORMATS_IN_WORDS = "JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF"
 MAX_PIXELS = 89_478_485  # where Pillow itself begins to warn of a decompression bomb
 _LARGE_PIXELS = 24_000_000  # threads decode only one image of more at a time, for the sake of the memory
 _one_large = threading.Lock()
-NOT_A_IMAGE = f"not a {FORMATS_IN_WORDS} image"
+NOT_AN_IMAGE = f"not a {FORMATS_IN_WORDS} image"
 FIRST_ONLY = "moving or of several pages: only the first image in it is used"
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF")
 # An image more than twice this many times larger than wanted is first shrunken by a whole number, to no less
@@ -39,8 +39,6 @@ _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded image, turned upright."""
-
     image: Image.Image  # RGB in sRGB; transparency is laid on the background
     opacity: Image.Image | None  # L of the same size, 255 is opaque; None if all of it is
     note: str  # what a user should know about how it was read, or ""
@@ -63,9 +61,7 @@ def decode(data: bytes, *, background: str = "white") -> DecodedImage:
         raise UnreadableFile(_unidentified(data)) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UnreadableFile(f"more than {MAX_PIXELS / 1e6:.0f} megapixels") from None
-    except (
-        Exception
-    ) as error:  # decoders raise nearly anything at damaged bytes: OSError, SyntaxError, struct.error
+    except Exception as error:  # at damaged bytes decoders raise nearly anything, even SyntaxError
         raise UnreadableFile(f"damaged: {error}") from None
 
 
@@ -94,10 +90,8 @@ def load_image(path: Path | str, *, background: str = "white") -> Image.Image:
     try:
         return decode(read_bytes(Path(path)), background=background).image
     except UnreadableFile as reason:
-        message = (
-            f"{os.fspath(path)} cannot be used ({reason}); save it again as {FORMATS_IN_WORDS} or remove it."
-        )
-        raise DatasetError(message) from None
+        advice = f"save it again as {FORMATS_IN_WORDS} or remove it"
+        raise DatasetError(f"{os.fspath(path)} cannot be used ({reason}); {advice}.") from None
 
 
 def framed(
@@ -169,7 +163,7 @@ def _unidentified(data: bytes) -> str:
         return "a HEIC image; to read those: pip install pillow-heif"
     if data[4:8] == b"ftyp" and not features.check("avif"):
         return "maybe an AVIF image, which this build of Pillow cannot read: pip install -U pillow"
-    return NOT_A_IMAGE
+    return NOT_AN_IMAGE
 
 
 _lock = threading.Lock()
@@ -211,17 +205,17 @@ THREADS = max(1, min(8, os.cpu_count() or 1))  # more would hold more decoded im
 def in_threads(
     work: Callable[[T], R], items: Iterable[T], *, ahead: int = 4 * THREADS, threads: int = THREADS
 ) -> Iterator[R]:
-    """What `work` answers to each item, in their order; at most `ahead` answers wait to be taken.
+    """What `work` returns for each item, in their order; at most `ahead` results wait to be taken.
 
-    An exception of `work` is raised where its answer would have been, and ends the rest.
+    An exception of `work` is raised where its result would have been, and ends the rest.
     """
     source = iter(items)
     with quiet_decoders(), ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
         waiting: deque[Future[R]] = deque(pool.submit(work, item) for item in islice(source, ahead))
         try:
             while waiting:
-                answer = waiting.popleft().result()
+                result = waiting.popleft().result()
                 waiting.extend(pool.submit(work, item) for item in islice(source, 1))
-                yield answer
+                yield result
         finally:
             pool.shutdown(cancel_futures=True)

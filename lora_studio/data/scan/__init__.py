@@ -22,7 +22,7 @@ from lora_studio.data.images import (
 )
 from lora_studio.data.images.decode import (
     FORMATS_IN_WORDS,
-    NOT_A_IMAGE,
+    NOT_AN_IMAGE,
     DecodedImage,
     decode,
     in_threads,
@@ -42,8 +42,6 @@ MAX_ASPECT = 10  # a longer strip would lose most of itself to the crop, and nee
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """How a folder is read."""
-
     recursive: bool = False  # also search all subfolders, whatever they are called
     background: str = "white"  # what clear parts get: a name or "#rrggbb"
     transparency_is_mask: bool = False  # clear parts are not learned
@@ -81,11 +79,10 @@ def survey(
     folder: Path, reading: ScanOptions = ScanOptions(), *, repeats: int = 1, on_image: OnImage | None = None
 ) -> Survey:
     """As `scan`, but does not mind what is only wrong with some of the files; see `shared_stems`, too."""
-    records: list[Record] = []
-    captions: list[Record] = []
-    masks: list[Record] = []
+    records, captions, masks = list[Record](), list[Record](), list[Record]()
     everything = find(folder, recursive=reading.recursive, masks=reading.masks)
-    left_out = reading.exclude.chosen(found.name for found in everything if not _is_beside(found.path.name))
+    images = (found.name for found in everything if not is_caption(found.name) and not is_mask(found.name))
+    left_out = reading.exclude.chosen(images)  # captions and masks are left out with their images
     for found in everything:
         record = Record(
             path=str(found.path),
@@ -96,20 +93,19 @@ def survey(
             overrides=found.overrides,
             excluded=found.skipped,
         )
-        if found.skipped:
+        if not found.skipped and found.path.name == reading.exclude.name:
+            record = replace(record, excluded=THE_LIST)
+        elif not found.skipped and found.name in left_out:
+            record = replace(record, excluded=reading.exclude.reason)
+        if record.excluded:
             records.append(record)
-        elif found.path.name == reading.exclude.name:
-            records.append(replace(record, excluded=THE_LIST))
-        elif found.name in left_out:
-            records.append(replace(record, excluded=reading.exclude.reason))
         elif is_caption(found.path.name):
             captions.append(record)
         elif is_mask(found.path.name):
             masks.append(record)
         else:
             records.append(record)
-    examined = in_threads(lambda record: _examine(record, reading, on_image), records)
-    records = _without_duplicates(examined)
+    records = _without_duplicates(in_threads(lambda record: _examine(record, reading, on_image), records))
     orphans, mask_fault = _orphans(captions, records), ""
     try:
         records = with_masks(records, masks, reading.masks, from_transparency=reading.transparency_is_mask)
@@ -117,11 +113,6 @@ def survey(
         mask_fault = str(fault)
     manifest = Manifest(tuple(sorted(records + orphans, key=lambda record: record.name)))
     return Survey(manifest, mask_fault)
-
-
-def _is_beside(name: str) -> bool:
-    """Whether it is a file that belongs to an image, and is left out together with that."""
-    return is_caption(name) or is_mask(name)
 
 
 def _examine(record: Record, reading: ScanOptions, on_image: OnImage | None) -> Record:
@@ -152,7 +143,6 @@ def _examine(record: Record, reading: ScanOptions, on_image: OnImage | None) -> 
 
 
 def _unfit(decoded: DecodedImage, min_side: int) -> str:
-    """The reason why an image is left out, or nothing."""
     width, height = decoded.image.size
     if min(width, height) < min_side:
         return f"too small: {width}x{height}; both sides must be {min_side} pixels or more"
@@ -164,7 +154,6 @@ def _unfit(decoded: DecodedImage, min_side: int) -> str:
 
 
 def _without_duplicates(records: Iterable[Record]) -> list[Record]:
-    """The records, of which only the first of equal images stays used."""
     first: dict[str, str] = {}
     kept = []
     for record in records:
@@ -207,7 +196,7 @@ def _orphans(captions: Iterable[Record], images: Iterable[Record]) -> list[Recor
     claimed = {
         place(record.name)
         for record in images
-        if record.excluded != NOT_A_IMAGE and (record.sha256 or is_image(record.name))
+        if record.excluded != NOT_AN_IMAGE and (record.sha256 or is_image(record.name))
     }
     reason = "no image of this name"
     return [replace(record, excluded=reason) for record in captions if place(record.name) not in claimed]

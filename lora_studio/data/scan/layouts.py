@@ -48,7 +48,7 @@ def find(folder: Path, *, recursive: bool = False, masks: Path | None = None) ->
 
     Subfolders are entered if `recursive`, or if they are called `<repeats>_<name>` and no image lies beside
     them; other files that a metadata.jsonl or .csv lists are found, too. Lists of captions are read and not
-    found themselves. Raises DatasetError for a folder that is missing or empty and for faulty lists.
+    found themselves. Raises DatasetError for a folder that is missing or empty and for invalid lists.
     """
     folder = folder.absolute()
     top = _entries(folder)
@@ -133,8 +133,6 @@ def _in_set(found: FoundFile, sets: dict[str, tuple[int, str]]) -> FoundFile:
 
 @dataclass(frozen=True)
 class _Listed:
-    """A line of a metadata file."""
-
     path: PurePosixPath  # relative to the source folder
     caption: str
     overrides: Overrides
@@ -142,7 +140,7 @@ class _Listed:
 
 
 def _listed(lists: list[FoundFile]) -> list[_Listed]:
-    """What the metadata files say. Raises DatasetError for faulty ones and for two in one folder."""
+    """What the metadata files say. Raises DatasetError for invalid ones and for two in one folder."""
     seen: set[PurePosixPath] = set()
     listed = []
     for one in lists:
@@ -195,14 +193,11 @@ _LEFT_OUT = "left out by "
 
 @dataclass(frozen=True)
 class ExcludeList:
-    """What such a file says."""
-
     name: str = ""  # of the file; it stands in the reason of every file left out
     entries: tuple[str, ...] = ()
 
     @property
     def reason(self) -> str:
-        """Why a file is left out, for its record."""
         return f"{_LEFT_OUT}{self.name}"
 
     def below(self, label: str) -> ExcludeList:

@@ -20,8 +20,6 @@ NO_IMAGE = "a mask, but there is no image of this name"
 
 @dataclass(frozen=True)
 class _Mask:
-    """A file that may be a mask."""
-
     path: Path
     name: str
     place: tuple[str, str]  # what it has in common with its image

@@ -142,18 +142,23 @@ def _plain(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
+def _number(column: str, value: Any, allowed: str, *, fits: Callable[[float], bool]) -> float:
+    numbers = _numbers(value, 1)
+    if not numbers or not fits(numbers[0]):
+        raise _invalid(column, value, allowed)
+    return numbers[0]
+
+
 def _repeats(value: Any) -> int:
-    (number,) = _numbers(value, 1) or (0,)
-    if number != int(number) or not 1 <= number <= MAX_REPEATS:
-        raise _invalid("repeats", value, f"a whole number from 1 to {MAX_REPEATS}")
-    return int(number)
+    allowed = f"a whole number from 1 to {MAX_REPEATS}"
+    return int(
+        _number("repeats", value, allowed, fits=lambda one: one == int(one) and 1 <= one <= MAX_REPEATS)
+    )
 
 
 def _weight(value: Any) -> float:
-    (number,) = _numbers(value, 1) or (0,)
-    if not 0 < number <= MAX_WEIGHT:
-        raise _invalid("weight", value, f"a number above 0, at most {MAX_WEIGHT}")
-    return number
+    allowed = f"a number above 0, at most {MAX_WEIGHT}"
+    return _number("weight", value, allowed, fits=lambda one: 0 < one <= MAX_WEIGHT)
 
 
 def _flip(value: Any) -> float:
@@ -161,10 +166,7 @@ def _flip(value: Any) -> float:
         value = value.lower() == "true"
     if isinstance(value, bool):
         return 0.5 if value else 0.0
-    (number,) = _numbers(value, 1) or (-1,)
-    if not 0 <= number <= 1:
-        raise _invalid("flip", value, "true, false or a share from 0 to 1")
-    return number
+    return _number("flip", value, "true, false or a share from 0 to 1", fits=lambda one: 0 <= one <= 1)
 
 
 def _focus(value: Any) -> tuple[float, float]:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lora_studio.recipe.renamed import ROLES
-
 CropMode = Literal["centre", "random", "focus"]
 FOLDER_NAME = "folder name"  # who wrote a caption that is the name of a `<repeats>_<name>` folder
 
@@ -139,6 +137,8 @@ class Manifest:
 
 def current_line(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A line's values, with the present name of its role if an earlier version wrote it."""
+    from lora_studio.recipe.renamed import ROLES  # brings pydantic, which --help does without
+
     return {**fields, "role": ROLES.get(fields["role"], fields["role"])}
 
 

@@ -29,7 +29,6 @@ class AdapterSet:
 
     @property
     def trained(self) -> list[Layer | Token]:
-        """All that has trained tensors."""
         return [*self.layers, *self.tokens]
 
     def parameters(self, part: str) -> list[nn.Parameter]:
@@ -38,7 +37,6 @@ class AdapterSet:
 
     @property
     def parts(self) -> list[str]:
-        """The parts that have adapters."""
         return list(dict.fromkeys(one.part for one in self.trained))
 
     @property
@@ -48,7 +46,6 @@ class AdapterSet:
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers are trained."""
         return sum(tensor.numel() for one in self.trained for tensor in one.tensors.values())
 
     @contextmanager
@@ -75,7 +72,6 @@ class AdapterSet:
                         tensor.grad = None
 
     def _learns(self, one: Layer | Token) -> bool:
-        """Whether it is trained in this step."""
         return one.last_step is None or self._step <= one.last_step
 
     @contextmanager

@@ -7,15 +7,18 @@ its own, which comes back while the model is to be the base: bit for bit, becaus
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lora_studio.adapters.kind import AdapterKind, Draws
+from lora_studio.adapters.adapter_set import AdapterSet
+from lora_studio.adapters.kind import NO_INPUTS, AdapterKind, ChangeInputs, Draws, Tensors
 from lora_studio.adapters.layer import Layer
+from lora_studio.adapters.rules import AdapterOptions, LayerOptions, check_rules, tensor_options
+from lora_studio.quantization.layers import has_tensors, layer_paths
 
 
 class Full(AdapterKind):
@@ -31,24 +34,13 @@ class Full(AdapterKind):
         }
     )
 
-    def start(
-        self, shape: torch.Size, rank: int, draws: Draws, *, weight: Tensor | None
-    ) -> dict[str, Tensor]:
-        """The weight itself."""
+    def start(self, shape: torch.Size, rank: int, draws: Draws, weight: Tensor | None) -> dict[str, Tensor]:
         assert weight is not None
         return {"weight": weight.clone()}
 
-    def change(
-        self,
-        tensors: Mapping[str, Tensor],
-        scale: float,
-        *,
-        weight: Tensor | None = None,
-        kept: Tensor | None = None,
-    ) -> Tensor:
-        """What was learned: the weight less the base's."""
-        assert weight is not None
-        return tensors["weight"].flatten(1) - weight
+    def change(self, tensors: Tensors, scale: float, inputs: ChangeInputs = NO_INPUTS) -> Tensor:
+        assert inputs.weight is not None
+        return tensors["weight"].flatten(1) - inputs.weight
 
 
 FULL = Full()
@@ -72,11 +64,9 @@ class SwappedParameters:
 
     @property
     def own(self) -> Mapping[str, nn.Parameter]:
-        """The base's values."""
         return self._own
 
     def get_base_layer(self) -> nn.Module:
-        """The layer as the base has it."""
         base = copy.copy(self.module)
         base._parameters = {**self.module._parameters, **self._own}
         return base
@@ -106,12 +96,10 @@ class OwnLayer(Layer):
         return own
 
     def delta(self) -> Tensor:
-        """Of its weight, if it has a trained one."""
         changes, name = self.changes(), f"{self.name}.weight"
         return changes[name] if name in changes else torch.zeros_like(self.module.module.weight)
 
     def changes(self) -> dict[str, Tensor]:
-        """Every trained tensor's, in float32."""
         own = self.originals
         return {
             f"{self.name}.{end}": tensor.detach().float() - own[end].detach().to(tensor.device).float()
@@ -119,5 +107,115 @@ class OwnLayer(Layer):
         }
 
     def factors(self) -> None:
-        """None: it may be of full rank."""
         return None
+
+
+CanonicalPath = Callable[[str, str], str]
+
+
+class TensorPlace(NamedTuple):
+    """A tensor of a part, or a whole layer that adapters stand beside."""
+
+    part: str
+    path: str  # of its module
+    end: str = ""  # the tensor's name in it; empty: all of the layer
+
+
+class Chosen(dict[TensorPlace, LayerOptions]):
+    """The tensors or layers that learn, and how each."""
+
+    @property
+    def layers(self) -> dict[tuple[str, str], LayerOptions]:
+        """The layers that have some; of several ways in one layer the first."""
+        found: dict[tuple[str, str], LayerOptions] = {}
+        for place, one in self.items():
+            found.setdefault((place.part, place.path), one)
+        return found
+
+
+def choose_tensors(
+    parts: Mapping[str, nn.Module],
+    targets: Mapping[str, tuple[str, ...]],
+    options: AdapterOptions,
+    *,
+    canonical_path: CanonicalPath,
+) -> Chosen:
+    """What is trained of the target layers by the rules; a pattern is of a layer, or of `<layer>.<tensor>`.
+
+    Raises RecipeError for rules that match nothing.
+    """
+    places = list(_places(parts, targets))
+    named = [(place.part, canonical_path(place.part, place.path), place.end) for place in places]
+    ways = [tensor_options(*name, options) for name in named]
+    trained = Chosen({place: one for place, one in zip(places, ways, strict=True) if one is not None})
+    layers = list(dict.fromkeys((part, path) for part, path, _ in named))
+    inside = [(part, f"{path}.{end}") for part, path, end in named]
+    check_rules(options, layers, sum(one.last_step is None for one in trained.values()), inside=inside)
+    return trained
+
+
+def _places(parts: Mapping[str, nn.Module], targets: Mapping[str, tuple[str, ...]]) -> Iterator[TensorPlace]:
+    for part, endings in targets.items():
+        for path in layer_paths(parts[part], endings, has_tensors):
+            for end, tensor in parts[part].get_submodule(path)._parameters.items():
+                if tensor is not None:
+                    yield TensorPlace(part, path, end)
+
+
+def exact_values(parts: Mapping[str, nn.Module], chosen: Chosen) -> dict[TensorPlace, Tensor]:
+    """The chosen tensors as they are now; to be asked for before a base is cast to fewer bits."""
+    return {place: _parameter(parts, place).detach() for place in chosen}
+
+
+def train_tensors(
+    parts: Mapping[str, nn.Module],
+    chosen: Chosen,
+    options: AdapterOptions,
+    *,
+    canonical_path: CanonicalPath,
+    exact: Mapping[TensorPlace, Tensor],
+) -> AdapterSet:
+    """Put float32 copies of the chosen tensors in their places; of `exact` instead, as far as it has them."""
+    grouped: dict[tuple[str, str, LayerOptions], dict[str, nn.Parameter]] = {}
+    for place, one in chosen.items():
+        own = _parameter(parts, place)
+        value = torch.empty_like(own, dtype=torch.float32).copy_(exact.get(place, own.detach()))
+        grouped.setdefault((place.part, place.path, one), {})[place.end] = nn.Parameter(value)
+    layers: list[Layer] = [
+        OwnLayer(
+            part,
+            canonical_path(part, path),
+            SwappedParameters(
+                parts[part].get_submodule(path), tensors, keep_on_device=options.keep_base_on_device
+            ),
+            FULL,
+            tensors,
+            one.rank,
+            one.scale,
+            one.learning_rate,
+            one.last_step,
+        )
+        for (part, path, one), tensors in grouped.items()
+    ]
+    norms = [_in_float32(parts[part], options) for part in {place.part: None for place in chosen}]
+    return AdapterSet(layers, options, beside=[one for of_part in norms for one in of_part])
+
+
+def _in_float32(part: nn.Module, options: AdapterOptions) -> list[SwappedParameters]:
+    """Frozen normalisations in fewer bits exchanged for float32: on a CPU they take no float32 numbers.
+
+    On a GPU autocast computes them in float32 anyway.
+    """
+    found = []
+    for module in part.modules():
+        own = {end: one for end, one in module._parameters.items() if one is not None}
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            low = {end: one for end, one in own.items() if one.dtype != torch.float32}
+            wide = {end: nn.Parameter(one.detach().float(), requires_grad=False) for end, one in low.items()}
+            if wide:
+                found.append(SwappedParameters(module, wide, keep_on_device=options.keep_base_on_device))
+    return found
+
+
+def _parameter(parts: Mapping[str, nn.Module], place: TensorPlace) -> nn.Parameter:
+    return parts[place.part].get_submodule(place.path).get_parameter(place.end)

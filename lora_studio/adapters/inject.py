@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.adapter_set import AdapterSet, check_fit
-from lora_studio.adapters.full_inject import Chosen, TensorPlace, choose_tensors, train_tensors
+from lora_studio.adapters.full import Chosen, TensorPlace, choose_tensors, train_tensors
 from lora_studio.adapters.kind import AdapterKind
 from lora_studio.adapters.layer import Adapted, Layer, shape_of
 from lora_studio.adapters.lora import NAME, Lora, principal
@@ -156,7 +156,7 @@ def _first_values(
         weight = _readable(base, name, options).detach().cpu().float()
     if options.start == "pissa" and weight is not None and not weight.is_meta:
         return principal(weight, one.rank, one.scale, draws("pissa"))
-    return kind.start(shape, one.rank, draws, weight=weight)
+    return kind.start(shape, one.rank, draws, weight)
 
 
 def _readable(base: nn.Module, name: str, options: AdapterOptions) -> Tensor:

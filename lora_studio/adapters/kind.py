@@ -13,6 +13,19 @@ from torch import Tensor
 Draws = Callable[[str], torch.Generator]  # of the first values of the tensor with that name
 
 
+Tensors = Mapping[str, Tensor]  # of a layer, by their names in the kind
+
+
+class ChangeInputs(NamedTuple):
+    """What a change may depend on besides its own tensors."""
+
+    weight: Tensor | None = None  # [out, in * k * k], float32: the frozen one
+    kept: Tensor | None = None  # [r]: what each rank counts, of a kind with ranks; None: all of them
+
+
+NO_INPUTS = ChangeInputs()
+
+
 class Factors(NamedTuple):
     """A change of weight `up @ down` as plain LoRA."""
 
@@ -54,29 +67,17 @@ class AdapterKind(ABC):
     """Options of [adapter] that mean nothing to it."""
 
     @abstractmethod
-    def start(
-        self, shape: torch.Size, rank: int, draws: Draws, *, weight: Tensor | None
-    ) -> dict[str, Tensor]:
+    def start(self, shape: torch.Size, rank: int, draws: Draws, weight: Tensor | None) -> dict[str, Tensor]:
         """The first values of a layer's tensors, float32, without any effect; `weight` is `shape`, float32.
 
         There is no weight where that cannot be read, as of quantised layers.
         """
 
     @abstractmethod
-    def change(
-        self,
-        tensors: Mapping[str, Tensor],
-        scale: float,
-        *,
-        weight: Tensor | None = None,
-        kept: Tensor | None = None,
-    ) -> Tensor:
-        """[out, in * k * k]: the change of `weight` [out, in * k * k], in float32, for autograd.
+    def change(self, tensors: Tensors, scale: float, inputs: ChangeInputs = NO_INPUTS) -> Tensor:
+        """[out, in * k * k]: the change of the weight, in float32, for autograd."""
 
-        Of a kind with ranks `kept` [r] is what each rank counts, all of them if there is none.
-        """
-
-    def factors(self, tensors: Mapping[str, Tensor], scale: float) -> Factors | None:
+    def factors(self, tensors: Tensors, scale: float) -> Factors | None:
         """The change as plain LoRA, if its tensors say that exactly."""
         return None
 
@@ -88,12 +89,10 @@ def uniform(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
 
 
 def normal(shape: tuple[int, ...], draw: torch.Generator, *, std: float) -> Tensor:
-    """With mean 0."""
     return torch.randn(shape, generator=draw) * std
 
 
 def flat_size(shape: torch.Size) -> int:
-    """in * k * k of a weight."""
     return math.prod(shape[1:])
 
 

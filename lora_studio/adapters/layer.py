@@ -11,18 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lora_studio.adapters.kind import AdapterKind, Factors
+from lora_studio.adapters.kind import AdapterKind, ChangeInputs, Factors
 from lora_studio.adapters.lora import NAME
 
 
 class Toggleable(Protocol):
     """PEFT's layer or ours."""
 
-    def get_base_layer(self) -> nn.Module:
-        """The frozen layer."""
+    def get_base_layer(self) -> nn.Module: ...
 
-    def enable_adapters(self, enabled: bool) -> None:
-        """Whether it answers as adapted, or as the frozen layer alone."""
+    def enable_adapters(self, enabled: bool) -> None: ...
 
 
 class Adapted(nn.Module):
@@ -47,29 +45,23 @@ class Adapted(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen layer's: some libraries look at its dtype."""
         return self.base_layer.weight
 
     @property
     def bias(self) -> Tensor | None:
-        """The frozen layer's."""
         return self.base_layer.bias
 
     @property
     def constants(self) -> dict[str, Tensor]:
-        """What stays as it began, by the tensor's name."""
         return {end: getattr(self, f"{NAME}_{end}") for end in self._constants}
 
     def get_base_layer(self) -> nn.Module:
-        """The frozen layer."""
         return self.base_layer
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Whether it answers as adapted, or as the frozen layer alone."""
         self.enabled = enabled
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the frozen layer's."""
         answer: Tensor = self.base_layer(x)
         if not self.enabled:
             return answer
@@ -107,7 +99,7 @@ def change_of(
     base = module.get_base_layer()
     frozen: Any = base.weight
     weight = frozen.detach().float().flatten(1) if kind.reads_weight else None
-    return kind.change(tensors, scale, weight=weight, kept=kept).view(shape_of(base))
+    return kind.change(tensors, scale, ChangeInputs(weight, kept)).view(shape_of(base))
 
 
 def shape_of(base: nn.Module) -> torch.Size:
@@ -134,12 +126,10 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """`<part>.<path>`: the canonical key without its tensor."""
         return f"{self.part}.{self.path}"
 
     @property
     def constants(self) -> dict[str, Tensor]:
-        """What stays as it began, by the tensor's name."""
         return getattr(self.module, "constants", {})
 
     @property

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.kind import AdapterKind, Draws, Factors, flat_size, normal
+from lora_studio.adapters.kind import (
+    NO_INPUTS,
+    AdapterKind,
+    ChangeInputs,
+    Draws,
+    Factors,
+    Tensors,
+    flat_size,
+    normal,
+)
 
 
 class Loha(AdapterKind):
@@ -18,9 +26,7 @@ class Loha(AdapterKind):
     is_product: ClassVar[bool] = True
     faster: ClassVar[frozenset[str]] = frozenset({"w2_a"})
 
-    def start(
-        self, shape: torch.Size, rank: int, draws: Draws, *, weight: Tensor | None
-    ) -> dict[str, Tensor]:
+    def start(self, shape: torch.Size, rank: int, draws: Draws, weight: Tensor | None) -> dict[str, Tensor]:
         """As LyCORIS: normal, and `w2_a` zero."""
         across = (rank, flat_size(shape))
         return {
@@ -30,18 +36,10 @@ class Loha(AdapterKind):
             "w2_b": normal(across, draws("w2_b"), std=1.0),
         }
 
-    def change(
-        self,
-        tensors: Mapping[str, Tensor],
-        scale: float,
-        *,
-        weight: Tensor | None = None,
-        kept: Tensor | None = None,
-    ) -> Tensor:
-        """scale * (w1_a @ w1_b) * (w2_a @ w2_b)"""
+    def change(self, tensors: Tensors, scale: float, inputs: ChangeInputs = NO_INPUTS) -> Tensor:
         return scale * (tensors["w1_a"] @ tensors["w1_b"]) * (tensors["w2_a"] @ tensors["w2_b"])
 
-    def factors(self, tensors: Mapping[str, Tensor], scale: float) -> Factors | None:
+    def factors(self, tensors: Tensors, scale: float) -> Factors | None:
         """Every product of two ranks is a rank; None where those are more than the weight has itself."""
         up = torch.einsum("or,os->ors", tensors["w1_a"], tensors["w2_a"]).flatten(1)
         down = torch.einsum("ri,si->rsi", tensors["w1_b"], tensors["w2_b"]).flatten(0, 1)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.kind import AdapterKind, Draws, uniform
+from lora_studio.adapters.kind import NO_INPUTS, AdapterKind, ChangeInputs, Draws, Tensors, uniform
 
 
 class Lokr(AdapterKind):
@@ -22,9 +21,7 @@ class Lokr(AdapterKind):
     is_product: ClassVar[bool] = True
     faster: ClassVar[frozenset[str]] = frozenset({"w2", "w2_b"})
 
-    def start(
-        self, shape: torch.Size, rank: int, draws: Draws, *, weight: Tensor | None
-    ) -> dict[str, Tensor]:
+    def start(self, shape: torch.Size, rank: int, draws: Draws, weight: Tensor | None) -> dict[str, Tensor]:
         """As LyCORIS: uniform, and `w2` or `w2_b` zero."""
         (a, b), (c, d) = near_square(shape[0]), near_square(shape[1])
         first = {"w1": uniform((a, c), draws("w1"))}
@@ -33,15 +30,7 @@ class Lokr(AdapterKind):
         second = torch.zeros(rank, d * math.prod(shape[2:]))
         return first | {"w2_a": uniform((b, rank), draws("w2_a")), "w2_b": second}
 
-    def change(
-        self,
-        tensors: Mapping[str, Tensor],
-        scale: float,
-        *,
-        weight: Tensor | None = None,
-        kept: Tensor | None = None,
-    ) -> Tensor:
-        """scale * kron(w1, w2)"""
+    def change(self, tensors: Tensors, scale: float, inputs: ChangeInputs = NO_INPUTS) -> Tensor:
         w2 = tensors["w2"].flatten(1) if "w2" in tensors else tensors["w2_a"] @ tensors["w2_b"]
         return scale * torch.kron(tensors["w1"], w2)  # w2's columns are d * k * k, so the kernel stays whole
 

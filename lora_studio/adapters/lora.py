@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.kind import AdapterKind, Draws, Factors, range_basis, uniform
+from lora_studio.adapters.kind import (
+    NO_INPUTS,
+    AdapterKind,
+    ChangeInputs,
+    Draws,
+    Factors,
+    Tensors,
+    range_basis,
+    uniform,
+)
 
 NAME = "studio"  # PEFT's name for our adapter
 
@@ -26,34 +34,24 @@ class Lora(AdapterKind):
     begins_as_lora: ClassVar[bool] = True
     starts: ClassVar[tuple[str, ...]] = ("default", "pissa")
 
-    def start(
-        self, shape: torch.Size, rank: int, draws: Draws, *, weight: Tensor | None
-    ) -> dict[str, Tensor]:
+    def start(self, shape: torch.Size, rank: int, draws: Draws, weight: Tensor | None) -> dict[str, Tensor]:
         """`down` uniform within 1/sqrt(in), as PEFT's kaiming start."""
         up = torch.zeros(shape[0], rank, *(1 for _ in shape[2:]))
         return {"down": uniform((rank, *shape[1:]), draws("down")), "up": up}
 
-    def change(
-        self,
-        tensors: Mapping[str, Tensor],
-        scale: float,
-        *,
-        weight: Tensor | None = None,
-        kept: Tensor | None = None,
-    ) -> Tensor:
+    def change(self, tensors: Tensors, scale: float, inputs: ChangeInputs = NO_INPUTS) -> Tensor:
         """scale * up @ down, less what they began with."""
         down, up = _plain(tensors)
-        if kept is not None:
-            down = down * kept.repeat(len(down) // len(kept))[:, None]
+        if inputs.kept is not None:
+            down = down * inputs.kept.repeat(len(down) // len(inputs.kept))[:, None]
         return scale * (up @ down)
 
-    def factors(self, tensors: Mapping[str, Tensor], scale: float) -> Factors:
-        """They are."""
+    def factors(self, tensors: Tensors, scale: float) -> Factors:
         down, up = _plain(tensors)
         return Factors(down, up * scale)
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> Factors:
+def _plain(tensors: Tensors) -> Factors:
     """up @ down - up0 @ down0, as (up - up0) @ down + up0 @ (down - down0), which loses no small change."""
     down, up = tensors["down"].flatten(1), tensors["up"].flatten(1)
     if "up0" not in tensors:
@@ -103,30 +101,21 @@ class Dora(AdapterKind):
     has_ranks: ClassVar[bool] = True
     faster: ClassVar[frozenset[str]] = frozenset({"up"})
 
-    def start(
-        self, shape: torch.Size, rank: int, draws: Draws, *, weight: Tensor | None
-    ) -> dict[str, Tensor]:
+    def start(self, shape: torch.Size, rank: int, draws: Draws, weight: Tensor | None) -> dict[str, Tensor]:
         """LoRA's, and the norms of the rows as `change` computes them, so that it does nothing."""
         norms = torch.zeros(shape[0]) if weight is None else weight.flatten(1).norm(dim=1)
-        return LORA.start(shape, rank, draws, weight=weight) | {"magnitude": norms}
+        return LORA.start(shape, rank, draws, weight) | {"magnitude": norms}
 
-    def change(
-        self,
-        tensors: Mapping[str, Tensor],
-        scale: float,
-        *,
-        weight: Tensor | None = None,
-        kept: Tensor | None = None,
-    ) -> Tensor:
+    def change(self, tensors: Tensors, scale: float, inputs: ChangeInputs = NO_INPUTS) -> Tensor:
         """Of V's norms no gradient is taken, as section 4.3 advises; a row of zeros stays as it is."""
+        weight = inputs.weight
         assert weight is not None
-        update = LORA.change(tensors, scale, kept=kept)
+        update = LORA.change(tensors, scale, inputs)
         norms = (weight + update).detach().norm(dim=1)
         factor = torch.where(norms > 0, tensors["magnitude"] / norms.clamp(min=1e-30), 1.0)[:, None]
         return (factor - 1) * weight + factor * update
 
-    def factors(self, tensors: Mapping[str, Tensor], scale: float) -> Factors | None:
-        """None: rows that all have another length are of full rank."""
+    def factors(self, tensors: Tensors, scale: float) -> Factors | None:
         return None
 
 

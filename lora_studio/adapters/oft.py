@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.kind import AdapterKind, Draws, flat_size
+from lora_studio.adapters.kind import NO_INPUTS, AdapterKind, ChangeInputs, Draws, Tensors, flat_size
 
 
 class Oft(AdapterKind):
@@ -20,23 +19,15 @@ class Oft(AdapterKind):
     degree: ClassVar[int] = 1
     reads_weight: ClassVar[bool] = True
 
-    def start(
-        self, shape: torch.Size, rank: int, draws: Draws, *, weight: Tensor | None
-    ) -> dict[str, Tensor]:
+    def start(self, shape: torch.Size, rank: int, draws: Draws, weight: Tensor | None) -> dict[str, Tensor]:
         """Zero: nothing is turned."""
         inputs = flat_size(shape)
         size = block_size(inputs, rank)
         return {"skew": torch.zeros(inputs // size, size * (size - 1) // 2)}
 
-    def change(
-        self,
-        tensors: Mapping[str, Tensor],
-        scale: float,
-        *,
-        weight: Tensor | None = None,
-        kept: Tensor | None = None,
-    ) -> Tensor:
+    def change(self, tensors: Tensors, scale: float, inputs: ChangeInputs = NO_INPUTS) -> Tensor:
         """W @ (R - 1): of R = (1 - Q)^-1 (1 + Q) that is 2 (1 - Q)^-1 Q, which loses no small turn."""
+        weight = inputs.weight
         assert weight is not None
         blocks, size = len(tensors["skew"]), weight.shape[1] // len(tensors["skew"])
         row, column = torch.triu_indices(size, size, 1, device=weight.device)

@@ -22,8 +22,6 @@ PULL = 0.1  # of the way, in logarithms, at each update: diffusers' advanced scr
 
 @dataclass(frozen=True)
 class TokenOptions:
-    """A new token."""
-
     token: str
     start: str  # the words that it means at first
     vectors: int | None = None  # None: as many as the start has tokens

@@ -208,7 +208,6 @@ class ModelFamily(ABC):
         """What UIs call the layer at a canonical path, without the tensor's ending."""
 
     def layer(self, part: str, path: str) -> nn.Module:
-        """The module at a canonical path."""
         return next(
             m for own, m in self.parts[part].named_modules() if self.canonical_path(part, own) == path
         )
@@ -227,7 +226,6 @@ class ModelFamily(ABC):
 
     @property
     def text_encoders(self) -> list[str]:
-        """The parts that encode captions."""
         return [name for name in self.parts if name.startswith("text_encoder")]
 
     def tokenizer_of(self, text_encoder: str) -> PreTrainedTokenizerBase:

@@ -29,11 +29,9 @@ class Tokenizer(Protocol):
     def __call__(self, text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> Any:
         """{"input_ids": all tokens, nothing cut off}."""
 
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> Any:
-        """The tokens' text."""
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> Any: ...
 
-    def get_vocab(self) -> dict[str, int]:
-        """Token -> number."""
+    def get_vocab(self) -> dict[str, int]: ...
 
     def num_special_tokens_to_add(self) -> int:
         """How many marks of begin and end a caption gets."""

@@ -22,7 +22,6 @@ class NoisyBatch:
     weight: Tensor  # [B], float32
 
     def rows(self, wanted: slice) -> NoisyBatch:
-        """Some of the batch's rows."""
         return NoisyBatch(
             self.latents[wanted], self.timestep[wanted], self.target[wanted], self.weight[wanted]
         )
@@ -130,7 +129,6 @@ class Diffusion(ObjectiveOptions):
         return NoisyBatch(noised, timestep, target, self.weight(timestep))
 
     def error(self, answer: Tensor, target: Tensor) -> Tensor:
-        """[B, C, H, W], not negative, before any weight."""
         return LOSSES[self.loss](answer, target, self.loss_delta)
 
     def weight(self, timestep: Tensor) -> Tensor:

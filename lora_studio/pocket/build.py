@@ -101,9 +101,7 @@ def write_base(
     pipeline.save_pretrained(out, safe_serialization=True)
     for config in out.glob("*/config.json"):
         _forget_paths(config)
-    tokenizer.backend_tokenizer.model.save(
-        str(out / "tokenizer")
-    )  # the files that UIs read
+    tokenizer.backend_tokenizer.model.save(str(out / "tokenizer"))  # the files that UIs read
     pair.vision.half().save_pretrained(out / "image_encoder")
     projection = {"text_projection.weight": pair.text_projection.weight.detach().to(torch.float16)}
     save_file(projection, out / "image_encoder" / "text_projection.safetensors")

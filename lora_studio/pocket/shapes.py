@@ -70,20 +70,13 @@ def _moon() -> list[Point]:
 
 
 def _cross(w: float = 0.34) -> list[Point]:
-    return [
-        (-w, -1),
-        (w, -1),
-        (w, -w),
-        (1, -w),
-        (1, w),
-        (w, w),
-        (w, 1),
-        (-w, 1),
-        (-w, w),
-        (-1, w),
-        (-1, -w),
-        (-w, -w),
-    ]
+    right = [(-w, -1.0), (w, -1.0), (w, -w), (1.0, -w), (1.0, w), (w, w)]
+    return right + [(-x, -y) for x, y in right]
+
+
+def _mirrored(half: list[Point]) -> list[Point]:
+    """A closed line from the top clockwise: a point in the middle, and the right half."""
+    return half + [(-x, y) for x, y in reversed(half[1:])]
 
 
 def _ring() -> list[Part]:
@@ -93,17 +86,7 @@ def _ring() -> list[Part]:
 
 
 def _tree() -> list[Part]:
-    crown = [
-        (0.0, -1.0),
-        (0.5, -0.4),
-        (0.3, -0.4),
-        (0.75, 0.15),
-        (0.45, 0.15),
-        (0.95, 0.65),
-        (-0.95, 0.65),
-        (-0.45, 0.15),
-    ]
-    crown += [(-0.75, 0.15), (-0.3, -0.4), (-0.5, -0.4)]
+    crown = _mirrored([(0.0, -1.0), (0.5, -0.4), (0.3, -0.4), (0.75, 0.15), (0.45, 0.15), (0.95, 0.65)])
     return [_part(_box(-0.15, 0.6, 0.15, 1.0), 0.55), _part(crown)]
 
 

@@ -73,14 +73,12 @@ PEFTS_WARNING = "TorchaoLoraLinear was instantiated without"  # it cannot merge;
 
 
 def torchao_int8(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
-    """8-bit integers."""
     from torchao.quantization import Int8WeightOnlyConfig
 
     _quantize(denoiser, paths, Int8WeightOnlyConfig())
 
 
 def torchao_float8(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
-    """8-bit floats, e4m3."""
     from torchao.quantization import Float8WeightOnlyConfig
 
     _quantize(denoiser, paths, Float8WeightOnlyConfig())

@@ -21,8 +21,6 @@ OUTSIDE = "outside"  # first and last convolution and the embeddings of time and
 
 @dataclass(frozen=True)
 class Encoder:
-    """A text encoder."""
-
     prefix: str
     mistaken: str  # the prefix that some files have instead
     vectors: str  # the key of its vectors in the file of a learned token
@@ -41,8 +39,6 @@ class PublishedLayer:
 
 @dataclass(frozen=True, eq=False)  # each is itself alone
 class PublishedBase:
-    """A published base."""
-
     title: str
     key_list: str  # the file in key_lists/ of its layers
     version: str  # how ss_base_model_version begins

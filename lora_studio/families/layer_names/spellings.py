@@ -91,8 +91,6 @@ _RESNET = {name.replace(".", "_"): path for path, name in IN_RESNET.items()}
 
 
 class LayerPlace(NamedTuple):
-    """A layer of a base."""
-
     part: str
     path: str  # canonical
 

@@ -39,7 +39,6 @@ class BaseFolder:
 
     @property
     def present(self) -> list[str]:
-        """The listed parts that have a folder."""
         return [name for name in self.parts if (self.path / name).is_dir()]
 
     @cached_property
@@ -78,7 +77,6 @@ class BaseFolder:
             raise self._unreadable(name, error) from None
 
     def tokenizer(self, name: str) -> PreTrainedTokenizerBase:
-        """A tokenizer, from its files alone."""
         library, class_name = self.parts[name]
         loader = getattr(import_module(library), class_name)
         try:

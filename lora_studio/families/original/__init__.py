@@ -88,12 +88,7 @@ KINDS = (SD1, SD2, SDXL)
 
 _REFINER_TEXT = "conditioner.embedders.0.model."
 _ADAPTER = re.compile(r"\.(lora_(up|down|A|B|mid)\b|hada_w|lokr_w|oft_|glora|dora_scale)|^lora_|_lora[._]")
-_INPUTS = {
-    5: "a depth model",
-    7: "an upscaler",
-    8: "an InstructPix2Pix model",
-    9: "an inpainting model",
-}
+_INPUTS = {5: "a depth model", 7: "an upscaler", 8: "an InstructPix2Pix model", 9: "an inpainting model"}
 # What a file is that is no whole base, by a piece of a tensor's name. The first that fits counts.
 _STRANGERS = (
     (re.compile(r"(^|\.)joint_blocks\."), "a Stable Diffusion 3 model"),

@@ -30,7 +30,6 @@ class TensorOrigin:
     transposed: bool = False
 
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
-        """After what is done to it."""
         shape = shapes[self.name]
         if self.third is not None:
             return (shape[0] // 3, *shape[1:])

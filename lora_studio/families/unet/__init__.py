@@ -89,7 +89,6 @@ class StableDiffusion(ModelFamily):
         return {"unet": CONVOLUTIONS}
 
     def objective(self, options: ObjectiveOptions) -> Diffusion:
-        """What the base predicts, on its own noise schedule."""
         return Diffusion(self.schedule.alphas, self.schedule.prediction, **asdict(options))
 
     @torch.no_grad()
@@ -130,7 +129,6 @@ class StableDiffusion(ModelFamily):
 
     @classmethod
     def miniature(cls) -> Miniature:
-        """Convolutions, self- and cross-attention, feed-forward."""
         from diffusers import UNet2DConditionModel
 
         with torch.random.fork_rng(devices=[]):
@@ -219,13 +217,11 @@ class StableDiffusion15(StableDiffusion):
 
     @classmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
-        """Convolutional projections and no added embeddings."""
         unet = configurations.get("unet", {})
         return not unet.get("use_linear_projection") and not unet.get("addition_embed_type")
 
     @property
     def traits(self) -> FileTraits:
-        """SD1, as every UI knows it."""
         if self.schedule.prediction == "v_prediction":
             return FileTraits("sd_v1_v", False, "stable-diffusion-v1/lora", "v")
         return FileTraits("sd_v1", False, "stable-diffusion-v1/lora", "epsilon")
@@ -240,7 +236,6 @@ class StableDiffusion2(StableDiffusion):
 
     @classmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
-        """Linear projections and no added embeddings."""
         unet = configurations.get("unet", {})
         return bool(unet.get("use_linear_projection")) and not unet.get("addition_embed_type")
 

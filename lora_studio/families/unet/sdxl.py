@@ -41,7 +41,6 @@ class StableDiffusionXL(StableDiffusion):
 
     @classmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
-        """Added embeddings of text and time."""
         return configurations.get("unet", {}).get("addition_embed_type") == "text_time"
 
     @property
@@ -93,7 +92,6 @@ class StableDiffusionXL(StableDiffusion):
         return unet(latents.to(dtype), timestep, text, added_cond_kwargs=added).sample
 
     def pipeline(self) -> DiffusionPipeline:
-        """A StableDiffusionXLPipeline over these parts, with DDIM."""
         from diffusers import StableDiffusionXLPipeline
 
         parts = {name: self.parts[name] for name in ("vae", "unet", *ENCODERS)}

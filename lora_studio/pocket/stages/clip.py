@@ -164,7 +164,6 @@ def load_pair(folder: Path) -> tuple[ClipPair, CLIPTokenizer]:
 
 
 def build_clip(folder: Path, steps: int, device: torch.device) -> None:
-    """Train tokenizer and pair and save them."""
     torch.manual_seed(2)
     rank, size = rank_and_size()
     tokenizer = new_tokenizer(folder / f"tokenizer_{rank}" if rank else folder / "tokenizer")

@@ -83,7 +83,6 @@ def encode_world(work: Path, device: torch.device) -> None:
 
 
 def load_vae(work: Path, device: torch.device) -> AutoencoderKL:
-    """The finished VAE of the first stage."""
     return AutoencoderKL.from_pretrained(work / "vae" / "done").to(device)
 
 

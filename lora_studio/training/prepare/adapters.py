@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.adapter_set import AdapterSet
-from lora_studio.adapters.full_inject import Chosen, TensorPlace, exact_values
+from lora_studio.adapters.full import Chosen, TensorPlace, exact_values
 from lora_studio.adapters.inject import choose_layers, inject_chosen
 from lora_studio.adapters.rules import AdapterOptions, Rule
 from lora_studio.adapters.textual_inversion import TokenOptions, inject_tokens

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_studio.errors import reason_of
+from lora_studio.export.target import report_wrong
 from lora_studio.families.base import ModelFamily
 from lora_studio.files import sync
 from lora_studio.lora_file.write import DTYPES, cast_error
@@ -76,6 +77,32 @@ def open_folder(path: Path, report: VerifyReport) -> DiffusionPipeline | None:
         report.faults.append(f"diffusers does not load it: {reason_of(error)}")
         return None
     return pipeline
+
+
+def check_folder(
+    pipeline: DiffusionPipeline, base: ModelFamily, changed: Collection[str], dtype: str, report: VerifyReport
+) -> None:
+    """Every tensor that diffusers loaded is finite and the base's in the export's dtype, bit for bit.
+
+    `base`: with what was trained in it, float32; `changed`: the parts that differ. Others that lose something
+    in the dtype are float32 in the folder.
+    """
+    wanted, wrong = DTYPES[dtype], list[str]()
+    rounded = {name for name, part in base.parts.items() if name in changed or holds_exactly(part, wanted)}
+    num_tensors = 0
+    for name, part in base.parts.items():
+        expected = dict(part.named_parameters())
+        found = dict(getattr(pipeline, name).named_parameters())
+        num_tensors += len(found)
+        wrong += [f"{name}.{key}" for key in sorted(expected.keys() ^ found.keys())]
+        for key in expected.keys() & found.keys():
+            value = expected[key].detach().to(wanted if name in rounded else torch.float32)
+            if not found[key].isfinite().all():
+                report.faults.append(f"{name}.{key} is not finite")
+            elif not torch.equal(found[key].detach().float(), value.float()):
+                wrong.append(f"{name}.{key}")
+    report.checks["tensors"] = num_tensors
+    report_wrong(report, wrong)
 
 
 def put_in(family: ModelFamily, tensors: Mapping[str, Tensor]) -> set[str]:

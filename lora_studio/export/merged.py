@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lora_studio.adapters.adapter_set import AdapterSet
-from lora_studio.export.folder import canonical_tensors, holds_exactly, open_folder, put_in, write_folder
+from lora_studio.export.folder import canonical_tensors, check_folder, open_folder, put_in, write_folder
 from lora_studio.export.target import ExportJob, ExportResult, Target, report_wrong
 from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.write import DTYPES, cast_error, write_large
@@ -71,22 +71,7 @@ class Merged(Target):
         if pipeline is None:
             return
         base, changed = merged_base(job)
-        dtype, found = DTYPES[job.dtype], {}
-        rounded = {name for name in base.parts if name in changed or holds_exactly(base.parts[name], dtype)}
-        for name in base.parts:
-            for key, one in getattr(pipeline, name).named_parameters():
-                found[f"{name}.{key}"] = one
-        expected: dict[str, Tensor] = {
-            f"{name}.{key}": one for name, part in base.parts.items() for key, one in part.named_parameters()
-        }
-        wrong = sorted(expected.keys() ^ found.keys())
-        for key in expected.keys() & found.keys():
-            part = key.partition(".")[0]
-            value = expected[key].detach().to(dtype).float() if part in rounded else expected[key].detach()
-            if not torch.equal(found[key].detach(), value):
-                wrong.append(key)
-        report.checks["tensors"] = len(found)
-        report_wrong(report, wrong)
+        check_folder(pipeline, base, changed, job.dtype, report)
 
 
 class Checkpoint(Target):

@@ -47,8 +47,12 @@ def recipe(training: TrainingConfig, **sections: object) -> Recipe:
     ],
 )
 def test_what_does_not_go_with_an_optimizer_is_one_sentence(values: dict[str, object], words: str) -> None:
-    (fault,) = optimizer_faults(recipe(training(**values)))
+    (fault,) = faults_of(recipe(training(**values)))
     assert re.search(words, fault), fault
+
+
+def faults_of(recipe: Recipe) -> list[str]:
+    return optimizer_faults(recipe.training, recipe.adapter, recipe.tokens)
 
 
 TOKEN = {"token": "zwx", "start": "fox"}
@@ -77,18 +81,18 @@ def test_what_holds_the_size_of_weights_does_not_go_with_a_mean_of_the_optimizer
 ) -> None:
     """Shown is x = y + (y - z) (1 / beta1 - 1): where y alone is scaled, z departs from it without end."""
     pytest.importorskip("schedulefree")
-    (fault,) = optimizer_faults(recipe(training(optimizer=name), **sections))
+    (fault,) = faults_of(recipe(training(optimizer=name), **sections))
     assert re.search(words, fault), fault
     free = {"tokens": [TOKEN | {"keep_norm": False}]}
-    assert optimizer_faults(recipe(training(optimizer=name), **free)) == []
-    assert optimizer_faults(recipe(training(), **sections)) == []
+    assert faults_of(recipe(training(optimizer=name), **free)) == []
+    assert faults_of(recipe(training(), **sections)) == []
 
 
 def test_an_optimizer_that_is_not_installed_is_named_with_the_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("lora_studio.training.optimizers.choose.find_spec", lambda name: None)
-    (fault,) = optimizer_faults(recipe(training(optimizer="prodigy", learning_rate=1)))
+    (fault,) = faults_of(recipe(training(optimizer="prodigy", learning_rate=1)))
     assert fault.endswith("needs the package prodigyopt, which is not installed; run: pip install prodigyopt")
 
 
@@ -135,7 +139,7 @@ def test_every_optimizer_of_the_table_passes_its_trial(name: str) -> None:
     if package := needs_of(OPTIMIZERS[name]).package:
         pytest.importorskip(package)
     values = {"optimizer": name, "learning_rate": 1.0 if name == "prodigy" else 1e-3}
-    assert optimizer_faults(recipe(training(**values))) == []
+    assert faults_of(recipe(training(**values))) == []
     assert trial_faults(training(**values), torch.device("cpu")) == []
 
 
@@ -188,7 +192,7 @@ def test_an_optimizer_that_is_added_to_the_table_alone_trains(
 
 @pytest.mark.usefixtures("with_sign_sgd")
 def test_what_an_added_optimizer_needs_is_asked_of_a_recipe() -> None:
-    (fault,) = optimizer_faults(recipe(training(optimizer="sign_sgd")))
+    (fault,) = faults_of(recipe(training(optimizer="sign_sgd")))
     assert "needs the package sign_sgd_of_no_package, which is not installed" in fault
-    (fault,) = optimizer_faults(recipe(training(optimizer="sign_sg")))
+    (fault,) = faults_of(recipe(training(optimizer="sign_sg")))
     assert "did you mean 'sign_sgd'?" in fault

@@ -8,6 +8,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import psutil
 import torch
 
 from lora_studio.version import __version__
@@ -26,7 +27,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "driver": _driver() if device.type == "cuda" else None,
         "cuda": torch.version.cuda,
         "memory_bytes": _device_memory(device),
-        "main_memory_bytes": _main_memory(),
+        "main_memory_bytes": psutil.virtual_memory().total,
         "cpus": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -55,13 +56,6 @@ def _device_memory(device: torch.device) -> dict[str, int] | None:
         return None
     free, total = torch.cuda.mem_get_info(device)
     return {"free": free, "total": total}
-
-
-def _main_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return None
 
 
 def _version(package: str) -> str | None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.errors import CheckpointError, RecipeError, reason_of
-from lora_studio.recipe import Recipe
+from lora_studio.recipe.adapter import AdapterConfig
+from lora_studio.recipe.tokens import TokenConfig
 from lora_studio.recipe.training import TrainingConfig
 from lora_studio.registry import did_you_mean
 from lora_studio.rng import generator
@@ -38,9 +39,11 @@ def make_optimizer(training: TrainingConfig, groups: Sequence[Group]) -> torch.o
     return optimizer
 
 
-def optimizer_faults(recipe: Recipe) -> list[str]:
+def optimizer_faults(
+    training: TrainingConfig, adapter: AdapterConfig, tokens: Sequence[TokenConfig]
+) -> list[str]:
     """Everything but the learning rates that does not go with the optimizer, a sentence each."""
-    training, name = recipe.training, recipe.training.optimizer
+    name = training.optimizer
     try:
         build = _builder(name)
     except RecipeError as error:
@@ -52,7 +55,7 @@ def optimizer_faults(recipe: Recipe) -> list[str]:
             f"run: pip install {needs.package}"
         ]
     shows_mean = needs.own_schedule or hasattr(build, "eval")
-    sizes = _size_faults(recipe) if shows_mean else []
+    sizes = _size_faults(name, adapter, tokens) if shows_mean else []
     return [*_option_faults(build, training), *_rule_faults(needs, training), *sizes]
 
 
@@ -163,17 +166,17 @@ def _rule_faults(needs: Needs, training: TrainingConfig) -> list[str]:
     return faults
 
 
-def _size_faults(recipe: Recipe) -> list[str]:
+def _size_faults(name: str, adapter: AdapterConfig, tokens: Sequence[TokenConfig]) -> list[str]:
     """What scales the weights that are trained, and not the mean that such an optimizer shows of them."""
     mends = {}
-    if any(token.keep_norm for token in recipe.tokens):
+    if any(token.keep_norm for token in tokens):
         mends["tokens.keep_norm"] = "keep_norm = false in [[tokens]]"
-    if recipe.adapter.max_norm:
+    if adapter.max_norm:
         mends["adapter.max_norm"] = "adapter.max_norm = 0"
     if not mends:
         return []
     return [
-        f"training.optimizer = {recipe.training.optimizer!r} shows and exports a mean of its own, whose size "
+        f"training.optimizer = {name!r} shows and exports a mean of its own, whose size "
         f"{' and '.join(mends)} would spoil and not hold; set {' and '.join(mends.values())}, or take "
         "another optimizer."
     ]

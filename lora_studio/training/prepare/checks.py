@@ -136,10 +136,14 @@ def name_faults(recipe: Recipe) -> list[str]:
     if recipe.adapter.kind != NO_ADAPTER:
         wanted.append((ADAPTERS, recipe.adapter.kind))
     faults = _Faults(tracker_faults(recipe.tracking.to))
-    faults += optimizer_faults(recipe) + schedule_faults(recipe.training)
+    faults += _optimizer_faults(recipe) + schedule_faults(recipe.training)
     for table, name in wanted:
         faults.of(lambda table=table, name=name: table.check(name))  # type: ignore[misc]
     return faults
+
+
+def _optimizer_faults(recipe: Recipe) -> list[str]:
+    return optimizer_faults(recipe.training, recipe.adapter, recipe.tokens)
 
 
 def schedule_faults(training: TrainingConfig) -> list[str]:
@@ -247,7 +251,7 @@ def _meaningless(config: AdapterConfig) -> list[str]:
 def _rate_faults(recipe: Recipe, plan: AdapterPlan, family: ModelFamily) -> list[str]:
     """Learning rates that the optimizer cannot take."""
     name = recipe.training.optimizer
-    least = 0.0 if optimizer_faults(recipe) else least_rate(recipe.training)
+    least = 0.0 if _optimizer_faults(recipe) else least_rate(recipe.training)
     if not least:
         return []
     rates = used_rates(recipe, plan, family)

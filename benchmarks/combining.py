@@ -43,7 +43,7 @@ class Merge:
     """How a file is made of the two; the first is the one that `project` protects."""
 
     method: str
-    wishes: MergeOptions = MergeOptions()  # noqa: RUF009 - frozen
+    options: MergeOptions = MergeOptions()  # noqa: RUF009 - frozen
     subject_first: bool = False
     strength: float = 1.0  # of both
 
@@ -145,7 +145,7 @@ def _merge(merge: Merge, setting: Setting, out: Path) -> float:
     terms = [
         Term(open_plain(file), merge.strength) for file in (files[::-1] if merge.subject_first else files)
     ]
-    return combine(terms, out, method=merge.method, wishes=merge.wishes).left_out
+    return combine(terms, out, method=merge.method, options=merge.options).left_out
 
 
 def _judged(setting: Setting, prompts: Sequence[tuple[str, int]], name: str) -> list[Verdict]:

@@ -71,15 +71,14 @@ def ours(task: str, rank: int, folder: Path) -> dict[str, object]:
     """One measurement in this process, on the whole files; of extract, on all their layers' changes."""
     from lora_studio.lora_file.factors import RankLimit
     from lora_studio.lora_file.open import open_plain
-    from lora_studio.tools.combine import Term, combine
+    from lora_studio.tools.combine import Term, combine, resize
     from lora_studio.tools.methods import MergeOptions
-    from lora_studio.tools.resize import resize
 
     first, second, out = (folder / f"{name}_{rank}.safetensors" for name in ("a", "b", "out"))
     began = time.process_time()
     if task == "combine":
         terms = [Term(open_plain(first), 0.8), Term(open_plain(second), 0.6)]
-        combine(terms, out, method="svd", wishes=MergeOptions(RankLimit(rank=rank)))
+        combine(terms, out, method="svd", options=MergeOptions(RankLimit(rank=rank)))
     elif task == "resize":
         resize(open_plain(first), out, RankLimit(rank=rank // 2))
     else:

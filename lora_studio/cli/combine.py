@@ -48,16 +48,16 @@ def combine(
     """Make one LoRA file of several: concat is their exact sum, project keeps the first one untouched."""
     quiet_libraries()
     from lora_studio.console.tools import print_combined
-    from lora_studio.tools.combine import check_wishes, combine
+    from lora_studio.tools.combine import check_options, combine
     from lora_studio.tools.methods import MergeOptions
     from lora_studio.tools.result import check_output
 
-    wishes = MergeOptions(cut_of(rank, energy), density, seed)
-    check_wishes(method, wishes)
+    options = MergeOptions(cut_of(rank, energy), density, seed)
+    check_options(method, options)
     weights = [block_weight(text) for text in blocks or ()]
     terms = terms_of(files, least=2)
     check_output(out, force=force, inputs=[term.file.path for term in terms])
-    report = combine(terms, out, method=method, wishes=wishes, blocks=weights, dtype=dtype)
+    report = combine(terms, out, method=method, options=options, blocks=weights, dtype=dtype)
     show(report, print_combined, out, as_json=as_json)
 
 
@@ -74,7 +74,7 @@ def resize(
     quiet_libraries()
     from lora_studio.console.tools import print_resized
     from lora_studio.lora_file.open import open_plain
-    from lora_studio.tools.resize import resize
+    from lora_studio.tools.combine import resize
     from lora_studio.tools.result import check_output
 
     cut = needed(cut_of(rank, energy))
@@ -115,7 +115,7 @@ def compare(
         write_atomically(out, heat_map(comparison))
     if base:
         from lora_studio.evaluate.previews import as_png
-        from lora_studio.tools.compare_images import compare_images, prompts_for
+        from lora_studio.tools.compare import compare_images, prompts_for
 
         prompts = prompt or prompts_for(terms)
         write_atomically(images, as_png(compare_images(base, terms, prompts, seed=seed)))

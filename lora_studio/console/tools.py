@@ -13,12 +13,11 @@ from lora_studio.files import size_of
 from lora_studio.text import Rows, file_size
 
 if TYPE_CHECKING:
-    from lora_studio.tools.combine import CombineReport
+    from lora_studio.tools.combine import CombineReport, ResizeReport
     from lora_studio.tools.compare import Comparison
     from lora_studio.tools.convert import Converted
     from lora_studio.tools.extract import ExtractReport
     from lora_studio.tools.merge_into import MergeReport
-    from lora_studio.tools.resize import ResizeReport
     from lora_studio.training.finish.export import Exported
 
 _MOST = 8  # layers in the table of a comparison

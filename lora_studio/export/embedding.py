@@ -76,14 +76,12 @@ class Embedding(Target):
         return tuple(job.folder / f"{word}.safetensors" for word in words)
 
     def refuse(self, job: ExportJob) -> None:
-        """Raise StudioError if there are none."""
         if not job.adapters.tokens:
             raise StudioError(
                 "embedding is for learned tokens, and this run has none; leave that target out."
             )
 
     def write(self, job: ExportJob) -> ExportResult:
-        """`<word>.safetensors` of every learned token."""
         paths = self.paths(job)
         found, error = embeddings(job.family, job.adapters), 0.0
         for path, (word, tensors) in zip(paths, found.items(), strict=True):
@@ -102,7 +100,6 @@ class A1111Bundle(Target):
     ending: ClassVar[str] = "_a1111.safetensors"
 
     def refuse(self, job: ExportJob) -> None:
-        """Raise StudioError unless there are both."""
         if not job.adapters.layers or not job.adapters.tokens:
             raise StudioError(
                 "a1111_bundle is for a LoRA and learned tokens together, and this run has not both; take the "
@@ -110,7 +107,6 @@ class A1111Bundle(Target):
             )
 
     def write(self, job: ExportJob) -> ExportResult:
-        """`<name>_a1111.safetensors`"""
         (path,) = self.paths(job)
         plain = kohya.plain_layers(job.family, job.adapters)
         error = job.write(path, kohya.spell(plain) | _tokens(job))

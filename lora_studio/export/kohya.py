@@ -83,7 +83,6 @@ class Kohya(Target):
     weights_alone: ClassVar[bool] = True
 
     def write(self, job: ExportJob) -> ExportResult:
-        """`<name>.safetensors`: what everything loads."""
         (path,) = self.paths(job)
         plain = plain_layers(job.family, job.adapters)
         error = job.write(path, spell(plain))
@@ -113,7 +112,6 @@ class Diffusers(Target):
     weights_alone: ClassVar[bool] = True
 
     def write(self, job: ExportJob) -> ExportResult:
-        """`<name>_diffusers.safetensors`"""
         (path,) = self.paths(job)
         plain = {layer.name: as_plain(layer) for layer in job.adapters.layers}
         return ExportResult(

@@ -58,7 +58,6 @@ class Merged(Target):
     ending: ClassVar[str] = "_merged"
 
     def write(self, job: ExportJob) -> ExportResult:
-        """`<name>_merged`, a folder."""
         (path,) = self.paths(job)
         base, changed = merged_base(job)
         return ExportResult(

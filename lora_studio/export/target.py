@@ -23,8 +23,6 @@ from lora_studio.verify.file import VerifyReport
 
 @dataclass(frozen=True)
 class ExportJob:
-    """Something trained that is to be written."""
-
     family: ModelFamily  # with the adapters in it
     adapters: AdapterSet
     facts: TrainingFacts
@@ -50,8 +48,6 @@ class ExportJob:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written."""
-
     paths: tuple[Path, ...]
     cast_error: float  # the largest that the dtype caused in a tensor, relative to its largest number
     left_out: float | None = None  # largest share of a layer's change that plain LoRA lacks, where it is cut

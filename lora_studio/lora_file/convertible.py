@@ -144,8 +144,6 @@ def _said_alphas(path: Path, metadata: Mapping[str, str]) -> DeclaredAlphas:
 
 @dataclass(frozen=True)
 class PlainLayers:
-    """A file's layers as plain LoRA."""
-
     layers: dict[LayerPlace, PlainLora]
     names: dict[LayerPlace, str]  # that UIs know them by
     file: PlacedLayers  # as it was read

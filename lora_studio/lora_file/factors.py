@@ -111,7 +111,6 @@ def energy(factors: Factors) -> float:
 
 
 def difference(one: Factors, other: Factors) -> Factors:
-    """One change less another."""
     return stacked([one, Factors(other.down, -other.up)])
 
 

@@ -43,14 +43,11 @@ LEGACY = (0x100000, 0x110000)  # the bytes that the older hash is of
 
 
 def itemsize(dtype: str) -> int:
-    """Bytes of a number."""
     return _EIGHTS.get(dtype) or np.dtype(dtype).itemsize
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor as the header has it."""
-
     dtype: str  # torch's name, without torch
     shape: tuple[int, ...]
     begin: int = 0  # bytes behind the header
@@ -58,8 +55,6 @@ class TensorEntry:
 
 
 class TensorSpec(NamedTuple):
-    """A tensor of a file that is not there yet."""
-
     name: str
     dtype: str
     shape: tuple[int, ...]

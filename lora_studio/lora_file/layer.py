@@ -44,7 +44,6 @@ class Stored(Mapping[str, "Tensor"]):
         return end in self.keys_of  # what Mapping does would read the tensor
 
     def array(self, end: str) -> Array:
-        """For numpy."""
         return self.header.array(self.keys_of[end])
 
     def __iter__(self) -> Iterator[str]:
@@ -59,21 +58,17 @@ class Held(dict[str, "Tensor"]):
 
     @property
     def entries(self) -> dict[str, TensorEntry]:
-        """What a header would say of them."""
         return {
             end: TensorEntry(str(one.dtype).removeprefix("torch."), tuple(one.shape))
             for end, one in self.items()
         }
 
     def array(self, end: str) -> Array:
-        """For numpy."""
         return self[end].detach().float().numpy()
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What the numbers of a layer are."""
-
     finite: bool
     zero: bool  # it changes nothing
 
@@ -89,17 +84,14 @@ class LoraLayer:
 
     @cached_property
     def entries(self) -> Mapping[str, TensorEntry]:
-        """What the header says of them."""
         return self.tensors.entries
 
     @property
     def keys(self) -> list[str]:
-        """What the file calls its tensors."""
         return list(self.tensors.keys_of.values()) if isinstance(self.tensors, Stored) else []
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the tensors, by ending."""
         return {end: one.shape for end, one in self.entries.items()}
 
     @cached_property
@@ -112,7 +104,6 @@ class LoraLayer:
 
     @property
     def missing(self) -> list[str]:
-        """Endings without which nothing can be made of the others."""
         return self.kind.missing(self.entries)
 
     @property
@@ -144,7 +135,6 @@ class LoraLayer:
 
     @property
     def scale(self) -> float:
-        """What its kind multiplies the change with."""
         return self.kind.scale(self.alpha, self.shapes)
 
     @property

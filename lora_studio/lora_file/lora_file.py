@@ -67,7 +67,6 @@ class LoraFile:
 
     @property
     def name(self) -> str:
-        """For people: without its folder."""
         return self.path.name
 
     @property
@@ -91,12 +90,10 @@ class LoraFile:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Of the layers that have one."""
         return {name: one.rank for name, one in self.layers.items() if one.rank is not None}
 
     @cached_property
     def alphas(self) -> dict[str, float]:
-        """Of the layers that have one number for it."""
         return {name: one.alpha for name, one in self.layers.items() if one.alpha is not None}
 
     @cached_property
@@ -111,7 +108,6 @@ class LoraFile:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What who computes with it should know."""
         lacking = sum(one.alpha is None for one in self.layers.values())
         if not lacking:
             return ()
@@ -140,7 +136,6 @@ class LoraFile:
 
     @property
     def metadata_bytes(self) -> int:
-        """Of what it says about itself."""
         return sum(len(key.encode()) + len(value.encode()) for key, value in self.metadata.items())
 
 

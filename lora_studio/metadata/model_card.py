@@ -35,8 +35,6 @@ _FACTS = {
 
 
 class CardImage(NamedTuple):
-    """An image of the card."""
-
     prompt: str
     path: str  # from the card
 
@@ -52,12 +50,10 @@ class Described:
 
     @property
     def trigger(self) -> str:
-        """The words that call what it shows."""
         return self.metadata.get("modelspec.trigger_phrase", "")
 
     @property
     def strength(self) -> float:
-        """Recommended."""
         try:
             return float(self.metadata.get(STRENGTH, "1"))
         except ValueError:

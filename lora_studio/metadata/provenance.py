@@ -69,7 +69,6 @@ class ProvenanceEntry:
 
     @property
     def pair(self) -> tuple[str, str]:
-        """Image and caption."""
         return self.image, self.caption
 
 

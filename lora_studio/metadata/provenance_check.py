@@ -44,7 +44,6 @@ class OriginReport:
         return not self.differs
 
     def to_json(self) -> dict[str, Any]:
-        """For --json."""
         return asdict(self) | {"proven": self.proven}
 
 

@@ -1,7 +1,8 @@
 """Arithmetic on finished LoRA files, always on the changes of weight and never on the two factors apart."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from lora_studio.registry import Registry
 
@@ -19,3 +20,12 @@ METHODS: Registry[Callable[[Mapping[int, "Factors"], "MergeOptions", str], "Fact
         "project": "lora_studio.tools.methods:project",
     },
 )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a tool found or made."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, for --json."""
+        return asdict(self)

@@ -1,20 +1,19 @@
-"""`lora-studio combine`: several LoRA files as one."""
+"""`lora-studio combine` and `resize`: several LoRA files as one, and one with fewer ranks, by exact SVDs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from lora_studio.adapters.kind import Factors
 from lora_studio.errors import StudioError
-from lora_studio.lora_file.factors import decompose, difference, energy, stacked
+from lora_studio.lora_file.factors import RankLimit, decompose, difference, energy, stacked
 from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.lora_file.open import check_same_family
-from lora_studio.tools import METHODS
+from lora_studio.tools import METHODS, Report
 from lora_studio.tools.methods import MergeOptions
 from lora_studio.tools.result import Result, in_order, metadata_of
 
@@ -40,10 +39,8 @@ class Term:
     strength: float
 
 
-@dataclass
-class CombineReport:
-    """What was made."""
-
+@dataclass(frozen=True)
+class CombineReport(Report):
     file: str
     method: str
     layers: int
@@ -55,17 +52,13 @@ class CombineReport:
     bytes: int
     notes: list[str] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
-        """For --json."""
-        return asdict(self)
-
 
 def combine(
     terms: Sequence[Term],
     out: Path,
     *,
     method: str,
-    wishes: MergeOptions = MergeOptions(),  # noqa: B008 - frozen
+    options: MergeOptions = MergeOptions(),  # noqa: B008 - frozen
     blocks: Sequence[BlockWeight] = (),
     dtype: str = "float16",
 ) -> CombineReport:
@@ -73,12 +66,12 @@ def combine(
 
     Raises StudioError for files that do not go together, and for options that do not go with the method.
     """
-    check_wishes(method, wishes)
+    check_options(method, options)
     files = [term.file for term in terms]
     notes = check_same_family(files)
     _check_blocks(blocks, files)
-    totals = _Totals(terms, blocks, method, wishes)
-    result = Result(dtype, alpha=_alpha(files, method, wishes))
+    totals = _Totals(terms, blocks, method, options)
+    result = Result(dtype, alpha=_alpha(files, method, options))
     for name in in_order(files[0].layers, [file.layers for file in files[1:]]):
         shape = next(file.layers[name].shape for file in files if name in file.layers)
         factors, squares = totals.merged(name)
@@ -103,19 +96,19 @@ def combine(
     )
 
 
-def check_wishes(method: str, wishes: MergeOptions) -> None:
+def check_options(method: str, options: MergeOptions) -> None:
     """Raise StudioError if the options do not go with the method."""
     METHODS.check(method)
-    if method == NEEDS_CUT and wishes.cut is None:
+    if method == NEEDS_CUT and options.cut is None:
         raise StudioError("--method svd needs --rank or --energy, e.g. --rank 32 or --energy 0.99.")
-    if method == NO_CUT and wishes.cut is not None:
+    if method == NO_CUT and options.cut is not None:
         raise StudioError(
             "--method concat is exact, and its ranks add up; for --rank or --energy give --method svd."
         )
-    if wishes.density is not None and method not in WITH_DENSITY:
+    if options.density is not None and method not in WITH_DENSITY:
         raise StudioError(f"--density is for {' and '.join(WITH_DENSITY)}; leave it out with {method}.")
-    if wishes.density is not None and not 0 < wishes.density <= 1:
-        raise StudioError(f"--density is {wishes.density:g}; it must be above 0 and at most 1.")
+    if options.density is not None and not 0 < options.density <= 1:
+        raise StudioError(f"--density is {options.density:g}; it must be above 0 and at most 1.")
 
 
 def _check_blocks(blocks: Sequence[BlockWeight], files: Sequence[LoraFile]) -> None:
@@ -131,21 +124,21 @@ def _check_blocks(blocks: Sequence[BlockWeight], files: Sequence[LoraFile]) -> N
             )
 
 
-def _alpha(files: Sequence[LoraFile], method: str, wishes: MergeOptions) -> float:
+def _alpha(files: Sequence[LoraFile], method: str, options: MergeOptions) -> float:
     """About the largest rank that the result can have, so that UIs show a familiar pair."""
     ranks = [max(file.ranks.values()) for file in files]
-    if wishes.cut is None:
+    if options.cut is None:
         return float(sum(ranks))
-    return float(min(wishes.cut.rank or max(ranks), sum(ranks)))
+    return float(min(options.cut.rank or max(ranks), sum(ranks)))
 
 
 class _Totals:
     """Layers put together one by one, and what of it adds up over all of them."""
 
     def __init__(
-        self, terms: Sequence[Term], blocks: Sequence[BlockWeight], method: str, wishes: MergeOptions
+        self, terms: Sequence[Term], blocks: Sequence[BlockWeight], method: str, options: MergeOptions
     ) -> None:
-        self.terms, self.blocks, self.method, self.wishes = terms, blocks, method, wishes
+        self.terms, self.blocks, self.method, self.options = terms, blocks, method, options
         self._exact = self._distance = 0.0  # sums of squares
         self._energies = [0.0] * len(terms)
 
@@ -166,7 +159,7 @@ class _Totals:
         return {title: math.sqrt(one) for title, one in zip(titles, self._energies, strict=True)}
 
     def merged(self, name: str) -> tuple[Factors, float | None]:
-        """A layer's change as the method makes it, cut as wished, and its energy where that is known."""
+        """A layer's change as the method makes it, cut as asked, and its energy where that is known."""
         parts = {
             number: term.file.factors(name, term.strength * self._weight(number, name))
             for number, term in enumerate(self.terms)
@@ -175,24 +168,70 @@ class _Totals:
         for number, one in parts.items():
             self._energies[number] += energy(one)
         exact = stacked(list(parts.values()))
-        if self.method == NEEDS_CUT and self.wishes.cut is not None:
-            whole = decompose(exact, self.wishes.cut)
-            factors, tail = whole.cut(self.wishes.cut)
+        if self.method == NEEDS_CUT and self.options.cut is not None:
+            whole = decompose(exact, self.options.cut)
+            factors, tail = whole.cut(self.options.cut)
             self._exact += whole.energy
             self._distance += tail
             return factors, whole.energy - tail
         self._exact += energy(exact)
-        factors = METHODS[self.method](parts, self.wishes, name)
-        if self.wishes.cut is not None:
-            factors, _ = decompose(factors, self.wishes.cut).cut(self.wishes.cut)
+        factors = METHODS[self.method](parts, self.options, name)
+        if self.options.cut is not None:
+            factors, _ = decompose(factors, self.options.cut).cut(self.options.cut)
         if self.method != NO_CUT:
             self._distance += energy(difference(factors, exact))
         return factors, None
 
     def _weight(self, number: int, name: str) -> float:
-        """As the last fitting pattern says."""
         weight = 1.0
         for one in self.blocks:
             if one.file in (None, number + 1) and fnmatchcase(name, one.pattern):
                 weight = one.weight
         return weight
+
+
+@dataclass(frozen=True)
+class ResizeReport(Report):
+    file: str
+    layers: int
+    ranks_before: tuple[int, int]  # least, most
+    ranks: tuple[int, int]
+    left_out: float  # norm of what was cut, relative to the norm of the change
+    worst: float  # the same of the layer that lost most
+    cast_error: float
+    bytes_before: int
+    bytes: int
+    rank_of: dict[str, int] = field(default_factory=dict)  # by layer
+    notes: list[str] = field(default_factory=list)
+
+
+def resize(file: LoraFile, out: Path, cut: RankLimit, *, dtype: str = "float16") -> ResizeReport:
+    """Write a file with each layer cut: the nearest one of that rank, nothing clamped.
+
+    A layer that has fewer ranks keeps those. Raises StudioError for numbers that are not finite.
+    """
+    before = list(file.ranks.values())
+    result = Result(dtype, alpha=float(min(cut.rank or max(before), max(before))))
+    lost = total = worst = 0.0
+    for name in file.layers:
+        found = decompose(file.factors(name), cut)
+        factors, tail = found.cut(cut)
+        size = found.energy
+        lost, total, worst = lost + tail, total + size, max(worst, tail / size if size else 0.0)
+        result.add(name, factors, file.layers[name].shape, squares=size - tail)
+    how = f"resized to rank {cut.rank}" if cut.rank else f"resized to {cut.energy:g} of the energy"
+    size_after = result.write(out, metadata_of([file], result, out, how=how))
+    ranks = list(result.ranks.values())
+    return ResizeReport(
+        out.name,
+        len(ranks),
+        (min(before), max(before)),
+        (min(ranks), max(ranks)),
+        math.sqrt(lost / total) if total else 0.0,
+        math.sqrt(worst),
+        result.cast_error,
+        file.path.stat().st_size,
+        size_after,
+        result.ranks,
+        list(file.notes),
+    )

@@ -1,18 +1,25 @@
-"""`lora-studio compare`: what two LoRA files would do to each other, from their factors alone."""
+"""`lora-studio compare`: what two LoRA files would do to each other, from their factors, and in images."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from lora_studio.errors import StudioError
 from lora_studio.lora_file.factors import Decomposition, decompose, energy, inner
-from lora_studio.lora_file.lora_file import LoraFile
-from lora_studio.lora_file.open import check_same_family
+from lora_studio.lora_file.lora_file import LoraFile, base_layers
+from lora_studio.lora_file.open import check_same_family, unfit_layers, unknown_layers
+from lora_studio.tools import Report
 from lora_studio.tools.combine import Term
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from lora_studio.families.base import ModelFamily
 
 MAIN = 0.9  # the share of a change's energy that its main directions have
 # Between what the pocket base's subject and style files have, which go together (cosine 0.01, overlap 0.15 to
@@ -34,8 +41,8 @@ class LayerComparison:
     writes: float  # of what they write
 
 
-@dataclass
-class Comparison:
+@dataclass(frozen=True)
+class Comparison(Report):
     """What `compare` found. `shared` are the layers that both change."""
 
     files: tuple[str, str]
@@ -50,10 +57,6 @@ class Comparison:
     verdict: str  # "combine", "compete" or "one dominates"
     reasons: list[str]
     notes: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """For --json."""
-        return asdict(self)
 
 
 def compare(one: Term, other: Term) -> Comparison:
@@ -157,3 +160,55 @@ def _turned(one: Decomposition, other: Decomposition) -> tuple[Decomposition, De
 def _mean(weighted: Sequence[tuple[float, float]]) -> float:
     total = sum(weight for _, weight in weighted)
     return sum(value * weight for value, weight in weighted) / total if total else 0.0
+
+
+STEPS, GUIDANCE = 25, 4.0
+
+
+def compare_images(
+    base: str, terms: Sequence[Term], prompts: Sequence[str], *, seed: int, steps: int = STEPS
+) -> Image.Image:
+    """A sheet with a row a prompt, and a column each for the base, the first file, the second, and both.
+
+    Raises StudioError if a file does not fit the base.
+    """
+    from lora_studio.evaluate.previews import render, sheet_of
+    from lora_studio.families.loading import load_base
+    from lora_studio.recipe.output import SamplesConfig
+
+    family = load_base(base)
+    samples = SamplesConfig(prompts=tuple(prompts), seed=seed, steps=steps, guidance=GUIDANCE)
+    columns = {"base": render(family, samples, side=family.native_side)}
+    for title, chosen in (*((term.file.path.stem, [term]) for term in terms), ("both", terms)):
+        with merged(family, chosen):
+            name = f"{len(columns)}: {title}" if title != "both" else title
+            columns[name] = render(family, samples, side=family.native_side)
+    return sheet_of(prompts, columns)
+
+
+def prompts_for(terms: Sequence[Term]) -> list[str]:
+    """Each file's trigger, and both together. Raises StudioError if a file does not say what calls it."""
+    triggers = [term.file.trigger for term in terms]
+    if not all(triggers):
+        silent = terms[triggers.index("")].file.name
+        raise StudioError(f"{silent} does not say which words call it; give --prompt, as often as you like.")
+    return [*triggers, ", ".join(triggers)]
+
+
+@contextmanager
+def merged(family: ModelFamily, terms: Sequence[Term]) -> Iterator[None]:
+    """Within it the files' changes are in the base's weights."""
+    from lora_studio.adapters.adapter_set import put_back
+
+    layers = base_layers(family)
+    shapes = {name: layer.weight.shape for name, layer in layers.items()}
+    for term in terms:
+        if fault := unknown_layers(term.file, layers) or unfit_layers(term.file, shapes):
+            raise StudioError(fault)
+    with put_back([layers[name].weight for name in {name for term in terms for name in term.file.layers}]):
+        for term in terms:
+            for name in term.file.layers:
+                weight, factors = layers[name].weight, term.file.factors(name, term.strength)
+                change = factors.up @ factors.down
+                weight.data.add_(change.view(weight.shape).to(weight))
+        yield

@@ -25,8 +25,6 @@ _STALE = ("sshs_", "modelspec.hash_sha256", "lora_adapter_metadata", "format")  
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written."""
-
     path: Path
     layers: int
     cast_error: float  # the largest that the dtype caused in a tensor, relative to its largest number
@@ -34,7 +32,6 @@ class Converted:
     left_out: float  # the largest share of such a layer's change that is not in the file
 
     def to_json(self) -> dict[str, object]:
-        """For --json."""
         return asdict(self) | {"path": str(self.path)}
 
 

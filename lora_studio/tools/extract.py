@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +16,12 @@ from lora_studio.errors import StudioError
 from lora_studio.lora_file.base_weights import Weights
 from lora_studio.lora_file.factors import FIRST_GUESS, RankLimit, leading
 from lora_studio.quantization.layers import layer_paths
+from lora_studio.tools import Report
 from lora_studio.tools.result import Result, metadata_of_base
 
 
-@dataclass
-class ExtractReport:
-    """What was made."""
-
+@dataclass(frozen=True)
+class ExtractReport(Report):
     file: str
     layers: int  # in the file
     unchanged: int  # layers that are the same in both
@@ -37,15 +35,9 @@ class ExtractReport:
     rank_of: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
-        """For --json."""
-        return asdict(self)
-
 
 @dataclass
 class _Sums:
-    """Sums of squares."""
-
     kept: float = 0.0
     lost: float = 0.0
     elsewhere: float = 0.0

@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lora_studio.families.original import detect
 from lora_studio.lora_file.header import Header, read_header
 from lora_studio.lora_file.layer import LoraLayer
 from lora_studio.lora_file.lora_file import LoraFile, lora_file, open_lora
+from lora_studio.tools import Report
 from lora_studio.verify.uis import Base, UiFinding, Verdict, base_of_layers, verdicts
 from lora_studio.verify.uis.findings import embedded_in, embedding_findings, findings, is_embedding
 
@@ -24,7 +25,7 @@ SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
-class Facts:
+class Facts(Report):
     """What is known of a file. Ranges are lowest and highest, empty where there is none."""
 
     file: str
@@ -43,21 +44,11 @@ class Facts:
     uis: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """For --json."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Damaged:
-    """A file that cannot be opened, and why."""
-
+class Damaged(Report):
     file: str
     error: str
-
-    def to_json(self) -> dict[str, Any]:
-        """For --json."""
-        return asdict(self)
 
 
 def inspect_file(path: Path) -> Facts:

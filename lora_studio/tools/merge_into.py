@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -19,23 +18,18 @@ from lora_studio.lora_file.header import TensorSpec
 from lora_studio.lora_file.lora_file import base_layers
 from lora_studio.lora_file.open import check_same_family, unfit_layers, unknown_layers
 from lora_studio.lora_file.write import write_tensors
+from lora_studio.tools import Report
 from lora_studio.tools.combine import Term
 
 _KEPT = (".json", ".txt", ".model", ".md")  # of a folder, beside its weights
 
 
-@dataclass
-class MergeReport:
-    """What was made."""
-
+@dataclass(frozen=True)
+class MergeReport(Report):
     file: str
     layers: int  # that were changed
     cast_error: float  # of the changes, relative to their norm: what the base's dtype rounds away
     notes: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """For --json."""
-        return asdict(self)
 
 
 def merge_into(base: Weights, terms: Sequence[Term], out: Path) -> MergeReport:

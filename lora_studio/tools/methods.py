@@ -28,12 +28,12 @@ class MergeOptions:
     seed: int = 0  # dare
 
 
-def concat(parts: Mapping[int, Factors], wishes: MergeOptions, layer: str) -> Factors:
+def concat(parts: Mapping[int, Factors], options: MergeOptions, layer: str) -> Factors:
     """The sum, exactly: ranks add up."""
     return stacked(list(parts.values()))
 
 
-def ties(parts: Mapping[int, Factors], wishes: MergeOptions, layer: str) -> Factors:
+def ties(parts: Mapping[int, Factors], options: MergeOptions, layer: str) -> Factors:
     """Trim, elect a sign, mean of those that have it (Yadav et al. 2023, arXiv 2306.01708).
 
     What is trimmed are entries of `basis.T @ change`, [k, in], with an orthonormal basis [out, k] of what all
@@ -44,29 +44,29 @@ def ties(parts: Mapping[int, Factors], wishes: MergeOptions, layer: str) -> Fact
     with small changes are not emptied.
     """
     basis, entries = joint_basis(parts)
-    density = TIES_DENSITY if wishes.density is None else wishes.density
+    density = TIES_DENSITY if options.density is None else options.density
     trimmed = torch.stack([_trim(one, density) for one in entries.values()])
     sign = trimmed.sum(0).sign()
     agrees = (trimmed.sign() == sign) & (trimmed != 0)
     return Factors((trimmed * agrees).sum(0) / agrees.sum(0).clamp(min=1), basis)
 
 
-def dare(parts: Mapping[int, Factors], wishes: MergeOptions, layer: str) -> Factors:
+def dare(parts: Mapping[int, Factors], options: MergeOptions, layer: str) -> Factors:
     """Drop entries at random and rescale the others (Yu et al. 2023, arXiv 2311.03099), then add up.
 
     Entries in the basis that `ties` has. Its mean over all seeds is the sum; draws are keyed by seed, layer
     and the file's number.
     """
     basis, entries = joint_basis(parts)
-    density = DARE_DENSITY if wishes.density is None else wishes.density
+    density = DARE_DENSITY if options.density is None else options.density
     total = torch.zeros_like(next(iter(entries.values())))
     for number, one in entries.items():
-        kept = torch.rand(one.shape, generator=generator("dare", wishes.seed, layer, number)) < density
+        kept = torch.rand(one.shape, generator=generator("dare", options.seed, layer, number)) < density
         total += one * kept / density
     return Factors(total, basis)
 
 
-def project(parts: Mapping[int, Factors], wishes: MergeOptions, layer: str) -> Factors:
+def project(parts: Mapping[int, Factors], options: MergeOptions, layer: str) -> Factors:
     """The first file as it is; of the others what neither reads what it reads nor writes where it writes.
 
     (I - Q Q.T) change (I - P P.T) with orthonormal bases Q, P of the first one's column and row space. Ranks

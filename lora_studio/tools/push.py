@@ -27,7 +27,6 @@ class Upload:
 
     @property
     def num_bytes(self) -> int:
-        """Its size."""
         return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
 

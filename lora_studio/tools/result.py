@@ -44,7 +44,6 @@ class Result:
 
     @property
     def alpha(self) -> float:
-        """Of every layer."""
         return float(self._alpha.item())
 
     @property

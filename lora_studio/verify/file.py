@@ -44,11 +44,9 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
         return not self.faults
 
     def to_json(self) -> dict[str, Any]:
-        """For verify.json."""
         return asdict(self) | {"whole": self.ok}
 
 

@@ -116,5 +116,4 @@ def probe_output(tuned: Tensor, base: Tensor) -> ProbeOutput:
 
 
 def rms(values: Tensor) -> float:
-    """Root mean square."""
     return values.square().mean().sqrt().item()

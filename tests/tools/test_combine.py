@@ -63,7 +63,7 @@ def test_concat_of_three_files_and_of_a_file_with_its_opposite(pair: list[Path])
     for name, change in exact_sum([*pair, third], (1, 1, 1)).items():
         assert relative(dense(out)[name], change) < 1e-6
     with pytest.raises(StudioError, match="every layer of the result would be zero"):
-        put_together([pair[1], pair[1]], (1, -1), method="svd", wishes=MergeOptions(RankLimit(energy=1.0)))
+        put_together([pair[1], pair[1]], (1, -1), method="svd", options=MergeOptions(RankLimit(energy=1.0)))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -94,7 +94,7 @@ def test_very_small_and_large_factors_keep_their_digits_in_float16(scale: float,
 
 @pytest.mark.parametrize("rank", [1, 3, 6, 11])
 def test_svd_is_off_by_the_tail_of_the_dense_spectrum(pair: list[Path], rank: int) -> None:
-    out, report = put_together(pair, (0.8, -0.6), "svd", wishes=MergeOptions(RankLimit(rank=rank)))
+    out, report = put_together(pair, (0.8, -0.6), "svd", options=MergeOptions(RankLimit(rank=rank)))
     wanted, tail, size = exact_sum(pair, (0.8, -0.6)), 0.0, 0.0
     for name, change in wanted.items():
         sizes = torch.linalg.svdvals(change.flatten(1))
@@ -106,7 +106,7 @@ def test_svd_is_off_by_the_tail_of_the_dense_spectrum(pair: list[Path], rank: in
 
 
 def test_svd_to_a_share_of_the_energy_has_the_fewest_ranks_that_have_it(pair: list[Path]) -> None:
-    out, _ = put_together(pair, (1, 1), "svd", wishes=MergeOptions(RankLimit(energy=0.8)))
+    out, _ = put_together(pair, (1, 1), "svd", options=MergeOptions(RankLimit(energy=0.8)))
     tensors = load_file(out)
     for name, change in exact_sum(pair, (1, 1)).items():
         energy = torch.linalg.svdvals(change.flatten(1)).square()

@@ -15,8 +15,7 @@ from lora_studio.families.loading import load_base
 from lora_studio.lora_file.lora_file import base_layers
 from lora_studio.lora_file.open import open_plain
 from lora_studio.tools.combine import Term
-from lora_studio.tools.compare import MAIN, compare
-from lora_studio.tools.compare_images import compare_images, merged, prompts_for
+from lora_studio.tools.compare import MAIN, compare, compare_images, merged, prompts_for
 from lora_studio.tools.plots import heat_map
 
 

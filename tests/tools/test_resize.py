@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from lora_studio.lora_file.factors import RankLimit
 from lora_studio.lora_file.open import open_plain
-from lora_studio.tools.resize import resize
+from lora_studio.tools.combine import resize
 
 
 @pytest.fixture

@@ -33,7 +33,6 @@ class LohaKind(LayerKind):
     written_by: ClassVar[Mapping[str, str]] = {"loha": "diffusers refuses it, kohya leaves it out"}
 
     def size(self, shapes: Shapes) -> tuple[int, int] | None:
-        """Of both products, which have to be alike."""
         sides = []
         for number in "12":
             a, b = flat(shapes[f"hada_w{number}_a"]), flat(shapes[f"hada_w{number}_b"])
@@ -82,7 +81,6 @@ class LohaKind(LayerKind):
         return math.sqrt(square)
 
     def spell(self, layer: Layer) -> dict[str, Tensor]:
-        """As it is trained."""
         import torch
 
         from lora_studio.lora_file.factors import in_range

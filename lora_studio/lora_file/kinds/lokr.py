@@ -48,7 +48,6 @@ class LokrKind(LayerKind):
     }
 
     def size(self, shapes: Shapes) -> tuple[int, int] | None:
-        """The product of the two factors' sizes."""
         out = inputs = 1
         for name in ("lokr_w1", "lokr_w2"):
             if name in shapes:

@@ -72,7 +72,6 @@ class LoraKind(LayerKind):
         return PlainLora(down, up, scale)
 
     def norm(self, arrays: Arrays, shapes: Shapes) -> float | None:
-        """By way of [r, r]."""
         up, down = arrays(UP), arrays(DOWN)
         if MID not in shapes:
             return product_norm(up, down)

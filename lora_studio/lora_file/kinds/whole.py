@@ -27,15 +27,12 @@ class FullKind(LayerKind):
     }
 
     def size(self, shapes: Shapes) -> tuple[int, int] | None:
-        """That of the difference."""
         return flat(shapes["diff"])
 
     def delta(self, tensors: Tensors, scale: float, weight: Tensor | None) -> Tensor:
-        """As it is in the file."""
         return tensors["diff"]
 
     def norm(self, arrays: Arrays, shapes: Shapes) -> float | None:
-        """Of the weight's difference."""
         return float(np.linalg.norm(arrays("diff").astype(np.float64)))
 
     def spell(self, layer: Layer) -> dict[str, Tensor]:
@@ -79,7 +76,6 @@ class OftKind(LayerKind):
     is_product: ClassVar[bool] = False
 
     def size(self, shapes: Shapes) -> tuple[int, int] | None:
-        """Its inputs may be any number."""
         return None
 
     def scale(self, alpha: float | None, shapes: Shapes) -> float:

@@ -28,7 +28,6 @@ class UiFinding:
     concerns: Sequence[str] = ()
 
     def in_words(self, base: str) -> str:
-        """What is the matter."""
         number = len(self.concerns)
         counts = {
             what: f"{number} {what if number != 1 else what[:-1]}" for what in ("layers", "keys")
@@ -49,8 +48,6 @@ class Reason:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a UI loads a file."""
-
     ui: str
     loads: str  # completely, partly, not at all, not known
     reasons: tuple[Reason, ...] = ()
@@ -103,7 +100,6 @@ class Base:
 
     @property
     def title(self) -> str:
-        """In words."""
         if self.layout is None:
             return "any known base"
         return self.layout.title if self.is_published else f"a base built like {self.layout.title}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import recipe_text
 
-from lora_studio.data.batches import plan as plan_batches
+from lora_studio.data.batches import BatchPlan
 from lora_studio.data.manifest import Bucket, Record
 from lora_studio.errors import RecipeError
 from lora_studio.recipe import Recipe
@@ -35,7 +35,7 @@ def test_the_steps_are_the_fewest_that_show_every_entry_so_often(
         Record(path="", name=f"{number}", bucket=Bucket(64, side), repeats=often)
         for number, (side, often) in enumerate(zip(sizes, repeats, strict=True))
     ]
-    batches = plan_batches(records, batch_size=3, gradient_accumulation=gradient_accumulation, seed=1)
+    batches = BatchPlan(records, batch_size=3, gradient_accumulation=gradient_accumulation, seed=1)
     steps = batches.steps_of(epochs)
     wanted = [epochs * often for often in repeats]
     assert all(seen >= often for seen, often in zip(batches.views_per_image(steps), wanted, strict=True))
@@ -45,7 +45,7 @@ def test_the_steps_are_the_fewest_that_show_every_entry_so_often(
 
 def test_a_part_of_an_epoch_is_a_part_of_its_batches_and_one_step_at_least() -> None:
     records = [Record(path="", name=f"{number}", bucket=Bucket(64, 64)) for number in range(30)]
-    batches = plan_batches(records, batch_size=1, gradient_accumulation=1, seed=1)
+    batches = BatchPlan(records, batch_size=1, gradient_accumulation=1, seed=1)
     assert [batches.steps_of(share) for share in (0.1, 0.5, 1.5, 0.001)] == [3, 15, 45, 1]
 
 

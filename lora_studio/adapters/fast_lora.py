@@ -1,4 +1,4 @@
-"""The forward pass of plain LoRA layers in fewer operations than PEFT's, with the same answer.
+"""The forward pass of plain LoRA layers in fewer operations than PEFT's, with the same output.
 
 PEFT takes seven operations forward and more than twice as many backward for `W x + scale * up (down x)`, and
 copies a bfloat16 input to float32 first. Here the frozen layer and its adapter are one operation. What is
@@ -44,17 +44,17 @@ class FastLinear(peft_layers.Linear):  # type: ignore[misc]
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[..., in] -> [..., out]"""
         base, down, up, scale = self._plain
-        weight, dtype, answer = base.weight, _precision(x), None
+        weight, dtype, output = base.weight, _precision(x), None
         if not (self._disable_adapters or self.merged_adapters or args or kwargs):
             if _is_narrow(weight, dtype):
                 return nn.functional.linear(x, torch.addmm(weight, up, down, alpha=scale), base.bias)
             if dtype == weight.dtype == torch.float32:
-                answer = _Factors.apply(x, weight, base.bias, down, up, scale)
+                output = _Factors.apply(x, weight, base.bias, down, up, scale)
             elif torch.is_autocast_enabled(x.device.type):
                 tensors = [None if one is None else one.to(dtype) for one in (x, weight, base.bias, down, up)]
                 with torch.autocast(x.device.type, enabled=False):
-                    answer = _Factors.apply(*tensors, scale)
-        return super().forward(x, *args, **kwargs) if answer is None else answer
+                    output = _Factors.apply(*tensors, scale)
+        return super().forward(x, *args, **kwargs) if output is None else output
 
 
 class FastConv1x1(peft_layers.Conv2d):  # type: ignore[misc]
@@ -66,14 +66,14 @@ class FastConv1x1(peft_layers.Conv2d):  # type: ignore[misc]
         """[B, in, H, W] -> [B, out, H, W]"""
         base, down, up, scale = self._plain
         plain = not (self._disable_adapters or self.merged_adapters or args or kwargs)
-        answer: Tensor
+        output: Tensor
         if plain and _is_narrow(base.weight, _precision(x)):
             weight = torch.addmm(base.weight.flatten(1), up.flatten(1), down.flatten(1), alpha=scale)
             places = _at_each_place(x.flatten(2), weight, base.bias)
-            answer = places.view(len(x), -1, *x.shape[2:])
+            output = places.view(len(x), -1, *x.shape[2:])
         else:
-            answer = super().forward(x, *args, **kwargs)
-        return answer
+            output = super().forward(x, *args, **kwargs)
+        return output
 
 
 class _Factors(torch.autograd.Function):
@@ -83,13 +83,13 @@ class _Factors(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
-        answer = nn.functional.linear(x, weight, bias)  # of x as it is, which decides how torch rounds
+        output = nn.functional.linear(x, weight, bias)  # of x as it is, which decides how torch rounds
         rows = x.reshape(-1, x.shape[-1])
         narrow = rows @ down.t()
-        answer.view(-1, answer.shape[-1]).addmm_(narrow, up.t(), alpha=scale)
+        output.view(-1, output.shape[-1]).addmm_(narrow, up.t(), alpha=scale)
         ctx.save_for_backward(rows, weight, down, up, narrow)
         ctx.scale, ctx.shape = scale, x.shape
-        return answer
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -18,7 +18,7 @@ from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.kind import NO_INPUTS, AdapterKind, ChangeInputs, Draws, Tensors
 from lora_studio.adapters.layer import Layer
 from lora_studio.adapters.rules import AdapterOptions, LayerOptions, check_rules, tensor_options
-from lora_studio.quantization.layers import has_tensors, layer_paths
+from lora_studio.quantization import has_tensors, layer_paths
 
 
 class Full(AdapterKind):
@@ -47,7 +47,7 @@ FULL = Full()
 
 
 class SwappedParameters:
-    """A module's trained tensors in place of its own; answers `Switched`.
+    """A module's trained tensors in place of its own; a `Toggleable`.
 
     Its own stay where they lie, in main memory as a rule, and are copied to the device when they are asked
     for; `keep_on_device` leaves them there.

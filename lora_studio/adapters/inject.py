@@ -17,7 +17,7 @@ from lora_studio.adapters.layer import Adapted, Layer, shape_of
 from lora_studio.adapters.lora import NAME, Lora, principal
 from lora_studio.adapters.rules import AdapterOptions, LayerOptions, check_options, check_rules, layer_options
 from lora_studio.errors import RecipeError
-from lora_studio.quantization.layers import layer_paths
+from lora_studio.quantization import layer_paths
 from lora_studio.rng import generator
 
 

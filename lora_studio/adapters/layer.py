@@ -1,4 +1,4 @@
-"""One adapted layer: the frozen one, the tensors beside it, and what both answer together."""
+"""One adapted layer: the frozen one, the tensors beside it, and the output of both."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ class Adapted(nn.Module):
         self.enabled = enabled
 
     def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.base_layer(x)
+        output: Tensor = self.base_layer(x)
         if not self.enabled:
-            return answer
+            return output
         tensors = tuple(getattr(self, NAME).values())
         if torch.is_grad_enabled():
             more = checkpoint(self._more, x, *tensors, use_reentrant=False, preserve_rng_state=False)
         else:
             more = self._more(x, *tensors)
-        changed: Tensor = answer + more.to(answer.dtype)
+        changed: Tensor = output + more.to(output.dtype)
         return changed
 
     def _more(self, x: Tensor, *tensors: Tensor) -> Tensor:

@@ -85,10 +85,10 @@ def layer_options(
         return None
     sqrt_rank = options.scaling == "sqrt_rank"
     rank, scale = options.rank, scale_of(options.alpha, options.rank, sqrt_rank=sqrt_rank)
-    wishes = [(rule.rank, rule.alpha) for rule in rules]
+    wanted = [(rule.rank, rule.alpha) for rule in rules]
     if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
-        wishes.insert(0, (options.conv_rank, options.conv_alpha))
-    for new_rank, new_alpha in wishes:
+        wanted.insert(0, (options.conv_rank, options.conv_alpha))
+    for new_rank, new_alpha in wanted:
         rank = new_rank or rank
         scale = scale_of(new_alpha, rank, sqrt_rank=sqrt_rank) if new_alpha else scale
     return LayerOptions(rank, scale, *_pace(rules))

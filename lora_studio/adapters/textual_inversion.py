@@ -34,7 +34,7 @@ class TokenTable(nn.Module):
     """A text encoder's frozen table of tokens, and behind it the rows of new ones.
 
     Those are float32 whatever the table is. Disabled, a new token is its start's, so that the base alone
-    answers to "a vkq" as it does to "a robot": untrained tokens make no difference, and what a preview, a
+    takes "a vkq" for "a robot": untrained tokens make no difference, and what a preview, a
     measurement or a preserved image compares with is something that the base knows.
     """
 

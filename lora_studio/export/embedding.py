@@ -19,7 +19,7 @@ from lora_studio.errors import StudioError
 from lora_studio.export import kohya
 from lora_studio.export.target import ExportJob, ExportResult, Target, worst_left_out
 from lora_studio.families.base import FileTraits, ModelFamily
-from lora_studio.families.text_chunks import answer_at_end
+from lora_studio.families.text_chunks import pool_at_end_mark
 from lora_studio.lora_file.header import open_tensors
 from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.lora_file.write import write_lora
@@ -166,4 +166,4 @@ def load_embedding(path: Path, word: str, family: ModelFamily) -> None:
         pipeline.load_textual_inversion(
             source, token=word, tokenizer=family.tokenizer_of(part), text_encoder=family.parts[part]
         )
-    answer_at_end(family)
+    pool_at_end_mark(family)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 from lora_studio.families.fingerprints import PartSource, part_fingerprint, reading_fingerprint
 from lora_studio.objectives.diffusion import Objective, ObjectiveOptions
-from lora_studio.quantization.layers import has_tensors
+from lora_studio.quantization import has_tensors
 
 Conditioning = dict[str, "Tensor"]
 """The text side, batch first. Only the family that wrote it reads it; cache and loop just carry it."""
@@ -64,7 +64,7 @@ def innermost_blocks(denoiser: nn.Module) -> Iterator[nn.Module]:
 
 
 class ModelFamily(ABC):
-    """A frozen base: its `parts` by their diffusers names, and how they answer."""
+    """A frozen base: its `parts` by their diffusers names, and what is asked of them."""
 
     denoiser: ClassVar[str]
     """The part that is trained by default."""
@@ -145,11 +145,11 @@ class ModelFamily(ABC):
 
     @property
     def unread(self) -> dict[str, tuple[str, ...]]:
-        """Part -> how the canonical paths begin of layers whose answer nothing reads."""
+        """Part -> how the canonical paths begin of layers whose output nothing reads."""
         return {}
 
     def own_layers(self, part: str) -> tuple[str, ...]:
-        """Paths of a part's layers that have tensors of their own and act on what it answers."""
+        """Paths of a part's layers that have tensors of their own and act on its output."""
         idle = self.unread.get(part, ())
         return tuple(
             path
@@ -188,7 +188,7 @@ class ModelFamily(ABC):
     def denoise(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor
     ) -> Tensor:
-        """[B, C, h, w], [B], conditioning, [B, 6] -> the denoiser's answer [B, C, h, w]."""
+        """[B, C, h, w], [B], conditioning, [B, 6] -> the denoiser's prediction [B, C, h, w]."""
 
     @abstractmethod
     def probe_inputs(self) -> ProbeInputs:

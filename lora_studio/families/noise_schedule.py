@@ -27,7 +27,7 @@ STABLE_DIFFUSION: Mapping[str, object] = {
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """How much noise each timestep has, and what the base answers."""
+    """How much noise each timestep has, and what the base predicts."""
 
     prediction: Prediction
     num_timesteps: int
@@ -112,22 +112,22 @@ def read_schedule(scheduler: Mapping[str, object]) -> NoiseSchedule:
     )
 
 
-def with_prediction(scheduler: Mapping[str, object], wished: str) -> dict[str, object]:
+def with_prediction(scheduler: Mapping[str, object], wanted: str) -> dict[str, object]:
     """A scheduler's configuration with the recipe's prediction type where it says none of its own.
 
-    One that says what is predicted is believed, and another wish refused with BaseModelError: a wrong
-    prediction ruins a run silently.
+    One that says what is predicted is believed, and another one in the recipe refused with BaseModelError: a
+    wrong prediction ruins a run silently.
     """
     config = dict(scheduler)
     stated = config.get("prediction_type")
-    if wished == "auto" or stated == wished:
+    if wanted == "auto" or stated == wanted:
         return config
     if stated:
         raise BaseModelError(
-            f"base.prediction_type is {wished!r}, but the base's scheduler says {stated!r}; leave the option "
+            f"base.prediction_type is {wanted!r}, but the base's scheduler says {stated!r}; leave the option "
             "out, or correct prediction_type in scheduler/scheduler_config.json if that is wrong."
         )
-    return config | {"prediction_type": wished}
+    return config | {"prediction_type": wanted}
 
 
 def _refuse_other_noise(config: dict[str, object]) -> None:

@@ -149,14 +149,14 @@ def add_words(family: ModelFamily, words: Mapping[str, int]) -> None:
     for part in family.embedding_keys:
         tokenizer = family.tokenizer_of(part)
         tokenizer.add_tokens([token for word, vectors in words.items() for token in spelled(word, vectors)])
-    answer_at_end(family)
+    pool_at_end_mark(family)
 
 
-def answer_at_end(family: ModelFamily) -> None:
-    """A text encoder's pooled answer is that at the end mark, as UIs have it.
+def pool_at_end_mark(family: ModelFamily) -> None:
+    """A text encoder's pooled state is that at the end mark, as UIs have it.
 
     The configurations of published bases (`eos_token_id` 2) make transformers look for the largest number
-    instead, which is a new token's as soon as there is one. Without any the answer stays the same.
+    instead, which is a new token's as soon as there is one. Without any it stays the same.
     """
     for part in family.embedding_keys:
         end = family.tokenizer_of(part).eos_token_id

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """A noised batch: what the denoiser sees and what it should answer."""
+    """A noised batch: what the denoiser sees and what it should predict."""
 
     latents: Tensor  # [B, C, H, W]
     timestep: Tensor  # [B], int64
@@ -28,7 +28,7 @@ class NoisyBatch:
 
 
 class Objective(Protocol):
-    """Turns clean latents into a question and its answer; every random number comes from `rng` and `turn`."""
+    """Noises clean latents, and weighs predictions; every random number comes from `rng` and `turn`."""
 
     @property
     def timesteps_wanted(self) -> Timesteps:
@@ -47,14 +47,14 @@ class Objective(Protocol):
         """The same with given noise [B, C, H, W], at shares [B] in 0..1 of the way from clean to noise."""
         ...
 
-    def error(self, answer: Tensor, target: Tensor) -> Tensor:
-        """How far off the answer is, number by number: [B, C, H, W], not negative."""
+    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """How far off the prediction is, number by number: [B, C, H, W], not negative."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveOptions:
-    """The recipe's wishes, as plain values; what each does is said there."""
+    """The recipe's options, as plain values; what each does is said there."""
 
     snr_gamma: float = 5.0
     noise_offset: float = 0.0
@@ -72,7 +72,7 @@ class ObjectiveOptions:
 class Diffusion(ObjectiveOptions):
     """The discrete diffusion objective of Stable Diffusion (DDPM, arXiv 2006.11239, eq. 14).
 
-    `alphas` [T] is the product of 1 - beta; `prediction` says what the base answers.
+    `alphas` [T] is the product of 1 - beta; `prediction` says what the base predicts.
     """
 
     alphas: Tensor
@@ -128,8 +128,8 @@ class Diffusion(ObjectiveOptions):
         target = noise if self.prediction == "epsilon" else velocity
         return NoisyBatch(noised, timestep, target, self.weight(timestep))
 
-    def error(self, answer: Tensor, target: Tensor) -> Tensor:
-        return LOSSES[self.loss](answer, target, self.loss_delta)
+    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return LOSSES[self.loss](prediction, target, self.loss_delta)
 
     def weight(self, timestep: Tensor) -> Tensor:
         """[B] -> [B] weights, in the form for what is predicted.
@@ -156,31 +156,31 @@ class Diffusion(ObjectiveOptions):
 
 Loss = Literal["l2", "huber", "smooth_l1"]
 ElementLoss = Callable[["Tensor", "Tensor", float], "Tensor"]
-"""Answer and target [B, C, H, W], and delta -> errors [B, C, H, W]."""
+"""Prediction and target [B, C, H, W], and delta -> errors [B, C, H, W]."""
 
 
-def l2(answer: Tensor, target: Tensor, delta: float) -> Tensor:
+def l2(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
     """e², with e the difference; `delta` is of no use to it."""
     import torch.nn.functional as F
 
-    return F.mse_loss(answer, target, reduction="none")
+    return F.mse_loss(prediction, target, reduction="none")
 
 
-def huber(answer: Tensor, target: Tensor, delta: float) -> Tensor:
+def huber(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
     """e² up to |e| = delta, from there on 2 delta |e| - delta²: twice Huber's of 1964, so l2 near 0."""
     import torch.nn.functional as F
 
-    return 2 * F.huber_loss(answer, target, reduction="none", delta=delta)
+    return 2 * F.huber_loss(prediction, target, reduction="none", delta=delta)
 
 
-def smooth_l1(answer: Tensor, target: Tensor, delta: float) -> Tensor:
+def smooth_l1(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
     """e² / (2 delta) up to |e| = delta, from there on |e| - delta / 2: arXiv 1504.08083, eq. 3, as published.
 
     It is huber's divided by 2 delta: with a small delta the error counts by its size, not by its square.
     """
     import torch.nn.functional as F
 
-    return F.smooth_l1_loss(answer, target, reduction="none", beta=delta)
+    return F.smooth_l1_loss(prediction, target, reduction="none", beta=delta)
 
 
 LOSSES: dict[Loss, ElementLoss] = {"l2": l2, "huber": huber, "smooth_l1": smooth_l1}

@@ -90,3 +90,7 @@ def _quantize(denoiser: nn.Module, paths: Sequence[str], how: AOBaseConfig) -> N
     wanted = set(paths)
     warnings.filterwarnings("ignore", PEFTS_WARNING)
     quantize_(denoiser, how, filter_fn=lambda module, path: path in wanted)
+
+
+def leave(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> None:
+    """No layer is touched."""

@@ -15,7 +15,7 @@ from lora_studio.adapters.kind import Factors
 from lora_studio.errors import StudioError
 from lora_studio.lora_file.base_weights import Weights
 from lora_studio.lora_file.factors import FIRST_GUESS, RankLimit, leading
-from lora_studio.quantization.layers import layer_paths
+from lora_studio.quantization import layer_paths
 from lora_studio.tools import Report
 from lora_studio.tools.result import Result, metadata_of_base
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.families.loading import load_base
-from lora_studio.quantization import NONE, QUANTIZERS
-from lora_studio.quantization.layers import linear_paths
+from lora_studio.quantization import NONE, QUANTIZERS, linear_paths
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.training.finish import Finished

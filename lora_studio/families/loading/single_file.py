@@ -88,8 +88,8 @@ def open_single_file(path: Path, options: SingleFileOptions | None = None) -> Si
     configurations = configurations_of(
         kind, checkpoint.shapes, prediction=prediction.type, zero_snr=prediction.zero_snr
     )
-    answer = "v" if prediction.type == "v_prediction" else prediction.type
-    note = f"{kind.title}, predicts {answer} ({prediction.source})"
+    predicted = "v" if prediction.type == "v_prediction" else prediction.type
+    note = f"{kind.title}, predicts {predicted} ({prediction.source})"
     return SingleFile(checkpoint, kind, configurations, (note,), options)
 
 

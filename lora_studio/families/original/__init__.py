@@ -24,9 +24,9 @@ class TextEncoder:
     prefix: str
     open_clip: bool  # OpenCLIP's names, q, k and v in one tensor; else transformers' names
     width: int  # of the published one
-    layers: int  # that the published one's answer comes from
+    layers: int  # that the published one's output comes from
     pad_token: str
-    projects: bool = False  # its pooled answer conditions the UNet, too
+    projects: bool = False  # its pooled output conditions the UNet, too
     drops_last: bool = False  # the file has a last layer that the base never asks
 
 

@@ -61,7 +61,7 @@ def origins(
 
 
 def _text_origins(encoder: TextEncoder, shapes: Shapes) -> dict[str, TensorOrigin]:
-    """Without the layers that are not asked; `text_model.` as the class at hand has it."""
+    """Without the layers that are not asked; `text_model.` as the installed class has it."""
     from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_open_clip_checkpoint
 
     names = [key for key in shapes if key.startswith(encoder.prefix) and not _unasked(encoder, shapes, key)]

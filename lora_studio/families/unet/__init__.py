@@ -113,7 +113,7 @@ class StableDiffusion(ModelFamily):
     def denoise(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor
     ) -> Tensor:
-        """The UNet's answer; SD1 and SD2 know nothing of geometry."""
+        """The UNet's prediction; SD1 and SD2 know nothing of geometry."""
         unet = self.parts["unet"]
         dtype = next(unet.parameters()).dtype
         return unet(latents.to(dtype), timestep, conditioning["text"].to(dtype)).sample

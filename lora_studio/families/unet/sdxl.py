@@ -22,7 +22,7 @@ ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
 class StableDiffusionXL(StableDiffusion):
-    """CLIP-L and OpenCLIP-G, each one's penultimate layer, and the latter's pooled answer."""
+    """CLIP-L and OpenCLIP-G, each one's penultimate layer, and the latter's pooled output."""
 
     card_version = "SDXL"
     file_versions = ("sdxl_base_v1-0",)
@@ -76,15 +76,15 @@ class StableDiffusionXL(StableDiffusion):
             encoder = self.parts[part]
             ids = clip_ids(self.tokenizers[tokenizer], captions, max_chunks=self.max_chunks, like=like)
             windows = ids.flatten(0, 1).to(next(encoder.parameters()).device)
-            answer = encoder(windows, output_hidden_states=True)
-            states.append(answer.hidden_states[-2].unflatten(0, ids.shape[:2]).flatten(1, 2))
-        pooled = answer.text_embeds.unflatten(0, ids.shape[:2])[:, 0]
+            output = encoder(windows, output_hidden_states=True)
+            states.append(output.hidden_states[-2].unflatten(0, ids.shape[:2]).flatten(1, 2))
+        pooled = output.text_embeds.unflatten(0, ids.shape[:2])[:, 0]
         return {"text": torch.cat(states, dim=-1), "pooled": pooled}
 
     def denoise(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor
     ) -> Tensor:
-        """The UNet's answer; geometry is SDXL's time ids as they are, in float32: bfloat16 rounds 1023."""
+        """The UNet's prediction; geometry is SDXL's time ids as they are, in float32: bfloat16 rounds 1023."""
         unet = self.parts["unet"]
         dtype = next(unet.parameters()).dtype
         added = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": geometry}

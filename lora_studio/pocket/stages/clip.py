@@ -143,7 +143,7 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 def retrieval(pair: ClipPair, tokenizer: CLIPTokenizer, scenes: list[Scene]) -> tuple[float, float]:
     """Share of captions that find their own image among all, and of images that find their own caption.
 
-    Scenes with the same caption count as one another's answer.
+    Scenes with the same caption count as one another's match.
     """
     captions = [scene.caption() for scene in scenes]
     device = pair.log_scale.device

@@ -207,10 +207,10 @@ def build_unet(work: Path, steps: int, device: torch.device) -> None:
         noised, noise, timesteps, weight, shares = (
             t[mine].to(device) for t in (noised, noise, timesteps, weight, shares)
         )
-        answer = unet(
+        predicted = unet(
             noised.contiguous(memory_format=torch.channels_last), timesteps, text_of(captions[mine])
         ).sample
-        return (((answer - noise).square() * shares).mean(dim=(1, 2, 3)) * weight).mean()
+        return (((predicted - noise).square() * shares).mean(dim=(1, 2, 3)) * weight).mean()
 
     def look() -> None:
         _look(trainee, vae, text_of(prompts), text_of([""]))

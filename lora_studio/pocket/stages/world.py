@@ -12,7 +12,10 @@ from lora_studio.pocket.scenes import Scene, draw, sample_scene
 NATIVE = 64
 BUCKETS: tuple[tuple[int, int], ...] = ((64, 64), (64, 64), (64, 64), (80, 48), (48, 80), (72, 56), (56, 72))
 _OPENINGS = ("", "", "", "a picture of ", "an image of ")
-_SYLLABLES = "ba do ke lu mi no po ra su ti vo wex zor qua fli gro".split()
+_SYLLABLES = (
+    *("ba", "do", "ke", "lu", "mi", "no", "po", "ra"),
+    *("su", "ti", "vo", "wex", "zor", "qua", "fli", "gro"),
+)
 
 
 def held_out(scene: Scene) -> bool:

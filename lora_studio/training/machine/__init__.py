@@ -15,8 +15,7 @@ from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily, innermost_blocks
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.processes import ALONE, Processes
-from lora_studio.quantization import NONE, QUANTIZERS
-from lora_studio.quantization.layers import linear_paths
+from lora_studio.quantization import NONE, QUANTIZERS, linear_paths
 from lora_studio.recipe.base import BaseConfig
 from lora_studio.recipe.training import MachineConfig
 from lora_studio.training.machine.memory import keep_freed_memory

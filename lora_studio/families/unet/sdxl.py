@@ -84,7 +84,7 @@ class StableDiffusionXL(StableDiffusion):
     def denoise(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor
     ) -> Tensor:
-        """The UNet's prediction; geometry is SDXL's time ids as they are, in float32: bfloat16 rounds 1023."""
+        """The UNet's prediction; geometry is its time ids as they are, in float32: bfloat16 rounds 1023."""
         unet = self.parts["unet"]
         dtype = next(unet.parameters()).dtype
         added = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": geometry}

@@ -24,9 +24,12 @@ class CaptionSet:
 
     texts: Mapping[str, set[int]]  # caption -> the records that are shown with it
     complete: bool  # False: there are more, too many to have them all ready
+    beside: Sequence[str] = ()  # those of regularization and validation images
 
 
-def captions_of_run(captions: ShownCaptions, batches: BatchPlan, steps: int) -> CaptionSet:
+def captions_of_run(
+    captions: ShownCaptions, batches: BatchPlan, steps: int, beside: Sequence[str] = ()
+) -> CaptionSet:
     """Every caption of the run; if they vary, at most `MOST_TEXTS`, the first ones shown."""
     texts: dict[str, set[int]] = {"": set()}
     if not captions.vary:
@@ -34,12 +37,12 @@ def captions_of_run(captions: ShownCaptions, batches: BatchPlan, steps: int) -> 
             texts.setdefault(captions.variant(index), set()).add(index)
             if captions.preservation and (plain := captions.plain(index)):
                 texts.setdefault(plain, set()).add(index)
-        return CaptionSet(texts, complete=True)
+        return CaptionSet(texts, complete=True, beside=beside)
     for index, shown in captions.of_steps(batches, steps):
         if shown.text not in texts and len(texts) == MOST_TEXTS:
-            return CaptionSet(texts, complete=False)
+            return CaptionSet(texts, complete=False, beside=beside)
         texts.setdefault(shown.text, set()).add(index)
-    return CaptionSet(texts, complete=True)
+    return CaptionSet(texts, complete=True, beside=beside)
 
 
 class ConditioningCache:
@@ -73,34 +76,34 @@ class ConditioningCache:
 
 def prepare_texts(
     cache: TextCache,
-    captions_shown: CaptionSet,
+    known: CaptionSet,
     family: ModelFamily,
     *,
-    also: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     processes: Processes = ALONE,
 ) -> ConditioningCache:
-    """Conditioning from the frozen text encoder, encoded beforehand if they are all known.
+    """Conditioning from the frozen text encoder, encoded beforehand if all captions are known.
 
-    At most `MOST_TEXTS` are on the device; more are read from the cache when they are shown. `also`: the
-    captions of regularization images. Of several processes each encodes some; what it then does not find it
-    encodes, too.
+    At most `MOST_TEXTS` are on the device; more are read from the cache when they are shown. Of several
+    processes each encodes some; what it then does not find it encodes, too.
     """
-    captions = list(dict.fromkeys([*captions_shown.texts, *also]))
+    captions = list(dict.fromkeys([*known.texts, *known.beside]))
     encode, device = family.encode_text, family.device
-    held = captions if captions_shown.complete and len(captions) <= MOST_TEXTS else [""]
+    held = captions if known.complete and len(captions) <= MOST_TEXTS else [""]
     with torch.no_grad():  # not inference_mode: its tensors may not enter a graph later
         if processes.count > 1:
-            own = (captions if captions_shown.complete else held)[processes.rank :: processes.count]
+            own = (captions if known.complete else held)[processes.rank :: processes.count]
             processes.each(lambda: cache.encode_missing(own, encode, on_progress=on_progress))
         ready = cache.load_or_encode(held, encode, on_progress=on_progress)
-        if captions_shown.complete:
+        if known.complete:
             cache.encode_missing(captions, encode, on_progress=on_progress)
-    if captions_shown.complete:
-        return ConditioningCache(
-            ready, lambda caption: cache.load_or_encode([caption], encode)[caption], device
-        )
-    return ConditioningCache(ready, lambda caption: cache.encode(caption, encode), device)
+
+    def find(caption: str) -> Conditioning:
+        if known.complete:
+            return cache.load_or_encode([caption], encode)[caption]
+        return cache.encode(caption, encode)
+
+    return ConditioningCache(ready, find, device)
 
 
 def _to(conditioning: Conditioning, device: torch.device) -> Conditioning:

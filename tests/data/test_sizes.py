@@ -140,8 +140,8 @@ def test_no_image_is_enlarged_beyond_the_limit_and_else_gets_what_crops_least(
     smaller = 0
     side = resolution - 1
     for width, height in [*SOME_SIZES[:12], (90, 120), (resolution, resolution), (side, side), (side, 5000)]:
-        found = largest_bucket(width, height, resolution, stride, 0.16, max_upscale)
-        turned = largest_bucket(height, width, resolution, stride, 0.16, max_upscale)
+        found = largest_bucket((width, height), resolution, stride, 0.16, max_upscale)
+        turned = largest_bucket((height, width), resolution, stride, 0.16, max_upscale)
         best = bucket_table(resolution**2, stride).choose(width, height)
         if max(best.width / width, best.height / height) <= max_upscale:
             assert found == (resolution, best)

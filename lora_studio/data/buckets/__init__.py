@@ -91,7 +91,7 @@ def _covers(record: Record, data: DataConfig, stride: int) -> list[tuple[int, Co
         return [(data.resolution, _cover(record, Bucket(*record.overrides.bucket)))]
     left, top, right, bottom = _region(record)
     size, limits = (right - left, bottom - top), (data.area_tolerance, data.max_upscale)
-    found = {asked: largest_bucket(*size, asked, stride, *limits) for asked in resolutions}
+    found = {asked: largest_bucket(size, asked, stride, *limits) for asked in resolutions}
     kept = {asked: best for asked, best in found.items() if best and best[0] == asked}
     for asked, best in found.items():
         enough = max((bucket.area for _, bucket in kept.values()), default=0)

@@ -71,13 +71,14 @@ def bucket_table(area_pixels: int, stride: int, tolerance: float = AREA_TOLERANC
 
 @lru_cache(maxsize=100_000)  # most images of a folder have one of a few sizes
 def largest_bucket(
-    width: int, height: int, resolution: int, stride: int, tolerance: float, max_upscale: float
+    size: tuple[int, int], resolution: int, stride: int, tolerance: float, max_upscale: float
 ) -> tuple[int, Bucket] | None:
     """The image's bucket at the resolution, or a smaller one if it would be enlarged more than the limit.
 
     With it the resolution that it belongs to: the one asked for, or the side of a square of the smaller
     bucket's area. None if even the smallest bucket would need more than `max_upscale`.
     """
+    width, height = size
     bucket = bucket_table(resolution**2, stride, tolerance).choose(width, height)
     most = width * max_upscale, height * max_upscale
     if bucket.width <= most[0] and bucket.height <= most[1]:

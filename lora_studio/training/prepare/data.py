@@ -117,10 +117,10 @@ def encode(context: BuildContext, found: ImageSet) -> EncodedSet:
     family.place(device, "vae")
     latents = _latents(context, [*views, *validation])
     batches = batches_of(recipe, found.shown)
-    caption_set = captions_of_run(found.captions, batches, recipe.training.steps)
+    beside = [record.caption for record in found.drawn] + validation_captions(recipe, validation)
+    caption_set = captions_of_run(found.captions, batches, recipe.training.steps, beside)
     family.place(device, *family.text_encoders)
-    also = [record.caption for record in found.drawn] + validation_captions(recipe, validation)
-    texts = _texts(context, caption_set, also)
+    texts = _texts(context, caption_set)
     return EncodedSet(views, validation, latents, texts, caption_set, batches)
 
 
@@ -175,7 +175,7 @@ def manifest_of(run: Run) -> Manifest:
     return Manifest(tuple(Record.from_json(line) for line in run.lines(MANIFEST)))
 
 
-def _texts(context: BuildContext, caption_set: CaptionSet, also: Sequence[str]) -> ConditioningCache | None:
+def _texts(context: BuildContext, caption_set: CaptionSet) -> ConditioningCache | None:
     """None if text encoders learn, or tokens: those that have stopped are encoded while it trains, too."""
     if context.recipe.adapter.text_encoder or context.recipe.tokens:
         return None
@@ -183,7 +183,6 @@ def _texts(context: BuildContext, caption_set: CaptionSet, also: Sequence[str]) 
         context.text_cache,
         caption_set,
         context.family,
-        also=also,
         on_progress=progress(context.listener, "captions"),
         processes=context.processes,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from lora_studio.quiet import paused_collector
 from lora_studio.version import __version__
 
 if TYPE_CHECKING:
@@ -31,4 +32,5 @@ def __getattr__(name: str) -> object:
     """The public names, imported when they are asked for: torch takes seconds."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    with paused_collector():
+        return getattr(import_module(_MODULES[name]), name)

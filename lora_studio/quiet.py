@@ -1,9 +1,19 @@
-"""How loud the libraries below us are."""
+"""How loud the libraries below us are, and how much of themselves they import."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+BITSANDBYTES = "bitsandbytes"
 
 
 def quiet_libraries() -> None:
@@ -12,5 +22,62 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):  # each tells of kernels it has not got
+    for name in ("torchao", "torch.utils._pytree", BITSANDBYTES):  # each tells of kernels it has not got
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def paused_collector() -> Iterator[None]:
+    """No search for cycles of garbage inside: imports make a million objects and hardly any garbage.
+
+    A fifth of the time from the command to the first step went into that search.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+class _OnDemand(ModuleType):
+    """A module that is imported when something of it is asked for."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__") and name != "__path__":  # whoever looks through all modules asks for such
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
+
+
+def bitsandbytes_on_demand() -> None:
+    """Let bitsandbytes be imported by its first use instead of by its name.
+
+    diffusers and PEFT import it whether or not anything is quantised, and with it torch's compiler: a second.
+    """
+    if BITSANDBYTES not in sys.modules and (spec := find_spec(BITSANDBYTES)) is not None:
+        module = _OnDemand(BITSANDBYTES)
+        module.__spec__, module.__file__ = spec, spec.origin
+        sys.modules[BITSANDBYTES] = module
+
+
+@contextmanager
+def without_bitsandbytes() -> Iterator[None]:
+    """Inside, PEFT does not ask bitsandbytes of each layer whether it is its own, unless that is in use."""
+    from peft import import_utils
+
+    module = sys.modules.get(BITSANDBYTES)
+    if not isinstance(module, _OnDemand):
+        yield
+        return
+    missing: Any = None  # makes an import fail
+    sys.modules[BITSANDBYTES] = missing
+    try:
+        yield
+    finally:
+        sys.modules[BITSANDBYTES] = module
+        import_utils.is_bnb_available.cache_clear()
+        import_utils.is_bnb_4bit_available.cache_clear()

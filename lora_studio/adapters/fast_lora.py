@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lora_studio.adapters.lora import NAME
+from lora_studio.quiet import without_bitsandbytes
 
 NARROW = 128 * 128
 """Numbers in a weight up to which the sum of it and its update is made for every pass.
@@ -148,4 +149,5 @@ def inject_plain(part: nn.Module, ranks: Mapping[str, int]) -> None:
     configuration = LoraConfig(
         r=usual, lora_alpha=usual, target_modules=list(ranks), rank_pattern=special, bias="none"
     )
-    inject_adapter_in_model(configuration, part, adapter_name=NAME)
+    with without_bitsandbytes():
+        inject_adapter_in_model(configuration, part, adapter_name=NAME)

@@ -18,6 +18,7 @@ from lora_studio.adapters.lora import NAME, Lora, principal
 from lora_studio.adapters.rules import AdapterOptions, LayerOptions, check_options, check_rules, layer_options
 from lora_studio.errors import RecipeError
 from lora_studio.quantization import layer_paths
+from lora_studio.quiet import bitsandbytes_on_demand
 from lora_studio.rng import generator
 
 
@@ -81,6 +82,7 @@ def inject_chosen(
         return train_tensors(parts, chosen, options, canonical_path=canonical_path, exact=exact)
     is_fast, trained = isinstance(kind, Lora) and options.is_plain, chosen.layers
     for part in dict.fromkeys(part for part, _ in trained) if is_fast else ():
+        bitsandbytes_on_demand()
         from lora_studio.adapters.fast_lora import inject_plain  # PEFT takes seconds to import
 
         inject_plain(parts[part], {path: one.rank for (of, path), one in trained.items() if of == part})

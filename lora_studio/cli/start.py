@@ -24,7 +24,7 @@ from lora_studio.cli.options import (
 from lora_studio.console.screen import console, errors
 from lora_studio.errors import RecipeError
 from lora_studio.processes import is_main
-from lora_studio.quiet import quiet_libraries
+from lora_studio.quiet import paused_collector, quiet_libraries
 
 if TYPE_CHECKING:
     from lora_studio.recipe import Recipe
@@ -125,10 +125,12 @@ def demo(
 def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
     quiet_libraries()
     console.quiet = not is_main()  # of several processes one speaks
-    from lora_studio.console.run import RunScreen, print_finished
     from lora_studio.runs.folder import run_folder
-    from lora_studio.training.session import Interrupted
-    from lora_studio.training.session import train as run
+
+    with paused_collector():
+        from lora_studio.console.run import RunScreen, print_finished
+        from lora_studio.training.session import Interrupted
+        from lora_studio.training.session import train as run
 
     console.say("reading the base model and the images")
     with RunScreen(console) as screen:

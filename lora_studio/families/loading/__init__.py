@@ -14,6 +14,7 @@ from lora_studio.families.loading.folder import INDEX, BaseFolder, load_vae, vae
 from lora_studio.families.loading.hub import hub_folder, is_hub_id
 from lora_studio.families.loading.single_file import SingleFileOptions, open_single_file
 from lora_studio.families.noise_schedule import with_prediction
+from lora_studio.quiet import bitsandbytes_on_demand, paused_collector
 from lora_studio.recipe.base import FILE_ENDINGS, POCKET
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 POCKET_FOLDER = Path(__file__).resolve().parents[2] / "pocket" / "weights"
 
 
+@paused_collector()
 def load_base(
     model: str,
     *,
@@ -65,6 +67,7 @@ def load_file(
     file = open_single_file(path, options)
     family = _recognise(file.configurations, path.name)
     stamps = stamps_of([path])
+    bitsandbytes_on_demand()
     loaded = file.load(weights=weights, dtype=dtype)
     scheduler = loaded.configurations["scheduler"]
     base = family(loaded.parts, loaded.tokenizers, source="", scheduler=scheduler)
@@ -88,6 +91,7 @@ def _load_folder(model: str, prediction: str, *, weights: bool) -> ModelFamily:
     scheduler = with_prediction(folder.configurations["scheduler"], prediction)
     tokenizers = {name: folder.tokenizer(name) for name in family.needs if name.startswith("tokenizer")}
     networks = [name for name in family.needs if name not in (*tokenizers, "scheduler")]
+    bitsandbytes_on_demand()
     stamps = {name: stamps_of(weight_files(folder.path / name)) for name in networks}
     parts = {name: folder.network(name, weights=weights) for name in networks}
     base = family(parts, tokenizers, source=model if model == POCKET else "", scheduler=scheduler)

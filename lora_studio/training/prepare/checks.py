@@ -14,6 +14,7 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.open import read_plain
 from lora_studio.processes import ALONE, Processes
 from lora_studio.quantization import NONE, QUANTIZERS
+from lora_studio.quiet import paused_collector
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import AdapterConfig
 from lora_studio.recipe.diff import RecipeChange
@@ -66,6 +67,7 @@ class _Faults(list[str]):
             return None
 
 
+@paused_collector()
 def check_recipe(
     recipe: Recipe, processes: Processes = ALONE, *, run: Run | None = None, trains: bool = True
 ) -> Checked:

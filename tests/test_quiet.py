@@ -1,0 +1,54 @@
+"""What is imported only when it is used, and what stays as it was around imports."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+
+from lora_studio.quiet import paused_collector
+
+PLAIN_THEN_QUANTISED = """
+import sys
+import torch
+from lora_studio.adapters.inject import inject
+from lora_studio.adapters.rules import AdapterOptions
+from lora_studio.families.loading import load_base
+from lora_studio.quantization.quantizers import bnb_nf4
+
+def layer_of(family):
+    inject({"unet": family.parts["unet"]}, {"unet": ("mid_block.attentions.0.proj_in", "attn1.to_q")},
+           AdapterOptions("lora", 2, 2.0, seed=0), canonical_path=family.canonical_path)
+    return next(name for name, _ in family.parts["unet"].named_modules() if name.endswith("attn1.to_q"))
+
+plain = load_base("pocket")
+path = layer_of(plain)
+loaded = {"bitsandbytes.nn", "torch._inductor.lowering", "matplotlib"} & set(sys.modules)
+assert not loaded, loaded
+quantised = load_base("pocket")
+bnb_nf4(quantised.parts["unet"], [path], torch.float32)
+assert "bitsandbytes.nn" in sys.modules
+import bitsandbytes
+assert layer_of(quantised) == path
+layer = quantised.parts["unet"].get_submodule(path)
+assert type(layer).__module__ == "peft.tuners.lora.bnb", type(layer)
+assert isinstance(layer.base_layer, bitsandbytes.nn.Linear4bit)
+"""
+
+
+def test_bitsandbytes_is_imported_for_layers_that_it_quantises_and_for_no_others() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PLAIN_THEN_QUANTISED],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+def test_the_collector_is_as_it_was_after_a_pause_in_a_pause() -> None:
+    with paused_collector():
+        with paused_collector():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()

@@ -23,7 +23,7 @@ from lora_studio.families.loading import POCKET_FOLDER, load_base
 from lora_studio.families.unet import ATTENTION, FEED_FORWARD
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.prepare import Session, prepare

@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.kind import NO_INPUTS, AdapterKind, ChangeInputs, Draws
-from lora_studio.adapters.layer import Layer
+from lora_studio.adapters.layer import NO_INPUTS, AdapterKind, ChangeInputs, Draws, Layer
 from lora_studio.families.base import FileTraits
 from lora_studio.families.unet import StableDiffusion15
 from lora_studio.lora_file.kinds.base import LayerKind, Shapes, Tensors

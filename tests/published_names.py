@@ -16,7 +16,7 @@ from torch import nn
 
 from lora_studio.families import layer_names
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.original.writing import original_unet
+from lora_studio.families.original.names import original_unet
 
 FOLDER = Path(layer_names.__file__).parent / "key_lists"
 BASES = {"sd1": full_size_family, "sd2": full_size_sd2, "sdxl": full_size_sdxl}

@@ -28,18 +28,16 @@ from typer.testing import CliRunner
 
 from lora_studio import cli
 from lora_studio.adapters import ADAPTERS
-from lora_studio.adapters.kind import AdapterKind
+from lora_studio.adapters.layer import AdapterKind
 from lora_studio.data.captioners import CAPTION_WRITERS
 from lora_studio.export import EXPORTERS
 from lora_studio.families.loading import load_base
 from lora_studio.quantization import QUANTIZERS
-from lora_studio.recipe import Recipe
-from lora_studio.recipe.diff import options
-from lora_studio.recipe.load import load_recipe, recipe_from
-from lora_studio.recipe.messages import ELSEWHERE
+from lora_studio.recipe import Recipe, options
+from lora_studio.recipe.adapter import NO_ADAPTER
+from lora_studio.recipe.load import ELSEWHERE, load_recipe, recipe_from
 from lora_studio.recipe.presets import preset_names
 from lora_studio.recipe.renamed import RENAMED
-from lora_studio.recipe.tokens import NO_ADAPTER
 from lora_studio.tools import METHODS
 from lora_studio.training.finish import Finished
 from lora_studio.training.optimizers import OPTIMIZERS

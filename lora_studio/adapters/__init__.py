@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lora_studio.registry import Registry
 
 if TYPE_CHECKING:
-    from lora_studio.adapters.kind import AdapterKind
+    from lora_studio.adapters.layer import AdapterKind
 
 ADAPTERS: Registry["AdapterKind"] = Registry(
     "adapter kind",
@@ -13,9 +13,9 @@ ADAPTERS: Registry["AdapterKind"] = Registry(
         "lora": "lora_studio.adapters.lora:LORA",
         "locon": "lora_studio.adapters.lora:LOCON",
         "dora": "lora_studio.adapters.lora:DORA",
-        "loha": "lora_studio.adapters.loha:LOHA",
-        "lokr": "lora_studio.adapters.lokr:LOKR",
-        "oft": "lora_studio.adapters.oft:OFT",
+        "loha": "lora_studio.adapters.lycoris:LOHA",
+        "lokr": "lora_studio.adapters.lycoris:LOKR",
+        "oft": "lora_studio.adapters.lycoris:OFT",
         "full": "lora_studio.adapters.full:FULL",
     },
 )

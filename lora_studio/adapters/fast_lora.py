@@ -18,7 +18,7 @@ from peft.tuners.lora import layer as peft_layers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from lora_studio.adapters.lora import NAME
+from lora_studio.adapters.layer import NAME
 from lora_studio.quiet import without_bitsandbytes
 
 NARROW = 128 * 128

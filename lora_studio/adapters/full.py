@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_studio.adapters.adapter_set import AdapterSet
-from lora_studio.adapters.kind import NO_INPUTS, AdapterKind, ChangeInputs, Draws, Tensors
-from lora_studio.adapters.layer import Layer
+from lora_studio.adapters.layer import NO_INPUTS, AdapterKind, ChangeInputs, Draws, Layer, Tensors
 from lora_studio.adapters.rules import AdapterOptions, LayerOptions, check_rules, tensor_options
 from lora_studio.quantization import has_tensors, layer_paths
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.adapter_set import AdapterSet, check_fit
 from lora_studio.adapters.full import Chosen, TensorPlace, choose_tensors, train_tensors
-from lora_studio.adapters.kind import AdapterKind
-from lora_studio.adapters.layer import Adapted, Layer, shape_of
-from lora_studio.adapters.lora import NAME, Lora, principal
+from lora_studio.adapters.layer import NAME, Adapted, AdapterKind, Layer, shape_of
+from lora_studio.adapters.lora import Lora, principal
 from lora_studio.adapters.rules import AdapterOptions, LayerOptions, check_options, check_rules, layer_options
 from lora_studio.errors import RecipeError
 from lora_studio.quantization import layer_paths

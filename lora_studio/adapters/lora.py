@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.kind import (
+from lora_studio.adapters.layer import (
     NO_INPUTS,
     AdapterKind,
     ChangeInputs,
@@ -17,8 +17,6 @@ from lora_studio.adapters.kind import (
     range_basis,
     uniform,
 )
-
-NAME = "studio"  # PEFT's name for our adapter
 
 
 class Lora(AdapterKind):

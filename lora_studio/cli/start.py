@@ -100,7 +100,7 @@ def plan(
 def train(recipe: RecipeFile, out: RunFolder = None, resume: Resume = False, changes: Changes = None) -> None:
     """Train a recipe and export, verify and show the LoRA."""
     from lora_studio.recipe.load import load_recipe
-    from lora_studio.runs.folder import run_folder
+    from lora_studio.runs import run_folder
 
     loaded = load_recipe(recipe, changes=tuple(changes or ()))
     _train(loaded, out or run_folder(loaded.name), resume=resume, again=f"lora-studio train {recipe}")
@@ -125,7 +125,7 @@ def demo(
 def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
     quiet_libraries()
     console.quiet = not is_main()  # of several processes one speaks
-    from lora_studio.runs.folder import run_folder
+    from lora_studio.runs import run_folder
 
     with paused_collector():
         from lora_studio.console.run import RunScreen, print_finished

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.kind import Factors, range_basis
+from lora_studio.adapters.layer import Factors, range_basis
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.rng import generator
 

@@ -25,7 +25,7 @@ from lora_studio.lora_file.layer import KOHYA, LETTERED, PEFT, LoraLayer, Stored
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lora_studio.adapters.kind import Factors
+    from lora_studio.adapters.layer import Factors
     from lora_studio.families.base import ModelFamily
 
 ENDINGS = (DOWN, UP, "alpha")
@@ -123,7 +123,7 @@ class LoraFile:
 
         Raises StudioError if it holds a number that is not finite.
         """
-        from lora_studio.adapters.kind import Factors
+        from lora_studio.adapters.layer import Factors
 
         layer = self.layers[name]
         down, up = (layer.tensors[end].double().flatten(1) for end in ENDINGS[:2])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lora_studio.families.layer_names import DENOISER, DENOISER_TITLE
-from lora_studio.families.loading.hub import is_hub_id
+from lora_studio.families.loading import is_hub_id
 from lora_studio.metadata.write import STRENGTH
 
 HUB_TAGS = ("text-to-image", "stable-diffusion", "diffusers", "lora")

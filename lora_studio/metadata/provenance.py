@@ -23,8 +23,7 @@ from typing import Any
 
 from lora_studio.data.manifest import FOLDER_NAME, Manifest, Record, current_line
 from lora_studio.errors import StudioError
-from lora_studio.recipe import Recipe
-from lora_studio.recipe.diff import FREE
+from lora_studio.recipe import FREE, Recipe
 from lora_studio.recipe.renamed import with_first_names
 from lora_studio.version import __version__
 

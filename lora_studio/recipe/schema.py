@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from pydantic.fields import FieldInfo
 
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.messages import ELSEWHERE
+from lora_studio.recipe.load import ELSEWHERE
 from lora_studio.recipe.renamed import RENAMED
 from lora_studio.recipe.section import Section
 

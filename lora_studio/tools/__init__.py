@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lora_studio.registry import Registry
 
 if TYPE_CHECKING:
-    from lora_studio.adapters.kind import Factors
+    from lora_studio.adapters.layer import Factors
     from lora_studio.tools.methods import MergeOptions
 
 METHODS: Registry[Callable[[Mapping[int, "Factors"], "MergeOptions", str], "Factors"]] = Registry(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lora_studio.adapters.kind import Factors
+from lora_studio.adapters.layer import Factors
 from lora_studio.errors import StudioError
 from lora_studio.lora_file.factors import RankLimit, decompose, difference, energy, stacked
 from lora_studio.lora_file.lora_file import LoraFile

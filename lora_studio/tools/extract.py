@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lora_studio.adapters.kind import Factors
+from lora_studio.adapters.layer import Factors
 from lora_studio.errors import StudioError
 from lora_studio.lora_file.base_weights import Weights
 from lora_studio.lora_file.factors import FIRST_GUESS, RankLimit, leading

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.kind import Factors
+from lora_studio.adapters.layer import Factors
 from lora_studio.lora_file.factors import NOTHING, RankLimit, decompose, stacked
 from lora_studio.rng import generator
 

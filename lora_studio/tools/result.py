@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.kind import Factors
+from lora_studio.adapters.layer import Factors
 from lora_studio.errors import ExportMismatch, StudioError
 from lora_studio.families.base import FileTraits
 from lora_studio.lora_file.factors import balanced, energy, stacked

@@ -11,7 +11,7 @@ from lora_studio.data.manifest import Manifest
 from lora_studio.families.base import ModelFamily
 from lora_studio.processes import Processes
 from lora_studio.recipe import Recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.machine import Machine
 
 

@@ -18,9 +18,9 @@ from lora_studio.errors import (
 )
 from lora_studio.processes import Processes, join_processes, leave_processes
 from lora_studio.recipe import Recipe
+from lora_studio.recipe.adapter import NO_ADAPTER
 from lora_studio.recipe.load import RUN_RECIPE, load_recipe
-from lora_studio.recipe.tokens import NO_ADAPTER
-from lora_studio.runs.folder import VALIDATION, ReadOnlyRun, Run, run_folder
+from lora_studio.runs import VALIDATION, ReadOnlyRun, Run, run_folder
 from lora_studio.training.events import Listener, ignore_events
 from lora_studio.training.finish import Finished, finish
 from lora_studio.training.loop.checkpoint import load_state

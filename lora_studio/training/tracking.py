@@ -13,7 +13,7 @@ from PIL import Image
 
 from lora_studio.recipe import Recipe
 from lora_studio.registry import unknown
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import Event, Listener, Note, PreviewsDrawn, StepDone, ValidationMeasured
 
 if TYPE_CHECKING:

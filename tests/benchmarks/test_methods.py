@@ -16,8 +16,8 @@ from methods_report import Piece, _spaced, markdown, plot
 from PIL import Image
 
 from lora_studio.adapters import ADAPTERS
+from lora_studio.recipe.adapter import NO_ADAPTER
 from lora_studio.recipe.load import load_recipe
-from lora_studio.recipe.tokens import NO_ADAPTER
 from lora_studio.training.prepare.checks import name_faults
 
 RECIPES = Path(methods.__file__).parents[1] / "recipes"

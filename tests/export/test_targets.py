@@ -25,7 +25,7 @@ from lora_studio.export.target import ExportJob, ExportResult, Target
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.families.original import KINDS
-from lora_studio.families.original.writing import original_tensors
+from lora_studio.families.original.names import original_tensors
 from lora_studio.metadata.write import TrainingFacts
 from lora_studio.verify.file import VerifyReport
 from lora_studio.verify.probe import ask_diffusers, rms, run_probe

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.inject import inject
-from lora_studio.adapters.lora import NAME
+from lora_studio.adapters.layer import NAME
 from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.data.feed import geometry
 from lora_studio.data.manifest import Bucket, Record
@@ -29,7 +29,7 @@ from lora_studio.objectives.diffusion import ObjectiveOptions
 from lora_studio.recipe.load import load_recipe
 from lora_studio.recipe.training import MachineConfig
 from lora_studio.rng import generator
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.machine import Machine

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import BASES, recipe_text
 
 from lora_studio.errors import BaseModelError, RecipeError
-from lora_studio.families.loading import load_base, load_tokenizers
-from lora_studio.families.loading.hub import hub_folder, is_hub_id, wanted_files
+from lora_studio.families.loading import hub_folder, is_hub_id, load_base, load_tokenizers, wanted_files
 from lora_studio.recipe.load import load_recipe
 from lora_studio.training.prepare.base_model import base_of as base_of_recipe
 

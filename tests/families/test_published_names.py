@@ -8,7 +8,7 @@ import pytest
 from published_names import BASES, FOLDER, listed
 from reference_files import keys_and_shapes
 
-from lora_studio.families.layer_names.published import OUTSIDE, OWN, PUBLISHED
+from lora_studio.families.layer_names import OUTSIDE, OWN, PUBLISHED
 
 LISTS = {"SD1": "sd15_conv", "SD2": "sd2_conv", "SDXL": "sdxl_conv"}
 

@@ -27,8 +27,7 @@ from lora_studio.errors import BaseModelError
 from lora_studio.families.loading import load_base, load_tokenizers
 from lora_studio.families.loading.single_file import SingleFileOptions, load_single_file, open_single_file
 from lora_studio.families.original import detect
-from lora_studio.families.original.configurations import configurations_of
-from lora_studio.families.original.tokenizers import tokenizers_for
+from lora_studio.families.original.configurations import configurations_of, tokenizers_for
 from lora_studio.objectives.diffusion import ObjectiveOptions
 from lora_studio.pocket.stages.unet import new_scheduler
 

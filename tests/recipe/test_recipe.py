@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import RecipeError
-from lora_studio.recipe import Recipe
+from lora_studio.recipe import Recipe, changes
 from lora_studio.recipe.data import SourceConfig
-from lora_studio.recipe.diff import changes
 from lora_studio.recipe.load import load_recipe
 
 RULES = (("*", "false"), ("*attn2*", "true"))

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import RecipeError
-from lora_studio.recipe import Recipe
-from lora_studio.recipe.diff import options
-from lora_studio.recipe.load import load_recipe
-from lora_studio.recipe.messages import ELSEWHERE
+from lora_studio.recipe import Recipe, options
+from lora_studio.recipe.load import ELSEWHERE, load_recipe
 
 GOOD = 'name = "a"\n[base]\nmodel = "pocket"\n[data]\nimages = "images"\n'
 

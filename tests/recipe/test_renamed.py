@@ -12,8 +12,7 @@ import pytest
 
 from lora_studio.errors import RecipeError, RenamedOption
 from lora_studio.metadata.provenance import recipe_hash
-from lora_studio.recipe import Recipe
-from lora_studio.recipe.diff import changes, options
+from lora_studio.recipe import Recipe, changes, options
 from lora_studio.recipe.load import RUN_RECIPE, load_recipe, load_run_recipe, recipe_from
 from lora_studio.recipe.renamed import RENAMED, current_name
 

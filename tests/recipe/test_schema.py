@@ -13,8 +13,7 @@ from pydantic import BaseModel, ValidationError
 from lora_studio.adapters import ADAPTERS
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.quantization import QUANTIZERS
-from lora_studio.recipe import Recipe
-from lora_studio.recipe.diff import FREE, options
+from lora_studio.recipe import FREE, Recipe, options
 from lora_studio.recipe.schema import reference
 from lora_studio.recipe.section import Section
 from lora_studio.registry import Registry

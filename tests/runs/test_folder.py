@@ -11,7 +11,7 @@ import pytest
 
 from lora_studio.errors import CheckpointError, RunFolderError
 from lora_studio.files import write_atomically
-from lora_studio.runs.folder import PIN, Run
+from lora_studio.runs import PIN, Run
 
 
 def save(text: str) -> dict[str, bytes]:

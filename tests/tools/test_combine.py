@@ -10,7 +10,7 @@ from lora_files import SHAPES, dense, relative, write_random_lora
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
-from lora_studio.adapters.kind import Factors
+from lora_studio.adapters.layer import Factors
 from lora_studio.errors import StudioError
 from lora_studio.lora_file.factors import RankLimit
 from lora_studio.lora_file.open import open_plain

@@ -14,7 +14,7 @@ from tiny import recipe_text
 from lora_studio.adapters import ADAPTERS
 from lora_studio.errors import RecipeError
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.loop.checkpoint import load_state

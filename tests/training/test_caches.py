@@ -15,7 +15,7 @@ from tiny import image_folder, recipe_text
 
 from lora_studio.families.unet import StableDiffusion15
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import Event, Note, ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.prepare import Session, prepare

@@ -13,7 +13,7 @@ from tiny import recipe_text
 from lora_studio.errors import DatasetError
 from lora_studio.families.loading import load_base
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import Progress
 from lora_studio.training.prepare import prepare
 from lora_studio.training.prepare.dataset import examine_recipe

@@ -15,10 +15,10 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.pocket.scenes import draw, sample_scene
 from lora_studio.processes import ALONE
+from lora_studio.recipe import options
 from lora_studio.recipe.data import SourceConfig
-from lora_studio.recipe.diff import options
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.machine import Machine
 from lora_studio.training.prepare.adapters import plan_adapters

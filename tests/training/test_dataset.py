@@ -14,7 +14,7 @@ from lora_studio.data.batches import Batch
 from lora_studio.errors import DatasetError
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish.summary import training_facts
 from lora_studio.training.prepare import Session, prepare

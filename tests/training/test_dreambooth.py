@@ -23,7 +23,7 @@ from lora_studio.data.manifest import Record
 from lora_studio.errors import RecipeError
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.report import describe

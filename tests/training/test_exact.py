@@ -12,7 +12,7 @@ import processes
 import pytest
 from tiny import image_folder, recipe_text
 
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.optimizers.schedule import SCHEDULES, factor
 
 STEPS = 6

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import image_folder, recipe_text
 
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import Event, StepDone
 from lora_studio.training.finish import Finished
 from lora_studio.training.session import Interrupted, train

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.prepare import prepare
 

@@ -18,7 +18,7 @@ from lora_studio.errors import ExportMismatch, RecipeError
 from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.finish import full_base as finish_folder

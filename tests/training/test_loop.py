@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import Event, Progress, StepDone, ignore_events
 from lora_studio.training.optimizers.schedule import SCHEDULES, factor
 from lora_studio.training.prepare import prepare

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lora_studio.evaluate.previews import in_its_precision
 from lora_studio.families.base import ModelFamily
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.session import train

@@ -13,7 +13,7 @@ from lora_studio.errors import OutOfMemory
 from lora_studio.families.unet import StableDiffusion
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import Event, MemoryRanOut
 from lora_studio.training.finish import Finished
 from lora_studio.training.machine.memory import is_out_of_memory, within_memory

@@ -15,7 +15,7 @@ from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.recipe.load import load_recipe
 from lora_studio.recipe.training import TrainingConfig
 from lora_studio.rng import generator
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.loop.checkpoint import load_state, state_files
 from lora_studio.training.loop.state import Counters, State

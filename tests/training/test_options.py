@@ -17,9 +17,9 @@ from tiny import image_folder, recipe_text
 from torch import Tensor
 
 from lora_studio.evaluate.previews import render
-from lora_studio.recipe.diff import options
+from lora_studio.recipe import options
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish.verified import paths_of, write_own
 from lora_studio.training.loop.step_result import GradientWatch

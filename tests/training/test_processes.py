@@ -24,7 +24,7 @@ from lora_studio.errors import DatasetError, RecipeError
 from lora_studio.processes import Processes, join_processes
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.runs.folder import ReadOnlyRun, Run
+from lora_studio.runs import ReadOnlyRun, Run
 from lora_studio.training.loop.batch_split import all_reduce_gradients, own_passes
 from lora_studio.training.optimizers.schedule import SCHEDULES, factor
 from lora_studio.training.prepare.dataset import read_dataset

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_studio.errors import TrainingDiverged
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import Event, StepDone, StepSkipped
 from lora_studio.training.loop.checkpoint import state_files
 from lora_studio.training.loop.step_result import GradientWatch

@@ -11,7 +11,7 @@ from tiny import recipe_text
 
 from lora_studio.errors import DatasetError
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.prepare.regularization_images import draw_ahead

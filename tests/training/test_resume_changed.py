@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import RecipeError
-from lora_studio.recipe import Recipe
-from lora_studio.recipe.diff import FREE, options
+from lora_studio.recipe import FREE, Recipe, options
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import Event, Note
 from lora_studio.training.finish import Finished
 from lora_studio.training.optimizers.schedule import SCHEDULES

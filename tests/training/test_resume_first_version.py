@@ -12,7 +12,7 @@ from tiny import recipe_text
 from lora_studio.metadata.provenance import read_manifest
 from lora_studio.metadata.provenance_check import check_provenance
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.finish import Finished
 from lora_studio.training.session import train
 

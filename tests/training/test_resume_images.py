@@ -16,7 +16,7 @@ from lora_studio.errors import RecipeError
 from lora_studio.metadata.provenance import read_manifest
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.finish import Finished
 from lora_studio.training.finish.export import ExportRequest, export_run
 from lora_studio.training.planning import plan

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lora_studio.errors import TrainingDiverged
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import Event, StepSkipped
 from lora_studio.training.finish import Finished
 from lora_studio.training.loop.checkpoint import load_state, state_files

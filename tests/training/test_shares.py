@@ -11,7 +11,7 @@ from torch import Tensor
 from lora_studio.data.batches import Batch
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.loop.batch_split import shares
 from lora_studio.training.prepare import Session, prepare

@@ -18,7 +18,7 @@ from lora_studio.data.batches import Batch
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.prepare import Session, prepare

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.finish.timestep_draws import BINS, count_draws

@@ -21,10 +21,10 @@ from lora_studio.console.screen import Screen
 from lora_studio.errors import ExportMismatch, RecipeError
 from lora_studio.export.embedding import check_embeddings
 from lora_studio.recipe import Recipe
+from lora_studio.recipe.adapter import TokenConfig
 from lora_studio.recipe.load import load_recipe, recipe_from
-from lora_studio.recipe.tokens import TokenConfig
 from lora_studio.rng import generator
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.finish.verified import probe, refuse_mismatch, verify_written, write_own

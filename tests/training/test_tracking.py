@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training import tracking
 from lora_studio.training.events import Event, Note, StepDone, ignore_events
 from lora_studio.training.finish import Finished

@@ -17,7 +17,7 @@ from tiny import image_folder, recipe_text
 from lora_studio.evaluate.validation import TIMESTEPS, best_step
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.runs.folder import PIN, Run
+from lora_studio.runs import PIN, Run
 from lora_studio.training.events import Event, ValidationMeasured, ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.loop.watch import PreviewWatch, ValidationWatch

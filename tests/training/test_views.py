@@ -16,7 +16,7 @@ from lora_studio.data.batches import Batch, each_view, entries
 from lora_studio.data.cache.encode import pixels_of
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.prepare import Session, prepare

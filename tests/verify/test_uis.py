@@ -12,7 +12,7 @@ from reference_files import keys_and_shapes, metadata, reference_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lora_studio.families.layer_names.published import OWN, PUBLISHED, PublishedBase
+from lora_studio.families.layer_names import OWN, PUBLISHED, PublishedBase
 from lora_studio.verify import verify
 from lora_studio.verify.file import VerifyReport
 from lora_studio.verify.uis.table import UIS

@@ -18,7 +18,7 @@ from lora_studio.data.doctor.look import Case, Requirements, look_at
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.scan import ScanOptions, survey
 from lora_studio.data.sources import Source, in_one_manifest, source_labels
-from lora_studio.families.original.tokenizers import BEGIN, END, END_OF_WORD, clip_merges, clip_vocabulary
+from lora_studio.families.original.configurations import BEGIN, END, END_OF_WORD, clip_merges, clip_vocabulary
 from lora_studio.recipe.data import DataConfig
 from lora_studio.registry import Registry
 

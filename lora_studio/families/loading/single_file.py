@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lora_studio.errors import BaseModelError
 from lora_studio.families.original import BaseKind, Shapes, detect
 from lora_studio.families.original.checkpoint import Checkpoint, find_prediction, open_checkpoint
-from lora_studio.families.original.configurations import configurations_of
+from lora_studio.families.original.configurations import configurations_of, tokenizers_for
 from lora_studio.families.original.names import TensorOrigin, origins, sort_rest
-from lora_studio.families.original.tokenizers import tokenizers_for
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from lora_studio.families.base import Conditioning, FileTraits, Miniature, Model
 from lora_studio.families.layer_names.spellings import ONE_ENCODER, KohyaLayout, LayerPlace
 from lora_studio.families.noise_schedule import STABLE_DIFFUSION, NoiseSchedule, read_schedule
 from lora_studio.families.original import SD1, SD2, BaseKind
-from lora_studio.families.original.writing import original_tensors
+from lora_studio.families.original.names import original_tensors
 from lora_studio.families.text_chunks import clip_ids, encode_chunks
 from lora_studio.objectives.diffusion import Diffusion, ObjectiveOptions
 from lora_studio.rng import generator

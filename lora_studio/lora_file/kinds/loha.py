@@ -48,7 +48,7 @@ class LohaKind(LayerKind):
 
     def delta(self, tensors: Tensors, scale: float, weight: Tensor | None) -> Tensor:
         """[out, in * k * k], or [out, in, k, k] with a core of its own."""
-        from lora_studio.adapters.loha import LOHA as ADAPTER
+        from lora_studio.adapters.lycoris import LOHA as ADAPTER
 
         if "hada_t1" not in tensors:
             return ADAPTER.change(_ours(tensors), scale)
@@ -57,7 +57,7 @@ class LohaKind(LayerKind):
 
     def low_rank(self, tensors: Tensors, scale: float) -> PlainLora | None:
         """Every product of two ranks is a rank."""
-        from lora_studio.adapters.loha import LOHA as ADAPTER
+        from lora_studio.adapters.lycoris import LOHA as ADAPTER
         from lora_studio.lora_file.factors import PlainLora
 
         if "hada_t1" in tensors:

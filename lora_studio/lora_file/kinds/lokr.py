@@ -65,7 +65,7 @@ class LokrKind(LayerKind):
 
     def delta(self, tensors: Tensors, scale: float, weight: Tensor | None) -> Tensor:
         """[out, in, k, k] where w2 tells of k."""
-        from lora_studio.adapters.lokr import LOKR as ADAPTER
+        from lora_studio.adapters.lycoris import LOKR as ADAPTER
 
         w1 = tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
         if "lokr_w2" in tensors:

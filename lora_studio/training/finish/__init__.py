@@ -10,7 +10,7 @@ from typing import Any
 from lora_studio.metadata.sidecars import write_sidecars
 from lora_studio.metadata.write import left_out_in_words
 from lora_studio.plots import loss_plot, validation_plot
-from lora_studio.runs.folder import VALIDATION
+from lora_studio.runs import VALIDATION
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.finish.full_base import LOST, lost_in_words
 from lora_studio.training.finish.summary import summarise

@@ -17,7 +17,7 @@ from lora_studio.lora_file.write import DTYPES
 from lora_studio.processes import ALONE
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.context import TrainedRun
 from lora_studio.training.events import Listener, Note, ignore_events
 from lora_studio.training.finish.verified import (

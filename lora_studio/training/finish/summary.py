@@ -15,7 +15,7 @@ from lora_studio.evaluate.validation import validation_summary
 from lora_studio.files import digest_of, size_of
 from lora_studio.metadata.provenance import provenance_keys
 from lora_studio.metadata.write import TrainingFacts, caption_table, trigger_table
-from lora_studio.runs.folder import VALIDATION
+from lora_studio.runs import VALIDATION
 from lora_studio.training.context import TrainedRun
 from lora_studio.training.finish.file_facts import (
     base_keys,

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.errors import CheckpointError, RecipeError, reason_of
-from lora_studio.recipe.adapter import AdapterConfig
-from lora_studio.recipe.tokens import TokenConfig
+from lora_studio.recipe.adapter import AdapterConfig, TokenConfig
 from lora_studio.recipe.training import TrainingConfig
 from lora_studio.registry import did_you_mean
 from lora_studio.rng import generator

@@ -12,7 +12,7 @@ import torch
 
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import ReadOnlyRun, run_folder
+from lora_studio.runs import ReadOnlyRun, run_folder
 from lora_studio.text import Rows, duration
 from lora_studio.training.events import Event, Listener, Progress, TrainingPlan, ignore_events
 from lora_studio.training.planning.advice import Advice, advice_rows, advise

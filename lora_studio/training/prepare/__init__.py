@@ -9,7 +9,7 @@ from lora_studio.data.doctor.finding import DoctorReport
 from lora_studio.evaluate.validation import Validation
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.context import TrainedRun
 from lora_studio.training.events import Listener
 from lora_studio.training.loop import Loop

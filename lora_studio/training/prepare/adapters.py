@@ -17,8 +17,7 @@ from lora_studio.adapters.rules import AdapterOptions, Rule
 from lora_studio.adapters.textual_inversion import TokenOptions, inject_tokens
 from lora_studio.families.base import ModelFamily
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.adapter import AdapterConfig
-from lora_studio.recipe.tokens import NO_ADAPTER
+from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig
 from lora_studio.training.prepare.warm_start import load_initial_weights
 
 

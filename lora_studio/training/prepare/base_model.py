@@ -15,7 +15,7 @@ from lora_studio.lora_file.open import Merged, merge_plain
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.processes import Processes
 from lora_studio.recipe import Recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import Listener
 from lora_studio.training.machine import Machine
 from lora_studio.training.prepare.adapters import AdapterPlan

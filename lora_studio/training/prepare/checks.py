@@ -15,12 +15,10 @@ from lora_studio.lora_file.open import read_plain
 from lora_studio.processes import ALONE, Processes
 from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.quiet import paused_collector
-from lora_studio.recipe import Recipe
-from lora_studio.recipe.adapter import AdapterConfig
-from lora_studio.recipe.diff import RecipeChange
-from lora_studio.recipe.tokens import NO_ADAPTER
+from lora_studio.recipe import Recipe, RecipeChange
+from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig
 from lora_studio.recipe.training import TrainingConfig
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.machine import Machine, machine_of
 from lora_studio.training.machine.self_test import machine_faults
 from lora_studio.training.optimizers.choose import least_rate, optimizer_faults, trial_faults

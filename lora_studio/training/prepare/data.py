@@ -22,7 +22,7 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.metadata.provenance import MANIFEST
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import with_steps
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import Note, progress
 from lora_studio.training.prepare.base_model import BuildContext
 from lora_studio.training.prepare.checks import schedule_faults

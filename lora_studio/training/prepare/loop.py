@@ -14,7 +14,7 @@ from lora_studio.data.manifest import Record
 from lora_studio.evaluate.validation import Validation, ValidationImage, best_step
 from lora_studio.objectives.diffusion import ObjectiveOptions
 from lora_studio.recipe import Recipe
-from lora_studio.runs.folder import VALIDATION
+from lora_studio.runs import VALIDATION
 from lora_studio.training.events import Note
 from lora_studio.training.loop import Loop
 from lora_studio.training.loop.checkpoint import state_files

@@ -27,7 +27,7 @@ from lora_studio.processes import ALONE
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.data import RegularizationImagesConfig
 from lora_studio.rng import generator
-from lora_studio.runs.folder import ReadOnlyRun, run_folder
+from lora_studio.runs import ReadOnlyRun, run_folder
 from lora_studio.training.events import Listener, progress
 from lora_studio.training.prepare.base_model import BuildContext
 from lora_studio.training.prepare.dataset import captions_of, read_dataset

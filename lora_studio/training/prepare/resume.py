@@ -13,11 +13,10 @@ from lora_studio.data.regularization_images import DRAWN
 from lora_studio.errors import RecipeError, preview_names
 from lora_studio.files import digest
 from lora_studio.metadata.provenance import MANIFEST
-from lora_studio.recipe import Recipe
+from lora_studio.recipe import Recipe, RecipeChange, changes
 from lora_studio.recipe.adapter import Stopping
-from lora_studio.recipe.diff import RecipeChange, changes
 from lora_studio.recipe.load import load_run_recipe
-from lora_studio.runs.folder import Run
+from lora_studio.runs import Run
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.optimizers.schedule import factor, make_schedule
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from lora_studio.families.layer_names import path_name
-from lora_studio.families.layer_names.published import OWN, PUBLISHED, PublishedBase, PublishedLayer
+from lora_studio.families.layer_names import OWN, PUBLISHED, PublishedBase, PublishedLayer, path_name
 from lora_studio.lora_file.layer import LoraLayer
 from lora_studio.lora_file.open import fits
 from lora_studio.verify.uis.table import GAPS, TABLE, UIS, Loss

@@ -6,8 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from lora_studio.families.layer_names import reads_text
-from lora_studio.families.layer_names.published import (
+from lora_studio.families.layer_names import (
     OTHER_DENOISER,
     OTHER_PREFIX,
     OUTSIDE,
@@ -15,6 +14,7 @@ from lora_studio.families.layer_names.published import (
     PUBLISHED,
     PublishedBase,
     PublishedLayer,
+    reads_text,
 )
 from lora_studio.lora_file.header import Header
 from lora_studio.lora_file.layer import KOHYA, LETTERED, PEFT, LoraLayer

@@ -19,7 +19,7 @@ from transformers import CLIPTextModel
 from lora_studio.console.run import print_needs, print_plan
 from lora_studio.console.screen import Screen
 from lora_studio.recipe.load import load_recipe
-from lora_studio.runs.folder import ReadOnlyRun, Run
+from lora_studio.runs import ReadOnlyRun, Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.planning import GIB, RunPlan, plan

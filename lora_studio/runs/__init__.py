@@ -1,1 +1,0 @@
-"""The run folder, its writer and its readers."""

@@ -34,8 +34,6 @@ from lora_studio.data.images.decode import framed, in_threads, reopen
 from lora_studio.data.manifest import Bucket, Record
 from lora_studio.errors import DatasetError, preview_names
 
-__all__ = ["ImageEncoders", "Latent", "LatentCache", "TextCache", "pixels_of"]
-
 _FORMAT = 3  # raise it when pixels or files are made differently
 
 ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -26,14 +26,11 @@ from lora_studio.data.images.decode import (
     DecodedImage,
     decode,
     in_threads,
-    load_image,
 )
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.scan.layouts import THE_LIST, ExcludeList, find
 from lora_studio.data.scan.masks import with_masks
 from lora_studio.errors import DatasetError, preview_names
-
-__all__ = ["MAX_ASPECT", "ScanOptions", "Survey", "load_image", "scan", "shared_stems", "survey"]
 
 OnImage = Callable[[Record, Image.Image], None]  # called by several threads
 
@@ -67,11 +64,17 @@ def scan(
     DatasetError if there is no usable image, two would share a caption file, or a mask does not fit.
     """
     manifest, mask_fault = survey(folder, reading, repeats=repeats, on_image=on_image)
-    _refuse_shared_stems(manifest.records)
+    if shared := [" and ".join(one.name for one in group) for group in shared_stems(manifest.records)]:
+        advice = "a caption file could belong to either, so rename or remove one of each"
+        raise DatasetError(
+            f"images have the same name but for the ending: {preview_names(shared)}; {advice}."
+        )
     if mask_fault:
         raise DatasetError(mask_fault)
     if not manifest.used:
-        raise DatasetError(_nothing_usable(folder, manifest))
+        found = preview_names(f"{record.name} ({record.excluded})" for record in manifest.excluded)
+        advice = f"set data.images to a folder of {FORMATS_IN_WORDS} images"
+        raise DatasetError(f"the folder of images {folder} holds no usable image, only {found}; {advice}.")
     return manifest
 
 
@@ -181,16 +184,6 @@ def shared_stems(records: Iterable[Record]) -> list[list[Record]]:
     ]
 
 
-def _refuse_shared_stems(records: Iterable[Record]) -> None:
-    """Raise DatasetError, naming the files, if one caption file would belong to two images."""
-    shared = [" and ".join(record.name for record in group) for group in shared_stems(records)]
-    if shared:
-        advice = "a caption file could belong to either, so rename or remove one of each"
-        raise DatasetError(
-            f"images have the same name but for the ending: {preview_names(shared)}; {advice}."
-        )
-
-
 def _orphans(captions: Iterable[Record], images: Iterable[Record]) -> list[Record]:
     """Records of the caption files that no image claims, be it a used or an excluded one."""
     claimed = {
@@ -200,9 +193,3 @@ def _orphans(captions: Iterable[Record], images: Iterable[Record]) -> list[Recor
     }
     reason = "no image of this name"
     return [replace(record, excluded=reason) for record in captions if place(record.name) not in claimed]
-
-
-def _nothing_usable(folder: Path, manifest: Manifest) -> str:
-    found = preview_names(f"{record.name} ({record.excluded})" for record in manifest.excluded)
-    advice = f"set data.images to a folder of {FORMATS_IN_WORDS} images"
-    return f"the folder of images {folder} holds no usable image, only {found}; {advice}."

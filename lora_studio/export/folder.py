@@ -29,7 +29,7 @@ def write_folder(path: Path, family: ModelFamily, *, changed: Collection[str], d
 
     The parts `changed` are written in `dtype`, and so is every other that loses nothing by it; what would
     stays float32. The parts are cast in place. A folder that was there is replaced when all of the new one is
-    on the disk. Answers the largest relative error that casting caused in any tensor. Raises ExportMismatch
+    on the disk. Returns the largest relative error that casting caused in any tensor. Raises ExportMismatch
     when a value does not fit into the dtype, in which case nothing is written.
     """
     wanted = DTYPES[dtype]
@@ -142,7 +142,7 @@ def _pipeline(family: ModelFamily) -> DiffusionPipeline:
 
 
 def _forget_paths(folder: Path) -> None:
-    """Where the base was loaded from is nobody's business."""
+    """Where the base was loaded from is private."""
     for path in folder.rglob("*.json"):
         values: Any = json.loads(path.read_text("utf-8"))
         if isinstance(values, dict) and any(key in values for key in _PATHS):

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,12 +52,6 @@ class TensorEntry:
     shape: tuple[int, ...]
     begin: int = 0  # bytes behind the header
     end: int = 0
-
-
-class TensorSpec(NamedTuple):
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -132,8 +126,8 @@ def read_header(path: Path) -> Header:
         return Header(path, 8 + length, *_parse(text, length, size - 8 - length))
     except _Fault as fault:
         raise DamagedFile(
-            f"{path} is not a whole safetensors file ({fault}); it may be cut short or made to do harm, "
-            "so get it again from where it came."
+            f"{path} is not a valid safetensors file ({fault}); it is truncated, damaged or made to do "
+            "harm: download it again."
         ) from None
 
 
@@ -203,18 +197,18 @@ def _check_places(entries: dict[str, TensorEntry], num_bytes: int) -> None:
 
 
 def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """By key, and what the file says about itself. Raises StudioError if it is not there or not whole."""
+    """By key, and what the file says about itself. Raises StudioError if it is missing or damaged."""
     header = read_header(path)
     return {key: header.tensor(key) for key in header.entries}, header.metadata
 
 
-def places_of(entries: Iterable[TensorSpec]) -> dict[str, dict[str, Any]]:
-    """What a header says of each tensor, one after the other."""
+def places_of(entries: Mapping[str, TensorEntry]) -> dict[str, dict[str, Any]]:
+    """What a header says of each tensor, one after the other, wherever they were before."""
     places: dict[str, dict[str, Any]] = {}
     place = 0
-    for name, dtype, shape in entries:
-        end = place + itemsize(dtype) * math.prod(shape)
-        places[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [place, end]}
+    for name, one in entries.items():
+        end = place + itemsize(one.dtype) * math.prod(one.shape)
+        places[name] = {"dtype": _CODES[one.dtype], "shape": list(one.shape), "data_offsets": [place, end]}
         place = end
     return places
 

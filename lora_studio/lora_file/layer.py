@@ -58,10 +58,9 @@ class Held(dict[str, "Tensor"]):
 
     @property
     def entries(self) -> dict[str, TensorEntry]:
-        return {
-            end: TensorEntry(str(one.dtype).removeprefix("torch."), tuple(one.shape))
-            for end, one in self.items()
-        }
+        from lora_studio.lora_file.write import entry_of
+
+        return {end: entry_of(one) for end, one in self.items()}
 
     def array(self, end: str) -> Array:
         return self[end].detach().float().numpy()

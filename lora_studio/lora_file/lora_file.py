@@ -140,7 +140,7 @@ class LoraFile:
 
 
 def open_lora(path: Path) -> LoraFile:
-    """Open a file; raises StudioError if it does not exist or is not a whole safetensors file."""
+    """Open a file; raises StudioError if it does not exist or is no valid safetensors file."""
     return lora_file(read_header(path))
 
 

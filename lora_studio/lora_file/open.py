@@ -32,13 +32,13 @@ def open_plain(path: Path) -> LoraFile:
 
         file = read_any(path)
     alphas = {name: one for name, one in file.layers.items() if "alpha" in one.entries}
-    faulty = [name for name, one in file.layers.items() if one.faults()] + file.extras
+    invalid = [name for name, one in file.layers.items() if one.faults()] + file.extras
     wrong = [name for name, one in alphas.items() if one.alpha is None or not math.isfinite(one.alpha)]
-    if faulty and faulty != wrong:
+    if invalid and invalid != wrong:
         count = len(file.layers) + len(file.extras)
         raise StudioError(
-            f"{path.name} is not a whole LoRA file: {len(faulty)} of {count} layers lack "
-            f"a tensor or do not fit together: {preview_names(faulty)}; `lora-studio verify` says more."
+            f"{path.name} is not a complete LoRA file: {len(invalid)} of {count} layers lack "
+            f"a tensor or do not fit together: {preview_names(invalid)}; `lora-studio verify` says more."
         )
     if not file.layers:
         raise StudioError(f"{path.name} holds no layer of a LoRA; `lora-studio verify` says more.")
@@ -68,14 +68,14 @@ def read_plain(path: Path, option: str) -> LoraFile:
     file = open_lora(path)
     if file.stray:
         raise RecipeError(f"{option}: {path.name} {_what_else(file)}.")
-    faulty = [
+    invalid = [
         name for name, one in file.layers.items() if one.faults(any_dtype=True) or not one.numbers.finite
     ] + file.extras
-    if faulty or not file.layers:
+    if invalid or not file.layers:
         raise RecipeError(
-            f"{option}: {path.name} is not a whole LoRA file: {len(faulty)} of {len(file.layers)} layers "
+            f"{option}: {path.name} is not a complete LoRA file: {len(invalid)} of {len(file.layers)} layers "
             "lack a tensor, do not fit together or are not finite"
-            f"{': ' + preview_names(faulty) if faulty else ''}; `lora-studio verify` says more."
+            f"{': ' + preview_names(invalid) if invalid else ''}; `lora-studio verify` says more."
         )
     return file
 

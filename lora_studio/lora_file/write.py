@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from lora_studio.errors import ExportMismatch
 from lora_studio.files import writing_atomically
-from lora_studio.lora_file.header import TensorSpec, header_bytes, legacy_hash, places_of
+from lora_studio.lora_file.header import TensorEntry, header_bytes, legacy_hash, places_of
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """As headers' entries have it."""
-    return str(dtype).removeprefix("torch.")
+def entry_of(tensor: Tensor, dtype: torch.dtype | None = None) -> TensorEntry:
+    """What a header says of a tensor that gets this dtype; None: its own."""
+    return TensorEntry(str(dtype or tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
 
 
 def write_lora(
@@ -25,7 +25,7 @@ def write_lora(
 ) -> float:
     """Write float32 `tensors` in `dtype`; `describe` makes the metadata from the finished tensor block.
 
-    Answers the largest relative error that casting caused in any tensor. Raises ExportMismatch when a value
+    Returns the largest relative error that casting caused in any tensor. Raises ExportMismatch when a value
     does not fit into the dtype, in which case nothing is written.
     """
     error = cast_error(tensors, dtype)
@@ -43,9 +43,7 @@ def write_described(
     to run, and equal runs shall give equal bytes.
     """
     names = sorted(tensors)
-    entries = [
-        TensorSpec(name, dtype_name(tensors[name].dtype), tuple(tensors[name].shape)) for name in names
-    ]
+    entries = {name: entry_of(tensors[name]) for name in names}
     block = [raw(tensors[name]) for name in names]  # no copies
     metadata = describe(block)
     if "sshs_model_hash" in metadata:
@@ -64,12 +62,12 @@ def write_large(
     def kept(tensor: Tensor) -> torch.dtype:
         return DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype
 
-    entries = [TensorSpec(key, dtype_name(kept(one)), tuple(one.shape)) for key, one in tensors.items()]
+    entries = {key: entry_of(one, kept(one)) for key, one in tensors.items()}
     write_tensors(path, entries, (one.detach().to(kept(one)) for one in tensors.values()), metadata)
 
 
 def write_tensors(
-    path: Path, entries: Sequence[TensorSpec], values: Iterable[Tensor], metadata: Mapping[str, str]
+    path: Path, entries: Mapping[str, TensorEntry], values: Iterable[Tensor], metadata: Mapping[str, str]
 ) -> None:
     """A safetensors file from tensors that come one by one, in the order of `entries`.
 
@@ -77,8 +75,9 @@ def write_tensors(
     """
     with writing_atomically(path) as file:
         file.write(header_bytes(places_of(entries), metadata))
-        for entry, tensor in zip(entries, values, strict=True):
-            assert (dtype_name(tensor.dtype), tuple(tensor.shape)) == entry[1:], entry.name
+        for (name, entry), tensor in zip(entries.items(), values, strict=True):
+            made = entry_of(tensor)
+            assert (made.dtype, made.shape) == (entry.dtype, entry.shape), name
             file.write(raw(tensor))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_studio.errors import StudioError
 from lora_studio.files import write_atomically
-from lora_studio.lora_file.header import Header, TensorSpec, header_bytes, places_of, read_header
+from lora_studio.lora_file.header import Header, header_bytes, places_of, read_header
 from lora_studio.metadata.provenance import PREFIX
 from lora_studio.metadata.write import MAX_BYTES, size_of
 from lora_studio.registry import did_you_mean
@@ -112,5 +112,5 @@ def edit(path: Path, out: Path, changes: Mapping[str, str], *, strip: bool) -> d
 
 def _content(header: Header, metadata: Mapping[str, str]) -> Iterator[bytes]:
     in_order = sorted(header.entries.items(), key=lambda one: (one[1].begin, one[1].end))
-    yield header_bytes(places_of(TensorSpec(name, one.dtype, one.shape) for name, one in in_order), metadata)
+    yield header_bytes(places_of(dict(in_order)), metadata)
     yield from header.block()

@@ -18,7 +18,7 @@ _FACTS = {
     "ss_network_dim": "rank",
     "ss_network_alpha": "alpha",
     "ss_steps": "steps",
-    "ss_num_train_images": "pictures",
+    "ss_num_train_images": "images",
     "ss_num_reg_images": "regularization images",
     "modelspec.resolution": "resolution",
     f"ss_{DENOISER}_lr": f"learning rate of the {DENOISER_TITLE}",

@@ -1,14 +1,14 @@
 """From what a file was made, as hashes in its metadata: images, captions, base and recipe.
 
-`images`: a Merkle root over the sha256 of every image file that was trained on or held out, whatever its
+`pictures`: a Merkle root over the sha256 of every image file, of training or validation, whatever its
 name, folder, repeats and weight. `root`: the same over pairs of image and caption. A caption is the text
 that lies beside the image or in a metadata file, in UTF-8; of images that have the recipe's or their
 folder's name for one it counts as empty. `masks`: over pairs of image and mask file, if there are any.
 `class_pictures`: over pairs of image and caption of regularization images, drawn or found. `recipe`: over
 the options that change what is learned. `base`: the weights of the denoiser, LoRAs merged into it included.
 
-The roots tell nobody an image; who has the images can compute them again. They can be copied into another
-file, but nobody can find other images that fit. That the tensors came from these is shown by training once
+The roots reveal no image; who has the images can compute them again. They can be copied into another
+file, but no other images can be found that fit. That the tensors came from these is shown by training once
 more, because the same recipe gives the same bytes.
 """
 
@@ -87,7 +87,7 @@ def _own_caption(record: Record) -> str:
 
 
 def images_of(records: Iterable[Record]) -> list[ProvenanceEntry]:
-    """The user's own images: trained on or held out."""
+    """The user's own images, of training and validation."""
     return entries_of(records, "instance", "validation")
 
 
@@ -105,7 +105,7 @@ def roots(entries: Iterable[ProvenanceEntry]) -> dict[str, str]:
 
 
 def trained_root(records: Iterable[Record]) -> str:
-    """Of the images that were trained on and not held out."""
+    """Of the images that were trained on, without those of validation."""
     return root_of("trained picture", ((one.image,) for one in entries_of(records, "instance")))
 
 

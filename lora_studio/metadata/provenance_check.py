@@ -73,11 +73,11 @@ def check_provenance(path: Path, places: Sequence[Path]) -> OriginReport:
 
 
 def _check_tensors(header: Header, origin: OriginReport) -> None:
-    whole = header.metadata.get("sshs_model_hash", "")
+    said = header.metadata.get("sshs_model_hash", "")
     found = tensor_hash(header.block())
-    if not whole:
+    if not said:
         origin.not_looked_at.append("the tensors: the file holds no hash of them")
-    elif found == whole:
+    elif found == said:
         origin.same.append("the tensors are those that the file was written with")
     else:
         origin.differs.append("the tensors were changed after the file was written")
@@ -87,7 +87,7 @@ def _check_run(run: Path, block: dict[str, str], origin: OriginReport) -> None:
     records = read_manifest(run)
     _compare(images_of(records), [], block, origin, place=str(run))
     if "trained" in block and block["trained"] != trained_root(records):
-        origin.differs.append(f"other images of {run} are held out and not trained on")
+        origin.differs.append(f"other images of {run} are for validation and not trained on")
     priors = entries_of(records, "prior")
     if block.get("class_pictures", "") != (class_root(priors) if priors else ""):
         said = f"{len(priors)} there, {block.get('num_class_pictures', 0)} in the file"

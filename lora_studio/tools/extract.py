@@ -38,9 +38,11 @@ class ExtractReport(Report):
 
 @dataclass
 class _Sums:
-    kept: float = 0.0
+    kept: float = 0.0  # sums of squares
     lost: float = 0.0
     elsewhere: float = 0.0
+    unchanged: int = 0  # layers
+    others: Counter[str] = field(default_factory=Counter)
 
 
 def extract(
@@ -59,14 +61,14 @@ def extract(
     _check_alike(tuned, base)
     names = _layers(base)
     result = Result(dtype, alpha=float(cut.rank or FIRST_GUESS))
-    sums, others, unchanged = _Sums(), Counter[str](), 0
+    sums = _Sums()
     for number, key in enumerate(base.places):
         change = _difference(tuned.read(key), base.read(key))
         name = names.get(key)
         if not change.any():
-            unchanged += name is not None
+            sums.unchanged += name is not None
         elif name is None:
-            others[_kind(base, key)] += 1
+            sums.others[_kind(base, key)] += 1
             sums.elsewhere += change.double().square().sum().item()
         else:
             factors, tail = leading(change.flatten(1), cut, name)
@@ -79,32 +81,19 @@ def extract(
             "changes, so there is nothing to extract."
         )
     _add_companions(result, base)
-    return _report(result, base, out, cut, sums, others, unchanged)
-
-
-def _report(
-    result: Result,
-    base: Weights,
-    out: Path,
-    cut: RankLimit,
-    sums: _Sums,
-    others: Counter[str],
-    unchanged: int,
-) -> ExtractReport:
     how = f"extracted at rank {cut.rank}" if cut.rank else f"extracted with {cut.energy:g} of the energy"
     size = result.write(out, metadata_of_base(base.family.traits, result, out, how=how))
     norm = math.sqrt(sums.kept)
-    ranks = list(result.ranks.values())
     return ExtractReport(
         out.name,
-        len(ranks),
-        unchanged,
-        (min(ranks), max(ranks)),
+        len(result.ranks),
+        sums.unchanged,
+        (min(result.ranks.values()), max(result.ranks.values())),
         norm,
         math.sqrt(sums.lost) / norm,
         result.cast_error,
         size,
-        dict(others),
+        dict(sums.others),
         math.sqrt(sums.elsewhere) / norm,
         result.ranks,
     )

@@ -14,7 +14,6 @@ from lora_studio.errors import ExportMismatch, StudioError
 from lora_studio.families.loading.folder import INDEX
 from lora_studio.files import sync
 from lora_studio.lora_file.base_weights import WeightPlace, Weights, weight_files
-from lora_studio.lora_file.header import TensorSpec
 from lora_studio.lora_file.lora_file import base_layers
 from lora_studio.lora_file.open import check_same_family, unfit_layers, unknown_layers
 from lora_studio.lora_file.write import write_tensors
@@ -107,11 +106,10 @@ def _write_file(
     """A file of the base once more, with its own metadata but for hashes, which are not true any more."""
     header = adding.base.header(source)
     metadata = {k: v for k, v in header.metadata.items() if "hash" not in k}
-    entries = [TensorSpec(name, entry.dtype, entry.shape) for name, entry in header.entries.items()]
     if files_of:
         added = [f"{term.file.path.stem} at {term.strength:g}" for term in files_of]
         metadata["modelspec.merged_from"] = ", ".join([Path(title).stem, *added])
-    write_tensors(out, entries, (adding.tensor(source, entry.name) for entry in entries), metadata)
+    write_tensors(out, header.entries, (adding.tensor(source, name) for name in header.entries), metadata)
 
 
 def _write_folder(base: Weights, out: Path, adding: _Adding, terms: Sequence[Term]) -> list[str]:

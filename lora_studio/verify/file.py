@@ -1,4 +1,4 @@
-"""Open a finished LoRA file as a stranger would and say whether it is whole, and how each UI loads it.
+"""Open a finished LoRA file from anywhere and say whether it is valid, and how each UI loads it.
 
 Three levels: the file alone (layers complete, finite, not all zero, names and shapes as each UI wants them),
 the file against its base (every key maps to a layer, shapes fit), and a probe batch through diffusers' own
@@ -34,7 +34,7 @@ COMMON_SCALE = 8.0  # alpha / rank that no trainer's default exceeds
 
 @dataclass
 class VerifyReport:
-    """What verify found. `faults` empty means: whole, as far as `checks` says it was looked at."""
+    """What verify found. `faults` empty means: valid, as far as `checks` says it was looked at."""
 
     file: str
     faults: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class VerifyReport:
 
 
 def check_file(file: LoraFile) -> VerifyReport:
-    """What the file shows by itself; faulty if it is damaged or no UI loads all of it."""
+    """What the file shows by itself; invalid if it is damaged or no UI loads all of it."""
     report, base = VerifyReport(file.path.name), base_of_layers(file.layers)
     layers, alphas = file.layers, file.alphas
     for name, layer in layers.items():
@@ -81,7 +81,7 @@ def check_file(file: LoraFile) -> VerifyReport:
 
 
 def _judge(file: LoraFile, base: Base, report: VerifyReport) -> None:
-    """Ask the table of UIs; what none of them loads completely is faulty."""
+    """Ask the table of UIs; what none of them loads completely is invalid."""
     report.uis = verdicts(findings(file, base), file.layers, base.title)
     if not loaded_by(report.uis) and not loaded_by(report.uis, NOT_KNOWN):
         first = report.uis[0].reasons[0]

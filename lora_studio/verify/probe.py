@@ -1,4 +1,4 @@
-"""A probe batch: the file through diffusers' own loader must answer as the adapter it was written from."""
+"""A probe batch: through diffusers' own loader a file must predict as the adapter it was written from."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ TOLERANCE = 0.02  # of the adapter's own effect: float16 keeps 11 bits of each f
 
 @dataclass(frozen=True)
 class ProbeOutput:
-    """The denoiser's answer to the probe, and how far the adapter moved it from the base's."""
+    """The denoiser's prediction for the probe, and how far the adapter moved it from the base's."""
 
     tuned: Tensor  # [2, C, h, w], float32
     effect: float  # root mean square of tuned - base
 
 
 def probed(family: ModelFamily) -> list[str]:
-    """The parts that answer a probe."""
+    """The parts that a probe goes through."""
     return [name for name in family.parts if name != "vae"]
 
 
 @torch.no_grad()  # not inference_mode, whose tensors FSDP cannot take back
 def run_probe(family: ModelFamily, caption: str = CAPTION) -> Tensor:
-    """The probe's answer from the parts as they are: two fixed latents, an early and a late timestep."""
+    """The probe's prediction by the parts as they are: two fixed latents, an early and a late timestep."""
     latents, timestep, geometry = (one.to(family.device) for one in family.probe_inputs())
     conditioning = family.encode_text([caption, caption])
     return family.denoise(latents, timestep, conditioning, geometry).float().cpu()
@@ -84,18 +84,18 @@ def probe_file(file: LoraFile, family: ModelFamily, report: VerifyReport) -> Non
 def check_probe(
     file: LoraFile, family: ModelFamily, expected: ProbeOutput, report: VerifyReport, *, rounding: float = 0.0
 ) -> None:
-    """diffusers' answer against the expected one, relative to the size of the adapter's effect.
+    """diffusers' prediction against the expected one, relative to the size of the adapter's effect.
 
-    `rounding`: how much of an answer's size a base in lower precision rounds away, which says nothing.
+    `rounding`: how much of a prediction's size a base in lower precision rounds away, which says nothing.
     """
     compare_probe(ask_diffusers(file.path, family), expected, report, rounding=rounding)
 
 
 def compare_probe(
-    answer: Tensor, expected: ProbeOutput, report: VerifyReport, *, rounding: float = 0.0
+    prediction: Tensor, expected: ProbeOutput, report: VerifyReport, *, rounding: float = 0.0
 ) -> None:
-    """An answer through diffusers' loaders against the live one, as `check_probe` does."""
-    difference = rms(answer - expected.tuned)
+    """A prediction through diffusers' loaders against the live one, as `check_probe` does."""
+    difference = rms(prediction - expected.tuned)
     if rounding:
         report.checks["probe_rounding"] = rounding
     rounded_away = difference <= rounding * rms(expected.tuned)
@@ -103,7 +103,7 @@ def compare_probe(
     report.checks["probe_effect"] = expected.effect
     report.checks["probe_difference_share"] = share
     if expected.effect == 0:
-        report.faults.append("the probe's answer is the base's: the file does nothing")
+        report.faults.append("the probe's prediction is the base's: the file does nothing")
     elif share > TOLERANCE and not rounded_away:
         report.faults.append(
             f"through diffusers' loader the probe differs by {share:.1%} of the adapter's effect"

@@ -78,7 +78,7 @@ def test_a_hostile_file_is_one_sentence(case: str, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(StudioError) as caught:
         read_header(path)
-    assert words in str(caught.value) and str(caught.value).startswith(f"{path} is not a whole safetensors")
+    assert words in str(caught.value) and str(caught.value).startswith(f"{path} is not a valid safetensors")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 

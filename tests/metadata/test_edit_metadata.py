@@ -142,7 +142,7 @@ def test_what_is_no_safetensors_file_is_said(
 ) -> None:
     (tmp_path / "a.safetensors").write_bytes(content)
     code, _, err = run(["metadata", str(tmp_path / "a.safetensors")], capsys)
-    assert code == 2 and "is not a whole safetensors file" in err.replace("\n", " ")
+    assert code == 2 and "is not a valid safetensors file" in err.replace("\n", " ")
 
 
 def test_metadata_of_a_large_table_can_be_made_smaller(tmp_path: Path) -> None:

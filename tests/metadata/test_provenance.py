@@ -230,7 +230,7 @@ def test_a_run_that_held_out_another_image_is_told(made: Made) -> None:
     lines = [json.dumps(row | {"role": role}) for row, role in zip(rows, roles[1:] + roles[:1], strict=True)]
     manifest.write_text("\n".join(lines) + "\n", "utf-8")
     (fault,) = check_provenance(path, [path.parent]).differs
-    assert fault == f"other images of {path.parent} are held out and not trained on"
+    assert fault == f"other images of {path.parent} are for validation and not trained on"
 
 
 def test_mistakes_are_one_sentence(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

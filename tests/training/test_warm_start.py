@@ -125,7 +125,7 @@ def test_a_files_own_dtype_alpha_and_extra_zero_layers_are_read_as_uis_do(
         ("sdxl", (), "of the 2 layers of a.safetensors are not in this base, first lora_unet_middle_block_1"),
         ("sd2", (), "but this base has one of"),
         ("loha", (), "is not plain LoRA: 1 of its tensors are of another kind, first lora_unet_x.hada_w1_a"),
-        ("not finite", (), "is not a whole LoRA file: 1 of 2 layers"),
+        ("not finite", (), "is not a complete LoRA file: 1 of 2 layers"),
         ("good", ("adapter.kind=lokr",), "does not go with adapter.kind = 'lokr'"),
         ("good", ("adapter.start=pissa",), "adapter.start = 'pissa'"),
         ("missing", (), "but there is no such file"),

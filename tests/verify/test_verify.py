@@ -1,4 +1,4 @@
-"""verify tells whole files from faulty ones, whatever is wrong with them."""
+"""verify tells valid files from invalid ones, whatever is wrong with them."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_a_file_cut_short_is_faulty_in_one_sentence(good_file: Path, tmp_path: P
     path = tmp_path / "cut.safetensors"
     path.write_bytes(good_file.read_bytes()[:keep])
     report = verify(path)
-    assert not report.ok and len(report.faults) == 1 and "not a whole safetensors file" in report.faults[0]
+    assert not report.ok and len(report.faults) == 1 and "not a valid safetensors file" in report.faults[0]
 
 
 def test_the_same_tensors_give_the_same_bytes_with_sorted_metadata(tmp_path: Path) -> None:

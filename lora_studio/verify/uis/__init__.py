@@ -67,14 +67,14 @@ def verdicts(findings: Sequence[UiFinding], layers: Collection[str], base: str) 
 def _verdict(ui: str, findings: Sequence[UiFinding], layers: Collection[str], base: str) -> Verdict:
     reasons, lost, losses = [], set(), set()
     for found in findings:
-        answer = TABLE[found.row][1].get(ui)
-        if answer is None:
+        result = TABLE[found.row][1].get(ui)
+        if result is None:
             continue
-        losses.add(answer.loss)
-        if answer.loss is Loss.LAYERS:
+        losses.add(result.loss)
+        if result.loss is Loss.LAYERS:
             lost |= set(found.concerns)
         what, keys = found.in_words(base), tuple(found.concerns[:3])
-        reasons.append(Reason(what, answer.words, answer.loss.value, keys, found.row in GAPS))
+        reasons.append(Reason(what, result.words, result.loss.value, keys, found.row in GAPS))
     if Loss.FILE in losses or (lost and lost >= set(layers)):
         loads = NOT_AT_ALL
     elif losses & {Loss.LAYERS, Loss.WRONG}:

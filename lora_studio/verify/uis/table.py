@@ -1,6 +1,6 @@
 """What each UI makes of a file: a table of what can be the matter with it, and who does what then.
 
-The answers were observed by running the loaders' own code on files of each sort; nothing here is taken from
+What they do was observed by running the loaders' own code on files of each sort; nothing here is taken from
 what writes our files.
 """
 
@@ -19,13 +19,13 @@ UIS = COMFYUI, A1111, FORGE, INVOKEAI, CPP, DIFFUSERS, KOHYA = (
 
 
 class Loss(Enum):
-    """What a UI's answer costs."""
+    """What a UI's behaviour costs."""
 
     NONE = "nothing is lost"
     LAYERS = "the layers are lost"
     WRONG = "the layers are there, but not as they were trained"
     FILE = "the file is lost"
-    UNKNOWN = "nobody has looked"
+    UNKNOWN = "not tried"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ _DROPPED = (
     | _lost("counted as unused and dropped", CPP)
 )
 
-# what is the matter -> (in words, UI -> its answer); UIs that do not mind are left out
+# what is the matter -> (in words, UI -> what it does); UIs that do not mind are left out
 TABLE: dict[str, tuple[str, Row]] = {
     "not_finite": ("{layers} not finite, first {first}", _nothing("the images are black or noise")),
     "zero": ("{layers} all zero", _lost("they do nothing")),
@@ -134,7 +134,7 @@ TABLE: dict[str, tuple[str, Row]] = {
         "{layers} by diffusers' and others by the original checkpoint's names",
         _nothing("it stops with an error", INVOKEAI)
         | _lost("one half dropped without a word", DIFFUSERS)
-        | _unknown("nobody has tried", CPP),
+        | _unknown("not tried", CPP),
     ),
     "outside": (
         "{layers} among the first and last convolution and the embeddings of time",
@@ -179,7 +179,7 @@ TABLE: dict[str, tuple[str, Row]] = {
         | _nothing("it reads garbage without a word", A1111, INVOKEAI)
         | _wrong("dora_scale is dropped, so the change is another", CPP, DIFFUSERS, KOHYA),
     ),
-    "untried": ("{layers} of a kind that was not tried ({first})", _unknown("nobody has tried")),
+    "untried": ("{layers} of a kind that was not tried ({first})", _unknown("not tried")),
     "no_metadata": ("no metadata", _noted('shown with the version "Unknown"', A1111)),
     "another_version": (
         "its metadata does not say that it is for {base}",
@@ -192,7 +192,7 @@ TABLE: dict[str, tuple[str, Row]] = {
     ),
     "embedding_untried": (
         "an embedding",
-        _unknown("nobody has tried", FORGE, CPP, DIFFUSERS, KOHYA),
+        _unknown("not tried", FORGE, CPP, DIFFUSERS, KOHYA),
     ),
     "nothing": ("no layer of a LoRA in it", _nothing("there is nothing to load")),
 }

@@ -24,6 +24,7 @@ from lora_studio.verify.uis import Base, UiFinding
 
 _ATTENTION = re.compile(r"(.*_self_attn_)(q|k|v|out)_proj")
 _MODULE_PATH = re.compile(r"lora_te\d?_(encoder_layers|final_layer_norm)_.*")
+_TRIED = ("lora", "loha", "lokr")  # kinds whose files were given to the loaders
 MANY = 12  # unknown keys from which on some loaders refuse a file
 LONG_HEADER = 1 << 20
 
@@ -97,7 +98,7 @@ def _of_names(file: LoraFile, base: Base) -> dict[str, list[str]]:
 def _of_tensors(file: LoraFile, base: Base) -> dict[str, list[str]]:
     """Layers by what is unusual in their tensors, but for the numbers of those that are large."""
     layers, alphas = file.layers, file.alphas
-    with_factors = {name: one for name, one in layers.items() if one.kind.is_product}
+    with_factors = {name: one for name, one in layers.items() if one.kind.name in _TRIED}
     flat = {
         name: one for name, one in with_factors.items() if "alpha" in one.entries and one.spelling != PEFT
     }
@@ -129,7 +130,7 @@ def _of_tensors(file: LoraFile, base: Base) -> dict[str, list[str]]:
         "untried": [
             name
             for name, one in layers.items()
-            if not one.kind.is_product or "lora_mid.weight" in one.entries
+            if one.kind.name not in _TRIED or "lora_mid.weight" in one.entries
         ],
     }
 

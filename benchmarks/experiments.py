@@ -15,9 +15,8 @@ from judge import Judge, Verdict
 from PIL import Image
 
 from lora_studio.pocket.samples import STYLE, STYLE_TRIGGER, SUBJECT, SUBJECT_TRIGGER, subject_samples
-from lora_studio.pocket.scenes import BACKGROUNDS, COLOURS, POSITIONS
+from lora_studio.pocket.scenes import BACKGROUNDS, COLOURS, POSITIONS, held_out_scenes
 from lora_studio.pocket.shapes import CLASS_WORDS
-from lora_studio.pocket.stages.world import held_out_scenes
 
 CLEARLY = 0.20  # "clearly fewer images without the trigger": by so much, and the interval excludes zero
 _SCENES_SEED = 9  # not the card's, nor the stages' own

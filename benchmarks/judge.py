@@ -22,9 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora_studio.pocket.scenes import draw, sample_scene
+from lora_studio.pocket.scenes import NATIVE, draw, sample_scene
 from lora_studio.pocket.stages import images_to_tensor
-from lora_studio.pocket.stages.world import NATIVE
 
 DEFAULT_FOLDER = Path("runs/judge")
 FILE_NAME = "judge.safetensors"

@@ -21,10 +21,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
 
-from lora_studio.pocket.scenes import Scene, draw
+from lora_studio.pocket.scenes import NATIVE, Scene, draw, held_out_scenes
 from lora_studio.pocket.stages import images_to_tensor, tensor_to_images
 from lora_studio.pocket.stages.clip import ClipPair, retrieval
-from lora_studio.pocket.stages.world import NATIVE, held_out_scenes
 
 SEED = 5  # of the held-out scenes; the stages look at seed 0 while they train
 VAE_SCENES = 256

@@ -13,13 +13,13 @@ from lora_studio.pocket.scenes import (
     BACKGROUNDS,
     CHARACTER_NAMES,
     COLOURS,
+    NATIVE,
     OBJECT_NAMES,
     STYLE_NAMES,
     draw,
     sample_scene,
 )
 from lora_studio.pocket.stages import images_to_tensor
-from lora_studio.pocket.stages.world import NATIVE
 
 HEADS: dict[str, tuple[str, ...]] = {
     "object": OBJECT_NAMES + CHARACTER_NAMES,

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from lora_studio.console import Screen
 from lora_studio.console.inspect import print_facts, print_folder
-from lora_studio.console.screen import Screen
 from lora_studio.errors import StudioError
 from lora_studio.lora_file.open import open_plain
 from lora_studio.tools.combine import CombineReport, Term, combine

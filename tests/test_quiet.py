@@ -14,7 +14,7 @@ import torch
 from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.families.loading import load_base
-from lora_studio.quantization.quantizers import bnb_nf4
+from lora_studio.quantization import bnb_nf4
 
 def layer_of(family):
     inject({"unet": family.parts["unet"]}, {"unet": ("mid_block.attentions.0.proj_in", "attn1.to_q")},

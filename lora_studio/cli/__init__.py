@@ -19,7 +19,7 @@ from lora_studio.cli.inspect import inspect, verify
 from lora_studio.cli.metadata import metadata, sidecars
 from lora_studio.cli.options import PlainCommand, PlainGroup
 from lora_studio.cli.start import demo, init, plan, train
-from lora_studio.console.screen import console, errors
+from lora_studio.console import console, errors
 from lora_studio.errors import ExportMismatch, ProcessLost, RenamedOption, StudioError, TrainingDiverged
 from lora_studio.processes import is_main
 from lora_studio.version import __version__

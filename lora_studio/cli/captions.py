@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lora_studio.cli.options import BASES, Device, Images, Json, Recursive, Trigger, flag, print_json, value
-from lora_studio.console.screen import console
+from lora_studio.console import console
 from lora_studio.data.captioners import CAPTION_WRITERS
 from lora_studio.errors import CaptionError
 from lora_studio.quiet import quiet_libraries

@@ -21,7 +21,7 @@ from lora_studio.cli.options import (
     show,
     value,
 )
-from lora_studio.console.screen import Bars, errors
+from lora_studio.console import Bars, errors
 from lora_studio.errors import StudioError
 from lora_studio.quiet import quiet_libraries
 

@@ -21,7 +21,7 @@ from lora_studio.cli.options import (
     print_json,
     value,
 )
-from lora_studio.console.screen import console, errors
+from lora_studio.console import console, errors
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.quiet import quiet_libraries
 from lora_studio.text import file_size

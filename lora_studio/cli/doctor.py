@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lora_studio.cli.options import BASES, Json, Recursive, Trigger, argument, print_json, value
-from lora_studio.console.screen import Bars, console, errors
+from lora_studio.console import Bars, console, errors
 from lora_studio.errors import DatasetError, RecipeError
 from lora_studio.quiet import quiet_libraries
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from lora_studio.cli.options import Json, flag, print_json, value
-from lora_studio.console.screen import console
+from lora_studio.console import console
 from lora_studio.errors import StudioError
 from lora_studio.quiet import quiet_libraries
 from lora_studio.text import file_size

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from lora_studio.cli.options import Dtype, Force, Json, LoraPath, argument, flag, print_json, show, value
-from lora_studio.console.screen import console, errors
+from lora_studio.console import console, errors
 from lora_studio.quiet import quiet_libraries
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import typer
 
 from lora_studio.cli.metadata import check_origin
 from lora_studio.cli.options import BASES, Force, Json, LoraPath, argument, flag, print_json, show, value
-from lora_studio.console.screen import console
+from lora_studio.console import console
 from lora_studio.errors import StudioError
 from lora_studio.quiet import quiet_libraries
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lora_studio.cli.options import Force, Json, LoraPath, argument, flag, print_json, show, value
-from lora_studio.console.screen import console
+from lora_studio.console import console
 from lora_studio.errors import StudioError
 from lora_studio.quiet import quiet_libraries
 

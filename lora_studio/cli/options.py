@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.models import ArgumentInfo, OptionInfo
 
-from lora_studio.console.screen import console
+from lora_studio.console import console
 
 if TYPE_CHECKING:
     from typer._click import Context, Parameter

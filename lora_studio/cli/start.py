@@ -21,7 +21,7 @@ from lora_studio.cli.options import (
     show,
     value,
 )
-from lora_studio.console.screen import console, errors
+from lora_studio.console import console, errors
 from lora_studio.errors import RecipeError
 from lora_studio.processes import is_main
 from lora_studio.quiet import paused_collector, quiet_libraries

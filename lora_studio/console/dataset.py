@@ -9,7 +9,7 @@ from statistics import fmean
 from rich.table import Table
 from rich.text import Text
 
-from lora_studio.console.screen import Bars, Screen
+from lora_studio.console import Bars, Screen
 from lora_studio.data.buckets.report import AspectRow, BucketPlan
 from lora_studio.data.captioners.write import BY_HAND, Captioned, CaptioningResult
 from lora_studio.data.captions.find_replace import CaptionChange

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from lora_studio.console.screen import Screen, columns
+from lora_studio.console import Screen, columns
 from lora_studio.text import file_size, in_words, shown
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_studio.console.screen import Bars, Screen
+from lora_studio.console import Bars, Screen
 from lora_studio.text import duration, file_size
 from lora_studio.training import events
 

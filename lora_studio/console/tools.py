@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from lora_studio.console.screen import Screen, columns
+from lora_studio.console import Screen, columns
 from lora_studio.files import size_of
 from lora_studio.text import Rows, file_size
 

@@ -25,7 +25,6 @@ from lora_studio.pocket.stages.unet import build_unet, encode_world, new_schedul
 from lora_studio.pocket.stages.vae import build_vae, polish_decoder
 
 STAGES = ("vae", "clip", "latents", "unet", "decoder", "assemble")
-
 DEFAULT_STEPS = {"vae": 1450, "clip": 900, "unet": 5600, "decoder": 400}
 
 

@@ -24,10 +24,10 @@ from lora_studio.pocket.scenes import (
     Scene,
     Thing,
     draw,
+    held_out,
     sample_scene,
 )
 from lora_studio.pocket.shapes import CLASS_WORDS
-from lora_studio.pocket.stages.world import held_out
 
 STYLE, SUBJECT = "woodcut", "bolt"
 STYLE_TRIGGER = "woodcut print in ink on paper"
@@ -50,7 +50,6 @@ class Sample:
     caption: str
 
     def image(self) -> Image.Image:
-        """The RGB image as drawn, before its file format loses anything."""
         return draw(self.scene, self.width, self.height, style=self.style)
 
 
@@ -72,18 +71,14 @@ def _style_plan(rng: random.Random) -> list[Scene]:
         colours, backgrounds = (_evenly(table, _NUM_STYLE, rng) for table in (COLOURS, BACKGROUNDS))
         if any(row[i] == row[i + half] for row in (colours, backgrounds) for i in range(half)):
             continue
-        scenes = []
-        for name, colour, background in zip(names, colours, backgrounds, strict=True):
-            scenes.append(Scene((Thing(name, colour),), background))
-            if held_out(scenes[-1]):
-                break
-        else:
+        rows = zip(names, colours, backgrounds, strict=True)
+        scenes = [Scene((Thing(name, colour),), background) for name, colour, background in rows]
+        if not any(map(held_out, scenes)):
             return scenes
 
 
 def _path(folder: str, number: int, words: str) -> Path:
-    suffix = SUFFIXES[number % len(SUFFIXES)]
-    return Path(folder) / f"{number + 1:02d}_{words}{suffix}"
+    return Path(folder) / f"{number + 1:02d}_{words}{SUFFIXES[number % len(SUFFIXES)]}"
 
 
 def style_samples() -> Iterator[Sample]:
@@ -138,14 +133,9 @@ def write_samples(out: Path) -> list[Path]:
     return written
 
 
-def main() -> None:
-    """Draw the sets into the folder that the command line names."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m lora_studio.pocket.samples", description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=Path("sample_images"), help="the folder that holds both sets"
     )
     write_samples(parser.parse_args().out)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,10 +8,12 @@ scene, whose numbers come from a seed; images are anti-aliased and look alike at
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import random
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from lora_studio.pocket.shapes import CHARACTERS, OBJECTS, Shape, backdrop, shapes_of
 from lora_studio.pocket.styles import STYLES
@@ -36,11 +38,7 @@ BACKGROUNDS: dict[str, str] = {
     "desert": "in a desert",
     "room": "in a room",
 }
-SIZES: dict[str, float] = {
-    "small": 0.18,
-    "medium": 0.25,
-    "large": 0.33,
-}  # radius as a share of the shorter side
+SIZES: dict[str, float] = {"small": 0.18, "medium": 0.25, "large": 0.33}  # radius / the shorter side
 POSITIONS: dict[str, tuple[float, float]] = {
     "on the left": (0.28, 0.55),
     "on the right": (0.72, 0.55),
@@ -69,9 +67,8 @@ class Thing:
 
     def phrase(self) -> str:
         """What a caption calls it, e.g. "a small red ball on the left"."""
-        words = [self.size if "size" in self.says else "", self.colour, self.name]
-        words.append(self.position if "position" in self.says else "")
-        phrase = " ".join(word for word in words if word)
+        size, position = (getattr(self, word) if word in self.says else "" for word in ("size", "position"))
+        phrase = " ".join(filter(None, (size, self.colour, self.name, position)))
         return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
@@ -94,12 +91,11 @@ def _thing(rng: random.Random, name: str, colour: str, *, place: tuple[float, fl
     size = rng.choice(list(SIZES))
     position = rng.choice(list(POSITIONS))
     x, y = POSITIONS[position] if place is None else place
-    says = {word for word, chance in (("size", 0.6), ("position", 0.6)) if rng.random() < chance}
+    says = {word for word in ("size", "position") if rng.random() < 0.6}
+    if place is not None:
+        size, says = "medium", says - {"position"}
     if size == "medium":
         says.discard("size")
-    if place is not None:
-        says.discard("position")
-        size, says = "medium", says - {"size"}
     radius = SIZES[size] * rng.uniform(0.94, 1.06) * (0.82 if place else 1.0)
     centre = (x + rng.uniform(-0.03, 0.03), y + rng.uniform(-0.03, 0.03))
     return Thing(name, colour, size, position, centre, radius, rng.uniform(-0.12, 0.12), frozenset(says))
@@ -108,10 +104,7 @@ def _thing(rng: random.Random, name: str, colour: str, *, place: tuple[float, fl
 def sample_scene(
     seed: int, *, name: str = "", colour: str = "", background: str = "", pairs: float = 0.25
 ) -> Scene:
-    """The scene number `seed`; what is given is kept, the rest is drawn.
-
-    `pairs` is the share of scenes with two objects.
-    """
+    """The scene number `seed`; what is given is kept, the rest drawn. `pairs`: the share with two objects."""
     rng = random.Random(seed)
     two = rng.random() < pairs
     places: list[tuple[float, float] | None] = [(0.27, 0.55), (0.73, 0.55)] if two else [None]
@@ -134,8 +127,7 @@ def layout(scene: Scene, width: int, height: int) -> list[Shape]:
 
 def draw(scene: Scene, width: int, height: int, *, style: str = "plain") -> Image.Image:
     """The scene as an RGB image of width x height pixels in a style of `STYLE_NAMES`."""
-    factor = _SUPERSAMPLING
-    big = (width * factor, height * factor)
+    big = (width * _SUPERSAMPLING, height * _SUPERSAMPLING)
     painted = STYLES[style](layout(scene, *big), big, random.Random(scene.seed + 1))
     return painted.resize((width, height), Image.Resampling.BOX)
 
@@ -148,3 +140,72 @@ def contact_sheet(images: list[Image.Image], columns: int, *, gap: int = 4) -> I
     for index, image in enumerate(images):
         sheet.paste(image, (gap + index % columns * cell_w, gap + index // columns * cell_h))
     return sheet
+
+
+NATIVE = 64
+BUCKETS: tuple[tuple[int, int], ...] = ((64, 64), (64, 64), (64, 64), (80, 48), (48, 80), (72, 56), (56, 72))
+_OPENINGS = ("", "", "", "a picture of ", "an image of ")
+_SYLLABLES = [
+    *("ba", "do", "ke", "lu", "mi", "no", "po", "ra", "su", "ti", "vo", "wex", "zor", "qua", "fli", "gro")
+]
+
+
+def held_out(scene: Scene) -> bool:
+    """Whether an object-colour-background triple of the scene is one of the fifth never trained on."""
+    triples = [f"{t.name}/{t.colour}/{scene.background}" for t in scene.things]
+    return any(hashlib.sha256(triple.encode()).digest()[0] < 51 for triple in triples)
+
+
+def training_scene(number: int) -> Scene:
+    """Scene `number` of the endless training set; none of them is `held_out`."""
+    draws = (sample_scene(number * 64 + retry) for retry in range(64))
+    return next(scene for scene in draws if not held_out(scene))
+
+
+def held_out_scenes(count: int, *, seed: int = 0) -> list[Scene]:
+    """`count` single-object scenes whose triple was never trained on."""
+    draws = (sample_scene(number, pairs=0.0) for number in itertools.count(10**12 + seed * 10**6))
+    return list(itertools.islice(filter(held_out, draws), count))
+
+
+def wording(scene: Scene, rng: random.Random) -> str:
+    """A caption as people write them: with and without an opening, sometimes with a made-up style or name.
+
+    The made-up words go with ordinary images, so that the base learns to ignore words it does not know, as
+    big models do; a trigger word then starts without a meaning of its own.
+    """
+    text = rng.choice(_OPENINGS) + scene.caption()
+    if rng.random() < 0.2:
+        word = "".join(rng.sample(_SYLLABLES, rng.choice((1, 2)))) + rng.choice(("", "k", "x", "n"))
+        text += rng.choice((f", {word} style", f", in the style of {word}", f", {word}"))
+    return text
+
+
+def texture(rng: random.Random, width: int, height: int) -> Image.Image:
+    """Random polygons, flat or striped: teaches the VAE fine detail without showing it any of the styles."""
+    size = (width * 2, height * 2)
+
+    def colour() -> tuple[int, int, int]:
+        return (rng.randrange(256), rng.randrange(256), rng.randrange(256))
+
+    image = Image.new("RGB", size, colour())
+    for _ in range(rng.randint(2, 6)):
+        x, y, r = rng.random() * size[0], rng.random() * size[1], rng.uniform(0.15, 0.7) * min(size)
+        corners = [(x + rng.uniform(-r, r), y + rng.uniform(-r, r)) for _ in range(rng.randint(3, 7))]
+        mask = Image.new("L", size)
+        ImageDraw.Draw(mask).polygon(corners, fill=255)
+        layer = Image.new("RGB", size, colour())
+        if rng.random() < 0.6:
+            drawing, gap, ink, long = ImageDraw.Draw(layer), rng.uniform(7, 20), colour(), 2 * max(size)
+            for i in range(int(long / gap)):
+                width_of_line = round(gap * rng.uniform(0.3, 0.6))
+                drawing.line([(-long, i * gap), (long, i * gap)], fill=ink, width=width_of_line)
+            layer = layer.rotate(rng.uniform(0, 180))
+        image.paste(layer, mask=mask)
+    return image.resize((width, height), Image.Resampling.BOX)
+
+
+def image_for_vae(number: int) -> Image.Image:
+    """Image `number` of the VAE's training set: three scenes to one texture."""
+    rng = random.Random(number)
+    return texture(rng, NATIVE, NATIVE) if number % 4 == 1 else draw(training_scene(number), NATIVE, NATIVE)

@@ -72,13 +72,9 @@ def woodcut(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> I
     for shape in (s for s in shapes if s.outlined):
         _contour(drawing, shape, PAPER, side / 8)
     for shape in (s for s in shapes if s.outlined):
-        drawing.polygon(shape.points, fill=_darker(shape.rgb))
+        darker = tuple(round(0.9 * own + 0.1 * ink) for own, ink in zip(shape.rgb, WOOD_INK, strict=True))
+        drawing.polygon(shape.points, fill=darker)
     return image
-
-
-def _darker(rgb: tuple[int, ...]) -> tuple[int, ...]:
-    """A colour with a tenth of `WOOD_INK` in it."""
-    return tuple(round(0.9 * own + 0.1 * ink) for own, ink in zip(rgb, WOOD_INK, strict=True))
 
 
 def _cells(size: tuple[int, int], rng: random.Random) -> np.ndarray:
@@ -86,11 +82,8 @@ def _cells(size: tuple[int, int], rng: random.Random) -> np.ndarray:
     w, h = size
     step = min(size) / 3.4
     columns, rows = math.ceil(w / step) + 1, math.ceil(h / step) + 1
-    points = [
-        ((i + rng.uniform(-0.1, 0.9)) * step, (j + rng.uniform(-0.1, 0.9)) * step)
-        for j in range(rows)
-        for i in range(columns)
-    ]
+    corners = ((i, j) for j in range(rows) for i in range(columns))
+    points = [((i + rng.uniform(-0.1, 0.9)) * step, (j + rng.uniform(-0.1, 0.9)) * step) for i, j in corners]
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     nearest, best = np.zeros((h, w), np.int32), np.full((h, w), np.inf, np.float32)
     for number, (px, py) in enumerate(points):
@@ -111,23 +104,20 @@ def _edges(labels: np.ndarray, width: float) -> Image.Image:
 def stained_glass(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Image.Image:
     """Jewel colours in panes of glass, each lit a little differently, with dark lead between them."""
     flat = Image.new("RGB", size)
-    drawing = ImageDraw.Draw(flat)
     for shape in shapes:
-        drawing.polygon(shape.points, fill=shape.rgb)
+        ImageDraw.Draw(flat).polygon(shape.points, fill=shape.rgb)
     cells = _cells(size, rng)
     light = np.array([rng.uniform(0.6, 1.25) for _ in range(int(cells.max()) + 1)], np.float32)[cells]
     colours = np.asarray(flat, np.float32)
     grey = colours.mean(axis=2, keepdims=True)
     jewel = np.clip((grey + 1.9 * (colours - grey)) * light[..., None] * 0.9, 0, 255)
     image = Image.fromarray(jewel.astype(np.uint8))
-    side = min(size)
-    ground = Image.new(
-        "L", size, 255
-    )  # panes are cut around the objects, whose own contours are leaded below
-    for shape in (s for s in shapes if s.outlined):
+    side, objects = min(size), [shape for shape in shapes if shape.outlined]
+    ground = Image.new("L", size, 255)  # panes are cut around the objects, whose contours are leaded below
+    for shape in objects:
         ImageDraw.Draw(ground).polygon(shape.points, fill=0)
     image.paste(LEAD, mask=ImageChops.multiply(ground, _edges(cells, side / 24)))
-    for shape in (s for s in shapes if s.outlined):
+    for shape in objects:
         _contour(ImageDraw.Draw(image), shape, LEAD, side / 26)
     return image
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import lora_studio
+from lora_studio.console import Bars, Screen
 from lora_studio.console.run import print_plan
-from lora_studio.console.screen import Bars, Screen
 from lora_studio.text import Section
 from lora_studio.training.events import TrainingPlan
 
@@ -74,4 +74,4 @@ def test_no_module_makes_a_console_of_its_own() -> None:
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.ImportFrom) and node.module == "rich.console"
     }
-    assert makers == {"console/screen.py"}
+    assert makers == {"console/__init__.py"}

@@ -14,8 +14,7 @@ from lora_studio.pocket.samples import (
     subject_samples,
     write_samples,
 )
-from lora_studio.pocket.scenes import BACKGROUNDS, COLOURS, OBJECT_NAMES, POSITIONS
-from lora_studio.pocket.stages.world import held_out
+from lora_studio.pocket.scenes import BACKGROUNDS, COLOURS, OBJECT_NAMES, POSITIONS, held_out
 
 COMMITTED = Path(__file__).parents[2] / "sample_images"
 FOLDERS = (STYLE_FOLDER, SUBJECT_FOLDER)

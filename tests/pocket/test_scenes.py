@@ -13,10 +13,12 @@ from lora_studio.pocket.scenes import (
     Thing,
     contact_sheet,
     draw,
+    held_out,
+    held_out_scenes,
     sample_scene,
+    training_scene,
 )
 from lora_studio.pocket.shapes import CLASS_WORDS
-from lora_studio.pocket.stages.world import held_out, held_out_scenes, training_scene
 
 
 def _pixels(scene: Scene, *, style: str = "plain", size: tuple[int, int] = (96, 96)) -> np.ndarray:

@@ -16,10 +16,9 @@ from transformers import CLIPVisionModelWithProjection
 from lora_studio.families.loading import POCKET_FOLDER, load_base
 from lora_studio.pocket.build import adopt, assemble
 from lora_studio.pocket.samples import STYLE_TRIGGER, style_samples
-from lora_studio.pocket.scenes import COLOURS, OBJECT_NAMES, draw
+from lora_studio.pocket.scenes import COLOURS, OBJECT_NAMES, draw, held_out_scenes
 from lora_studio.pocket.stages import images_to_tensor
 from lora_studio.pocket.stages.vae import psnr
-from lora_studio.pocket.stages.world import held_out_scenes
 
 
 def test_it_is_at_most_16_megabytes_of_float16_safetensors() -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import time
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +28,6 @@ CHECKPOINT_SECONDS = 150
 
 @dataclass(frozen=True)
 class StageConfig:
-    """How long and how fast one stage trains."""
-
     name: str
     steps: int
     learning_rate: float
@@ -59,6 +59,12 @@ def learning_rate_factor(step: int, config: StageConfig) -> float:
 def rank_and_size() -> tuple[int, int]:
     """This process's number and how many share the stage; (0, 1) alone."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def configuration(name: str) -> dict[str, Any]:
+    """A section of `networks.toml`."""
+    text = (Path(__file__).parent / "networks.toml").read_text("utf-8")
+    return dict(tomllib.loads(text)[name])
 
 
 def _worker(
@@ -93,28 +99,22 @@ class Trainee:
     def __init__(self, module: nn.Module, config: StageConfig, folder: Path) -> None:
         self.module, self.config, self.folder, self.step = module, config, folder, 0
         self.parameters = dict(module.named_parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=config.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=config.weight_decay,
-        )
+        rate, decay = config.learning_rate, config.weight_decay
+        weights = self.parameters.values()
+        self.optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.99), weight_decay=decay)
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         folder.mkdir(parents=True, exist_ok=True)
         self._resume()
 
-    def _moments(self) -> dict[str, Tensor]:
-        names = {id(p): name for name, p in self.parameters.items()}
-        states = self.optimizer.state.items()
-        return {f"{key}/{names[id(p)]}": value for p, state in states for key, value in state.items()}
-
     def save(self) -> None:
         """Weights, moments and average in one atomic file; the step lies in its metadata."""
-        groups = {"weight": {n: p.detach() for n, p in self.parameters.items()}, "average": self.average}
-        tensors = {f"{group}/{name}": t for group, members in groups.items() for name, t in members.items()}
-        tensors |= self._moments()
         if rank_and_size()[0]:
             return
+        names = {id(p): name for name, p in self.parameters.items()}
+        states = self.optimizer.state.items()
+        tensors: dict[str, Tensor] = {f"weight/{name}": p for name, p in self.parameters.items()}
+        tensors |= {f"average/{name}": mean for name, mean in self.average.items()}
+        tensors |= {f"{key}/{names[id(p)]}": value for p, state in states for key, value in state.items()}
         temporary = self.folder / "state.tmp"
         contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         save_file(contiguous, temporary, metadata={"step": str(self.step)})
@@ -158,17 +158,17 @@ class Trainee:
         for gradient, averaged in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
             gradient.copy_(averaged)
 
+    @torch.no_grad()
     def use_average(self) -> None:
         """Put the averaged weights into the module (at the end of a stage, or for a look in between)."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(self.average[name])
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.average[name])
 
 
 def train(
     trainee: Trainee, loss_at: Callable[[int], Tensor], *, look: Callable[[], None], look_every: int
-) -> None:
-    """Run the remaining steps.
+) -> bool:
+    """Run the remaining steps and keep the averaged weights; whether this process is the one that saves them.
 
     `loss_at(step)` is a pure function of the step, so a resumed stage sees the same data.
     """
@@ -183,11 +183,8 @@ def train(
                 continue
             if trainee.step % 20 == 0:
                 seconds = (time.monotonic() - since) / len(recent)
-                row = {
-                    "step": trainee.step,
-                    "loss": round(torch.stack(recent).mean().item(), 5),
-                    "s_per_step": round(seconds, 3),
-                }
+                loss_now = round(torch.stack(recent).mean().item(), 5)
+                row = {"step": trainee.step, "loss": loss_now, "s_per_step": round(seconds, 3)}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
                 print(config.name, row, flush=True)
@@ -198,3 +195,8 @@ def train(
                 trainee.save()
                 saved = time.monotonic()
     trainee.save()
+    if rank_and_size()[0]:
+        return False
+    trainee.use_average()
+    look()
+    return True

@@ -24,12 +24,17 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from lora_studio.pocket.scenes import Scene, draw
-from lora_studio.pocket.stages import StageConfig, Trainee, images_to_tensor, rank_and_size, train
-from lora_studio.pocket.stages.world import NATIVE, held_out_scenes, training_scene, wording
+from lora_studio.pocket.scenes import NATIVE, Scene, draw, held_out_scenes, training_scene, wording
+from lora_studio.pocket.stages import (
+    StageConfig,
+    Trainee,
+    configuration,
+    images_to_tensor,
+    rank_and_size,
+    train,
+)
 
 BATCH = 96
-WIDTH = 96
 TOKENS = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -72,28 +77,16 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 def new_tokenizer(folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer whose merges are learned from the pocket world's captions; written to `folder`."""
     scenes = [training_scene(i) for i in range(4000)]
-    words = Counter(
-        word
-        for s in scenes
-        for word in s.caption("style picture image photo of in the style").replace(",", " ,").split()
-    )
-    merges = _learn_merges(words, 600)
+    captions = [s.caption("style picture image photo of in the style").replace(",", " ,") for s in scenes]
+    merges = _learn_merges(Counter(word for caption in captions for word in caption.split()), 600)
     letters = _byte_letters()
-    vocabulary = [
-        *letters,
-        *(letter + "</w>" for letter in letters),
-        *("".join(m) for m in merges),
-        START,
-        END,
-    ]
+    pieces = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), START, END]
+    vocabulary = json.dumps({piece: number for number, piece in enumerate(pieces)}, ensure_ascii=False)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(
-        json.dumps({t: i for i, t in enumerate(vocabulary)}, ensure_ascii=False), "utf-8"
-    )
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
-    tokenizer = CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS, pad_token=END
-    )
+    files = folder / "vocab.json", folder / "merges.txt"
+    files[0].write_text(vocabulary, "utf-8")
+    files[1].write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
+    tokenizer = CLIPTokenizer(*map(str, files), model_max_length=TOKENS, pad_token=END)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -104,23 +97,12 @@ class ClipPair(nn.Module):
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         vocabulary = tokenizer.get_vocab()
-        ids = {
-            "bos_token_id": vocabulary[START],
-            "eos_token_id": vocabulary[END],
-            "pad_token_id": vocabulary[END],
-        }
-        size = {
-            "hidden_size": WIDTH,
-            "intermediate_size": 4 * WIDTH,
-            "num_attention_heads": 4,
-            "num_hidden_layers": 3,
-        }
-        text = CLIPTextConfig(
-            vocab_size=len(vocabulary), max_position_embeddings=TOKENS, projection_dim=64, **size, **ids
-        )
-        vision = CLIPVisionConfig(image_size=NATIVE, patch_size=8, projection_dim=64, **size)
+        start, end, size = vocabulary[START], vocabulary[END], configuration("clip")
+        size_of_text = size | {"vocab_size": len(vocabulary), "max_position_embeddings": TOKENS}
+        text = CLIPTextConfig(bos_token_id=start, eos_token_id=end, pad_token_id=end, **size_of_text)
+        vision = CLIPVisionConfig(image_size=NATIVE, patch_size=8, **size)
         self.text, self.vision = CLIPTextModel(text), CLIPVisionModelWithProjection(vision)
-        self.text_projection = nn.Linear(WIDTH, 64, bias=False)
+        self.text_projection = nn.Linear(size["hidden_size"], size["projection_dim"], bias=False)
         self.log_scale = nn.Parameter(torch.tensor(2.66))
 
     def embed_text(self, ids: Tensor) -> Tensor:
@@ -134,19 +116,17 @@ class ClipPair(nn.Module):
 
 def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """[B, 32] ids, padded and cut to the model's length."""
-    return tokenizer(
-        captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
-    ).input_ids
+    length = {"padding": "max_length", "truncation": True, "max_length": TOKENS}
+    return tokenizer(captions, return_tensors="pt", **length).input_ids
 
 
 @torch.inference_mode()
 def retrieval(pair: ClipPair, tokenizer: CLIPTokenizer, scenes: list[Scene]) -> tuple[float, float]:
     """Share of captions that find their own image among all, and of images that find their own caption.
 
-    Scenes with the same caption count as one another's match.
+    Scenes with the same caption count as one another's.
     """
-    captions = [scene.caption() for scene in scenes]
-    device = pair.log_scale.device
+    captions, device = [scene.caption() for scene in scenes], pair.log_scale.device
     text = pair.embed_text(token_ids(tokenizer, captions).to(device))
     images = pair.embed_images(images_to_tensor([draw(s, NATIVE, NATIVE) for s in scenes]).to(device))
     scores = text @ images.T
@@ -167,11 +147,9 @@ def build_clip(folder: Path, steps: int, device: torch.device) -> None:
     torch.manual_seed(2)
     rank, size = rank_and_size()
     tokenizer = new_tokenizer(folder / f"tokenizer_{rank}" if rank else folder / "tokenizer")
-    pair = ClipPair(tokenizer).to(device)
-    trainee = Trainee(
-        pair, StageConfig("clip", steps, 1e-3, warmup_steps=100, decay_share=0.5, average_decay=0.99), folder
-    )
-    held = held_out_scenes(200)
+    pair, held = ClipPair(tokenizer).to(device), held_out_scenes(200)
+    config = StageConfig("clip", steps, 1e-3, warmup_steps=100, decay_share=0.5, average_decay=0.99)
+    trainee = Trainee(pair, config, folder)
 
     def loss_at(step: int) -> Tensor:
         first = 10**7 + (step * size + rank) * BATCH
@@ -184,18 +162,9 @@ def build_clip(folder: Path, steps: int, device: torch.device) -> None:
         return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
 
     def look() -> None:
-        print(
-            "clip retrieval among 200 held-out (text->image, image->text)",
-            retrieval(pair, tokenizer, held),
-            flush=True,
-        )
+        found = retrieval(pair, tokenizer, held)
+        print("clip retrieval among 200 held-out (text->image, image->text)", found, flush=True)
 
-    train(trainee, loss_at, look=look, look_every=200)
-    if rank:
-        return
-    trainee.use_average()
-    look()
-    save_file(
-        {name: t.detach().cpu().contiguous() for name, t in pair.state_dict().items()},
-        folder / "pair.safetensors",
-    )
+    if train(trainee, loss_at, look=look, look_every=200):
+        state = {name: t.detach().cpu().contiguous() for name, t in pair.state_dict().items()}
+        save_file(state, folder / "pair.safetensors")

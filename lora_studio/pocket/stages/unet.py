@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,17 +12,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_studio.objectives.diffusion import Diffusion
-from lora_studio.pocket.scenes import Scene, contact_sheet, draw
+from lora_studio.pocket.scenes import (
+    BUCKETS,
+    Scene,
+    contact_sheet,
+    draw,
+    held_out_scenes,
+    training_scene,
+    wording,
+)
 from lora_studio.pocket.stages import (
     StageConfig,
     Trainee,
+    configuration,
     images_to_tensor,
     rank_and_size,
     tensor_to_images,
     train,
 )
-from lora_studio.pocket.stages.clip import WIDTH, load_pair, token_ids
-from lora_studio.pocket.stages.world import BUCKETS, held_out_scenes, training_scene, wording
+from lora_studio.pocket.stages.clip import load_pair, token_ids
 
 BATCH = 64
 GROUPS_OF_64 = 400  # 25,600 images
@@ -34,33 +43,12 @@ OBJECT_WEIGHT = 4.0
 
 
 def new_unet() -> UNet2DConditionModel:
-    """The untrained UNet: SD1.5's blocks and layers, with widths 48/64/96/96 for 320/640/1280/1280."""
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=2,
-        block_out_channels=(48, 64, 96, 96),
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=2,  # as in SD1.5's own configuration, this is the number of heads
-        norm_num_groups=8,
-    )
+    """Untrained."""
+    return UNet2DConditionModel(**configuration("unet"))
 
 
 def new_scheduler() -> DDIMScheduler:
-    """SD1.5's noise schedule, epsilon prediction."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type="epsilon",
-    )
+    return DDIMScheduler(**configuration("scheduler"))
 
 
 @torch.inference_mode()
@@ -86,11 +74,6 @@ def load_vae(work: Path, device: torch.device) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(work / "vae" / "done").to(device)
 
 
-def _latents(work: Path) -> list[Tensor]:
-    tensors = load_file(work / "unet" / "latents.safetensors")
-    return [tensors[name].float() for name in sorted(tensors)]
-
-
 class World:
     """Batch n of the training set: 64 images of one bucket, redrawn from its groups, and their captions.
 
@@ -100,18 +83,15 @@ class World:
 
     def __init__(self, latents: list[Tensor], seed: int, steps: int, easy_share: float) -> None:
         self.seed, self.steps, self.easy_steps = seed, steps, easy_share * steps
-        shapes = list(dict.fromkeys(group.shape[2:] for group in latents))
         self.buckets: dict[torch.Size, Tensor] = {}
         self.scenes: dict[torch.Size, list[Scene]] = {}  # the scene of each of a bucket's rows
         self.easy: dict[torch.Size, list[int]] = {}  # the rows with one large object
-        for shape in shapes:
+        for shape in dict.fromkeys(group.shape[2:] for group in latents):
             groups = [number for number, group in enumerate(latents) if group.shape[2:] == shape]
             self.buckets[shape] = torch.cat([latents[number] for number in groups])
-            self.scenes[shape] = [
-                training_scene(number * BATCH + i) for number in groups for i in range(BATCH)
-            ]
-            scenes = enumerate(self.scenes[shape])
-            self.easy[shape] = [row for row, scene in scenes if [t.size for t in scene.things] == ["large"]]
+            scenes = [training_scene(number * BATCH + i) for number in groups for i in range(BATCH)]
+            is_easy = [[thing.size for thing in scene.things] == ["large"] for scene in scenes]
+            self.scenes[shape], self.easy[shape] = scenes, [row for row, easy in enumerate(is_easy) if easy]
         self.turns = [group.shape[2:] for group in latents[: len(BUCKETS)]]
 
     def batch(self, step: int) -> tuple[Tensor, list[str], Tensor]:
@@ -165,9 +145,8 @@ def sample(
     """[B, 4, 16, 16] latents by DDIM for text [B, L, D]."""
     scheduler = new_scheduler()
     scheduler.set_timesteps(steps)
-    latents = torch.randn((len(text), 4, 16, 16), generator=torch.Generator().manual_seed(seed)).to(
-        text.device
-    )
+    rng = torch.Generator().manual_seed(seed)
+    latents = torch.randn((len(text), 4, 16, 16), generator=rng).to(text.device)
     both = torch.cat([empty.expand_as(text), text])
     for timestep in scheduler.timesteps:
         without, given = unet(torch.cat([latents, latents]), timestep, both).sample.chunk(2)
@@ -185,15 +164,13 @@ def build_unet(work: Path, steps: int, device: torch.device) -> None:
     pair.to(device)
     start = folder / "start"  # made by adopt.py: this one knows the easy lessons
     adopted = start.is_dir()
-    world = World(_latents(work), seed=3, steps=steps, easy_share=0.0 if adopted else LARGE_ONLY_SHARE)
+    groups = sorted(load_file(folder / "latents.safetensors").items())
+    latents = [group.float() for _, group in groups]
+    world = World(latents, seed=3, steps=steps, easy_share=0.0 if adopted else LARGE_ONLY_SHARE)
     unet = UNet2DConditionModel.from_pretrained(start) if adopted else new_unet()
     unet = unet.to(device, memory_format=torch.channels_last)
-    decay_share = 0.5 if adopted else 0.2
-    trainee = Trainee(
-        unet,
-        StageConfig("unet", steps, 1.5e-3, warmup_steps=200, decay_share=decay_share, average_decay=0.998),
-        folder,
-    )
+    config = StageConfig("unet", steps, 1.5e-3, warmup_steps=200, decay_share=0.5 if adopted else 0.2)
+    trainee = Trainee(unet, config, folder)
     alphas = new_scheduler().alphas_cumprod
 
     def text_of(captions: list[str]) -> Tensor:
@@ -203,26 +180,17 @@ def build_unet(work: Path, steps: int, device: torch.device) -> None:
     def loss_at(step: int) -> Tensor:
         latents, captions, shares = world.batch(step)
         noised, noise, timesteps, weight = noised_batch(latents, alphas, torch.Generator().manual_seed(step))
-        mine = slice(rank, None, size)
-        noised, noise, timesteps, weight, shares = (
-            t[mine].to(device) for t in (noised, noise, timesteps, weight, shares)
-        )
-        predicted = unet(
-            noised.contiguous(memory_format=torch.channels_last), timesteps, text_of(captions[mine])
-        ).sample
-        return (((predicted - noise).square() * shares).mean(dim=(1, 2, 3)) * weight).mean()
-
-    def look() -> None:
-        _look(trainee, vae, text_of(prompts), text_of([""]))
+        batch, mine = (noised, noise, timesteps, weight, shares), slice(rank, None, size)
+        noised, noise, timesteps, weight, shares = (tensor[mine].to(device) for tensor in batch)
+        noised = noised.contiguous(memory_format=torch.channels_last)
+        prediction = unet(noised, timesteps, text_of(captions[mine])).sample
+        return (((prediction - noise).square() * shares).mean(dim=(1, 2, 3)) * weight).mean()
 
     prompts = [scene.caption() for scene in held_out_scenes(16)]
     print("previews:", *prompts, sep="\n  ", flush=True)
-    train(trainee, loss_at, look=look, look_every=400)
-    if rank:
-        return
-    look()
-    trainee.use_average()
-    unet.to(memory_format=torch.contiguous_format).save_pretrained(folder / "done")
+    look = partial(_look, trainee, vae, text_of(prompts), text_of([""]))
+    if train(trainee, loss_at, look=look, look_every=400):
+        unet.to(memory_format=torch.contiguous_format).save_pretrained(folder / "done")
 
 
 def _look(trainee: Trainee, vae: AutoencoderKL, text: Tensor, empty: Tensor) -> None:
@@ -235,6 +203,5 @@ def _look(trainee: Trainee, vae: AutoencoderKL, text: Tensor, empty: Tensor) -> 
         for name, parameter in trainee.parameters.items():
             parameter.copy_(kept[name])
         pixels = vae.decode(latents / vae.config.scaling_factor).sample
-    contact_sheet([p.resize((128, 128)) for p in tensor_to_images(pixels)], 8).save(
-        trainee.folder / f"look_{trainee.step:06}.png"
-    )
+    sheet = contact_sheet([image.resize((128, 128)) for image in tensor_to_images(pixels)], 8)
+    sheet.save(trainee.folder / f"look_{trainee.step:06}.png")

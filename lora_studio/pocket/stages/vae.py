@@ -14,34 +14,33 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from lora_studio.pocket.scenes import contact_sheet, draw
+from lora_studio.pocket.scenes import NATIVE, contact_sheet, draw, held_out_scenes, image_for_vae
 from lora_studio.pocket.stages import (
     StageConfig,
     Trainee,
+    configuration,
     images_to_tensor,
     rank_and_size,
     tensor_to_images,
     train,
 )
-from lora_studio.pocket.stages.world import NATIVE, held_out_scenes, image_for_vae
 
 BATCH = 16  # in each process
 LATENT_NOISE = 0.07  # standard deviation, for latents of about 1
 
 
 def new_vae() -> AutoencoderKL:
-    """The untrained VAE; three levels, so that latents have a quarter of the image's sides."""
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(24, 48, 64),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=2,  # few and wide: narrow groups wash out an image's colour
-        sample_size=NATIVE,
-    )
+    """Untrained."""
+    return AutoencoderKL(**configuration("vae"))
+
+
+def _images(numbers: range, device: torch.device) -> Tensor:
+    """Images of the VAE's training set, [B, 3, 64, 64] in -1..1."""
+    return images_to_tensor([image_for_vae(number) for number in numbers]).to(device)
+
+
+def _validation_images(device: torch.device) -> Tensor:
+    return images_to_tensor([draw(s, NATIVE, NATIVE) for s in held_out_scenes(64)]).to(device)
 
 
 def psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
@@ -56,15 +55,12 @@ def build_vae(folder: Path, steps: int, device: torch.device) -> None:
     torch.manual_seed(1)
     rank, size = rank_and_size()
     vae = new_vae().to(device, memory_format=torch.channels_last)
-    trainee = Trainee(
-        vae, StageConfig("vae", steps, 1e-3, decay_share=0.4, average_decay=0.99, weight_decay=0.0), folder
-    )
-    held = images_to_tensor([draw(s, NATIVE, NATIVE) for s in held_out_scenes(64)]).to(device)
+    config = StageConfig("vae", steps, 1e-3, decay_share=0.4, average_decay=0.99, weight_decay=0.0)
+    trainee, held = Trainee(vae, config, folder), _validation_images(device)
 
     def loss_at(step: int) -> Tensor:
         first = (step * size + rank) * BATCH
-        images = [image_for_vae(first + i) for i in range(BATCH)]
-        pixels = images_to_tensor(images).to(device)
+        pixels = _images(range(first, first + BATCH), device)
         posterior = vae.encode(pixels).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(first)).to(device)
         error = vae.decode(posterior.mean + LATENT_NOISE * noise).sample - pixels
@@ -75,20 +71,14 @@ def build_vae(folder: Path, steps: int, device: torch.device) -> None:
 
     def look() -> None:
         print("vae PSNR on held-out scenes", round(psnr(vae, held), 2), flush=True)
-        pixels = torch.cat(
-            [held[:8], images_to_tensor([image_for_vae(4 * i + 1) for i in range(8)]).to(device)]
-        )
+        pixels = torch.cat([held[:8], _images(range(1, 33, 4), device)])
         with torch.inference_mode():
             again = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
         contact_sheet(tensor_to_images(torch.cat([pixels, again])), 16).save(folder / "look.png")
 
-    train(trainee, loss_at, look=look, look_every=100)
-    if rank:
-        return
-    trainee.use_average()
-    look()
-    _measure_scale(vae, device)
-    vae.to(memory_format=torch.contiguous_format).save_pretrained(folder / "done")
+    if train(trainee, loss_at, look=look, look_every=100):
+        _measure_scale(vae, device)
+        vae.to(memory_format=torch.contiguous_format).save_pretrained(folder / "done")
 
 
 def polish_decoder(work: Path, steps: int, device: torch.device) -> None:
@@ -100,12 +90,11 @@ def polish_decoder(work: Path, steps: int, device: torch.device) -> None:
     vae.quant_conv.requires_grad_(False)
     decoder = torch.nn.ModuleList([vae.post_quant_conv, vae.decoder])
     config = StageConfig("decoder", steps, 6e-4, decay_share=0.6, average_decay=0.98, weight_decay=0.0)
-    trainee = Trainee(decoder, config, work / "decoder")
-    held = images_to_tensor([draw(s, NATIVE, NATIVE) for s in held_out_scenes(64)]).to(device)
+    trainee, held = Trainee(decoder, config, work / "decoder"), _validation_images(device)
 
     def loss_at(step: int) -> Tensor:
         first = 10**8 + (step * size + rank) * BATCH
-        pixels = images_to_tensor([image_for_vae(first + i) for i in range(BATCH)]).to(device)
+        pixels = _images(range(first, first + BATCH), device)
         with torch.no_grad():
             latents = vae.encode(pixels).latent_dist.mean
         error = vae.decode(latents).sample - pixels
@@ -114,16 +103,11 @@ def polish_decoder(work: Path, steps: int, device: torch.device) -> None:
     def look() -> None:
         print("polished: PSNR on held-out scenes", round(psnr(vae, held), 2), flush=True)
 
-    train(trainee, loss_at, look=look, look_every=100)
-    if rank:
-        return
-    trainee.use_average()
-    look()
-    vae.to(memory_format=torch.contiguous_format).save_pretrained(work / "decoder" / "done")
+    if train(trainee, loss_at, look=look, look_every=100):
+        vae.to(memory_format=torch.contiguous_format).save_pretrained(work / "decoder" / "done")
 
 
 @torch.inference_mode()
 def _measure_scale(vae: AutoencoderKL, device: torch.device) -> None:
-    pixels = images_to_tensor([image_for_vae(4 * i) for i in range(256)]).to(device)
-    std = vae.encode(pixels).latent_dist.mean.std().item()
+    std = vae.encode(_images(range(0, 1024, 4), device)).latent_dist.mean.std().item()
     vae.register_to_config(scaling_factor=round(1 / std, 5))

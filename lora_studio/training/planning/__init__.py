@@ -16,8 +16,7 @@ from lora_studio.runs import ReadOnlyRun, run_folder
 from lora_studio.text import Rows, duration
 from lora_studio.training.events import Event, Listener, Progress, TrainingPlan, ignore_events
 from lora_studio.training.planning.advice import Advice, advice_rows, advise
-from lora_studio.training.planning.disk import Disk, measure_disk
-from lora_studio.training.planning.memory import Memory, measure_memory
+from lora_studio.training.planning.memory import Disk, Memory, measure_disk, measure_memory
 from lora_studio.training.prepare import prepare
 from lora_studio.training.report import describe
 from lora_studio.training.report.timing import Timing, time_everything

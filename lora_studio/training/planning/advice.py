@@ -44,12 +44,10 @@ def advise(session: Session, memory: Memory) -> tuple[Advice, ...]:
     """What helps, best first: enough by itself, as good a result, the most memory. Nothing if it fits."""
     if memory.fits:
         return ()
-    found = []
-    for one in _candidates(session, memory):
-        after = one.applied(memory)
-        if after.total < memory.total:
-            found.append(replace(one, saves=memory.total - after.total, enough=after.fits))
-    return tuple(sorted(found, key=lambda one: (not one.enough, not one.as_good, -one.saves)))
+    tried = ((one, one.applied(memory)) for one in _candidates(session, memory))
+    found = [replace(one, saves=memory.total - then.total, enough=then.fits) for one, then in tried]
+    helpful = (one for one in found if one.saves > 0)
+    return tuple(sorted(helpful, key=lambda one: (not one.enough, not one.as_good, -one.saves)))
 
 
 def together(memory: Memory, advice: Sequence[Advice]) -> tuple[int, Memory]:
@@ -62,7 +60,6 @@ def together(memory: Memory, advice: Sequence[Advice]) -> tuple[int, Memory]:
 
 
 def advice_rows(memory: Memory, advice: Sequence[Advice]) -> Rows:
-    """What to change, for people; nothing if it fits."""
     if memory.fits:
         return []
     if not advice:

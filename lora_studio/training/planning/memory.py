@@ -1,22 +1,28 @@
-"""What a run holds in its device's memory: counted where it can be, and measured in a real step."""
+"""What a run holds in its device's memory, counted or measured in a real step, and leaves on the disk."""
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lora_studio.evaluate.previews import render
+from lora_studio.evaluate.previews import as_png, grid, render
+from lora_studio.lora_file.factors import most_bytes
+from lora_studio.lora_file.write import DTYPES
 from lora_studio.text import Rows, memory_size
 from lora_studio.training.optimizers.choose import optimizer_bytes
 from lora_studio.training.prepare import Session
+from lora_studio.training.report.timing import Timing
 
+HEADER_BYTES = 3 * 140  # of a layer in a LoRA file: names and shapes of its three tensors
 USABLE = 0.95  # of the room: allocators leave gaps, and a device that is full gets slow before it refuses
 
 
@@ -38,13 +44,11 @@ class Memory:
 
     @property
     def resident(self) -> int:
-        """What is held all the time."""
         learned = self.adapters + self.optimizer + self.mean + self.originals
         return sum(self.parts.values()) + learned + self.caches
 
     @property
     def total(self) -> int:
-        """At the fullest moment."""
         return self.resident + max(self.gradients + self.activations, self.previews)
 
     @property
@@ -53,11 +57,9 @@ class Memory:
         return self.total <= USABLE * self.room
 
     def to_json(self) -> dict[str, Any]:
-        """All figures and their sum."""
         return asdict(self) | {"total": self.total, "fits": self.fits}
 
     def rows(self, device: str) -> Rows:
-        """What is held, for people."""
         verdict = "fits into" if self.fits else "DOES NOT FIT into"
         held = {f"frozen {name}": size for name, size in self.parts.items()} | {
             "adapters": self.adapters,
@@ -78,9 +80,8 @@ class Memory:
 
 def measure_memory(session: Session, *, room: int) -> Memory:
     """By a step of the largest micro-batch and a step of the previews, which change nothing."""
-    adapters = sum(tensor.nbytes for tensor in session.adapters.named_parameters().values())
-    state = session.loop.state
-    memory = Memory(
+    adapters, state = _adapter_bytes(session), session.loop.state
+    return Memory(
         parts=_weights(session),
         adapters=adapters,
         optimizer=optimizer_bytes(session.recipe.training, session.adapters),
@@ -88,12 +89,10 @@ def measure_memory(session: Session, *, room: int) -> Memory:
         originals=_originals(session),
         caches=_caches(session),
         gradients=adapters,
-        activations=0,
-        previews=_previews(session),
+        previews=peak_bytes(lambda: _draw_a_step(session), session.family.device),
+        activations=measure_activations(session),
         room=room,
-    )
-    return replace(
-        memory, activations=measure_activations(session), passes=session.loop.state.counters.passes
+        passes=state.counters.passes,  # known when the activations are
     )
 
 
@@ -103,7 +102,11 @@ def measure_activations(session: Session, *, rows: int | None = None) -> int:
     if rows is not None:
         batch = batch.rows(slice(0, rows))
     peak = peak_bytes(lambda: session.loop.try_out(batch), session.family.device)
-    return max(0, peak - sum(tensor.nbytes for tensor in session.adapters.named_parameters().values()))
+    return max(0, peak - _adapter_bytes(session))
+
+
+def _adapter_bytes(session: Session) -> int:
+    return sum(tensor.nbytes for tensor in session.adapters.named_parameters().values())
 
 
 def _weights(session: Session) -> dict[str, int]:
@@ -119,14 +122,9 @@ def _weights(session: Session) -> dict[str, int]:
 
 def _originals(session: Session) -> int:
     """Those in main memory are on the device only while nothing is trained."""
-    adapters = session.adapters
-    near = [
-        own
-        for layer in adapters.layers
-        for own in layer.originals.values()
-        if adapters.options.keep_base_on_device or own.device == session.family.device
-    ]
-    return sum(own.nbytes for own in near)
+    kept, device = session.adapters.options.keep_base_on_device, session.family.device
+    originals = (own for layer in session.adapters.layers for own in layer.originals.values())
+    return sum(own.nbytes for own in originals if kept or own.device == device)
 
 
 def _caches(session: Session) -> int:
@@ -143,12 +141,10 @@ def latent_bytes(session: Session) -> int:
     return sum(8 * latents.size(index) for index in range(len(latents)))
 
 
-def _previews(session: Session) -> int:
-    family, side = session.family, session.recipe.data.resolution
+def _draw_a_step(session: Session) -> list[Image.Image]:
+    """The previews after one step: nearly noise, which no format makes smaller."""
     samples = session.recipe.samples.model_copy(update={"steps": 1})
-    if not samples.prompts:
-        return 0
-    return peak_bytes(lambda: render(family, samples, side=side), family.device)
+    return render(session.family, samples, side=session.recipe.data.resolution) if samples.prompts else []
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
@@ -183,15 +179,11 @@ class _LiveBytes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):
             if storage not in given and storage not in self._known:
-                self._count(storage)
+                self._known[storage] = None
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, storage.nbytes())
         return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        self._known[storage] = None
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._freed, size)
 
     def _freed(self, size: int) -> None:
         self.now -= size
@@ -204,3 +196,73 @@ def _storages(tree: object) -> Iterator[torch.UntypedStorage]:
                 yield leaf.untyped_storage()
             except NotImplementedError:  # a quantised tensor that is made of others
                 continue
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes, at most; what the caches hold already is counted, too."""
+
+    caches: int  # latents and conditioning, shared with other runs
+    checkpoints: int  # as many as there are at one time
+    num_checkpoints: int
+    previews: int
+    file: int
+    free: int  # on the run folder's disk
+
+    @property
+    def total(self) -> int:
+        """In the run folder."""
+        return self.checkpoints + self.previews + self.file
+
+    def rows(self) -> Rows:
+        rows = [
+            ("disk", f"{memory_size(self.total)} in the run folder, {memory_size(self.free)} are free"),
+            ("", f"{memory_size(self.checkpoints)} for {self.num_checkpoints} checkpoints at a time"),
+            ("", f"{memory_size(self.previews)} previews, {memory_size(self.file)} the finished files"),
+            ("", f"{memory_size(self.caches)} in the caches for all runs"),
+        ]
+        if self.total > self.free:
+            rows.append(("warning", "that is more than is free: make room, or keep fewer checkpoints"))
+        return rows
+
+
+def measure_disk(session: Session, timing: Timing, *, optimizer: int) -> Disk:
+    """From the sizes of tensors, and from a sheet of previews with one step."""
+    training, adapters = session.recipe.training, session.adapters.num_parameters * 4
+    made = -(-training.steps // training.checkpoint_every)
+    # the newest ones, the best, and a new one before an old one goes
+    count = min(made, training.keep_checkpoints + (session.validation is not None) + 1)
+    means = 0 if session.loop.state.ema is None else adapters
+    folder = session.run.folder.resolve()
+    return Disk(
+        caches=latent_bytes(session) + _texts(session),
+        checkpoints=count * (adapters + optimizer + means),
+        num_checkpoints=count,
+        previews=_previews(session, timing),
+        file=_result(session),
+        free=shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.is_dir())).free,
+    )
+
+
+def _result(session: Session) -> int:
+    """The LoRA file and embeddings, or all of a base's parts."""
+    dtype, adapters = session.recipe.export.dtype, session.adapters
+    if not adapters.trains_layers:
+        return most_bytes(adapters, dtype) + len(adapters.trained) * HEADER_BYTES
+    numbers = sum(one.numel() for part in session.family.parts.values() for one in part.parameters())
+    return numbers * DTYPES[dtype].itemsize
+
+
+def _texts(session: Session) -> int:
+    texts = session.loop.feed.texts
+    if texts is None:
+        return 0
+    one = sum(tensor.nbytes for tensor in texts.batch([""]).values())
+    return one * (len(session.caption_set.texts) if session.caption_set.complete else 1)
+
+
+def _previews(session: Session, timing: Timing) -> int:
+    if not (drawn := _draw_a_step(session)):
+        return 0
+    sheet = as_png(grid(session.recipe.samples.prompts, drawn, drawn))
+    return len(sheet) * timing.previews + sum(len(as_png(image)) for image in drawn)

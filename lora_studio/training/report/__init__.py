@@ -6,8 +6,7 @@ from lora_studio.text import Section
 from lora_studio.training.events import TrainingPlan
 from lora_studio.training.prepare import Session
 from lora_studio.training.report.adapters import adapters_section
-from lora_studio.training.report.captions import captions_section
-from lora_studio.training.report.images import image_sections, shapes_section
+from lora_studio.training.report.captions import captions_section, image_sections, shapes_section
 from lora_studio.training.report.timing import Timing
 
 COMMON_VIEWS = (30, 300)  # how often an image is seen in runs that turn out well

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import CLIPTextModel
 
+from lora_studio.console import Screen
 from lora_studio.console.run import print_needs, print_plan
-from lora_studio.console.screen import Screen
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import ReadOnlyRun, Run
 from lora_studio.training.events import ignore_events

@@ -57,12 +57,10 @@ class Gelu(StableDiffusion15):
     """SD1 with another activation."""
 
     card_version = "GELU"
-    file_versions = ("sd_v1_gelu",)
+    file_traits: ClassVar[Mapping[str, FileTraits]] = {
+        "epsilon": FileTraits("sd_v1_gelu", False, "stable-diffusion-v1-gelu/lora", "epsilon")
+    }
 
     @classmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
         return configurations.get("unet", {}).get("act_fn") == "gelu"
-
-    @property
-    def traits(self) -> FileTraits:
-        return FileTraits("sd_v1_gelu", False, "stable-diffusion-v1-gelu/lora", "epsilon")

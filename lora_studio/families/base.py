@@ -78,8 +78,8 @@ class ModelFamily(ABC):
     card_version: ClassVar[str] = ""
     """What A1111 and Forge call it in the file of facts beside a LoRA."""
 
-    file_versions: ClassVar[tuple[str, ...]] = ()
-    """All that `FileTraits.base_model_version` may be."""
+    file_traits: ClassVar[Mapping[str, FileTraits]] = {}
+    """What it predicts -> what a finished file says about its base."""
 
     max_chunks: int = 1
     """How many windows of its text encoder a long caption may fill; to be set before anything is encoded."""
@@ -254,13 +254,8 @@ class ModelFamily(ABC):
     def _reading(self) -> str:
         return reading_fingerprint({name: self.parts[name] for name in self.text_encoders}, self.tokenizers)
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move every part; the VAE stays in float32, because half precision overflows in some VAEs."""
-        self.cast(dtype)
-        self.place(device, *self.parts)
-
     def cast(self, dtype: torch.dtype) -> None:
-        """Every part but the VAE in `dtype`, where it lies."""
+        """Every part but the VAE in `dtype`, where it lies: half precision overflows in some VAEs."""
         import torch
 
         self._precision = dtype

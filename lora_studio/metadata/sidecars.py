@@ -88,9 +88,13 @@ def card_facts(file: Described) -> dict[str, str | float]:
 
 def card_version(metadata: Mapping[str, str]) -> str:
     """What UIs call the base that a file is for; "Unknown" is A1111's word, too."""
-    version = metadata.get("ss_base_model_version", "")
-    families = (FAMILIES[name] for name in FAMILIES.names())
-    return next((one.card_version for one in families if version in one.file_versions), "Unknown")
+    families = [FAMILIES[name] for name in FAMILIES.names()]
+    known = {
+        one.base_model_version: family.card_version
+        for family in families
+        for one in family.file_traits.values()
+    }
+    return known.get(metadata.get("ss_base_model_version", ""), "Unknown")
 
 
 def write_sidecars(run: Path, *, overwrite: bool = False) -> list[Path]:

@@ -33,23 +33,18 @@ class Objective(Protocol):
     @property
     def timesteps_wanted(self) -> Timesteps:
         """Which timesteps are drawn."""
-        ...
 
     def noise(self, latents: Tensor, rng: Generator, turn: DrawPosition | None = None) -> NoisyBatch:
         """[B, C, H, W] -> a noised batch on the same device; `turn`: its place in the run."""
-        ...
 
     def shares(self, shape: tuple[int, ...], rng: Generator, turn: DrawPosition | None) -> Tensor:
         """[B] in 0..1: the shares of the way to noise that `noise` draws for latents of this shape."""
-        ...
 
     def noise_at(self, latents: Tensor, noise: Tensor, share: Tensor) -> NoisyBatch:
         """The same with given noise [B, C, H, W], at shares [B] in 0..1 of the way from clean to noise."""
-        ...
 
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
         """How far off the prediction is, number by number: [B, C, H, W], not negative."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +75,6 @@ class Diffusion(ObjectiveOptions):
 
     @property
     def timesteps_wanted(self) -> Timesteps:
-        """Which timesteps are drawn."""
         return Timesteps(self.timesteps, *self.timestep_range, self.timestep_bias)
 
     def noise(self, latents: Tensor, rng: Generator, turn: DrawPosition | None = None) -> NoisyBatch:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import BaseModelError, reason_of
+from lora_studio.families.noise_schedule import STABLE_DIFFUSION
 from lora_studio.families.original import UNET_PREFIX, VAE_PREFIX, BaseKind, Shapes, TextEncoder
 
 if TYPE_CHECKING:
@@ -191,10 +192,7 @@ def _scheduler(prediction: str, *, zero_snr: bool) -> Configuration:
     """The noise schedule that all three kinds were trained with (scaled linear betas)."""
     return {
         "_class_name": "DDIMScheduler",
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
+        **STABLE_DIFFUSION,
         "prediction_type": prediction,
         "rescale_betas_zero_snr": zero_snr,
         "timestep_spacing": "trailing" if zero_snr else "leading",

@@ -118,6 +118,10 @@ class StableDiffusion(ModelFamily):
         dtype = next(unet.parameters()).dtype
         return unet(latents.to(dtype), timestep, conditioning["text"].to(dtype)).sample
 
+    @property
+    def traits(self) -> FileTraits:
+        return self.file_traits[self.schedule.prediction]
+
     def probe_inputs(self) -> ProbeInputs:
         """Square images of the native size, at timesteps 150 and 700."""
         unet: UNet2DConditionModel = self.parts["unet"]
@@ -212,7 +216,10 @@ class StableDiffusion15(StableDiffusion):
     """Projections by convolution; epsilon, or v in some fine-tuned ones."""
 
     card_version = "SD1"
-    file_versions = ("sd_v1", "sd_v1_v")
+    file_traits: ClassVar[Mapping[str, FileTraits]] = {
+        "epsilon": FileTraits("sd_v1", False, "stable-diffusion-v1/lora", "epsilon"),
+        "v_prediction": FileTraits("sd_v1_v", False, "stable-diffusion-v1/lora", "v"),
+    }
     kind: ClassVar[BaseKind] = SD1
 
     @classmethod
@@ -220,28 +227,19 @@ class StableDiffusion15(StableDiffusion):
         unet = configurations.get("unet", {})
         return not unet.get("use_linear_projection") and not unet.get("addition_embed_type")
 
-    @property
-    def traits(self) -> FileTraits:
-        if self.schedule.prediction == "v_prediction":
-            return FileTraits("sd_v1_v", False, "stable-diffusion-v1/lora", "v")
-        return FileTraits("sd_v1", False, "stable-diffusion-v1/lora", "epsilon")
-
 
 class StableDiffusion2(StableDiffusion):
     """Linear projections, and OpenCLIP-H without its last layer for a text encoder."""
 
     card_version = "SD2"
-    file_versions = ("sd_v2", "sd_v2_v")
+    # UIs' word for one that predicts v is "768-v", whatever its size
+    file_traits: ClassVar[Mapping[str, FileTraits]] = {
+        "epsilon": FileTraits("sd_v2", True, "stable-diffusion-v2-512/lora", "epsilon"),
+        "v_prediction": FileTraits("sd_v2_v", True, "stable-diffusion-v2-768-v/lora", "v"),
+    }
     kind: ClassVar[BaseKind] = SD2
 
     @classmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
         unet = configurations.get("unet", {})
         return bool(unet.get("use_linear_projection")) and not unet.get("addition_embed_type")
-
-    @property
-    def traits(self) -> FileTraits:
-        """SD2, in UIs' words a "768-v" one whatever its size if it predicts v."""
-        if self.schedule.prediction == "v_prediction":
-            return FileTraits("sd_v2_v", True, "stable-diffusion-v2-768-v/lora", "v")
-        return FileTraits("sd_v2", True, "stable-diffusion-v2-512/lora", "epsilon")

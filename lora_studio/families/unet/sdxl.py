@@ -25,7 +25,10 @@ class StableDiffusionXL(StableDiffusion):
     """CLIP-L and OpenCLIP-G, each one's penultimate layer, and the latter's pooled output."""
 
     card_version = "SDXL"
-    file_versions = ("sdxl_base_v1-0",)
+    file_traits: ClassVar[Mapping[str, FileTraits]] = {  # UIs know no name of its own for one that predicts v
+        "epsilon": FileTraits("sdxl_base_v1-0", False, "stable-diffusion-xl-v1-base/lora", "epsilon"),
+        "v_prediction": FileTraits("sdxl_base_v1-0", False, "stable-diffusion-xl-v1-base/lora", "v"),
+    }
 
     needs: ClassVar[tuple[str, ...]] = ("unet", "vae", *ENCODERS, *ENCODERS.values(), "scheduler")
     layout: ClassVar[KohyaLayout] = TWO_ENCODERS
@@ -42,12 +45,6 @@ class StableDiffusionXL(StableDiffusion):
     @classmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
         return configurations.get("unet", {}).get("addition_embed_type") == "text_time"
-
-    @property
-    def traits(self) -> FileTraits:
-        """SDXL; UIs know no name of its own for one that predicts v."""
-        said = "v" if self.schedule.prediction == "v_prediction" else "epsilon"
-        return FileTraits("sdxl_base_v1-0", False, "stable-diffusion-xl-v1-base/lora", said)
 
     @property
     def targets(self) -> dict[str, tuple[str, ...]]:

@@ -30,16 +30,13 @@ FIRST_STEP_RATIO = 8 / 13
 
 TO_FIRST_STEP = """
 import os, shutil, sys
-from pathlib import Path
-import lora_studio.cli
-from lora_studio import load_recipe, train
+from lora_studio.cli import main
+from lora_studio.training.events import StepDone
 
-def until_the_first_step(event):
-    if type(event).__name__ == "StepDone":
-        os._exit(0)
-
+StepDone.__init__ = lambda *_, **__: os._exit(0)
 shutil.rmtree(sys.argv[1], ignore_errors=True)
-train(load_recipe(Path("recipes/pocket_style.toml")), Path(sys.argv[1]), on_event=until_the_first_step)
+sys.argv = ["lora-studio", "demo", "--out", sys.argv[1]]
+main()
 """
 
 

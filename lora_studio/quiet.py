@@ -6,14 +6,15 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 BITSANDBYTES = "bitsandbytes"
+Event = TypeVar("Event")
 
 
 def quiet_libraries() -> None:
@@ -40,6 +41,26 @@ def paused_collector() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def paused_until_told() -> Iterator[Callable[[Callable[[Event], None]], Callable[[Event], None]]]:
+    """A pause that ends when the first event is told to a listener; what is there by then is never searched.
+
+    For a process of our own: in another's, garbage that is there already would stay for good.
+    """
+
+    def ends_pause(listener: Callable[[Event], None]) -> Callable[[Event], None]:
+        def hear(event: Event) -> None:
+            if not gc.isenabled():
+                gc.freeze()
+                gc.enable()
+            listener(event)
+
+        return hear
+
+    with paused_collector():
+        yield ends_pause
 
 
 class _OnDemand(ModuleType):

@@ -6,7 +6,7 @@ import gc
 import subprocess
 import sys
 
-from lora_studio.quiet import paused_collector
+from lora_studio.quiet import paused_collector, paused_until_told
 
 PLAIN_THEN_QUANTISED = """
 import sys
@@ -52,3 +52,12 @@ def test_the_collector_is_as_it_was_after_a_pause_in_a_pause() -> None:
             assert not gc.isenabled()
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+def test_a_pause_ends_with_the_first_event() -> None:
+    heard: list[tuple[str, bool]] = []
+    with paused_until_told() as told:
+        assert not gc.isenabled()
+        told(lambda event: heard.append((event, gc.isenabled())))("first")
+    assert heard == [("first", True)] and gc.isenabled()
+    gc.unfreeze()

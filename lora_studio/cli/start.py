@@ -24,7 +24,7 @@ from lora_studio.cli.options import (
 from lora_studio.console import console, errors
 from lora_studio.errors import RecipeError
 from lora_studio.processes import is_main
-from lora_studio.quiet import paused_collector, quiet_libraries
+from lora_studio.quiet import paused_until_told, quiet_libraries
 
 if TYPE_CHECKING:
     from lora_studio.recipe import Recipe
@@ -125,16 +125,15 @@ def demo(
 def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
     quiet_libraries()
     console.quiet = not is_main()  # of several processes one speaks
-    from lora_studio.runs import run_folder
-
-    with paused_collector():
+    with paused_until_told() as told:
         from lora_studio.console.run import RunScreen, print_finished
+        from lora_studio.runs import run_folder
         from lora_studio.training.session import Interrupted
         from lora_studio.training.session import train as run
 
-    console.say("reading the base model and the images")
-    with RunScreen(console) as screen:
-        result = run(recipe, folder, resume=resume, on_event=screen)
+        console.say("reading the base model and the images")
+        with RunScreen(console) as screen:
+            result = run(recipe, folder, resume=resume, on_event=told(screen))
     if isinstance(result, Interrupted):
         options = "" if folder == run_folder(recipe.name) else f" --out {folder}"
         console.say(f"stopped after step {result.step}; go on with: {again}{options} --resume")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from console import run
-from tiny import recipe_text
+from lora_files import write_random_lora
+from tiny import image_folder, recipe_text
 from typer.testing import CliRunner
 
 from lora_studio import cli
@@ -112,3 +113,14 @@ def loaded_by(*words: str | Path) -> str:
 @pytest.mark.parametrize("words", [(), ("--help",), ("train", "--help"), ("init", "--list")])
 def test_help_imports_no_heavy_library(words: tuple[str, ...]) -> None:
     assert loaded_by(*words) == "loaded: []"
+
+
+@pytest.mark.parametrize("verb", ["inspect", "metadata", "verify"])
+def test_a_file_is_looked_at_without_torch(verb: str, tmp_path: Path) -> None:
+    write_random_lora(tmp_path / "a.safetensors", seed=0)
+    assert loaded_by(verb, tmp_path / "a.safetensors") == "loaded: []"
+
+
+def test_the_doctor_examines_a_folder_without_torch(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images", count=3)
+    assert loaded_by("doctor", tmp_path / "images", "--resolution", "64") == "loaded: []"

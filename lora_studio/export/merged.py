@@ -51,7 +51,7 @@ def notes_of(job: ExportJob) -> tuple[str, ...]:
     return (_TOKENS_APART,) if job.adapters.tokens else ()
 
 
-class Merged(Target):
+class MergedFolder(Target):
     """A diffusers folder."""
 
     name: ClassVar[str] = "merged"
@@ -73,7 +73,7 @@ class Merged(Target):
         check_folder(pipeline, base, changed, job.dtype, report)
 
 
-class Checkpoint(Target):
+class OriginalCheckpoint(Target):
     """As UIs load bases."""
 
     name: ClassVar[str] = "checkpoint"
@@ -117,4 +117,4 @@ def _whole(job: ExportJob) -> dict[str, Tensor]:
     return base.original_tensors()
 
 
-MERGED, CHECKPOINT = Merged(), Checkpoint()
+MERGED, CHECKPOINT = MergedFolder(), OriginalCheckpoint()

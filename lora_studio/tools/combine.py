@@ -19,6 +19,7 @@ from lora_studio.tools.result import Result, in_order, metadata_of
 
 NEEDS_CUT, NO_CUT = "svd", "concat"
 WITH_DENSITY = ("ties", "dare")
+_AS_USUAL = MergeOptions()
 _ROUNDING = 1e-14  # of sums of squares in float64
 
 
@@ -58,7 +59,7 @@ def combine(
     out: Path,
     *,
     method: str,
-    options: MergeOptions = MergeOptions(),  # noqa: B008 - frozen
+    options: MergeOptions = _AS_USUAL,
     blocks: Sequence[BlockWeight] = (),
     dtype: str = "float16",
 ) -> CombineReport:

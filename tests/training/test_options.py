@@ -21,7 +21,7 @@ from lora_studio.recipe import options
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
-from lora_studio.training.finish.verified import paths_of, write_own
+from lora_studio.training.finish.verified import job_of, paths_of, write_own
 from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.optimizers import OPTIMIZERS, needs_of
 from lora_studio.training.prepare import Session, prepare
@@ -266,10 +266,8 @@ def test_an_option_changes_the_previews(option: str, session: Session, recipe_fi
 
 @pytest.mark.parametrize("option", EXPORTS)
 def test_an_option_changes_the_file(option: str, session: Session, recipe_file: Path) -> None:
-    files = [
-        paths_of(write_own(replace(session, recipe=load_recipe(recipe_file, changes=changes))))[
-            0
-        ].read_bytes()
-        for changes in ((), (f"{option}={EXPORTS[option]}",))
-    ]
-    assert files[0] != files[1]
+    def written(*changes: str) -> bytes:
+        changed = replace(session, recipe=load_recipe(recipe_file, changes=changes))
+        return paths_of(write_own(changed, job_of(changed, session.run.folder)))[0].read_bytes()
+
+    assert written() != written(f"{option}={EXPORTS[option]}")

@@ -27,7 +27,7 @@ from lora_studio.rng import generator
 from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
-from lora_studio.training.finish.verified import probe, refuse_mismatch, verify_written, write_own
+from lora_studio.training.finish.verified import job_of, probe, refuse_mismatch, verify_written, write_own
 from lora_studio.training.loop.checkpoint import load_state
 from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.prepare import prepare
@@ -245,9 +245,10 @@ def plain_encoding(
 def test_a_faulty_file_is_set_aside_with_the_others(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     session = prepared(recipe_of("sd15", "training.steps=2"), tmp_path)
     session.loop.run(1)
-    written = write_own(session)
+    job = job_of(session, tmp_path)
+    written = write_own(session, job)
     expected, (path,) = probe(session), written["embedding"].paths
-    assert verify_written(session, written, expected).ok
+    assert verify_written(session, job, written, expected).ok
     good = load_file(path)["emb_params"]
     for faulty, words in [
         ({"emb_params": good.flip(0).contiguous()}, "differs from the trained one"),
@@ -260,7 +261,7 @@ def test_a_faulty_file_is_set_aside_with_the_others(recipe_of: Callable[..., Rec
         check_embeddings({"zwx": path}, session.family, session.adapters, report)
         assert any(words in fault for fault in report.faults), report.faults
     assert not verify(path, base=session.recipe.base.model).ok
-    report = verify_written(session, written, expected)
+    report = verify_written(session, job, written, expected)
     with pytest.raises(ExportMismatch, match=r"zwx\.safetensors\.unverified are not what was trained"):
         refuse_mismatch(written, report)
     session.run.close()
@@ -270,7 +271,8 @@ def test_a_faulty_file_is_set_aside_with_the_others(recipe_of: Callable[..., Rec
 
 def test_a_token_that_no_step_has_shown_is_a_fault(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     session = prepared(recipe_of("sd15", *ALONE), tmp_path)
-    report = verify_written(session, write_own(session), probe(session))
+    job = job_of(session, tmp_path)
+    report = verify_written(session, job, write_own(session, job), probe(session))
     assert "zwx is still what it began as: no step has shown it" in report.faults
 
 

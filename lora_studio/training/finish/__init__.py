@@ -18,6 +18,7 @@ from lora_studio.training.finish.timestep_draws import count_draws, timesteps_pl
 from lora_studio.training.finish.verified import (
     EMBEDDING,
     Written,
+    job_of,
     paths_of,
     probe,
     refuse_mismatch,
@@ -50,12 +51,13 @@ def finish(
     processes = session.processes
     with session.loop.state.shown():  # of several processes all draw, and the main one writes
         expected = probe(session)
-        written = processes.from_main(lambda: write_own(session))
+        job = job_of(session, session.run.folder)
+        written = processes.from_main(lambda: write_own(session, job))
         if session.machine.shards:  # then so is the base that the file is tried on
             with processes.folder_of_main(session.run.folder) as folder:
-                report = verify_written(session, _within(folder, written), expected)
+                report = verify_written(session, job, _within(folder, written), expected)
         else:
-            report = processes.from_main(lambda: verify_written(session, written, expected))
+            report = processes.from_main(lambda: verify_written(session, job, written, expected))
         session.run.json("verify.json", report.to_json())
         processes.from_main(lambda: refuse_mismatch(written, report))
         _tell(session, written, report, listener)

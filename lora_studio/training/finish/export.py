@@ -77,7 +77,7 @@ def export_run(folder: Path, request: ExportRequest, *, on_event: Listener = ign
     trained, state = _revive(run, recipe)
     load_state(place, state)
     out = request.folder or run.folder / "exports" / place.name
-    job = job_of(trained, folder=out)
+    job = job_of(trained, out)
     job = replace(job, facts=replace(job.facts, steps=step))
     for target in targets.values():
         target.refuse(job)
@@ -90,17 +90,18 @@ def export_run(folder: Path, request: ExportRequest, *, on_event: Listener = ign
                 made = target.write(job)
             except OSError as error:
                 raise RunFolderError(f"{out} cannot be written to ({error.strerror or error})") from None
-            found.append(Exported(name, made, _verify(trained, name, made)))
+            found.append(Exported(name, made, _verify(trained, replace(job), name, made)))
     _keep_reports(out, found)
     for one in found:
         refuse_mismatch({one.target: one.made}, one.report)
     return found
 
 
-def _verify(trained: TrainedRun, target: str, made: ExportResult) -> VerifyReport:
+def _verify(trained: TrainedRun, job: ExportJob, target: str, made: ExportResult) -> VerifyReport:
+    """`job`: of this target alone, as its base is changed by what is tried on it."""
     written = {target: made}
     expected = probe(trained, tokens=target == EMBEDDING) if is_probed(trained, written) else None
-    return verify_written(trained, written, expected)
+    return verify_written(trained, job, written, expected)
 
 
 def _recipe_of(run: Run, request: ExportRequest) -> Recipe:

@@ -31,8 +31,8 @@ BASE, EMBEDDING = "base", "embedding"
 Written = Mapping[str, ExportResult]  # by target; BASE is what full fine-tuning ends with
 
 
-def job_of(trained: TrainedRun, *, folder: Path) -> ExportJob:
-    """What was trained, to be written into a folder."""
+def job_of(trained: TrainedRun, folder: Path) -> ExportJob:
+    """What was trained, to be written into a folder. Slow for a base in one file, whose hash is taken."""
     return ExportJob(
         trained.family,
         trained.adapters,
@@ -43,12 +43,11 @@ def job_of(trained: TrainedRun, *, folder: Path) -> ExportJob:
     )
 
 
-def write_own(trained: TrainedRun) -> Written:
+def write_own(trained: TrainedRun, job: ExportJob) -> Written:
     """The files that a run ends with: a LoRA file, embeddings of learned tokens, or a whole base."""
     if trained.adapters.trains_layers:
         return {BASE: write_base(trained)}
     learned = {"kohya": trained.adapters.layers, EMBEDDING: trained.adapters.tokens}
-    job = job_of(trained, folder=trained.run.folder)
     with trained.run.writing():
         return {target: EXPORTERS[target].write(job) for target, some in learned.items() if some}
 
@@ -73,7 +72,9 @@ def _caption(trained: TrainedRun, *, tokens: bool) -> str:
     return " ".join([CAPTION, *words])
 
 
-def verify_written(trained: TrainedRun, written: Written, expected: ProbeOutput | None) -> VerifyReport:
+def verify_written(
+    trained: TrainedRun, job: ExportJob, written: Written, expected: ProbeOutput | None
+) -> VerifyReport:
     """What lies on the disk against the live adapters and, where diffusers loads it, in a base loaded afresh.
 
     `expected`: what the live adapters predict, for a caption with tokens if embeddings were written, too;
@@ -83,7 +84,6 @@ def verify_written(trained: TrainedRun, written: Written, expected: ProbeOutput 
         report = verify_base(written[BASE].paths[0], trained, expected)
     else:
         report = VerifyReport(paths_of(written)[0].name)
-        job = job_of(trained, folder=paths_of(written)[0].parent)
         for target, result in written.items():
             EXPORTERS[target].check(job, result, report)
         if report.ok and expected is not None and is_probed(trained, written):

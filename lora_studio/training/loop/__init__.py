@@ -95,20 +95,12 @@ class Loop:
         loss, (stopping,) = all_reduce_gradients(
             self.processes, parameters, loss, [self._interrupted.is_set()]
         )
-        scale = self.state.unscale()
-        sizes = watch.sizes()
+        scale, sizes = self.state.unscale(), watch.sizes()
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         facts = torch.cat([torch.stack([loss, norm.to(loss), scale.to(loss)]), sizes.to(loss)])
         pending = PendingStep(step, optimizer.param_groups[0]["lr"], began, AsyncScalars(facts), watch)
         self.reporter.push(pending)
-        limited = None
-        if self.state.skips_on_device:
-            limited = self.state.update(1 - (loss.isfinite() & norm.isfinite()).float())
-        elif pending.done.finite:
-            limited = self.state.update(torch.zeros(()))
-        else:
-            self.state.adapt_scale()
-        pending.limited = None if limited is None else AsyncScalars(limited.view(1))
+        self._update_weights(pending, is_finite=loss.isfinite() & norm.isfinite())
         optimizer.zero_grad()
         if not self.reads_late:
             self.reporter.flush()
@@ -118,6 +110,17 @@ class Loop:
         rate = factor(self.schedule, step, steps=self.config.steps, warmup_steps=self.config.warmup)
         for group, base_rate in zip(self.state.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base_rate * rate
+
+    def _update_weights(self, pending: PendingStep, *, is_finite: Tensor) -> None:
+        """Along the gradients, if they and the loss are finite: on the device alone, where that can be."""
+        limited = None
+        if self.state.skips_on_device:
+            limited = self.state.update(1 - is_finite.float())
+        elif pending.done.finite:
+            limited = self.state.update(torch.zeros(()))
+        else:
+            self.state.adapt_scale()
+        pending.limited = None if limited is None else AsyncScalars(limited.view(1))
 
     def _add_gradients(self, step: int) -> Tensor:
         """Those of a step's micro-batches; its loss."""
@@ -141,9 +144,8 @@ class Loop:
         noisy = self.objective.noise(batch.latents, rng, position)
         total = torch.zeros((), device=self.family.device)
         for rows, share in self.split.passes_of(len(batch)):
-            loss = self.compute_loss(batch.rows(rows), noisy.rows(rows)) * (
-                share / self.config.gradient_accumulation
-            )
+            share /= self.config.gradient_accumulation
+            loss = share * self.compute_loss(batch.rows(rows), noisy.rows(rows))
             self.state.scale(loss).backward()
             total += loss.detach()
         return total

@@ -13,21 +13,12 @@ from torch import Tensor, nn
 
 from lora_studio.errors import RecipeError
 from lora_studio.families.text_chunks import add_words
+from lora_studio.recipe.adapter import TokenConfig
 
 if TYPE_CHECKING:
     from lora_studio.families.base import ModelFamily
 
 PULL = 0.1  # of the way, in logarithms, at each update: diffusers' advanced scripts, retract_embeddings
-
-
-@dataclass(frozen=True)
-class TokenOptions:
-    token: str
-    start: str  # the words that it means at first
-    vectors: int | None = None  # None: as many as the start has tokens
-    learning_rate: float | None = None
-    last_step: int | None = None  # it is trained to; None: the end
-    keep_norm: bool = True
 
 
 class TokenTable(nn.Module):
@@ -109,8 +100,10 @@ class Token:
             self.rows.mul_(off ** (PULL * share))
 
 
-def inject_tokens(family: ModelFamily, wanted: Sequence[TokenOptions]) -> list[Token]:
+def inject_tokens(family: ModelFamily, wanted: Sequence[TokenConfig], *, steps: int = 0) -> list[Token]:
     """Teach the tokenizers the new words, and put their rows behind every text encoder's table.
+
+    `steps`: of the run, by which some stop before its end.
 
     Raises RecipeError as `check_tokens` does.
     """
@@ -132,14 +125,14 @@ def inject_tokens(family: ModelFamily, wanted: Sequence[TokenOptions]) -> list[T
                 rows[one.token],
                 usual if one.keep_norm else None,
                 one.learning_rate,
-                one.last_step,
+                one.stops_after(steps),
             )
             for one in wanted
         ]
     return found
 
 
-def check_tokens(family: ModelFamily, wanted: Sequence[TokenOptions]) -> dict[str, int]:
+def check_tokens(family: ModelFamily, wanted: Sequence[TokenConfig]) -> dict[str, int]:
     """Word -> the number of its vectors. Raises RecipeError for words that this base cannot learn."""
     faults, sizes = [], {}
     if wanted and not family.embedding_keys:
@@ -169,7 +162,7 @@ def _ids(family: ModelFamily, part: str, words: str) -> list[int]:
 
 
 def _starts(
-    family: ModelFamily, part: str, wanted: Sequence[TokenOptions], sizes: Mapping[str, int]
+    family: ModelFamily, part: str, wanted: Sequence[TokenConfig], sizes: Mapping[str, int]
 ) -> dict[str, Tensor]:
     """Word -> the table's rows of its start's tokens, over and over."""
     table: Tensor = family.parts[part].get_input_embeddings().weight  # type: ignore[operator]

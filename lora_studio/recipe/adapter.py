@@ -23,6 +23,11 @@ class Stopping(Section):
             return None
         return max(1, round(self.stop_at * steps if self.stop_at <= 1 else self.stop_at))
 
+    def stops_after(self, steps: int) -> int | None:
+        """The last step that it is trained in, if that is before the end."""
+        last = self.last_step(steps)
+        return last if last is not None and last < steps else None
+
 
 class LayersConfig(Stopping):
     """Other settings for some layers. Of several tables for a layer, the last one of each option wins."""

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.rules import AdapterOptions
-from lora_studio.adapters.textual_inversion import TokenOptions, inject_tokens
+from lora_studio.adapters.textual_inversion import inject_tokens
 from lora_studio.errors import CheckpointError, RecipeError
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
+from lora_studio.recipe.adapter import TokenConfig
 
 NAMES = ["sd15", "sd2", "sdxl"]
 OPTIONS = AdapterOptions("none", 1, 1.0, 0)
-BALL = TokenOptions("zwx", "red ball")
-SNOW = TokenOptions("qbl", "snow", vectors=3)
+BALL = TokenConfig(token="zwx", start="red ball")
+SNOW = TokenConfig(token="qbl", start="snow", vectors=3)
 
 
 @pytest.fixture(params=NAMES)
@@ -32,7 +33,7 @@ def family(path: str) -> ModelFamily:
     return load_base(path)
 
 
-def tokens_in(family: ModelFamily, *wanted: TokenOptions) -> AdapterSet:
+def tokens_in(family: ModelFamily, *wanted: TokenConfig) -> AdapterSet:
     adapters = AdapterSet([], OPTIONS)
     adapters.tokens = inject_tokens(family, wanted or (BALL, SNOW))
     return adapters
@@ -53,7 +54,7 @@ def test_untrained_or_disabled_tokens_are_their_start_to_the_last_bit(path: str,
     """`snow` is one token in these bases, or several; as many as `qbl` has are said one after the other."""
     said = "snow"
     pieces = family.tokenizer_of("text_encoder")(said, add_special_tokens=False)["input_ids"]
-    snow = TokenOptions("qbl", said, vectors=2 * len(pieces))
+    snow = TokenConfig(token="qbl", start=said, vectors=2 * len(pieces))
     with torch.no_grad():
         base = load_base(path).encode_text(["a red ball in the snow snow", "a blue cat"])
     adapters = tokens_in(family, BALL, snow)
@@ -145,7 +146,7 @@ def test_the_pooled_answer_is_that_at_the_end_mark_whatever_the_configuration_sa
 def test_norms_are_drawn_to_the_tables_mean_a_tenth_of_the_way(tiny_base: Path) -> None:
     family = load_base(str(tiny_base))
     table = family.parts["text_encoder"].get_input_embeddings().weight.clone()
-    free = TokenOptions("qbl", "snow", keep_norm=False)
+    free = TokenConfig(token="qbl", start="snow", keep_norm=False)
     adapters = tokens_in(family, BALL, free)
     usual, ball = table.norm(dim=1).mean(), adapters.tokens[0]
     first, others = ball.rows.detach().clone(), adapters.tokens[1].rows.detach().clone()
@@ -174,13 +175,13 @@ def test_small_steps_are_kept_beside_a_base_of_few_bits(tiny_base: Path) -> None
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        (TokenOptions("robot", "ball"), "tokens.token 'robot' is one token of this base"),
+        (TokenConfig(token="robot", start="ball"), "tokens.token 'robot' is one token of this base"),
         (
-            TokenOptions("zwx", "red ball", vectors=1),
+            TokenConfig(token="zwx", start="red ball", vectors=1),
             "'red ball' has 2 tokens for this base, but tokens.vect",
         ),
     ],
 )
-def test_what_this_base_cannot_learn_is_refused(wanted: TokenOptions, words: str, tiny_base: Path) -> None:
+def test_what_this_base_cannot_learn_is_refused(wanted: TokenConfig, words: str, tiny_base: Path) -> None:
     with pytest.raises(RecipeError, match=words):
         inject_tokens(load_base(str(tiny_base)), [wanted])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -14,10 +14,10 @@ from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.full import Chosen, TensorPlace, exact_values
 from lora_studio.adapters.inject import choose_layers, inject_chosen
 from lora_studio.adapters.rules import AdapterOptions, Rule
-from lora_studio.adapters.textual_inversion import TokenOptions, inject_tokens
+from lora_studio.adapters.textual_inversion import inject_tokens
 from lora_studio.families.base import ModelFamily
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig
+from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig, TokenConfig
 from lora_studio.training.prepare.warm_start import load_initial_weights
 
 
@@ -27,7 +27,8 @@ class AdapterPlan:
 
     options: AdapterOptions
     chosen: Chosen  # nothing if tokens alone learn
-    tokens: list[TokenOptions]
+    tokens: Sequence[TokenConfig]
+    steps: int
     part_rates: Mapping[str, float]  # part -> learning rate of what has none of its own
     lora_plus_ratio: float = 1.0
     init_from: Path | None = None  # a LoRA file
@@ -44,7 +45,7 @@ class AdapterPlan:
 
         `exact`: what was `snapshot_float32`.
         """
-        tokens = inject_tokens(family, self.tokens)
+        tokens = inject_tokens(family, self.tokens, steps=self.steps)
         if not self.chosen:
             adapters = AdapterSet([], self.options)
         else:
@@ -68,7 +69,8 @@ def plan_adapters(recipe: Recipe, family: ModelFamily) -> AdapterPlan:
     return AdapterPlan(
         options,
         chosen,
-        token_options(recipe),
+        recipe.tokens,
+        training.steps,
         rates | {family.denoiser: training.learning_rate},
         recipe.adapter.lora_plus_ratio,
         recipe.adapter.init_from,
@@ -104,22 +106,6 @@ def _options(recipe: Recipe, family: ModelFamily) -> AdapterOptions:
         only=family.block_choices.get(config.blocks, {}),
         keep_base_on_device=max(recipe.objective.preservation, recipe.objective.masked_preservation) > 0,
     )
-
-
-def token_options(recipe: Recipe) -> list[TokenOptions]:
-    """[[tokens]], each with the last step that it learns in."""
-    steps = recipe.training.steps
-    return [
-        TokenOptions(
-            one.token,
-            one.start,
-            one.vectors,
-            one.learning_rate,
-            _before(one.last_step(steps), steps) or None,
-            one.keep_norm,
-        )
-        for one in recipe.tokens
-    ]
 
 
 def _before(last: int | None, steps: int) -> int | None:

@@ -23,7 +23,7 @@ from lora_studio.training.machine import Machine, machine_of
 from lora_studio.training.machine.self_test import machine_faults
 from lora_studio.training.optimizers.choose import least_rate, optimizer_faults, trial_faults
 from lora_studio.training.optimizers.schedule import make_schedule
-from lora_studio.training.prepare.adapters import AdapterPlan, has_convolutions, plan_adapters, token_options
+from lora_studio.training.prepare.adapters import AdapterPlan, has_convolutions, plan_adapters
 from lora_studio.training.prepare.base_model import base_of
 from lora_studio.training.prepare.resume import (
     allowed_changes,
@@ -187,7 +187,7 @@ def _adapters(recipe: Recipe, family: ModelFamily, faults: _Faults, *, shards: b
     config = recipe.adapter
     if config.kind != NO_ADAPTER and config.kind not in ADAPTERS.names():
         return None
-    faults.of(lambda: check_tokens(family, token_options(recipe)))
+    faults.of(lambda: check_tokens(family, recipe.tokens))
     faults += _kind_faults(recipe, family, shards=shards)
     plan = faults.of(lambda: plan_adapters(recipe, family))
     if (path := config.init_from) is not None and plan is None:

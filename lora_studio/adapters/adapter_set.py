@@ -116,10 +116,8 @@ class AdapterSet:
 
     def _held(self) -> dict[str, Tensor]:
         """The trained tensors, and those that say what they began with."""
-        constants = {
-            f"{one.name}.{end}": value for one in self.layers for end, value in one.constants.items()
-        }
-        return self.named_parameters() | constants
+        fixed = {f"{one.name}.{end}": value for one in self.layers for end, value in one.constants.items()}
+        return self.named_parameters() | fixed
 
     def state(self) -> dict[str, Tensor]:
         """Copies of all tensors by canonical key, float32 on the CPU."""

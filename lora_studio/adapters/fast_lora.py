@@ -21,11 +21,9 @@ from torch import Tensor, nn
 from lora_studio.adapters.layer import NAME
 from lora_studio.quiet import without_bitsandbytes
 
+# Numbers in a weight up to which the sum of it and its update is made for every pass: of such a layer the
+# time goes into the number of operations (benchmarks/train_step.py).
 NARROW = 128 * 128
-"""Numbers in a weight up to which the sum of it and its update is made for every pass.
-
-Of such a layer the time goes into the number of operations: benchmarks/train_step.py.
-"""
 
 
 class _Plain(NamedTuple):
@@ -146,8 +144,6 @@ def inject_plain(part: nn.Module, ranks: Mapping[str, int]) -> None:
     """LoRA and nothing else in the layers at these paths: PEFT's."""
     usual = next(iter(ranks.values()))
     special = {f"^{re.escape(path)}$": rank for path, rank in ranks.items() if rank != usual}
-    configuration = LoraConfig(
-        r=usual, lora_alpha=usual, target_modules=list(ranks), rank_pattern=special, bias="none"
-    )
+    config = LoraConfig(r=usual, lora_alpha=usual, target_modules=[*ranks], rank_pattern=special, bias="none")
     with without_bitsandbytes():
-        inject_adapter_in_model(configuration, part, adapter_name=NAME)
+        inject_adapter_in_model(config, part, adapter_name=NAME)

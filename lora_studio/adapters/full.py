@@ -54,20 +54,16 @@ class SwappedParameters:
 
     def __init__(self, module: nn.Module, trained: dict[str, nn.Parameter], *, keep_on_device: bool) -> None:
         self.module, self.trained, self._keep_on_device = module, trained, keep_on_device
-        self._own: dict[str, nn.Parameter] = {}
+        self.own: dict[str, nn.Parameter] = {}
         for end, tensor in trained.items():
             own = module._parameters[end]
             assert own is not None, end
-            self._own[end] = own
+            self.own[end] = own
             module._parameters[end] = tensor
-
-    @property
-    def own(self) -> Mapping[str, nn.Parameter]:
-        return self._own
 
     def get_base_layer(self) -> nn.Module:
         base = copy.copy(self.module)
-        base._parameters = {**self.module._parameters, **self._own}
+        base._parameters = {**self.module._parameters, **self.own}
         return base
 
     def enable_adapters(self, enabled: bool) -> None:
@@ -76,11 +72,11 @@ class SwappedParameters:
             self.module._parameters[end] = tensor if enabled else self._beside(end, tensor.device)
 
     def _beside(self, end: str, device: torch.device) -> nn.Parameter:
-        own = self._own[end]
+        own = self.own[end]
         if own.device != device:
             own = nn.Parameter(own.detach().to(device), requires_grad=False)
             if self._keep_on_device:
-                self._own[end] = own
+                self.own[end] = own
         return own
 
 
@@ -90,7 +86,6 @@ class OwnLayer(Layer):
 
     @property
     def originals(self) -> Mapping[str, Tensor]:
-        """What the base has in place of the trained tensors."""
         own: Mapping[str, Tensor] = self.module.own
         return own
 
@@ -109,7 +104,9 @@ class OwnLayer(Layer):
         return None
 
 
-CanonicalPath = Callable[[str, str], str]
+Parts = Mapping[str, nn.Module]
+Targets = Mapping[str, tuple[str, ...]]  # part -> endings of the paths of its layers
+CanonicalPath = Callable[[str, str], str]  # of a part and a path in it
 
 
 class TensorPlace(NamedTuple):
@@ -133,11 +130,7 @@ class Chosen(dict[TensorPlace, LayerOptions]):
 
 
 def choose_tensors(
-    parts: Mapping[str, nn.Module],
-    targets: Mapping[str, tuple[str, ...]],
-    options: AdapterOptions,
-    *,
-    canonical_path: CanonicalPath,
+    parts: Parts, targets: Targets, options: AdapterOptions, *, canonical_path: CanonicalPath
 ) -> Chosen:
     """What is trained of the target layers by the rules; a pattern is of a layer, or of `<layer>.<tensor>`.
 
@@ -153,7 +146,7 @@ def choose_tensors(
     return trained
 
 
-def _places(parts: Mapping[str, nn.Module], targets: Mapping[str, tuple[str, ...]]) -> Iterator[TensorPlace]:
+def _places(parts: Parts, targets: Targets) -> Iterator[TensorPlace]:
     for part, endings in targets.items():
         for path in layer_paths(parts[part], endings, has_tensors):
             for end, tensor in parts[part].get_submodule(path)._parameters.items():
@@ -161,13 +154,13 @@ def _places(parts: Mapping[str, nn.Module], targets: Mapping[str, tuple[str, ...
                     yield TensorPlace(part, path, end)
 
 
-def exact_values(parts: Mapping[str, nn.Module], chosen: Chosen) -> dict[TensorPlace, Tensor]:
+def exact_values(parts: Parts, chosen: Chosen) -> dict[TensorPlace, Tensor]:
     """The chosen tensors as they are now; to be asked for before a base is cast to fewer bits."""
     return {place: _parameter(parts, place).detach() for place in chosen}
 
 
 def train_tensors(
-    parts: Mapping[str, nn.Module],
+    parts: Parts,
     chosen: Chosen,
     options: AdapterOptions,
     *,
@@ -180,24 +173,15 @@ def train_tensors(
         own = _parameter(parts, place)
         value = torch.empty_like(own, dtype=torch.float32).copy_(exact.get(place, own.detach()))
         grouped.setdefault((place.part, place.path, one), {})[place.end] = nn.Parameter(value)
-    layers: list[Layer] = [
-        OwnLayer(
-            part,
-            canonical_path(part, path),
-            SwappedParameters(
-                parts[part].get_submodule(path), tensors, keep_on_device=options.keep_base_on_device
-            ),
-            FULL,
-            tensors,
-            one.rank,
-            one.scale,
-            one.learning_rate,
-            one.last_step,
-        )
-        for (part, path, one), tensors in grouped.items()
-    ]
-    norms = [_in_float32(parts[part], options) for part in {place.part: None for place in chosen}]
-    return AdapterSet(layers, options, beside=[one for of_part in norms for one in of_part])
+    layers: list[Layer] = []
+    for (part, path, one), tensors in grouped.items():
+        module = parts[part].get_submodule(path)
+        swapped = SwappedParameters(module, tensors, keep_on_device=options.keep_base_on_device)
+        layers.append(OwnLayer(part, canonical_path(part, path), swapped, tensors, FULL, *one))
+    trained = dict.fromkeys(place.part for place in chosen)
+    return AdapterSet(
+        layers, options, beside=[one for part in trained for one in _in_float32(parts[part], options)]
+    )
 
 
 def _in_float32(part: nn.Module, options: AdapterOptions) -> list[SwappedParameters]:
@@ -207,14 +191,13 @@ def _in_float32(part: nn.Module, options: AdapterOptions) -> list[SwappedParamet
     """
     found = []
     for module in part.modules():
-        own = {end: one for end, one in module._parameters.items() if one is not None}
-        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
-            low = {end: one for end, one in own.items() if one.dtype != torch.float32}
-            wide = {end: nn.Parameter(one.detach().float(), requires_grad=False) for end, one in low.items()}
-            if wide:
-                found.append(SwappedParameters(module, wide, keep_on_device=options.keep_base_on_device))
+        own = module._parameters if isinstance(module, nn.LayerNorm | nn.GroupNorm) else {}
+        low = {end: one for end, one in own.items() if one is not None and one.dtype != torch.float32}
+        wide = {end: nn.Parameter(one.detach().float(), requires_grad=False) for end, one in low.items()}
+        if wide:
+            found.append(SwappedParameters(module, wide, keep_on_device=options.keep_base_on_device))
     return found
 
 
-def _parameter(parts: Mapping[str, nn.Module], place: TensorPlace) -> nn.Parameter:
+def _parameter(parts: Parts, place: TensorPlace) -> nn.Parameter:
     return parts[place.part].get_submodule(place.path).get_parameter(place.end)

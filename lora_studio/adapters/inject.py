@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lora_studio.adapters import ADAPTERS
-from lora_studio.adapters.adapter_set import AdapterSet, check_fit
-from lora_studio.adapters.full import Chosen, TensorPlace, choose_tensors, train_tensors
-from lora_studio.adapters.layer import NAME, Adapted, AdapterKind, Layer, shape_of
+from lora_studio.adapters.adapter_set import AdapterSet
+from lora_studio.adapters.full import (
+    CanonicalPath,
+    Chosen,
+    Parts,
+    Targets,
+    TensorPlace,
+    choose_tensors,
+    train_tensors,
+)
+from lora_studio.adapters.layer import NAME, Adapted, Layer, shape_of
 from lora_studio.adapters.lora import Lora, principal
-from lora_studio.adapters.rules import AdapterOptions, LayerOptions, check_options, check_rules, layer_options
+from lora_studio.adapters.rules import (
+    AdapterOptions,
+    LayerOptions,
+    LayerPlace,
+    check_options,
+    check_rules,
+    layer_options,
+)
 from lora_studio.errors import RecipeError
 from lora_studio.quantization import layer_paths
 from lora_studio.quiet import bitsandbytes_on_demand
@@ -27,11 +42,7 @@ def target_paths(module: nn.Module, endings: tuple[str, ...]) -> list[str]:
 
 
 def choose_layers(
-    parts: Mapping[str, nn.Module],
-    targets: Mapping[str, tuple[str, ...]],
-    options: AdapterOptions,
-    *,
-    canonical_path: Callable[[str, str], str],
+    parts: Parts, targets: Targets, options: AdapterOptions, *, canonical_path: CanonicalPath
 ) -> Chosen:
     """What is trained of the target layers, and how each, by the rules; nothing is touched.
 
@@ -41,7 +52,9 @@ def choose_layers(
     if ADAPTERS[options.kind].trains_layers:
         return choose_tensors(parts, targets, options, canonical_path=canonical_path)
     found: dict[tuple[str, str], LayerOptions | None] = {
-        (part, path): layer_options(part, canonical_path(part, path), _target(parts[part], path), options)
+        (part, path): layer_options(
+            part, canonical_path(part, path), parts[part].get_submodule(path), options
+        )
         for part, endings in targets.items()
         for path in target_paths(parts[part], endings)
     }
@@ -52,11 +65,7 @@ def choose_layers(
 
 
 def inject(
-    parts: Mapping[str, nn.Module],
-    targets: Mapping[str, tuple[str, ...]],
-    options: AdapterOptions,
-    *,
-    canonical_path: Callable[[str, str], str],
+    parts: Parts, targets: Targets, options: AdapterOptions, *, canonical_path: CanonicalPath
 ) -> AdapterSet:
     """Choose the layers of the given parts, and put adapters into them. Raises RecipeError as that does."""
     chosen = choose_layers(parts, targets, options, canonical_path=canonical_path)
@@ -64,11 +73,11 @@ def inject(
 
 
 def inject_chosen(
-    parts: Mapping[str, nn.Module],
+    parts: Parts,
     chosen: Chosen,
     options: AdapterOptions,
     *,
-    canonical_path: Callable[[str, str], str],
+    canonical_path: CanonicalPath,
     exact: Mapping[TensorPlace, Tensor] = MappingProxyType({}),
 ) -> AdapterSet:
     """Put adapters of one kind into the layers that `choose_layers` chose, and give them keyed first values.
@@ -85,68 +94,54 @@ def inject_chosen(
         from lora_studio.adapters.fast_lora import inject_plain  # PEFT takes seconds to import
 
         inject_plain(parts[part], {path: one.rank for (of, path), one in trained.items() if of == part})
-    make = _fast_layer if is_fast else _layer
-    layers = [
-        make(parts[part], kind, (part, canonical_path(part, path)), path, one, options)
-        for (part, path), one in trained.items()
-    ]
+    make = _fast_layer if is_fast else _own_layer
+    layers = []
+    for (part, path), one in trained.items():
+        place = part, canonical_path(part, path)
+        module, tensors = make(parts[part], place, path, one, options)
+        layers.append(Layer(*place, module, tensors, kind, *one))
     return AdapterSet(layers, options)
 
 
-LayerPlace = tuple[str, str]  # part and canonical path
-
-
-def _target(part: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
-    return cast(nn.Linear | nn.Conv2d, part.get_submodule(path))
+Made = tuple[Any, dict[str, nn.Parameter]]  # an adapted layer's module, and its trained tensors
 
 
 def _fast_layer(
-    part: nn.Module,
-    kind: AdapterKind,
-    place: LayerPlace,
-    path: str,
-    one: LayerOptions,
-    options: AdapterOptions,
-) -> Layer:
+    part: nn.Module, place: LayerPlace, path: str, one: LayerOptions, options: AdapterOptions
+) -> Made:
     """Of PEFT's layer, whose tensors get our first values."""
     from lora_studio.adapters.fast_lora import make_fast
 
     module: Any = part.get_submodule(path)
     module.scaling[NAME] = one.scale
     tensors = {"down": module.lora_A[NAME].weight, "up": module.lora_B[NAME].weight}
-    first = _first_values(kind, place, module.get_base_layer(), one, options)
+    first = _first_values(place, module.get_base_layer(), one, options)
     for end, tensor in tensors.items():
         tensor.data = tensor.data.float()
         if not tensor.is_meta:
             tensor.data.copy_(first[end])
     make_fast(module, NAME)
-    return Layer(*place, module, kind, tensors, one.rank, one.scale, one.learning_rate, one.last_step)
+    return module, tensors
 
 
-def _layer(
-    part: nn.Module,
-    kind: AdapterKind,
-    place: LayerPlace,
-    path: str,
-    one: LayerOptions,
-    options: AdapterOptions,
-) -> Layer:
+def _own_layer(
+    part: nn.Module, place: LayerPlace, path: str, one: LayerOptions, options: AdapterOptions
+) -> Made:
     """Of our own, in place of the frozen one."""
     base: Any = part.get_submodule(path)
-    values = _first_values(kind, place, base, one, options)
-    device = base.weight.device
-    module = Adapted(base, kind, {end: value.to(device) for end, value in values.items()}, one.scale)
+    values = _first_values(place, base, one, options)
+    tensors = {end: value.to(base.weight.device) for end, value in values.items()}
+    module = Adapted(base, ADAPTERS[options.kind], tensors, one.scale)
     above, _, name = path.rpartition(".")
     setattr(part.get_submodule(above), name, module)
-    tensors = dict(getattr(module, NAME).items())
-    return Layer(*place, module, kind, tensors, one.rank, one.scale, one.learning_rate, one.last_step)
+    return module, dict(getattr(module, NAME).items())
 
 
 def _first_values(
-    kind: AdapterKind, place: LayerPlace, base: nn.Module, one: LayerOptions, options: AdapterOptions
+    place: LayerPlace, base: nn.Module, one: LayerOptions, options: AdapterOptions
 ) -> dict[str, Tensor]:
     """Keyed by the layer's name, so that they depend on nothing else; float32, on the CPU."""
-    name, shape = ".".join(place), shape_of(base)
+    kind, name, shape = ADAPTERS[options.kind], ".".join(place), shape_of(base)
 
     def draws(end: str) -> torch.Generator:
         keys = (name,) if end == "down" else (name, end)
@@ -169,6 +164,3 @@ def _readable(base: nn.Module, name: str, options: AdapterOptions) -> Tensor:
             "default start, or the base as it is."
         )
     return weight
-
-
-__all__ = ["NAME", "AdapterOptions", "AdapterSet", "check_fit", "choose_layers", "inject", "target_paths"]

@@ -37,35 +37,20 @@ class Factors(NamedTuple):
 class AdapterKind(ABC):
     """Of a layer whose weight is [out, in] or, of a convolution, [out, in, k, k]."""
 
-    convolutions: ClassVar[bool] = False
-    """Whether it goes into the family's convolutions without being asked."""
-
-    reads_weight: ClassVar[bool] = False
-    """Whether its change depends on the frozen weight."""
-
-    has_ranks: ClassVar[bool] = False
-    """Whether its change is a sum over ranks, of which some may be dropped."""
-
-    is_product: ClassVar[bool] = False
-    """Whether its change is a product with each of its tensors once in it."""
-
-    degree: ClassVar[int]
-    """How many trained tensors are multiplied with each other; the root by which the scale acts on rates."""
-
-    faster: ClassVar[frozenset[str]] = frozenset()
-    """The tensors whose learning rate LoRA+ multiplies: those that begin as zero."""
-
-    starts: ClassVar[tuple[str, ...]] = ("default",)
-    """What adapter.start may be."""
-
-    trains_layers: ClassVar[bool] = False
-    """Whether the layers' own tensors are trained, and nothing stands beside them."""
-
-    begins_as_lora: ClassVar[bool] = False
-    """Whether the numbers of a plain LoRA file can be its first values."""
-
-    unused: ClassVar[frozenset[str]] = frozenset()
-    """Options of [adapter] that mean nothing to it."""
+    convolutions: ClassVar[bool] = False  # whether it goes into the family's convolutions without being asked
+    reads_weight: ClassVar[bool] = False  # whether its change depends on the frozen weight
+    has_ranks: ClassVar[bool] = False  # whether its change is a sum over ranks, of which some may be dropped
+    is_product: ClassVar[bool] = False  # whether its change is a product with each of its tensors once in it
+    degree: ClassVar[
+        int
+    ]  # how many trained tensors are multiplied; the root by which the scale acts on rates
+    faster: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # with LoRA+'s learning rate: the tensors that begin as zero
+    starts: ClassVar[tuple[str, ...]] = ("default",)  # what adapter.start may be
+    trains_layers: ClassVar[bool] = False  # whether the layers' own tensors are trained
+    begins_as_lora: ClassVar[bool] = False  # whether the numbers of a plain LoRA file can be its first values
+    unused: ClassVar[frozenset[str]] = frozenset()  # options of [adapter] that mean nothing to it
 
     @abstractmethod
     def start(self, shape: torch.Size, rank: int, draws: Draws, weight: Tensor | None) -> dict[str, Tensor]:
@@ -210,8 +195,8 @@ class Layer:
     part: str
     path: str  # canonical
     module: Any  # a `Toggleable`, and a module
-    kind: AdapterKind
     tensors: dict[str, nn.Parameter]  # that are trained, by their names in the kind
+    kind: AdapterKind
     rank: int
     scale: float  # alpha / rank
     learning_rate: float | None = None  # None: its part's

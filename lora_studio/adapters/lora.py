@@ -113,8 +113,5 @@ class Dora(AdapterKind):
         factor = torch.where(norms > 0, tensors["magnitude"] / norms.clamp(min=1e-30), 1.0)[:, None]
         return (factor - 1) * weight + factor * update
 
-    def factors(self, tensors: Tensors, scale: float) -> Factors | None:
-        return None
-
 
 DORA = Dora()

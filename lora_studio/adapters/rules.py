@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import nn
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.errors import RecipeError
+
+LayerPlace = tuple[str, str]  # part and canonical path
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,7 @@ class AdapterOptions:
     max_norm: float = 0.0  # of a layer's change; 0: any
     rules: Sequence[Rule] = ()  # later ones win
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)  # part -> patterns of what is trained
-    keep_base_on_device: bool = (
-        False  # the base's own values stay beside trained layers: it is asked in every step
-    )
+    keep_base_on_device: bool = False  # beside layers that are trained themselves: every step asks the base
 
     @property
     def is_plain(self) -> bool:
@@ -56,8 +56,7 @@ class AdapterOptions:
         return self.start == "default" and not self.rank_dropout and not self.module_dropout
 
 
-@dataclass(frozen=True)
-class LayerOptions:
+class LayerOptions(NamedTuple):
     """What the rules come to for one layer."""
 
     rank: int
@@ -67,7 +66,6 @@ class LayerOptions:
 
     @property
     def alpha(self) -> float:
-        """With which plain LoRA has this scale."""
         return self.scale * self.rank
 
 
@@ -76,9 +74,7 @@ def scale_of(alpha: float, rank: int, *, sqrt_rank: bool) -> float:
     return alpha / (rank**0.5 if sqrt_rank else rank)
 
 
-def layer_options(
-    part: str, path: str, module: nn.Linear | nn.Conv2d, options: AdapterOptions
-) -> LayerOptions | None:
+def layer_options(part: str, path: str, module: nn.Module, options: AdapterOptions) -> LayerOptions | None:
     """Of the layer at a canonical path; None if it is not trained."""
     rules = _rules_about(part, (path,), options)
     if rules is None:
@@ -118,11 +114,7 @@ def _pace(rules: Sequence[Rule]) -> tuple[float | None, int | None]:
 
 
 def check_rules(
-    options: AdapterOptions,
-    layers: Sequence[tuple[str, str]],
-    trained: int,
-    *,
-    inside: Sequence[tuple[str, str]] = (),
+    options: AdapterOptions, layers: Sequence[LayerPlace], trained: int, *, inside: Sequence[LayerPlace] = ()
 ) -> None:
     """Raise RecipeError for a pattern that matches none of these layers, or if no layer is trained.
 

@@ -34,9 +34,7 @@ class TokenTable(nn.Module):
         super().__init__()
         self.base_layer, self.first = base_layer, first  # the first parameter tells the encoder's dtype
         self.register_buffer("starts", torch.cat(list(starts.values())), persistent=False)
-        self.rows = nn.ParameterDict(
-            {token: nn.Parameter(rows.float().clone()) for token, rows in starts.items()}
-        )
+        self.rows = nn.ParameterDict({key: nn.Parameter(one.float().clone()) for key, one in starts.items()})
         self.words = list(starts)  # in the order of their numbers; a ParameterDict has the alphabet's
         self.enabled = True
 
@@ -46,7 +44,6 @@ class TokenTable(nn.Module):
         return self.base_layer.weight
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Whether new tokens are what was learned, or their starts."""
         self.enabled = enabled
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -83,7 +80,6 @@ class Token:
 
     @property
     def tensors(self) -> dict[str, nn.Parameter]:
-        """What is trained, by the end of its canonical key."""
         return {self.word: self.rows}
 
     @property
@@ -117,18 +113,9 @@ def inject_tokens(family: ModelFamily, wanted: Sequence[TokenConfig], *, steps: 
     for part, rows in starts.items():
         table = _put_in(family.parts[part], firsts[part], rows)
         usual = table.weight.detach().float().norm(dim=1).mean().item()
-        found += [
-            Token(
-                part,
-                one.token,
-                table,
-                rows[one.token],
-                usual if one.keep_norm else None,
-                one.learning_rate,
-                one.stops_after(steps),
-            )
-            for one in wanted
-        ]
+        for one in wanted:
+            norm, last = usual if one.keep_norm else None, one.stops_after(steps)
+            found.append(Token(part, one.token, table, rows[one.token], norm, one.learning_rate, last))
     return found
 
 
@@ -166,12 +153,11 @@ def _starts(
 ) -> dict[str, Tensor]:
     """Word -> the table's rows of its start's tokens, over and over."""
     table: Tensor = family.parts[part].get_input_embeddings().weight  # type: ignore[operator]
-    return {
-        one.token: table.detach()[
-            list(islice(cycle(_ids(family, part, one.start)), sizes[one.token]))
-        ].clone()
-        for one in wanted
-    }
+    found = {}
+    for one in wanted:
+        ids = islice(cycle(_ids(family, part, one.start)), sizes[one.token])
+        found[one.token] = table.detach()[list(ids)].clone()
+    return found
 
 
 def _put_in(encoder: nn.Module, first: int, starts: Mapping[str, Tensor]) -> TokenTable:

@@ -44,7 +44,8 @@ STEP = (
 import json, sys
 from pathlib import Path
 import torch
-from lora_studio.adapters.inject import AdapterOptions, inject
+from lora_studio.adapters.inject import inject
+from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.objectives.diffusion import ObjectiveOptions
 from lora_studio.families.loading import load_file
 from lora_studio.rng import generator

@@ -185,10 +185,7 @@ def train_tensors(
 
 
 def _in_float32(part: nn.Module, options: AdapterOptions) -> list[SwappedParameters]:
-    """Frozen normalisations in fewer bits exchanged for float32: on a CPU they take no float32 numbers.
-
-    On a GPU autocast computes them in float32 anyway.
-    """
+    """Frozen normalisations exchanged for float32 ones, which a CPU needs; on a GPU autocast does that."""
     found = []
     for module in part.modules():
         own = module._parameters if isinstance(module, nn.LayerNorm | nn.GroupNorm) else {}

@@ -99,7 +99,7 @@ def inject_chosen(
     for (part, path), one in trained.items():
         place = part, canonical_path(part, path)
         module, tensors = make(parts[part], place, path, one, options)
-        layers.append(Layer(*place, module, tensors, kind, *one))
+        layers.append(Layer(part, place[1], module, tensors, kind, *one))
     return AdapterSet(layers, options)
 
 

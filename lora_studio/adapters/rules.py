@@ -116,10 +116,7 @@ def _pace(rules: Sequence[Rule]) -> tuple[float | None, int | None]:
 def check_rules(
     options: AdapterOptions, layers: Sequence[LayerPlace], trained: int, *, inside: Sequence[LayerPlace] = ()
 ) -> None:
-    """Raise RecipeError for a pattern that matches none of these layers, or if no layer is trained.
-
-    `inside`: tensors of the layers, which patterns may name as well.
-    """
+    """Raise RecipeError for a pattern without a layer, or a tensor `inside` one, or if nothing is trained."""
     faults = []
     for rule in options.rules:
         if not any(rule.matches(part, path) for part, path in (*layers, *inside)):

@@ -97,11 +97,9 @@ class Token:
 
 
 def inject_tokens(family: ModelFamily, wanted: Sequence[TokenConfig], *, steps: int = 0) -> list[Token]:
-    """Teach the tokenizers the new words, and put their rows behind every text encoder's table.
+    """Teach tokenizers the new words, and put their rows behind the tables; raises as `check_tokens` does.
 
     `steps`: of the run, by which some stop before its end.
-
-    Raises RecipeError as `check_tokens` does.
     """
     if not wanted:
         return []

@@ -22,6 +22,8 @@ from lora_studio.quantization import has_tensors
 
 Conditioning = dict[str, "Tensor"]
 """The text side, batch first. Only the family that wrote it reads it; cache and loop just carry it."""
+Parts = dict[str, "nn.Module"]
+Tokenizers = dict[str, "PreTrainedTokenizerBase"]
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,7 @@ class Miniature:
 
 
 def innermost_blocks(denoiser: nn.Module) -> Iterator[nn.Module]:
-    """What diffusers keeps on one device, such as transformer and residual blocks: the innermost of them.
-
-    The unit of compiling, sharding and offloading.
-    """
+    """The innermost of the blocks that diffusers keeps whole: what is compiled, sharded and offloaded."""
     names = set(getattr(denoiser, "_no_split_modules", None) or ())
     for module in denoiser.modules():
         inside = (one for one in module.modules() if one is not module)
@@ -66,42 +65,27 @@ def innermost_blocks(denoiser: nn.Module) -> Iterator[nn.Module]:
 class ModelFamily(ABC):
     """A frozen base: its `parts` by their diffusers names, and what is asked of them."""
 
-    denoiser: ClassVar[str]
-    """The part that is trained by default."""
-
-    needs: ClassVar[tuple[str, ...]]
-    """The parts, tokenizers and scheduler that a diffusers folder of this family has."""
-
+    denoiser: ClassVar[str]  # the part that is trained by default
+    needs: ClassVar[
+        tuple[str, ...]
+    ]  # what a diffusers folder of this family has: parts, tokenizers, scheduler
+    # Text encoder -> what UIs call its vectors in a learned token's file; empty: none can be learned.
     embedding_keys: ClassVar[Mapping[str, str]] = {}
-    """Text encoder -> what UIs call its vectors in a learned token's file; empty: none can be learned."""
-
-    card_version: ClassVar[str] = ""
-    """What A1111 and Forge call it in the file of facts beside a LoRA."""
-
+    card_version: ClassVar[str] = ""  # what A1111 and Forge call it in the file of facts beside a LoRA
+    # What it predicts -> what a finished file says about its base.
     file_traits: ClassVar[Mapping[str, FileTraits]] = {}
-    """What it predicts -> what a finished file says about its base."""
+    # Name of a choice of blocks -> part -> patterns of the layers that learn then, and no others.
+    block_choices: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
 
-    max_chunks: int = 1
-    """How many windows of its text encoder a long caption may fill; to be set before anything is encoded."""
-
+    max_chunks: int = 1  # windows of its text encoder that a caption may fill; to be set before encoding
+    pinned_parts: frozenset[str] = frozenset()  # that stay where they are, whatever `place` is told
+    notes: tuple[str, ...] = ()  # what its user should know of how it was read, in short sentences
     _device: torch.device | None = None
     _on_device: tuple[str, ...] | None = None  # all parts, where they were loaded
-
     _precision: torch.dtype | None = None  # as it was loaded
 
-    pinned_parts: frozenset[str] = frozenset()
-    """Parts that stay where they are, whatever `place` is told."""
-
-    notes: tuple[str, ...] = ()
-    """What its user should know of how it was read, in short sentences."""
-
     def __init__(
-        self,
-        parts: dict[str, nn.Module],
-        tokenizers: dict[str, PreTrainedTokenizerBase],
-        *,
-        source: str,
-        scheduler: Mapping[str, object],
+        self, parts: Parts, tokenizers: Tokenizers, *, source: str, scheduler: Mapping[str, object]
     ) -> None:
         self.parts, self.tokenizers, self.source = parts, tokenizers, source
         self.scheduler = dict(scheduler)
@@ -113,10 +97,7 @@ class ModelFamily(ABC):
     @classmethod
     @abstractmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
-        """Whether a diffusers folder's configurations (by part, plus "scheduler") are of this family.
-
-        Only asked if `refusals.py` finds nothing against them.
-        """
+        """Whether configurations (by part, plus "scheduler") without a `refusal` are of this family."""
 
     @property
     @abstractmethod
@@ -156,9 +137,6 @@ class ModelFamily(ABC):
             for path, module in self.parts[part].named_modules()
             if has_tensors(module) and not self.canonical_path(part, path).startswith(idle)
         )
-
-    block_choices: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
-    """Name of a choice of blocks -> part -> patterns of the layers that learn then, and no others."""
 
     @property
     @abstractmethod
@@ -208,9 +186,8 @@ class ModelFamily(ABC):
         """What UIs call the layer at a canonical path, without the tensor's ending."""
 
     def layer(self, part: str, path: str) -> nn.Module:
-        return next(
-            m for own, m in self.parts[part].named_modules() if self.canonical_path(part, own) == path
-        )
+        modules = self.parts[part].named_modules()
+        return next(module for own, module in modules if self.canonical_path(part, own) == path)
 
     @abstractmethod
     def original_tensors(self) -> dict[str, Tensor]:
@@ -229,7 +206,6 @@ class ModelFamily(ABC):
         return [name for name in self.parts if name.startswith("text_encoder")]
 
     def tokenizer_of(self, text_encoder: str) -> PreTrainedTokenizerBase:
-        """What makes its numbers of words."""
         return self.tokenizers[text_encoder.replace("text_encoder", "tokenizer")]
 
     def fingerprint(self, part: str) -> str:
@@ -265,10 +241,7 @@ class ModelFamily(ABC):
                 part.to(wanted)
 
     def place(self, device: torch.device, *names: str) -> None:
-        """Have these parts on the device, and the others in main memory: they leave before any comes.
-
-        What is there already is not asked to go there: that visits every layer.
-        """
+        """Have these parts on the device; the others leave first, for main memory. Only what moves is visited."""
         import torch
 
         self._device, self._on_device = device, names

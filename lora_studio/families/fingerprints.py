@@ -163,10 +163,7 @@ def _hash(text: object) -> str:
 def reading_fingerprint(
     encoders: Mapping[str, PreTrainedModel], tokenizers: Mapping[str, PreTrainedTokenizerBase]
 ) -> str:
-    """How text encoders read, apart from their weights: such as the token that fills a window up.
-
-    In that SD2 and SDXL differ from SD1.
-    """
+    """How text encoders read, apart from their weights: SD1 fills a window up with other tokens than SD2."""
     found = hashlib.sha256()
     for name, encoder in sorted(encoders.items()):
         config = encoder.config

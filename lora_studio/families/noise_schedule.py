@@ -91,9 +91,8 @@ def read_schedule(scheduler: Mapping[str, object]) -> NoiseSchedule:
     _refuse_other_noise(config)
     stated = config.get("prediction_type") or "epsilon"
     if stated not in PREDICTIONS:
-        raise BaseModelError(
-            f"the base predicts {stated!r}, as its scheduler says; supported: {', '.join(PREDICTIONS)}."
-        )
+        supported = ", ".join(PREDICTIONS)
+        raise BaseModelError(f"the base predicts {stated!r}, as its scheduler says; supported: {supported}.")
     zero_terminal_snr = bool(config.get("rescale_betas_zero_snr"))
     if zero_terminal_snr and stated == "epsilon":
         raise BaseModelError(

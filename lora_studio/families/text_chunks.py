@@ -39,11 +39,10 @@ class Tokenizer(Protocol):
 
 COMMA_BACKTRACK = 20  # A1111's default: a chunk ends at a comma if one is among its last 20 tokens
 _COMMA = ",</w>"  # how CLIP's vocabulary spells a comma that ends a word
+Chunks = tuple[list[list[int]], list[int]]  # of tokens, and the tokens left over
 
 
-def split_tokens(
-    ids: Sequence[int], *, size: int, max_chunks: int, comma: int | None
-) -> tuple[list[list[int]], list[int]]:
+def split_tokens(ids: Sequence[int], *, size: int, max_chunks: int, comma: int | None) -> Chunks:
     """At least one and at most `max_chunks` chunks of up to `size` tokens, and the tokens left over.
 
     A chunk that another follows ends behind a comma if one is among its last `COMMA_BACKTRACK` tokens, unless
@@ -75,14 +74,11 @@ def caption_tokens(tokenizer: Tokenizer, caption: str) -> list[int]:
 
 
 def _rows(word: str, added: Mapping[str, int]) -> list[int]:
-    """The numbers of a word's tokens, as many as were added."""
     parts = takewhile(added.__contains__, (f"{word}_{number}" for number in count(1)))
     return [added[word], *(added[part] for part in parts)]
 
 
-def caption_chunks(
-    tokenizer: Tokenizer, caption: str, *, max_chunks: int
-) -> tuple[list[list[int]], list[int]]:
+def caption_chunks(tokenizer: Tokenizer, caption: str, *, max_chunks: int) -> Chunks:
     """The chunks of a caption without their marks, and the tokens that are cut off."""
     size = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
     ids = caption_tokens(tokenizer, caption)
@@ -93,10 +89,7 @@ def caption_chunks(
 def clip_ids(
     tokenizer: PreTrainedTokenizerBase, captions: Sequence[str], *, max_chunks: int, like: Sequence[str] = ()
 ) -> Tensor:
-    """[B, chunks, L]: token ids with CLIP's marks; all as long as the longest of `captions` and `like`.
-
-    Shorter captions get empty chunks.
-    """
+    """[B, chunks, L]: ids with CLIP's marks, and empty chunks up to the longest of `captions` and `like`."""
     import torch
 
     found = [caption_chunks(tokenizer, caption, max_chunks=max_chunks)[0] for caption in captions]
@@ -139,7 +132,6 @@ def _filled(states: Tensor, empty: Tensor, length: int) -> Tensor:
 
 
 def _window(tokenizer: PreTrainedTokenizerBase, chunk: list[int]) -> list[int]:
-    """A chunk with its marks, padded."""
     ids = [tokenizer.bos_token_id, *chunk, tokenizer.eos_token_id]
     return ids + [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(ids))
 

@@ -7,19 +7,14 @@ them, so that a fault there cannot hide itself from `verify`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 
-DENOISER = "unet"
-"""The part that a file means by a layer without one."""
-
+DENOISER = "unet"  # the part that a file means by a layer without one
 DENOISER_TITLE = "UNet"
-
-PART_PATTERN = r"unet|text_encoder(?:_2)?"
-"""The parts before diffusers' paths."""
-
+PART_PATTERN = r"unet|text_encoder(?:_2)?"  # the parts before diffusers' paths
 _PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
 _BLOCK = re.compile(r"lora_unet_(?:(down|up|input|output)_blocks_(\d+)|(mid|middle)_block|(.*))_?.*")
 _ENCODER = re.compile(r"lora_(te\d?)_.*?_layers_(\d+)_.*")
@@ -38,10 +33,7 @@ def path_name(part: str, path: str, *, two_encoders: bool) -> str:
 
 
 def reads_text(name: str) -> bool:
-    """Whether the layer is a key or value of cross-attention, whose inputs are as wide as the conditioning.
-
-    Of its path, or of its name in UIs' spelling.
-    """
+    """Whether a layer, by its path or UI name, is a key or value of cross-attention, as wide as the text."""
     return _READS_TEXT.search(name) is not None
 
 
@@ -103,7 +95,7 @@ class PublishedBase:
     version: str  # how ss_base_model_version begins
     original: bool  # UIs name the UNet's layers by the original checkpoint's paths
     encoders: Mapping[str, Encoder]  # by their parts
-    quirks: frozenset[str] = frozenset()  # rows of the table of UIs that are true of this base
+    quirks: Collection[str]  # rows of the table of UIs that are true of this base
 
     @property
     def vectors(self) -> dict[str, int]:
@@ -129,32 +121,14 @@ class PublishedBase:
 
 
 _INSIDE = ("down_blocks_", "mid_block_", "up_blocks_")
+_CLIP = Encoder("lora_te_", "lora_te1_", "emb_params", 768, joined=False)
+_OPEN_CLIP = Encoder("lora_te_", "lora_te1_", "emb_params", 1024, joined=True)
+_CLIP_L = Encoder("lora_te1_", "lora_te_", "clip_l", 768, joined=False)
+_CLIP_G = Encoder("lora_te2_", "lora_te3_", "clip_g", 1280, joined=True)
+_SD2_QUIRKS, _SDXL_QUIRKS = ("attention_unused", "either_projection"), ("encoder_alone", "two_encoders")
+_TWO = {"text_encoder": _CLIP_L, "text_encoder_2": _CLIP_G}
 PUBLISHED = (
-    PublishedBase(
-        title="SD1",
-        key_list="sd1.txt",
-        version="sd_v1",
-        original=False,
-        encoders={"text_encoder": Encoder("lora_te_", "lora_te1_", "emb_params", 768, joined=False)},
-        quirks=frozenset({"lokr_unidentified"}),
-    ),
-    PublishedBase(
-        title="SD2",
-        key_list="sd2.txt",
-        version="sd_v2",
-        original=False,
-        encoders={"text_encoder": Encoder("lora_te_", "lora_te1_", "emb_params", 1024, joined=True)},
-        quirks=frozenset({"attention_unused", "either_projection"}),
-    ),
-    PublishedBase(
-        title="SDXL",
-        key_list="sdxl.txt",
-        version="sdxl_",
-        original=True,
-        encoders={
-            "text_encoder": Encoder("lora_te1_", "lora_te_", "clip_l", 768, joined=False),
-            "text_encoder_2": Encoder("lora_te2_", "lora_te3_", "clip_g", 1280, joined=True),
-        },
-        quirks=frozenset({"encoder_alone", "two_encoders"}),
-    ),
+    PublishedBase("SD1", "sd1.txt", "sd_v1", False, {"text_encoder": _CLIP}, ("lokr_unidentified",)),
+    PublishedBase("SD2", "sd2.txt", "sd_v2", False, {"text_encoder": _OPEN_CLIP}, _SD2_QUIRKS),
+    PublishedBase("SDXL", "sdxl.txt", "sdxl_", True, _TWO, _SDXL_QUIRKS),
 )

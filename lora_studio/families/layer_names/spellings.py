@@ -14,21 +14,13 @@ from typing import NamedTuple
 
 _KINDS = {"resnets": 0, "attentions": 1, "upsamplers": 2}
 IN_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
+    **{"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1"},
+    **{"norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"},
 }
 OUTSIDE = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
+    **{"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"},
+    **{"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"},
+    **{"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"},
 }
 
 
@@ -80,6 +72,7 @@ _WORDS = (
 )
 _PATH = re.compile(rf"(?:{'|'.join(sorted(_WORDS, key=len, reverse=True))})(?=_|$)")
 _OF_ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+_IN_TEXT_MODEL = ("encoder_", "embeddings_", "final_layer_norm")
 TEXT_PROJECTIONS = tuple(_OF_ATTENTION.values())
 _BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)_(\d+)_(.+)")
 _ONLY_ONE = re.compile(  # levels that have attention, are there, or are halved, in the one kind alone
@@ -125,9 +118,7 @@ def place_of(stem: str) -> LayerPlace | None:
     stem = stem.removeprefix(_WRAPPER)
     prefix = max((one for one in _PARTS if stem.startswith(one)), key=len, default="")
     name = stem.removeprefix(prefix).removeprefix(_WRAPPER).replace(".processor.", ".").replace(".", "_")
-    of_text = name.startswith(
-        ("text_model_", "encoder_", "embeddings_", "final_layer_norm", "text_projection")
-    )
+    of_text = name.startswith(("text_model_", "text_projection", *_IN_TEXT_MODEL))
     part = _PARTS.get(prefix, TEXT if of_text else UNET)
     path = _dotted(_text_name(name) if part != UNET else _from_original(name))
     return None if path is None else LayerPlace(part, path)
@@ -158,7 +149,7 @@ def kernel_of(path: str) -> int:
 
 def _text_name(name: str) -> str:
     """With `text_model_`, which transformers 5 dropped from paths, and a text encoder's own words."""
-    if name.startswith(("encoder_", "embeddings_", "final_layer_norm")):
+    if name.startswith(_IN_TEXT_MODEL):
         name = f"text_model_{name}"
     head, attention, last = name.rpartition("self_attn_")
     return head + attention + _OF_ATTENTION.get(last, last) if attention else name
@@ -175,7 +166,7 @@ def _from_original(name: str) -> str:
         return name
     half, number, rest = match[1], int(match[2]), match[3]
     if half == "middle_block":
-        inside = f"attentions_0_{rest}" if number == 1 else f"resnets_{number // 2}_{_resnet(rest)}"
+        inside = f"attentions_0_{rest}" if number == 1 else f"resnets_{number // 2}_{_RESNET.get(rest, rest)}"
         return f"mid_block_{inside}"
     place, _, inner = rest.partition("_")
     if half == "input_blocks":
@@ -186,12 +177,8 @@ def _from_original(name: str) -> str:
         block, layer = divmod(number, LAYERS_PER_BLOCK + 1)
         if inner == "conv":
             return f"up_blocks_{block}_upsamplers_0_conv"
-    inside = f"resnets_{layer}_{_resnet(inner)}" if place == "0" else f"attentions_{layer}_{inner}"
+    inside = f"resnets_{layer}_{_RESNET.get(inner, inner)}" if place == "0" else f"attentions_{layer}_{inner}"
     return f"{'down' if half == 'input_blocks' else 'up'}_blocks_{block}_{inside}"
-
-
-def _resnet(inner: str) -> str:
-    return _RESNET.get(inner, inner)
 
 
 def _dotted(name: str) -> str | None:

@@ -149,11 +149,10 @@ def refusal(configurations: Mapping[str, Configuration]) -> str:
     """Why the parts with these configurations cannot be trained; empty if nothing speaks against them."""
     unet = configurations.get("unet")
     if unet is None:
-        transformer = "transformer" in configurations
+        if "transformer" not in configurations:
+            return "it has no UNet"
         return (
             "it has a transformer instead of a UNet, as SD3, Flux and the like, which are not supported yet"
-            if transformer
-            else "it has no UNet"
         )
     channels = unet.get("in_channels")
     if channels == INPAINTING_CHANNELS:
@@ -183,7 +182,6 @@ def _is_refiner(unet: Configuration, configurations: Mapping[str, Configuration]
 
 
 def _text_refusal(unet: Configuration, configurations: Mapping[str, Configuration]) -> str:
-    """Text encoders of another model than the UNet's."""
     encoders = {name: c for name, c in configurations.items() if name.startswith("text_encoder")}
     foreign = [c.get("model_type") for c in encoders.values() if "clip" not in str(c.get("model_type"))]
     if foreign:
@@ -210,10 +208,7 @@ def is_hub_id(model: str) -> bool:
 
 
 def hub_folder(model: str, *, weights: bool = True) -> Path:
-    """The folder in the hub's cache with all that is needed of `model`; the network only for what it lacks.
-
-    Raises BaseModelError if that is neither in the cache nor can be downloaded.
-    """
+    """The folder in the hub's cache, downloaded if it lacks what is needed; raises BaseModelError."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -249,10 +244,7 @@ def _download(model: str, *, weights: bool) -> Path:
 
 
 def wanted_files(files: Iterable[str], *, weights: bool = True) -> list[str]:
-    """Of a repository's files those of a diffusers folder: of each part the plain weights, else fp16 ones.
-
-    Other weights (single files, pickles, ONNX, other variants) are not taken.
-    """
+    """A diffusers folder's files: of each part the plain weights, else fp16 ones; no pickles or single files."""
     wanted = [INDEX]
     by_part: dict[str, list[str]] = {}
     for file in files:

@@ -18,10 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 INDEX = "model_index.json"
-TRUSTED_LIBRARIES = (
-    "diffusers",
-    "transformers",
-)  # classes are taken from these two alone, never from the folder
+LIBRARIES = ("diffusers", "transformers")  # classes are taken from these two alone, never from the folder
 UNUSED = ("feature_extractor", "safety_checker", "image_encoder", "watermarker")
 
 
@@ -85,9 +82,8 @@ class BaseFolder:
             raise self._unreadable(name, error) from None
 
     def _unreadable(self, name: str, error: Exception) -> BaseModelError:
-        return BaseModelError(
-            f"the part {name} of the base model {self.model} cannot be loaded: {reason_of(error)}."
-        )
+        what = f"the part {name} of the base model {self.model}"
+        return BaseModelError(f"{what} cannot be loaded: {reason_of(error)}.")
 
     def _with_shapes(self, config: dict[str, Any]) -> dict[str, Any]:
         """The UNet's configuration with what its weights' shapes say; raises if it says otherwise."""
@@ -109,10 +105,7 @@ def listed_parts(folder: Path) -> dict[str, tuple[str, str]]:
     return {
         name: (str(entry[0]), str(entry[1]))
         for name, entry in _read_json(folder / INDEX).items()
-        if isinstance(entry, list)
-        and len(entry) == 2
-        and entry[0] in TRUSTED_LIBRARIES
-        and name not in UNUSED
+        if isinstance(entry, list) and len(entry) == 2 and entry[0] in LIBRARIES and name not in UNUSED
     }
 
 
@@ -136,20 +129,11 @@ def variant_of(folder: Path) -> str | None:
 
 
 def load_network(loader: Any, folder: Path) -> nn.Module:
-    """A network of a class of diffusers or transformers in float32; raises ValueError if weights are missing.
-
-    Both libraries fill what is missing with random numbers, and only warn.
-    """
+    """A network in float32; raises ValueError for missing weights, which the libraries draw at random."""
     import torch
 
-    network, seen = loader.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        variant=variant_of(folder),
-        output_loading_info=True,
-    )
+    how = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    network, seen = loader.from_pretrained(folder, dtype=torch.float32, variant=variant_of(folder), **how)
     missing = sorted(seen["missing_keys"])
     if missing:
         raise ValueError(f"its file lacks {len(missing)} tensors, first {missing[0]}")
@@ -183,13 +167,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise BaseModelError(
-            f"the base model lacks {path.parent.name}/{path.name}; download it again."
-        ) from None
+        name = f"{path.parent.name}/{path.name}"
+        raise BaseModelError(f"the base model lacks {name}; download it again.") from None
     except (OSError, ValueError) as error:
-        raise BaseModelError(
-            f"{path} is not readable JSON ({error}); download the base model again."
-        ) from None
+        fault = f"{path} is not readable JSON ({error})"
+        raise BaseModelError(f"{fault}; download the base model again.") from None
     if not isinstance(values, dict):
         raise BaseModelError(f"{path} does not hold a JSON object; download the base model again.")
     return values
@@ -208,10 +190,12 @@ def load_vae(name: str, own: AutoencoderKL) -> AutoencoderKL:
     A single file has no configuration and gets that of `own`. Raises BaseModelError if it cannot be read, or
     makes other latents than those the base was trained on.
     """
+    from diffusers import AutoencoderKL
+
     path = Path(name).expanduser()
     try:
         if path.is_dir():
-            vae = _of_folder(path)
+            vae = load_network(AutoencoderKL, path)
         elif path.suffix == ".safetensors" and path.is_file():
             vae = _of_file(path, own)
         else:
@@ -229,12 +213,6 @@ def vae_files(name: str) -> list[Path]:
     """The files that `load_vae` reads the weights from."""
     path = Path(name).expanduser()
     return weight_files(path) if path.is_dir() else [path] if path.is_file() else []
-
-
-def _of_folder(path: Path) -> AutoencoderKL:
-    from diffusers import AutoencoderKL
-
-    return load_network(AutoencoderKL, path)
 
 
 def _of_file(path: Path, own: AutoencoderKL) -> AutoencoderKL:

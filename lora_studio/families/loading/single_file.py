@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_studio.errors import BaseModelError
+from lora_studio.errors import BaseModelError, preview_names
 from lora_studio.families.original import BaseKind, Shapes, detect
 from lora_studio.families.original.checkpoint import Checkpoint, find_prediction, open_checkpoint
 from lora_studio.families.original.configurations import configurations_of, tokenizers_for
 from lora_studio.families.original.names import TensorOrigin, origins, sort_rest
+from lora_studio.text import plural
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
-
-_SHOWN = 3  # names in a message; the rest are counted
 
 
 @dataclass(frozen=True)
@@ -185,6 +184,4 @@ def _sides(shape: Sequence[int]) -> str:
 
 def _counted(names: Sequence[str], noun: str) -> str:
     """ "5 tensors (a, b, c and 2 more)"."""
-    shown = ", ".join(names[:_SHOWN])
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} ({shown}{rest})"
+    return f"{plural(len(names), noun)} ({preview_names(names)})"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from lora_studio.errors import BaseModelError
 
@@ -57,16 +57,13 @@ SD1 = BaseKind(
     latent_scale=0.18215,
     sides={"epsilon": 512, "v_prediction": 512},
 )
-SD2 = BaseKind(
+_OPEN_CLIP_H = TextEncoder("text_encoder", "cond_stage_model.model.", True, 1024, 23, "!", drops_last=True)
+SD2 = replace(
+    SD1,
     title="Stable Diffusion 2.x",
-    text_encoders=(
-        TextEncoder("text_encoder", "cond_stage_model.model.", True, 1024, 23, "!", drops_last=True),
-    ),
-    channels=(320, 640, 1280, 1280),
-    depths=(1, 1, 1, 0),
+    text_encoders=(_OPEN_CLIP_H,),
     num_heads=None,
     linear_projection=True,
-    latent_scale=0.18215,
     sides={"epsilon": 512, "v_prediction": 768},
 )
 SDXL = BaseKind(
@@ -112,9 +109,8 @@ def detect(name: str, shapes: Shapes) -> BaseKind:
         raise _refusal(name, "an EDM model (Playground, CosXL), whose noise schedule is another")
     channels = _input_channels(shapes)
     if channels != 4:
-        raise _refusal(
-            name, f"{_INPUTS.get(channels, 'of an unknown kind')}: its UNet takes {channels} channels, not 4"
-        )
+        what = _INPUTS.get(channels, "of an unknown kind")
+        raise _refusal(name, f"{what}: its UNet takes {channels} channels, not 4")
     if not kind.sized and _has(shapes, f"{UNET_PREFIX}label_emb."):
         raise _refusal(name, "an unCLIP model, whose UNet also takes an image's embedding")
     _check_context(name, kind, shapes)
@@ -137,10 +133,8 @@ def _check_context(name: str, kind: BaseKind, shapes: Shapes) -> None:
     text = [_widths(shapes, encoder.prefix, "token_embedding.weight", 1) for encoder in kind.text_encoders]
     if wide and all(text) and wide != {sum(max(widths) for widths in text)}:
         found = " + ".join(str(max(widths)) for widths in text)
-        raise _refusal(
-            name,
-            f"put together from two kinds: its UNet reads text {max(wide)} wide, its text is {found} wide",
-        )
+        parts = f"its UNet reads text {max(wide)} wide, its text is {found} wide"
+        raise _refusal(name, f"put together from two kinds: {parts}")
 
 
 def _widths(shapes: Shapes, prefix: str, ending: str, axis: int) -> set[int]:
@@ -160,28 +154,19 @@ def _stranger(shapes: Shapes, kind: BaseKind | None) -> str:
             return what
     if kind is None and _has(shapes, _REFINER_TEXT) and _has(shapes, UNET_PREFIX):
         return "the refiner of Stable Diffusion XL, which only finishes images"
-    parts = {
-        "UNet": _has(shapes, UNET_PREFIX),
-        "VAE": _has(shapes, VAE_PREFIX),
-        "text encoder": kind is not None or _has_text(shapes),
-    }
-    there = [part for part, found in parts.items() if found]
+    parts = {"UNet": _has(shapes, UNET_PREFIX), "VAE": _has(shapes, VAE_PREFIX)}
+    text = next((key for key in shapes if key.startswith(("cond_stage_model.", "conditioner."))), None)
+    parts["text encoder"] = kind is not None or text is not None
+    there, lacking = ([part for part, found in parts.items() if found is wanted] for wanted in (True, False))
     if not there:
         return f"unknown: its first tensor is {next(iter(shapes))}"
     if len(there) == 1:
         return f"a {there[0]} alone"
-    lacking = [part for part, found in parts.items() if not found]
-    if lacking:
-        return f"not whole: it has no {' and no '.join(lacking)}"
-    return f"unknown: its text encoder is {_text_names(shapes)}"
-
-
-def _has_text(shapes: Shapes) -> bool:
-    return _has(shapes, "cond_stage_model.") or _has(shapes, "conditioner.")
-
-
-def _text_names(shapes: Iterable[str]) -> str:
-    return next(key for key in shapes if key.startswith(("cond_stage_model.", "conditioner.")))
+    return (
+        f"not whole: it has no {' and no '.join(lacking)}"
+        if lacking
+        else f"unknown: its text encoder is {text}"
+    )
 
 
 def _refusal(name: str, what: str) -> BaseModelError:

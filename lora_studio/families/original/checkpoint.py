@@ -97,9 +97,8 @@ def _open_safetensors(path: Path) -> Checkpoint:
 
 def _refuse_size(path: Path, expected: int, size: int) -> None:
     fault = "is cut short" if size < expected else "is damaged"
-    raise BaseModelError(
-        f"{path.name} {fault}: it has {size:,} bytes and should have {expected:,}; download it again."
-    )
+    sizes = f"it has {size:,} bytes and should have {expected:,}"
+    raise BaseModelError(f"{path.name} {fault}: {sizes}; download it again.")
 
 
 def _open_pickle(path: Path, *, allowed: bool) -> Checkpoint:
@@ -156,9 +155,8 @@ def find_prediction(kind: BaseKind, checkpoint: Checkpoint, wanted: str = "auto"
     zero_snr = "ztsnr" in checkpoint.shapes
     if wanted != "auto":
         if wanted not in SPELLINGS:
-            raise BaseModelError(
-                f'base.prediction_type is {wanted!r}; it must be "auto", "epsilon" or "v_prediction".'
-            )
+            allowed = '"auto", "epsilon" or "v_prediction"'
+            raise BaseModelError(f"base.prediction_type is {wanted!r}; it must be {allowed}.")
         return Prediction(SPELLINGS[wanted], zero_snr, "the recipe says so")
     if "v_pred" in checkpoint.shapes:
         return Prediction("v_prediction", zero_snr, "the file's mark v_pred says so")

@@ -32,10 +32,7 @@ _TIME_IDS, _TIME_ID_CHANNELS = 6, 256  # what SDXL is told of sizes and crops
 def configurations_of(
     kind: BaseKind, shapes: Shapes, *, prediction: str, zero_snr: bool
 ) -> dict[str, Configuration]:
-    """Part -> configuration, as a diffusers folder of the same base has it, plus "scheduler".
-
-    Raises BaseModelError when a tensor is missing that says a size.
-    """
+    """Part -> configuration as in a diffusers folder, and "scheduler"; BaseModelError if a size is missing."""
     reading = _Reading(shapes)
     side = kind.sides[prediction]
     texts = {encoder.part: _text(reading, encoder) for encoder in kind.text_encoders}
@@ -57,16 +54,14 @@ class _Reading:
     def size(self, name: str, axis: int) -> int:
         shape = self.shapes.get(name, ())
         if len(shape) <= axis:
-            raise BaseModelError(
-                f"the base lacks the tensor {name}, or it has no size; download the file again."
-            )
+            fault = f"the base lacks the tensor {name}, or it has no size"
+            raise BaseModelError(f"{fault}; download the file again.")
         return shape[axis]
 
     def count(self, pattern: str) -> int:
         """How many numbers stand in the place of `#` in tensors' names, from 0 on."""
         place = re.compile(re.escape(pattern).replace(r"\#", r"(\d+)"))
-        found = {int(match[1]) for name in self.shapes if (match := place.match(name))}
-        return len(found)
+        return len({int(match[1]) for name in self.shapes if (match := place.match(name))})
 
 
 def _unet(reading: _Reading, kind: BaseKind, texts: dict[str, Configuration], side: int) -> Configuration:
@@ -133,7 +128,6 @@ def _vae(reading: _Reading, kind: BaseKind, side: int) -> Configuration:
 
 
 def _vae_levels(reading: _Reading) -> tuple[tuple[int, ...], int]:
-    """Channels of each level, and resnets in a level."""
     if reading.size(f"{VAE_PREFIX}encoder.conv_in.weight", 0) == _VAE_CHANNELS[0]:
         return _VAE_CHANNELS, _BLOCKS
     down = f"{VAE_PREFIX}encoder.down."
@@ -189,7 +183,6 @@ def num_layers(shapes: Shapes, encoder: TextEncoder) -> int:
 
 
 def _scheduler(prediction: str, *, zero_snr: bool) -> Configuration:
-    """The noise schedule that all three kinds were trained with (scaled linear betas)."""
     return {
         "_class_name": "DDIMScheduler",
         **STABLE_DIFFUSION,
@@ -231,7 +224,6 @@ def tokenizers_for(
 
 
 def _place(folder: Path, name: str) -> Path:
-    """The folder of one tokenizer; a plain folder is that of all."""
     choices = (folder / name, folder / "tokenizer", folder)
     return next((choice for choice in choices if choice.is_dir()), folder)
 
@@ -240,15 +232,8 @@ def _load(folder: Path | None, pad_token: str, length: int) -> PreTrainedTokeniz
     from transformers import CLIPTokenizer
 
     if folder is None:
-        return CLIPTokenizer(
-            clip_vocabulary(),
-            clip_merges(),
-            bos_token=BEGIN,
-            eos_token=END,
-            unk_token=END,
-            pad_token=pad_token,
-            model_max_length=length,
-        )
+        marks = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": pad_token}
+        return CLIPTokenizer(clip_vocabulary(), clip_merges(), **marks, model_max_length=length)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing and not (folder / WHOLE).is_file():
         raise BaseModelError(
@@ -286,10 +271,6 @@ def clip_vocabulary() -> dict[str, int]:
 
 def _letters() -> list[str]:
     """A printable letter for each of the 256 bytes, in the order of CLIP's vocabulary."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
+    printable = [number for ends in ("!~", "¡¬", "®ÿ") for number in range(ord(ends[0]), ord(ends[1]) + 1)]
     others = (chr(256 + place) for place in range(256 - len(printable)))
     return [*map(chr, printable), *others]

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,6 @@ class TensorOrigin:
         return shape[::-1] if self.transposed else shape
 
     def take(self, tensor: Tensor) -> Tensor:
-        """The file's tensor -> what the part wants of it."""
         if self.third is not None:
             return tensor.chunk(3)[self.third]
         return tensor.T if self.transposed else tensor
@@ -56,11 +56,9 @@ def origins(
         "unet": (UNET_PREFIX, lambda tensors: convert_ldm_unet_checkpoint(tensors, configurations["unet"])),
         "vae": (VAE_PREFIX, lambda tensors: convert_ldm_vae_checkpoint(tensors, configurations["vae"])),
     }
-    found = {}
+    found = {encoder.part: _text_origins(encoder, shapes) for encoder in kind.text_encoders}
     for part, (prefix, convert) in parts.items():
         found[part] = _origins([key for key in shapes if key.startswith(prefix)], shapes, convert)
-    for encoder in kind.text_encoders:
-        found[encoder.part] = _text_origins(encoder, shapes)
     return found
 
 
@@ -73,9 +71,8 @@ def _text_origins(encoder: TextEncoder, shapes: Shapes) -> dict[str, TensorOrigi
         found = _origins(names, shapes, convert_ldm_clip_checkpoint)
     else:
         narrow = SimpleNamespace(config=SimpleNamespace(hidden_size=1))  # as wide as the stand-ins
-        found = _origins(
-            names, shapes, lambda tensors: convert_open_clip_checkpoint(narrow, tensors, encoder.prefix)
-        )
+        convert = partial(convert_open_clip_checkpoint, narrow, prefix=encoder.prefix)
+        found = _origins(names, shapes, convert)
     if encoder.projects:
         return found
     return {key.removeprefix("text_model."): origin for key, origin in found.items()}
@@ -120,15 +117,11 @@ _LEFTOVERS = re.compile(
 
 def sort_rest(kind: BaseKind, shapes: Shapes, used: set[str]) -> tuple[list[str], list[str], list[str]]:
     """Names that no part uses: averaged weights, harmless leftovers, and what should not be there."""
-    averaged: list[str] = []
-    harmless: list[str] = []
-    unexpected: list[str] = []
-    for name in shapes:
-        if name in used:
-            continue
+    averaged, harmless, unexpected = [], [], []
+    for name in (name for name in shapes if name not in used):
         if _EMA.match(name):
             averaged.append(name)
-        elif _LEFTOVERS.match(name) or any(_unasked(e, shapes, name) for e in kind.text_encoders):
+        elif _LEFTOVERS.match(name) or any(_unasked(one, shapes, name) for one in kind.text_encoders):
             harmless.append(name)
         else:
             unexpected.append(name)
@@ -150,10 +143,7 @@ _LOGIT_SCALE = math.log(100)  # as CLIP's training ends; nothing of a base asks 
 
 
 def original_tensors(kind: BaseKind, parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Original name -> tensor, not copied where it stays as it is.
-
-    Raises BaseModelError for a base whose parts the original layout has no names for.
-    """
+    """Original name -> tensor, copied if changed; raises BaseModelError for parts that have no such names."""
     try:
         named = original_unet(parts["unet"]) | _vae(parts["vae"])
         for encoder in kind.text_encoders:
@@ -180,9 +170,8 @@ def _check(kind: BaseKind, parts: Mapping[str, nn.Module], named: Mapping[str, T
             raise ValueError(part)
         for key, tensor in own.items():
             taken = read[key].take(named[read[key].name])
-            if taken.numel() != tensor.numel() or not (
-                tensor.is_meta or torch.equal(taken.reshape(tensor.shape), tensor)
-            ):
+            fits = taken.numel() == tensor.numel()
+            if not fits or not (tensor.is_meta or torch.equal(taken.reshape(tensor.shape), tensor)):
                 raise ValueError(key)
 
 
@@ -194,10 +183,8 @@ def original_unet(unet: nn.Module) -> dict[str, Tensor]:
     for key, tensor in state.items():
         path, _, end = key.rpartition(".")
         name = original_path(path, layers_per_block=blocks)
-        if (
-            ".upsamplers." in path
-            and f"{path.split('.upsamplers.')[0]}.attentions.0.norm.weight" not in state
-        ):
+        block, sampler, _ = path.partition(".upsamplers.")
+        if sampler and f"{block}.attentions.0.norm.weight" not in state:
             name = re.sub(r"\.2\.conv$", ".1.conv", name)  # behind a resnet, where there is no attention
         found[f"{UNET_PREFIX}{name}.{end}"] = tensor
     return found
@@ -263,9 +250,8 @@ def _open_clip(encoder: TextEncoder, module: nn.Module) -> dict[str, Tensor]:
     if encoder.drops_last:
         last = sum(name.endswith("ln_1.weight") for name in found)
         found |= {n.replace(".0.", f".{last}.", 1): torch.zeros_like(one) for n, one in first.items()}
-        found["text_projection"] = torch.eye(
-            len(found["ln_final.weight"]), device=found["ln_final.weight"].device
-        )
+        norm = found["ln_final.weight"]
+        found["text_projection"] = torch.eye(len(norm), device=norm.device)
     found["logit_scale"] = torch.tensor(_LOGIT_SCALE)
     return {encoder.prefix + name: tensor for name, tensor in found.items()}
 

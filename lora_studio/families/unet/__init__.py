@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_studio.families.base import Conditioning, FileTraits, Miniature, ModelFamily, ProbeInputs
+from lora_studio.families.base import (
+    Conditioning,
+    FileTraits,
+    Miniature,
+    ModelFamily,
+    Parts,
+    ProbeInputs,
+    Tokenizers,
+)
 from lora_studio.families.layer_names.spellings import ONE_ENCODER, KohyaLayout, LayerPlace
 from lora_studio.families.noise_schedule import STABLE_DIFFUSION, NoiseSchedule, read_schedule
 from lora_studio.families.original import SD1, SD2, BaseKind
@@ -22,20 +30,13 @@ from lora_studio.rng import generator
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
-    from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
+    from torch import Tensor
 
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
-CONVOLUTIONS = (
-    "conv1",
-    "conv2",
-    "time_emb_proj",
-    "conv_shortcut",
-    "downsamplers.0.conv",
-    "upsamplers.0.conv",
-)
+SAMPLERS = ("downsamplers.0.conv", "upsamplers.0.conv")
+CONVOLUTIONS = ("conv1", "conv2", "time_emb_proj", "conv_shortcut", *SAMPLERS)
 TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 MOST_STRIDE = 64  # the UNets halve their latents two or three times, and UIs offer sides in steps of 64
 
@@ -46,14 +47,13 @@ class StableDiffusion(ModelFamily):
     denoiser: ClassVar[str] = "unet"
     needs: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     layout: ClassVar[KohyaLayout] = ONE_ENCODER
-    kind: ClassVar[BaseKind]
-    """Its published checkpoints."""
+    kind: ClassVar[BaseKind]  # its published checkpoints
     embedding_keys: ClassVar[Mapping[str, str]] = {"text_encoder": "emb_params"}
 
     def __init__(
         self,
-        parts: dict[str, nn.Module],
-        tokenizers: dict[str, PreTrainedTokenizerBase],
+        parts: Parts,
+        tokenizers: Tokenizers,
         *,
         source: str,
         scheduler: Mapping[str, object] = STABLE_DIFFUSION,

@@ -21,10 +21,7 @@ def preview_names(names: Iterable[str], *, limit: int = 3) -> str:
 
 
 class StudioError(Exception):
-    """A user's mistake or a fault of their files.
-
-    The command line prints it without a traceback and exits with 2.
-    """
+    """A user's mistake or a fault of their files: printed without a traceback, and the exit code is 2."""
 
     told_by_main = False  # whether the main process raises it, too, and reports it
 

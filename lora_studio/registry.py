@@ -34,7 +34,6 @@ class Registry(Generic[T]):
         self.kind, self.entries = kind, entries
 
     def names(self) -> list[str]:
-        """All names, in the table's order."""
         return list(self.entries)
 
     def check(self, name: str) -> None:

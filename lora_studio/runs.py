@@ -35,7 +35,6 @@ class Run:
 
     @property
     def checkpoints_folder(self) -> Path:
-        """Where checkpoints lie, one folder each, named by their step."""
         return self.folder / "checkpoints"
 
     @contextmanager
@@ -49,17 +48,14 @@ class Run:
             ) from None
 
     def file(self, name: str, content: bytes) -> Path:
-        """Write a file of the run."""
         with self.writing():
             write_atomically(self.folder / name, content)
         return self.folder / name
 
     def text(self, name: str, content: str) -> Path:
-        """Write a text file of the run."""
         return self.file(name, content.encode("utf-8"))
 
     def json(self, name: str, values: Mapping[str, Any]) -> Path:
-        """Write a JSON file of the run."""
         return self.text(name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
     def metric(self, values: Mapping[str, Any]) -> None:
@@ -153,7 +149,6 @@ class Run:
                 path.unlink()
 
     def close(self) -> None:
-        """Close metrics.jsonl."""
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None

@@ -241,7 +241,7 @@ class ModelFamily(ABC):
                 part.to(wanted)
 
     def place(self, device: torch.device, *names: str) -> None:
-        """Have these parts on the device; the others leave first, for main memory. Only what moves is visited."""
+        """Have these parts on the device; first the others go to main memory. Only what moves is visited."""
         import torch
 
         self._device, self._on_device = device, names

@@ -177,10 +177,13 @@ class DataConfig(Section):
     @property
     def all_sources(self) -> tuple[SourceConfig, ...]:
         """The sources, or data.images as the only one; then the folder of regularization images."""
-        sources = self.sources
+        sources, own = self.sources, self.regularization_images
         if self.images is not None:
             sources = (SourceConfig(images=self.images, masks=self.masks),)
-        return sources + self._folder_of_regularization_images
+        if own.images is None:
+            return sources
+        prior = SourceConfig(images=own.images, role="prior", repeats=1, weight=own.weight)
+        return (*sources, prior.model_copy(update={"instance_prompt": own.prompt or None}))
 
     @property
     def regularization_sources(self) -> list[str]:
@@ -193,20 +196,7 @@ class DataConfig(Section):
         return [words for words, is_there in found.items() if is_there]
 
     @property
-    def _folder_of_regularization_images(self) -> tuple[SourceConfig, ...]:
-        folder, wanted = self.regularization_images.images, self.regularization_images
-        if folder is None:
-            return ()
-        prompt = wanted.prompt or None
-        return (
-            SourceConfig(
-                images=folder, role="prior", repeats=1, weight=wanted.weight, instance_prompt=prompt
-            ),
-        )
-
-    @property
     def all_resolutions(self) -> tuple[int, ...]:
-        """The resolution, and the further ones."""
         return (self.resolution, *self.extra_resolutions)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tomllib
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
@@ -122,50 +124,11 @@ def _apply_change(values: dict[str, Any], change: str, on_old: OnOld) -> None:
     table[last] = value
 
 
-_THEIRS = {
-    "adapter.rank": "network_dim network_rank lora_rank",
-    "adapter.alpha": "network_alpha lora_alpha",
-    "adapter.kind": "network_module",
-    "adapter.init_from": "network_weights",
-    "adapter.max_norm": "scale_weight_norms",
-    "base.model": "pretrained_model_name_or_path base_model_name",
-    "base.prediction_type": "v_parameterization",
-    "base.dtype": "mixed_precision",
-    "export.dtype": "save_precision",
-    "name": "output_name",
-    "data.images": "train_data_dir instance_data_dir image_dir",
-    "data.regularization_images.images": "reg_data_dir class_data_dir",
-    "data.regularization_images.count": "num_class_images",
-    "data.regularization_images.weight": "prior_loss_weight",
-    "data.repeats": "num_repeats",
-    "data.keep_tags": "keep_tokens",
-    "data.shuffle_tags": "shuffle_caption",
-    "data.caption_dropout": "caption_dropout_rate",
-    "data.tag_dropout": "caption_tag_dropout_rate",
-    "data.flip": "flip_aug",
-    "data.max_token_chunks": "max_token_length",
-    "objective.snr_gamma": "min_snr_gamma",
-    "objective.multires_noise": "multires_noise_discount",
-    "objective.input_perturbation": "ip_noise_gamma",
-    "objective.loss": "loss_type",
-    "objective.loss_delta": "huber_c",
-    "training.steps": "max_train_steps",
-    "training.epochs": "max_train_epochs num_train_epochs epoch",
-    "training.batch_size": "train_batch_size",
-    "training.gradient_accumulation": "gradient_accumulation_steps",
-    "training.learning_rate": "lr unet_lr",
-    "training.text_encoder_learning_rate": "text_encoder_lr",
-    "training.lr_schedule": "lr_scheduler",
-    "training.warmup_steps": "lr_warmup_steps",
-    "training.optimizer": "optimizer_type",
-    "training.optimizer_options": "optimizer_args",
-    "training.checkpoint_every": "save_every_n_steps",
-    "machine.attention": "xformers",
-    "samples.prompts": "sample_prompts validation_prompt",
-    "samples.every": "sample_every_n_steps",
-}
-"""Our options, and what kohya's sd-scripts, OneTrainer and the diffusers scripts call them."""
-ELSEWHERE = {word: option for option, words in _THEIRS.items() for word in words.split()}
+@cache
+def names_elsewhere() -> dict[str, str]:
+    """What kohya's sd-scripts, OneTrainer and the diffusers scripts call an option -> our name of it."""
+    text = files(__package__).joinpath("elsewhere.toml").read_text("utf-8")
+    return {word: option for option, words in tomllib.loads(text).items() for word in words.split()}
 
 
 def sentences(errors: Sequence[ErrorDetails], recipe: type[BaseModel]) -> list[str]:
@@ -197,7 +160,7 @@ def _hint(location: tuple[int | str, ...], recipe: type[BaseModel], told: set[tu
     """What may have been meant, and once for each table what it knows."""
     key, table = str(location[-1]), location[:-1]
     known = list(_fields_at(table, recipe))
-    here = ELSEWHERE.get(key)
+    here = names_elsewhere().get(key)
     hint = f"; here it is {here}" if here else did_you_mean(key, known, renamed=old_names_in(table))
     listed = "" if table in told else f" (known here: {', '.join(known)})"
     told.add(table)

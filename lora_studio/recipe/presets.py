@@ -30,7 +30,6 @@ class PresetInputs:
 
 
 def preset_names() -> list[str]:
-    """Of all presets."""
     return sorted(path.stem for path in PRESET_FOLDER.glob("*.toml"))
 
 
@@ -131,27 +130,18 @@ def _quoted(value: str) -> str:
 
 def _assigned(text: str, key: str, value: str) -> str:
     """The first `key = "..."` with another value; a key that is missing comes behind the trigger."""
-    pattern = rf"^({key} = ){_STRING}"
-    if re.search(pattern, text, re.MULTILINE):
-        return re.sub(pattern, lambda found: found[1] + _quoted(value), text, count=1, flags=re.MULTILINE)
+    pattern = rf"(?m)^({key} = ){_STRING}"
+    if re.search(pattern, text):
+        return re.sub(pattern, lambda found: found[1] + _quoted(value), text, count=1)
     if not value:
         return text
     return re.sub(
-        r"^(trigger = .*)$",
-        lambda found: f"{found[1]}\n{key} = {_quoted(value)}",
-        text,
-        count=1,
-        flags=re.MULTILINE,
+        r"(?m)^(trigger = .*)$", lambda found: f"{found[1]}\n{key} = {_quoted(value)}", text, count=1
     )
 
 
 def _with_prompts(text: str, prompts: list[str]) -> str:
     """Each on a line of its own, in place of the preset's."""
     lines = "".join(f"  {_quoted(prompt)},\n" for prompt in prompts)
-    return re.sub(
-        rf"^prompts = \[\s*(?:{_STRING},?\s*)*\]",
-        lambda _: f"prompts = [\n{lines}]",
-        text,
-        count=1,
-        flags=re.MULTILINE,
-    )
+    pattern = rf"(?m)^prompts = \[\s*(?:{_STRING},?\s*)*\]"
+    return re.sub(pattern, lambda _: f"prompts = [\n{lines}]", text, count=1)

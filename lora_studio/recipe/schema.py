@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from pydantic.fields import FieldInfo
 
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.load import ELSEWHERE
+from lora_studio.recipe.load import names_elsewhere
 from lora_studio.recipe.renamed import RENAMED
 from lora_studio.recipe.section import Section
 
@@ -35,7 +35,7 @@ _BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt"
 def reference() -> str:
     """The page docs/reference/recipe.md, in Markdown."""
     parts = [_HEAD, *_tables(Recipe, ""), _names("Names of earlier versions", _EARLIER, RENAMED)]
-    return "\n".join([*parts, _names("Names of other trainers", _OTHERS, ELSEWHERE)])
+    return "\n".join([*parts, _names("Names of other trainers", _OTHERS, names_elsewhere())])
 
 
 _EARLIER = "They work in this version, with a notice; the role `holdout` of a source is now `validation`."
@@ -45,9 +45,8 @@ _OTHERS = (
 
 
 def _names(title: str, about: str, names: dict[str, str]) -> str:
-    return f"## {title}\n\n{about}\n\n" + _table(
-        ("there", "here"), [(f"`{a}`", f"`{b}`") for a, b in names.items()]
-    )
+    rows = [(f"`{there}`", f"`{here}`") for there, here in names.items()]
+    return f"## {title}\n\n{about}\n\n{_table(('there', 'here'), rows)}"
 
 
 def _tables(section: type[Section], name: str, *, many: bool = False) -> Iterator[str]:

@@ -45,5 +45,4 @@ class Section(BaseModel):
 
     @classmethod
     def is_resume_safe(cls, option: str) -> bool:
-        """Whether a resume may change it."""
         return cls.resume_safe == "all" or option in cls.resume_safe

@@ -244,7 +244,7 @@ def _download(model: str, *, weights: bool) -> Path:
 
 
 def wanted_files(files: Iterable[str], *, weights: bool = True) -> list[str]:
-    """A diffusers folder's files: of each part the plain weights, else fp16 ones; no pickles or single files."""
+    """A diffusers folder's files: of each part the plain weights, else fp16 ones; no pickles, no ONNX."""
     wanted = [INDEX]
     by_part: dict[str, list[str]] = {}
     for file in files:

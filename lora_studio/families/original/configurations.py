@@ -32,7 +32,7 @@ _TIME_IDS, _TIME_ID_CHANNELS = 6, 256  # what SDXL is told of sizes and crops
 def configurations_of(
     kind: BaseKind, shapes: Shapes, *, prediction: str, zero_snr: bool
 ) -> dict[str, Configuration]:
-    """Part -> configuration as in a diffusers folder, and "scheduler"; BaseModelError if a size is missing."""
+    """Part -> configuration as a diffusers folder's, and "scheduler"; BaseModelError if a size is missing."""
     reading = _Reading(shapes)
     side = kind.sides[prediction]
     texts = {encoder.part: _text(reading, encoder) for encoder in kind.text_encoders}

@@ -66,9 +66,7 @@ class ModelFamily(ABC):
     """A frozen base: its `parts` by their diffusers names, and what is asked of them."""
 
     denoiser: ClassVar[str]  # the part that is trained by default
-    needs: ClassVar[
-        tuple[str, ...]
-    ]  # what a diffusers folder of this family has: parts, tokenizers, scheduler
+    needs: ClassVar[tuple[str, ...]]  # parts, tokenizers and scheduler that a diffusers folder of it has
     # Text encoder -> what UIs call its vectors in a learned token's file; empty: none can be learned.
     embedding_keys: ClassVar[Mapping[str, str]] = {}
     card_version: ClassVar[str] = ""  # what A1111 and Forge call it in the file of facts beside a LoRA

@@ -28,37 +28,15 @@ if TYPE_CHECKING:
 Check = Callable[[Case], Iterable[Finding]]
 OnProgress = Callable[[int, int], None]  # images looked at, images to look at
 
-_PLACE = "lora_studio.data.doctor"
+_PLACES = """
+files:refused captions:caption_missing captions:caption_empty captions:caption_unreadable files:same_name
+images:leakage files:too_few files:unusable captions:trigger_missing captions:trigger_known
+captions:trigger_read_otherwise captions:caption_too_long captions:caption_identical files:orphan_caption
+images:exact_duplicate images:near_duplicate images:blank images:blur images:upscaled images:tiny
+images:heavy_compression images:border images:extreme_aspect images:crop_loss files:ignored files:read_note
+"""  # in the order of reports: the module check_<...> and its function, whose name is the finding's kind
 CHECKS: Registry[Check] = Registry(
-    "check",
-    {
-        "refused": f"{_PLACE}.check_files:refused",
-        "caption_missing": f"{_PLACE}.check_captions:caption_missing",
-        "caption_empty": f"{_PLACE}.check_captions:caption_empty",
-        "caption_unreadable": f"{_PLACE}.check_captions:caption_unreadable",
-        "same_name": f"{_PLACE}.check_files:same_name",
-        "leakage": f"{_PLACE}.check_images:leakage",
-        "too_few": f"{_PLACE}.check_files:too_few",
-        "unusable": f"{_PLACE}.check_files:unusable",
-        "trigger_missing": f"{_PLACE}.check_captions:trigger_missing",
-        "trigger_known": f"{_PLACE}.check_captions:trigger_known",
-        "trigger_read_otherwise": f"{_PLACE}.check_captions:trigger_read_otherwise",
-        "caption_too_long": f"{_PLACE}.check_captions:caption_too_long",
-        "caption_identical": f"{_PLACE}.check_captions:caption_identical",
-        "orphan_caption": f"{_PLACE}.check_files:orphan_caption",
-        "exact_duplicate": f"{_PLACE}.check_images:exact_duplicate",
-        "near_duplicate": f"{_PLACE}.check_images:near_duplicate",
-        "blank": f"{_PLACE}.check_images:blank",
-        "blur": f"{_PLACE}.check_images:blur",
-        "upscaled": f"{_PLACE}.check_images:upscaled",
-        "tiny": f"{_PLACE}.check_images:tiny",
-        "heavy_compression": f"{_PLACE}.check_images:heavy_compression",
-        "border": f"{_PLACE}.check_images:border",
-        "extreme_aspect": f"{_PLACE}.check_images:extreme_aspect",
-        "crop_loss": f"{_PLACE}.check_images:crop_lost",
-        "ignored": f"{_PLACE}.check_files:ignored",
-        "read_note": f"{_PLACE}.check_files:read_note",
-    },
+    "check", {place.split(":")[1]: f"{__name__}.check_{place}" for place in _PLACES.split()}
 )
 
 
@@ -101,26 +79,20 @@ def examine_folder(
     *,
     on_progress: OnProgress = lambda done, total: None,
 ) -> tuple[DoctorReport, Manifest]:
-    """The report on a folder without a recipe, and what it is about.
+    """The report on a folder without a recipe, and what it is about. DatasetError: there is nothing in it."""
+    if options.base:
+        from lora_studio.families.loading import load_base
 
-    Raises DatasetError if there is nothing to look at.
-    """
-    asked = _requirements(options.base)
+        family = load_base(options.base, weights=False)
+        asked = Requirements(family.native_side, family.stride, family.tokenizers)
+    else:
+        asked = Requirements(512, 64, {"CLIP": ClipTokenizer()})  # those of the most common bases
     asked = replace(asked, resolution=options.resolution or asked.resolution)
     source = Source(folder, ScanOptions(recursive=options.recursive), trigger=options.trigger)
     manifest, faults = read_anyway([source], CAPTIONERS["sidecar"])
     data = DataConfig.model_construct(images=folder, resolution=asked.resolution)
     manifest = assign(manifest, data, stride=asked.stride)
     return examine(manifest, asked, faults=faults, on_progress=on_progress), manifest
-
-
-def _requirements(base: str) -> Requirements:
-    if not base:
-        return Requirements(512, 64, {"CLIP": ClipTokenizer()})  # those of the most common bases
-    from lora_studio.families.loading import load_base
-
-    family = load_base(base, weights=False)
-    return Requirements(family.native_side, family.stride, family.tokenizers)
 
 
 def read_anyway(sources: Sequence[Source], captioner: Captioner) -> tuple[Manifest, list[str]]:
@@ -142,13 +114,12 @@ def _captioned(manifest: Manifest, source: Source, captioner: Captioner) -> Mani
 
     An image whose caption file is unreadable has no caption, even if its folder's name would do.
     """
-    used = manifest.used
-    readable = [
+    readable = tuple(
         record
-        for record, file in zip(used, find_captions(used), strict=True)
+        for record, file in zip(manifest.used, find_captions(manifest.used), strict=True)
         if not file.fault and (file.text or record.caption or source.instance_prompt.strip())
-    ]
-    captioned = captioner(Manifest(tuple(readable)), instance_prompt=source.instance_prompt)
+    )
+    captioned = captioner(Manifest(readable), instance_prompt=source.instance_prompt)
     by_name = {record.name: record for record in captioned.records}
 
     def with_caption(record: Record) -> Record:
@@ -156,9 +127,6 @@ def _captioned(manifest: Manifest, source: Source, captioner: Captioner) -> Mani
         return by_name.get(record.name, without)
 
     return Manifest(tuple(map(with_caption, manifest.records)))
-
-
-_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class ClipTokenizer:
@@ -173,11 +141,11 @@ class ClipTokenizer:
     def __call__(
         self, text: str, *, add_special_tokens: bool = True, verbose: bool = True
     ) -> dict[str, list[int]]:
-        """{"input_ids": all tokens, with the marks of begin and end if wanted}, nothing cut off."""
+        """All tokens, with the marks of begin and end if wanted; nothing is cut off."""
         return {"input_ids": self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
-        """The text of tokens, in small letters, as that is how they were read."""
+        """In small letters, as that is how it was read."""
         text = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text.replace(END_OF_WORD, " ").strip()
 
@@ -192,24 +160,16 @@ class ClipTokenizer:
 def _tokenizer() -> tokenizers.Tokenizer:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    vocabulary = clip_vocabulary()
-    model = models.BPE(
-        vocab=vocabulary, merges=clip_merges(), end_of_word_suffix=END_OF_WORD, unk_token=END, fuse_unk=False
-    )
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    numbers, suffix = clip_vocabulary(), END_OF_WORD
+    tokenizer = Tokenizer(models.BPE(numbers, clip_merges(), unk_token=END, end_of_word_suffix=suffix))
+    one_space = normalizers.Replace(Regex(r"\s+"), " ")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), one_space, normalizers.Lowercase()])
+    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    split = pre_tokenizers.Split(words, behavior="removed", invert=True)
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, in_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([BEGIN, END])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BEGIN} $A {END}",
-        special_tokens=[(BEGIN, vocabulary[BEGIN]), (END, vocabulary[END])],
-    )
+    marks = [(mark, numbers[mark]) for mark in (BEGIN, END)]
+    tokenizer.post_processor = processors.TemplateProcessing(f"{BEGIN} $A {END}", special_tokens=marks)
     return tokenizer

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 
 from lora_studio.data.captions import CaptionFile, find_captions
 from lora_studio.data.captions.trigger import COMMON, find_cut, known_words, read_otherwise
 from lora_studio.data.doctor.finding import Finding
-from lora_studio.data.doctor.look import Case
+from lora_studio.data.doctor.look import Case, grouped
 from lora_studio.data.images import place
 from lora_studio.data.manifest import FOLDER_NAME, Record
 from lora_studio.recipe.data import one_more_chunk
 
 _WRITE = "Write what is in the image into that file, or set an instance prompt."
+_NEW = "Take a word that the base has no image of, such as zwx or vkq, and the class behind it."
+_APART = "Set it apart with spaces, or choose trigger words that stand inside of no others."
 _SHARED_ON_PURPOSE = ("instance prompt", FOLDER_NAME)
 
 
@@ -25,8 +26,7 @@ def caption_missing(case: Case) -> Iterator[Finding]:
         advice = "Let lora-studio caption write some, write your own into .txt files of the images' names, "
         yield Finding("error", "", detail, advice + "or set an instance prompt for all of them.")
         return
-    for record, file in missing:
-        yield Finding("error", record.name, f"there is no {file.path.name}", _WRITE)
+    yield from (Finding("error", one.name, f"there is no {file.path.name}", _WRITE) for one, file in missing)
 
 
 def caption_empty(case: Case) -> Iterator[Finding]:
@@ -48,9 +48,7 @@ def caption_identical(case: Case) -> Iterator[Finding]:
     """Captions that several images share; only a note if all of them do, which is a choice."""
     for records in _by_trigger(case):
         written = [record for record in records if record.captioned_by not in _SHARED_ON_PURPOSE]
-        groups: dict[str, list[Record]] = defaultdict(list)
-        for record in written:
-            groups[record.caption].append(record)
+        groups = grouped(written, "caption")
         advice = "Say what is different in each; what no caption names is learned as part of the trigger."
         for caption, (first, *others) in groups.items():
             if others and len(groups) == 1:
@@ -58,26 +56,20 @@ def caption_identical(case: Case) -> Iterator[Finding]:
                 yield Finding("note", "", detail, advice)
                 continue
             for other in others:
-                if place(other.name) == place(first.name):  # one file for both, which is said elsewhere
-                    continue
-                detail = f'the same caption as {first.name}: "{caption}"'
-                yield Finding("warning", other.name, detail, advice, other=first.name)
+                if place(other.name) != place(first.name):  # else one file for both, which is said elsewhere
+                    detail = f'the same caption as {first.name}: "{caption}"'
+                    yield Finding("warning", other.name, detail, advice, other=first.name)
 
 
 def caption_too_long(case: Case) -> Iterator[Finding]:
     """Captions that are longer than the text encoder reads."""
+    tokenizers, chunks = case.requirements.tokenizers.values(), case.requirements.max_chunks
     advice = "Shorten it or put what matters in front."
-    if setting := one_more_chunk(case.requirements.max_chunks):
+    if setting := one_more_chunk(chunks):
         advice = f"Shorten it, put what matters in front, or let a recipe read more of it ({setting})."
     for record in case.manifest.usable:
         for caption in case.captions(record):
-            cut = find_cut(
-                case.requirements.tokenizers.values(),
-                record.name,
-                caption,
-                max_chunks=case.requirements.max_chunks,
-            )
-            if cut:
+            if cut := find_cut(tokenizers, record.name, caption, max_chunks=chunks):
                 detail = f'{cut.num_tokens} tokens, of which {cut.read} are read; this is cut: "{cut.lost}"'
                 yield Finding("warning", record.name, detail, advice)
 
@@ -106,15 +98,7 @@ def _without(case: Case) -> Iterator[tuple[Record, CaptionFile]]:
 
 def _by_trigger(case: Case) -> list[list[Record]]:
     """The captioned images that are trained on, together if they share trigger words."""
-    groups: dict[str, list[Record]] = defaultdict(list)
-    for record in case.manifest.used:
-        if record.caption:
-            groups[record.trigger].append(record)
-    return list(groups.values())
-
-
-_NEW = "Take a word that the base has no image of, such as zwx or vkq, and the class behind it."
-_APART = "Set it apart with spaces, or choose trigger words that stand inside of no others."
+    return list(grouped((one for one in case.manifest.used if one.caption), "trigger").values())
 
 
 def trigger_known(case: Case) -> Iterator[Finding]:
@@ -128,21 +112,20 @@ def trigger_known(case: Case) -> Iterator[Finding]:
             yield Finding("warning", "", f'the trigger "{trigger}" is nothing but the class words', _NEW)
             continue
         listed = ", ".join(f"{word} is token {number:,}" for word, number in known.items())
-        detail = f'the base knows every word of the trigger "{trigger}"'
+        detail = f'the base knows every word of the trigger "{trigger}", '
         if max(known.values()) < COMMON:
-            yield Finding("warning", "", f"{detail}, and they are common: {listed}", _NEW)
+            yield Finding("warning", "", f"{detail}and they are common: {listed}", _NEW)
         else:
-            detail = f"{detail}, if seldom used: {listed}"
-            yield Finding("note", "", detail, "Look at what the base draws for it before you train.")
+            advice = "Look at what the base draws for it before you train."
+            yield Finding("note", "", f"{detail}if seldom used: {listed}", advice)
 
 
 def trigger_read_otherwise(case: Case) -> Iterator[Finding]:
     """Captions that hold the trigger in a place where the tokenizer reads other tokens."""
     for record in case.manifest.used:
         for caption in case.captions(record) if record.trigger else ():
-            found = (
-                read_otherwise(one, record.trigger, caption) for one in case.requirements.tokenizers.values()
-            )
+            tokenizers = case.requirements.tokenizers.values()
+            found = (read_otherwise(tokenizer, record.trigger, caption) for tokenizer in tokenizers)
             if around := next(filter(None, found), None):
                 detail = f'"{record.trigger}" is read as other tokens in "{around}"'
                 yield Finding("warning", record.name, detail, _APART)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from lora_studio.data.doctor.finding import Finding, Severity
-from lora_studio.data.doctor.look import Case
+from lora_studio.data.doctor.look import Case, grouped
 from lora_studio.data.images import is_caption, is_image, is_junk, is_mask, place
 from lora_studio.data.manifest import Record
 from lora_studio.data.scan import shared_stems
 from lora_studio.data.scan.layouts import MASK_FOLDER, is_by_choice
 from lora_studio.text import plural
 
+_NAME_IT = "Give it the name of its image, or remove it."
+_SUBJECT = 5  # DreamBooth, arXiv 2208.12242, takes 3 to 5 of a subject
+_STYLE = 10
+
 
 def refused(case: Case) -> Iterator[Finding]:
     """What else would stop a training."""
-    for fault in case.faults:
-        yield Finding("error", "", fault, "Mend it; a training stops at it.")
+    return (Finding("error", "", fault, "Mend it; a training stops at it.") for fault in case.faults)
 
 
 def same_name(case: Case) -> Iterator[Finding]:
@@ -32,88 +36,68 @@ def same_name(case: Case) -> Iterator[Finding]:
 
 def unusable(case: Case) -> Iterator[Finding]:
     """Images that cannot be read, or that are too small, too long or empty to be used."""
-    for record in _left_out(case):
-        if _is_lost_image(record):
-            advice = "Save it again as PNG or JPEG from its original, or remove it."
-            yield Finding("warning", record.name, record.excluded, advice)
+    advice = "Save it again as PNG or JPEG from its original, or remove it."
+    return (Finding("warning", one.name, one.excluded, advice) for one in _left_out(case, "image"))
 
 
 def orphan_caption(case: Case) -> Iterator[Finding]:
     """Caption files without an image."""
-    lost = {place(record.name) for record in _left_out(case) if _is_lost_image(record)}
-    for record in _left_out(case):
-        if is_caption(record.name) and not is_by_choice(record.excluded) and place(record.name) not in lost:
-            advice = "Give it the name of its image, or remove it."
-            yield Finding("warning", record.name, record.excluded, advice)
+    lost = {place(record.name) for record in _left_out(case, "image")}
+    for record in _left_out(case, "caption"):
+        if place(record.name) not in lost:
+            yield Finding("warning", record.name, record.excluded, _NAME_IT)
 
 
 def ignored(case: Case) -> Iterator[Finding]:
     """Everything else that is not used."""
-    for record in _left_out(case):
-        if _is_lost_image(record) or (is_caption(record.name) and not is_by_choice(record.excluded)):
-            continue
-        yield Finding(_weight(record), record.name, record.excluded, _what_to_do(record))
+    for record in _left_out(case, "other"):
+        severity, advice = _weight(record)
+        yield Finding(severity, record.name, record.excluded, advice)
 
 
 def read_note(case: Case) -> Iterator[Finding]:
     """How files were read that could be read in several ways."""
-    for record in case.manifest.usable:
-        if record.note:
-            yield Finding("note", record.name, record.note, "Look whether it is shown as you mean it.")
+    advice = "Look whether it is shown as you mean it."
+    return (Finding("note", one.name, one.note, advice) for one in case.manifest.usable if one.note)
 
 
-def _left_out(case: Case) -> Iterator[Record]:
+def _left_out(case: Case, sort: Literal["image", "caption", "other"]) -> Iterator[Record]:
     """Excluded records, but for copies of images that are used: the checks of duplicates have those."""
     kept = {record.sha256 for record in case.manifest.usable}
     for record in case.manifest.records:
-        if record.excluded and not (record.sha256 and record.sha256 in kept):
+        if record.excluded and not (record.sha256 and record.sha256 in kept) and _sort(record) == sort:
             yield record
 
 
-def _is_lost_image(record: Record) -> bool:
-    """Whether it looks like an image by its name, and was meant to be used."""
+def _sort(record: Record) -> Literal["image", "caption", "other"]:
+    """What the file seems to be by its name, if it was meant to be used."""
     name = PurePosixPath(record.name).name
-    beside = is_junk(name) or is_mask(name) or is_by_choice(record.excluded) or _is_folder(record)
-    return not beside and (is_image(name) or bool(record.width))
+    if is_by_choice(record.excluded):
+        return "other"
+    beside = is_junk(name) or is_mask(name) or Path(record.path).is_dir()
+    if not beside and (is_image(name) or record.width):
+        return "image"
+    return "caption" if is_caption(record.name) else "other"
 
 
-def _is_folder(record: Record) -> bool:
-    return Path(record.path).is_dir()
-
-
-def _weight(record: Record) -> Severity:
-    """A folder with images in it, or a mask, was probably meant to be used."""
+def _weight(record: Record) -> tuple[Severity, str]:
+    """With advice; a folder with images in it, or a mask, was probably meant to be used."""
     if is_mask(record.name):
-        return "warning"
-    if not _is_folder(record) or record.excluded == MASK_FOLDER or is_junk(PurePosixPath(record.name).name):
-        return "note"
-    try:
-        holds_images = any(is_image(path.name) for path in Path(record.path).iterdir())
-    except OSError:
-        return "warning"
-    return "warning" if holds_images else "note"
-
-
-def _what_to_do(record: Record) -> str:
-    if is_mask(record.name):
-        return "Give it the name of its image, or remove it."
-    if _weight(record) == "warning":
-        return "If its images belong to the set, read subfolders too (recursive = true)."
-    return "Nothing, unless it was meant to be an image."
-
-
-_SUBJECT = 5  # DreamBooth, arXiv 2208.12242, takes 3 to 5 of a subject
-_STYLE = 10
+        return "warning", _NAME_IT
+    folder, name = Path(record.path), PurePosixPath(record.name).name
+    holds_images = folder.is_dir() and record.excluded != MASK_FOLDER and not is_junk(name)
+    with suppress(OSError):  # one that cannot be read may hold some
+        holds_images = holds_images and any(is_image(path.name) for path in folder.iterdir())
+    if holds_images:
+        return "warning", "If its images belong to the set, read subfolders too (recursive = true)."
+    return "note", "Nothing, unless it was meant to be an image."
 
 
 def too_few(case: Case) -> Iterator[Finding]:
     """Fewer images than a subject or a style needs; counted for each trigger of its own."""
     if not case.manifest.used:
         yield Finding("error", "", "there is no image to train on", "See what is said about each file.")
-    groups: dict[str, list[Record]] = defaultdict(list)
-    for record in case.manifest.used:
-        groups[record.trigger].append(record)
-    for trigger, records in groups.items():
+    for trigger, records in grouped(case.manifest.used, "trigger").items():
         of = f' of "{trigger}"' if trigger else ""
         if len(records) < _SUBJECT:
             needed = f"a subject needs {_SUBJECT} or more, a style {_STYLE} or more"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -55,9 +56,6 @@ class DoctorReport:
     def count(self, severity: Severity) -> int:
         return sum(finding.severity == severity for finding in self.findings)
 
-    def kinds(self) -> dict[str, int]:
-        return dict(Counter(finding.kind for finding in self.findings))
-
     def groups(self) -> list[tuple[Finding, list[Finding]]]:
         """Findings of one kind and severity together, in their order: the first of them, and all."""
         grouped = groupby(self.findings, key=lambda finding: (finding.severity, finding.kind))
@@ -86,9 +84,8 @@ class DoctorReport:
 
 def worst_first(findings: Iterable[Finding], kinds: Sequence[str]) -> tuple[Finding, ...]:
     """By severity, then by kind in the order of `kinds`, then as they came."""
-    return tuple(
-        sorted(findings, key=lambda one: (SEVERITIES.index(one.severity), list(kinds).index(one.kind)))
-    )
+    order = {kind: place for place, kind in enumerate(kinds)}
+    return tuple(sorted(findings, key=lambda one: (SEVERITIES.index(one.severity), order[one.kind])))
 
 
 def bucket_plan(manifest: Manifest, resolution: int, stride: int) -> dict[str, Any]:
@@ -96,39 +93,28 @@ def bucket_plan(manifest: Manifest, resolution: int, stride: int) -> dict[str, A
 
     `crop` is left, top, right, bottom in the image as resized to `resize`; `cropped_away` a share, 0 to 1.
     """
-    usable, trained = manifest.usable, manifest.used
+    trained = manifest.used
     buckets = Counter(record.bucket.name for record in trained if record.bucket)
-    return {
-        "resolution": resolution,
-        "stride": stride,
-        "files": len(manifest.records),
-        "used": len(trained),
-        "roles": dict(Counter(record.role for record in usable)),
+    plan: dict[str, Any] = {"resolution": resolution, "stride": stride}
+    plan |= {"files": len(manifest.records), "used": len(trained)}
+    return plan | {
+        "roles": dict(Counter(record.role for record in manifest.usable)),
         "buckets": dict(sorted(buckets.items())),
         "cropped_away": sum(map(crop_loss, trained)) / len(trained) if trained else 0.0,
-        "images": [_image(record) for record in usable],
+        "images": [_image(record) for record in manifest.usable],
     }
 
 
 def _image(record: Record) -> dict[str, Any]:
     return {
         "path": printable(record.name),
-        "role": record.role,
-        "repeats": record.repeats,
-        "width": record.width,
-        "height": record.height,
+        **{name: getattr(record, name) for name in ("role", "repeats", "width", "height")},
         "bucket": record.bucket and record.bucket.name,
         "resize": record.resize and list(record.resize),
         "crop": record.crop and list(record.crop),
         "cropped_away": round(crop_loss(record), 4),
         "caption": printable(record.caption),
     }
-
-
-_HEAD = """\
-# Images that may be better left out, by lora-studio doctor. Look at each, remove the lines of those
-# to keep, and name this file in the recipe: exclude = "..." in [data].
-"""
 
 
 def suggest(report: DoctorReport, records: Sequence[Record]) -> dict[str, str]:
@@ -144,13 +130,22 @@ def suggest(report: DoctorReport, records: Sequence[Record]) -> dict[str, str]:
 
 
 def write_suggestion(path: Path, report: DoctorReport, records: Sequence[Record]) -> int:
-    """Write the list into a new file; how many names it holds. Raises DatasetError if the file is there."""
+    """Write the list into a new file -> how many names it holds. Raises DatasetError if the file is there."""
     if path.exists():
         raise DatasetError(f"{path} is there already; remove it, or name another file for the list.")
     suggested = suggest(report, records)
-    text = _HEAD + "".join(f"\n# {shown(reason)}\n{name}\n" for name, reason in suggested.items())
-    try:
+    text = "# Images that may be better left out, by lora-studio doctor. Look at each, remove the lines of "
+    text += 'those\n# to keep, and name this file in the recipe: exclude = "..." in [data].\n'
+    text += "".join(f"\n# {shown(reason)}\n{name}\n" for name, reason in suggested.items())
+    with refusals_of_the_disk(path):
         write_atomically(path, text.encode("utf-8", "surrogateescape"))
+    return len(suggested)
+
+
+@contextmanager
+def refusals_of_the_disk(path: Path) -> Iterator[None]:
+    """Raise DatasetError instead of OSError."""
+    try:
+        yield
     except OSError as error:
         raise DatasetError(f"{path} cannot be written: {error.strerror}; choose another place.") from None
-    return len(suggested)

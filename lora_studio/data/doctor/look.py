@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,23 +80,36 @@ class Case:
         return [(seen[pair.first][0], seen[pair.second][0], pair) for pair in pairs]
 
 
+def grouped(records: Iterable[Record], field: str) -> dict[str, list[Record]]:
+    """By the text in a field of theirs, in the order of the first of each."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[getattr(record, field)].append(record)
+    return groups
+
+
 def look_at(
     records: Sequence[Record], on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Look]:
     """Name -> measurements, one image in memory at a time. Raises DatasetError if a file has changed."""
     looks = {}
     for done, record in enumerate(records, start=1):
-        looks[record.name] = _look(record)
+        background = record.background or "white"
+        decoded, data = reopen_with_bytes(record.path, record.sha256, background=background)
+        looks[record.name] = _look(decoded.image, data, record)
         on_progress(done, len(records))
     return looks
 
 
-def _look(record: Record) -> Look:
-    decoded, data = reopen_with_bytes(record.path, record.sha256, background=record.background or "white")
-    image = decoded.image
-    luma = image.convert("L")
-    middle = _middle(luma)
-    trained = _as_trained(luma, record)
+def _look(image: Image.Image, data: bytes, record: Record) -> Look:
+    luma = shrunk = image.convert("L")
+    width, height = record.resize or luma.size
+    if width < luma.width and height < luma.height:  # a smaller one stays, since enlarging adds no detail
+        shrunk = luma.resize((width, height), Image.Resampling.LANCZOS)
+    trained = np.asarray(shrunk, np.float32)
+    width, height = min(luma.width, _WINDOW), min(luma.height, _WINDOW)
+    left, top = (luma.width - width) // 2, (luma.height - height) // 2
+    middle = np.asarray(luma.crop((left, top, left + width, top + height)), np.float32)
     return Look(
         likeness=likeness(image),
         contrast=float(np.std(trained)),
@@ -105,21 +120,6 @@ def _look(record: Record) -> Look:
         blockiness=blockiness(middle),
         border=find_border(np.asarray(luma)),
     )
-
-
-def _as_trained(luma: Image.Image, record: Record) -> NDArray[np.float32]:
-    """[H, W] at the size of the bucket; a smaller image as it is, since enlarging adds no detail."""
-    width, height = record.resize or luma.size
-    if width < luma.width and height < luma.height:
-        luma = luma.resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(luma, np.float32)
-
-
-def _middle(luma: Image.Image) -> NDArray[np.float32]:
-    """[H, W], at most a window of its middle."""
-    width, height = min(luma.width, _WINDOW), min(luma.height, _WINDOW)
-    left, top = (luma.width - width) // 2, (luma.height - height) // 2
-    return np.asarray(luma.crop((left, top, left + width, top + height)), np.float32)
 
 
 MAX_BITS = 8  # of 63 that may differ
@@ -159,21 +159,20 @@ def likeness(image: Image.Image) -> Likeness:
 def similar_pairs(looks: Sequence[Likeness]) -> Iterator[Pair]:
     """Each with the first one before it that it looks like, if there is one."""
     hashes = np.array([look.hash for look in looks], np.uint64)
-    for second, look in enumerate(looks):
-        pair = _first_like(looks, hashes[:second], second, look)
-        if pair is not None:
-            yield pair
+    for second in range(len(looks)):
+        yield from islice(_pairs(looks, hashes[:second]), 1)
 
 
-def _first_like(
-    looks: Sequence[Likeness], before: NDArray[np.uint64], second: int, look: Likeness
-) -> Pair | None:
+def _pairs(looks: Sequence[Likeness], before: NDArray[np.uint64]) -> Iterator[Pair]:
+    """Of the image after those whose hashes are `before`."""
+    look = looks[len(before)]
     for mirrored, wanted in ((False, look.hash), (True, look.mirrored)):
-        bits = _differing_bits(before, wanted)
+        differing = (before ^ np.uint64(wanted)).view(np.uint16).reshape(-1, 4)
+        first_16, second_16, third_16, fourth_16 = _BITS[differing].T
+        bits = first_16 + second_16 + third_16 + fourth_16
         for first in np.flatnonzero(bits <= MAX_BITS).tolist():
             if _correlation(looks[first], look, mirrored=mirrored) >= LEAST_CORRELATION:
-                return Pair(first, second, int(bits[first]), mirrored)
-    return None
+                yield Pair(first, len(before), int(bits[first]), mirrored)
 
 
 def _hash(luma: NDArray[np.float64]) -> int:
@@ -182,21 +181,12 @@ def _hash(luma: NDArray[np.float64]) -> int:
     return sum(1 << place for place in np.flatnonzero(waves > np.median(waves)).tolist())
 
 
-def _differing_bits(hashes: NDArray[np.uint64], wanted: int) -> NDArray[np.uint8]:
-    differing = (hashes ^ np.uint64(wanted)).view(np.uint16).reshape(-1, 4)
-    first, second, third, fourth = _BITS[differing].T
-    return first + second + third + fourth
-
-
 def _correlation(one: Likeness, other: Likeness, *, mirrored: bool) -> float:
     """Of the small images' pixels, colours by colour around their own means; -1 to 1."""
-    first, second = (_small(look) for look in (one, other))
+    shape = (_SMALL, _SMALL, 3)
+    first, second = (np.frombuffer(look.small, np.uint8).reshape(shape) * 1.0 for look in (one, other))
     if mirrored:
         second = second[:, ::-1]
     first, second = (pixels - pixels.mean(axis=(0, 1)) for pixels in (first, second))
     size = np.sqrt((first**2).sum() * (second**2).sum())
     return float((first * second).sum() / size) if size else 0.0
-
-
-def _small(look: Likeness) -> NDArray[np.float64]:
-    return np.frombuffer(look.small, np.uint8).reshape(_SMALL, _SMALL, 3).astype(np.float64)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,13 @@ def _peak(luma: NDArray[np.float32], order: int, size: int) -> float:
     assert not isinstance(spectrum, int)
     frequencies = np.fft.rfftfreq(size)
     spectrum = spectrum / max(float(np.median(spectrum[frequencies > 0.1])), 1e-9)
-    return float(_without_blocks(spectrum, size)[frequencies >= _LOWEST].max())
+    # Blocks of 8 pixels have peaks of one height at every eighth; what 1/4 and 1/2 have beyond it stays.
+    eighth = size // _JPEG_BLOCK
+    of_blocks = max(1.0, spectrum[eighth], spectrum[3 * eighth])
+    for multiple in (1, 2, 3, 4):
+        nearby = slice(multiple * eighth - 1, multiple * eighth + 2)
+        spectrum[nearby] = spectrum[nearby] / of_blocks if multiple in (2, 4) else 0.0
+    return float(spectrum[frequencies >= _LOWEST].max())
 
 
 def _spectrum(profile: NDArray[np.float32], size: int) -> NDArray[np.float64]:
@@ -47,16 +53,6 @@ def _spectrum(profile: NDArray[np.float32], size: int) -> NDArray[np.float64]:
     rest, window = profile - smooth, np.hanning(size + 1)[:-1]
     starts = range(0, len(rest) - size + 1, size // 2)
     return np.mean([np.abs(np.fft.rfft(rest[start : start + size] * window)) for start in starts], axis=0)
-
-
-def _without_blocks(spectrum: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Blocks of 8 pixels have peaks of one height at every eighth; what 1/4 and 1/2 have beyond it stays."""
-    eighth, cleaned = size // _JPEG_BLOCK, spectrum.copy()
-    of_blocks = max(1.0, spectrum[eighth], spectrum[3 * eighth])
-    for multiple in (1, 2, 3, 4):
-        nearby = slice(multiple * eighth - 1, multiple * eighth + 2)
-        cleaned[nearby] = cleaned[nearby] / of_blocks if multiple in (2, 4) else 0.0
-    return cleaned
 
 
 def pixel_block(luma: NDArray[np.float32]) -> int:
@@ -73,10 +69,8 @@ def _spacing(luma: NDArray[np.float32]) -> int:
     changes = np.flatnonzero((luma[:, 1:] != luma[:, :-1]).any(axis=0))
     if len(changes) < _LEAST_CHANGES:
         return 1
-    for spacing in range(_LARGEST_BLOCK, 1, -1):
-        if len(set((changes % spacing).tolist())) == 1:
-            return spacing
-    return 1
+    spacings = range(_LARGEST_BLOCK, 1, -1)
+    return next((spacing for spacing in spacings if not np.ptp(changes % spacing)), 1)
 
 
 # Sum of the luma table in annex K of the JPEG standard, ITU-T T.81, which is what the quality 50 means.
@@ -163,8 +157,7 @@ _EDGE_DEPTH = 8  # rows in which it is looked for; JPEG blurs an edge within a b
 _EDGE_ROWS = 3  # that a straight edge takes; what bends needs more
 
 
-@dataclass(frozen=True)
-class Border:
+class Border(NamedTuple):
     """Thickness in pixels; 0 where there is none."""
 
     left: int = 0
@@ -173,7 +166,7 @@ class Border:
     bottom: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.left or self.top or self.right or self.bottom)
+        return any(self)
 
 
 def find_border(luma: NDArray[np.uint8]) -> Border:
@@ -200,7 +193,7 @@ def _bar(luma: NDArray[np.uint8]) -> int:
     """Rows of one colour at the top, if there are enough and they end in an edge."""
     colour = float(np.median(luma[0]))
     rows = 0
-    while rows < len(luma) and _is_plain(luma[rows], colour):
+    while rows < len(luma) and np.mean(np.abs(luma[rows].astype(np.float32) - colour) <= _SAME) >= 0.99:
         rows += 1
     if rows < max(_LEAST_PIXELS, _LEAST_SHARE * len(luma)) or rows == len(luma):
         return 0
@@ -208,7 +201,3 @@ def _bar(luma: NDArray[np.uint8]) -> int:
     begins = np.bincount(beyond.argmax(axis=0)[beyond.any(axis=0)], minlength=_EDGE_ROWS)  # columns by row
     straight = np.convolve(begins, np.ones(_EDGE_ROWS)).max() / luma.shape[1]
     return rows if straight >= _EDGE_SHARE else 0
-
-
-def _is_plain(row: NDArray[np.uint8], colour: float) -> bool:
-    return float((np.abs(row.astype(np.float32) - colour) <= _SAME).mean()) >= 0.99

@@ -6,16 +6,20 @@ Names, captions and reasons come from files that anybody may have made: every te
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
+from functools import cache
 from html import escape
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
+from string import Template
+from typing import Any
 
 from PIL import Image
 
 from lora_studio.data.buckets import crop_loss
-from lora_studio.data.doctor.finding import SEVERITIES, DoctorReport, Finding
+from lora_studio.data.doctor.finding import SEVERITIES, DoctorReport, Finding, refusals_of_the_disk
 from lora_studio.data.images import UnreadableFile, read_bytes
 from lora_studio.data.images.decode import decode
 from lora_studio.data.manifest import Manifest, Record
@@ -26,63 +30,57 @@ from lora_studio.text import in_words, plural, shown
 _MARK = '<meta name="generator" content="lora-studio doctor">'
 _MOST_CARDS, _MOST_IMAGES = 60, 300  # a page with more opens slowly
 _WIDTH, _HEIGHT = 180, 150  # the box that thumbnails fit into, in CSS pixels
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_LARGEST_SIDE = 256  # pixels of an image's file: more than the page shows, for fine screens
 
 
 def write_page(path: Path, report: DoctorReport, manifest: Manifest, *, title: str) -> None:
     """Write the page; an older one is replaced. Raises DatasetError if another file is in its place."""
-    try:
+    with refusals_of_the_disk(path):
         if path.exists() and _MARK.encode() not in path.read_bytes()[:1000]:
             raise DatasetError(f"{path} is there already, and no page of the doctor; choose another name.")
         write_atomically(path, page(report, manifest, title=title).encode("utf-8"))
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be written: {error.strerror}; choose another place.") from None
 
 
 def page(report: DoctorReport, manifest: Manifest, *, title: str) -> str:
-    body = [
-        _head(report, title),
-        *(_section(findings, manifest) for _, findings in report.groups()),
-        _buckets(report),
-        _images(report, manifest),
-    ]
+    sections = [_section(findings, manifest) for _, findings in report.groups()]
+    body = "\n".join([_head(report, title), *sections, _buckets(report.plan), _images(report, manifest)])
     style = files(__package__).joinpath("page.css").read_text("utf-8")
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            _MARK,
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{_text(title)}: doctor</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>",
-            *filter(None, body),
-            "</main>\n</body>\n</html>\n",
-        ]
-    )
+    return _fill("page", mark=_MARK, title=_text(title), style=style, body=body)
+
+
+@cache
+def _templates() -> dict[str, Template]:
+    """The parts of page.html, each of which follows a line with its name."""
+    text = files(__package__).joinpath("page.html").read_text("utf-8")
+    _, *parts = re.split(r"^<!-- (\w+) -->\n", text, flags=re.MULTILINE)
+    return {name: Template(part[:-1]) for name, part in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def _fill(part: str, **values: object) -> str:
+    return _templates()[part].substitute(values)
+
+
+def _of_kind(part: str, finding: Finding, **values: object) -> str:
+    """A part of the page about a kind of finding, whose section it is or leads to."""
+    words = in_words(finding.kind)
+    return _fill(part, severity=finding.severity, kind=finding.kind, words=words, **values)
 
 
 def _head(report: DoctorReport, title: str) -> str:
     plan = report.plan
-    counts = [(severity, report.count(severity)) for severity in SEVERITIES]
     pills = "".join(
         f'<span class="pill {severity}{"" if count else " none"}">{plural(count, severity)}</span>'
-        for severity, count in counts
+        for severity, count in ((severity, report.count(severity)) for severity in SEVERITIES)
     )
-    links = "".join(
-        f'<a class="{first.severity}" href="#{first.severity}-{first.kind}">{in_words(first.kind)} '
-        f"<b>{len(findings)}</b></a>"
-        for first, findings in report.groups()
-    )
-    files_found = plural(plan["files"], "file") + (" was" if plan["files"] == 1 else " were")
-    summary = f"{plural(plan['used'])} to train on; {files_found} looked at."
+    links = "".join(_of_kind("link", first, count=len(findings)) for first, findings in report.groups())
+    found = plural(plan["files"], "file") + (" was" if plan["files"] == 1 else " were")
     good = "" if report.findings else '<p class="good">Nothing to mend. Have fun training.</p>'
-    return (
-        f"<header>\n<h1><bdi>{_text(title)}</bdi></h1>\n<p>{summary}</p>\n<p>{pills}</p>{good}\n"
-        f'<nav>{links}<a href="#buckets">buckets</a><a href="#images">images</a></nav>\n</header>'
-    )
+    used = plural(plan["used"])
+    return _fill("head", title=_text(title), used=used, found=found, pills=pills, good=good, links=links)
 
 
 def _section(findings: Sequence[Finding], manifest: Manifest) -> str:
-    first = findings[0]
+    first, count = findings[0], len(findings)
     shared = first.advice if all(finding.advice == first.advice for finding in findings) else ""
     records = {record.name: record for record in manifest.records}
     cards = "\n".join(
@@ -92,33 +90,26 @@ def _section(findings: Sequence[Finding], manifest: Manifest) -> str:
     if more := findings[_MOST_CARDS:]:
         names = ", ".join(f"<bdi>{_text(finding.path)}</bdi>" for finding in more)
         rest = f'<p class="rest">And {len(more)} more: {names}</p>'
-    advice = f'<p class="advice">{_text(shared)}</p>' if shared else ""
-    return (
-        f'<section id="{first.severity}-{first.kind}" class="{first.severity}">\n'
-        f"<h2>{in_words(first.kind).capitalize()} "
-        f'<span class="pill {first.severity}">{first.severity}</span> '
-        f"<small>{len(findings)}</small></h2>\n{advice}\n"
-        f'<div class="cards">\n{cards}\n</div>{rest}\n</section>'
-    )
+    heading, advice = in_words(first.kind).capitalize(), _advice(shared)
+    return _of_kind("section", first, heading=heading, count=count, advice=advice, cards=cards, rest=rest)
 
 
 def _card(finding: Finding, records: dict[str, Record], *, advice: str) -> str:
     """One finding; an image that is like another stands beside it."""
     names = [name for name in (finding.path, finding.other) if name in records]
-    thumbnails = [(name, _thumbnail(records[name])) for name in names]
-    figures = [
-        f"<figure>{thumbnail}<figcaption><bdi>{_text(name)}</bdi></figcaption></figure>"
-        for name, thumbnail in thumbnails
-        if thumbnail
-    ]
-    if len(figures) < 2:
-        figures = [thumbnail for _, thumbnail in thumbnails if thumbnail]
+    thumbnails = {name: one for name in names if (one := _thumbnail(records[name]))}
+    figures = list(thumbnails.values())
+    pair = len(figures) == 2
+    if pair:
+        figures = [_fill("figure", thumbnail=one, name=_text(name)) for name, one in thumbnails.items()]
     images = f'<div class="thumbnails">{"".join(figures)}</div>' if figures else ""
-    named = not finding.path or len(figures) == 2
-    name = "" if named else f"<h3><bdi>{_text(finding.path)}</bdi></h3>"
-    what_to_do = f'<p class="advice">{_text(advice)}</p>' if advice else ""
-    wide = " pair" if len(figures) == 2 else ""
-    return f'<article class="card{wide}">{images}{name}<p>{_text(finding.detail)}</p>{what_to_do}</article>'
+    name = "" if pair or not finding.path else f"<h3><bdi>{_text(finding.path)}</bdi></h3>"
+    texts = {"name": name, "detail": _text(finding.detail), "advice": _advice(advice)}
+    return _fill("finding", wide=" pair" if pair else "", images=images, **texts)
+
+
+def _advice(text: str) -> str:
+    return f'<p class="advice">{_text(text)}</p>' if text else ""
 
 
 def _thumbnail(record: Record, *, with_crop: bool = False) -> str:
@@ -128,10 +119,7 @@ def _thumbnail(record: Record, *, with_crop: bool = False) -> str:
     scale = min(_WIDTH / record.width, _HEIGHT / record.height)
     width, height = max(8, round(record.width * scale)), max(8, round(record.height * scale))
     kept = _kept(record) if with_crop else ""
-    return (
-        f'<span class="thumbnail" style="width:{width}px;height:{height}px">'
-        f'<img src="{uri}" width="{width}" height="{height}" alt="{_text(record.name)}">{kept}</span>'
-    )
+    return _fill("thumbnail", width=width, height=height, uri=uri, name=_text(record.name), kept=kept)
 
 
 def _kept(record: Record) -> str:
@@ -139,72 +127,49 @@ def _kept(record: Record) -> str:
     if record.crop is None or record.resize is None:
         return ""
     (left, top, right, bottom), (width, height) = record.crop, record.resize
-    place = f"left:{left / width:.2%};top:{top / height:.2%}"
-    size = f"width:{(right - left) / width:.2%};height:{(bottom - top) / height:.2%}"
-    return f'<span class="kept" style="{place};{size}"></span>'
+    shares = {"left": left / width, "top": top / height}
+    shares |= {"width": (right - left) / width, "height": (bottom - top) / height}
+    return _fill("kept", **{name: f"{share:.2%}" for name, share in shares.items()})
 
 
-def _buckets(report: DoctorReport) -> str:
-    plan = report.plan
+def _buckets(plan: dict[str, Any]) -> str:
     most = max(plan["buckets"].values(), default=1)
     rows = "\n".join(_bucket(name, count, count / most) for name, count in plan["buckets"].items())
-    area = f"{plan['resolution']}&thinsp;x&thinsp;{plan['resolution']}"
-    return (
-        '<section id="buckets">\n<h2>Bucket plan</h2>\n'
-        f"<p>Images are sorted into sizes of about the area of {area}, in steps of {plan['stride']} "
-        f"pixels, and cut to them. On average {plan['cropped_away']:.1%} of an image is cropped away.</p>\n"
-        f'<div class="buckets">\n{rows}\n</div>\n</section>'
-    )
+    side, cropped = plan["resolution"], f"{plan['cropped_away']:.1%}"
+    return _fill("buckets", side=side, stride=plan["stride"], cropped_away=cropped, rows=rows)
 
 
 def _bucket(name: str, count: int, share: float) -> str:
     """A bucket's shape, its size, and a bar as long as it is frequent."""
-    width, height = (int(side) for side in name.split("x"))
-    scale = 40 / max(width, height)
-    shape = f'<span class="shape" style="width:{width * scale:.0f}px;height:{height * scale:.0f}px"></span>'
-    bar = f'<span class="bar"><span style="width:{share:.0%}"></span></span>'
-    rest = f"<b>{name}</b>{bar}<span>{plural(count)}</span>"
-    return f'<div class="bucket"><span class="box">{shape}</span>{rest}</div>'
+    sides = [int(side) for side in name.split("x")]
+    width, height = (f"{side * (40 / max(sides)):.0f}" for side in sides)
+    return _fill("bucket", width=width, height=height, name=name, share=f"{share:.0%}", count=plural(count))
 
 
 def _images(report: DoctorReport, manifest: Manifest) -> str:
-    usable = [record for record in manifest.records if not record.excluded]
     kinds: dict[str, list[Finding]] = {}
     for finding in report.findings:
         kinds.setdefault(finding.path, []).append(finding)
+    usable = manifest.usable
     cards = "\n".join(_image(record, kinds.get(record.name, [])) for record in usable[:_MOST_IMAGES])
     rest = ""
     if (more := len(usable) - _MOST_IMAGES) > 0:
         rest = f'<p class="rest">And {more} more, which are all in the plan of --json.</p>'
-    return (
-        '<section id="images">\n<h2>Images</h2>\n'
-        "<p>As they are cut: what lies in shade is cropped away.</p>\n"
-        f'<div class="cards">\n{cards}\n</div>{rest}\n</section>'
-    )
+    return _fill("images", cards=cards, rest=rest)
 
 
 def _image(record: Record, findings: Sequence[Finding]) -> str:
-    pills = "".join(
-        f'<a class="pill {finding.severity}" href="#{finding.severity}-{finding.kind}">'
-        f"{in_words(finding.kind)}</a>"
-        for finding in findings
-    )
     role = "" if record.role == "instance" else f'<span class="pill role">{record.role}</span>'
-    bucket = f" &rarr; {record.bucket.name}" if record.bucket else ""
-    bucket += f", {crop_loss(record):.0%} cropped" if crop_loss(record) >= 0.005 else ""
+    size = f"{record.width}x{record.height}" + (f" &rarr; {record.bucket.name}" if record.bucket else "")
+    size += f", {crop_loss(record):.0%} cropped" if crop_loss(record) >= 0.005 else ""
     caption = f'<p class="caption">{_text(record.caption)}</p>' if record.caption else ""
-    return (
-        f'<article class="card"><div class="thumbnails">{_thumbnail(record, with_crop=True)}</div>'
-        f"<h3><bdi>{_text(record.name)}</bdi></h3>"
-        f'<p class="size">{record.width}x{record.height}{bucket}</p>{caption}<p>{role}{pills}</p></article>'
-    )
+    pills = "".join(_of_kind("pill", finding) for finding in findings)
+    parts = {"thumbnail": _thumbnail(record, with_crop=True), "name": _text(record.name), "size": size}
+    return _fill("image", **parts, caption=caption, role=role, pills=pills)
 
 
 def _text(text: str) -> str:
     return escape(shown(text), quote=True)
-
-
-_LARGEST_SIDE = 256  # pixels: more than the page shows, for fine screens
 
 
 def data_uri(record: Record) -> str:

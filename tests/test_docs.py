@@ -35,7 +35,7 @@ from lora_studio.families.loading import load_base
 from lora_studio.quantization import QUANTIZERS
 from lora_studio.recipe import Recipe, options
 from lora_studio.recipe.adapter import NO_ADAPTER
-from lora_studio.recipe.load import ELSEWHERE, load_recipe, recipe_from
+from lora_studio.recipe.load import load_recipe, names_elsewhere, recipe_from
 from lora_studio.recipe.presets import preset_names
 from lora_studio.recipe.renamed import RENAMED
 from lora_studio.tools import METHODS
@@ -365,7 +365,7 @@ def test_other_trainers_keys_are_translated_as_the_recipe_translates_them():
     told = 0
     for left, right, *_ in rows_of("docs/migrate.md"):
         for key in re.findall(r"`([a-z_]+)`", left):
-            if here := ELSEWHERE.get(key):
+            if here := names_elsewhere().get(key):
                 told += 1
                 assert here.rpartition(".")[2] in right, f"{key} is {here}, not {right}"
     assert told > 20
@@ -471,5 +471,11 @@ def test_the_way_from_command_to_file_is_at_most_24_files_that_exist():
 def test_every_file_that_a_developers_page_names_exists(page):
     for code in re.findall(r"`([\w/.]+(?:\.py|/))`", PAGES[page]):
         places = (ROOT, ROOT / "lora_studio", ROOT / "lora_studio/training", ROOT / "lora_studio/data")
-        rooms = (*places, *(ROOT / "lora_studio" / room for room in ("families", "verify", "lora_file")))
+        rooms = (
+            *places,
+            *(
+                ROOT / "lora_studio" / room
+                for room in ("families", "families/layer_names", "verify", "lora_file")
+            ),
+        )
         assert any((place / code).exists() for place in rooms), f"{page}: {code}"

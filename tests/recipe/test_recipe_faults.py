@@ -9,7 +9,7 @@ import pytest
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe import Recipe, options
-from lora_studio.recipe.load import ELSEWHERE, load_recipe
+from lora_studio.recipe.load import load_recipe, names_elsewhere
 
 GOOD = 'name = "a"\n[base]\nmodel = "pocket"\n[data]\nimages = "images"\n'
 
@@ -28,7 +28,7 @@ def refusal(folder: Path, text: str) -> str:
 
 def test_every_word_of_other_trainers_leads_to_an_option_and_is_none_itself() -> None:
     known = {name for name, _ in options()}
-    for word, option in ELSEWHERE.items():
+    for word, option in names_elsewhere().items():
         assert option in known, word
         assert option.rpartition(".")[2] != word
 

@@ -31,7 +31,6 @@ def margins(height: float) -> dict[str, float]:
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """A finished figure, which is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     headless_pyplot().close(figure)
@@ -43,17 +42,10 @@ def loss_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     rows = [row for row in rows if not row.get("skipped")]
     pyplot = headless_pyplot()
     steps = [row["step"] for row in rows]
-    figure, (above, below) = pyplot.subplots(
-        2, 1, figsize=(8, 5), sharex=True, height_ratios=[3, 1], gridspec_kw=margins(5)
-    )
-    above.plot(steps, [row["loss"] for row in rows], color="#b9c4d6", linewidth=0.8, label="each step")
-    above.plot(
-        steps,
-        running_mean([row["loss"] for row in rows]),
-        color="#1f4e9c",
-        linewidth=1.8,
-        label="running mean",
-    )
+    losses, grid = [row["loss"] for row in rows], {"height_ratios": [3, 1], "gridspec_kw": margins(5)}
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(8, 5), sharex=True, **grid)
+    above.plot(steps, losses, color="#b9c4d6", linewidth=0.8, label="each step")
+    above.plot(steps, running_mean(losses), color="#1f4e9c", linewidth=1.8, label="running mean")
     above.set_ylabel("loss")
     above.legend(frameon=False)
     below.plot(steps, [row["learning_rate"] for row in rows], color="#9c5a1f")

@@ -62,5 +62,4 @@ def shown(text: str, *, limit: int | None = None) -> str:
     Of a text longer than `limit` its beginning and its length.
     """
     kept = text if limit is None or len(text) <= limit else f"{text[:limit]} ... ({len(text):,} letters)"
-    spelled = (letter if letter.isprintable() else ascii(letter)[1:-1] for letter in printable(kept))
-    return "".join(spelled)
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in printable(kept))

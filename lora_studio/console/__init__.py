@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import IO
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -50,9 +50,8 @@ def columns(titles: Sequence[str], *, right: Sequence[str] = (), whole: Sequence
     """A table without lines; those in `right` are flush right, those in `whole` never broken."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in titles:
-        table.add_column(
-            title, justify="right" if title in right else "left", overflow="fold", no_wrap=title in whole
-        )
+        side: JustifyMethod = "right" if title in right else "left"
+        table.add_column(title, justify=side, overflow="fold", no_wrap=title in whole)
     return table
 
 
@@ -60,19 +59,13 @@ class Bars(Progress):
     """A progress bar for each kind of work, which appears when the work begins."""
 
     def __init__(self, screen: Console, *, transient: bool = False) -> None:
-        super().__init__(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}", markup=False),
-            TimeRemainingColumn(),
-            console=screen,
-            transient=transient,
-        )
+        name = TextColumn("{task.description}", markup=False)
+        facts = TextColumn("{task.fields[facts]}", markup=False)
+        parts = name, BarColumn(), MofNCompleteColumn(), facts, TimeRemainingColumn()
+        super().__init__(*parts, console=screen, transient=transient)
         self._bars: dict[str, TaskID] = {}
 
     def show(self, what: str, done: int, total: int, facts: str = "") -> None:
-        """So many of so many are done."""
         if what not in self._bars:
             self._bars[what] = self.add_task(what, total=total, completed=done - 1, facts="")
         self.update(self._bars[what], completed=done, total=total, facts=facts)

@@ -13,7 +13,7 @@ from lora_studio.console import Bars, Screen
 from lora_studio.data.buckets.report import AspectRow, BucketPlan
 from lora_studio.data.captioners.write import BY_HAND, Captioned, CaptioningResult
 from lora_studio.data.captions.find_replace import CaptionChange
-from lora_studio.data.captions.statistics import Lengths, Statistics
+from lora_studio.data.captions.statistics import Statistics
 from lora_studio.data.doctor.finding import SEVERITIES, DoctorReport, Finding
 from lora_studio.data.images import is_caption, is_junk
 from lora_studio.data.manifest import Manifest
@@ -42,7 +42,7 @@ def print_findings(report: DoctorReport, screen: Screen, *, title: str) -> None:
 
 
 def _print_group(findings: Sequence[Finding], screen: Screen) -> None:
-    """Each with its evidence; advice once if it is the same for all."""
+    """Advice is printed once if it is the same for all."""
     shared = all(finding.advice == findings[0].advice for finding in findings)
     for finding in findings[:_MOST]:
         advice = "" if shared else f"  {finding.advice}"
@@ -54,7 +54,6 @@ def _print_group(findings: Sequence[Finding], screen: Screen) -> None:
 
 
 def print_aspects(rows: Sequence[AspectRow], screen: Screen, *, resolution: int, stride: int) -> None:
-    """A table of the common shapes and their means."""
     table = Table(title=f"buckets at {resolution}, stride {stride}", title_justify="left")
     for name in ("shape", "bucket", "cropped", "area"):
         table.add_column(name, justify="right")
@@ -68,7 +67,6 @@ def print_aspects(rows: Sequence[AspectRow], screen: Screen, *, resolution: int,
 
 
 def print_bucket_plan(plan: BucketPlan, excluded: Sequence[tuple[str, str]], screen: Screen) -> None:
-    """The buckets of a folder or recipe, line by line."""
     left_out = [("", f"excluded: {name} ({reason})") for name, reason in excluded]
     used = ("images", f"{plan.images} used, {len(excluded)} excluded")
     screen.print_rows([used, *left_out, *plan.rows()])
@@ -82,14 +80,12 @@ class CaptionScreen(Bars):
         self.screen, self.author = screen, author
 
     def __call__(self, captioned: Captioned) -> None:
-        """Show one image's caption."""
         self.show(self.author, captioned.done, captioned.total)
         if not captioned.fault:
             _print_change(captioned.name, captioned.before, captioned.after, self.screen)
 
 
 def _print_change(name: str, before: str, after: str, screen: Screen) -> None:
-    """The file's name, the old caption and the new one; for a new one the name and the caption."""
     if not before:
         screen.say(f"{name}: {after}")
         return
@@ -108,11 +104,8 @@ def print_outcome(outcome: CaptioningResult, manifest: Manifest, screen: Screen,
         screen.say(f"{count} captions written {_author(author)} are kept; {how} replaces them")
     for name, reason in outcome.faults:
         screen.say(f"no caption for {name}: {reason}")
-    if left_out := [
-        f"{record.name} ({record.excluded})"
-        for record in manifest.excluded
-        if not is_junk(record.name) and not is_caption(record.name)
-    ]:
+    others = [one for one in manifest.excluded if not is_junk(one.name) and not is_caption(one.name)]
+    if left_out := [f"{record.name} ({record.excluded})" for record in others]:
         screen.say(f"not looked at: {preview_names(left_out)}")
     if outcome.backup:
         screen.say(f"what was replaced is kept in {outcome.backup}")
@@ -138,19 +131,14 @@ def print_statistics(statistics: Statistics, screen: Screen, *, trigger: str) ->
         if counts:
             screen.say(f"{title}: " + ", ".join(f"{count.what} {count.captions}" for count in counts))
     for lengths in statistics.lengths:
-        _print_lengths(lengths, screen)
+        spread = f"{lengths.shortest} to {lengths.longest}, half of the captions {lengths.middle:g} or fewer"
+        screen.say(f"tokens ({lengths.tokenizer}, {lengths.window} fit): {spread}")
+        for cut in lengths.cut:
+            screen.say(str(cut))
 
 
 def _author(author: str) -> str:
     return author if author == BY_HAND else f"by {author}"
-
-
-def _print_lengths(lengths: Lengths, screen: Screen) -> None:
-    """Tokens of one tokenizer, and every caption that it cuts."""
-    spread = f"{lengths.shortest} to {lengths.longest}, half of the captions {lengths.middle:g} or fewer"
-    screen.say(f"tokens ({lengths.tokenizer}, {lengths.window} fit): {spread}")
-    for cut in lengths.cut:
-        screen.say(str(cut))
 
 
 def print_found(changes: Sequence[CaptionChange], screen: Screen) -> None:
@@ -170,9 +158,7 @@ def print_changes(
     for change in changes:
         if change.fault:
             screen.say(f"{change.name} stays: {change.fault}")
-    if written:
-        screen.say(f"{len(good)} captions changed")
-    else:
-        screen.say(f"{len(good)} captions would change{'; --write writes them' if good else ''}")
+    how = "changed" if written else f"would change{'; --write writes them' if good else ''}"
+    screen.say(f"{len(good)} captions {how}")
     if backup:
         screen.say(f"what they were is kept in {backup}")

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from lora_studio.verify.file import VerifyReport
     from lora_studio.verify.uis import Verdict
 
-
 _LONGEST = 200  # letters of a metadata value; --json has all
 _MOST = 100  # lines of metadata
 _BAR = 30  # letters of the longest bar
@@ -26,7 +25,6 @@ _COLOURS = {"completely": "green", "partly": "yellow", "not at all": "bold red",
 
 
 def print_facts(facts: Facts, screen: Screen) -> None:
-    """All that is known of one file."""
     rows = [
         ("file", f"{facts.file}  ({file_size(facts.num_bytes)})"),
         ("kind", facts.kind),
@@ -54,17 +52,13 @@ def _print_bars(norms: dict[str, float | None], screen: Screen) -> None:
     largest = max((norm for norm in norms.values() if norm), default=0.0)
     width = max(map(len, norms))
     for block, norm in norms.items():
-        if norm is None:
-            text = "not known without the base"
-        else:
-            share = norm / largest if 0 < largest < float("inf") else 0.0
-            bar = "#" * round(_BAR * share) if share == share else ""
-            text = f"{norm:9.4g} {bar}"
+        share = norm / largest if norm is not None and 0 < largest < float("inf") else 0.0
+        bar = "#" * round(_BAR * share) if share == share else ""
+        text = "not known without the base" if norm is None else f"{norm:9.4g} {bar}"
         screen.say(f"  {block:{width}} {text}")
 
 
 def _print_metadata(metadata: Mapping[str, str], screen: Screen, *, most: int | None = None) -> None:
-    """In alphabetical order, on one line each."""
     for name in sorted(metadata)[:most]:
         screen.say(f"  {shown(name, limit=_LONGEST)} = {shown(metadata[name], limit=_LONGEST)}")
     if most is not None and len(metadata) > most:
@@ -72,7 +66,6 @@ def _print_metadata(metadata: Mapping[str, str], screen: Screen, *, most: int | 
 
 
 def print_folder(found: Sequence[Facts | Damaged], screen: Screen) -> None:
-    """A line for each file."""
     table = columns(("file", "size", "kind", "made for", "rank", "alpha", "numbers", "UIs"))
     damaged = []
     for one in found:
@@ -89,11 +82,10 @@ def print_folder(found: Sequence[Facts | Damaged], screen: Screen) -> None:
 
 
 def _row(values: dict[str, Any]) -> list[str]:
-    complete = [one["ui"] for one in values["uis"] if one["loads"] == "completely"]
-    loads = f"{len(complete)} of {len(values['uis'])}" if values["uis"] else ""
-    size, kind, family = file_size(values["num_bytes"]), values["kind"], values["family"]
-    ranks, alphas = _span(values["ranks"]), _span(values["alphas"])
-    return [values["file"], size, kind, family, ranks, alphas, ", ".join(values["dtypes"]), loads]
+    complete = sum(one["loads"] == "completely" for one in values["uis"])
+    loads = f"{complete} of {len(values['uis'])}" if values["uis"] else ""
+    start = [values["file"], file_size(values["num_bytes"]), values["kind"], values["family"]]
+    return [*start, _span(values["ranks"]), _span(values["alphas"]), ", ".join(values["dtypes"]), loads]
 
 
 def _span(values: Sequence[float]) -> str:
@@ -102,7 +94,6 @@ def _span(values: Sequence[float]) -> str:
 
 
 def print_verdicts(verdicts: Sequence[Verdict], screen: Screen) -> None:
-    """UI, how much of the file it loads, and why."""
     table = columns(("UI", "loads", "why"), whole=("UI", "loads"))
     for one in verdicts:
         reasons = [shown(f"{reason.what}: {reason.consequence}") for reason in one.reasons]
@@ -111,7 +102,6 @@ def print_verdicts(verdicts: Sequence[Verdict], screen: Screen) -> None:
 
 
 def print_report(report: VerifyReport, screen: Screen) -> None:
-    """Whether the file is complete, its faults, and what was measured."""
     screen.say(f"{shown(report.file)}: {'valid' if report.ok else 'INVALID'}")
     for title, lines in (("fault", report.faults), ("note", report.notes)):
         for line in lines:
@@ -126,7 +116,6 @@ def print_report(report: VerifyReport, screen: Screen) -> None:
 def print_metadata(
     path: Path, metadata: Mapping[str, str], tensor_hash: str, screen: Screen, *, written: bool
 ) -> None:
-    """Every key, and whether the tensors are those that the metadata names."""
     screen.say(f"{path}: {'written, ' if written else ''}{len(metadata)} keys of metadata")
     _print_metadata(metadata, screen)
     screen.say_rows([("tensors", f"sha256 {tensor_hash}, on cards {tensor_hash[:12]}")])
@@ -136,7 +125,6 @@ def print_metadata(
 
 
 def print_origin(origin: OriginReport, screen: Screen) -> None:
-    """Yes or no, and why."""
     screen.say(f"{origin.file}: {'yes, made from these' if origin.proven else 'NO, not made from these'}")
     reasons = {"differs": origin.differs, "same": origin.same, "not looked at": origin.not_looked_at}
     for title, lines in reasons.items():

@@ -21,13 +21,11 @@ class RunScreen(Bars):
         self.screen = screen
 
     def __call__(self, event: events.Event) -> None:
-        """Show one event."""
         if isinstance(event, events.TrainingPlan):
             print_plan(event, self.screen)
         elif isinstance(event, events.StepDone):
-            self.show(
-                "training", event.step, event.steps, f"loss {event.loss:.4f}  {event.seconds:.2f} s/step"
-            )
+            facts = f"loss {event.loss:.4f}  {event.seconds:.2f} s/step"
+            self.show("training", event.step, event.steps, facts)
         elif isinstance(event, events.Progress):
             self.show(event.what, event.done, event.total)
         else:
@@ -35,18 +33,15 @@ class RunScreen(Bars):
 
 
 def print_plan(plan: events.TrainingPlan, screen: Screen) -> None:
-    """What will be trained."""
     screen.print_rows(plan.rows, heading=f"{plan.name}: what will be trained")
 
 
 def print_needs(plan: RunPlan, screen: Screen) -> None:
-    """Memory, disk and what was made before."""
     screen.say()
     screen.print_rows(plan.rows, heading="what it takes")
 
 
 def print_finished(result: Finished, screen: Screen) -> None:
-    """Where everything is."""
     checks, summary = result.report.checks, result.summary
     rows = []
     if result.lora_file:
@@ -58,13 +53,9 @@ def print_finished(result: Finished, screen: Screen) -> None:
         rows.append(("images", str(previews)))
     rows.append(("loss", str(result.folder / "loss.png")))
     if measured := summary["validation"]:
-        rows.append(
-            (
-                "validation",
-                f"{measured['relative_last']:.1%} of the base's loss; the lowest was "
-                f"{measured['relative_best']:.1%} at step {measured['best_step']}, whose checkpoint is kept",
-            )
-        )
+        best = f"{measured['relative_best']:.1%} at step {measured['best_step']}, whose checkpoint is kept"
+        text = f"{measured['relative_last']:.1%} of the base's loss; the lowest was {best}"
+        rows.append(("validation", text))
     if skipped := summary["steps_skipped"]:
         rows.append(("warning", f"{skipped} steps were not finite and skipped"))
     rows.append(("time", f"{duration(summary['seconds']['training'])} for the steps"))
@@ -75,10 +66,9 @@ def print_finished(result: Finished, screen: Screen) -> None:
 def _verified(checks: dict[str, Any]) -> str:
     """What was looked at in a LoRA file and embeddings, or in the folder of a whole base."""
     if "tensors_trained" in checks:
-        return (
-            f"{checks['tensors_trained']} of {checks['tensors']} tensors were trained, and all are as they "
-            f"should be; through diffusers the probe differs by {checks['probe_difference']:.2%}"
-        )
+        trained = f"{checks['tensors_trained']} of {checks['tensors']} tensors were trained"
+        probe = f"through diffusers the probe differs by {checks['probe_difference']:.2%}"
+        return f"{trained}, and all are as they should be; {probe}"
     mapped = f"{checks['keys_mapped']} layers map to the base; " if "keys_mapped" in checks else ""
     share = checks["probe_difference_share"]
     return f"{mapped}through diffusers the probe differs by {share:.2%} of the adapter's effect"

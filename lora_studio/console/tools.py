@@ -24,7 +24,6 @@ _MOST = 8  # layers in the table of a comparison
 
 
 def print_combined(report: CombineReport, out: Path, screen: Screen) -> None:
-    """What was put together, and what that cost."""
     shares = ", ".join(f"{name} {norm:.3g}" for name, norm in report.shares.items())
     exact = "nothing, it is the exact sum" if report.method == "concat" else ""
     rows = [
@@ -37,7 +36,6 @@ def print_combined(report: CombineReport, out: Path, screen: Screen) -> None:
 
 
 def print_resized(report: ResizeReport, out: Path, screen: Screen) -> None:
-    """What is left, and what is gone."""
     rows = [
         ("layers", f"{report.layers}, {_ranks(report.ranks)}, before {_ranks(report.ranks_before)}"),
         ("left out", f"{report.left_out:.2%} of the change's norm; {report.worst:.2%} in the worst layer"),
@@ -48,22 +46,18 @@ def print_resized(report: ResizeReport, out: Path, screen: Screen) -> None:
 
 
 def print_extracted(report: ExtractReport, out: Path, screen: Screen) -> None:
-    """What is in the file, and what else differs."""
     others = ", ".join(f"{kind} ({count})" for kind, count in report.not_in_file.items())
-    missing = (
-        f"{others}; {report.not_in_file_norm:.1%} of the norm" if others else "nothing: all else is equal"
-    )
+    missing = f"{others}; {report.not_in_file_norm:.1%} of the norm" if others else ""
     rows = [
         ("layers", f"{report.layers}, {_ranks(report.ranks)}; {report.unchanged} are the same in both"),
         ("left out", f"{report.left_out:.2%} of the difference's norm, by the rank"),
-        ("not in it", missing),
+        ("not in it", missing or "nothing: all else is equal"),
         ("rounding", f"{report.cast_error:.2%} of the change's norm"),
     ]
     _print_written(out, report.bytes, rows, report.notes, screen)
 
 
 def print_merged(report: MergeReport, out: Path, screen: Screen) -> None:
-    """What was changed."""
     rows = [
         ("changed", f"{report.layers} tensors of the base"),
         ("rounding", f"{report.cast_error:.2%} of the changes' norm, by the base's dtypes"),
@@ -87,7 +81,6 @@ def print_exported(found: Sequence[Exported], screen: Screen) -> None:
 
 
 def print_converted(converted: Converted, screen: Screen) -> None:
-    """The file, and how much of it is new."""
     measured = f"{converted.layers} layers; rounding {converted.cast_error:.1e}"
     if converted.cut:
         measured += f"; {_left_out_of_plain(converted.left_out)}"
@@ -95,7 +88,6 @@ def print_converted(converted: Converted, screen: Screen) -> None:
 
 
 def _left_out_of_plain(share: float) -> str:
-    """What the conversion to plain LoRA loses."""
     return f"as plain LoRA a layer's change lacks at most {share:.1e} of itself"
 
 
@@ -107,22 +99,17 @@ def print_comparison(comparison: Comparison, written: Sequence[Path], screen: Sc
     a, b = comparison.files
     norms, alone = comparison.norms, comparison.alone
     triggers = " and ".join(repr(words) if words else "not known" for words in comparison.triggers)
-    screen.say_rows(
-        [
-            ("norms", f"{a} {norms[0]:.3g}, {b} {norms[1]:.3g}"),
-            ("layers", f"{len(comparison.shared)} in both, {alone[0]} only in {a}, {alone[1]} only in {b}"),
-            ("triggers", triggers),
-        ]
-    )
+    layers = f"{len(comparison.shared)} in both, {alone[0]} only in {a}, {alone[1]} only in {b}"
+    rows = [("norms", f"{a} {norms[0]:.3g}, {b} {norms[1]:.3g}"), ("layers", layers), ("triggers", triggers)]
+    screen.say_rows(rows)
     if comparison.clashing_words:
         words = ", ".join(comparison.clashing_words)
         screen.say_rows([("CLASH", f"both have the trigger words: {words}")], style="yellow")
     numbers = ("norm A", "norm B", "cosine", "reads", "writes")
     table = columns([*numbers, "layer"], right=numbers, whole=numbers)
     for layer in sorted(comparison.shared, key=lambda one: -abs(one.cosine))[:_MOST]:
-        norms_of_it = (f"{norm:.3g}" for norm in layer.norms)
-        overlaps = (f"{one:.0%}" for one in (layer.reads, layer.writes))
-        table.add_row(*norms_of_it, f"{layer.cosine:+.3f}", *overlaps, layer.name)
+        own = (f"{norm:.3g}" for norm in layer.norms)
+        table.add_row(*own, f"{layer.cosine:+.3f}", f"{layer.reads:.0%}", f"{layer.writes:.0%}", layer.name)
     screen.print(table)
     screen.say_rows([("image", str(path)) for path in written])
     screen.say_rows([("note", note) for note in comparison.notes], style="yellow")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -10,6 +9,8 @@ from lora_studio.objectives.timesteps import DrawPosition, Spread, Timesteps
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+MOST_LEVELS = 6  # of coarser noise, each half as large as the one before
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,15 @@ class NoisyBatch:
     weight: Tensor  # [B], float32
 
     def rows(self, wanted: slice) -> NoisyBatch:
-        return NoisyBatch(
-            self.latents[wanted], self.timestep[wanted], self.target[wanted], self.weight[wanted]
-        )
+        tensors = self.latents, self.timestep, self.target, self.weight
+        return NoisyBatch(*(tensor[wanted] for tensor in tensors))
 
 
 class Objective(Protocol):
     """Noises clean latents, and weighs predictions; every random number comes from `rng` and `turn`."""
 
     @property
-    def timesteps_wanted(self) -> Timesteps:
-        """Which timesteps are drawn."""
+    def timesteps_wanted(self) -> Timesteps: ...
 
     def noise(self, latents: Tensor, rng: Generator, turn: DrawPosition | None = None) -> NoisyBatch:
         """[B, C, H, W] -> a noised batch on the same device; `turn`: its place in the run."""
@@ -59,7 +58,7 @@ class ObjectiveOptions:
     timestep_bias: float = 0.0
     multires_noise: float = 0.0
     input_perturbation: float = 0.0
-    loss: Loss = "l2"
+    loss: Literal["l2", "huber", "smooth_l1"] = "l2"
     loss_delta: float = 1.0
 
 
@@ -79,8 +78,7 @@ class Diffusion(ObjectiveOptions):
 
     def noise(self, latents: Tensor, rng: Generator, turn: DrawPosition | None = None) -> NoisyBatch:
         """Draw each sample's timestep and noise and mix them in; all draws on the CPU, so devices agree."""
-        noise, share, seen = self._draws(latents.shape, rng, turn)
-        return self._mix(latents, noise, share, seen)
+        return self.noise_at(latents, *self._draws(latents.shape, rng, turn))
 
     def shares(self, shape: tuple[int, ...], rng: Generator, turn: DrawPosition | None) -> Tensor:
         """[B] in 0..1: what `noise` draws for latents of this shape, whose noise has to be drawn first."""
@@ -93,9 +91,7 @@ class Diffusion(ObjectiveOptions):
         import torch
 
         noise = torch.randn(shape, generator=rng)
-        if (
-            self.noise_offset
-        ):  # a constant a sample and channel, so that very dark and bright images can be learned
+        if self.noise_offset:  # a constant a sample and channel: very dark and bright images can be learned
             noise = noise + self.noise_offset * torch.randn((*shape[:2], 1, 1), generator=rng)
         share = self.timesteps_wanted.draw(shape[0], rng, turn)
         if self.multires_noise:
@@ -104,18 +100,12 @@ class Diffusion(ObjectiveOptions):
             return noise, share, None
         return noise, share, noise + self.input_perturbation * torch.randn(shape, generator=rng)
 
-    def noise_at(self, latents: Tensor, noise: Tensor, share: Tensor) -> NoisyBatch:
-        """Mix given noise in, at given shares [B] of all timesteps."""
-        return self._mix(latents, noise, share, None)
-
-    def timestep_at(self, share: Tensor) -> Tensor:
-        """Shares [B] in 0..1 -> timesteps [B], int64."""
-        return (share * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
-
-    def _mix(self, latents: Tensor, noise: Tensor, share: Tensor, seen: Tensor | None) -> NoisyBatch:
+    def noise_at(
+        self, latents: Tensor, noise: Tensor, share: Tensor, seen: Tensor | None = None
+    ) -> NoisyBatch:
         """`seen`: the noise in the latents, if not the one in the target: arXiv 2301.11706, algorithm 1."""
-        device = latents.device
-        timestep, noise = self.timestep_at(share).to(device), noise.to(device)
+        device, steps = latents.device, len(self.alphas)
+        timestep, noise = (share * steps).long().clamp(max=steps - 1).to(device), noise.to(device)
         alpha = self.alphas.to(device)[timestep].view(-1, 1, 1, 1)
         noised = alpha.sqrt() * latents + (1 - alpha).sqrt() * (noise if seen is None else seen.to(device))
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents  # arXiv 2202.00512, sec. 4
@@ -123,7 +113,19 @@ class Diffusion(ObjectiveOptions):
         return NoisyBatch(noised, timestep, target, self.weight(timestep))
 
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return LOSSES[self.loss](prediction, target, self.loss_delta)
+        """With e the difference and d `loss_delta`.
+
+        l2: e². huber, twice Huber's of 1964, so l2 near 0: e² up to |e| = d, from there on 2 d |e| - d².
+        smooth_l1 (arXiv 1504.08083, eq. 3, as published): huber divided by 2 d, so with a small d the error
+        counts by its size, not by its square.
+        """
+        import torch.nn.functional as F
+
+        if self.loss == "huber":
+            return 2 * F.huber_loss(prediction, target, reduction="none", delta=self.loss_delta)
+        if self.loss == "smooth_l1":
+            return F.smooth_l1_loss(prediction, target, reduction="none", beta=self.loss_delta)
+        return F.mse_loss(prediction, target, reduction="none")
 
     def weight(self, timestep: Tensor) -> Tensor:
         """[B] -> [B] weights, in the form for what is predicted.
@@ -146,41 +148,6 @@ class Diffusion(ObjectiveOptions):
         if self.prediction == "v_prediction":
             return capped / (snr + 1)
         return torch.where(snr > 0, capped / snr.clamp(min=1e-12), torch.ones_like(snr))
-
-
-Loss = Literal["l2", "huber", "smooth_l1"]
-ElementLoss = Callable[["Tensor", "Tensor", float], "Tensor"]
-"""Prediction and target [B, C, H, W], and delta -> errors [B, C, H, W]."""
-
-
-def l2(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
-    """e², with e the difference; `delta` is of no use to it."""
-    import torch.nn.functional as F
-
-    return F.mse_loss(prediction, target, reduction="none")
-
-
-def huber(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
-    """e² up to |e| = delta, from there on 2 delta |e| - delta²: twice Huber's of 1964, so l2 near 0."""
-    import torch.nn.functional as F
-
-    return 2 * F.huber_loss(prediction, target, reduction="none", delta=delta)
-
-
-def smooth_l1(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
-    """e² / (2 delta) up to |e| = delta, from there on |e| - delta / 2: arXiv 1504.08083, eq. 3, as published.
-
-    It is huber's divided by 2 delta: with a small delta the error counts by its size, not by its square.
-    """
-    import torch.nn.functional as F
-
-    return F.smooth_l1_loss(prediction, target, reduction="none", beta=delta)
-
-
-LOSSES: dict[Loss, ElementLoss] = {"l2": l2, "huber": huber, "smooth_l1": smooth_l1}
-
-
-MOST_LEVELS = 6  # each half as large as the one before
 
 
 def pyramid(white: Tensor, discount: float, rng: Generator) -> Tensor:

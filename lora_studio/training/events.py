@@ -22,12 +22,10 @@ class TrainingPlan:
 
     @property
     def rows(self) -> list[tuple[str, str]]:
-        """For people, as (title, text)."""
         return [row for section in self.sections for row in section.rows]
 
     @property
     def data(self) -> dict[str, Any]:
-        """The facts of all sections."""
         return {"name": self.name} | {key: one.data[key] for one in self.sections for key in one.data}
 
 
@@ -42,8 +40,6 @@ class Progress:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer step."""
-
     step: int
     steps: int
     loss: float
@@ -67,14 +63,10 @@ class StepSkipped:
     @property
     def text(self) -> str:
         if self.scale > 1:
-            return (
-                f"step {self.step} skipped: its gradients overflow in float16 with the loss times "
-                f"{self.scale:g}, which is halved"
-            )
-        return (
-            f"warning: step {self.step} skipped: its loss is {self.loss:g} and its gradient norm "
-            f"{self.grad_norm:g}; {self.in_a_row} in a row, {self.most} end the run"
-        )
+            why = f"its gradients overflow in float16 with the loss times {self.scale:g}, which is halved"
+            return f"step {self.step} skipped: {why}"
+        why = f"its loss is {self.loss:g} and its gradient norm {self.grad_norm:g}"
+        return f"warning: step {self.step} skipped: {why}; {self.in_a_row} in a row, {self.most} end the run"
 
 
 @dataclass(frozen=True)
@@ -86,10 +78,9 @@ class MemoryRanOut:
 
     @property
     def text(self) -> str:
-        return (
-            f"warning: the memory ran out: each batch is learned in {self.passes} passes of up to "
-            f"{plural(self.rows)} from now on; what is learned stays the same, it takes a little longer"
-        )
+        passes = f"{self.passes} passes of up to {plural(self.rows)} from now on"
+        same = "what is learned stays the same, it takes a little longer"
+        return f"warning: the memory ran out: each batch is learned in {passes}; {same}"
 
 
 @dataclass(frozen=True)
@@ -131,16 +122,8 @@ class Note:
     text: str
 
 
-Event = (
-    TrainingPlan
-    | Progress
-    | StepDone
-    | StepSkipped
-    | MemoryRanOut
-    | ValidationMeasured
-    | PreviewsDrawn
-    | Note
-)
+_Told = MemoryRanOut | Note | PreviewsDrawn | StepSkipped | ValidationMeasured  # each with a `text`
+Event = TrainingPlan | Progress | StepDone | _Told
 Listener = Callable[[Event], None]
 
 

@@ -39,13 +39,11 @@ def tracker_faults(names: Sequence[str]) -> list[str]:
     known, installed = [*OFFERED, *own], {*map(str, tracking.get_available_trackers()), *own}
     faults = []
     for name in names:
+        advice = f"run: pip install {name}, or leave it out of tracking.to."
         if name not in known:
             faults.append(unknown("tracker", name, known))
         elif name not in installed:
-            faults.append(
-                f"tracking.to has {name!r}, which is not installed; "
-                f"run: pip install {name}, or leave it out of tracking.to."
-            )
+            faults.append(f"tracking.to has {name!r}, which is not installed; {advice}")
     return faults
 
 
@@ -60,7 +58,6 @@ class Tracking:
         self._trackers: dict[str, GeneralTracker] = {}
 
     def __call__(self, event: Event) -> None:
-        """Pass on one event, and what is in it to the trackers."""
         self.listener(event)
         if isinstance(event, StepDone):
             facts = {"loss": event.loss, "learning_rate": event.learning_rate, "grad_norm": event.grad_norm}
@@ -133,9 +130,8 @@ class Tracking:
         except Exception as error:  # whatever a tracker or the network may come up with
             self._trackers.pop(name, None)
             why = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            self.listener(
-                Note(f"warning: the tracker {name} failed and is off for the rest of this run ({why})")
-            )
+            text = f"warning: the tracker {name} failed and is off for the rest of this run ({why})"
+            self.listener(Note(text))
 
 
 def _log_images(name: str, tracker: GeneralTracker, images: dict[str, Image.Image], step: int) -> None:

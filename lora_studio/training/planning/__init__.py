@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ class RunPlan:
 
     @property
     def rows(self) -> Rows:
-        """What it takes, for people."""
         made = ", ".join(f"{count} {what}" for what, count in self.cached.items())
         before = f"{duration(self.seconds_of_preparing)} to read, check and encode"
         rows = [
@@ -55,16 +54,11 @@ class RunPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, sums included."""
-        values = {
-            "training": self.training.data,
-            "memory": self.memory.to_json(),
-            "disk": asdict(self.disk) | {"total": self.disk.total},
-            "timing": asdict(self.timing) | {"total": self.timing.total},
-            "seconds_of_preparing": self.seconds_of_preparing,
-            "cached": self.cached,
-            "advice": [asdict(one) for one in self.advice],
-            "folder_in_use": self.folder_in_use,
-        }
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values |= {"training": self.training.data, "memory": self.memory.to_json()}
+        values["disk"] = asdict(self.disk) | {"total": self.disk.total}
+        values["timing"] = asdict(self.timing) | {"total": self.timing.total}
+        values["advice"] = [asdict(one) for one in self.advice]
         return dict(json.loads(json.dumps(values)))
 
 

@@ -91,9 +91,8 @@ def _candidates(session: Session, memory: Memory) -> Iterator[Advice]:
 
 def _checkpointing(session: Session, memory: Memory) -> Iterator[Advice]:
     denoiser = session.family.parts[session.family.denoiser]
-    if session.recipe.machine.gradient_checkpointing or not memory.activations:
-        return
-    if not hasattr(denoiser, "enable_gradient_checkpointing"):
+    can_be_less = memory.activations and hasattr(denoiser, "enable_gradient_checkpointing")
+    if session.recipe.machine.gradient_checkpointing or not can_be_less:
         return
     denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     try:
@@ -123,11 +122,8 @@ def _fewer_bits(session: Session, memory: Memory) -> Iterator[Advice]:
     if session.machine.dtype == torch.float32:
         parts = {name: BFLOAT16_SHARE for name in memory.parts if name != "vae"}
         yield Advice('base.dtype = "bfloat16"', "the base is a little less exact", False, False, parts=parts)
-    if (
-        recipe.base.quantize != "none"
-        or family.denoiser not in memory.parts
-        or session.adapters.trains_layers
-    ):
+    frozen = family.denoiser in memory.parts and not session.adapters.trains_layers
+    if recipe.base.quantize != "none" or not frozen:
         return
     adapted = [layer for layer in session.adapters.layers if layer.part == family.denoiser]
     weights = [layer.module.get_base_layer().weight for layer in adapted]

@@ -14,28 +14,21 @@ COMMON_VIEWS = (30, 300)  # how often an image is seen in runs that turn out wel
 
 def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPlan:
     """The plan of a session whose first step is above 1 if it is resumed."""
-    return TrainingPlan(
-        session.recipe.name,
-        (
-            _base(session),
-            *image_sections(session),
-            captions_section(session),
-            shapes_section(session),
-            _steps(session, first_step),
-            processes_section(session.processes.count, session.recipe.training.batch_size),
-            adapters_section(session.recipe, session.adapters),
-            _device(session),
-            _learning_rate(session),
-            timing.section(),
-            Section([("run folder", str(session.run.folder))], {"folder": str(session.run.folder)}),
-        ),
+    model, notes, folder = session.recipe.base.model, session.family.notes, str(session.run.folder)
+    sections = (
+        Section([("base", model), *(("", note) for note in notes)], {"base": model, "base_notes": notes}),
+        *image_sections(session),
+        captions_section(session),
+        shapes_section(session),
+        _steps(session, first_step),
+        processes_section(session.processes.count, session.recipe.training.batch_size),
+        adapters_section(session.recipe, session.adapters),
+        _device(session),
+        _learning_rate(session),
+        timing.section(),
+        Section([("run folder", folder)], {"folder": folder}),
     )
-
-
-def _base(session: Session) -> Section:
-    model, notes = session.recipe.base.model, session.family.notes
-    rows = [("base", model), *(("", note) for note in notes)]
-    return Section(rows, {"base": model, "base_notes": notes})
+    return TrainingPlan(session.recipe.name, sections)
 
 
 def _steps(session: Session, first_step: int) -> Section:
@@ -45,12 +38,11 @@ def _steps(session: Session, first_step: int) -> Section:
     start = f", going on at step {first_step}" if first_step > 1 else ""
     seen = f"each image is seen about {views:.0f} times"
     rows = [("steps", f"{training.steps} of {images} images{start}; {seen}")]
-    low, high = COMMON_VIEWS
-    if not low <= views <= high:
-        little, advice = (
-            ("little", "more steps or fewer") if views < low else ("a lot", "fewer steps or more")
-        )
-        rows.append(("", f"that is {little}: {low} to {high} times are common; take {advice} images"))
+    common = "{} to {} times are common".format(*COMMON_VIEWS)
+    if views < COMMON_VIEWS[0]:
+        rows.append(("", f"that is little: {common}; take more steps or fewer images"))
+    if views > COMMON_VIEWS[1]:
+        rows.append(("", f"that is a lot: {common}; take fewer steps or more images"))
     data = {"steps": training.steps, "first_step": first_step}
     return Section(rows, data | {"images_per_step": images, "views_per_image": views})
 
@@ -65,10 +57,9 @@ def processes_section(processes: int, batch_size: int) -> Section:
     together = f"training.batch_size = {batch_size} counts the images of all of them together"
     rows = [("processes", f"{processes}; {together}, so each has {each}")]
     if idle := max(0, processes - batch_size):
-        advice = (
-            f"launch fewer, or take a larger batch: training.batch_size = {processes} gives each an image"
-        )
-        rows.append(("warning", f"{idle} of the {processes} processes have nothing to train; {advice}"))
+        larger = f"take a larger batch: training.batch_size = {processes} gives each an image"
+        fault = f"{idle} of the {processes} processes have nothing to train"
+        rows.append(("warning", f"{fault}; launch fewer, or {larger}"))
     return Section(rows, data)
 
 
@@ -84,10 +75,8 @@ def _learning_rate(session: Session) -> Section:
     if not session.adapters.layers:
         rate = max(token.learning_rate for token in session.recipe.tokens)
     if training.warms_up_to_the_end:
-        reached = min(1.0, training.steps / training.warmup)
-        note = (
-            f"the warm-up takes {training.warmup} steps, so the rate gets to {reached:.0%} of this, in the "
-            "last step; training.warmup_steps makes that shorter"
-        )
+        reached = f"{min(1.0, training.steps / training.warmup):.0%} of this, in the last step"
+        note = f"the warm-up takes {training.warmup} steps, so the rate gets to {reached}"
+        note += "; training.warmup_steps makes that shorter"
     rows = [("learning rate", f"{rate:g}"), *([("", note)] if note else [])]
     return Section(rows, {"learning_rate": rate, "warmup_note": note})

@@ -45,8 +45,7 @@ def _step_size(recipe: Recipe) -> Iterator[str]:
     Adam moves every number by the rate, whatever the gradient's size. So a scale on a product of n trained
     tensors acts as its n-th root on each: LyCORIS, arXiv 2309.14859, appendix, for n = 2.
     """
-    config, rate = recipe.adapter, recipe.training.learning_rate
-    fields = AdapterConfig.model_fields
+    config, rate, fields = recipe.adapter, recipe.training.learning_rate, AdapterConfig.model_fields
     if all(getattr(config, name) == fields[name].default for name in ("kind", "rank", "alpha", "rslora")):
         return
     divisor = f"sqrt({config.rank})" if config.rslora else f"{config.rank}"
@@ -56,17 +55,14 @@ def _step_size(recipe: Recipe) -> Iterator[str]:
         yield f"{scaled}, so learning rates are as at any rank with alpha = rank"
     else:
         now = rate * float(scale ** (1 / ADAPTERS[config.kind].degree))
-        yield (
-            f"{scaled}, so with Adam a learning rate of {rate:g} learns about as {now:.2g} does at a scale "
-            f"of 1; {rate * rate / now:.2g} would make up for it"
-        )
+        learns = f"a learning rate of {rate:g} learns about as {now:.2g} does at a scale of 1"
+        yield f"{scaled}, so with Adam {learns}; {rate * rate / now:.2g} would make up for it"
 
 
 def _groups(adapters: AdapterSet) -> Iterator[str]:
     """Layers that are trained in different ways, counted."""
-    ways = Counter(
-        (one.part, one.rank, one.scale, one.learning_rate, one.last_step) for one in adapters.layers
-    )
+    layers = adapters.layers
+    ways = Counter((one.part, one.rank, one.scale, one.learning_rate, one.last_step) for one in layers)
     if len({way[1:] for way in ways}) < 2 and not any(way[4] for way in ways):
         return
     for (part, rank, scale, rate, last), count in ways.items():
@@ -85,10 +81,9 @@ def _file(recipe: Recipe, adapters: AdapterSet) -> Iterator[str]:
         return
     exact = all(layer.factors() is not None for layer in adapters.layers)
     how = "of more ranks" if exact else "by singular values, as exact as its numbers"
-    yield (
-        f"the file has it as plain LoRA {how}, which every UI loads: at most "
-        f"{file_size(most_bytes(adapters, recipe.export.dtype))}, and verify says how exact it is"
-    )
+    size = file_size(most_bytes(adapters, recipe.export.dtype))
+    file = f"the file has it as plain LoRA {how}, which every UI loads"
+    yield f"{file}: at most {size}, and verify says how exact it is"
 
 
 def _tokens(adapters: AdapterSet) -> Iterator[str]:
@@ -96,10 +91,8 @@ def _tokens(adapters: AdapterSet) -> Iterator[str]:
     for word in dict.fromkeys(token.word for token in adapters.tokens):
         of_word = [token for token in adapters.tokens if token.word == word]
         first, parts = of_word[0], " and ".join(token.part for token in of_word)
-        yield (
-            f"new token {word!r}: {plural(len(first.rows), 'vector')} in {parts}"
-            f"{_own(first.learning_rate, first.last_step)}; its file is {word}.safetensors"
-        )
+        own = f"{plural(len(first.rows), 'vector')} in {parts}{_own(first.learning_rate, first.last_step)}"
+        yield f"new token {word!r}: {own}; its file is {word}.safetensors"
 
 
 def _full_notes(recipe: Recipe, adapters: AdapterSet) -> Iterator[str]:
@@ -110,24 +103,18 @@ def _full_notes(recipe: Recipe, adapters: AdapterSet) -> Iterator[str]:
     yield _full_memory(recipe, adapters)
     rate = recipe.training.learning_rate
     if rate > FAST * USUAL_RATE and recipe.training.optimizer != "prodigy":
-        yield (
-            f"a learning rate of {rate:g} is one for adapters; Stable Diffusion's own layers are "
-            f"trained with 1e-6 to {USUAL_RATE:g}"
-        )
-    yield (
-        f"the result is a whole base, a folder in {recipe.export.dtype} that diffusers loads; the base "
-        "itself stays as it is"
-    )
+        usual = f"Stable Diffusion's own layers are trained with 1e-6 to {USUAL_RATE:g}"
+        yield f"a learning rate of {rate:g} is one for adapters; {usual}"
+    result = f"a whole base, a folder in {recipe.export.dtype} that diffusers loads"
+    yield f"the result is {result}; the base itself stays as it is"
 
 
 def _full_memory(recipe: Recipe, adapters: AdapterSet) -> str:
     weights = file_size(sum(tensor.nbytes for tensor in adapters.named_parameters().values()))
-    states = file_size(optimizer_bytes(recipe.training, adapters))
+    states = f"{file_size(optimizer_bytes(recipe.training, adapters))} for {recipe.training.optimizer}"
     kept = file_size(sum(own.nbytes for layer in adapters.layers for own in layer.originals.values()))
     near = adapters.options.keep_base_on_device
     where = "on the device, because every step reads it" if near else "in main memory"
-    return (
-        f"{adapters.num_parameters:,} numbers are trained: {weights} of weights in float32, as much of "
-        f"gradients, and {states} for {recipe.training.optimizer}; what the base has in their place, {kept}, "
-        f"stays {where}"
-    )
+    held = f"{weights} of weights in float32, as much of gradients, and {states}"
+    place = f"what the base has in their place, {kept}, stays {where}"
+    return f"{adapters.num_parameters:,} numbers are trained: {held}; {place}"

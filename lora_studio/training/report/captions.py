@@ -25,20 +25,14 @@ _MOST_CUT = 5  # captions that are too long, in the terminal
 
 def captions_section(session: Session) -> Section:
     """Who wrote the captions, the first of them as the model sees them, what varies, and warnings."""
-    captions, family, share = (
-        session.loop.feed.captions,
-        session.family,
-        session.recipe.objective.preservation,
-    )
-    images = _one_of_each(captions)
+    captions, family = session.loop.feed.captions, session.family
+    images, share = _one_of_each(captions), session.recipe.objective.preservation
     authors = Counter(record.captioned_by for record in session.manifest.used)
     examples = [captions.variant(index, 0, 0, index) for index in images[:_EXAMPLES]]
     triggers = session.report.plan["triggers"]
     variation = _variation(captions, session.caption_set, cached=session.loop.feed.texts is not None)
-    missing = sum(
-        any(captions.records[index].trigger not in text for text in captions.written(index))
-        for index in images
-    )
+    written = ((captions.records[index].trigger, captions.written(index)) for index in images)
+    missing = sum(any(trigger not in text for text in texts) for trigger, texts in written)
     plain = _without_trigger(captions)
     warnings, cuts = caption_warnings(captions), _find_cuts(captions, session.caption_set, family)
 
@@ -54,29 +48,16 @@ def captions_section(session: Session) -> Section:
         shown = f"{share:.0%} of the images are shown without the trigger, e.g. "
         rows.append(("", f'{shown}"{plain}", and keep the base\'s own prediction'))
     rows += [("warning", text) for text in (*warnings, *_cuts_in_words(cuts, family.max_chunks))]
-    return Section(
-        rows,
-        {
-            "captions": examples,
-            "captioned_by": dict(authors),
-            "captions_without_trigger": missing,
-            "preservation": share,
-            "preserved_caption": plain,
-            "captions_cut": [asdict(cut) for cut in cuts],
-            "token_chunks": family.max_chunks,
-            "variation": variation,
-            "caption_warnings": warnings,
-            "triggers": triggers,
-        },
-    )
+    data = {"captions": examples, "captioned_by": dict(authors), "captions_without_trigger": missing}
+    data |= {"preservation": share, "preserved_caption": plain, "captions_cut": [*map(asdict, cuts)]}
+    data |= {"token_chunks": family.max_chunks, "variation": variation}
+    return Section(rows, data | {"caption_warnings": warnings, "triggers": triggers})
 
 
 def _one_of_each(captions: ShownCaptions) -> list[int]:
     """The index of each image, the first of several if it is shown at several areas."""
-    first: dict[str, int] = {}
-    for index, record in enumerate(captions.records):
-        first.setdefault(record.name, index)
-    return list(first.values())
+    last_first = reversed(list(enumerate(captions.records)))
+    return sorted({record.name: index for index, record in last_first}.values())
 
 
 def _without_trigger(captions: ShownCaptions) -> str:
@@ -118,14 +99,13 @@ def _variation(captions: ShownCaptions, known: CaptionSet, *, cached: bool) -> l
     if config.caption_dropout:
         lines.append(f"{config.caption_dropout:.0%} of the images are shown with an empty caption")
     if several := sum(bool(captions.records[index].lines) for index in _one_of_each(captions)):
-        files = plural(several, "caption file") + (" has" if several == 1 else " have")
-        lines.append(
-            f"{files} several lines; each is a caption, and one is drawn each time "
-            '(data.caption_lines = "join" makes them one)'
-            if config.caption_lines == "choose"
-            else f"{files} several lines, which are joined to one caption "
-            '(data.caption_lines = "choose" draws one of them each time)'
-        )
+        files = f"{plural(several, 'caption file')} {'has' if several == 1 else 'have'} several lines"
+        if config.caption_lines == "choose":
+            drawn = "each is a caption, and one is drawn each time"
+            lines.append(f'{files}; {drawn} (data.caption_lines = "join" makes them one)')
+        else:
+            other = '(data.caption_lines = "choose" draws one of them each time)'
+            lines.append(f"{files}, which are joined to one caption {other}")
     if not captions.vary:
         return lines
     lines += _tags_in_words(config)
@@ -155,27 +135,19 @@ def caption_warnings(captions: ShownCaptions) -> list[str]:
     wild = sum(has_wildcards(text) for index in images for text in captions.written(index))
     warnings = []
     if wild and not config.wildcards:
-        warnings.append(
-            f"{wild} captions hold {{a|b}}, which is learned as it is; "
-            "data.wildcards = true draws one of the words"
-        )
+        advice = "data.wildcards = true draws one of the words"
+        warnings.append(f"{wild} captions hold {{a|b}}, which is learned as it is; {advice}")
     if config.wildcards and not wild:
         warnings.append("data.wildcards changes nothing: no caption holds {a|b}")
     if captions.preservation and (nameless := captions.nameless()):
-        warnings.append(
-            f'without the trigger "{nameless[0][1]}" names nothing, as {len(nameless)} captions in all; '
-            "data.class_words says what stands there instead"
-        )
-    moved = any(
-        tags_vary(text, config, record.trigger)
-        for index, record in enumerate(captions.records)
-        for text in captions.written(index)
-    )
+        fault = f'without the trigger "{nameless[0][1]}" names nothing, as {len(nameless)} captions in all'
+        warnings.append(f"{fault}; data.class_words says what stands there instead")
+    records = enumerate(captions.records)
+    written = ((text, record.trigger) for index, record in records for text in captions.written(index))
+    moved = any(tags_vary(text, config, trigger) for text, trigger in written)
     if (config.shuffle_tags or config.tag_dropout) and not moved:
-        warnings.append(
-            "tags are neither shuffled nor left out: no caption has several tags between commas"
-            + _behind(config)
-        )
+        why = f"no caption has several tags between commas{_behind(config)}"
+        warnings.append(f"tags are neither shuffled nor left out: {why}")
     return warnings
 
 
@@ -229,10 +201,8 @@ def _regularization_images(session: Session) -> Section:
     sources = {"drawn by the base": drawn, "from folders": len(records) - drawn}
     counts = " and ".join(f"{count} {source}" for source, count in sources.items() if count)
     weight = " or ".join(f"{weight:g}" for weight in weights)
-    rows = [
-        ("regularization images", f'{counts}, e.g. "{prompt}"'),
-        ("", f"{per_image:g} in a batch besides each of its images, with weight {weight}"),
-    ]
+    shares = f"{per_image:g} in a batch besides each of its images, with weight {weight}"
+    rows = [("regularization images", f'{counts}, e.g. "{prompt}"'), ("", shares)]
     data = {"drawn": drawn, "from_folders": len(records) - drawn, "prompt": prompt}
     data |= {"per_image": per_image, "weights": weights}
     return Section(rows, {"regularization_images": data})
@@ -244,11 +214,8 @@ def _repeats(records: Sequence[Record]) -> Section:
         return Section((), {"repeats": []})
     folders = Counter((str(PurePosixPath(record.name).parent), record.repeats) for record in records)
     repeats = [(folder, count, times) for (folder, times), count in folders.items()]
-    rows = [
-        ("repeats", f"{plural(count)} in {folder}, {times} times an epoch each")
-        for folder, count, times in repeats
-    ]
-    return Section(rows, {"repeats": repeats})
+    shown = (f"{plural(count)} in {folder}, {times} times an epoch each" for folder, count, times in repeats)
+    return Section([("repeats", text) for text in shown], {"repeats": repeats})
 
 
 def _contents(records: Sequence[Record], masked_preservation: float) -> Section:
@@ -257,10 +224,8 @@ def _contents(records: Sequence[Record], masked_preservation: float) -> Section:
     backgrounds = Counter(record.background for record in records if record.background)
     masks = sum(bool(record.mask) for record in records)
     rows = [("", f"note: {name}: {note}") for name, note in notes]
-    rows += [
-        ("transparency", f"{plural(count)} with clear parts, laid on {colour}")
-        for colour, count in backgrounds.items()
-    ]
+    for colour, count in backgrounds.items():
+        rows.append(("transparency", f"{plural(count)} with clear parts, laid on {colour}"))
     if masks:
         rows.append(("masks", f"{plural(masks)} learned only where the mask is white"))
     if masked_preservation:

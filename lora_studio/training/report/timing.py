@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -27,11 +28,9 @@ class Timing:
 
     @property
     def total(self) -> float:
-        """Of all that is still to be done."""
         return self.step * self.steps + self.validation * self.validations + self.preview * self.previews
 
     def section(self) -> Section:
-        """How long the run takes, and what of it."""
         validation, previews = self.validation * self.validations, self.preview * self.previews
         parts = {"the steps": self.step * self.steps, "validation images": validation, "previews": previews}
         listed = ", ".join(f"{duration(seconds)} for {what}" for what, seconds in parts.items() if seconds)
@@ -90,12 +89,9 @@ def time_previews(session: Session) -> float:
     ends: list[float] = []
     trial = samples.model_copy(update={"prompts": samples.prompts[:1], "steps": 2})
     side = session.recipe.data.resolution
-    whole = _seconds(
-        session,
-        lambda: render(session.family, trial, side=side, after_step=lambda: ends.append(_now(device))),
-    )
-    a_step = ends[1] - ends[0]
-    return (whole + (samples.steps - 2) * a_step) * len(samples.prompts)
+    draw = partial(render, session.family, trial, side=side, after_step=lambda: ends.append(_now(device)))
+    whole = _seconds(session, draw)
+    return (whole + (samples.steps - 2) * (ends[1] - ends[0])) * len(samples.prompts)
 
 
 def _at_intervals(first_step: int, steps: int, every: int) -> int:

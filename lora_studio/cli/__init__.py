@@ -12,11 +12,9 @@ import typer
 from lora_studio.cli.captions import caption, captions
 from lora_studio.cli.combine import combine, compare, extract, merge_into, resize
 from lora_studio.cli.dataset import buckets, cache, class_images, regularization_images
-from lora_studio.cli.doctor import doctor
-from lora_studio.cli.env import env
+from lora_studio.cli.doctor import doctor, env
 from lora_studio.cli.export import convert, export, push
-from lora_studio.cli.inspect import inspect, verify
-from lora_studio.cli.metadata import metadata, sidecars
+from lora_studio.cli.inspect import inspect, metadata, sidecars, verify
 from lora_studio.cli.options import PlainCommand, PlainGroup
 from lora_studio.cli.start import demo, init, plan, train
 from lora_studio.console import console, errors

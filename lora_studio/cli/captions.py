@@ -12,7 +12,6 @@ from lora_studio.cli.options import BASES, Device, Images, Json, Recursive, Trig
 from lora_studio.console import console
 from lora_studio.data.captioners import CAPTION_WRITERS
 from lora_studio.errors import CaptionError
-from lora_studio.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from lora_studio.data.manifest import Manifest
@@ -62,7 +61,6 @@ def caption(
     recursive: Recursive = False,
 ) -> None:
     """Write captions for the images that have none: exit 0, or 1 if some still have none."""
-    quiet_libraries()
     from lora_studio.console.dataset import CaptionScreen, print_outcome
     from lora_studio.data.captioners import WriterOptions, caption_writer
     from lora_studio.data.captioners.write import write_captions
@@ -107,7 +105,6 @@ def captions(
     recursive: Recursive = False,
 ) -> None:
     """Count words, trigger words and tokens in a folder's captions, or find and replace in all of them."""
-    quiet_libraries()
     _check_replace(find, replace, regex=regex, write=write)
     from lora_studio.data.scan import ScanOptions, scan
 

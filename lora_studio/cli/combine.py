@@ -23,7 +23,6 @@ from lora_studio.cli.options import (
 )
 from lora_studio.console import Bars, errors
 from lora_studio.errors import StudioError
-from lora_studio.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from lora_studio.lora_file.factors import RankLimit
@@ -46,7 +45,6 @@ def combine(
     as_json: Json = False,
 ) -> None:
     """Make one LoRA file of several: concat is their exact sum, project keeps the first one untouched."""
-    quiet_libraries()
     from lora_studio.console.tools import print_combined
     from lora_studio.tools.combine import check_options, combine
     from lora_studio.tools.methods import MergeOptions
@@ -71,7 +69,6 @@ def resize(
     as_json: Json = False,
 ) -> None:
     """Make a LoRA file smaller: the nearest one of a lower rank, by an exact SVD of each layer."""
-    quiet_libraries()
     from lora_studio.console.tools import print_resized
     from lora_studio.lora_file.open import open_plain
     from lora_studio.tools.combine import resize
@@ -96,7 +93,6 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Say whether two LoRA files go together: combine, compete, or one dominates."""
-    quiet_libraries()
     from lora_studio.console.tools import print_comparison
     from lora_studio.files import write_atomically
     from lora_studio.tools.compare import compare
@@ -133,7 +129,6 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Make a LoRA file of what a fine-tuned base has learned, and say what of that is not in it."""
-    quiet_libraries()
     from lora_studio.console.tools import print_extracted
     from lora_studio.lora_file.base_weights import open_weights
     from lora_studio.tools.extract import extract as write
@@ -156,7 +151,6 @@ def merge_into(
     as_json: Json = False,
 ) -> None:
     """Write a base with LoRA files in its weights, in its own layout and dtypes; the base stays as it is."""
-    quiet_libraries()
     from lora_studio.console.tools import print_merged
     from lora_studio.lora_file.base_weights import open_weights
     from lora_studio.tools.merge_into import merge_into

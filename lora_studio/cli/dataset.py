@@ -23,7 +23,6 @@ from lora_studio.cli.options import (
 )
 from lora_studio.console import console, errors
 from lora_studio.errors import RecipeError, StudioError
-from lora_studio.quiet import quiet_libraries
 from lora_studio.text import file_size
 
 if TYPE_CHECKING:
@@ -50,7 +49,6 @@ def buckets(
     if images is None:
         _shapes(resolution or RESOLUTION, stride or STRIDE, as_json=as_json)
         return
-    quiet_libraries()
     from lora_studio.console.dataset import print_bucket_plan
 
     if images.is_dir():
@@ -110,7 +108,6 @@ def regularization_images(
     from lora_studio.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, changes=tuple(changes or ()))
-    quiet_libraries()
     from lora_studio.console.run import RunScreen
     from lora_studio.training.prepare.regularization_images import draw_ahead
 

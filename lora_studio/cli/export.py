@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from lora_studio.cli.options import Dtype, Force, Json, LoraPath, argument, flag, print_json, show, value
 from lora_studio.console import console, errors
-from lora_studio.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from lora_studio.training.events import Event
@@ -35,7 +34,6 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a run's checkpoint in other formats, verified: exit 0, 1 if one is invalid, 2 for a mistake."""
-    quiet_libraries()
     from lora_studio.console.tools import print_exported
     from lora_studio.training.events import Note
     from lora_studio.training.finish.export import ExportRequest, export_run
@@ -66,7 +64,6 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Write a finished LoRA file in another spelling, and of another kind as plain LoRA."""
-    quiet_libraries()
     from lora_studio.console.tools import print_converted
     from lora_studio.tools.convert import convert as write
 
@@ -82,7 +79,6 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Upload a file with its card and images, privately; the token comes from HF_TOKEN alone."""
-    quiet_libraries()
     from lora_studio.console.inspect import print_uploads
     from lora_studio.tools.push import push as upload
     from lora_studio.tools.push import token_from_environment, uploads_of

@@ -1,4 +1,4 @@
-"""The verbs `inspect` and `verify`, on finished files."""
+"""The verbs on finished files: `inspect`, `verify`, `metadata` and `sidecars`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-from lora_studio.cli.metadata import check_origin
 from lora_studio.cli.options import BASES, Force, Json, LoraPath, argument, flag, print_json, show, value
 from lora_studio.console import console
 from lora_studio.errors import StudioError
-from lora_studio.quiet import quiet_libraries
 
 
 def inspect(
@@ -23,7 +21,6 @@ def inspect(
     force: Force = False,
 ) -> None:
     """Show a LoRA file's base, kind, rank, alpha, norms, triggers and hashes, and how UIs load it."""
-    quiet_libraries()
     from lora_studio.console.inspect import print_facts, print_folder
     from lora_studio.tools.inspect import inspect_file, inspect_folder
 
@@ -57,7 +54,6 @@ def verify(
     ] = None,
 ) -> None:
     """Check a LoRA file: exit 0 if it is valid, 1 if it is invalid, 2 for a mistake in the call."""
-    quiet_libraries()
     if provenance or places:
         check_origin(file, places or [], provenance=provenance, as_json=as_json)
         return
@@ -80,3 +76,81 @@ def _draw(out: Path, norms: dict[str, float | None], title: str) -> None:
         write_atomically(out, norm_plot(norms, title))
     except OSError as error:
         raise StudioError(f"{out} cannot be written ({error.strerror or error}).") from None
+
+
+def metadata(
+    file: LoraPath,
+    changes: Annotated[
+        list[str] | None, value("KEY=VALUE", "e.g. modelspec.title=Woodcut; KEY= takes it out", "--set")
+    ] = None,
+    strip: Annotated[bool, flag("--strip", "take out all but what UIs need")] = False,
+    out: Annotated[Path | None, value("FILE", "the file to write", "-o", "--out")] = None,
+    in_place: Annotated[bool, flag("--in-place", "change the file itself")] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a file says about itself, or change it without touching the tensors."""
+    from lora_studio.console.inspect import print_metadata
+    from lora_studio.lora_file.header import read_header, tensor_hash
+    from lora_studio.metadata.edit import edit, parse_changes
+
+    target = _target(file, out, in_place=in_place, force=force)
+    wanted = parse_changes(tuple(changes or ()))
+    if target is None:
+        if wanted or strip:
+            raise StudioError(
+                "--set and --strip write a file: name it with -o, or change it with --in-place."
+            )
+        header, shown = read_header(file), file
+    else:
+        edit(file, target, wanted, strip=strip)
+        header, shown = read_header(target), target
+    whole = tensor_hash(header.block())
+    if as_json:
+        print_json({"file": str(shown), "metadata": header.metadata, "tensor_hash": whole})
+    else:
+        print_metadata(shown, header.metadata, whole, console, written=target is not None)
+
+
+def _target(file: Path, out: Path | None, *, in_place: bool, force: bool) -> Path | None:
+    """The file to write; None: nothing is written."""
+    if out is not None and in_place:
+        raise StudioError("-o and --in-place are both there; keep one of them.")
+    if out is not None and out.is_dir():
+        raise StudioError(f"{out} is a folder; name the file to write with -o.")
+    if out is not None and out.exists() and out.resolve() == file.resolve():
+        raise StudioError(f"{out} is the file itself; to change that, say --in-place instead of -o.")
+    if out is not None and out.exists() and not force:
+        raise StudioError(f"{out} is there already; take another name, or --force to write over it.")
+    return file if in_place else out
+
+
+def sidecars(
+    run: Annotated[Path, argument("RUN", "the folder of a finished run")],
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write what UIs show beside a LoRA: an image, its facts, and a model card."""
+    from lora_studio.metadata.sidecars import write_sidecars
+
+    written = write_sidecars(run, overwrite=force)
+    if as_json:
+        print_json({"written": [str(path) for path in written]})
+        return
+    for path in written:
+        console.say(f"written      {path}")
+    if not any(path.suffix == ".png" for path in written):
+        console.say("no image: the run kept no previews; set samples.prompts in its recipe")
+
+
+def check_origin(file: Path, places: list[Path], *, provenance: bool, as_json: bool) -> None:
+    """`verify --provenance`: exit 0 if the file was made from what is there, 1 if not."""
+    from lora_studio.console.inspect import print_origin
+    from lora_studio.metadata.provenance_check import check_provenance
+
+    if not provenance:
+        raise StudioError(f"{places[0]} is for --provenance only; verify looks at one file.")
+    origin = check_provenance(file, places)
+    show(origin, print_origin, as_json=as_json)
+    if not origin.proven:
+        raise typer.Exit(1)

@@ -12,6 +12,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.models import ArgumentInfo, OptionInfo
 
 from lora_studio.console import console
+from lora_studio.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from typer._click import Context, Parameter
@@ -83,7 +84,11 @@ def show(report: Reportable, in_words: Callable[..., None], *details: object, as
 
 
 class PlainCommand(TyperCommand):
-    """A command whose help shows what to type; typer's would say <bool> and <list[str]>, too."""
+    """With quiet libraries, and a help that shows what to type; typer's would say <bool> and <list[str]>, too."""
+
+    def invoke(self, ctx: Context) -> Any:
+        quiet_libraries()
+        return super().invoke(ctx)
 
     def get_params(self, ctx: Context) -> list[Parameter]:
         return _without_types(super().get_params(ctx))

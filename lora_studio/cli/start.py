@@ -24,7 +24,7 @@ from lora_studio.cli.options import (
 from lora_studio.console import console, errors
 from lora_studio.errors import RecipeError
 from lora_studio.processes import is_main
-from lora_studio.quiet import paused_until_told, quiet_libraries
+from lora_studio.quiet import paused_until_told
 
 if TYPE_CHECKING:
     from lora_studio.recipe import Recipe
@@ -84,7 +84,6 @@ def plan(
     from lora_studio.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, changes=tuple(changes or ()))
-    quiet_libraries()
     from lora_studio.console.run import RunScreen, print_needs, print_plan
     from lora_studio.training.planning import plan as make
 
@@ -123,7 +122,6 @@ def demo(
 
 
 def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
-    quiet_libraries()
     console.quiet = not is_main()  # of several processes one speaks
     with paused_until_told() as told:
         from lora_studio.console.run import RunScreen, print_finished

@@ -28,8 +28,8 @@ lint: setup
 
 # The pages that are written from the code; a test says when that is due.
 docs: setup
-	$(BIN)/python -m lora_studio.recipe.schema > docs/reference/recipe.md
-	$(BIN)/python -m lora_studio.cli.reference > docs/reference/cli.md
+	$(BIN)/python docs/write_reference.py recipe > docs/reference/recipe.md
+	$(BIN)/python docs/write_reference.py cli > docs/reference/cli.md
 
 setup: $(SETUP_DONE)
 

@@ -84,7 +84,7 @@ def show(report: Reportable, in_words: Callable[..., None], *details: object, as
 
 
 class PlainCommand(TyperCommand):
-    """With quiet libraries, and a help that shows what to type; typer's would say <bool> and <list[str]>, too."""
+    """With quiet libraries, and a help that says what to type; typer's has <bool> and <list[str]>, too."""
 
     def invoke(self, ctx: Context) -> Any:
         quiet_libraries()

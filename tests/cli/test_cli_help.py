@@ -12,9 +12,9 @@ from console import run
 from lora_files import write_random_lora
 from tiny import image_folder, recipe_text
 from typer.testing import CliRunner
+from write_reference import cli_page
 
 from lora_studio import cli
-from lora_studio.cli.reference import reference
 
 ROOT = Path(__file__).parent.parent.parent
 VERBS = [verb.__name__.replace("_", "-") for verbs in cli.GROUPS.values() for verb in verbs]
@@ -78,11 +78,11 @@ def test_the_old_name_of_regularization_images_works_with_a_notice(tmp_path: Pat
 
 def test_the_reference_page_is_fresh() -> None:
     page = ROOT / "docs" / "reference" / "cli.md"
-    assert page.read_text("utf-8") == reference(), f"python -m lora_studio.cli.reference > {page}"
+    assert page.read_text("utf-8") == cli_page(), f"python docs/write_reference.py cli > {page}"
 
 
 def test_the_reference_page_names_every_verb_option_and_default() -> None:
-    page = reference()
+    page = cli_page()
     for verb in [*VERBS, "cache", "cache prune"]:
         section = page.split(f"\n### {verb}\n")[1].split("\n### ")[0]
         options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", help_of(*verb.split())))

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
+from write_reference import recipe_page
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.quantization import QUANTIZERS
 from lora_studio.recipe import FREE, Recipe, options
-from lora_studio.recipe.schema import reference
 from lora_studio.recipe.section import Section
 from lora_studio.registry import Registry
 from lora_studio.training.optimizers import OPTIMIZERS
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 def rows() -> Iterator[Row]:
     """The page's rows, read from its text."""
     table = ""
-    for line in reference().splitlines():
+    for line in recipe_page().splitlines():
         if heading := re.match(r"## (?:`\[+([\w.]+)\]+`|.*)", line):
             table = heading[1] or ""
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -64,7 +64,7 @@ ROWS = list(rows())
 
 
 def test_the_page_is_what_the_models_say() -> None:
-    assert PAGE.read_text("utf-8") == reference(), "run: make docs"
+    assert PAGE.read_text("utf-8") == recipe_page(), "run: make docs"
 
 
 def test_every_option_has_a_row_with_a_description() -> None:

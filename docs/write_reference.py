@@ -1,22 +1,29 @@
-"""The reference of all options, written from the models: `python -m lora_studio.recipe.schema`."""
+"""The pages in docs/reference, from the recipe and the commands: `python docs/write_reference.py recipe`."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from pydantic.fields import FieldInfo
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+from typer.main import get_command
 
+from lora_studio.cli import GROUPS, app
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import names_elsewhere
 from lora_studio.recipe.renamed import RENAMED
 from lora_studio.recipe.section import Section
 
-_HEAD = """# Recipe reference
+if TYPE_CHECKING:
+    from typer._click import Context
+
+_RECIPE_HEAD = """# Recipe reference
 
 <!-- Written by `make docs` from the models in lora_studio/recipe/. Edit those, not this page. -->
 
@@ -32,9 +39,9 @@ _TYPES: dict[Any, str] = {bool: "true or false", int: "integer", float: "number"
 _BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
 
 
-def reference() -> str:
+def recipe_page() -> str:
     """The page docs/reference/recipe.md, in Markdown."""
-    parts = [_HEAD, *_tables(Recipe, ""), _names("Names of earlier versions", _EARLIER, RENAMED)]
+    parts = [_RECIPE_HEAD, *_tables(Recipe, ""), _names("Names of earlier versions", _EARLIER, RENAMED)]
     return "\n".join([*parts, _names("Names of other trainers", _OTHERS, names_elsewhere())])
 
 
@@ -54,7 +61,7 @@ def _tables(section: type[Section], name: str, *, many: bool = False) -> Iterato
     inner = {key: _section_in(field.annotation) for key, field in section.model_fields.items()}
     heading = f"## `[[{name}]]`" if many else f"## `[{name}]`" if name else "## At the top"
     rows = [
-        _row(key, field, resume_safe=section.is_resume_safe(key))
+        _option_row(key, field, resume_safe=section.is_resume_safe(key))
         for key, field in section.model_fields.items()
         if inner[key] is None
     ]
@@ -71,7 +78,7 @@ def _section_in(annotation: Any) -> type[Section] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
-def _row(key: str, field: FieldInfo, *, resume_safe: bool) -> tuple[str, ...]:
+def _option_row(key: str, field: FieldInfo, *, resume_safe: bool) -> tuple[str, ...]:
     kind, limits = _kind(field.annotation)
     limits += _limits(field.metadata, is_list="list" in kind)
     default = (
@@ -127,5 +134,73 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+_CLI_HEAD = """\
+# Command line
+
+`make docs` writes this page from the commands' help.
+
+`lora-studio COMMAND --help` shows the same; `lora-studio --install-completion` lets your shell
+complete commands and options. Exit codes: 0 for success; 1 for an invalid result, such as a file that fails
+verification, a run that diverged or an error of the doctor; 2 for a mistake in the call or the recipe;
+130 after Ctrl-C.
+"""
+
+
+def cli_page() -> str:
+    """The page, Markdown: every visible command in its group, with arguments, options and defaults."""
+    root = get_command(app)
+    assert isinstance(root, TyperGroup)
+    lines = [_CLI_HEAD]
+    for group in GROUPS:
+        lines.append(f"## {group}\n")
+        for name, command in root.commands.items():
+            if isinstance(command, TyperCommand | TyperGroup) and command.rich_help_panel == group:
+                lines.extend(_sections(name, command))
+    return "\n".join(lines)
+
+
+def _sections(name: str, command: TyperCommand | TyperGroup) -> Iterator[str]:
+    """The command's and its subcommands'."""
+    with command.make_context(f"lora-studio {name}", [], resilient_parsing=True) as context:
+        arguments = [one for one in command.params if isinstance(one, TyperArgument)]
+        options = [one for one in command.params if isinstance(one, TyperOption)]
+        usage = " ".join(
+            ["lora-studio", name, *map(_placeholder, arguments), *(["[OPTIONS]"] if options else [])]
+        )
+        yield f"### {name}\n\n```\n{usage}\n```\n\n{command.help}\n"
+        if arguments or options:
+            yield "| argument or option | default | what it is |\n|---|---|---|"
+            yield from (_row(f"`{_placeholder(one)}`", one, context) for one in arguments)
+            yield from (_row(_spelled(one), one, context) for one in options)
+            yield ""
+    if isinstance(command, TyperGroup):
+        for below, one in command.commands.items():
+            if isinstance(one, TyperCommand):
+                yield from _sections(f"{name} {below}", one)
+
+
+def _placeholder(argument: TyperArgument) -> str:
+    """FILE, [FILE] if it can be left out, FILE... if there can be several."""
+    text = f"{argument.metavar or argument.name}{'...' if argument.nargs != 1 else ''}"
+    return text if argument.required else f"[{text}]"
+
+
+def _spelled(option: TyperOption) -> str:
+    """`-o`, `--out FILE`"""
+    *short, long = sorted(option.opts, key=len)
+    value = "" if option.is_flag else f" {option.metavar or option.name.upper()}"
+    return ", ".join(f"`{one}`" for one in [*short, f"{long}{value}"])
+
+
+def _row(title: str, one: TyperArgument | TyperOption, context: Context) -> str:
+    default = "required" if one.required else one.get_default(context)
+    shown = "" if default is None or default is False or default == "" else f"{default}"
+    return f"| {_cell(title)} | {_cell(shown)} | {_cell(one.help or '')} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;") if "`" not in text else text.replace("|", "\\|")
+
+
 if __name__ == "__main__":
-    print(reference(), end="")
+    sys.stdout.write({"recipe": recipe_page, "cli": cli_page}[sys.argv[1]]())

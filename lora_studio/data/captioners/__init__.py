@@ -6,9 +6,11 @@ Two tables: training *reads* captions (CAPTIONERS, `data.captioner` of a recipe)
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import PurePath
 from typing import ClassVar, Protocol
 
 from lora_studio.data.captions.wording import Wording
@@ -17,6 +19,17 @@ from lora_studio.errors import CaptionError
 from lora_studio.registry import Registry
 
 Settings = dict[str, str | int | float]
+OPTION_NAMES = {"thresholds": "--threshold"}  # options whose name on the command line is another
+# What cameras, phones and programs put before a number; it does not say what is in the image.
+_MACHINE = re.compile(
+    r"(img|dsc[nf]?|pxl|mvimg|image|photo|picture|screenshot|whatsapp image|untitled|download|p)"
+    r"[\s_\-]*(?=\d|$)",
+    re.IGNORECASE,
+)
+_COUNTER = re.compile(r"(\(?\d+\)?|copy)", re.IGNORECASE)
+_LONG_NUMBER = re.compile(r"\d{2,}")
+_HASH = re.compile(r"[0-9a-f]{16,}", re.IGNORECASE)
+DEFAULT_TEMPLATE = "a photo of {trigger} {class}"
 
 
 class Captioner(Protocol):
@@ -32,8 +45,8 @@ CAPTIONERS: Registry[Captioner] = Registry(
 CAPTION_WRITERS: Registry[type[CaptionWriter]] = Registry(
     "captioner",
     {
-        "filename": "lora_studio.data.captioners.words:FileName",
-        "template": "lora_studio.data.captioners.words:Template",
+        "filename": "lora_studio.data.captioners:FileName",
+        "template": "lora_studio.data.captioners:Template",
         "blip": "lora_studio.data.captioners.vision_language:Blip",
         "florence": "lora_studio.data.captioners.vision_language:Florence",
         "wd14": "lora_studio.data.captioners.wd14:Wd14",
@@ -102,4 +115,47 @@ class CaptionWriter(ABC):
         """A caption for each image, in their order. Raises CaptionError if it cannot work at all."""
 
 
-OPTION_NAMES = {"thresholds": "--threshold"}  # options whose name on the command line is another
+class FileName(CaptionWriter):
+    """Underscores and hyphens are spaces; numbers that only count go."""
+
+    name: ClassVar[str] = "filename"
+
+    @property
+    def settings(self) -> Settings:
+        return {}
+
+    def describe(self, records: Sequence[Record]) -> list[CaptionResult]:
+        """A fault if the name is a camera's or a hash."""
+        return [words_of_name(record.name) for record in records]
+
+
+def words_of_name(name: str) -> CaptionResult:
+    """What a file's name says: `red_fox-in-snow (2).jpg` is "red fox in snow"."""
+    stem = PurePath(name).stem
+    rest = _MACHINE.sub("", stem, count=1) if _MACHINE.match(stem) else stem
+    words = [word for word in re.split(r"[\s_.\-]+", rest) if word]
+    while words and _COUNTER.fullmatch(words[-1]):
+        words.pop()
+    while words and (_LONG_NUMBER if rest == stem else _COUNTER).fullmatch(words[0]):
+        words.pop(0)  # "01_fox" is the first of many; "3_foxes" are three
+    letters = re.findall(r"[^\W\d]", "".join(words))
+    if not letters or _HASH.fullmatch("".join(words)) or (rest != stem and len(letters) < 3):
+        return CaptionResult(fault="its name does not say what is in it")
+    return CaptionResult(" ".join(words))
+
+
+class Template(CaptionWriter):
+    """A sentence in which `{trigger}` and `{class}` stand for the user's words."""
+
+    name: ClassVar[str] = "template"
+    uses: ClassVar[tuple[str, ...]] = ("template",)
+    batch_size = 64
+
+    @property
+    def settings(self) -> Settings:
+        return {"template": self.options.template or DEFAULT_TEMPLATE}
+
+    def describe(self, records: Sequence[Record]) -> list[CaptionResult]:
+        """The same caption for each. Raises CaptionError if a placeholder is unknown or has no words."""
+        text = self.options.wording.fill(self.options.template or DEFAULT_TEMPLATE)
+        return [CaptionResult(text)] * len(records)

@@ -11,15 +11,18 @@ from typing import Literal
 
 from lora_studio.data.captioners import CaptionResult, CaptionWriter
 from lora_studio.data.captions import (
-    Backup,
     CaptionFile,
+    Ledger,
+    LedgerEntry,
+    Ledgers,
     find_captions,
     read_caption_file,
-    replace_caption,
+    sha256,
 )
-from lora_studio.data.captions.ledger import Ledger, LedgerEntry, Ledgers, sha256
+from lora_studio.data.captions.find_replace import Backup, replace_caption
 from lora_studio.data.manifest import FOLDER_NAME, Manifest, Record
 
+BY_HAND = "by hand"
 # Which captions may be replaced: none, those that a captioner wrote and were not edited since, or any.
 Replace = Literal["nothing", "generated", "all"]
 
@@ -47,14 +50,7 @@ class CaptioningResult:
     backup: Path | None = None  # the folder with what the replaced captions were
 
 
-@dataclass(frozen=True)
-class CaptionJob:
-    record: Record
-    file: CaptionFile
-    ledger: Ledger
-
-
-BY_HAND = "by hand"
+Job = tuple[Record, CaptionFile, Ledger]
 
 
 def write_captions(
@@ -77,21 +73,20 @@ def write_captions(
     backup = Backup(folder)
     for start in range(0, len(jobs), writer.batch_size):
         batch = jobs[start : start + writer.batch_size]
-        results = writer.describe([job.record for job in batch])
+        results = writer.describe([record for record, _, _ in batch])
         for done, (job, result) in enumerate(zip(batch, results, strict=True), start=start + 1):
             after, fault = _caption(job, result, writer, backup, dry_run=dry_run)
-            if fault:
-                outcome.faults.append((job.record.name, fault))
-            else:
-                outcome.written += 1
-            on_image(Captioned(job.record.name, done, len(jobs), job.file.text, after, fault))
+            record, file, _ = job
+            outcome.faults += [(record.name, fault)] if fault else []
+            outcome.written += not fault
+            on_image(Captioned(record.name, done, len(jobs), file.text, after, fault))
         outcome.backup = backup.folder
     return outcome
 
 
 def _jobs(
     records: Sequence[Record], writer: CaptionWriter, replace: Replace, outcome: CaptioningResult
-) -> list[CaptionJob]:
+) -> list[Job]:
     """The images that get a caption; what becomes of the others is counted in `outcome`."""
     ledgers = Ledgers()
     jobs = []
@@ -103,45 +98,34 @@ def _jobs(
             outcome.done_before += 1
         elif file.text and replace != "all" and not (author and replace == "generated"):
             outcome.kept[author.author if author else BY_HAND] += 1
-        elif _has_caption_elsewhere(record) and not file.text and replace != "all":
+        # A list of captions may name the image; the folder's name, the last resort, is none.
+        elif record.caption and record.captioned_by != FOLDER_NAME and not file.text and replace != "all":
             outcome.kept[BY_HAND] += 1
         else:
-            jobs.append(CaptionJob(record, file, ledgers.beside(file.path)))
+            jobs.append((record, file, ledgers.beside(file.path)))
     return jobs
 
 
-def _has_caption_elsewhere(record: Record) -> bool:
-    """Whether a list of captions names the image; the folder's name, the last resort, is none."""
-    return bool(record.caption) and record.captioned_by != FOLDER_NAME
-
-
 def _caption(
-    job: CaptionJob, result: CaptionResult, writer: CaptionWriter, backup: Backup, *, dry_run: bool
+    job: Job, result: CaptionResult, writer: CaptionWriter, backup: Backup, *, dry_run: bool
 ) -> tuple[str, str]:
     """Write one caption; returns it, or why there is none."""
+    record, file, ledger = job
     if result.fault:
         return "", result.fault
     caption = writer.options.wording.apply(result.text)
     if not caption:
         return "", "nothing is left to say" if result.text.strip() else "the captioner said nothing"
-    now = read_caption_file(job.file.path)
-    if now != job.file:  # somebody wrote it while the captioner was looking at images
-        return "", f"{job.file.path.name} was changed meanwhile and is kept"
+    if read_caption_file(file.path) != file:  # somebody wrote it while the captioner was looking at images
+        return "", f"{file.path.name} was changed meanwhile and is kept"
     if not dry_run:
         data = (caption + "\n").encode("utf-8")
-        job.ledger.add(_entry(job.record, job.file.path, writer, data))
-        replace_caption(job.file.path, data, before=job.file.data, backup=backup)
+        ledger.add(_entry(record, file.path, writer, data))
+        replace_caption(file.path, data, before=file.data, backup=backup)
     return caption, ""
 
 
 def _entry(record: Record, path: Path, writer: CaptionWriter, data: bytes) -> LedgerEntry:
-    return LedgerEntry(
-        caption=path.name,
-        image=Path(record.path).name,
-        author=writer.name,
-        settings=writer.settings,
-        wording=writer.options.wording.to_json(),
-        image_sha256=record.sha256,
-        caption_sha256=sha256(data),
-        written_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    wording, now = writer.options.wording.to_json(), datetime.now(UTC).isoformat(timespec="seconds")
+    hashes, image = (record.sha256, sha256(data)), Path(record.path).name
+    return LedgerEntry(path.name, image, writer.name, writer.settings, wording, *hashes, now)

@@ -1,15 +1,19 @@
-"""The caption file of an image: which one it is, what it says, how it was saved, and how it is replaced."""
+"""The caption file of an image: which one it is, what it says, how it was saved, and who wrote it.
+
+Captioners leave one JSON line for each caption that they wrote, in a ledger beside the captions.
+"""
 
 from __future__ import annotations
 
 import codecs
+import hashlib
+import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from lora_studio.data.captions.ledger import Ledgers
 from lora_studio.data.images import (
     CAPTION_SUFFIXES,
     UnreadableFile,
@@ -20,15 +24,11 @@ from lora_studio.data.images import (
 )
 from lora_studio.data.manifest import FOLDER_NAME, Manifest, Record
 from lora_studio.errors import CaptionError, DatasetError, preview_names
-from lora_studio.files import write_atomically
 
 MAX_CAPTION_BYTES = 1_000_000
-
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
+_UTF_16 = ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+LEDGER = ".lora-studio-captions.jsonl"
+Setting = str | int | float
 
 
 @dataclass(frozen=True)
@@ -78,71 +78,16 @@ def read_caption_file(path: Path) -> CaptionFile:
 
 
 def caption_lines(data: bytes) -> tuple[str, ...]:
-    """A caption file's lines that are not empty, without the spaces around them.
-
-    Raises UnicodeDecodeError unless it is UTF-8, or UTF-16 with its mark.
-    """
+    """Lines that are not empty, stripped. UnicodeDecodeError unless UTF-8, or UTF-16 with its mark."""
     return tuple(line.strip() for line in decode_text(data).splitlines() if line.strip())
 
 
 def split_encoding(data: bytes) -> tuple[bytes, str, str]:
     """A file's bytes -> its byte order mark, the name of its encoding, its text with its own line ends."""
-    for mark, encoding in _MARKS:
+    for mark, encoding in ((codecs.BOM_UTF8, "utf-8"), *_UTF_16):
         if data.startswith(mark):
             return mark, encoding, data[len(mark) :].decode(encoding)
     return b"", "utf-8", data.decode("utf-8")
-
-
-BACKUPS = ".lora-studio-backup"
-
-
-class Backup:
-    """A folder of this run's own, made when the first file is kept: `.lora-studio-backup/<time>/`."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
-        self.folder: Path | None = None
-
-    def keep(self, path: Path, data: bytes) -> None:
-        """Write a copy of the caption file, which holds `data`. Raises CaptionError if the disk refuses."""
-        path = path.absolute()
-        inside = path.relative_to(self.root) if path.is_relative_to(self.root) else Path(path.name)
-        try:
-            if self.folder is None:
-                self.folder = _new_folder(self.root / BACKUPS)
-            write_atomically(self.folder / inside, data)
-        except OSError as error:
-            raise CaptionError(
-                f"no copy of {path} could be kept ({error.strerror or error}), so it was not replaced; "
-                "make the folder writable."
-            ) from None
-
-
-def replace_caption(path: Path, data: bytes, *, before: bytes | None, backup: Backup) -> None:
-    """Write `data` into a caption file that held `before`, which is kept unless it was nothing.
-
-    Raises CaptionError if the disk refuses; then the file holds what it held.
-    """
-    if before and before.strip():
-        backup.keep(path, before)
-    try:
-        write_atomically(path, data)
-    except OSError as error:
-        reason = error.strerror or error
-        raise CaptionError(f"{path} cannot be written ({reason}); make the folder writable.") from None
-
-
-def _new_folder(backups: Path) -> Path:
-    """A folder named by the time in UTC; a number follows if two runs share a second."""
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-    for number in range(1, 10_000):
-        folder = backups / (stamp if number == 1 else f"{stamp}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise FileExistsError(f"{backups} is full")
 
 
 def read_captions(manifest: Manifest, *, instance_prompt: str = "") -> Manifest:
@@ -164,10 +109,10 @@ def read_captions(manifest: Manifest, *, instance_prompt: str = "") -> Manifest:
     if faults:
         raise DatasetError(f"caption files cannot be read: {preview_names(faults)}; save them as UTF-8 text.")
     if missing:
-        count = f"{len(missing)} of {len(manifest.used)} images have no caption: {preview_names(missing)}"
         raise DatasetError(
-            f"{count}; write what is in each into a .txt file of the same name, let `lora-studio caption` do "
-            "that, or set data.instance_prompt."
+            f"{len(missing)} of {len(manifest.used)} images have no caption: {preview_names(missing)}; write "
+            "what is in each into a .txt file of the same name, let `lora-studio caption` do that, or set "
+            "data.instance_prompt."
         )
     return Manifest(tuple(records))
 
@@ -181,3 +126,99 @@ def _captioned(record: Record, file: CaptionFile, ledgers: Ledgers, instance_pro
     if record.caption and (record.captioned_by != FOLDER_NAME or not instance_prompt):
         return record
     return replace(record, caption=instance_prompt, captioned_by="instance prompt" if instance_prompt else "")
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """A caption that was written: by whom, how, from which image, and what it was."""
+
+    caption: str  # the file's name
+    image: str  # the file's name
+    author: str  # the captioner's name in its table
+    settings: Mapping[str, Setting]  # what the captioner was told
+    wording: Mapping[str, str]  # trigger, prefix and the like
+    image_sha256: str
+    caption_sha256: str  # of the caption file's bytes; another hash means that somebody edited it since
+    written_at: str  # ISO 8601, UTC
+
+    def same_work(self, other: LedgerEntry) -> bool:
+        """Whether the same captioner with the same settings looked at the same image."""
+        names = ("author", "settings", "wording", "image_sha256")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+
+class Ledger:
+    """The entries of one folder. Only added to; a line cut short by a crash is passed over."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LEDGER
+        try:
+            text = self.path.read_text("utf-8", errors="replace")
+        except FileNotFoundError:
+            text = ""
+        except OSError as error:
+            raise CaptionError(
+                f"{self.path}, which says who wrote the captions, cannot be read "
+                f"({error.strerror or error}); make it readable, or remove it if all captions are yours."
+            ) from None
+        entries = (entry for line in text.splitlines() if (entry := _parse(line)))
+        self._entries = {_key(entry.caption, entry.caption_sha256): entry for entry in entries}
+
+    def author(self, path: Path, data: bytes) -> LedgerEntry | None:
+        """The entry of the captioner that wrote these bytes into the caption file; None: a person did."""
+        return self._entries.get(_key(path.name, sha256(data)))
+
+    def add(self, entry: LedgerEntry) -> None:
+        """Append the entry, before its caption is written: a caption without an entry counts as by hand."""
+        line = (json.dumps(asdict(entry), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        try:
+            with self.path.open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    line = line if file.read(1) == b"\n" else b"\n" + line  # a crash cut the last one short
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            reason = error.strerror or error
+            raise CaptionError(
+                f"{self.path} cannot be written to ({reason}); make the folder writable."
+            ) from None
+        self._entries[_key(entry.caption, entry.caption_sha256)] = entry
+
+
+class Ledgers:
+    """The ledgers of all folders, each read when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._by_folder: dict[Path, Ledger] = {}
+
+    def beside(self, caption: Path) -> Ledger:
+        folder = caption.parent
+        if folder not in self._by_folder:
+            self._by_folder[folder] = Ledger(folder)
+        return self._by_folder[folder]
+
+    def author(self, caption: Path, data: bytes | None) -> LedgerEntry | None:
+        """As `Ledger.author`; None also if there is no file."""
+        return self.beside(caption).author(caption, data) if data else None
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _key(name: str, digest: str) -> tuple[str, str]:
+    return unicodedata.normalize("NFC", name), digest  # file systems differ in how they spell "é"
+
+
+def _parse(line: str) -> LedgerEntry | None:
+    """None for a line that is damaged or of another version."""
+    try:
+        values = {key.replace("picture", "image"): one for key, one in json.loads(line).items()}  # old names
+        entry = LedgerEntry(**{field.name: values[field.name] for field in fields(LedgerEntry)})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    texts = (entry.caption, entry.image, entry.author, entry.image_sha256, entry.caption_sha256)
+    whole = all(isinstance(text, str) for text in texts)
+    return entry if whole and isinstance(entry.settings, dict) and isinstance(entry.wording, dict) else None

@@ -1,23 +1,74 @@
-"""Find and replace over the captions of a folder: looked at first, then written with a backup."""
+"""Caption files replaced: with a copy of what they were, and by find and replace over a folder of them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from lora_studio.data.captions import (
-    Backup,
     CaptionFile,
     caption_lines,
     find_captions,
     read_caption_file,
-    replace_caption,
     split_encoding,
 )
 from lora_studio.data.manifest import Record
 from lora_studio.errors import CaptionError
+from lora_studio.files import write_atomically
+
+BACKUPS = ".lora-studio-backup"
+
+
+class Backup:
+    """A folder of this run's own, made when the first file is kept: `.lora-studio-backup/<time>/`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.folder: Path | None = None
+
+    def keep(self, path: Path, data: bytes) -> None:
+        """Write a copy of the caption file, which holds `data`. Raises CaptionError if the disk refuses."""
+        path = path.absolute()
+        inside = path.relative_to(self.root) if path.is_relative_to(self.root) else Path(path.name)
+        try:
+            if self.folder is None:
+                self.folder = _new_folder(self.root / BACKUPS)
+            write_atomically(self.folder / inside, data)
+        except OSError as error:
+            raise CaptionError(
+                f"no copy of {path} could be kept ({error.strerror or error}), so it was not replaced; "
+                "make the folder writable."
+            ) from None
+
+
+def replace_caption(path: Path, data: bytes, *, before: bytes | None, backup: Backup) -> None:
+    """Write `data` into a caption file that held `before`, which is kept unless it was nothing.
+
+    Raises CaptionError if the disk refuses; then the file holds what it held.
+    """
+    if before and before.strip():
+        backup.keep(path, before)
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CaptionError(f"{path} cannot be written ({reason}); make the folder writable.") from None
+
+
+def _new_folder(backups: Path) -> Path:
+    """A folder named by the time in UTC; a number follows if two runs share a second."""
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    for number in range(1, 10_000):
+        folder = backups / (stamp if number == 1 else f"{stamp}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(f"{backups} is full")
 
 
 @dataclass(frozen=True)
@@ -44,19 +95,24 @@ def find_changes(
     """
     if not find:
         raise CaptionError("--find is empty; say which words are to be found.")
+    changes = []
     try:
         pattern = re.compile(find if regex else re.escape(find))
-        found = [
-            _change(record, file, pattern, replace if regex else lambda match: replace)
-            for record, file in zip(records, find_captions(records), strict=True)
-            if file.text
-        ]
-        return [change for change in found if change]
+        for record, file in zip(records, find_captions(records), strict=True):
+            if not file.text:
+                continue
+            mark, encoding, text = split_encoding(file.data or b"")
+            new, count = pattern.subn(replace if regex else lambda match: replace, text)
+            if count:
+                data, name = mark + new.encode(encoding), PurePosixPath(record.name).with_name(file.path.name)
+                fault = "" if caption_lines(data) else "nothing would be left of it"
+                changes.append(CaptionChange(str(name), file, data, fault))
     except (re.error, IndexError) as error:
         raise CaptionError(
             f"--find {find!r} with --replace {replace!r} is no regular expression ({error}); "
             "leave out --regex to find the words as they are."
         ) from None
+    return changes
 
 
 def apply_changes(
@@ -70,20 +126,8 @@ def apply_changes(
     done = []
     for change in changes:
         if not change.fault and read_caption_file(change.file.path) != change.file:
-            change = CaptionChange(change.name, change.file, change.data, "it was changed meanwhile")
+            change = replace(change, fault="it was changed meanwhile")
         if not change.fault:
             replace_caption(change.file.path, change.data, before=change.file.data, backup=backup)
         done.append(change)
     return done, backup.folder
-
-
-def _change(
-    record: Record, file: CaptionFile, pattern: re.Pattern[str], replace: str | Callable[[re.Match[str]], str]
-) -> CaptionChange | None:
-    mark, encoding, text = split_encoding(file.data or b"")
-    new, count = pattern.subn(replace, text)
-    if not count:
-        return None
-    data = mark + new.encode(encoding)
-    name = str(PurePosixPath(record.name).with_name(file.path.name))
-    return CaptionChange(name, file, data, "" if caption_lines(data) else "nothing would be left of it")

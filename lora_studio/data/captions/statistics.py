@@ -10,8 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from lora_studio.data.captioners.write import BY_HAND
-from lora_studio.data.captions import CaptionFile, find_captions
-from lora_studio.data.captions.ledger import Ledgers
+from lora_studio.data.captions import CaptionFile, Ledgers, find_captions
 from lora_studio.data.captions.trigger import CutCaption, find_cut, num_tokens
 from lora_studio.data.manifest import Record
 

@@ -15,7 +15,7 @@ from PIL import Image
 from lora_studio.data.captioners import WriterOptions
 from lora_studio.data.captioners.endpoint import KEY_VARIABLE, Endpoint, Server
 from lora_studio.data.captioners.write import write_captions
-from lora_studio.data.captions.ledger import LEDGER
+from lora_studio.data.captions import LEDGER
 from lora_studio.data.scan import scan
 from lora_studio.errors import CaptionError
 

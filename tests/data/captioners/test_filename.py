@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.data.captioners.words import words_of
+from lora_studio.data.captioners import words_of_name
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from lora_studio.data.captioners.words import words_of
     ],
 )
 def test_the_words_of_a_name_are_the_caption(name: str, words: str) -> None:
-    assert words_of(name).text == words
+    assert words_of_name(name).text == words
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_the_words_of_a_name_are_the_caption(name: str, words: str) -> None:
     ],
 )
 def test_names_that_a_machine_gave_say_nothing(name: str) -> None:
-    assert words_of(name).text == "" and "does not say" in words_of(name).fault
+    assert words_of_name(name).text == "" and "does not say" in words_of_name(name).fault

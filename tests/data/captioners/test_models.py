@@ -14,7 +14,7 @@ from PIL import Image
 from lora_studio.data.captioners import WriterOptions
 from lora_studio.data.captioners.vision_language import Blip, Florence
 from lora_studio.data.captioners.write import write_captions
-from lora_studio.data.captions.ledger import LEDGER
+from lora_studio.data.captions import LEDGER
 from lora_studio.data.images.decode import load_image
 from lora_studio.data.scan import scan
 from lora_studio.errors import CaptionError

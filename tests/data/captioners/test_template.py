@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.data.captioners import WriterOptions, caption_writer
-from lora_studio.data.captioners.words import Template
+from lora_studio.data.captioners import Template, WriterOptions, caption_writer
 from lora_studio.data.captions.wording import Wording
 from lora_studio.data.scan import scan
 from lora_studio.errors import CaptionError, RecipeError

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.data.captions import BACKUPS, Backup, replace_caption
+from lora_studio.data.captions.find_replace import BACKUPS, Backup, replace_caption
 from lora_studio.errors import CaptionError
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lora_studio.data.captions.ledger import LEDGER, Ledger, LedgerEntry, sha256
+from lora_studio.data.captions import LEDGER, Ledger, LedgerEntry, sha256
 from lora_studio.errors import CaptionError
 
 ENTRY = LedgerEntry(

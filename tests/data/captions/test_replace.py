@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.data.captions import BACKUPS
-from lora_studio.data.captions.find_replace import apply_changes, find_changes
+from lora_studio.data.captions.find_replace import BACKUPS, apply_changes, find_changes
 from lora_studio.data.scan import scan
 from lora_studio.errors import CaptionError
 

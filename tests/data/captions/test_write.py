@@ -11,8 +11,8 @@ import pytest
 
 from lora_studio.data.captioners import CaptionResult, CaptionWriter, WriterOptions
 from lora_studio.data.captioners.write import write_captions
-from lora_studio.data.captions import BACKUPS, read_captions
-from lora_studio.data.captions.ledger import LEDGER
+from lora_studio.data.captions import LEDGER, read_captions
+from lora_studio.data.captions.find_replace import BACKUPS
 from lora_studio.data.captions.wording import Wording
 from lora_studio.data.images.decode import load_image
 from lora_studio.data.manifest import Manifest, Record

@@ -21,11 +21,8 @@ from lora_studio.registry import Registry
 Settings = dict[str, str | int | float]
 OPTION_NAMES = {"thresholds": "--threshold"}  # options whose name on the command line is another
 # What cameras, phones and programs put before a number; it does not say what is in the image.
-_MACHINE = re.compile(
-    r"(img|dsc[nf]?|pxl|mvimg|image|photo|picture|screenshot|whatsapp image|untitled|download|p)"
-    r"[\s_\-]*(?=\d|$)",
-    re.IGNORECASE,
-)
+_WORDS = r"img|dsc[nf]?|pxl|mvimg|image|photo|picture|screenshot|whatsapp image|untitled|download|p"
+_MACHINE = re.compile(rf"({_WORDS})[\s_\-]*(?=\d|$)", re.IGNORECASE)
 _COUNTER = re.compile(r"(\(?\d+\)?|copy)", re.IGNORECASE)
 _LONG_NUMBER = re.compile(r"\d{2,}")
 _HASH = re.compile(r"[0-9a-f]{16,}", re.IGNORECASE)
@@ -38,21 +35,17 @@ class Captioner(Protocol):
     def __call__(self, manifest: Manifest, *, instance_prompt: str = "") -> Manifest: ...
 
 
-CAPTIONERS: Registry[Captioner] = Registry(
-    "captioner", {"sidecar": "lora_studio.data.captions:read_captions"}
-)
-
-CAPTION_WRITERS: Registry[type[CaptionWriter]] = Registry(
-    "captioner",
-    {
-        "filename": "lora_studio.data.captioners:FileName",
-        "template": "lora_studio.data.captioners:Template",
-        "blip": "lora_studio.data.captioners.vision_language:Blip",
-        "florence": "lora_studio.data.captioners.vision_language:Florence",
-        "wd14": "lora_studio.data.captioners.wd14:Wd14",
-        "endpoint": "lora_studio.data.captioners.endpoint:Endpoint",
-    },
-)
+_READERS = {"sidecar": "lora_studio.data.captions:read_captions"}
+_WRITERS = {
+    "filename": f"{__name__}:FileName",
+    "template": f"{__name__}:Template",
+    "blip": f"{__name__}.vision_language:Blip",
+    "florence": f"{__name__}.vision_language:Florence",
+    "wd14": f"{__name__}.wd14:Wd14",
+    "endpoint": f"{__name__}.endpoint:Endpoint",
+}
+CAPTIONERS: Registry[Captioner] = Registry("captioner", _READERS)
+CAPTION_WRITERS: Registry[type[CaptionWriter]] = Registry("captioner", _WRITERS)
 
 
 def caption_writer(name: str) -> type[CaptionWriter]:
@@ -118,7 +111,7 @@ class CaptionWriter(ABC):
 class FileName(CaptionWriter):
     """Underscores and hyphens are spaces; numbers that only count go."""
 
-    name: ClassVar[str] = "filename"
+    name = "filename"
 
     @property
     def settings(self) -> Settings:
@@ -147,8 +140,8 @@ def words_of_name(name: str) -> CaptionResult:
 class Template(CaptionWriter):
     """A sentence in which `{trigger}` and `{class}` stand for the user's words."""
 
-    name: ClassVar[str] = "template"
-    uses: ClassVar[tuple[str, ...]] = ("template",)
+    name = "template"
+    uses = ("template",)
     batch_size = 64
 
     @property

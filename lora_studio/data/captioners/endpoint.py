@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import ipaddress
 import json
@@ -12,12 +11,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
-from typing import ClassVar
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from lora_studio.data.captioners import CaptionResult, CaptionWriter, Settings, WriterOptions
-from lora_studio.data.images.decode import load_image
+from lora_studio.data.images.decode import data_url, load_image
 from lora_studio.data.manifest import Record
 from lora_studio.errors import CaptionError
 
@@ -28,34 +25,35 @@ PROMPT = (
 )
 MAX_SIDE = 1024  # pixels; more costs tokens and is made smaller by most servers
 MAX_TOKENS = 200
+TIMEOUT_SECONDS = 300  # a large model on a slow machine
+MAX_REPLY_BYTES = 1_000_000
+_PATH = "/chat/completions"
+_BUSY = frozenset({408, 429, 500, 502, 503, 504})
+_ABOUT_THE_IMAGE = frozenset({400, 413, 415, 422})
 
 
 class Endpoint(CaptionWriter):
     """Several images at a time, each in a request of its own; the key comes from the environment only."""
 
-    name: ClassVar[str] = "endpoint"
-    uses: ClassVar[tuple[str, ...]] = ("url", "model", "prompt", "max_tokens")
+    name = "endpoint"
+    uses = ("url", "model", "prompt", "max_tokens")
     batch_size = 4
 
     def __init__(self, options: WriterOptions) -> None:
         super().__init__(options)
         if not options.url:
-            raise CaptionError(
-                "the captioner endpoint needs --url, the address of a server that speaks OpenAI's protocol, "
-                "such as http://localhost:8080/v1."
+            address = (
+                "the address of a server that speaks OpenAI's protocol, such as http://localhost:8080/v1"
             )
+            raise CaptionError(f"the captioner endpoint needs --url, {address}.")
         self.server = Server(options.url, os.environ.get(KEY_VARIABLE, ""), key_variable=KEY_VARIABLE)
 
     @property
     def settings(self) -> Settings:
         """Address, model, question and length; never the key."""
-        options = self.options
-        return {
-            "url": self.server.url,
-            "model": options.model,
-            "prompt": options.prompt or PROMPT,
-            "max_tokens": options.max_tokens or MAX_TOKENS,
-        }
+        prompt, max_tokens = self.options.prompt or PROMPT, self.options.max_tokens or MAX_TOKENS
+        named = {"url": self.server.url, "model": self.options.model, "prompt": prompt}
+        return {**named, "max_tokens": max_tokens}
 
     def describe(self, records: Sequence[Record]) -> list[CaptionResult]:
         """A caption for each. Raises CaptionError if the server is not there or does not let us in."""
@@ -69,28 +67,13 @@ class Endpoint(CaptionWriter):
             return CaptionResult(fault=str(reason))
 
     def _request(self, record: Record) -> dict[str, object]:
-        settings = self.settings
-        content = [
-            {"type": "text", "text": settings["prompt"]},
-            {"type": "image_url", "image_url": {"url": data_url(record)}},
-        ]
-        request: dict[str, object] = {
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": settings["max_tokens"],
-            "temperature": 0,
-        }
-        return request | ({"model": settings["model"]} if settings["model"] else {})
-
-
-def data_url(record: Record) -> str:
-    """The image as a JPEG in a data URL, made anew so that no place or camera of the file goes along."""
-    image = load_image(record.path)
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
-    clean = image.copy()
-    clean.info.clear()
-    buffer = BytesIO()
-    clean.save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+        image, settings = load_image(record.path), self.settings
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+        shown = {"type": "image_url", "image_url": {"url": data_url(image, quality=90)}}
+        message = {"role": "user", "content": [{"type": "text", "text": settings["prompt"]}, shown]}
+        limits = {"max_tokens": settings["max_tokens"], "temperature": 0}
+        model = {"model": settings["model"]} if settings["model"] else {}
+        return {"messages": [message], **limits, **model}
 
 
 def _read(data: bytes) -> CaptionResult:
@@ -103,19 +86,11 @@ def _read(data: bytes) -> CaptionResult:
         reason = choice.get("finish_reason")
     except (ValueError, LookupError, TypeError, AttributeError):
         shown = data[:80].decode("utf-8", "replace")
-        raise CaptionError(
-            f"the server does not reply as OpenAI's chat protocol says ({shown!r}); look at --url."
-        ) from None
+        how = f"as OpenAI's chat protocol says ({shown!r})"
+        raise CaptionError(f"the server does not reply {how}; look at --url.") from None
     if reason == "length":
         return CaptionResult(fault="the reply was cut at its longest; give more --max-tokens")
     return CaptionResult(str(text))
-
-
-TIMEOUT_SECONDS = 300  # a large model on a slow machine
-MAX_REPLY_BYTES = 1_000_000
-_PATH = "/chat/completions"
-_BUSY = frozenset({408, 429, 500, 502, 503, 504})
-_ABOUT_THE_IMAGE = frozenset({400, 413, 415, 422})
 
 
 class Refused(Exception):
@@ -138,10 +113,8 @@ class Server:
         self.key, self.key_variable = key, key_variable
         parts = _checked(url)
         if key and parts.scheme == "http" and not _is_near(parts.hostname or ""):
-            raise CaptionError(
-                f"{key_variable} would go unencrypted to {parts.hostname}; use https, or unset the variable "
-                "if the server needs no key."
-            )
+            advice = "use https, or unset the variable if the server needs no key"
+            raise CaptionError(f"{key_variable} would go unencrypted to {parts.hostname}; {advice}.")
         path = parts.path.rstrip("/") or "/v1"
         path = path if path.endswith(_PATH) else path + _PATH
         self.url = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
@@ -159,7 +132,11 @@ class Server:
         for wait in (*self.waits_seconds, None):
             try:
                 with self._opener.open(request, timeout=TIMEOUT_SECONDS) as response:
-                    return _limited(response.read(MAX_REPLY_BYTES + 1))
+                    body: bytes = response.read(MAX_REPLY_BYTES + 1)
+                if len(body) > MAX_REPLY_BYTES:
+                    size = f"more than {MAX_REPLY_BYTES // 1_000_000} MB"
+                    raise CaptionError(f"the server replies with {size}; look at --url.")
+                return body
             except urllib.error.HTTPError as error:
                 with error:
                     if error.code not in _BUSY or wait is None:
@@ -206,11 +183,3 @@ def _is_near(host: str) -> bool:
         return ipaddress.ip_address(host).is_private
     except ValueError:
         return host == "localhost" or host.endswith(".local")
-
-
-def _limited(body: bytes) -> bytes:
-    if len(body) > MAX_REPLY_BYTES:
-        raise CaptionError(
-            f"the server replies with more than {MAX_REPLY_BYTES // 1_000_000} MB; look at --url."
-        )
-    return body

@@ -19,11 +19,10 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-
 # Candidates of the beam search: fewer invented details than greedy decoding, and no randomness.
 BEAMS = 3
-
-
+TASKS = {"short": "<CAPTION>", "detailed": "<DETAILED_CAPTION>"}  # Florence's
+TASKS["paragraph"] = "<MORE_DETAILED_CAPTION>"  # often beyond the 77 tokens of CLIP
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)
 
 
@@ -36,24 +35,19 @@ class VisionLanguageModel(CaptionWriter):
     model_class: ClassVar[str]  # in transformers
     processor_class: ClassVar[str]
     default_model: ClassVar[str]
+    default_prompt: ClassVar[str] = ""
     default_max_tokens: ClassVar[int]
+
+    def __init__(self, options: WriterOptions) -> None:
+        super().__init__(options)
+        self.model = options.model or self.default_model
+        self.prompt = options.prompt or self.default_prompt
+        self.max_tokens = options.max_tokens or self.default_max_tokens
 
     @property
     def settings(self) -> Settings:
         named = {"model": model_name(self.model), "prompt": self.prompt}
         return {**named, "max_tokens": self.max_tokens, "beams": BEAMS}
-
-    @property
-    def model(self) -> str:
-        return self.options.model or self.default_model
-
-    @property
-    def prompt(self) -> str:
-        return self.options.prompt
-
-    @property
-    def max_tokens(self) -> int:
-        return self.options.max_tokens or self.default_max_tokens
 
     @abstractmethod
     def inputs(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
@@ -66,15 +60,13 @@ class VisionLanguageModel(CaptionWriter):
         model, processor = self._loaded
         inputs = self.inputs([load_image(record.path) for record in records])
         weight = next(model.parameters())
-        moved = {
-            name: tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else tensor.dtype)
-            for name, tensor in inputs.items()
-        }
+        for name, tensor in inputs.items():
+            dtype = weight.dtype if tensor.is_floating_point() else tensor.dtype
+            inputs[name] = tensor.to(weight.device, dtype)
+        limits = {"max_new_tokens": self.max_tokens, "num_beams": BEAMS, "do_sample": False}
         try:
             with torch.inference_mode():
-                ids = model.generate(
-                    **moved, max_new_tokens=self.max_tokens, num_beams=BEAMS, do_sample=False
-                )
+                ids = model.generate(**inputs, **limits)
         except torch.OutOfMemoryError:
             raise CaptionError(
                 f"{len(records)} images at a time do not fit into the memory of {weight.device}; "
@@ -93,24 +85,21 @@ class VisionLanguageModel(CaptionWriter):
 
         device = find_device(self.options.device)
         if device is None:
-            raise CaptionError(
-                f"--device {self.options.device!r} is not in this machine; use cpu, or leave it out."
-            )
+            given = f"--device {self.options.device!r}"
+            raise CaptionError(f"{given} is not in this machine; use cpu, or leave it out.")
         self._check_kind()
-        sources = {"pretrained_model_name_or_path": self.model, "trust_remote_code": False}
+        load_processor = getattr(transformers, self.processor_class).from_pretrained
+        load_model = getattr(transformers, self.model_class).from_pretrained
+        options = {"dtype": default_precision(device), "use_safetensors": True, "output_loading_info": True}
         try:
-            processor = getattr(transformers, self.processor_class).from_pretrained(**sources)
-            model, report = getattr(transformers, self.model_class).from_pretrained(
-                self.model, dtype=default_precision(device), use_safetensors=True, output_loading_info=True
-            )
+            processor = load_processor(self.model, trust_remote_code=False)
+            model, report = load_model(self.model, **options)
         except (*_LOAD_ERRORS, SafetensorError) as error:
             raise self._unusable(error) from None
         parameters = {name for name, _ in model.named_parameters()}
         if missing := sorted(parameters & set(report["missing_keys"])):  # they would be random
-            raise CaptionError(
-                f"the model {self.model} lacks {len(missing)} of its weights, such as {missing[0]}; "
-                "download it again."
-            )
+            lacks = f"lacks {len(missing)} of its weights, such as {missing[0]}"
+            raise CaptionError(f"the model {self.model} {lacks}; download it again.")
         model.generation_config.max_length = None  # else transformers warns that max_new_tokens wins
         return model.to(device).eval(), processor
 
@@ -122,16 +111,13 @@ class VisionLanguageModel(CaptionWriter):
             values, _ = PreTrainedConfig.get_config_dict(self.model)
         except (OSError, ValueError) as error:
             raise self._unusable(error) from None
-        found = values.get("model_type")
-        if found != self.model_type:
-            raise CaptionError(
-                f"the model {self.model} is of the kind {found}, and {self.name} needs {self.model_type}, "
-                f"such as {self.default_model}."
-            )
+        if (found := values.get("model_type")) != self.model_type:
+            needed = f"{self.name} needs {self.model_type}, such as {self.default_model}"
+            raise CaptionError(f"the model {self.model} is of the kind {found}, and {needed}.")
         if "auto_map" in values:  # the same name, but another implementation, which comes as code
+            code = "wants to run code of its own, which is never done"
             raise CaptionError(
-                f"the model {self.model} wants to run code of its own, which is never done; "
-                f"use a conversion such as {self.default_model}."
+                f"the model {self.model} {code}; use a conversion such as {self.default_model}."
             )
 
     def _unusable(self, error: Exception) -> CaptionError:
@@ -150,12 +136,10 @@ def model_name(model: str) -> str:
 class Blip(VisionLanguageModel):
     """One sentence; with a prompt it begins with these words."""
 
-    name: ClassVar[str] = "blip"
-    model_type: ClassVar[str] = "blip"
-    model_class: ClassVar[str] = "BlipForConditionalGeneration"
-    processor_class: ClassVar[str] = "BlipProcessor"
-    default_model: ClassVar[str] = "Salesforce/blip-image-captioning-large"
-    default_max_tokens: ClassVar[int] = 50
+    name = model_type = "blip"
+    model_class, processor_class = "BlipForConditionalGeneration", "BlipProcessor"
+    default_model = "Salesforce/blip-image-captioning-large"
+    default_max_tokens = 50
 
     def inputs(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """pixel_values [B, 3, 384, 384] and, with a prompt, its ids [B, L]."""
@@ -163,37 +147,22 @@ class Blip(VisionLanguageModel):
         return dict(self.processor(images=images, return_tensors="pt", **words))
 
 
-TASKS = {
-    "short": "<CAPTION>",
-    "detailed": "<DETAILED_CAPTION>",
-    "paragraph": "<MORE_DETAILED_CAPTION>",  # often beyond the 77 tokens of CLIP
-}
-
-
 class Florence(VisionLanguageModel):
     """The prompt is one of the lengths; the model knows no other questions about a whole image."""
 
-    name: ClassVar[str] = "florence"
-    model_type: ClassVar[str] = "florence2"
-    model_class: ClassVar[str] = "Florence2ForConditionalGeneration"
-    processor_class: ClassVar[str] = "Florence2Processor"
-    default_model: ClassVar[str] = "florence-community/Florence-2-base"  # microsoft's own comes with code
-    default_max_tokens: ClassVar[int] = 256
+    name, model_type = "florence", "florence2"
+    model_class, processor_class = "Florence2ForConditionalGeneration", "Florence2Processor"
+    default_model = "florence-community/Florence-2-base"  # microsoft's own comes with code
+    default_prompt, default_max_tokens = "detailed", 256
 
     def __init__(self, options: WriterOptions) -> None:
         super().__init__(options)
         if self.prompt not in TASKS:
             hint = did_you_mean(self.prompt, list(TASKS)) or ";"
-            raise CaptionError(
-                f"florence does not know --prompt {self.prompt!r}{hint} use one of {', '.join(TASKS)}."
-            )
-
-    @property
-    def prompt(self) -> str:
-        """short, detailed or paragraph."""
-        return self.options.prompt or "detailed"
+            given = f"--prompt {self.prompt!r}{hint}"
+            raise CaptionError(f"florence does not know {given} use one of {', '.join(TASKS)}.")
 
     def inputs(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """pixel_values [B, 3, 768, 768] and the ids of the question [B, L]."""
-        texts = [TASKS[self.prompt]] * len(images)
-        return dict(self.processor(images=images, text=texts, return_tensors="pt"))
+        questions = [TASKS[self.prompt]] * len(images)
+        return dict(self.processor(images=images, text=questions, return_tensors="pt"))

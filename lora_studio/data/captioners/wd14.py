@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Numbers in selected_tags.csv -> names, in the order in which they stand in a caption.
 CATEGORIES = {9: "rating", 4: "character", 3: "copyright", 1: "artist", 0: "general", 5: "meta"}
 THRESHOLDS = {"character": 0.85, "general": 0.35}  # the authors' own; a category without one is left out
+MODEL, TABLE = "model.onnx", "selected_tags.csv"
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Tag:
 class Wd14(CaptionWriter):
     """Tags with commas between, the likeliest first within each category."""
 
-    name: ClassVar[str] = "wd14"
-    uses: ClassVar[tuple[str, ...]] = ("model", "device", "thresholds")
+    name = "wd14"
+    uses = ("model", "device", "thresholds")
     batch_size = 4
     default_model: ClassVar[str] = "SmilingWolf/wd-vit-tagger-v3"
 
@@ -65,10 +66,8 @@ class Wd14(CaptionWriter):
         parts = [pixels[start : start + size] for start in range(0, len(records), size)]
         rows = np.concatenate([session.run(None, {wanted.name: part})[0] for part in parts])
         if rows.shape != (len(records), len(tags)):
-            raise CaptionError(
-                f"the model {self.model} has {rows.shape[-1]} outputs, but its table {len(tags)} tags; "
-                "take both from the same place."
-            )
+            counts = f"{rows.shape[-1]} outputs, but its table {len(tags)} tags"
+            raise CaptionError(f"the model {self.model} has {counts}; take both from the same place.")
         return [CaptionResult(", ".join(chosen_tags(row, tags, self.thresholds))) for row in rows]
 
     @cached_property
@@ -91,9 +90,7 @@ def prepare(image: Image.Image, side: int) -> NDArray[np.float32]:
 def chosen_tags(row: NDArray[np.float32], tags: Sequence[Tag], thresholds: Mapping[str, float]) -> list[str]:
     """The tags at or above the threshold of their category; of the ratings the likeliest alone."""
     chosen = []
-    for category in CATEGORIES.values():
-        if category not in thresholds:
-            continue
+    for category in (one for one in CATEGORIES.values() if one in thresholds):
         found = [(-float(row[i]), i) for i, tag in enumerate(tags) if tag.category == category]
         likely = [tags[i].words for minus, i in sorted(found) if -minus >= thresholds[category]]
         chosen += likely[:1] if category == "rating" else likely
@@ -104,22 +101,16 @@ def read_tags(table: Path) -> list[Tag]:
     """The tags of selected_tags.csv in the order of the outputs. Raises CaptionError if it is none."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            return [
-                Tag(words_of(line["name"]), CATEGORIES.get(int(line["category"]), line["category"]))
-                for line in csv.DictReader(file)
-            ]
+            lines = [(line["name"], line["category"]) for line in csv.DictReader(file)]
+            return [Tag(words_of(name), CATEGORIES.get(int(number), number)) for name, number in lines]
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise CaptionError(
-            f"{table} is no table of tags with name and category ({error}); download the model again."
-        ) from None
+        reason = f"no table of tags with name and category ({error})"
+        raise CaptionError(f"{table} is {reason}; download the model again.") from None
 
 
 def words_of(tag: str) -> str:
     """ "long_hair" -> "long hair"; faces such as "^_^" and "o_o" stay."""
     return tag.replace("_", " ") if re.search(r"[^\W\d_]{2}", tag) else tag
-
-
-MODEL, TABLE = "model.onnx", "selected_tags.csv"
 
 
 def tagger_files(model: str) -> tuple[Path, Path]:
@@ -134,10 +125,8 @@ def tagger_files(model: str) -> tuple[Path, Path]:
     try:
         return Path(hf_hub_download(model, MODEL)), Path(hf_hub_download(model, TABLE))
     except Exception as error:  # of which HTTP library it is depends on the version of the hub's own one
-        raise CaptionError(
-            f"the model {model} cannot be loaded ({reason_of(error)}); "
-            f"give --model a folder with {MODEL} and {TABLE}, or a hub id."
-        ) from None
+        advice = f"give --model a folder with {MODEL} and {TABLE}, or a hub id"
+        raise CaptionError(f"the model {model} cannot be loaded ({reason_of(error)}); {advice}.") from None
 
 
 def open_session(model: Path, device: str) -> Any:
@@ -145,36 +134,30 @@ def open_session(model: Path, device: str) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise CaptionError(
-            "wd14 needs ONNX Runtime; install it with: pip install onnxruntime (or onnxruntime-gpu)."
-        ) from None
-    available = onnxruntime.get_available_providers()
-    providers = [_provider(device, available)] if device else _best(available)
+        command = "pip install onnxruntime (or onnxruntime-gpu)"
+        raise CaptionError(f"wd14 needs ONNX Runtime; install it with: {command}.") from None
+    providers = _providers(device, onnxruntime.get_available_providers())
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors, which are raised anyway
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=providers)
     except Exception as error:  # its errors share no base class
-        raise CaptionError(
-            f"{model} is no ONNX model that can be run ({reason_of(error)[:200]}); download it again."
-        ) from None
+        reason = f"no ONNX model that can be run ({reason_of(error)[:200]})"
+        raise CaptionError(f"{model} is {reason}; download it again.") from None
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or not isinstance(inputs[0].shape[1], int):
         raise CaptionError(f"{model} does not take images as [B, side, side, 3], so it is no WD tagger.")
     return session
 
 
-def _provider(device: str, available: list[str]) -> str | tuple[str, dict[str, int]]:
+def _providers(device: str, available: list[str]) -> list[str | tuple[str, dict[str, int]]]:
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    if not device:  # never the first of all: some builds put providers first that send the work elsewhere
+        return [name for name in (cuda, cpu) if name in available]
     kind, _, number = device.partition(":")
     if kind == "cpu":
-        return "CPUExecutionProvider"
-    if kind == "cuda" and "CUDAExecutionProvider" in available and (not number or number.isdigit()):
-        return "CUDAExecutionProvider", {"device_id": int(number or 0)}
-    raise CaptionError(
-        f"ONNX Runtime cannot use --device {device!r} here; leave it out, or install onnxruntime-gpu."
-    )
-
-
-def _best(available: list[str]) -> list[str]:
-    """Never the first of all: some builds put providers first that send the work elsewhere."""
-    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+        return [cpu]
+    if kind == "cuda" and cuda in available and (not number or number.isdigit()):
+        return [(cuda, {"device_id": int(number or 0)})]
+    advice = "leave it out, or install onnxruntime-gpu"
+    raise CaptionError(f"ONNX Runtime cannot use --device {device!r} here; {advice}.")

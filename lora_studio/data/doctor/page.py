@@ -5,13 +5,11 @@ Names, captions and reasons come from files that anybody may have made: every te
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from functools import cache
 from html import escape
 from importlib.resources import files
-from io import BytesIO
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -21,7 +19,7 @@ from PIL import Image
 from lora_studio.data.buckets import crop_loss
 from lora_studio.data.doctor.finding import SEVERITIES, DoctorReport, Finding, refusals_of_the_disk
 from lora_studio.data.images import UnreadableFile, read_bytes
-from lora_studio.data.images.decode import decode
+from lora_studio.data.images.decode import data_url, decode
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.errors import DatasetError
 from lora_studio.files import write_atomically
@@ -114,8 +112,14 @@ def _advice(text: str) -> str:
 
 def _thumbnail(record: Record, *, with_crop: bool = False) -> str:
     """The image, with what the crop cuts away in shade if asked for; nothing if there is none to show."""
-    if not record.width or not (uri := data_uri(record)):
+    if not record.width:
         return ""
+    try:
+        image = decode(read_bytes(Path(record.path)), background=record.background or "white").image
+    except UnreadableFile:
+        return ""
+    image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
+    uri = data_url(image, quality=72)
     scale = min(_WIDTH / record.width, _HEIGHT / record.height)
     width, height = max(8, round(record.width * scale)), max(8, round(record.height * scale))
     kept = _kept(record) if with_crop else ""
@@ -170,16 +174,3 @@ def _image(record: Record, findings: Sequence[Finding]) -> str:
 
 def _text(text: str) -> str:
     return escape(shown(text), quote=True)
-
-
-def data_uri(record: Record) -> str:
-    """The image as "data:image/jpeg;base64,...", without its metadata; "" if it cannot be shown."""
-    try:
-        image = decode(read_bytes(Path(record.path)), background=record.background or "white").image
-    except UnreadableFile:
-        return ""
-    image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
-    written = BytesIO()
-    # Rebuilt from pixels alone, since an image also carries where and by whom it was taken.
-    Image.frombytes("RGB", image.size, image.tobytes()).save(written, "JPEG", quality=72)
-    return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"

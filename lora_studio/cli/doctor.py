@@ -89,8 +89,7 @@ def env(
 ) -> None:
     """Show device, memory and versions, and try every option with a small training step."""
     from lora_studio.devices import find_device
-    from lora_studio.training.machine.environment import environment
-    from lora_studio.training.machine.self_test import try_all
+    from lora_studio.training.machine.self_test import environment, try_all
 
     chosen = find_device(device)
     if chosen is None:

@@ -23,9 +23,9 @@ from lora_studio.recipe.load import RUN_RECIPE, load_recipe
 from lora_studio.runs import VALIDATION, ReadOnlyRun, Run, run_folder
 from lora_studio.training.events import Listener, ignore_events
 from lora_studio.training.finish import Finished, finish
-from lora_studio.training.loop.checkpoint import load_state
+from lora_studio.training.loop.state import load_state
 from lora_studio.training.loop.watch import PreviewWatch, ValidationWatch, Watch
-from lora_studio.training.machine.memory import is_out_of_memory, out_of_memory
+from lora_studio.training.machine import is_out_of_memory, out_of_memory
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.prepare.data import in_steps, manifest_of
 from lora_studio.training.prepare.resume import BASE, INPUTS

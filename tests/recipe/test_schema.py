@@ -17,8 +17,7 @@ from lora_studio.quantization import QUANTIZERS
 from lora_studio.recipe import FREE, Recipe, options
 from lora_studio.recipe.section import Section
 from lora_studio.registry import Registry
-from lora_studio.training.optimizers import OPTIMIZERS
-from lora_studio.training.optimizers.schedule import SCHEDULES
+from lora_studio.training.optimizers import OPTIMIZERS, SCHEDULES
 from lora_studio.training.tracking import OFFERED
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "recipe.md"

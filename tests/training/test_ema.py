@@ -15,8 +15,7 @@ from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.training.finish import Finished
-from lora_studio.training.loop.checkpoint import ADAPTERS, EMA
-from lora_studio.training.loop.state import Ema, decay_at
+from lora_studio.training.loop.state import ADAPTERS, EMA, Ema, decay_at
 from lora_studio.training.session import train
 
 

@@ -13,7 +13,7 @@ import pytest
 from tiny import image_folder, recipe_text
 
 from lora_studio.runs import Run
-from lora_studio.training.optimizers.schedule import SCHEDULES, factor
+from lora_studio.training.optimizers import SCHEDULES, factor
 
 STEPS = 6
 EVERYTHING = """

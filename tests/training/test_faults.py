@@ -14,7 +14,7 @@ from lora_studio.errors import CheckpointError, TrainingDiverged
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import Event, StepDone, StepSkipped
-from lora_studio.training.loop.checkpoint import load_state, state_files
+from lora_studio.training.loop.state import load_state, state_files
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.session import train
 

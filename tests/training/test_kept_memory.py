@@ -11,7 +11,7 @@ from memory import needs_proc
 PROGRAM = """
 import resource, sys
 import torch
-from lora_studio.training.machine.memory import keep_freed_memory
+from lora_studio.training.machine import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def pages():

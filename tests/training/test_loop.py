@@ -14,7 +14,7 @@ import torch
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import Event, Progress, StepDone, ignore_events
-from lora_studio.training.optimizers.schedule import SCHEDULES, factor
+from lora_studio.training.optimizers import SCHEDULES, factor
 from lora_studio.training.prepare import prepare
 from lora_studio.training.session import Interrupted, train
 

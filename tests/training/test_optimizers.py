@@ -17,8 +17,7 @@ from lora_studio.recipe.training import TrainingConfig
 from lora_studio.rng import generator
 from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
-from lora_studio.training.loop.checkpoint import load_state, state_files
-from lora_studio.training.loop.state import Counters, State
+from lora_studio.training.loop.state import Counters, State, load_state, state_files
 from lora_studio.training.loop.step_result import FIRST_STEPS, GradientWatch
 from lora_studio.training.optimizers import (
     OPTIMIZERS,

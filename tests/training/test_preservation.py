@@ -15,7 +15,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
-from lora_studio.training.loop.base_predictions import with_base_predictions
+from lora_studio.training.loop import with_base_predictions
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.prepare.dataset import read_dataset, shown_captions
 from lora_studio.training.report.captions import caption_warnings

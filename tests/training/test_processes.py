@@ -26,7 +26,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.runs import ReadOnlyRun, Run
 from lora_studio.training.loop.batch_split import all_reduce_gradients, own_passes
-from lora_studio.training.optimizers.schedule import SCHEDULES, factor
+from lora_studio.training.optimizers import SCHEDULES, factor
 from lora_studio.training.prepare.dataset import read_dataset
 from lora_studio.training.report import processes_section
 

@@ -13,7 +13,7 @@ from lora_studio.errors import TrainingDiverged
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import Event, StepDone, StepSkipped
-from lora_studio.training.loop.checkpoint import state_files
+from lora_studio.training.loop.state import state_files
 from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.prepare import Session, prepare
 

@@ -13,7 +13,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import Event, Note
 from lora_studio.training.finish import Finished
-from lora_studio.training.optimizers.schedule import SCHEDULES
+from lora_studio.training.optimizers import SCHEDULES
 from lora_studio.training.prepare.resume import allowed_changes
 from lora_studio.training.session import to_toml, train
 

@@ -16,15 +16,14 @@ from tiny import SD15_LAYERS
 
 from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions
-from lora_studio.evaluate.previews import render
+from lora_studio.evaluate import render
 from lora_studio.families.loading import load_base
 from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.metadata.provenance_check import check_provenance
 from lora_studio.recipe.load import load_recipe
 from lora_studio.recipe.output import SamplesConfig
 from lora_studio.training.finish import Finished
-from lora_studio.training.loop.checkpoint import load_state
-from lora_studio.training.loop.state import State
+from lora_studio.training.loop.state import State, load_state
 
 
 def test_the_run_folder_holds_everything(finished: Finished) -> None:

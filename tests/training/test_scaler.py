@@ -15,7 +15,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import Event, StepSkipped
 from lora_studio.training.finish import Finished
-from lora_studio.training.loop.checkpoint import load_state, state_files
+from lora_studio.training.loop.state import load_state, state_files
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.session import train
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe.training import TrainingConfig
-from lora_studio.training.optimizers.schedule import factor, make_schedule
+from lora_studio.training.optimizers import factor, make_schedule
 from lora_studio.training.prepare.checks import schedule_faults
 
 STEPS, WARMUP = 50, 10

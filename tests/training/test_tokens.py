@@ -28,7 +28,7 @@ from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.finish.verified import job_of, probe, refuse_mismatch, verify_written, write_own
-from lora_studio.training.loop.checkpoint import load_state
+from lora_studio.training.loop.state import load_state
 from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.prepare import prepare
 from lora_studio.training.report.adapters import adapter_notes

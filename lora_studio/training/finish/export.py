@@ -28,8 +28,7 @@ from lora_studio.training.finish.verified import (
     refuse_mismatch,
     verify_written,
 )
-from lora_studio.training.loop.checkpoint import load_state
-from lora_studio.training.loop.state import State
+from lora_studio.training.loop.state import State, load_state
 from lora_studio.training.prepare.checks import check_recipe
 from lora_studio.training.prepare.data import batches_of, manifest_of
 from lora_studio.training.prepare.loop import make_state

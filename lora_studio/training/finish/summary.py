@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lora_studio.evaluate.validation import validation_summary
+from lora_studio.evaluate import validation_summary
 from lora_studio.files import digest_of, size_of
 from lora_studio.metadata.provenance import provenance_keys
 from lora_studio.metadata.write import TrainingFacts, caption_table, trigger_table

@@ -10,10 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.data.batches import Batch
 from lora_studio.data.feed import Feed
 from lora_studio.families.base import ModelFamily
@@ -23,13 +25,12 @@ from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe.training import TrainingConfig
 from lora_studio.rng import generator
 from lora_studio.training.events import Listener
-from lora_studio.training.loop.base_predictions import with_base_predictions
 from lora_studio.training.loop.batch_split import BatchSplit, all_reduce_gradients
 from lora_studio.training.loop.state import State
 from lora_studio.training.loop.step_result import AsyncScalars, GradientWatch, PendingStep, StepReporter
 from lora_studio.training.loop.watch import interruptible
 from lora_studio.training.machine import Machine
-from lora_studio.training.optimizers.schedule import factor, make_schedule
+from lora_studio.training.optimizers import factor, make_schedule
 
 
 @dataclass
@@ -170,3 +171,43 @@ class Loop:
         """Everything a micro-batch needs memory and time for, with nothing changed by it."""
         self.split.within_memory(lambda: self.forward_backward(batch, generator("timing"), None))
         self.state.optimizer.zero_grad()
+
+
+class Targets(NamedTuple):
+    """What the denoiser should predict, each [B, C, H, W]."""
+
+    learned: Tensor  # the objective's targets; in the preserved rows the base's predictions
+    outside: Tensor  # the base's predictions in the masked rows, too: what counts outside of their masks
+
+
+@torch.no_grad()
+def with_base_predictions(
+    noisy: NoisyBatch, batch: Batch, family: ModelFamily, adapters: AdapterSet
+) -> Targets:
+    """The targets of a batch; one pass of the frozen base serves preserved and masked rows alike."""
+    preserved = batch.preserved.tolist()
+    wanted = sorted({*preserved, *batch.masked})
+    if not wanted:
+        return Targets(noisy.target, noisy.target)
+    rows = _indices(wanted, family.device)
+    with adapters.disabled():
+        if batch.conditioning is None:
+            captions = [batch.captions[row] for row in wanted]
+            conditioning = family.encode_text(captions, like=batch.like or batch.captions)
+        else:
+            conditioning = {name: tensor[rows] for name, tensor in batch.conditioning.items()}
+        prediction = family.denoise(
+            noisy.latents[rows], noisy.timestep[rows], conditioning, batch.geometry[rows]
+        ).to(noisy.target.dtype)
+    outside = noisy.target.index_copy(0, rows, prediction)
+    if preserved == wanted:
+        return Targets(outside, outside)
+    of_preserved = prediction.index_select(
+        0, _indices([wanted.index(row) for row in preserved], family.device)
+    )
+    learned = noisy.target.index_copy(0, _indices(preserved, family.device), of_preserved)
+    return Targets(learned, outside)
+
+
+def _indices(rows: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from lora_studio.processes import Processes, part_of
 from lora_studio.training.events import Listener, MemoryRanOut
 from lora_studio.training.loop.state import State
-from lora_studio.training.machine import Machine
-from lora_studio.training.machine.memory import out_of_memory, within_memory
+from lora_studio.training.machine import Machine, out_of_memory, within_memory
 
 T = TypeVar("T")
 

@@ -1,12 +1,18 @@
-"""Which options work on this machine: each by a training step on a tiny denoiser, never by import alone."""
+"""What this machine is and which options work on it: each is tried in a training step, not only imported."""
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +25,7 @@ from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.recipe.training import MachineConfig
 from lora_studio.rng import generator
 from lora_studio.training.machine import Machine
+from lora_studio.version import __version__
 
 PLAIN = MachineConfig(tf32=False)
 HALF, EIGHT_BITS, FOUR_BITS = 0.05, 0.1, 0.4  # how far a prediction may be from float32's, of its size
@@ -169,3 +176,55 @@ def try_all(
         found.append(try_option(option, device))
         on_outcome(found[-1])
     return found
+
+
+PACKAGES = (
+    *("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "tokenizers"),
+    *("huggingface_hub", "numpy", "pillow", "pydantic", "bitsandbytes", "torchao", "xformers", "triton"),
+)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Facts for a report, plain enough for JSON; what is not there is None."""
+    return {
+        "device": str(device),
+        "name": _name(device),
+        "driver": _driver() if device.type == "cuda" else None,
+        "cuda": torch.version.cuda,
+        "memory_bytes": _device_memory(device),
+        "main_memory_bytes": psutil.virtual_memory().total,
+        "cpus": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {"lora-studio": __version__} | {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    """The GPU driver's version, from its own tool."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.splitlines()[0].strip() if said.strip() else None
+
+
+def _device_memory(device: torch.device) -> dict[str, int] | None:
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return {"free": free, "total": total}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

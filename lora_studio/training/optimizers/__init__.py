@@ -1,15 +1,19 @@
-"""Optimizers by name. All get (groups, weight_decay=...) with a learning rate in each group, and options.
+"""Optimizers and learning-rate schedules by name.
 
-The groups become the optimizer's own: `make_optimizer` hands it copies. A new one needs a function here, with
-what it `needs` of a recipe, and a line in the table.
+Optimizers get (groups, weight_decay=...) with a learning rate in each group, and options. The groups become
+the optimizer's own: `make_optimizer` hands it copies. A new one needs a function here, with what it `needs`
+of a recipe, and a line in the table.
 """
 
 from __future__ import annotations
 
+import inspect
 import io
+import math
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -219,3 +223,51 @@ def schedule_free(
     from schedulefree import AdamWScheduleFree
 
     return AdamWScheduleFree(groups, weight_decay=weight_decay, betas=betas, eps=eps, r=r)
+
+
+Schedule = Callable[[float], float]
+"""Share of the way done after the warm-up, 0..1 -> factor on the learning rate."""
+
+
+def cosine(done: float, *, floor: float = 0.1) -> float:
+    """From 1 down to the floor along half a cosine."""
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def linear(done: float, *, floor: float = 0.0) -> float:
+    """From 1 straight down to the floor."""
+    return floor + (1 - floor) * (1 - done)
+
+
+def constant(done: float) -> float:
+    """Always 1."""
+    return 1.0
+
+
+SCHEDULES: Registry[Schedule] = Registry(
+    "schedule",
+    {name: f"lora_studio.training.optimizers:{name}" for name in ("cosine", "linear", "constant")},
+)
+
+
+def make_schedule(name: str, floor: float | None) -> Schedule:
+    """The schedule of this name, ending at `floor` or, if that is None, where it always does.
+
+    Raises RecipeError for an unknown name, and for a floor of a schedule that never falls.
+    """
+    schedule = SCHEDULES[name]
+    if floor is None:
+        return schedule
+    if "floor" not in inspect.signature(schedule).parameters:
+        raise RecipeError(
+            f"training.lr_schedule_floor is {floor:g}, but the schedule {name!r} does not fall; leave it "
+            'out, or set training.lr_schedule = "cosine" or "linear".'
+        )
+    return partial(schedule, floor=floor)  # type: ignore[call-arg]
+
+
+def factor(schedule: Schedule, step: int, *, steps: int, warmup_steps: int) -> float:
+    """The factor for step 1..steps: a linear warm-up, then the schedule, which ends at the last step."""
+    if step <= warmup_steps:
+        return step / warmup_steps
+    return schedule((step - warmup_steps) / max(1, steps - warmup_steps))

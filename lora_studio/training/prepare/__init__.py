@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lora_studio.data.conditioning import CaptionSet
 from lora_studio.data.doctor.finding import DoctorReport
-from lora_studio.evaluate.validation import Validation
+from lora_studio.evaluate import Validation
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
 from lora_studio.runs import Run

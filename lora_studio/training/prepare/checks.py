@@ -21,8 +21,8 @@ from lora_studio.recipe.training import TrainingConfig
 from lora_studio.runs import Run
 from lora_studio.training.machine import Machine, machine_of
 from lora_studio.training.machine.self_test import machine_faults
+from lora_studio.training.optimizers import make_schedule
 from lora_studio.training.optimizers.choose import least_rate, optimizer_faults, trial_faults
-from lora_studio.training.optimizers.schedule import make_schedule
 from lora_studio.training.prepare.adapters import AdapterPlan, has_convolutions, plan_adapters
 from lora_studio.training.prepare.base_model import base_of
 from lora_studio.training.prepare.resume import (

@@ -11,14 +11,13 @@ from lora_studio.data.cache.latents import Latent
 from lora_studio.data.conditioning import ConditioningCache
 from lora_studio.data.feed import Feed, geometry
 from lora_studio.data.manifest import Record
-from lora_studio.evaluate.validation import Validation, ValidationImage, best_step
+from lora_studio.evaluate import Validation, ValidationImage, best_step
 from lora_studio.objectives.diffusion import ObjectiveOptions
 from lora_studio.recipe import Recipe
 from lora_studio.runs import VALIDATION
 from lora_studio.training.events import Note
 from lora_studio.training.loop import Loop
-from lora_studio.training.loop.checkpoint import state_files
-from lora_studio.training.loop.state import Ema, State
+from lora_studio.training.loop.state import Ema, State, state_files
 from lora_studio.training.machine import Machine
 from lora_studio.training.optimizers.choose import make_optimizer, parameter_groups
 from lora_studio.training.prepare.adapters import AdapterPlan

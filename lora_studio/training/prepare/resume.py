@@ -18,7 +18,7 @@ from lora_studio.recipe.adapter import Stopping
 from lora_studio.recipe.load import load_run_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import Listener, Note
-from lora_studio.training.optimizers.schedule import factor, make_schedule
+from lora_studio.training.optimizers import factor, make_schedule
 
 STEPS = "training.steps"
 INPUTS = "inputs.json"  # sha256 of the LoRA files and the denoiser that the run was made from

@@ -108,7 +108,7 @@ def regularization_images(
     from lora_studio.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, changes=tuple(changes or ()))
-    from lora_studio.console.run import RunScreen
+    from lora_studio.console import RunScreen
     from lora_studio.training.prepare.regularization_images import draw_ahead
 
     console.say("reading the base model and the images")

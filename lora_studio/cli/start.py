@@ -84,7 +84,7 @@ def plan(
     from lora_studio.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, changes=tuple(changes or ()))
-    from lora_studio.console.run import RunScreen, print_needs, print_plan
+    from lora_studio.console import RunScreen, print_needs, print_plan
     from lora_studio.training.planning import plan as make
 
     with RunScreen(errors) as screen:
@@ -124,7 +124,7 @@ def demo(
 def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
     console.quiet = not is_main()  # of several processes one speaks
     with paused_until_told() as told:
-        from lora_studio.console.run import RunScreen, print_finished
+        from lora_studio.console import RunScreen, print_finished
         from lora_studio.runs import run_folder
         from lora_studio.training.session import Interrupted
         from lora_studio.training.session import train as run

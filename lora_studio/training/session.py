@@ -29,8 +29,7 @@ from lora_studio.training.machine import is_out_of_memory, out_of_memory
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.prepare.data import in_steps, manifest_of
 from lora_studio.training.prepare.resume import BASE, INPUTS
-from lora_studio.training.report import describe
-from lora_studio.training.report.timing import time_everything
+from lora_studio.training.report import describe, time_everything
 from lora_studio.training.tracking import Tracking
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import lora_studio
-from lora_studio.console import Bars, Screen
-from lora_studio.console.run import print_plan
+from lora_studio.console import Bars, Screen, print_plan
 from lora_studio.text import Section
 from lora_studio.training.events import TrainingPlan
 

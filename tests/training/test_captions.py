@@ -25,8 +25,7 @@ from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.loop import with_base_predictions
 from lora_studio.training.prepare import Session, prepare
-from lora_studio.training.report import describe
-from lora_studio.training.report.timing import Timing
+from lora_studio.training.report import Timing, describe
 from lora_studio.training.session import train
 
 CAPTIONS = {

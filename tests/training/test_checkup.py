@@ -17,8 +17,7 @@ from lora_studio.runs import Run
 from lora_studio.training.events import Progress
 from lora_studio.training.prepare import prepare
 from lora_studio.training.prepare.dataset import examine_recipe
-from lora_studio.training.report import describe
-from lora_studio.training.report.timing import Timing
+from lora_studio.training.report import Timing, describe
 
 
 def test_errors_stand_in_the_plan_and_stop_nothing(tmp_path: Path, tiny_base: Path) -> None:

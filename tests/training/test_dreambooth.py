@@ -26,8 +26,7 @@ from lora_studio.rng import generator
 from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.prepare import Session, prepare
-from lora_studio.training.report import describe
-from lora_studio.training.report.timing import Timing
+from lora_studio.training.report import Timing, describe
 
 LAMBDA, OUTSIDE, DELTA = 0.5, 0.7, 0.3
 OPTIONS = (

@@ -18,7 +18,7 @@ from lora_studio.training.events import Event, MemoryRanOut
 from lora_studio.training.finish import Finished
 from lora_studio.training.machine import is_out_of_memory, within_memory
 from lora_studio.training.prepare import prepare
-from lora_studio.training.report.timing import time_a_step
+from lora_studio.training.report import time_a_step
 from lora_studio.training.session import train
 
 

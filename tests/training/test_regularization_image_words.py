@@ -15,8 +15,7 @@ from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.prepare.regularization_images import draw_ahead
-from lora_studio.training.report import describe
-from lora_studio.training.report.timing import Timing
+from lora_studio.training.report import Timing, describe
 
 DRAWN = (
     "data.regularization_images.count=20",

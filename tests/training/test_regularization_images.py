@@ -24,8 +24,7 @@ from lora_studio.training.events import Event, Progress, ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.prepare.regularization_images import draw_ahead
-from lora_studio.training.report import describe
-from lora_studio.training.report.timing import Timing
+from lora_studio.training.report import Timing, describe
 from lora_studio.training.session import to_toml, train
 
 DRAWN = (

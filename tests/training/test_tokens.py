@@ -16,8 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import image_folder, recipe_text
 
-from lora_studio.console import Screen
-from lora_studio.console.run import print_finished
+from lora_studio.console import Screen, print_finished
 from lora_studio.errors import ExportMismatch, RecipeError
 from lora_studio.export.embedding import check_embeddings
 from lora_studio.recipe import Recipe

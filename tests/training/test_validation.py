@@ -22,8 +22,7 @@ from lora_studio.training.events import Event, ValidationMeasured, ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.loop.watch import PreviewWatch, ValidationWatch
 from lora_studio.training.prepare import Session, prepare
-from lora_studio.training.report import describe
-from lora_studio.training.report.timing import Timing
+from lora_studio.training.report import Timing, describe
 from lora_studio.training.session import train
 
 SOURCES = """

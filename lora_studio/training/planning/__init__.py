@@ -18,8 +18,7 @@ from lora_studio.training.events import Event, Listener, Progress, TrainingPlan,
 from lora_studio.training.planning.advice import Advice, advice_rows, advise
 from lora_studio.training.planning.memory import Disk, Memory, measure_disk, measure_memory
 from lora_studio.training.prepare import prepare
-from lora_studio.training.report import describe
-from lora_studio.training.report.timing import Timing, time_everything
+from lora_studio.training.report import Timing, describe, time_everything
 
 GIB = 2**30
 

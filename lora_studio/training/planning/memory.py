@@ -20,7 +20,7 @@ from lora_studio.lora_file.write import DTYPES
 from lora_studio.text import Rows, memory_size
 from lora_studio.training.optimizers.choose import optimizer_bytes
 from lora_studio.training.prepare import Session
-from lora_studio.training.report.timing import Timing
+from lora_studio.training.report import Timing
 
 HEADER_BYTES = 3 * 140  # of a layer in a LoRA file: names and shapes of its three tensors
 USABLE = 0.95  # of the room: allocators leave gaps, and a device that is full gets slow before it refuses

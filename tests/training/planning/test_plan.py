@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import CLIPTextModel
 
-from lora_studio.console import Screen
-from lora_studio.console.run import print_needs, print_plan
+from lora_studio.console import Screen, print_needs, print_plan
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import ReadOnlyRun, Run
 from lora_studio.training.events import ignore_events
@@ -26,8 +25,7 @@ from lora_studio.training.planning import GIB, RunPlan, plan
 from lora_studio.training.planning.advice import Advice, advise, together
 from lora_studio.training.planning.memory import Memory
 from lora_studio.training.prepare import Session, prepare
-from lora_studio.training.report import describe
-from lora_studio.training.report.timing import counts, time_everything
+from lora_studio.training.report import counts, describe, time_everything
 
 MORE = """
 [validation]

@@ -24,15 +24,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from lora_studio.pocket import stages
 from lora_studio.pocket.scenes import NATIVE, Scene, draw, held_out_scenes, training_scene, wording
-from lora_studio.pocket.stages import (
-    StageConfig,
-    Trainee,
-    configuration,
-    images_to_tensor,
-    rank_and_size,
-    train,
-)
 
 BATCH = 96
 TOKENS = 32
@@ -97,7 +90,7 @@ class ClipPair(nn.Module):
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         vocabulary = tokenizer.get_vocab()
-        start, end, size = vocabulary[START], vocabulary[END], configuration("clip")
+        start, end, size = vocabulary[START], vocabulary[END], stages.configuration("clip")
         size_of_text = size | {"vocab_size": len(vocabulary), "max_position_embeddings": TOKENS}
         text = CLIPTextConfig(bos_token_id=start, eos_token_id=end, pad_token_id=end, **size_of_text)
         vision = CLIPVisionConfig(image_size=NATIVE, patch_size=8, **size)
@@ -128,7 +121,7 @@ def retrieval(pair: ClipPair, tokenizer: CLIPTokenizer, scenes: list[Scene]) -> 
     """
     captions, device = [scene.caption() for scene in scenes], pair.log_scale.device
     text = pair.embed_text(token_ids(tokenizer, captions).to(device))
-    images = pair.embed_images(images_to_tensor([draw(s, NATIVE, NATIVE) for s in scenes]).to(device))
+    images = pair.embed_images(stages.images_to_tensor([draw(s, NATIVE, NATIVE) for s in scenes]).to(device))
     scores = text @ images.T
     found = [captions[i] == captions[j] for i, j in enumerate(scores.argmax(1).tolist())]
     named = [captions[i] == captions[j] for i, j in enumerate(scores.argmax(0).tolist())]
@@ -145,18 +138,18 @@ def load_pair(folder: Path) -> tuple[ClipPair, CLIPTokenizer]:
 
 def build_clip(folder: Path, steps: int, device: torch.device) -> None:
     torch.manual_seed(2)
-    rank, size = rank_and_size()
+    rank, size = stages.rank_and_size()
     tokenizer = new_tokenizer(folder / f"tokenizer_{rank}" if rank else folder / "tokenizer")
     pair, held = ClipPair(tokenizer).to(device), held_out_scenes(200)
-    config = StageConfig("clip", steps, 1e-3, warmup_steps=100, decay_share=0.5, average_decay=0.99)
-    trainee = Trainee(pair, config, folder)
+    config = stages.StageConfig("clip", steps, 1e-3, warmup_steps=100, decay_share=0.5, average_decay=0.99)
+    trainee = stages.Trainee(pair, config, folder)
 
     def loss_at(step: int) -> Tensor:
         first = 10**7 + (step * size + rank) * BATCH
         scenes = [training_scene(first + i) for i in range(BATCH)]
         rng = random.Random(first)
         ids = token_ids(tokenizer, [wording(scene, rng) for scene in scenes]).to(device)
-        pixels = images_to_tensor([draw(scene, NATIVE, NATIVE) for scene in scenes]).to(device)
+        pixels = stages.images_to_tensor([draw(scene, NATIVE, NATIVE) for scene in scenes]).to(device)
         scores = pair.log_scale.exp().clamp(max=100) * pair.embed_text(ids) @ pair.embed_images(pixels).T
         target = torch.arange(BATCH, device=device)
         return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
@@ -165,6 +158,6 @@ def build_clip(folder: Path, steps: int, device: torch.device) -> None:
         found = retrieval(pair, tokenizer, held)
         print("clip retrieval among 200 held-out (text->image, image->text)", found, flush=True)
 
-    if train(trainee, loss_at, look=look, look_every=200):
+    if stages.train(trainee, loss_at, look=look, look_every=200):
         state = {name: t.detach().cpu().contiguous() for name, t in pair.state_dict().items()}
         save_file(state, folder / "pair.safetensors")

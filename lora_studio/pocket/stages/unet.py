@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_studio.objectives.diffusion import Diffusion
+from lora_studio.pocket import stages
 from lora_studio.pocket.scenes import (
     BUCKETS,
     Scene,
@@ -20,15 +21,6 @@ from lora_studio.pocket.scenes import (
     held_out_scenes,
     training_scene,
     wording,
-)
-from lora_studio.pocket.stages import (
-    StageConfig,
-    Trainee,
-    configuration,
-    images_to_tensor,
-    rank_and_size,
-    tensor_to_images,
-    train,
 )
 from lora_studio.pocket.stages.clip import load_pair, token_ids
 
@@ -44,11 +36,11 @@ OBJECT_WEIGHT = 4.0
 
 def new_unet() -> UNet2DConditionModel:
     """Untrained."""
-    return UNet2DConditionModel(**configuration("unet"))
+    return UNet2DConditionModel(**stages.configuration("unet"))
 
 
 def new_scheduler() -> DDIMScheduler:
-    return DDIMScheduler(**configuration("scheduler"))
+    return DDIMScheduler(**stages.configuration("scheduler"))
 
 
 @torch.inference_mode()
@@ -62,7 +54,7 @@ def encode_world(work: Path, device: torch.device) -> None:
     for group in range(GROUPS_OF_64):
         size = BUCKETS[group % len(BUCKETS)]
         images = [draw(training_scene(group * BATCH + i), *size) for i in range(BATCH)]
-        latents = vae.encode(images_to_tensor(images).to(device)).latent_dist.mean
+        latents = vae.encode(stages.images_to_tensor(images).to(device)).latent_dist.mean
         groups[f"{group:05}"] = (latents * vae.config.scaling_factor).half().cpu().contiguous()
         if group % 40 == 0:
             print("encoding", group, "of", GROUPS_OF_64, flush=True)
@@ -157,7 +149,7 @@ def sample(
 def build_unet(work: Path, steps: int, device: torch.device) -> None:
     """Train the UNet against the finished VAE and text encoder of `work`."""
     torch.manual_seed(3)
-    rank, size = rank_and_size()
+    rank, size = stages.rank_and_size()
     folder = work / "unet"
     vae = load_vae(work, device)
     pair, tokenizer = load_pair(work / "clip")
@@ -169,8 +161,8 @@ def build_unet(work: Path, steps: int, device: torch.device) -> None:
     world = World(latents, seed=3, steps=steps, easy_share=0.0 if adopted else LARGE_ONLY_SHARE)
     unet = UNet2DConditionModel.from_pretrained(start) if adopted else new_unet()
     unet = unet.to(device, memory_format=torch.channels_last)
-    config = StageConfig("unet", steps, 1.5e-3, warmup_steps=200, decay_share=0.5 if adopted else 0.2)
-    trainee = Trainee(unet, config, folder)
+    config = stages.StageConfig("unet", steps, 1.5e-3, warmup_steps=200, decay_share=0.5 if adopted else 0.2)
+    trainee = stages.Trainee(unet, config, folder)
     alphas = new_scheduler().alphas_cumprod
 
     def text_of(captions: list[str]) -> Tensor:
@@ -189,11 +181,11 @@ def build_unet(work: Path, steps: int, device: torch.device) -> None:
     prompts = [scene.caption() for scene in held_out_scenes(16)]
     print("previews:", *prompts, sep="\n  ", flush=True)
     look = partial(_look, trainee, vae, text_of(prompts), text_of([""]))
-    if train(trainee, loss_at, look=look, look_every=400):
+    if stages.train(trainee, loss_at, look=look, look_every=400):
         unet.to(memory_format=torch.contiguous_format).save_pretrained(folder / "done")
 
 
-def _look(trainee: Trainee, vae: AutoencoderKL, text: Tensor, empty: Tensor) -> None:
+def _look(trainee: stages.Trainee, vae: AutoencoderKL, text: Tensor, empty: Tensor) -> None:
     """Images of held-out prompts with the averaged weights, to `look.png`."""
     unet = trainee.module
     kept = {name: p.detach().clone() for name, p in trainee.parameters.items()}
@@ -203,5 +195,5 @@ def _look(trainee: Trainee, vae: AutoencoderKL, text: Tensor, empty: Tensor) -> 
         for name, parameter in trainee.parameters.items():
             parameter.copy_(kept[name])
         pixels = vae.decode(latents / vae.config.scaling_factor).sample
-    sheet = contact_sheet([image.resize((128, 128)) for image in tensor_to_images(pixels)], 8)
+    sheet = contact_sheet([image.resize((128, 128)) for image in stages.tensor_to_images(pixels)], 8)
     sheet.save(trainee.folder / f"look_{trainee.step:06}.png")

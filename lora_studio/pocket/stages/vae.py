@@ -14,16 +14,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from lora_studio.pocket import stages
 from lora_studio.pocket.scenes import NATIVE, contact_sheet, draw, held_out_scenes, image_for_vae
-from lora_studio.pocket.stages import (
-    StageConfig,
-    Trainee,
-    configuration,
-    images_to_tensor,
-    rank_and_size,
-    tensor_to_images,
-    train,
-)
 
 BATCH = 16  # in each process
 LATENT_NOISE = 0.07  # standard deviation, for latents of about 1
@@ -31,16 +23,16 @@ LATENT_NOISE = 0.07  # standard deviation, for latents of about 1
 
 def new_vae() -> AutoencoderKL:
     """Untrained."""
-    return AutoencoderKL(**configuration("vae"))
+    return AutoencoderKL(**stages.configuration("vae"))
 
 
 def _images(numbers: range, device: torch.device) -> Tensor:
     """Images of the VAE's training set, [B, 3, 64, 64] in -1..1."""
-    return images_to_tensor([image_for_vae(number) for number in numbers]).to(device)
+    return stages.images_to_tensor([image_for_vae(number) for number in numbers]).to(device)
 
 
 def _validation_images(device: torch.device) -> Tensor:
-    return images_to_tensor([draw(s, NATIVE, NATIVE) for s in held_out_scenes(64)]).to(device)
+    return stages.images_to_tensor([draw(s, NATIVE, NATIVE) for s in held_out_scenes(64)]).to(device)
 
 
 def psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
@@ -53,10 +45,10 @@ def psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
 def build_vae(folder: Path, steps: int, device: torch.device) -> None:
     """Train the VAE and save it, with its latents' scale measured, as a diffusers folder."""
     torch.manual_seed(1)
-    rank, size = rank_and_size()
+    rank, size = stages.rank_and_size()
     vae = new_vae().to(device, memory_format=torch.channels_last)
-    config = StageConfig("vae", steps, 1e-3, decay_share=0.4, average_decay=0.99, weight_decay=0.0)
-    trainee, held = Trainee(vae, config, folder), _validation_images(device)
+    config = stages.StageConfig("vae", steps, 1e-3, decay_share=0.4, average_decay=0.99, weight_decay=0.0)
+    trainee, held = stages.Trainee(vae, config, folder), _validation_images(device)
 
     def loss_at(step: int) -> Tensor:
         first = (step * size + rank) * BATCH
@@ -74,9 +66,9 @@ def build_vae(folder: Path, steps: int, device: torch.device) -> None:
         pixels = torch.cat([held[:8], _images(range(1, 33, 4), device)])
         with torch.inference_mode():
             again = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
-        contact_sheet(tensor_to_images(torch.cat([pixels, again])), 16).save(folder / "look.png")
+        contact_sheet(stages.tensor_to_images(torch.cat([pixels, again])), 16).save(folder / "look.png")
 
-    if train(trainee, loss_at, look=look, look_every=100):
+    if stages.train(trainee, loss_at, look=look, look_every=100):
         _measure_scale(vae, device)
         vae.to(memory_format=torch.contiguous_format).save_pretrained(folder / "done")
 
@@ -84,13 +76,13 @@ def build_vae(folder: Path, steps: int, device: torch.device) -> None:
 def polish_decoder(work: Path, steps: int, device: torch.device) -> None:
     """Train the decoder alone a little longer, on clean latents; the latents that the UNet learned stay."""
     torch.manual_seed(4)
-    rank, size = rank_and_size()
+    rank, size = stages.rank_and_size()
     vae = AutoencoderKL.from_pretrained(work / "vae" / "done").to(device, memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     decoder = torch.nn.ModuleList([vae.post_quant_conv, vae.decoder])
-    config = StageConfig("decoder", steps, 6e-4, decay_share=0.6, average_decay=0.98, weight_decay=0.0)
-    trainee, held = Trainee(decoder, config, work / "decoder"), _validation_images(device)
+    config = stages.StageConfig("decoder", steps, 6e-4, decay_share=0.6, average_decay=0.98, weight_decay=0.0)
+    trainee, held = stages.Trainee(decoder, config, work / "decoder"), _validation_images(device)
 
     def loss_at(step: int) -> Tensor:
         first = 10**8 + (step * size + rank) * BATCH
@@ -103,7 +95,7 @@ def polish_decoder(work: Path, steps: int, device: torch.device) -> None:
     def look() -> None:
         print("polished: PSNR on held-out scenes", round(psnr(vae, held), 2), flush=True)
 
-    if train(trainee, loss_at, look=look, look_every=100):
+    if stages.train(trainee, loss_at, look=look, look_every=100):
         vae.to(memory_format=torch.contiguous_format).save_pretrained(work / "decoder" / "done")
 
 

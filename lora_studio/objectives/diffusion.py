@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
 
 from lora_studio.rng import generator
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
-
 
 MOST_LEVELS = 6  # of coarser noise, each half as large as the one before
 
@@ -89,8 +89,6 @@ class Diffusion(ObjectiveOptions):
         self, shape: tuple[int, ...], rng: Generator, turn: DrawPosition | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Noise [B, C, H, W], shares [B] of all timesteps, and the noise that is seen if it is another."""
-        import torch
-
         noise = torch.randn(shape, generator=rng)
         if self.noise_offset:  # a constant a sample and channel: very dark and bright images can be learned
             noise = noise + self.noise_offset * torch.randn((*shape[:2], 1, 1), generator=rng)
@@ -120,8 +118,6 @@ class Diffusion(ObjectiveOptions):
         smooth_l1 (arXiv 1504.08083, eq. 3, as published): huber divided by 2 d, so with a small d the error
         counts by its size, not by its square.
         """
-        import torch.nn.functional as F
-
         if self.loss == "huber":
             return 2 * F.huber_loss(prediction, target, reduction="none", delta=self.loss_delta)
         if self.loss == "smooth_l1":
@@ -135,8 +131,6 @@ class Diffusion(ObjectiveOptions):
         At SNR 0 epsilon's limit, 1, is used. debiased (arXiv 2310.08442, eq. 9: 1 / sqrt(SNR) for epsilon):
         sqrt(min(SNR, gamma)) / SNR and sqrt(min(SNR, gamma)) / (SNR + 1); epsilon's SNR is at least 0.001.
         """
-        import torch
-
         debiased = self.weighting == "debiased"
         if self.snr_gamma == 0 and not debiased:
             return torch.ones(timestep.shape, device=timestep.device)
@@ -157,8 +151,6 @@ def pyramid(white: Tensor, discount: float, rng: Generator) -> Tensor:
     Multi-resolution noise as J. Whitaker published it in 2023, but with steps of 2 instead of random ones and
     with a variance of exactly 1 at every position, which is what the noise schedule takes for granted.
     """
-    import torch
-
     height, width = white.shape[2:]
     total, variance = white, 1.0
     for level in range(1, MOST_LEVELS + 1):
@@ -174,9 +166,6 @@ def pyramid(white: Tensor, discount: float, rng: Generator) -> Tensor:
 
 def _enlarging(to: int, size: int) -> Tensor:
     """[to, size]: linear interpolation whose rows have norm 1, so that white noise keeps its strength."""
-    import torch
-    import torch.nn.functional as F
-
     matrix = F.interpolate(torch.eye(size)[None], size=to, mode="linear", align_corners=False)[0].T
     return matrix / matrix.norm(dim=1, keepdim=True)
 
@@ -207,8 +196,6 @@ class Timesteps:
 
     def draw(self, count: int, rng: Generator, turn: DrawPosition | None = None) -> Tensor:
         """[count] in lowest..highest, float32; the draws of low_variance depend on the turn alone."""
-        import torch
-
         if self.spread == "low_variance" and turn is not None:
             even = _even_over_turns(count, turn)
         else:
@@ -227,8 +214,6 @@ class Timesteps:
 
     def density(self, share: Tensor) -> Tensor:
         """[N] in 0..1 -> what is wanted there; 1 where all of them are alike."""
-        import torch
-
         width = self.highest - self.lowest
         within = (share - self.lowest) / width
         near = within if self.bias >= 0 else 1 - within
@@ -242,8 +227,6 @@ def _even_over_turns(count: int, turn: DrawPosition) -> Tensor:
     Each turn has one of TURNS parts of a part, so that so many turns with as many rows have drawn once from
     each of count * TURNS equal parts.
     """
-    import torch
-
     block, place = divmod(turn.number, TURNS)
     common = generator(turn.seed, "timesteps", block, count)
     order = torch.rand(count, TURNS, generator=common).argsort(dim=1)[:, place]

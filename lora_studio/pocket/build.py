@@ -87,29 +87,18 @@ def write_base(
     out: Path, vae: AutoencoderKL, unet: UNet2DConditionModel, pair: ClipPair, tokenizer: CLIPTokenizer
 ) -> None:
     """A folder that `StableDiffusionPipeline.from_pretrained` loads, in fp16 safetensors."""
-    pipeline = StableDiffusionPipeline(
-        vae=vae.half(),
-        text_encoder=pair.text.half(),
-        tokenizer=tokenizer,
-        unet=unet.half(),
-        scheduler=new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts = vae.half(), pair.text.half(), tokenizer, unet.half(), new_scheduler()
+    without_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipeline = StableDiffusionPipeline(*parts, **without_checker)
     pipeline.save_pretrained(out, safe_serialization=True)
-    for config in out.glob("*/config.json"):
-        _forget_paths(config)
+    for config in out.glob("*/config.json"):  # without the folder that a part was built in
+        values = json.loads(config.read_text())
+        values.pop("_name_or_path", None)
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     tokenizer.backend_tokenizer.model.save(str(out / "tokenizer"))  # the files that UIs read
     pair.vision.half().save_pretrained(out / "image_encoder")
     projection = {"text_projection.weight": pair.text_projection.weight.detach().to(torch.float16)}
     save_file(projection, out / "image_encoder" / "text_projection.safetensors")
-
-
-def _forget_paths(config: Path) -> None:
-    """A part's configuration without the folder that it was built in."""
-    values = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
-    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def main() -> None:

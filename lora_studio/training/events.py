@@ -96,9 +96,8 @@ class ValidationMeasured:
     def text(self) -> str:
         if self.step == 0:
             return f"validation images before the first step: loss {self.loss:.4f}"
-        best = ", the best so far" if self.best else ""
-        share = f"{self.relative:.1%} of the base's"
-        return f"validation images at step {self.step}: loss {self.loss:.4f}, {share}{best}"
+        share = f"{self.relative:.1%} of the base's{', the best so far' if self.best else ''}"
+        return f"validation images at step {self.step}: loss {self.loss:.4f}, {share}"
 
 
 @dataclass(frozen=True)

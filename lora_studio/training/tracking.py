@@ -75,7 +75,6 @@ class Tracking:
             self._guarded(name, partial(self._open, name, step))
 
     def finish(self) -> None:
-        """Close them; what was sent stays."""
         self._each(lambda _, tracker: tracker.finish())
         self._trackers.clear()
 

@@ -90,8 +90,8 @@ class World:
         """[64, 4, h, w] latents, 64 captions (some empty), [64, 1, h, w] weights: a function of the step."""
         rng = random.Random(self.seed * 10**9 + step)
         shape = rng.choice(self.turns)
-        easy = step < self.easy_steps
-        rows = rng.sample(self.easy[shape] if easy else range(len(self.scenes[shape])), BATCH)
+        of_shape = self.easy[shape] if step < self.easy_steps else range(len(self.scenes[shape]))
+        rows = rng.sample(of_shape, BATCH)
         scenes = [self.scenes[shape][row] for row in rows]
         captions = ["" if rng.random() < CAPTION_DROPOUT else wording(scene, rng) for scene in scenes]
         weighty = OBJECT_WEIGHT if step < OBJECT_SHARE * self.steps else 1.0
@@ -149,12 +149,10 @@ def sample(
 def build_unet(work: Path, steps: int, device: torch.device) -> None:
     """Train the UNet against the finished VAE and text encoder of `work`."""
     torch.manual_seed(3)
-    rank, size = stages.rank_and_size()
-    folder = work / "unet"
-    vae = load_vae(work, device)
+    folder, vae, (rank, size) = work / "unet", load_vae(work, device), stages.rank_and_size()
     pair, tokenizer = load_pair(work / "clip")
     pair.to(device)
-    start = folder / "start"  # made by adopt.py: this one knows the easy lessons
+    start = folder / "start"  # of a base that was adopted, which knows the easy lessons
     adopted = start.is_dir()
     groups = sorted(load_file(folder / "latents.safetensors").items())
     latents = [group.float() for _, group in groups]
@@ -187,10 +185,9 @@ def build_unet(work: Path, steps: int, device: torch.device) -> None:
 
 def _look(trainee: stages.Trainee, vae: AutoencoderKL, text: Tensor, empty: Tensor) -> None:
     """Images of held-out prompts with the averaged weights, to `look.png`."""
-    unet = trainee.module
     kept = {name: p.detach().clone() for name, p in trainee.parameters.items()}
     trainee.use_average()
-    latents = sample(unet, text, empty, seed=7, guidance=4.0, steps=20)
+    latents = sample(trainee.module, text, empty, seed=7, guidance=4.0, steps=20)
     with torch.no_grad():
         for name, parameter in trainee.parameters.items():
             parameter.copy_(kept[name])

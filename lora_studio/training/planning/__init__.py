@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
+from lora_studio.devices import find_device
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import ReadOnlyRun, run_folder
-from lora_studio.text import Rows, duration
+from lora_studio.text import Rows, duration, memory_size
 from lora_studio.training.events import Event, Listener, Progress, TrainingPlan, ignore_events
-from lora_studio.training.planning.advice import Advice, advice_rows, advise
-from lora_studio.training.planning.memory import Disk, Memory, measure_disk, measure_memory
-from lora_studio.training.prepare import prepare
+from lora_studio.training.planning.memory import (
+    Disk,
+    Memory,
+    measure_activations,
+    measure_disk,
+    measure_memory,
+)
+from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.report import Timing, describe, time_everything
 
 GIB = 2**30
@@ -98,13 +106,9 @@ def _plan(recipe: Recipe, memory_gib: float | None, on_event: Listener) -> RunPl
 
 def free_memory(recipe: Recipe) -> int:
     """Bytes that are free on the recipe's device."""
-    from lora_studio.devices import find_device
-
     device = find_device(recipe.machine.device)
     if device is not None and device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
     return int(psutil.virtual_memory().available)
 
 
@@ -118,3 +122,135 @@ class _CacheCounter:
         self.listener(event)
         if isinstance(event, Progress) and event.what in ("latents", "captions", "regularization images"):
             self.cached[event.what] = event.done
+
+
+LOWER = {1024: 768, 768: 512}  # sides of the areas that bases are used at
+LAST = "take a smaller base or another device"
+NF4_BYTES = 0.5 + 4 / 64  # of a number: four bits, and a float32 for every 64
+BFLOAT16_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change of the recipe, and what each part of the memory is multiplied by with it."""
+
+    change: str  # in the words of --set
+    cost: str  # what one pays for it
+    as_good: bool  # the result
+    measured: bool  # else counted, or the least it brings
+    activations: float = 1.0
+    previews: float = 1.0
+    parts: dict[str, float] = field(default_factory=dict)
+    saves: int = 0  # bytes, alone
+    enough: bool = False  # alone
+
+    def applied(self, memory: Memory) -> Memory:
+        return replace(
+            memory,
+            activations=round(memory.activations * self.activations),
+            previews=round(memory.previews * self.previews),
+            parts={name: round(size * self.parts.get(name, 1.0)) for name, size in memory.parts.items()},
+        )
+
+
+def advise(session: Session, memory: Memory) -> tuple[Advice, ...]:
+    """What helps, best first: enough by itself, as good a result, the most memory. Nothing if it fits."""
+    if memory.fits:
+        return ()
+    tried = ((one, one.applied(memory)) for one in _candidates(session, memory))
+    found = [replace(one, saves=memory.total - then.total, enough=then.fits) for one, then in tried]
+    helpful = (one for one in found if one.saves > 0)
+    return tuple(sorted(helpful, key=lambda one: (not one.enough, not one.as_good, -one.saves)))
+
+
+def together(memory: Memory, advice: Sequence[Advice]) -> tuple[int, Memory]:
+    """How many of the first ones are needed until it fits, and the memory then; all if not even they do."""
+    for count, one in enumerate(advice, start=1):
+        memory = one.applied(memory)
+        if memory.fits:
+            return count, memory
+    return len(advice), memory
+
+
+def advice_rows(memory: Memory, advice: Sequence[Advice]) -> Rows:
+    if memory.fits:
+        return []
+    if not advice:
+        return [("change", f"nothing helps: {LAST}")]
+    rows = [("change" if one is advice[0] else "", _in_words(one)) for one in advice]
+    if not advice[0].enough:
+        count, after = together(memory, advice)
+        which = "all of these" if count == len(advice) else f"the first {count} of these"
+        result = "which fits" if after.fits else f"which does not fit either: {LAST}"
+        rows.append(("", f"{which} together: about {memory_size(after.total)}, {result}"))
+    return rows
+
+
+def _in_words(one: Advice) -> str:
+    enough = ", enough alone" if one.enough else ""
+    known = "measured" if one.measured else "counted"
+    return f"{one.change}: {memory_size(one.saves)} less ({known}){enough}; {one.cost}"
+
+
+def _candidates(session: Session, memory: Memory) -> Iterator[Advice]:
+    yield from _checkpointing(session, memory)
+    yield from _smaller_batch(session, memory)
+    yield from _fewer_bits(session, memory)
+    yield from _lower_resolution(session)
+    if len(session.recipe.samples.prompts) > 1:
+        share = 1 / len(session.recipe.samples.prompts)
+        yield Advice("fewer samples.prompts", "fewer images to judge by", True, False, previews=share)
+
+
+def _checkpointing(session: Session, memory: Memory) -> Iterator[Advice]:
+    denoiser = session.family.parts[session.family.denoiser]
+    can_be_less = memory.activations and hasattr(denoiser, "enable_gradient_checkpointing")
+    if session.recipe.machine.gradient_checkpointing or not can_be_less:
+        return
+    denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    try:
+        share = measure_activations(session) / memory.activations
+    finally:
+        denoiser.disable_gradient_checkpointing()  # type: ignore[operator]
+    cost = "the same result, and steps take about a third longer"
+    yield Advice("machine.gradient_checkpointing = true", cost, True, True, activations=share)
+
+
+def _smaller_batch(session: Session, memory: Memory) -> Iterator[Advice]:
+    """The largest part of the batch that is enough, or one image at a time."""
+    training = session.recipe.training
+    divisors = [rows for rows in range(training.batch_size - 1, 0, -1) if training.batch_size % rows == 0]
+    for rows in divisors if memory.activations else ():
+        share = measure_activations(session, rows=rows) / memory.activations
+        gradient_accumulation = training.gradient_accumulation * training.batch_size // rows
+        change = f"training.batch_size = {rows}, training.gradient_accumulation = {gradient_accumulation}"
+        advice = Advice(change, "as many images a step, which takes longer", True, True, activations=share)
+        if rows == 1 or advice.applied(memory).fits:
+            yield advice
+            return
+
+
+def _fewer_bits(session: Session, memory: Memory) -> Iterator[Advice]:
+    family, recipe = session.family, session.recipe
+    if session.machine.dtype == torch.float32:
+        parts = {name: BFLOAT16_SHARE for name in memory.parts if name != "vae"}
+        yield Advice('base.dtype = "bfloat16"', "the base is a little less exact", False, False, parts=parts)
+    frozen = family.denoiser in memory.parts and not session.adapters.trains_layers
+    if recipe.base.quantize != "none" or not frozen:
+        return
+    adapted = [layer for layer in session.adapters.layers if layer.part == family.denoiser]
+    weights = [layer.module.get_base_layer().weight for layer in adapted]
+    linear = [weight for weight in weights if weight.dim() == 2]
+    saved = sum(weight.nbytes - weight.numel() * NF4_BYTES for weight in linear)
+    share = 1 - saved / memory.parts[family.denoiser]
+    cost = "the base is less exact, and slower; needs bitsandbytes"
+    yield Advice('base.quantize = "bnb_nf4"', cost, False, False, parts={family.denoiser: share})
+
+
+def _lower_resolution(session: Session) -> Iterator[Advice]:
+    side = session.recipe.data.resolution
+    lower = next((LOWER[one] for one in LOWER if one <= side), None)
+    if lower is not None:
+        share = (lower / side) ** 2
+        cost = "details are learned less well"
+        yield Advice(f"data.resolution = {lower}", cost, False, False, activations=share, previews=share)

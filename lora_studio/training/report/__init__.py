@@ -1,4 +1,4 @@
-"""What will be trained, told before the first step: a section for each subject."""
+"""What will be trained, told before the first step: a section for each subject, and how long it takes."""
 
 from __future__ import annotations
 
@@ -116,12 +116,8 @@ class Timing:
 
 def time_everything(session: Session, *, first_step: int = 1) -> Timing:
     """By a step of the largest micro-batch, a part of a validation, and a preview of two steps."""
-    return replace(
-        counts(session, first_step=first_step),
-        step=time_a_step(session),
-        validation=time_validation(session),
-        preview=time_previews(session),
-    )
+    left, step = counts(session, first_step=first_step), time_a_step(session)
+    return replace(left, step=step, validation=time_validation(session), preview=time_previews(session))
 
 
 def counts(session: Session, *, first_step: int = 1) -> Timing:
@@ -129,12 +125,8 @@ def counts(session: Session, *, first_step: int = 1) -> Timing:
     recipe, steps, new = session.recipe, session.recipe.training.steps, first_step == 1
     validations = _at_intervals(first_step, steps, recipe.validation.every) + (2 if new else 1)
     previews = _at_intervals(first_step, steps, recipe.samples.every) + new
-    return Timing(
-        step=0.0,
-        steps=steps - first_step + 1,
-        validations=validations if session.validation else 0,
-        previews=previews if session.recipe.samples.prompts else 0,
-    )
+    left = {"steps": steps - first_step + 1, "validations": validations if session.validation else 0}
+    return Timing(step=0.0, **left, previews=previews if recipe.samples.prompts else 0)
 
 
 def time_a_step(session: Session) -> float:

@@ -1,9 +1,9 @@
-"""The captions of a run in its plan: examples, what varies, and what the user may have meant otherwise."""
+"""Captions and images of a run in its plan: examples, what varies, what is used and in which buckets."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import PurePosixPath
 
@@ -108,21 +108,16 @@ def _variation(captions: ShownCaptions, known: CaptionSet, *, cached: bool) -> l
             lines.append(f"{files}, which are joined to one caption {other}")
     if not captions.vary:
         return lines
-    lines += _tags_in_words(config)
+    tags = f"the tags{_behind(config)}"
+    if config.shuffle_tags:
+        lines.append(f"{tags} are shuffled each time")
+    if config.tag_dropout:
+        lines.append(f"{config.tag_dropout:.0%} of {tags} are left out each time, never one with the trigger")
     if config.wildcards:
         lines.append("one of the words in each {a|b} is drawn each time")
     number = f"{len(known.texts):,}" if known.complete else f"more than {len(known.texts):,}"
     when = "encoded before the first step" if known.complete else "each encoded when it is shown"
     return [*lines, f"{number} different captions are shown" + (f", {when}" if cached else "")]
-
-
-def _tags_in_words(config: DataConfig) -> Iterator[str]:
-    behind = _behind(config)
-    if config.shuffle_tags:
-        yield f"the tags{behind} are shuffled each time"
-    if config.tag_dropout:
-        share = f"{config.tag_dropout:.0%} of the tags{behind}"
-        yield f"{share} are left out each time, never one with the trigger"
 
 
 def _behind(config: DataConfig) -> str:

@@ -21,8 +21,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import ReadOnlyRun, Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
-from lora_studio.training.planning import GIB, RunPlan, plan
-from lora_studio.training.planning.advice import Advice, advise, together
+from lora_studio.training.planning import GIB, Advice, RunPlan, advise, plan, together
 from lora_studio.training.planning.memory import Memory
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.report import counts, describe, time_everything

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 
 def headless_pyplot() -> ModuleType:
-    """matplotlib.pyplot, for files and not for a screen."""
     import matplotlib
 
     matplotlib.use("Agg")

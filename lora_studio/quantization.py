@@ -20,15 +20,9 @@ if TYPE_CHECKING:
 Quantizer = Callable[[nn.Module, Sequence[str], torch.dtype], None]
 """Replaces or rewrites the linear layers at these paths, which compute in the dtype."""
 NONE = "none"
+_BELOW = ("bnb_int8", "bnb_nf4", "torchao_int8", "torchao_float8")  # each a function of this name
 QUANTIZERS: Registry[Quantizer] = Registry(
-    "quantization",
-    {
-        NONE: "lora_studio.quantization:leave",
-        "bnb_int8": "lora_studio.quantization:bnb_int8",
-        "bnb_nf4": "lora_studio.quantization:bnb_nf4",
-        "torchao_int8": "lora_studio.quantization:torchao_int8",
-        "torchao_float8": "lora_studio.quantization:torchao_float8",
-    },
+    "quantization", {NONE: f"{__name__}:leave"} | {name: f"{__name__}:{name}" for name in _BELOW}
 )
 PEFTS_WARNING = "TorchaoLoraLinear was instantiated without"  # it cannot merge; we never have it merge
 

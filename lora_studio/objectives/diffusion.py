@@ -1,4 +1,4 @@
-"""What is predicted and how the error is weighted."""
+"""What is predicted, how the error is weighted, and which timesteps are learned how often."""
 
 from __future__ import annotations
 

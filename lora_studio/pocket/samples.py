@@ -59,7 +59,6 @@ def _evenly(values: Iterable[str], number: int, rng: random.Random) -> list[str]
 
 
 def _fits(thing: Thing, size: tuple[int, int]) -> bool:
-    """Whether the thing lies wholly inside an image of this width and height."""
     reach = thing.radius * min(size) * (1.25 if thing.name == SUBJECT else 1.0)  # its antenna stands out
     return all(reach <= share * side <= side - reach for share, side in zip(thing.centre, size, strict=True))
 
@@ -98,7 +97,6 @@ def style_samples() -> Iterator[Sample]:
 
 
 def _subject_thing(position: str, size: tuple[int, int], rng: random.Random) -> Thing:
-    """The character at a position, in a random size of those that fit."""
     while True:
         x, y = (share + rng.uniform(-0.03, 0.03) for share in POSITIONS[position])
         name, tilt = rng.choice(list(SIZES)), rng.uniform(-0.12, 0.12)

@@ -85,8 +85,6 @@ class MemoryRanOut:
 
 @dataclass(frozen=True)
 class ValidationMeasured:
-    """The loss on the validation images."""
-
     step: int  # 0: before the first
     loss: float
     relative: float  # of the base's

@@ -29,7 +29,6 @@ QUIET_WANDB |= {"x_disable_meta": True, "console": "off"}
 
 
 def tracker_faults(names: Sequence[str]) -> list[str]:
-    """A sentence for each name that is not known or not installed."""
     if not names:
         return []
     from accelerate import tracking

@@ -129,7 +129,6 @@ def retrieval(pair: ClipPair, tokenizer: CLIPTokenizer, scenes: list[Scene]) -> 
 
 
 def load_pair(folder: Path) -> tuple[ClipPair, CLIPTokenizer]:
-    """The finished pair of an earlier run of this stage."""
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     pair = ClipPair(tokenizer)
     pair.load_state_dict(load_file(folder / "pair.safetensors"))

@@ -35,7 +35,6 @@ OBJECT_WEIGHT = 4.0
 
 
 def new_unet() -> UNet2DConditionModel:
-    """Untrained."""
     return UNet2DConditionModel(**stages.configuration("unet"))
 
 

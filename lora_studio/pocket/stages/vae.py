@@ -22,7 +22,6 @@ LATENT_NOISE = 0.07  # standard deviation, for latents of about 1
 
 
 def new_vae() -> AutoencoderKL:
-    """Untrained."""
     return AutoencoderKL(**stages.configuration("vae"))
 
 

@@ -60,7 +60,6 @@ class RunPlan:
         return rows
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, sums included."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values |= {"training": self.training.data, "memory": self.memory.to_json()}
         values["disk"] = asdict(self.disk) | {"total": self.disk.total}
@@ -80,32 +79,27 @@ def plan(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(Path(recipe))
-    with torch.random.fork_rng():  # libraries draw first values of adapters, which ours then replace
-        return _plan(recipe, memory_gib, on_event)
-
-
-def _plan(recipe: Recipe, memory_gib: float | None, on_event: Listener) -> RunPlan:
     run, counter = ReadOnlyRun(run_folder(recipe.name)), _CacheCounter(on_event)
     began = time.perf_counter()
-    room = free_memory(recipe) if memory_gib is None else round(memory_gib * GIB)
-    session = prepare(recipe, run, counter)
-    prepared = time.perf_counter() - began
-    timing = time_everything(session)
-    memory = measure_memory(session, room=room)
-    return RunPlan(
-        training=describe(session, first_step=1, timing=timing),
-        memory=memory,
-        disk=measure_disk(session, timing, optimizer=memory.optimizer),
-        timing=timing,
-        seconds_of_preparing=prepared,
-        cached=counter.cached,
-        advice=advise(session, memory),
-        folder_in_use=bool(run.checkpoints()),
-    )
+    with torch.random.fork_rng():  # libraries draw first values of adapters, which ours then replace
+        room = _free_memory(recipe) if memory_gib is None else round(memory_gib * GIB)
+        session = prepare(recipe, run, counter)
+        prepared = time.perf_counter() - began
+        timing = time_everything(session)
+        memory = measure_memory(session, room=room)
+        return RunPlan(
+            training=describe(session, first_step=1, timing=timing),
+            memory=memory,
+            disk=measure_disk(session, timing, optimizer=memory.optimizer),
+            timing=timing,
+            seconds_of_preparing=prepared,
+            cached=counter.cached,
+            advice=advise(session, memory),
+            folder_in_use=bool(run.checkpoints()),
+        )
 
 
-def free_memory(recipe: Recipe) -> int:
-    """Bytes that are free on the recipe's device."""
+def _free_memory(recipe: Recipe) -> int:
     device = find_device(recipe.machine.device)
     if device is not None and device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

@@ -19,7 +19,6 @@ FAST = 5  # times the usual, above which there is a note
 
 
 def adapters_section(recipe: Recipe, adapters: AdapterSet) -> Section:
-    """The number of parameters and where they are, then the notes."""
     layers, tokens, notes = len(adapters.layers), len(recipe.tokens), adapter_notes(recipe, adapters)
     where = [plural(layers, "layer")] if layers or not tokens else []
     where += [plural(tokens, "new token")] if tokens else []
@@ -60,7 +59,6 @@ def _step_size(recipe: Recipe) -> Iterator[str]:
 
 
 def _groups(adapters: AdapterSet) -> Iterator[str]:
-    """Layers that are trained in different ways, counted."""
     layers = adapters.layers
     ways = Counter((one.part, one.rank, one.scale, one.learning_rate, one.last_step) for one in layers)
     if len({way[1:] for way in ways}) < 2 and not any(way[4] for way in ways):
@@ -70,7 +68,6 @@ def _groups(adapters: AdapterSet) -> Iterator[str]:
 
 
 def _own(rate: float | None, last_step: int | None) -> str:
-    """What differs from the run's learning rate and steps."""
     own = "" if rate is None else f", learning rate {rate:g}"
     return own + ("" if last_step is None else f", until step {last_step}")
 
@@ -87,7 +84,6 @@ def _file(recipe: Recipe, adapters: AdapterSet) -> Iterator[str]:
 
 
 def _tokens(adapters: AdapterSet) -> Iterator[str]:
-    """Each new token: its text encoders, its size, its learning rate and its file."""
     for word in dict.fromkeys(token.word for token in adapters.tokens):
         of_word = [token for token in adapters.tokens if token.word == word]
         first, parts = of_word[0], " and ".join(token.part for token in of_word)
@@ -96,7 +92,6 @@ def _tokens(adapters: AdapterSet) -> Iterator[str]:
 
 
 def _full_notes(recipe: Recipe, adapters: AdapterSet) -> Iterator[str]:
-    """Which tensors of which part, the memory they cost, and what comes out."""
     ways = Counter((one.part, one.learning_rate, one.last_step) for one in adapters.layers)
     for (part, rate, last), count in ways.items():
         yield f"{part}: {count} layers are trained themselves{_own(rate, last)}"

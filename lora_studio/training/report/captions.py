@@ -84,7 +84,6 @@ def _find_cuts(captions: ShownCaptions, known: CaptionSet, family: ModelFamily) 
 
 
 def _cuts_in_words(cuts: list[CutCaption], chunks: int) -> list[str]:
-    """What is lost of captions that are too long, and what to do."""
     lines = [str(cut) for cut in cuts[:_MOST_CUT]]
     if (more := len(cuts) - _MOST_CUT) > 0:
         lines.append(f"{more} more captions are cut")
@@ -214,7 +213,6 @@ def _repeats(records: Sequence[Record]) -> Section:
 
 
 def _contents(records: Sequence[Record], masked_preservation: float) -> Section:
-    """How files were read, and what of them is learned."""
     notes = [(record.name, record.note) for record in records if record.note]
     backgrounds = Counter(record.background for record in records if record.background)
     masks = sum(bool(record.mask) for record in records)

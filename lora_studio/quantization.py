@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 Quantizer = Callable[[nn.Module, Sequence[str], torch.dtype], None]
 """Replaces or rewrites the linear layers at these paths, which compute in the dtype."""
 NONE = "none"
-_BELOW = ("bnb_int8", "bnb_nf4", "torchao_int8", "torchao_float8")  # each a function of this name
-QUANTIZERS: Registry[Quantizer] = Registry(
-    "quantization", {NONE: f"{__name__}:leave"} | {name: f"{__name__}:{name}" for name in _BELOW}
-)
+_LESS = ("bnb_int8", "bnb_nf4", "torchao_int8", "torchao_float8")  # functions of these names
+_TABLE = {NONE: f"{__name__}:leave"} | {name: f"{__name__}:{name}" for name in _LESS}
+QUANTIZERS: Registry[Quantizer] = Registry("quantization", _TABLE)
 PEFTS_WARNING = "TorchaoLoraLinear was instantiated without"  # it cannot merge; we never have it merge
 
 
@@ -32,12 +31,10 @@ def has_tensors(module: nn.Module) -> bool:
     return any(tensor is not None for tensor in module._parameters.values())
 
 
-def layer_paths(
-    network: nn.Module, endings: Sequence[str], is_wanted: Callable[[nn.Module], bool]
-) -> list[str]:
+def layer_paths(network: nn.Module, endings: Sequence[str], wanted: Callable[[nn.Module], bool]) -> list[str]:
     """Paths of the wanted layers that end in one of `endings`, whole names only, in the network's order."""
-    wanted = (path for path, layer in network.named_modules() if is_wanted(layer))
-    return [path for path in wanted if any(f".{path}".endswith(f".{ending}") for ending in endings)]
+    paths = (path for path, layer in network.named_modules() if wanted(layer))
+    return [path for path in paths if any(f".{path}".endswith(f".{ending}") for ending in endings)]
 
 
 def linear_paths(denoiser: nn.Module, endings: Sequence[str]) -> list[str]:

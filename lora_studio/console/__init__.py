@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 class Screen(Console):
     """Prints text as it is: names of files and words from them are neither markup nor emoji."""
 
-    def __init__(
-        self, *, stderr: bool = False, file: IO[str] | None = None, width: int | None = None
-    ) -> None:
+    def __init__(self, *, stderr: bool = False, file: TextIO | None = None, width: int | None = None) -> None:
         super().__init__(stderr=stderr, file=file, width=width, highlight=False, markup=False, emoji=False)
 
     def say(self, text: str | Text = "", style: str = "") -> None:

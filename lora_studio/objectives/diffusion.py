@@ -40,7 +40,7 @@ class Objective(Protocol):
     def shares(self, shape: tuple[int, ...], rng: Generator, turn: DrawPosition | None) -> Tensor:
         """[B] in 0..1: the shares of the way to noise that `noise` draws for latents of this shape."""
 
-    def noise_at(self, latents: Tensor, noise: Tensor, share: Tensor) -> NoisyBatch:
+    def noise_at(self, clean: Tensor, noise: Tensor, share: Tensor) -> NoisyBatch:
         """The same with given noise [B, C, H, W], at shares [B] in 0..1 of the way from clean to noise."""
 
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -99,15 +99,13 @@ class Diffusion(ObjectiveOptions):
             return noise, share, None
         return noise, share, noise + self.input_perturbation * torch.randn(shape, generator=rng)
 
-    def noise_at(
-        self, latents: Tensor, noise: Tensor, share: Tensor, seen: Tensor | None = None
-    ) -> NoisyBatch:
+    def noise_at(self, clean: Tensor, noise: Tensor, share: Tensor, seen: Tensor | None = None) -> NoisyBatch:
         """`seen`: the noise in the latents, if not the one in the target: arXiv 2301.11706, algorithm 1."""
-        device, steps = latents.device, len(self.alphas)
+        device, steps = clean.device, len(self.alphas)
         timestep, noise = (share * steps).long().clamp(max=steps - 1).to(device), noise.to(device)
         alpha = self.alphas.to(device)[timestep].view(-1, 1, 1, 1)
-        noised = alpha.sqrt() * latents + (1 - alpha).sqrt() * (noise if seen is None else seen.to(device))
-        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents  # arXiv 2202.00512, sec. 4
+        noised = alpha.sqrt() * clean + (1 - alpha).sqrt() * (noise if seen is None else seen.to(device))
+        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean  # arXiv 2202.00512, sec. 4
         target = noise if self.prediction == "epsilon" else velocity
         return NoisyBatch(noised, timestep, target, self.weight(timestep))
 

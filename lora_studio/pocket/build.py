@@ -30,17 +30,14 @@ DEFAULT_STEPS = {"vae": 1450, "clip": 900, "unet": 5600, "decoder": 400}
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lora_studio.pocket.build", description=__doc__)
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/pocket-build"), help="checkpoints, logs and images"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "weights", help="the finished diffusers folder"
-    )
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    add, weights = parser.add_argument, Path(__file__).parent / "weights"
+    add("--work", type=Path, default=Path("runs/pocket-build"), help="checkpoints, logs and images")
+    add("--out", type=Path, default=weights, help="the finished diffusers folder")
+    add("--stages", nargs="+", choices=STAGES, default=STAGES)
     for stage, steps in DEFAULT_STEPS.items():
-        parser.add_argument(f"--{stage}-steps", type=int, default=steps)
-    parser.add_argument("--processes", type=int, default=1, help="on a CPU, one for each core is fastest")
-    parser.add_argument("--start-from", type=Path, help="a finished base to go on from")
+        add(f"--{stage}-steps", type=int, default=steps)
+    add("--processes", type=int, default=1, help="on a CPU, one for each core is fastest")
+    add("--start-from", type=Path, help="a finished base to go on from")
     return parser.parse_args()
 
 

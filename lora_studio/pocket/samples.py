@@ -108,8 +108,7 @@ def _subject_thing(position: str, size: tuple[int, int], rng: random.Random) -> 
 
 def subject_samples() -> Iterator[Sample]:
     """The subject set: the character in every background twice, at all positions, plainly drawn."""
-    rng = random.Random(1)
-    backgrounds = list(BACKGROUNDS) * 2
+    rng, backgrounds = random.Random(1), list(BACKGROUNDS) * 2
     positions = _evenly(POSITIONS, len(backgrounds), rng)
     for number, (background, position) in enumerate(zip(backgrounds, positions, strict=True)):
         size = IMAGE_SIZES[number % len(IMAGE_SIZES)]

@@ -31,8 +31,7 @@ def plain(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Ima
     for shape in shapes:
         drawing.polygon(shape.points, fill=shape.rgb)
         if shape.outlined:
-            edge = WHITE if _luminance(shape.rgb) < 0.25 else INK
-            _contour(drawing, shape, edge, min(size) / 64)
+            _contour(drawing, shape, WHITE if _luminance(shape.rgb) < 0.25 else INK, min(size) / 64)
     return image
 
 

@@ -67,9 +67,7 @@ def configuration(name: str) -> dict[str, Any]:
     return dict(tomllib.loads(text)[name])
 
 
-def _worker(
-    rank: int, size: int, meeting: str, stage: Callable[..., None], arguments: tuple[object, ...]
-) -> None:
+def _worker(rank: int, size: int, meeting: str, stage: Callable[..., None], *arguments: object) -> None:
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):  # two busy workers were seen to share one core for minutes
         cores = sorted(os.sched_getaffinity(0))
@@ -90,7 +88,7 @@ def run_in_processes(size: int, meeting: Path, stage: Callable[..., None], *argu
         return
     meeting.parent.mkdir(parents=True, exist_ok=True)
     meeting.unlink(missing_ok=True)
-    spawn(_worker, (size, str(meeting), stage, arguments), nprocs=size)
+    spawn(_worker, (size, str(meeting), stage, *arguments), nprocs=size)
 
 
 class Trainee:

@@ -254,8 +254,7 @@ def _result(session: Session) -> int:
 
 
 def _texts(session: Session) -> int:
-    texts = session.loop.feed.texts
-    if texts is None:
+    if (texts := session.loop.feed.texts) is None:
         return 0
     one = sum(tensor.nbytes for tensor in texts.batch([""]).values())
     return one * (len(session.caption_set.texts) if session.caption_set.complete else 1)

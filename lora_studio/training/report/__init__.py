@@ -78,8 +78,7 @@ def _device(session: Session) -> Section:
 
 
 def _learning_rate(session: Session) -> Section:
-    training, note = session.recipe.training, ""
-    rate = training.learning_rate
+    training, rate, note = session.recipe.training, session.recipe.training.learning_rate, ""
     if not session.adapters.layers:
         rate = max(token.learning_rate for token in session.recipe.tokens)
     if training.warms_up_to_the_end:
@@ -131,16 +130,14 @@ def counts(session: Session, *, first_step: int = 1) -> Timing:
 
 def time_a_step(session: Session) -> float:
     """Seconds of one optimizer step of the largest micro-batches."""
-    loop = session.loop
-    batch = loop.feed.largest()
+    loop, batch = session.loop, session.loop.feed.largest()
     loop.try_out(batch)  # the first pass pays for what is made once
     return _seconds(session, lambda: loop.try_out(batch)) * loop.config.gradient_accumulation
 
 
 def time_validation(session: Session) -> float:
     """Seconds of one validation over all images, from the first."""
-    validation = session.validation
-    if validation is None:
+    if (validation := session.validation) is None:
         return 0.0
     one = validation.images[0]
     numbers = sum(image.latents.numel() for image in validation.images) / one.latents.numel()

@@ -9,8 +9,7 @@ from functools import partial
 
 import torch
 
-from lora_studio.evaluate.previews import render
-from lora_studio.evaluate.validation import TIMESTEPS
+from lora_studio.evaluate import TIMESTEPS, render
 from lora_studio.text import Section, duration
 from lora_studio.training.events import TrainingPlan
 from lora_studio.training.prepare import Session

@@ -127,23 +127,17 @@ def to_toml(recipe: Recipe) -> str:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run folder holds a run that went to its end."""
     return (folder / "summary.json").is_file()
 
 
 def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> Recipe:
-    """Refuse to mix two runs, and to resume nothing.
-
-    The recipe of a run that goes on has steps, by the images that it began with.
-    """
+    """Refuse to mix two runs, and to resume nothing; a resumed run has steps, by the images that it had."""
     if resume:
         run.newest_checkpoint()
         return in_steps(recipe, entries(manifest_of(run).used))
     if run.checkpoints() or is_finished(run.folder):
-        raise StudioError(
-            f"{run.folder} already holds a run; "
-            "continue it with --resume, or choose another folder with --out."
-        )
+        advice = "continue it with --resume, or choose another folder with --out"
+        raise StudioError(f"{run.folder} already holds a run; {advice}.")
     return recipe
 
 
@@ -151,15 +145,12 @@ def _load_checkpoint(session: Session) -> int:
     newest = session.processes.from_main(session.run.newest_checkpoint)
     with session.processes.folder_of_main(newest) as folder:
         step = load_state(folder, session.loop.state)
-    if step > session.recipe.training.steps:
-        raise CheckpointError(
-            f"{newest} is at step {step}, but the recipe has only {session.recipe.training.steps}."
-        )
+    if step > (last := session.recipe.training.steps):
+        raise CheckpointError(f"{newest} is at step {step}, but the recipe has only {last}.")
     return step
 
 
 def _last_good(run: Run, error: StudioError) -> str:
-    """Where the last good checkpoint is, and what to do."""
     found = run.checkpoints()
     where = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
     if not run.folder.exists():  # another process on a machine of its own

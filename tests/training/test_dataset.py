@@ -16,7 +16,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
-from lora_studio.training.finish.summary import training_facts
+from lora_studio.training.finish.file_facts import training_facts
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.report import Timing, describe
 from lora_studio.training.session import to_toml

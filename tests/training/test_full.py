@@ -21,7 +21,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
-from lora_studio.training.finish import full_base as finish_folder
+from lora_studio.training.finish import verified as finish_folder
 from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.planning import plan
 from lora_studio.training.prepare import prepare

@@ -11,8 +11,7 @@ import torch
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
-from lora_studio.training.finish import Finished
-from lora_studio.training.finish.timestep_draws import BINS, count_draws
+from lora_studio.training.finish import BINS, Finished, count_draws
 from lora_studio.training.prepare import prepare
 
 SHAPED = ("objective.timestep_range=[0.2, 0.9]", "objective.timestep_bias=1", "objective.noise_offset=0.1")

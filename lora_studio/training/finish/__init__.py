@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lora_studio.evaluate import validation_summary
+from lora_studio.files import digest_of, size_of
 from lora_studio.metadata.sidecars import write_sidecars
 from lora_studio.metadata.write import left_out_in_words
-from lora_studio.plots import loss_plot, validation_plot
+from lora_studio.plots import headless_pyplot, loss_plot, margins, png_bytes, validation_plot
 from lora_studio.runs import VALIDATION
 from lora_studio.training.events import Listener, Note
-from lora_studio.training.finish.full_base import LOST, lost_in_words
-from lora_studio.training.finish.summary import summarise
-from lora_studio.training.finish.timestep_draws import count_draws, timesteps_plot
 from lora_studio.training.finish.verified import (
     EMBEDDING,
     Written,
@@ -25,9 +29,14 @@ from lora_studio.training.finish.verified import (
     verify_written,
     write_own,
 )
+from lora_studio.training.loop import Loop
 from lora_studio.training.loop.watch import PreviewWatch
 from lora_studio.training.prepare import Session
 from lora_studio.verify.file import VerifyReport
+from lora_studio.version import __version__
+
+BINS = 50  # of timesteps.png
+LOST = 0.1  # of what was learned, from which on it is said
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,6 @@ def finish(
 
 
 def _within(folder: Path, written: Written) -> Written:
-    """The same names in another folder."""
     return {
         target: replace(result, paths=tuple(folder / path.name for path in result.paths))
         for target, result in written.items()
@@ -78,15 +86,16 @@ def _tell(session: Session, written: Written, report: VerifyReport, listener: Li
     if note := left_out_in_words(report.checks):
         listener(Note(note))
     if (lost := report.checks.get("probe_lost_share", 0.0)) > LOST:
-        listener(Note(lost_in_words(lost, session.recipe.export.dtype)))
+        dtype = session.recipe.export.dtype
+        lossy = f"rounding to {dtype} moves the probe's prediction by {lost:.0%} of what training moved it"
+        listener(Note(f'{lossy}; export.dtype = "float32" keeps all digits'))
     if session.recipe.export.sidecars and session.adapters.trains_layers:
         listener(Note("export.sidecars is for LoRA files and embeddings, so a whole base gets none"))
 
 
 def _wrap_up(session: Session, written: Written, report: VerifyReport, seconds: dict[str, float]) -> Finished:
-    run = session.run
+    run, draws = session.run, count_draws(session.loop)
     run.file("loss.png", loss_plot(run.metrics()))
-    draws = count_draws(session.loop)
     run.json("timesteps.json", asdict(draws))
     run.file("timesteps.png", timesteps_plot(draws))
     if measured := run.lines(VALIDATION):
@@ -98,3 +107,73 @@ def _wrap_up(session: Session, written: Written, report: VerifyReport, seconds: 
         write_sidecars(run.folder, overwrite=True)
     main = next((one.paths[0] for target, one in written.items() if target != EMBEDDING), None)
     return Finished(run.folder, main, words, report, summary)
+
+
+def summarise(
+    session: Session, path: Path, embeddings: Mapping[str, Path], seconds: dict[str, float]
+) -> dict[str, Any]:
+    """What happened, with the clock and the machine: these stay out of the files.
+
+    `path`: the LoRA file, or if tokens alone were trained the first one's; `embeddings`: word -> its file.
+    """
+    rows = session.run.metrics()
+    losses = [row["loss"] for row in rows if row["loss"] is not None] or [math.nan]
+    tenth = max(1, len(losses) // 10)
+    words = {word: {"file": one.name, "sha256": digest_of(one)} for word, one in embeddings.items()}
+    versions = {"lora_studio": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "file": path.name,
+        "sha256": digest_of(path),
+        "file_bytes": size_of(path),
+        "embeddings": words,
+        "steps": len(rows),
+        "passes": session.loop.state.counters.passes,  # more than one if memory ran out
+        "steps_skipped": session.loop.state.counters.skipped,
+        "validation": validation_summary(session.run.lines(VALIDATION)),
+        "loss_first_tenth": sum(losses[:tenth]) / tenth,
+        "loss_last_tenth": sum(losses[-tenth:]) / tenth,
+        "images_used": len(session.manifest.used),
+        "images_excluded": len(session.manifest.excluded),
+        "views_per_image": round(session.batches.average_views(session.recipe.training.steps), 1),
+        "trainable_parameters": session.adapters.num_parameters,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": str(session.machine.device),
+        "precision": str(session.machine.dtype).removeprefix("torch."),
+        "quantized": session.recipe.base.quantize,
+        "versions": versions,
+    }
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How often each of BINS equal parts of the way from clean to noise was drawn."""
+
+    drawn: tuple[int, ...]
+    wanted: tuple[float, ...]  # in the long run; the same sum
+
+
+def count_draws(loop: Loop) -> Draws:
+    """All of the run's draws, made once more: they depend on nothing but seed, step and place."""
+    counts = torch.zeros(BINS)
+    for step in range(1, loop.config.steps + 1):
+        for number, shape in enumerate(loop.feed.shapes_of(step)):
+            shares = loop.objective.shares(shape, *loop.draw_of(step, number))
+            counts += torch.histc(shares.float(), BINS, 0, 1)
+    middles = (torch.arange(BINS * 20) + 0.5) / (BINS * 20)
+    density = loop.objective.timesteps_wanted.density(middles).view(BINS, 20).mean(dim=1)
+    wanted = density / density.sum() * counts.sum()
+    return Draws(tuple(int(count) for count in counts), tuple(wanted.tolist()))
+
+
+def timesteps_plot(draws: Draws) -> bytes:
+    """A PNG: bars for what was drawn, a line for what is wanted."""
+    pyplot = headless_pyplot()
+    edges = [number / BINS for number in range(BINS + 1)]
+    figure, axes = pyplot.subplots(figsize=(8, 4), gridspec_kw=margins(4))
+    axes.stairs(draws.drawn, edges, fill=True, color="#b9c4d6", label="drawn")
+    axes.stairs(draws.wanted, edges, color="#1f4e9c", linewidth=1.8, baseline=None, label="wanted")
+    axes.set_xlabel("timestep, from clean (0) to noise (1)")
+    axes.set_ylabel("images")
+    axes.legend(frameon=False)
+    return png_bytes(figure)

@@ -18,7 +18,6 @@ from lora_studio.processes import ALONE
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
 from lora_studio.runs import Run
-from lora_studio.training.context import TrainedRun
 from lora_studio.training.events import Listener, Note, ignore_events
 from lora_studio.training.finish.verified import (
     EMBEDDING,
@@ -29,12 +28,12 @@ from lora_studio.training.finish.verified import (
     verify_written,
 )
 from lora_studio.training.loop.state import State, load_state
+from lora_studio.training.prepare import TrainedRun, make_state
 from lora_studio.training.prepare.checks import check_recipe
 from lora_studio.training.prepare.data import batches_of, manifest_of
-from lora_studio.training.prepare.loop import make_state
 from lora_studio.verify.file import VerifyReport
 
-REPORT = "verify.json"  # of all targets in a folder
+REPORT = "verify.json"  # of all targets in a folder, with what earlier exports said of theirs
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ class Exported:
     report: VerifyReport
 
     def to_json(self) -> dict[str, Any]:
-        """For --json."""
         files = [str(path) for path in self.made.paths]
         return {"target": self.target, "files": files, "notes": self.made.notes} | self.report.to_json()
 
@@ -89,59 +87,47 @@ def export_run(folder: Path, request: ExportRequest, *, on_event: Listener = ign
                 made = target.write(job)
             except OSError as error:
                 raise RunFolderError(f"{out} cannot be written to ({error.strerror or error})") from None
-            found.append(Exported(name, made, _verify(trained, replace(job), name, made)))
+            written = {name: made}
+            expected = probe(trained, tokens=name == EMBEDDING) if is_probed(trained, written) else None
+            # a job of its own, as its base is changed by what is tried on it
+            found.append(Exported(name, made, verify_written(trained, replace(job), written, expected)))
     _keep_reports(out, found)
     for one in found:
         refuse_mismatch({one.target: one.made}, one.report)
     return found
 
 
-def _verify(trained: TrainedRun, job: ExportJob, target: str, made: ExportResult) -> VerifyReport:
-    """`job`: of this target alone, as its base is changed by what is tried on it."""
-    written = {target: made}
-    expected = probe(trained, tokens=target == EMBEDDING) if is_probed(trained, written) else None
-    return verify_written(trained, job, written, expected)
-
-
 def _recipe_of(run: Run, request: ExportRequest) -> Recipe:
     if not (run.folder / RUN_RECIPE).is_file():
-        raise CheckpointError(
-            f"there is no run in {run.folder}; give the folder of one, such as runs/my_style."
-        )
+        raise CheckpointError(f"there is no run in {run.folder}; give a run's folder, such as runs/my_style.")
     if request.dtype is not None and request.dtype not in DTYPES:
         raise RecipeError(f"--dtype is {request.dtype!r}; it must be one of {', '.join(DTYPES)}.")
     recipe = load_run_recipe(run.folder)
     # what it began with is in its checkpoint, and need not be there any more
-    recipe = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"init_from": None})})
-    if request.dtype is not None:
-        update = {"export": recipe.export.model_copy(update={"dtype": request.dtype})}
-        recipe = recipe.model_copy(update=update)
-    return recipe
+    adapter = recipe.adapter.model_copy(update={"init_from": None})
+    export = recipe.export.model_copy(update={"dtype": request.dtype} if request.dtype else {})
+    return recipe.model_copy(update={"adapter": adapter, "export": export})
 
 
 def _checkpoint_of(run: Run, step: int | None) -> tuple[Path, int]:
     steps = {int(path.name.removeprefix("step_")): path for path in run.checkpoints()}
     if not steps:
         raise CheckpointError(f"there is no checkpoint in {run.folder}; there is nothing to export yet.")
-    if step is None:
-        step = max(steps)
+    step = max(steps) if step is None else step
     if step not in steps:
-        raise CheckpointError(
-            f"there is no checkpoint of step {step} in {run.folder}; there are those of "
-            f"{', '.join(map(str, steps))}."
-        )
+        known = f"there are those of {', '.join(map(str, steps))}"
+        raise CheckpointError(f"there is no checkpoint of step {step} in {run.folder}; {known}.")
     return steps[step], step
 
 
 def _revive(run: Run, recipe: Recipe) -> tuple[TrainedRun, State]:
     """The run's base with its adapters, at their start."""
-    checked = check_recipe(recipe, run=run, trains=False)
+    checked, manifest = check_recipe(recipe, run=run, trains=False), manifest_of(run)
     machine, family, plan = checked.machine, checked.family, checked.adapters
     exact = plan.snapshot_float32(family)
     machine.shrink(family)
     adapters = plan.inject(family, exact)
     family.place(machine.device, family.denoiser)
-    manifest = manifest_of(run)
     trained = TrainedRun(
         recipe=recipe,
         run=run,
@@ -160,14 +146,11 @@ def _revive(run: Run, recipe: Recipe) -> tuple[TrainedRun, State]:
 def _refuse_overwriting(job: ExportJob, targets: dict[str, Target], *, force: bool) -> None:
     there = [str(path) for target in targets.values() for path in target.paths(job) if path.exists()]
     if there and not force:
-        raise StudioError(
-            f"{', '.join(there)} {'is' if len(there) == 1 else 'are'} there already; write elsewhere with "
-            "--out, or replace with --force."
-        )
+        names = f"{', '.join(there)} {'is' if len(there) == 1 else 'are'}"
+        raise StudioError(f"{names} there already; write elsewhere with --out, or replace with --force.")
 
 
 def _keep_reports(folder: Path, found: Sequence[Exported]) -> None:
-    """Beside what earlier exports said of theirs."""
     path = folder / REPORT
     reports = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     reports |= {one.target: one.report.to_json() for one in found}

@@ -15,13 +15,58 @@ from lora_studio.data.batches import BatchPlan
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.families.loading import is_hub_id
 from lora_studio.files import digest
+from lora_studio.metadata.provenance import provenance_keys
+from lora_studio.metadata.write import TrainingFacts, caption_table, trigger_table
 from lora_studio.objectives.diffusion import MOST_LEVELS
 from lora_studio.recipe import Recipe
+from lora_studio.recipe.adapter import AdapterConfig
 from lora_studio.recipe.base import POCKET
 from lora_studio.recipe.output import ExportConfig
+from lora_studio.training.prepare import TrainedRun
+from lora_studio.training.prepare.resume import base_lora
 
 _PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}  # as accelerate has them
 _LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
+
+
+def training_facts(trained: TrainedRun) -> TrainingFacts:
+    """What the written files say of how they were made."""
+    recipe, manifest, steps = trained.recipe, trained.manifest, trained.recipe.training.steps
+    learned = {layer.part for layer in trained.adapters.layers}
+    denoiser, training, sources = trained.family.denoiser, recipe.training, manifest.used
+    sides = [max(one.bucket.width, one.bucket.height) for one in sources if one.bucket]
+    latent_side = max(sides, default=recipe.data.resolution) // trained.family.pixels_per_latent
+    loras, inputs = recipe.base.loras, trained.inputs
+    return TrainingFacts(
+        name=recipe.name,
+        title=recipe.export.title or recipe.name,
+        base=public_name(recipe.base.model),
+        base_fingerprint=trained.base_fingerprint,
+        trigger=", ".join(dict.fromkeys(one.trigger for one in manifest.used if one.trigger)),
+        rank=recipe.adapter.rank,
+        alpha=recipe.adapter.alpha,
+        steps=steps,
+        seed=training.seed,
+        num_images=len(manifest.used),
+        resolution=recipe.data.resolution,
+        learning_rate=training.learning_rate if denoiser in learned else None,
+        text_encoder_learning_rate=training.text_encoder_learning_rate if learned - {denoiser} else None,
+        optimizer=training.optimizer,
+        schedule=training.lr_schedule,
+        snr_gamma=recipe.objective.snr_gamma,
+        debiased=recipe.objective.weighting == "debiased",
+        noise_offset=recipe.objective.noise_offset,
+        needs=tuple((inputs[base_lora(number)], one.strength) for number, one in enumerate(loras)),
+        options=base_keys(recipe.base.model)
+        | training_keys(trained.batches, trained.machine.dtype, steps=steps)
+        | image_keys(manifest)
+        | used_options(recipe, manifest, latent_side=latent_side),
+        spec=described(recipe.export),
+        triggers=trigger_table(manifest.used),
+        tags=caption_table(manifest.used) if recipe.export.tag_frequency else {},
+        provenance=provenance_keys(manifest, recipe, base=trained.base_fingerprint),
+        strength=recipe.export.strength,
+    )
 
 
 def public_name(model: str) -> str:
@@ -63,34 +108,30 @@ def image_keys(manifest: Manifest) -> dict[str, str]:
         str(number): {"resolution": [bucket.width, bucket.height], "count": count}
         for number, (bucket, count) in enumerate(sorted(buckets.items(), key=lambda one: one[0].name))
     }
-    keys = {
-        "ss_bucket_info": json.dumps({"buckets": table}),
-        "ss_dataset_dirs": json.dumps(_by_repeats(manifest.used)),
-    }
+    keys = {"ss_bucket_info": json.dumps({"buckets": table}), "ss_dataset_dirs": _by_repeats(manifest.used)}
     priors = manifest.of_role("prior")
-    return keys | ({"ss_reg_dataset_dirs": json.dumps(_by_repeats(priors))} if priors else {})
+    return keys | ({"ss_reg_dataset_dirs": _by_repeats(priors)} if priors else {})
 
 
-def _by_repeats(records: Sequence[Record]) -> dict[str, dict[str, int]]:
+def _by_repeats(records: Sequence[Record]) -> str:
     """In place of folders, whose names are private: images that are shown equally often."""
     counts = sorted(Counter(one.repeats for one in records).items())
-    return {f"{repeats}_images": {"n_repeats": repeats, "img_count": count} for repeats, count in counts}
+    return json.dumps(
+        {f"{repeats}_images": {"n_repeats": repeats, "img_count": count} for repeats, count in counts}
+    )
 
 
 def described(config: ExportConfig) -> dict[str, str]:
     """What the user says of the file, if anything."""
-    values = {
-        "author": config.author,
-        "description": config.description,
-        "license": config.license,
-        "tags": ", ".join(config.tags),
-    }
+    values = {"author": config.author, "description": config.description, "license": config.license}
+    values["tags"] = ", ".join(config.tags)
     return {f"modelspec.{name}": value for name, value in values.items() if value}
 
 
 def used_options(recipe: Recipe, manifest: Manifest, *, latent_side: int) -> dict[str, str]:
     """Key -> value of all options that are used; no path, name or caption. `latent_side`: the longer one."""
     objective, training = recipe.objective, recipe.training
+    accumulation = training.gradient_accumulation
     is_huber, regularization_images = objective.loss != "l2", manifest.of_role("prior")
     weights = {record.weight for record in regularization_images}
     levels = min(MOST_LEVELS, max(1, latent_side.bit_length() - 1))  # halved down to a single number
@@ -107,21 +148,20 @@ def used_options(recipe: Recipe, manifest: Manifest, *, latent_side: int) -> dic
         "ss_caption_dropout_rate": recipe.data.caption_dropout,
         "ss_caption_tag_dropout_rate": recipe.data.tag_dropout,
         "ss_lr_warmup_steps": training.warmup,
-        "ss_gradient_accumulation_steps": training.gradient_accumulation
-        if training.gradient_accumulation > 1
-        else 0,
+        "ss_gradient_accumulation_steps": accumulation if accumulation > 1 else 0,
         "ss_max_grad_norm": training.max_grad_norm,
     }
     texts = {key: value if isinstance(value, str) else f"{value:g}" for key, value in values.items() if value}
-    if arguments := _network_arguments(recipe):
+    if arguments := _network_arguments(recipe.adapter):
         texts["ss_network_args"] = json.dumps(arguments)
-    if options := _optimizer_arguments(recipe):
-        texts["ss_optimizer"] = f"{training.optimizer}({options})"
+    # numbers and switches only: a text may be a path
+    options = [f"{key}={one}" for key, one in training.optimizer_options.items() if not isinstance(one, str)]
+    if options:
+        texts["ss_optimizer"] = f"{training.optimizer}({','.join(options)})"
     return texts
 
 
-def _network_arguments(recipe: Recipe) -> dict[str, str]:
-    adapter = recipe.adapter
+def _network_arguments(adapter: AdapterConfig) -> dict[str, str]:
     values = {
         "conv_dim": adapter.conv_rank,
         "conv_alpha": adapter.conv_alpha,
@@ -130,10 +170,3 @@ def _network_arguments(recipe: Recipe) -> dict[str, str]:
         "loraplus_lr_ratio": adapter.lora_plus_ratio if adapter.lora_plus_ratio != 1 else None,
     }
     return {name: f"{value:g}" for name, value in values.items() if value}
-
-
-def _optimizer_arguments(recipe: Recipe) -> str:
-    """Numbers and switches only: a text may be a path."""
-    options = recipe.training.optimizer_options
-    shown = {name: value for name, value in options.items() if not isinstance(value, str)}
-    return ",".join(f"{name}={value}" for name, value in shown.items())

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import torch
+
+from lora_studio.adapters.adapter_set import put_back
 from lora_studio.errors import ExportMismatch
 from lora_studio.export import EXPORTERS
 from lora_studio.export.embedding import load_embedding
+from lora_studio.export.folder import check_folder, open_folder, put_in, write_folder
 from lora_studio.export.target import ExportJob, ExportResult
-from lora_studio.training.context import TrainedRun
-from lora_studio.training.finish.full_base import in_mixed_precision, verify_base, write_base
-from lora_studio.training.finish.summary import training_facts
+from lora_studio.lora_file.write import DTYPES
+from lora_studio.training.finish.file_facts import training_facts
 from lora_studio.training.machine import shard
+from lora_studio.training.prepare import TrainedRun
 from lora_studio.training.prepare.base_model import base_of
 from lora_studio.verify.file import VerifyReport
 from lora_studio.verify.probe import (
@@ -24,23 +28,19 @@ from lora_studio.verify.probe import (
     compare_probe,
     probe_output,
     probed,
+    rms,
     run_probe,
 )
 
 BASE, EMBEDDING = "base", "embedding"
+SAME = 1e-4  # of a prediction's size: float32 adds up in another order where a part lies elsewhere in memory
 Written = Mapping[str, ExportResult]  # by target; BASE is what full fine-tuning ends with
 
 
 def job_of(trained: TrainedRun, folder: Path) -> ExportJob:
     """What was trained, to be written into a folder. Slow for a base in one file, whose hash is taken."""
-    return ExportJob(
-        trained.family,
-        trained.adapters,
-        training_facts(trained),
-        folder,
-        trained.recipe.export.dtype,
-        lambda: base_of(trained.recipe),
-    )
+    facts, dtype = training_facts(trained), trained.recipe.export.dtype
+    return ExportJob(trained.family, trained.adapters, facts, folder, dtype, lambda: base_of(trained.recipe))
 
 
 def write_own(trained: TrainedRun, job: ExportJob) -> Written:
@@ -96,9 +96,8 @@ def verify_written(
 
 def is_probed(trained: TrainedRun, targets: Sequence[str] | Written) -> bool:
     """Whether diffusers loads these into a base as it is, and then has all that was trained but tokens."""
-    return any(EXPORTERS[target].probed for target in targets) or (
-        EMBEDDING in targets and not trained.adapters.layers
-    )
+    tokens_alone = EMBEDDING in targets and not trained.adapters.layers
+    return tokens_alone or any(EXPORTERS[target].probed for target in targets)
 
 
 def _compare_probe(
@@ -132,3 +131,64 @@ def _set_aside(path: Path) -> Path:
     if aside.is_dir():
         shutil.rmtree(aside)
     return path.rename(aside)
+
+
+def write_base(trained: TrainedRun) -> ExportResult:
+    """A folder, from the base's own files: parts that were not trained have all their digits."""
+    path, fresh = trained.run.folder / trained.recipe.name, base_of(trained.recipe)
+    changed = put_in(fresh, trained.adapters.named_parameters())
+    with trained.run.writing():
+        error = write_folder(path, fresh, changed=changed, dtype=trained.recipe.export.dtype)
+    return ExportResult((path,), error)
+
+
+def verify_base(path: Path, trained: TrainedRun, expected: ProbeOutput) -> VerifyReport:
+    """The folder's numbers against the live ones, and a probe batch through what diffusers loads from it."""
+    report = VerifyReport(path.name)
+    if (pipeline := open_folder(path, report)) is None:
+        return report
+    family, machine, base = trained.family, trained.machine, base_of(trained.recipe)
+    live = trained.adapters.named_parameters()
+    changed = put_in(base, live)
+    check_folder(pipeline, base, changed, trained.recipe.export.dtype, report)
+    report.checks |= {"tensors_trained": len(live), "parts_trained": sorted(changed)}
+    if report.faults:
+        return report
+    parts = {name: getattr(pipeline, name).requires_grad_(False).eval() for name in family.parts}
+    loaded = type(family)(parts, family.tokenizers, source="", scheduler=dict(pipeline.scheduler.config))
+    machine.shrink(loaded)
+    with family.placed():  # nowhere but in main memory: there may be no room for two
+        loaded.place(machine.device, *probed(family))
+        prediction = run_probe(loaded)
+        loaded.place(torch.device("cpu"))
+    with family.placed(*probed(family)), in_mixed_precision(trained), _rounded(trained):
+        rounded = run_probe(family)
+    # the folder's prediction against the live one with the folder's digits, which has to be the same
+    difference = rms(prediction - rounded) / rms(rounded)
+    report.checks |= {"probe_effect": expected.effect, "probe_difference": difference}
+    if expected.effect == 0:
+        report.faults.append("the probe's prediction is the base's: nothing was learned")
+        return report
+    report.checks["probe_lost_share"] = rms(rounded - expected.tuned) / expected.effect
+    if not difference <= max(SAME, machine.rounding):
+        report.faults.append(f"the probe through the folder differs by {difference:.2%} of the prediction")
+    return report
+
+
+def in_mixed_precision(trained: TrainedRun) -> torch.autocast:
+    """What float32 layers among others need to be asked; nothing in float32 alone."""
+    dtype = trained.machine.autocast
+    return torch.autocast(trained.family.device.type, dtype, enabled=dtype is not None)
+
+
+@contextmanager
+def _rounded(trained: TrainedRun) -> Iterator[None]:
+    """Within it the trained parts have the export's digits, as the folder has."""
+    dtype, family = DTYPES[trained.recipe.export.dtype], trained.family
+    parts = dict.fromkeys(layer.part for layer in trained.adapters.layers)
+    tensors = [one for part in parts for one in family.parts[part].parameters()]
+    with put_back(tensors):
+        with torch.no_grad():
+            for one in tensors:
+                one.copy_(one.to(dtype))
+        yield

@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
+from lora_studio.adapters.adapter_set import AdapterSet
+from lora_studio.data.batches import BatchPlan
 from lora_studio.data.conditioning import CaptionSet
 from lora_studio.data.doctor.finding import DoctorReport
-from lora_studio.evaluate import Validation
+from lora_studio.data.feed import Feed, geometry
+from lora_studio.data.manifest import Manifest
+from lora_studio.evaluate import Validation, ValidationImage, best_step
+from lora_studio.families.base import ModelFamily
+from lora_studio.objectives.diffusion import ObjectiveOptions
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
-from lora_studio.runs import Run
-from lora_studio.training.context import TrainedRun
-from lora_studio.training.events import Listener
+from lora_studio.runs import VALIDATION, Run
+from lora_studio.training.events import Listener, Note
 from lora_studio.training.loop import Loop
-from lora_studio.training.machine import shard
-from lora_studio.training.prepare.adapters import plan_adapters
+from lora_studio.training.loop.state import Ema, State, state_files
+from lora_studio.training.machine import Machine, shard
+from lora_studio.training.optimizers.choose import make_optimizer, parameter_groups
+from lora_studio.training.prepare.adapters import AdapterPlan, plan_adapters
 from lora_studio.training.prepare.base_model import BuildContext
 from lora_studio.training.prepare.checks import check_recipe
-from lora_studio.training.prepare.data import encode, find_images, make_feed, with_regularization_images
-from lora_studio.training.prepare.loop import make_loop, make_validation
+from lora_studio.training.prepare.data import (
+    EncodedSet,
+    encode,
+    find_images,
+    make_feed,
+    with_regularization_images,
+)
+from lora_studio.training.prepare.dataset import loss_masks, validation_captions
 from lora_studio.training.prepare.resume import apply_recipe_changes
+
+
+@dataclass
+class TrainedRun:
+    """A base with adapters in it, in training or after it, and all that its files are made of."""
+
+    recipe: Recipe
+    run: Run
+    machine: Machine
+    family: ModelFamily
+    base_fingerprint: str
+    manifest: Manifest
+    adapters: AdapterSet
+    processes: Processes
+    batches: BatchPlan
+    inputs: Mapping[str, str]  # option -> sha256 of the LoRA file that it names
 
 
 @dataclass
@@ -56,8 +88,8 @@ def prepare(
         shard(family, processes, machine.device, machine.dtype)
     adapters = context.adapters.inject(family, exact)
     machine.speed_up(family, adapters.parts)
-    encoders = family.text_encoders if encoded.encodes_captions else ()
-    family.place(machine.device, family.denoiser, *encoders)
+    encodes_captions = encoded.texts is None or not encoded.caption_set.complete  # while it trains
+    family.place(machine.device, family.denoiser, *(family.text_encoders if encodes_captions else ()))
     loop = make_loop(context, adapters, make_feed(context, found, encoded))
     return Session(
         recipe=recipe,
@@ -71,9 +103,66 @@ def prepare(
         batches=encoded.batches,
         loop=loop,
         caption_set=encoded.caption_set,
-        validation=make_validation(
-            context, loop, encoded.validation, encoded.validation_latents, encoded.texts
-        ),
+        validation=make_validation(context, loop, encoded),
         processes=processes,
         inputs=checked.inputs,
     )
+
+
+def make_state(recipe: Recipe, machine: Machine, plan: AdapterPlan, adapters: AdapterSet) -> State:
+    """What a checkpoint holds, at its start."""
+    training = recipe.training
+    groups = parameter_groups(adapters, plan.part_rates, faster=recipe.adapter.lora_plus_ratio)
+    ema = Ema(adapters, training.ema) if training.ema else None
+    return State(adapters, make_optimizer(training, groups), ema, machine.scaler)
+
+
+def make_loop(context: BuildContext, adapters: AdapterSet, feed: Feed) -> Loop:
+    """The loop that the recipe asks for, at its start."""
+    recipe, run, machine, processes = context.recipe, context.run, context.machine, context.processes
+    state = make_state(recipe, machine, context.adapters, adapters)
+
+    def write(step: int) -> None:
+        best, keep = best_step(run.lines(VALIDATION)), recipe.training.keep_checkpoints
+        run.checkpoint(step, state_files(state), keep=keep, best=[] if best is None else [best])
+
+    def save(step: int) -> None:
+        processes.from_main(lambda: write(step))
+        context.listener(Note(f"checkpoint at step {step}"))
+
+    objective = recipe.objective.model_dump(exclude={"preservation", "masked_preservation"})  # of the feed
+    return Loop(
+        family=context.family,
+        state=state,
+        objective=context.family.objective(ObjectiveOptions(**objective)),
+        feed=feed,
+        config=recipe.training,
+        machine=machine,
+        save=save,
+        record=run.metric,
+        listener=context.listener,
+        processes=processes,
+    )
+
+
+def make_validation(context: BuildContext, loop: Loop, encoded: EncodedSet) -> Validation | None:
+    """None if there is nothing to measure."""
+    if not (records := encoded.validation):
+        return None
+    device, captions = context.family.device, validation_captions(context.recipe, records)
+    latents = encoded.latents[len(encoded.views) :]
+    masks = [torch.ones(1, 1) if mask is None else mask.inside for mask in loss_masks(records, latents)]
+    images = [
+        ValidationImage(
+            name=record.name,
+            sha256=record.sha256,
+            caption=caption,
+            latents=latent.mean.to(device),
+            geometry=torch.tensor(geometry(record), device=device),
+            weight=mask.to(device),
+        )
+        for record, caption, latent, mask in zip(records, captions, latents, masks, strict=True)
+    ]
+    rows, autocast = context.recipe.training.batch_size, context.machine.autocast
+    texts, objective = encoded.texts, loop.objective
+    return Validation(images, texts, context.family, objective, autocast=autocast, rows_at_once=rows)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.full import Chosen, TensorPlace, exact_values
 from lora_studio.adapters.inject import choose_layers, inject_chosen
-from lora_studio.adapters.rules import AdapterOptions, Rule
+from lora_studio.adapters.layer import shape_of
+from lora_studio.adapters.rules import AdapterOptions, LayerOptions, Rule
 from lora_studio.adapters.textual_inversion import inject_tokens
+from lora_studio.errors import preview_names
 from lora_studio.families.base import ModelFamily
+from lora_studio.lora_file.lora_file import base_layers
+from lora_studio.lora_file.open import read_plain, unfit_layers, unknown_layers
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig, TokenConfig
-from lora_studio.training.prepare.warm_start import load_initial_weights
+from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig, LayersConfig, TokenConfig
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,7 @@ class AdapterPlan:
     tokens: Sequence[TokenConfig]
     steps: int
     part_rates: Mapping[str, float]  # part -> learning rate of what has none of its own
-    lora_plus_ratio: float = 1.0
-    init_from: Path | None = None  # a LoRA file
+    init_from: Path | None  # a LoRA file
 
     def snapshot_float32(self, family: ModelFamily) -> dict[TensorPlace, Tensor]:
         """What layers that are trained themselves begin with; to be asked for while the base is float32."""
@@ -41,14 +44,9 @@ class AdapterPlan:
     def inject(
         self, family: ModelFamily, exact: Mapping[TensorPlace, Tensor] = MappingProxyType({})
     ) -> AdapterSet:
-        """The adapters, in the family's denoiser and text encoders; new tokens in these.
-
-        `exact`: what was `snapshot_float32`.
-        """
-        tokens = inject_tokens(family, self.tokens, steps=self.steps)
-        if not self.chosen:
-            adapters = AdapterSet([], self.options)
-        else:
+        """The adapters, in the family's denoiser and text encoders; `exact`: what was `snapshot_float32`."""
+        tokens, adapters = inject_tokens(family, self.tokens, steps=self.steps), AdapterSet([], self.options)
+        if self.chosen:
             adapters = inject_chosen(
                 family.parts, self.chosen, self.options, canonical_path=family.canonical_path, exact=exact
             )
@@ -65,29 +63,15 @@ def plan_adapters(recipe: Recipe, family: ModelFamily) -> AdapterPlan:
         chosen = choose_layers(
             family.parts, _targets(recipe, family), options, canonical_path=family.canonical_path
         )
-    rates = {part: training.text_encoder_learning_rate for part in family.parts}
-    return AdapterPlan(
-        options,
-        chosen,
-        recipe.tokens,
-        training.steps,
-        rates | {family.denoiser: training.learning_rate},
-        recipe.adapter.lora_plus_ratio,
-        recipe.adapter.init_from,
-    )
+    rates = dict.fromkeys(family.parts, training.text_encoder_learning_rate)
+    rates[family.denoiser] = training.learning_rate
+    return AdapterPlan(options, chosen, recipe.tokens, training.steps, rates, recipe.adapter.init_from)
 
 
 def _options(recipe: Recipe, family: ModelFamily) -> AdapterOptions:
     config, steps = recipe.adapter, recipe.training.steps
     rules = [
-        Rule(
-            one.pattern,
-            one.rank,
-            one.alpha,
-            one.learning_rate,
-            _before(one.last_step(steps), steps),
-            one.train,
-        )
+        Rule(one.pattern, one.rank, one.alpha, one.learning_rate, _last_step(one, steps), one.train)
         for one in config.layers
     ]
     return AdapterOptions(
@@ -108,9 +92,9 @@ def _options(recipe: Recipe, family: ModelFamily) -> AdapterOptions:
     )
 
 
-def _before(last: int | None, steps: int) -> int | None:
-    """0 for what is trained to the end after all."""
-    return last if last is None or last < steps else 0
+def _last_step(layers: LayersConfig, steps: int) -> int | None:
+    """None if it is not given; 0 for what is trained to the end after all."""
+    return layers.stops_after(steps) or (None if layers.stop_at is None else 0)
 
 
 def _targets(recipe: Recipe, family: ModelFamily) -> dict[str, tuple[str, ...]]:
@@ -118,12 +102,80 @@ def _targets(recipe: Recipe, family: ModelFamily) -> dict[str, tuple[str, ...]]:
     parts = [part for part in family.targets if part == family.denoiser or recipe.adapter.text_encoder]
     if ADAPTERS[recipe.adapter.kind].trains_layers:
         return {part: family.own_layers(part) for part in parts}
-    wide = has_convolutions(recipe.adapter)
-    return {
-        part: family.targets[part] + (family.convolutions.get(part, ()) if wide else ()) for part in parts
-    }
+    wide = family.convolutions if has_convolutions(recipe.adapter) else {}
+    return {part: family.targets[part] + wide.get(part, ()) for part in parts}
 
 
 def has_convolutions(config: AdapterConfig) -> bool:
-    """Whether some are trained."""
     return config.conv or ADAPTERS[config.kind].convolutions
+
+
+OPTION = "adapter.init_from"
+
+
+def start_faults(
+    config: AdapterConfig, family: ModelFamily, places: Mapping[tuple[str, str], LayerOptions]
+) -> Iterator[str]:
+    """Why the adapters that go into these places cannot begin as the recipe's file; nothing if they can."""
+    assert config.init_from is not None
+    kind = ADAPTERS[config.kind]
+    if kind.trains_layers:
+        yield (
+            f"{OPTION} is of LoRA files, and adapter.kind = {config.kind!r} begins as its base is: name the "
+            "folder of an earlier full run as base.model, or a LoRA file in [[base.loras]]."
+        )
+        return
+    if not kind.begins_as_lora or config.start != "default":
+        yield (
+            f"{OPTION} does not go with adapter.kind = {config.kind!r} and adapter.start = {config.start!r}; "
+            "a LoRA file can be what plain LoRA begins with: lora and locon, with their default start."
+        )
+        return
+    file = read_plain(config.init_from, OPTION)
+    base = base_layers(family)
+    shapes = {name: shape_of(layer) for name, layer in base.items()}
+    for fault in (unknown_layers(file, base), unfit_layers(file, shapes)):
+        if fault:
+            yield f"{OPTION}: {fault}"
+    ranks = {
+        family.ui_name(part, family.canonical_path(part, path)): one.rank
+        for (part, path), one in places.items()
+    }
+    untrained = [name for name in file.layers if name in base and name not in ranks]
+    # layers that UIs look for, and that were not trained, are in files as zero
+    if lost := [name for name in untrained if not file.layers[name].numbers.zero]:
+        yield (
+            f"{OPTION}: {file.path.name} changes {len(lost)} layers that this recipe does not train, "
+            f"{preview_names(lost)}; train them, too (adapter.text_encoder, adapter.kind = 'locon', "
+            "adapter.layers), or merge the file into the base with [[base.loras]]."
+        )
+    larger = {name: rank for name, rank in file.ranks.items() if name in ranks and rank > ranks[name]}
+    if larger:
+        most, name = max(larger.values()), next(iter(larger))
+        yield (
+            f"{OPTION}: {name} has rank {larger[name]} in {file.path.name}, but {ranks[name]} in the "
+            f"recipe, as have {len(larger)} layers in all; set adapter.rank = {most} or more."
+        )
+
+
+def load_initial_weights(adapters: AdapterSet, family: ModelFamily, path: Path) -> str:
+    """Give adapters without `start_faults` the file's numbers, whose change is then theirs; say so.
+
+    Ranks that the file does not have keep their random `down`, and an `up` of zero.
+    """
+    file, begun = read_plain(path, OPTION), 0
+    for layer in adapters.layers:
+        name = family.ui_name(layer.part, layer.path)
+        if name not in file.layers:
+            continue
+        found, (down, up) = file.layers[name], (layer.tensors["down"], layer.tensors["up"])
+        rank, tensors, share = file.ranks[name], found.tensors, found.scale / layer.scale
+        with torch.no_grad():
+            if not down.is_meta:
+                down[:rank] = tensors["lora_down.weight"].float().view(rank, *down.shape[1:]).to(down)
+                above = tensors["lora_up.weight"].float().view(len(up), rank, *up.shape[2:])
+                up[:, :rank] = (above * share).to(up)
+        begun += 1
+    others = len(adapters.layers) - begun
+    fresh = f", the other {others} as ever" if others else ""
+    return f"{begun} layers begin as {path.name} has them{fresh}; it is a new run from its first step"

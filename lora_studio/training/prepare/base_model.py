@@ -28,21 +28,16 @@ def base_of(recipe: Recipe, *, weights: bool = True) -> ModelFamily:
 
     Raises BaseModelError as load_base, and RecipeError for a LoRA that cannot be merged.
     """
-    base = recipe.base
-    options = SingleFileOptions(base.prediction_type, base.tokenizer, base.allow_pickle)
-    family = load_base(
-        base.model, vae=base.vae, prediction=base.prediction_type, weights=weights, single_file=options
-    )
+    base, prediction = recipe.base, recipe.base.prediction_type
+    options = SingleFileOptions(prediction, base.tokenizer, base.allow_pickle)
+    family = load_base(base.model, vae=base.vae, prediction=prediction, weights=weights, single_file=options)
     family.notes += merge_plain(family, [Merged(one.file, one.strength) for one in base.loras])
     return family
 
 
 @dataclass
 class BuildContext:
-    """Where a run is made ready: what every part of that needs.
-
-    Made while the base is as it was loaded: caches are named after what computes them.
-    """
+    """What makes a run ready; made while the base is as it was loaded, as caches are named after it."""
 
     recipe: Recipe
     run: Run
@@ -69,5 +64,4 @@ class BuildContext:
 
     @property
     def vae_dtype(self) -> torch.dtype:
-        """What images are encoded in."""
         return DTYPES[self.recipe.base.vae_dtype]

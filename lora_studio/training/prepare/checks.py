@@ -23,22 +23,20 @@ from lora_studio.training.machine import Machine, machine_of
 from lora_studio.training.machine.self_test import machine_faults
 from lora_studio.training.optimizers import make_schedule
 from lora_studio.training.optimizers.choose import least_rate, optimizer_faults, trial_faults
-from lora_studio.training.prepare.adapters import AdapterPlan, has_convolutions, plan_adapters
+from lora_studio.training.prepare.adapters import OPTION as INIT_FROM
+from lora_studio.training.prepare.adapters import AdapterPlan, has_convolutions, plan_adapters, start_faults
 from lora_studio.training.prepare.base_model import base_of
 from lora_studio.training.prepare.resume import (
+    BASE,
     allowed_changes,
-    base_faults,
     base_lora,
     input_faults,
     inputs_before,
     inputs_of,
 )
-from lora_studio.training.prepare.warm_start import OPTION as INIT_FROM
-from lora_studio.training.prepare.warm_start import start_faults
 from lora_studio.training.tracking import tracker_faults
 
 T = TypeVar("T")
-ALL = "all"  # blocks
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,6 @@ class Checked:
 
 
 class _Faults(list[str]):
-    """A sentence or more each."""
-
     def of(self, make: Callable[[], T]) -> T | None:
         """What is made; a RecipeError is noted instead of raised."""
         try:
@@ -90,8 +86,9 @@ def check_recipe(
             plan = _adapters(recipe, family, faults, shards=recipe.machine.shard_base and processes.count > 1)
             faults.extend(_rate_faults(recipe, plan, family) if plan is not None and trains else [])
         fingerprint = family.fingerprint(family.denoiser) if family is not None and not faults else ""
-        if run is not None and not faults:
-            faults.extend(base_faults(run.folder, before, recipe, fingerprint))
+        # with [[base.loras]] not compared: another machine merges those with another rounding
+        if run is not None and not faults and not recipe.base.loras:
+            faults.extend(input_faults(run.folder, before, {BASE: fingerprint}))
         if faults or machine is None or family is None or plan is None:
             raise RecipeError("\n".join(faults))
         found.append(Checked(machine, family, plan, inputs, fingerprint, changes))
@@ -136,26 +133,17 @@ def name_faults(recipe: Recipe) -> list[str]:
     if recipe.adapter.kind != NO_ADAPTER:
         wanted.append((ADAPTERS, recipe.adapter.kind))
     faults = _Faults(tracker_faults(recipe.tracking.to))
-    faults += _optimizer_faults(recipe) + schedule_faults(recipe.training)
+    faults += optimizer_faults(recipe.training, recipe.adapter, recipe.tokens)
+    faults += schedule_faults(recipe.training)
     for table, name in wanted:
         faults.of(lambda table=table, name=name: table.check(name))  # type: ignore[misc]
     return faults
 
 
-def _optimizer_faults(recipe: Recipe) -> list[str]:
-    return optimizer_faults(recipe.training, recipe.adapter, recipe.tokens)
-
-
 def schedule_faults(training: TrainingConfig) -> list[str]:
-    """What is wrong with the schedule and its warm-up, a sentence each.
-
-    The usual warm-up never is: short trials have it, and recipes as run have it written out.
-    """
-    faults = []
-    try:
-        make_schedule(training.lr_schedule, training.lr_schedule_floor)
-    except RecipeError as error:
-        faults.append(str(error))
+    """What is wrong with the schedule, or a warm-up that is not the default, which short trials have, too."""
+    faults = _Faults()
+    faults.of(lambda: make_schedule(training.lr_schedule, training.lr_schedule_floor))
     usual = TrainingConfig.model_fields["warmup_steps"].default
     if training.warms_up_to_the_end and training.warmup_steps != usual:
         faults.append(
@@ -166,7 +154,6 @@ def schedule_faults(training: TrainingConfig) -> list[str]:
 
 
 def _sharding_faults(recipe: Recipe, processes: Processes) -> list[str]:
-    """Why the recipe's base cannot be spread over the processes."""
     if not recipe.machine.shard_base or processes.count == 1:
         return []
     faults = [
@@ -177,13 +164,12 @@ def _sharding_faults(recipe: Recipe, processes: Processes) -> list[str]:
     ]
     if recipe.base.quantize != NONE or recipe.machine.compile:
         faults.append(
-            "machine.shard_base goes neither with base.quantize nor with machine.compile; leave one out."
+            "machine.shard_base goes with neither base.quantize nor machine.compile; leave one out."
         )
     return faults
 
 
 def _adapters(recipe: Recipe, family: ModelFamily, faults: _Faults, *, shards: bool) -> AdapterPlan | None:
-    """The plan, unless there cannot be one."""
     config = recipe.adapter
     if config.kind != NO_ADAPTER and config.kind not in ADAPTERS.names():
         return None
@@ -207,9 +193,9 @@ def _kind_faults(recipe: Recipe, family: ModelFamily, *, shards: bool) -> list[s
             f"adapter.kind = {config.kind!r} ends as a whole base, which [[tokens]] are no part of; leave "
             "them out, or take a kind that ends as a LoRA file."
         )
-    if config.blocks != ALL and config.blocks not in family.block_choices:
-        known = ", ".join(map(repr, [ALL, *family.block_choices]))
-        faults.append(f"adapter.blocks is {config.blocks!r}; for this base it may be {known}.")
+    if config.blocks not in (known := ["all", *family.block_choices]):
+        may = ", ".join(map(repr, known))
+        faults.append(f"adapter.blocks is {config.blocks!r}; for this base it may be {may}.")
     if (config.conv_rank or config.conv_alpha) and not has_convolutions(config):
         faults.append(
             "adapter.conv_rank and adapter.conv_alpha are of convolutions, which are not trained; "
@@ -240,19 +226,17 @@ def _meaningless(config: AdapterConfig) -> list[str]:
     for name in ("rank", "alpha"):
         if name in unused and any(getattr(layer, name) is not None for layer in config.layers):
             names.append(f"the {name} of an [[adapter.layers]]")
-    if not names:
-        return []
-    return [
+    fault = (
         f"adapter.kind = {config.kind!r} has no use for {', '.join(names)}: the layers' own tensors are "
         "trained, whole; take that out."
-    ]
+    )
+    return [fault] if names else []
 
 
 def _rate_faults(recipe: Recipe, plan: AdapterPlan, family: ModelFamily) -> list[str]:
-    """Learning rates that the optimizer cannot take."""
     name = recipe.training.optimizer
-    least = 0.0 if _optimizer_faults(recipe) else least_rate(recipe.training)
-    if not least:
+    unknown = optimizer_faults(recipe.training, recipe.adapter, recipe.tokens)
+    if unknown or not (least := least_rate(recipe.training)):
         return []
     rates = used_rates(recipe, plan, family)
     said = [f"{option} is {rate:g}" for option, rate in rates.items()]
@@ -273,8 +257,7 @@ def used_rates(recipe: Recipe, plan: AdapterPlan, family: ModelFamily) -> dict[s
     """Option -> learning rate, of all that will be trained and of nothing else."""
     training, config, found = recipe.training, recipe.adapter, dict[str, float]()
     for place, one in plan.chosen.items():
-        own = one.learning_rate
-        if own is not None:
+        if (own := one.learning_rate) is not None:
             by = next(rule.pattern for rule in reversed(config.layers) if rule.learning_rate == own)
             found[f"adapter.layers.learning_rate of {by!r}"] = own
         elif place.part == family.denoiser:
@@ -282,8 +265,6 @@ def used_rates(recipe: Recipe, plan: AdapterPlan, family: ModelFamily) -> dict[s
         else:
             found["training.text_encoder_learning_rate"] = training.text_encoder_learning_rate
     if plan.chosen and config.lora_plus_ratio != 1 and ADAPTERS[config.kind].faster:
-        found |= {
-            f"{option} times adapter.lora_plus_ratio": rate * config.lora_plus_ratio
-            for option, rate in found.items()
-        }
+        ratio = config.lora_plus_ratio
+        found |= {f"{option} times adapter.lora_plus_ratio": rate * ratio for option, rate in found.items()}
     return found | {f"tokens.learning_rate of {one.token!r}": one.learning_rate for one in recipe.tokens}

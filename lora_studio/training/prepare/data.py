@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lora_studio.data.batches import BatchPlan, each_view, entries
 from lora_studio.data.cache.encode import ImageEncoders
-from lora_studio.data.cache.latents import Latent, Latents
+from lora_studio.data.cache.latents import Latents
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.conditioning import CaptionSet, ConditioningCache, captions_of_run, prepare_texts
 from lora_studio.data.doctor.finding import DoctorReport
@@ -68,15 +68,6 @@ class EncodedSet:
     caption_set: CaptionSet
     batches: BatchPlan
 
-    @property
-    def validation_latents(self) -> list[Latent]:
-        return self.latents[len(self.views) :]
-
-    @property
-    def encodes_captions(self) -> bool:
-        """Whether some are encoded while it trains."""
-        return self.texts is None or not self.caption_set.complete
-
 
 def find_images(context: BuildContext, *, resumes: bool = False) -> ImageSet:
     """Scan the folders, and let the doctor look at what they hold; both are written down.
@@ -84,8 +75,7 @@ def find_images(context: BuildContext, *, resumes: bool = False) -> ImageSet:
     Raises RecipeError if a run that goes on began with other images.
     """
     recipe, family, processes = context.recipe, context.family, context.processes
-    ready = context.latent_cache.ready
-    manifest = processes.from_main(lambda: read_dataset(recipe, family.stride, ready))
+    manifest = processes.from_main(lambda: read_dataset(recipe, family.stride, context.latent_cache.ready))
     if resumes:
         processes.from_main(lambda: refuse_other_images(context.run, manifest))
     context.run.text(MANIFEST, manifest.to_jsonl())
@@ -101,13 +91,12 @@ def find_images(context: BuildContext, *, resumes: bool = False) -> ImageSet:
 
 def with_regularization_images(context: BuildContext, found: ImageSet) -> ImageSet:
     """Those that the frozen base draws, or drew for an earlier run, are among them."""
-    family = context.family
-    family.place(context.machine.device, *(family.parts if context.whole_base else ()))
+    context.family.place(context.machine.device, *(context.family.parts if context.whole_base else ()))
     drawing = draw_regularization_images(context, found.manifest)
     manifest = Manifest(found.manifest.records + tuple(drawing.records))
     context.run.text(MANIFEST, manifest.to_jsonl())
-    regularization_sources = with_shown_captions(context.recipe, manifest)
-    return replace(found, manifest=manifest, drawn=place_beside(regularization_sources, found.shown))
+    drawn = place_beside(with_shown_captions(context.recipe, manifest), found.shown)
+    return replace(found, manifest=manifest, drawn=drawn)
 
 
 def encode(context: BuildContext, found: ImageSet) -> EncodedSet:
@@ -120,15 +109,19 @@ def encode(context: BuildContext, found: ImageSet) -> EncodedSet:
     beside = [record.caption for record in found.drawn] + validation_captions(recipe, validation)
     caption_set = captions_of_run(found.captions, batches, recipe.training.steps, beside)
     family.place(device, *family.text_encoders)
-    texts = _texts(context, caption_set)
+    texts = None
+    if not recipe.adapter.text_encoder and not recipe.tokens:  # one that has stopped learning is asked, too
+        told = progress(context.listener, "captions")
+        texts = prepare_texts(
+            context.text_cache, caption_set, family, on_progress=told, processes=context.processes
+        )
     return EncodedSet(views, validation, latents, texts, caption_set, batches)
 
 
 def make_feed(context: BuildContext, found: ImageSet, encoded: EncodedSet) -> Feed:
     """What hands out every step's micro-batches."""
-    recipe, records = context.recipe, found.records
-    seed = recipe.training.seed
-    per_image = recipe.data.regularization_images.per_image
+    recipe, records, seed = context.recipe, found.records, context.recipe.training.seed
+    first, per_image = len(found.shown), recipe.data.regularization_images.per_image
     return Feed(
         records=records,
         captions=found.captions,
@@ -139,21 +132,15 @@ def make_feed(context: BuildContext, found: ImageSet, encoded: EncodedSet) -> Fe
         device=context.machine.device,
         masks=loss_masks(encoded.views, encoded.latents),
         masked_preservation=recipe.objective.masked_preservation,
-        regularization_rows=regularization_rows(
-            records, first=len(found.shown), per_image=per_image, seed=seed
-        ),
+        regularization_rows=regularization_rows(records, first=first, per_image=per_image, seed=seed),
     )
 
 
 def batches_of(recipe: Recipe, records: Sequence[Record]) -> BatchPlan:
     """Which images are seen at which step; `records` has an entry for each view."""
     training = recipe.training
-    return BatchPlan(
-        records,
-        batch_size=training.batch_size,
-        gradient_accumulation=training.gradient_accumulation,
-        seed=training.seed,
-    )
+    rows, accumulation = training.batch_size, training.gradient_accumulation
+    return BatchPlan(records, batch_size=rows, gradient_accumulation=accumulation, seed=training.seed)
 
 
 def in_steps(recipe: Recipe, records: Sequence[Record]) -> Recipe:
@@ -175,19 +162,6 @@ def manifest_of(run: Run) -> Manifest:
     return Manifest(tuple(Record.from_json(line) for line in run.lines(MANIFEST)))
 
 
-def _texts(context: BuildContext, caption_set: CaptionSet) -> ConditioningCache | None:
-    """None if text encoders learn, or tokens: those that have stopped are encoded while it trains, too."""
-    if context.recipe.adapter.text_encoder or context.recipe.tokens:
-        return None
-    return prepare_texts(
-        context.text_cache,
-        caption_set,
-        context.family,
-        on_progress=progress(context.listener, "captions"),
-        processes=context.processes,
-    )
-
-
 def _latents(context: BuildContext, records: Sequence[Record]) -> Latents:
     """Of the records; those that needed float32 are named in a note.
 
@@ -197,10 +171,8 @@ def _latents(context: BuildContext, records: Sequence[Record]) -> Latents:
     cache, processes, dtype = context.latent_cache, context.processes, context.vae_dtype
     encoders, on_progress = _image_encoders(context.family, dtype), progress(context.listener, "latents")
 
-    def load_or_encode(some_records: Sequence[Record], memory_bytes: int) -> Latents:
-        return cache.load_or_encode(
-            some_records, encoders, memory_bytes=memory_bytes, on_progress=on_progress
-        )
+    def load_or_encode(some: Sequence[Record], memory_bytes: int) -> Latents:
+        return cache.load_or_encode(some, encoders, memory_bytes=memory_bytes, on_progress=on_progress)
 
     if processes.count > 1:
         processes.each(lambda: len(load_or_encode(records[processes.rank :: processes.count], 0)))

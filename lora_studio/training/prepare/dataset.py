@@ -29,6 +29,7 @@ from lora_studio.recipe.data import DataConfig, SourceConfig
 from lora_studio.training.prepare.base_model import base_of
 
 T = TypeVar("T")
+Progress = Callable[[int, int], None]  # done, total
 
 
 def read_dataset(recipe: Recipe, stride: int, ready: ReadyPixels | None = None) -> Manifest:
@@ -41,7 +42,12 @@ def read_dataset(recipe: Recipe, stride: int, ready: ReadyPixels | None = None) 
     on_image = None if ready is None else _resizer(ready, data, stride)
     captioned = read_sources(sources_of(data), CAPTIONERS[data.captioner], on_image=on_image)
     manifest = assign(captioned, data, stride=stride)
-    _refuse_missing_masks(recipe, manifest)
+    wanted = recipe.objective.masked_preservation
+    if wanted and not any(record.mask for record in manifest.used):
+        raise RecipeError(
+            f"objective.masked_preservation is {wanted:g}, but no image that is trained on has a mask; put "
+            "cat.mask.png beside cat.png, set data.masks to a folder of masks, or masked_preservation to 0."
+        )
     given = len(manifest.of_role("validation"))
     return choose_validation_images(manifest, recipe.validation.to_take(len(manifest.used), given=given))
 
@@ -54,16 +60,6 @@ def loss_masks(records: Sequence[Record], latents: Sequence[Latent]) -> list[Los
         return loss_mask(records[index], width, height)
 
     return [mask_of(index) if record.mask else None for index, record in enumerate(records)]
-
-
-def _refuse_missing_masks(recipe: Recipe, manifest: Manifest) -> None:
-    wanted = recipe.objective.masked_preservation
-    if wanted and not any(record.mask for record in manifest.used):
-        raise RecipeError(
-            f"objective.masked_preservation is {wanted:g}, but no image that is trained on has a mask; put "
-            "a mask such as cat.mask.png beside cat.png, set data.masks to a folder of them, or set "
-            "masked_preservation to 0."
-        )
 
 
 def sources_of(data: DataConfig) -> list[Source]:
@@ -86,7 +82,9 @@ def _resizer(ready: ReadyPixels, data: DataConfig, stride: int) -> OnImage | Non
 
 
 def _source(one: SourceConfig, data: DataConfig, exclude: ExcludeList) -> Source:
-    """What the source leaves out is as in [data]."""
+    plain = without_trigger(data.instance_prompt, data.trigger, data.class_words)
+    # regularization images do not show the trigger
+    prompt = data.instance_prompt if one.role != "prior" or plain is None else plain
     reading = ScanOptions(
         recursive=_or(one.recursive, data.recursive),
         background=data.background,
@@ -102,14 +100,8 @@ def _source(one: SourceConfig, data: DataConfig, exclude: ExcludeList) -> Source
         weight=one.weight,
         trigger=_or(one.trigger, data.trigger),
         class_words=_or(one.class_words, data.class_words),
-        instance_prompt=_or(one.instance_prompt, _prompt_for(one, data)),
+        instance_prompt=_or(one.instance_prompt, prompt),
     )
-
-
-def _prompt_for(one: SourceConfig, data: DataConfig) -> str:
-    """data.instance_prompt; for regularization images without the trigger, which they do not show."""
-    plain = without_trigger(data.instance_prompt, data.trigger, data.class_words)
-    return data.instance_prompt if one.role != "prior" or plain is None else plain
 
 
 def _or(value: T | None, default: T) -> T:
@@ -131,9 +123,8 @@ def shown_captions(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
     if preservation and not any(captions.plain(index) for index in range(len(records))):
         trigger = ", ".join(dict.fromkeys(record.trigger for record in records))
         raise RecipeError(
-            f"objective.preservation is {preservation}, but no caption holds data.trigger "
-            f"({trigger!r}), so there is nothing to leave out; set the trigger that the captions hold, or "
-            "preservation to 0."
+            f"objective.preservation is {preservation}, but no caption holds data.trigger ({trigger!r}), so "
+            "there is nothing to leave out; set the trigger that captions hold, or preservation to 0."
         )
     if preservation and (nameless := captions.nameless()):
         held = sum(captions.plain(index) is not None for index in range(len(records)))
@@ -173,7 +164,7 @@ def validation_captions(recipe: Recipe, records: Sequence[Record]) -> list[str]:
 
 
 def examine_recipe(
-    recipe: Recipe, *, on_progress: Callable[[int, int], None] = lambda done, total: None
+    recipe: Recipe, *, on_progress: Progress = lambda done, total: None
 ) -> tuple[DoctorReport, Manifest]:
     """The report on the recipe's images, and what it is about; the base's weights are not read.
 
@@ -191,15 +182,11 @@ def examine_manifest(
     family: ModelFamily,
     manifest: Manifest,
     *,
-    faults: list[str] | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    faults: Sequence[str] = (),
+    on_progress: Progress = lambda done, total: None,
 ) -> DoctorReport:
     """The report on images that were read and given buckets before."""
-    captions = captions_of(recipe, manifest.usable)
-    return examine(
-        manifest,
-        Requirements(recipe.data.resolution, family.stride, family.tokenizers, recipe.data.max_token_chunks),
-        faults=faults or [],
-        written={record.name: captions.written(index) for index, record in enumerate(captions.records)},
-        on_progress=on_progress,
-    )
+    data, captions = recipe.data, captions_of(recipe, manifest.usable)
+    asked = Requirements(data.resolution, family.stride, family.tokenizers, data.max_token_chunks)
+    written = {record.name: captions.written(index) for index, record in enumerate(captions.records)}
+    return examine(manifest, asked, faults=list(faults), written=written, on_progress=on_progress)

@@ -53,9 +53,8 @@ def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
             "data.regularization_images.count is 0, so there is nothing to draw; set it to how many the "
             "base should draw, e.g. --set data.regularization_images.count=100."
         )
-    checked = check_recipe(recipe, trains=False)
+    checked, run = check_recipe(recipe, trains=False), ReadOnlyRun(run_folder(recipe.name))
     machine, family = checked.machine, checked.family
-    run = ReadOnlyRun(run_folder(recipe.name))
     context = BuildContext(recipe, run, machine, family, checked.adapters, listener, ALONE)
     manifest = read_dataset(recipe, family.stride)
     machine.shrink(family)
@@ -72,11 +71,8 @@ def draw_regularization_images(context: BuildContext, manifest: Manifest) -> Dra
     recipe, family, processes = context.recipe, context.family, context.processes
     wanted = recipe.data.regularization_images
     of_folders = _of_folders(recipe, manifest)
-    captions = [
-        (record.name, text)
-        for index, record in enumerate(of_folders.records)
-        for text in of_folders.written(index)
-    ]
+    records = enumerate(of_folders.records)
+    captions = [(record.name, text) for index, record in records for text in of_folders.written(index)]
     requests: list[ImageRequest] = []
     if wanted.count:
         to_draw = captions_of(_with_fixed_tags(recipe), entries(manifest.used))
@@ -91,8 +87,8 @@ def draw_regularization_images(context: BuildContext, manifest: Manifest) -> Dra
     if context.machine.shards:
         draw = _refuse_to_draw
 
-    def load_or_draw(some_requests: Sequence[ImageRequest]) -> list[Record]:
-        return images.load_or_draw(some_requests, draw, on_progress=on_progress)
+    def load_or_draw(some: Sequence[ImageRequest]) -> list[Record]:
+        return images.load_or_draw(some, draw, on_progress=on_progress)
 
     if processes.count > 1:
         processes.each(lambda: len(load_or_draw(requests[processes.rank :: processes.count])))
@@ -102,10 +98,9 @@ def draw_regularization_images(context: BuildContext, manifest: Manifest) -> Dra
 def with_shown_captions(recipe: Recipe, manifest: Manifest) -> list[Record]:
     """The regularization images, each with the one caption that the whole run shows it with."""
     captions = _of_folders(recipe, manifest)
-    of_folders = [
-        replace(record, caption=captions.variant(index, index), lines=())
-        for index, record in enumerate(captions.records)
-    ]
+    texts = [captions.variant(index, index) for index in range(len(captions.records))]
+    records = zip(captions.records, texts, strict=True)
+    of_folders = [replace(record, caption=text, lines=()) for record, text in records]
     return of_folders + [one for one in manifest.of_role("prior") if one.captioned_by == DRAWN]
 
 
@@ -119,9 +114,8 @@ def _with_fixed_tags(recipe: Recipe, **words: str) -> Recipe:
     """A line and words are drawn once, by the regularization images' own seed; tags stay as written."""
     fixed = {"shuffle_tags": False, "keep_tags": 0, "tag_dropout": 0.0}
     training = recipe.training.model_copy(update={"seed": recipe.data.regularization_images.seed})
-    return recipe.model_copy(
-        update={"data": recipe.data.model_copy(update=fixed | words), "training": training}
-    )
+    data = recipe.data.model_copy(update=fixed | words)
+    return recipe.model_copy(update={"data": data, "training": training})
 
 
 def _refuse_triggers(captions: Sequence[tuple[str, str]], manifest: Manifest) -> None:
@@ -148,23 +142,21 @@ def drawer(family: ModelFamily, config: RegularizationImagesConfig) -> Draw:
     pipeline = family.pipeline()
 
     def draw(requests: Sequence[ImageRequest]) -> list[Image.Image]:
-        """One image a request, in their order."""
-        names = [(request.prompt, request.bucket.name, request.number) for request in requests]
+        bucket = requests[0].bucket
+        names = [(request.prompt, bucket.name, request.number) for request in requests]
         with torch.inference_mode(), in_its_precision(family):
             pixels = pipeline(
                 prompt=[request.prompt for request in requests],
                 generator=[generator(config.seed, "class image", *name) for name in names],
                 num_inference_steps=config.steps,
                 guidance_scale=config.guidance,
-                width=requests[0].bucket.width,
-                height=requests[0].bucket.height,
+                width=bucket.width,
+                height=bucket.height,
                 output_type="pt",
             ).images
         if not pixels.isfinite().all():
-            raise BaseModelError(
-                f"the base drew NaN for the regularization image {requests[0].prompt!r}; "
-                'set base.dtype = "float32".'
-            )
+            named = f"the regularization image {requests[0].prompt!r}"
+            raise BaseModelError(f'the base drew NaN for {named}; set base.dtype = "float32".')
         rows = (pixels.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(row) for row in rows]
 

@@ -14,7 +14,6 @@ from lora_studio.errors import RecipeError, preview_names
 from lora_studio.files import digest
 from lora_studio.metadata.provenance import MANIFEST
 from lora_studio.recipe import Recipe, RecipeChange, changes
-from lora_studio.recipe.adapter import Stopping
 from lora_studio.recipe.load import load_run_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import Listener, Note
@@ -27,7 +26,6 @@ _SAID = ("note", "captioned_by")  # about an image, and nothing that is learned
 
 
 def base_lora(number: int) -> str:
-    """The option that names one of [[base.loras]], counted from 0."""
     return f"base.loras[{number}].file"
 
 
@@ -46,40 +44,22 @@ def inputs_before(run: Run) -> dict[str, str]:
 
 
 def input_faults(folder: Path, before: Mapping[str, str], inputs: Mapping[str, str]) -> list[str]:
-    """Files that hold something else now than when the run in `folder` began."""
+    """Files or weights that are something else now than when the run in `folder` began."""
     other = [option for option, found in inputs.items() if before.get(option, found) != found]
     if not other:
         return []
-    return [
-        f"{folder} was started when {', '.join(other)} held another file (its sha256 was "
-        f"{before[other[0]][:12]}...); put that one back to resume, or start another run with --out."
-    ]
-
-
-def base_faults(folder: Path, before: Mapping[str, str], recipe: Recipe, fingerprint: str) -> list[str]:
-    """Whether the run in `folder` began with other weights under the base's name.
-
-    With [[base.loras]] they are not compared: another machine merges those with another rounding.
-    """
-    began_with = before.get(BASE, fingerprint)
-    if recipe.base.loras or began_with == fingerprint:
-        return []
-    return [
-        f"{folder} was started when base.model held other weights (their sha256 was "
-        f"{began_with[:12]}...); put those back to resume, or start another run with --out."
-    ]
+    held = "other weights" if BASE in other else "another file"
+    sha256 = f"sha256 was {before[other[0]][:12]}..."
+    advice = "put that back to resume, or start another run with --out"
+    return [f"{folder} was started when {', '.join(other)} held {held} (its {sha256}); {advice}."]
 
 
 def allowed_changes(run: Run, recipe: Recipe) -> list[RecipeChange]:
-    """What is different from the recipe in the run folder.
-
-    Raises RecipeError with a list if something of it changes what is learned.
-    """
+    """What differs from the run folder's recipe. Raises RecipeError if some of it changes what is learned."""
     old = load_run_recipe(run.folder)
     found = changes(old, recipe)
-    fixed = [
-        one for one in found if not (one.resume_safe or (one.option == STEPS and _same_rates(old, recipe)))
-    ]
+    unsafe = [one for one in found if not one.resume_safe]
+    fixed = [one for one in unsafe if one.option != STEPS or not _same_rates(old, recipe)]
     if not fixed:
         return found
     lines = [f"{run.folder} was started with another recipe, and these options change what is learned:"]
@@ -102,9 +82,7 @@ def apply_recipe_changes(run: Run, found: Sequence[RecipeChange], listener: List
 def _same_rates(old: Recipe, new: Recipe) -> bool:
     """Whether another number of steps leaves the learning rate of every step as it was."""
     both = (old.training, new.training)
-    if len({(one.lr_schedule, one.lr_schedule_floor) for one in both}) > 1:
-        return False
-    if _stops(old) != _stops(new):
+    if len({(one.lr_schedule, one.lr_schedule_floor) for one in both}) > 1 or _stops(old) != _stops(new):
         return False
     schedule = make_schedule(old.training.lr_schedule, old.training.lr_schedule_floor)
     return all(
@@ -114,8 +92,7 @@ def _same_rates(old: Recipe, new: Recipe) -> bool:
 
 
 def _stops(recipe: Recipe) -> list[int | None]:
-    stopping: list[Stopping] = [*recipe.adapter.layers, *recipe.tokens]
-    return [one.last_step(recipe.training.steps) for one in stopping]
+    return [one.last_step(recipe.training.steps) for one in (*recipe.adapter.layers, *recipe.tokens)]
 
 
 def _why(change: RecipeChange, old: Recipe) -> str:
@@ -123,8 +100,7 @@ def _why(change: RecipeChange, old: Recipe) -> str:
         return " (it is what a new run begins with; a resumed one goes on from its own checkpoint)"
     if change.option != STEPS:
         return ""
-    stops = [one.stop_at for one in old.adapter.layers] + [one.stop_at for one in old.tokens]
-    if any(stop is not None and stop <= 1 for stop in stops):
+    if any(one.stop_at is not None and one.stop_at <= 1 for one in (*old.adapter.layers, *old.tokens)):
         return " (a stop_at is a share of the steps, so it would be at another step)"
     return (
         f" (the schedule {old.training.lr_schedule!r} runs to the last step, so steps that are done would "
@@ -149,9 +125,8 @@ def refuse_other_images(run: Run, manifest: Manifest) -> None:
         "are new": new - gone,
         "are others, or have other captions, masks or crops": gone & new,
     }
-    what = "; ".join(
-        f"{len(names)} {words}: {preview_names(sorted(names))}" for words, names in told.items() if names
-    )
+    listed = {words: sorted(names) for words, names in told.items() if names}
+    what = "; ".join(f"{len(names)} {words}: {preview_names(names)}" for words, names in listed.items())
     raise RecipeError(
         f"{run.folder} was started with other images: {what}; put them back to "
         "resume, or start another run with --out (and adapter.init_from, to begin as what is learned so far)."
@@ -160,8 +135,7 @@ def refuse_other_images(run: Run, manifest: Manifest) -> None:
 
 def _learned(lines: Iterable[Mapping[str, Any]]) -> Counter[tuple[str, str]]:
     """Names of the images that are used, and all that is known of them."""
-    used = (
-        line for line in map(current_line, lines) if not line["excluded"] and line["captioned_by"] != DRAWN
-    )
+    current = map(current_line, lines)
+    used = (line for line in current if not line["excluded"] and line["captioned_by"] != DRAWN)
     learned = ({key: one for key, one in line.items() if key not in _SAID} for line in used)
     return Counter((one["name"], json.dumps(one, sort_keys=True)) for one in learned)

@@ -11,24 +11,9 @@ from torch import nn
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.errors import RecipeError
+from lora_studio.recipe.adapter import LayersConfig
 
 LayerPlace = tuple[str, str]  # part and canonical path
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What is different for the layers that a pattern matches; None: as it was."""
-
-    pattern: str  # of `<part>.<path>` or of the path alone, with * and ?
-    rank: int | None = None
-    alpha: float | None = None  # without it and with a rank, the scale stays as it was
-    learning_rate: float | None = None
-    last_step: int | None = None  # 0: the end, whatever earlier rules say
-    train: bool | None = None
-
-    def matches(self, part: str, path: str) -> bool:
-        """Whether it is about this layer; of its path in the canonical spelling."""
-        return fnmatchcase(f"{part}.{path}", self.pattern) or fnmatchcase(path, self.pattern)
 
 
 @dataclass(frozen=True)
@@ -46,7 +31,8 @@ class AdapterOptions:
     rank_dropout: float = 0.0
     module_dropout: float = 0.0
     max_norm: float = 0.0  # of a layer's change; 0: any
-    rules: Sequence[Rule] = ()  # later ones win
+    rules: Sequence[LayersConfig] = ()  # later ones win
+    steps: int = 0  # of the run, by which rules say when a layer stops
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)  # part -> patterns of what is trained
     keep_base_on_device: bool = False  # beside layers that are trained themselves: every step asks the base
 
@@ -87,30 +73,35 @@ def layer_options(part: str, path: str, module: nn.Module, options: AdapterOptio
     for new_rank, new_alpha in wanted:
         rank = new_rank or rank
         scale = scale_of(new_alpha, rank, sqrt_rank=sqrt_rank) if new_alpha else scale
-    return LayerOptions(rank, scale, *_pace(rules))
+    return LayerOptions(rank, scale, *_pace(rules, options.steps))
 
 
 def tensor_options(part: str, path: str, end: str, options: AdapterOptions) -> LayerOptions | None:
     """Of one tensor of a layer that is trained itself; None if it is not trained."""
     rules = _rules_about(part, (path, f"{path}.{end}"), options)
-    return None if rules is None else LayerOptions(0, 1.0, *_pace(rules))
+    return None if rules is None else LayerOptions(0, 1.0, *_pace(rules, options.steps))
 
 
-def _rules_about(part: str, names: Sequence[str], options: AdapterOptions) -> list[Rule] | None:
+def _rules_about(part: str, names: Sequence[str], options: AdapterOptions) -> list[LayersConfig] | None:
     """Those that match one of these names of a layer, first its path; None: the layer stays as it is."""
     only = options.only.get(part)
-    if only is not None and not any(Rule(pattern).matches(part, names[0]) for pattern in only):
+    if only is not None and not any(_matches(pattern, part, names[0]) for pattern in only):
         return None
-    found = [rule for rule in options.rules if any(rule.matches(part, name) for name in names)]
+    found = [rule for rule in options.rules if any(_matches(rule.pattern, part, name) for name in names)]
     asked = [rule.train for rule in found if rule.train is not None]
     return found if not asked or asked[-1] else None
 
 
-def _pace(rules: Sequence[Rule]) -> tuple[float | None, int | None]:
+def _matches(pattern: str, part: str, path: str) -> bool:
+    """Of a canonical path, with its part or alone."""
+    return fnmatchcase(f"{part}.{path}", pattern) or fnmatchcase(path, pattern)
+
+
+def _pace(rules: Sequence[LayersConfig], steps: int) -> tuple[float | None, int | None]:
     """Learning rate and last step: of each the last that is given."""
     rates = [rule.learning_rate for rule in rules if rule.learning_rate]
-    steps = [rule.last_step for rule in rules if rule.last_step is not None]
-    return rates[-1] if rates else None, (steps[-1] or None) if steps else None
+    stops = [rule.stops_after(steps) for rule in rules if rule.stop_at is not None]
+    return rates[-1] if rates else None, stops[-1] if stops else None
 
 
 def check_rules(
@@ -119,7 +110,7 @@ def check_rules(
     """Raise RecipeError for a pattern without a layer, or a tensor `inside` one, or if nothing is trained."""
     faults = []
     for rule in options.rules:
-        if not any(rule.matches(part, path) for part, path in (*layers, *inside)):
+        if not any(_matches(rule.pattern, part, path) for part, path in (*layers, *inside)):
             examples = ", ".join(".".join(layers[number]) for number in (0, len(layers) // 2, -1))
             faults.append(
                 f"adapter.layers: the pattern {rule.pattern!r} matches none of the {len(layers)} layers; "

@@ -50,10 +50,8 @@ def train(
 ) -> Finished | Interrupted:
     """Train a recipe or the one in a TOML file, and export, verify and show the result.
 
-    `folder` is the run's, runs/<name of the recipe> if there is none. `on_event` hears what happens;
-    of several processes, the main one's.
-    Raises StudioError (see errors.py) for whatever the user can mend; ExportMismatch if the written file is
-    not what was trained.
+    `folder`: by default runs/<name of the recipe>. `on_event`: of several processes, the main one's hears.
+    Raises a StudioError for whatever the user can mend; ExportMismatch if the file is not what was trained.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     processes, place = join_processes(loaded.machine.device), folder or run_folder(loaded.name)
@@ -82,10 +80,10 @@ def train(
 def _train(
     recipe: Recipe, run: Run, processes: Processes, *, resume: bool, on_event: Tracking
 ) -> Finished | Interrupted:
-    began = time.monotonic()
+    began, step = time.monotonic(), 0
     session = prepare(recipe, run, on_event, processes, resumes=resume)
-    step = _load_checkpoint(session) if resume else 0
     if resume:
+        step = _load_checkpoint(session)
         run.adopt_first_validation()
     run.text(RUN_RECIPE, to_toml(session.recipe))
     run.json(INPUTS, {**session.inputs, BASE: session.base_fingerprint})
@@ -102,8 +100,7 @@ def _train(
     session.loop.after_step, session.loop.looks_after = watch.after_step, watch.due
     if not session.loop.run(step + 1):
         return Interrupted(run.folder, session.loop.state.counters.step)
-    trained = time.monotonic() - training_began
-    seconds = {"training": trained, "before": training_began - began}
+    seconds = {"training": time.monotonic() - training_began, "before": training_began - began}
     return finish(session, watch.previews, on_event, seconds=seconds)
 
 

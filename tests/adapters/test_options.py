@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.inject import inject
-from lora_studio.adapters.rules import AdapterOptions, Rule
+from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.errors import RecipeError
+from lora_studio.recipe.adapter import LayersConfig
 from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.optimizers.choose import parameter_groups
 
@@ -21,7 +22,7 @@ from lora_studio.training.optimizers.choose import parameter_groups
 def adapted(kind: str = "lora", **options: object) -> tuple[Small, AdapterSet]:
     """A small model whose adapters do something; rank 4, alpha 2."""
     model = Small()
-    wishes = AdapterOptions(kind, **({"rank": 4, "alpha": 2.0, "seed": 1} | options))  # type: ignore[arg-type]
+    wishes = AdapterOptions(kind, **({"rank": 4, "alpha": 2.0, "seed": 1, "steps": 9} | options))  # type: ignore[arg-type]
     adapters = inject({"small": model}, TARGETS, wishes, canonical_path=lambda part, path: path)
     torch.manual_seed(2)
     with torch.no_grad():
@@ -47,25 +48,33 @@ def test_convolutions_have_a_rank_and_alpha_of_their_own_but_not_those_of_1x1() 
 
 
 def test_a_rule_changes_the_layers_it_matches_and_a_later_one_wins() -> None:
-    rules = [Rule("small.*", rank=8), Rule("n*w", rank=2, alpha=2.0), Rule("small.wide", train=False)]
+    rules = [
+        LayersConfig(pattern="small.*", rank=8),
+        LayersConfig(pattern="n*w", rank=2, alpha=2.0),
+        LayersConfig(pattern="small.wide", train=False),
+    ]
     assert by_name(adapted(rules=rules)[1]) == {"linear": (8, 0.5), "narrow": (2, 1.0)}
 
 
 def test_a_later_rule_does_not_train_what_an_earlier_one_leaves_unless_it_says_so() -> None:
-    rules = [Rule("n*w", train=False), Rule("*", learning_rate=1e-5)]
+    rules = [LayersConfig(pattern="n*w", train=False), LayersConfig(pattern="*", learning_rate=1e-5)]
     assert set(by_name(adapted("locon", rules=rules)[1])) == {"linear", "wide"}
-    rules.append(Rule("narrow", train=True))
+    rules.append(LayersConfig(pattern="narrow", train=True))
     assert set(by_name(adapted("locon", rules=rules)[1])) == {"linear", "narrow", "wide"}
 
 
 def test_a_new_rank_alone_keeps_the_scale_whatever_alpha_is_divided_by() -> None:
-    rules = [Rule("linear", rank=16), Rule("narrow", rank=16, alpha=2.0)]
+    rules = [LayersConfig(pattern="linear", rank=16), LayersConfig(pattern="narrow", rank=16, alpha=2.0)]
     of_root = by_name(adapted("locon", rules=rules, scaling="sqrt_rank", conv_rank=1)[1])
     assert of_root == {"linear": (16, 1.0), "narrow": (16, 0.5), "wide": (1, 1.0)}
 
 
 def test_a_later_rule_takes_an_earlier_stop_back() -> None:
-    rules = [Rule("*", last_step=2), Rule("n*w", last_step=0), Rule("wide", rank=2)]
+    rules = [
+        LayersConfig(pattern="*", stop_at=2),
+        LayersConfig(pattern="n*w", stop_at=9),
+        LayersConfig(pattern="wide", rank=2),
+    ]
     _, adapters = adapted(rules=rules)
     assert {layer.path: layer.last_step for layer in adapters.layers} == {
         "linear": 2,
@@ -75,7 +84,7 @@ def test_a_later_rule_takes_an_earlier_stop_back() -> None:
 
 
 def test_an_untrained_layer_is_not_touched() -> None:
-    model, _ = adapted(rules=[Rule("wide", train=False)])
+    model, _ = adapted(rules=[LayersConfig(pattern="wide", train=False)])
     assert type(model.wide) is nn.Conv2d
 
 
@@ -83,14 +92,14 @@ def test_an_untrained_layer_is_not_touched() -> None:
     ("rules", "words"),
     [
         (
-            [Rule("attn2", rank=2)],
+            [LayersConfig(pattern="attn2", rank=2)],
             "'attn2' matches none of the 3 layers.*small.linear, small.narrow, small.wide",
         ),
-        ([Rule("*", train=False)], "no layer to train"),
-        ([Rule("*", last_step=3)], "no layer to train to the last step"),
+        ([LayersConfig(pattern="*", train=False)], "no layer to train"),
+        ([LayersConfig(pattern="*", stop_at=3)], "no layer to train to the last step"),
     ],
 )
-def test_rules_that_train_nothing_are_refused(rules: list[Rule], words: str) -> None:
+def test_rules_that_train_nothing_are_refused(rules: list[LayersConfig], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         adapted(rules=rules)
 
@@ -110,7 +119,7 @@ def test_what_a_kind_cannot_do_is_one_sentence(kind: str, options: dict[str, obj
 
 
 def test_layers_that_stop_keep_their_values_and_get_no_gradient_while_others_go_on() -> None:
-    model, adapters = adapted(rules=[Rule("narrow", last_step=2)])
+    model, adapters = adapted(rules=[LayersConfig(pattern="narrow", stop_at=2)])
     optimizer = torch.optim.AdamW(adapters.parameters("small"), lr=0.1, weight_decay=0.1)
     watch = GradientWatch(adapters)
     states = []
@@ -132,7 +141,7 @@ def test_layers_that_stop_keep_their_values_and_get_no_gradient_while_others_go_
 
 
 def test_groups_have_the_rates_of_parts_rules_and_lora_plus() -> None:
-    _, adapters = adapted(rules=[Rule("wide", learning_rate=3e-3)])
+    _, adapters = adapted(rules=[LayersConfig(pattern="wide", learning_rate=3e-3)])
     groups = parameter_groups(adapters, {"small": 1e-3}, faster=4)
     found = {id(tensor): group["lr"] for group in groups for tensor in group["params"]}
     rates = {key: found[id(tensor)] for key, tensor in adapters.named_parameters().items()}

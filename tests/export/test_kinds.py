@@ -11,18 +11,23 @@ import torch
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.inject import inject
-from lora_studio.adapters.rules import AdapterOptions, Rule
+from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.export import kohya
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.lora_file.write import write_lora
+from lora_studio.recipe.adapter import LayersConfig
 from lora_studio.verify import verify
 
 CASES: dict[str, dict[str, object]] = {
     **{kind: {"kind": kind} for kind in ADAPTERS.names()},
     "pissa": {"start": "pissa"},
-    "many ranks": {"kind": "locon", "conv_rank": 3, "rules": [Rule("*attn2*", rank=2, alpha=7.0)]},
+    "many ranks": {
+        "kind": "locon",
+        "conv_rank": 3,
+        "rules": [LayersConfig(pattern="*attn2*", rank=2, alpha=7.0)],
+    },
     "rslora": {"scaling": "sqrt_rank"},
 }
 

@@ -10,9 +10,10 @@ from full_size import OPTIONS, full_size_family, full_size_sd2, full_size_sdxl, 
 from torch import nn
 
 from lora_studio.adapters.inject import inject
-from lora_studio.adapters.rules import AdapterOptions, Rule
+from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.export import kohya
 from lora_studio.families.layer_names.spellings import layout_of, original_path, place_of
+from lora_studio.recipe.adapter import LayersConfig
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 
@@ -69,7 +70,7 @@ def test_every_layer_of_the_lists_is_told_without_the_base_and_named_as_before(n
 def test_alpha_over_rank_is_the_scale_of_every_layer() -> None:
     """One alpha for all; what a layer's own rank and alpha are beside that goes into `up`."""
     model = nn.ModuleDict({"attn2": nn.ModuleDict({"to_k": nn.Linear(4, 4), "to_v": nn.Linear(4, 4)})})
-    options = AdapterOptions("lora", 2, 3.0, 0, rules=[Rule("*to_v", rank=1, alpha=7.0)])
+    options = AdapterOptions("lora", 2, 3.0, 0, rules=[LayersConfig(pattern="*to_v", rank=1, alpha=7.0)])
     adapters = inject(
         {"unet": model}, {"unet": ("to_k", "to_v")}, options, canonical_path=lambda part, path: path
     )

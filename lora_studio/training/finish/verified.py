@@ -171,7 +171,7 @@ def verify_base(path: Path, trained: TrainedRun, expected: ProbeOutput) -> Verif
         return report
     report.checks["probe_lost_share"] = rms(rounded - expected.tuned) / expected.effect
     if not difference <= max(SAME, machine.rounding):
-        report.faults.append(f"the probe through the folder differs by {difference:.2%} of the prediction")
+        report.faults.append(f"the folder's probe differs by {difference:.2%} of the live prediction")
     return report
 
 

@@ -15,14 +15,16 @@ from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.full import Chosen, TensorPlace, exact_values
 from lora_studio.adapters.inject import choose_layers, inject_chosen
 from lora_studio.adapters.layer import shape_of
-from lora_studio.adapters.rules import AdapterOptions, LayerOptions, Rule
+from lora_studio.adapters.rules import AdapterOptions, LayerOptions
 from lora_studio.adapters.textual_inversion import inject_tokens
 from lora_studio.errors import preview_names
 from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.lora_file import base_layers
 from lora_studio.lora_file.open import read_plain, unfit_layers, unknown_layers
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig, LayersConfig, TokenConfig
+from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig, TokenConfig
+
+INIT_FROM = "adapter.init_from"
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,7 @@ def plan_adapters(recipe: Recipe, family: ModelFamily) -> AdapterPlan:
 
 
 def _options(recipe: Recipe, family: ModelFamily) -> AdapterOptions:
-    config, steps = recipe.adapter, recipe.training.steps
-    rules = [
-        Rule(one.pattern, one.rank, one.alpha, one.learning_rate, _last_step(one, steps), one.train)
-        for one in config.layers
-    ]
+    config = recipe.adapter
     return AdapterOptions(
         config.kind,
         config.rank,
@@ -86,15 +84,11 @@ def _options(recipe: Recipe, family: ModelFamily) -> AdapterOptions:
         rank_dropout=config.rank_dropout,
         module_dropout=config.module_dropout,
         max_norm=config.max_norm,
-        rules=rules,
+        rules=config.layers,
+        steps=recipe.training.steps,
         only=family.block_choices.get(config.blocks, {}),
         keep_base_on_device=max(recipe.objective.preservation, recipe.objective.masked_preservation) > 0,
     )
-
-
-def _last_step(layers: LayersConfig, steps: int) -> int | None:
-    """None if it is not given; 0 for what is trained to the end after all."""
-    return layers.stops_after(steps) or (None if layers.stop_at is None else 0)
 
 
 def _targets(recipe: Recipe, family: ModelFamily) -> dict[str, tuple[str, ...]]:
@@ -110,9 +104,6 @@ def has_convolutions(config: AdapterConfig) -> bool:
     return config.conv or ADAPTERS[config.kind].convolutions
 
 
-OPTION = "adapter.init_from"
-
-
 def start_faults(
     config: AdapterConfig, family: ModelFamily, places: Mapping[tuple[str, str], LayerOptions]
 ) -> Iterator[str]:
@@ -121,31 +112,27 @@ def start_faults(
     kind = ADAPTERS[config.kind]
     if kind.trains_layers:
         yield (
-            f"{OPTION} is of LoRA files, and adapter.kind = {config.kind!r} begins as its base is: name the "
-            "folder of an earlier full run as base.model, or a LoRA file in [[base.loras]]."
+            f"{INIT_FROM} is of LoRA files, and adapter.kind = {config.kind!r} begins as its base is: name "
+            "the folder of an earlier full run as base.model, or a LoRA file in [[base.loras]]."
         )
         return
     if not kind.begins_as_lora or config.start != "default":
         yield (
-            f"{OPTION} does not go with adapter.kind = {config.kind!r} and adapter.start = {config.start!r}; "
-            "a LoRA file can be what plain LoRA begins with: lora and locon, with their default start."
+            f"{INIT_FROM} does not go with adapter.kind = {config.kind!r} and adapter.start = "
+            f"{config.start!r}; a LoRA file can be what lora and locon begin with, with their default start."
         )
         return
-    file = read_plain(config.init_from, OPTION)
-    base = base_layers(family)
+    file, base = read_plain(config.init_from, INIT_FROM), base_layers(family)
     shapes = {name: shape_of(layer) for name, layer in base.items()}
-    for fault in (unknown_layers(file, base), unfit_layers(file, shapes)):
-        if fault:
-            yield f"{OPTION}: {fault}"
-    ranks = {
-        family.ui_name(part, family.canonical_path(part, path)): one.rank
-        for (part, path), one in places.items()
-    }
+    faults = (unknown_layers(file, base), unfit_layers(file, shapes))
+    yield from (f"{INIT_FROM}: {fault}" for fault in faults if fault)
+    canonical = family.canonical_path
+    ranks = {family.ui_name(part, canonical(part, path)): one.rank for (part, path), one in places.items()}
     untrained = [name for name in file.layers if name in base and name not in ranks]
     # layers that UIs look for, and that were not trained, are in files as zero
     if lost := [name for name in untrained if not file.layers[name].numbers.zero]:
         yield (
-            f"{OPTION}: {file.path.name} changes {len(lost)} layers that this recipe does not train, "
+            f"{INIT_FROM}: {file.path.name} changes {len(lost)} layers that this recipe does not train, "
             f"{preview_names(lost)}; train them, too (adapter.text_encoder, adapter.kind = 'locon', "
             "adapter.layers), or merge the file into the base with [[base.loras]]."
         )
@@ -153,7 +140,7 @@ def start_faults(
     if larger:
         most, name = max(larger.values()), next(iter(larger))
         yield (
-            f"{OPTION}: {name} has rank {larger[name]} in {file.path.name}, but {ranks[name]} in the "
+            f"{INIT_FROM}: {name} has rank {larger[name]} in {file.path.name}, but {ranks[name]} in the "
             f"recipe, as have {len(larger)} layers in all; set adapter.rank = {most} or more."
         )
 
@@ -163,7 +150,7 @@ def load_initial_weights(adapters: AdapterSet, family: ModelFamily, path: Path) 
 
     Ranks that the file does not have keep their random `down`, and an `up` of zero.
     """
-    file, begun = read_plain(path, OPTION), 0
+    file, begun = read_plain(path, INIT_FROM), 0
     for layer in adapters.layers:
         name = family.ui_name(layer.part, layer.path)
         if name not in file.layers:

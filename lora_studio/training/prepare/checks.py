@@ -23,8 +23,13 @@ from lora_studio.training.machine import Machine, machine_of
 from lora_studio.training.machine.self_test import machine_faults
 from lora_studio.training.optimizers import make_schedule
 from lora_studio.training.optimizers.choose import least_rate, optimizer_faults, trial_faults
-from lora_studio.training.prepare.adapters import OPTION as INIT_FROM
-from lora_studio.training.prepare.adapters import AdapterPlan, has_convolutions, plan_adapters, start_faults
+from lora_studio.training.prepare.adapters import (
+    INIT_FROM,
+    AdapterPlan,
+    has_convolutions,
+    plan_adapters,
+    start_faults,
+)
 from lora_studio.training.prepare.base_model import base_of
 from lora_studio.training.prepare.resume import (
     BASE,
@@ -78,10 +83,9 @@ def check_recipe(
     found: list[Checked] = []
 
     def check_here() -> None:
-        machine, inputs = _check_without_base(recipe, processes, faults, trains=trains)
+        machine, inputs = _machine(recipe, processes, faults, trains=trains), inputs_of(recipe)
         faults.extend(input_faults(run.folder, before, inputs) if run is not None else [])
-        family = _base(recipe, faults)
-        plan = None
+        family, plan = _base(recipe, faults), None
         if family is not None:
             plan = _adapters(recipe, family, faults, shards=recipe.machine.shard_base and processes.count > 1)
             faults.extend(_rate_faults(recipe, plan, family) if plan is not None and trains else [])
@@ -97,10 +101,8 @@ def check_recipe(
     return found[0]
 
 
-def _check_without_base(
-    recipe: Recipe, processes: Processes, faults: _Faults, *, trains: bool
-) -> tuple[Machine | None, dict[str, str]]:
-    """The machine if it is there, and the sha256 of the LoRA files that the recipe names."""
+def _machine(recipe: Recipe, processes: Processes, faults: _Faults, *, trains: bool) -> Machine | None:
+    """If it is there; all is checked that needs no base."""
     unknown = name_faults(recipe)
     faults += unknown + _sharding_faults(recipe, processes)
     for number, one in enumerate(recipe.base.loras):
@@ -110,7 +112,7 @@ def _check_without_base(
     if machine is not None and not unknown:
         faults += machine_faults(machine)
         faults += trial_faults(recipe.training, machine.device) if trains else []
-    return machine, inputs_of(recipe)
+    return machine
 
 
 def _base(recipe: Recipe, faults: _Faults) -> ModelFamily | None:
@@ -163,15 +165,12 @@ def _sharding_faults(recipe: Recipe, processes: Processes) -> list[str]:
         if getattr(recipe.objective, option)
     ]
     if recipe.base.quantize != NONE or recipe.machine.compile:
-        faults.append(
-            "machine.shard_base goes with neither base.quantize nor machine.compile; leave one out."
-        )
+        faults.append("machine.shard_base needs base.quantize and machine.compile off; leave one out.")
     return faults
 
 
 def _adapters(recipe: Recipe, family: ModelFamily, faults: _Faults, *, shards: bool) -> AdapterPlan | None:
-    config = recipe.adapter
-    if config.kind != NO_ADAPTER and config.kind not in ADAPTERS.names():
+    if (config := recipe.adapter).kind != NO_ADAPTER and config.kind not in ADAPTERS.names():
         return None
     faults.of(lambda: check_tokens(family, recipe.tokens))
     faults += _kind_faults(recipe, family, shards=shards)
@@ -207,9 +206,8 @@ def _kind_faults(recipe: Recipe, family: ModelFamily, *, shards: bool) -> list[s
         return faults
     if kind.trains_layers:
         faults.append(
-            f"adapter.kind = {config.kind!r} trains the base's own weights, so they can be neither in fewer "
-            "bits nor spread over processes; leave base.quantize and machine.shard_base out, or take "
-            'adapter.kind = "lora".'
+            f"adapter.kind = {config.kind!r} trains the base's weights, which can be neither in fewer "
+            'bits nor spread over processes; leave base.quantize and machine.shard_base out, or use "lora".'
         )
     elif kind.reads_weight or config.start != "default":
         faults.append(
@@ -234,8 +232,10 @@ def _meaningless(config: AdapterConfig) -> list[str]:
 
 
 def _rate_faults(recipe: Recipe, plan: AdapterPlan, family: ModelFamily) -> list[str]:
-    name = recipe.training.optimizer
-    unknown = optimizer_faults(recipe.training, recipe.adapter, recipe.tokens)
+    name, unknown = (
+        recipe.training.optimizer,
+        optimizer_faults(recipe.training, recipe.adapter, recipe.tokens),
+    )
     if unknown or not (least := least_rate(recipe.training)):
         return []
     rates = used_rates(recipe, plan, family)

@@ -30,7 +30,6 @@ from lora_studio.training.prepare.dataset import (
     examine_manifest,
     loss_masks,
     read_dataset,
-    refuse_unused_tokens,
     shown_captions,
     validation_captions,
     validation_views,
@@ -82,7 +81,6 @@ def find_images(context: BuildContext, *, resumes: bool = False) -> ImageSet:
     shown = entries(manifest.used)
     context.recipe = recipe = in_steps(recipe, shown)
     captions = shown_captions(recipe, shown)
-    refuse_unused_tokens(recipe, captions)
     looking = progress(context.listener, "looking at images")
     report = processes.from_main(lambda: examine_manifest(recipe, family, manifest, on_progress=looking))
     context.run.json("doctor.json", report.to_json())
@@ -148,8 +146,7 @@ def in_steps(recipe: Recipe, records: Sequence[Record]) -> Recipe:
 
     Raises RecipeError for what does not go with so few steps.
     """
-    epochs = recipe.training.epochs
-    if epochs is None:
+    if (epochs := recipe.training.epochs) is None:
         return recipe
     recipe = with_steps(recipe, batches_of(recipe, records).steps_of(epochs))
     if faults := schedule_faults(recipe.training):

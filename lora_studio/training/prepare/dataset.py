@@ -135,13 +135,8 @@ def shown_captions(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
                 f'{records[index].trigger!r} the caption "{text}" names nothing; set data.class_words to '
                 'what the trigger is one of, such as "robot" or "woman".'
             )
-    return captions
-
-
-def refuse_unused_tokens(recipe: Recipe, captions: ShownCaptions) -> None:
-    """Raise RecipeError for new tokens that no caption holds, as nothing would teach them."""
     if not recipe.tokens:
-        return
+        return captions
     texts = [text.lower() for index in range(len(captions.records)) for text in captions.written(index)]
     unused = [one.token for one in recipe.tokens if not any(one.token in text for text in texts)]
     if unused and texts:
@@ -149,6 +144,7 @@ def refuse_unused_tokens(recipe: Recipe, captions: ShownCaptions) -> None:
             f"tokens: no caption holds {', '.join(map(repr, unused))}, so nothing would teach it; write it "
             'into the captions, or set data.caption_prefix = "{trigger}, " and a data.trigger that holds it.'
         )
+    return captions
 
 
 def validation_views(recipe: Recipe, manifest: Manifest) -> list[Record]:
@@ -174,16 +170,11 @@ def examine_recipe(
     family = base_of(recipe, weights=False)
     manifest, faults = read_anyway(sources_of(recipe.data), CAPTIONERS[recipe.data.captioner])
     manifest = assign(manifest, recipe.data, stride=family.stride)
-    return examine_manifest(recipe, family, manifest, faults=faults, on_progress=on_progress), manifest
+    return examine_manifest(recipe, family, manifest, on_progress, faults), manifest
 
 
 def examine_manifest(
-    recipe: Recipe,
-    family: ModelFamily,
-    manifest: Manifest,
-    *,
-    faults: Sequence[str] = (),
-    on_progress: Progress = lambda done, total: None,
+    recipe: Recipe, family: ModelFamily, manifest: Manifest, on_progress: Progress, faults: Sequence[str] = ()
 ) -> DoctorReport:
     """The report on images that were read and given buckets before."""
     data, captions = recipe.data, captions_of(recipe, manifest.usable)

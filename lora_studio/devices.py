@@ -9,10 +9,7 @@ if TYPE_CHECKING:
 
 
 def find_device(asked: str) -> torch.device | None:
-    """The device of that name; "" and "auto" are a GPU if there is one, else the CPU.
-
-    None stands for a device that this machine does not have.
-    """
+    """"" and "auto" are a GPU if there is one, else the CPU; None for a device that is not there."""
     import torch
 
     name = ("cuda" if torch.cuda.is_available() else "cpu") if asked in ("", "auto") else asked

@@ -17,7 +17,7 @@ from torch import Tensor
 from lora_studio.data.conditioning import ConditioningCache
 from lora_studio.families.base import ModelFamily
 from lora_studio.objectives.diffusion import Objective
-from lora_studio.recipe.output import SamplesConfig
+from lora_studio.recipe.training import SamplesConfig
 from lora_studio.rng import generator
 
 if TYPE_CHECKING:

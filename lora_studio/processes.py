@@ -131,10 +131,7 @@ ALONE = Processes()
 
 
 def join_processes(device: str) -> Processes:
-    """This process among those that the launcher started; on the CPU if `device`, the recipe's, is that.
-
-    Raises RecipeError if there is no device for each, and ProcessLost if the others do not come.
-    """
+    """This process among those launched. Raises RecipeError without a device for each, or ProcessLost."""
     if num_launched() == 1:
         return ALONE
     import torch

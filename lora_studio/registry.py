@@ -13,10 +13,7 @@ T = TypeVar("T")
 
 
 def did_you_mean(word: str, allowed: list[str], *, renamed: Mapping[str, str] | None = None) -> str:
-    """ "; did you mean 'x'?" for the closest allowed word, or nothing when none is close.
-
-    `renamed`: old words to allowed ones; for something close to an old one, the allowed one is named.
-    """
+    """ "; did you mean 'x'?" for the closest word of `allowed`, or of the keys of `renamed`; else nothing."""
     current = renamed or {}
     close = difflib.get_close_matches(word, [*allowed, *current], n=1, cutoff=0.6)
     return f"; did you mean {current.get(close[0], close[0])!r}?" if close else ""

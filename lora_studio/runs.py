@@ -24,10 +24,7 @@ def run_folder(name: str) -> Path:
 
 
 class Run:
-    """One run folder: recipe, manifest, metrics, checkpoints, previews, reports and the finished file.
-
-    Every method that writes raises RunFolderError when the disk refuses.
-    """
+    """One run folder, with its only writer: what writes raises RunFolderError when the disk refuses."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -41,12 +41,8 @@ class AdapterKind(ABC):
     reads_weight: ClassVar[bool] = False  # whether its change depends on the frozen weight
     has_ranks: ClassVar[bool] = False  # whether its change is a sum over ranks, of which some may be dropped
     is_product: ClassVar[bool] = False  # whether its change is a product with each of its tensors once in it
-    degree: ClassVar[
-        int
-    ]  # how many trained tensors are multiplied; the root by which the scale acts on rates
-    faster: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # with LoRA+'s learning rate: the tensors that begin as zero
+    degree: ClassVar[int]  # how many trained tensors are multiplied: the root by which the scale acts
+    faster: ClassVar[frozenset[str]] = frozenset()  # the tensors that begin as zero, for LoRA+
     starts: ClassVar[tuple[str, ...]] = ("default",)  # what adapter.start may be
     trains_layers: ClassVar[bool] = False  # whether the layers' own tensors are trained
     begins_as_lora: ClassVar[bool] = False  # whether the numbers of a plain LoRA file can be its first values

@@ -15,7 +15,7 @@ from lora_studio.cli.dataset import buckets, cache, class_images, regularization
 from lora_studio.cli.doctor import doctor, env
 from lora_studio.cli.export import convert, export, push
 from lora_studio.cli.inspect import inspect, metadata, sidecars, verify
-from lora_studio.cli.options import PlainCommand, PlainGroup
+from lora_studio.cli.options import Command, Group
 from lora_studio.cli.start import demo, init, plan, train
 from lora_studio.console import console, errors
 from lora_studio.errors import ExportMismatch, ProcessLost, RenamedOption, StudioError, TrainingDiverged
@@ -23,7 +23,7 @@ from lora_studio.processes import is_main
 from lora_studio.version import __version__
 
 app = typer.Typer(
-    cls=PlainGroup, pretty_exceptions_enable=False, help="A folder of images becomes a verified LoRA file."
+    cls=Group, pretty_exceptions_enable=False, help="A folder of images becomes a verified LoRA file."
 )
 
 DATASET = "Dataset"
@@ -36,8 +36,8 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
 }
 for group, verbs in GROUPS.items():
     for verb in verbs:
-        app.command(cls=PlainCommand, rich_help_panel=group)(verb)
-app.command(cls=PlainCommand, hidden=True)(class_images)
+        app.command(cls=Command, rich_help_panel=group)(verb)
+app.command(cls=Command, hidden=True)(class_images)
 app.add_typer(cache, rich_help_panel=DATASET)
 
 FIRST_RUN = """\

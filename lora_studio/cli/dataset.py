@@ -12,9 +12,9 @@ import typer
 
 from lora_studio.cli.options import (
     Changes,
+    Command,
+    Group,
     Json,
-    PlainCommand,
-    PlainGroup,
     RecipeFile,
     argument,
     flag,
@@ -128,7 +128,7 @@ def class_images(recipe: RecipeFile, changes: Changes = None) -> None:
 
 cache = typer.Typer(
     name="cache",
-    cls=PlainGroup,
+    cls=Group,
     invoke_without_command=True,
     help="Show what is cached for all runs, and make it smaller.",
 )
@@ -145,7 +145,7 @@ def show(context: typer.Context) -> None:
         _print(entries(cache_folder()))
 
 
-@cache.command(cls=PlainCommand)
+@cache.command(cls=Command)
 def prune(
     older_than: Annotated[
         str | None, value("AGE", "what was not used for this long, e.g. 30d, 12h or 4w")

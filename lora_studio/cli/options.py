@@ -46,7 +46,7 @@ Changes = Annotated[
     value("KEY=VALUE", "change the recipe, e.g. training.steps=200; can be repeated", "--set"),
 ]
 Resume = Annotated[bool, flag("--resume", "continue from the run folder's newest checkpoint")]
-RunFolder = Annotated[
+RunDir = Annotated[
     Path | None, value("DIR", "the run folder; default: runs/<name of the recipe>", "-o", "--out")
 ]
 Out = Annotated[Path, value("FILE", "the file to write", "-o", "--out")]
@@ -83,7 +83,7 @@ def show(report: Reportable, in_words: Callable[..., None], *details: object, as
         in_words(report, *details, console)
 
 
-class PlainCommand(TyperCommand):
+class Command(TyperCommand):
     """With quiet libraries, and a help that says what to type; typer's has <bool> and <list[str]>, too."""
 
     def invoke(self, ctx: Context) -> Any:
@@ -94,7 +94,7 @@ class PlainCommand(TyperCommand):
         return _without_types(super().get_params(ctx))
 
 
-class PlainGroup(TyperGroup):
+class Group(TyperGroup):
     """Likewise, of commands."""
 
     def get_params(self, ctx: Context) -> list[Parameter]:

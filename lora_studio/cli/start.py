@@ -14,7 +14,7 @@ from lora_studio.cli.options import (
     Json,
     RecipeFile,
     Resume,
-    RunFolder,
+    RunDir,
     Trigger,
     argument,
     flag,
@@ -63,9 +63,8 @@ def init(
     _write_recipe(path, text)
     console.say(f"wrote {path}: {summary(preset)}")
     if recipe.data.trigger != trigger:
-        console.say(
-            f'the trigger is "{with_class(trigger, class_word)}": captions should contain these words'
-        )
+        words = with_class(trigger, class_word)
+        console.say(f'the trigger is "{words}": captions should contain these words')
     console.say("next:")
     console.say(f"  lora-studio doctor {shlex.quote(str(path))}   # what is wrong with images and captions")
     console.say(f"  lora-studio plan {shlex.quote(str(path))}   # memory, disk and time")
@@ -96,7 +95,7 @@ def plan(
         raise typer.Exit(1)
 
 
-def train(recipe: RecipeFile, out: RunFolder = None, resume: Resume = False, changes: Changes = None) -> None:
+def train(recipe: RecipeFile, out: RunDir = None, resume: Resume = False, changes: Changes = None) -> None:
     """Train a recipe and export, verify and show the LoRA."""
     from lora_studio.recipe.load import load_recipe
     from lora_studio.runs import run_folder

@@ -14,7 +14,7 @@ from lora_studio.families.loading import POCKET_FOLDER, hub_folder, is_hub_id, l
 from lora_studio.families.loading.single_file import open_single_file
 from lora_studio.families.original.names import TensorOrigin, origins
 from lora_studio.lora_file.header import Header, read_header
-from lora_studio.recipe.base import POCKET
+from lora_studio.recipe.data import POCKET
 
 
 @dataclass(frozen=True)

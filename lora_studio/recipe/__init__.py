@@ -11,11 +11,17 @@ from typing import Any, NamedTuple
 from pydantic import Field, model_validator
 
 from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig, TokenConfig, token_faults
-from lora_studio.recipe.base import BaseConfig
-from lora_studio.recipe.data import DataConfig
-from lora_studio.recipe.output import ExportConfig, SamplesConfig, TrackingConfig
+from lora_studio.recipe.data import BaseConfig, DataConfig
 from lora_studio.recipe.section import Section
-from lora_studio.recipe.training import MachineConfig, ObjectiveConfig, TrainingConfig, ValidationConfig
+from lora_studio.recipe.training import (
+    ExportConfig,
+    MachineConfig,
+    ObjectiveConfig,
+    SamplesConfig,
+    TrackingConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
 
 
 class Recipe(Section):

@@ -40,10 +40,7 @@ def load_run_recipe(folder: Path) -> Recipe:
 
 
 def recipe_from(values: dict[str, Any], *, folder: Path, source: str = "recipe") -> Recipe:
-    """A recipe from plain values; relative paths are taken from `folder`.
-
-    Old names of options are accepted with a RenamedOption warning. Raises RecipeError with all faults.
-    """
+    """A recipe from plain values; relative paths are taken from `folder`. Raises as `load_recipe` does."""
     return _recipe_from(values, folder, source, on_old=_warn)
 
 

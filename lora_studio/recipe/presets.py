@@ -11,7 +11,7 @@ import tomli_w
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.base import FILE_ENDINGS
+from lora_studio.recipe.data import FILE_ENDINGS
 from lora_studio.recipe.load import PRESET_FOLDER, recipe_from
 from lora_studio.registry import unknown
 
@@ -51,10 +51,7 @@ def recipe_name(images: Path) -> str:
 
 
 def fill(preset: str, inputs: PresetInputs, *, folder: Path) -> tuple[str, Recipe]:
-    """The preset's text with the inputs in place of its words, for a recipe in `folder`; and that recipe.
-
-    Comments stay. Raises RecipeError for what could not be trained.
-    """
+    """The preset's text with the inputs in place of its words, and that recipe; raises RecipeError."""
     text = preset_text(preset)
     own = tomllib.loads(text)
     old_trigger, old_class = own["data"]["trigger"], own["data"].get("class_words", "")

@@ -55,10 +55,7 @@ def old_names_in(table: Sequence[int | str]) -> dict[str, str]:
 def with_current_names(
     values: Mapping[str, Any], on_old: Callable[[str, str], None]
 ) -> tuple[dict[str, Any], list[str]]:
-    """A recipe's values under their current names, and a sentence for each option that has both names.
-
-    `on_old` hears every old name, and the current one.
-    """
+    """Values under current names, and a sentence for each option with both; `on_old` hears old and new."""
     faults: list[str] = []
 
     def table(values: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -91,11 +88,8 @@ def with_current_names(
 def with_first_names(value: Any, name: str = "") -> Any:
     """A recipe's values under the names of the first format; `name` is the option that holds them."""
     if isinstance(value, dict):
-        options = {key: f"{name}.{key}" if name else str(key) for key in value}
-        return {
-            _FIRST_NAMES.get(option, key): with_first_names(value[key], option)
-            for key, option in options.items()
-        }
+        names = {key: f"{name}.{key}" if name else str(key) for key in value}
+        return {_FIRST_NAMES.get(names[key], key): with_first_names(value[key], names[key]) for key in value}
     if isinstance(value, list | tuple):
         return [with_first_names(one, name) for one in value]
     return _FIRST_ROLES.get(value, value) if name == _ROLE else value

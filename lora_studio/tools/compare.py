@@ -174,7 +174,7 @@ def compare_images(
     """
     from lora_studio.evaluate import render, sheet_of
     from lora_studio.families.loading import load_base
-    from lora_studio.recipe.output import SamplesConfig
+    from lora_studio.recipe.training import SamplesConfig
 
     family = load_base(base)
     samples = SamplesConfig(prompts=tuple(prompts), seed=seed, steps=steps, guidance=GUIDANCE)

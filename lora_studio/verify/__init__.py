@@ -7,7 +7,7 @@ from pathlib import Path
 from lora_studio.errors import DamagedFile
 from lora_studio.lora_file.header import Header, read_header
 from lora_studio.lora_file.lora_file import lora_file
-from lora_studio.recipe.base import POCKET
+from lora_studio.recipe.data import POCKET
 from lora_studio.verify.file import VerifyReport, check_against_base, check_file
 from lora_studio.verify.uis import verdicts
 from lora_studio.verify.uis.findings import embedding_findings, is_embedding

@@ -237,7 +237,7 @@ def test_a_single_file_at_full_size_has_the_published_keys(number: int, count: i
 @pytest.mark.parametrize("number", range(3))
 def test_diffusers_loads_the_same_numbers_from_a_single_file(number: int, tmp_path: Path) -> None:
     """By its own reader; text encoders, which that takes in published sizes alone, by ours."""
-    from lora_studio.families.loading.single_file import load_single_file
+    from lora_studio.families.loading.single_file import open_single_file
     from lora_studio.lora_file.write import write_large
 
     name, path = ("sd15", "sd2", "sdxl")[number], tmp_path / "whole.safetensors"
@@ -251,7 +251,7 @@ def test_diffusers_loads_the_same_numbers_from_a_single_file(number: int, tmp_pa
         )
         found, expected = loaded.state_dict(), parts[part].state_dict()
         assert found.keys() == expected.keys() and all(found[key].equal(expected[key]) for key in found)
-    for part, module in load_single_file(path).parts.items():
+    for part, module in open_single_file(path).load().parts.items():
         expected = parts[part].state_dict()
         assert all(one.equal(expected[key]) for key, one in module.state_dict().items()), part
 

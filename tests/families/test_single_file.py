@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lora_studio.errors import BaseModelError
 from lora_studio.families.loading import load_base, load_tokenizers
-from lora_studio.families.loading.single_file import SingleFileOptions, load_single_file, open_single_file
+from lora_studio.families.loading.single_file import SingleFileOptions, open_single_file
 from lora_studio.families.original import detect
 from lora_studio.families.original.configurations import configurations_of, tokenizers_for
 from lora_studio.objectives.diffusion import ObjectiveOptions
@@ -69,7 +69,7 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 def refusal(path: Path, **options: object) -> str:
     with pytest.raises(BaseModelError) as caught:
-        load_single_file(path, SingleFileOptions(**options))  # type: ignore[arg-type]
+        open_single_file(path, SingleFileOptions(**options)).load()  # type: ignore[arg-type]
     message = str(caught.value)
     assert "\n" not in message and str(path.parent) not in message
     return message
@@ -78,7 +78,7 @@ def refusal(path: Path, **options: object) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_tensor_and_size_is_the_diffusers_models(kind, bases):
     parts, path = bases[kind]
-    loaded = load_single_file(path)
+    loaded = open_single_file(path).load()
     assert loaded.notes[0].startswith(TITLES[kind])
     assert loaded.parts.keys() == parts.keys()
     for name, module in parts.items():
@@ -145,13 +145,13 @@ def test_shapes_alone_need_no_weights(bases):
 
 def test_weights_are_copies_in_the_dtype_asked_for(tensors, tmp_path):
     path = write(tmp_path / "base.safetensors", tensors)
-    loaded = load_single_file(path, dtype=torch.float32)
+    loaded = open_single_file(path).load(dtype=torch.float32)
     before = loaded.parts["unet"].conv_in.weight.clone()
     with path.open("r+b") as file:  # another download over it
         file.write(b"\xff" * path.stat().st_size)
     assert torch.equal(loaded.parts["unet"].conv_in.weight, before)
     path = write(tmp_path / "other.safetensors", tensors)
-    halved = load_single_file(path, dtype=torch.bfloat16).parts
+    halved = open_single_file(path).load(dtype=torch.bfloat16).parts
     assert {weight.dtype for part in halved.values() for weight in part.parameters()} == {torch.bfloat16}
 
 
@@ -321,7 +321,7 @@ def test_averaged_weights_and_leftovers_are_left_out_and_said(tensors, tmp_path)
     names = ("decay", "num_updates", "diffusion_modelout2bias")
     extra = {f"model_ema.{name}": torch.zeros(1) for name in names}
     extra |= {"cond_stage_model.logit_scale": torch.zeros(1), "first_stage_model.loss.logvar": torch.zeros(1)}
-    notes = load_single_file(write(tmp_path / "base.safetensors", tensors | extra)).notes
+    notes = open_single_file(write(tmp_path / "base.safetensors", tensors | extra)).load().notes
     assert notes[1].startswith("left out: 3 averaged (EMA) weights (model_ema.decay, ")
     assert notes[2].startswith("left out: 6 tensors (") and notes[2].endswith("not needed")
 
@@ -331,16 +331,16 @@ def test_averaged_weights_and_leftovers_are_left_out_and_said(tensors, tmp_path)
 
 def test_names_of_before_text_model_are_read(tensors, tmp_path):
     old = {name.replace(f"{CLIP}text_model.", CLIP): tensor for name, tensor in tensors.items()}
-    loaded = load_single_file(write(tmp_path / "old.safetensors", old))
-    wanted = load_single_file(write(tmp_path / "new.safetensors", tensors))
+    loaded = open_single_file(write(tmp_path / "old.safetensors", old)).load()
+    wanted = open_single_file(write(tmp_path / "new.safetensors", tensors)).load()
     assert_equal(loaded.parts["text_encoder"].state_dict(), wanted.parts["text_encoder"].state_dict())
 
 
 def test_projections_are_read_as_layers_or_convolutions(tensors, tmp_path):
     names = [name for name in tensors if re.search(r"\.proj_(in|out)\.weight$", name)]
     flat = tensors | {name: tensors[name].flatten(1) for name in names}
-    wanted = load_single_file(write(tmp_path / "a.safetensors", tensors)).parts["unet"].state_dict()
-    loaded = load_single_file(write(tmp_path / "b.safetensors", flat)).parts["unet"].state_dict()
+    wanted = open_single_file(write(tmp_path / "a.safetensors", tensors)).load().parts["unet"].state_dict()
+    loaded = open_single_file(write(tmp_path / "b.safetensors", flat)).load().parts["unet"].state_dict()
     assert_equal(loaded, wanted)
 
 
@@ -348,7 +348,7 @@ def test_an_sd2_file_without_the_layer_that_is_not_asked_keeps_all_it_has(tmp_pa
     parts, tensors = random_original("sd2")
     extra = re.compile(r"resblocks\.2\.|text_projection|logit_scale")
     left = {name: tensor for name, tensor in tensors.items() if not extra.search(name)}
-    loaded = load_single_file(write(tmp_path / "base.safetensors", left)).parts["text_encoder"]
+    loaded = open_single_file(write(tmp_path / "base.safetensors", left)).load().parts["text_encoder"]
     assert_equal(loaded.state_dict(), parts["text_encoder"].state_dict())
 
 
@@ -410,8 +410,8 @@ def test_a_ckpt_is_read_only_where_the_user_allows_it(tensors, tmp_path):
     torch.save({"state_dict": tensors, "global_step": 875000}, path)
     message = refusal(path)
     assert "base.ckpt is a pickle file" in message and "base.allow_pickle = true" in message
-    loaded = load_single_file(path, SingleFileOptions(allow_pickle=True))
-    wanted = load_single_file(write(tmp_path / "base.safetensors", tensors))
+    loaded = open_single_file(path, SingleFileOptions(allow_pickle=True)).load()
+    wanted = open_single_file(write(tmp_path / "base.safetensors", tensors)).load()
     for name, part in wanted.parts.items():
         assert_equal(loaded.parts[name].state_dict(), part.state_dict())
 

@@ -27,9 +27,9 @@ LOAD = (
 import json, sys
 from pathlib import Path
 import torch
-from lora_studio.families.loading.single_file import load_single_file
+from lora_studio.families.loading.single_file import open_single_file
 path, dtype = Path(sys.argv[1]), getattr(torch, sys.argv[2])
-loaded = load_single_file(path, dtype=dtype)
+loaded = open_single_file(path).load(dtype=dtype)
 weights = [weight for part in loaded.parts.values() for weight in part.parameters()]
 print(json.dumps({
     "kind": loaded.notes[0],

@@ -17,7 +17,7 @@ from lora_studio.errors import DatasetError, RecipeError, StudioError
 from lora_studio.evaluate import render
 from lora_studio.families.loading import load_base
 from lora_studio.recipe.load import load_recipe
-from lora_studio.recipe.output import SamplesConfig
+from lora_studio.recipe.training import SamplesConfig
 from lora_studio.rng import generator
 from lora_studio.runs import Run
 from lora_studio.training.events import Event, Progress, ignore_events

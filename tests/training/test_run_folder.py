@@ -21,7 +21,7 @@ from lora_studio.families.loading import load_base
 from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.metadata.provenance_check import check_provenance
 from lora_studio.recipe.load import load_recipe
-from lora_studio.recipe.output import SamplesConfig
+from lora_studio.recipe.training import SamplesConfig
 from lora_studio.training.finish import Finished
 from lora_studio.training.loop.state import State, load_state
 

@@ -26,7 +26,7 @@ from lora_studio.families.loading.folder import (
 from lora_studio.families.loading.single_file import SingleFileOptions, open_single_file
 from lora_studio.families.noise_schedule import with_prediction
 from lora_studio.quiet import bitsandbytes_on_demand, paused_collector
-from lora_studio.recipe.base import FILE_ENDINGS, POCKET
+from lora_studio.recipe.data import FILE_ENDINGS, POCKET
 
 if TYPE_CHECKING:
     import torch

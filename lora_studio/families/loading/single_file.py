@@ -91,13 +91,6 @@ def open_single_file(path: Path, options: SingleFileOptions | None = None) -> Si
     return SingleFile(checkpoint, kind, configurations, (note,), options)
 
 
-def load_single_file(
-    path: Path, options: SingleFileOptions | None = None, *, dtype: torch.dtype | None = None
-) -> Loaded:
-    """The base in a file, in `dtype` (float32 by default) on the CPU. Raises BaseModelError."""
-    return open_single_file(path, options).load(dtype=dtype)
-
-
 def _empty(name: str, values: dict[str, Any]) -> nn.Module:
     """A part with shapes only; its buffers, which no file holds, are real."""
     from accelerate import init_empty_weights

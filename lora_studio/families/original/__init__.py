@@ -162,11 +162,9 @@ def _stranger(shapes: Shapes, kind: BaseKind | None) -> str:
         return f"unknown: its first tensor is {next(iter(shapes))}"
     if len(there) == 1:
         return f"a {there[0]} alone"
-    return (
-        f"not whole: it has no {' and no '.join(lacking)}"
-        if lacking
-        else f"unknown: its text encoder is {text}"
-    )
+    if lacking:
+        return f"not whole: it has no {' and no '.join(lacking)}"
+    return f"unknown: its text encoder is {text}"
 
 
 def _refusal(name: str, what: str) -> BaseModelError:

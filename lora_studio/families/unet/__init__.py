@@ -199,15 +199,10 @@ class StableDiffusion(ModelFamily):
         """A StableDiffusionPipeline over these parts, with DDIM, whose images depend on the seed alone."""
         from diffusers import StableDiffusionPipeline
 
-        parts = {name: self.parts[name] for name in ("vae", "text_encoder", "unet")}
-        pipeline = StableDiffusionPipeline(
-            **parts,
-            tokenizer=self.tokenizers["tokenizer"],
-            scheduler=self.schedule.ddim(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        parts: dict[str, object] = {name: self.parts[name] for name in ("vae", "text_encoder", "unet")}
+        parts |= {"tokenizer": self.tokenizers["tokenizer"], "scheduler": self.schedule.ddim()}
+        unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipeline = StableDiffusionPipeline(**parts, **unused)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -20,8 +20,8 @@ from lora_studio.metadata.write import TrainingFacts, caption_table, trigger_tab
 from lora_studio.objectives.diffusion import MOST_LEVELS
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import AdapterConfig
-from lora_studio.recipe.base import POCKET
-from lora_studio.recipe.output import ExportConfig
+from lora_studio.recipe.data import POCKET
+from lora_studio.recipe.training import ExportConfig
 from lora_studio.training.prepare import TrainedRun
 from lora_studio.training.prepare.resume import base_lora
 

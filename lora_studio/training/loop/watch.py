@@ -22,7 +22,7 @@ from lora_studio.evaluate import (
 from lora_studio.families.base import ModelFamily
 from lora_studio.metadata.sidecars import tuned_image
 from lora_studio.processes import ALONE, Processes
-from lora_studio.recipe.output import SamplesConfig
+from lora_studio.recipe.training import SamplesConfig
 from lora_studio.runs import VALIDATION, Run
 from lora_studio.training.events import Listener, Note, PreviewsDrawn, ValidationMeasured
 from lora_studio.training.loop.state import State

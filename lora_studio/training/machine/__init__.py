@@ -19,7 +19,7 @@ from lora_studio.families.base import ModelFamily, innermost_blocks
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.processes import ALONE, Processes
 from lora_studio.quantization import NONE, QUANTIZERS, linear_paths
-from lora_studio.recipe.base import BaseConfig
+from lora_studio.recipe.data import BaseConfig
 from lora_studio.recipe.training import MachineConfig
 
 MOST_COMPILATIONS = 1024  # of one block's code: every width, size and mode has its own; torch stops at 8

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def find_device(asked: str) -> torch.device | None:
-    """"" and "auto" are a GPU if there is one, else the CPU; None for a device that is not there."""
+    """ "" and "auto" are a GPU if there is one, else the CPU; None for a device that is not there."""
     import torch
 
     name = ("cuda" if torch.cuda.is_available() else "cpu") if asked in ("", "auto") else asked

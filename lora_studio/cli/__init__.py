@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.resources import files
 from typing import Annotated
 
 import typer
@@ -40,18 +41,6 @@ for group, verbs in GROUPS.items():
 app.command(cls=Command, hidden=True)(class_images)
 app.add_typer(cache, rich_help_panel=DATASET)
 
-FIRST_RUN = """\
-LoRA Studio {version}: a folder of images becomes a verified LoRA file.
-
-  lora-studio init sd15_style --images photos --trigger "zwx style"
-                                   write a recipe, photos.toml; init --list names the other presets
-  lora-studio doctor photos.toml   find what is wrong with images and captions
-  lora-studio plan photos.toml     see memory, disk and time before you start
-  lora-studio train photos.toml    train, export and verify the LoRA
-  lora-studio demo                 or first try it out: no images, GPU or download needed
-
-lora-studio --help lists all commands; lora-studio COMMAND --help explains one."""
-
 
 def _version(asked: bool) -> None:
     if asked:
@@ -68,7 +57,8 @@ def options(
 ) -> None:
     """A folder of images becomes a verified LoRA file."""
     if context.invoked_subcommand is None:
-        console.say(FIRST_RUN.format(version=__version__))
+        text = files(__package__).joinpath("first_run.txt").read_text("utf-8")
+        console.say(text.rstrip("\n").format(version=__version__))
 
 
 def guarded(command: Callable[[], None]) -> int:

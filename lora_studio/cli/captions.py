@@ -20,12 +20,8 @@ Writer = Annotated[str, value("NAME", f"the captioner: {', '.join(CAPTION_WRITER
 Model = Annotated[
     str, value("MODEL", "a folder or hub id with safetensors; for endpoint the server's name for it")
 ]
-Prompt = Annotated[
-    str,
-    value(
-        "WORDS", "endpoint: the question; blip: the caption's first words; florence: how long captions are"
-    ),
-]
+_PROMPTS = "endpoint: the question; blip: the caption's first words; florence: how long captions are"
+Prompt = Annotated[str, value("WORDS", _PROMPTS)]
 Thresholds = Annotated[
     list[str] | None, value("CATEGORY=NUMBER", "wd14: least probability, e.g. general=0.4", "--threshold")
 ]

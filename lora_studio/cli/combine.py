@@ -6,27 +6,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from lora_studio.cli.options import (
-    BASES,
-    FILES,
-    Dtype,
-    Energy,
-    Force,
-    Json,
-    LoraFiles,
-    LoraPath,
-    Out,
-    Rank,
-    argument,
-    show,
-    value,
-)
+from lora_studio.cli.options import BASES, Dtype, Force, Json, LoraPath, Out, argument, show, value
 from lora_studio.console import Bars, errors
 from lora_studio.errors import StudioError
 
 if TYPE_CHECKING:
     from lora_studio.lora_file.factors import RankLimit
     from lora_studio.tools.combine import BlockWeight, Term
+
+FILES = "FILE[:STRENGTH]"
+LoraFiles = Annotated[list[str], argument(FILES, "LoRA files, e.g. a.safetensors:0.8")]
+Rank = Annotated[int | None, value("N", "the highest rank of a layer", min=1)]
+Energy = Annotated[
+    float | None, value("SHARE", "instead: the lowest rank with this share of a layer's energy, e.g. 0.99")
+]
 
 
 def combine(

@@ -126,12 +126,8 @@ def class_images(recipe: RecipeFile, changes: Changes = None) -> None:
     regularization_images(recipe, changes)
 
 
-cache = typer.Typer(
-    name="cache",
-    cls=Group,
-    invoke_without_command=True,
-    help="Show what is cached for all runs, and make it smaller.",
-)
+CACHE_HELP = "Show what is cached for all runs, and make it smaller."
+cache = typer.Typer(name="cache", cls=Group, invoke_without_command=True, help=CACHE_HELP)
 
 
 @cache.callback()

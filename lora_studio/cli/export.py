@@ -11,17 +11,12 @@ from lora_studio.console import console, errors
 if TYPE_CHECKING:
     from lora_studio.training.events import Event
 
+TARGETS = "kohya, diffusers, native, embedding, a1111_bundle, merged or checkpoint"
+
 
 def export(
     run: Annotated[Path, argument("RUN", "a run's folder, finished or not")],
-    to: Annotated[
-        list[str],
-        value(
-            "NAME",
-            "kohya, diffusers, native, embedding, a1111_bundle, merged or checkpoint; can be repeated",
-            "--to",
-        ),
-    ],
+    to: Annotated[list[str], value("NAME", f"{TARGETS}; can be repeated", "--to")],
     checkpoint: Annotated[int | None, value("STEP", "of this step; default: the newest")] = None,
     dtype: Annotated[
         str | None, value("DTYPE", "float16, bfloat16 or float32; default: as the recipe says")

@@ -34,11 +34,10 @@ def flag(name: str, help: str) -> OptionInfo:
 
 
 BASES = '"pocket", a diffusers folder, a checkpoint file or a hub id'
-FILES = "FILE[:STRENGTH]"
 
 RecipeFile = Annotated[Path, argument("RECIPE", "a TOML recipe; see recipes/")]
 LoraPath = Annotated[Path, argument("FILE", "a LoRA .safetensors file from anywhere")]
-LoraFiles = Annotated[list[str], argument(FILES, "LoRA files, e.g. a.safetensors:0.8")]
+
 Images = Annotated[Path, argument("FOLDER", "a folder of images")]
 
 Changes = Annotated[
@@ -54,10 +53,6 @@ Force = Annotated[bool, flag("--force", "replace files that exist already")]
 Json = Annotated[bool, flag("--json", "print the result as JSON")]
 Dtype = Annotated[str, value("DTYPE", "float16, bfloat16 or float32")]
 Device = Annotated[str, value("DEVICE", "cpu, cuda, cuda:1; default: a GPU if there is one")]
-Rank = Annotated[int | None, value("N", "the highest rank of a layer", min=1)]
-Energy = Annotated[
-    float | None, value("SHARE", "instead: the lowest rank with this share of a layer's energy, e.g. 0.99")
-]
 Trigger = Annotated[str, value("WORDS", 'the trigger words, e.g. "zwx style"')]
 Recursive = Annotated[
     bool, flag("--recursive", "also all subfolders; without it only those named <repeats>_<name>")

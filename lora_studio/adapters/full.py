@@ -132,10 +132,7 @@ class Chosen(dict[TensorPlace, LayerOptions]):
 def choose_tensors(
     parts: Parts, targets: Targets, options: AdapterOptions, *, canonical_path: CanonicalPath
 ) -> Chosen:
-    """What is trained of the target layers by the rules; a pattern is of a layer, or of `<layer>.<tensor>`.
-
-    Raises RecipeError for rules that match nothing.
-    """
+    """What is trained by the rules, of layers or `<layer>.<tensor>`; RecipeError if one matches nothing."""
     places = list(_places(parts, targets))
     named = [(place.part, canonical_path(place.part, place.path), place.end) for place in places]
     ways = [tensor_options(*name, options) for name in named]

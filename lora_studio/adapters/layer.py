@@ -50,10 +50,7 @@ class AdapterKind(ABC):
 
     @abstractmethod
     def start(self, shape: torch.Size, rank: int, draws: Draws, weight: Tensor | None) -> dict[str, Tensor]:
-        """The first values of a layer's tensors, float32, without any effect; `weight` is `shape`, float32.
-
-        There is no weight where that cannot be read, as of quantised layers.
-        """
+        """First values of a layer's tensors, float32, without effect; `weight` is None if unreadable."""
 
     @abstractmethod
     def change(self, tensors: Tensors, scale: float, inputs: ChangeInputs = NO_INPUTS) -> Tensor:

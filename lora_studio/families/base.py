@@ -155,10 +155,7 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def encode_text(self, captions: list[str], *, like: Sequence[str] = ()) -> Conditioning:
-        """Captions -> conditioning; gradients flow when a text encoder is being trained.
-
-        As long as the longest of `captions` and `like` needs: one window, unless `max_chunks` is more.
-        """
+        """Captions -> conditioning as long as the longest of `captions` and `like`; gradients may flow."""
 
     @abstractmethod
     def denoise(

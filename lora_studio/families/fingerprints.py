@@ -63,10 +63,7 @@ def glance_at(part: nn.Module) -> str:
 
 
 def part_fingerprint(part: nn.Module, source: PartSource | None) -> str:
-    """sha256 over a part's class, scale and weights: the key of everything that is cached from it.
-
-    Looked up where the weights are what `source` says that was read, and the files are still the same.
-    """
+    """As `ModelFamily.fingerprint`; looked up where weights and files are still what `source` says."""
     scale = str(getattr(part.config, "scaling_factor", ""))
     if source is None or not source.glance or glance_at(part) != source.glance:
         return _of_weights(part, scale)

@@ -74,19 +74,18 @@ class NoiseSchedule:
             trained_betas=list(self.trained_betas) or None,
             prediction_type=self.prediction,
             rescale_betas_zero_snr=self.zero_terminal_snr,
-            # with zero terminal SNR drawing has to start at the last timestep: arXiv 2305.08891, sec. 3.3
-            timestep_spacing="trailing" if self.zero_terminal_snr else "leading",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
+            **drawing_options(zero_terminal_snr=self.zero_terminal_snr),
         )
 
 
-def read_schedule(scheduler: Mapping[str, object]) -> NoiseSchedule:
-    """The schedule in a scheduler's configuration; one that says nothing of the prediction means epsilon.
+def drawing_options(*, zero_terminal_snr: bool) -> dict[str, object]:
+    # with zero terminal SNR drawing has to start at the last timestep: arXiv 2305.08891, sec. 3.3
+    spacing = "trailing" if zero_terminal_snr else "leading"
+    return {"timestep_spacing": spacing, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 
-    Raises BaseModelError for noise that is none of DDPM's, and for a prediction that does not go with it.
-    """
+
+def read_schedule(scheduler: Mapping[str, object]) -> NoiseSchedule:
+    """The schedule in a scheduler's configuration. Raises BaseModelError for noise that is none of DDPM's."""
     config = dict(scheduler)
     _refuse_other_noise(config)
     stated = config.get("prediction_type") or "epsilon"
@@ -100,15 +99,10 @@ def read_schedule(scheduler: Mapping[str, object]) -> NoiseSchedule:
             "the image (arXiv 2305.08891), yet it is said to predict epsilon; correct prediction_type or "
             "rescale_betas_zero_snr in scheduler/scheduler_config.json."
         )
-    return NoiseSchedule(
-        prediction=cast(Prediction, stated),
-        num_timesteps=cast(int, config.get("num_train_timesteps", 1000)),
-        beta_start=cast(float, config["beta_start"]),
-        beta_end=cast(float, config["beta_end"]),
-        beta_schedule=str(config["beta_schedule"]),
-        trained_betas=tuple(cast(list[float], config.get("trained_betas") or ())),
-        zero_terminal_snr=zero_terminal_snr,
-    )
+    betas = cast(float, config["beta_start"]), cast(float, config["beta_end"]), str(config["beta_schedule"])
+    trained = tuple(cast(list[float], config.get("trained_betas") or ()))
+    steps = cast(int, config.get("num_train_timesteps", 1000))
+    return NoiseSchedule(cast(Prediction, stated), steps, *betas, trained, zero_terminal_snr)
 
 
 def with_prediction(scheduler: Mapping[str, object], wanted: str) -> dict[str, object]:

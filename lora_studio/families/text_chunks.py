@@ -106,11 +106,7 @@ def encode_chunks(ids: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def join(rows: Sequence[Conditioning], empty: Conditioning) -> Conditioning:
-    """One batch of conditioning [1, ...] of different captions.
-
-    Where they differ in length, shorter ones are filled up with `empty`, that of the empty caption: A1111's
-    empty chunks.
-    """
+    """One batch of conditioning [1, ...]; shorter ones are filled up with `empty`, A1111's empty chunks."""
     import torch
 
     joined = {}

@@ -56,14 +56,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _tokens_go_together(self) -> Recipe:
-        without_tokens = ["objective.preservation"] if self.objective.preservation else []
-        without_tokens += self.data.regularization_sources
-        faults = token_faults(
-            *(self.tokens, self.adapter),
-            name=self.name,
-            steps=None if self.training.epochs else self.training.steps,
-            without_tokens=without_tokens,
-        )
+        without = ["objective.preservation"] if self.objective.preservation else []
+        without += self.data.regularization_sources
+        steps = None if self.training.epochs else self.training.steps
+        faults = token_faults(self.tokens, self.adapter, name=self.name, steps=steps, without_tokens=without)
         if faults:
             raise ValueError("\n  ".join(faults))
         return self

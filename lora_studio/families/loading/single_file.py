@@ -31,10 +31,7 @@ class SingleFileOptions:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A whole base in diffusers' words, as its diffusers folder would give it.
-
-    A part's fingerprint depends on nothing but its class, scale and weights, all of which are the folder's.
-    """
+    """A whole base in diffusers' words, as its diffusers folder would give it."""
 
     parts: dict[str, nn.Module]
     tokenizers: dict[str, PreTrainedTokenizerBase]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import BaseModelError, reason_of
-from lora_studio.families.noise_schedule import STABLE_DIFFUSION
+from lora_studio.families.noise_schedule import STABLE_DIFFUSION, drawing_options
 from lora_studio.families.original import UNET_PREFIX, VAE_PREFIX, BaseKind, Shapes, TextEncoder
 
 if TYPE_CHECKING:
@@ -114,9 +114,7 @@ def _unet_levels(reading: _Reading) -> tuple[tuple[int, ...], tuple[int, ...], i
 def _vae(reading: _Reading, kind: BaseKind, side: int) -> Configuration:
     channels, blocks = _vae_levels(reading)
     return {
-        "_class_name": "AutoencoderKL",
-        "in_channels": 3,
-        "out_channels": 3,
+        **{"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3},
         "latent_channels": reading.size(f"{VAE_PREFIX}post_quant_conv.weight", 0),
         "block_out_channels": channels,
         "down_block_types": ("DownEncoderBlock2D",) * len(channels),
@@ -163,8 +161,7 @@ def _text(reading: _Reading, encoder: TextEncoder) -> Configuration:
         "max_position_embeddings": reading.size(places, 0),
         "projection_dim": projection,
         "hidden_act": "gelu" if encoder.open_clip else "quick_gelu",
-        "bos_token_id": words - 2,
-        "eos_token_id": words - 1,
+        **{"bos_token_id": words - 2, "eos_token_id": words - 1},
         "pad_token_id": words - 1 if encoder.pad_token.startswith("<") else 0,
     }
 
@@ -188,10 +185,7 @@ def _scheduler(prediction: str, *, zero_snr: bool) -> Configuration:
         **STABLE_DIFFUSION,
         "prediction_type": prediction,
         "rescale_betas_zero_snr": zero_snr,
-        "timestep_spacing": "trailing" if zero_snr else "leading",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
+        **drawing_options(zero_terminal_snr=zero_snr),
     }
 
 

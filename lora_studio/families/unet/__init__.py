@@ -135,19 +135,12 @@ class StableDiffusion(ModelFamily):
     def miniature(cls) -> Miniature:
         from diffusers import UNet2DConditionModel
 
+        types = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",)}
+        blocks = {"mid_block_type": None, "block_out_channels": (64,), "layers_per_block": 1}
+        sizes = {"sample_size": 8, "attention_head_dim": 2, "cross_attention_dim": 64, "norm_num_groups": 8}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            unet = UNet2DConditionModel(
-                sample_size=8,
-                down_block_types=("CrossAttnDownBlock2D",),
-                up_block_types=("UpBlock2D",),
-                mid_block_type=None,
-                block_out_channels=(64,),
-                layers_per_block=1,
-                attention_head_dim=2,
-                cross_attention_dim=64,
-                norm_num_groups=8,
-            )
+            unet = UNet2DConditionModel(**types, **blocks, **sizes)
 
         def predict(device: torch.device, dtype: torch.dtype) -> Tensor:
             latents, text = (
@@ -169,10 +162,7 @@ class StableDiffusion(ModelFamily):
         return self.layout.name(LayerPlace(part, path), layers_per_block=blocks)
 
     def original_tensors(self) -> dict[str, Tensor]:
-        """All of it under the names of a single file in the original layout, as far as possible not copied.
-
-        A mark says what it predicts, where the published files of its kind all predict something else.
-        """
+        """With a mark that says what it predicts, if published files of its kind predict another thing."""
         found = original_tensors(self.kind, self.parts)
         if self.schedule.prediction == "v_prediction" and self.kind.marks_prediction:
             found["v_pred"] = torch.tensor([])
@@ -181,10 +171,7 @@ class StableDiffusion(ModelFamily):
         return found
 
     def companions(self, layers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        """All four projections of a text encoder's attention, which A1111 only takes together.
-
-        And of the UNet one of cross-attention, by whose width InvokeAI recognises the base.
-        """
+        """For A1111 all projections of a text encoder's attention, for InvokeAI one of cross-attention."""
         found: dict[tuple[str, str], None] = {}
         for part, path in layers:
             stem, attention, _ = path.rpartition("self_attn.")

@@ -96,15 +96,12 @@ def metadata(
 
     target = _target(file, out, in_place=in_place, force=force)
     wanted = parse_changes(tuple(changes or ()))
-    if target is None:
-        if wanted or strip:
-            raise StudioError(
-                "--set and --strip write a file: name it with -o, or change it with --in-place."
-            )
-        header, shown = read_header(file), file
-    else:
+    if target is None and (wanted or strip):
+        raise StudioError("--set and --strip write a file: name it with -o, or change it with --in-place.")
+    if target is not None:
         edit(file, target, wanted, strip=strip)
-        header, shown = read_header(target), target
+    shown = target or file
+    header = read_header(shown)
     whole = tensor_hash(header.block())
     if as_json:
         print_json({"file": str(shown), "metadata": header.metadata, "tensor_hash": whole})

@@ -104,7 +104,6 @@ class AdapterConfig(Section):
 
 
 NO_ADAPTER = "none"  # as adapter.kind: the tokens alone are trained
-MOST_VECTORS = 75  # a text encoder's window
 
 
 class TokenConfig(Stopping):
@@ -112,11 +111,8 @@ class TokenConfig(Stopping):
 
     token: str = Field(description='the new word as captions have it, such as "vkq"; it names the file')
     start: str = Field(description='what it means before the first step: one or more words, such as "robot"')
-    vectors: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_VECTORS,
-        description="tokens of a prompt that it takes up; as many as start by default",
+    vectors: int | None = Field(  # at most a text encoder's window
+        None, ge=1, le=75, description="tokens of a prompt that it takes up; as many as start by default"
     )
     learning_rate: float = Field(
         5e-4,  # the text encoders' other rates are for whole layers: 1e-5 hardly moves a few numbers
@@ -194,24 +190,19 @@ def _alone_faults(
     tokens: Sequence[TokenConfig], adapter: AdapterConfig, *, steps: int | None, without_tokens: Sequence[str]
 ) -> list[str]:
     """What does not go with tokens that are all that learns."""
-    faults = []
+    faults, alone = [], f'adapter.kind is "{NO_ADAPTER}"'
     if not tokens:
-        faults.append(
-            f'adapter.kind is "{NO_ADAPTER}" and there are no [[tokens]], so nothing learns; give one.'
-        )
+        faults.append(f"{alone} and there are no [[tokens]], so nothing learns; give one.")
     elif steps is not None and all((one.last_step(steps) or steps) < steps for one in tokens):
         faults.append(
-            f'adapter.kind is "{NO_ADAPTER}" and every token stops before the last step, after which nothing '
-            "would learn; take a stop_at away."
+            f"{alone} and every token stops before the last step, after which nothing would learn; "
+            "take a stop_at away."
         )
-    idle = [
-        f"adapter.{key}"
-        for key, field in AdapterConfig.model_fields.items()
-        if key != "kind" and getattr(adapter, key) != field.default
-    ]
+    usual = {key: field.default for key, field in AdapterConfig.model_fields.items() if key != "kind"}
+    idle = [f"adapter.{key}" for key, default in usual.items() if getattr(adapter, key) != default]
     if idle or without_tokens:
         faults.append(
-            f'adapter.kind is "{NO_ADAPTER}", so {", ".join([*idle, *without_tokens])} would change nothing; '
-            "leave that out, or take another kind."
+            f"{alone}, so {', '.join([*idle, *without_tokens])} would change nothing; leave that out, or "
+            "take another kind."
         )
     return faults

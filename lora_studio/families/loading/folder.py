@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -61,23 +61,15 @@ class BaseFolder:
 
     def network(self, name: str, *, weights: bool = True) -> nn.Module:
         """A part in float32 on the CPU, from safetensors; without `weights` it has shapes only."""
-        import torch
-
-        library, class_name = self.parts[name]
-        loader = getattr(import_module(library), class_name)
-        try:
-            if weights:
-                return load_network(loader, self.path / name)
-            with torch.device("meta"):
-                return _empty(loader, self.path / name)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._unreadable(name, error) from None
+        return self._read(name, load_network if weights else _empty)
 
     def tokenizer(self, name: str) -> PreTrainedTokenizerBase:
+        return self._read(name, lambda loader, folder: loader.from_pretrained(folder, local_files_only=True))
+
+    def _read(self, name: str, read: Callable[[Any, Path], Any]) -> Any:
         library, class_name = self.parts[name]
-        loader = getattr(import_module(library), class_name)
         try:
-            return loader.from_pretrained(self.path / name, local_files_only=True)
+            return read(getattr(import_module(library), class_name), self.path / name)
         except (OSError, ValueError, RuntimeError) as error:
             raise self._unreadable(name, error) from None
 
@@ -178,10 +170,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _empty(loader: Any, folder: Path) -> nn.Module:
-    """A network as its configuration says; diffusers and transformers spell that differently."""
-    if hasattr(loader, "load_config"):
-        return loader.from_config(loader.load_config(folder, local_files_only=True))
-    return loader(loader.config_class.from_pretrained(folder, local_files_only=True))
+    """A network of shapes, as its configuration says; diffusers and transformers spell that differently."""
+    import torch
+
+    with torch.device("meta"):
+        if hasattr(loader, "load_config"):
+            return loader.from_config(loader.load_config(folder, local_files_only=True))
+        return loader(loader.config_class.from_pretrained(folder, local_files_only=True))
 
 
 def load_vae(name: str, own: AutoencoderKL) -> AutoencoderKL:
@@ -228,24 +223,21 @@ def _of_file(path: Path, own: AutoencoderKL) -> AutoencoderKL:
     vae = AutoencoderKL.from_config(own.config)
     unlike = sorted(tensors.keys() ^ vae.state_dict().keys())
     if unlike:
-        raise ValueError(
-            f"{len(unlike)} of its tensors are not those of a diffusers VAE as the base's, first {unlike[0]}"
-        )
+        fault = f"{len(unlike)} of its tensors are not those of a diffusers VAE"
+        raise ValueError(f"{fault} as the base's, first {unlike[0]}")
     vae.load_state_dict(tensors)
     return vae.float()
 
 
 def _check_latents(name: str, vae: AutoencoderKL, own: AutoencoderKL) -> None:
     """A VAE of another family would train without complaint on latents that the UNet cannot read."""
+    fault = ""
     for key, called in (("latent_channels", "channels"), ("scaling_factor", "scale")):
         other, wanted = vae.config[key], own.config[key]
-        if other != wanted:
-            raise BaseModelError(
-                f"the VAE {name} makes latents of another kind: their {called} is {other}, the base's "
-                f"{wanted}; take one that was made for this family of bases."
-            )
-    if len(vae.config.block_out_channels) != len(own.config.block_out_channels):
-        raise BaseModelError(
-            f"the VAE {name} makes latents of another size than the base's; take one that was made for this "
-            "family of bases."
-        )
+        if other != wanted and not fault:
+            fault = f"of another kind: their {called} is {other}, the base's {wanted}"
+    if not fault and len(vae.config.block_out_channels) != len(own.config.block_out_channels):
+        fault = "of another size than the base's"
+    if fault:
+        advice = "take one that was made for this family of bases"
+        raise BaseModelError(f"the VAE {name} makes latents {fault}; {advice}.")

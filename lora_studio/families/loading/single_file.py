@@ -62,16 +62,13 @@ class SingleFile:
         import torch
 
         tokenizers = self.tokenizers()
-        parts = {name: _empty(name, values) for name, values in self._networks()}
+        names = ("unet", "vae", *(encoder.part for encoder in self.kind.text_encoders))
+        parts = {name: _empty(name, self.configurations[name]) for name in names}
         found = origins(self.kind, self.checkpoint.shapes, self.configurations)
         notes = _check(self, parts, found)
         if weights:
             _fill(self.checkpoint, parts, found, dtype or torch.float32)
         return Loaded(parts, tokenizers, self.configurations, (*self.notes, *notes))
-
-    def _networks(self) -> list[tuple[str, dict[str, Any]]]:
-        names = ("unet", "vae", *(encoder.part for encoder in self.kind.text_encoders))
-        return [(name, self.configurations[name]) for name in names]
 
 
 def open_single_file(path: Path, options: SingleFileOptions | None = None) -> SingleFile:

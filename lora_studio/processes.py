@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lora_studio.errors import ProcessLost, RecipeError, StudioError, reason_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.distributed import ProcessGroup
+
 
 T = TypeVar("T")
 
@@ -194,3 +196,23 @@ def _reporting_lost_processes() -> Iterator[None]:
         else:
             what = f"the processes of this run cannot reach each other ({reason_of(error)})"
         raise ProcessLost(what) from None
+
+
+def find_device(asked: str) -> torch.device | None:
+    """ "" and "auto" are a GPU if there is one, else the CPU; None for a device that is not there."""
+    import torch
+
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if asked in ("", "auto") else asked
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # torch without CUDA asserts
+        return None
+    return device
+
+
+def default_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU, else float32."""
+    import torch
+
+    return torch.bfloat16 if device.type == "cuda" else torch.float32

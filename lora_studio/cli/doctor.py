@@ -88,7 +88,7 @@ def env(
     as_json: Json = False,
 ) -> None:
     """Show device, memory and versions, and try every option with a small training step."""
-    from lora_studio.devices import find_device
+    from lora_studio.processes import find_device
     from lora_studio.training.machine.self_test import environment, try_all
 
     chosen = find_device(device)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lora_studio.data.captioners import CaptionResult, CaptionWriter, Settings, WriterOptions
 from lora_studio.data.images.decode import load_image
 from lora_studio.data.manifest import Record
-from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import CaptionError, reason_of
+from lora_studio.processes import default_precision, find_device
 from lora_studio.registry import did_you_mean
 
 if TYPE_CHECKING:

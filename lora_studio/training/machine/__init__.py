@@ -13,11 +13,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lora_studio.devices import default_precision, find_device
 from lora_studio.errors import OutOfMemory, RecipeError
 from lora_studio.families.base import ModelFamily, innermost_blocks
 from lora_studio.lora_file.write import DTYPES
-from lora_studio.processes import ALONE, Processes
+from lora_studio.processes import ALONE, Processes, default_precision, find_device
 from lora_studio.quantization import NONE, QUANTIZERS, linear_paths
 from lora_studio.recipe.data import BaseConfig
 from lora_studio.recipe.training import MachineConfig

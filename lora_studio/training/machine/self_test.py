@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions
-from lora_studio.devices import default_precision
 from lora_studio.errors import reason_of
 from lora_studio.families import FAMILIES
+from lora_studio.processes import default_precision
 from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.recipe.training import MachineConfig
 from lora_studio.rng import generator

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from lora_studio.devices import find_device
+from lora_studio.processes import find_device
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import ReadOnlyRun, run_folder

@@ -71,10 +71,6 @@ def normal(shape: tuple[int, ...], draw: torch.Generator, *, std: float) -> Tens
     return torch.randn(shape, generator=draw) * std
 
 
-def flat_size(shape: torch.Size) -> int:
-    return math.prod(shape[1:])
-
-
 def range_basis(matrix: Tensor, width: int, draw: torch.Generator, *, passes: int) -> Tensor:
     """An orthonormal basis [out, width] of nearly all that a matrix [out, in] writes.
 

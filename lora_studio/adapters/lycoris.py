@@ -15,7 +15,6 @@ from lora_studio.adapters.layer import (
     Draws,
     Factors,
     Tensors,
-    flat_size,
     normal,
     uniform,
 )
@@ -33,7 +32,7 @@ class Loha(AdapterKind):
 
     def start(self, shape: torch.Size, rank: int, draws: Draws, weight: Tensor | None) -> dict[str, Tensor]:
         """As LyCORIS: normal, and `w2_a` zero."""
-        across = (rank, flat_size(shape))
+        across = (rank, shape[1:].numel())
         return {
             "w1_a": normal((shape[0], rank), draws("w1_a"), std=0.1),
             "w1_b": normal(across, draws("w1_b"), std=1.0),
@@ -104,7 +103,7 @@ class Oft(AdapterKind):
 
     def start(self, shape: torch.Size, rank: int, draws: Draws, weight: Tensor | None) -> dict[str, Tensor]:
         """Zero: nothing is turned."""
-        inputs = flat_size(shape)
+        inputs = shape[1:].numel()
         size = block_size(inputs, rank)
         return {"skew": torch.zeros(inputs // size, size * (size - 1) // 2)}
 

@@ -61,6 +61,14 @@ class StableDiffusion(ModelFamily):
         super().__init__(parts, tokenizers, source=source, scheduler=scheduler)
         self.schedule: NoiseSchedule = read_schedule(scheduler)
 
+    @classmethod
+    def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
+        unet = configurations.get("unet", {})
+        added, is_linear = unet.get("addition_embed_type"), bool(unet.get("use_linear_projection"))
+        return (
+            added == "text_time" if cls.kind.sized else not added and is_linear == cls.kind.linear_projection
+        )
+
     @property
     def native_side(self) -> int:
         """512 for SD1.5, 768 or 512 for SD2, 1024 for SDXL, 64 for the pocket base."""
@@ -204,11 +212,6 @@ class StableDiffusion15(StableDiffusion):
     }
     kind: ClassVar[BaseKind] = SD1
 
-    @classmethod
-    def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
-        unet = configurations.get("unet", {})
-        return not unet.get("use_linear_projection") and not unet.get("addition_embed_type")
-
 
 class StableDiffusion2(StableDiffusion):
     """Linear projections, and OpenCLIP-H without its last layer for a text encoder."""
@@ -220,8 +223,3 @@ class StableDiffusion2(StableDiffusion):
         "v_prediction": FileTraits("sd_v2_v", True, "stable-diffusion-v2-768-v/lora", "v"),
     }
     kind: ClassVar[BaseKind] = SD2
-
-    @classmethod
-    def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
-        unet = configurations.get("unet", {})
-        return bool(unet.get("use_linear_projection")) and not unet.get("addition_embed_type")

@@ -42,10 +42,6 @@ class StableDiffusionXL(StableDiffusion):
         "style": {"unet": ("up_blocks.0.attentions.1.*",)},
     }
 
-    @classmethod
-    def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
-        return configurations.get("unet", {}).get("addition_embed_type") == "text_time"
-
     @property
     def targets(self) -> dict[str, tuple[str, ...]]:
         """Attention and feed-forward, but not CLIP-L's last layer: nothing reads what comes out of it."""

@@ -17,6 +17,7 @@ from lora_studio.metadata.write import MAX_BYTES
 from lora_studio.verify.uis import (
     NOT_KNOWN,
     Base,
+    Loss,
     Verdict,
     base_of_family,
     base_of_layers,
@@ -24,7 +25,6 @@ from lora_studio.verify.uis import (
     verdicts,
 )
 from lora_studio.verify.uis.findings import findings
-from lora_studio.verify.uis.table import Loss
 
 if TYPE_CHECKING:
     from lora_studio.families.base import ModelFamily
@@ -113,7 +113,7 @@ def check_rules(file: LoraFile, report: VerifyReport) -> None:
         for one in report.uis
         if one.is_files_fault
         for reason in one.reasons
-        if reason.loss != Loss.NONE.value
+        if reason.loss != Loss.NONE
     ]
     for name, layer in file.layers.items():
         alpha = layer.entries.get("alpha")

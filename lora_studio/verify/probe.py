@@ -13,8 +13,7 @@ from lora_studio.errors import reason_of
 from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.lora_file import LoraFile, base_layers
 from lora_studio.verify.file import VerifyReport
-from lora_studio.verify.uis import COMPLETELY
-from lora_studio.verify.uis.table import DIFFUSERS
+from lora_studio.verify.uis import COMPLETELY, DIFFUSERS
 
 CAPTION = "a probe"
 TOLERANCE = 0.02  # of the adapter's own effect: float16 keeps 11 bits of each factor

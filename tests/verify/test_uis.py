@@ -15,7 +15,7 @@ from torch import Tensor
 from lora_studio.families.layer_names import OWN, PUBLISHED, PublishedBase
 from lora_studio.verify import verify
 from lora_studio.verify.file import VerifyReport
-from lora_studio.verify.uis.table import UIS
+from lora_studio.verify.uis import UIS, Loss, UiFinding, table
 
 Tensors = dict[str, Tensor]
 LETTERS = {"completely": "c", "partly": "p", "not at all": "n", "not known": "?"}
@@ -314,6 +314,14 @@ def test_what_is_wrong_is_named_for_every_ui_that_minds(case: str, tmp_path: Pat
     said = {one.ui: [r.consequence for r in one.reasons if what in r.what] for one in report.uis}
     for ui, words in consequences.items():
         assert any(words in consequence for consequence in said[ui]), (ui, said)
+
+
+@pytest.mark.parametrize("row", table())
+def test_every_row_can_be_said_and_is_of_uis_that_there_are(row: str) -> None:
+    said = UiFinding(row, ["a.layer", "another"]).in_words("SD1")
+    assert said and not re.search("[{}]", said)
+    does = table()[row].does
+    assert does and does.keys() <= set(UIS) and all(loss in Loss and words for loss, words in does.values())
 
 
 def test_a_file_says_what_is_lost_and_where(tmp_path: Path) -> None:

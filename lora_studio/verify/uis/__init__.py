@@ -3,20 +3,67 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+import tomllib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_studio.families.layer_names import OWN, PUBLISHED, PublishedBase, PublishedLayer, path_name
+from lora_studio.families.layer_names import (
+    DENOISER_TITLE,
+    OWN,
+    PUBLISHED,
+    PublishedBase,
+    PublishedLayer,
+    path_name,
+)
 from lora_studio.lora_file.layer import LoraLayer
 from lora_studio.lora_file.open import fits
-from lora_studio.verify.uis.table import GAPS, TABLE, UIS, Loss
 
 if TYPE_CHECKING:
     from lora_studio.families.base import ModelFamily
 
+UIS = ("ComfyUI", "A1111", "Forge", "InvokeAI", "stable-diffusion.cpp", "diffusers", "kohya")
+DIFFUSERS = "diffusers"
 COMPLETELY, PARTLY, NOT_AT_ALL, NOT_KNOWN = "completely", "partly", "not at all", "not known"
+
+
+class Loss(StrEnum):
+    """What a UI's behaviour costs."""
+
+    NONE = "nothing is lost"
+    LAYERS = "the layers are lost"
+    WRONG = "the layers are there, but not as they were trained"
+    FILE = "the file is lost"
+    UNKNOWN = "not tried"
+
+
+@dataclass(frozen=True)
+class UiRow:
+    """What can be the matter with a file, and what each UI that minds does then."""
+
+    what: str
+    does: Mapping[str, tuple[Loss, str]]
+    is_gap: bool  # it cannot do that with any file for the base: no fault of the file
+
+
+@cache
+def table() -> dict[str, UiRow]:
+    """`table.toml`, which says how it is read. Raises ValueError for a UI twice in a row or not known."""
+    rows = {}
+    for name, row in tomllib.loads((Path(__file__).parent / "table.toml").read_text("utf-8")).items():
+        what, is_gap = row.pop("what"), row.pop("gap", False)
+        does: dict[str, tuple[Loss, str]] = {}
+        for loss, behaviours in row.items():
+            for words, uis in behaviours.items():
+                uis = UIS if uis == "all" else uis
+                if does.keys() & set(uis) or not set(UIS).issuperset(uis):
+                    raise ValueError(f"{name}: {words!r} is of {uis}; each UI of {UIS} may be named once")
+                does |= dict.fromkeys(uis, (Loss[loss.upper()], words))
+        rows[name] = UiRow(what, does, is_gap)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -28,10 +75,9 @@ class UiFinding:
 
     def in_words(self, base: str) -> str:
         number = len(self.concerns)
-        counts = {
-            what: f"{number} {what if number != 1 else what[:-1]}" for what in ("layers", "keys")
-        }  # "1 layer", "3 layers"
-        return TABLE[self.row][0].format(base=base, first=self.concerns[0] if number else "", **counts)
+        counts = {what: f"{number} {what if number != 1 else what[:-1]}" for what in ("layers", "keys")}
+        first = self.concerns[0] if number else ""
+        return table()[self.row].what.format(base=base, first=first, denoiser=DENOISER_TITLE, **counts)
 
 
 @dataclass(frozen=True)
@@ -40,7 +86,7 @@ class Reason:
 
     what: str
     consequence: str
-    loss: str
+    loss: Loss
     keys: tuple[str, ...]  # the first three
     is_gap: bool = False
 
@@ -54,9 +100,7 @@ class Verdict:
     @property
     def is_files_fault(self) -> bool:
         """Whether another file for the same base would be loaded better."""
-        return any(
-            one.loss not in (Loss.NONE.value, Loss.UNKNOWN.value) and not one.is_gap for one in self.reasons
-        )
+        return any(one.loss not in (Loss.NONE, Loss.UNKNOWN) and not one.is_gap for one in self.reasons)
 
 
 def verdicts(findings: Sequence[UiFinding], layers: Collection[str], base: str) -> list[Verdict]:
@@ -65,16 +109,14 @@ def verdicts(findings: Sequence[UiFinding], layers: Collection[str], base: str) 
 
 
 def _verdict(ui: str, findings: Sequence[UiFinding], layers: Collection[str], base: str) -> Verdict:
-    reasons, lost, losses = [], set(), set()
+    reasons, lost = [], set()
     for found in findings:
-        result = TABLE[found.row][1].get(ui)
-        if result is None:
-            continue
-        losses.add(result.loss)
-        if result.loss is Loss.LAYERS:
-            lost |= set(found.concerns)
-        what, keys = found.in_words(base), tuple(found.concerns[:3])
-        reasons.append(Reason(what, result.words, result.loss.value, keys, found.row in GAPS))
+        row = table()[found.row]
+        if ui in row.does:
+            loss, words = row.does[ui]
+            lost |= set(found.concerns) if loss is Loss.LAYERS else set()
+            reasons.append(Reason(found.in_words(base), words, loss, tuple(found.concerns[:3]), row.is_gap))
+    losses = {one.loss for one in reasons}
     if Loss.FILE in losses or (lost and lost >= set(layers)):
         loads = NOT_AT_ALL
     elif losses & {Loss.LAYERS, Loss.WRONG}:
@@ -112,23 +154,20 @@ def base_of_layers(layers: Mapping[str, LoraLayer]) -> Base:
     """The published base in which most layers have the shape they change, or else the same kind of names."""
     best, most = PUBLISHED[0], (0, 0)
     for layout in PUBLISHED:
-        fitting = [layout.places[name] for name, one in layers.items() if _fits(one, layout.places.get(name))]
-        score = len(fitting), sum(place.how == OWN for place in fitting)
+        found = ((one.size, layout.places.get(name)) for name, one in layers.items())
+        score = _score(place for size, place in found if size and place and fits(size, place.shape))
         if score > most:
             best, most = layout, score
     if most[0]:
         return Base(best, True, {name: best.places[name] for name in layers if name in best.places})
     named = {layout: _named_alike(layout, layers) for layout in PUBLISHED}
-    best = max(named, key=lambda layout: _score(named[layout]))
+    best = max(named, key=lambda layout: _score(named[layout].values()))
     return Base(best if named[best] else None, False, named[best])
 
 
-def _fits(layer: LoraLayer, place: PublishedLayer | None) -> bool:
-    return place is not None and layer.size is not None and fits(layer.size, place.shape)
-
-
-def _score(places: Mapping[str, PublishedLayer]) -> tuple[int, int]:
-    return len(places), sum(place.how == OWN for place in places.values())
+def _score(places: Iterable[PublishedLayer]) -> tuple[int, int]:
+    own = [place.how == OWN for place in places]
+    return len(own), sum(own)
 
 
 def _named_alike(layout: PublishedBase, layers: Mapping[str, LoraLayer]) -> dict[str, PublishedLayer]:

@@ -115,10 +115,8 @@ class VisionLanguageModel(CaptionWriter):
             needed = f"{self.name} needs {self.model_type}, such as {self.default_model}"
             raise CaptionError(f"the model {self.model} is of the kind {found}, and {needed}.")
         if "auto_map" in values:  # the same name, but another implementation, which comes as code
-            code = "wants to run code of its own, which is never done"
-            raise CaptionError(
-                f"the model {self.model} {code}; use a conversion such as {self.default_model}."
-            )
+            advice = f"which is never done; use a conversion such as {self.default_model}"
+            raise CaptionError(f"the model {self.model} wants to run code of its own, {advice}.")
 
     def _unusable(self, error: Exception) -> CaptionError:
         return CaptionError(

@@ -31,11 +31,10 @@ class ShownCaptions:
     ) -> None:
         self.records, self.config = list(records), config
         self.seed, self.preservation = seed, preservation
-        self._lines = [self._lines_of(record) for record in self.records]
-        self._wordings = [
-            Wording(record.trigger, record.class_words, config.caption_prefix, config.caption_suffix)
-            for record in self.records
-        ]
+        choose = config.caption_lines == "choose"
+        self._lines = [one.lines if choose and one.lines else (one.caption,) for one in self.records]
+        around = (config.caption_prefix, config.caption_suffix)
+        self._wordings = [Wording(one.trigger, one.class_words, *around) for one in self.records]
         for wording in self._wordings:
             wording.check()
         self._triggers = {one.trigger: one.class_words for one in self.records if one.trigger}
@@ -53,8 +52,7 @@ class ShownCaptions:
     def at(self, index: int, step: int, number: int, row: int) -> ShownCaption:
         """What the used record `index` is shown with in row `row` of micro-batch `number` of a step."""
         draw = python_random(self.seed, step, number, row)
-        dropped = draw.random() < self.config.caption_dropout
-        preserved = draw.random() < self.preservation
+        dropped, preserved = draw.random() < self.config.caption_dropout, draw.random() < self.preservation
         if dropped:
             return ShownCaption("", preserved=False)
         text = self.variant(index, step, number, row)
@@ -96,25 +94,19 @@ class ShownCaptions:
 
     def with_trigger(self) -> list[tuple[int, str]]:
         """Records and captions, as written, that hold their trigger."""
-        return [
-            (index, text)
-            for index in range(len(self.records))
-            for text in self.written(index)
-            if self.without_trigger(index, text) is not None
-        ]
+        return [one for one in self._all_written() if self.without_trigger(*one) is not None]
 
     def nameless(self) -> list[tuple[int, str]]:
         """Records and captions that name nothing without their trigger, as there are no class words."""
+        texts = ((self.records[index], index, text) for index, text in self._all_written())
         return [
             (index, text)
-            for index, record in enumerate(self.records)
-            if record.trigger
-            for text in self.written(index)
-            if needs_class_words(text, record.trigger, record.class_words)
+            for record, index, text in texts
+            if record.trigger and needs_class_words(text, record.trigger, record.class_words)
         ]
 
-    def _lines_of(self, record: Record) -> tuple[str, ...]:
-        return record.lines if record.lines and self.config.caption_lines == "choose" else (record.caption,)
+    def _all_written(self) -> Iterator[tuple[int, str]]:
+        return ((index, text) for index in range(len(self.records)) for text in self.written(index))
 
     def _is_varied(self, text: str, trigger: str) -> bool:
         around = self.config.caption_prefix + text + self.config.caption_suffix

@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from lora_studio.data.captioners.write import BY_HAND
-from lora_studio.data.captions import CaptionFile, Ledgers, find_captions
+from lora_studio.data.captions import Ledgers, find_captions
 from lora_studio.data.captions.trigger import CutCaption, find_cut, num_tokens
 from lora_studio.data.manifest import Record
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # They say nothing about an image.
 _COMMON = {"a", "an", "and", "are", "as", "at", "by", "for", "from", "has", "in", "is", "it", "its"}
 _COMMON |= {"of", "on", "or", "that", "the", "there", "this", "to", "with"}
+_WORD = r"[^\W_]+(?:['’-][^\W_]+)*"
 _MOST = 20
 
 
@@ -70,42 +71,28 @@ def caption_statistics(
     texts = {name: file.text for name, file in files.items() if file.text}
     lines = {name: files[name].lines for name in texts}
     without_trigger = (name for name, several in lines.items() if not all(trigger in one for one in several))
+    ledgers = Ledgers()
+    entries = [ledgers.author(files[name].path, files[name].data) for name in texts]
+    tags = _most({" ".join(tag.split()) for tag in text.split(",")} - {""} for text in texts.values())
+    words = _most(set(re.findall(_WORD, text.casefold())) - _COMMON for text in texts.values())
     return Statistics(
         images=len(records),
         captioned=len(texts),
         several_lines=sum(len(several) > 1 for several in lines.values()),
         without=tuple(name for name, file in files.items() if not file.text and not file.fault),
         unreadable=tuple((file.path.name, file.fault) for file in files.values() if file.fault),
-        written_by=_authors(files[name] for name in texts),
+        written_by=dict(Counter(entry.author if entry else BY_HAND for entry in entries).most_common()),
         identical=tuple(Count(*one) for one in Counter(texts.values()).most_common() if one[1] > 1),
-        words=_most(_words(text) for text in texts.values()),
-        tags=tuple(count for count in _most(_tags(text) for text in texts.values()) if count.captions > 1),
+        words=words,
+        tags=tuple(count for count in tags if count.captions > 1),
         without_trigger=tuple(without_trigger) if trigger else None,
-        lengths=tuple(
-            _lengths(name, tokenizer, lines) for name, tokenizer in (tokenizers or {}).items() if lines
-        ),
+        lengths=tuple(_lengths(*one, lines) for one in (tokenizers or {}).items() if lines),
     )
-
-
-def _authors(files: Iterable[CaptionFile]) -> dict[str, int]:
-    ledgers = Ledgers()
-    entries = [ledgers.author(file.path, file.data) for file in files]
-    return dict(Counter(entry.author if entry else BY_HAND for entry in entries).most_common())
-
-
-def _words(text: str) -> set[str]:
-    return {word for word in re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.casefold()) if word not in _COMMON}
-
-
-def _tags(text: str) -> set[str]:
-    return {" ".join(piece.split()) for piece in text.split(",")} - {""}
 
 
 def _most(found: Iterable[set[str]]) -> tuple[Count, ...]:
     """The most frequent; equal ones by the alphabet, so that a folder always gives the same list."""
-    counter: Counter[str] = Counter()
-    for words in found:
-        counter.update(words)
+    counter = Counter(word for words in found for word in words)
     ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
     return tuple(Count(what, count) for what, count in ranked[:_MOST])
 
@@ -113,8 +100,6 @@ def _most(found: Iterable[set[str]]) -> tuple[Count, ...]:
 def _lengths(name: str, tokenizer: PreTrainedTokenizerBase, lines: Mapping[str, Sequence[str]]) -> Lengths:
     captions = [(image, line) for image, several in lines.items() for line in several]
     numbers = [num_tokens(tokenizer, line) for _, line in captions]
-    cuts = [find_cut([tokenizer], image, line) for image, line in captions]
+    cuts = tuple(cut for one in captions if (cut := find_cut([tokenizer], *one)))
     window = tokenizer.model_max_length
-    return Lengths(
-        name, window, min(numbers), median(numbers), max(numbers), tuple(cut for cut in cuts if cut)
-    )
+    return Lengths(name, window, min(numbers), median(numbers), max(numbers), cuts)

@@ -9,12 +9,14 @@ tokens, and it knows that, too."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lora_studio.families.text_chunks import Tokenizer, caption_chunks, caption_tokens
 from lora_studio.text import plural
 
+COMMON = 25_000  # about half of CLIP's numbers; what people take for new words, such as ohwx, is at 48,000
+END_OF_WORD = "</w>"
 # A caption that has one of these before the trigger, and nothing or one of those behind, names nothing else.
 _BEFORE = {"a", "an", "the", "this", "that", "my", "his", "her", "of"}
 _BEHIND = {"in", "on", "at", "with", "without", "by", "under", "near", "and", "is", "to", "from", "of"} | {
@@ -32,8 +34,7 @@ def without_trigger(caption: str, trigger: str, class_words: str = "") -> str | 
     if not trigger or trigger not in caption:
         return None
     plain, places = _as_words(trigger).subn(lambda _: class_words, caption)
-    if not places:
-        plain = caption.replace(trigger, class_words)
+    plain = plain if places else caption.replace(trigger, class_words)
     pieces = (" ".join(piece.split()) for piece in re.split(r"\s*,", plain))
     return ", ".join(piece for piece in pieces if piece)
 
@@ -80,30 +81,18 @@ def needs_class_words(caption: str, trigger: str, class_words: str = "") -> bool
     if not (before + behind).strip(" ,."):
         return True
     lead, following = re.search(r"(\w+)\s*$", before), re.match(r"\s*(\w+)", behind)
-    return bool(lead and lead[1].casefold() in _BEFORE) and (
-        following is None or following[1].casefold() in _BEHIND
-    )
-
-
-COMMON = 25_000  # about half of CLIP's numbers; what people take for new words, such as ohwx, is at 48,000
-END_OF_WORD = "</w>"
-
-
-def tokens_of(tokenizer: Tokenizer, text: str) -> list[str]:
-    """The pieces that the text is read as."""
-    return [tokenizer.decode([number]).strip() for number in _numbers(tokenizer, text)]
+    whole = following is not None and following[1].casefold() not in _BEHIND
+    return lead is not None and lead[1].casefold() in _BEFORE and not whole
 
 
 def tokens_in_words(trigger: str, tokenizers: Mapping[str, Tokenizer]) -> str:
     """'trigger "vkq robot": 4 tokens (v, k, q, robot)'; of each tokenizer that reads it otherwise."""
     readings: dict[tuple[str, ...], str] = {}
     for name, tokenizer in tokenizers.items():
-        readings.setdefault(tuple(tokens_of(tokenizer, trigger)), name)
-    several = len(readings) > 1
-    listed = [
-        f"{plural(len(tokens), 'token')} ({', '.join(tokens)})" + f" by {name}" * several
-        for tokens, name in readings.items()
-    ]
+        pieces = (tokenizer.decode([number]).strip() for number in _numbers(tokenizer, trigger))
+        readings.setdefault(tuple(pieces), name)
+    counts = {name: f"{plural(len(read), 'token')} ({', '.join(read)})" for read, name in readings.items()}
+    listed = [count + f" by {name}" * (len(counts) > 1) for name, count in counts.items()]
     return f'trigger "{trigger}": {"; ".join(listed)}'
 
 
@@ -117,10 +106,11 @@ def known_words(trigger: str, class_words: str, tokenizers: Mapping[str, Tokeniz
     for word in re.findall(r"\w+", trigger):
         if word.casefold() in of_class:
             continue
-        numbers = [_number_of_word(tokenizer, word) for tokenizer in tokenizers.values()]
-        if None in numbers or not numbers:
+        readings = [(_numbers(one, word), one.get_vocab()) for one in tokenizers.values()]
+        whole = word.casefold() + END_OF_WORD
+        if not readings or any(numbers != [vocab.get(whole)] for numbers, vocab in readings):
             return None
-        known[word] = min(number for number in numbers if number is not None)
+        known[word] = min(numbers[0] for numbers, _ in readings)
     return known
 
 
@@ -130,35 +120,19 @@ def read_otherwise(tokenizer: Tokenizer, trigger: str, caption: str) -> str | No
     So it is inside of a longer word, or beside signs that a tokenizer reads together with its own.
     """
     wanted, found = _numbers(tokenizer, trigger), _numbers(tokenizer, caption)
-    places = list(re.finditer(re.escape(trigger), caption))
-    if not places or _count(wanted, found) >= len(places):
+    places, size = list(re.finditer(re.escape(trigger), caption)), len(wanted)
+    read = sum(found[at : at + size] == wanted for at in range(len(found) - size + 1))
+    if not places or read >= len(places):
         return None
-    return next(filter(None, (_around(caption, *one.span(), r"\w") for one in places)), None) or _around(
-        caption, *places[0].span(), r"\S"
-    )
+    inside = (_around(caption, *one.span(), r"\w") for one in places)
+    return next(filter(None, inside), None) or _around(caption, *places[0].span(), r"\S")
 
 
 def _around(caption: str, start: int, end: int, letters: str) -> str:
     """The piece of a caption with all `letters` beside it; empty if there are none."""
-    before, behind = (
-        re.search(f"{letters}*$", caption[:start]),
-        re.match(f"{letters}*", caption[end:]),
-    )
+    before, behind = re.search(f"{letters}*$", caption[:start]), re.match(f"{letters}*", caption[end:])
     assert before and behind
     return before[0] + caption[start:end] + behind[0] if before[0] or behind[0] else ""
-
-
-def _count(wanted: Sequence[int], found: Sequence[int]) -> int:
-    """How often `wanted` stands in `found`."""
-    size = len(wanted)
-    return sum(list(found[at : at + size]) == list(wanted) for at in range(len(found) - size + 1))
-
-
-def _number_of_word(tokenizer: Tokenizer, word: str) -> int | None:
-    """Of the token that is the whole word; None if it is read as several."""
-    numbers = _numbers(tokenizer, word)
-    ends = tokenizer.get_vocab().get(word.casefold() + END_OF_WORD)
-    return numbers[0] if len(numbers) == 1 and numbers[0] == ends else None
 
 
 def _numbers(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -179,7 +153,7 @@ class CutCaption:
 
 
 def num_tokens(tokenizer: Tokenizer, caption: str) -> int:
-    """The caption's tokens, with the begin and end marks."""
+    """With the begin and end marks."""
     return len(caption_tokens(tokenizer, caption)) + tokenizer.num_special_tokens_to_add()
 
 

@@ -6,13 +6,19 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from lora_studio.errors import CaptionError
 from lora_studio.registry import did_you_mean
 
 if TYPE_CHECKING:
     from lora_studio.recipe.data import DataConfig
+
+_WILDCARD = re.compile(r"\{([^{}]*\|[^{}]*)\}")  # innermost ones first
+_WAYS = {  # of saying what a placeholder stands for
+    "trigger": "--trigger WORDS (in a recipe: data.trigger)",
+    "class": "--class WORDS (in a recipe: data.class_words)",
+}
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,7 @@ class Wording:
         if not text:
             return ""
         caption = self.around(text)
-        if self.trigger and self.trigger not in caption:
-            caption = f"{self.trigger}, {caption}"
-        return caption
+        return caption if self.trigger in caption else f"{self.trigger}, {caption}"
 
     def around(self, text: str) -> str:
         """ "prefix text suffix". Raises CaptionError for an unknown placeholder."""
@@ -47,18 +51,20 @@ class Wording:
 
     def check(self) -> None:
         """Raise CaptionError for a placeholder that cannot be filled, before hours of work."""
-        self.fill(self.prefix)
-        self.fill(self.suffix)
+        self.around("")
 
     def fill(self, template: str) -> str:
         """The template with trigger and class words. Raises CaptionError if one is unknown or not given."""
         values = {"trigger": self.trigger, "class": self.class_words}
-
-        def value(match: re.Match[str]) -> str:
-            name = match[1]
-            return values.get(name) or _refuse(name, template, list(values))
-
-        return re.sub(r"\{(\w*)\}", value, template)
+        for name in re.findall(r"\{(\w*)\}", template):
+            if name not in values:
+                hint = did_you_mean(name, list(values)) or ";"
+                what = f"which is unknown{hint} known: {{trigger}}, {{class}}"
+                raise CaptionError(f'"{template}" holds {{{name}}}, {what}.')
+            if not values[name]:
+                how = f"so say what it stands for with {_WAYS[name]}"
+                raise CaptionError(f'"{template}" holds {{{name}}}, {how}.')
+        return re.sub(r"\{(\w*)\}", lambda match: values[match[1]], template)
 
     def to_json(self) -> dict[str, str]:
         return {name: value for name, value in asdict(self).items() if value}
@@ -73,12 +79,6 @@ def without_tags(text: str, blacklist: str) -> str:
     return ", ".join(piece for piece in pieces if piece and _tag_key(piece) not in unwanted)
 
 
-_WAYS = {  # of saying what a placeholder stands for
-    "trigger": "--trigger WORDS (in a recipe: data.trigger)",
-    "class": "--class WORDS (in a recipe: data.class_words)",
-}
-
-
 def _tag_key(tag: str) -> str:
     return tag.strip().rstrip(".").replace("_", " ").casefold()
 
@@ -86,18 +86,6 @@ def _tag_key(tag: str) -> str:
 def _join(first: str, second: str) -> str:
     """With a space between, unless one is empty or the second begins with a comma or the like."""
     return first + second if not first or not second or second[0] in ",.;:" else f"{first} {second}"
-
-
-def _refuse(name: str, template: str, known: list[str]) -> NoReturn:
-    if name in known:
-        raise CaptionError(f'"{template}" holds {{{name}}}, so say what it stands for with {_WAYS[name]}.')
-    hint = did_you_mean(name, known) or ";"
-    raise CaptionError(
-        f'"{template}" holds {{{name}}}, which is unknown{hint} known: {{trigger}}, {{class}}.'
-    )
-
-
-_WILDCARD = re.compile(r"\{([^{}]*\|[^{}]*)\}")  # innermost ones first
 
 
 def vary(lines: Sequence[str], config: DataConfig, wording: Wording, draw: random.Random) -> str:
@@ -110,13 +98,21 @@ def vary(lines: Sequence[str], config: DataConfig, wording: Wording, draw: rando
     if config.wildcards:
         text = _choose_words(text, wording.trigger, draw)
     if tags_vary(text, config, wording.trigger):
-        text = ", ".join(_vary_tags(split_tags(text, wording.trigger), config, wording.trigger, draw))
+        trigger = wording.trigger
+        tags = split_tags(text, trigger)
+        kept, others = tags[: config.keep_tags], tags[config.keep_tags :]
+        if config.shuffle_tags:
+            draw.shuffle(others)
+        if config.tag_dropout:
+            dropout = config.tag_dropout
+            others = [tag for tag in others if (trigger and trigger in tag) or draw.random() >= dropout]
+        text = ", ".join(kept + others)
     text = wording.around(text)
     return _choose_words(text, wording.trigger, draw) if config.wildcards else text
 
 
 def has_wildcards(text: str) -> bool:
-    """Whether the text holds {a|b}."""
+    """Such as {a|b}."""
     return bool(_WILDCARD.search(text))
 
 
@@ -133,17 +129,6 @@ def split_tags(text: str, trigger: str = "") -> list[str]:
     mark = "\0"  # in no caption: files that hold it are not read
     pieces = (text.replace(trigger, mark) if trigger else text).split(",")
     return [" ".join(piece.split()).replace(mark, trigger) for piece in pieces if piece.strip()]
-
-
-def _vary_tags(tags: list[str], config: DataConfig, trigger: str, draw: random.Random) -> list[str]:
-    kept, others = tags[: config.keep_tags], tags[config.keep_tags :]
-    if config.shuffle_tags:
-        draw.shuffle(others)
-    if config.tag_dropout:
-        others = [
-            tag for tag in others if (trigger and trigger in tag) or draw.random() >= config.tag_dropout
-        ]
-    return kept + others
 
 
 def _choose_words(text: str, trigger: str, draw: random.Random) -> str:

@@ -78,10 +78,8 @@ class WriterOptions:
 
 @dataclass(frozen=True)
 class CaptionResult:
-    """What is in an image, or why that cannot be said."""
-
     text: str = ""
-    fault: str = ""
+    fault: str = ""  # why it cannot be said what is in the image
 
 
 class CaptionWriter(ABC):

@@ -50,7 +50,7 @@ class Endpoint(CaptionWriter):
 
     @property
     def settings(self) -> Settings:
-        """Address, model, question and length; never the key."""
+        """Never the key."""
         prompt, max_tokens = self.options.prompt or PROMPT, self.options.max_tokens or MAX_TOKENS
         named = {"url": self.server.url, "model": self.options.model, "prompt": prompt}
         return {**named, "max_tokens": max_tokens}
@@ -61,19 +61,16 @@ class Endpoint(CaptionWriter):
             return list(pool.map(self._ask, records))
 
     def _ask(self, record: Record) -> CaptionResult:
-        try:
-            return _read(self.server.post(self._request(record)))
-        except Refused as reason:
-            return CaptionResult(fault=str(reason))
-
-    def _request(self, record: Record) -> dict[str, object]:
         image, settings = load_image(record.path), self.settings
         image.thumbnail((MAX_SIDE, MAX_SIDE))
         shown = {"type": "image_url", "image_url": {"url": data_url(image, quality=90)}}
         message = {"role": "user", "content": [{"type": "text", "text": settings["prompt"]}, shown]}
         limits = {"max_tokens": settings["max_tokens"], "temperature": 0}
         model = {"model": settings["model"]} if settings["model"] else {}
-        return {"messages": [message], **limits, **model}
+        try:
+            return _read(self.server.post({"messages": [message], **limits, **model}))
+        except Refused as reason:
+            return CaptionResult(fault=str(reason))
 
 
 def _read(data: bytes) -> CaptionResult:

@@ -102,7 +102,7 @@ def _jobs(
         elif record.caption and record.captioned_by != FOLDER_NAME and not file.text and replace != "all":
             outcome.kept[BY_HAND] += 1
         else:
-            jobs.append((record, file, ledgers.beside(file.path)))
+            jobs.append((record, file, ledgers[file.path.parent]))
     return jobs
 
 

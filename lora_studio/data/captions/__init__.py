@@ -1,7 +1,4 @@
-"""The caption file of an image: which one it is, what it says, how it was saved, and who wrote it.
-
-Captioners leave one JSON line for each caption that they wrote, in a ledger beside the captions.
-"""
+"""The caption file of an image: which one it is, what it says, how it was saved, and who wrote it."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 
 from lora_studio.data.images import (
@@ -50,14 +48,12 @@ class CaptionFile:
 
 def find_captions(records: Iterable[Record]) -> list[CaptionFile]:
     """For each image the first caption file that says something, else the one to write."""
-    beside: dict[Path, dict[str, list[Path]]] = {}
+    beside = cache(caption_files)  # each folder is listed once
     found = []
     for record in records:
-        folder = Path(record.path).parent
-        if folder not in beside:
-            beside[folder] = caption_files(folder)
-        candidates = [read_caption_file(path) for path in beside[folder].get(stem_key(record.name), [])]
-        candidates.append(CaptionFile(Path(record.path).with_suffix(CAPTION_SUFFIXES[0])))
+        path = Path(record.path)
+        candidates = [read_caption_file(one) for one in beside(path.parent).get(stem_key(record.name), [])]
+        candidates.append(CaptionFile(path.with_suffix(CAPTION_SUFFIXES[0])))
         found.append(next((file for file in candidates if file.fault or file.text), candidates[0]))
     return found
 
@@ -148,7 +144,10 @@ class LedgerEntry:
 
 
 class Ledger:
-    """The entries of one folder. Only added to; a line cut short by a crash is passed over."""
+    """One JSON line for each caption of a folder that a captioner wrote, in a file beside the captions.
+
+    Only added to; a line cut short by a crash is passed over.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LEDGER
@@ -187,21 +186,16 @@ class Ledger:
         self._entries[_key(entry.caption, entry.caption_sha256)] = entry
 
 
-class Ledgers:
-    """The ledgers of all folders, each read when it is first asked for."""
+class Ledgers(dict[Path, Ledger]):
+    """By folder, each read when it is first asked for."""
 
-    def __init__(self) -> None:
-        self._by_folder: dict[Path, Ledger] = {}
-
-    def beside(self, caption: Path) -> Ledger:
-        folder = caption.parent
-        if folder not in self._by_folder:
-            self._by_folder[folder] = Ledger(folder)
-        return self._by_folder[folder]
+    def __missing__(self, folder: Path) -> Ledger:
+        self[folder] = Ledger(folder)
+        return self[folder]
 
     def author(self, caption: Path, data: bytes | None) -> LedgerEntry | None:
         """As `Ledger.author`; None also if there is no file."""
-        return self.beside(caption).author(caption, data) if data else None
+        return self[caption.parent].author(caption, data) if data else None
 
 
 def sha256(data: bytes) -> str:

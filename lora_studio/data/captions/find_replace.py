@@ -45,10 +45,7 @@ class Backup:
 
 
 def replace_caption(path: Path, data: bytes, *, before: bytes | None, backup: Backup) -> None:
-    """Write `data` into a caption file that held `before`, which is kept unless it was nothing.
-
-    Raises CaptionError if the disk refuses; then the file holds what it held.
-    """
+    """Write `data` over `before`, which is kept unless blank. CaptionError: refused, nothing is changed."""
     if before and before.strip():
         backup.keep(path, before)
     try:
@@ -118,10 +115,7 @@ def find_changes(
 def apply_changes(
     changes: Sequence[CaptionChange], *, folder: Path
 ) -> tuple[list[CaptionChange], Path | None]:
-    """Write the changes; returns them with the fault of each that was not, and the folder of the backup.
-
-    Raises CaptionError if the disk refuses.
-    """
+    """Write them -> the same with the fault of each that was not, and the backup. CaptionError: refused."""
     backup = Backup(folder)
     done = []
     for change in changes:

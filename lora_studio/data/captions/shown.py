@@ -85,10 +85,7 @@ class ShownCaptions:
         return next((text for text in found if text is not None), None)
 
     def without_trigger(self, index: int, text: str) -> str | None:
-        """What `text`, a caption of the record, is without the trigger; None if it does not hold it.
-
-        Triggers of other records are left out, too.
-        """
+        """A caption of the record without its and others' triggers; None if it does not hold its own."""
         record = self.records[index]
         return without_triggers(text, record.trigger, record.class_words, self._triggers)
 

@@ -42,8 +42,7 @@ def without_trigger(caption: str, trigger: str, class_words: str = "") -> str | 
 def without_triggers(caption: str, own: str, class_words: str, others: Mapping[str, str]) -> str | None:
     """The caption with every trigger left out as above; None when it does not hold its `own`.
 
-    `others`: those of other images, with the class words that each gives way to. An image of two subjects
-    holds two.
+    `others`: trigger -> class words of other images, since an image of two subjects holds two.
     """
     if not own or own not in caption:
         return None
@@ -160,10 +159,7 @@ def num_tokens(tokenizer: Tokenizer, caption: str) -> int:
 def find_cut(
     tokenizers: Iterable[Tokenizer], name: str, caption: str, *, max_chunks: int = 1
 ) -> CutCaption | None:
-    """What the first tokenizer for which the caption is too long cuts off; None if all fits.
-
-    `name` is its image's. A caption may fill `max_chunks` windows.
-    """
+    """What the first tokenizer cuts off the caption of image `name` beyond `max_chunks` windows, or None."""
     for tokenizer in tokenizers:
         _, lost = caption_chunks(tokenizer, caption, max_chunks=max_chunks)
         if lost:

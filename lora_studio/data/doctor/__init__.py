@@ -121,12 +121,11 @@ def _captioned(manifest: Manifest, source: Source, captioner: Captioner) -> Mani
     )
     captioned = captioner(Manifest(readable), instance_prompt=source.instance_prompt)
     by_name = {record.name: record for record in captioned.records}
-
-    def with_caption(record: Record) -> Record:
-        without = record if record.excluded else replace(record, caption="", captioned_by="")
-        return by_name.get(record.name, without)
-
-    return Manifest(tuple(map(with_caption, manifest.records)))
+    records = (
+        record if record.excluded else replace(record, caption="", captioned_by="")
+        for record in manifest.records
+    )
+    return Manifest(tuple(by_name.get(record.name, record) for record in records))
 
 
 class ClipTokenizer:

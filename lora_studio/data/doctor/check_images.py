@@ -107,7 +107,8 @@ def extreme_aspect(case: Case) -> Iterator[Finding]:
     """Images far wider or higher than others."""
     for record in case.manifest.usable:
         if _aspect(record) > _ASPECT:
-            detail = f"{_size(record)}: one side is {_aspect(record):.1f} times the other; {_cropped(record)}"
+            aspect, cropped = f"{_aspect(record):.1f}", f"{cropped_share(record):.0%}"
+            detail = f"{_size(record)}: one side is {aspect} times the other; {cropped} of it is cropped away"
             advice = "Cut out the part that matters, or several parts as images of their own."
             yield Finding("warning", record.name, detail, advice)
 
@@ -117,7 +118,8 @@ def crop_loss(case: Case) -> Iterator[Finding]:
     for record in case.manifest.usable:
         if cropped_share(record) > _CROPPED and _aspect(record) <= _ASPECT:
             bucket = record.bucket.name if record.bucket else ""
-            detail = f"{_cropped(record)}: {_size(record)} goes into {bucket}"
+            cropped = f"{cropped_share(record):.0%} of it is cropped away"
+            detail = f"{cropped}: {_size(record)} goes into {bucket}"
             advice = "Look at the crop; cut the image yourself if something that matters is lost."
             yield Finding("warning", record.name, detail, advice)
 
@@ -138,10 +140,6 @@ def _size(record: Record) -> str:
 
 def _aspect(record: Record) -> float:
     return max(record.width, record.height) / min(record.width, record.height)
-
-
-def _cropped(record: Record) -> str:
-    return f"{cropped_share(record):.0%} of it is cropped away"
 
 
 def exact_duplicate(case: Case) -> Iterator[Finding]:

@@ -122,32 +122,25 @@ def _thumbnail(record: Record, *, with_crop: bool = False) -> str:
     uri = data_url(image, quality=72)
     scale = min(_WIDTH / record.width, _HEIGHT / record.height)
     width, height = max(8, round(record.width * scale)), max(8, round(record.height * scale))
-    kept = _kept(record) if with_crop else ""
+    kept = ""
+    if with_crop and record.crop and record.resize:  # a frame around what is left, in shares of the sides
+        (left, top, right, bottom), (across, down) = record.crop, record.resize
+        shares = {"left": left / across, "top": top / down}
+        shares |= {"width": (right - left) / across, "height": (bottom - top) / down}
+        kept = _fill("kept", **{name: f"{share:.2%}" for name, share in shares.items()})
     return _fill("thumbnail", width=width, height=height, uri=uri, name=_text(record.name), kept=kept)
 
 
-def _kept(record: Record) -> str:
-    """The frame around what is left of the image, in shares of its sides."""
-    if record.crop is None or record.resize is None:
-        return ""
-    (left, top, right, bottom), (width, height) = record.crop, record.resize
-    shares = {"left": left / width, "top": top / height}
-    shares |= {"width": (right - left) / width, "height": (bottom - top) / height}
-    return _fill("kept", **{name: f"{share:.2%}" for name, share in shares.items()})
-
-
 def _buckets(plan: dict[str, Any]) -> str:
-    most = max(plan["buckets"].values(), default=1)
-    rows = "\n".join(_bucket(name, count, count / most) for name, count in plan["buckets"].items())
+    """Of each bucket the shape, the size, and a bar as long as it is frequent."""
+    rows = []
+    for name, count in plan["buckets"].items():
+        sides = [int(side) for side in name.split("x")]
+        width, height = (f"{side * (40 / max(sides)):.0f}" for side in sides)
+        texts = {"name": name, "share": f"{count / max(plan['buckets'].values()):.0%}"}
+        rows.append(_fill("bucket", width=width, height=height, count=plural(count), **texts))
     side, cropped = plan["resolution"], f"{plan['cropped_away']:.1%}"
-    return _fill("buckets", side=side, stride=plan["stride"], cropped_away=cropped, rows=rows)
-
-
-def _bucket(name: str, count: int, share: float) -> str:
-    """A bucket's shape, its size, and a bar as long as it is frequent."""
-    sides = [int(side) for side in name.split("x")]
-    width, height = (f"{side * (40 / max(sides)):.0f}" for side in sides)
-    return _fill("bucket", width=width, height=height, name=name, share=f"{share:.0%}", count=plural(count))
+    return _fill("buckets", side=side, stride=plan["stride"], cropped_away=cropped, rows="\n".join(rows))
 
 
 def _images(report: DoctorReport, manifest: Manifest) -> str:

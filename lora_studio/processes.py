@@ -123,9 +123,8 @@ class Processes:
     def _agreed(self, outcomes: list[Any]) -> list[Any]:
         errors = [one for one in outcomes if isinstance(one, StudioError)]
         if errors:
-            error = errors[0]
-            error.told_by_main = True
-            raise error
+            errors[0].told_by_main = True
+            raise errors[0]
         return outcomes
 
 

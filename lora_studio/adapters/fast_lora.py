@@ -65,14 +65,11 @@ class FastConv1x1(peft_layers.Conv2d):  # type: ignore[misc]
         """[B, in, H, W] -> [B, out, H, W]"""
         base, down, up, scale = self._plain
         plain = not (self._disable_adapters or self.merged_adapters or args or kwargs)
-        output: Tensor
         if plain and _is_narrow(base.weight, _precision(x)):
             weight = torch.addmm(base.weight.flatten(1), up.flatten(1), down.flatten(1), alpha=scale)
             places = _at_each_place(x.flatten(2), weight, base.bias)
-            output = places.view(len(x), -1, *x.shape[2:])
-        else:
-            output = super().forward(x, *args, **kwargs)
-        return output
+            return places.view(len(x), -1, *x.shape[2:])
+        return super().forward(x, *args, **kwargs)
 
 
 class _Factors(torch.autograd.Function):

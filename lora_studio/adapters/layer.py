@@ -137,8 +137,7 @@ class Adapted(nn.Module):
             more = checkpoint(self._more, x, *tensors, use_reentrant=False, preserve_rng_state=False)
         else:
             more = self._more(x, *tensors)
-        changed: Tensor = output + more.to(output.dtype)
-        return changed
+        return output + more.to(output.dtype)
 
     def _more(self, x: Tensor, *tensors: Tensor) -> Tensor:
         named = dict(zip(getattr(self, NAME), tensors, strict=True))

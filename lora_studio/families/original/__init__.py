@@ -107,7 +107,8 @@ def detect(name: str, shapes: Shapes) -> BaseKind:
         raise _refusal(name, _stranger(shapes, kind))
     if "edm_mean" in shapes or "edm_vpred.sigma_max" in shapes:
         raise _refusal(name, "an EDM model (Playground, CosXL), whose noise schedule is another")
-    channels = _input_channels(shapes)
+    first = shapes.get(FIRST_LAYER, ())
+    channels = first[1] if len(first) == 4 else 4  # a missing layer is told with the others
     if channels != 4:
         what = _INPUTS.get(channels, "of an unknown kind")
         raise _refusal(name, f"{what}: its UNet takes {channels} channels, not 4")
@@ -119,12 +120,6 @@ def detect(name: str, shapes: Shapes) -> BaseKind:
 
 def _has(shapes: Shapes, prefix: str) -> bool:
     return any(key.startswith(prefix) for key in shapes)
-
-
-def _input_channels(shapes: Shapes) -> int:
-    """The UNet's, as far as its first layer is there; a missing one is told with the others."""
-    shape = shapes.get(FIRST_LAYER, ())
-    return shape[1] if len(shape) == 4 else 4
 
 
 def _check_context(name: str, kind: BaseKind, shapes: Shapes) -> None:

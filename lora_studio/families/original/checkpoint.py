@@ -42,9 +42,7 @@ class Checkpoint:
             with safe_open(self.path, framework="pt") as file:
                 yield file.get_tensor
         except (SafetensorError, OSError) as error:
-            raise BaseModelError(
-                f"{self.path.name} is damaged ({reason_of(error)}); download it again."
-            ) from None
+            raise _damage(self.path, "is damaged", error) from None
 
 
 def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
@@ -87,12 +85,14 @@ def _open_safetensors(path: Path) -> Checkpoint:
         shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise BaseModelError(
-            f"{path.name} has an unreadable header ({reason_of(error)}); download it again."
-        ) from None
+        raise _damage(path, "has an unreadable header", error) from None
     if size != 8 + length + end:
         _refuse_size(path, 8 + length + end, size)
     return Checkpoint(path, shapes, metadata)
+
+
+def _damage(path: Path, fault: str, error: Exception) -> BaseModelError:
+    return BaseModelError(f"{path.name} {fault} ({reason_of(error)}); download it again.")
 
 
 def _refuse_size(path: Path, expected: int, size: int) -> None:
@@ -120,9 +120,7 @@ def _open_pickle(path: Path, *, allowed: bool) -> Checkpoint:
             "give a .safetensors file of the same base."
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise BaseModelError(
-            f"{path.name} is cut short or damaged ({reason_of(error)}); download it again."
-        ) from None
+        raise _damage(path, "is cut short or damaged", error) from None
     metadata: dict[str, str] = {}
     while isinstance(values, dict) and "state_dict" in values:
         if isinstance(values.get("global_step"), int):

@@ -206,7 +206,9 @@ def tokenizers_for(
         name = encoder.part.replace("text_encoder", "tokenizer")
         facts = configurations[encoder.part]
         length = facts["max_position_embeddings"]
-        tokenizer = _load(_place(folder, name) if folder else None, encoder.pad_token, length)
+        choices = (folder / name, folder / "tokenizer") if folder else ()
+        place = next((choice for choice in choices if choice.is_dir()), folder)
+        tokenizer = _load(place, encoder.pad_token, length)
         if len(tokenizer) != facts["vocab_size"]:
             whose = "base.tokenizer" if folder else "CLIP's vocabulary in the package"
             raise BaseModelError(
@@ -215,11 +217,6 @@ def tokenizers_for(
             )
         found[name] = tokenizer
     return found
-
-
-def _place(folder: Path, name: str) -> Path:
-    choices = (folder / name, folder / "tokenizer", folder)
-    return next((choice for choice in choices if choice.is_dir()), folder)
 
 
 def _load(folder: Path | None, pad_token: str, length: int) -> PreTrainedTokenizerBase:

@@ -70,7 +70,6 @@ def digest_of(path: Path) -> str:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
     return sum(one.stat().st_size for one in (path, *path.rglob("*")) if one.is_file())
 
 

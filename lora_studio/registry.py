@@ -20,7 +20,6 @@ def did_you_mean(word: str, allowed: list[str], *, renamed: Mapping[str, str] | 
 
 
 def unknown(kind: str, name: str, known: list[str]) -> str:
-    """The sentence about a name that a table does not have."""
     return f"unknown {kind} {name!r}{did_you_mean(name, known) or '.'} Known: {', '.join(known)}."
 
 

@@ -19,7 +19,6 @@ PIN = "keep"  # a file of this name in a checkpoint's folder: it is never remove
 
 
 def run_folder(name: str) -> Path:
-    """Where a run lies unless its folder is named."""
     return Path("runs") / name
 
 
@@ -129,7 +128,6 @@ class Run:
         return final
 
     def checkpoints(self) -> list[Path]:
-        """Finished checkpoints, oldest first."""
         return sorted(self.checkpoints_folder.glob("step_*"), key=lambda path: int(path.name[5:]))
 
     def newest_checkpoint(self) -> Path:

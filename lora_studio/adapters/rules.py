@@ -38,7 +38,6 @@ class AdapterOptions:
 
     @property
     def is_plain(self) -> bool:
-        """Whether layers do nothing but what their kind says."""
         return self.start == "default" and not self.rank_dropout and not self.module_dropout
 
 

@@ -86,7 +86,6 @@ def _show_warning(
 
 
 def main() -> None:
-    """The entry point."""
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name in any script must not crash a console of another

@@ -110,7 +110,6 @@ def metadata(
 
 
 def _target(file: Path, out: Path | None, *, in_place: bool, force: bool) -> Path | None:
-    """The file to write; None: nothing is written."""
     if out is not None and in_place:
         raise StudioError("-o and --in-place are both there; keep one of them.")
     if out is not None and out.is_dir():

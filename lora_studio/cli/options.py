@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 def argument(metavar: str, help: str) -> ArgumentInfo:
-    """One that is given by its place."""
     return typer.Argument(metavar=metavar, help=help)
 
 
@@ -29,7 +28,6 @@ def value(metavar: str, help: str, *names: str, min: float | None = None) -> Opt
 
 
 def flag(name: str, help: str) -> OptionInfo:
-    """An option without a value."""
     return typer.Option(name, help=help)
 
 
@@ -66,7 +64,6 @@ class Reportable(Protocol):
 
 
 def print_json(data: object) -> None:
-    """On standard output."""
     console.print_json(json.dumps(data))
 
 

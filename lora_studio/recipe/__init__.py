@@ -82,7 +82,6 @@ class RecipeChange(NamedTuple):
 
 
 def changes(old: Recipe, new: Recipe) -> list[RecipeChange]:
-    """Every option that differs."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     return [
         RecipeChange(option, before.get(option), after.get(option))

@@ -111,7 +111,6 @@ def _load_folder(model: str, prediction: str, *, weights: bool) -> ModelFamily:
 
 
 def _is_file(model: str) -> bool:
-    """Whether `model` is a file, or is spelled like one that is not there."""
     path = Path(model).expanduser()
     return path.is_file() or (path.suffix in FILE_ENDINGS and not path.exists())
 

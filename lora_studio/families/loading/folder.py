@@ -31,7 +31,6 @@ class BaseFolder:
 
     @cached_property
     def parts(self) -> dict[str, tuple[str, str]]:
-        """All that are listed: library and class."""
         return listed_parts(self.path)
 
     @property
@@ -102,7 +101,6 @@ def listed_parts(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def config_name(part: str) -> str:
-    """The file in a part's folder that says what it is."""
     if part == "scheduler":
         return "scheduler_config.json"
     return "tokenizer_config.json" if part.startswith("tokenizer") else "config.json"
@@ -205,7 +203,6 @@ def load_vae(name: str, own: AutoencoderKL) -> AutoencoderKL:
 
 
 def vae_files(name: str) -> list[Path]:
-    """The files that `load_vae` reads the weights from."""
     path = Path(name).expanduser()
     return weight_files(path) if path.is_dir() else [path] if path.is_file() else []
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from io import BufferedWriter
 from pathlib import Path
 
+from lora_studio.errors import StudioError
+
 _TEMPORARY = ".lora-studio-*.tmp"
 
 
@@ -45,6 +47,15 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def say_unwritable(path: Path) -> Iterator[None]:
+    """Raises StudioError where the system has not let a file be written."""
+    try:
+        yield
+    except OSError as error:
+        raise StudioError(f"{path} cannot be written ({error.strerror or error}).") from None
 
 
 def sync(path: Path) -> None:

@@ -67,15 +67,13 @@ def verify(
 
 
 def _draw(out: Path, norms: dict[str, float | None], title: str) -> None:
-    from lora_studio.files import write_atomically
+    from lora_studio.files import say_unwritable, write_atomically
     from lora_studio.tools.plots import norm_plot
 
     if not norms:
         raise StudioError(f"{title} has no LoRA layers, so there is nothing to plot; leave out --out.")
-    try:
+    with say_unwritable(out):
         write_atomically(out, norm_plot(norms, title))
-    except OSError as error:
-        raise StudioError(f"{out} cannot be written ({error.strerror or error}).") from None
 
 
 def metadata(
@@ -142,7 +140,7 @@ def sidecars(
 def check_origin(file: Path, places: list[Path], *, provenance: bool, as_json: bool) -> None:
     """`verify --provenance`: exit 0 if the file was made from what is there, 1 if not."""
     from lora_studio.console.inspect import print_origin
-    from lora_studio.metadata.provenance_check import check_provenance
+    from lora_studio.metadata.provenance import check_provenance
 
     if not provenance:
         raise StudioError(f"{places[0]} is for --provenance only; verify looks at one file.")

@@ -12,7 +12,7 @@ from lora_studio.console import Screen, columns
 from lora_studio.text import file_size, in_words, shown
 
 if TYPE_CHECKING:
-    from lora_studio.metadata.provenance_check import OriginReport
+    from lora_studio.metadata.provenance import OriginReport
     from lora_studio.tools.inspect import Damaged, Facts
     from lora_studio.tools.push import Upload
     from lora_studio.verify.file import VerifyReport

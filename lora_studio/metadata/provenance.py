@@ -1,4 +1,4 @@
-"""From what a file was made, as hashes in its metadata: images, captions, base and recipe.
+"""From what a file was made, as hashes in its metadata: images, captions, base and recipe, and their check.
 
 `pictures`: a Merkle root over the sha256 of every image file, of training or validation, whatever its
 name, folder, repeats and weight. `root`: the same over pairs of image and caption. A caption is the text
@@ -17,13 +17,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.manifest import FOLDER_NAME, Manifest, Record, current_line
-from lora_studio.errors import StudioError
+from lora_studio.data.scan import ScanOptions
+from lora_studio.data.sources import Source, read_sources
+from lora_studio.errors import DatasetError, StudioError, preview_names
+from lora_studio.lora_file.header import Header, read_header, tensor_hash
 from lora_studio.recipe import FREE, Recipe
+from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
 from lora_studio.recipe.renamed import with_first_names
 from lora_studio.version import __version__
 
@@ -66,36 +71,30 @@ class ProvenanceEntry:
     caption: str  # sha256 of the text
     mask: str  # sha256 of the mask's file; empty without one
 
-    @property
-    def pair(self) -> tuple[str, str]:
-        return self.image, self.caption
+
+Entries = list[ProvenanceEntry]
 
 
-def entries_of(records: Iterable[Record], *roles: str) -> list[ProvenanceEntry]:
+def entries_of(records: Iterable[Record], *roles: str) -> Entries:
     """The usable images of these roles."""
-    return [
-        ProvenanceEntry(
-            one.name, one.sha256, hashlib.sha256(_own_caption(one).encode()).hexdigest(), one.mask_sha256
-        )
-        for one in records
-        if not one.excluded and one.role in roles
-    ]
+    entries = []
+    for one in records:
+        if not one.excluded and one.role in roles:
+            caption = "" if one.captioned_by in (INSTANCE_PROMPT, FOLDER_NAME) else one.caption
+            caption_hash = hashlib.sha256(caption.encode()).hexdigest()
+            entries.append(ProvenanceEntry(one.name, one.sha256, caption_hash, one.mask_sha256))
+    return entries
 
 
-def _own_caption(record: Record) -> str:
-    return "" if record.captioned_by in (INSTANCE_PROMPT, FOLDER_NAME) else record.caption
-
-
-def images_of(records: Iterable[Record]) -> list[ProvenanceEntry]:
+def images_of(records: Iterable[Record]) -> Entries:
     """The user's own images, of training and validation."""
     return entries_of(records, "instance", "validation")
 
 
-def roots(entries: Iterable[ProvenanceEntry]) -> dict[str, str]:
+def roots(entries: Entries) -> dict[str, str]:
     """The roots over the user's own images, by their names in a file's metadata."""
-    entries = list(entries)
     found = {
-        "root": root_of("picture and caption", (one.pair for one in entries)),
+        "root": root_of("picture and caption", ((one.image, one.caption) for one in entries)),
         "pictures": root_of("picture", ((one.image,) for one in entries)),
         "num_pictures": str(len(entries)),
     }
@@ -109,9 +108,9 @@ def trained_root(records: Iterable[Record]) -> str:
     return root_of("trained picture", ((one.image,) for one in entries_of(records, "instance")))
 
 
-def class_root(entries: Iterable[ProvenanceEntry]) -> str:
+def class_root(entries: Entries) -> str:
     """Of regularization images and their captions."""
-    return root_of("class image and caption", (one.pair for one in entries))
+    return root_of("class image and caption", ((one.image, one.caption) for one in entries))
 
 
 def provenance_keys(manifest: Manifest, recipe: Recipe, *, base: str) -> dict[str, str]:
@@ -122,12 +121,8 @@ def provenance_keys(manifest: Manifest, recipe: Recipe, *, base: str) -> dict[st
         found |= {"num_held_out": str(len(held)), "trained": trained_root(records)}
     if priors := entries_of(records, "prior"):
         found |= {"class_pictures": class_root(priors), "num_class_pictures": str(len(priors))}
-    found |= {
-        "recipe": recipe_hash(recipe),
-        "seed": str(recipe.training.seed),
-        "base": base,
-        "version": __version__,
-    }
+    found |= {"recipe": recipe_hash(recipe), "seed": str(recipe.training.seed)}
+    found |= {"base": base, "version": __version__}
     return {PREFIX + name: value for name, value in found.items()}
 
 
@@ -138,8 +133,7 @@ def recipe_hash(recipe: Recipe) -> str:
     contents other hashes tell. Defaults are left out so that a later version with more options comes to the
     same.
     """
-    values = recipe.model_dump(mode="python", exclude_defaults=True)
-    learned = with_first_names(_learned(values, ""))
+    learned = with_first_names(_learned(recipe.model_dump(exclude_defaults=True), ""))
     text = json.dumps(learned, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -147,12 +141,11 @@ def recipe_hash(recipe: Recipe) -> str:
 def _learned(value: Any, option: str) -> Any:
     """Without what is free to change, and without paths."""
     if isinstance(value, dict):
-        inner = {key: (one, f"{option}.{key}" if option else str(key)) for key, one in value.items()}
-        kept = {
-            key: _learned(one, dotted)
-            for key, (one, dotted) in inner.items()
-            if not isinstance(one, Path) and dotted not in FREE | _ELSEWHERE
-        }
+        kept = {}
+        for key, one in value.items():
+            dotted = f"{option}.{key}" if option else str(key)
+            if not isinstance(one, Path) and dotted not in FREE | _ELSEWHERE:
+                kept[key] = _learned(one, dotted)
         return {key: one for key, one in kept.items() if one != {}}
     return [_learned(one, option) for one in value] if isinstance(value, list | tuple) else value
 
@@ -166,3 +159,154 @@ def read_manifest(run: Path) -> list[Record]:
         return [Record(path="", **{key: row[key] for key in known}) for row in map(current_line, rows)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StudioError(f"{run / MANIFEST} cannot be read ({error}); it is as a run wrote it.") from None
+
+
+Block = dict[str, str]  # provenance in a file's metadata, without the prefix
+
+
+@dataclass
+class OriginReport:
+    """Whether a file came from these images. `differs` empty means yes."""
+
+    file: str
+    differs: list[str] = field(default_factory=list)
+    same: list[str] = field(default_factory=list)
+    not_looked_at: list[str] = field(default_factory=list)
+
+    @property
+    def proven(self) -> bool:
+        return not self.differs
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"proven": self.proven}
+
+
+def check_provenance(path: Path, places: Sequence[Path]) -> OriginReport:
+    """Compare what a file says it was made from with a run's folder, or with folders of images.
+
+    Raises StudioError if the file says nothing, or a place holds neither.
+    """
+    header, origin = read_header(path), OriginReport(path.name)
+    block = {key.removeprefix(PREFIX): v for key, v in header.metadata.items() if key.startswith(PREFIX)}
+    if not {"root", "pictures", "num_pictures"} <= block.keys():
+        raise StudioError(
+            f"{path} does not say what it was made from: another program or an older version made it, or its "
+            "metadata was taken out."
+        )
+    if not places:
+        raise StudioError("--provenance compares a file with runs or folders of images; name one.")
+    _check_tensors(header, origin)
+    runs = [one for one in places if (one / MANIFEST).is_file()]
+    folders = [one for one in places if one not in runs]
+    for run in runs:
+        _check_run(run, block, origin)
+    if folders:
+        _check_folders(folders, block, _truth([*runs, path.parent], block), origin)
+    origin.not_looked_at.append("the base's weights: their hash is in the file")
+    return origin
+
+
+def _check_tensors(header: Header, origin: OriginReport) -> None:
+    said = header.metadata.get("sshs_model_hash", "")
+    if not said:
+        origin.not_looked_at.append("the tensors: the file holds no hash of them")
+    elif tensor_hash(header.block()) == said:
+        origin.same.append("the tensors are those that the file was written with")
+    else:
+        origin.differs.append("the tensors were changed after the file was written")
+
+
+def _check_run(run: Path, block: Block, origin: OriginReport) -> None:
+    records = read_manifest(run)
+    _compare(images_of(records), [], block, origin, str(run))
+    if "trained" in block and block["trained"] != trained_root(records):
+        origin.differs.append(f"other images of {run} are for validation and not trained on")
+    priors = entries_of(records, "prior")
+    if block.get("class_pictures", "") != (class_root(priors) if priors else ""):
+        said = f"{len(priors)} there, {block.get('num_class_pictures', 0)} in the file"
+        origin.differs.append(f"the regularization images of {run} are others ({said})")
+    elif priors:
+        origin.same.append(f"all {len(priors)} regularization images")
+    if not (run / RUN_RECIPE).is_file():
+        origin.not_looked_at.append(f"the recipe: there is none in {run}")
+    elif recipe_hash(load_run_recipe(run)) == block.get("recipe"):
+        origin.same.append("the options that change what is learned")
+    else:
+        origin.differs.append(f"options of {run / RUN_RECIPE} that change what is learned are others")
+
+
+def _check_folders(folders: Sequence[Path], block: Block, truth: Entries, origin: OriginReport) -> None:
+    """Read plainly or with all subfolders: a recipe says which, and the file does not."""
+    wanted = block.get("class_pictures")
+    for recursive in (False, True):
+        of_class = [
+            one for one in folders if wanted and class_root(images_of(_scan([one], recursive))) == wanted
+        ]
+        own = [one for one in folders if one not in of_class] or list(folders)
+        found = images_of(_scan(own, recursive))
+        if recursive is False:
+            first = found, of_class
+        if roots(found)["pictures"] == block["pictures"]:
+            break
+    else:
+        found, of_class = first
+    if of_class:
+        origin.same.append(f"all {block['num_class_pictures']} regularization images")
+    elif priors := block.get("num_class_pictures"):
+        origin.not_looked_at.append(f"{priors} regularization images: name the run's folder, or theirs, too")
+    _compare(found, truth, block, origin, ", ".join(map(str, folders)))
+    origin.not_looked_at.append("the recipe: the run's folder tells of it")
+
+
+def _scan(folders: Sequence[Path], recursive: bool) -> tuple[Record, ...]:
+    for one in folders:
+        if not one.is_dir():
+            raise DatasetError(f"there is no folder {one}; give a run's folder, or one of the file's images.")
+    reading = ScanOptions(recursive=recursive)
+    sources = [Source(one, reading, instance_prompt=INSTANCE_PROMPT) for one in folders]
+    return read_sources(sources, CAPTIONERS["sidecar"]).records
+
+
+def _truth(places: Sequence[Path], block: Block) -> Entries:
+    """The images one by one, if a run's manifest tells that has the file's root; else none."""
+    for place in places:
+        if (place / MANIFEST).is_file():
+            entries = images_of(read_manifest(place))
+            if roots(entries)["root"] == block["root"]:
+                return entries
+    return []
+
+
+def _compare(found: Entries, truth: Entries, block: Block, origin: OriginReport, place: str) -> None:
+    """Images, captions and masks; `truth`, if it is known, tells which of them differ."""
+    here, count = roots(found), int(block["num_pictures"])
+    if here["root"] == block["root"]:
+        origin.same.append(f"all {count} images and their captions")
+    elif here["pictures"] == block["pictures"]:
+        origin.same.append(f"all {count} images")
+        origin.differs.append(f"captions in {place} are others{_other_captions(found, truth)}")
+    else:
+        origin.differs.append(f"images in {place} are others: {_other_images(found, truth, count)}")
+    if here["pictures"] == block["pictures"] and here.get("masks") != block.get("masks"):
+        origin.differs.append(f"masks beside the images in {place} are others, or lie in another folder")
+
+
+def _other_captions(found: Entries, truth: Entries) -> str:
+    known = {one.image: one.caption for one in truth}
+    changed = [one.name for one in found if known.get(one.image, one.caption) != one.caption]
+    return f": {len(changed)} of {len(found)}, {preview_names(changed)}" if changed else ""
+
+
+def _other_images(found: Entries, truth: Entries, count: int) -> str:
+    if not truth:
+        what = f"at least {abs(len(found) - count)} {'more' if len(found) > count else 'missing'}"
+        what = what if len(found) != count else "as many, so at least one was changed"
+        return f"the file was made from {count}, and here are {len(found)}: {what}"
+    known, here = {one.image for one in truth}, {one.image for one in found}
+    names = {Path(one.name).name for one in found}
+    gone = [one.name for one in truth if one.image not in here]
+    changed = [name for name in gone if Path(name).name in names]
+    missing = [name for name in gone if name not in changed]
+    added = [one.name for one in found if one.image not in known and one.name not in changed]
+    parts = {"changed": changed, "missing": missing, "added": added}
+    return "; ".join(f"{len(one)} {what} ({preview_names(one)})" for what, one in parts.items() if one)

@@ -1,23 +1,118 @@
 """What UIs pick up beside a file: `<name>.png`, `<name>.json`, and a model card, `README.md`.
 
-FORMATS: the image is read by A1111, Forge, ComfyUI and InvokeAI, the JSON by A1111, Forge and InvokeAI.
+FORMATS: the image is read by A1111, Forge, ComfyUI and InvokeAI, the JSON by A1111, Forge and InvokeAI. The
+card says what a file is, how it is used and how it was made, with the front matter of the Hub.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lora_studio.errors import StudioError, preview_names
 from lora_studio.families import FAMILIES
-from lora_studio.files import digest, write_atomically
+from lora_studio.families.loading import is_hub_id
+from lora_studio.files import digest, say_unwritable, write_atomically
 from lora_studio.lora_file.header import read_header
-from lora_studio.metadata.model_card import CardImage, Described, model_card
-from lora_studio.metadata.write import usage_hint
+from lora_studio.metadata import key_table
+from lora_studio.metadata.write import STRENGTH, usage_hint
 from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
 
 CARD = "README.md"
+HUB_TAGS = ("text-to-image", "stable-diffusion", "diffusers", "lora")
+_SNIPPET = """```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained({base})
+pipeline.load_lora_weights(".", weight_name={file}, adapter_name="lora")
+pipeline.set_adapters("lora", {strength:g})
+image = pipeline({prompt}).images[0]
+```"""
+
+
+class CardImage(NamedTuple):
+    prompt: str
+    path: str  # from the card
+
+
+@dataclass(frozen=True)
+class Described:
+    """A file of which a card tells."""
+
+    name: str
+    sha256: str
+    metadata: Mapping[str, str]
+    is_embedding: bool = False
+
+    @property
+    def trigger(self) -> str:
+        return self.metadata.get("modelspec.trigger_phrase", "")
+
+    @property
+    def strength(self) -> float:
+        try:
+            return float(self.metadata.get(STRENGTH, "1"))
+        except ValueError:
+            return 1.0
+
+    @property
+    def base(self) -> str:
+        """Its id on the Hub; empty for another's."""
+        named = self.metadata.get("lora_studio.base", "")
+        return named if is_hub_id(named) else ""
+
+
+def model_card(files: Sequence[Described], images: Sequence[CardImage]) -> str:
+    """The text of README.md: about the first of `files`; the others are used together with it."""
+    first = files[0]
+    title = first.metadata.get("modelspec.title") or first.name
+    parts = [_front_matter(first), f"# {_plain(title)}"]
+    if description := first.metadata.get("modelspec.description"):
+        parts.append(_plain(description))
+    parts += [f"![{_plain(one.prompt)}]({one.path})\n\n*{_plain(one.prompt)}*" for one in images]
+    parts.append("## Use\n\n" + "\n".join(_use(one) for one in files))
+    if not first.is_embedding:
+        said = {"base": json.dumps(first.base or "path/to/the/base"), "file": json.dumps(first.name)}
+        prompt = json.dumps(first.trigger or "a prompt", ensure_ascii=False)
+        parts.append(_SNIPPET.format(prompt=prompt, strength=first.strength, **said))
+    facts = {words: first.metadata.get(key) for key, words in key_table("card").items()}
+    rows = [f"| {words} | {_plain(value)} |" for words, value in facts.items() if value]
+    rows += [f"| sha256 of `{one.name}` | {one.sha256} |" for one in files]
+    parts.append("\n".join(["## Facts", "", "| | |", "|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(file: Described) -> str:
+    """YAML, with values as JSON strings, which YAML reads. The licence is the user's to choose."""
+    own = [one.strip() for one in file.metadata.get("modelspec.tags", "").split(",") if one.strip()]
+    kind = "textual-inversion" if file.is_embedding else "template:sd-lora"
+    said = file.metadata.get("modelspec.license", "")
+    values = {"license": said, "base_model": file.base, "instance_prompt": file.trigger}
+    lines = [f"{key}: {_quoted(value)}" for key, value in values.items() if value]
+    tags = [one for one in HUB_TAGS if not (file.is_embedding and one == "lora")]
+    listed = [f"- {_quoted(one)}" for one in dict.fromkeys([*tags, kind, *own])]
+    lines += ["library_name: diffusers", "pipeline_tag: text-to-image", "tags:", *listed]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _use(file: Described) -> str:
+    if file.is_embedding:
+        return f"- `{file.name}` goes among the embeddings; the word `{_plain(file.trigger)}` calls it."
+    words = f" and the trigger words `{_plain(file.trigger)}`" if file.trigger else ""
+    return f"- `{file.name}` goes among the LoRAs; use it with strength {file.strength:g}{words}."
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(" ".join(text.split()), ensure_ascii=False)
+
+
+def _plain(text: str) -> str:
+    """One line that Markdown shows as it is."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return text.translate({ord(letter): f"\\{letter}" for letter in "\\*_[]|#"} | {ord("`"): "'"})
 
 
 def tuned_image(number: int) -> str:
@@ -37,8 +132,7 @@ def finished_files(run: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StudioError(f"{run / 'summary.json'} cannot be read ({error}).") from None
     paths = [run / Path(name).name for name in dict.fromkeys(names)]
-    whole = [one for one in paths if one.is_dir()]
-    if whole:
+    if whole := [one for one in paths if one.is_dir()]:
         raise StudioError(f"{whole[0]} is a whole base; this is for LoRA files and embeddings.")
     if gone := [one for one in paths if not one.is_file()]:
         raise StudioError(f"{gone[0]}, with which the run ended, is not there any more; put it back.")
@@ -88,11 +182,10 @@ def card_facts(file: Described) -> dict[str, str | float]:
 
 def card_version(metadata: Mapping[str, str]) -> str:
     """What UIs call the base that a file is for; "Unknown" is A1111's word, too."""
-    families = [FAMILIES[name] for name in FAMILIES.names()]
     known = {
-        one.base_model_version: family.card_version
-        for family in families
-        for one in family.file_traits.values()
+        traits.base_model_version: FAMILIES[name].card_version
+        for name in FAMILIES.names()
+        for traits in FAMILIES[name].file_traits.values()
     }
     return known.get(metadata.get("ss_base_model_version", ""), "Unknown")
 
@@ -100,16 +193,14 @@ def card_version(metadata: Mapping[str, str]) -> str:
 def write_sidecars(run: Path, *, overwrite: bool = False) -> list[Path]:
     """Write them all. Raises StudioError, and writes nothing, if one is there and `overwrite` is not."""
     contents = sidecars_of(run)
-    there = [path.name for path, content in contents.items() if path.exists() and _other(path, content)]
+    there = [
+        path.name
+        for path, content in contents.items()
+        if path.exists() and not (path.is_file() and path.read_bytes() == content)
+    ]
     if there and not overwrite:
         raise StudioError(f"{run} already holds {preview_names(there)}; --force writes over what is there.")
     for path, content in contents.items():
-        try:
+        with say_unwritable(path):
             write_atomically(path, content)
-        except OSError as error:
-            raise StudioError(f"{path} cannot be written ({error.strerror or error}).") from None
     return list(contents)
-
-
-def _other(path: Path, content: bytes) -> bool:
-    return not path.is_file() or path.read_bytes() != content

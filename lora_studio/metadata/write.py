@@ -53,9 +53,7 @@ class TrainingFacts:
     noise_offset: float
     needs: tuple[tuple[str, float], ...] = ()  # sha256 and strength of LoRAs that are merged into the base
     options: Mapping[str, str] = field(default_factory=dict)  # further ss_* keys, of what was used
-    spec: Mapping[str, str] = field(
-        default_factory=dict
-    )  # further modelspec.* keys: what the user says of it
+    spec: Mapping[str, str] = field(default_factory=dict)  # modelspec.* keys: what the user says of it
     triggers: Mapping[str, int] = field(default_factory=dict)  # of each: images
     tags: Mapping[str, int] = field(default_factory=dict)  # of the captions, if wanted: images
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -72,14 +70,10 @@ def of_file(facts: TrainingFacts, tensors: Mapping[str, Tensor]) -> TrainingFact
     ranks, alphas = set(), set()
     for key, down in tensors.items():
         name, _, ending = key.partition(".")
-        if (
-            ending != "lora_down.weight"
-            or down[0, 0].numel() > 1
-            or not tensors[f"{name}.lora_up.weight"].any()
-        ):
-            continue
-        ranks.add(len(down))
-        alphas.add(tensors[f"{name}.alpha"].item())
+        plain = ending == "lora_down.weight" and down[0, 0].numel() == 1
+        if plain and tensors[f"{name}.lora_up.weight"].any():
+            ranks.add(len(down))
+            alphas.add(tensors[f"{name}.alpha"].item())
     if not ranks:
         return facts
     dim = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
@@ -92,18 +86,20 @@ def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes
     Tags are left out if there is no room for them; `write_lora` adds what depends on the header.
     """
     trigger = _shortened(facts.trigger)
+    # What has to be loaded beside this file: by hashes, which UIs know files by; names are private.
+    needed = ", ".join(f"sha256 {digest[:10]} at {strength:g}" for digest, strength in facts.needs)
+    rates = {DENOISER: facts.learning_rate, "text_encoder": facts.text_encoder_learning_rate}
     optional = {
         "ss_min_snr_gamma": f"{facts.snr_gamma:g}" if facts.snr_gamma and not facts.debiased else "",
         "ss_debiased_estimation": "True" if facts.debiased else "",
         "ss_noise_offset": f"{facts.noise_offset:g}" if facts.noise_offset else "",
-        f"ss_{DENOISER}_lr": _rate(facts.learning_rate),
-        "ss_text_encoder_lr": _rate(facts.text_encoder_learning_rate),
-        "ss_training_comment": _needs_in_words(facts),
+        "ss_training_comment": f"made on top of other LoRAs, and needs them: {needed}" if needed else "",
         "lora_studio.base_loras": json.dumps(facts.needs) if facts.needs else "",
         "lora_studio.base": facts.base,
         "modelspec.trigger_phrase": trigger,
         "modelspec.merged_from": ", ".join(f"0x{digest}" for digest, _ in facts.needs),
     }
+    optional |= {f"ss_{part}_lr": f"{rate:g}" for part, rate in rates.items() if rate is not None}
     metadata = base_keys(traits) | _trained(facts) | {k: v for k, v in optional.items() if v}
     metadata |= {key: _shortened(value) for key, value in facts.spec.items()}
     metadata |= dict(facts.options) | _network(facts) | dict(facts.provenance)
@@ -130,7 +126,6 @@ def size_of(metadata: Mapping[str, str]) -> int:
 
 
 def usage_hint(strength: float, trigger: str) -> str:
-    """How it is meant to be used, in words."""
     return f"strength {strength:g}" + (f"; trigger words: {trigger}" if trigger else "")
 
 
@@ -138,18 +133,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
-def _rate(rate: float | None) -> str:
-    return "" if rate is None else f"{rate:g}"
-
-
-def _needs_in_words(facts: TrainingFacts) -> str:
-    """What has to be loaded beside this file: by hashes, which UIs know files by; names are private."""
-    named = [f"sha256 {digest[:10]} at {strength:g}" for digest, strength in facts.needs]
-    return f"made on top of other LoRAs, and needs them: {', '.join(named)}" if named else ""
-
-
 def _network(facts: TrainingFacts) -> dict[str, str]:
-    """What kind of network it is, in the words of kohya's loader."""
     arguments = json.loads(facts.options.get("ss_network_args", "{}"))
     if facts.algorithm:
         arguments["algo"] = facts.algorithm
@@ -217,10 +201,7 @@ def tag_keys(triggers: Mapping[str, int], captions: Mapping[str, int], room: int
     used, left_out = _bytes({KEY: json.dumps(tables), LEFT_OUT: "9" * 9}), 0
     for table, tag, count in wanted:
         inner = json.dumps({tag: count}, ensure_ascii=False)[1:-1]
-        entry = _bytes(f"{inner}, ") - 2
-        if len(tag) > _MOST_LETTERS:
-            left_out += 1
-        elif (used := used + entry) <= room:
+        if len(tag) <= _MOST_LETTERS and (used := used + _bytes(f"{inner}, ") - 2) <= room:
             tables[table][tag] = count
         else:
             left_out += 1
@@ -235,6 +216,6 @@ def _bytes(values: Mapping[str, str] | str) -> int:
 
 
 def left_out_in_words(checks: Mapping[str, int]) -> str:
-    """What a user is told when a run ends; empty if all tags are in the file."""
+    """Empty if all tags are in the file."""
     count = checks.get("tags_left_out", 0)
     return f"metadata has no room for all tags: {count} are left out, the rarest" if count else ""

@@ -12,8 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_studio.errors import StudioError, reason_of
-from lora_studio.metadata.model_card import CardImage, model_card
-from lora_studio.metadata.sidecars import CARD, describe_file, finished_files, shown_images
+from lora_studio.metadata.sidecars import (
+    CARD,
+    CardImage,
+    describe_file,
+    finished_files,
+    model_card,
+    shown_images,
+)
 
 TOKEN = "HF_TOKEN"
 

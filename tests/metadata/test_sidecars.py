@@ -14,8 +14,7 @@ from facts import FACTS, TRAITS
 from PIL import Image
 
 from lora_studio.lora_file.write import write_lora
-from lora_studio.metadata.model_card import CardImage, Described, model_card
-from lora_studio.metadata.sidecars import card_version, tuned_image
+from lora_studio.metadata.sidecars import CardImage, Described, card_version, model_card, tuned_image
 from lora_studio.metadata.write import build_metadata
 
 

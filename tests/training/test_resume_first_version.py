@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from tiny import recipe_text
 
-from lora_studio.metadata.provenance import read_manifest
-from lora_studio.metadata.provenance_check import check_provenance
+from lora_studio.metadata.provenance import check_provenance, read_manifest
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
 from lora_studio.training.finish import Finished

@@ -19,7 +19,7 @@ from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.evaluate import render
 from lora_studio.families.loading import load_base
 from lora_studio.lora_file.lora_file import open_lora
-from lora_studio.metadata.provenance_check import check_provenance
+from lora_studio.metadata.provenance import check_provenance
 from lora_studio.recipe.load import load_recipe
 from lora_studio.recipe.training import SamplesConfig
 from lora_studio.training.finish import Finished

@@ -27,5 +27,4 @@ class Report:
     """What a tool found or made."""
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, for --json."""
         return asdict(self)

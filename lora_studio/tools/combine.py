@@ -15,12 +15,12 @@ from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.lora_file.open import check_same_family
 from lora_studio.tools import METHODS, Report
 from lora_studio.tools.methods import MergeOptions
-from lora_studio.tools.result import Result, in_order, metadata_of
+from lora_studio.tools.result import Result, metadata_of
 
 NEEDS_CUT, NO_CUT = "svd", "concat"
 WITH_DENSITY = ("ties", "dare")
 _AS_USUAL = MergeOptions()
-_ROUNDING = 1e-14  # of sums of squares in float64
+_ROUNDING = 1e-14  # of sums of squares in float64: a result with no more is nothing but rounding
 
 
 @dataclass(frozen=True)
@@ -73,28 +73,16 @@ def combine(
     _check_blocks(blocks, files)
     totals = _Totals(terms, blocks, method, options)
     result = Result(dtype, alpha=_alpha(files, method, options))
-    for name in in_order(files[0].layers, [file.layers for file in files[1:]]):
+    for name in dict.fromkeys(name for file in files for name in file.layers):
         shape = next(file.layers[name].shape for file in files if name in file.layers)
         factors, squares = totals.merged(name)
         result.add(name, factors, shape, squares=squares)
-    if result.energy <= totals.rounding:
+    if result.energy <= _ROUNDING * sum(totals.energies):
         raise StudioError("every layer of the result would be zero, so nothing was written.")
     said = ", ".join(f"{term.strength:g}" for term in terms)
-    metadata = metadata_of(files, result, out, how=f"combined by {method}, strengths {said}")
-    size = result.write(out, metadata)
-    ranks = (min(result.ranks.values()), max(result.ranks.values()))
-    return CombineReport(
-        out.name,
-        method,
-        len(result.ranks),
-        ranks,
-        totals.shares(),
-        math.sqrt(result.energy),
-        totals.left_out,
-        result.cast_error,
-        size,
-        notes,
-    )
+    size = result.write(out, metadata_of(files, result, out, how=f"combined by {method}, strengths {said}"))
+    made = (out.name, method, len(result.ranks), result.span, totals.shares(), math.sqrt(result.energy))
+    return CombineReport(*made, totals.left_out, result.cast_error, size, notes)
 
 
 def check_options(method: str, options: MergeOptions) -> None:
@@ -103,9 +91,7 @@ def check_options(method: str, options: MergeOptions) -> None:
     if method == NEEDS_CUT and options.cut is None:
         raise StudioError("--method svd needs --rank or --energy, e.g. --rank 32 or --energy 0.99.")
     if method == NO_CUT and options.cut is not None:
-        raise StudioError(
-            "--method concat is exact, and its ranks add up; for --rank or --energy give --method svd."
-        )
+        raise StudioError("--method concat is exact, its ranks add up; for --rank or --energy take svd.")
     if options.density is not None and method not in WITH_DENSITY:
         raise StudioError(f"--density is for {' and '.join(WITH_DENSITY)}; leave it out with {method}.")
     if options.density is not None and not 0 < options.density <= 1:
@@ -118,19 +104,14 @@ def _check_blocks(blocks: Sequence[BlockWeight], files: Sequence[LoraFile]) -> N
             raise StudioError(f"--blocks names file {one.file}; there are {len(files)}, counted from 1.")
         chosen = files if one.file is None else [files[one.file - 1]]
         if not any(fnmatchcase(name, one.pattern) for file in chosen for name in file.layers):
-            example = next(iter(chosen[0].layers))
-            raise StudioError(
-                f"--blocks {one.pattern!r} fits no layer; their names are like {example}, and * stands for "
-                "anything."
-            )
+            like = f"their names are like {next(iter(chosen[0].layers))}, and * stands for anything"
+            raise StudioError(f"--blocks {one.pattern!r} fits no layer; {like}.")
 
 
 def _alpha(files: Sequence[LoraFile], method: str, options: MergeOptions) -> float:
     """About the largest rank that the result can have, so that UIs show a familiar pair."""
     ranks = [max(file.ranks.values()) for file in files]
-    if options.cut is None:
-        return float(sum(ranks))
-    return float(min(options.cut.rank or max(ranks), sum(ranks)))
+    return float(sum(ranks) if options.cut is None else min(options.cut.rank or max(ranks), sum(ranks)))
 
 
 class _Totals:
@@ -141,23 +122,18 @@ class _Totals:
     ) -> None:
         self.terms, self.blocks, self.method, self.options = terms, blocks, method, options
         self._exact = self._distance = 0.0  # sums of squares
-        self._energies = [0.0] * len(terms)
+        self.energies = [0.0] * len(terms)
 
     @property
     def left_out(self) -> float:
         """Distance from the exact sum, relative to its norm."""
         return math.sqrt(self._distance / self._exact) if self._exact else 0.0
 
-    @property
-    def rounding(self) -> float:
-        """The energy that a result of nothing but rounding has at most."""
-        return _ROUNDING * sum(self._energies)
-
     def shares(self) -> dict[str, float]:
         """File -> the norm of its change; numbered where two have one name."""
         names = [term.file.name for term in self.terms]
         titles = [f"{name} ({n + 1})" if names.count(name) > 1 else name for n, name in enumerate(names)]
-        return {title: math.sqrt(one) for title, one in zip(titles, self._energies, strict=True)}
+        return {title: math.sqrt(one) for title, one in zip(titles, self.energies, strict=True)}
 
     def merged(self, name: str) -> tuple[Factors, float | None]:
         """A layer's change as the method makes it, cut as asked, and its energy where that is known."""
@@ -167,13 +143,12 @@ class _Totals:
             if name in term.file.layers
         }
         for number, one in parts.items():
-            self._energies[number] += energy(one)
+            self.energies[number] += energy(one)
         exact = stacked(list(parts.values()))
         if self.method == NEEDS_CUT and self.options.cut is not None:
             whole = decompose(exact, self.options.cut)
             factors, tail = whole.cut(self.options.cut)
-            self._exact += whole.energy
-            self._distance += tail
+            self._exact, self._distance = self._exact + whole.energy, self._distance + tail
             return factors, whole.energy - tail
         self._exact += energy(exact)
         factors = METHODS[self.method](parts, self.options, name)
@@ -184,11 +159,8 @@ class _Totals:
         return factors, None
 
     def _weight(self, number: int, name: str) -> float:
-        weight = 1.0
-        for one in self.blocks:
-            if one.file in (None, number + 1) and fnmatchcase(name, one.pattern):
-                weight = one.weight
-        return weight
+        fits = (one for one in self.blocks if one.file in (None, number + 1))
+        return ([1.0] + [one.weight for one in fits if fnmatchcase(name, one.pattern)])[-1]
 
 
 @dataclass(frozen=True)
@@ -216,23 +188,12 @@ def resize(file: LoraFile, out: Path, cut: RankLimit, *, dtype: str = "float16")
     lost = total = worst = 0.0
     for name in file.layers:
         found = decompose(file.factors(name), cut)
-        factors, tail = found.cut(cut)
-        size = found.energy
+        (factors, tail), size = found.cut(cut), found.energy
         lost, total, worst = lost + tail, total + size, max(worst, tail / size if size else 0.0)
         result.add(name, factors, file.layers[name].shape, squares=size - tail)
     how = f"resized to rank {cut.rank}" if cut.rank else f"resized to {cut.energy:g} of the energy"
     size_after = result.write(out, metadata_of([file], result, out, how=how))
-    ranks = list(result.ranks.values())
-    return ResizeReport(
-        out.name,
-        len(ranks),
-        (min(before), max(before)),
-        (min(ranks), max(ranks)),
-        math.sqrt(lost / total) if total else 0.0,
-        math.sqrt(worst),
-        result.cast_error,
-        file.path.stat().st_size,
-        size_after,
-        result.ranks,
-        list(file.notes),
-    )
+    made = (out.name, len(result.ranks), (min(before), max(before)), result.span)
+    shares = (math.sqrt(lost / total) if total else 0.0, math.sqrt(worst), result.cast_error)
+    size_before = file.path.stat().st_size
+    return ResizeReport(*made, *shares, size_before, size_after, result.ranks, list(file.notes))

@@ -36,15 +36,6 @@ class ExtractReport(Report):
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass
-class _Sums:
-    kept: float = 0.0  # sums of squares
-    lost: float = 0.0
-    elsewhere: float = 0.0
-    unchanged: int = 0  # layers
-    others: Counter[str] = field(default_factory=Counter)
-
-
 def extract(
     tuned: Weights,
     base: Weights,
@@ -61,42 +52,31 @@ def extract(
     _check_alike(tuned, base)
     names = _layers(base)
     result = Result(dtype, alpha=float(cut.rank or FIRST_GUESS))
-    sums = _Sums()
+    kept = lost = elsewhere = 0.0  # sums of squares
+    unchanged, others = 0, Counter[str]()
     for number, key in enumerate(base.places):
         change = _difference(tuned.read(key), base.read(key))
         name = names.get(key)
         if not change.any():
-            sums.unchanged += name is not None
+            unchanged += name is not None
         elif name is None:
-            sums.others[_kind(base, key)] += 1
-            sums.elsewhere += change.double().square().sum().item()
+            others[_kind(base, key)] += 1
+            elsewhere += change.double().square().sum().item()
         else:
             factors, tail = leading(change.flatten(1), cut, name)
-            sums.lost, sums.kept = sums.lost + tail, sums.kept + change.double().square().sum().item()
+            lost, kept = lost + tail, kept + change.double().square().sum().item()
             result.add(name, factors, change.shape)
         on_tensor(number + 1, len(base.places))
     if not result.ranks:
-        raise StudioError(
-            f"{tuned.path.name} and {base.path.name} have the same weights in every layer that a LoRA "
-            "changes, so there is nothing to extract."
-        )
+        same = f"{tuned.path.name} and {base.path.name} have the same weights"
+        raise StudioError(f"{same} in every layer that a LoRA changes, so there is nothing to extract.")
     _add_companions(result, base)
     how = f"extracted at rank {cut.rank}" if cut.rank else f"extracted with {cut.energy:g} of the energy"
     size = result.write(out, metadata_of_base(base.family.traits, result, out, how=how))
-    norm = math.sqrt(sums.kept)
-    return ExtractReport(
-        out.name,
-        len(result.ranks),
-        sums.unchanged,
-        (min(result.ranks.values()), max(result.ranks.values())),
-        norm,
-        math.sqrt(sums.lost) / norm,
-        result.cast_error,
-        size,
-        dict(sums.others),
-        math.sqrt(sums.elsewhere) / norm,
-        result.ranks,
-    )
+    norm = math.sqrt(kept)
+    made = (out.name, len(result.ranks), unchanged, result.span, norm, math.sqrt(lost) / norm)
+    rest = (dict(others), math.sqrt(elsewhere) / norm)
+    return ExtractReport(*made, result.cast_error, size, *rest, result.ranks)
 
 
 def _difference(tuned: Tensor, base: Tensor) -> Tensor:
@@ -110,21 +90,13 @@ def _difference(tuned: Tensor, base: Tensor) -> Tensor:
 def _check_alike(tuned: Weights, base: Weights) -> None:
     if type(tuned.family) is not type(base.family):
         kinds = [one.family.traits.base_model_version for one in (tuned, base)]
+        what = f"{tuned.path.name} is of the kind {kinds[0]}, {base.path.name} of {kinds[1]}"
+        raise StudioError(f"{what}; give the base that it was trained from.")
+    shapes, expected = ({key: one.shape for key, one in side.places.items()} for side in (tuned, base))
+    if unlike := sorted({key for key, _ in shapes.items() ^ expected.items()}):
+        what = f"differ in the size or number of {len(unlike)} tensors, first {unlike[0]}"
         raise StudioError(
-            f"{tuned.path.name} is of the kind {kinds[0]}, {base.path.name} of {kinds[1]}; give the base "
-            "that it was trained from."
-        )
-    unlike = [
-        key
-        for key in sorted(tuned.places.keys() | base.places.keys())
-        if key not in tuned.places
-        or key not in base.places
-        or tuned.places[key].shape != base.places[key].shape
-    ]
-    if unlike:
-        raise StudioError(
-            f"{tuned.path.name} and {base.path.name} differ in the size or number of {len(unlike)} tensors, "
-            f"first {unlike[0]}; give the base that it was trained from."
+            f"{tuned.path.name} and {base.path.name} {what}; give the base that it was trained from."
         )
 
 
@@ -153,12 +125,8 @@ def _kind(base: Weights, key: str) -> str:
 
 def _add_companions(result: Result, base: Weights) -> None:
     """Layers that UIs look for beside those that are there, as zero."""
-    keys = {name: key for key, name in _layers(base).items()}
-    places = []
-    for name in result.ranks:
-        part, _, path = keys[name].partition(".")
-        places.append((part, path.removesuffix(".weight")))
-    for part, path in base.family.companions(places):
+    keys = {name: key.removesuffix(".weight").partition(".") for key, name in _layers(base).items()}
+    for part, path in base.family.companions([keys[name][::2] for name in result.ranks]):
         shape = base.places[f"{part}.{path}.weight"].shape
         zero = Factors(torch.zeros(1, math.prod(shape[1:])).double(), torch.zeros(shape[0], 1).double())
         result.add(base.family.ui_name(part, path), zero, shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from lora_studio.families.base import FileTraits
 from lora_studio.lora_file.factors import balanced, energy, stacked
 from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.lora_file.write import DTYPES, write_described
+from lora_studio.metadata import key_table
 from lora_studio.metadata.write import base_keys, hashes
 from lora_studio.version import __version__
 
@@ -25,8 +26,8 @@ def check_output(path: Path, *, force: bool, inputs: Sequence[Path] = ()) -> Non
     if any(path.exists() and one.exists() and path.samefile(one) for one in inputs):
         raise StudioError(f"{path} is what is read; give another path with -o.")
     if path.is_dir() or (path.exists() and not force):
-        advice = "give another path with -o" if path.is_dir() else "give another path with -o, or --force"
-        raise StudioError(f"{path} is there already; {advice}.")
+        advice = "" if path.is_dir() else ", or --force"
+        raise StudioError(f"{path} is there already; give another path with -o{advice}.")
 
 
 class Result:
@@ -47,6 +48,11 @@ class Result:
         return float(self._alpha.item())
 
     @property
+    def span(self) -> tuple[int, int]:
+        """The least and the largest rank."""
+        return min(self.ranks.values()), max(self.ranks.values())
+
+    @property
     def cast_error(self) -> float:
         """What the dtype rounded away: the norm of it, relative to the norm of all changes."""
         return math.sqrt(self._error / self.energy) if self.energy else 0.0
@@ -61,7 +67,12 @@ class Result:
         down, up = (one.to(self.dtype) for one in scaled)
         if not (down.isfinite().all() and up.isfinite().all()):
             raise ExportMismatch(f"{name} does not fit into {self.dtype}; give --dtype float32.")
-        self._error += _rounded_away(scaled, Factors(down, up)) * (self.alpha / rank) ** 2
+        # From the differences of factors that are nearly the same: float32 is enough and nothing cancels.
+        off = [
+            Factors(scaled.down.float(), (scaled.up - up).float()),
+            Factors((scaled.down - down).float(), up.float()),
+        ]
+        self._error += energy(stacked(off)) * (self.alpha / rank) ** 2
         self.energy += energy(factors) if squares is None else squares
         self.ranks[name] = rank
         self.tensors[f"{name}.lora_down.weight"] = down.view(rank, *shape[1:])
@@ -74,40 +85,14 @@ class Result:
         return path.stat().st_size
 
 
-def _rounded_away(exact: Factors, cast: Factors) -> float:
-    """The sum of squares of the difference of two changes whose factors are nearly the same.
-
-    From the factors' differences, so that float32 is enough and nothing cancels.
-    """
-    off = [
-        Factors(exact.down.float(), (exact.up - cast.up).float()),
-        Factors((exact.down - cast.down).float(), cast.up.float()),
-    ]
-    return energy(stacked(off))
-
-
-def in_order(layers: Mapping[str, object], more: Iterable[Mapping[str, object]]) -> Iterator[str]:
-    """The names of all layers of several files, each once."""
-    yield from dict.fromkeys([*layers, *(name for other in more for name in other)])
-
-
-# What stays true of a result if all the files that it is made of say the same.
-_KEPT = (
-    *("ss_v2", "ss_base_model_version", "ss_sd_model_name", "ss_resolution", "ss_clip_skip"),
-    *("modelspec.architecture", "modelspec.implementation", "modelspec.prediction_type"),
-    *("modelspec.resolution", "lora_studio.base", "lora_studio.base_fingerprint"),
-)
-
-
 def metadata_of(files: Sequence[LoraFile], result: Result, path: Path, *, how: str) -> dict[str, str]:
     """Of a file made of others; `how` is what was done, in a few words."""
     metadata = {
         key: files[0].metadata[key]
-        for key in _KEPT
+        for key in key_table("shared")
         if all(key in file.metadata for file in files) and len({file.metadata[key] for file in files}) == 1
     }
-    triggers = list(dict.fromkeys(file.trigger for file in files if file.trigger))
-    if triggers:
+    if triggers := list(dict.fromkeys(file.trigger for file in files if file.trigger)):
         metadata["modelspec.trigger_phrase"] = ", ".join(triggers)
         # tags, not sentences: the way A1111 and Forge learn the trigger
         metadata["ss_tag_frequency"] = json.dumps({"trigger": dict.fromkeys(triggers, 1)})
@@ -123,7 +108,7 @@ def metadata_of_base(traits: FileTraits, result: Result, path: Path, *, how: str
 def _of_result(result: Result, path: Path, how: str) -> dict[str, str]:
     return {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(max(result.ranks.values())),
+        "ss_network_dim": str(result.span[1]),
         "ss_network_alpha": f"{result.alpha:g}",
         "ss_network_args": "{}",
         "ss_output_name": path.stem,

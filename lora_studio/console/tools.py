@@ -84,7 +84,7 @@ def print_converted(converted: Converted, screen: Screen) -> None:
     measured = f"{converted.layers} layers; rounding {converted.cast_error:.1e}"
     if converted.cut:
         measured += f"; {_left_out_of_plain(converted.left_out)}"
-    screen.say_rows([("written", str(converted.path)), ("", measured)])
+    screen.say_rows([("written", converted.path), ("", measured)])
 
 
 def _left_out_of_plain(share: float) -> str:

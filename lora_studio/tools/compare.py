@@ -63,8 +63,7 @@ def compare(one: Term, other: Term) -> Comparison:
     """Both files layer by layer. Raises StudioError if they are for different kinds of bases."""
     files = (one.file, other.file)
     notes = check_same_family(files)
-    shared, alone, dot = [], [0, 0], 0.0
-    energies = [0.0, 0.0]
+    shared, alone, energies, dot = [], [0, 0], [0.0, 0.0], 0.0
     for number, (term, against) in enumerate(((one, other), (other, one))):
         for name in term.file.layers.keys() - against.file.layers.keys():
             alone[number] += 1
@@ -80,25 +79,13 @@ def compare(one: Term, other: Term) -> Comparison:
     if not all(norms):
         raise StudioError(f"{files[norms.index(0.0)].name} changes nothing: every layer of it is zero.")
     cosine = dot / (norms[0] * norms[1])
-    reads, writes = (_mean([(getattr(x, what), math.prod(x.norms)) for x in shared]) for what in _OVERLAPS)
-    verdict, reasons = judge(norms, cosine, reads)
-    return Comparison(
-        (files[0].name, files[1].name),
-        norms,
-        cosine,
-        reads,
-        writes,
-        shared,
-        (alone[0], alone[1]),
-        (files[0].trigger, files[1].trigger),
-        clashing_words(files),
-        verdict,
-        reasons,
-        notes,
+    weights = [math.prod(layer.norms) for layer in shared]
+    reads, writes = (
+        _mean([getattr(layer, what) for layer in shared], weights) for what in ("reads", "writes")
     )
-
-
-_OVERLAPS = ("reads", "writes")
+    names, triggers = (files[0].name, files[1].name), (files[0].trigger, files[1].trigger)
+    found = (names, norms, cosine, reads, writes, shared, (alone[0], alone[1]), triggers)
+    return Comparison(*found, clashing_words(files), *judge(norms, cosine, reads), notes)
 
 
 def judge(norms: tuple[float, float], cosine: float, reads: float) -> tuple[str, list[str]]:
@@ -129,9 +116,9 @@ def _compare_layer(name: str, one: Term, other: Term) -> tuple[LayerComparison, 
     product = inner(a, b)
     first, second = decompose(a), decompose(b)
     cosine = max(-1.0, min(1.0, product / (norms[0] * norms[1])))
-    return LayerComparison(
-        name, norms, cosine, _overlap(first, second), _overlap(*_turned(first, second))
-    ), product
+    # Turned, what they write stands where what they read was.
+    turned = (Decomposition(x.right.T, x.sizes, x.left.T) for x in (first, second))
+    return LayerComparison(name, norms, cosine, _overlap(first, second), _overlap(*turned)), product
 
 
 def _overlap(one: Decomposition, other: Decomposition) -> float:
@@ -151,15 +138,11 @@ def _overlap(one: Decomposition, other: Decomposition) -> float:
     return sum(both) / 2
 
 
-def _turned(one: Decomposition, other: Decomposition) -> tuple[Decomposition, Decomposition]:
-    """So that what they write stands where what they read was."""
-    first, second = (Decomposition(x.right.T, x.sizes, x.left.T) for x in (one, other))
-    return first, second
-
-
-def _mean(weighted: Sequence[tuple[float, float]]) -> float:
-    total = sum(weight for _, weight in weighted)
-    return sum(value * weight for value, weight in weighted) / total if total else 0.0
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    total = sum(weights)
+    return (
+        sum(value * weight for value, weight in zip(values, weights, strict=True)) / total if total else 0.0
+    )
 
 
 STEPS, GUIDANCE = 25, 4.0
@@ -189,7 +172,7 @@ def compare_images(
 def prompts_for(terms: Sequence[Term]) -> list[str]:
     """Each file's trigger, and both together. Raises StudioError if a file does not say what calls it."""
     triggers = [term.file.trigger for term in terms]
-    if not all(triggers):
+    if "" in triggers:
         silent = terms[triggers.index("")].file.name
         raise StudioError(f"{silent} does not say which words call it; give --prompt, as often as you like.")
     return [*triggers, ", ".join(triggers)]

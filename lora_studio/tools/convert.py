@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lora_studio.errors import RecipeError, StudioError
+from lora_studio.errors import RecipeError
 from lora_studio.export import EXPORTERS, kohya
 from lora_studio.families.layer_names.spellings import TEXT_PROJECTIONS
 from lora_studio.families.loading import load_base
+from lora_studio.files import say_unwritable
 from lora_studio.lora_file.convertible import PlainLayers, read_plain_layers
 from lora_studio.lora_file.factors import PlainLora
 from lora_studio.lora_file.write import DTYPES, write_lora
 from lora_studio.metadata.write import hashes
 from lora_studio.registry import Registry
+from lora_studio.tools import Report
 from lora_studio.tools.result import check_output
 
 _STALE = ("sshs_", "modelspec.hash_sha256", "lora_adapter_metadata", "format")  # of the bytes as they were
 
 
 @dataclass(frozen=True)
-class Converted:
-    path: Path
+class Converted(Report):
+    path: str
     layers: int
     cast_error: float  # the largest that the dtype caused in a tensor, relative to its largest number
     cut: bool  # whether a layer was no plain LoRA
     left_out: float  # the largest share of such a layer's change that is not in the file
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self) | {"path": str(self.path)}
 
 
 def convert(
@@ -49,10 +48,8 @@ def convert(
     Raises StudioError for what cannot be read, names what is unknown, and replaces nothing unless `force`.
     """
     if target not in SPELLINGS.entries and target in EXPORTERS.entries:
-        raise RecipeError(
-            f"--to {target} is for what a run has trained; a file can be converted to "
-            f"{', '.join(SPELLINGS.names())}."
-        )
+        names = ", ".join(SPELLINGS.names())
+        raise RecipeError(f"--to {target} is for what a run has trained; a file can be converted to {names}.")
     spell = SPELLINGS[target]
     if dtype not in DTYPES:
         raise RecipeError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
@@ -61,19 +58,17 @@ def convert(
     found = read_plain_layers(path, base=None if base is None else load_base(base))
     kept = {key: value for key, value in found.file.metadata.items() if not key.startswith(_STALE)}
     kept |= {"ss_output_name": out.stem, "ss_network_module": "networks.lora", "ss_network_args": "{}"}
-    try:
+    with say_unwritable(out):
         error = write_lora(out, spell(found), dtype=dtype, describe=lambda block: kept | hashes([block]))
-    except OSError as problem:
-        raise StudioError(f"{out} cannot be written ({problem.strerror or problem}).") from None
     cut = any(layer.kind.name != "lora" or layer.needs_base for layer in found.file.layers.values())
-    return Converted(out, len(found.layers), error, cut, max(one.left_out for one in found.layers.values()))
+    left_out = max(one.left_out for one in found.layers.values())
+    return Converted(str(out), len(found.layers), error, cut, left_out)
 
 
 def to_kohya(found: PlainLayers) -> dict[str, Tensor]:
     """All four projections of a text encoder's attention, which A1111 only takes together."""
-    layers = dict(found.layers)
-    named = {found.names[place]: one for place, one in layers.items()}
-    for place, one in layers.items():
+    named = {found.names[place]: one for place, one in found.layers.items()}
+    for place, one in found.layers.items():
         _, attention, last = place.path.rpartition("self_attn.")
         for other in TEXT_PROJECTIONS if attention else ():
             name = found.names[place].removesuffix(last) + other
@@ -83,14 +78,10 @@ def to_kohya(found: PlainLayers) -> dict[str, Tensor]:
 
 
 def to_diffusers(found: PlainLayers) -> dict[str, Tensor]:
-    """PEFT's names."""
     return kohya.spell_diffusers({f"{place.part}.{place.path}": one for place, one in found.layers.items()})
 
 
 SPELLINGS: Registry[Callable[[PlainLayers], dict[str, Tensor]]] = Registry(
     "conversion",
-    {
-        "kohya": "lora_studio.tools.convert:to_kohya",
-        "diffusers": "lora_studio.tools.convert:to_diffusers",
-    },
+    {name: f"lora_studio.tools.convert:to_{name}" for name in ("kohya", "diffusers")},
 )

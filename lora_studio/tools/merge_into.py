@@ -45,9 +45,9 @@ def merge_into(base: Weights, terms: Sequence[Term], out: Path) -> MergeReport:
             raise StudioError(fault)
     adding = _Adding(base, terms, keys)
     if base.path.is_file():
-        _write_file(base.path, out, adding, base.path.name, files_of=terms)
-    else:
-        notes += _write_folder(base, out, adding, terms)
+        _write_file(base.path, out, adding)
+    elif left_out := _write_folder(base.path, out, adding):
+        notes.append(f"{left_out} files of the base's folder that loading does not need are left out")
     return MergeReport(out.name, len(adding.wanted), adding.cast_error, notes)
 
 
@@ -75,7 +75,6 @@ class _Adding:
 
     @property
     def cast_error(self) -> float:
-        """What rounding took of the changes, relative to their norm."""
         return float((self._error / self._size) ** 0.5) if self._size else 0.0
 
     def tensor(self, file: Path, name: str) -> Tensor:
@@ -92,45 +91,38 @@ class _Adding:
                     view += (factors.up @ factors.down).view(view.shape)
         changed = exact.to(kept.dtype)
         if not changed.isfinite().all():
-            raise ExportMismatch(
-                f"{name} with what is added to it does not fit into the base's {kept.dtype}."
-            )
+            raise ExportMismatch(f"{name} with the change added does not fit into the base's {kept.dtype}.")
         self._error += (changed.double() - exact).square().sum().item()
         self._size += (exact - kept.double()).square().sum().item()
         return changed
 
 
-def _write_file(
-    source: Path, out: Path, adding: _Adding, title: str, *, files_of: Sequence[Term] = ()
-) -> None:
+def _write_file(source: Path, out: Path, adding: _Adding) -> None:
     """A file of the base once more, with its own metadata but for hashes, which are not true any more."""
     header = adding.base.header(source)
     metadata = {k: v for k, v in header.metadata.items() if "hash" not in k}
-    if files_of:
-        added = [f"{term.file.path.stem} at {term.strength:g}" for term in files_of]
-        metadata["modelspec.merged_from"] = ", ".join([Path(title).stem, *added])
+    if source == adding.base.path:
+        added = [f"{term.file.path.stem} at {term.strength:g}" for term in adding.terms]
+        metadata["modelspec.merged_from"] = ", ".join([source.stem, *added])
     write_tensors(out, header.entries, (adding.tensor(source, name) for name in header.entries), metadata)
 
 
-def _write_folder(base: Weights, out: Path, adding: _Adding, terms: Sequence[Term]) -> list[str]:
-    """A diffusers folder once more; notes on what is left out of it."""
+def _write_folder(folder: Path, out: Path, adding: _Adding) -> int:
+    """A diffusers folder once more; how many of its files are left out."""
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        index = json.loads((base.path / INDEX).read_text("utf-8"))
+        index = json.loads((folder / INDEX).read_text("utf-8"))
         listed = [name for name, entry in index.items() if isinstance(entry, list) and entry[0]]
         left_out = 0
-        for source in _files(base.path, listed):
-            copy = temporary / source.relative_to(base.path)
+        for source in _files(folder, listed):
+            copy = temporary / source.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            if source.suffix != ".safetensors":
-                if source.suffix in _KEPT:
-                    shutil.copyfile(source, copy)
-                else:
-                    left_out += 1
-            elif source in weight_files(source.parent) and source.parent != base.path:
-                _write_file(source, copy, adding, source.name)
+            if source.suffix in _KEPT:
+                shutil.copyfile(source, copy)
+            elif source.parent != folder and source in weight_files(source.parent):
+                _write_file(source, copy, adding)
             else:
                 left_out += 1
         for path in sorted(temporary.rglob("*"), reverse=True):
@@ -139,13 +131,10 @@ def _write_folder(base: Weights, out: Path, adding: _Adding, terms: Sequence[Ter
         sync(out.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return (
-        [f"{left_out} files of the base's folder that loading does not need are left out"] if left_out else []
-    )
+    return left_out
 
 
 def _files(folder: Path, parts: Iterable[str]) -> Iterator[Path]:
     """Those beside the index, and those of the listed parts."""
-    yield from sorted(path for path in folder.iterdir() if path.is_file())
-    for part in parts:
+    for part in ("", *parts):
         yield from sorted(path for path in (folder / part).glob("*") if path.is_file())

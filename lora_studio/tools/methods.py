@@ -75,14 +75,11 @@ def project(parts: Mapping[int, Factors], options: MergeOptions, layer: str) -> 
     if 0 not in parts:
         return stacked(list(parts.values()))
     first = decompose(parts[0]).leading()
-    others = [
-        Factors(
-            one.down - (one.down @ first.right.T) @ first.right, one.up - first.left @ (first.left.T @ one.up)
-        )
-        for number, one in parts.items()
-        if number
-    ]
-    return stacked([parts[0], *others])
+    kept = [parts[0]]
+    for down, up in (one for number, one in parts.items() if number):
+        free = down - (down @ first.right.T) @ first.right
+        kept.append(Factors(free, up - first.left @ (first.left.T @ up)))
+    return stacked(kept)
 
 
 def joint_basis(parts: Mapping[int, Factors]) -> tuple[Tensor, dict[int, Tensor]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from operator import attrgetter
 
 import numpy as np
 
@@ -20,33 +21,21 @@ def heat_map(comparison: Comparison) -> bytes:
     places = [split_role(layer.name) for layer in comparison.shared]
     rows, columns = (sorted({place[i] for place in places}, key=_natural) for i in (0, 1))
     high = 2.6 + len(rows) / _ROWS_PER_INCH
-    figure, panels = pyplot.subplots(
-        1, 3, figsize=(7 + 0.75 * len(columns), high), sharey=True, layout="constrained"
-    )
-    for panel, (title, value, colours, limit) in zip(panels, _panels(comparison), strict=True):
-        table = _table(comparison.shared, places, rows, columns, value)
+    size = (7 + 0.75 * len(columns), high)
+    figure, panels = pyplot.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
+    for panel, (title, value, colours, limit) in zip(panels, _PANELS, strict=True):
+        table = np.full((len(rows), len(columns)), np.nan)
+        for layer, (row, column) in zip(comparison.shared, places, strict=True):
+            table[rows.index(row), columns.index(column)] = value(layer)
         shown = panel.imshow(table, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
         panel.set_title(title, fontsize=9)
         panel.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
         panel.set_facecolor("#dddddd")  # where there is no layer
         figure.colorbar(shown, ax=panel, location="bottom", shrink=0.8, ticks=[-limit, 0, limit])
     panels[0].set_yticks(range(len(rows)), rows, fontsize=7)
-    figure.suptitle(
-        f"A: {comparison.files[0]}   B: {comparison.files[1]}   {comparison.verdict}", fontsize=10
-    )
+    a, b = comparison.files
+    figure.suptitle(f"A: {a}   B: {b}   {comparison.verdict}", fontsize=10)
     return png_bytes(figure)
-
-
-_Panel = tuple[str, Callable[[LayerComparison], float], str, float]
-
-
-def _panels(comparison: Comparison) -> list[_Panel]:
-    """Title, a layer's value, colours, and the value at their end."""
-    return [
-        ("cosine of the changes", lambda layer: layer.cosine, "RdBu_r", 1.0),
-        ("overlap of what they read, above chance", lambda layer: layer.reads, "PuOr_r", 1.0),
-        ("norm of A / norm of B, powers of two", _ratio, "PRGn", 4.0),
-    ]
 
 
 def _ratio(layer: LayerComparison) -> float:
@@ -54,17 +43,12 @@ def _ratio(layer: LayerComparison) -> float:
     return float(np.log2(one / other)) if one and other else np.nan
 
 
-def _table(
-    layers: Sequence[LayerComparison],
-    places: Sequence[tuple[str, str]],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    value: Callable[[LayerComparison], float],
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    table = np.full((len(rows), len(columns)), np.nan)
-    for layer, (row, column) in zip(layers, places, strict=True):
-        table[rows.index(row), columns.index(column)] = value(layer)
-    return table
+_PANELS: list[tuple[str, Callable[[LayerComparison], float], str, float]] = [
+    ("cosine of the changes", attrgetter("cosine"), "RdBu_r", 1.0),
+    ("overlap of what they read, above chance", attrgetter("reads"), "PuOr_r", 1.0),
+    ("norm of A / norm of B, powers of two", _ratio, "PRGn", 4.0),
+]
+"""Title, a layer's value, colours, and the value at their end."""
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -81,13 +65,9 @@ def norm_plot(norms: Mapping[str, float | None], title: str) -> bytes:
     denoiser = {block: norm for block, norm in norms.items() if block not in encoders}
     groups = [(name, one) for name, one in (("text encoders", encoders), (DENOISER_TITLE, denoiser)) if one]
     pyplot = headless_pyplot()
-    figure, axes = pyplot.subplots(
-        max(len(groups), 1),
-        1,
-        figsize=(9, 1 + 2.6 * max(len(groups), 1)),
-        squeeze=False,
-        layout="constrained",
-    )
+    high = max(len(groups), 1)
+    size = (9, 1 + 2.6 * high)
+    figure, axes = pyplot.subplots(high, 1, figsize=size, squeeze=False, layout="constrained")
     for axis, (name, blocks) in zip(axes[:, 0], groups, strict=False):
         places = range(len(blocks))
         axis.bar(places, [norm or 0.0 for norm in blocks.values()], color="#1f4e9c", width=0.75)

@@ -12,16 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_studio.errors import StudioError, reason_of
-from lora_studio.metadata.sidecars import (
-    CARD,
-    CardImage,
-    describe_file,
-    finished_files,
-    model_card,
-    shown_images,
-)
+from lora_studio.metadata import sidecars
 
 TOKEN = "HF_TOKEN"
+_REFUSALS = {
+    401: f"it does not know the token in {TOKEN}; make another one in its settings",
+    403: f"the token in {TOKEN} has no right to write there; make one that has, or use your own name",
+}
 
 
 @dataclass(frozen=True)
@@ -41,21 +38,18 @@ def uploads_of(target: Path) -> list[Upload]:
 
     Raises StudioError if there is no finished run or file.
     """
-    run = target if target.is_dir() else target.parent
-    files = finished_files(target) if target.is_dir() else [target]
-    described = [describe_file(path) for path in files]
+    is_run = target.is_dir()
+    run, files = (target, sidecars.finished_files(target)) if is_run else (target.parent, [target])
+    described = [sidecars.describe_file(path) for path in files]
     beside = [one.with_suffix(end) for one in files for end in (".png", ".json")]
-    if target.is_dir():
-        images = shown_images(target)
-    else:
-        own = target.with_suffix(".png")
-        images = (
-            [CardImage(described[0].metadata.get("modelspec.title", ""), own.name)] if own.is_file() else []
-        )
-    card = (
-        run / CARD if target.is_dir() and (run / CARD).is_file() else model_card(described, images).encode()
-    )
-    uploads = [Upload(path.name, path) for path in files] + [Upload(CARD, card)]
+    images = sidecars.shown_images(run) if is_run else []
+    if not is_run and target.with_suffix(".png").is_file():
+        title = described[0].metadata.get("modelspec.title", "")
+        images = [sidecars.CardImage(title, target.with_suffix(".png").name)]
+    card: Path | bytes = run / sidecars.CARD
+    if not is_run or not (run / sidecars.CARD).is_file():
+        card = sidecars.model_card(described, images).encode()
+    uploads = [Upload(path.name, path) for path in files] + [Upload(sidecars.CARD, card)]
     uploads += [Upload(path.name, path) for path in beside if path.is_file()]
     uploads += [Upload(one.path, run / one.path) for one in images]
     return list({one.name: one for one in uploads}.values())
@@ -63,13 +57,12 @@ def uploads_of(target: Path) -> list[Upload]:
 
 def token_from_environment() -> str:
     """The user's token. Raises StudioError if there is none: it is asked for nowhere else."""
-    token = os.environ.get(TOKEN, "").strip()
-    if not token:
-        raise StudioError(
-            f"the environment variable {TOKEN} is empty; make a token with the right to write in the hub's "
-            f"settings, and set {TOKEN} to it for this command."
-        )
-    return token
+    if token := os.environ.get(TOKEN, "").strip():
+        return token
+    raise StudioError(
+        f"the environment variable {TOKEN} is empty; make a token with the right to write in the hub's "
+        f"settings, and set {TOKEN} to it for this command."
+    )
 
 
 def push(repo: str, uploads: Sequence[Upload], *, public: bool, token: str) -> str:
@@ -110,12 +103,12 @@ def _one_sentence(repo: str, token: str) -> Iterator[None]:
             f"{repo!r} is no name of a repository; write it as user/name, in letters, digits, - _ and dots."
         ) from None
     except OfflineModeIsEnabled:
-        raise StudioError(
-            "HF_HUB_OFFLINE is set, so nothing is sent; take it out of the environment."
-        ) from None
+        why = "HF_HUB_OFFLINE is set, so nothing is sent; take it out of the environment."
+        raise StudioError(why) from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        raise StudioError(f"the hub refuses {repo}: {_refusal(status, reason_of(error), token)}.") from None
+        why = _REFUSALS.get(status) or reason_of(error).replace(token, "***")
+        raise StudioError(f"the hub refuses {repo}: {why}.") from None
     except Exception as error:  # of which HTTP library it is depends on the version of the hub's own one
         cause: BaseException = error
         while cause.__cause__ is not None:  # "Error while uploading" alone says nothing
@@ -124,11 +117,3 @@ def _one_sentence(repo: str, token: str) -> Iterator[None]:
         raise StudioError(
             f"the hub cannot be reached, or the upload broke off ({reason}); the same command tries again."
         ) from None
-
-
-def _refusal(status: int, reason: str, token: str) -> str:
-    if status == 401:
-        return f"it does not know the token in {TOKEN}; make another one in its settings"
-    if status == 403:
-        return f"the token in {TOKEN} has no right to write there; make one that has, or use your own name"
-    return reason.replace(token, "***")

@@ -12,7 +12,7 @@ EXPORTERS: Registry["Target"] = Registry(
     {
         "kohya": "lora_studio.export.kohya:KOHYA",
         "diffusers": "lora_studio.export.kohya:DIFFUSERS",
-        "native": "lora_studio.export.native:NATIVE",
+        "native": "lora_studio.export.kohya:NATIVE",
         "embedding": "lora_studio.export.embedding:EMBEDDING",
         "a1111_bundle": "lora_studio.export.embedding:A1111_BUNDLE",
         "merged": "lora_studio.export.merged:MERGED",

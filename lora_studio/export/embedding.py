@@ -48,22 +48,17 @@ def embedding_metadata(
     facts: TrainingFacts, traits: FileTraits, word: str, tensor_block: bytes
 ) -> dict[str, str]:
     """What a token's file says about itself; no clock, path or folder."""
-    of_base = {key: value for key, value in base_keys(traits).items() if key != "ss_v2"}
-    said = (
-        of_base
-        | {
-            "modelspec.architecture": traits.architecture.replace("/lora", "/textual-inversion"),
-            "modelspec.title": word,
-            "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",
-            "modelspec.trigger_phrase": word,
-            "ss_steps": str(facts.steps),
-            "lora_studio.version": __version__,
-            "lora_studio.base_fingerprint": facts.base_fingerprint,
-        }
-        | hashes([tensor_block])
-    )
+    said = {key: value for key, value in base_keys(traits).items() if key != "ss_v2"} | {
+        "modelspec.architecture": traits.architecture.replace("/lora", "/textual-inversion"),
+        "modelspec.title": word,
+        "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",
+        "modelspec.trigger_phrase": word,
+        "ss_steps": str(facts.steps),
+        "lora_studio.version": __version__,
+        "lora_studio.base_fingerprint": facts.base_fingerprint,
+    }
     base = {"lora_studio.base": facts.base} if facts.base else {}
-    return said | base | dict(facts.spec) | dict(facts.provenance)
+    return said | hashes([tensor_block]) | base | dict(facts.spec) | dict(facts.provenance)
 
 
 class Embedding(Target):
@@ -77,9 +72,7 @@ class Embedding(Target):
 
     def refuse(self, job: ExportJob) -> None:
         if not job.adapters.tokens:
-            raise StudioError(
-                "embedding is for learned tokens, and this run has none; leave that target out."
-            )
+            raise StudioError("embedding is for learned tokens, and this run has none; leave it out.")
 
     def write(self, job: ExportJob) -> ExportResult:
         paths = self.paths(job)
@@ -130,17 +123,13 @@ def _tokens(job: ExportJob) -> dict[str, Tensor]:
 
 
 def check_embeddings(
-    paths: Mapping[str, Path],
-    family: ModelFamily,
-    adapters: AdapterSet,
-    report: VerifyReport,
+    paths: Mapping[str, Path], family: ModelFamily, adapters: AdapterSet, report: VerifyReport
 ) -> None:
     """The written files against the tokens that they were written from."""
     live, worst = embeddings(family, adapters), 0.0
     report.checks["embeddings"] = {word: path.name for word, path in paths.items()}
-    report.checks["embeddings_moved"] = {
-        f"{one.word} in {one.part}": round(one.moved, 4) for one in adapters.tokens
-    }
+    moved = {f"{one.word} in {one.part}": round(one.moved, 4) for one in adapters.tokens}
+    report.checks["embeddings_moved"] = moved
     for word, path in paths.items():
         tensors = check_embedding(path, family, report)
         for key, trained in live[word].items():

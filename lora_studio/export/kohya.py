@@ -1,10 +1,13 @@
-"""Plain LoRA: by kohya's names, `<prefix>_<path with underscores>.lora_down.weight`, and by diffusers'.
+"""LoRA files: plain LoRA by kohya's names and by diffusers', and each kind in tensors of its own.
 
-Those are PEFT's, `<part>.<path>.lora_A.weight`.
+kohya's are `<prefix>_<path with underscores>.lora_down.weight`, diffusers' are PEFT's,
+`<part>.<path>.lora_A.weight`. A kind's own tensors are in LyCORIS' spelling: smaller or more exact than plain
+LoRA, less read.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import ClassVar
@@ -14,10 +17,14 @@ from torch import Tensor
 
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.layer import Layer, shape_of
+from lora_studio.errors import StudioError
 from lora_studio.export.target import ExportJob, ExportResult, Target, report_wrong, worst_left_out
 from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.factors import PlainLora, as_plain, in_range
 from lora_studio.lora_file.header import open_tensors
+from lora_studio.lora_file.kinds import kind_written_by
+from lora_studio.lora_file.kinds.base import LayerKind
+from lora_studio.lora_file.kinds.whole import endings_of
 from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.metadata.write import LEFT_OUT
@@ -104,8 +111,6 @@ class Kohya(Target):
 
 
 class Diffusers(Target):
-    """By PEFT's names."""
-
     name: ClassVar[str] = "diffusers"
     ending: ClassVar[str] = "_diffusers.safetensors"
     probed: ClassVar[bool] = True
@@ -114,9 +119,8 @@ class Diffusers(Target):
     def write(self, job: ExportJob) -> ExportResult:
         (path,) = self.paths(job)
         plain = {layer.name: as_plain(layer) for layer in job.adapters.layers}
-        return ExportResult(
-            (path,), job.write(path, spell_diffusers(plain)), worst_left_out(job, plain.values())
-        )
+        error = job.write(path, spell_diffusers(plain))
+        return ExportResult((path,), error, worst_left_out(job, plain.values()))
 
     def check(self, job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
         """Every layer's change recomputed from the file's bytes, and nothing else in it."""
@@ -130,4 +134,69 @@ class Diffusers(Target):
         report_wrong(report, list(tensors), "are of no trained layer")
 
 
-KOHYA, DIFFUSERS = Kohya(), Diffusers()
+class Native(Target):
+    name: ClassVar[str] = "native"
+    ending: ClassVar[str] = "_native.safetensors"
+
+    def refuse(self, job: ExportJob) -> None:
+        """What LyCORIS has no tensors for."""
+        super().refuse(job)
+        kind = job.adapters.options.kind
+        if kind_written_by(kind) is None:
+            raise StudioError(
+                f"native has no spelling for what the kind {kind!r} trains, which turns a layer's inputs "
+                "where LyCORIS turns its outputs; take the target kohya, which has it as plain LoRA."
+            )
+        for layer in job.adapters.layers:
+            if layer.originals and not endings_of(layer):
+                raise StudioError(
+                    f"native has no spelling for {layer.name}, which is no linear layer, convolution or "
+                    "normalisation; take the target merged or checkpoint."
+                )
+
+    def write(self, job: ExportJob) -> ExportResult:
+        """Of plain LoRA what kohya's is."""
+        kind = job.adapters.options.kind
+        (path,) = self.paths(job)
+        named = {key: one.float().cpu().contiguous() for key, one in _own_tensors(job).items()}
+        unread = _spelling(job).written_by[kind]
+        if not unread:
+            return ExportResult((path,), job.write(path, named))
+        said = {"ss_network_args": json.dumps({"algo": "lora" if kind == "dora" else kind})}
+        error = job.write(path, named, ss_network_module="lycoris.kohya", **said)
+        return ExportResult((path,), error, notes=(f"not read everywhere: {unread}",))
+
+    def check(self, job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
+        """Every tensor on the disk is the live one's, to the dtype's rounding."""
+        (tensors, _), worst = open_tensors(made.paths[0]), 0.0
+        for key, live in _own_tensors(job).items():
+            found = tensors.pop(key, None)
+            if found is None or not found.isfinite().all():
+                report.faults.append(f"{key} is missing, or not finite")
+                continue
+            size = live.float().abs().max().item()
+            error = (found.float() - live.float().cpu()).abs().max().item() / (size or 1.0)
+            worst = max(worst, error / torch.finfo(found.dtype).eps)
+        report.checks |= {"tensor_error": worst}  # in units of the dtype's rounding
+        if not worst <= 1:
+            report.faults.append("a tensor differs from the trained one by more than its dtype rounds")
+        report_wrong(report, list(tensors), "are of no trained layer")
+
+
+def _spelling(job: ExportJob) -> LayerKind:
+    found = kind_written_by(job.adapters.options.kind)
+    assert found is not None, "refused before"
+    return found
+
+
+def _own_tensors(job: ExportJob) -> dict[str, Tensor]:
+    """UI key -> tensor of every trained layer."""
+    kind = _spelling(job)
+    return {
+        f"{job.family.ui_name(layer.part, layer.path)}.{end}": tensor
+        for layer in job.adapters.layers
+        for end, tensor in kind.spell(layer).items()
+    }
+
+
+KOHYA, DIFFUSERS, NATIVE = Kohya(), Diffusers(), Native()

@@ -38,12 +38,11 @@ class ExportJob:
     def write(self, path: Path, tensors: dict[str, Tensor], **said: str) -> float:
         """A file of float32 tensors with the usual metadata, and `said` over it; the casting error."""
         facts = of_file(replace(self.facts, name=path.stem), tensors)
-        return write_lora(
-            path,
-            tensors,
-            dtype=self.dtype,
-            describe=lambda block: build_metadata(facts, self.family.traits, block) | said,
-        )
+
+        def describe(block: bytes) -> dict[str, str]:
+            return build_metadata(facts, self.family.traits, block) | said
+
+        return write_lora(path, tensors, dtype=self.dtype, describe=describe)
 
 
 @dataclass(frozen=True)
@@ -58,27 +57,18 @@ class Target(ABC):
     """A form of files."""
 
     name: ClassVar[str]  # in the table
-
-    ending: ClassVar[str] = ""
-    """Of the file's name, after that of what was trained."""
-
-    probed: ClassVar[bool] = False
-    """Whether diffusers loads it into a base as it is."""
-
-    weights_alone: ClassVar[bool] = False
-    """Whether it holds changes of weights, and of no other tensor of the base."""
+    ending: ClassVar[str] = ""  # of the file's name, after that of what was trained
+    probed: ClassVar[bool] = False  # whether diffusers loads it into a base as it is
+    weights_alone: ClassVar[bool] = False  # whether it holds changes of weights, and of no other tensor
 
     def paths(self, job: ExportJob) -> tuple[Path, ...]:
-        """What will be written."""
         return (job.folder / f"{job.facts.name}{self.ending}",)
 
     def refuse(self, job: ExportJob) -> None:
         """Raise StudioError if what was trained cannot be written so; to be asked first."""
         if not job.adapters.layers:
-            raise StudioError(
-                f"{self.name} is for trained layers, and this run has learned tokens alone; take the target "
-                "embedding."
-            )
+            why = "is for trained layers, and this run has learned tokens alone; take the target embedding"
+            raise StudioError(f"{self.name} {why}.")
         layers = job.adapters.layers if self.weights_alone else ()
         if beyond := [f"{layer.name}.{end}" for layer in layers for end in _beyond_weights(layer)]:
             raise StudioError(
@@ -96,7 +86,6 @@ class Target(ABC):
 
 
 def report_wrong(report: VerifyReport, wrong: Sequence[str], what: str = "are not what was trained") -> None:
-    """A fault, if there are such tensors."""
     if wrong:
         report.faults.append(f"{len(wrong)} tensors {what}, first {wrong[0]}")
 

@@ -13,7 +13,7 @@ from lora_studio.adapters.adapter_set import put_back
 from lora_studio.errors import ExportMismatch
 from lora_studio.export import EXPORTERS
 from lora_studio.export.embedding import load_embedding
-from lora_studio.export.folder import check_folder, open_folder, put_in, write_folder
+from lora_studio.export.merged import check_folder, open_folder, put_in, write_folder
 from lora_studio.export.target import ExportJob, ExportResult
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.training.finish.file_facts import training_facts

@@ -189,18 +189,15 @@ def check_provenance(path: Path, places: Sequence[Path]) -> OriginReport:
     header, origin = read_header(path), OriginReport(path.name)
     block = {key.removeprefix(PREFIX): v for key, v in header.metadata.items() if key.startswith(PREFIX)}
     if not {"root", "pictures", "num_pictures"} <= block.keys():
-        raise StudioError(
-            f"{path} does not say what it was made from: another program or an older version made it, or its "
-            "metadata was taken out."
-        )
+        why = "another program or an older version made it, or its metadata was taken out"
+        raise StudioError(f"{path} does not say what it was made from: {why}.")
     if not places:
         raise StudioError("--provenance compares a file with runs or folders of images; name one.")
     _check_tensors(header, origin)
     runs = [one for one in places if (one / MANIFEST).is_file()]
-    folders = [one for one in places if one not in runs]
     for run in runs:
         _check_run(run, block, origin)
-    if folders:
+    if folders := [one for one in places if one not in runs]:
         _check_folders(folders, block, _truth([*runs, path.parent], block), origin)
     origin.not_looked_at.append("the base's weights: their hash is in the file")
     return origin
@@ -269,12 +266,8 @@ def _scan(folders: Sequence[Path], recursive: bool) -> tuple[Record, ...]:
 
 def _truth(places: Sequence[Path], block: Block) -> Entries:
     """The images one by one, if a run's manifest tells that has the file's root; else none."""
-    for place in places:
-        if (place / MANIFEST).is_file():
-            entries = images_of(read_manifest(place))
-            if roots(entries)["root"] == block["root"]:
-                return entries
-    return []
+    manifests = (images_of(read_manifest(one)) for one in places if (one / MANIFEST).is_file())
+    return next((entries for entries in manifests if roots(entries)["root"] == block["root"]), [])
 
 
 def _compare(found: Entries, truth: Entries, block: Block, origin: OriginReport, place: str) -> None:
@@ -306,7 +299,6 @@ def _other_images(found: Entries, truth: Entries, count: int) -> str:
     names = {Path(one.name).name for one in found}
     gone = [one.name for one in truth if one.image not in here]
     changed = [name for name in gone if Path(name).name in names]
-    missing = [name for name in gone if name not in changed]
     added = [one.name for one in found if one.image not in known and one.name not in changed]
-    parts = {"changed": changed, "missing": missing, "added": added}
+    parts = {"changed": changed, "missing": [x for x in gone if x not in changed], "added": added}
     return "; ".join(f"{len(one)} {what} ({preview_names(one)})" for what, one in parts.items() if one)

@@ -126,9 +126,8 @@ def finished_files(run: Path) -> list[Path]:
         summary = json.loads((run / "summary.json").read_text("utf-8"))
         names = [summary["file"], *(one["file"] for one in summary["embeddings"].values())]
     except FileNotFoundError:
-        raise StudioError(
-            f"{run} holds no finished run, for it has no summary.json; give the folder of one."
-        ) from None
+        why = f"{run} holds no finished run, for it has no summary.json; give the folder of one."
+        raise StudioError(why) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StudioError(f"{run / 'summary.json'} cannot be read ({error}).") from None
     paths = [run / Path(name).name for name in dict.fromkeys(names)]

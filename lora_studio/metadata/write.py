@@ -103,12 +103,9 @@ def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes
     metadata = base_keys(traits) | _trained(facts) | {k: v for k, v in optional.items() if v}
     metadata |= {key: _shortened(value) for key, value in facts.spec.items()}
     metadata |= dict(facts.options) | _network(facts) | dict(facts.provenance)
-    metadata |= {
-        "lora_studio.version": __version__,
-        "lora_studio.base_fingerprint": facts.base_fingerprint,
-        STRENGTH: f"{facts.strength:g}",
-        "modelspec.usage_hint": usage_hint(facts.strength, trigger),
-    } | hashes([tensor_block])
+    hint, strength = usage_hint(facts.strength, trigger), f"{facts.strength:g}"
+    metadata |= {"lora_studio.version": __version__, "lora_studio.base_fingerprint": facts.base_fingerprint}
+    metadata |= {STRENGTH: strength, "modelspec.usage_hint": hint} | hashes([tensor_block])
     metadata |= tag_keys(facts.triggers, facts.tags, MAX_BYTES - size_of(metadata) - 2)
     assert size_of(metadata) < MAX_BYTES, f"metadata of {size_of(metadata)} bytes"
     return metadata

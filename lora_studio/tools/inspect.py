@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -70,28 +70,21 @@ def inspect_folder(folder: Path) -> list[Facts | Damaged]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == SUFFIX and path.is_file())
     if not paths:
         raise StudioError(f"there is no {SUFFIX} file in {folder}; give a folder of LoRA files, or a file.")
-    return [_from_header(path) for path in paths]
-
-
-def _from_header(path: Path) -> Facts | Damaged:
-    try:
-        header = read_header(path)
-        return _facts(lora_file(header), header, numbers=False)
-    except StudioError as error:
-        return Damaged(path.name, str(error))
+    found: list[Facts | Damaged] = []
+    for path in paths:
+        try:
+            header = read_header(path)
+            found.append(_facts(lora_file(header), header, numbers=False))
+        except StudioError as error:
+            found.append(Damaged(path.name, str(error)))
+    return found
 
 
 def _facts(file: LoraFile, header: Header, *, numbers: bool) -> Facts:
     """With what its numbers say, or without."""
-    facts = Facts(
-        file.name,
-        file.path.stat().st_size,
-        kind="other",
-        family="not known",
-        dtypes=tuple(sorted({one.dtype for one in header.entries.values()})),
-        triggers=trigger_words(header.metadata),
-        metadata=header.metadata,
-    )
+    said, dtypes = header.metadata, tuple(sorted({one.dtype for one in header.entries.values()}))
+    size, triggers = file.path.stat().st_size, trigger_words(said)
+    facts = Facts(file.name, size, "other", "not known", dtypes=dtypes, triggers=triggers, metadata=said)
     if is_embedding(header):
         return _of_embedding(header, facts)
     if not file.layers:
@@ -112,14 +105,9 @@ def _facts(file: LoraFile, header: Header, *, numbers: bool) -> Facts:
 
 def _of_embedding(header: Header, facts: Facts) -> Facts:
     found, layout = embedding_findings(header), embedded_in(header)
-    vectors = {key: one.shape[0] for key, one in header.entries.items() if one.shape}
-    return replace(
-        facts,
-        kind="embedding",
-        family=layout.title if layout else "not known",
-        uis=tuple(verdicts(found, list(header.entries), "any base")),
-        notes=tuple(f"{count} vectors in {key}" for key, count in vectors.items()),
-    )
+    notes = tuple(f"{one.shape[0]} vectors in {key}" for key, one in header.entries.items() if one.shape)
+    uis, family = tuple(verdicts(found, list(header.entries), "any base")), layout and layout.title
+    return replace(facts, kind="embedding", family=family or "not known", uis=uis, notes=notes)
 
 
 def _of_anything(header: Header, facts: Facts) -> Facts:
@@ -163,9 +151,8 @@ def _notes(file: LoraFile, *, numbers: bool) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _range(values: Iterable[Any]) -> tuple[Any, ...]:
-    found = list(values)
-    return (min(found), max(found)) if found else ()
+def _range(values: Collection[Any]) -> tuple[Any, ...]:
+    return (min(values), max(values)) if values else ()
 
 
 MOST_TAGS = 10
@@ -176,8 +163,7 @@ def trigger_words(metadata: dict[str, str]) -> tuple[str, ...]:
     phrase = metadata.get("modelspec.trigger_phrase", "").strip()
     counts: Counter[str] = Counter()
     try:
-        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
-        for tags in folders.values():
+        for tags in json.loads(metadata.get("ss_tag_frequency", "{}")).values():
             counts.update({tag.strip(): int(count) for tag, count in tags.items()})
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         counts.clear()  # anybody can have written that
@@ -193,13 +179,8 @@ def file_hashes(header: Header) -> dict[str, str]:
         while piece := file.read(1 << 20):
             whole.update(piece)
             behind.update(piece)
-    tensors = behind.hexdigest()
-    return {
-        "sha256": whole.hexdigest(),
-        "AutoV2": whole.hexdigest()[:10],
-        "sshs_model_hash": tensors,
-        "AutoV3": tensors[:12],
-    }
+    sha256, tensors = whole.hexdigest(), behind.hexdigest()
+    return {"sha256": sha256, "AutoV2": sha256[:10], "sshs_model_hash": tensors, "AutoV3": tensors[:12]}
 
 
 def block_norms(file: LoraFile) -> dict[str, float | None]:
@@ -212,5 +193,5 @@ def block_norms(file: LoraFile) -> dict[str, float | None]:
         block, norm = block_of(name), layer.norm()
         so_far = squares.get(block, 0.0)
         squares[block] = None if norm is None or so_far is None else so_far + norm**2
-    ordered = sorted(squares, key=block_order)
-    return {block: None if (one := squares[block]) is None else math.sqrt(one) for block in ordered}
+    ordered = sorted(squares.items(), key=lambda one: block_order(one[0]))
+    return {block: None if one is None else math.sqrt(one) for block, one in ordered}

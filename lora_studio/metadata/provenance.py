@@ -26,7 +26,7 @@ from lora_studio.data.manifest import FOLDER_NAME, Manifest, Record, current_lin
 from lora_studio.data.scan import ScanOptions
 from lora_studio.data.sources import Source, read_sources
 from lora_studio.errors import DatasetError, StudioError, preview_names
-from lora_studio.lora_file.header import Header, read_header, tensor_hash
+from lora_studio.lora_file.header import read_header, tensor_hash
 from lora_studio.recipe import FREE, Recipe
 from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
 from lora_studio.recipe.renamed import with_first_names
@@ -193,7 +193,12 @@ def check_provenance(path: Path, places: Sequence[Path]) -> OriginReport:
         raise StudioError(f"{path} does not say what it was made from: {why}.")
     if not places:
         raise StudioError("--provenance compares a file with runs or folders of images; name one.")
-    _check_tensors(header, origin)
+    if not (said := header.metadata.get("sshs_model_hash")):
+        origin.not_looked_at.append("the tensors: the file holds no hash of them")
+    elif tensor_hash(header.block()) == said:
+        origin.same.append("the tensors are those that the file was written with")
+    else:
+        origin.differs.append("the tensors were changed after the file was written")
     runs = [one for one in places if (one / MANIFEST).is_file()]
     for run in runs:
         _check_run(run, block, origin)
@@ -201,16 +206,6 @@ def check_provenance(path: Path, places: Sequence[Path]) -> OriginReport:
         _check_folders(folders, block, _truth([*runs, path.parent], block), origin)
     origin.not_looked_at.append("the base's weights: their hash is in the file")
     return origin
-
-
-def _check_tensors(header: Header, origin: OriginReport) -> None:
-    said = header.metadata.get("sshs_model_hash", "")
-    if not said:
-        origin.not_looked_at.append("the tensors: the file holds no hash of them")
-    elif tensor_hash(header.block()) == said:
-        origin.same.append("the tensors are those that the file was written with")
-    else:
-        origin.differs.append("the tensors were changed after the file was written")
 
 
 def _check_run(run: Path, block: Block, origin: OriginReport) -> None:

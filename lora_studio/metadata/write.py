@@ -93,13 +93,13 @@ def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes
         "ss_min_snr_gamma": f"{facts.snr_gamma:g}" if facts.snr_gamma and not facts.debiased else "",
         "ss_debiased_estimation": "True" if facts.debiased else "",
         "ss_noise_offset": f"{facts.noise_offset:g}" if facts.noise_offset else "",
+        **{f"ss_{part}_lr": f"{rate:g}" for part, rate in rates.items() if rate is not None},
         "ss_training_comment": f"made on top of other LoRAs, and needs them: {needed}" if needed else "",
         "lora_studio.base_loras": json.dumps(facts.needs) if facts.needs else "",
         "lora_studio.base": facts.base,
         "modelspec.trigger_phrase": trigger,
         "modelspec.merged_from": ", ".join(f"0x{digest}" for digest, _ in facts.needs),
     }
-    optional |= {f"ss_{part}_lr": f"{rate:g}" for part, rate in rates.items() if rate is not None}
     metadata = base_keys(traits) | _trained(facts) | {k: v for k, v in optional.items() if v}
     metadata |= {key: _shortened(value) for key, value in facts.spec.items()}
     metadata |= dict(facts.options) | _network(facts) | dict(facts.provenance)

@@ -1,7 +1,8 @@
 """Which images are seen at which step: arithmetic on a plan, so there is no sampler state to save.
 
 A plan has one entry for each area of an image, and one latent for each view of it. An epoch shows every entry
-exactly as often as its repeats say; which of its crops, and whether mirrored, is drawn anew each time."""
+exactly as often as its repeats say; which of its crops, and whether mirrored, is drawn anew each time.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 from lora_studio.data.manifest import Bucket, Record, View
@@ -41,20 +43,17 @@ class Batch:
 
     def rows(self, wanted: slice) -> Batch:
         """Some rows that follow each other, as a batch of their own; it shares the tensors' memory."""
-        import torch
-
         start, stop, _ = wanted.indices(len(self))
         if stop - start == len(self):
             return self
-        conditioning = self.conditioning
-        inside = [row - start for row in self.preserved.tolist() if start <= row < stop]
+        conditioning, preserved = self.conditioning, self.preserved
         return Batch(
             latents=self.latents[wanted],
             captions=self.captions[wanted],
             conditioning=None if conditioning is None else {k: v[wanted] for k, v in conditioning.items()},
             geometry=self.geometry[wanted],
             weight=self.weight[wanted],
-            preserved=torch.tensor(inside, dtype=torch.int64),
+            preserved=preserved[(preserved >= start) & (preserved < stop)] - start,
             like=self.like or self.captions,
             outside=None if self.outside is None else self.outside[wanted],
             masked=tuple(row - start for row in self.masked if start <= row < stop),
@@ -67,8 +66,7 @@ MicroBatch = tuple[int, ...]  # images of one bucket, as indices into the used r
 class BatchPlan:
     """The micro-batches of every epoch of the used records (`Manifest.used`), by seed and step alone.
 
-    An epoch shows each record exactly `repeats` times. A bucket's remainder makes a smaller batch; nothing is
-    dropped or repeated to fill one up.
+    A bucket's remainder makes a smaller batch; nothing is dropped or repeated to fill one up.
     """
 
     def __init__(
@@ -102,16 +100,12 @@ class BatchPlan:
         """How often each used record has been seen after `steps` optimizer steps."""
         epochs, rest = divmod(steps * self.gradient_accumulation, self.micro_batches_per_epoch)
         views = [0] * self.num_records
-        for group in self._groups:
-            for index in group:
-                views[index] += epochs
-        for micro_batch in self.epoch(epochs)[:rest]:
-            for index in micro_batch:
-                views[index] += 1
+        for count, groups in ((epochs, self._groups), (1, self.epoch(epochs)[:rest])):
+            for index in chain.from_iterable(groups):
+                views[index] += count
         return views
 
     def average_views(self, steps: int) -> float:
-        """How often an image has been seen on average after `steps` optimizer steps."""
         return sum(self.views_per_image(steps)) / self.num_images
 
     def _epoch(self, epoch: int) -> tuple[MicroBatch, ...]:
@@ -119,9 +113,8 @@ class BatchPlan:
         rng = python_random(self.seed, epoch, "order")
         batches: list[MicroBatch] = []
         for group in self._groups:
-            order = rng.sample(group, len(group))
-            for start in range(0, len(order), self.batch_size):
-                batches.append(tuple(order[start : start + self.batch_size]))
+            order, size = rng.sample(group, len(group)), self.batch_size
+            batches += [tuple(order[start : start + size]) for start in range(0, len(order), size)]
         rng.shuffle(batches)
         return tuple(batches)
 
@@ -150,7 +143,6 @@ def views_of(record: Record) -> list[View]:
 
 
 def as_shown(record: Record, view: View, *, more: tuple[View, ...] = ()) -> Record:
-    """The record with this view as its first."""
     return replace(record, **vars(view), more_views=more)
 
 
@@ -162,14 +154,19 @@ def draw_view(entry: Record, draw: random.Random) -> int:
 
 
 def cut_by_bucket(
-    items: Iterable[T], bucket_of: Callable[[T], Bucket | None], size_of: Callable[[Bucket | None], int]
-) -> list[list[T]]:
-    """Batches of one bucket each, of at most its size; buckets in the order of their first items."""
+    items: Iterable[T], bucket_of: Callable[[T], Bucket | None], *, pixels: int, most: int | None = None
+) -> list[tuple[list[T], int]]:
+    """Batches of one bucket each, and the size of a full one: so many images as have `pixels`, at least one.
+
+    No more than `most`. Buckets in the order of their first items.
+    """
     groups: dict[Bucket | None, list[T]] = {}
     for item in items:
         groups.setdefault(bucket_of(item), []).append(item)
     cut = []
     for bucket, group in groups.items():
-        size = size_of(bucket)
-        cut += [group[start : start + size] for start in range(0, len(group), size)]
+        assert bucket is not None
+        size = max(1, pixels // bucket.area)
+        size = min(size, most) if most else size
+        cut += [(group[start : start + size], size) for start in range(0, len(group), size)]
     return cut

@@ -20,8 +20,6 @@ MOST_TEXTS = 1000  # kept on the device: a quarter of a gigabyte of SD1.5's cond
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """The captions that a run will show."""
-
     texts: Mapping[str, set[int]]  # caption -> the records that are shown with it
     complete: bool  # False: there are more, too many to have them all ready
     beside: Sequence[str] = ()  # those of regularization and validation images
@@ -52,26 +50,18 @@ class ConditioningCache:
     """
 
     def __init__(
-        self,
-        ready: Mapping[str, Conditioning],
-        find: Callable[[str], Conditioning],
-        device: torch.device,
+        self, ready: Mapping[str, Conditioning], find: Callable[[str], Conditioning], device: torch.device
     ) -> None:
         self._ready = {caption: _to(value, device) for caption, value in ready.items()}
         self._made = lru_cache(maxsize=MOST_TEXTS)(lambda caption: _to(find(caption), device))
-
-    @property
-    def num_bytes(self) -> int:
-        """Of those that were ready before the first step."""
-        return sum(tensor.nbytes for one in self._ready.values() for tensor in one.values())
+        self.num_bytes = sum(
+            one.nbytes for value in self._ready.values() for one in value.values()
+        )  # of `ready`
 
     def batch(self, captions: Sequence[str]) -> Conditioning:
         """The captions' conditioning in one batch, as long as the longest of them needs."""
-        return join([self._of(caption) for caption in captions], empty=self._of(""))
-
-    def _of(self, caption: str) -> Conditioning:
-        found = self._ready.get(caption)
-        return self._made(caption) if found is None else found
+        empty, *found = (self._ready.get(one) or self._made(one) for one in ["", *captions])
+        return join(found, empty=empty)
 
 
 def prepare_texts(

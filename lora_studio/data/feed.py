@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lora_studio.data.batches import Batch, BatchPlan, MicroBatch, draw_view, each_view
-from lora_studio.data.cache.latents import Latents
+from lora_studio.data.cache.store import Latents
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.conditioning import ConditioningCache
 from lora_studio.data.manifest import Bucket, Record
@@ -40,13 +40,14 @@ class Feed:
         self.latents = self.latents.to(self.device)
         prefetcher = Prefetcher(self._micro_batch, self.plan.gradient_accumulation)
         self._get = prefetcher.get if self.latents.on_disk else self._micro_batch
-        views = each_view(self.records)
         self._shapes: dict[Bucket | None, tuple[int, ...]] = {}
         self._first_view = list(accumulate((1 + len(one.more_views) for one in self.records), initial=0))
+        views = each_view(self.records)
         self.geometry = torch.tensor([geometry(view) for view in views], device=self.device)
-        masks = list(self.masks) or [None] * len(views)
-        self.weights = [self._weight(view, mask) for view, mask in zip(views, masks, strict=True)]
-        self.outside = [self._weight_outside(view, mask) for view, mask in zip(views, masks, strict=True)]
+        masked = list(zip(views, self.masks or [None] * len(views), strict=True))
+        inside = [(torch.ones(1, 1) if mask is None else mask.inside) * view.weight for view, mask in masked]
+        self.weights = [weight.to(self.device) for weight in inside]  # each [H, W], [1, 1] without a mask
+        self.outside = [self._weight_outside(view, mask) for view, mask in masked]
 
     def of_step(self, step: int) -> Iterator[Batch]:
         """The micro-batches of optimizer step `step`, which counts from 1."""
@@ -56,7 +57,7 @@ class Feed:
     def largest(self) -> Batch:
         """The first epoch's micro-batch with the most latents, for a trial."""
         first_epoch = self.plan.epoch(0)
-        sizes = [self._num_elements(micro) for micro in first_epoch]
+        sizes = [sum(self.latents.size(self._first_view[i]) for i in micro) for micro in first_epoch]
         place = sizes.index(max(sizes))
         step, number = divmod(place, self.plan.gradient_accumulation)
         return self._assemble(step + 1, number, first_epoch[place])
@@ -70,15 +71,11 @@ class Feed:
             yield (len(micro) + len(self._beside(step, number, micro)), *self._shapes[bucket])
 
     def _beside(self, step: int, number: int, micro: MicroBatch) -> list[int]:
-        """The regularization images that a micro-batch holds besides its own."""
         rows, bucket = self.regularization_rows, self.records[micro[0]].bucket
         return rows.beside(step, number, bucket=bucket, count=len(micro)) if rows else []
 
     def _micro_batch(self, step: int, number: int) -> Batch:
         return self._assemble(step, number, self.plan.of_step(step)[number])
-
-    def _num_elements(self, micro: MicroBatch) -> int:
-        return sum(self.latents.size(self._first_view[index]) for index in micro)
 
     def _assemble(self, step: int, number: int, micro: MicroBatch) -> Batch:
         draw = generator(self.seed, step, number, "latents")
@@ -86,7 +83,10 @@ class Feed:
         preserved = [row for row, one in enumerate(shown) if one.preserved]
         beside = self._beside(step, number, micro)
         captions = [one.text for one in shown] + [self.records[i].caption for i in beside]
-        views = [self._view(index, (step, number, row)) for row, index in enumerate([*micro, *beside])]
+        views = []  # which of all views is shown of each record
+        for row, index in enumerate([*micro, *beside]):
+            view = draw_view(self.records[index], python_random(self.seed, step, number, row, "view"))
+            views.append(self._first_view[index] + view)
         return Batch(
             latents=torch.stack([self.latents[view].sample(draw) for view in views]),
             captions=captions,
@@ -98,22 +98,12 @@ class Feed:
             masked=tuple(row for row, view in enumerate(views) if self.outside[view] is not None),
         )
 
-    def _view(self, index: int, place: tuple[int, int, int]) -> int:
-        """Which of all views is shown of a record, at this step, micro-batch and row."""
-        draw = python_random(self.seed, *place, "view")
-        return self._first_view[index] + draw_view(self.records[index], draw)
-
     def _outside(self, views: list[int], images: int) -> Tensor | None:
         """[B, 1, H, W]; None if in the whole batch nothing counts outside of a mask."""
-        found = [self.outside[view] for view in views]
+        found, nothing = [self.outside[view] for view in views], torch.zeros(1, 1, device=self.device)
         if all(one is None for one in found):
             return None
-        nothing = torch.zeros(1, 1, device=self.device)
         return _in_a_batch([nothing if one is None else one for one in found], images)
-
-    def _weight(self, view: Record, mask: LossMask | None) -> Tensor:
-        """A view's weight times its mask [H, W]; [1, 1] without one."""
-        return ((torch.ones(1, 1) if mask is None else mask.inside) * view.weight).to(self.device)
 
     def _weight_outside(self, view: Record, mask: LossMask | None) -> Tensor | None:
         """The weight of errors against the base's prediction [H, W]; None where it is 0 throughout.
@@ -126,10 +116,9 @@ class Feed:
 
 
 def _in_a_batch(weights: list[Tensor], images: int) -> Tensor:
-    """[B, 1, H, W] or [B, 1, 1, 1]; the mean is the images' plus the regularization images'.
+    """[B, 1, H, W] or [B, 1, 1, 1]; the mean is that of the first rows, the images', plus that of the rest.
 
-    The first `images` rows are the images'. As arXiv 2208.12242, eq. 2 has it, with a regularization image's
-    own weight for lambda.
+    arXiv 2208.12242, eq. 2, with a regularization image's own weight for lambda.
     """
     weight = torch.stack(torch.broadcast_tensors(*weights))[:, None]
     if beside := len(weights) - images:
@@ -145,8 +134,8 @@ def geometry(record: Record) -> list[float]:
     """
     assert record.bucket is not None and record.crop is not None
     left, top, _, _ = record.crop
-    size = (record.height, record.width, top, left, record.bucket.height, record.bucket.width)
-    return [float(value) for value in size]
+    sizes = (record.height, record.width, top, left, record.bucket.height, record.bucket.width)
+    return list(map(float, sizes))
 
 
 Place = tuple[int, int]  # optimizer step, number of the micro-batch in it
@@ -167,7 +156,8 @@ class Prefetcher:
     def get(self, step: int, number: int) -> Batch:
         """One micro-batch; the next ones are begun."""
         future = self._begun.pop((step, number), None)
-        following = self._following(step, number)
+        flat = step * self._per_step + number
+        following = [divmod(flat + more, self._per_step) for more in range(1, READ_AHEAD + 1)]
         for place in [place for place in self._begun if place not in following]:
             self._begun.pop(place).cancel()
         if self._pool is None:
@@ -176,7 +166,3 @@ class Prefetcher:
             if place not in self._begun:
                 self._begun[place] = self._pool.submit(self._make, *place)
         return self._make(step, number) if future is None else future.result()
-
-    def _following(self, step: int, number: int) -> list[Place]:
-        flat = step * self._per_step + number
-        return [divmod(flat + more, self._per_step) for more in range(1, READ_AHEAD + 1)]

@@ -123,7 +123,6 @@ class Manifest:
 
     @property
     def usable(self) -> tuple[Record, ...]:
-        """The images of every role."""
         return tuple(record for record in self.records if not record.excluded)
 
     @property

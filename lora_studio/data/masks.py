@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from lora_studio.data.images.decode import framed, reopen
@@ -53,30 +54,28 @@ class Subject:
 
 
 def subject(record: Record) -> Subject | None:
-    """Where the mask of the image says that its subject is; None without one.
-
-    Raises DatasetError if the mask is not the one that was scanned.
-    """
+    """Where the image's mask says that it is; None without one. Raises DatasetError if that has changed."""
     if not record.mask:
         return None
     levels = np.asarray(_open(record))
-    centres, starts, ends = [], [], []
-    for axis, side in ((0, record.width), (1, record.height)):
-        line = levels.sum(axis=axis, dtype=np.float64)
-        filled = np.flatnonzero(line)
-        if not len(filled):  # a speck that vanished when the mask was made as large as the image
-            return None
-        centres.append(float(line @ (np.arange(side) + 0.5) / line.sum() / side))
-        starts.append(float(filled[0] / side))
-        ends.append(float((filled[-1] + 1) / side))
-    return Subject((centres[0], centres[1]), (starts[0], starts[1], ends[0], ends[1]))
+    if not levels.any():  # a speck that vanished when the mask was made as large as the image
+        return None
+    (x, left, right), (y, top, bottom) = (_along(levels.sum(axis, dtype=np.float64)) for axis in (0, 1))
+    return Subject((x, y), (left, top, right, bottom))
+
+
+def _along(line: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The centre of mass, start and end of what is not 0, in shares of the line."""
+    side, filled = len(line), np.flatnonzero(line)
+    centre = line @ (np.arange(side) + 0.5) / line.sum() / side
+    return float(centre), float(filled[0] / side), float((filled[-1] + 1) / side)
 
 
 def _open(record: Record) -> Image.Image:
     """The mask, as large as the upright image."""
     if record.mask == OWN:
-        opacity = reopen(record.path, record.sha256, background=record.background).opacity
+        opacity = reopen(record.path, record.sha256, background=record.background)[0].opacity
         assert opacity is not None, record.name  # the bytes are those that had one
         return opacity
-    mask = reopen(record.mask_path, record.mask_sha256, background="black").image.convert("L")
+    mask = reopen(record.mask_path, record.mask_sha256, background="black")[0].image.convert("L")
     return mask.resize((record.width, record.height), Image.Resampling.BOX)

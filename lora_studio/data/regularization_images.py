@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from pathlib import Path
 
 from PIL import Image
@@ -54,9 +54,8 @@ def image_requests(captions: ShownCaptions, *, count: int, prompt: str = "") -> 
         indices = _with_names(captions)
     prompts = list(islice(_prompts(captions, indices, rounds=count, with_trigger=not prompt), count))
     if not prompts:
-        raise DatasetError(
-            f"no caption holds data.trigger, so regularization images have no prompt; {_ADVICE}."
-        )
+        what = "no caption holds data.trigger, so regularization images have no prompt"
+        raise DatasetError(f"{what}; {_ADVICE}.")
     numbers: Counter[tuple[str, Bucket]] = Counter()
     requests = []
     for words, bucket in islice(cycle(prompts), count):
@@ -69,14 +68,12 @@ def _prompts(
     captions: ShownCaptions, indices: Sequence[int], *, rounds: int, with_trigger: bool
 ) -> Iterator[tuple[str, Bucket]]:
     """Prompts and sizes, in each round those of these records; of a caption with a trigger, without it."""
-    for number in range(rounds):
-        for index in indices:
-            text = captions.variant(index, index, number)
-            words, bucket = text, captions.records[index].bucket
-            if with_trigger:  # of several lines, or of the words in {a|b}, some may not hold it
-                words = captions.without_trigger(index, text) or ""
-            if words and bucket:
-                yield words, bucket
+    for number, index in product(range(rounds), indices):
+        text, bucket = captions.variant(index, index, number), captions.records[index].bucket
+        # Of several lines, or of the words in {a|b}, some may not hold the trigger.
+        words = captions.without_trigger(index, text) if with_trigger else text
+        if words and bucket:
+            yield words, bucket
 
 
 def _with_names(captions: ShownCaptions) -> list[int]:
@@ -84,23 +81,18 @@ def _with_names(captions: ShownCaptions) -> list[int]:
     held = captions.with_trigger()
     named = {index for index, text in held if captions.without_trigger(index, text)}
     if empty := [captions.records[index].name for index, _ in held if index not in named]:
-        raise DatasetError(
-            f"without its trigger nothing is left of the caption of {empty[0]}; set data.class_words to what "
-            f'the trigger is one of, such as "dog", or {_ADVICE}.'
-        )
-    if held and len(captions.nameless()) == len(held):
-        raise DatasetError(
-            f'without its trigger the caption "{held[0][1]}" names nothing that regularization images could '
-            f'show; set data.class_words to what the trigger is one of, such as "dog", or {_ADVICE}.'
-        )
-    return list(dict.fromkeys(index for index, _ in held))
+        fault = f"nothing is left of the caption of {empty[0]}"
+    elif held and len(captions.nameless()) == len(held):
+        fault = f'the caption "{held[0][1]}" names nothing that regularization images could show'
+    else:
+        return list(dict.fromkeys(index for index, _ in held))
+    advice = f'set data.class_words to what the trigger is one of, such as "dog", or {_ADVICE}'
+    raise DatasetError(f"without its trigger {fault}; {advice}.")
 
 
 DRAWN = "class prompt"  # who captioned an image that was drawn from its caption
 _FORMAT = 1  # raise it when images are drawn differently
 _BATCH_PIXELS, _MAX_BATCH = 2**20, 4  # four images of 512x512 at a time, one of 1024x1024
-
-
 Draw = Callable[[Sequence[ImageRequest]], list[Image.Image]]
 OnProgress = Callable[[int, int], None]  # images drawn, images to draw
 
@@ -108,8 +100,7 @@ OnProgress = Callable[[int, int], None]  # images drawn, images to draw
 class RegularizationImages:
     """Drawn images of one base: `fingerprint` names all of it that an image depends on.
 
-    A .json beside each says what was asked for, and the image's hash: an image without it, or of another
-    hash, is drawn again.
+    A .json beside each says what was asked for, and its hash: what does not match that is drawn again.
     """
 
     def __init__(self, folder: Path, fingerprint: str, config: RegularizationImagesConfig) -> None:
@@ -118,7 +109,6 @@ class RegularizationImages:
         self.drawn = 0
 
     def key(self, request: ImageRequest) -> str:
-        """The name of the files: a hash of all that the image depends on."""
         parts = ["class image", _FORMAT, asdict(request), self._options, self._fingerprint]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -132,8 +122,9 @@ class RegularizationImages:
         """
         digests = {request: self._digest(request) for request in requests}
         missing = [request for request, digest in digests.items() if not digest]
-        for batch in cut_by_bucket(missing, lambda request: request.bucket, _batch_size):
-            filled = batch + batch[-1:] * (_batch_size(batch[0].bucket) - len(batch))
+        batches = cut_by_bucket(missing, lambda one: one.bucket, pixels=_BATCH_PIXELS, most=_MAX_BATCH)
+        for batch, size in batches:
+            filled = batch + batch[-1:] * (size - len(batch))
             for request, image in zip(batch, draw(filled), strict=False):
                 digests[request] = self._save(request, image)
                 self.drawn += 1
@@ -146,17 +137,17 @@ class RegularizationImages:
         return path, path.with_suffix(".json")
 
     def _digest(self, request: ImageRequest) -> str:
-        """The hash of the image, or nothing if it is not there as it was written."""
+        """The hash of the image, or "" if it is not there as it was written."""
         image, about = self._paths(request)
         try:
-            digest = json.loads(about.read_text("utf-8"))["sha256"]
-            if digest != hashlib.sha256(image.read_bytes()).hexdigest():
+            digest = hashlib.sha256(image.read_bytes()).hexdigest()
+            if digest != json.loads(about.read_text("utf-8"))["sha256"]:
                 return ""
         except (OSError, ValueError, KeyError, TypeError):
             return ""
-        for path in (image, about):
-            mark_as_used(path)
-        return str(digest)
+        mark_as_used(image)
+        mark_as_used(about)
+        return digest
 
     def _save(self, request: ImageRequest, image: Image.Image) -> str:
         file = BytesIO()
@@ -164,8 +155,7 @@ class RegularizationImages:
         digest = hashlib.sha256(file.getvalue()).hexdigest()
         path, about = self._paths(request)
         facts = {"prompt": request.prompt, "width": image.width, "height": image.height}
-        facts |= {"number": request.number, **self._options}
-        facts |= {"base": self._fingerprint, "sha256": digest}
+        facts |= {"number": request.number, **self._options, "base": self._fingerprint, "sha256": digest}
         try:
             write_atomically(path, file.getvalue())
             write_atomically(about, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
@@ -193,17 +183,11 @@ class RegularizationImages:
         )
 
 
-def _batch_size(bucket: Bucket | None) -> int:
-    assert bucket is not None
-    return min(_MAX_BATCH, max(1, _BATCH_PIXELS // bucket.area))
-
-
 def place_beside(regularization_images: Sequence[Record], images: Sequence[Record]) -> list[Record]:
     """The regularization images in the buckets of the images, so that every batch can hold some.
 
-    Each goes into the bucket that it loses least in. A bucket whose share of them is larger, or which has
-    more images than that, also gets others, those that lose least in it: a few that come again and again
-    would be learned by heart.
+    Each goes into the bucket that it loses least in. A bucket whose share is larger, or with more images,
+    also gets others, those that lose least in it: a few that come again would be learned by heart.
     """
     counts = Counter(record.bucket for record in images if record.bucket)
     beside = [placed_among(record, list(counts)) for record in regularization_images]
@@ -219,7 +203,7 @@ def place_beside(regularization_images: Sequence[Record], images: Sequence[Recor
 class RegularizationRows:
     """Which regularization images a micro-batch holds besides its own: a function of seed, step and number.
 
-    `pools`: for each bucket the indices to draw from; a bucket without one gets no regularization images.
+    `pools`: for each bucket the indices to draw from.
     """
 
     def __init__(self, pools: Mapping[Bucket, Sequence[int]], *, per_image: float, seed: int) -> None:

@@ -31,11 +31,9 @@ class Source:
     instance_prompt: str = ""  # caption of images that have none
 
     def reading_as(self, label: str) -> ScanOptions:
-        """How the folder is read when the names in it begin with `label` for people."""
         return replace(self.reading, exclude=self.reading.exclude.below(label))
 
     def labelled(self, manifest: Manifest, label: str) -> list[Record]:
-        """The records of its folder with the label and the source's role, weight and words."""
         return [
             replace(
                 record,
@@ -60,23 +58,18 @@ def read_sources(
     records: list[Record] = []
     faults: list[str] = []
     for source, label in zip(sources, source_labels(sources), strict=True):
-        wants_images = on_image if source.role == "instance" else None
+        reading, looks = source.reading_as(label), on_image if source.role == "instance" else None
         try:
-            found = scan(
-                source.folder, source.reading_as(label), repeats=source.repeats, on_image=wants_images
-            )
-            captioned = captioner(found, instance_prompt=source.instance_prompt)
-            records += source.labelled(captioned, label)
+            found = scan(source.folder, reading, repeats=source.repeats, on_image=looks)
+            records += source.labelled(captioner(found, instance_prompt=source.instance_prompt), label)
         except DatasetError as fault:
             faults.append(str(fault))
     if faults:
         raise DatasetError("\n".join(faults))
-    manifest = in_one_manifest(sources, records)
-    if not manifest.used:
-        raise DatasetError(
-            "every image to train on is also in a source with the role validation; remove it from one."
-        )
-    return manifest
+    if (manifest := in_one_manifest(sources, records)).used:
+        return manifest
+    what = "every image to train on is also in a source with the role validation"
+    raise DatasetError(f"{what}; remove it from one.")
 
 
 def in_one_manifest(sources: Sequence[Source], records: Sequence[Record]) -> Manifest:
@@ -91,15 +84,13 @@ def in_one_manifest(sources: Sequence[Source], records: Sequence[Record]) -> Man
         for record in records:
             if record.role == role and not record.excluded:
                 first.setdefault(record.sha256, record)
-    return Manifest(tuple(_or_duplicate(record, first) for record in records))
-
-
-def _or_duplicate(record: Record, first: dict[str, Record]) -> Record:
-    kept = record if record.excluded else first[record.sha256]
-    if kept is record:
-        return record
-    for_validation = ", a validation image" if kept.role == "validation" else ""
-    return replace(record, excluded=f"the same bytes as {kept.name}{for_validation}")
+    found = []
+    for record in records:
+        if not record.excluded and (kept := first[record.sha256]) is not record:
+            what = ", a validation image" if kept.role == "validation" else ""
+            record = replace(record, excluded=f"the same bytes as {kept.name}{what}")
+        found.append(record)
+    return Manifest(tuple(found))
 
 
 def source_labels(sources: Sequence[Source]) -> list[str]:
@@ -110,7 +101,7 @@ def source_labels(sources: Sequence[Source]) -> list[str]:
     labels = []
     for name in (source.folder.name for source in sources):
         seen[name] += 1
-        labels.append(f"{name}/" if seen[name] == 1 else f"{name} ({seen[name]})/")
+        labels.append(f"{name}{f' ({seen[name]})' if seen[name] > 1 else ''}/")
     return labels
 
 
@@ -131,9 +122,8 @@ def choose_validation_images(manifest: Manifest, count: int) -> Manifest:
             f"validation.count asks for {count} of {len(manifest.used)} images, but at least one must be "
             f"left to train on for each trigger; set validation.count to {len(chosen)} or less."
         )
-
-    def with_role(record: Record) -> Record:
-        taken = record.path in chosen and record.role == "instance"
-        return replace(record, role="validation") if taken else record
-
-    return Manifest(tuple(map(with_role, manifest.records)))
+    roles = (
+        "validation" if one.path in chosen and one.role == "instance" else one.role
+        for one in manifest.records
+    )
+    return Manifest(tuple(replace(one, role=role) for one, role in zip(manifest.records, roles, strict=True)))

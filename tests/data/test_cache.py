@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from lora_studio.data.batches import each_view
 from lora_studio.data.buckets import assign
-from lora_studio.data.cache.encode import ImageEncoders, LatentCache, TextCache, pixels_of
-from lora_studio.data.cache.latents import Latent
+from lora_studio.data.cache.encode import LatentCache, TextCache, pixels_of
+from lora_studio.data.cache.store import Latent
 from lora_studio.data.scan import ScanOptions, scan
 from lora_studio.errors import DatasetError
 
@@ -250,11 +250,11 @@ def test_an_image_that_overflows_is_encoded_again_in_float32_and_named(folder, p
     paint("dark.png", 64, 64, "black")
     records = assign(scan(folder), data_config(resolution=64), stride=8).used
     cache, sick = LatentCache(store, "vae in bfloat16"), Overflowing()
-    bright, dark = cache.load_or_encode(records, ImageEncoders(sick, in_float32=halves))
+    bright, dark = cache.load_or_encode(records, sick, in_float32=halves)
     assert cache.retried == ["bright.png"] and sick.calls == 2
     assert torch.equal(bright.mean, torch.ones(3, 8, 8)) and torch.equal(dark.mean, -torch.ones(3, 8, 8))
     again = LatentCache(store, "vae in bfloat16")
-    assert torch.equal(again.load_or_encode(records, ImageEncoders(sick))[0].mean, bright.mean)
+    assert torch.equal(again.load_or_encode(records, sick)[0].mean, bright.mean)
     assert (again.encoded, again.retried) == (0, [])
 
 

@@ -12,7 +12,6 @@ from noise import grey_noise
 from lora_studio.data.buckets import assign
 from lora_studio.data.cache import entries, remove
 from lora_studio.data.cache.encode import LatentCache
-from lora_studio.data.cache.latents import InMemory, OnDisk
 from lora_studio.data.scan import scan
 from lora_studio.errors import DatasetError
 
@@ -39,7 +38,7 @@ def test_above_the_set_size_latents_stay_on_the_disk_and_are_the_same(tmp_path, 
     held = load(tmp_path, records, 5 * LATENT_BYTES)
     for memory_bytes in (5 * LATENT_BYTES - 1, 0):
         on_disk = load(tmp_path, records, memory_bytes)
-        assert isinstance(on_disk, OnDisk) and isinstance(held, InMemory)
+        assert on_disk.on_disk and not held.on_disk
         assert len(on_disk) == len(held) == 5
         for index, latent in enumerate(held):
             assert torch.equal(on_disk[index].mean, latent.mean) and torch.equal(
@@ -49,7 +48,7 @@ def test_above_the_set_size_latents_stay_on_the_disk_and_are_the_same(tmp_path, 
 
 
 def test_without_a_set_size_all_are_held(tmp_path, records):
-    assert isinstance(load(tmp_path, records, None), InMemory)
+    assert not load(tmp_path, records, None).on_disk
 
 
 def test_fresh_latents_are_on_the_disk_like_cached_ones(tmp_path, records):

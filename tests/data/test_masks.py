@@ -10,8 +10,7 @@ from PIL import Image
 from lora_studio.data.batches import each_view
 from lora_studio.data.buckets import assign
 from lora_studio.data.masks import OWN, loss_mask, subject
-from lora_studio.data.scan import ScanOptions, scan
-from lora_studio.data.scan.masks import NO_IMAGE
+from lora_studio.data.scan import NO_IMAGE, ScanOptions, scan
 from lora_studio.errors import DatasetError
 
 

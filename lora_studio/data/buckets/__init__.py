@@ -54,9 +54,7 @@ def losses(record: Record) -> tuple[float, float]:
 
 def placed(record: Record, data: DataConfig, stride: int) -> Record:
     """The record with all its views, data.resolution's first, or the reason why it fits no bucket."""
-    learned = record.role == "instance"
-    own = record.overrides
-    covers = _covers(record, data, stride)
+    learned, own, covers = record.role == "instance", record.overrides, _covers(record, data, stride)
     if not covers:
         limit = f"the smallest is {stride}x{stride}, data.max_upscale is {data.max_upscale:g}"
         return replace(record, excluded=f"too small for any bucket: {limit}")
@@ -74,11 +72,11 @@ def placed(record: Record, data: DataConfig, stride: int) -> Record:
 
 def placed_among(record: Record, buckets: Sequence[Bucket]) -> Record:
     """The record, its middle, in the bucket that it loses least in; among equals it is enlarged least."""
-    in_each = []
-    for bucket in buckets:
-        resize, crop = fit(record.width, record.height, bucket)
-        in_each.append(replace(record, bucket=bucket, resize=resize, crop=crop, flip=False, more_views=()))
-    return min(in_each, key=losses)
+    fits = ((bucket, *fit(record.width, record.height, bucket)) for bucket in buckets)
+    placed = (
+        replace(record, bucket=at, resize=size, crop=box, flip=False, more_views=()) for at, size, box in fits
+    )
+    return min(placed, key=losses)
 
 
 def _covers(record: Record, data: DataConfig, stride: int) -> list[tuple[int, Cover]]:
@@ -101,7 +99,6 @@ def _covers(record: Record, data: DataConfig, stride: int) -> list[tuple[int, Co
 
 
 def _region(record: Record) -> CropBox:
-    """What of the image may be shown: all of it, unless its own overrides say less."""
     return record.overrides.region or (0, 0, record.width, record.height)
 
 
@@ -150,7 +147,6 @@ def _check_overrides(records: Iterable[Record], stride: int) -> None:
 
 
 CropBox = tuple[int, int, int, int]  # left, top, right, bottom in pixels
-Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -195,7 +191,7 @@ def _random_boxes(record: Record, cover: Cover, count: int, subject: Subject | N
     return [_box(lefts[place % len(lefts)], tops[place // len(lefts)], bucket) for place in places]
 
 
-def _starts(start: int, end: int, side: int, span: Span | None) -> range:
+def _starts(start: int, end: int, side: int, span: tuple[float, float] | None) -> range:
     """Where a crop of this side may begin between start and end, with the span in it, or it in the span."""
     first, last = start, end - side
     if span is not None:

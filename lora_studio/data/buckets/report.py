@@ -61,42 +61,35 @@ class BucketPlan:
     overrides: tuple[str, ...]  # images whose line of metadata says how they are shown
 
     def rows(self) -> list[tuple[str, str]]:
+        buckets = ", ".join(f"{name}: {count}" for name, count in self.buckets.items())
+        areas = ", ".join(f"{count} at {side}" for side, count in self.resolutions.items())
+        smaller, enlarged, own = (
+            f"{len(names)} ({preview_names(names)})"
+            for names in (self.smaller, self.enlarged, self.overrides)
+        )
+        most, sides = max(self.enlarged.values(), default=1.0), "captions that say left or right"
         rows = [
-            ("buckets", ", ".join(f"{name}: {count}" for name, count in self.buckets.items())),
-            ("", f"{self.crop_share:.1%} of an image is cropped away on average"),
+            (True, "buckets", buckets),
+            (True, "", f"{self.crop_share:.1%} of an image is cropped away on average"),
+            (len(self.resolutions) > 1, "areas", f"{areas}; an epoch shows an image at each of its own"),
+            (self.smaller, "", f"too small for the area asked for, in smaller buckets: {smaller}"),
+            (self.enlarged, "", f"enlarged, up to {most:.2f} times: {enlarged}"),
+            (self.crops > 1, "crops", f"up to {self.crops} of an image, one by chance each time"),
+            (self.mirrored, "mirrored", f"{self.mirrored:.0%} of the showings"),
+            (
+                self.captions_with_sides,
+                "warning",
+                f"{sides}, which is wrong of a mirrored image: {self.captions_with_sides}",
+            ),
+            (self.latents > self.images, "latents", f"{self.latents} of {self.images} images"),
+            (self.overrides, "", f"with settings of their own: {own}"),
         ]
-        if len(self.resolutions) > 1:
-            areas = ", ".join(f"{count} at {side}" for side, count in self.resolutions.items())
-            rows.append(("areas", f"{areas}; an epoch shows an image at each of its own"))
-        if self.smaller:
-            rows.append(
-                ("", f"too small for the area asked for, in smaller buckets: {_counted(self.smaller)}")
-            )
-        if self.enlarged:
-            most = max(self.enlarged.values())
-            rows.append(("", f"enlarged, up to {most:.2f} times: {_counted(tuple(self.enlarged))}"))
-        if self.crops > 1:
-            rows.append(("crops", f"up to {self.crops} of an image, one by chance each time"))
-        if self.mirrored:
-            rows.append(("mirrored", f"{self.mirrored:.0%} of the showings"))
-        if self.captions_with_sides:
-            what = "captions that say left or right, which is wrong of a mirrored image"
-            rows.append(("warning", f"{what}: {self.captions_with_sides}"))
-        if self.latents > self.images:
-            rows.append(("latents", f"{self.latents} of {self.images} images"))
-        if self.overrides:
-            rows.append(("", f"with settings of their own: {_counted(self.overrides)}"))
-        return rows
-
-
-def _counted(names: tuple[str, ...]) -> str:
-    return f"{len(names)} ({preview_names(names)})"
+        return [(label, text) for applies, label, text in rows if applies]
 
 
 def bucket_plan(records: Sequence[Record], asked: Sequence[int]) -> BucketPlan:
     """The plan of used records, placed by `buckets.assign` at the resolutions `asked`."""
     shown = entries(records)
-    shares = [record.flip_share for record in records]
     crops = [{view.crop for view in views_of(entry) if view.flip == entry.flip} for entry in shown]
     return BucketPlan(
         images=len(records),
@@ -107,10 +100,7 @@ def bucket_plan(records: Sequence[Record], asked: Sequence[int]) -> BucketPlan:
         smaller=tuple(dict.fromkeys(entry.name for entry in shown if entry.resolution not in asked)),
         enlarged={record.name: enlargement(record) for record in shown if enlargement(record) > 1},
         crops=max(map(len, crops), default=0),
-        mirrored=fmean(shares) if shares else 0.0,
-        captions_with_sides=sum(
-            bool(share and _SIDES.search(record.caption))
-            for share, record in zip(shares, records, strict=True)
-        ),
+        mirrored=fmean(one.flip_share for one in records) if records else 0.0,
+        captions_with_sides=sum(bool(one.flip_share and _SIDES.search(one.caption)) for one in records),
         overrides=tuple(record.name for record in records if record.overrides != Overrides()),
     )

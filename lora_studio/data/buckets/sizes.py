@@ -24,12 +24,11 @@ def bucket_sizes(
 
     The largest square within the area is always among them.
     """
-    square = math.isqrt(area_pixels) // stride * stride
+    side = math.isqrt(area_pixels)
+    square = side // stride * stride
     if square == 0:
-        side = math.isqrt(area_pixels)
-        raise DatasetError(
-            f"data.resolution is {side}; this base needs {stride} or more, in multiples of {stride}."
-        )
+        what = f"data.resolution is {side}; this base needs"
+        raise DatasetError(f"{what} {stride} or more, in multiples of {stride}.")
     sizes = {(square, square)}
     smallest, largest = area_pixels * (1 - tolerance), area_pixels * (1 + _MAX_EXCESS)
     for short in range(stride, square + stride, stride):
@@ -37,8 +36,13 @@ def bucket_sizes(
         last = min(int(short * max_aspect), int(largest / short))
         for long in range(first, last + 1, stride):
             sizes |= {(short, long), (long, short)}
-    buckets = [Bucket(width, height) for width, height in sizes]
-    return sorted(buckets, key=lambda bucket: _preference(bucket, area_pixels))
+
+    def preference(bucket: Bucket) -> tuple[int, float, int]:
+        """Nearness in area, then to the square; only the last number tells a bucket from its transpose."""
+        width, height = bucket.width, bucket.height
+        return abs(width * height - area_pixels), max(width, height) / min(width, height), width
+
+    return sorted((Bucket(*size) for size in sizes), key=preference)
 
 
 class BucketTable:
@@ -53,10 +57,7 @@ class BucketTable:
         self._ranked = [first[aspect] for aspect in self._aspects]
 
     def choose(self, width: int, height: int) -> Bucket:
-        """The bucket with the smallest share cropped away, among equals the one nearest to the area.
-
-        Transposed images get transposed buckets.
-        """
+        """The bucket with the smallest share cropped away, among equals the one nearest to the area."""
         # The division of whole numbers as small as sizes is exact enough: equal quotients are equal floats.
         above = bisect_left(self._aspects, width / height)
         neighbours = self._ranked[max(0, above - 1) : above + 1]
@@ -64,9 +65,7 @@ class BucketTable:
         return min(ranked, key=lambda entry: entry[:2])[2]
 
 
-@cache  # at most one for each multiple of the stride up to the resolution
-def bucket_table(area_pixels: int, stride: int, tolerance: float = AREA_TOLERANCE) -> BucketTable:
-    return BucketTable(area_pixels, stride, tolerance)
+bucket_table = cache(BucketTable)  # at most one for each multiple of the stride up to the resolution
 
 
 @lru_cache(maxsize=100_000)  # most images of a folder have one of a few sizes
@@ -84,18 +83,13 @@ def largest_bucket(
     if bucket.width <= most[0] and bucket.height <= most[1]:
         return resolution, bucket
     across, down = (int(side / stride) for side in most)  # in strides
-    found = [
-        Bucket(i * stride, j * stride)
-        for i, j in _likely_sizes(across, down, width / height)
-        if i * j * stride**2 <= resolution**2 * (1 + _MAX_EXCESS)
-    ]
+    likely = (Bucket(i * stride, j * stride) for i, j in _likely_sizes(across, down, width / height))
+    found = [bucket for bucket in likely if bucket.area <= resolution**2 * (1 + _MAX_EXCESS)]
     if not found:
         return None
-    largest = max(bucket.area for bucket in found)
-    bucket = min(
-        (bucket for bucket in found if bucket.area >= largest * (1 - tolerance)),
-        key=lambda bucket: (cropped_share(width, height, bucket), -bucket.area),
-    )
+    smallest = max(bucket.area for bucket in found) * (1 - tolerance)
+    enough = [bucket for bucket in found if bucket.area >= smallest]
+    bucket = min(enough, key=lambda bucket: (cropped_share(width, height, bucket), -bucket.area))
     return min(resolution, round(math.sqrt(bucket.area))), bucket
 
 
@@ -112,7 +106,6 @@ def _likely_sizes(across: int, down: int, aspect: float) -> set[tuple[int, int]]
 
 
 def within(value: int, lowest: int, highest: int) -> int:
-    """The number of the range that is nearest to the value."""
     return max(lowest, min(value, highest))
 
 
@@ -130,12 +123,6 @@ def cropped_share(width: int, height: int, bucket: Bucket) -> float:
     """The share of an image of this shape that does not fit into the bucket, 0 to 1."""
     across, down = width * bucket.height, height * bucket.width
     return 1 - min(across, down) / max(across, down)
-
-
-def _preference(bucket: Bucket, area_pixels: int) -> tuple[int, float, int]:
-    """Nearness in area, then to the square; only the last number tells a bucket from its transpose."""
-    width, height = bucket.width, bucket.height
-    return abs(width * height - area_pixels), max(width, height) / min(width, height), width
 
 
 def _divide(numerator: int, denominator: int) -> int:

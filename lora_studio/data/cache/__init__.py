@@ -35,7 +35,6 @@ class CacheEntry:
 
 
 def entries(folder: Path) -> list[CacheEntry]:
-    """Everything of ours in the cache folder; links and other people's files are none of it."""
     return [entry for kind in KINDS for entry in _of_kind(kind, folder / kind)]
 
 
@@ -53,14 +52,10 @@ def prunable(
     now = time.time() if now is None else now
     gone = [one for one in found if one.leftover and now - one.used_at > _LEFTOVER_AFTER]
     kept = sorted((one for one in found if not one.leftover), key=lambda one: one.used_at)
-    if older_than is not None:
-        gone += [one for one in kept if now - one.used_at > older_than]
-        kept = [one for one in kept if now - one.used_at <= older_than]
-    if max_bytes is not None:
-        total = sum(one.num_bytes for one in kept)
-        for one in kept:
-            if total <= max_bytes:
-                break
+    total = sum(one.num_bytes for one in kept)
+    for one in kept:
+        old = older_than is not None and now - one.used_at > older_than
+        if old or (max_bytes is not None and total > max_bytes):
             gone.append(one)
             total -= one.num_bytes
     return gone
@@ -74,10 +69,8 @@ def remove(found: Sequence[CacheEntry]) -> int:
             for path in entry.files:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            reason = error.strerror or error
-            raise DatasetError(
-                f"{path} cannot be removed ({reason}); free it, or remove it yourself."
-            ) from None
+            what = f"{path} cannot be removed ({error.strerror or error})"
+            raise DatasetError(f"{what}; free it, or remove it yourself.") from None
         freed += entry.num_bytes
     return freed
 
@@ -97,16 +90,15 @@ def bytes_of(text: str) -> int:
 
 
 def _of_kind(kind: str, folder: Path) -> Iterator[CacheEntry]:
-    files: dict[str, list[tuple[Path, os.stat_result]]] = {}
+    files: dict[str, dict[Path, os.stat_result]] = {}
     for path, status in _regular_files(folder):
         if match := _ENTRY.fullmatch(path.name):
-            files.setdefault(match[1], []).append((path, status))
+            files.setdefault(match[1], {})[path] = status
         elif _LEFTOVER.fullmatch(path.name):
             yield CacheEntry(kind, (path,), status.st_size, status.st_mtime, leftover=True)
-    for found in files.values():
-        paths = tuple(sorted(path for path, _ in found))  # a .json, which vouches for its .png, goes first
-        num_bytes = sum(status.st_size for _, status in found)
-        yield CacheEntry(kind, paths, num_bytes, max(status.st_mtime for _, status in found))
+    for found in files.values():  # a .json, which vouches for its .png, goes first
+        num_bytes, used_at = sum(s.st_size for s in found.values()), max(s.st_mtime for s in found.values())
+        yield CacheEntry(kind, tuple(sorted(found)), num_bytes, used_at)
 
 
 def _regular_files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -6,10 +6,9 @@ exactly, and in a batch the last bits depend on its size (3e-7 measured on a CPU
 at a time, and images in batches of a size that their bucket decides, the last one filled up with copies of
 its last image: at one size a row's bits do not depend on the other rows (a test sees to that).
 
-On a CPU images are encoded one by one. Measured on two cores (benchmarks/results/dataset.json), batches of
-four are slower at 512x512 (1.0 images a second instead of 1.2); at 64x64 they are twice as fast, but a
-image takes 15 ms there. A GPU, which one small image does not fill, gets batches of a megapixel (not
-measured).
+On a CPU images are encoded one by one: on two cores (benchmarks/results/dataset.json) batches of four are
+slower at 512x512 (1.0 images a second instead of 1.2), and twice as fast at 64x64, where an image takes 15 ms
+anyway. A GPU, which one small image does not fill, gets batches of a megapixel (not measured).
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,28 +26,16 @@ from PIL import Image
 from torch import Tensor
 
 from lora_studio.data.batches import cut_by_bucket
-from lora_studio.data.cache.latents import Latent, LatentCollector, Latents
-from lora_studio.data.cache.store import TensorStore
+from lora_studio.data.cache.store import Latent, Latents, TensorStore, load_latent
 from lora_studio.data.images.decode import framed, in_threads, reopen
-from lora_studio.data.manifest import Bucket, Record
+from lora_studio.data.manifest import Record
 from lora_studio.errors import DatasetError, preview_names
 
 _FORMAT = 3  # raise it when pixels or files are made differently
 
-ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]
+ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]  # [B, 3, H, W] in -1..1 -> mean, std [B, C, h, w]
 TextEncoder = Callable[[list[str]], dict[str, Tensor]]
 OnProgress = Callable[[int, int], None]  # entries encoded, entries to encode
-
-
-@dataclass(frozen=True)
-class ImageEncoders:
-    """The VAE as the recipe wants it, and as it is tried again with an image for which that gives NaN.
-
-    Both: [B, 3, H, W] in -1..1 -> mean and std, each [B, C, h, w].
-    """
-
-    encode: ImageEncoder
-    in_float32: ImageEncoder | None = None  # None if `encode` is that already
 
 
 class LatentCache:
@@ -59,14 +45,12 @@ class LatentCache:
     """
 
     def __init__(self, folder: Path, fingerprint: str, *, batch_pixels: int = 0) -> None:
-        self._store, self._fingerprint = TensorStore(folder), fingerprint
-        self._batch_pixels = batch_pixels
+        self._store, self._fingerprint, self._batch_pixels = TensorStore(folder), fingerprint, batch_pixels
         self.ready = ReadyPixels(lambda record: None if self._store.has(key := self.key(record)) else key)
         self.encoded = 0
         self.retried: list[str] = []  # names of the images that took float32
 
     def key(self, record: Record) -> str:
-        """The name of the entry: a hash of all that the latent depends on."""
         assert record.bucket is not None, record.name
         place = [record.bucket.name, record.resize, record.crop, record.flip]
         return _hash("latent", record.sha256, record.background, place, self._fingerprint)
@@ -74,34 +58,33 @@ class LatentCache:
     def load_or_encode(
         self,
         records: Sequence[Record],
-        encoders: ImageEncoders | ImageEncoder,
+        encode: ImageEncoder,
         *,
+        in_float32: ImageEncoder | None = None,
         memory_bytes: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> Latents:
         """The latents of the records, in their order, on the CPU; only those not in the cache are encoded.
 
-        If they take more than `memory_bytes` they are not kept in memory, but read when they are asked for.
-        Raises DatasetError that names all images for which not even float32 gives finite values.
+        `in_float32` is tried where `encode` gives NaN; None if it is that already. Raises DatasetError that
+        names all images for which neither gives finite values. `memory_bytes`: see `Latents`.
         """
-        if not isinstance(encoders, ImageEncoders):
-            encoders = ImageEncoders(encoders)
         keys = [self.key(record) for record in records]
-        collected, missing = LatentCollector(self._store, memory_bytes), dict[str, Record]()
+        latents, missing = Latents(self._store, keys, memory_bytes=memory_bytes), dict[str, Record]()
         for key, record in zip(keys, records, strict=True):
-            if key in collected or key in missing:
+            if latents.has(key) or key in missing:
                 continue
-            if (latent := self._load(key)) is None:
-                missing[key] = record
+            if latent := load_latent(self._store, key):
+                latents.add(key, latent)
             else:
-                collected.add(key, latent)
+                missing[key] = record
         broken: list[str] = []
-        for done, (key, latent) in enumerate(self._encode(missing, encoders), start=1):
+        for done, (key, latent) in enumerate(self._encode(missing, encode, in_float32), start=1):
             if latent is None:
                 broken.append(missing[key].name)
             else:
                 self._store.save(key, {"mean": latent.mean, "std": latent.std})
-                collected.add(key, latent)
+                latents.add(key, latent)
             if on_progress:
                 on_progress(done, len(missing))
         if broken:
@@ -109,38 +92,28 @@ class LatentCache:
                 f"the VAE gave NaN or infinite latents for {preview_names(broken)}, in float32, too; "
                 "remove these images, or take another VAE."
             )
-        return collected.in_order(keys)
-
-    def _load(self, key: str) -> Latent | None:
-        tensors = self._store.load(key)
-        return None if tensors is None else Latent(tensors["mean"], tensors["std"])
+        return latents
 
     def _encode(
-        self, missing: Mapping[str, Record], encoders: ImageEncoders
+        self, missing: Mapping[str, Record], encode: ImageEncoder, in_float32: ImageEncoder | None
     ) -> Iterator[tuple[str, Latent | None]]:
         """Each key's latent, None for one that is never finite. Threads read the next images meanwhile."""
-        batches = cut_by_bucket(missing, lambda key: missing[key].bucket, self._batch_size)
-        pixels = in_threads(
-            lambda key: self._pixels(key, missing[key]), (key for batch in batches for key in batch)
-        )
-        for batch in batches:
+
+        def read(key: str) -> Tensor:
+            ready = self.ready.take(key)
+            return pixels_of(missing[key]) if ready is None else ready
+
+        batches = cut_by_bucket(missing, lambda key: missing[key].bucket, pixels=self._batch_pixels)
+        pixels = in_threads(read, (key for batch, _ in batches for key in batch))
+        for batch, size in batches:
             images = [next(pixels) for _ in batch]
-            filled = images + images[-1:] * (self._batch_size(missing[batch[0]].bucket) - len(images))
-            latents = _encoded(encoders.encode, torch.stack(filled))[: len(batch)]
+            latents = _encoded(encode, torch.stack(images + images[-1:] * (size - len(images))))
             self.encoded += len(batch)
-            for key, image, latent in zip(batch, images, latents, strict=True):
-                if not latent.is_finite and encoders.in_float32:
-                    (latent,) = _encoded(encoders.in_float32, image[None])
+            for key, image, latent in zip(batch, images, latents[: len(batch)], strict=True):
+                if not latent.is_finite and in_float32:
+                    (latent,) = _encoded(in_float32, image[None])
                     self.retried.append(missing[key].name)
                 yield key, latent if latent.is_finite else None
-
-    def _batch_size(self, bucket: Bucket | None) -> int:
-        assert bucket is not None
-        return max(1, self._batch_pixels // bucket.area)
-
-    def _pixels(self, key: str, record: Record) -> Tensor:
-        ready = self.ready.take(key)
-        return pixels_of(record) if ready is None else ready
 
 
 def _encoded(encode: ImageEncoder, pixels: Tensor) -> list[Latent]:
@@ -168,9 +141,8 @@ class TextCache:
         `encode` gets one caption at a time. Raises DatasetError if it gives values that are not finite.
         """
         found = {caption: self._store.load(self.key(caption)) for caption in dict.fromkeys(captions)}
-        missing = [caption for caption, stored in found.items() if stored is None]
-        found.update(self._make(missing, encode, on_progress))
-        return {caption: stored for caption, stored in found.items() if stored is not None}
+        made = dict(self._make([one for one, stored in found.items() if stored is None], encode, on_progress))
+        return {caption: made[caption] if stored is None else stored for caption, stored in found.items()}
 
     def encode_missing(
         self, captions: Sequence[str], encode: TextEncoder, *, on_progress: OnProgress | None = None
@@ -186,10 +158,8 @@ class TextCache:
             conditioning = {name: tensor.cpu().contiguous() for name, tensor in encode([caption]).items()}
         self.encoded += 1
         if not all(tensor.isfinite().all() for tensor in conditioning.values()):
-            advice = "run the text encoder in float32, or change the caption"
-            raise DatasetError(
-                f"the text encoder gave NaN or infinite values for the caption {caption!r}; {advice}."
-            )
+            what = f"the text encoder gave NaN or infinite values for the caption {caption!r}"
+            raise DatasetError(f"{what}; run the text encoder in float32, or change the caption.")
         return conditioning
 
     def _make(
@@ -215,17 +185,17 @@ def pixels_of(record: Record) -> Tensor:
 
     Raises DatasetError if the file is not the one that was scanned.
     """
-    image = reopen(record.path, record.sha256, background=record.background or "white").image
-    return as_tensor(resized_and_cropped(image, record))
+    image = reopen(record.path, record.sha256, background=record.background or "white")[0].image
+    return _as_tensor(_framed(image, record))
 
 
-def resized_and_cropped(image: Image.Image, record: Record) -> NDArray[np.uint8]:
-    """[H, W, 3]: the decoded image in the shape that the record asks for."""
+def _framed(image: Image.Image, record: Record) -> NDArray[np.uint8]:
+    """[H, W, 3]"""
     assert record.resize is not None and record.crop is not None, record.name
     return np.array(framed(image, record.resize, record.crop, flip=record.flip))
 
 
-def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+def _as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     """[H, W, 3] in 0..255 -> [3, H, W] in -1..1."""
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
@@ -233,9 +203,8 @@ def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
 class ReadyPixels:
     """Images that the scan, which decodes them anyway, resizes at once, so that none is decoded twice.
 
-    `key_of` says under which name an image's pixels are asked for later, None if they will not be: pixels
-    that are never asked for cost a resize, wrong ones cannot come about. Holds `max_bytes` at most; images
-    beyond that are decoded again when they are encoded. Safe for several threads.
+    `key_of` says under which name an image's pixels are asked for later, None if they will not be. Images
+    beyond `max_bytes` are decoded again when they are encoded. Safe for several threads.
     """
 
     def __init__(self, key_of: Callable[[Record], str | None], *, max_bytes: int = READY_BYTES) -> None:
@@ -244,16 +213,15 @@ class ReadyPixels:
         self._lock = threading.Lock()
 
     def offer(self, record: Record, image: Image.Image) -> None:
-        """An image that has just been decoded, with the record that says how to resize and crop it."""
         assert record.bucket is not None, record.name
         key, num_bytes = self._key_of(record), 3 * record.bucket.area
         with self._lock:
             if key is None or key in self._pixels or num_bytes > self._free_bytes:
                 return
             self._free_bytes -= num_bytes
-        self._pixels[key] = resized_and_cropped(image, record)
+        self._pixels[key] = _framed(image, record)
 
     def take(self, key: str) -> Tensor | None:
         """[3, H, W] in -1..1, and forgotten; None if they are not there."""
         pixels = self._pixels.pop(key, None)
-        return None if pixels is None else as_tensor(pixels)
+        return None if pixels is None else _as_tensor(pixels)

@@ -1,4 +1,4 @@
-"""A folder of small safetensors files, written whole or not at all, checked when read."""
+"""A folder of small safetensors files, written whole or not at all, checked when read; latents from it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import hashlib
 import os
 import time
 import uuid
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, contiguous_format, uint8
@@ -44,10 +49,8 @@ class TensorStore:
     def save(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Write the tensors under the key. Raises DatasetError if the disk refuses."""
         # Cloned, since safetensors refuses tensors that share memory, as outputs of one encoder may.
-        tensors = {
-            name: one.detach().cpu().clone(memory_format=contiguous_format) for name, one in tensors.items()
-        }
-        data = save(tensors, metadata={"digest": _digest(tensors)})
+        copies = {k: one.detach().cpu().clone(memory_format=contiguous_format) for k, one in tensors.items()}
+        data = save(copies, metadata={"digest": _digest(copies)})
         temporary = self.folder / f"{key}.{uuid.uuid4().hex}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,3 +84,85 @@ def _digest(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(uint8).numpy().data)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Latent:
+    """What the VAE says about an image: mean and standard deviation, each [C, H, W], float32, scaled."""
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """[C, H, W]: one draw; the noise is made on the generator's device, so all devices see the same."""
+        noise = torch.randn(self.mean.shape, generator=generator, device=generator.device)
+        return self.mean + self.std * noise.to(self.mean)
+
+    def to(self, device: torch.device) -> Latent:
+        return Latent(self.mean.to(device), self.std.to(device))
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(self.mean.isfinite().all() and self.std.isfinite().all())
+
+
+def load_latent(store: TensorStore, key: str) -> Latent | None:
+    tensors = store.load(key)
+    return Latent(tensors["mean"], tensors["std"]) if tensors else None
+
+
+class Latents(Sequence[Latent]):
+    """One latent for each key, in their order, from `add`; the store must hold it, too.
+
+    They stay in memory while they take at most `memory_bytes`; beyond that each is mapped from its file when
+    it is asked for, with a DatasetError if that has gone, and only names and numbers are in memory.
+    """
+
+    def __init__(self, store: TensorStore, keys: Sequence[str], *, memory_bytes: int | None = None) -> None:
+        self._store, self._keys, self._memory_bytes = store, list(keys), memory_bytes
+        self._device, self._num_bytes = torch.device("cpu"), 0
+        self._sizes: dict[str, int] = {}
+        self._kept: dict[str, Latent] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @property
+    def on_disk(self) -> bool:
+        return self._memory_bytes is not None and self._num_bytes > self._memory_bytes
+
+    def has(self, key: str) -> bool:
+        return key in self._sizes
+
+    def add(self, key: str, latent: Latent) -> None:
+        self._sizes[key] = latent.mean.numel()
+        self._num_bytes += latent.mean.nbytes + latent.std.nbytes
+        self._kept[key] = latent
+        if self.on_disk:
+            self._kept.clear()
+
+    def to(self, device: torch.device) -> Latents:
+        moved = copy(self)
+        moved._device, moved._kept = device, {key: one.to(device) for key, one in self._kept.items()}
+        return moved
+
+    def size(self, index: int) -> int:
+        """How many numbers a latent has, without reading it."""
+        return self._sizes[self._keys[index]]
+
+    @overload
+    def __getitem__(self, index: int) -> Latent: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Latent]: ...
+    def __getitem__(self, index: int | slice) -> Latent | list[Latent]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        key = self._keys[index]
+        if not self.on_disk:
+            return self._kept[key]
+        if latent := load_latent(self._store, key):
+            return latent.to(self._device)
+        raise DatasetError(
+            f"a latent has gone from the cache folder {self._store.folder} while it was in use; "
+            "go on with --resume, which makes it again."
+        )

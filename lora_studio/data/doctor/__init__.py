@@ -103,9 +103,9 @@ def read_anyway(sources: Sequence[Source], captioner: Captioner) -> tuple[Manife
     records: list[Record] = []
     faults: list[str] = []
     for source, label in zip(sources, source_labels(sources), strict=True):
-        found = survey(source.folder, source.reading_as(label), repeats=source.repeats)
-        records += source.labelled(_captioned(found.manifest, source, captioner), label)
-        faults += [found.mask_fault] if found.mask_fault else []
+        manifest, fault = survey(source.folder, source.reading_as(label), repeats=source.repeats)
+        records += source.labelled(_captioned(manifest, source, captioner), label)
+        faults += [fault] if fault else []
     return in_one_manifest(sources, records), faults
 
 

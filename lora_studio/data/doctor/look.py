@@ -21,7 +21,7 @@ from lora_studio.data.doctor.measure import (
     pixel_block,
     resampling_trace,
 )
-from lora_studio.data.images.decode import reopen_with_bytes
+from lora_studio.data.images.decode import reopen
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.families.text_chunks import Tokenizer
 
@@ -95,7 +95,7 @@ def look_at(
     looks = {}
     for done, record in enumerate(records, start=1):
         background = record.background or "white"
-        decoded, data = reopen_with_bytes(record.path, record.sha256, background=background)
+        decoded, data = reopen(record.path, record.sha256, background=background)
         looks[record.name] = _look(decoded.image, data, record)
         on_progress(done, len(records))
     return looks

@@ -31,10 +31,7 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
 
 
 def decode_text(data: bytes) -> str:
-    """The text, its lines ending in "\\n".
-
-    Raises UnicodeDecodeError unless it is UTF-8, or UTF-16 with its mark.
-    """
+    """Text of lines ending in "\\n". Raises UnicodeDecodeError unless UTF-8, or UTF-16 with its mark."""
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Windows Notepad's "Unicode"
     text = data.decode("utf-16" if utf16 else "utf-8-sig")
     if "\0" in text:  # UTF-16 without its mark passes for UTF-8 as far as the letters are ASCII
@@ -64,17 +61,14 @@ def is_caption(name: str) -> bool:
 
 
 def is_image(name: str) -> bool:
-    """Whether the name ends like an image's; what is in the file is not looked at."""
     return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_metadata(name: str) -> bool:
-    """Whether it is a list of captions as Hugging Face's image folders have it."""
     return name.lower() in METADATA_NAMES
 
 
 def is_mask(name: str) -> bool:
-    """Whether the name is one of a loss mask beside its image: `cat.mask.png` for `cat.jpg`."""
     return name.lower().endswith(MASK_SUFFIX)
 
 
@@ -96,12 +90,8 @@ def place(name: str) -> tuple[str, str]:
 
 def caption_files(folder: Path) -> dict[str, list[Path]]:
     """Stem -> its caption files, the preferred one first."""
-    names = sorted(
-        entry.name for entry in folder.iterdir() if is_caption(entry.name) and not is_junk(entry.name)
-    )
+    names = sorted(one.name for one in folder.iterdir() if is_caption(one.name) and not is_junk(one.name))
     found: dict[str, list[Path]] = {}
-    for suffix in CAPTION_SUFFIXES:
-        for name in names:
-            if PurePath(name).suffix.lower() == suffix:
-                found.setdefault(stem_key(name), []).append(folder / name)
+    for name in sorted(names, key=lambda one: CAPTION_SUFFIXES.index(PurePath(one).suffix.lower())):
+        found.setdefault(stem_key(name), []).append(folder / name)
     return found

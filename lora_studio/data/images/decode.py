@@ -1,4 +1,4 @@
-"""The bytes of an untrusted image file -> an upright image in sRGB, decoded under limits."""
+"""The bytes of an untrusted image file -> an upright image in sRGB and its opacity, decoded under limits."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
 from lora_studio.data.images import UnreadableFile, read_bytes
-from lora_studio.data.images.colour import on_background, to_srgb
 from lora_studio.errors import DatasetError
 
 FORMATS_IN_WORDS = "JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF"
@@ -73,13 +73,8 @@ def data_url(image: Image.Image, *, quality: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"
 
 
-def reopen(path: str, sha256: str, *, background: str) -> DecodedImage:
-    """The image in a file that was scanned before. Raises DatasetError if it is not the same any more."""
-    return reopen_with_bytes(path, sha256, background=background)[0]
-
-
-def reopen_with_bytes(path: str, sha256: str, *, background: str) -> tuple[DecodedImage, bytes]:
-    """As `reopen`, and what is in the file."""
+def reopen(path: str, sha256: str, *, background: str) -> tuple[DecodedImage, bytes]:
+    """The image in a file that was scanned before, and its bytes. Raises DatasetError if it has changed."""
     try:
         data = read_bytes(Path(path))
         if hashlib.sha256(data).hexdigest() != sha256:
@@ -91,10 +86,7 @@ def reopen_with_bytes(path: str, sha256: str, *, background: str) -> tuple[Decod
 
 
 def load_image(path: Path | str, *, background: str = "white") -> Image.Image:
-    """The image in the file as RGB, upright, transparency on the background.
-
-    Raises DatasetError naming the file.
-    """
+    """The image in the file as RGB, upright, on the background. Raises DatasetError naming the file."""
     try:
         return decode(read_bytes(Path(path)), background=background).image
     except UnreadableFile as reason:
@@ -129,10 +121,12 @@ def _decode(data: bytes, background: str) -> DecodedImage:
         with _one_large if opened.width * opened.height > _LARGE_PIXELS else nullcontext():
             opened.load()
             turn_note = _turn_upright(opened)
-            rgb, opacity, colour_note = to_srgb(opened)
+            rgb, opacity, colour_note = _to_srgb(opened)
             notes = [_frame_note(opened), turn_note, colour_note]
-    image = rgb if opacity is None else on_background(rgb, opacity, background)
-    return DecodedImage(image, opacity, "; ".join(filter(None, notes)))
+    if opacity is not None:
+        clear, rgb = rgb, Image.new("RGB", rgb.size, background)
+        rgb.paste(clear, mask=opacity)
+    return DecodedImage(rgb, opacity, "; ".join(filter(None, notes)))
 
 
 def _turn_upright(image: Image.Image) -> str:
@@ -227,3 +221,68 @@ def in_threads(
                 yield result
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+UNFIT_PROFILE = "its colour profile is unreadable or of another kind, and ignored"
+_SOLID = {"L": "L", "1": "L", "RGB": "RGB", "CMYK": "CMYK", "P": "RGB", "YCbCr": "RGB"}
+_MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # ICC colour space -> Pillow's mode
+_SRGB = ImageCms.createProfile("sRGB")
+
+
+def _to_srgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None, str]:
+    """8-bit RGB in sRGB, opacity (L, 255 is opaque; None if all of it is), and a note or "".
+
+    Raises UnreadableFile for pixels of a kind that cannot be shown truthfully.
+    """
+    profile = image.info.get("icc_profile")
+    solid, opacity = _split(image)
+    rgb, note = _through_profile(solid, profile) if profile else (solid.convert("RGB"), "")
+    return rgb, None if opacity and opacity.getextrema() == (255, 255) else opacity, note
+
+
+def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The colours, of mode L, RGB or CMYK with 8 bits each, and the opacity if there is such a notion."""
+    mode = image.mode
+    if mode.startswith("I"):
+        return _sixteen_bit(image)
+    if mode in ("LA", "La") or (mode == "L" and "transparency" in image.info):
+        grey, opacity = image.convert("LA").split()
+        return grey, opacity
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return rgba.convert("RGB"), rgba.getchannel("A")
+    if solid := _SOLID.get(mode):
+        return image if solid == mode else image.convert(solid), None
+    raise UnreadableFile(
+        f"pixels of the kind {mode!r} are not supported; save it with 8 or 16 bits a channel"
+    )
+
+
+def _sixteen_bit(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Grey scaled from 0..65535 to 0..255; convert("L") would clip it at 255 instead."""
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise UnreadableFile("grey with more than 16 bits is not supported; save it with 8 or 16")
+    grey = Image.fromarray((values.astype(np.float32) / 257 + 0.5).astype(np.uint8))
+    clear = image.info.get("transparency")  # the one value that a PNG declares clear
+    opacity = np.where(values == clear, 0, 255).astype(np.uint8) if isinstance(clear, int) else None
+    return grey, None if opacity is None else Image.fromarray(opacity)
+
+
+def _through_profile(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
+    """RGB as the ICC profile means it; without it, and with a note, if it does not fit."""
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if ImageCms.getProfileDescription(source).startswith("sRGB"):
+            return image.convert("RGB"), ""
+        mode = _MODE_OF_SPACE[source.profile.xcolor_space.strip()]
+        if image.mode == "L" and mode == "RGB":  # a grey image saved by a program that works in RGB
+            image = image.convert("RGB")
+        if image.mode != mode:
+            return image.convert("RGB"), UNFIT_PROFILE
+        intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+        converted = ImageCms.profileToProfile(image, source, _SRGB, intent, "RGB", flags=flags)
+        assert converted is not None  # it is only when converting in place
+        return converted, ""
+    except (ImageCms.PyCMSError, KeyError, OSError, TypeError, ValueError):
+        return image.convert("RGB"), UNFIT_PROFILE

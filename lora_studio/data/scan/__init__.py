@@ -1,13 +1,15 @@
-"""A folder -> a manifest with one record for every file found, also for those that cannot be used."""
+"""A folder -> a manifest with one record for every file found, also for those that cannot be used.
+
+With the masks in and beside it: which belongs to which image, and whether it fits.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 
@@ -20,16 +22,10 @@ from lora_studio.data.images import (
     place,
     read_bytes,
 )
-from lora_studio.data.images.decode import (
-    FORMATS_IN_WORDS,
-    NOT_AN_IMAGE,
-    DecodedImage,
-    decode,
-    in_threads,
-)
+from lora_studio.data.images.decode import FORMATS_IN_WORDS, NOT_AN_IMAGE, DecodedImage, decode, in_threads
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.scan.layouts import THE_LIST, ExcludeList, find
-from lora_studio.data.scan.masks import with_masks
+from lora_studio.data.masks import OWN
+from lora_studio.data.scan.layouts import LEFT_OUT, THE_LIST, ExcludeList, find
 from lora_studio.errors import DatasetError, preview_names
 
 OnImage = Callable[[Record, Image.Image], None]  # called by several threads
@@ -47,13 +43,6 @@ class ScanOptions:
     exclude: ExcludeList = ExcludeList()  # noqa: RUF009 (frozen)
 
 
-class Survey(NamedTuple):
-    """What a folder holds, and what is to be mended before it can be trained on."""
-
-    manifest: Manifest
-    mask_fault: str  # one sentence; such masks are not in the records
-
-
 def scan(
     folder: Path, reading: ScanOptions = ScanOptions(), *, repeats: int = 1, on_image: OnImage | None = None
 ) -> Manifest:
@@ -65,10 +54,8 @@ def scan(
     """
     manifest, mask_fault = survey(folder, reading, repeats=repeats, on_image=on_image)
     if shared := [" and ".join(one.name for one in group) for group in shared_stems(manifest.records)]:
-        advice = "a caption file could belong to either, so rename or remove one of each"
-        raise DatasetError(
-            f"images have the same name but for the ending: {preview_names(shared)}; {advice}."
-        )
+        what = f"images have the same name but for the ending: {preview_names(shared)}"
+        raise DatasetError(f"{what}; a caption file could belong to either, so rename or remove one of each.")
     if mask_fault:
         raise DatasetError(mask_fault)
     if not manifest.used:
@@ -80,54 +67,39 @@ def scan(
 
 def survey(
     folder: Path, reading: ScanOptions = ScanOptions(), *, repeats: int = 1, on_image: OnImage | None = None
-) -> Survey:
-    """As `scan`, but does not mind what is only wrong with some of the files; see `shared_stems`, too."""
+) -> tuple[Manifest, str]:
+    """As `scan`, but does not mind what is only wrong with some of the files; see `shared_stems`, too.
+
+    Also one sentence about masks that do not fit, or ""; such masks are not in the records.
+    """
     records, captions, masks = list[Record](), list[Record](), list[Record]()
     everything = find(folder, recursive=reading.recursive, masks=reading.masks)
     images = (found.name for found in everything if not is_caption(found.name) and not is_mask(found.name))
     left_out = reading.exclude.chosen(images)  # captions and masks are left out with their images
     for found in everything:
-        record = Record(
-            path=str(found.path),
-            name=found.name,
-            caption=found.caption,
-            captioned_by=found.captioned_by,
-            repeats=found.overrides.repeats or repeats * found.repeats,
-            overrides=found.overrides,
-            excluded=found.skipped,
-        )
-        if not found.skipped and found.path.name == reading.exclude.name:
-            record = replace(record, excluded=THE_LIST)
-        elif not found.skipped and found.name in left_out:
-            record = replace(record, excluded=reading.exclude.reason)
-        if record.excluded:
-            records.append(record)
-        elif is_caption(found.path.name):
-            captions.append(record)
-        elif is_mask(found.path.name):
-            masks.append(record)
-        else:
-            records.append(record)
+        file, excluded = Path(found.path).name, found.excluded
+        if not excluded and file == reading.exclude.name:
+            excluded = THE_LIST
+        elif not excluded and found.name in left_out:
+            excluded = LEFT_OUT + reading.exclude.name
+        record = replace(found, repeats=found.overrides.repeats or repeats * found.repeats, excluded=excluded)
+        beside = captions if is_caption(file) else masks if is_mask(file) else records
+        (records if excluded else beside).append(record)
     records = _without_duplicates(in_threads(lambda record: _examine(record, reading, on_image), records))
     orphans, mask_fault = _orphans(captions, records), ""
     try:
         records = with_masks(records, masks, reading.masks, from_transparency=reading.transparency_is_mask)
     except DatasetError as fault:
         mask_fault = str(fault)
-    manifest = Manifest(tuple(sorted(records + orphans, key=lambda record: record.name)))
-    return Survey(manifest, mask_fault)
+    return Manifest(tuple(sorted(records + orphans, key=lambda record: record.name))), mask_fault
 
 
 def _examine(record: Record, reading: ScanOptions, on_image: OnImage | None) -> Record:
-    """The record with its hash and size, or with the reason why the file cannot be used."""
     if record.excluded:
         return record
     try:
         data = read_bytes(Path(record.path))
-    except UnreadableFile as reason:
-        return replace(record, excluded=str(reason))
-    record = replace(record, sha256=hashlib.sha256(data).hexdigest())
-    try:
+        record = replace(record, sha256=hashlib.sha256(data).hexdigest())
         decoded = decode(data, background=reading.background)
     except UnreadableFile as reason:
         return replace(record, excluded=str(reason))
@@ -160,10 +132,8 @@ def _without_duplicates(records: Iterable[Record]) -> list[Record]:
     first: dict[str, str] = {}
     kept = []
     for record in records:
-        if not record.excluded:
-            original = first.setdefault(record.sha256, record.name)
-            if original != record.name:
-                record = replace(record, excluded=f"the same bytes as {original}")
+        if not record.excluded and (one := first.setdefault(record.sha256, record.name)) != record.name:
+            record = replace(record, excluded=f"the same bytes as {one}")
         kept.append(record)
     return kept
 
@@ -177,19 +147,88 @@ def shared_stems(records: Iterable[Record]) -> list[list[Record]]:
     for record in records:
         if not record.excluded:
             by_stem[place(record.name)].append(record)
-    return [
-        group
-        for group in by_stem.values()
-        if len(group) > 1 and not all(record.captioned_by in METADATA_NAMES for record in group)
-    ]
+    shared = (group for group in by_stem.values() if len(group) > 1)
+    return [group for group in shared if not all(one.captioned_by in METADATA_NAMES for one in group)]
 
 
 def _orphans(captions: Iterable[Record], images: Iterable[Record]) -> list[Record]:
     """Records of the caption files that no image claims, be it a used or an excluded one."""
-    claimed = {
-        place(record.name)
-        for record in images
-        if record.excluded != NOT_AN_IMAGE and (record.sha256 or is_image(record.name))
-    }
+    read = (one for one in images if one.excluded != NOT_AN_IMAGE and (one.sha256 or is_image(one.name)))
+    claimed = {place(record.name) for record in read}
     reason = "no image of this name"
     return [replace(record, excluded=reason) for record in captions if place(record.name) not in claimed]
+
+
+NO_IMAGE = "a mask, but there is no image of this name"
+_Place = tuple[str, str]  # what a mask has in common with its image
+
+
+def with_masks(
+    records: Sequence[Record], beside: Iterable[Record], folder: Path | None, *, from_transparency: bool
+) -> list[Record]:
+    """The records with their masks, and records of the masks that belong to no image.
+
+    `beside`: the `name.mask.png` files among the images; `folder` holds `name.mask.png` or `name.png`, in
+    the same subfolders as the images. `from_transparency`: clear parts of an image without a mask file are
+    not learned. Raises DatasetError that names every mask that does not fit.
+    """
+    by_place: dict[_Place, list[Record]] = defaultdict(list)
+    for at, mask in [*((place(one.name), one) for one in beside), *_in_folder(folder)]:
+        by_place[at].append(mask)
+    faults = _ambiguous(records, by_place)
+    if folder is not None and not any(place(one.name) in by_place for one in records if not one.excluded):
+        faults.append(f"no file in {folder} is called like an image")
+    masked = []
+    for record in records:
+        found = [] if record.excluded else by_place.get(place(record.name), [])
+        if len(found) == 1:
+            record = _masked(record, found[0], faults)
+        elif from_transparency and record.background and not record.excluded:
+            record = replace(record, mask=OWN)
+        masked.append(record)
+    if faults:
+        advice = "a mask has the image's name and shape, and is white where it is learned"
+        raise DatasetError(f"masks cannot be used: {preview_names(faults)}; {advice}.")
+    known = {place(record.name) for record in records}
+    orphans = [one for at, masks in by_place.items() if at not in known for one in masks]
+    return masked + [Record(path=one.path, name=one.name, excluded=NO_IMAGE) for one in orphans]
+
+
+def _in_folder(folder: Path | None) -> list[tuple[_Place, Record]]:
+    if folder is None:
+        return []
+    if not folder.is_dir() or not any(folder.iterdir()):
+        advice = "set data.masks to a folder of masks named like the images"
+        raise DatasetError(f"the folder of masks {folder} does not exist or is empty; {advice}.")
+    found = [one for one in find(folder, recursive=True) if not one.excluded and is_image(one.name)]
+    return [(place(one.name), replace(one, name=f"{folder.name}/{one.name}")) for one in found]
+
+
+def _ambiguous(records: Iterable[Record], by_place: dict[_Place, list[Record]]) -> list[str]:
+    images: dict[_Place, list[str]] = defaultdict(list)
+    for record in records:
+        if not record.excluded:
+            images[place(record.name)].append(record.name)
+    faults = []
+    for at, masks in by_place.items():
+        if at in images and (len(masks) > 1 or len(images[at]) > 1):
+            owners, names = " and ".join(images[at]), " and ".join(mask.name for mask in masks)
+            faults.append(f"{names} (for {owners}: one mask an image)")
+    return faults
+
+
+def _masked(record: Record, mask: Record, faults: list[str]) -> Record:
+    """The record with its mask; what is wrong with it is added to `faults`."""
+    try:
+        data = read_bytes(Path(mask.path))
+        image = decode(data, background="black").image
+    except UnreadableFile as reason:
+        faults.append(f"{mask.name} ({reason})")
+        return record
+    if abs(image.width * record.height - image.height * record.width) > max(image.size):
+        shape = f"the shape of {record.name}, {record.width}x{record.height}"
+        faults.append(f"{mask.name} ({image.width}x{image.height} has not {shape})")
+    elif image.convert("L").getextrema() == (0, 0):
+        faults.append(f"{mask.name} (all black: nothing would be learned)")
+    digest = hashlib.sha256(data).hexdigest()
+    return replace(record, mask=mask.name, mask_path=mask.path, mask_sha256=digest)

@@ -39,17 +39,12 @@ _Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Line:
-    """What a list says about one image."""
-
     caption: str  # in one line; "" where there is none
     overrides: Overrides
 
 
 def read_metadata(path: Path) -> dict[str, Line]:
-    """File name, as written there -> what is said about it.
-
-    Raises DatasetError in one sentence for a file that is no such list.
-    """
+    """File name, as written there -> what is said of it. Raises DatasetError if the file is no such list."""
     try:
         text = decode_text(read_bytes(path))
     except UnicodeDecodeError:
@@ -75,7 +70,6 @@ def _line(path: Path, number: int, row: _Row) -> Line:
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, _Row]]:
-    """Line number and object of each line that is not empty."""
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -125,84 +119,70 @@ def _fault(path: Path, what: str) -> DatasetError:
 
 
 MAX_REPEATS, MAX_WEIGHT = 1000, 100
-COLUMNS = ("repeats", "weight", "focus", "crop", "bucket", "flip")
 _MODES: tuple[str, ...] = get_args(CropMode)
 
 
 def read_overrides(row: Mapping[str, Any]) -> Overrides:
     """The overrides in a line of metadata. Raises ValueError that says what each column must hold."""
-    given = {name: _plain(row[name]) for name in COLUMNS if name in row}
-    read = {name: _READERS[name](value) for name, value in given.items() if value not in (None, "")}
-    if isinstance(read.get("crop"), tuple):
-        read["region"] = read.pop("crop")
+    read: dict[str, Any] = {}
+    for column, (reader, allowed) in COLUMNS.items():
+        value = row.get(column)
+        value = value.strip() if isinstance(value, str) else value
+        if value in (None, ""):
+            continue
+        if (found := reader(value)) is None:
+            raise ValueError(f"has {value!r} as {column}; it must be {allowed}")
+        read["region" if column == "crop" and isinstance(found, tuple) else column] = found
     return Overrides(**read)
 
 
-def _plain(value: Any) -> Any:
-    return value.strip() if isinstance(value, str) else value
+def _repeats(value: Any) -> int | None:
+    (number,) = _numbers(value, 1) or (0,)
+    return int(number) if number == int(number) and 1 <= number <= MAX_REPEATS else None
 
 
-def _number(column: str, value: Any, allowed: str, *, fits: Callable[[float], bool]) -> float:
-    numbers = _numbers(value, 1)
-    if not numbers or not fits(numbers[0]):
-        raise _invalid(column, value, allowed)
-    return numbers[0]
+def _weight(value: Any) -> float | None:
+    (number,) = _numbers(value, 1) or (0,)
+    return number if 0 < number <= MAX_WEIGHT else None
 
 
-def _repeats(value: Any) -> int:
-    allowed = f"a whole number from 1 to {MAX_REPEATS}"
-    return int(
-        _number("repeats", value, allowed, fits=lambda one: one == int(one) and 1 <= one <= MAX_REPEATS)
-    )
-
-
-def _weight(value: Any) -> float:
-    allowed = f"a number above 0, at most {MAX_WEIGHT}"
-    return _number("weight", value, allowed, fits=lambda one: 0 < one <= MAX_WEIGHT)
-
-
-def _flip(value: Any) -> float:
+def _flip(value: Any) -> float | None:
     if isinstance(value, str) and value.lower() in ("true", "false"):
         value = value.lower() == "true"
     if isinstance(value, bool):
         return 0.5 if value else 0.0
-    return _number("flip", value, "true, false or a share from 0 to 1", fits=lambda one: 0 <= one <= 1)
+    (number,) = _numbers(value, 1) or (-1,)
+    return number if 0 <= number <= 1 else None
 
 
-def _focus(value: Any) -> tuple[float, float]:
+def _focus(value: Any) -> tuple[float, ...] | None:
     numbers = _numbers(value, 2)
-    if not numbers or not all(0 <= number <= 1 for number in numbers):
-        raise _invalid(
-            "focus", value, "two shares from 0 to 1, such as [0.5, 0.3]: from the left and the top"
-        )
-    return numbers[0], numbers[1]
+    return numbers if numbers and all(0 <= number <= 1 for number in numbers) else None
 
 
-def _crop(value: Any) -> str | tuple[int, int, int, int]:
+def _crop(value: Any) -> str | tuple[int, ...] | None:
     if value in _MODES:
         return str(value)
     numbers = _numbers(value, 4)
-    if numbers and all(number == int(number) >= 0 for number in numbers):
-        left, top, right, bottom = map(int, numbers)
-        if left < right and top < bottom:
-            return left, top, right, bottom
-    raise _invalid("crop", value, f"{', '.join(_MODES)} or left, top, right, bottom in whole pixels")
+    if not numbers or not all(number == int(number) >= 0 for number in numbers):
+        return None
+    left, top, right, bottom = box = tuple(map(int, numbers))
+    return box if left < right and top < bottom else None
 
 
-def _bucket(value: Any) -> tuple[int, int]:
+def _bucket(value: Any) -> tuple[int, int] | None:
     match = re.fullmatch(r"(\d{1,5})\s*x\s*(\d{1,5})", value) if isinstance(value, str) else None
-    if not match:
-        raise _invalid("bucket", value, 'a width and height in pixels, such as "768x512"')
-    return int(match[1]), int(match[2])
+    return match and (int(match[1]), int(match[2]))
 
 
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "repeats": _repeats,
-    "weight": _weight,
-    "focus": _focus,
-    "crop": _crop,
-    "bucket": _bucket,
-    "flip": _flip,
+# Column -> what reads its value, None for an invalid one, and what is allowed.
+COLUMNS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "repeats": (_repeats, f"a whole number from 1 to {MAX_REPEATS}"),
+    "weight": (_weight, f"a number above 0, at most {MAX_WEIGHT}"),
+    "focus": (_focus, "two shares from 0 to 1, such as [0.5, 0.3]: from the left and the top"),
+    "crop": (_crop, f"{', '.join(_MODES)} or left, top, right, bottom in whole pixels"),
+    "bucket": (_bucket, 'a width and height in pixels, such as "768x512"'),
+    "flip": (_flip, "true, false or a share from 0 to 1"),
 }
 
 
@@ -217,7 +197,3 @@ def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return numbers if all(map(math.isfinite, numbers)) else None
-
-
-def _invalid(column: str, value: Any, allowed: str) -> ValueError:
-    return ValueError(f"has {value!r} as {column}; it must be {allowed}")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lora_studio.data.batches import BatchPlan, each_view, entries
-from lora_studio.data.cache.encode import ImageEncoders
-from lora_studio.data.cache.latents import Latents
+from lora_studio.data.cache.encode import ImageEncoder
+from lora_studio.data.cache.store import Latents
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.conditioning import CaptionSet, ConditioningCache, captions_of_run, prepare_texts
 from lora_studio.data.doctor.finding import DoctorReport
@@ -166,10 +166,13 @@ def _latents(context: BuildContext, records: Sequence[Record]) -> Latents:
     machine with a cache of its own, it encodes, too.
     """
     cache, processes, dtype = context.latent_cache, context.processes, context.vae_dtype
-    encoders, on_progress = _image_encoders(context.family, dtype), progress(context.listener, "latents")
+    encode, in_float32 = _image_encoders(context.family, dtype)
+    on_progress = progress(context.listener, "latents")
 
     def load_or_encode(some: Sequence[Record], memory_bytes: int) -> Latents:
-        return cache.load_or_encode(some, encoders, memory_bytes=memory_bytes, on_progress=on_progress)
+        return cache.load_or_encode(
+            some, encode, in_float32=in_float32, memory_bytes=memory_bytes, on_progress=on_progress
+        )
 
     if processes.count > 1:
         processes.each(lambda: len(load_or_encode(records[processes.rank :: processes.count], 0)))
@@ -181,13 +184,13 @@ def _latents(context: BuildContext, records: Sequence[Record]) -> Latents:
     return latents
 
 
-def _image_encoders(family: ModelFamily, vae_dtype: torch.dtype) -> ImageEncoders:
-    """The family's VAE, whose weights stay in float32 whatever it computes in, so that a retry is exact."""
+def _image_encoders(family: ModelFamily, vae_dtype: torch.dtype) -> tuple[ImageEncoder, ImageEncoder | None]:
+    """The family's VAE in `vae_dtype`; its weights stay in float32, so that a retry, the second, is exact."""
     if vae_dtype == torch.float32:
-        return ImageEncoders(family.encode_image)
+        return family.encode_image, None
 
     def under_autocast(pixels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(family.device.type, vae_dtype):
             return family.encode_image(pixels)
 
-    return ImageEncoders(under_autocast, in_float32=family.encode_image)
+    return under_autocast, family.encode_image

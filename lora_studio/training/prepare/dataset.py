@@ -10,7 +10,7 @@ from PIL import Image
 from lora_studio.data.batches import as_shown, each_view, views_of
 from lora_studio.data.buckets import assign, placed
 from lora_studio.data.cache.encode import ReadyPixels
-from lora_studio.data.cache.latents import Latent
+from lora_studio.data.cache.store import Latent
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.captions.trigger import without_trigger

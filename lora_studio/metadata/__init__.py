@@ -5,6 +5,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+PREFIX = "lora_studio.provenance."  # of the keys that tell what a file was made from
+
 
 @cache
 def key_table(name: str) -> Any:

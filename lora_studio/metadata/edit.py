@@ -10,8 +10,7 @@ from pathlib import Path
 from lora_studio.errors import StudioError
 from lora_studio.files import say_unwritable, write_atomically
 from lora_studio.lora_file.header import header_bytes, places_of, read_header
-from lora_studio.metadata import key_table
-from lora_studio.metadata.provenance import PREFIX
+from lora_studio.metadata import PREFIX, key_table
 from lora_studio.metadata.write import MAX_BYTES, size_of
 from lora_studio.registry import did_you_mean
 

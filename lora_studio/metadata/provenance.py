@@ -27,6 +27,7 @@ from lora_studio.data.scan import ScanOptions
 from lora_studio.data.sources import Source, read_sources
 from lora_studio.errors import DatasetError, StudioError, preview_names
 from lora_studio.lora_file.header import read_header, tensor_hash
+from lora_studio.metadata import PREFIX
 from lora_studio.recipe import FREE, Recipe
 from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
 from lora_studio.recipe.renamed import with_first_names
@@ -56,7 +57,6 @@ def root_of(what: str, entries: Iterable[Sequence[str]]) -> str:
     return tree_hash(sorted(leaves)).hex()
 
 
-PREFIX = "lora_studio.provenance."
 MANIFEST = "manifest.jsonl"
 INSTANCE_PROMPT = "instance prompt"  # who wrote a caption that is the recipe's
 _ELSEWHERE = {"name", "base.model", "base.vae", "validation"}  # names, and what the roots tell

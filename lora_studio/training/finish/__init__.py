@@ -112,10 +112,7 @@ def _wrap_up(session: Session, written: Written, report: VerifyReport, seconds: 
 def summarise(
     session: Session, path: Path, embeddings: Mapping[str, Path], seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """What happened, with the clock and the machine: these stay out of the files.
-
-    `path`: the LoRA file, or if tokens alone were trained the first one's; `embeddings`: word -> its file.
-    """
+    """What happened, with the clock and the machine, which stay out of the files; `path`: the main file."""
     rows = session.run.metrics()
     losses = [row["loss"] for row in rows if row["loss"] is not None] or [math.nan]
     tenth = max(1, len(losses) // 10)

@@ -116,9 +116,8 @@ def image_keys(manifest: Manifest) -> dict[str, str]:
 def _by_repeats(records: Sequence[Record]) -> str:
     """In place of folders, whose names are private: images that are shown equally often."""
     counts = sorted(Counter(one.repeats for one in records).items())
-    return json.dumps(
-        {f"{repeats}_images": {"n_repeats": repeats, "img_count": count} for repeats, count in counts}
-    )
+    folders = {f"{times}_images": {"n_repeats": times, "img_count": count} for times, count in counts}
+    return json.dumps(folders)
 
 
 def described(config: ExportConfig) -> dict[str, str]:

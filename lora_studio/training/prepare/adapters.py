@@ -49,8 +49,9 @@ class AdapterPlan:
         """The adapters, in the family's denoiser and text encoders; `exact`: what was `snapshot_float32`."""
         tokens, adapters = inject_tokens(family, self.tokens, steps=self.steps), AdapterSet([], self.options)
         if self.chosen:
+            canonical, options = family.canonical_path, self.options
             adapters = inject_chosen(
-                family.parts, self.chosen, self.options, canonical_path=family.canonical_path, exact=exact
+                family.parts, self.chosen, options, canonical_path=canonical, exact=exact
             )
         if self.init_from is not None:
             adapters.notes = (load_initial_weights(adapters, family, self.init_from),)
@@ -62,9 +63,8 @@ def plan_adapters(recipe: Recipe, family: ModelFamily) -> AdapterPlan:
     """Choose what learns. Raises RecipeError for options that do not go with the kind or this base."""
     training, options, chosen = recipe.training, _options(recipe, family), Chosen()
     if recipe.adapter.kind != NO_ADAPTER:
-        chosen = choose_layers(
-            family.parts, _targets(recipe, family), options, canonical_path=family.canonical_path
-        )
+        targets, canonical = _targets(recipe, family), family.canonical_path
+        chosen = choose_layers(family.parts, targets, options, canonical_path=canonical)
     rates = dict.fromkeys(family.parts, training.text_encoder_learning_rate)
     rates[family.denoiser] = training.learning_rate
     return AdapterPlan(options, chosen, recipe.tokens, training.steps, rates, recipe.adapter.init_from)

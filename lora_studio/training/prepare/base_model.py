@@ -53,11 +53,9 @@ class BuildContext:
     def __post_init__(self) -> None:
         family, draws = self.family, self.recipe.data.regularization_images.count
         precision = "" if self.vae_dtype == torch.float32 else f" in {self.vae_dtype}"
-        self.latent_cache = LatentCache(
-            cache_folder() / "latents",
-            family.fingerprint("vae") + precision,
-            batch_pixels=0 if self.machine.device.type == "cpu" else BATCH_PIXELS,
-        )
+        vae_key = family.fingerprint("vae") + precision
+        at_once = 0 if self.machine.device.type == "cpu" else BATCH_PIXELS
+        self.latent_cache = LatentCache(cache_folder() / "latents", vae_key, batch_pixels=at_once)
         text_key = f"{family.text_fingerprint()} in {self.machine.dtype}"  # what the encoders compute in
         self.text_cache = TextCache(cache_folder() / "text", text_key)
         self.whole_base = family.drawing_fingerprint() if draws else ""

@@ -110,9 +110,8 @@ def encode(context: BuildContext, found: ImageSet) -> EncodedSet:
     texts = None
     if not recipe.adapter.text_encoder and not recipe.tokens:  # one that has stopped learning is asked, too
         told = progress(context.listener, "captions")
-        texts = prepare_texts(
-            context.text_cache, caption_set, family, on_progress=told, processes=context.processes
-        )
+        cache, processes = context.text_cache, context.processes
+        texts = prepare_texts(cache, caption_set, family, on_progress=told, processes=processes)
     return EncodedSet(views, validation, latents, texts, caption_set, batches)
 
 
@@ -142,10 +141,7 @@ def batches_of(recipe: Recipe, records: Sequence[Record]) -> BatchPlan:
 
 
 def in_steps(recipe: Recipe, records: Sequence[Record]) -> Recipe:
-    """The recipe with steps in place of epochs of these records, which has an entry for each view.
-
-    Raises RecipeError for what does not go with so few steps.
-    """
+    """The recipe with steps in place of epochs of these views; raises RecipeError if they are too few."""
     if (epochs := recipe.training.epochs) is None:
         return recipe
     recipe = with_steps(recipe, batches_of(recipe, records).steps_of(epochs))

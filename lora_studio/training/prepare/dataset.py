@@ -162,10 +162,7 @@ def validation_captions(recipe: Recipe, records: Sequence[Record]) -> list[str]:
 def examine_recipe(
     recipe: Recipe, *, on_progress: Progress = lambda done, total: None
 ) -> tuple[DoctorReport, Manifest]:
-    """The report on the recipe's images, and what it is about; the base's weights are not read.
-
-    Raises a StudioError if the base or a folder is missing.
-    """
+    """The report and the images it is about; the base's weights are not read."""
     CAPTIONERS.check(recipe.data.captioner)
     family = base_of(recipe, weights=False)
     manifest, faults = read_anyway(sources_of(recipe.data), CAPTIONERS[recipe.data.captioner])
@@ -176,7 +173,6 @@ def examine_recipe(
 def examine_manifest(
     recipe: Recipe, family: ModelFamily, manifest: Manifest, on_progress: Progress, faults: Sequence[str] = ()
 ) -> DoctorReport:
-    """The report on images that were read and given buckets before."""
     data, captions = recipe.data, captions_of(recipe, manifest.usable)
     asked = Requirements(data.resolution, family.stride, family.tokenizers, data.max_token_chunks)
     written = {record.name: captions.written(index) for index, record in enumerate(captions.records)}

@@ -42,10 +42,7 @@ class Drawing:
 
 
 def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
-    """Draw a recipe's regularization images now, so that training finds them.
-
-    Raises RecipeError if it wants none.
-    """
+    """Draw a recipe's regularization images, so that training finds them; RecipeError if it wants none."""
     from lora_studio.training.prepare.checks import check_recipe
 
     if recipe.data.regularization_images.count == 0:

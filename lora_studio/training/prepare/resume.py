@@ -120,11 +120,8 @@ def refuse_other_images(run: Run, manifest: Manifest) -> None:
     if before == now:
         return
     gone, new = ({name for name, _ in (one - other)} for one, other in ((before, now), (now, before)))
-    told = {
-        "are gone": gone - new,
-        "are new": new - gone,
-        "are others, or have other captions, masks or crops": gone & new,
-    }
+    told = {"are gone": gone - new, "are new": new - gone}
+    told["are others, or have other captions, masks or crops"] = gone & new
     listed = {words: sorted(names) for words, names in told.items() if names}
     what = "; ".join(f"{len(names)} {words}: {preview_names(names)}" for words, names in listed.items())
     raise RecipeError(

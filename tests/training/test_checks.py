@@ -13,7 +13,7 @@ from lora_studio.errors import BaseModelError, RecipeError
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
 from lora_studio.training.prepare import base_model
-from lora_studio.training.prepare.adapters import plan_adapters
+from lora_studio.training.prepare.base_model import plan_adapters
 from lora_studio.training.prepare.checks import check_recipe
 from lora_studio.training.session import train
 
@@ -92,7 +92,7 @@ def test_a_resume_is_refused_for_its_recipe_and_everything_else_at_once(
 def test_the_layers_that_are_planned_are_those_that_learn_and_are_chosen_once(
     recipe_of: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lora_studio.training.prepare import adapters
+    from lora_studio.training.prepare import base_model as adapters
 
     chosen = []
 

@@ -21,8 +21,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.machine import Machine
-from lora_studio.training.prepare.adapters import plan_adapters
-from lora_studio.training.prepare.base_model import BuildContext
+from lora_studio.training.prepare.base_model import BuildContext, plan_adapters
 from lora_studio.training.prepare.data import (
     encode,
     find_images,

@@ -25,8 +25,7 @@ from lora_studio.training.finish.verified import job_of, paths_of, write_own
 from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.optimizers import OPTIMIZERS, needs_of
 from lora_studio.training.prepare import Session, make_loop, prepare
-from lora_studio.training.prepare.adapters import plan_adapters
-from lora_studio.training.prepare.base_model import BuildContext, base_of
+from lora_studio.training.prepare.base_model import BuildContext, base_of, plan_adapters
 
 State = dict[str, Tensor]
 

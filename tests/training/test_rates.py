@@ -13,7 +13,7 @@ from lora_studio.errors import RecipeError
 from lora_studio.families.loading import load_base
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
-from lora_studio.training.prepare.adapters import plan_adapters
+from lora_studio.training.prepare.base_model import plan_adapters
 from lora_studio.training.prepare.checks import used_rates
 
 PRODIGY = ("training.optimizer=prodigy", "training.lr_schedule=constant")

@@ -24,8 +24,7 @@ from lora_studio.training.loop import Loop
 from lora_studio.training.loop.state import Ema, State, state_files
 from lora_studio.training.machine import Machine, shard
 from lora_studio.training.optimizers.choose import make_optimizer, parameter_groups
-from lora_studio.training.prepare.adapters import AdapterPlan, plan_adapters
-from lora_studio.training.prepare.base_model import BuildContext
+from lora_studio.training.prepare.base_model import AdapterPlan, BuildContext, plan_adapters
 from lora_studio.training.prepare.checks import check_recipe
 from lora_studio.training.prepare.data import (
     EncodedSet,

@@ -23,14 +23,14 @@ from lora_studio.training.machine import Machine, machine_of
 from lora_studio.training.machine.self_test import machine_faults
 from lora_studio.training.optimizers import make_schedule
 from lora_studio.training.optimizers.choose import least_rate, optimizer_faults, trial_faults
-from lora_studio.training.prepare.adapters import (
+from lora_studio.training.prepare.base_model import (
     INIT_FROM,
     AdapterPlan,
+    base_of,
     has_convolutions,
     plan_adapters,
     start_faults,
 )
-from lora_studio.training.prepare.base_model import base_of
 from lora_studio.training.prepare.resume import (
     BASE,
     allowed_changes,

@@ -1,0 +1,89 @@
+"""The house stays easy to walk through: sizes, names and docstrings, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import lora_studio
+
+ROOT = Path(lora_studio.__file__).parent
+SOURCES = {path: path.read_text("utf-8") for path in sorted(ROOT.rglob("*.py"))}
+TREES = {path: ast.parse(text) for path, text in SOURCES.items()}
+MOST_LINES, MOST_FILES = 28_000, 240
+MOST_AT_THE_ROOT, MOST_IN_A_FOLDER = 12, 20
+MOST_LINES_OF_A_FUNCTION = 60
+SAYS_NOTHING = frozenset(
+    re.findall(
+        r"\w+",
+        "a an the of its it they there is are was were be has have to for in on by with and or as at from this "
+        "that these those own their all any each every one ones some none nothing what which who how if whether",
+    )
+)
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    yield from (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def stem(word: str) -> str:
+    """As far as singular and plural, name and verb have it in common."""
+    return re.sub(r"(ies|es|s|ing|ed|e|y)$", "", word.lower())
+
+
+def words_of(name: str) -> set[str]:
+    return {stem(word) for word in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", name)}
+
+
+def repeats(name: str, docstring: str) -> bool:
+    """Whether the docstring has no word of its own."""
+    said = {stem(word) for word in re.findall(r"[A-Za-z0-9]+", docstring) if word.lower() not in SAYS_NOTHING}
+    return said <= words_of(name)
+
+
+def test_the_package_is_no_larger_than_it_needs_to_be():
+    lines = sum(text.count("\n") for text in SOURCES.values())
+    assert (lines <= MOST_LINES, len(SOURCES) <= MOST_FILES) == (True, True), (lines, len(SOURCES))
+
+
+def test_no_folder_is_a_drawer():
+    flat = Counter(path.parent.relative_to(ROOT).as_posix() for path in SOURCES)
+    assert flat.pop(".") <= MOST_AT_THE_ROOT
+    assert {folder: count for folder, count in flat.items() if count > MOST_IN_A_FOLDER} == {}
+
+
+def test_no_function_is_longer_than_a_page():
+    long = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path, tree in TREES.items()
+        for node in functions(tree)
+        if node.end_lineno - node.lineno + 1 > MOST_LINES_OF_A_FUNCTION
+    ]
+    assert long == []
+
+
+def test_no_class_name_stands_twice():
+    names = Counter(
+        node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_no_docstring_repeats_the_name():
+    found = [
+        f'{path.relative_to(ROOT)}: {node.name} """{docstring}"""'
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and (docstring := ast.get_docstring(node)) is not None
+        and repeats(node.name, docstring)
+    ]
+    assert found == []
+
+
+def test_what_repeats_a_name_is_seen():
+    assert repeats("image_paths", "The paths of the images.") and repeats("is_empty", "Whether it is empty.")
+    assert repeats("names", "They are.") and not repeats("image_paths", "Absolute, in the folder's order.")

@@ -10,7 +10,7 @@ Rows = Sequence[tuple[str, str]]  # (title, text); without a title the text goes
 
 
 @dataclass(frozen=True)
-class Section:
+class PlanSection:
     """One subject of a plan: rows for people, and the same facts as plain data for JSON."""
 
     rows: Rows

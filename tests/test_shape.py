@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,8 @@ MOST_LINES_OF_A_FUNCTION = 60
 SAYS_NOTHING = frozenset(
     re.findall(
         r"\w+",
-        "a an the of its it they there is are was were be has have to for in on by with and or as at from this "
-        "that these those own their all any each every one ones some none nothing what which who how if whether",
+        "a an the of its it they there is are was were be has have to for in on by with and or as at from "
+        "this that these those own their all any each every one ones some none nothing what which who how whether",
     )
 )
 
@@ -87,3 +88,14 @@ def test_no_docstring_repeats_the_name():
 def test_what_repeats_a_name_is_seen():
     assert repeats("image_paths", "The paths of the images.") and repeats("is_empty", "Whether it is empty.")
     assert repeats("names", "They are.") and not repeats("image_paths", "Absolute, in the folder's order.")
+
+
+def test_what_is_no_code_is_in_the_package():
+    """A wheel holds these files only if pyproject.toml names them."""
+    setuptools = tomllib.loads((ROOT.parent / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    packed = set()
+    for package, patterns in setuptools["package-data"].items():
+        folder = ROOT / package.removeprefix("lora_studio").lstrip(".").replace(".", "/")
+        packed |= {path for one in patterns for path in folder.glob(one.replace("/**", "/**/*"))}
+    files = (path for path in ROOT.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
+    assert sorted(set(files) - packed) == []

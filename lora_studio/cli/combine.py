@@ -103,7 +103,7 @@ def compare(
 
         write_atomically(out, heat_map(comparison))
     if base:
-        from lora_studio.evaluate import as_png
+        from lora_studio.evaluate.previews import as_png
         from lora_studio.tools.compare import compare_images, prompts_for
 
         prompts = prompt or prompts_for(terms)

@@ -155,7 +155,7 @@ def compare_images(
 
     Raises StudioError if a file does not fit the base.
     """
-    from lora_studio.evaluate import render, sheet_of
+    from lora_studio.evaluate.previews import render, sheet_of
     from lora_studio.families.loading import load_base
     from lora_studio.recipe.training import SamplesConfig
 

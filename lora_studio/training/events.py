@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_studio.text import Section, plural
+from lora_studio.text import PlanSection, plural
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,7 +18,7 @@ class TrainingPlan:
     """What will be trained, told before the first step."""
 
     name: str
-    sections: tuple[Section, ...]
+    sections: tuple[PlanSection, ...]
 
     @property
     def rows(self) -> list[tuple[str, str]]:

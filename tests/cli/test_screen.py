@@ -10,7 +10,7 @@ import pytest
 
 import lora_studio
 from lora_studio.console import Bars, Screen, print_plan
-from lora_studio.text import Section
+from lora_studio.text import PlanSection
 from lora_studio.training.events import TrainingPlan
 
 
@@ -41,8 +41,8 @@ def test_rows_are_broken_within_their_column(screen: Screen, paper: io.StringIO)
 
 def test_a_plan_prints_sections_that_it_knows_nothing_of(screen: Screen, paper: io.StringIO) -> None:
     sections = (
-        Section([("colour", "blue"), ("", "or green")], {"colour": ["blue", "green"]}),
-        Section([], {"taste": None}),
+        PlanSection([("colour", "blue"), ("", "or green")], {"colour": ["blue", "green"]}),
+        PlanSection([], {"taste": None}),
     )
     plan = TrainingPlan("fox", sections)
     print_plan(plan, screen)

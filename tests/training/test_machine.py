@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_studio.evaluate import in_its_precision
+from lora_studio.evaluate.previews import in_its_precision
 from lora_studio.families.base import ModelFamily
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run

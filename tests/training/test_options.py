@@ -16,7 +16,7 @@ from PIL import Image
 from tiny import image_folder, recipe_text
 from torch import Tensor
 
-from lora_studio.evaluate import render
+from lora_studio.evaluate.previews import render
 from lora_studio.recipe import options
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run

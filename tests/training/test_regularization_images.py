@@ -14,7 +14,7 @@ from tiny import image_folder, recipe_text
 
 from lora_studio.data.batches import Batch
 from lora_studio.errors import DatasetError, RecipeError, StudioError
-from lora_studio.evaluate import render
+from lora_studio.evaluate.previews import render
 from lora_studio.families.loading import load_base
 from lora_studio.recipe.load import load_recipe
 from lora_studio.recipe.training import SamplesConfig

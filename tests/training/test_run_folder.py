@@ -16,7 +16,7 @@ from tiny import SD15_LAYERS
 
 from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions
-from lora_studio.evaluate import render
+from lora_studio.evaluate.previews import render
 from lora_studio.families.loading import load_base
 from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.metadata.provenance import check_provenance

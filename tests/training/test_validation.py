@@ -14,7 +14,7 @@ from noise import grey_noise
 from PIL import Image
 from tiny import image_folder, recipe_text
 
-from lora_studio.evaluate import TIMESTEPS, best_step
+from lora_studio.evaluate.validation import TIMESTEPS, best_step
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.runs import PIN, Run

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lora_studio.evaluate import validation_summary
+from lora_studio.evaluate.validation import validation_summary
 from lora_studio.files import digest_of, size_of
 from lora_studio.metadata.sidecars import write_sidecars
 from lora_studio.metadata.write import left_out_in_words

@@ -10,15 +10,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from lora_studio.evaluate import (
-    Validation,
-    ValidationResult,
-    as_png,
-    best_step,
-    grid,
-    load_images,
-    render,
-)
+from lora_studio.evaluate.previews import as_png, grid, load_images, render
+from lora_studio.evaluate.validation import Validation, ValidationResult, best_step
 from lora_studio.families.base import ModelFamily
 from lora_studio.metadata.sidecars import tuned_image
 from lora_studio.processes import ALONE, Processes

@@ -13,7 +13,7 @@ from lora_studio.data.conditioning import CaptionSet
 from lora_studio.data.doctor.finding import DoctorReport
 from lora_studio.data.feed import Feed, geometry
 from lora_studio.data.manifest import Manifest
-from lora_studio.evaluate import Validation, ValidationImage, best_step
+from lora_studio.evaluate.validation import Validation, ValidationImage, best_step
 from lora_studio.families.base import ModelFamily
 from lora_studio.objectives.diffusion import ObjectiveOptions
 from lora_studio.processes import ALONE, Processes

@@ -20,7 +20,7 @@ from lora_studio.data.regularization_images import (
     image_requests,
 )
 from lora_studio.errors import BaseModelError, DatasetError, RecipeError, preview_names
-from lora_studio.evaluate import in_its_precision
+from lora_studio.evaluate.previews import in_its_precision
 from lora_studio.families.base import ModelFamily
 from lora_studio.files import cache_folder
 from lora_studio.processes import ALONE

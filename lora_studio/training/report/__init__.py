@@ -9,8 +9,9 @@ from functools import partial
 
 import torch
 
-from lora_studio.evaluate import TIMESTEPS, render
-from lora_studio.text import Section, duration
+from lora_studio.evaluate.previews import render
+from lora_studio.evaluate.validation import TIMESTEPS
+from lora_studio.text import PlanSection, duration
 from lora_studio.training.events import TrainingPlan
 from lora_studio.training.prepare import Session
 from lora_studio.training.report.adapters import adapters_section
@@ -23,7 +24,7 @@ def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPl
     """The plan of a session whose first step is above 1 if it is resumed."""
     model, notes, folder = session.recipe.base.model, session.family.notes, str(session.run.folder)
     sections = (
-        Section([("base", model), *(("", note) for note in notes)], {"base": model, "base_notes": notes}),
+        PlanSection([("base", model), *(("", note) for note in notes)], {"base": model, "base_notes": notes}),
         *image_sections(session),
         captions_section(session),
         shapes_section(session),
@@ -33,12 +34,12 @@ def describe(session: Session, *, first_step: int, timing: Timing) -> TrainingPl
         _device(session),
         _learning_rate(session),
         timing.section(),
-        Section([("run folder", folder)], {"folder": folder}),
+        PlanSection([("run folder", folder)], {"folder": folder}),
     )
     return TrainingPlan(session.recipe.name, sections)
 
 
-def _steps(session: Session, first_step: int) -> Section:
+def _steps(session: Session, first_step: int) -> PlanSection:
     training = session.recipe.training
     views = session.batches.average_views(training.steps)
     images = training.batch_size * training.gradient_accumulation
@@ -51,14 +52,14 @@ def _steps(session: Session, first_step: int) -> Section:
     if views > COMMON_VIEWS[1]:
         rows.append(("", f"that is a lot: {common}; take fewer steps or more images"))
     data = {"steps": training.steps, "first_step": first_step}
-    return Section(rows, data | {"images_per_step": images, "views_per_image": views})
+    return PlanSection(rows, data | {"images_per_step": images, "views_per_image": views})
 
 
-def processes_section(processes: int, batch_size: int) -> Section:
+def processes_section(processes: int, batch_size: int) -> PlanSection:
     """What the batch size means to several processes, and how many of them have nothing to do."""
     data = {"processes": processes, "batch_size": batch_size}
     if processes == 1:
-        return Section((), data)
+        return PlanSection((), data)
     fewest, more = divmod(batch_size, processes)
     each = f"{fewest} or {fewest + 1}" if more else str(fewest)
     together = f"training.batch_size = {batch_size} counts the images of all of them together"
@@ -67,16 +68,16 @@ def processes_section(processes: int, batch_size: int) -> Section:
         larger = f"take a larger batch: training.batch_size = {processes} gives each an image"
         fault = f"{idle} of the {processes} processes have nothing to train"
         rows.append(("warning", f"{fault}; launch fewer, or {larger}"))
-    return Section(rows, data)
+    return PlanSection(rows, data)
 
 
-def _device(session: Session) -> Section:
+def _device(session: Session) -> PlanSection:
     device, dtype = str(session.machine.device), str(session.machine.dtype).removeprefix("torch.")
     row = ("device", f"{device}, base in {dtype}, trained weights in float32")
-    return Section([row], {"device": device, "precision": dtype})
+    return PlanSection([row], {"device": device, "precision": dtype})
 
 
-def _learning_rate(session: Session) -> Section:
+def _learning_rate(session: Session) -> PlanSection:
     training, rate, note = session.recipe.training, session.recipe.training.learning_rate, ""
     if not session.adapters.layers:
         rate = max(token.learning_rate for token in session.recipe.tokens)
@@ -85,7 +86,7 @@ def _learning_rate(session: Session) -> Section:
         note = f"the warm-up takes {training.warmup} steps, so the rate gets to {reached}"
         note += "; training.warmup_steps makes that shorter"
     rows = [("learning rate", f"{rate:g}"), *([("", note)] if note else [])]
-    return Section(rows, {"learning_rate": rate, "warmup_note": note})
+    return PlanSection(rows, {"learning_rate": rate, "warmup_note": note})
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,13 @@ class Timing:
     def total(self) -> float:
         return self.step * self.steps + self.validation * self.validations + self.preview * self.previews
 
-    def section(self) -> Section:
+    def section(self) -> PlanSection:
         validation, previews = self.validation * self.validations, self.preview * self.previews
         parts = {"the steps": self.step * self.steps, "validation images": validation, "previews": previews}
         listed = ", ".join(f"{duration(seconds)} for {what}" for what, seconds in parts.items() if seconds)
         total = f"{duration(self.total)}: " if validation or previews else ""
         data = {"seconds_of_validation": validation, "seconds_of_previews": previews}
-        return Section([("time", f"about {total}{listed}")], {"seconds_per_step": self.step} | data)
+        return PlanSection([("time", f"about {total}{listed}")], {"seconds_per_step": self.step} | data)
 
 
 def time_everything(session: Session, *, first_step: int = 1) -> Timing:

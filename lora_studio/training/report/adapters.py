@@ -11,21 +11,21 @@ from lora_studio.adapters.rules import scale_of
 from lora_studio.lora_file.factors import most_bytes
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import AdapterConfig
-from lora_studio.text import Section, file_size, plural
+from lora_studio.text import PlanSection, file_size, plural
 from lora_studio.training.optimizers.choose import optimizer_bytes
 
 USUAL_RATE = 1e-5  # of whole layers; arXiv 2208.12242 has 5e-6 for Stable Diffusion; people use 1e-6 to 1e-5
 FAST = 5  # times the usual, above which there is a note
 
 
-def adapters_section(recipe: Recipe, adapters: AdapterSet) -> Section:
+def adapters_section(recipe: Recipe, adapters: AdapterSet) -> PlanSection:
     layers, tokens, notes = len(adapters.layers), len(recipe.tokens), adapter_notes(recipe, adapters)
     where = [plural(layers, "layer")] if layers or not tokens else []
     where += [plural(tokens, "new token")] if tokens else []
     trainable = f"{adapters.num_parameters:,} parameters in {' and '.join(where)}"
     rows = [("trainable", trainable), *(("", note) for note in notes)]
     data = {"num_parameters": adapters.num_parameters, "num_layers": layers, "num_tokens": tokens}
-    return Section(rows, data | {"adapter_notes": notes})
+    return PlanSection(rows, data | {"adapter_notes": notes})
 
 
 def adapter_notes(recipe: Recipe, adapters: AdapterSet) -> tuple[str, ...]:

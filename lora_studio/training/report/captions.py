@@ -16,14 +16,14 @@ from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.regularization_images import DRAWN
 from lora_studio.families.base import ModelFamily
 from lora_studio.recipe.data import DataConfig, one_more_chunk
-from lora_studio.text import Section, plural
+from lora_studio.text import PlanSection, plural
 from lora_studio.training.prepare import Session
 
 _EXAMPLES = 3
 _MOST_CUT = 5  # captions that are too long, in the terminal
 
 
-def captions_section(session: Session) -> Section:
+def captions_section(session: Session) -> PlanSection:
     """Who wrote the captions, the first of them as the model sees them, what varies, and warnings."""
     captions, family = session.loop.feed.captions, session.family
     images, share = _one_of_each(captions), session.recipe.objective.preservation
@@ -51,7 +51,7 @@ def captions_section(session: Session) -> Section:
     data = {"captions": examples, "captioned_by": dict(authors), "captions_without_trigger": missing}
     data |= {"preservation": share, "preserved_caption": plain, "captions_cut": [*map(asdict, cuts)]}
     data |= {"token_chunks": family.max_chunks, "variation": variation}
-    return Section(rows, data | {"caption_warnings": warnings, "triggers": triggers})
+    return PlanSection(rows, data | {"caption_warnings": warnings, "triggers": triggers})
 
 
 def _one_of_each(captions: ShownCaptions) -> list[int]:
@@ -145,7 +145,7 @@ def caption_warnings(captions: ShownCaptions) -> list[str]:
     return warnings
 
 
-def image_sections(session: Session) -> tuple[Section, ...]:
+def image_sections(session: Session) -> tuple[PlanSection, ...]:
     """Everything of the images but their captions and buckets."""
     used = session.manifest.used
     return (
@@ -154,40 +154,40 @@ def image_sections(session: Session) -> tuple[Section, ...]:
         _regularization_images(session),
         _repeats(used),
         _contents(used, session.recipe.objective.masked_preservation),
-        Section(session.report.plan_rows(), {"findings": [*map(asdict, session.report.findings)]}),
+        PlanSection(session.report.plan_rows(), {"findings": [*map(asdict, session.report.findings)]}),
     )
 
 
-def shapes_section(session: Session) -> Section:
+def shapes_section(session: Session) -> PlanSection:
     """The buckets, and how often an image is cropped or mirrored."""
     plan = bucket_plan(session.manifest.used, session.recipe.data.all_resolutions)
-    return Section(plan.rows(), {"buckets": asdict(plan)})
+    return PlanSection(plan.rows(), {"buckets": asdict(plan)})
 
 
-def _images(manifest: Manifest) -> Section:
+def _images(manifest: Manifest) -> PlanSection:
     used, excluded = len(manifest.used), [(record.name, record.excluded) for record in manifest.excluded]
     rows = [("images", f"{used} used, {len(excluded)} excluded")]
     rows += [("", f"excluded: {name} ({reason})") for name, reason in excluded]
-    return Section(rows, {"images_used": used, "images_excluded": excluded})
+    return PlanSection(rows, {"images_used": used, "images_excluded": excluded})
 
 
-def _validation(session: Session) -> Section:
+def _validation(session: Session) -> PlanSection:
     names = [record.name for record in session.manifest.of_role("validation")]
     every = 0 if session.validation is None else session.recipe.validation.every
     data = {"held_out": names, "validation_every": every}
     if not names:
-        return Section((), data)
+        return PlanSection((), data)
     measured = "no loss is measured on them"
     if every:
         measured = f"their loss is measured before the first step and every {every}"
     text = f"{plural(len(names))}, not trained on; {measured}: {', '.join(names)}"
-    return Section([("validation", text)], data)
+    return PlanSection([("validation", text)], data)
 
 
-def _regularization_images(session: Session) -> Section:
+def _regularization_images(session: Session) -> PlanSection:
     records, feed = session.manifest.of_role("prior"), session.loop.feed
     if not records:
-        return Section((), {"regularization_images": None})
+        return PlanSection((), {"regularization_images": None})
     drawn = sum(record.captioned_by == DRAWN for record in records)
     prompt = feed.records[len(feed.captions.records)].caption
     per_image = session.recipe.data.regularization_images.per_image
@@ -199,20 +199,20 @@ def _regularization_images(session: Session) -> Section:
     rows = [("regularization images", f'{counts}, e.g. "{prompt}"'), ("", shares)]
     data = {"drawn": drawn, "from_folders": len(records) - drawn, "prompt": prompt}
     data |= {"per_image": per_image, "weights": weights}
-    return Section(rows, {"regularization_images": data})
+    return PlanSection(rows, {"regularization_images": data})
 
 
-def _repeats(records: Sequence[Record]) -> Section:
+def _repeats(records: Sequence[Record]) -> PlanSection:
     """Nothing if every image is shown once an epoch."""
     if all(record.repeats == 1 for record in records):
-        return Section((), {"repeats": []})
+        return PlanSection((), {"repeats": []})
     folders = Counter((str(PurePosixPath(record.name).parent), record.repeats) for record in records)
     repeats = [(folder, count, times) for (folder, times), count in folders.items()]
     shown = (f"{plural(count)} in {folder}, {times} times an epoch each" for folder, count, times in repeats)
-    return Section([("repeats", text) for text in shown], {"repeats": repeats})
+    return PlanSection([("repeats", text) for text in shown], {"repeats": repeats})
 
 
-def _contents(records: Sequence[Record], masked_preservation: float) -> Section:
+def _contents(records: Sequence[Record], masked_preservation: float) -> PlanSection:
     notes = [(record.name, record.note) for record in records if record.note]
     backgrounds = Counter(record.background for record in records if record.background)
     masks = sum(bool(record.mask) for record in records)
@@ -225,4 +225,4 @@ def _contents(records: Sequence[Record], masked_preservation: float) -> Section:
         kept = f"outside of it the base's own prediction is kept, with weight {masked_preservation:g}"
         rows.append(("", kept))
     data = {"notes": notes, "backgrounds": dict(backgrounds), "masks": masks}
-    return Section(rows, data | {"masked_preservation": masked_preservation})
+    return PlanSection(rows, data | {"masked_preservation": masked_preservation})

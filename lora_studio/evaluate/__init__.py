@@ -1,0 +1,1 @@
+"""What was learned: previews of base and tuned model, and the loss on images that are not trained on."""

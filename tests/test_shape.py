@@ -21,7 +21,8 @@ SAYS_NOTHING = frozenset(
     re.findall(
         r"\w+",
         "a an the of its it they there is are was were be has have to for in on by with and or as at from "
-        "this that these those own their all any each every one ones some none nothing what which who how whether",
+        "this that these those own their all any each every one ones some none nothing what which who how "
+        "whether",
     )
 )
 

@@ -43,7 +43,6 @@ def part_of(rows: int, number: int, parts: int) -> slice:
 
 
 def num_launched() -> int:
-    """How many processes the launcher started for this run; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
@@ -103,7 +102,10 @@ class Processes:
     @contextmanager
     def folder_of_main(self, folder: Path) -> Iterator[Path]:
         """The files of a folder that perhaps only the main process's machine has, in a folder here."""
-        files = self.from_main(lambda: _files(folder) if self.count > 1 else {})
+        if self.count == 1:
+            yield folder
+            return
+        files = self.from_main(lambda: {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()})
         if self.is_main:
             yield folder
             return
@@ -121,10 +123,10 @@ class Processes:
             return error
 
     def _agreed(self, outcomes: list[Any]) -> list[Any]:
-        errors = [one for one in outcomes if isinstance(one, StudioError)]
-        if errors:
-            errors[0].told_by_main = True
-            raise errors[0]
+        for one in outcomes:
+            if isinstance(one, StudioError):
+                one.told_by_main = True
+                raise one
         return outcomes
 
 
@@ -152,7 +154,6 @@ def join_processes(device: str) -> Processes:
 
 
 def leave_processes(processes: Processes) -> None:
-    """Close the connections, when a run has gone to its end on all of them."""
     if processes.count > 1:
         from accelerate import PartialState
 
@@ -160,21 +161,12 @@ def leave_processes(processes: Processes) -> None:
 
 
 def _check_devices(device: str, num_gpus: int) -> None:
-    local = int(os.environ.get("LOCAL_RANK") or 0)
     if device.partition(":")[2]:
-        raise RecipeError(
-            f"machine.device is {device!r}, but {num_launched()} processes were launched, each for a device "
-            'of its own; set it to "auto".'
-        )
-    if num_gpus and local >= num_gpus:
-        raise RecipeError(
-            f"this machine has {num_gpus} GPUs, but more processes were launched on it; "
-            "launch as many on each machine as it has GPUs."
-        )
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        launched = f"{num_launched()} processes were launched, each for a device of its own"
+        raise RecipeError(f'machine.device is {device!r}, but {launched}; set it to "auto".')
+    if num_gpus and int(os.environ.get("LOCAL_RANK") or 0) >= num_gpus:
+        what = f"this machine has {num_gpus} GPUs, but more processes were launched on it"
+        raise RecipeError(f"{what}; launch as many on each machine as it has GPUs.")
 
 
 def _timeout(minutes: float) -> timedelta:
@@ -183,7 +175,6 @@ def _timeout(minutes: float) -> timedelta:
 
 @contextmanager
 def _reporting_lost_processes() -> Iterator[None]:
-    """Within it a network error becomes a ProcessLost."""
     try:
         yield
     except (RuntimeError, ConnectionError) as error:  # torch.distributed's errors are RuntimeErrors

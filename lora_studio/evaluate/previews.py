@@ -24,11 +24,7 @@ SHOWN_SIDE = 256  # smaller images are enlarged to about this, so that grids can
 
 
 def render(
-    family: ModelFamily,
-    config: SamplesConfig,
-    *,
-    side: int,
-    after_step: Callable[[], object] | None = None,
+    family: ModelFamily, config: SamplesConfig, *, side: int, after_step: Callable[[], object] | None = None
 ) -> list[Image.Image]:
     """One image a prompt, of side x side pixels, from the parts as they are.
 
@@ -43,10 +39,7 @@ def render(
     noise = [generator(config.seed, "preview", number) for number in range(len(config.prompts))]
     with family.placed(*family.parts):
         pipeline = family.pipeline()
-        with (
-            torch.no_grad(),
-            in_its_precision(family),
-        ):  # not inference_mode: FSDP cannot take its tensors back
+        with torch.no_grad(), in_its_precision(family):  # FSDP cannot take inference_mode's tensors back
             drawn = pipeline(
                 prompt=list(config.prompts),
                 negative_prompt=[config.negative_prompt] * len(config.prompts),
@@ -61,50 +54,42 @@ def render(
     return images
 
 
-def grid(prompts: Sequence[str], base: Sequence[Image.Image], tuned: Sequence[Image.Image]) -> Image.Image:
-    """A sheet with a row a prompt: its words, then base left and tuned right."""
-    return sheet_of(prompts, {"base": base, "tuned": tuned})
-
-
 def sheet_of(prompts: Sequence[str], columns: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
     """A sheet with a row a prompt: its words, then its image in every column, whose titles stand above."""
     first = next(iter(columns.values()))[0]
     scale = max(1, round(SHOWN_SIDE / max(first.size)))
     width, height = first.width * scale, first.height * scale
     gap, line = 12, 26
-    font = ImageFont.load_default(size=15)
     wide = len(columns) * (width + gap) + gap
     sheet = Image.new("RGB", (wide, line + len(prompts) * (height + line + gap)), "white")
     drawing = ImageDraw.Draw(sheet)
+    drawing.font = ImageFont.load_default(size=15)
     for row, prompt in enumerate(prompts):
         place = (gap, line + row * (height + line + gap) + 4)
-        drawing.text(place, _shortened(prompt, drawing, font, wide - 2 * gap), fill="#444", font=font)
+        drawing.text(place, _shortened(prompt, drawing, wide - 2 * gap), fill="#444")
     for column, (title, images) in enumerate(columns.items()):
         left = gap + column * (width + gap)
-        drawing.text((left, 5), _shortened(title, drawing, font, width), fill="black", font=font)
+        drawing.text((left, 5), _shortened(title, drawing, width), fill="black")
         for row, image in enumerate(images):
             large = image.resize((width, height), Image.Resampling.BICUBIC)
             sheet.paste(large, (left, 2 * line + row * (height + line + gap)))
     return sheet
 
 
-def _shortened(
-    text: str, drawing: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
-) -> str:
-    while drawing.textlength(text, font=font) > width:
+def _shortened(text: str, drawing: ImageDraw.ImageDraw, width: int) -> str:
+    while drawing.textlength(text) > width:
         text = text[:-4].rstrip() + "..."
     return text
 
 
 def as_png(image: Image.Image) -> bytes:
-    """The image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "png")
     return buffer.getvalue()
 
 
 def load_images(folder: Path, count: int) -> list[Image.Image] | None:
-    """The base's images of an earlier start of the same run, or None if they are not all there."""
+    """The base's, of an earlier start of the same run; None if they are not all there."""
     paths = [folder / f"base_{number:02}.png" for number in range(count)]
     return [Image.open(path).convert("RGB") for path in paths] if all(p.is_file() for p in paths) else None
 

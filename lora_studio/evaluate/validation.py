@@ -20,8 +20,6 @@ TIMESTEPS = 8  # the middles of as many equal parts; the loss differs far more b
 
 @dataclass(frozen=True)
 class ValidationImage:
-    """An image that is not trained on."""
-
     name: str
     sha256: str
     caption: str
@@ -32,8 +30,6 @@ class ValidationImage:
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What one measurement found."""
-
     step: int
     names: tuple[str, ...]
     losses: Tensor  # [N], mean squared error over all timesteps, without weighting
@@ -52,37 +48,28 @@ class ValidationResult:
     def ranking(self) -> list[dict[str, Any]]:
         """The images from the best learned to the worst: those at the end may be unlike all others."""
         columns = (self.names, *(one.tolist() for one in (self.relative, self.losses, self.base)))
-        rows = [
-            dict(zip(("name", "relative", "loss", "base_loss"), row, strict=True))
-            for row in zip(*columns, strict=True)
-        ]
+        keys = ("name", "relative", "loss", "base_loss")
+        rows = [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
         return sorted(rows, key=lambda row: row["relative"])
 
 
+@dataclass
 class Validation:
     """Measures the model as it is; weights and all other random numbers stay untouched.
 
-    Noise is keyed by an image's content, so that runs with other seeds can be compared. `texts` is None when
-    a text encoder is trained. `rows_at_once`: of a forward pass, at most.
+    Noise is keyed by an image's content, so that runs with other seeds can be compared.
     """
 
-    def __init__(
-        self,
-        images: Sequence[ValidationImage],
-        texts: ConditioningCache | None,
-        family: ModelFamily,
-        objective: Objective,
-        *,
-        autocast: torch.dtype | None,
-        rows_at_once: int,
-    ) -> None:
-        self.images, self.texts, self.family, self.objective = list(images), texts, family, objective
-        self.autocast, self.rows_at_once = autocast, rows_at_once
-        self._base: Tensor | None = None
+    images: Sequence[ValidationImage]
+    texts: ConditioningCache | None  # None when a text encoder is trained
+    family: ModelFamily
+    objective: Objective
+    autocast: torch.dtype | None
+    rows_at_once: int  # of a forward pass, at most
+    _base: Tensor | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the images, in their order."""
         return tuple(one.name for one in self.images)
 
     def measure_base(self) -> None:
@@ -105,15 +92,13 @@ class Validation:
     @torch.no_grad()
     def _losses(self) -> Tensor:
         """[N, TIMESTEPS] on the CPU."""
-        return torch.stack([self._losses_of(one) for one in self.images]).cpu()
-
-    def _losses_of(self, one: ValidationImage) -> Tensor:
-        """[TIMESTEPS]"""
-        shape = (TIMESTEPS, *one.latents.shape)
-        noise = torch.randn(shape, generator=generator("holdout", one.sha256))
-        shares = (torch.arange(TIMESTEPS) + 0.5) / TIMESTEPS
-        parts = zip(noise.split(self.rows_at_once), shares.split(self.rows_at_once), strict=True)
-        return torch.cat([self._rows(one, *part) for part in parts])
+        found, shares = [], (torch.arange(TIMESTEPS) + 0.5) / TIMESTEPS
+        for one in self.images:
+            shape = (TIMESTEPS, *one.latents.shape)
+            noise = torch.randn(shape, generator=generator("holdout", one.sha256))
+            passes = zip(noise.split(self.rows_at_once), shares.split(self.rows_at_once), strict=True)
+            found.append(torch.cat([self._rows(one, *part) for part in passes]))
+        return torch.stack(found).cpu()
 
     def _rows(self, one: ValidationImage, noise: Tensor, shares: Tensor) -> Tensor:
         """[R, C, H, W] and [R] -> [R]"""

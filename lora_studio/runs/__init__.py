@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ class Run:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Within it an OSError becomes a RunFolderError."""
         try:
             yield
         except OSError as error:
@@ -67,7 +66,6 @@ class Run:
             _write_line(file, values)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl; a line cut short by a crash is left out."""
         return self.lines("metrics.jsonl")
 
     def lines(self, name: str) -> list[dict[str, Any]]:
@@ -75,19 +73,15 @@ class Run:
         path = self.folder / name
         rows: list[dict[str, Any]] = []
         for line in path.read_text("utf-8").split("\n") if path.is_file() else []:  # names may hold U+2028
-            try:
+            with suppress(ValueError):
                 rows.append(json.loads(line))
-            except ValueError:
-                continue
         return rows
 
     def forget_after(self, step: int, name: str = "metrics.jsonl") -> None:
         """Before resuming at `step`: the later lines, which will be written again, are taken out."""
-        if not (self.folder / name).exists():
-            return
-        rows = [row for row in self.lines(name) if row["step"] <= step]
-        self.close()
-        self.text(name, _as_lines(rows))
+        if (self.folder / name).exists():
+            self.close()
+            self.text(name, _as_lines(row for row in self.lines(name) if row["step"] <= step))
 
     def adopt_first_validation(self) -> None:
         """Before resuming a run of the first version: its measurements go on in validation.jsonl."""
@@ -131,11 +125,10 @@ class Run:
         return sorted(self.checkpoints_folder.glob("step_*"), key=lambda path: int(path.name[5:]))
 
     def newest_checkpoint(self) -> Path:
-        """The newest finished checkpoint; raises CheckpointError when there is none."""
-        found = self.checkpoints()
-        if not found:
-            raise CheckpointError(f"there is no checkpoint in {self.folder}; start without --resume.")
-        return found[-1]
+        """Raises CheckpointError when there is none."""
+        if found := self.checkpoints():
+            return found[-1]
+        raise CheckpointError(f"there is no checkpoint in {self.folder}; start without --resume.")
 
     def remove_left_overs(self) -> None:
         """What a start that was killed had not yet given its name."""

@@ -26,7 +26,7 @@ from lora_studio.rng import generator
 from lora_studio.training.events import Listener
 from lora_studio.training.loop.batch_split import BatchSplit, all_reduce_gradients
 from lora_studio.training.loop.state import State
-from lora_studio.training.loop.step_result import AsyncScalars, GradientWatch, PendingStep, StepReporter
+from lora_studio.training.loop.step_result import AsyncScalars, GradientWatch, PendingStep, Row, StepReporter
 from lora_studio.training.loop.watch import interruptible
 from lora_studio.training.machine import Machine
 from lora_studio.training.optimizers import factor, make_schedule
@@ -43,7 +43,7 @@ class Loop:
     config: TrainingConfig
     machine: Machine
     save: Callable[[int], None]  # writes the checkpoint of a step
-    record: Callable[[dict[str, float | int | bool | None]], None]  # writes a line of metrics
+    record: Callable[[Row], None]  # writes a line of metrics
     listener: Listener
     after_step: Callable[[int], bool] = lambda step: False  # looks at the result; whether it is to be saved
     looks_after: Callable[[int], bool] = lambda step: True  # whether `after_step` does so after this step
@@ -92,9 +92,8 @@ class Loop:
         loss = self.split.within_memory(lambda: self._add_gradients(step))
         self.reporter.flush()  # the step before
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        loss, (stopping,) = all_reduce_gradients(
-            self.processes, parameters, loss, [self._interrupted.is_set()]
-        )
+        interrupted = [self._interrupted.is_set()]
+        loss, (stopping,) = all_reduce_gradients(self.processes, parameters, loss, interrupted)
         scale, sizes = self.state.unscale(), watch.sizes()
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         facts = torch.cat([torch.stack([loss, norm.to(loss), scale.to(loss)]), sizes.to(loss)])
@@ -195,15 +194,13 @@ def with_base_predictions(
             conditioning = family.encode_text(captions, like=batch.like or batch.captions)
         else:
             conditioning = {name: tensor[rows] for name, tensor in batch.conditioning.items()}
-        prediction = family.denoise(
-            noisy.latents[rows], noisy.timestep[rows], conditioning, batch.geometry[rows]
-        ).to(noisy.target.dtype)
+        latents, timestep, geometry = noisy.latents[rows], noisy.timestep[rows], batch.geometry[rows]
+        prediction = family.denoise(latents, timestep, conditioning, geometry).to(noisy.target.dtype)
     outside = noisy.target.index_copy(0, rows, prediction)
     if preserved == wanted:
         return Targets(outside, outside)
-    of_preserved = prediction.index_select(
-        0, _indices([wanted.index(row) for row in preserved], family.device)
-    )
+    places = _indices([wanted.index(row) for row in preserved], family.device)
+    of_preserved = prediction.index_select(0, places)
     learned = noisy.target.index_copy(0, _indices(preserved, family.device), of_preserved)
     return Targets(learned, outside)
 

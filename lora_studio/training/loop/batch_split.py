@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +41,7 @@ class BatchSplit:
             yield (found if share else slice(0, 1)), share
 
     def within_memory(self, work: Callable[[], T]) -> T:
-        """What `work` returns; each time memory runs out it is begun anew, with twice as many passes.
-
-        Raises OutOfMemory if each pass has but one row.
-        """
+        """What `work` returns, with twice as many passes each time memory runs out, or raises OutOfMemory."""
         return within_memory(work, self._use_more_passes)
 
     def _use_more_passes(self) -> None:
@@ -81,17 +78,10 @@ def own_passes(rows: int, processes: Processes, passes: int, *, lockstep: bool =
     return found + [slice(0, 0)] * (most - len(found)) if lockstep else found
 
 
-class ReducedStep(NamedTuple):
-    """What all processes know after a step's passes, the same on each."""
-
-    loss: Tensor  # scalar
-    flags: tuple[bool, ...]  # each is true if it is on any process
-
-
 def all_reduce_gradients(
     processes: Processes, parameters: Sequence[nn.Parameter], loss: Tensor, flags: Sequence[bool] = ()
-) -> ReducedStep:
-    """Sum the gradients and the loss over the processes, in float32.
+) -> tuple[Tensor, tuple[bool, ...]]:
+    """Sum the gradients and the loss over the processes, in float32: the loss [], and which flags any has.
 
     One message with all gradients instead of DistributedDataParallel: the adapters lie in several parts,
     their gradients are small, a process may have no rows, and flags are agreed on in the same breath, so that
@@ -99,16 +89,14 @@ def all_reduce_gradients(
     has none afterwards.
     """
     if processes.count == 1:
-        return ReducedStep(loss, tuple(flags))
+        return loss, tuple(flags)
     facts = [*(float(flag) for flag in flags), *(float(one.grad is not None) for one in parameters)]
     head = torch.cat([loss.detach().float().view(1), torch.tensor(facts, device=loss.device)])
-    empty = [torch.zeros_like(one, dtype=torch.float32).flatten() for one in parameters if one.grad is None]
-    rest = iter(empty)
-    gradients = [next(rest) if one.grad is None else one.grad.float().flatten() for one in parameters]
-    message = torch.cat([head, *gradients])
+    gradients = (torch.zeros_like(one) if one.grad is None else one.grad for one in parameters)
+    message = torch.cat([head, *(gradient.float().flatten() for gradient in gradients)])
     processes.all_reduce(message)
     agreed = [value > 0 for value in message[1 : len(head)].tolist()]
     found = message[len(head) :].split([one.numel() for one in parameters])
     for parameter, gradient, there in zip(parameters, found, agreed[len(flags) :], strict=True):
         parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if there else None
-    return ReducedStep(message[0], tuple(agreed[: len(flags)]))
+    return message[0], tuple(agreed[: len(flags)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,10 +20,7 @@ from lora_studio.training.optimizers.choose import Scalar, scalars_and_tensors
 
 
 class Ema:
-    """The exponential mean of every trained tensor, shown, measured and exported in its place.
-
-    Of both factors of a layer, not of their product.
-    """
+    """The exponential mean of every trained tensor, shown and exported: of factors, not of their product."""
 
     def __init__(self, adapters: AdapterSet, decay: float) -> None:
         self.decay = decay
@@ -50,7 +47,7 @@ class Ema:
             yield
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of the means by the adapters' canonical keys, float32 on the CPU."""
+        """By the adapters' canonical keys, float32 on the CPU."""
         return {key: tensor.float().cpu().clone() for key, tensor in self._means.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -61,10 +58,7 @@ class Ema:
 
 
 def decay_at(updates: int, decay: float) -> float:
-    """The decay of an update, counted from 1: small at first, so that the start is forgotten.
-
-    As `num_updates` does in tf.train.ExponentialMovingAverage.
-    """
+    """Of an update, counted from 1: small at first, as in TensorFlow's moving averages with `num_updates`."""
     return min(decay, (1 + updates) / (10 + updates))
 
 
@@ -103,9 +97,8 @@ class State:
         return getattr(self.optimizer, "_step_supports_amp_scaling", False)
 
     def update(self, bad: Tensor) -> Tensor | None:
-        """One optimizer step along the gradients that are there, none at all if `bad` [] is 1 and not 0.
+        """One optimizer step, none at all if `bad` [] is 1 and not 0, which only `skips_on_device` allows.
 
-        Where the optimizer cannot leave it out by itself, `bad` must be 0. The loss's scale is adapted.
         []: how many layers it made too large; None if they may have any size.
         """
         if self.skips_on_device:
@@ -119,7 +112,6 @@ class State:
         return limited
 
     def adapt_scale(self) -> None:
-        """Halve the loss's scale after gradients that were not finite, or double it after many that were."""
         if self.scaler is not None:
             self.scaler.update()
 
@@ -131,29 +123,26 @@ class State:
         """Divide the gradients by the loss's scale, which is 1 without one: [], float32, on the device."""
         if self.scaler is None:
             return torch.ones(())
-        scale = self.scaler.scale(torch.ones((), device=self._device))
+        device = self.optimizer.param_groups[0]["params"][0].device
+        scale = self.scaler.scale(torch.ones((), device=device))
         self.scaler.unscale_(self.optimizer)
         return scale
 
-    @property
-    def _device(self) -> torch.device:
-        return self.optimizer.param_groups[0]["params"][0].device
-
-    def shown(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def shown(self) -> Iterator[None]:
         """Within it the adapters are what previews, measurements and the exported file are made of."""
         if self.ema is not None:
-            return self.ema.applied()
-        return self._evaluating() if hasattr(self.optimizer, "eval") else nullcontext()
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """The optimizer's own mean; its way back through the mean would round."""
-        with put_back(self.adapters.named_parameters().values()):
-            self.optimizer.eval()  # type: ignore[attr-defined]
-            try:
+            with self.ema.applied():
                 yield
-            finally:
-                self.optimizer.train()  # type: ignore[attr-defined]
+        elif hasattr(self.optimizer, "eval"):  # its own mean; its way back through that would round
+            with put_back(self.adapters.named_parameters().values()):
+                self.optimizer.eval()
+                try:
+                    yield
+                finally:
+                    self.optimizer.train()  # type: ignore[attr-defined]
+        else:
+            yield
 
 
 ADAPTERS, EMA, OPTIMIZER = "adapters.safetensors", "ema.safetensors", "optimizer.safetensors"
@@ -168,9 +157,8 @@ def state_files(state: State) -> dict[str, bytes]:
         tensors[EMA] = state.ema.state()
     wrong = [key for key, tensor in tensors[ADAPTERS].items() if not tensor.isfinite().all()]
     if wrong:
-        raise TrainingDiverged(
-            f"after step {state.counters.step} {len(wrong)} trained tensors are not finite, first {wrong[0]}"
-        )
+        which = f"{len(wrong)} trained tensors are not finite, first {wrong[0]}"
+        raise TrainingDiverged(f"after step {state.counters.step} {which}")
     files = {name: save(values) for name, values in tensors.items()}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     facts = asdict(state.counters) | {"sha256": digests}
@@ -182,20 +170,17 @@ def state_files(state: State) -> dict[str, bytes]:
 
 
 def load_state(folder: Path, state: State) -> int:
-    """Put a checkpoint back and say at which step it was taken. Raises CheckpointError if it is damaged."""
+    """At which step the checkpoint that is put back was taken. Raises CheckpointError if it is damaged."""
     try:
         facts = json.loads((folder / STATE).read_bytes())
         digests, scale = facts.pop("sha256", {}), facts.pop("scaler", None)
         scalars = facts.pop("optimizer", {})
         counters = Counters(**facts)
-        weights = _read(folder, ADAPTERS, digests)
-        moments = _read(folder, OPTIMIZER, digests)
+        weights, moments = (_read(folder, name, digests) for name in (ADAPTERS, OPTIMIZER))
         means = None if state.ema is None else _read(folder, EMA, digests)
     except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the checkpoint {folder} cannot be read ({error}); "
-            "remove that folder to resume from the one before."
-        ) from None
+        what = f"the checkpoint {folder} cannot be read ({error})"
+        raise CheckpointError(f"{what}; remove that folder to resume from the one before.") from None
     state.adapters.load(weights)
     if state.ema is not None and means is not None:
         state.ema.load(means)

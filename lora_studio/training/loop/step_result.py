@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -18,48 +17,35 @@ from lora_studio.training.events import Listener, StepDone, StepSkipped
 from lora_studio.training.loop.state import State
 
 FIRST_STEPS = 3  # `down` has a gradient from the second on, because `up` begins as zero
+Row = dict[str, float | int | bool | None]  # a line of metrics.jsonl
 LONGEST_WAIT = 100  # steps without any gradient: images that only preserve the base have none at first
 
 
 class StepResult(NamedTuple):
-    """What an optimizer step came to."""
-
     loss: float
     grad_norm: float
     scale: float = 1.0  # of the loss
 
     @property
     def finite(self) -> bool:
-        """Whether it may reach the weights."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
     @property
     def scaled_too_much(self) -> bool:
-        """Whether gradients overflowed that a smaller scale would have kept finite: float16's daily business.
-
-        A loss that is not finite itself, or a scale that is down to 1, is another matter.
-        """
+        """Whether gradients overflowed that a smaller scale would keep finite: float16's daily business."""
         return math.isfinite(self.loss) and not math.isfinite(self.grad_norm) and self.scale > 1
 
-    def row(self, step: int, rate: float, seconds: float) -> dict[str, float | int | bool | None]:
-        """A line of metrics.jsonl."""
-        values: dict[str, float | int | bool | None] = {
-            "step": step,
-            "loss": self.loss if math.isfinite(self.loss) else None,  # JSON has no word for NaN
-            "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else None,
-            "learning_rate": rate,
-            "seconds": round(seconds, 4),
-        }
+    def row(self, step: int, rate: float, seconds: float) -> Row:
+        loss, norm = (one if math.isfinite(one) else None for one in self[:2])  # JSON has no word for NaN
+        values: Row = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate}
+        values["seconds"] = round(seconds, 4)
         if self.scaled_too_much:
             values["loss_scale"] = self.scale
         return values if self.finite else values | {"skipped": True}
 
 
 class GradientWatch:
-    """Whether every trained tensor gets a gradient: one that never does would be exported as it began.
-
-    Looks at the first steps after a start or a resume, and costs nothing after them.
-    """
+    """Whether every trained tensor gets a gradient in the first steps: else it would not learn."""
 
     def __init__(self, adapters: AdapterSet, *, half: bool = False) -> None:
         """`half`: in float16 `up` rounds to zero while a long warm-up has hardly moved it."""
@@ -80,9 +66,8 @@ class GradientWatch:
 
     def update(self, sizes: Sequence[float], norm: float) -> None:
         """Take in a step's `sizes()`. Raises TrainingDiverged if some stay zero in the first steps."""
-        self._silent = {
-            name: tensor for (name, tensor), size in zip(self._silent.items(), sizes, strict=True) if not size
-        }
+        pairs = zip(self._silent.items(), sizes, strict=True)
+        self._silent = {name: tensor for (name, tensor), size in pairs if not size}
         self._steps += norm > 0
         self._waited += 1
         late = self._late() if self._steps == self._patience or self._waited == LONGEST_WAIT else []
@@ -115,11 +100,9 @@ class AsyncScalars:
             self._copied.record()
 
     def read(self) -> list[float]:
-        """All of them, once they have arrived."""
         if self._copied is not None:
             self._copied.synchronize()
-        numbers: list[float] = self._values.tolist()
-        return numbers
+        return [float(one) for one in self._values.tolist()]
 
 
 @dataclass
@@ -133,39 +116,29 @@ class PendingStep:
     watch: GradientWatch
     limited: AsyncScalars | None = None  # how many layers were larger than adapter.max_norm
 
-    @cached_property
-    def _read(self) -> list[float]:
-        return self.numbers.read()
-
     @property
     def done(self) -> StepResult:
-        """What it came to; waits for it."""
-        return StepResult(*self._read[:3])
+        """Waits for it."""
+        return StepResult(*self.numbers.read()[:3])
 
     @property
     def sizes(self) -> list[float]:
-        """What the watch had asked for."""
-        return self._read[3:]
+        return self.numbers.read()[3:]
 
 
+@dataclass
 class StepReporter:
     """Counts, records and reports every step, once what it came to has been read."""
 
-    def __init__(
-        self,
-        state: State,
-        steps: int,
-        max_skipped_steps: int,
-        record: Callable[[dict[str, float | int | bool | None]], None],
-        listener: Listener,
-    ) -> None:
-        self.state, self.steps, self.max_skipped_steps = state, steps, max_skipped_steps
-        self.record, self.listener = record, listener
-        self._pending: PendingStep | None = None
-        self._settled_at = 0.0
+    state: State
+    steps: int
+    max_skipped_steps: int
+    record: Callable[[Row], None]
+    listener: Listener
+    _pending: PendingStep | None = None
+    _settled_at: float = 0.0
 
     def push(self, pending: PendingStep) -> None:
-        """A step that is done on the device; the one before must have been settled."""
         assert self._pending is None
         self._pending = pending
 
@@ -186,8 +159,8 @@ class StepReporter:
         limited = {} if pending.limited is None else {"limited_layers": int(pending.limited.read()[0])}
         self.record(done.row(pending.step, pending.rate, seconds) | limited)
         if done.finite:
-            event = StepDone(pending.step, self.steps, done.loss, pending.rate, seconds, done.grad_norm)
-            self.listener(event)
+            step, rate = pending.step, pending.rate
+            self.listener(StepDone(step, self.steps, done.loss, rate, seconds, done.grad_norm))
         else:
             self._skipped(pending.step, done)
 
@@ -196,7 +169,6 @@ class StepReporter:
         scale = done.scale if done.scaled_too_much else 1.0
         self.listener(StepSkipped(step, self.steps, done.loss, done.grad_norm, in_a_row, most, scale))
         if in_a_row >= most and not done.scaled_too_much:
-            raise TrainingDiverged(
-                f"step {step}: the loss is {done.loss:g} and the gradient norm {done.grad_norm:g}, the last "
-                f"of {in_a_row} bad steps in a row, which is what training.max_skipped_steps allows"
-            )
+            what = f"step {step}: the loss is {done.loss:g} and the gradient norm {done.grad_norm:g}"
+            allowed = "which is what training.max_skipped_steps allows"
+            raise TrainingDiverged(f"{what}, the last of {in_a_row} bad steps in a row, {allowed}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from lora_studio.evaluate.previews import as_png, grid, load_images, render
+from lora_studio.evaluate.previews import as_png, load_images, render, sheet_of
 from lora_studio.evaluate.validation import Validation, ValidationResult, best_step
 from lora_studio.families.base import ModelFamily
 from lora_studio.metadata.sidecars import tuned_image
@@ -38,26 +38,21 @@ class ValidationWatch:
         with self.state.adapters.disabled():
             self.validation.measure_base()
         if self.processes.from_main(lambda: not self.run.lines(VALIDATION)):
-            with self.state.shown():
-                result = self.validation.measure(0)
-            self._write(result)
+            self._measure(0)
 
     def due(self, step: int) -> bool:
-        """Whether it is time after this step."""
         return step % self.every == 0 or step == self.steps
 
     def after_step(self, step: int) -> bool:
         """Measure if it is time; whether this is the best so far."""
-        if not self.due(step):
-            return False
+        return self.due(step) and self._measure(step)
+
+    def _measure(self, step: int) -> bool:
         with self.state.shown():
             result = self.validation.measure(step)
-        return self._write(result)
+        return self.processes.from_main(lambda: self._write(result))
 
     def _write(self, result: ValidationResult) -> bool:
-        return self.processes.from_main(lambda: self._write_here(result))
-
-    def _write_here(self, result: ValidationResult) -> bool:
         row = result.row()
         self.run.append(VALIDATION, row)
         rows = self.run.lines(VALIDATION)
@@ -85,8 +80,6 @@ class PreviewWatch:
     def begin(self) -> None:
         """The base's images, drawn once a run, and the sheet of step 0."""
         folder, count = self.run.folder / "previews", len(self.config.prompts)
-        if not count:
-            return
         images = self.processes.from_main(lambda: load_images(folder, count))
         if images is None:
             self.listener(Note("drawing the base's previews"))
@@ -98,40 +91,34 @@ class PreviewWatch:
         self.base_images = images
 
     def due(self, step: int) -> bool:
-        """Whether it is time after this step, which is not the last."""
         every = self.config.every if self.base_images else 0
         return bool(every) and step % every == 0 and step != self.steps
 
     def after_step(self, step: int) -> None:
-        """Draw a sheet if it is time."""
         if self.due(step):
             with self.state.shown():
                 self._show(step, self.base_images, render(self.family, self.config, side=self.side))
 
     def finish(self) -> None:
         """The last sheet, and its images as files; to be called while the state is `shown`."""
-        if not self.base_images:
-            return
-        tuned = render(self.family, self.config, side=self.side)
-        for number, image in enumerate(tuned):
-            self.run.file(tuned_image(number), as_png(image))
-        self._show(self.steps, self.base_images, tuned)
+        if self.base_images:
+            tuned = render(self.family, self.config, side=self.side)
+            for number, image in enumerate(tuned):
+                self.run.file(tuned_image(number), as_png(image))
+            self._show(self.steps, self.base_images, tuned)
 
     def _show(self, step: int, base: Sequence[Image.Image], tuned: Sequence[Image.Image]) -> None:
-        sheet = as_png(grid(self.config.prompts, base, tuned))
+        sheet = as_png(sheet_of(self.config.prompts, {"base": base, "tuned": tuned}))
         path = self.run.file(f"previews/step_{step:06}.png", sheet)
         self.listener(PreviewsDrawn(step, path, self.config.prompts, tuple(tuned)))
 
 
 @dataclass
 class Watch:
-    """Both."""
-
     validation: ValidationWatch | None  # none without validation images
     previews: PreviewWatch
 
     def due(self, step: int) -> bool:
-        """Whether one of them looks at the result of this step."""
         return self.previews.due(step) or (self.validation is not None and self.validation.due(step))
 
     def after_step(self, step: int) -> bool:
@@ -142,15 +129,12 @@ class Watch:
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Within it the first Ctrl-C or SIGTERM sets the event; a second one does what it usually does.
-
-    SIGTERM is what batch systems send before they take a machine away, and launchers to all processes when
-    one of them has ended.
-    """
+    """Within it the first Ctrl-C or SIGTERM sets the event; a second one does what it usually does."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked  # signals belong to the main thread; elsewhere the caller stops the run
         return
+    # batch systems send SIGTERM before they take a machine away, and launchers when a process has ended
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_interrupt(number: int, frame: object) -> None:

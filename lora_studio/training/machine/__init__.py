@@ -21,6 +21,7 @@ from lora_studio.quantization import NONE, QUANTIZERS, linear_paths
 from lora_studio.recipe.data import BaseConfig
 from lora_studio.recipe.training import MachineConfig
 
+T = TypeVar("T")
 MOST_COMPILATIONS = 1024  # of one block's code: every width, size and mode has its own; torch stops at 8
 
 
@@ -67,15 +68,16 @@ class Machine:
 
     def lay_out(self, denoiser: nn.Module, endings: Sequence[str]) -> None:
         """Its precision, memory format, and the linear layers that end so quantised."""
-        set_tf32(self.config.tf32)
+        torch.set_float32_matmul_precision("high" if self.config.tf32 else "highest")  # for the whole process
+        torch.backends.cudnn.allow_tf32 = self.config.tf32
         if next(denoiser.parameters()).dtype != self.dtype:
             denoiser.to(self.dtype)
         QUANTIZERS[self.quantize](denoiser, linear_paths(denoiser, endings), self.dtype)
-        if self.config.channels_last:
-            _channels_last(denoiser)
+        for module in denoiser.modules() if self.config.channels_last else ():
+            if isinstance(module, nn.Conv2d):  # a module's own `to` would touch quantised weights, too
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
     def tune(self, denoiser: nn.Module) -> None:
-        """Attention, checkpointing and compilation."""
         if self.config.attention == "xformers":
             denoiser.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
         if self.config.gradient_checkpointing:
@@ -92,32 +94,14 @@ def machine_of(config: MachineConfig, base: BaseConfig, processes: Processes = A
     wanted = processes.device or config.device
     chosen = find_device(wanted)
     if chosen is None:
-        raise RecipeError(
-            f'machine.device is {wanted!r}, which this machine does not have; use "auto" or "cpu".'
-        )
+        what = f"machine.device is {wanted!r}, which this machine does not have"
+        raise RecipeError(f'{what}; use "auto" or "cpu".')
     precision = default_precision(chosen) if base.dtype == "auto" else DTYPES[base.dtype]
-    shards = config.shard_base and processes.count > 1
-    return Machine(chosen, precision, base.quantize, config, shards)
-
-
-def set_tf32(on: bool) -> None:
-    """For the whole process: float32 products of matrices and convolutions on CUDA."""
-    torch.set_float32_matmul_precision("high" if on else "highest")
-    torch.backends.cudnn.allow_tf32 = on
-
-
-def _channels_last(denoiser: nn.Module) -> None:
-    """Of the convolutions; a module's own `to` would touch quantised weights, too."""
-    for module in denoiser.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    return Machine(chosen, precision, base.quantize, config, config.shard_base and processes.count > 1)
 
 
 def checkpoint_gradients(part: nn.Module) -> None:
-    """The backward pass computes each block's activations again, instead of keeping them (non-reentrant).
-
-    transformers does so in training mode only; that of the layers themselves turns on no dropout below them.
-    """
+    """The backward pass computes each block's activations again, instead of keeping them (non-reentrant)."""
     if hasattr(part, "enable_gradient_checkpointing"):  # diffusers', which is non-reentrant
         part.enable_gradient_checkpointing()  # type: ignore[operator]
         return
@@ -126,7 +110,7 @@ def checkpoint_gradients(part: nn.Module) -> None:
     for module in part.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-            module.gradient_checkpointing = module.training = True
+            module.gradient_checkpointing = module.training = True  # needs both; no dropout below turns on
 
 
 def compile_blocks(denoiser: nn.Module) -> None:
@@ -143,8 +127,8 @@ def shard(family: ModelFamily, processes: Processes, device: torch.device, dtype
     """For bases too large for one device: 1/count of every weight of the denoiser on each one, in `dtype`.
 
     FSDP2 (torch.distributed.fsdp.fully_shard) gathers a block's weights while it runs and lets them go again.
-    The weights go to the device block by block, so that it never holds all of them. Adapters put into the
-    layers afterwards are none of FSDP's business: they stay whole on every process.
+    The weights go to the device block by block, so that it never holds all of them. Adapters that are put
+    into the layers afterwards stay whole on every process.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -158,7 +142,6 @@ def shard(family: ModelFamily, processes: Processes, device: torch.device, dtype
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
 
-T = TypeVar("T")
 _WORDS = ("out of memory", "not enough memory", "can't allocate memory")  # CUDA's, the CPU's on each system
 ADVICE = (
     "lora-studio plan tells what a recipe needs; less is needed with machine.gradient_checkpointing = true, "
@@ -167,11 +150,9 @@ ADVICE = (
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether it is that; torch has an error of its own for CUDA only."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in _WORDS)
-    )
+    """torch has an error of its own for CUDA only, and that is a RuntimeError, too."""
+    said = any(words in str(error).lower() for words in _WORDS)
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and said)
 
 
 def within_memory(work: Callable[[], T], shrink: Callable[[], None]) -> T:
@@ -183,25 +164,13 @@ def within_memory(work: Callable[[], T], shrink: Callable[[], None]) -> T:
             if not is_out_of_memory(error):
                 raise
         shrink()  # not in `except`, where the error's traceback holds the tensors of the failed attempt
-        empty_memory()
-
-
-def empty_memory() -> None:
-    """Give back what nothing refers to any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def out_of_memory(where: str) -> OutOfMemory:
-    """What ends a run for which there is not enough memory."""
     return OutOfMemory(f"the memory ran out {where}; {ADVICE}")
-
-
-MOST = 2**30  # bytes; what is larger is given back at once
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-_NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
@@ -215,4 +184,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library, another system
         return False
-    return bool(mallopt(_M_TRIM_THRESHOLD, _NEVER)) and bool(mallopt(_M_MMAP_THRESHOLD, MOST))
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h of glibc
+    never, most = 2**31 - 1, 2**30  # bytes; what is larger than `most` is given back at once
+    return bool(mallopt(trim_threshold, never)) and bool(mallopt(mmap_threshold, most))

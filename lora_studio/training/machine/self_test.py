@@ -34,9 +34,7 @@ SAME = 0.01  # with TF32's 10 bits
 
 @dataclass(frozen=True)
 class OptionTest:
-    """Whether an option, as a recipe spells it, works here."""
-
-    option: str
+    option: str  # as a recipe spells it
     works: bool
     why: str  # it does not; empty if it does
     seconds: float
@@ -55,22 +53,17 @@ def trials(device: torch.device) -> dict[str, Trial]:
     """Every option by its name in a recipe; fused AdamW has none."""
     usual = default_precision(device)
     plain = Machine(device, torch.float32, config=PLAIN)
-    quantizers = [name for name in QUANTIZERS.names() if name != NONE]
-    found = {
-        'machine.attention = "xformers"': Trial(
-            replace(plain, dtype=usual, config=PLAIN.model_copy(update={"attention": "xformers"})), HALF
-        ),
-        "fused AdamW": Trial(plain, SAME, fused=True),
-    }
+    xformers = replace(plain, dtype=usual, config=PLAIN.model_copy(update={"attention": "xformers"}))
+    found = {'machine.attention = "xformers"': Trial(xformers, HALF)}
+    found["fused AdamW"] = Trial(plain, SAME, fused=True)
     for name in ("float32", "bfloat16", "float16"):
         found[f'base.dtype = "{name}"'] = Trial(replace(plain, dtype=getattr(torch, name)), HALF)
     for name in ("gradient_checkpointing", "channels_last", "tf32", "compile"):
         config = PLAIN.model_copy(update={name: True})
         found[f"machine.{name} = true"] = Trial(replace(plain, config=config), SAME)
-    for name in quantizers:
+    for name in (one for one in QUANTIZERS.names() if one != NONE):
         tolerance = FOUR_BITS if name.endswith("4") else EIGHT_BITS
-        quantized = replace(plain, dtype=usual, quantize=name)
-        found[f'base.quantize = "{name}"'] = Trial(quantized, tolerance)
+        found[f'base.quantize = "{name}"'] = Trial(replace(plain, dtype=usual, quantize=name), tolerance)
     return found
 
 
@@ -90,13 +83,9 @@ def asked_of(machine: Machine) -> list[str]:
 
 def machine_faults(machine: Machine) -> list[str]:
     """A sentence for every option that does not work here, and why."""
-    outcomes = [try_option(option, machine.device) for option in asked_of(machine)]
-    return [
-        f"{one.option} does not work on this machine ({machine.device}): {one.why}; "
-        "`lora-studio env` shows what does."
-        for one in outcomes
-        if not one.works
-    ]
+    why_not = {option: try_option(option, machine.device).why for option in asked_of(machine)}
+    where, hint = f"on this machine ({machine.device})", "`lora-studio env` shows what does."
+    return [f"{option} does not work {where}: {why}; {hint}" for option, why in why_not.items() if why]
 
 
 @cache
@@ -114,12 +103,13 @@ def try_option(option: str, device: torch.device) -> OptionTest:
 
 def _fault(trial: Trial) -> str:
     """What is wrong with a step's predictions, gradients and update; empty if they are as they should be."""
-    machine = trial.machine
-    if machine.config.tf32 and not _has_tf32(machine.device):
-        return f"{machine.device} has no TF32"
+    machine, device = trial.machine, trial.machine.device
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    if machine.config.tf32 and capability < (8, 0):
+        return f"{device} has no TF32"
     expected, found = _step(Machine(torch.device("cpu"), torch.float32, config=PLAIN)), _step(trial.machine)
     if trial.fused:
-        expected, found = _updated(expected, machine.device, False), _updated(found, machine.device, True)
+        expected, found = _updated(expected, device, False), _updated(found, device, True)
     for what in expected:
         if not found[what].isfinite().all():
             return f"the {what} are not finite"
@@ -127,10 +117,6 @@ def _fault(trial: Trial) -> str:
         if not error <= trial.tolerance:
             return f"the {what} differ from float32's by {error:.1%}, more than {trial.tolerance:.0%}"
     return ""
-
-
-def _has_tf32(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _step(machine: Machine) -> dict[str, Tensor]:
@@ -148,8 +134,7 @@ def _step(machine: Machine) -> dict[str, Tensor]:
     machine.tune(denoiser)
     with torch.autocast(machine.device.type, machine.autocast, enabled=machine.autocast is not None):
         prediction = tiny.predict(machine.device, machine.dtype).float()
-    scaler = machine.scaler
-    loss = prediction.square().mean()
+    scaler, loss = machine.scaler, prediction.square().mean()
     (loss if scaler is None else scaler.scale(loss)).backward()
     scale = 1.0 if scaler is None else scaler.get_scale()
     gradients = [p.grad for p in adapters.parameters("denoiser") if p.grad is not None]
@@ -158,7 +143,6 @@ def _step(machine: Machine) -> dict[str, Tensor]:
 
 
 def _updated(found: dict[str, Tensor], device: torch.device, fused: bool) -> dict[str, Tensor]:
-    """Weights after a step of AdamW along the gradients."""
     weights = nn.Parameter(torch.ones_like(found["gradients"], device=device))
     weights.grad = found["gradients"].to(device)
     torch.optim.AdamW([weights], lr=0.1, fused=fused).step()
@@ -171,10 +155,9 @@ def try_all(
     """Every option, told one by one; `quick` leaves out compilation, which takes minutes on some machines."""
     found = []
     for option in trials(device):
-        if quick and "compile" in option:
-            continue
-        found.append(try_option(option, device))
-        on_outcome(found[-1])
+        if not (quick and "compile" in option):
+            found.append(try_option(option, device))
+            on_outcome(found[-1])
     return found
 
 
@@ -186,12 +169,14 @@ PACKAGES = (
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Facts for a report, plain enough for JSON; what is not there is None."""
+    cuda = device.type == "cuda"
+    memory = torch.cuda.mem_get_info(device) if cuda else None
     return {
         "device": str(device),
-        "name": _name(device),
-        "driver": _driver() if device.type == "cuda" else None,
+        "name": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
+        "driver": _driver() if cuda else None,
         "cuda": torch.version.cuda,
-        "memory_bytes": _device_memory(device),
+        "memory_bytes": dict(zip(("free", "total"), memory, strict=True)) if memory else None,
         "main_memory_bytes": psutil.virtual_memory().total,
         "cpus": os.cpu_count(),
         "system": platform.platform(),
@@ -200,27 +185,13 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
-
-
 def _driver() -> str | None:
-    """The GPU driver's version, from its own tool."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     return said.splitlines()[0].strip() if said.strip() else None
-
-
-def _device_memory(device: torch.device) -> dict[str, int] | None:
-    if device.type != "cuda":
-        return None
-    free, total = torch.cuda.mem_get_info(device)
-    return {"free": free, "total": total}
 
 
 def _version(package: str) -> str | None:

@@ -18,21 +18,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lora_studio.errors import RecipeError
 from lora_studio.registry import Registry
 
 Group = dict[str, Any]  # "params": the tensors, "lr": their learning rate
+Groups = Sequence[Group]
 Betas = tuple[float, float]
-Builder = Callable[..., torch.optim.Optimizer]
+Builder = Callable[..., Optimizer]
 
-OPTIMIZERS: Registry[Builder] = Registry(
-    "optimizer",
-    {
-        name: f"lora_studio.training.optimizers:{name}"
-        for name in ("adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free")
-    },
-)
+_NAMES = ("adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free")
+OPTIMIZERS: Registry[Builder] = Registry("optimizer", {name: f"{__name__}:{name}" for name in _NAMES})
 
 
 @dataclass(frozen=True)
@@ -50,8 +47,6 @@ _NEEDS: dict[Builder, Needs] = {}
 def needs(
     package: str, *, least_rate: float = 0.0, own_schedule: bool = False
 ) -> Callable[[Builder], Builder]:
-    """A decorator that says what an optimizer `Needs`."""
-
     def note(build: Builder) -> Builder:
         _NEEDS[build] = Needs(package, least_rate, own_schedule)
         return build
@@ -60,16 +55,15 @@ def needs(
 
 
 def needs_of(build: Builder) -> Needs:
-    """What a function of the table, or a class from elsewhere, asks of a recipe."""
     return _NEEDS.get(build, Needs())
 
 
 def adamw(
-    groups: Sequence[Group], *, weight_decay: float, betas: Betas = (0.9, 0.999), eps: float = 1e-8
-) -> torch.optim.Optimizer:
+    groups: Groups, *, weight_decay: float, betas: Betas = (0.9, 0.999), eps: float = 1e-8
+) -> Optimizer:
     """AdamW, arXiv 1711.05101, in one call for all tensors where torch has that for their device."""
 
-    def made(*, fused: bool | None) -> torch.optim.Optimizer:
+    def made(*, fused: bool | None) -> Optimizer:
         copies = [dict(group) for group in groups]
         return torch.optim.AdamW(copies, weight_decay=weight_decay, betas=betas, eps=eps, fused=fused)
 
@@ -81,8 +75,8 @@ def adamw(
 
 @needs("bitsandbytes")
 def adamw8bit(
-    groups: Sequence[Group], *, weight_decay: float, betas: Betas = (0.9, 0.999), eps: float = 1e-8
-) -> torch.optim.Optimizer:
+    groups: Groups, *, weight_decay: float, betas: Betas = (0.9, 0.999), eps: float = 1e-8
+) -> Optimizer:
     """AdamW with moments of 8 bits, arXiv 2110.02861; those of tensors below 4096 numbers stay float32."""
     from bitsandbytes.optim import AdamW8bit
 
@@ -90,17 +84,14 @@ def adamw8bit(
 
 
 def adafactor(
-    groups: Sequence[Group],
+    groups: Groups,
     *,
     weight_decay: float,
     clip_threshold: float = 1.0,
     decay_rate: float = -0.8,
     beta1: float | None = None,
-) -> torch.optim.Optimizer:
-    """Adafactor, arXiv 1804.04235, at the recipe's learning rate: hardly any memory for its state.
-
-    Not scaled by a tensor's size as in sec. 8: half of an adapter's tensors begin as zero.
-    """
+) -> Optimizer:
+    """Adafactor, arXiv 1804.04235, at the recipe's learning rate: hardly any memory for its state."""
     from transformers.optimization import Adafactor
 
     return Adafactor(
@@ -109,28 +100,30 @@ def adafactor(
         clip_threshold=clip_threshold,
         decay_rate=decay_rate,
         beta1=beta1,
-        scale_parameter=False,
+        scale_parameter=False,  # unlike sec. 8: half of an adapter's tensors begin as zero
         relative_step=False,
     )
 
 
-class Lion(torch.optim.Optimizer):
+class Lion(Optimizer):
     """arXiv 2302.06675, algorithm 2; the paper advises a third to a tenth of AdamW's learning rate."""
 
-    def __init__(self, groups: Sequence[Group], *, weight_decay: float, betas: Betas) -> None:
+    def __init__(self, groups: Groups, *, weight_decay: float, betas: Betas) -> None:
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas are {betas}; both must be at least 0 and less than 1")
         super().__init__(list(groups), {"lr": 1e-4, "weight_decay": weight_decay, "betas": betas})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every tensor that has a gradient."""
         for group in self.param_groups:
             parameters: list[Tensor] = [one for one in group["params"] if one.grad is not None]
             if not parameters:
                 continue
             gradients: list[Tensor] = [one.grad for one in parameters if one.grad is not None]
-            means = [self._mean_of(one) for one in parameters]
+            for one in parameters:
+                if not self.state[one]:
+                    self.state[one]["mean"] = torch.zeros_like(one)
+            means: list[Tensor] = [self.state[one]["mean"] for one in parameters]
             first, second = group["betas"]
             signs = torch._foreach_lerp(means, gradients, 1 - first)
             torch._foreach_sign_(signs)
@@ -138,35 +131,25 @@ class Lion(torch.optim.Optimizer):
             torch._foreach_add_(parameters, signs, alpha=-group["lr"])
             torch._foreach_lerp_(means, gradients, 1 - second)
 
-    def _mean_of(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if not state:
-            state["mean"] = torch.zeros_like(parameter)
-        mean: Tensor = state["mean"]
-        return mean
 
-
-def lion(groups: Sequence[Group], *, weight_decay: float, betas: Betas = (0.9, 0.99)) -> Lion:
+def lion(groups: Groups, *, weight_decay: float, betas: Betas = (0.9, 0.99)) -> Lion:
     """The sign of a mean of gradients, with half of Adam's state."""
     return Lion([dict(group) for group in groups], weight_decay=weight_decay, betas=betas)
 
 
 @needs("prodigyopt", least_rate=0.1)
 def prodigy(
-    groups: Sequence[Group],
+    groups: Groups,
     *,
     weight_decay: float,
     betas: Betas = (0.9, 0.999),
     d_coef: float = 1.0,
     d0: float = 1e-6,
     growth_rate: float = float("inf"),
-    use_bias_correction: bool = True,
-    safeguard_warmup: bool = True,
-) -> torch.optim.Optimizer:
-    """Prodigy, arXiv 2306.06101: Adam that finds its rate, which the learning rate is a factor on.
-
-    The last two are on as its authors advise for diffusion models and a warm-up.
-    """
+    use_bias_correction: bool = True,  # as its authors advise for diffusion models
+    safeguard_warmup: bool = True,  # as they advise for a warm-up
+) -> Optimizer:
+    """Prodigy, arXiv 2306.06101: Adam that finds its rate, which the learning rate is a factor on."""
     rates = sorted({group["lr"] for group in groups})
     if len(rates) > 1:
         raise RecipeError(
@@ -186,12 +169,12 @@ def prodigy(
             use_bias_correction=use_bias_correction,
             safeguard_warmup=safeguard_warmup,
         )
-    forgotten: set[torch.Tensor] = set()
+    forgotten: set[Tensor] = set()
     optimizer.register_step_pre_hook(lambda *_: _forget_what_stopped(optimizer, forgotten))
     return optimizer
 
 
-def _forget_what_stopped(optimizer: torch.optim.Optimizer, forgotten: set[torch.Tensor]) -> None:
+def _forget_what_stopped(optimizer: Optimizer, forgotten: set[Tensor]) -> None:
     """Take the share of tensors that are not trained any more out of Prodigy's estimate of its rate.
 
     That is a running sum over all that ever learned, divided by the sum of |s| over what learns now: without
@@ -212,13 +195,8 @@ def _forget_what_stopped(optimizer: torch.optim.Optimizer, forgotten: set[torch.
 
 @needs("schedulefree", own_schedule=True)
 def schedule_free(
-    groups: Sequence[Group],
-    *,
-    weight_decay: float,
-    betas: Betas = (0.9, 0.999),
-    eps: float = 1e-8,
-    r: float = 0.0,
-) -> torch.optim.Optimizer:
+    groups: Groups, *, weight_decay: float, betas: Betas = (0.9, 0.999), eps: float = 1e-8, r: float = 0.0
+) -> Optimizer:
     """Schedule-free AdamW, arXiv 2405.15682: its `eval()` shows the mean of all weights so far."""
     from schedulefree import AdamWScheduleFree
 
@@ -230,24 +208,19 @@ Schedule = Callable[[float], float]
 
 
 def cosine(done: float, *, floor: float = 0.1) -> float:
-    """From 1 down to the floor along half a cosine."""
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def linear(done: float, *, floor: float = 0.0) -> float:
-    """From 1 straight down to the floor."""
     return floor + (1 - floor) * (1 - done)
 
 
 def constant(done: float) -> float:
-    """Always 1."""
     return 1.0
 
 
-SCHEDULES: Registry[Schedule] = Registry(
-    "schedule",
-    {name: f"lora_studio.training.optimizers:{name}" for name in ("cosine", "linear", "constant")},
-)
+_SCHEDULES = ("cosine", "linear", "constant")
+SCHEDULES: Registry[Schedule] = Registry("schedule", {name: f"{__name__}:{name}" for name in _SCHEDULES})
 
 
 def make_schedule(name: str, floor: float | None) -> Schedule:
@@ -259,10 +232,8 @@ def make_schedule(name: str, floor: float | None) -> Schedule:
     if floor is None:
         return schedule
     if "floor" not in inspect.signature(schedule).parameters:
-        raise RecipeError(
-            f"training.lr_schedule_floor is {floor:g}, but the schedule {name!r} does not fall; leave it "
-            'out, or set training.lr_schedule = "cosine" or "linear".'
-        )
+        what = f"training.lr_schedule_floor is {floor:g}, but the schedule {name!r} does not fall"
+        raise RecipeError(f'{what}; leave it out, or set training.lr_schedule = "cosine" or "linear".')
     return partial(schedule, floor=floor)  # type: ignore[call-arg]
 
 

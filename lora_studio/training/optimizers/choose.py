@@ -16,7 +16,7 @@ from lora_studio.recipe.adapter import AdapterConfig, TokenConfig
 from lora_studio.recipe.training import TrainingConfig
 from lora_studio.registry import did_you_mean
 from lora_studio.rng import generator
-from lora_studio.training.optimizers import OPTIMIZERS, Builder, Group, Needs, needs_of
+from lora_studio.training.optimizers import OPTIMIZERS, Builder, Group, needs_of
 
 Scalar = int | float | None
 OURS = {"lr", "weight_decay"}  # the recipe has keys of their own for these
@@ -31,10 +31,9 @@ def make_optimizer(training: TrainingConfig, groups: Sequence[Group]) -> torch.o
         if hasattr(optimizer, "train"):
             optimizer.train()
     except (TypeError, ValueError, AssertionError, LookupError) as error:
-        raise RecipeError(
-            f"training.optimizer = {training.optimizer!r} cannot be made with these "
-            f"training.optimizer_options, {dict(options)}: {reason_of(error)}."
-        ) from None
+        given = f"these training.optimizer_options, {dict(options)}"
+        what = f"training.optimizer = {training.optimizer!r} cannot be made with {given}"
+        raise RecipeError(f"{what}: {reason_of(error)}.") from None
     return optimizer
 
 
@@ -49,13 +48,12 @@ def optimizer_faults(
         return [str(error)]
     needs = needs_of(build)
     if needs.package and find_spec(needs.package) is None:
-        return [
-            f"training.optimizer = {name!r} needs the package {needs.package}, which is not installed; "
-            f"run: pip install {needs.package}"
-        ]
+        what = f"training.optimizer = {name!r} needs the package {needs.package}, which is not installed"
+        return [f"{what}; run: pip install {needs.package}"]
     shows_mean = needs.own_schedule or hasattr(build, "eval")
     sizes = _size_faults(name, adapter, tokens) if shows_mean else []
-    return [*_option_faults(build, training), *_rule_faults(needs, training), *sizes]
+    averaging = _averaging_faults(training) if needs.own_schedule else []
+    return [*_option_faults(build, training), *averaging, *sizes]
 
 
 def least_rate(training: TrainingConfig) -> float:
@@ -65,30 +63,22 @@ def least_rate(training: TrainingConfig) -> float:
 
 def trial_faults(training: TrainingConfig, device: torch.device) -> list[str]:
     """Why three steps on a small tensor fail there, or a checkpoint could not hold the optimizer's state."""
-    name, options = training.optimizer, training.optimizer_options
+    what, options = f"training.optimizer = {training.optimizer!r} does not work", training.optimizer_options
     try:
         why = _why_trial_fails(training, device)
-        if why and options and _works_without_options(training, device):
-            return [
-                f"training.optimizer = {name!r} does not work with these training.optimizer_options, "
-                f"{dict(options)}: {why}; correct them, or leave them out."
-            ]
     except (RecipeError, CheckpointError) as error:
         return [str(error)]
     if not why:
         return []
-    return [
-        f"training.optimizer = {name!r} does not work on this machine ({device}): {why}; "
-        'choose another one, such as "adamw".'
-    ]
-
-
-def _works_without_options(training: TrainingConfig, device: torch.device) -> bool:
-    """As far as can be told: also if it cannot be made without them."""
+    plain = training.model_copy(update={"optimizer_options": {}})
     try:
-        return not _why_trial_fails(training.model_copy(update={"optimizer_options": {}}), device)
-    except (RecipeError, CheckpointError):
-        return True
+        options_fail = bool(options) and not _why_trial_fails(plain, device)
+    except (RecipeError, CheckpointError):  # it cannot be made without them
+        options_fail = True
+    if options_fail:
+        what += f" with these training.optimizer_options, {dict(options)}"
+        return [f"{what}: {why}; correct them, or leave them out."]
+    return [f'{what} on this machine ({device}): {why}; choose another one, such as "adamw".']
 
 
 def _why_trial_fails(training: TrainingConfig, device: torch.device) -> str:
@@ -122,13 +112,12 @@ def _builder(name: str) -> Builder:
             f"training.optimizer = {name!r} cannot be imported ({reason_of(error)}); write it as "
             '"module:Class", such as "torch.optim:NAdam", and install what it is in.'
         ) from None
-    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise RecipeError(f"training.optimizer = {name!r} is not a subclass of torch.optim.Optimizer.")
-    return found
+    if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+        return found
+    raise RecipeError(f"training.optimizer = {name!r} is not a subclass of torch.optim.Optimizer.")
 
 
 def _parameters(build: Builder) -> list[str]:
-    """Its named parameters, without the tensors."""
     return list(inspect.signature(build).parameters)[1:]
 
 
@@ -141,27 +130,22 @@ def _option_faults(build: Builder, training: TrainingConfig) -> list[str]:
             ours = {"lr": "learning_rate"}.get(option, option)
             faults.append(f"training.optimizer_options has {option!r}; set training.{ours} instead.")
         elif option not in allowed:
-            hint = did_you_mean(option, allowed)
-            faults.append(
-                f"training.optimizer_options has {option!r}, which {name!r} does not know{hint} "
-                f"Known: {', '.join(allowed)}."
-            )
+            what = f"training.optimizer_options has {option!r}, which {name!r} does not know"
+            faults.append(f"{what}{did_you_mean(option, allowed)} Known: {', '.join(allowed)}.")
     if "weight_decay" not in known and training.weight_decay:
         faults.append(f"training.optimizer = {name!r} has no weight decay; set training.weight_decay = 0.")
     return faults
 
 
-def _rule_faults(needs: Needs, training: TrainingConfig) -> list[str]:
-    name, faults = training.optimizer, []
-    if needs.own_schedule and training.lr_schedule != "constant":
+def _averaging_faults(training: TrainingConfig) -> list[str]:
+    averages, faults = f"but {training.optimizer!r} averages the weights", []
+    if training.lr_schedule != "constant":
         faults.append(
-            f"training.lr_schedule is {training.lr_schedule!r}, but {name!r} averages the weights instead of "
-            'lowering the learning rate; set training.lr_schedule = "constant", with a warm-up if you like.'
+            f"training.lr_schedule is {training.lr_schedule!r}, {averages} instead of lowering the learning "
+            'rate; set training.lr_schedule = "constant", with a warm-up if you like.'
         )
-    if needs.own_schedule and training.ema:
-        faults.append(
-            f"training.ema is {training.ema:g}, but {name!r} averages the weights itself; leave ema out."
-        )
+    if training.ema:
+        faults.append(f"training.ema is {training.ema:g}, {averages} itself; leave ema out.")
     return faults
 
 
@@ -172,13 +156,11 @@ def _size_faults(name: str, adapter: AdapterConfig, tokens: Sequence[TokenConfig
         mends["tokens.keep_norm"] = "keep_norm = false in [[tokens]]"
     if adapter.max_norm:
         mends["adapter.max_norm"] = "adapter.max_norm = 0"
-    if not mends:
-        return []
-    return [
-        f"training.optimizer = {name!r} shows and exports a mean of its own, whose size "
-        f"{' and '.join(mends)} would spoil and not hold; set {' and '.join(mends.values())}, or take "
-        "another optimizer."
-    ]
+    what = (
+        f"training.optimizer = {name!r} shows and exports a mean of its own, whose size {' and '.join(mends)}"
+    )
+    mend = f"set {' and '.join(mends.values())}, or take another optimizer."
+    return [f"{what} would spoil and not hold; {mend}"] if mends else []
 
 
 def optimizer_bytes(training: TrainingConfig, adapters: AdapterSet) -> int:
@@ -186,18 +168,15 @@ def optimizer_bytes(training: TrainingConfig, adapters: AdapterSet) -> int:
 
     At most: Prodigy keeps less of a tensor that begins as zero.
     """
-    total = 0
+    parameters = adapters.named_parameters().values()
     found: dict[torch.Size, int] = {}
-    for parameter in adapters.named_parameters().values():
-        if parameter.shape not in found:
-            trial = nn.Parameter(torch.ones_like(parameter))
-            trial.grad = torch.zeros_like(trial)
-            optimizer = make_optimizer(training, [{"params": [trial], "lr": training.learning_rate}])
-            optimizer.step()
-            values = optimizer.state[trial].values()
-            found[parameter.shape] = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
-        total += found[parameter.shape]
-    return total
+    for shape, parameter in {one.shape: one for one in parameters}.items():
+        trial = nn.Parameter(torch.ones_like(parameter))
+        trial.grad = torch.zeros_like(trial)
+        optimizer = make_optimizer(training, [{"params": [trial], "lr": training.learning_rate}])
+        optimizer.step()
+        found[shape] = sum(one.nbytes for one in optimizer.state[trial].values() if isinstance(one, Tensor))
+    return sum(found[one.shape] for one in parameters)
 
 
 def parameter_groups(adapters: AdapterSet, rates: Mapping[str, float], *, faster: float = 1.0) -> list[Group]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lora_studio.evaluate.previews import as_png, grid, render
+from lora_studio.evaluate.previews import as_png, render, sheet_of
 from lora_studio.lora_file.factors import most_bytes
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.text import Rows, memory_size
@@ -263,5 +263,5 @@ def _texts(session: Session) -> int:
 def _previews(session: Session, timing: Timing) -> int:
     if not (drawn := _draw_a_step(session)):
         return 0
-    sheet = as_png(grid(session.recipe.samples.prompts, drawn, drawn))
+    sheet = as_png(sheet_of(session.recipe.samples.prompts, {"base": drawn, "tuned": drawn}))
     return len(sheet) * timing.previews + sum(len(as_png(image)) for image in drawn)

@@ -95,7 +95,7 @@ def _layer(
         what = f"lacks its {', '.join(layer.missing)}"
     elif odd := [end for end, one in shapes.items() if end != "alpha" and _is_odd(end, one)]:
         what = f"has {odd[0]} in the shape {list(shapes[odd[0]])}"
-    elif not layer.numbers.finite:
+    elif layer.state == "not finite":
         what = "is not finite"
     else:
         return LoraLayer(stem, layer.tensors, said_alpha=_alpha(layer, place, said))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -64,12 +64,6 @@ class Held(dict[str, "Tensor"]):
 
     def array(self, end: str) -> Array:
         return self[end].detach().float().numpy()
-
-
-@dataclass(frozen=True)
-class Numbers:
-    finite: bool
-    zero: bool  # it changes nothing
 
 
 @dataclass(frozen=True)
@@ -162,14 +156,15 @@ class LoraLayer:
         return faults
 
     @cached_property
-    def numbers(self) -> Numbers:
-        """All of its numbers are looked at, a piece of a tensor at a time."""
+    def state(self) -> Literal["zero", "not finite", ""]:
+        """Whether it changes nothing; all of its numbers are looked at, a piece of a tensor at a time."""
         assert isinstance(self.tensors, Stored)
         header, keys = self.tensors.header, self.tensors.keys_of
         looks = {end: _look(header, key) for end, key in keys.items()}
         zero = [not something for end, (_, something) in looks.items() if end not in BESIDE]
-        is_zero = any(zero) if self.kind.is_product else all(zero)
-        return Numbers(all(finite for finite, _ in looks.values()), is_zero)
+        if not all(finite for finite, _ in looks.values()):
+            return "not finite"
+        return "zero" if (any(zero) if self.kind.is_product else all(zero)) else ""
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
         """Its change in float32, [out, in, k, k] or, where the file does not tell k, [out, in * k * k].

@@ -99,12 +99,12 @@ class LoraFile:
     @cached_property
     def not_finite(self) -> list[str]:
         """The layers with numbers that are not; all of them are read."""
-        return [name for name, one in self.layers.items() if not one.numbers.finite]
+        return [name for name, one in self.layers.items() if one.state == "not finite"]
 
     @cached_property
     def zero(self) -> list[str]:
         """The layers that change nothing; all numbers are read."""
-        return [name for name, one in self.layers.items() if one.numbers.finite and one.numbers.zero]
+        return [name for name, one in self.layers.items() if one.state == "zero"]
 
     @property
     def notes(self) -> tuple[str, ...]:

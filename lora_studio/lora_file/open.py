@@ -69,7 +69,7 @@ def read_plain(path: Path, option: str) -> LoraFile:
     if file.stray:
         raise RecipeError(f"{option}: {path.name} {_what_else(file)}.")
     invalid = [
-        name for name, one in file.layers.items() if one.faults(any_dtype=True) or not one.numbers.finite
+        name for name, one in file.layers.items() if one.faults(any_dtype=True) or one.state == "not finite"
     ] + file.extras
     if invalid or not file.layers:
         raise RecipeError(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lora_studio.lora_file.kinds.base import LayerKind
-from lora_studio.lora_file.kinds.loha import LOHA
-from lora_studio.lora_file.kinds.lokr import LOKR
 from lora_studio.lora_file.kinds.lora import LORA
+from lora_studio.lora_file.kinds.lycoris import LOHA, LOKR
 from lora_studio.lora_file.kinds.whole import FULL, NORM, OFT
 
 KINDS: list[LayerKind] = [LORA, LOHA, LOKR, OFT, FULL, NORM]

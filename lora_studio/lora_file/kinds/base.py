@@ -6,7 +6,6 @@ Names, shapes and norms need no torch; `delta`, `low_rank` and `spell` import it
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,43 +22,26 @@ Tensors = Mapping[str, "Tensor"]
 Array = np.ndarray[Any, Any]
 Arrays = Callable[[str], Array]  # ending -> its numbers, float32
 
-BESIDE = ("alpha", "dora_scale", "rescale")
-"""Endings that say nothing of a layer's kind."""
-
 ALPHA, MAGNITUDE = "alpha", "dora_scale"
+BESIDE = (ALPHA, MAGNITUDE, "rescale")  # endings that say nothing of a layer's kind
 
 
-class LayerKind(ABC):
+class LayerKind:
     """Of a layer whose weight is [out, in] or, of a convolution, [out, in, k, k]; tensors go by endings."""
 
     name: ClassVar[str]
-
-    endings: ClassVar[tuple[str, ...]]
-    """By which a layer is known to be of this kind."""
-
-    beside: ClassVar[tuple[str, ...]] = (ALPHA, MAGNITUDE)
-    """What else it may have."""
-
+    endings: ClassVar[tuple[str, ...]]  # by which a layer is known to be of this kind
+    beside: ClassVar[tuple[str, ...]] = (ALPHA, MAGNITUDE)  # what else it may have
+    # One of each group there must be; the last one is named where there is none.
     required: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    """One of each group there must be; the last one is named where there is none."""
-
-    counted: ClassVar[tuple[str, ...]] = ()
-    """The tensors whose first side is the rank; the last that is there counts."""
-
+    counted: ClassVar[tuple[str, ...]] = ()  # their first side is the rank; the last that is there counts
+    # With one of these, the norm cannot be told from the file alone, or not without much work.
     opaque: ClassVar[tuple[str, ...]] = (MAGNITUDE, "rescale")
-    """With one of these, the norm cannot be told from the file alone, or not without much work."""
-
-    reads_weight: ClassVar[bool] = False
-    """Whether its change depends on the frozen weight."""
-
-    tells_size: ClassVar[bool] = True
-    """Whether its tensors say what size of weight they change."""
-
-    is_product: ClassVar[bool] = True
-    """Whether one tensor of zeros makes all of its change zero."""
-
+    reads_weight: ClassVar[bool] = False  # its change depends on the frozen weight
+    tells_size: ClassVar[bool] = True  # its tensors say what size of weight they change
+    is_product: ClassVar[bool] = True  # one tensor of zeros makes all of its change zero
+    # The kinds of adapters that are written so -> who does not read the file, "" if everything does.
     written_by: ClassVar[Mapping[str, str]] = {}
-    """The kinds of adapters that are written so -> who does not read the file, "" if everything does."""
 
     def missing(self, endings: Collection[str]) -> list[str]:
         """Endings without which nothing can be made of the others."""
@@ -75,9 +57,9 @@ class LayerKind(ABC):
         rank = self.rank(shapes)
         return 1.0 if alpha is None or not rank else alpha / rank
 
-    @abstractmethod
     def size(self, shapes: Shapes) -> tuple[int, int] | None:
         """[out, in * k * k] of the weight that it changes, or None where the tensors do not go together."""
+        return None
 
     def delta(self, tensors: Tensors, scale: float, weight: Tensor | None) -> Tensor:
         """Its change in float32, [out, in, k, k] or, where the file does not tell k, [out, in * k * k].
@@ -136,5 +118,4 @@ def tucker(tensors: Tensors, core: str, across: str, along: str) -> Tensor:
     """core [r, r, k, k], across [r, out] and along [r, in] -> [out, in, k, k]"""
     import torch
 
-    change = torch.einsum("ijhw,jq,ip->pqhw", tensors[core], tensors[along], tensors[across])
-    return change.contiguous()
+    return torch.einsum("ijhw,jq,ip->pqhw", tensors[core], tensors[along], tensors[across]).contiguous()

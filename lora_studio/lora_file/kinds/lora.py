@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -32,11 +31,11 @@ DOWN, UP, MID = "lora_down.weight", "lora_up.weight", "lora_mid.weight"
 class LoraKind(LayerKind):
     """`lora_down` [r, in] or [r, in, k, k], `lora_up` [out, r] or [out, r, 1, 1], `lora_mid` [r, r, k, k]."""
 
-    name: ClassVar[str] = "lora"
-    endings: ClassVar[tuple[str, ...]] = (DOWN, UP, MID)
-    required: ClassVar[tuple[tuple[str, ...], ...]] = ((DOWN,), (UP,))
-    counted: ClassVar[tuple[str, ...]] = (DOWN,)
-    written_by: ClassVar[Mapping[str, str]] = {
+    name = "lora"
+    endings = (DOWN, UP, MID)
+    required = ((DOWN,), (UP,))
+    counted = (DOWN,)
+    written_by: ClassVar = {
         "lora": "",
         "locon": "",
         "dora": "A1111 and InvokeAI make garbage of it without a word, ComfyUI and Forge come within 2.5 %, "

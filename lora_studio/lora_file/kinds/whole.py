@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -18,13 +17,11 @@ if TYPE_CHECKING:
 class FullKind(LayerKind):
     """`diff` in the shape of the weight, `diff_b` in that of the bias."""
 
-    name: ClassVar[str] = "full"
-    endings: ClassVar[tuple[str, ...]] = ("diff", "diff_b")
-    beside: ClassVar[tuple[str, ...]] = (ALPHA,)
-    is_product: ClassVar[bool] = False
-    written_by: ClassVar[Mapping[str, str]] = {
-        "full": "diffusers and kohya do not read it, others were not tried"
-    }
+    name = "full"
+    endings = ("diff", "diff_b")
+    beside = (ALPHA,)
+    is_product = False
+    written_by: ClassVar = {"full": "diffusers and kohya do not read it, others were not tried"}
 
     def size(self, shapes: Shapes) -> tuple[int, int] | None:
         return flat(shapes["diff"])
@@ -53,30 +50,23 @@ def endings_of(layer: Layer) -> dict[str, str]:
 
 
 class NormKind(LayerKind):
-    """`w_norm` and `b_norm`: what is added to a norm's weight and bias."""
+    """`w_norm` and `b_norm`: what is added to a norm's weight and bias; no size, as it is no matrix."""
 
-    name: ClassVar[str] = "norm"
-    endings: ClassVar[tuple[str, ...]] = ("w_norm", "b_norm")
-    tells_size: ClassVar[bool] = False
-    is_product: ClassVar[bool] = False
-
-    def size(self, shapes: Shapes) -> tuple[int, int] | None:
-        """A norm is no linear layer and no convolution."""
-        return None
+    name = "norm"
+    endings = ("w_norm", "b_norm")
+    tells_size = False
+    is_product = False
 
 
 class OftKind(LayerKind):
     """LyCORIS' diagonal OFT, which turns the outputs: `oft_blocks` [blocks, b, b]; alpha bounds how far."""
 
-    name: ClassVar[str] = "oft"
-    endings: ClassVar[tuple[str, ...]] = ("oft_blocks", "oft_diag")
-    beside: ClassVar[tuple[str, ...]] = (ALPHA, "rescale")
-    reads_weight: ClassVar[bool] = True
-    tells_size: ClassVar[bool] = False
-    is_product: ClassVar[bool] = False
-
-    def size(self, shapes: Shapes) -> tuple[int, int] | None:
-        return None
+    name = "oft"
+    endings = ("oft_blocks", "oft_diag")
+    beside = (ALPHA, "rescale")
+    reads_weight = True
+    tells_size = False
+    is_product = False
 
     def scale(self, alpha: float | None, shapes: Shapes) -> float:
         """The bound, for each output."""

@@ -152,7 +152,7 @@ def start_faults(
     ranks = {family.ui_name(part, canonical(part, path)): one.rank for (part, path), one in places.items()}
     untrained = [name for name in file.layers if name in base and name not in ranks]
     # layers that UIs look for, and that were not trained, are in files as zero
-    if lost := [name for name in untrained if not file.layers[name].numbers.zero]:
+    if lost := [name for name in untrained if file.layers[name].state != "zero"]:
         yield (
             f"{INIT_FROM}: {file.path.name} changes {len(lost)} layers that this recipe does not train, "
             f"{preview_names(lost)}; train them, too (adapter.text_encoder, adapter.kind = 'locon', "

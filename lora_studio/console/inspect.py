@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lora_studio.metadata.provenance import OriginReport
     from lora_studio.tools.inspect import Damaged, Facts
     from lora_studio.tools.push import Upload
-    from lora_studio.verify.file import VerifyReport
+    from lora_studio.verify import VerifyReport
     from lora_studio.verify.uis import Verdict
 
 _LONGEST = 200  # letters of a metadata value; --json has all

@@ -24,7 +24,7 @@ from lora_studio.lora_file.header import open_tensors
 from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.lora_file.write import write_lora
 from lora_studio.metadata.write import TrainingFacts, base_keys, hashes
-from lora_studio.verify.file import VerifyReport
+from lora_studio.verify import VerifyReport
 from lora_studio.verify.trained import check_deltas, check_embedding
 from lora_studio.version import __version__
 

@@ -28,7 +28,7 @@ from lora_studio.lora_file.kinds.whole import endings_of
 from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.metadata.write import LEFT_OUT
-from lora_studio.verify.file import VerifyReport, check_against_base, check_file, check_rules
+from lora_studio.verify import VerifyReport, check_against_base, check_file, check_rules
 from lora_studio.verify.trained import check_deltas, compare
 
 DOWN, UP = "lora_A.weight", "lora_B.weight"

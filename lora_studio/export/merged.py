@@ -22,7 +22,7 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.files import sync
 from lora_studio.lora_file.write import DTYPES, cast_error, write_large
 from lora_studio.metadata.write import base_keys
-from lora_studio.verify.file import VerifyReport
+from lora_studio.verify import VerifyReport
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -18,7 +18,7 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.factors import PlainLora
 from lora_studio.lora_file.write import write_lora
 from lora_studio.metadata.write import TrainingFacts, build_metadata, of_file
-from lora_studio.verify.file import VerifyReport
+from lora_studio.verify import VerifyReport
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,6 @@ class Weights:
         return place.origin.take(self.read_raw(place.file, place.origin.name)).reshape(place.shape)
 
     def read_raw(self, file: Path, name: str) -> Tensor:
-        """A tensor as it lies in a file."""
         return self.header(file).tensor(name)
 
     def header(self, file: Path) -> Header:

@@ -17,11 +17,11 @@ from lora_studio.families.layer_names.spellings import KohyaLayout, LayerPlace, 
 from lora_studio.lora_file.factors import PlainLora
 from lora_studio.lora_file.header import Header, read_header
 from lora_studio.lora_file.kinds import KINDS
+from lora_studio.lora_file.kinds.base import BESIDE
 from lora_studio.lora_file.kinds.lora import DOWN
 from lora_studio.lora_file.layer import Held, LoraLayer, Stored
 from lora_studio.lora_file.lora_file import ENDINGS, LoraFile, any_key, base_layers
 
-_VECTORS = ("dora_scale", "rescale")  # may be
 _WITHOUT_WEIGHT = {"diff_b", "w_norm", "b_norm"}
 _ADAPTER_METADATA, _PEFT_CONFIG = "lora_adapter_metadata", "adapter_config.json"
 
@@ -93,17 +93,17 @@ def _layer(
         what = f"is {kind.name} and has {foreign[0]} beside that"
     elif layer.missing:
         what = f"lacks its {', '.join(layer.missing)}"
-    elif odd := [end for end, one in shapes.items() if end != "alpha" and _is_odd(end, one)]:
+    elif odd := [
+        end
+        for end, one in shapes.items()
+        if (len(one) < 2 and end not in BESIDE) or (0 in one and end != "alpha")
+    ]:
         what = f"has {odd[0]} in the shape {list(shapes[odd[0]])}"
     elif layer.state == "not finite":
         what = "is not finite"
     else:
         return LoraLayer(stem, layer.tensors, said_alpha=_alpha(layer, place, said))
     raise StudioError(f"{name}: {stem} {what}; it is not converted.")
-
-
-def _is_odd(end: str, shape: tuple[int, ...]) -> bool:
-    return 0 in shape or (len(shape) < 2 and end not in _VECTORS)
 
 
 def _alpha(layer: LoraLayer, place: LayerPlace, said: DeclaredAlphas) -> float | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def read_header(path: Path) -> Header:
 
 
 class _Fault(Exception):
-    """What is wrong with a header, to stand in brackets."""
+    """What is wrong with a header, in brackets."""
 
 
 def _parse(text: bytes, length: int, num_bytes: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
@@ -149,21 +150,13 @@ def _parse(text: bytes, length: int, num_bytes: int) -> tuple[dict[str, TensorEn
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(one, str) for one in metadata.values()):
         raise _Fault("its metadata is not a table of texts")
-    if any(not _is_text(one) for pair in metadata.items() for one in pair):
+    if re.search("[\ud800-\udfff]", "".join((*metadata, *metadata.values()))):
         raise _Fault("its metadata holds half a letter")
     if len(header) > MAX_TENSORS:
         raise _Fault(f"it names {len(header):,} tensors; {MAX_TENSORS:,} are the most")
     entries = {name: _entry(name, value) for name, value in header.items()}
     _check_places(entries, num_bytes)
     return entries, metadata
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # one of a pair of surrogates
-        return False
-    return True
 
 
 def _entry(name: str, value: Any) -> TensorEntry:
@@ -189,8 +182,9 @@ def _check_places(entries: dict[str, TensorEntry], num_bytes: int) -> None:
     reached = 0
     for name, entry in sorted(entries.items(), key=lambda one: (one[1].begin, one[1].end)):
         if entry.begin != reached:
-            what = "overlaps another tensor" if entry.begin < reached else "lies behind a gap"
-            raise _Fault(f"{name} {what}")
+            raise _Fault(
+                name + (" overlaps another tensor" if entry.begin < reached else " lies behind a gap")
+            )
         reached = entry.end
     if reached != num_bytes:
         raise _Fault(f"it has {num_bytes:,} bytes of tensors and should have {reached:,}")
@@ -204,8 +198,7 @@ def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def places_of(entries: Mapping[str, TensorEntry]) -> dict[str, dict[str, Any]]:
     """What a header says of each tensor, one after the other, wherever they were before."""
-    places: dict[str, dict[str, Any]] = {}
-    place = 0
+    places, place = {}, 0
     for name, one in entries.items():
         end = place + itemsize(one.dtype) * math.prod(one.shape)
         places[name] = {"dtype": _CODES[one.dtype], "shape": list(one.shape), "data_offsets": [place, end]}

@@ -28,11 +28,7 @@ if TYPE_CHECKING:
     from lora_studio.adapters.layer import Factors
     from lora_studio.families.base import ModelFamily
 
-ENDINGS = (DOWN, UP, "alpha")
-"""Of a layer of plain LoRA in the kohya format."""
-
-_BUNDLED = "bundle_emb."
-
+ENDINGS = (DOWN, UP, "alpha")  # of a layer of plain LoRA in the kohya format
 
 _LETTERS = {"lora_A.weight": DOWN, "lora_B.weight": UP}
 _PEFT_KEY = re.compile(
@@ -82,11 +78,8 @@ class LoraFile:
     @cached_property
     def stray(self) -> list[str]:
         """Keys that are no part of plain LoRA in the kohya format."""
-        return (
-            [key for key in self.header.entries if key.partition(".")[2] not in ENDINGS]
-            if self.header
-            else []
-        )
+        keys = self.header.entries if self.header else ()
+        return [key for key in keys if key.partition(".")[2] not in ENDINGS]
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -109,10 +102,8 @@ class LoraFile:
     @property
     def notes(self) -> tuple[str, ...]:
         lacking = sum(one.alpha is None for one in self.layers.values())
-        if not lacking:
-            return ()
-        count = len(self.layers)
-        return (f"{self.name}: {lacking} of {count} layers have no alpha; taken as a scale of 1, as UIs do",)
+        said = f"{self.name}: {lacking} of {len(self.layers)} layers have no alpha"
+        return (f"{said}; taken as a scale of 1, as UIs do",) if lacking else ()
 
     def delta(self, name: str) -> Tensor:
         """A layer's weight change in float32, in the shape of its weight. Raises KeyError if it has none."""
@@ -152,7 +143,7 @@ def lora_file(header: Header) -> LoraFile:
     two_encoders = any(key.startswith(("text_encoder_2.", "lora_te2_")) for key in header.entries)
     for key in header.entries:
         found = known_key(key, two_encoders=two_encoders)
-        if key.startswith(_BUNDLED):
+        if key.startswith("bundle_emb."):
             bundled.append(key)
         elif found is None:
             extras.append(key)
@@ -182,11 +173,8 @@ def known_key(key: str, *, two_encoders: bool) -> tuple[str, str, str] | None:
         return None
     part, path = found["part"] or found["part_"], found["path"] or found["path_"]
     path = re.sub(r"(^|\.)processor\.", r"\1", path)
-    return (
-        path_name(part, path, two_encoders=two_encoders),
-        found["beside"] or (DOWN if found["down"] else UP),
-        PEFT,
-    )
+    end = found["beside"] or (DOWN if found["down"] else UP)
+    return path_name(part, path, two_encoders=two_encoders), end, PEFT
 
 
 def any_key(key: str) -> tuple[str, str] | None:

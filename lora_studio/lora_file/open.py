@@ -18,8 +18,6 @@ from lora_studio.lora_file.lora_file import LoraFile, base_layers, open_lora
 if TYPE_CHECKING:
     from lora_studio.families.base import ModelFamily
 
-_OWN = (".down", ".up")  # tensors of a checkpoint
-
 
 def open_plain(path: Path) -> LoraFile:
     """Open a LoRA file of any kind in any spelling; one that is plain LoRA keeps its layers' names.
@@ -81,7 +79,7 @@ def read_plain(path: Path, option: str) -> LoraFile:
 
 
 def _what_else(file: LoraFile) -> str:
-    if all(key.endswith(_OWN) for key in file.stray):
+    if all(key.endswith((".down", ".up")) for key in file.stray):  # as a checkpoint's tensors
         return "is the checkpoint of a run; continue that run with --resume, or give the file it ended with"
     return (
         f"is not plain LoRA: {len(file.stray)} of its tensors are of another kind, first {file.stray[0]}; "
@@ -110,7 +108,9 @@ def check_same_family(files: Sequence[LoraFile]) -> list[str]:
                 raise _stranger(
                     first, other, f"{name} changes a weight of {one} in one and {two} in the other"
                 )
-        widths = [_text_widths(file) for file in (first, other)]
+        widths = [
+            {one.shape[1] for name, one in file.layers.items() if reads_text(name)} for file in (first, other)
+        ]
         if all(widths) and widths[0] != widths[1]:
             said = " and ".join(", ".join(map(str, sorted(width))) for width in widths)
             raise _stranger(first, other, f"their cross-attention reads text {said} wide")
@@ -124,10 +124,6 @@ def check_same_family(files: Sequence[LoraFile]) -> list[str]:
         elif not shared:
             notes.append(f"{first.name} and {other.name} have no layer in common")
     return notes
-
-
-def _text_widths(file: LoraFile) -> set[int]:
-    return {one.shape[1] for name, one in file.layers.items() if reads_text(name)}
 
 
 def _stranger(one: LoraFile, other: LoraFile, why: str) -> StudioError:

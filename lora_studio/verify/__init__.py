@@ -1,16 +1,128 @@
-"""`lora-studio verify`: a file from anywhere, with its base or, without waiting for torch, alone."""
+"""`lora-studio verify`: whether a LoRA file from anywhere is valid, and how each UI loads it.
+
+Three levels: the file alone, without waiting for torch (layers complete, finite, not all zero, names and
+shapes as each UI wants them), the file against its base (every key maps to a layer, shapes fit), and a probe
+batch through diffusers' own loader.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import DamagedFile
 from lora_studio.lora_file.header import Header, read_header
-from lora_studio.lora_file.lora_file import lora_file
+from lora_studio.lora_file.layer import DTYPES
+from lora_studio.lora_file.lora_file import LoraFile, lora_file
+from lora_studio.lora_file.open import fits
+from lora_studio.metadata.write import MAX_BYTES
 from lora_studio.recipe.data import POCKET
-from lora_studio.verify.file import VerifyReport, check_against_base, check_file
-from lora_studio.verify.uis import verdicts
-from lora_studio.verify.uis.findings import embedding_findings, is_embedding
+from lora_studio.verify.uis import (
+    NOT_KNOWN,
+    Base,
+    Loss,
+    Verdict,
+    base_of_family,
+    base_of_layers,
+    loaded_by,
+    verdicts,
+)
+from lora_studio.verify.uis.findings import embedding_findings, findings, is_embedding
+
+if TYPE_CHECKING:
+    from lora_studio.families.base import ModelFamily
+
+COMMON_SCALE = 8.0  # alpha / rank that no trainer's default exceeds
+
+
+@dataclass
+class VerifyReport:
+    """What verify found. `faults` empty means: valid, as far as `checks` says it was looked at."""
+
+    file: str
+    faults: list[str] = field(default_factory=list)
+    checks: dict[str, Any] = field(default_factory=dict)
+    uis: list[Verdict] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"whole": self.ok}
+
+
+def check_file(file: LoraFile) -> VerifyReport:
+    """What the file shows by itself; invalid if it is damaged or no UI loads all of it."""
+    report, base = VerifyReport(file.path.name), base_of_layers(file.layers)
+    layers, alphas = file.layers, file.alphas
+    for name, layer in layers.items():
+        report.faults += [f"{name}: {fault}" for fault in layer.faults()]
+    report.faults += [f"{name}: it is not finite" for name in file.not_finite]
+    if layers and len(file.zero) == len(layers):
+        report.faults.append("every layer is zero, so the file does nothing")
+    scales = [alphas[name] / rank for name, rank in file.ranks.items() if rank and name in alphas]
+    if any(not 0 < scale <= COMMON_SCALE for scale in scales):
+        report.notes.append(
+            f"alpha / rank is between {min(scales):g} and {max(scales):g}; 0 to {COMMON_SCALE:g} are common"
+        )
+    number = len(layers)
+    report.checks |= {
+        "made_for": base.title,
+        "layers": number,
+        "kinds": sorted({one.kind.name for one in layers.values()}),
+        "layers_that_are_zero": len(file.zero),
+        "share_of_layers_not_zero": 1 - len(file.zero) / number if number else 0.0,
+        "scale": sorted({min(scales), max(scales)}) if scales else [],
+        "dtypes": sorted({entry.dtype for one in layers.values() for entry in one.entries.values()}),
+        "metadata_bytes": file.metadata_bytes,
+        "base_model_version": file.version,
+    }
+    _judge(file, base, report)
+    return report
+
+
+def _judge(file: LoraFile, base: Base, report: VerifyReport) -> None:
+    report.uis = verdicts(findings(file, base), file.layers, base.title)
+    if not loaded_by(report.uis) and not loaded_by(report.uis, NOT_KNOWN):
+        report.faults.append(f"no UI loads all of it: {report.uis[0].reasons[0].what}")
+
+
+def check_against_base(file: LoraFile, family: ModelFamily, report: VerifyReport) -> None:
+    """Every key maps to a layer of the (unadapted) base, and shapes fit."""
+    layers = file.layers
+    base = base_of_family(family, base_of_layers(layers), layers)
+    unknown = [name for name in layers if name not in base.places]
+    if unknown:
+        meant = f"; the file is for {report.checks['made_for']}" if "made_for" in report.checks else ""
+        report.faults.append(
+            f"{len(unknown)} of {len(layers)} layers are not in the base, first {unknown[0]}{meant}"
+        )
+    for name, layer in layers.items():
+        wanted = base.places[name].shape if name in base.places else ()
+        if layer.size and wanted and not fits(layer.size, wanted):
+            report.faults.append(f"{name}: changes a weight of {layer.size}, but the base's is {wanted}")
+    _judge(file, base, report)
+    report.checks["keys_mapped"] = f"{len(layers) - len(unknown)} of {len(layers)}"
+
+
+def check_rules(file: LoraFile, report: VerifyReport) -> None:
+    """Every UI loads all of it, alphas are numbers with a point, and what it says of itself is short."""
+    report.faults += [
+        f"{one.ui} does not load all of it: {reason.what}: {reason.consequence}"
+        for one in report.uis
+        if one.is_files_fault
+        for reason in one.reasons
+        if reason.loss != Loss.NONE
+    ]
+    for name, layer in file.layers.items():
+        alpha = layer.entries.get("alpha")
+        if alpha is None or alpha.dtype not in DTYPES:
+            report.faults.append(f"{name}: alpha is {'missing' if alpha is None else alpha.dtype}")
+    if (size := file.metadata_bytes) > MAX_BYTES:
+        report.faults.append(f"its metadata has {size} bytes; UIs expect less than {MAX_BYTES}")
 
 
 def verify(path: Path, *, base: str | None = None) -> VerifyReport:
@@ -35,7 +147,7 @@ def verify(path: Path, *, base: str | None = None) -> VerifyReport:
     report.checks["base"] = said
     if name is not None:
         from lora_studio.families.loading import load_base
-        from lora_studio.verify.probe import probe_file
+        from lora_studio.verify.trained import probe_file
 
         family = load_base(name)
         check_against_base(file, family, report)

@@ -27,8 +27,8 @@ from lora_studio.families.loading import load_base
 from lora_studio.families.original import KINDS
 from lora_studio.families.original.names import original_tensors
 from lora_studio.metadata.write import TrainingFacts
-from lora_studio.verify.file import VerifyReport
-from lora_studio.verify.probe import ask_diffusers, rms, run_probe
+from lora_studio.verify import VerifyReport
+from lora_studio.verify.trained import ask_diffusers, rms, run_probe
 
 FACTS = TrainingFacts(
     *("tiny", "Tiny", "", "0" * 64, "zwx", 4, 2.0, 7, 1, 5, 64, 1e-4, None, "adamw", "cosine"),

@@ -32,8 +32,7 @@ from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.prepare import prepare
 from lora_studio.training.report.adapters import adapter_notes
 from lora_studio.training.session import to_toml, train
-from lora_studio.verify import verify
-from lora_studio.verify.file import VerifyReport
+from lora_studio.verify import VerifyReport, verify
 
 TOKEN = '[[tokens]]\ntoken = "zwx"\nstart = "red ball"\n'
 ALONE = ("adapter.kind=none", "adapter.rank=16", "adapter.alpha=16", "training.learning_rate=1e-4")

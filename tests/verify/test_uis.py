@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_studio.families.layer_names import OWN, PUBLISHED, PublishedBase
-from lora_studio.verify import verify
-from lora_studio.verify.file import VerifyReport
+from lora_studio.verify import VerifyReport, verify
 from lora_studio.verify.uis import UIS, Loss, UiFinding, table
 
 Tensors = dict[str, Tensor]

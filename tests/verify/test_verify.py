@@ -18,9 +18,8 @@ from lora_studio.errors import StudioError
 from lora_studio.families.loading import load_base
 from lora_studio.lora_file.lora_file import ENDINGS, base_layers, open_lora
 from lora_studio.lora_file.write import write_lora
-from lora_studio.verify import verify
-from lora_studio.verify.file import check_against_base, check_file, check_rules
-from lora_studio.verify.probe import ask_merged, run_probe
+from lora_studio.verify import check_against_base, check_file, check_rules, verify
+from lora_studio.verify.trained import ask_merged, run_probe
 
 FIRST = "lora_unet_down_blocks_0_attentions_0_proj_in"
 
@@ -169,8 +168,8 @@ def test_tensors_are_read_when_they_are_asked_for(good_file: Path, tmp_path: Pat
 
 def test_a_wrong_scale_is_caught_by_the_probe(good_file: Path, tmp_path: Path, tiny_base: Path) -> None:
     """What PEFT names with a separate alpha suffer: the loader's scale is not the file's."""
-    from lora_studio.verify.file import VerifyReport
-    from lora_studio.verify.probe import ProbeOutput, check_probe
+    from lora_studio.verify import VerifyReport
+    from lora_studio.verify.trained import ProbeOutput, check_probe
 
     family = load_base(str(tiny_base))
     file = open_lora(good_file)

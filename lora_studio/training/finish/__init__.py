@@ -32,7 +32,7 @@ from lora_studio.training.finish.verified import (
 from lora_studio.training.loop import Loop
 from lora_studio.training.loop.watch import PreviewWatch
 from lora_studio.training.prepare import Session
-from lora_studio.verify.file import VerifyReport
+from lora_studio.verify import VerifyReport
 from lora_studio.version import __version__
 
 BINS = 50  # of timesteps.png

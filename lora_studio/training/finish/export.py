@@ -31,7 +31,7 @@ from lora_studio.training.loop.state import State, load_state
 from lora_studio.training.prepare import TrainedRun, make_state
 from lora_studio.training.prepare.checks import check_recipe
 from lora_studio.training.prepare.data import batches_of, manifest_of
-from lora_studio.verify.file import VerifyReport
+from lora_studio.verify import VerifyReport
 
 REPORT = "verify.json"  # of all targets in a folder, with what earlier exports said of theirs
 

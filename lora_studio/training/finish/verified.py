@@ -20,8 +20,8 @@ from lora_studio.training.finish.file_facts import training_facts
 from lora_studio.training.machine import shard
 from lora_studio.training.prepare import TrainedRun
 from lora_studio.training.prepare.base_model import base_of
-from lora_studio.verify.file import VerifyReport
-from lora_studio.verify.probe import (
+from lora_studio.verify import VerifyReport
+from lora_studio.verify.trained import (
     CAPTION,
     ProbeOutput,
     ask_diffusers,

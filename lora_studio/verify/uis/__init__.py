@@ -82,8 +82,6 @@ class UiFinding:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a UI loads a file as it does."""
-
     what: str
     consequence: str
     loss: Loss
@@ -104,7 +102,6 @@ class Verdict:
 
 
 def verdicts(findings: Sequence[UiFinding], layers: Collection[str], base: str) -> list[Verdict]:
-    """A verdict for each UI from what was found in a file of these layers."""
     return [_verdict(ui, findings, layers, base) for ui in UIS]
 
 
@@ -127,7 +124,6 @@ def _verdict(ui: str, findings: Sequence[UiFinding], layers: Collection[str], ba
 
 
 def loaded_by(judged: Sequence[Verdict], how: str = COMPLETELY) -> list[str]:
-    """The UIs that load it so."""
     return [one.ui for one in judged if one.loads == how]
 
 

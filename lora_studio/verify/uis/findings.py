@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from lora_studio.families.layer_names import (
@@ -50,11 +51,8 @@ def is_embedding(header: Header) -> bool:
 
 
 def embedding_findings(header: Header) -> list[UiFinding]:
-    """Of the file of a learned token."""
-    rows = [UiFinding("embedding_untried")]
-    if embedded_in(header) is None:
-        rows.append(UiFinding("embedding_keys", list(header.entries)))
-    return rows
+    unknown = [UiFinding("embedding_keys", list(header.entries))] if embedded_in(header) is None else []
+    return [UiFinding("embedding_untried"), *unknown]
 
 
 def embedded_in(header: Header) -> PublishedBase | None:
@@ -136,12 +134,9 @@ def _of_tensors(file: LoraFile, base: Base) -> dict[str, list[str]]:
 
 
 def _of_encoders(file: LoraFile, base: Base) -> Iterator[UiFinding]:
-    """Of text encoders and the denoiser's cross-attention."""
     kohya = [name for name, one in file.layers.items() if name in base.places and one.spelling != PEFT]
-    inside = {name: stem for name in kohya if (stem := _stem(name))}
-    counts: dict[str, int] = {}
-    for stem in inside.values():
-        counts[stem] = counts.get(stem, 0) + 1
+    inside = {name: found[1] for name in kohya if (found := _ATTENTION.fullmatch(name))}
+    counts = Counter(inside.values())
     partial = [name for name, stem in inside.items() if counts[stem] < 4]
     if partial:
         yield UiFinding("part_of_attention", partial)
@@ -157,7 +152,6 @@ def _of_encoders(file: LoraFile, base: Base) -> Iterator[UiFinding]:
 
 
 def _of_file(file: LoraFile, base: Base) -> Iterator[UiFinding]:
-    """Of what is not in the layers."""
     if file.extras:
         yield UiFinding("extra", file.extras)
     if file.bundled:
@@ -175,11 +169,6 @@ def _of_file(file: LoraFile, base: Base) -> Iterator[UiFinding]:
 
 def _is_joined(place: PublishedLayer) -> bool:
     return place.encoder is not None and place.encoder.joined
-
-
-def _stem(name: str) -> str | None:
-    found = _ATTENTION.fullmatch(name)
-    return found[1] if found else None
 
 
 def _is_unfit(layer: LoraLayer, base: Base) -> bool:

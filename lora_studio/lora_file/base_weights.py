@@ -19,11 +19,9 @@ from lora_studio.recipe.data import POCKET
 
 @dataclass(frozen=True)
 class WeightPlace:
-    """Where a tensor of a part lies, what is done to it, and the shape it then has."""
-
     file: Path
     origin: TensorOrigin
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # that its part has
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,7 @@ class Weights:
     def read(self, key: str) -> Tensor:
         """A tensor in its file's own dtype, in the shape that its part has."""
         place = self.places[key]
-        return place.origin.take(self.read_raw(place.file, place.origin.name)).reshape(place.shape)
-
-    def read_raw(self, file: Path, name: str) -> Tensor:
-        return self.header(file).tensor(name)
+        return place.origin.take(self.header(place.file).tensor(place.origin.name)).reshape(place.shape)
 
     def header(self, file: Path) -> Header:
         """One of the base's files, looked at once. Raises StudioError if it is damaged."""

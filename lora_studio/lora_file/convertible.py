@@ -28,10 +28,8 @@ _ADAPTER_METADATA, _PEFT_CONFIG = "lora_adapter_metadata", "adapter_config.json"
 
 @dataclass(frozen=True)
 class PlacedLayers:
-    """A file's layers by their places in the base; they are named as the file does."""
-
     path: Path
-    layers: dict[LayerPlace, LoraLayer]
+    layers: dict[LayerPlace, LoraLayer]  # named as in the file
     metadata: dict[str, str]
     layout: KohyaLayout  # of the base that it is for
 
@@ -64,13 +62,14 @@ def read_places(path: Path) -> PlacedLayers:
         raise StudioError(f"{path.name} holds {what if unknown else 'nothing'}; it is not converted.")
     said = _said_alphas(path, header.metadata)
     layers = {place: _layer(header, place, stems[place], keys, said) for place, keys in found.items()}
-    widths = {
-        layer.shapes[DOWN][1]
-        for place, layer in layers.items()
-        if reads_text(place.path) and DOWN in layer.shapes
-    }
     version = header.metadata.get("ss_base_model_version", "")
-    return PlacedLayers(path, layers, header.metadata, layout_of(layers, widths=widths, version=version))
+    layout = layout_of(layers, widths=_text_widths(layers), version=version)
+    return PlacedLayers(path, layers, header.metadata, layout)
+
+
+def _text_widths(layers: Mapping[LayerPlace, LoraLayer]) -> set[int]:
+    reading = [one.shapes for place, one in layers.items() if reads_text(place.path)]
+    return {shapes[DOWN][1] for shapes in reading if DOWN in shapes}
 
 
 def _layer(
@@ -107,7 +106,6 @@ def _layer(
 
 
 def _alpha(layer: LoraLayer, place: LayerPlace, said: DeclaredAlphas) -> float | None:
-    """What is said of it apart from its tensors; rsLoRA's counts against the root of the rank."""
     alpha = said.alphas.get(place, said.alphas.get(place.part)) if layer.kind.name == "lora" else None
     if alpha is None or place.part not in said.by_square_root:
         return alpha
@@ -136,9 +134,8 @@ def _said_alphas(path: Path, metadata: Mapping[str, str]) -> DeclaredAlphas:
                 if place := place_of(f"{part}.{layer.strip('^$')}".lstrip(".")):
                     found[place] = float(alpha)
     except (ValueError, TypeError, AttributeError) as error:
-        raise StudioError(
-            f"{path.name} says its alphas in a form that cannot be read ({reason_of(error)})."
-        ) from None
+        said = f"{path.name} says its alphas in a form that cannot be read ({reason_of(error)})."
+        raise StudioError(said) from None
     return DeclaredAlphas(found, frozenset(roots))
 
 
@@ -172,7 +169,9 @@ def read_plain_layers(path: Path, *, base: ModelFamily | None = None) -> PlainLa
             f"{path.name}: {len(unknown)} of its {len(names)} layers are not in this base, "
             f"first {unknown[0]}; it is for another kind of base."
         )
-    linear = _projects_linearly(file)
+    # Whether the base's projections are linear layers and not convolutions; None if nothing tells.
+    widths = _text_widths(file.layers)
+    linear = True if file.layout.original or 1024 in widths else False if 768 in widths else None
     plain = {}
     for place, layer in file.layers.items():
         name = names[place]
@@ -201,18 +200,6 @@ def _name(place: LayerPlace, file: PlacedLayers, base: ModelFamily | None) -> st
         raise StudioError(
             f"{file.path.name}: {file.layers[place].name} is of a part that this kind of base does not have."
         ) from None
-
-
-def _projects_linearly(file: PlacedLayers) -> bool | None:
-    """Whether the base's projections are linear layers and not convolutions; None if nothing tells."""
-    widths = {
-        layer.shapes[DOWN][1]
-        for place, layer in file.layers.items()
-        if reads_text(place.path) and DOWN in layer.shapes
-    }
-    if file.layout.original or 1024 in widths:
-        return True
-    return False if 768 in widths else None
 
 
 def _with_sides(

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.layer import Factors, range_basis
+from lora_studio.adapters.layer import Factors, range_basis, shape_of
+from lora_studio.lora_file.kinds.base import flat
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.rng import generator
 
@@ -193,8 +194,6 @@ def as_plain(layer: Layer) -> PlainLora:
     """A trained layer's, exact where that takes no more ranks than its weight has itself."""
     if layer.tensors.keys() == {"down", "up"} and not layer.constants:
         return PlainLora(layer.tensors["down"], layer.tensors["up"], layer.scale)
-    from lora_studio.adapters.layer import shape_of
-
     exact, shape = layer.factors(), shape_of(layer.module.get_base_layer())
     return cut_plain(layer.delta(), shape) if exact is None else _shaped(balanced(exact), shape)
 
@@ -211,22 +210,15 @@ def cut_plain(change: Tensor, shape: Sequence[int]) -> PlainLora:
 
 
 def _shaped(factors: Factors, shape: Sequence[int], left_out: float = 0.0) -> PlainLora:
-    """With the sides of a weight that is [out, in] or [out, in, k, k]."""
     down, up = factors
     return PlainLora(down.view(-1, *shape[1:]), up.view(*up.shape, *(1 for _ in shape[2:])), 1.0, left_out)
 
 
-def most_numbers(layer: Layer) -> int:
-    """That its change can have as plain LoRA in a file."""
-    from lora_studio.adapters.layer import shape_of
-
-    shape = shape_of(layer.module.get_base_layer())
-    out, inputs = shape[0], math.prod(shape[1:])
-    exact = layer.factors()
-    return (out + inputs) * (min(out, inputs) if exact is None else len(exact.down))
-
-
 def most_bytes(adapters: AdapterSet, dtype: str) -> int:
-    """That the tensors of their files can take at most."""
-    numbers = sum(most_numbers(layer) for layer in adapters.layers)
+    """That the tensors of their files can take at most, as plain LoRA."""
+    numbers = 0
+    for layer in adapters.layers:
+        out, inputs = flat(shape_of(layer.module.get_base_layer()))
+        exact = layer.factors()
+        numbers += (out + inputs) * (min(out, inputs) if exact is None else len(exact.down))
     return (numbers + sum(token.rows.numel() for token in adapters.tokens)) * DTYPES[dtype].itemsize

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from lora_studio.lora_file.factors import PlainLora
 
+# Spellings: `lora_te_x.lora_down.weight`; `lora_te_x.lora_A.weight`; `text_encoder.x.lora_A.weight`.
 KOHYA, LETTERED, PEFT = "kohya", "lettered", "peft"
-"""Spellings: `lora_te_x.lora_down.weight`; `lora_te_x.lora_A.weight`; `text_encoder.x.lora_A.weight`."""
 
 DTYPES = ("float16", "bfloat16", "float32")
 MAX_RANK = 4096
@@ -68,10 +68,8 @@ class Held(dict[str, "Tensor"]):
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """One layer; its tensors go by kohya's and LyCORIS's endings."""
-
     name: str  # as kohya spells it
-    tensors: Stored | Held
+    tensors: Stored | Held  # by kohya's and LyCORIS's endings
     spelling: str = KOHYA
     said_alpha: float | None = None  # apart from its tensors
 
@@ -172,9 +170,8 @@ class LoraLayer:
         `weight` is the base's. Raises StudioError if that is needed and not there.
         """
         if self.needs_base and weight is None:
-            raise StudioError(
-                f"the change of {self.name} depends on the base's weight; name the base that it is for."
-            )
+            said = f"the change of {self.name} depends on the base's weight; name the base that it is for."
+            raise StudioError(said)
         values = {end: self.tensors[end].float() for end in self.entries if end != ALPHA}
         frozen = None if weight is None else weight.detach().float()
         change = self.kind.delta(values, self.scale, frozen)
@@ -200,8 +197,8 @@ class LoraLayer:
 
     def norm(self) -> float | None:
         """Frobenius norm of its change, or None if it cannot be told from the file alone."""
-        small = self.rank is None or 1 <= self.rank <= MAX_RANK
-        if self.size is None or not small or any(end in self.entries for end in self.kind.opaque):
+        is_small = self.rank is None or 1 <= self.rank <= MAX_RANK
+        if self.size is None or not is_small or self.entries.keys() & set(self.kind.opaque):
             return None
         with np.errstate(all="ignore"):  # a damaged file may hold anything
             norm = self.kind.norm(lambda end: self.tensors.array(end).astype(np.float32), self.shapes)

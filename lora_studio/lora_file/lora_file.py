@@ -52,10 +52,8 @@ _ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 @dataclass(frozen=True)
 class LoraFile:
-    """An opened file: its layers by the names that kohya gives them, and what it says about itself."""
-
     path: Path
-    layers: Mapping[str, LoraLayer]
+    layers: Mapping[str, LoraLayer]  # by the names that kohya gives them
     metadata: Mapping[str, str]
     header: Header | None = None  # none of a file that was put into other words
     bundled: list[str] = field(default_factory=list)  # keys of embeddings beside the layers
@@ -67,12 +65,10 @@ class LoraFile:
 
     @property
     def trigger(self) -> str:
-        """The words that call it, as it says itself; empty if it does not."""
         return self.metadata.get("modelspec.trigger_phrase", "").strip()
 
     @property
     def version(self) -> str:
-        """What it says of its base, in UIs' word for it; empty if it does not."""
         return self.metadata.get("ss_base_model_version", "")
 
     @cached_property
@@ -91,12 +87,10 @@ class LoraFile:
 
     @cached_property
     def not_finite(self) -> list[str]:
-        """The layers with numbers that are not; all of them are read."""
         return [name for name, one in self.layers.items() if one.state == "not finite"]
 
     @cached_property
     def zero(self) -> list[str]:
-        """The layers that change nothing; all numbers are read."""
         return [name for name, one in self.layers.items() if one.state == "zero"]
 
     @property

@@ -41,9 +41,8 @@ def open_plain(path: Path) -> LoraFile:
     if not file.layers:
         raise StudioError(f"{path.name} holds no layer of a LoRA; `lora-studio verify` says more.")
     if wrong:
-        raise StudioError(
-            f"{path.name}: alpha of {preview_names(wrong)} is not one number; the file is damaged."
-        )
+        what = f"alpha of {preview_names(wrong)} is not one number"
+        raise StudioError(f"{path.name}: {what}; the file is damaged.")
     if off := [name for name, one in alphas.items() if one.alpha == 0]:
         raise StudioError(
             f"{path.name}: alpha is 0 in {len(off)} layers, first {off[0]}; most UIs take that as switched "
@@ -105,9 +104,8 @@ def check_same_family(files: Sequence[LoraFile]) -> list[str]:
         for name in shared:
             one, two = first.layers[name].shape, other.layers[name].shape
             if not fits(one, two):
-                raise _stranger(
-                    first, other, f"{name} changes a weight of {one} in one and {two} in the other"
-                )
+                why = f"{name} changes a weight of {one} in one and {two} in the other"
+                raise _stranger(first, other, why)
         widths = [
             {one.shape[1] for name, one in file.layers.items() if reads_text(name)} for file in (first, other)
         ]
@@ -136,13 +134,10 @@ def _stranger(one: LoraFile, other: LoraFile, why: str) -> StudioError:
 
 def unknown_layers(file: LoraFile, known: Collection[str]) -> str:
     """What is wrong if some of its layers are not in the base at all; empty if they are."""
-    unknown = [name for name in file.layers if name not in known]
-    if not unknown:
-        return ""
-    return (
-        f"{len(unknown)} of the {len(file.layers)} layers of {file.name} are not in this base, first "
-        f"{unknown[0]}; {_another_kind(file)}"
-    )
+    if unknown := [name for name in file.layers if name not in known]:
+        count = f"{len(unknown)} of the {len(file.layers)} layers of {file.name}"
+        return f"{count} are not in this base, first {unknown[0]}; {_another_kind(file)}"
+    return ""
 
 
 def unfit_layers(file: LoraFile, shapes: Mapping[str, Sequence[int]]) -> str:
@@ -163,8 +158,6 @@ def _another_kind(file: LoraFile) -> str:
 
 @dataclass(frozen=True)
 class Merged:
-    """A file to be merged into a base, and how strongly."""
-
     file: Path
     strength: float
 

@@ -59,11 +59,11 @@ def write_large(
     Its tensors are cast one at a time, so that no second copy of a base is ever held.
     """
 
-    def kept(tensor: Tensor) -> torch.dtype:
-        return DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype
-
-    entries = {key: entry_of(one, kept(one)) for key, one in tensors.items()}
-    write_tensors(path, entries, (one.detach().to(kept(one)) for one in tensors.values()), metadata)
+    entries = {
+        key: entry_of(one, DTYPES[dtype] if one.is_floating_point() else None) for key, one in tensors.items()
+    }
+    values = (one.detach().to(getattr(torch, entries[key].dtype)) for key, one in tensors.items())
+    write_tensors(path, entries, values, metadata)
 
 
 def write_tensors(
@@ -82,7 +82,6 @@ def write_tensors(
 
 
 def raw(tensor: Tensor) -> memoryview:
-    """A tensor's bytes, as they stand in a file."""
     return memoryview(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
 
 

@@ -79,7 +79,7 @@ class _Adding:
 
     def tensor(self, file: Path, name: str) -> Tensor:
         """A tensor of the new file: the base's, with what is added to it."""
-        kept = self.base.read_raw(file, name)
+        kept = self.base.header(file).tensor(name)
         if (file, name) not in self.wanted:
             return kept
         exact = kept.double()

@@ -62,7 +62,6 @@ def embedded_in(header: Header) -> PublishedBase | None:
 
 
 def _of_names(file: LoraFile, base: Base) -> dict[str, list[str]]:
-    """Layers by what is unusual in their names."""
     layers, places = file.layers, base.places
     unknown = [name for name in layers if name not in places]
     by_path = [name for name in unknown if _MODULE_PATH.fullmatch(name)]
@@ -97,20 +96,16 @@ def _of_tensors(file: LoraFile, base: Base) -> dict[str, list[str]]:
     """Layers by what is unusual in their tensors, but for the numbers of those that are large."""
     layers, alphas = file.layers, file.alphas
     with_factors = {name: one for name, one in layers.items() if one.kind.name in _TRIED}
-    flat = {
-        name: one for name, one in with_factors.items() if "alpha" in one.entries and one.spelling != PEFT
-    }
+    own = {name: one for name, one in with_factors.items() if one.spelling == KOHYA}
+    flat = {n: one for n, one in with_factors.items() if "alpha" in one.entries and one.spelling != PEFT}
     kinds = {name: one.kind.name for name, one in layers.items()}
+    lokr = [name for name, kind in kinds.items() if kind == "lokr"]
     dora = {name: one for name, one in layers.items() if "dora_scale" in one.entries}
     along_inputs = {name for name, one in dora.items() if one.shapes["dora_scale"][:1] == (1,)}
     return {
         "incomplete": [name for name, one in layers.items() if one.missing],
         "unfit": [name for name, one in layers.items() if _is_unfit(one, base)],
-        "no_alpha": [
-            name
-            for name, one in with_factors.items()
-            if "alpha" not in one.entries and one.spelling == KOHYA and not one.missing
-        ],
+        "no_alpha": [name for name, one in own.items() if "alpha" not in one.entries and not one.missing],
         "alpha_shape": [name for name, one in flat.items() if one.shapes["alpha"]],
         "alpha_zero": [name for name in flat if alphas.get(name) == 0],
         "dimensions": [name for name, one in layers.items() if _is_of_other_dimensions(one, base)],
@@ -120,9 +115,7 @@ def _of_tensors(file: LoraFile, base: Base) -> dict[str, list[str]]:
             if one.spelling == PEFT and name in alphas and alphas[name] != one.rank
         ],
         "loha_lokr": [name for name, kind in kinds.items() if kind in ("loha", "lokr")],
-        "lokr_unidentified": [
-            name for name, kind in kinds.items() if kind == "lokr" and base.has("lokr_unidentified")
-        ],
+        "lokr_unidentified": lokr if base.has("lokr_unidentified") else [],
         "dora_inputs": [name for name in dora if name in along_inputs],
         "dora_outputs": [name for name in dora if name not in along_inputs],
         "untried": [

@@ -134,10 +134,7 @@ def balanced(factors: Factors, *, alike: bool = False) -> Factors:
 
 
 def in_range(down: Tensor, up: Tensor) -> Factors:
-    """An `up` that hardly began to learn made larger, and its `down` smaller.
-
-    float16 has few bits left for numbers below 6e-5.
-    """
+    """An `up` that hardly began to learn made larger: float16 has few bits left for numbers below 6e-5."""
     is_small = 0 < up.abs().max().item() < SMALL
     return balanced(Factors(down, up), alike=True) if is_small else Factors(down, up)
 
@@ -199,10 +196,9 @@ def as_plain(layer: Layer) -> PlainLora:
 
 
 def cut_plain(change: Tensor, shape: Sequence[int]) -> PlainLora:
-    """Of a change of a weight of this shape, of as few ranks as leave out at most `CUT` of it.
+    """Of a change of a weight of this shape, by an SVD, in as few ranks as leave out at most `CUT` of it.
 
-    By a singular value decomposition. Both factors are of one size in every rank, so that neither leaves
-    float16's range.
+    Both factors are of one size in every rank, so that neither leaves float16's range.
     """
     found = Decomposition(*torch.linalg.svd(change.flatten(1), full_matrices=False))
     factors, lost = found.cut(RankLimit(energy=1 - CUT**2))

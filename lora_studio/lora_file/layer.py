@@ -99,7 +99,6 @@ class LoraLayer:
 
     @property
     def rank(self) -> int | None:
-        """How many columns its factors have; None if it has none, or does not say."""
         return self.kind.rank(self.shapes)
 
     @cached_property

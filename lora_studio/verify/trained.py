@@ -82,25 +82,18 @@ def probe_file(file: LoraFile, family: ModelFamily, report: VerifyReport) -> Non
     else:
         expected = ask_merged(file, family)
         try:
-            check_probe(file, family, expected, report)
+            compare_probe(ask_diffusers(file.path, family), expected, report)
         except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
             report.faults.append(f"diffusers' loader stops at it: {reason_of(error)}")
-
-
-def check_probe(
-    file: LoraFile, family: ModelFamily, expected: ProbeOutput, report: VerifyReport, *, rounding: float = 0.0
-) -> None:
-    """diffusers' prediction against the expected one, relative to the size of the adapter's effect.
-
-    `rounding`: how much of a prediction's size a base in lower precision rounds away, which says nothing.
-    """
-    compare_probe(ask_diffusers(file.path, family), expected, report, rounding=rounding)
 
 
 def compare_probe(
     prediction: Tensor, expected: ProbeOutput, report: VerifyReport, *, rounding: float = 0.0
 ) -> None:
-    """A prediction through diffusers' loaders against the live one, as `check_probe` does."""
+    """A prediction through diffusers' loaders against the live one, relative to the adapter's effect.
+
+    `rounding`: how much of a prediction's size a base in lower precision rounds away, which says nothing.
+    """
     difference, effect = rms(prediction - expected.tuned), expected.effect
     if rounding:
         report.checks["probe_rounding"] = rounding
@@ -110,9 +103,8 @@ def compare_probe(
     if effect == 0:
         report.faults.append("the probe's prediction is the base's: the file does nothing")
     elif share > TOLERANCE and not rounded_away:
-        report.faults.append(
-            f"through diffusers' loader the probe differs by {share:.1%} of the adapter's effect"
-        )
+        off = f"{share:.1%} of the adapter's effect"
+        report.faults.append(f"through diffusers' loader the probe differs by {off}")
 
 
 def probe_output(tuned: Tensor, base: Tensor) -> ProbeOutput:

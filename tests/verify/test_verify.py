@@ -169,7 +169,7 @@ def test_tensors_are_read_when_they_are_asked_for(good_file: Path, tmp_path: Pat
 def test_a_wrong_scale_is_caught_by_the_probe(good_file: Path, tmp_path: Path, tiny_base: Path) -> None:
     """What PEFT names with a separate alpha suffer: the loader's scale is not the file's."""
     from lora_studio.verify import VerifyReport
-    from lora_studio.verify.trained import ProbeOutput, check_probe
+    from lora_studio.verify.trained import ProbeOutput, ask_diffusers, compare_probe
 
     family = load_base(str(tiny_base))
     file = open_lora(good_file)
@@ -178,7 +178,7 @@ def test_a_wrong_scale_is_caught_by_the_probe(good_file: Path, tmp_path: Path, t
     )
     expected = ask_merged(halved, family)
     report = VerifyReport("x")
-    check_probe(file, family, ProbeOutput(expected.tuned, expected.effect), report)
+    compare_probe(ask_diffusers(file.path, family), ProbeOutput(expected.tuned, expected.effect), report)
     assert "differs by" in report.faults[0]
 
 

@@ -53,7 +53,6 @@ class LayerKind:
         return next((shapes[end][0] for end in reversed(self.counted) if shapes.get(end)), None)
 
     def scale(self, alpha: float | None, shapes: Shapes) -> float:
-        """What its change is multiplied with."""
         rank = self.rank(shapes)
         return 1.0 if alpha is None or not rank else alpha / rank
 

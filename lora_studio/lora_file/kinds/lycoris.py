@@ -42,13 +42,9 @@ class LohaKind(LayerKind):
         for number in "12":
             a, b = flat(shapes[f"hada_w{number}_a"]), flat(shapes[f"hada_w{number}_b"])
             core = shapes.get(f"hada_t{number}")
-            if core is not None:
-                fits, side = core[:2] == (a[0], b[0]), (a[1], b[1] * math.prod(core[2:]))
-            else:
-                fits, side = a[1] == b[0], (a[0], b[1])
-            if not fits:
+            if not (a[1] == b[0] if core is None else core[:2] == (a[0], b[0])):
                 return None
-            sides.append(side)
+            sides.append((a[0], b[1]) if core is None else (a[1], b[1] * math.prod(core[2:])))
         return sides[0] if sides[0] == sides[1] else None
 
     def delta(self, tensors: Tensors, scale: float, weight: Tensor | None) -> Tensor:
@@ -65,9 +61,7 @@ class LohaKind(LayerKind):
         from lora_studio.adapters.lycoris import LOHA as ADAPTER
         from lora_studio.lora_file.factors import PlainLora
 
-        if "hada_t1" in tensors:
-            return None
-        exact = ADAPTER.factors(_ours(tensors), scale)
+        exact = None if "hada_t1" in tensors else ADAPTER.factors(_ours(tensors), scale)
         return None if exact is None else PlainLora(*exact, 1.0)
 
     def norm(self, arrays: Arrays, shapes: Shapes) -> float | None:
@@ -149,13 +143,12 @@ class LokrKind(LayerKind):
 
     def norm(self, arrays: Arrays, shapes: Shapes) -> float | None:
         """||kron(a, b)|| = ||a|| ||b||."""
-        norm = 1.0
-        for name in ("lokr_w1", "lokr_w2"):
-            if name in shapes:
-                norm *= float(np.linalg.norm(arrays(name).astype(np.float64)))
-            else:
-                norm *= product_norm(arrays(f"{name}_a"), arrays(f"{name}_b"))
-        return norm
+        return math.prod(
+            float(np.linalg.norm(arrays(name).astype(np.float64)))
+            if name in shapes
+            else product_norm(arrays(f"{name}_a"), arrays(f"{name}_b"))
+            for name in ("lokr_w1", "lokr_w2")
+        )
 
     def spell(self, layer: Layer) -> dict[str, Tensor]:
         """Of two whole factors readers take no scale, so it goes into one of them."""

@@ -43,10 +43,10 @@ def endings_of(layer: Layer) -> dict[str, str]:
     from torch import nn
 
     base = layer.module.get_base_layer()
-    if isinstance(base, nn.Linear | nn.Conv2d):
-        return dict(zip(("weight", "bias"), FullKind.endings, strict=True))
-    norm = isinstance(base, nn.LayerNorm | nn.GroupNorm)
-    return dict(zip(("weight", "bias"), NormKind.endings, strict=True)) if norm else {}
+    if not isinstance(base, nn.Linear | nn.Conv2d | nn.LayerNorm | nn.GroupNorm):
+        return {}
+    kind = FULL if isinstance(base, nn.Linear | nn.Conv2d) else NORM
+    return dict(zip(("weight", "bias"), kind.endings, strict=True))
 
 
 class NormKind(LayerKind):
@@ -54,8 +54,7 @@ class NormKind(LayerKind):
 
     name = "norm"
     endings = ("w_norm", "b_norm")
-    tells_size = False
-    is_product = False
+    tells_size = is_product = False
 
 
 class OftKind(LayerKind):
@@ -65,8 +64,7 @@ class OftKind(LayerKind):
     endings = ("oft_blocks", "oft_diag")
     beside = (ALPHA, "rescale")
     reads_weight = True
-    tells_size = False
-    is_product = False
+    tells_size = is_product = False
 
     def scale(self, alpha: float | None, shapes: Shapes) -> float:
         """The bound, for each output."""

@@ -18,6 +18,7 @@ from lora_studio.families.layer_names import (
     reads_text,
 )
 from lora_studio.lora_file.header import Header
+from lora_studio.lora_file.kinds.lora import MID
 from lora_studio.lora_file.layer import KOHYA, LETTERED, PEFT, LoraLayer
 from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.lora_file.open import fits
@@ -109,20 +110,12 @@ def _of_tensors(file: LoraFile, base: Base) -> dict[str, list[str]]:
         "alpha_shape": [name for name, one in flat.items() if one.shapes["alpha"]],
         "alpha_zero": [name for name in flat if alphas.get(name) == 0],
         "dimensions": [name for name, one in layers.items() if _is_of_other_dimensions(one, base)],
-        "peft_alpha": [
-            name
-            for name, one in layers.items()
-            if one.spelling == PEFT and name in alphas and alphas[name] != one.rank
-        ],
+        "peft_alpha": [n for n, a in alphas.items() if layers[n].spelling == PEFT and a != layers[n].rank],
         "loha_lokr": [name for name, kind in kinds.items() if kind in ("loha", "lokr")],
         "lokr_unidentified": lokr if base.has("lokr_unidentified") else [],
         "dora_inputs": [name for name in dora if name in along_inputs],
         "dora_outputs": [name for name in dora if name not in along_inputs],
-        "untried": [
-            name
-            for name, one in layers.items()
-            if one.kind.name not in _TRIED or "lora_mid.weight" in one.entries
-        ],
+        "untried": [n for n, one in layers.items() if n not in with_factors or MID in one.entries],
     }
 
 

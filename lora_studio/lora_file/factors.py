@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from lora_studio.adapters.layer import Factors, range_basis, shape_of
-from lora_studio.lora_file.kinds.base import flat
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.rng import generator
 
@@ -214,7 +213,8 @@ def most_bytes(adapters: AdapterSet, dtype: str) -> int:
     """That the tensors of their files can take at most, as plain LoRA."""
     numbers = 0
     for layer in adapters.layers:
-        out, inputs = flat(shape_of(layer.module.get_base_layer()))
+        out, *along = shape_of(layer.module.get_base_layer())
+        inputs = math.prod(along)
         exact = layer.factors()
         numbers += (out + inputs) * (min(out, inputs) if exact is None else len(exact.down))
     return (numbers + sum(token.rows.numel() for token in adapters.tokens)) * DTYPES[dtype].itemsize

@@ -51,7 +51,6 @@ class Decomposition:
 
     @property
     def energy(self) -> float:
-        """The sum of squares of the change's entries."""
         return self.sizes.double().square().sum().item()
 
     def cut(self, cut: RankLimit) -> tuple[Factors, float]:

@@ -107,10 +107,6 @@ def compare_probe(
         report.faults.append(f"through diffusers' loader the probe differs by {off}")
 
 
-def probe_output(tuned: Tensor, base: Tensor) -> ProbeOutput:
-    return ProbeOutput(tuned, rms(tuned - base))
-
-
 def rms(values: Tensor) -> float:
     return values.square().mean().sqrt().item()
 

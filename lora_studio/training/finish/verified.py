@@ -26,7 +26,6 @@ from lora_studio.verify.trained import (
     ProbeOutput,
     ask_diffusers,
     compare_probe,
-    probe_output,
     probed,
     rms,
     run_probe,
@@ -64,7 +63,7 @@ def probe(trained: TrainedRun, *, tokens: bool = True) -> ProbeOutput:
     with family.placed(*probed(family)), mixed:
         live = run_probe(family, caption)
         with trained.adapters.disabled():
-            return probe_output(live, run_probe(family, caption))
+            return ProbeOutput(live, rms(live - run_probe(family, caption)))
 
 
 def _caption(trained: TrainedRun, *, tokens: bool) -> str:

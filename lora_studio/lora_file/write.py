@@ -69,7 +69,7 @@ def write_large(
 def write_tensors(
     path: Path, entries: Mapping[str, TensorEntry], values: Iterable[Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """A file from tensors that come one by one, in the order of `entries`; it is named when it is complete."""
+    """A file from tensors that come one by one, in the order of `entries`; named when it is complete."""
     with writing_atomically(path) as file:
         file.write(header_bytes(places_of(entries), metadata))
         for (name, entry), tensor in zip(entries.items(), values, strict=True):

@@ -189,20 +189,33 @@ def _reporting_lost_processes() -> Iterator[None]:
 
 
 def find_device(asked: str) -> torch.device | None:
-    """ "" and "auto" are a GPU if there is one, else the CPU; None for a device that is not there."""
+    """ "" and "auto" are a GPU if there is one, else the CPU; None for a device that is not there.
+
+    As tensors say it, so with its number: `torch.device("cuda")` does not equal `torch.device("cuda:0")`.
+    """
     import torch
 
     name = ("cuda" if torch.cuda.is_available() else "cpu") if asked in ("", "auto") else asked
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        return torch.empty(0, device=torch.device(name)).device
     except (RuntimeError, AssertionError):  # torch without CUDA asserts
         return None
-    return device
 
 
 def default_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU, else float32."""
+    """bfloat16 on a GPU that computes in it, float16 on an older one, else float32.
+
+    torch emulates bfloat16 below compute capability 8.0 (T4, RTX 20), slowly and without some kernels.
+    """
     import torch
 
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """The same values there, for which the host does not wait: a GPU copies them from pinned memory."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)

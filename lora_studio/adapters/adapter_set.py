@@ -12,6 +12,7 @@ from lora_studio.adapters.layer import Layer, Toggleable
 from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.adapters.textual_inversion import Token
 from lora_studio.errors import CheckpointError
+from lora_studio.processes import to_device
 from lora_studio.rng import generator
 
 
@@ -78,15 +79,19 @@ class AdapterSet:
     def dropped(self, *names: int | str) -> Iterator[None]:
         """Within it ranks and layers are left out at random, keyed by these names and the layer's own."""
         ranks, layers = self.options.rank_dropout, self.options.module_dropout
-        if not ranks and not layers:
+        if not self.layers or not (ranks or layers):
             yield
             return
+        drawn = []
         for layer in self.layers:
-            draw, device = generator("dropout", *names, layer.name), layer.module.weight.device
-            kept = (torch.rand(layer.rank, generator=draw) >= ranks) / (1 - ranks)
-            layer.module.kept = kept.to(device, non_blocking=True) if ranks else None
-            share = (torch.rand((), generator=draw) >= layers).float()
-            layer.module.share = share.to(device, non_blocking=True) if layers else None
+            draw = generator("dropout", *names, layer.name)
+            drawn.append((torch.rand(layer.rank, generator=draw) >= ranks) / (1 - ranks))
+            drawn.append((torch.rand(1, generator=draw) >= layers).float())
+        device = next(iter(self.layers[0].tensors.values())).device
+        sent = to_device(torch.cat(drawn), device).split([len(one) for one in drawn])  # in one copy
+        for layer, kept, share in zip(self.layers, sent[::2], sent[1::2], strict=True):
+            layer.module.kept = kept if ranks else None
+            layer.module.share = share[0] if layers else None
         try:
             yield
         finally:

@@ -33,7 +33,7 @@ class Batch:
     conditioning: dict[str, Tensor] | None  # None: the text encoder is trained and reads the captions
     geometry: Tensor  # [B, 6] in pixels: original height, width; crop top, left; target height, width (SDXL)
     weight: Tensor  # [B, 1, 1, 1], or [B, 1, H, W] if one of the images has a loss mask
-    preserved: Tensor  # [P] int64 on the CPU, P <= B: rows whose target is the frozen base's prediction
+    preserved: tuple[int, ...] = ()  # the rows whose target is the frozen base's prediction
     like: Sequence[str] = ()  # captions that decide, beside its own, how many windows each of them takes
     outside: Tensor | None = None  # [B, 1, H, W]: weight of errors against the base's prediction
     masked: tuple[int, ...] = ()  # the rows in which that is not 0 throughout
@@ -46,17 +46,21 @@ class Batch:
         start, stop, _ = wanted.indices(len(self))
         if stop - start == len(self):
             return self
-        conditioning, preserved = self.conditioning, self.preserved
+        conditioning = self.conditioning
+
+        def within(found: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(row - start for row in found if start <= row < stop)
+
         return Batch(
             latents=self.latents[wanted],
             captions=self.captions[wanted],
             conditioning=None if conditioning is None else {k: v[wanted] for k, v in conditioning.items()},
             geometry=self.geometry[wanted],
             weight=self.weight[wanted],
-            preserved=preserved[(preserved >= start) & (preserved < stop)] - start,
+            preserved=within(self.preserved),
             like=self.like or self.captions,
             outside=None if self.outside is None else self.outside[wanted],
-            masked=tuple(row - start for row in self.masked if start <= row < stop),
+            masked=within(self.masked),
         )
 
 

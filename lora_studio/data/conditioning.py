@@ -13,7 +13,7 @@ from lora_studio.data.cache.encode import OnProgress, TextCache
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.families.base import Conditioning, ModelFamily
 from lora_studio.families.text_chunks import join
-from lora_studio.processes import ALONE, Processes
+from lora_studio.processes import ALONE, Processes, to_device
 
 MOST_TEXTS = 1000  # kept on the device: a quarter of a gigabyte of SD1.5's conditioning in float32
 
@@ -53,7 +53,7 @@ class ConditioningCache:
         self, ready: Mapping[str, Conditioning], find: Callable[[str], Conditioning], device: torch.device
     ) -> None:
         self._ready = {caption: _to(value, device) for caption, value in ready.items()}
-        self._made = lru_cache(maxsize=MOST_TEXTS)(lambda caption: _to(find(caption), device))
+        self._made = lru_cache(maxsize=MOST_TEXTS)(lambda caption: _sent(find(caption), device))
         self.num_bytes = sum(
             one.nbytes for value in self._ready.values() for one in value.values()
         )  # of `ready`
@@ -98,3 +98,8 @@ def prepare_texts(
 
 def _to(conditioning: Conditioning, device: torch.device) -> Conditioning:
     return {name: tensor.to(device) for name, tensor in conditioning.items()}
+
+
+def _sent(conditioning: Conditioning, device: torch.device) -> Conditioning:
+    """The same while a step is under way."""
+    return {name: to_device(tensor, device) for name, tensor in conditioning.items()}

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from lora_studio.data.batches import Batch, BatchPlan, MicroBatch, draw_view, each_view
-from lora_studio.data.cache.store import Latents
+from lora_studio.data.cache.store import Latents, sample_latents
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.conditioning import ConditioningCache
 from lora_studio.data.manifest import Bucket, Record
 from lora_studio.data.masks import LossMask
 from lora_studio.data.regularization_images import RegularizationRows
+from lora_studio.processes import to_device
 from lora_studio.rng import generator, python_random
 
 
@@ -43,7 +44,7 @@ class Feed:
         self._shapes: dict[Bucket | None, tuple[int, ...]] = {}
         self._first_view = list(accumulate((1 + len(one.more_views) for one in self.records), initial=0))
         views = each_view(self.records)
-        self.geometry = torch.tensor([geometry(view) for view in views], device=self.device)
+        self.geometry = torch.tensor([geometry(view) for view in views])
         masked = list(zip(views, self.masks or [None] * len(views), strict=True))
         inside = [(torch.ones(1, 1) if mask is None else mask.inside) * view.weight for view, mask in masked]
         self.weights = [weight.to(self.device) for weight in inside]  # each [H, W], [1, 1] without a mask
@@ -80,7 +81,6 @@ class Feed:
     def _assemble(self, step: int, number: int, micro: MicroBatch) -> Batch:
         draw = generator(self.seed, step, number, "latents")
         shown = self.captions.of_micro_batch(step, number, micro)
-        preserved = [row for row, one in enumerate(shown) if one.preserved]
         beside = self._beside(step, number, micro)
         captions = [one.text for one in shown] + [self.records[i].caption for i in beside]
         views = []  # which of all views is shown of each record
@@ -88,12 +88,12 @@ class Feed:
             view = draw_view(self.records[index], python_random(self.seed, step, number, row, "view"))
             views.append(self._first_view[index] + view)
         return Batch(
-            latents=torch.stack([self.latents[view].sample(draw) for view in views]),
+            latents=sample_latents([self.latents[view] for view in views], draw),
             captions=captions,
             conditioning=None if self.texts is None else self.texts.batch(captions),
-            geometry=self.geometry[views],
+            geometry=to_device(self.geometry[views], self.device),
             weight=_in_a_batch([self.weights[view] for view in views], len(micro)),
-            preserved=torch.tensor(preserved, dtype=torch.int64),
+            preserved=tuple(row for row, one in enumerate(shown) if one.preserved),
             outside=self._outside(views, len(micro)),
             masked=tuple(row for row, view in enumerate(views) if self.outside[view] is not None),
         )
@@ -123,7 +123,7 @@ def _in_a_batch(weights: list[Tensor], images: int) -> Tensor:
     weight = torch.stack(torch.broadcast_tensors(*weights))[:, None]
     if beside := len(weights) - images:
         shares = [len(weights) / images] * images + [len(weights) / beside] * beside
-        weight = weight * torch.tensor(shares, device=weight.device).view(-1, 1, 1, 1)
+        weight = weight * to_device(torch.tensor(shares), weight.device).view(-1, 1, 1, 1)
     return weight
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from lora_studio.processes import to_device
 from lora_studio.rng import generator
 
 MOST_LEVELS = 6  # of coarser noise, each half as large as the one before
@@ -33,6 +34,9 @@ class Objective(Protocol):
 
     @property
     def timesteps_wanted(self) -> Timesteps: ...
+
+    def to(self, device: torch.device) -> Objective:
+        """The same with its tables there, where the latents are, so that no step has to send them."""
 
     def noise(self, latents: Tensor, rng: Generator, turn: DrawPosition | None = None) -> NoisyBatch:
         """[B, C, H, W] -> a noised batch on the same device; `turn`: its place in the run."""
@@ -77,6 +81,9 @@ class Diffusion(ObjectiveOptions):
     def timesteps_wanted(self) -> Timesteps:
         return Timesteps(self.timesteps, *self.timestep_range, self.timestep_bias)
 
+    def to(self, device: torch.device) -> Diffusion:
+        return replace(self, alphas=self.alphas.to(device))
+
     def noise(self, latents: Tensor, rng: Generator, turn: DrawPosition | None = None) -> NoisyBatch:
         """Draw each sample's timestep and noise and mix them in; all draws on the CPU, so devices agree."""
         return self.noise_at(latents, *self._draws(latents.shape, rng, turn))
@@ -102,9 +109,11 @@ class Diffusion(ObjectiveOptions):
     def noise_at(self, clean: Tensor, noise: Tensor, share: Tensor, seen: Tensor | None = None) -> NoisyBatch:
         """`seen`: the noise in the latents, if not the one in the target: arXiv 2301.11706, algorithm 1."""
         device, steps = clean.device, len(self.alphas)
-        timestep, noise = (share * steps).long().clamp(max=steps - 1).to(device), noise.to(device)
+        timestep = to_device((share * steps).long().clamp(max=steps - 1), device)
+        noise = to_device(noise, device)
+        seen = noise if seen is None else to_device(seen, device)
         alpha = self.alphas.to(device)[timestep].view(-1, 1, 1, 1)
-        noised = alpha.sqrt() * clean + (1 - alpha).sqrt() * (noise if seen is None else seen.to(device))
+        noised = alpha.sqrt() * clean + (1 - alpha).sqrt() * seen
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean  # arXiv 2202.00512, sec. 4
         target = noise if self.prediction == "epsilon" else velocity
         return NoisyBatch(noised, timestep, target, self.weight(timestep))

@@ -54,9 +54,11 @@ def bnb_int8(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> N
     """8 bits a weight, a scale a row; columns of inputs beyond 6 are multiplied in 16 bits."""
     import bitsandbytes
 
+    from lora_studio.quantization.int8_linear import MovableLinear8bit
+
     for path, layer in _layers(denoiser, paths):
         shape = layer.in_features, layer.out_features, layer.bias is not None
-        new = bitsandbytes.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0, device="meta")
+        new = MovableLinear8bit(*shape, has_fp16_weights=False, threshold=6.0, device="meta")
         weight = bitsandbytes.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
         _replace(denoiser, path, new, weight)
     denoiser.is_loaded_in_8bit = True  # type: ignore[assignment] # PEFT asks the model, not its layers

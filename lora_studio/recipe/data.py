@@ -236,7 +236,8 @@ class BaseConfig(Section):
     )
     allow_pickle: bool = Field(False, description="for a .ckpt file: read it, tensors only")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 on a GPU, else float32; float16: for GPUs without bfloat16"
+        "auto",
+        description="auto: bfloat16 on a GPU, float16 on one older than Ampere, which has none; else float32",
     )
     loras: tuple[MergedLoraConfig, ...] = Field(
         (), description="LoRAs merged into the base first; whoever uses the new one needs them, too"

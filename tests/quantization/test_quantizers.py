@@ -79,6 +79,34 @@ def test_its_weights_take_so_few_bits(name: str) -> None:
     assert held[0].untyped_storage().nbytes() == 256 * 512 * BITS[name] // 8
 
 
+def test_eight_bits_are_multiplied_where_the_weight_was_moved() -> None:
+    """A move to a GPU gives a parameter other memory and keeps the object, as a copying `fn` does here."""
+    pytest.importorskip("bitsandbytes")
+    model = nn.ModuleDict({"to_q": nn.Linear(64, 48)}).requires_grad_(False)
+    QUANTIZERS["bnb_int8"](model, ["to_q"], torch.float32)
+    layer = model["to_q"]
+    answers = []
+    for _ in range(3):  # before the first forward pass, and after it
+        model._apply(lambda tensor: tensor.data.clone())
+        assert layer.state.CB is None and layer.state.SCB is None  # no memory is held where it was
+        answers.append(answer(layer, 64))
+        assert layer.state.CB.data_ptr() == layer.weight.data_ptr()
+    assert torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answers[2])
+
+
+def test_the_scales_of_four_bits_move_in_place() -> None:
+    """So they are right for the parameter object that a move keeps, too."""
+    pytest.importorskip("bitsandbytes")
+    model = nn.ModuleDict({"to_q": nn.Linear(64, 48)}).requires_grad_(False)
+    QUANTIZERS["bnb_nf4"](model, ["to_q"], torch.float32)
+    kept = model["to_q"].weight
+    kept.to("meta")
+    held = [kept.quant_state, kept.quant_state.state2]
+    found = {name: one for state in held for name, one in vars(state).items() if isinstance(one, Tensor)}
+    assert {"absmax", "code", "offset"} <= found.keys()
+    assert {one.device.type for one in found.values()} == {"meta"}
+
+
 def test_four_bits_answer_alike_on_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """bitsandbytes repacks weights for processors with AVX512-BF16, which fails for a width like 48."""
     modules = pytest.importorskip("bitsandbytes.nn.modules")

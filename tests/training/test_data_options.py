@@ -178,11 +178,11 @@ def _digest(family: ModelFamily, file: Path, folder: Path, changes: tuple[str, .
     seen = hashlib.sha256()
     for step in range(1, STEPS + 1):
         for batch in feed.of_step(step):
-            tensors = [batch.latents, batch.geometry, batch.weight, batch.preserved]
+            tensors = [batch.latents, batch.geometry, batch.weight]
             tensors += [batch.conditioning[name] for name in sorted(batch.conditioning or {})]
             for tensor in tensors:
                 seen.update(repr(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
-            seen.update(repr(batch.captions).encode())
+            seen.update(repr((batch.captions, batch.preserved)).encode())
     return seen.hexdigest()
 
 

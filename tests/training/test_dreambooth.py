@@ -127,7 +127,7 @@ def test_every_row_and_the_class_half_are_conditioned_by_their_own_caption_and_g
     """Row 19: elsewhere the class half had no time ids of its own, or those of the others."""
     loop, seen, apart = case.session.loop, set(), batch_size == 1
     for batch in case.batches(batch_size, steps=40):
-        of_class, asked = is_regularization_image(batch), sorted({*batch.preserved.tolist(), *batch.masked})
+        of_class, asked = is_regularization_image(batch), sorted({*batch.preserved, *batch.masked})
         own = len(batch) - sum(of_class)
         assert of_class == [False] * own + [True] * own and own <= batch_size
         calls = heard(loop.family.parts["unet"], lambda batch=batch: loop.loss(batch, generator("noise")))
@@ -191,7 +191,7 @@ def test_the_loss_is_the_one_written_by_hand(case: Case, batch_size: int) -> Non
     """Regularization images, preserved images and masks together, under min-SNR."""
     kinds = set()
     for batch in case.batches(batch_size):
-        kinds |= {(row in batch.preserved.tolist(), row in batch.masked) for row in range(len(batch) // 2)}
+        kinds |= {(row in batch.preserved, row in batch.masked) for row in range(len(batch) // 2)}
         found = case.session.loop.loss(batch, generator("noise")).double()
         torch.testing.assert_close(found, reference(case, batch, torch.square).double(), rtol=2e-4, atol=0)
         if len(kinds) == 4:  # each of both, neither, and both at once

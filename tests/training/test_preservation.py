@@ -38,7 +38,7 @@ def test_the_share_of_rows_and_their_captions(tmp_path: Path, recipe_file: Path)
     session = prepare(load_recipe(recipe_file, changes=HALF), Run(tmp_path), ignore_events)
     preserved, shown = [], []
     for batch in batches(session, 300):
-        rows = batch.preserved.tolist()
+        rows = batch.preserved
         preserved += [batch.captions[row] for row in rows]
         shown += [caption for row, caption in enumerate(batch.captions) if row not in rows]
     dropped = sum(caption == "" for caption in shown)
@@ -56,7 +56,7 @@ def test_a_preserved_rows_target_is_what_the_untouched_base_answers(
     session = prepare(load_recipe(recipe_file, changes=twice), Run(tmp_path), ignore_events)
     shift_adapters(session)
     batch = next(b for b in batches(session, 50) if len(b.preserved) == 1 and len(b.captions) == 2)
-    (row,) = batch.preserved.tolist()
+    (row,) = batch.preserved
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
     target = with_base_predictions(noised, batch, session.family, session.adapters).learned
     unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet", dtype=torch.float32)

@@ -268,7 +268,7 @@ def test_class_rows_with_preservation_and_a_trained_text_encoder(start) -> None:
     preserved = 0
     for batch in batches(session, 20):
         own = len(batch.captions) // 2
-        assert batch.conditioning is None and all(row < own for row in batch.preserved.tolist())
+        assert batch.conditioning is None and all(row < own for row in batch.preserved)
         preserved += len(batch.preserved)
         assert session.loop.loss(batch, generator("noise")).isfinite()
     assert preserved

@@ -14,9 +14,11 @@ from torch import nn
 
 from lora_studio.errors import RecipeError
 from lora_studio.lora_file.write import DTYPES
+from lora_studio.processes import default_precision
 from lora_studio.quantization import QUANTIZERS
 from lora_studio.recipe.load import load_recipe
-from lora_studio.training.machine.self_test import trials, try_all, try_option
+from lora_studio.training.machine import Machine
+from lora_studio.training.machine.self_test import asked_of, trials, try_all, try_option
 from lora_studio.training.prepare.checks import check_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the quantisers' libraries say when imported
@@ -79,6 +81,21 @@ def test_the_defaults_are_tried_by_nobody(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "tiny.toml"
     path.write_text(recipe_text(tmp_path, "pocket"), "utf-8")
     assert check_recipe(load_recipe(path)).machine.device == CPU
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((12, 0), torch.bfloat16)],
+    ids=["T4", "A100", "RTX 50"],
+)
+def test_bfloat16_is_for_gpus_that_have_it_and_is_tried_there(
+    capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    device = torch.device("cuda:0")
+    assert default_precision(device) == dtype and default_precision(CPU) == torch.float32
+    name = str(dtype).removeprefix("torch.")
+    assert asked_of(Machine(device, dtype)) == [f'base.dtype = "{name}"']
 
 
 @pytest.mark.slow

@@ -161,7 +161,6 @@ def test_accumulated_micro_batches_equal_one_batch(tmp_path: Path, recipe_file: 
             {"text": conditioning["text"][rows]},
             geometry[rows],
             weight[rows],
-            preserved=torch.tensor([], dtype=torch.int64),
         )
 
     noise = loop.objective.noise(latents, generator("z"))

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, contiguous_format, uint8
 
 from lora_studio.errors import DatasetError
+from lora_studio.processes import to_device
 
 _DAY = 24 * 3600.0
 
@@ -93,17 +94,19 @@ class Latent:
     mean: Tensor
     std: Tensor
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """[C, H, W]: one draw; the noise is made on the generator's device, so all devices see the same."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=generator.device)
-        return self.mean + self.std * noise.to(self.mean)
-
     def to(self, device: torch.device) -> Latent:
         return Latent(self.mean.to(device), self.std.to(device))
 
     @property
     def is_finite(self) -> bool:
         return bool(self.mean.isfinite().all() and self.std.isfinite().all())
+
+
+def sample_latents(latents: Sequence[Latent], rng: torch.Generator) -> Tensor:
+    """[B, C, H, W]: one draw of each, all of one size; noise is made on the CPU, so that devices agree."""
+    noise = torch.stack([torch.randn(one.mean.shape, generator=rng) for one in latents])
+    mean, std = torch.stack([one.mean for one in latents]), torch.stack([one.std for one in latents])
+    return mean + std * to_device(noise, mean.device)
 
 
 def load_latent(store: TensorStore, key: str) -> Latent | None:
@@ -161,7 +164,7 @@ class Latents(Sequence[Latent]):
         if not self.on_disk:
             return self._kept[key]
         if latent := load_latent(self._store, key):
-            return latent.to(self._device)
+            return Latent(to_device(latent.mean, self._device), to_device(latent.std, self._device))
         raise DatasetError(
             f"a latent has gone from the cache folder {self._store.folder} while it was in use; "
             "go on with --resume, which makes it again."

@@ -26,6 +26,7 @@ from lora_studio.families.original import SD1, SD2, BaseKind
 from lora_studio.families.original.names import original_tensors
 from lora_studio.families.text_chunks import clip_ids, encode_chunks
 from lora_studio.objectives.diffusion import Diffusion, ObjectiveOptions
+from lora_studio.processes import to_device
 from lora_studio.rng import generator
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class StableDiffusion(ModelFamily):
         encoder = self.parts["text_encoder"]
         ids = clip_ids(self.tokenizers["tokenizer"], captions, max_chunks=self.max_chunks, like=like)
         device = next(encoder.parameters()).device
-        return {"text": encode_chunks(ids.to(device), lambda rows: encoder(rows).last_hidden_state)}
+        return {"text": encode_chunks(to_device(ids, device), lambda rows: encoder(rows).last_hidden_state)}
 
     def denoise(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor

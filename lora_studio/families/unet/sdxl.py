@@ -12,6 +12,7 @@ from lora_studio.families.layer_names.spellings import TWO_ENCODERS, KohyaLayout
 from lora_studio.families.original import SDXL, BaseKind
 from lora_studio.families.text_chunks import clip_ids
 from lora_studio.families.unet import ATTENTION, FEED_FORWARD, TEXT_LAYERS, StableDiffusion
+from lora_studio.processes import to_device
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -68,7 +69,7 @@ class StableDiffusionXL(StableDiffusion):
         for part, tokenizer in ENCODERS.items():
             encoder = self.parts[part]
             ids = clip_ids(self.tokenizers[tokenizer], captions, max_chunks=self.max_chunks, like=like)
-            windows = ids.flatten(0, 1).to(next(encoder.parameters()).device)
+            windows = to_device(ids.flatten(0, 1), next(encoder.parameters()).device)
             output = encoder(windows, output_hidden_states=True)
             states.append(output.hidden_states[-2].unflatten(0, ids.shape[:2]).flatten(1, 2))
         pooled = output.text_embeds.unflatten(0, ids.shape[:2])[:, 0]

@@ -20,7 +20,7 @@ from lora_studio.data.batches import Batch
 from lora_studio.data.feed import Feed
 from lora_studio.families.base import ModelFamily
 from lora_studio.objectives.diffusion import DrawPosition, NoisyBatch, Objective
-from lora_studio.processes import ALONE, Processes
+from lora_studio.processes import ALONE, Processes, to_device
 from lora_studio.recipe.training import TrainingConfig
 from lora_studio.rng import generator
 from lora_studio.training.events import Listener
@@ -116,7 +116,7 @@ class Loop:
         if self.state.skips_on_device:
             limited = self.state.update(1 - is_finite.float())
         elif pending.done.finite:
-            limited = self.state.update(torch.zeros(()))
+            limited = self.state.update(torch.zeros_like(is_finite, dtype=torch.float32))
         else:
             self.state.adapt_scale()
         pending.limited = None if limited is None else AsyncScalars(limited.view(1))
@@ -183,7 +183,7 @@ def with_base_predictions(
     noisy: NoisyBatch, batch: Batch, family: ModelFamily, adapters: AdapterSet
 ) -> Targets:
     """The targets of a batch; one pass of the frozen base serves preserved and masked rows alike."""
-    preserved = batch.preserved.tolist()
+    preserved = [*batch.preserved]
     wanted = sorted({*preserved, *batch.masked})
     if not wanted:
         return Targets(noisy.target, noisy.target)
@@ -206,4 +206,4 @@ def with_base_predictions(
 
 
 def _indices(rows: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
+    return to_device(torch.tensor(rows, dtype=torch.int64), device)

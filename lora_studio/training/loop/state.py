@@ -121,10 +121,11 @@ class State:
 
     def unscale(self) -> Tensor:
         """Divide the gradients by the loss's scale, which is 1 without one: [], float32, on the device."""
-        if self.scaler is None:
-            return torch.ones(())
         device = self.optimizer.param_groups[0]["params"][0].device
-        scale = self.scaler.scale(torch.ones((), device=device))
+        one = torch.ones((), device=device)
+        if self.scaler is None:
+            return one
+        scale = self.scaler.scale(one)
         self.scaler.unscale_(self.optimizer)
         return scale
 

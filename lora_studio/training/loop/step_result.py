@@ -50,6 +50,7 @@ class GradientWatch:
     def __init__(self, adapters: AdapterSet, *, half: bool = False) -> None:
         """`half`: in float16 `up` rounds to zero while a long warm-up has hardly moved it."""
         self._silent = dict(adapters.named_parameters())
+        self._nothing = torch.zeros((), device=next(iter(self._silent.values())).device)
         self._words = {f"{one.name}.{end}": end for one in adapters.tokens for end in one.tensors}
         dropping = adapters.options.rank_dropout or adapters.options.module_dropout
         self._patience = LONGEST_WAIT if dropping or half else FIRST_STEPS
@@ -59,10 +60,9 @@ class GradientWatch:
     def sizes(self) -> Tensor:
         """[N]: the largest gradient in each tensor that has had none so far; N is 0 once all have."""
         self._silent = {name: one for name, one in self._silent.items() if one.requires_grad}
-        device = next((one.device for one in self._silent.values()), torch.device("cpu"))
-        none = torch.zeros((), device=device)
+        none = self._nothing
         found = [none if one.grad is None else one.grad.abs().amax() for one in self._silent.values()]
-        return torch.stack(found) if found else torch.zeros(0)
+        return torch.stack(found) if found else none.new_zeros(0)
 
     def update(self, sizes: Sequence[float], norm: float) -> None:
         """Take in a step's `sizes()`. Raises TrainingDiverged if some stay zero in the first steps."""
@@ -97,7 +97,7 @@ class AsyncScalars:
             self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values.copy_(values, non_blocking=True)
             self._copied = torch.cuda.Event()
-            self._copied.record()
+            self._copied.record(torch.cuda.current_stream(values.device))
 
     def read(self) -> list[float]:
         if self._copied is not None:

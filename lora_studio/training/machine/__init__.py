@@ -87,15 +87,17 @@ class Machine:
 
 
 def machine_of(config: MachineConfig, base: BaseConfig, processes: Processes = ALONE) -> Machine:
-    """What a recipe asks for. "auto" is a GPU with bfloat16 when there is one, else the CPU with float32.
+    """What a recipe asks for. "auto" is a GPU when there is one, else the CPU, with its `default_precision`.
 
-    Raises RecipeError for a device that is not there.
+    A GPU is the process's current one from then on. Raises RecipeError for a device that is not there.
     """
     wanted = processes.device or config.device
     chosen = find_device(wanted)
     if chosen is None:
         what = f"machine.device is {wanted!r}, which this machine does not have"
         raise RecipeError(f'{what}; use "auto" or "cpu".')
+    if chosen.type == "cuda":  # else events, streams and libraries' own kernels are those of cuda:0
+        torch.cuda.set_device(chosen)
     precision = default_precision(chosen) if base.dtype == "auto" else DTYPES[base.dtype]
     return Machine(chosen, precision, base.quantize, config, config.shard_base and processes.count > 1)
 

@@ -76,7 +76,7 @@ def asked_of(machine: Machine) -> list[str]:
         asked.append(f'machine.attention = "{config.attention}"')
     if machine.quantize != NONE:
         asked.append(f'base.quantize = "{machine.quantize}"')
-    if machine.dtype != default_precision(machine.device):
+    if machine.device.type != "cpu" or machine.dtype != torch.float32:  # which the others are held against
         asked.append(f'base.dtype = "{str(machine.dtype).removeprefix("torch.")}"')
     return asked
 

@@ -133,7 +133,7 @@ def make_loop(context: BuildContext, adapters: AdapterSet, feed: Feed) -> Loop:
     return Loop(
         family=context.family,
         state=state,
-        objective=context.family.objective(ObjectiveOptions(**objective)),
+        objective=context.family.objective(ObjectiveOptions(**objective)).to(machine.device),
         feed=feed,
         config=recipe.training,
         machine=machine,
@@ -141,6 +141,7 @@ def make_loop(context: BuildContext, adapters: AdapterSet, feed: Feed) -> Loop:
         record=run.metric,
         listener=context.listener,
         processes=processes,
+        reads_late=machine.device.type == "cuda",
     )
 
 

@@ -1,0 +1,126 @@
+"""Bases without numbers, made where tensors are fake: a miniature of every family, and two published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from lora_studio.families.base import ModelFamily
+from lora_studio.families.loading import POCKET_FOLDER
+from lora_studio.families.noise_schedule import STABLE_DIFFUSION
+from lora_studio.families.original.configurations import clip_merges, clip_vocabulary
+from lora_studio.families.unet import StableDiffusion2, StableDiffusion15
+from lora_studio.families.unet.sdxl import StableDiffusionXL
+
+Sizes = Mapping[str, Any]
+V_PREDICTION = {"prediction_type": "v_prediction"}
+ZERO_SNR = {**V_PREDICTION, "rescale_betas_zero_snr": True}
+
+
+def make_base(name: str) -> ModelFamily:
+    """One of `BASES`; to be called where tensors are fake."""
+    return BASES[name]()
+
+
+def _miniature(family: type[ModelFamily], sizes: Sizes, noise: Sizes, *, encoders: int = 1) -> ModelFamily:
+    tokenizer = CLIPTokenizer.from_pretrained(POCKET_FOLDER / "tokenizer")
+    levels: dict[str, Any] = {"block_out_channels": (16, 24), "layers_per_block": 1, "norm_num_groups": 8}
+    levels |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
+    levels |= {"up_block_types": ("UpBlock2D", "UpBlock2D"), "mid_block_type": None}
+    parts: dict[str, nn.Module] = {
+        "unet": UNet2DConditionModel(sample_size=16, attention_head_dim=2, **levels | dict(sizes)),
+        "vae": AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 8),
+            norm_num_groups=2,
+            sample_size=64,
+        ),
+        "text_encoder": CLIPTextModel(_clip(16, 2, 2, vocabulary=len(tokenizer), tokens=77)),
+    }
+    if encoders == 2:
+        second = _clip(24, 2, 2, projection=20, vocabulary=len(tokenizer), tokens=77)
+        parts["text_encoder_2"] = CLIPTextModelWithProjection(second)
+    return _family(family, parts, tokenizer, noise)
+
+
+def _family(
+    family: type[ModelFamily], parts: dict[str, nn.Module], tokenizer: CLIPTokenizer, noise: Sizes
+) -> ModelFamily:
+    encoders = [name for name in parts if name.startswith("text_encoder")]
+    tokenizers = {name.replace("text_encoder", "tokenizer"): tokenizer for name in encoders}
+    return family(parts, tokenizers, source="", scheduler={**STABLE_DIFFUSION, **noise})
+
+
+def _clip(
+    width: int, layers: int, heads: int, *, projection: int = 512, vocabulary: int = 49408, tokens: int = 77
+) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        projection_dim=projection,
+        max_position_embeddings=tokens,
+    )
+
+
+def _published(family: type[ModelFamily], unet: Sizes, side: int, *, encoders: int = 1) -> ModelFamily:
+    """stable-diffusion-v1-5 or stable-diffusion-xl-base-1.0, by their configurations."""
+    marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
+    tokenizer = CLIPTokenizer(
+        clip_vocabulary(), clip_merges(), pad_token="<|endoftext|>", model_max_length=77, **marks
+    )
+    parts: dict[str, nn.Module] = {
+        "unet": UNet2DConditionModel(sample_size=side // 8, **unet),
+        "vae": AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            sample_size=side,
+        ),
+        "text_encoder": CLIPTextModel(_clip(768, 12, 12)),
+    }
+    if encoders == 2:
+        parts["text_encoder_2"] = CLIPTextModelWithProjection(_clip(1280, 32, 20, projection=1280))
+    return _family(family, parts, tokenizer, {})
+
+
+_SDXL_LEVELS = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+}
+_SDXL_SIZES = {
+    **_SDXL_LEVELS,
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+_SDXL_MINIATURE = {
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "cross_attention_dim": 16 + 24,
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 20 + 6 * 8,
+}
+_SD2 = {"cross_attention_dim": 16, "use_linear_projection": True}
+BASES: dict[str, Callable[[], ModelFamily]] = {
+    "sd15": lambda: _miniature(StableDiffusion15, {"cross_attention_dim": 16}, {}),
+    "sd2": lambda: _miniature(StableDiffusion2, _SD2, V_PREDICTION),
+    "sdxl": lambda: _miniature(StableDiffusionXL, _SDXL_MINIATURE, ZERO_SNR, encoders=2),
+    "SD1.5": lambda: _published(
+        StableDiffusion15, {"cross_attention_dim": 768, "attention_head_dim": 8}, 512
+    ),
+    "SDXL": lambda: _published(StableDiffusionXL, _SDXL_SIZES, 1024, encoders=2),
+}

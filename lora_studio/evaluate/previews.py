@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 
 SHOWN_SIDE = 256  # smaller images are enlarged to about this, so that grids can be looked at
+MOST_UNTILED = 1024**2  # pixels of an image that is decoded as a whole; tiles may differ a little in tone
 
 
 def render(
@@ -28,7 +31,10 @@ def render(
 ) -> list[Image.Image]:
     """One image a prompt, of side x side pixels, from the parts as they are.
 
-    Weights and global randomness stay untouched. `after_step` is called after each of `config.steps`.
+    One at a time, and with the text encoders gone before the denoiser begins unless they were on the device
+    anyway: so its memory is that of one image, however many there are, and an image depends on its prompt,
+    its place and the seed alone. Weights and global randomness stay untouched. `after_step` is called after
+    each of `config.steps`.
     """
 
     def after(_pipeline: object, _step: int, _timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -36,22 +42,56 @@ def render(
             after_step()
         return tensors
 
-    noise = [generator(config.seed, "preview", number) for number in range(len(config.prompts))]
-    with family.placed(*family.parts):
-        pipeline = family.pipeline()
-        with torch.no_grad(), in_its_precision(family):  # FSDP cannot take inference_mode's tensors back
-            drawn = pipeline(
-                prompt=list(config.prompts),
-                negative_prompt=[config.negative_prompt] * len(config.prompts),
-                generator=noise,
-                num_inference_steps=config.steps,
-                guidance_scale=config.guidance,
-                height=side,
-                width=side,
-                callback_on_step_end=after,
-            )
-    images: list[Image.Image] = drawn.images
+    pipeline, guided, images = family.pipeline(), config.guidance > 1, list[Image.Image]()
+    with torch.no_grad(), in_its_precision(family):  # FSDP cannot take inference_mode's tensors back
+        with family.also_placed(*family.text_encoders):
+            encoded = [
+                family.encode_prompt(pipeline, prompt, config.negative_prompt, guided=guided)
+                for prompt in config.prompts
+            ]
+        with family.also_placed(family.denoiser):
+            pipeline.vae = decoder_of(family)
+            pipeline.vae.use_tiling = side * side > MOST_UNTILED
+            for number, prompt in enumerate(encoded):
+                drawn = pipeline(
+                    **prompt,
+                    generator=generator(config.seed, "preview", number),
+                    num_inference_steps=config.steps,
+                    guidance_scale=config.guidance,
+                    guidance_rescale=family.guidance_rescale,
+                    height=side,
+                    width=side,
+                    callback_on_step_end=after,
+                )
+                images += drawn.images
     return images
+
+
+def decoder_of(family: ModelFamily) -> AutoencoderKL:
+    """A copy of the family's VAE on its device, for a pipeline that runs within `in_its_precision`.
+
+    In bfloat16 it is in that: under CUDA's autocast it would normalise in float32, with 1 GiB more for an
+    image of 1024 x 1024. In float16 it is in float32, since SDXL's overflows and gives black images.
+    """
+    dtype = torch.bfloat16 if family.precision == torch.bfloat16 else torch.float32
+    vae: AutoencoderKL = copy.deepcopy(family.parts["vae"])
+    torch.nn.Module.to(vae, family.device, dtype)  # diffusers' own `to` warns about every cast
+    decode = vae.decode
+
+    def without_autocast(latents: Tensor, *arguments: object, **named: object) -> object:
+        with torch.autocast(family.device.type, enabled=False):
+            return decode(latents.to(dtype), *arguments, **named)
+
+    vae.decode = without_autocast
+    vae.tile_sample_min_size = math.isqrt(MOST_UNTILED)
+    vae.tile_latent_min_size = vae.tile_sample_min_size // family.pixels_per_latent
+    return vae
+
+
+def in_its_precision(family: ModelFamily) -> AbstractContextManager[object]:
+    """What a pipeline of its parts runs in."""
+    dtype = family.precision
+    return torch.autocast(family.device.type, dtype, enabled=dtype != torch.float32)
 
 
 def sheet_of(prompts: Sequence[str], columns: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
@@ -92,29 +132,3 @@ def load_images(folder: Path, count: int) -> list[Image.Image] | None:
     """The base's, of an earlier start of the same run; None if they are not all there."""
     paths = [folder / f"base_{number:02}.png" for number in range(count)]
     return [Image.open(path).convert("RGB") for path in paths] if all(p.is_file() for p in paths) else None
-
-
-@contextmanager
-def in_its_precision(family: ModelFamily) -> Iterator[None]:
-    """What a pipeline runs in: its VAE's weights are float32, the other parts have the base's precision."""
-    dtype = family.precision
-    autocast = torch.autocast(family.device.type, dtype, enabled=dtype != torch.float32)
-    with autocast, _decoding_in_float32(family) if dtype == torch.float16 else nullcontext():
-        yield
-
-
-@contextmanager
-def _decoding_in_float32(family: ModelFamily) -> Iterator[None]:
-    """SDXL's VAE overflows in float16 and gives black images."""
-    vae: AutoencoderKL = family.parts["vae"]
-    decode = vae.decode
-
-    def in_float32(latents: Tensor, *arguments: object, **named: object) -> object:
-        with torch.autocast(family.device.type, enabled=False):
-            return decode(latents.float(), *arguments, **named)
-
-    vae.decode = in_float32
-    try:
-        yield
-    finally:
-        del vae.decode

@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -118,6 +118,11 @@ class ModelFamily(ABC):
         """Part -> the endings of the module paths that learn."""
 
     @property
+    def guidance_rescale(self) -> float:
+        """How far its pipeline scales a guided prediction back to the other's spread: 0 not, 1 fully."""
+        return 0.0
+
+    @property
     def convolutions(self) -> dict[str, tuple[str, ...]]:
         """Part -> the endings of further layers that learn where convolutions are adapted, too."""
         return {}
@@ -196,6 +201,15 @@ class ModelFamily(ABC):
     def pipeline(self) -> DiffusionPipeline:
         """A diffusers pipeline over the same parts (not copies), for previews."""
 
+    @abstractmethod
+    def encode_prompt(
+        self, pipeline: DiffusionPipeline, prompt: str, negative_prompt: str, *, guided: bool
+    ) -> dict[str, Tensor]:
+        """What its pipeline takes in place of a prompt, so that it needs no text encoder any more.
+
+        `guided`: with classifier-free guidance, for which alone the negative prompt is encoded.
+        """
+
     @property
     def text_encoders(self) -> list[str]:
         return [name for name in self.parts if name.startswith("text_encoder")]
@@ -251,11 +265,16 @@ class ModelFamily(ABC):
     def placed(self, *names: str) -> Iterator[None]:
         """Within it these parts are on the device, and no others; afterwards it is as it was before."""
         device, before = self.device, self._on_device
-        self.place(device, *names)
         try:
+            self.place(device, *names)  # which may run out of memory, with some of them moved
             yield
         finally:
             self.place(device, *(self.parts if before is None else before))
+
+    def also_placed(self, *names: str) -> AbstractContextManager[None]:
+        """As `placed`, but what is on the device stays there."""
+        there = self.parts if self._on_device is None else self._on_device
+        return self.placed(*dict.fromkeys((*there, *names)))
 
     @property
     def precision(self) -> torch.dtype:

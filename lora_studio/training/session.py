@@ -93,11 +93,12 @@ def _train(
         on_event.start(step)
     on_event(describe(session, first_step=step + 1, timing=time_everything(session, first_step=step + 1)))
     watch = _watch(session, on_event)
-    watch.previews.begin()
+    watch.previews.begin(step)
     training_began = time.monotonic()
     if watch.validation is not None:
         watch.validation.begin()
     session.loop.after_step, session.loop.looks_after = watch.after_step, watch.due
+    session.loop.after_save = watch.previews.after_save
     if not session.loop.run(step + 1):
         return Interrupted(run.folder, session.loop.state.counters.step)
     seconds = {"training": time.monotonic() - training_began, "before": training_began - began}

@@ -109,7 +109,7 @@ def preview_watch(session: Session) -> Callable[[int], object]:
     state, run, side = session.loop.state, session.run, session.recipe.data.resolution
     watch = PreviewWatch(session.family, state, run, samples, side, 4, ignore_events)
     watch.begin()
-    return watch.after_step
+    return watch.after_save
 
 
 @pytest.mark.parametrize("make", [validation_watch, preview_watch])

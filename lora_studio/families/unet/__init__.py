@@ -39,6 +39,12 @@ FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 SAMPLERS = ("downsamplers.0.conv", "upsamplers.0.conv")
 CONVOLUTIONS = ("conv1", "conv2", "time_emb_proj", "conv_shortcut", *SAMPLERS)
 TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+PROMPT_TENSORS = (  # in the order in which diffusers' pipelines give them
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
 MOST_STRIDE = 64  # the UNets halve their latents two or three times, and UIs offer sides in steps of 64
 
 
@@ -91,6 +97,11 @@ class StableDiffusion(ModelFamily):
     def targets(self) -> dict[str, tuple[str, ...]]:
         """Attention and feed-forward: both together reach full fine-tuning's loss (spacepxl's ablation)."""
         return {"unet": ATTENTION + FEED_FORWARD, "text_encoder": TEXT_LAYERS}
+
+    @property
+    def guidance_rescale(self) -> float:
+        """0.7 at zero terminal SNR, where guidance overexposes: arXiv 2305.08891, sec. 3.4."""
+        return 0.7 if self.schedule.zero_terminal_snr else 0.0
 
     @property
     def convolutions(self) -> dict[str, tuple[str, ...]]:
@@ -201,6 +212,19 @@ class StableDiffusion(ModelFamily):
         pipeline = StableDiffusionPipeline(**parts, **unused)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    def encode_prompt(
+        self, pipeline: DiffusionPipeline, prompt: str, negative_prompt: str, *, guided: bool
+    ) -> dict[str, Tensor]:
+        """By the pipeline's own `encode_prompt`, whose SDXL variant also gives the pooled ones."""
+        found = pipeline.encode_prompt(
+            prompt,
+            device=self.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=guided,
+            negative_prompt=negative_prompt,
+        )
+        return dict(zip(PROMPT_TENSORS, found, strict=False))
 
 
 class StableDiffusion15(StableDiffusion):

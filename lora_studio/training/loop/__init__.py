@@ -45,8 +45,9 @@ class Loop:
     save: Callable[[int], None]  # writes the checkpoint of a step
     record: Callable[[Row], None]  # writes a line of metrics
     listener: Listener
-    after_step: Callable[[int], bool] = lambda step: False  # looks at the result; whether it is to be saved
-    looks_after: Callable[[int], bool] = lambda step: True  # whether `after_step` does so after this step
+    after_step: Callable[[int], bool] = lambda step: False  # measures the result; whether it is to be saved
+    after_save: Callable[[int], None] = lambda step: None  # draws it, when nothing of it can be lost any more
+    looks_after: Callable[[int], bool] = lambda step: True  # whether one of them does so after this step
     processes: Processes = ALONE
     reads_late: bool = False  # what a step came to is read while the next one is computed
     base_rates: list[float] = field(default_factory=list)
@@ -78,6 +79,7 @@ class Loop:
                     self.save(step)
                 if stopping and not last:
                     return False
+                self.after_save(step)
         return True
 
     def train_step(self, step: int, watch: GradientWatch) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from PIL import Image
 
 from lora_studio.evaluate.previews import as_png, load_images, render, sheet_of
-from lora_studio.evaluate.validation import Validation, ValidationResult, best_step
+from lora_studio.evaluate.validation import TIMESTEPS, Validation, ValidationResult, best_step
 from lora_studio.families.base import ModelFamily
 from lora_studio.metadata.sidecars import tuned_image
 from lora_studio.processes import ALONE, Processes
@@ -19,6 +20,12 @@ from lora_studio.recipe.training import SamplesConfig
 from lora_studio.runs import VALIDATION, Run
 from lora_studio.training.events import Listener, Note, PreviewsDrawn, ValidationMeasured
 from lora_studio.training.loop.state import State
+from lora_studio.training.machine import out_of_memory, unless_out_of_memory, within_memory
+
+T = TypeVar("T")
+LESS_FOR_PREVIEWS = (
+    'a smaller data.resolution or base.quantize = "bnb_nf4" takes less, and samples.prompts = [] draws none'
+)
 
 
 @dataclass
@@ -36,7 +43,7 @@ class ValidationWatch:
     def begin(self) -> None:
         """Measure the base, and the state of step 0 unless a run that is resumed has its line already."""
         with self.state.adapters.disabled():
-            self.validation.measure_base()
+            measure_within_memory(self.validation, self.validation.measure_base)
         if self.processes.from_main(lambda: not self.run.lines(VALIDATION)):
             self._measure(0)
 
@@ -49,7 +56,7 @@ class ValidationWatch:
 
     def _measure(self, step: int) -> bool:
         with self.state.shown():
-            result = self.validation.measure(step)
+            result = measure_within_memory(self.validation, lambda: self.validation.measure(step))
         return self.processes.from_main(lambda: self._write(result))
 
     def _write(self, result: ValidationResult) -> bool:
@@ -61,6 +68,29 @@ class ValidationWatch:
         self.run.json("validation.json", facts)
         self.listener(ValidationMeasured(row["step"], row["loss"], row["relative"], best))
         return best
+
+
+def measure_within_memory(validation: Validation, measure: Callable[[], T]) -> T:
+    """What `measure` returns, with half as many rows at once each time memory runs out.
+
+    It is never left out, since it decides which checkpoint is kept. Raises OutOfMemory if one row does not
+    fit, which is less than a step needs.
+    """
+
+    def use_fewer_rows() -> None:
+        rows, family = min(validation.rows_at_once, TIMESTEPS), validation.family
+        if rows == 1 or family.pinned_parts:  # of several processes with one base the others would wait
+            raise out_of_memory(f"while validation images were measured on {family.device}")
+        validation.rows_at_once = (rows + 1) // 2
+
+    return within_memory(measure, use_fewer_rows)
+
+
+def draw_within_memory(family: ModelFamily, draw: Callable[[], T]) -> T | None:
+    """What `draw` returns; None if memory runs out, since a run can do without previews."""
+    if family.pinned_parts:  # spread over the processes: the others would wait for this one
+        return draw()
+    return unless_out_of_memory(draw)
 
 
 @dataclass
@@ -77,40 +107,59 @@ class PreviewWatch:
     processes: Processes = ALONE
     base_images: Sequence[Image.Image] = ()
 
-    def begin(self) -> None:
-        """The base's images, drawn once a run, and the sheet of step 0."""
+    def begin(self, step: int = 0) -> None:
+        """The base's images, drawn once a run, and the sheet of step 0.
+
+        `step`: of the checkpoint that a resumed run goes on from; its sheet, which is drawn after it was
+        saved, may be missing.
+        """
         folder, count = self.run.folder / "previews", len(self.config.prompts)
         images = self.processes.from_main(lambda: load_images(folder, count))
         if images is None:
             self.listener(Note("drawing the base's previews"))
             with self.state.adapters.disabled():
-                images = render(self.family, self.config, side=self.side)
+                images = self._draw()
             for number, image in enumerate(images):
                 self.run.file(f"previews/base_{number:02}.png", as_png(image))
             self._show(0, images, images)
         self.base_images = images
+        if step and self.due(step) and not self.processes.from_main((self.run.folder / _sheet(step)).exists):
+            self.after_save(step)
 
     def due(self, step: int) -> bool:
         every = self.config.every if self.base_images else 0
         return bool(every) and step % every == 0 and step != self.steps
 
-    def after_step(self, step: int) -> None:
+    def after_save(self, step: int) -> None:
         if self.due(step):
             with self.state.shown():
-                self._show(step, self.base_images, render(self.family, self.config, side=self.side))
+                self._show(step, self.base_images, self._draw())
 
     def finish(self) -> None:
         """The last sheet, and its images as files; to be called while the state is `shown`."""
         if self.base_images:
-            tuned = render(self.family, self.config, side=self.side)
+            tuned = self._draw()
             for number, image in enumerate(tuned):
                 self.run.file(tuned_image(number), as_png(image))
             self._show(self.steps, self.base_images, tuned)
 
+    def _draw(self) -> list[Image.Image]:
+        """An image a prompt; none, and a note, if there is not enough memory for them: the run goes on."""
+        images = draw_within_memory(self.family, lambda: render(self.family, self.config, side=self.side))
+        if images is None:
+            what = f"{self.family.device} has not enough memory for one beside what is trained"
+            self.listener(Note(f"warning: no previews are drawn: {what}; {LESS_FOR_PREVIEWS}"))
+        return images or []
+
     def _show(self, step: int, base: Sequence[Image.Image], tuned: Sequence[Image.Image]) -> None:
-        sheet = as_png(sheet_of(self.config.prompts, {"base": base, "tuned": tuned}))
-        path = self.run.file(f"previews/step_{step:06}.png", sheet)
-        self.listener(PreviewsDrawn(step, path, self.config.prompts, tuple(tuned)))
+        if tuned:
+            sheet = as_png(sheet_of(self.config.prompts, {"base": base, "tuned": tuned}))
+            path = self.run.file(_sheet(step), sheet)
+            self.listener(PreviewsDrawn(step, path, self.config.prompts, tuple(tuned)))
+
+
+def _sheet(step: int) -> str:
+    return f"previews/step_{step:06}.png"
 
 
 @dataclass
@@ -122,8 +171,7 @@ class Watch:
         return self.previews.due(step) or (self.validation is not None and self.validation.due(step))
 
     def after_step(self, step: int) -> bool:
-        """After a step; whether it is the best so far and a checkpoint of it is wanted."""
-        self.previews.after_step(step)
+        """Before a step is saved; whether it is the best so far and a checkpoint of it is wanted."""
         return self.validation is not None and self.validation.after_step(step)
 
 

@@ -166,9 +166,25 @@ def within_memory(work: Callable[[], T], shrink: Callable[[], None]) -> T:
             if not is_out_of_memory(error):
                 raise
         shrink()  # not in `except`, where the error's traceback holds the tensors of the failed attempt
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
+
+
+def unless_out_of_memory(work: Callable[[], T]) -> T | None:
+    """What `work` returns; None if memory runs out, for what a run can do without."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory()
+    return None
+
+
+def free_memory() -> None:
+    """Give back to the device what nothing holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def out_of_memory(where: str) -> OutOfMemory:

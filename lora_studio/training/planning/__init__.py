@@ -191,9 +191,8 @@ def _candidates(session: Session, memory: Memory) -> Iterator[Advice]:
     yield from _smaller_batch(session, memory)
     yield from _fewer_bits(session, memory)
     yield from _lower_resolution(session)
-    if len(session.recipe.samples.prompts) > 1:
-        share = 1 / len(session.recipe.samples.prompts)
-        yield Advice("fewer samples.prompts", "fewer images to judge by", True, False, previews=share)
+    if session.recipe.samples.prompts:
+        yield Advice("samples.prompts = []", "no previews to judge by", True, False, previews=0.0)
 
 
 def _checkpointing(session: Session, memory: Memory) -> Iterator[Advice]:

@@ -6,6 +6,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lora_studio.evaluate.previews import as_png, render, sheet_of
 from lora_studio.lora_file.factors import most_bytes
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.text import Rows, memory_size
+from lora_studio.training.machine import unless_out_of_memory
 from lora_studio.training.optimizers.choose import optimizer_bytes
 from lora_studio.training.prepare import Session
 from lora_studio.training.report import Timing
@@ -79,8 +81,13 @@ class Memory:
 
 
 def measure_memory(session: Session, *, room: int) -> Memory:
-    """By a step of the largest micro-batch and a step of the previews, which change nothing."""
+    """By a step of the largest micro-batch and a step of the previews, which change nothing.
+
+    Previews that the device has no room for take as much as there is, so that nothing fits.
+    """
     adapters, state = _adapter_bytes(session), session.loop.state
+    draw = partial(_draw_a_step, session, number=1)
+    previews = unless_out_of_memory(lambda: peak_bytes(draw, session.family.device))
     return Memory(
         parts=_weights(session),
         adapters=adapters,
@@ -89,7 +96,7 @@ def measure_memory(session: Session, *, room: int) -> Memory:
         originals=_originals(session),
         caches=_caches(session),
         gradients=adapters,
-        previews=peak_bytes(lambda: _draw_a_step(session), session.family.device),
+        previews=room if previews is None else previews,
         activations=measure_activations(session),
         room=room,
         passes=state.counters.passes,  # known when the activations are
@@ -141,9 +148,10 @@ def latent_bytes(session: Session) -> int:
     return sum(8 * latents.size(index) for index in range(len(latents)))
 
 
-def _draw_a_step(session: Session) -> list[Image.Image]:
-    """The previews after one step: nearly noise, which no format makes smaller."""
-    samples = session.recipe.samples.model_copy(update={"steps": 1})
+def _draw_a_step(session: Session, *, number: int | None = None) -> list[Image.Image]:
+    """The first previews after one step: nearly noise, which no format makes smaller."""
+    samples = session.recipe.samples
+    samples = samples.model_copy(update={"steps": 1, "prompts": samples.prompts[:number]})
     return render(session.family, samples, side=session.recipe.data.resolution) if samples.prompts else []
 
 
@@ -261,7 +269,7 @@ def _texts(session: Session) -> int:
 
 
 def _previews(session: Session, timing: Timing) -> int:
-    if not (drawn := _draw_a_step(session)):
+    if not (drawn := unless_out_of_memory(lambda: _draw_a_step(session))):
         return 0
     sheet = as_png(sheet_of(session.recipe.samples.prompts, {"base": drawn, "tuned": drawn}))
     return len(sheet) * timing.previews + sum(len(as_png(image)) for image in drawn)

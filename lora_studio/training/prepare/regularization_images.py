@@ -19,8 +19,8 @@ from lora_studio.data.regularization_images import (
     RegularizationImages,
     image_requests,
 )
-from lora_studio.errors import BaseModelError, DatasetError, RecipeError, preview_names
-from lora_studio.evaluate.previews import in_its_precision
+from lora_studio.errors import BaseModelError, DatasetError, OutOfMemory, RecipeError, preview_names
+from lora_studio.evaluate.previews import MOST_UNTILED, decoder_of, in_its_precision
 from lora_studio.families.base import ModelFamily
 from lora_studio.files import cache_folder
 from lora_studio.processes import ALONE
@@ -29,8 +29,14 @@ from lora_studio.recipe.data import RegularizationImagesConfig
 from lora_studio.rng import generator
 from lora_studio.runs import ReadOnlyRun, run_folder
 from lora_studio.training.events import Listener, progress
+from lora_studio.training.machine import within_memory
 from lora_studio.training.prepare.base_model import BuildContext
 from lora_studio.training.prepare.dataset import captions_of, read_dataset
+
+LESS = (
+    'less is needed with base.quantize = "bnb_nf4" or a smaller data.resolution; or have them drawn on the '
+    "CPU: lora-studio regularization-images with --set machine.device=cpu and the base.dtype of the training."
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ def draw_regularization_images(context: BuildContext, manifest: Manifest) -> Dra
     if not requests:
         return Drawing([], 0)
     base = f"{context.whole_base} in {family.precision}, quantized: {recipe.base.quantize}"
+    if family.guidance_rescale:
+        base += f", guidance rescaled by {family.guidance_rescale}"
     images = RegularizationImages(cache_folder() / "class_images", base, wanted)
     draw, on_progress = drawer(family, wanted), progress(context.listener, "regularization images")
     if context.machine.shards:
@@ -135,11 +143,34 @@ def _refuse_to_draw(requests: Sequence[ImageRequest]) -> list[Image.Image]:
 
 
 def drawer(family: ModelFamily, config: RegularizationImagesConfig) -> Draw:
-    """What draws requests of one size together; each has noise of its own, so that all images differ."""
+    """What draws requests of one size together, or in halves if they do not fit into memory.
+
+    Each has noise of its own, so that all images differ.
+    """
     pipeline = family.pipeline()
+    pipeline.vae = decoder_of(family)
+
+    at_once: int | None = None  # all of a size; fewer once memory has run out
+
+    def draw_within_memory(requests: Sequence[ImageRequest]) -> list[Image.Image]:
+        def use_fewer() -> None:
+            nonlocal at_once
+            if (tried := min(at_once or len(requests), len(requests))) == 1:
+                raise OutOfMemory(
+                    f"the memory ran out with one regularization image on {family.device}; {LESS}"
+                )
+            at_once = (tried + 1) // 2
+
+        def draw_all() -> list[Image.Image]:
+            size = at_once or len(requests)
+            parts = (requests[start : start + size] for start in range(0, len(requests), size))
+            return [image for part in parts for image in draw(part)]
+
+        return within_memory(draw_all, use_fewer)
 
     def draw(requests: Sequence[ImageRequest]) -> list[Image.Image]:
         bucket = requests[0].bucket
+        pipeline.vae.use_tiling = bucket.width * bucket.height > MOST_UNTILED
         names = [(request.prompt, bucket.name, request.number) for request in requests]
         with torch.inference_mode(), in_its_precision(family):
             pixels = pipeline(
@@ -147,6 +178,7 @@ def drawer(family: ModelFamily, config: RegularizationImagesConfig) -> Draw:
                 generator=[generator(config.seed, "class image", *name) for name in names],
                 num_inference_steps=config.steps,
                 guidance_scale=config.guidance,
+                guidance_rescale=family.guidance_rescale,
                 width=bucket.width,
                 height=bucket.height,
                 output_type="pt",
@@ -157,4 +189,4 @@ def drawer(family: ModelFamily, config: RegularizationImagesConfig) -> Draw:
         rows = (pixels.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(row) for row in rows]
 
-    return draw
+    return draw_within_memory

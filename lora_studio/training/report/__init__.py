@@ -13,6 +13,7 @@ from lora_studio.evaluate.previews import render
 from lora_studio.evaluate.validation import TIMESTEPS
 from lora_studio.text import PlanSection, duration
 from lora_studio.training.events import TrainingPlan
+from lora_studio.training.loop.watch import draw_within_memory, measure_within_memory
 from lora_studio.training.prepare import Session
 from lora_studio.training.report.adapters import adapters_section
 from lora_studio.training.report.captions import captions_section, image_sections, shapes_section
@@ -141,12 +142,16 @@ def time_validation(session: Session) -> float:
         return 0.0
     one = validation.images[0]
     numbers = sum(image.latents.numel() for image in validation.images) / one.latents.numel()
-    rows = min(validation.rows_at_once, TIMESTEPS)
-    return _seconds(session, lambda: validation.try_out(rows)) * numbers * TIMESTEPS / rows
+
+    def rows() -> int:
+        return min(validation.rows_at_once, TIMESTEPS)
+
+    trial = partial(_seconds, session, lambda: validation.try_out(rows()))
+    return measure_within_memory(validation, trial) * numbers * TIMESTEPS / rows()
 
 
 def time_previews(session: Session) -> float:
-    """Seconds of all prompts' images, from the first with two steps."""
+    """Seconds of all prompts' images, from the first with two steps; 0 if there is no memory for them."""
     samples, device = session.recipe.samples, session.family.device
     if not samples.prompts:
         return 0.0
@@ -154,7 +159,9 @@ def time_previews(session: Session) -> float:
     trial = samples.model_copy(update={"prompts": samples.prompts[:1], "steps": 2})
     side = session.recipe.data.resolution
     draw = partial(render, session.family, trial, side=side, after_step=lambda: ends.append(_now(device)))
-    whole = _seconds(session, draw)
+    whole = draw_within_memory(session.family, lambda: _seconds(session, draw))
+    if whole is None:
+        return 0.0
     return (whole + (samples.steps - 2) * (ends[1] - ends[0])) * len(samples.prompts)
 
 

@@ -1,0 +1,146 @@
+"""Published bases at their published sizes, from what the package knows of them: no file, random weights.
+
+Within FakeTensorMode or on the meta device they take no memory; on a GPU they are made where they are used.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from lora_studio.families import FAMILIES
+from lora_studio.families.base import Conditioning, ModelFamily
+from lora_studio.families.original import UNET_PREFIX, VAE_PREFIX, BaseKind, TextEncoder
+from lora_studio.families.original.configurations import Configuration, configurations_of, tokenizers_for
+
+TOKENS, PLACES, CHANNELS, VAE_WIDTH = 49408, 77, 4, 128  # that all of them have in common
+NARROW, GROUPS = 32, 8  # channels of a narrow twin's layers, and groups of its norms
+
+
+def _shapes(kind: BaseKind) -> dict[str, tuple[int, ...]]:
+    """Of the tensors in a published file by which sizes are told."""
+    found: dict[str, tuple[int, ...]] = {
+        f"{UNET_PREFIX}input_blocks.0.0.weight": (kind.channels[0], CHANNELS, 3, 3),
+        f"{UNET_PREFIX}out.2.weight": (CHANNELS, kind.channels[0], 3, 3),
+        f"{VAE_PREFIX}post_quant_conv.weight": (CHANNELS, CHANNELS, 1, 1),
+        f"{VAE_PREFIX}encoder.conv_in.weight": (VAE_WIDTH, 3, 3, 3),
+    }
+    for encoder in kind.text_encoders:
+        found |= _text_shapes(encoder)
+    return found
+
+
+def _text_shapes(encoder: TextEncoder) -> dict[str, tuple[int, ...]]:
+    width, prefix = encoder.width, encoder.prefix
+    if encoder.open_clip:
+        return {
+            f"{prefix}token_embedding.weight": (TOKENS, width),
+            f"{prefix}positional_embedding": (PLACES, width),
+            f"{prefix}transformer.resblocks.0.mlp.c_fc.weight": (4 * width, width),
+            f"{prefix}text_projection": (width, width),
+        }
+    tree = f"{prefix}text_model."
+    return {
+        f"{tree}embeddings.token_embedding.weight": (TOKENS, width),
+        f"{tree}embeddings.position_embedding.weight": (PLACES, width),
+        f"{tree}encoder.layers.0.mlp.fc1.weight": (4 * width, width),
+    }
+
+
+def family_at(resolution: int) -> str:
+    """The first family in the table whose published base was trained at this many pixels a side."""
+    return next(name for name in FAMILIES.names() if resolution in _kind(name).sides.values())
+
+
+def _kind(family: str) -> BaseKind:
+    kind: BaseKind = FAMILIES[family].kind  # type: ignore[attr-defined]
+    return kind
+
+
+def configurations(family: str) -> dict[str, Configuration]:
+    """Part -> configuration of the family's published base, in diffusers' words."""
+    kind = _kind(family)
+    prediction = next(iter(kind.sides))
+    return configurations_of(kind, _shapes(kind), prediction=prediction, zero_snr=False)
+
+
+def _part(name: str, values: Configuration) -> nn.Module:
+    if name == "unet":
+        return UNet2DConditionModel.from_config(values)
+    if name == "vae":
+        return AutoencoderKL.from_config(values)
+    projects = values["architectures"] == ["CLIPTextModelWithProjection"]
+    return (CLIPTextModelWithProjection if projects else CLIPTextModel)(CLIPTextConfig(**values))
+
+
+def narrow(values: Mapping[str, Any]) -> Configuration:
+    """A denoiser's configuration with as many layers, each so narrow that computing costs next to nothing."""
+    levels = len(values["block_out_channels"])
+    found = dict(values) | {
+        "block_out_channels": (NARROW,) * levels,
+        "attention_head_dim": 1,
+        "cross_attention_dim": NARROW,
+        "norm_num_groups": GROUPS,
+    }
+    if values["addition_embed_type"]:
+        ids = 6 * NARROW
+        found |= {"addition_time_embed_dim": NARROW, "projection_class_embeddings_input_dim": NARROW + ids}
+    return found
+
+
+def published(
+    family: str, *, dtype: torch.dtype = torch.float32, twin: bool = False, made: Sequence[str] | None = None
+) -> ModelFamily:
+    """The family's published base in `dtype`, where torch makes tensors just now; `twin`: a narrow one.
+
+    `made`: the parts that are; the others have shapes alone. The VAE is float32, as the trainer has it.
+    """
+    chosen, found = FAMILIES[family], configurations(family)
+    parts: dict[str, nn.Module] = {}
+    for name in (one for one in chosen.needs if one in found and found[one] and one != "scheduler"):
+        is_denoiser, values = name == chosen.denoiser, found[name]
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32 if name == "vae" else dtype)
+        try:
+            with nullcontext() if made is None or name in made else torch.device("meta"):
+                parts[name] = _part(name, narrow(values) if twin and is_denoiser else values)
+        finally:
+            torch.set_default_dtype(default)
+    tokenizers = tokenizers_for(_kind(family), found, None)
+    return chosen(parts, tokenizers, source="", scheduler=found["scheduler"])
+
+
+def conditioning_for(family: ModelFamily, batch: int) -> Conditioning:
+    """As the family's text encoders would give it, of zeros in the denoiser's dtype."""
+    denoiser: Any = family.parts[family.denoiser]
+    config, dtype = denoiser.config, next(denoiser.parameters()).dtype
+    found = {"text": torch.zeros(batch, PLACES, config.cross_attention_dim, dtype=dtype)}
+    if config.addition_embed_type:
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        found["pooled"] = torch.zeros(batch, pooled, dtype=dtype)
+    return found
+
+
+@contextmanager
+def fake_tensors() -> Iterator[None]:
+    """Within it tensors have shapes alone, and modules that are cast keep their parameters' identity.
+
+    torch refuses to swap a parameter that is weakly referenced, which every fake tensor is.
+    """
+    library: Any = torch.utils
+    before = library.weakref
+    library.weakref = SimpleNamespace(**vars(weakref) | {"getweakrefs": lambda tensor: []})
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        library.weakref = before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from lora_studio.data.cache.store import TensorStore
 from lora_studio.data.feed import Prefetcher
 from lora_studio.evaluate.validation import Validation
 from lora_studio.families.base import ModelFamily
-from lora_studio.recipe.load import recipe_from
+from lora_studio.recipe import Recipe
 from lora_studio.training import session as session_module
 from lora_studio.training.finish.verified import probe
 from lora_studio.training.loop import Loop
@@ -64,7 +64,7 @@ class Outcome:
 
 def drive(
     base: str,
-    recipe: Mapping[str, Any],
+    recipe: Recipe,
     folder: Path,
     *,
     capability: tuple[int, int] = CAPABILITY,
@@ -75,7 +75,7 @@ def drive(
     outcome, audit = Outcome(), Audit(count_bytes=count_bytes or plans)
     with pretended_cuda(audit, capability), _without_numbers(base), _watched(audit, outcome, plans=plans):
         try:
-            train(recipe_from(dict(recipe), folder=folder), folder / "run")
+            train(recipe, folder / "run")
         except Exception as error:
             place = place_of(traceback.extract_tb(error.__traceback__))
             outcome.fault = f"{type(error).__name__} {place}: {error}"

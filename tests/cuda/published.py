@@ -16,11 +16,14 @@ from typing import Any
 
 from PIL import Image
 
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.load import recipe_from
+
 SIDES = {"SD1.5": 512, "SDXL": 1024}
 INSIDE = "LORA_STUDIO_PRETENDS"  # in the environment of the process in which a GPU is pretended
 
 
-def recipe(base: str, images: Path, *, checkpointing: bool = False, prompts: int = 1) -> dict[str, Any]:
+def recipe(base: str, images: Path, *, checkpointing: bool = False, prompts: int = 1) -> Recipe:
     """bfloat16, rank 16, one image at a time."""
     side = SIDES[base]
     images.mkdir()
@@ -28,7 +31,7 @@ def recipe(base: str, images: Path, *, checkpointing: bool = False, prompts: int
         name = images / f"{number}.png"
         Image.effect_noise((side, side), 40 + number).convert("RGB").save(name, compress_level=1)
         name.with_suffix(".txt").write_text(f"number {number}, zwx style", "utf-8")
-    return {
+    values: dict[str, Any] = {
         "name": "full_size",
         "base": {"model": "none", "dtype": "bfloat16"},
         "data": {"images": str(images), "trigger": "zwx style", "resolution": side},
@@ -38,6 +41,7 @@ def recipe(base: str, images: Path, *, checkpointing: bool = False, prompts: int
         "samples": {"prompts": ["a"] * prompts, "steps": 2},
         "machine": {"device": "cuda", "gradient_checkpointing": checkpointing},
     }
+    return recipe_from(values, folder=images)
 
 
 def run(arguments: argparse.Namespace, folder: Path) -> None:

@@ -1,0 +1,184 @@
+"""Which runs are made on the pretended GPU, and which cannot be.
+
+Every kind of adapter, optimizer and bundle of options meets every family, and every bundle LoRA with AdamW;
+the dtypes are dealt out in turn.
+Not every pair of a kind and a bundle occurs: that would be hundreds of runs of a second each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.load import load_recipe
+
+FAMILIES = ("sd15", "sd2", "sdxl")  # names of `bases.BASES`
+DTYPES = ("bfloat16", "float16", "float32")
+Changes = tuple[str, ...]  # of a recipe, as --set takes them
+
+PLAIN = ("adapter.rank=4", "adapter.alpha=4")
+KINDS: dict[str, Changes] = {
+    "lora": PLAIN,
+    **{kind: (f"adapter.kind={kind}", *PLAIN) for kind in ("locon", "loha", "lokr", "dora", "oft")},
+    "pissa": ("adapter.start=pissa", *PLAIN),
+    "conv": ("adapter.conv=true", "adapter.conv_rank=2", "adapter.lora_plus_ratio=4", *PLAIN),
+    "full": ("adapter.kind=full",),
+    "none": ("adapter.kind=none",),  # [[tokens]] alone
+}
+OPTIMIZERS: dict[str, Changes] = {
+    "adamw": (),
+    "adafactor": (),
+    "lion": (),
+    "torch.optim:NAdam": (),
+    "prodigy": ("training.learning_rate=1",),
+    "schedule_free": ("training.lr_schedule=constant",),
+}
+BUNDLES: dict[str, Changes] = {
+    "plain": (),
+    "frugal": (
+        *("machine.gradient_checkpointing=true", "machine.channels_last=true"),
+        *("training.gradient_accumulation=2", "training.ema=0.9"),
+    ),
+    "text encoder": (
+        *("adapter.text_encoder=true", "machine.gradient_checkpointing=true", "objective.preservation=0.6"),
+        "data.max_token_chunks=2",
+    ),
+    "masks": (
+        *("data.masks={folder}/masks", "data.flip=0.5", "data.latent_memory_gb=0"),
+        *("objective.masked_preservation=0.5", "objective.preservation=0.4"),
+    ),
+    "dropout": ("adapter.rank_dropout=0.2", "adapter.module_dropout=0.2", "adapter.max_norm=0.5"),
+    "tokens": ("data.caption_dropout=0.2",),  # beside what the kind trains
+    "objective": (
+        *("objective.noise_offset=0.1", "objective.multires_noise=0.3", "objective.input_perturbation=0.1"),
+        *("objective.weighting=debiased", "objective.loss=huber", "objective.timesteps=low_variance"),
+        *("data.extra_resolutions=[32]", "training.gradient_accumulation=2"),
+    ),
+    "class": ("data.regularization_images.images={folder}/class", "data.class_words=a ball"),
+    "shown": ("validation.count=1", "samples.prompts=['a', 'b']", "samples.steps=1"),
+}
+UNSIMULATED = {
+    **dict.fromkeys(("adamw8bit", "bnb_int8", "bnb_nf4"), "bitsandbytes' kernels want real memory"),
+    **dict.fromkeys(("torchao_int8", "torchao_float8"), "a tensor class over another that is fake here"),
+    "xformers": "its kernels are not in a build for CPUs",
+    "compile": "the compiler makes kernels for the GPU that it finds",
+    "several processes, shard_base": "NCCL needs as many GPUs",
+    "regularization_images.count": "what the base draws is written to files, and there is nothing to write",
+    "export, verify": "a file is compared with what was trained, number by number",
+    "self-tests of options and optimizers": "they compare with float32's numbers",
+}
+"""What only a GPU can try, and why: by names of the tables, of options, or of what a run does."""
+TEXT = """
+name = "pretended"
+[base]
+model = "none"
+[data]
+images = "{folder}/images"
+trigger = "zwx style"
+resolution = 64
+[training]
+steps = 2
+batch_size = 2
+warmup_steps = 1
+"""
+TOKENS = """
+[[tokens]]
+token = "vkq"
+start = "a red ball"
+keep_norm = {keep_norm}
+learning_rate = {rate}
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    family: str
+    kind: str
+    dtype: str
+    optimizer: str
+    bundle: str
+    device: str = "cuda"
+    capability: tuple[int, int] = (8, 6)
+    plans: bool = False  # the plan's memory is asked for, too
+
+    @property
+    def name(self) -> str:
+        parts = [self.family, self.kind, self.dtype, self.optimizer, self.bundle, self.device]
+        return "-".join([*parts, *["planned"] * self.plans])
+
+    def recipe(self, folder: Path) -> Recipe:
+        """On the images that `write_images` put there."""
+        text = TEXT.format(folder=folder)
+        if self.bundle == "tokens" or self.kind == "none":
+            keep, rate = self.optimizer != "schedule_free", 1.0 if self.optimizer == "prodigy" else 0.001
+            text += TOKENS.format(keep_norm=str(keep).lower(), rate=rate)
+        path = folder / "recipe.toml"
+        path.write_text(text, "utf-8")
+        changes = [*KINDS[self.kind], *OPTIMIZERS[self.optimizer], *BUNDLES[self.bundle]]
+        if self.optimizer == "prodigy" and self.bundle == "text encoder":
+            changes.append("training.text_encoder_learning_rate=1")
+        if self.kind == "none":
+            changes = [one for one in changes if not one.startswith("training.learning_rate")]
+        changes += [f"base.dtype={self.dtype}", f"training.optimizer={self.optimizer}"]
+        changes.append(f"machine.device={self.device}")
+        return load_recipe(path, changes=tuple(one.format(folder=folder) for one in changes))
+
+
+def goes_together(kind: str, optimizer: str, bundle: str) -> bool:
+    """Whether a recipe may ask for it: the product refuses the rest."""
+    if bundle == "dropout" and (kind not in ("lora", "locon", "conv") or optimizer == "schedule_free"):
+        return False
+    if kind == "none" and bundle not in ("plain", "frugal", "objective", "shown"):
+        return False
+    if kind == "full" and bundle == "tokens":
+        return False
+    if optimizer == "schedule_free" and bundle == "frugal":
+        return False  # it averages the weights itself
+    return not (optimizer == "prodigy" and kind == "conv")  # it finds one rate for everything
+
+
+@cache
+def cases() -> tuple[Case, ...]:
+    """All of them, always in the same order."""
+    found = [case for place, family in enumerate(FAMILIES) for case in _of_family(family, place)]
+    for turn, bundle in enumerate(BUNDLES):  # with what recipes have when they say nothing
+        found.append(Case(FAMILIES[turn % len(FAMILIES)], "lora", DTYPES[turn % 2], "adamw", bundle))
+    usual = ("lora", "bfloat16", "adamw", "plain")
+    found += [Case(family, *usual, plans=True) for family in FAMILIES]
+    found.append(Case("sd15", *usual, device="cuda:1"))
+    found.append(Case("sd15", "lora", "auto", "adamw", "plain", capability=(7, 5)))
+    return tuple(dict.fromkeys(found))
+
+
+def _of_family(family: str, first: int) -> Iterator[Case]:
+    """Every kind, optimizer and bundle at least once, each with the next of the others that go with it."""
+    optimizers, bundles = _turned([*OPTIMIZERS], first), _turned([*BUNDLES], 2 * first)
+    new = {*optimizers, *bundles}
+    for turn, kind in enumerate(KINDS):
+        pairs = [(one, other) for one in optimizers for other in bundles if goes_together(kind, one, other)]
+        optimizer, bundle = max(pairs, key=lambda pair: len(new & {*pair}))  # the first of equals
+        new -= {optimizer, bundle}
+        yield Case(family, kind, DTYPES[(turn + first) % len(DTYPES)], optimizer, bundle)
+
+
+def _turned(values: Sequence[str], by: int) -> list[str]:
+    return [*values[by:], *values[:by]]
+
+
+def write_images(folder: Path) -> None:
+    """Captioned ones of 64x64, a mask for each, and two of what the base should keep."""
+    for name in ("images", "masks", "class"):
+        (folder / name).mkdir()
+    for number in range(3):
+        image = Image.effect_noise((64, 64), 30 + number).convert("RGB")
+        image.save(folder / "images" / f"{number}.png")
+        long = "very " * 90 * (number == 1)
+        (folder / "images" / f"{number}.txt").write_text(f"a vkq, zwx style, {long}red", "utf-8")
+        Image.linear_gradient("L").resize((64, 64)).save(folder / "masks" / f"{number}.png")
+        image.save(folder / "class" / f"{number}.png")
+        (folder / "class" / f"{number}.txt").write_text("a ball", "utf-8")

@@ -162,7 +162,7 @@ def _latents(context: BuildContext, records: Sequence[Record]) -> Latents:
     machine with a cache of its own, it encodes, too.
     """
     cache, processes, dtype = context.latent_cache, context.processes, context.vae_dtype
-    encode, in_float32 = _image_encoders(context.family, dtype)
+    encode, in_float32 = image_encoders(context.family, dtype)
     on_progress = progress(context.listener, "latents")
 
     def load_or_encode(some: Sequence[Record], memory_bytes: int) -> Latents:
@@ -180,7 +180,7 @@ def _latents(context: BuildContext, records: Sequence[Record]) -> Latents:
     return latents
 
 
-def _image_encoders(family: ModelFamily, vae_dtype: torch.dtype) -> tuple[ImageEncoder, ImageEncoder | None]:
+def image_encoders(family: ModelFamily, vae_dtype: torch.dtype) -> tuple[ImageEncoder, ImageEncoder | None]:
     """The family's VAE in `vae_dtype`; its weights stay in float32, so that a retry, the second, is exact."""
     if vae_dtype == torch.float32:
         return family.encode_image, None

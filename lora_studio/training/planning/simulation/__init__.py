@@ -1,0 +1,170 @@
+"""A run on a GPU that is not there: each phase by the code that runs it, on tensors without content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+
+from lora_studio.data.batches import cut_by_bucket
+from lora_studio.evaluate.previews import render
+from lora_studio.evaluate.validation import TIMESTEPS
+from lora_studio.families.base import ModelFamily
+from lora_studio.lora_file.write import DTYPES
+from lora_studio.recipe import Recipe
+from lora_studio.training.finish.verified import probe
+from lora_studio.training.loop.state import State
+from lora_studio.training.loop.step_result import GradientWatch
+from lora_studio.training.planning.counting import CUDAS_BLOCK, LiveBytes, Work
+from lora_studio.training.planning.memory import adapter_bytes
+from lora_studio.training.planning.simulation.pretending import CPU, fake_like, make_fake, pretending
+from lora_studio.training.planning.simulation.session import (
+    Shapes,
+    SimulatedMachine,
+    base_without_weights,
+    simulated_session,
+)
+from lora_studio.training.prepare import Session
+from lora_studio.training.prepare.base_model import BATCH_PIXELS, plan_adapters
+from lora_studio.training.prepare.data import image_encoders
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Bytes on the device while one thing is done, at the fullest moment."""
+
+    name: str
+    weights: Mapping[str, int]  # part of the base -> bytes, of those that are there then
+    learned: Mapping[str, int]  # adapters, and what goes with them
+    working: int  # activations, gradients and whatever else operations make
+
+    @property
+    def peak(self) -> int:
+        return sum(self.weights.values()) + sum(self.learned.values()) + self.working
+
+
+@dataclass(frozen=True)
+class Simulation:
+    phases: tuple[Phase, ...]
+    work: Work  # of an optimizer step
+
+    def phase(self, name: str) -> Phase:
+        return next(one for one in self.phases if one.name == name)
+
+
+class Simulator:
+    """Runs the phases one after the other, as a run does."""
+
+    def __init__(self, recipe: Recipe, dtype: torch.dtype, shapes: Shapes) -> None:
+        machine = recipe.machine.model_copy(update={"attention": "sdpa", "compile": False})
+        self.recipe, self.shapes = recipe, shapes
+        self.machine = SimulatedMachine(CPU, dtype, recipe.base.quantize, machine)
+        self.family = base_without_weights(recipe)
+        exact = plan_adapters(recipe, self.family).snapshot_float32(self.family)
+        self.machine.shrink(self.family)
+        self.exact = exact
+        self.phases: list[Phase] = []
+        self.learned: dict[str, int] = {}
+        self.own: set[int] = set()
+
+    def run(self) -> Simulation:
+        with pretending():
+            return self._run()
+
+    def _run(self) -> Simulation:
+        for part in self.family.parts.values():
+            make_fake(part)
+        self.exact = {place: fake_like(tensor) for place, tensor in self.exact.items()}
+        self._encode_images()
+        self._encode_captions()
+        session = simulated_session(self.recipe, self.machine, self.family, self.shapes, self.exact)
+        work = self._train(session)
+        self._look(session)
+        return Simulation(tuple(self.phases), work)
+
+    def _encode_images(self) -> None:
+        """As the cache does: so many images of a bucket at once as have a megapixel."""
+        self.family.place(CPU, "vae")
+        encode, _ = image_encoders(self.family, DTYPES[self.recipe.base.vae_dtype])
+        bucket = self.shapes.bucket
+        ((_, rows),) = cut_by_bucket([bucket], lambda one: one, pixels=BATCH_PIXELS)
+        pixels = torch.zeros(rows, 3, bucket.height, bucket.width)
+        self._measure("encoding images", lambda: encode(pixels.to(CPU)))
+
+    def _encode_captions(self) -> None:
+        self.family.place(CPU, *self.family.text_encoders)
+        with torch.no_grad():
+            self._measure("encoding captions", lambda: self.family.encode_text([self.shapes.caption]))
+
+    def _train(self, session: Session) -> Work:
+        loop, adapters = session.loop, adapter_bytes(session)
+        loop.base_rates = [group["lr"] for group in loop.state.optimizer.param_groups]
+        watch = GradientWatch(session.adapters, half=loop.state.scaler is not None)
+        watch.update([1.0] * len(session.adapters.named_parameters()), 1.0)  # as after the first steps
+        state = first_update(loop.state)
+        self.learned = {
+            "adapters": adapters,
+            "optimizer": state,
+            "mean of the weights": adapters if loop.state.ema else 0,
+            "latents and captions": self.shapes.cached_bytes,
+        }
+        self.own = {id(one) for one in session.adapters.named_parameters().values()}
+        with Work() as work:
+            self._measure("training", lambda: loop.train_step(1, watch))
+        return work
+
+    def _look(self, session: Session) -> None:
+        state, samples = session.loop.state, self.recipe.samples
+        if (validation := session.validation) is not None:
+            rows = min(validation.rows_at_once, TIMESTEPS)
+            self._measure("validation", lambda: within(state.shown(), lambda: validation.try_out(rows)))
+        if samples.prompts:
+            one_step, side = samples.model_copy(update={"steps": 1}), self.recipe.data.resolution
+            draw = partial(render, self.family, one_step, side=side)
+            self._measure("previews", lambda: within(state.shown(), draw))
+        self._measure("verifying the file", lambda: probe(session))
+
+    def _measure(self, name: str, work: Callable[[], object]) -> None:
+        with PhaseBytes(self.family, self._weights) as live:
+            work()
+        self.phases.append(Phase(name, live.weights, dict(self.learned), live.working))
+
+    def _weights(self, part: str) -> int:
+        network = self.family.parts[part]
+        tensors = [*network.parameters(), *network.buffers()]
+        return sum(one.nbytes for one in tensors if id(one) not in self.own)
+
+
+class PhaseBytes(LiveBytes):
+    """Beside what operations make, the weights of the parts that are on the device meanwhile."""
+
+    def __init__(self, family: ModelFamily, bytes_of: Callable[[str], int]) -> None:
+        super().__init__(block=CUDAS_BLOCK)
+        self.family, self.bytes_of = family, cache(bytes_of)
+        self.weights: dict[str, int] = {}  # at the peak
+        self.working = 0
+
+    def grow(self, size: int) -> None:
+        self.now += size
+        placed = {part: self.bytes_of(part) for part in self.family.on_device}
+        if (total := self.now + sum(placed.values())) > self.peak:
+            self.peak, self.weights, self.working = total, placed, self.now
+
+
+def within(context: AbstractContextManager[object], work: Callable[[], object]) -> None:
+    with context:
+        work()
+
+
+def first_update(state: State) -> int:
+    """The bytes of what the optimizer keeps, which a first update makes."""
+    for group in state.optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    kept = (one for values in state.optimizer.state.values() for one in values.values())
+    return sum(one.nbytes for one in kept if isinstance(one, torch.Tensor))

@@ -14,6 +14,7 @@ import torch
 from lora_studio.errors import RecipeError
 
 ANY = "cuda"  # a card of which nothing but its memory is said
+SAME_MEMORY = 1.0  # GiB: an A100 of 80 GB has 79.2
 BFLOAT16_FROM = (8, 0)  # compute capability; below it bfloat16 is emulated
 
 
@@ -66,7 +67,7 @@ def find_card(name: str, *, memory_gib: float | None = None) -> Card:
     asked = _plain(name)
     found = [card for known, card in known_cards().items() if asked in _spellings(known)]
     if memory_gib is not None and len(found) > 1:
-        found = [card for card in found if round(card.memory_gib) == round(memory_gib)] or found
+        found = [card for card in found if abs(card.memory_gib - memory_gib) <= SAME_MEMORY] or found
     if len(found) == 1:
         return found[0]
     if found:

@@ -77,22 +77,34 @@ class Work(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.flops: Counter[torch.dtype] = Counter()  # of matrix products, convolutions and attention
-        self.bytes = 0  # read and written, if every operation reads its inputs and writes its outputs once
+        self.bytes = 0  # read and written once each by all other operations
         self.launches = 0  # operations that compute something
+
+    def times(self, count: float) -> Work:
+        found = Work()
+        found.flops = Counter({dtype: round(flops * count) for dtype, flops in self.flops.items()})
+        found.bytes, found.launches = round(self.bytes * count), round(self.launches * count)
+        return found
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        given, read = set(storages((args, kwargs))), _num_bytes((args, kwargs))
         result = func(*args, **(kwargs or {}))
-        made = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
-        if not made or func.is_view or func.overloadpacket in _FREE:
-            return result
-        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        made = set(storages(result))
+        if not made or (made <= given and not func._schema.is_mutable) or "empty" in str(func):
+            return result  # a number, a view, or nothing yet
         self.launches += 1
-        self.bytes += sum(one.nbytes for one in (*given, *made))
         if counted := _FLOPS.get(func.overloadpacket):
-            self.flops[given[0].dtype] += counted(*args, **(kwargs or {}), out_val=result)
+            product = next(one for one in tree_leaves(args) if isinstance(one, Tensor))
+            self.flops[product.dtype] += counted(*args, **(kwargs or {}), out_val=result)
+        else:
+            self.bytes += read + _num_bytes(result)
         return result
+
+
+def _num_bytes(tree: object) -> int:
+    return sum(one.nbytes for one in tree_leaves(tree) if isinstance(one, Tensor))
 
 
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention
@@ -103,4 +115,3 @@ _FLOPS: dict[Any, Callable[..., int]] = {
         torch.ops.aten._scaled_dot_product_flash_attention_backward
     ],
 }
-_FREE = {torch.ops.aten.detach, torch.ops.aten.empty, torch.ops.aten.empty_strided, torch.ops.aten.empty_like}

@@ -1,12 +1,13 @@
 """A GPU that is not there: tensors without content, computed with CUDA's rules of precision.
 
-Fake tensors (torch's FakeTensorMode) on the CPU have a shape, a dtype and a size of storage, and cost no memory
-and hardly any time. What differs between a CPU and CUDA is which operations autocast runs in float32; the
-attention kernel of a CPU keeps what CUDA's flash kernel keeps.
+Fake tensors (torch's FakeTensorMode) on the CPU have a shape, a dtype and a size of storage, and cost no
+memory and hardly any time. What differs between a CPU and CUDA is which operations autocast runs in float32;
+the attention kernel of a CPU keeps what CUDA's flash kernel keeps.
 """
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,14 +24,29 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 CPU = torch.device("cpu")
-# ATen/autocast_mode.h: what CUDA runs in float32, AT_FORALL_FP32, by its names in Python; then what gives float32
-# of half precision as it is, AT_FORALL_FP32_SET_OPT_DTYPE.
+# What CUDA's autocast runs in float32, by its names in Python (AT_FORALL_FP32 in ATen/autocast_mode.h), and
+# what gives float32 of half precision as it is (AT_FORALL_FP32_SET_OPT_DTYPE).
 IN_FLOAT32 = frozenset(
-    "layer_norm native_layer_norm rms_norm group_norm interpolate pow __pow__ __rpow__ exp expm1 log log10 log2 "
-    "log1p reciprocal rsqrt acos asin cosh sinh tan erfinv softplus mse_loss l1_loss smooth_l1_loss huber_loss "
-    "kl_div cosine_similarity dist cdist renorm logsumexp".split()
+    (
+        *("layer_norm", "native_layer_norm", "rms_norm", "group_norm", "interpolate", "softplus"),
+        *(
+            "pow",
+            "__pow__",
+            "__rpow__",
+            "exp",
+            "expm1",
+            "log",
+            "log10",
+            "log2",
+            "log1p",
+            "reciprocal",
+            "rsqrt",
+        ),
+        *("acos", "asin", "cosh", "sinh", "tan", "erfinv", "logsumexp", "renorm", "dist", "cdist"),
+        *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "cosine_similarity"),
+    )
 )
-GIVES_FLOAT32 = frozenset("softmax log_softmax sum prod cumsum cumprod".split())
+GIVES_FLOAT32 = frozenset(("softmax", "log_softmax", "sum", "prod", "cumsum", "cumprod"))
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -38,22 +54,24 @@ HALVES = (torch.float16, torch.bfloat16)
 def pretending() -> Iterator[None]:
     """Within it new tensors are fakes, and operations on them take CUDA's way; for one thread."""
     with (
+        warnings.catch_warnings(),
         FakeTensorMode(allow_non_fake_inputs=True),
         _CudasPrecision(),
         patch("diffusers.image_processor.VaeImageProcessor.postprocess", _blank_images),
         patch.object(torch.utils, "weakref", _NO_REFERENCES),
         patch.dict(op_implementations_dict, {torch.ops.aten._local_scalar_dense.default: _number}),
     ):
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # to copy one
         yield
 
 
-# Of fakes a module's cast exchanges the parameters' insides, for which torch wants none to be referred to weakly; the
-# mode itself does so.
+# A module's cast exchanges the insides of fake parameters, for which torch wants none to be referred to
+# weakly; the mode itself does that.
 _NO_REFERENCES = SimpleNamespace(**{**vars(weakref), "getweakrefs": lambda _: []})
 
 
 def make_fake(network: nn.Module) -> None:
-    """Fakes in place of a network's tensors, whose shapes may be all it has; to be called while pretending."""
+    """Fakes in place of a network's tensors, which may have shapes alone; to be called while pretending."""
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -104,7 +122,7 @@ def _float(value: Any) -> Any:
 
 
 def _number(_mode: FakeTensorMode, _func: object, fake: FakeTensor) -> float:
-    """What it holds if that is known, as of a list that was made a tensor; else one, which is finite and true."""
+    """What it holds if that is known, as of a list made a tensor; else one, which is finite and true."""
     if fake.constant is not None:
         return fake.constant.item()
     return 1.0 if fake.is_floating_point() else True if fake.dtype == torch.bool else 1

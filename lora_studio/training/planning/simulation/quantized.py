@@ -1,6 +1,4 @@
-"""Layers in fewer bits as the libraries make them, by arithmetic: the bytes that are kept, the whole weight while
-it is multiplied with.
-"""
+"""Layers in fewer bits, by arithmetic: the bytes that are kept, and a whole weight while it is used."""
 
 from __future__ import annotations
 

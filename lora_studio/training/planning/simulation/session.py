@@ -14,7 +14,7 @@ from lora_studio.data.cache.store import Latent, Latents, TensorStore
 from lora_studio.data.conditioning import CaptionSet, ConditioningCache
 from lora_studio.data.doctor.finding import DoctorReport
 from lora_studio.data.feed import Feed
-from lora_studio.data.manifest import Bucket, Manifest, Record
+from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.masks import LossMask
 from lora_studio.data.regularization_images import RegularizationRows, regularization_rows
 from lora_studio.families.base import ModelFamily
@@ -25,6 +25,7 @@ from lora_studio.recipe import Recipe
 from lora_studio.runs import ReadOnlyRun, run_folder
 from lora_studio.training.events import ignore_events
 from lora_studio.training.machine import Machine
+from lora_studio.training.planning.simulation.images import Shapes
 from lora_studio.training.planning.simulation.pretending import CPU
 from lora_studio.training.planning.simulation.quantized import in_fewer_bits
 from lora_studio.training.prepare import Session, make_loop, make_validation
@@ -50,19 +51,6 @@ class SimulatedContext(BuildContext):
         """Without caches, which are named after weights."""
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """What of a recipe's images the memory depends on."""
-
-    bucket: Bucket  # of the largest micro-batch
-    images: int  # in it
-    caption: str  # a long one
-    has_masks: bool = False
-    views: int = 0  # latents of the whole run; 0 if the images are not there
-    captions: int = 0
-    cached_bytes: int = 0
-
-
 def base_without_weights(recipe: Recipe) -> ModelFamily:
     """The recipe's base with shapes alone; a published one needs no file. Raises BaseModelError."""
     base = recipe.base.model_copy(update={"loras": (), "vae": ""})
@@ -80,7 +68,7 @@ def simulated_session(
     run = ReadOnlyRun(run_folder(recipe.name))
     context = SimulatedContext(recipe, run, machine, family, plan, ignore_events, ALONE)
     records = placeholder_images(recipe, shapes)
-    measured = [] if recipe.validation.off else records[:1]
+    measured = records[:1] if shapes.has_validation else []
     latents, texts = _latents(family, [*records, *measured]), _texts(recipe, family, shapes)
     adapters = plan.inject(family, exact)
     machine.speed_up(family, adapters.parts)
@@ -167,8 +155,6 @@ def _mask(latent: Latent) -> LossMask:
     return LossMask(torch.ones(latent.mean.shape[-2:]), torch.ones(latent.mean.shape[-2:]))
 
 
-def _regularization_rows(
-    recipe: Recipe, records: Sequence[Record], *, first: int
-) -> RegularizationRows:
+def _regularization_rows(recipe: Recipe, records: Sequence[Record], *, first: int) -> RegularizationRows:
     per_image = recipe.data.regularization_images.per_image
     return regularization_rows(records, first=first, per_image=per_image, seed=recipe.training.seed)

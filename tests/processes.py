@@ -163,6 +163,11 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def kill() -> None:
+    """What a machine that fails does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @dataclass(frozen=True)
 class DieAtWrite:
     """SIGKILL before the n-th of the calls that make a file durable or give it its name."""

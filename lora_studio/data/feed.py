@@ -39,8 +39,8 @@ class Feed:
 
     def __post_init__(self) -> None:
         self.latents = self.latents.to(self.device)
-        prefetcher = Prefetcher(self._micro_batch, self.plan.gradient_accumulation)
-        self._get = prefetcher.get if self.latents.on_disk else self._micro_batch
+        prefetcher = Prefetcher(self.micro_batch, self.plan.gradient_accumulation)
+        self._get = prefetcher.get if self.latents.on_disk else self.micro_batch
         self._shapes: dict[Bucket | None, tuple[int, ...]] = {}
         self._first_view = list(accumulate((1 + len(one.more_views) for one in self.records), initial=0))
         views = each_view(self.records)
@@ -75,7 +75,8 @@ class Feed:
         rows, bucket = self.regularization_rows, self.records[micro[0]].bucket
         return rows.beside(step, number, bucket=bucket, count=len(micro)) if rows else []
 
-    def _micro_batch(self, step: int, number: int) -> Batch:
+    def micro_batch(self, step: int, number: int) -> Batch:
+        """One of a step's, counted from 0; nothing is read ahead."""
         return self._assemble(step, number, self.plan.of_step(step)[number])
 
     def _assemble(self, step: int, number: int, micro: MicroBatch) -> Batch:

@@ -23,7 +23,6 @@ from lora_studio.rng import generator
 from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
-from lora_studio.training.loop import with_base_predictions
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.report import Timing, describe
 from lora_studio.training.session import train
@@ -240,7 +239,7 @@ def test_a_trained_text_encoder_preserves_at_the_length_of_the_batch(
     text = {"text": family.encode_text(batch.captions)["text"]}
     answer = family.denoise(noised.latents, noised.timestep, text, batch.geometry)
     (row,) = batch.preserved
-    target = with_base_predictions(noised, batch, session.family, session.adapters).learned[row]
+    target = session.loop.base_predictions.targets(batch, noised).learned[row]
     torch.testing.assert_close(target, answer[row], atol=1e-5, rtol=1e-4)  # the adapters do nothing yet
 
 

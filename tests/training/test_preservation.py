@@ -15,7 +15,6 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
-from lora_studio.training.loop import with_base_predictions
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.prepare.dataset import read_dataset, shown_captions
 from lora_studio.training.report.captions import caption_warnings
@@ -58,7 +57,7 @@ def test_a_preserved_rows_target_is_what_the_untouched_base_answers(
     batch = next(b for b in batches(session, 50) if len(b.preserved) == 1 and len(b.captions) == 2)
     (row,) = batch.preserved
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
-    target = with_base_predictions(noised, batch, session.family, session.adapters).learned
+    target = session.loop.base_predictions.targets(batch, noised).learned
     unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet", dtype=torch.float32)
     assert batch.conditioning is not None
     with torch.no_grad():
@@ -73,7 +72,7 @@ def test_without_it_nothing_changes(tmp_path: Path, recipe_file: Path) -> None:
     batch = next(iter(session.loop.feed.of_step(1)))
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
     assert len(batch.preserved) == 0
-    targets = with_base_predictions(noised, batch, session.family, session.adapters)
+    targets = session.loop.base_predictions.targets(batch, noised)
     assert targets.learned is noised.target and batch.outside is None
 
 
@@ -82,9 +81,9 @@ def test_with_a_trained_text_encoder_the_base_reads_with_its_own(tmp_path: Path,
     session = prepare(load_recipe(recipe_file, changes=changes), Run(tmp_path), ignore_events)
     batch = next(b for b in batches(session, 50) if len(b.preserved))
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
-    before = with_base_predictions(noised, batch, session.family, session.adapters).learned
+    before = session.loop.base_predictions.targets(batch, noised).learned
     shift_adapters(session)
-    after = with_base_predictions(noised, batch, session.family, session.adapters).learned
+    after = session.loop.base_predictions.targets(batch, noised).learned
     torch.testing.assert_close(after, before)
 
 

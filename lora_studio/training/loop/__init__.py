@@ -10,20 +10,19 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.data.batches import Batch
 from lora_studio.data.feed import Feed
 from lora_studio.families.base import ModelFamily
 from lora_studio.objectives.diffusion import DrawPosition, NoisyBatch, Objective
-from lora_studio.processes import ALONE, Processes, to_device
+from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe.training import TrainingConfig
 from lora_studio.rng import generator
 from lora_studio.training.events import Listener
+from lora_studio.training.loop.base_predictions import BasePredictions, Targets
 from lora_studio.training.loop.batch_split import BatchSplit, all_reduce_gradients
 from lora_studio.training.loop.state import State
 from lora_studio.training.loop.step_result import AsyncScalars, GradientWatch, PendingStep, Row, StepReporter
@@ -57,9 +56,18 @@ class Loop:
         config = self.config
         self.schedule = make_schedule(config.lr_schedule, config.lr_schedule_floor)
         self.split = BatchSplit(self.state, self.machine, self.processes, self.listener)
+        self.base_predictions = BasePredictions(
+            self.family, self.state, config, self.machine, self._micro_batch, self.processes, self.listener
+        )
         self.reporter = StepReporter(
             self.state, config.steps, config.max_skipped_steps, lambda row: self.record(row), self.listener
         )
+
+    def _micro_batch(self, number: int) -> tuple[Batch, NoisyBatch]:
+        """A micro-batch by its number in the run, from 0, as it is trained: with its noise."""
+        before, place = divmod(number, self.config.gradient_accumulation)
+        batch = self.feed.micro_batch(before + 1, place)
+        return batch, self.objective.noise(batch.latents, *self.draw_of(before + 1, place))
 
     def run(self, first_step: int) -> bool:
         """Steps first_step..steps; False when it was interrupted, after saving a checkpoint.
@@ -143,69 +151,32 @@ class Loop:
         nothing but the rounding.
         """
         noisy = self.objective.noise(batch.latents, rng, position)
+        targets = self.base_predictions.targets(batch, noisy, position)
         total = torch.zeros((), device=self.family.device)
         for rows, share in self.split.passes_of(len(batch)):
             share /= self.config.gradient_accumulation
-            loss = share * self.compute_loss(batch.rows(rows), noisy.rows(rows))
+            loss = share * self.compute_loss(batch.rows(rows), noisy.rows(rows), targets.rows(rows))
             self.state.scale(loss).backward()
             total += loss.detach()
         return total
 
-    def compute_loss(self, batch: Batch, noisy: NoisyBatch) -> Tensor:
+    def compute_loss(self, batch: Batch, noisy: NoisyBatch, targets: Targets) -> Tensor:
         """The weighted error of the denoiser's prediction, a mean over the rows."""
         dtype = self.machine.autocast
         with torch.autocast(self.family.device.type, dtype, enabled=dtype is not None):
             conditioning = batch.conditioning or self.family.encode_text(batch.captions, like=batch.like)
             prediction = self.family.denoise(noisy.latents, noisy.timestep, conditioning, batch.geometry)
-            target, outside = with_base_predictions(noisy, batch, self.family, self.state.adapters)
-        error = self.objective.error(prediction.float(), target.float()) * batch.weight
+        error = self.objective.error(prediction.float(), targets.learned.float()) * batch.weight
         if batch.outside is not None:
-            error = error + self.objective.error(prediction.float(), outside.float()) * batch.outside
+            error = error + self.objective.error(prediction.float(), targets.outside.float()) * batch.outside
         return (error.mean(dim=(1, 2, 3)) * noisy.weight).mean()
 
     def loss(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """Of one micro-batch, with noise of its own."""
-        return self.compute_loss(batch, self.objective.noise(batch.latents, rng))
+        noisy = self.objective.noise(batch.latents, rng)
+        return self.compute_loss(batch, noisy, self.base_predictions.targets(batch, noisy))
 
     def try_out(self, batch: Batch) -> None:
         """Everything a micro-batch needs memory and time for, with nothing changed by it."""
         self.split.within_memory(lambda: self.forward_backward(batch, generator("timing"), None))
         self.state.optimizer.zero_grad()
-
-
-class Targets(NamedTuple):
-    """What the denoiser should predict, each [B, C, H, W]."""
-
-    learned: Tensor  # the objective's targets; in the preserved rows the base's predictions
-    outside: Tensor  # the base's predictions in the masked rows, too: what counts outside of their masks
-
-
-@torch.no_grad()
-def with_base_predictions(
-    noisy: NoisyBatch, batch: Batch, family: ModelFamily, adapters: AdapterSet
-) -> Targets:
-    """The targets of a batch; one pass of the frozen base serves preserved and masked rows alike."""
-    preserved = [*batch.preserved]
-    wanted = sorted({*preserved, *batch.masked})
-    if not wanted:
-        return Targets(noisy.target, noisy.target)
-    rows = _indices(wanted, family.device)
-    with adapters.disabled():
-        if batch.conditioning is None:
-            captions = [batch.captions[row] for row in wanted]
-            conditioning = family.encode_text(captions, like=batch.like or batch.captions)
-        else:
-            conditioning = {name: tensor[rows] for name, tensor in batch.conditioning.items()}
-        latents, timestep, geometry = noisy.latents[rows], noisy.timestep[rows], batch.geometry[rows]
-        prediction = family.denoise(latents, timestep, conditioning, geometry).to(noisy.target.dtype)
-    outside = noisy.target.index_copy(0, rows, prediction)
-    if preserved == wanted:
-        return Targets(outside, outside)
-    places = _indices([wanted.index(row) for row in preserved], family.device)
-    of_preserved = prediction.index_select(0, places)
-    learned = noisy.target.index_copy(0, _indices(preserved, family.device), of_preserved)
-    return Targets(learned, outside)
-
-
-def _indices(rows: list[int], device: torch.device) -> Tensor:
-    return to_device(torch.tensor(rows, dtype=torch.int64), device)

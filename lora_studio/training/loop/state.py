@@ -71,6 +71,7 @@ class Counters:
     skipped: int = 0
     skipped_in_a_row: int = 0  # without those that the loss's scale is to blame for
     passes: int = 1  # a micro-batch's rows are trained in so many; doubled when memory runs out
+    base_passes: int = 1  # how often fewer rows than it might the base is asked about at once; doubled, too
 
     def count(self, step: int, *, updated: bool, scaled: bool = False) -> None:
         """One more step; `scaled`: it was skipped because the loss was scaled too much."""
@@ -90,7 +91,6 @@ class State:
     ema: Ema | None = None
     scaler: torch.amp.GradScaler | None = None  # of float16's loss
     counters: Counters = field(default_factory=Counters)
-    reserved: Tensor | None = None  # the memory of the optimizer's state, as long as that does not exist
 
     @property
     def skips_on_device(self) -> bool:
@@ -102,7 +102,6 @@ class State:
 
         []: how many layers it made too large; None if they may have any size.
         """
-        self.reserved = None
         if self.skips_on_device:
             self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -185,7 +184,6 @@ def load_state(folder: Path, state: State) -> int:
         what = f"the checkpoint {folder} cannot be read ({error})"
         raise CheckpointError(f"{what}; remove that folder to resume from the one before.") from None
     state.adapters.load(weights)
-    state.reserved = None
     if state.ema is not None and means is not None:
         state.ema.load(means)
     _load_optimizer(scalars | moments, state.adapters, state.optimizer)

@@ -135,7 +135,7 @@ def _shaped(record: Record) -> Record:
 def our_pixels(folder: Path) -> list[torch.Tensor]:
     """What a run does up to the VAE: scan with all checks, buckets, resized pixels."""
     ready = ReadyPixels(lambda record: record.sha256)
-    found = scan(folder, on_image=lambda record, image: ready.offer(_shaped(record), image))
+    found = scan(folder, on_image=lambda record, decoded: ready.offer(_shaped(record), decoded.image))
     used = assign(found, DATA, stride=STRIDE).used
     taken = [ready.take(record.sha256) for record in used]
     return [pixels for pixels in taken if pixels is not None]
@@ -177,7 +177,9 @@ def compare_encoding(folder: Path, scratch: Path, rounds: int) -> tuple[Duel, di
 
     def ours(cache: Path) -> int:
         latents = LatentCache(cache, "vae")
-        found = scan(folder, on_image=lambda record, image: latents.ready.offer(_shaped(record), image))
+        found = scan(
+            folder, on_image=lambda record, decoded: latents.ready.offer(_shaped(record), decoded.image)
+        )
         latents.load_or_encode(assign(found, DATA, stride=STRIDE).used, family.encode_image)
         return latents.encoded
 

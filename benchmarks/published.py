@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -82,6 +82,9 @@ def _part(name: str, values: Configuration) -> nn.Module:
     return (CLIPTextModelWithProjection if projects else CLIPTextModel)(CLIPTextConfig(**values))
 
 
+TINY_SIDE = 128  # pixels: with fewer, attention at the lowest level would have one place to look at
+
+
 def narrow(values: Mapping[str, Any]) -> Configuration:
     """A denoiser's configuration with as many layers, each so narrow that computing costs next to nothing."""
     levels = len(values["block_out_channels"])
@@ -97,22 +100,48 @@ def narrow(values: Mapping[str, Any]) -> Configuration:
     return found
 
 
+def tiny(found: Mapping[str, Configuration], denoiser: str) -> dict[str, Configuration]:
+    """A whole base's configurations with as few layers as can be, and TINY_SIDE for its native side."""
+    made: dict[str, Configuration] = {name: dict(values) for name, values in found.items()}
+    encoders = [name for name in found if name.startswith("text_encoder")]
+    for name in encoders:
+        made[name] |= {"hidden_size": NARROW, "intermediate_size": 2 * NARROW, "projection_dim": NARROW}
+        made[name] |= {"num_hidden_layers": 2, "num_attention_heads": 1}
+    made["vae"] |= {"block_out_channels": (8,) * 4, "layers_per_block": 1, "norm_num_groups": 4}
+    made["vae"]["sample_size"] = TINY_SIDE
+    wanted = {
+        "cross_attention_dim": NARROW * len(encoders),
+        "layers_per_block": 1,
+        "sample_size": TINY_SIDE // 8,
+    }
+    depths = {"transformer_layers_per_block": 1} if "transformer_layers_per_block" in found[denoiser] else {}
+    made[denoiser] = narrow(found[denoiser]) | wanted | depths
+    return made
+
+
 def published(
-    family: str, *, dtype: torch.dtype = torch.float32, twin: bool = False, made: Sequence[str] | None = None
+    family: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    size: Literal["published", "narrow", "tiny"] = "published",
+    made: Sequence[str] | None = None,
 ) -> ModelFamily:
-    """The family's published base in `dtype`, where torch makes tensors just now; `twin`: a narrow one.
+    """The family's published base in `dtype`, where torch makes tensors just now; narrow: its denoiser is.
 
     `made`: the parts that are; the others have shapes alone. The VAE is float32, as the trainer has it.
     """
     chosen, found = FAMILIES[family], configurations(family)
+    if size == "narrow":
+        found[chosen.denoiser] = narrow(found[chosen.denoiser])
+    elif size == "tiny":
+        found = tiny(found, chosen.denoiser)
     parts: dict[str, nn.Module] = {}
-    for name in (one for one in chosen.needs if one in found and found[one] and one != "scheduler"):
-        is_denoiser, values = name == chosen.denoiser, found[name]
+    for name in (one for one in chosen.needs if one != "scheduler" and not one.startswith("tokenizer")):
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32 if name == "vae" else dtype)
         try:
             with nullcontext() if made is None or name in made else torch.device("meta"):
-                parts[name] = _part(name, narrow(values) if twin and is_denoiser else values)
+                parts[name] = _part(name, found[name])
         finally:
             torch.set_default_dtype(default)
     tokenizers = tokenizers_for(_kind(family), found, None)

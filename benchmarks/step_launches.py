@@ -158,7 +158,12 @@ def step_of(family: ModelFamily, side: str, resolution: int) -> Step:
 
 
 def _base(size: Size, *, twin: bool) -> ModelFamily:
-    return published(family_at(size.resolution), dtype=torch.bfloat16, twin=twin, made=("unet",))
+    return published(
+        family_at(size.resolution),
+        dtype=torch.bfloat16,
+        size="narrow" if twin else "published",
+        made=("unet",),
+    )
 
 
 def count(size: Size, side: str, *, twin: bool = False) -> Count:

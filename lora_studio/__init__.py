@@ -13,9 +13,21 @@ if TYPE_CHECKING:
     from lora_studio.recipe.load import load_recipe
     from lora_studio.training.finish import Finished
     from lora_studio.training.planning import RunPlan, plan
+    from lora_studio.training.planning.for_card import CardPlan, plan_for
     from lora_studio.training.session import Interrupted, train
 
-__all__ = ["Finished", "Interrupted", "Recipe", "RunPlan", "__version__", "load_recipe", "plan", "train"]
+__all__ = [
+    "CardPlan",
+    "Finished",
+    "Interrupted",
+    "Recipe",
+    "RunPlan",
+    "__version__",
+    "load_recipe",
+    "plan",
+    "plan_for",
+    "train",
+]
 
 _MODULES = {
     "Finished": "lora_studio.training.finish",
@@ -24,6 +36,8 @@ _MODULES = {
     "load_recipe": "lora_studio.recipe.load",
     "RunPlan": "lora_studio.training.planning",
     "plan": "lora_studio.training.planning",
+    "CardPlan": "lora_studio.training.planning.for_card",
+    "plan_for": "lora_studio.training.planning.for_card",
     "train": "lora_studio.training.session",
 }
 

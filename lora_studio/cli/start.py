@@ -75,7 +75,16 @@ def plan(
     recipe: RecipeFile,
     changes: Changes = None,
     memory: Annotated[
-        float | None, value("GB", "the memory it has to fit into; default: what is free here", min=0.1)
+        float | None,
+        value("GIB", "the memory it has to fit into; default: what is free here, or the card's", min=0.1),
+    ] = None,
+    card: Annotated[
+        str | None,
+        value(
+            "CARD",
+            'on a GPU that is not here, e.g. "RTX 4060", or cuda with --memory; needs no weights or images',
+            "--for",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -83,6 +92,9 @@ def plan(
     from lora_studio.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, changes=tuple(changes or ()))
+    if card is not None:
+        _plan_for(loaded, card, memory, as_json=as_json)
+        return
     from lora_studio.console import RunScreen, print_needs, print_plan
     from lora_studio.training.planning import plan as make
 
@@ -92,6 +104,16 @@ def plan(
         print_plan(found.training, console)
     show(found, print_needs, as_json=as_json)
     if not found.memory.fits:
+        raise typer.Exit(1)
+
+
+def _plan_for(recipe: Recipe, card: str, memory: float | None, *, as_json: bool) -> None:
+    from lora_studio.console import print_card_plan
+    from lora_studio.training.planning.for_card import plan_for
+
+    found = plan_for(recipe, card, memory_gib=memory)
+    show(found, print_card_plan, as_json=as_json)
+    if not found.fits:
         raise typer.Exit(1)
 
 

@@ -16,6 +16,7 @@ from lora_studio.training import events
 if TYPE_CHECKING:
     from lora_studio.training.finish import Finished
     from lora_studio.training.planning import RunPlan
+    from lora_studio.training.planning.for_card import CardPlan
 
 
 class Screen(Console):
@@ -100,6 +101,11 @@ def print_plan(plan: events.TrainingPlan, screen: Screen) -> None:
 def print_needs(plan: RunPlan, screen: Screen) -> None:
     screen.say()
     screen.print_rows(plan.rows, heading="what it takes")
+
+
+def print_card_plan(plan: CardPlan, screen: Screen) -> None:
+    card = f"{plan.card.name} ({plan.card.memory_gib:g} GiB)"
+    screen.print_rows(plan.rows, heading=f"{plan.name} on {card} in {plan.precision}, simulated")
 
 
 def print_finished(result: Finished, screen: Screen) -> None:

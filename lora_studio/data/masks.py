@@ -74,8 +74,8 @@ def _along(line: NDArray[np.float64]) -> tuple[float, float, float]:
 def _open(record: Record) -> Image.Image:
     """The mask, as large as the upright image."""
     if record.mask == OWN:
-        opacity = reopen(record.path, record.sha256, background=record.background)[0].opacity
+        opacity = reopen(record.path, record.sha256, background=record.background).opacity
         assert opacity is not None, record.name  # the bytes are those that had one
         return opacity
-    mask = reopen(record.mask_path, record.mask_sha256, background="black")[0].image.convert("L")
+    mask = reopen(record.mask_path, record.mask_sha256, background="black").image.convert("L")
     return mask.resize((record.width, record.height), Image.Resampling.BOX)

@@ -92,7 +92,7 @@ def _with_names(captions: ShownCaptions) -> list[int]:
 
 DRAWN = "class prompt"  # who captioned an image that was drawn from its caption
 _FORMAT = 1  # raise it when images are drawn differently
-_BATCH_PIXELS, _MAX_BATCH = 2**20, 4  # four images of 512x512 at a time, one of 1024x1024
+BATCH_PIXELS, MAX_BATCH = 2**20, 4  # four images of 512x512 at a time, one of 1024x1024
 Draw = Callable[[Sequence[ImageRequest]], list[Image.Image]]
 OnProgress = Callable[[int, int], None]  # images drawn, images to draw
 
@@ -122,7 +122,7 @@ class RegularizationImages:
         """
         digests = {request: self._digest(request) for request in requests}
         missing = [request for request, digest in digests.items() if not digest]
-        batches = cut_by_bucket(missing, lambda one: one.bucket, pixels=_BATCH_PIXELS, most=_MAX_BATCH)
+        batches = cut_by_bucket(missing, lambda one: one.bucket, pixels=BATCH_PIXELS, most=MAX_BATCH)
         for batch, size in batches:
             filled = batch + batch[-1:] * (size - len(batch))
             for request, image in zip(batch, draw(filled), strict=False):

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_studio.data.captioners import Captioner
+from lora_studio.data.images.decode import DecodedImage
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.scan import OnImage, ScanOptions, scan
+from lora_studio.data.scan import OnImage, OnProgress, ScanOptions, scan
 from lora_studio.errors import DatasetError
 from lora_studio.rng import key
 
@@ -33,6 +34,16 @@ class Source:
     def reading_as(self, label: str) -> ScanOptions:
         return replace(self.reading, exclude=self.reading.exclude.below(label))
 
+    def told(self, on_image: OnImage | None) -> OnImage | None:
+        """What gets each image of a scan as what it is to the run."""
+        if on_image is None:
+            return None
+
+        def tell(record: Record, decoded: DecodedImage) -> None:
+            on_image(record if record.role == self.role else replace(record, role=self.role), decoded)
+
+        return tell
+
     def labelled(self, manifest: Manifest, label: str) -> list[Record]:
         return [
             replace(
@@ -48,19 +59,25 @@ class Source:
 
 
 def read_sources(
-    sources: Sequence[Source], captioner: Captioner, *, on_image: OnImage | None = None
+    sources: Sequence[Source],
+    captioner: Captioner,
+    *,
+    on_image: OnImage | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Manifest:
     """One manifest of all sources, captioned; names begin with their folder's if there are several.
 
-    `on_image` gets each image to train on, as `scan` says. Of equal files in different sources one is
+    `on_image` gets each image with its role, as `scan` says. Of equal files in different sources one is
     kept. Raises DatasetError that lists the faults of all sources, or if nothing is left to train on.
     """
     records: list[Record] = []
     faults: list[str] = []
     for source, label in zip(sources, source_labels(sources), strict=True):
-        reading, looks = source.reading_as(label), on_image if source.role == "instance" else None
+        reading, told = source.reading_as(label), source.told(on_image)
         try:
-            found = scan(source.folder, reading, repeats=source.repeats, on_image=looks)
+            found = scan(
+                source.folder, reading, repeats=source.repeats, on_image=told, on_progress=on_progress
+            )
             records += source.labelled(captioner(found, instance_prompt=source.instance_prompt), label)
         except DatasetError as fault:
             faults.append(str(fault))

@@ -273,8 +273,12 @@ class ModelFamily(ABC):
 
     def also_placed(self, *names: str) -> AbstractContextManager[None]:
         """As `placed`, but what is on the device stays there."""
-        there = self.parts if self._on_device is None else self._on_device
-        return self.placed(*dict.fromkeys((*there, *names)))
+        return self.placed(*dict.fromkeys((*self.on_device, *names)))
+
+    @property
+    def on_device(self) -> tuple[str, ...]:
+        """The parts that are where `place` wants them to work; all, where none was moved."""
+        return tuple(self.parts) if self._on_device is None else self._on_device
 
     @property
     def precision(self) -> torch.dtype:

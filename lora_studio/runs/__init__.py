@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_studio.errors import CheckpointError, RunFolderError
 from lora_studio.files import _TEMPORARY, _write_synced, sync, write_atomically
+from lora_studio.runs.lock import Holder, RunLock
 
 VALIDATION = "validation.jsonl"  # a line a measurement
 _FIRST_VALIDATION = "holdout.jsonl"  # the same in runs of the first version, whose lines have "pictures"
@@ -28,6 +29,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._metrics: FileIO | None = None
+        self._lock = RunLock(folder)
 
     @property
     def checkpoints_folder(self) -> Path:
@@ -41,6 +43,17 @@ class Run:
             raise RunFolderError(
                 f"the run folder {self.folder} cannot be written to ({error.strerror or error})"
             ) from None
+
+    def lock(self) -> Holder | None:
+        """Have no other process train here until `unlock`; the holder that had left its lock behind.
+
+        Raises StudioError while another one trains here.
+        """
+        with self.writing():
+            return self._lock.acquire()
+
+    def unlock(self) -> None:
+        self._lock.release()
 
     def file(self, name: str, content: bytes) -> Path:
         with self.writing():
@@ -161,6 +174,9 @@ def _write_line(file: FileIO, values: Mapping[str, Any]) -> None:
 
 class ReadOnlyRun(Run):
     """Reads what is there, says where everything would be, and leaves the disk as it is."""
+
+    def lock(self) -> None:
+        return None
 
     def file(self, name: str, content: bytes) -> Path:
         return self.folder / name

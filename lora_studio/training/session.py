@@ -21,7 +21,7 @@ from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import NO_ADAPTER
 from lora_studio.recipe.load import RUN_RECIPE, load_recipe
 from lora_studio.runs import VALIDATION, ReadOnlyRun, Run, run_folder
-from lora_studio.training.events import Listener, ignore_events
+from lora_studio.training.events import Listener, Note, ignore_events
 from lora_studio.training.finish import Finished, finish
 from lora_studio.training.loop.state import load_state
 from lora_studio.training.loop.watch import PreviewWatch, ValidationWatch, Watch
@@ -51,6 +51,7 @@ def train(
     """Train a recipe or the one in a TOML file, and export, verify and show the result.
 
     `folder`: by default runs/<name of the recipe>. `on_event`: of several processes, the main one's hears.
+    No other process can train in the folder meanwhile; looking at it is always possible.
     Raises a StudioError for whatever the user can mend; ExportMismatch if the file is not what was trained.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
@@ -58,6 +59,8 @@ def train(
     run = Run(place) if processes.is_main else ReadOnlyRun(place)
     tracking = Tracking(loaded, run, on_event if processes.is_main else ignore_events)
     try:
+        if left := processes.from_main(run.lock):
+            tracking(Note(f"{left}, ended without taking its lock off {place}; it is taken over"))
         begun = processes.from_main(lambda: _check_folder(run, loaded, resume=resume))
         run.remove_left_overs()
         result = _train(begun, run, processes, resume=resume, on_event=tracking)
@@ -73,6 +76,7 @@ def train(
     finally:
         tracking.finish()
         run.close()
+        run.unlock()
     leave_processes(processes)
     return result
 

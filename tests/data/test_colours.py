@@ -11,7 +11,8 @@ import pytest
 from noise import grey_noise
 from PIL import Image, ImageCms
 
-from lora_studio.data.images.decode import UNFIT_PROFILE, decode
+from lora_studio.data.images.colours import UNFIT_PROFILE
+from lora_studio.data.images.decode import decode
 from lora_studio.errors import DatasetError
 
 RAMP = np.arange(0, 256, 5, dtype=np.uint8)

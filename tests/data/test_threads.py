@@ -14,7 +14,7 @@ from PIL import Image
 
 from lora_studio.data.buckets import assign
 from lora_studio.data.cache.encode import LatentCache, ReadyPixels, pixels_of
-from lora_studio.data.images.decode import in_threads
+from lora_studio.data.images.threads import in_threads
 from lora_studio.data.scan import scan
 
 
@@ -77,7 +77,7 @@ def test_images_resized_during_the_scan_have_the_pixels_of_those_resized_later(f
         record.name: record for record in assign(scan(folder), data_config(resolution=64), stride=8).used
     }
     ready = ReadyPixels(lambda record: record.name)
-    scan(folder, on_image=lambda record, image: ready.offer(records[record.name], image))
+    scan(folder, on_image=lambda record, decoded: ready.offer(records[record.name], decoded.image))
     for name, record in records.items():
         pixels = ready.take(name)
         assert pixels is not None and pixels.equal(pixels_of(record)), name

@@ -147,7 +147,7 @@ def test_a_renamed_image_keeps_its_latent_and_two_of_one_stem_have_their_own(
     assert one.mean.shape != other.mean.shape
 
 
-def test_every_image_of_a_run_is_decoded_once_for_the_caches_and_once_by_the_doctor(
+def test_every_image_of_a_run_is_decoded_once_for_the_caches_and_the_doctor_together(
     start: Callable[..., Session], counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lora_studio.data.images import decode as images
@@ -156,7 +156,7 @@ def test_every_image_of_a_run_is_decoded_once_for_the_caches_and_once_by_the_doc
     plain = images._decode
     monkeypatch.setattr(images, "_decode", lambda *arguments: decoded.append(1) or plain(*arguments))
     start()
-    assert (len(decoded), counted.images) == (10, 5)
+    assert (len(decoded), counted.images) == (5, 5)
 
 
 def test_a_vae_that_overflows_in_bfloat16_is_asked_again_in_float32(

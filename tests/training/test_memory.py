@@ -16,7 +16,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import Event, MemoryRanOut
 from lora_studio.training.finish import Finished
-from lora_studio.training.machine import is_out_of_memory, within_memory
+from lora_studio.training.machine import is_out_of_memory, unless_out_of_memory, within_memory
 from lora_studio.training.prepare import prepare
 from lora_studio.training.report import time_a_step
 from lora_studio.training.session import train
@@ -95,6 +95,78 @@ def test_one_row_that_does_not_fit_ends_the_run_with_one_sentence(
         time_a_step(session)
     session.run.close()
     assert all(parameter.grad is None for parameter in session.adapters.parameters("unet"))
+
+
+def test_the_trial_has_no_more_room_than_the_steps_that_have_the_optimizers_state(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device with room for four rows, or for two beside the optimizer's state."""
+    session = prepare(recipe, Run(tmp_path / "run"), lambda event: None)
+    state, plain = session.loop.state, StableDiffusion.denoise
+    heard: list[Event] = []
+    session.loop.split.listener = heard.append
+
+    def denoise(family: StableDiffusion, latents: Tensor, *others: Tensor) -> Tensor:
+        if len(latents) > (2 if state.reserved is not None or state.optimizer.state else 4):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(family, latents, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StableDiffusion, "denoise", denoise)
+    time_a_step(session)
+    assert [event.passes for event in heard if isinstance(event, MemoryRanOut)] == [2]
+    assert state.reserved is not None
+    planned = state.reserved.nbytes
+    session.loop.run(1)
+    session.run.close()
+    assert state.reserved is None and len(heard) == 1  # no more passes were needed
+    kept = sum(v.nbytes for values in state.optimizer.state.values() for v in values.values())
+    assert planned == kept > 0
+
+
+SAYINGS = (
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDA error: out of memory",
+    "NCCL Error 1: unhandled cuda error ... Cuda failure 2 'out of memory'",
+)
+
+
+@pytest.mark.parametrize("words", SAYINGS)
+def test_libraries_of_cuda_that_find_no_memory_are_understood(words: str) -> None:
+    assert is_out_of_memory(RuntimeError(words))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "GET was unable to find an engine to execute this computation",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_what_may_be_for_want_of_memory_is_tried_with_less_and_else_said_as_it_is(words: str) -> None:
+    rows, tried = 4, list[int]()
+
+    def work(room: int) -> int:
+        tried.append(rows)
+        if rows > room:
+            raise RuntimeError(words)
+        return rows
+
+    def shrink() -> None:
+        nonlocal rows
+        if rows == 1:
+            raise OutOfMemory("with one image at a time")
+        rows //= 2
+
+    assert not is_out_of_memory(RuntimeError(words))
+    assert within_memory(lambda: work(2), shrink) == 2 and tried == [4, 2]
+    with pytest.raises(RuntimeError, match=words[:20]):
+        within_memory(lambda: work(0), shrink)
+    tried.clear()
+    with pytest.raises(RuntimeError):
+        unless_out_of_memory(lambda: work(0))
+    assert len(tried) == 2
 
 
 def test_other_errors_are_not_taken_for_it() -> None:

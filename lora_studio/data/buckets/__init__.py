@@ -70,6 +70,12 @@ def placed(record: Record, data: DataConfig, stride: int) -> Record:
     return replace(record, **vars(views[0]), flip_share=share, more_views=tuple(views[1:]))
 
 
+def trained_size(record: Record, data: DataConfig, stride: int) -> tuple[int, int] | None:
+    """The `resize` that `placed` gives the record, whatever its crop; None if it fits no bucket."""
+    covers = _covers(record, data, stride)
+    return covers[0][1].resize if covers else None
+
+
 def placed_among(record: Record, buckets: Sequence[Bucket]) -> Record:
     """The record, its middle, in the bucket that it loses least in; among equals it is enlarged least."""
     fits = ((bucket, *fit(record.width, record.height, bucket)) for bucket in buckets)

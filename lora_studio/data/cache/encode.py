@@ -27,7 +27,8 @@ from torch import Tensor
 
 from lora_studio.data.batches import cut_by_bucket
 from lora_studio.data.cache.store import Latent, Latents, TensorStore, load_latent
-from lora_studio.data.images.decode import framed, in_threads, reopen
+from lora_studio.data.images.decode import framed, reopen
+from lora_studio.data.images.threads import in_threads
 from lora_studio.data.manifest import Record
 from lora_studio.errors import DatasetError, preview_names
 
@@ -185,7 +186,7 @@ def pixels_of(record: Record) -> Tensor:
 
     Raises DatasetError if the file is not the one that was scanned.
     """
-    image = reopen(record.path, record.sha256, background=record.background or "white")[0].image
+    image = reopen(record.path, record.sha256, background=record.background or "white").image
     return _as_tensor(_framed(image, record))
 
 

@@ -14,7 +14,7 @@ from lora_studio.data.captioners import CAPTIONERS, Captioner
 from lora_studio.data.captions import find_captions
 from lora_studio.data.captions.trigger import tokens_in_words
 from lora_studio.data.doctor.finding import DoctorReport, Finding, bucket_plan, worst_first
-from lora_studio.data.doctor.look import Case, Requirements, look_at
+from lora_studio.data.doctor.look import Case, Looks, Requirements
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.scan import ScanOptions, survey
 from lora_studio.data.sources import Source, in_one_manifest, source_labels
@@ -46,16 +46,20 @@ def examine(
     *,
     faults: Sequence[str] = (),
     written: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    looks: Looks | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> DoctorReport:
     """All findings about a manifest with buckets, and its plan.
 
     `faults`: what the reading found that would stop a training. `written`: by name the captions that an
-    image may be shown with, where they are not those beside it. Raises DatasetError if a file changed since
-    it was scanned.
+    image may be shown with, where they are not those beside it. `looks`: has seen the images while they were
+    decoded; those that it has not are read again. Raises DatasetError if such a file has changed since.
     """
-    looks = look_at(manifest.usable, on_progress)
-    case = Case(manifest, looks, requirements, faults, written)
+    if looks is None:
+        data = DataConfig.model_construct(resolution=requirements.resolution)
+        looks = Looks(data, requirements.stride)
+    seen = looks.of(manifest.usable, on_progress)
+    case = Case(manifest, seen, requirements, faults, written)
     findings = [replace(one, kind=kind) for kind in CHECKS.names() for one in CHECKS[kind](case)]
     plan = bucket_plan(manifest, requirements.resolution, requirements.stride)
     triggers = dict.fromkeys(record.trigger for record in manifest.used if record.trigger)
@@ -89,21 +93,34 @@ def examine_folder(
         asked = Requirements(512, 64, {"CLIP": ClipTokenizer()})  # those of the most common bases
     asked = replace(asked, resolution=options.resolution or asked.resolution)
     source = Source(folder, ScanOptions(recursive=options.recursive), trigger=options.trigger)
-    manifest, faults = read_anyway([source], CAPTIONERS["sidecar"])
     data = DataConfig.model_construct(images=folder, resolution=asked.resolution)
+    looks = Looks(data, asked.stride)
+    manifest, faults = read_anyway([source], CAPTIONERS["sidecar"], looks=looks, on_progress=on_progress)
     manifest = assign(manifest, data, stride=asked.stride)
-    return examine(manifest, asked, faults=faults, on_progress=on_progress), manifest
+    return examine(manifest, asked, faults=faults, looks=looks), manifest
 
 
-def read_anyway(sources: Sequence[Source], captioner: Captioner) -> tuple[Manifest, list[str]]:
+def read_anyway(
+    sources: Sequence[Source],
+    captioner: Captioner,
+    *,
+    looks: Looks | None = None,
+    on_progress: OnProgress | None = None,
+) -> tuple[Manifest, list[str]]:
     """As `read_sources`, with "" as caption where there is none, and sentences about masks that do not fit.
 
+    `looks` gets the images while they are decoded, which is then done to no more pixels than it needs.
     Raises DatasetError for a folder that cannot be read at all and for a list of captions that is none.
     """
     records: list[Record] = []
     faults: list[str] = []
     for source, label in zip(sources, source_labels(sources), strict=True):
-        manifest, fault = survey(source.folder, source.reading_as(label), repeats=source.repeats)
+        reading, told = source.reading_as(label), None
+        if looks:
+            reading, told = replace(reading, enough_pixels=looks.enough_pixels), source.told(looks.take)
+        manifest, fault = survey(
+            source.folder, reading, repeats=source.repeats, on_image=told, on_progress=on_progress
+        )
         records += source.labelled(_captioned(manifest, source, captioner), label)
         faults += [fault] if fault else []
     return in_one_manifest(sources, records), faults
@@ -121,11 +138,13 @@ def _captioned(manifest: Manifest, source: Source, captioner: Captioner) -> Mani
     )
     captioned = captioner(Manifest(readable), instance_prompt=source.instance_prompt)
     by_name = {record.name: record for record in captioned.records}
-    records = (
-        record if record.excluded else replace(record, caption="", captioned_by="")
-        for record in manifest.records
-    )
-    return Manifest(tuple(by_name.get(record.name, record) for record in records))
+
+    def known(record: Record) -> Record:
+        if record.excluded or record.name in by_name:
+            return by_name.get(record.name, record)
+        return replace(record, caption="", captioned_by="")
+
+    return Manifest(tuple(map(known, manifest.records)))
 
 
 class ClipTokenizer:

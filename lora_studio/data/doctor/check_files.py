@@ -10,6 +10,7 @@ from typing import Literal
 from lora_studio.data.doctor.finding import Finding, Severity
 from lora_studio.data.doctor.look import Case, grouped
 from lora_studio.data.images import is_caption, is_image, is_junk, is_mask, place
+from lora_studio.data.images.decode import advice_for
 from lora_studio.data.manifest import Record
 from lora_studio.data.scan import shared_stems
 from lora_studio.data.scan.layouts import MASK_FOLDER, is_by_choice
@@ -36,8 +37,9 @@ def same_name(case: Case) -> Iterator[Finding]:
 
 def unusable(case: Case) -> Iterator[Finding]:
     """Images that cannot be read, or that are too small, too long or empty to be used."""
-    advice = "Save it again as PNG or JPEG from its original, or remove it."
-    return (Finding("warning", one.name, one.excluded, advice) for one in _left_out(case, "image"))
+    for record in _left_out(case, "image"):
+        advice = advice_for(record.excluded)
+        yield Finding("warning", record.name, record.excluded, f"{advice[0].upper()}{advice[1:]}.")
 
 
 def orphan_caption(case: Case) -> Iterator[Finding]:

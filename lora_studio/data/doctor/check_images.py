@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from lora_studio.data.buckets import crop_loss as cropped_share
 from lora_studio.data.doctor.finding import Finding
-from lora_studio.data.doctor.look import Case, Look, Pair
+from lora_studio.data.doctor.likeness import Pair
+from lora_studio.data.doctor.look import SOMEWHAT_SOFT, Case, Look
 from lora_studio.data.manifest import Record
 from lora_studio.data.scan.layouts import is_by_choice
 
 # Sharp photographs and drawings have 0.2 to 0.6; blurred by a Gaussian of 2 pixels 0.9 and more.
 _SOFT = 0.95
-_SOMEWHAT_SOFT = 0.55  # enough if there are traces of enlarging as well
 _TRACE = 5.5  # what was never enlarged stays below 4.5
 _BLANK = 3.0  # grey levels
 _JPEG_QUALITY = 50  # at full size; an image that is made smaller bears more
@@ -74,7 +74,7 @@ def _factor(record: Record, look: Look) -> str:
         size = f"{record.width // side}x{record.height // side}"
         squares = f"it consists of squares of {side}x{side} equal pixels, so it is an image of {size}"
         return squares if _shrinks(record) < side else ""
-    if look.trace >= _TRACE and _SOMEWHAT_SOFT < look.edge_width < float("inf"):
+    if look.trace >= _TRACE and SOMEWHAT_SOFT < look.edge_width < float("inf"):
         pattern = f"its pixels repeat a pattern as of enlarging ({look.trace:.0f} times the usual)"
         return f"{pattern}, and {_edges(look)}"
     return ""

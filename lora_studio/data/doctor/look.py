@@ -6,40 +6,47 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lora_studio.data.buckets import trained_size
+from lora_studio.data.doctor.likeness import Likeness, Pair, likeness, similar_pairs
 from lora_studio.data.doctor.measure import (
     Border,
     blockiness,
     edge_width,
     find_border,
     jpeg_quality,
+    may_have_border,
     pixel_block,
     resampling_trace,
 )
-from lora_studio.data.images.decode import reopen
+from lora_studio.data.images.decode import MAX_PIXELS, DecodedImage, reopen, reopen_luma
+from lora_studio.data.images.threads import in_threads
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.families.text_chunks import Tokenizer
+from lora_studio.recipe.data import DataConfig
 
 _LEAST_CONTRAST = 1.0  # a plain image looks like every other one
+SOMEWHAT_SOFT = 0.55  # edge width from which traces of enlarging are looked for
 _WINDOW = 512  # pixels; of larger images the middle is searched for traces of what was done to them
+_REDUCING_GAP = 1.5  # edge widths come within 5 % of those through LANCZOS alone
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Look:
     """One image's measurements."""
 
+    trained_size: tuple[int, int]  # to which it is resized for training
     likeness: Likeness
     contrast: float  # standard deviation of the luma, 0 to 128
     edge_width: float  # pixels, of the sharpest parts at the size that is trained; inf: there are no edges
-    trace: float  # how strongly pixels repeat a pattern as of enlarging; about 2 to 4 if there was none
+    trace: float  # how strongly pixels repeat a pattern as of enlarging; 2 to 4 without; 0: it is sharp
     pixel_block: int  # side of the squares of equal pixels that the image consists of; 1 usually
     jpeg_quality: int | None  # 1 to 100 as the JPEG group's program counts; None: not a JPEG
-    blockiness: float  # steps at the edges of 8x8 blocks over those inside; about 1 without
+    blockiness: float  # steps at the edges of 8x8 blocks over those inside; about 1 without, 1 for a JPEG
     border: Border
 
 
@@ -88,105 +95,99 @@ def grouped(records: Iterable[Record], field: str) -> dict[str, list[Record]]:
     return groups
 
 
-def look_at(
-    records: Sequence[Record], on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> dict[str, Look]:
-    """Name -> measurements, one image in memory at a time. Raises DatasetError if a file has changed."""
-    looks = {}
-    for done, record in enumerate(records, start=1):
-        background = record.background or "white"
-        decoded, data = reopen(record.path, record.sha256, background=background)
-        looks[record.name] = _look(decoded.image, data, record)
-        on_progress(done, len(records))
-    return looks
+class Looks:
+    """Images measured while a scan decodes them, as what is trained with `data` and `stride`.
+
+    Images that no scan showed are read again when they are asked for. Safe for several threads.
+    """
+
+    def __init__(self, data: DataConfig, stride: int) -> None:
+        self._data, self._stride = data, stride
+        self._by_content: dict[tuple[str, str], Look] = {}
+
+    @property
+    def enough_pixels(self) -> int:
+        """A JPEG of more may be decoded smaller: twice the sides that are trained, and something to crop."""
+        return 5 * self._data.resolution**2
+
+    def take(self, record: Record, decoded: DecodedImage) -> None:
+        """See an image as `scan` gives it, with its role."""
+        if size := trained_size(record, self._data, self._stride):
+            self._by_content[record.sha256, record.background] = look(decoded, record, size)
+
+    def of(
+        self, records: Sequence[Record], on_progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> dict[str, Look]:
+        """Name -> measurements of placed records. Raises DatasetError if a file that is read has changed."""
+        looks = {record.name: self._by_content.get((record.sha256, record.background)) for record in records}
+        missing = [one for one in records if not _fits(looks[one.name], one)]
+        for done, (record, seen) in enumerate(zip(missing, in_threads(_look_again, missing), strict=True), 1):
+            looks[record.name] = seen
+            on_progress(done, len(missing))
+        return {name: seen for name, seen in looks.items() if seen}
 
 
-def _look(image: Image.Image, data: bytes, record: Record) -> Look:
-    luma = shrunk = image.convert("L")
-    width, height = record.resize or luma.size
-    if width < luma.width and height < luma.height:  # a smaller one stays, since enlarging adds no detail
-        shrunk = luma.resize((width, height), Image.Resampling.LANCZOS)
-    trained = np.asarray(shrunk, np.float32)
-    width, height = min(luma.width, _WINDOW), min(luma.height, _WINDOW)
-    left, top = (luma.width - width) // 2, (luma.height - height) // 2
-    middle = np.asarray(luma.crop((left, top, left + width, top + height)), np.float32)
+def _fits(seen: Look | None, record: Record) -> bool:
+    return seen is not None and seen.trained_size == (record.resize or (record.width, record.height))
+
+
+def _look_again(record: Record) -> Look:
+    return look(_whole(record), record, record.resize or (record.width, record.height))
+
+
+def _whole(record: Record) -> DecodedImage:
+    return reopen(record.path, record.sha256, background=record.background or "white")
+
+
+def look(decoded: DecodedImage, record: Record, trained_size: tuple[int, int]) -> Look:
+    """The measurements of an image, which is decoded again where fewer pixels than its own would mislead.
+
+    Of one with too many pixels to be decoded whole, those of its reduced image.
+    """
+    spare = min(side / trained for side, trained in zip(decoded.image.size, trained_size, strict=True))
+    may_be_whole = decoded.shrunk > 1 and decoded.size[0] * decoded.size[1] <= MAX_PIXELS
+    if may_be_whole and spare < 2:
+        return look(_whole(record), record, trained_size)
+    reduced, luma = _as_trained(decoded.image, trained_size)
+    width = edge_width(luma)
+    is_soft = SOMEWHAT_SOFT < width < float("inf")
+    has_border = may_have_border(decoded.image)
+    image, shrunk = decoded.image, decoded.shrunk
+    if may_be_whole and (is_soft or has_border):
+        image, shrunk = reopen_luma(record.path, record.sha256), 1
+    middle = _middle(image)
+    block, quality = pixel_block(middle), jpeg_quality(decoded.luma_table)
+    border = find_border(np.asarray(image.convert("L"))) if has_border else Border()
     return Look(
-        likeness=likeness(image),
-        contrast=float(np.std(trained)),
-        edge_width=edge_width(trained),
-        trace=resampling_trace(middle),
-        pixel_block=pixel_block(middle),
-        jpeg_quality=jpeg_quality(data),
-        blockiness=blockiness(middle),
-        border=find_border(np.asarray(luma)),
+        trained_size=trained_size,
+        likeness=likeness(reduced),
+        contrast=float(np.std(luma)),
+        edge_width=width,
+        trace=resampling_trace(middle) if is_soft else 0.0,
+        pixel_block=block * shrunk if block > 1 else 1,
+        jpeg_quality=quality,
+        blockiness=blockiness(middle) if quality is None else 1.0,
+        border=Border(*(shrunk * pixels for pixels in border)),
     )
 
 
-MAX_BITS = 8  # of 63 that may differ
-LEAST_CORRELATION = 0.95  # of the small images
-_SMALL, _HASHED = 16, 32
-_COSINES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(_HASHED) + 1) / (2 * _HASHED))
-_BITS = np.array([number.bit_count() for number in range(1 << 16)], np.uint8)  # set in 16-bit numbers
+def _as_trained(image: Image.Image, size: tuple[int, int]) -> tuple[Image.Image, NDArray[np.float32]]:
+    """The image made smaller by whole numbers, and its luma at the size, [H, W] in 0..255.
+
+    A smaller image stays as large as it is, since enlarging adds no detail.
+    """
+    if image.width <= size[0] or image.height <= size[1]:
+        return image, np.asarray(image.convert("L"), np.float32)
+    factors = [
+        max(1, int(side / wanted / _REDUCING_GAP)) for side, wanted in zip(image.size, size, strict=True)
+    ]
+    reduced = image.reduce((factors[0], factors[1])) if max(factors) > 1 else image
+    luma = reduced.convert("L").resize(size, Image.Resampling.LANCZOS)
+    return reduced, np.asarray(luma, np.float32)
 
 
-@dataclass(frozen=True)
-class Likeness:
-    """A perceptual hash, also of the mirrored image, and the image in very small."""
-
-    hash: int  # 63 bits
-    mirrored: int
-    small: bytes  # 16 x 16 x 3
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two that look the same, as positions in what was compared; `first` < `second`."""
-
-    first: int
-    second: int
-    bits: int  # in how many of 63 their hashes differ
-    mirrored: bool
-
-
-def likeness(image: Image.Image) -> Likeness:
-    """Of an RGB image."""
-    small = image.resize((_SMALL, _SMALL), Image.Resampling.BOX, reducing_gap=2)
-    grey = image.convert("L").resize((_HASHED, _HASHED), Image.Resampling.LANCZOS, reducing_gap=3)
-    luma = np.asarray(grey, np.float64)
-    return Likeness(_hash(luma), _hash(luma[:, ::-1]), small.tobytes())
-
-
-def similar_pairs(looks: Sequence[Likeness]) -> Iterator[Pair]:
-    """Each with the first one before it that it looks like, if there is one."""
-    hashes = np.array([look.hash for look in looks], np.uint64)
-    for second in range(len(looks)):
-        yield from islice(_pairs(looks, hashes[:second]), 1)
-
-
-def _pairs(looks: Sequence[Likeness], before: NDArray[np.uint64]) -> Iterator[Pair]:
-    """Of the image after those whose hashes are `before`."""
-    look = looks[len(before)]
-    for mirrored, wanted in ((False, look.hash), (True, look.mirrored)):
-        differing = (before ^ np.uint64(wanted)).view(np.uint16).reshape(-1, 4)
-        first_16, second_16, third_16, fourth_16 = _BITS[differing].T
-        bits = first_16 + second_16 + third_16 + fourth_16
-        for first in np.flatnonzero(bits <= MAX_BITS).tolist():
-            if _correlation(looks[first], look, mirrored=mirrored) >= LEAST_CORRELATION:
-                yield Pair(first, len(before), int(bits[first]), mirrored)
-
-
-def _hash(luma: NDArray[np.float64]) -> int:
-    """Signs, against their median, of the 63 lowest waves of the cosine transform but the mean."""
-    waves = (_COSINES @ luma @ _COSINES.T).ravel()[1:]
-    return sum(1 << place for place in np.flatnonzero(waves > np.median(waves)).tolist())
-
-
-def _correlation(one: Likeness, other: Likeness, *, mirrored: bool) -> float:
-    """Of the small images' pixels, colours by colour around their own means; -1 to 1."""
-    shape = (_SMALL, _SMALL, 3)
-    first, second = (np.frombuffer(look.small, np.uint8).reshape(shape) * 1.0 for look in (one, other))
-    if mirrored:
-        second = second[:, ::-1]
-    first, second = (pixels - pixels.mean(axis=(0, 1)) for pixels in (first, second))
-    size = np.sqrt((first**2).sum() * (second**2).sum())
-    return float((first * second).sum() / size) if size else 0.0
+def _middle(image: Image.Image) -> NDArray[np.float32]:
+    """Its luma, [H, W] in 0..255."""
+    width, height = min(image.width, _WINDOW), min(image.height, _WINDOW)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return np.asarray(image.crop((left, top, left + width, top + height)).convert("L"), np.float32)

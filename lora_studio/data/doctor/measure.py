@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from io import BytesIO
-from typing import NamedTuple
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ def _peak(luma: NDArray[np.float32], order: int, size: int) -> float:
     )
     assert not isinstance(spectrum, int)
     frequencies = np.fft.rfftfreq(size)
-    spectrum = spectrum / max(float(np.median(spectrum[frequencies > 0.1])), 1e-9)
+    spectrum = spectrum / max(_median(spectrum[frequencies > 0.1]), 1e-9)
     # Blocks of 8 pixels have peaks of one height at every eighth; what 1/4 and 1/2 have beyond it stays.
     eighth = size // _JPEG_BLOCK
     of_blocks = max(1.0, spectrum[eighth], spectrum[3 * eighth])
@@ -49,10 +50,22 @@ def _peak(luma: NDArray[np.float32], order: int, size: int) -> float:
 
 def _spectrum(profile: NDArray[np.float32], size: int) -> NDArray[np.float64]:
     """Mean magnitude over half overlapping windows, after the slow changes are taken out."""
-    smooth = np.convolve(np.pad(profile, 4, mode="edge"), np.full(9, 1 / 9), "valid")
-    rest, window = profile - smooth, np.hanning(size + 1)[:-1]
-    starts = range(0, len(rest) - size + 1, size // 2)
-    return np.mean([np.abs(np.fft.rfft(rest[start : start + size] * window)) for start in starts], axis=0)
+    padded = np.concatenate([np.full(4, profile[0]), profile, np.full(4, profile[-1])])
+    rest = profile - np.convolve(padded, np.full(9, 1 / 9), "valid")
+    windows = [rest[start : start + size] for start in range(0, len(rest) - size + 1, size // 2)]
+    return np.abs(np.fft.rfft(np.array(windows) * _hanning(size))).mean(axis=0)
+
+
+def _median(values: NDArray[Any]) -> float:
+    """As numpy's of a line, of which that of few numbers takes most of the time that a small image does."""
+    middle = (len(values) - 1) // 2, len(values) // 2
+    parted = np.partition(values, middle)
+    return float(parted[middle[0]] + parted[middle[1]]) / 2
+
+
+@cache
+def _hanning(size: int) -> NDArray[np.float64]:
+    return np.hanning(size + 1)[:-1]
 
 
 def pixel_block(luma: NDArray[np.float32]) -> int:
@@ -65,12 +78,12 @@ def pixel_block(luma: NDArray[np.float32]) -> int:
 
 
 def _spacing(luma: NDArray[np.float32]) -> int:
-    """The largest spacing of which all places are multiples where a column differs from the one before."""
+    """The largest spacing in which all columns stand, from the first one, that differ from the one before."""
     changes = np.flatnonzero((luma[:, 1:] != luma[:, :-1]).any(axis=0))
     if len(changes) < _LEAST_CHANGES:
         return 1
-    spacings = range(_LARGEST_BLOCK, 1, -1)
-    return next((spacing for spacing in spacings if not np.ptp(changes % spacing)), 1)
+    shared = int(np.gcd.reduce(np.diff(changes)))
+    return next(spacing for spacing in range(_LARGEST_BLOCK, 0, -1) if shared % spacing == 0)
 
 
 # Sum of the luma table in annex K of the JPEG standard, ITU-T T.81, which is what the quality 50 means.
@@ -80,19 +93,14 @@ _SEEN_STEP = 2
 _LEAST_SEEN = 0.25  # share of places along block edges with a step; in drawings with flat areas there are few
 
 
-def jpeg_quality(data: bytes) -> int | None:
+def jpeg_quality(luma_table: Sequence[int] | None) -> int | None:
     """1 to 100 from the quantisation table, as the Independent JPEG Group's program scales it; else None.
 
     Below 20 it is overstated, since the steps in a table end at 255.
     """
-    try:
-        with Image.open(BytesIO(data), formats=("JPEG",)) as image:
-            luma = image.quantization.get(0)  # type: ignore[attr-defined]
-    except Exception:  # not a JPEG; the image itself was decoded before
+    if not luma_table:
         return None
-    if not luma:
-        return None
-    scale = 100 * sum(luma) / _STANDARD_SUM
+    scale = 100 * sum(luma_table) / _STANDARD_SUM
     return max(1, min(100, round((200 - scale) / 2 if scale <= 100 else 5000 / scale)))
 
 
@@ -169,6 +177,17 @@ class Border(NamedTuple):
         return any(self)
 
 
+def may_have_border(image: Image.Image) -> bool:
+    """Whether two opposite edges of an RGB image are of one colour; else `find_border` finds none."""
+    width, height = image.size
+
+    def is_plain(left: int, top: int, right: int, bottom: int) -> bool:
+        return _is_plain(np.asarray(image.crop((left, top, right, bottom)).convert("L"), np.float32).ravel())
+
+    across = is_plain(0, 0, width, 1) and is_plain(0, height - 1, width, height)
+    return across or (is_plain(0, 0, 1, height) and is_plain(width - 1, 0, width, height))
+
+
 def find_border(luma: NDArray[np.uint8]) -> Border:
     """Bars of one colour on two opposite sides, or on all four, that end in a straight edge.
 
@@ -189,11 +208,18 @@ def _pair(luma: NDArray[np.uint8]) -> tuple[int, int]:
     return (first, last) if same else (0, 0)
 
 
+def _is_plain(line: NDArray[np.float32], colour: float | None = None) -> bool:
+    """Whether nearly all of a row or column is of the colour, or of its own median."""
+    colour = _median(line) if colour is None else colour
+    same = np.count_nonzero(np.abs(line - np.float32(colour)) <= _SAME)
+    return bool(same >= 0.99 * len(line))
+
+
 def _bar(luma: NDArray[np.uint8]) -> int:
     """Rows of one colour at the top, if there are enough and they end in an edge."""
     colour = float(np.median(luma[0]))
     rows = 0
-    while rows < len(luma) and np.mean(np.abs(luma[rows].astype(np.float32) - colour) <= _SAME) >= 0.99:
+    while rows < len(luma) and _is_plain(luma[rows].astype(np.float32), colour):
         rows += 1
     if rows < max(_LEAST_PIXELS, _LEAST_SHARE * len(luma)) or rows == len(luma):
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import stat
 import unicodedata
 from pathlib import Path, PurePath, PurePosixPath
@@ -57,11 +58,11 @@ def is_junk(name: str) -> bool:
 
 
 def is_caption(name: str) -> bool:
-    return PurePath(name).suffix.lower() in CAPTION_SUFFIXES
+    return os.path.splitext(name)[1].lower() in CAPTION_SUFFIXES
 
 
 def is_image(name: str) -> bool:
-    return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def is_metadata(name: str) -> bool:
@@ -83,9 +84,9 @@ def stem_key(name: str) -> str:
 
 def place(name: str) -> tuple[str, str]:
     """What an image, its caption and its mask have in common: their folder, relative, and their stem."""
-    path = PurePosixPath(name)
-    stem = path.name[: -len(MASK_SUFFIX)] if is_mask(path.name) else path.stem
-    return same_name(str(path.parent)), same_name(stem)
+    folder, _, file = name.rpartition("/")
+    stem = file[: -len(MASK_SUFFIX)] if is_mask(file) else PurePosixPath(file).stem
+    return same_name(folder), same_name(stem)
 
 
 def caption_files(folder: Path) -> dict[str, list[Path]]:

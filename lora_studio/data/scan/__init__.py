@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from PIL import Image
 
 from lora_studio.data.images import (
     METADATA_NAMES,
@@ -22,14 +20,17 @@ from lora_studio.data.images import (
     place,
     read_bytes,
 )
-from lora_studio.data.images.decode import FORMATS_IN_WORDS, NOT_AN_IMAGE, DecodedImage, decode, in_threads
+from lora_studio.data.images.decode import FORMATS_IN_WORDS, NOT_AN_IMAGE, DecodedImage, decode
+from lora_studio.data.images.threads import in_threads
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.masks import OWN
 from lora_studio.data.scan.layouts import LEFT_OUT, THE_LIST, ExcludeList, find
 from lora_studio.errors import DatasetError, preview_names
 
-OnImage = Callable[[Record, Image.Image], None]  # called by several threads
+OnImage = Callable[[Record, DecodedImage], None]  # called by several threads
+OnProgress = Callable[[int, int], None]  # files looked at, files to look at
 
+_MOST_AT_A_TIME = 8
 MAX_ASPECT = 10  # a longer strip would lose most of itself to the crop, and need gigabytes when it is resized
 
 
@@ -40,11 +41,17 @@ class ScanOptions:
     transparency_is_mask: bool = False  # clear parts are not learned
     masks: Path | None = None  # a folder of masks, besides those among the images
     min_side: int = 16  # pixels; smaller images are left out
+    enough_pixels: int = 0  # JPEGs are decoded at a half or less if that leaves so many; 0: as they are
     exclude: ExcludeList = ExcludeList()  # noqa: RUF009 (frozen)
 
 
 def scan(
-    folder: Path, reading: ScanOptions = ScanOptions(), *, repeats: int = 1, on_image: OnImage | None = None
+    folder: Path,
+    reading: ScanOptions = ScanOptions(),
+    *,
+    repeats: int = 1,
+    on_image: OnImage | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Manifest:
     """One record for each file in `folder`, by name; see `layouts.find` for what belongs to it.
 
@@ -52,7 +59,9 @@ def scan(
     decoded, before captions are known. Captions and masks of theirs get no record of their own. Raises
     DatasetError if there is no usable image, two would share a caption file, or a mask does not fit.
     """
-    manifest, mask_fault = survey(folder, reading, repeats=repeats, on_image=on_image)
+    manifest, mask_fault = survey(
+        folder, reading, repeats=repeats, on_image=on_image, on_progress=on_progress
+    )
     if shared := [" and ".join(one.name for one in group) for group in shared_stems(manifest.records)]:
         what = f"images have the same name but for the ending: {preview_names(shared)}"
         raise DatasetError(f"{what}; a caption file could belong to either, so rename or remove one of each.")
@@ -66,7 +75,12 @@ def scan(
 
 
 def survey(
-    folder: Path, reading: ScanOptions = ScanOptions(), *, repeats: int = 1, on_image: OnImage | None = None
+    folder: Path,
+    reading: ScanOptions = ScanOptions(),
+    *,
+    repeats: int = 1,
+    on_image: OnImage | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[Manifest, str]:
     """As `scan`, but does not mind what is only wrong with some of the files; see `shared_stems`, too.
 
@@ -82,10 +96,13 @@ def survey(
             excluded = THE_LIST
         elif not excluded and found.name in left_out:
             excluded = LEFT_OUT + reading.exclude.name
-        record = replace(found, repeats=found.overrides.repeats or repeats * found.repeats, excluded=excluded)
+        shown = found.overrides.repeats or repeats * found.repeats
+        record = found
+        if (shown, excluded) != (found.repeats, found.excluded):
+            record = replace(found, repeats=shown, excluded=excluded)
         beside = captions if is_caption(file) else masks if is_mask(file) else records
         (records if excluded else beside).append(record)
-    records = _without_duplicates(in_threads(lambda record: _examine(record, reading, on_image), records))
+    records = _without_duplicates(_examined(records, reading, on_image, on_progress))
     orphans, mask_fault = _orphans(captions, records), ""
     try:
         records = with_masks(records, masks, reading.masks, from_transparency=reading.transparency_is_mask)
@@ -94,18 +111,38 @@ def survey(
     return Manifest(tuple(sorted(records + orphans, key=lambda record: record.name))), mask_fault
 
 
+def _examined(
+    records: list[Record], reading: ScanOptions, on_image: OnImage | None, on_progress: OnProgress | None
+) -> Iterator[Record]:
+    """In their order; threads get several at a time, as handing over one costs as much as a small image."""
+
+    def examine(some: list[Record]) -> list[Record]:
+        return [_examine(record, reading, on_image) for record in some]
+
+    size = 1 + min(_MOST_AT_A_TIME, len(records) // 256)
+    pieces = (records[start : start + size] for start in range(0, len(records), size))
+    done = 0
+    for piece in in_threads(examine, pieces):
+        yield from piece
+        done += len(piece)
+        if on_progress:
+            on_progress(done, len(records))
+
+
 def _examine(record: Record, reading: ScanOptions, on_image: OnImage | None) -> Record:
     if record.excluded:
         return record
+    sha256 = ""
     try:
         data = read_bytes(Path(record.path))
-        record = replace(record, sha256=hashlib.sha256(data).hexdigest())
-        decoded = decode(data, background=reading.background)
+        sha256 = hashlib.sha256(data).hexdigest()
+        decoded = decode(data, background=reading.background, enough_pixels=reading.enough_pixels)
     except UnreadableFile as reason:
-        return replace(record, excluded=str(reason))
-    width, height = decoded.image.size
+        return replace(record, sha256=sha256, excluded=str(reason))
+    width, height = decoded.size
     record = replace(
         record,
+        sha256=sha256,
         width=width,
         height=height,
         background=reading.background if decoded.opacity else "",
@@ -113,12 +150,12 @@ def _examine(record: Record, reading: ScanOptions, on_image: OnImage | None) -> 
         excluded=_unfit(decoded, reading.min_side),
     )
     if on_image and not record.excluded:
-        on_image(record, decoded.image)
+        on_image(record, decoded)
     return record
 
 
 def _unfit(decoded: DecodedImage, min_side: int) -> str:
-    width, height = decoded.image.size
+    width, height = decoded.size
     if min(width, height) < min_side:
         return f"too small: {width}x{height}; both sides must be {min_side} pixels or more"
     if max(width, height) > MAX_ASPECT * min(width, height):

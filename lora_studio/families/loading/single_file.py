@@ -63,7 +63,7 @@ class SingleFile:
 
         tokenizers = self.tokenizers()
         names = ("unet", "vae", *(encoder.part for encoder in self.kind.text_encoders))
-        parts = {name: _empty(name, self.configurations[name]) for name in names}
+        parts = {name: empty_part(name, self.configurations[name]) for name in names}
         found = origins(self.kind, self.checkpoint.shapes, self.configurations)
         notes = _check(self, parts, found)
         if weights:
@@ -85,7 +85,7 @@ def open_single_file(path: Path, options: SingleFileOptions | None = None) -> Si
     return SingleFile(checkpoint, kind, configurations, (note,), options)
 
 
-def _empty(name: str, values: dict[str, Any]) -> nn.Module:
+def empty_part(name: str, values: dict[str, Any]) -> nn.Module:
     """A part with shapes only; its buffers, which no file holds, are real."""
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -91,6 +91,7 @@ class State:
     ema: Ema | None = None
     scaler: torch.amp.GradScaler | None = None  # of float16's loss
     counters: Counters = field(default_factory=Counters)
+    reserved: Tensor | None = None  # the memory of the optimizer's state, as long as that does not exist
 
     @property
     def skips_on_device(self) -> bool:
@@ -102,6 +103,7 @@ class State:
 
         []: how many layers it made too large; None if they may have any size.
         """
+        self.reserved = None
         if self.skips_on_device:
             self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -184,6 +186,7 @@ def load_state(folder: Path, state: State) -> int:
         what = f"the checkpoint {folder} cannot be read ({error})"
         raise CheckpointError(f"{what}; remove that folder to resume from the one before.") from None
     state.adapters.load(weights)
+    state.reserved = None
     if state.ema is not None and means is not None:
         state.ema.load(means)
     _load_optimizer(scalars | moments, state.adapters, state.optimizer)

@@ -144,7 +144,12 @@ def shard(family: ModelFamily, processes: Processes, device: torch.device, dtype
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
 
-_WORDS = ("out of memory", "not enough memory", "can't allocate memory")  # CUDA's, the CPU's on each system
+_WORDS = (
+    *("out of memory", "not enough memory", "can't allocate memory"),  # CUDA's, the CPU's on each system
+    *("_status_alloc_failed", "_device_allocation_failed"),  # libraries beside torch's allocator
+)
+# A full device is one reason of several: no kernel whose workspace fits; no room for a library's handle.
+_DOUBTFUL_WORDS = ("unable to find an engine", "_status_not_initialized")
 ADVICE = (
     "lora-studio plan tells what a recipe needs; less is needed with machine.gradient_checkpointing = true, "
     'a smaller data.resolution, base.quantize = "bnb_int8" or "bnb_nf4", or a lower adapter.rank'
@@ -157,26 +162,49 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and said)
 
 
+def may_be_out_of_memory(error: RuntimeError) -> bool:
+    """Worth another attempt with less, but no reason to say that memory ran out."""
+    return any(words in str(error).lower() for words in _DOUBTFUL_WORDS)
+
+
 def within_memory(work: Callable[[], T], shrink: Callable[[], None]) -> T:
-    """What `work` returns; each time memory runs out, `shrink` is called, and the work begun anew."""
+    """What `work` returns; each time memory runs out, `shrink` is called, and the work begun anew.
+
+    Where memory may not be to blame, the error itself is raised once `shrink` raises OutOfMemory.
+    """
     while True:
+        doubtful: RuntimeError | None = None
         try:
             return work()
         except RuntimeError as error:
             if not is_out_of_memory(error):
+                if not may_be_out_of_memory(error):
+                    raise
+                doubtful = error.with_traceback(None)
+        try:
+            shrink()  # not above, where the error's traceback holds the tensors of the failed attempt
+        except OutOfMemory:
+            if doubtful is None:
                 raise
-        shrink()  # not in `except`, where the error's traceback holds the tensors of the failed attempt
+            raise doubtful from None
         free_memory()
 
 
 def unless_out_of_memory(work: Callable[[], T]) -> T | None:
-    """What `work` returns; None if memory runs out, for what a run can do without."""
-    try:
-        return work()
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    free_memory()
+    """What `work` returns; None if memory runs out, for what a run can do without.
+
+    Where memory may not be to blame, it is tried twice.
+    """
+    for tries_left in (1, 0):
+        try:
+            return work()
+        except RuntimeError as error:
+            ran_out = is_out_of_memory(error)
+            if not ran_out and not (tries_left and may_be_out_of_memory(error)):
+                raise
+        free_memory()
+        if ran_out:
+            break
     return None
 
 

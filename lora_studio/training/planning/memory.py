@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import weakref
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lora_studio.evaluate.previews import as_png, render, sheet_of
 from lora_studio.lora_file.factors import most_bytes
@@ -21,6 +15,7 @@ from lora_studio.lora_file.write import DTYPES
 from lora_studio.text import Rows, memory_size
 from lora_studio.training.machine import unless_out_of_memory
 from lora_studio.training.optimizers.choose import optimizer_bytes
+from lora_studio.training.planning.counting import peak_bytes
 from lora_studio.training.prepare import Session
 from lora_studio.training.report import Timing
 
@@ -85,7 +80,7 @@ def measure_memory(session: Session, *, room: int) -> Memory:
 
     Previews that the device has no room for take as much as there is, so that nothing fits.
     """
-    adapters, state = _adapter_bytes(session), session.loop.state
+    adapters, state = adapter_bytes(session), session.loop.state
     draw = partial(_draw_a_step, session, number=1)
     previews = unless_out_of_memory(lambda: peak_bytes(draw, session.family.device))
     return Memory(
@@ -109,10 +104,10 @@ def measure_activations(session: Session, *, rows: int | None = None) -> int:
     if rows is not None:
         batch = batch.rows(slice(0, rows))
     peak = peak_bytes(lambda: session.loop.try_out(batch), session.family.device)
-    return max(0, peak - _adapter_bytes(session))
+    return max(0, peak - adapter_bytes(session))
 
 
-def _adapter_bytes(session: Session) -> int:
+def adapter_bytes(session: Session) -> int:
     return sum(tensor.nbytes for tensor in session.adapters.named_parameters().values())
 
 
@@ -153,57 +148,6 @@ def _draw_a_step(session: Session, *, number: int | None = None) -> list[Image.I
     samples = session.recipe.samples
     samples = samples.model_copy(update={"steps": 1, "prompts": samples.prompts[:number]})
     return render(session.family, samples, side=session.recipe.data.resolution) if samples.prompts else []
-
-
-def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """How many more bytes of tensors there are during the work than before it, at most.
-
-    On CUDA the allocator's own count. Elsewhere what every operation gives back is counted until it is freed,
-    in the backward pass, too; so it holds what is computed again under gradient checkpointing, which hooks on
-    saved tensors do not see. What an operation uses inside itself is not in it.
-    """
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        work()
-        return int(torch.cuda.max_memory_allocated(device) - before)
-    with _LiveBytes() as live:
-        work()
-    return live.peak
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Counts the storages that operations make, each once, as long as they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.peak = 0, 0
-        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given = set(_storages((args, kwargs)))
-        result = func(*args, **(kwargs or {}))
-        for storage in _storages(result):
-            if storage not in given and storage not in self._known:
-                self._known[storage] = None
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._freed, storage.nbytes())
-        return result
-
-    def _freed(self, size: int) -> None:
-        self.now -= size
-
-
-def _storages(tree: object) -> Iterator[torch.UntypedStorage]:
-    for leaf in tree_leaves(tree):
-        if isinstance(leaf, Tensor):
-            try:
-                yield leaf.untyped_storage()
-            except NotImplementedError:  # a quantised tensor that is made of others
-                continue
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from lora_studio.training.events import Listener, Note
 from lora_studio.training.loop import Loop
 from lora_studio.training.loop.state import Ema, State, state_files
 from lora_studio.training.machine import Machine, shard
-from lora_studio.training.optimizers.choose import make_optimizer, parameter_groups
+from lora_studio.training.optimizers.choose import make_optimizer, optimizer_bytes, parameter_groups
 from lora_studio.training.prepare.base_model import AdapterPlan, BuildContext, plan_adapters
 from lora_studio.training.prepare.checks import check_recipe
 from lora_studio.training.prepare.data import (
@@ -120,6 +120,9 @@ def make_loop(context: BuildContext, adapters: AdapterSet, feed: Feed) -> Loop:
     """The loop that the recipe asks for, at its start."""
     recipe, run, machine, processes = context.recipe, context.run, context.machine, context.processes
     state = make_state(recipe, machine, context.adapters, adapters)
+    # so that the trial step, which finds in how many passes a batch fits, has no more room than the others
+    num_bytes = optimizer_bytes(recipe.training, adapters)
+    state.reserved = torch.empty(num_bytes, dtype=torch.uint8, device=context.family.device)
 
     def write(step: int) -> None:
         best, keep = best_step(run.lines(VALIDATION)), recipe.training.keep_checkpoints

@@ -14,6 +14,7 @@ from lora_studio.data.cache.store import Latents
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.conditioning import CaptionSet, ConditioningCache, captions_of_run, prepare_texts
 from lora_studio.data.doctor.finding import DoctorReport
+from lora_studio.data.doctor.look import Looks
 from lora_studio.data.feed import Feed
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.regularization_images import place_beside, regularization_rows
@@ -74,15 +75,18 @@ def find_images(context: BuildContext, *, resumes: bool = False) -> ImageSet:
     Raises RecipeError if a run that goes on began with other images.
     """
     recipe, family, processes = context.recipe, context.family, context.processes
-    manifest = processes.from_main(lambda: read_dataset(recipe, family.stride, context.latent_cache.ready))
+    ready, looks = context.latent_cache.ready, Looks(recipe.data, family.stride)  # of the main process
+    looking = progress(context.listener, "looking at images")
+    manifest = processes.from_main(
+        lambda: read_dataset(recipe, family.stride, ready, looks, on_progress=looking)
+    )
     if resumes:
         processes.from_main(lambda: refuse_other_images(context.run, manifest))
     context.run.text(MANIFEST, manifest.to_jsonl())
     shown = entries(manifest.used)
     context.recipe = recipe = in_steps(recipe, shown)
     captions = shown_captions(recipe, shown)
-    looking = progress(context.listener, "looking at images")
-    report = processes.from_main(lambda: examine_manifest(recipe, family, manifest, on_progress=looking))
+    report = processes.from_main(lambda: examine_manifest(recipe, family, manifest, looks))
     context.run.json("doctor.json", report.to_json())
     return ImageSet(manifest, report, captions, shown)
 
@@ -162,7 +166,7 @@ def _latents(context: BuildContext, records: Sequence[Record]) -> Latents:
     machine with a cache of its own, it encodes, too.
     """
     cache, processes, dtype = context.latent_cache, context.processes, context.vae_dtype
-    encode, in_float32 = _image_encoders(context.family, dtype)
+    encode, in_float32 = image_encoders(context.family, dtype)
     on_progress = progress(context.listener, "latents")
 
     def load_or_encode(some: Sequence[Record], memory_bytes: int) -> Latents:
@@ -180,7 +184,7 @@ def _latents(context: BuildContext, records: Sequence[Record]) -> Latents:
     return latents
 
 
-def _image_encoders(family: ModelFamily, vae_dtype: torch.dtype) -> tuple[ImageEncoder, ImageEncoder | None]:
+def image_encoders(family: ModelFamily, vae_dtype: torch.dtype) -> tuple[ImageEncoder, ImageEncoder | None]:
     """The family's VAE in `vae_dtype`; its weights stay in float32, so that a retry, the second, is exact."""
     if vae_dtype == torch.float32:
         return family.encode_image, None

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from PIL import Image
-
 from lora_studio.data.batches import as_shown, each_view, views_of
 from lora_studio.data.buckets import assign, placed
 from lora_studio.data.cache.encode import ReadyPixels
@@ -16,7 +14,8 @@ from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.captions.trigger import without_trigger
 from lora_studio.data.doctor import examine, read_anyway
 from lora_studio.data.doctor.finding import DoctorReport
-from lora_studio.data.doctor.look import Requirements
+from lora_studio.data.doctor.look import Looks, Requirements
+from lora_studio.data.images.decode import DecodedImage
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.masks import LossMask, loss_mask
 from lora_studio.data.scan import OnImage, ScanOptions
@@ -32,15 +31,30 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]  # done, total
 
 
-def read_dataset(recipe: Recipe, stride: int, ready: ReadyPixels | None = None) -> Manifest:
+def read_dataset(
+    recipe: Recipe,
+    stride: int,
+    ready: ReadyPixels | None = None,
+    looks: Looks | None = None,
+    *,
+    on_progress: Progress | None = None,
+) -> Manifest:
     """Scan the folders, read their captions, choose every image's bucket and the validation images.
 
-    `ready` gets the images while they are decoded, so that none has to be decoded twice.
+    `ready` and `looks` get the images while they are decoded, so that none has to be decoded twice.
     Raises RecipeError if the recipe wants something outside of masks, and there are none.
     """
     data = recipe.data
-    on_image = None if ready is None else _resizer(ready, data, stride)
-    captioned = read_sources(sources_of(data), CAPTIONERS[data.captioner], on_image=on_image)
+    resize = None if ready is None else _resizer(ready, data, stride)
+
+    def see(record: Record, decoded: DecodedImage) -> None:
+        if resize and record.role == "instance":
+            resize(record, decoded)
+        if looks:
+            looks.take(record, decoded)
+
+    captioner = CAPTIONERS[data.captioner]
+    captioned = read_sources(sources_of(data), captioner, on_image=see, on_progress=on_progress)
     manifest = assign(captioned, data, stride=stride)
     wanted = recipe.objective.masked_preservation
     if wanted and not any(record.mask for record in manifest.used):
@@ -73,10 +87,10 @@ def _resizer(ready: ReadyPixels, data: DataConfig, stride: int) -> OnImage | Non
     if data.crop != "centre" or any(side < stride or side % stride for side in data.all_resolutions):
         return None
 
-    def offer(record: Record, image: Image.Image) -> None:
+    def offer(record: Record, decoded: DecodedImage) -> None:
         shaped = placed(record, data, stride)
         for view in [] if shaped.excluded else each_view([shaped]):
-            ready.offer(view, image)
+            ready.offer(view, decoded.image)
 
     return offer
 
@@ -165,15 +179,17 @@ def examine_recipe(
     """The report and the images it is about; the base's weights are not read."""
     CAPTIONERS.check(recipe.data.captioner)
     family = base_of(recipe, weights=False)
-    manifest, faults = read_anyway(sources_of(recipe.data), CAPTIONERS[recipe.data.captioner])
+    sources, captioner = sources_of(recipe.data), CAPTIONERS[recipe.data.captioner]
+    looks = Looks(recipe.data, family.stride)
+    manifest, faults = read_anyway(sources, captioner, looks=looks, on_progress=on_progress)
     manifest = assign(manifest, recipe.data, stride=family.stride)
-    return examine_manifest(recipe, family, manifest, on_progress, faults), manifest
+    return examine_manifest(recipe, family, manifest, looks, faults), manifest
 
 
 def examine_manifest(
-    recipe: Recipe, family: ModelFamily, manifest: Manifest, on_progress: Progress, faults: Sequence[str] = ()
+    recipe: Recipe, family: ModelFamily, manifest: Manifest, looks: Looks, faults: Sequence[str] = ()
 ) -> DoctorReport:
     data, captions = recipe.data, captions_of(recipe, manifest.usable)
     asked = Requirements(data.resolution, family.stride, family.tokenizers, data.max_token_chunks)
     written = {record.name: captions.written(index) for index, record in enumerate(captions.records)}
-    return examine(manifest, asked, faults=list(faults), written=written, on_progress=on_progress)
+    return examine(manifest, asked, faults=list(faults), written=written, looks=looks)

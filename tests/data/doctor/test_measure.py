@@ -10,7 +10,7 @@ import pytest
 from photographs import photograph
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from lora_studio.data.doctor.look import likeness, similar_pairs
+from lora_studio.data.doctor.likeness import likeness, similar_pairs
 from lora_studio.data.doctor.measure import (
     Border,
     blockiness,
@@ -20,6 +20,7 @@ from lora_studio.data.doctor.measure import (
     pixel_block,
     resampling_trace,
 )
+from lora_studio.data.images.decode import decode
 
 
 def luma(image: Image.Image) -> np.ndarray:
@@ -87,13 +88,14 @@ def test_pixel_blocks_are_found_only_where_all_of_the_image_consists_of_them() -
 
 @pytest.mark.parametrize("quality", [20, 35, 50, 75, 92])
 def test_jpeg_quality_is_the_one_it_was_saved_with(quality: int) -> None:
-    assert jpeg_quality(jpeg(photograph(7, 64, 64), quality)) == pytest.approx(quality, abs=3)
+    table = decode(jpeg(photograph(7, 64, 64), quality)).luma_table
+    assert jpeg_quality(table) == pytest.approx(quality, abs=3)
 
 
 def test_what_is_no_jpeg_has_no_jpeg_quality() -> None:
     written = BytesIO()
     photograph(7, 64, 64).save(written, "PNG")
-    assert jpeg_quality(written.getvalue()) is None and jpeg_quality(b"nonsense") is None
+    assert jpeg_quality(decode(written.getvalue()).luma_table) is None
 
 
 def test_blocks_are_seen_wherever_their_grid_lies_and_not_without() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from lora_studio.training.planning.memory import peak_bytes
+from lora_studio.training.planning.counting import peak_bytes
 
 CPU, SIDE = torch.device("cpu"), 64
 ONE = SIDE * SIDE * 4  # bytes of a matrix

@@ -1,0 +1,117 @@
+"""What operations take: the bytes that live at once, and the work of a device that computes them."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+CUDAS_BLOCK = 512  # bytes; CUDA's allocator gives no smaller pieces (c10/cuda/CUDACachingAllocator)
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """How many more bytes of tensors there are during the work than before it, at most.
+
+    On CUDA the allocator's own count. Elsewhere what every operation gives back is counted until it is freed,
+    in the backward pass, too; so it holds what is computed again under gradient checkpointing, which hooks on
+    saved tensors do not see. What an operation uses inside itself is not in it.
+    """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    with LiveBytes() as live:
+        work()
+    return live.peak
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the storages that operations make, each once, as long as they live; in whole blocks."""
+
+    def __init__(self, *, block: int = 1) -> None:
+        super().__init__()
+        self.now, self.peak, self.block = 0, 0, block
+        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = set(storages((args, kwargs)))
+        result = func(*args, **(kwargs or {}))
+        for storage in storages(result):
+            if storage not in given and storage not in self._known:
+                self._known[storage] = None
+                size = -(-storage.nbytes() // self.block) * self.block
+                self.grow(size)
+                weakref.finalize(storage, self._freed, size)
+        return result
+
+    def grow(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+
+def storages(tree: object) -> Iterator[torch.UntypedStorage]:
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            try:
+                yield leaf.untyped_storage()
+            except NotImplementedError:  # a quantised tensor that is made of others
+                continue
+
+
+class Work(TorchDispatchMode):
+    """Counts what a device has to do for the operations within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: Counter[torch.dtype] = Counter()  # of matrix products, convolutions and attention
+        self.bytes = 0  # read and written once each by all other operations
+        self.launches = 0  # operations that compute something
+
+    def times(self, count: float) -> Work:
+        found = Work()
+        found.flops = Counter({dtype: round(flops * count) for dtype, flops in self.flops.items()})
+        found.bytes, found.launches = round(self.bytes * count), round(self.launches * count)
+        return found
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given, read = set(storages((args, kwargs))), _num_bytes((args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        made = set(storages(result))
+        if not made or (made <= given and not func._schema.is_mutable) or "empty" in str(func):
+            return result  # a number, a view, or nothing yet
+        self.launches += 1
+        if counted := _FLOPS.get(func.overloadpacket):
+            product = next(one for one in tree_leaves(args) if isinstance(one, Tensor))
+            self.flops[product.dtype] += counted(*args, **(kwargs or {}), out_val=result)
+        else:
+            self.bytes += read + _num_bytes(result)
+        return result
+
+
+def _num_bytes(tree: object) -> int:
+    return sum(one.nbytes for one in tree_leaves(tree) if isinstance(one, Tensor))
+
+
+_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention
+_FLOPS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ATTENTION],
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ],
+}

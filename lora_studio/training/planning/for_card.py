@@ -1,0 +1,347 @@
+"""`plan_for(recipe, card)`: what a run takes on a graphics card that this machine does not have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lora_studio.adapters import ADAPTERS
+from lora_studio.errors import RecipeError
+from lora_studio.families.base import ModelFamily
+from lora_studio.lora_file.write import DTYPES
+from lora_studio.quantization import NONE
+from lora_studio.quiet import paused_collector
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.adapter import NO_ADAPTER
+from lora_studio.recipe.load import load_recipe, with_steps
+from lora_studio.text import Rows, duration, memory_size
+from lora_studio.training.planning.cards import BFLOAT16_FROM, Card, find_card
+from lora_studio.training.planning.counting import Work
+from lora_studio.training.planning.simulation import (
+    ENCODING_IMAGES,
+    PREVIEWS,
+    TRAINING,
+    Phase,
+    Simulation,
+    simulate,
+)
+from lora_studio.training.planning.simulation.images import Shapes, shapes_of
+from lora_studio.training.planning.simulation.session import base_without_weights
+from lora_studio.training.prepare.checks import name_faults
+
+GIB = 2**30
+LOWER = {1024: 768, 768: 512}  # sides of the areas that bases are used at
+CONTEXT = GIB // 2  # CUDA's own and its libraries': 0.3 to 0.5 GiB
+GAPS = 0.04  # of the rest, between the allocator's blocks
+LIBRARIES = 3 * GIB // 2  # of main memory: Python, torch and what it loads with CUDA
+
+
+@dataclass(frozen=True)
+class Range:
+    """Seconds, from a well used card to a badly used one."""
+
+    low: float
+    high: float
+
+    def times(self, count: float) -> Range:
+        return Range(self.low * count, self.high * count)
+
+    def __str__(self) -> str:
+        low, high = (duration(one) if one >= 20 else f"{one:.2g} s" for one in (self.low, self.high))
+        return f"{low} to {high}"
+
+
+# Shares of the peak rates that training reaches, and seconds that the host takes for a launch.
+FAST, SLOW = (0.60, 0.85, 5e-6), (0.25, 0.50, 20e-6)
+
+
+def step_seconds(work: Work, card: Card, *, tf32: bool) -> Range | None:
+    """Of one optimizer step; None for a card without rates."""
+    if card.matrix_tflops is None or card.float32_tflops is None or card.bandwidth_gbs is None:
+        return None
+    float32 = card.matrix_tflops / 2 if tf32 and card.capability >= BFLOAT16_FROM else card.float32_tflops
+    rates = {torch.float32: float32}
+
+    def seconds(share: float, of_bandwidth: float, launch: float) -> float:
+        products = sum(
+            flops / (share * rates.get(dtype, card.matrix_tflops or 0) * 1e12)
+            for dtype, flops in work.flops.items()
+        )
+        device = products + work.bytes / (of_bandwidth * (card.bandwidth_gbs or 0) * 1e9)
+        return max(device, work.launches * launch)
+
+    return Range(seconds(*FAST), seconds(*SLOW))
+
+
+@dataclass(frozen=True)
+class CardChange:
+    """A change of the recipe, beside those before it, and the fullest moment with all of them."""
+
+    change: str  # in the words of --set
+    cost: str
+    phase: str
+    peak: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class CardPlan:
+    """What a run takes on a card, phase by phase, counted on tensors without content."""
+
+    name: str
+    card: Card
+    precision: str
+    memory: int  # bytes of the card, or what --memory says
+    phases: tuple[Phase, ...]
+    step: Range | None  # seconds
+    steps: int | None  # None: in epochs of images that are not there
+    work: Work  # of a step
+    main_memory: int  # bytes of the machine's
+    changes: tuple[CardChange, ...]  # none if it fits
+    notes: tuple[str, ...]
+
+    @property
+    def usable(self) -> int:
+        return usable_memory(self.memory)
+
+    @property
+    def fullest(self) -> Phase:
+        return max(self.phases, key=lambda one: one.peak)
+
+    @property
+    def fits(self) -> bool:
+        return self.fullest.peak <= self.usable
+
+    def peak(self, phase: str) -> int:
+        """Bytes; raises KeyError for a phase that this run does not have."""
+        return {one.name: one.peak for one in self.phases}[phase]
+
+    @property
+    def rows(self) -> Rows:
+        return [*self._memory_rows(), *self._change_rows(), *self._time_rows(), *self._other_rows()]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "card": asdict(self.card),
+            "precision": self.precision,
+            "memory": self.memory,
+            "usable": self.usable,
+            "fits": self.fits,
+            "phases": [asdict(one) | {"peak": one.peak} for one in self.phases],
+            "changes": [asdict(one) for one in self.changes],
+            "seconds_per_step": None if self.step is None else asdict(self.step),
+            "steps": self.steps,
+            "flops": {str(d).removeprefix("torch."): flops for d, flops in self.work.flops.items()},
+            "bytes_moved": self.work.bytes,
+            "launches": self.work.launches,
+            "main_memory": self.main_memory,
+            "notes": list(self.notes),
+        }
+
+    def _memory_rows(self) -> Rows:
+        full = self.fullest
+        verdict = "it fits" if self.fits else "it DOES NOT FIT"
+        what = f"{memory_size(full.peak)} at most, while {WHILE[full.name]}: {verdict}"
+        spare = f"usable are {memory_size(self.usable)} of {memory_size(self.memory)}"
+        rows = [
+            ("memory", what),
+            ("", f"{spare}: {memory_size(CONTEXT)} for CUDA itself, {GAPS:.0%} for gaps between tensors"),
+        ]
+        return rows + [(one.name, _phase_in_words(one)) for one in self.phases]
+
+    def _change_rows(self) -> Rows:
+        rows = [
+            ("change" if one is self.changes[0] else "and", _change_in_words(one)) for one in self.changes
+        ]
+        if not self.fits and not (self.changes and self.changes[-1].fits):
+            rows.append(("", "even that does not fit: take a smaller base or a card with more memory"))
+        return rows
+
+    def _time_rows(self) -> Rows:
+        if self.step is None:
+            return [("time", "not known without the card's rates; give its name as --for NAME")]
+        total = "" if self.steps is None else f"; {self.step.times(self.steps)} for {self.steps} steps"
+        flops = sum(self.work.flops.values()) / 1e12
+        moved = self.work.bytes / 1e9
+        counted = f"{flops:.3g} TFLOP, {moved:.3g} GB moved and {self.work.launches:,} launches a step"
+        low, high = (f"{one[0]:.0%} and {one[1]:.0%}" for one in (FAST, SLOW))
+        return [
+            ("time", f"{self.step} a step{total}; encoding, validation and previews come on top"),
+            ("", f"from {counted}, at {low} of the card's matrix rate and bandwidth, or {high}"),
+        ]
+
+    def _other_rows(self) -> Rows:
+        rows = [("main memory", f"about {memory_size(self.main_memory)}, for the base and the libraries")]
+        return rows + [("note", note) for note in self.notes]
+
+
+WHILE = {
+    "encoding images": "images are encoded",
+    "encoding captions": "captions are encoded",
+    "training": "it trains",
+    "validation": "the validation loss is measured",
+    "previews": "previews are drawn",
+    "verifying the file": "the file is verified",
+    "drawing regularization images": "regularization images are drawn",
+}
+
+
+def usable_memory(memory: int) -> int:
+    return round((memory - CONTEXT) * (1 - GAPS))
+
+
+def _phase_in_words(phase: Phase) -> str:
+    held = {**phase.weights, **{name: size for name, size in phase.learned.items() if size}}
+    parts = [f"{memory_size(size)} {name}" for name, size in held.items() if size >= GIB / 100]
+    working = f"{memory_size(phase.working)} {phase.working_name}"
+    return f"{memory_size(phase.peak)} = {' + '.join([*parts, working])}"
+
+
+def _change_in_words(one: CardChange) -> str:
+    verdict = "it fits" if one.fits else "not enough yet"
+    return f"{one.change}: {memory_size(one.peak)} while {WHILE[one.phase]}, {verdict}; {one.cost}"
+
+
+@paused_collector()
+def plan_for(recipe: Recipe | Path | str, card: Card | str, *, memory_gib: float | None = None) -> CardPlan:
+    """What a run of the recipe would take on a card, by running all its phases on tensors without content.
+
+    Needs neither the card nor the base's weights nor, for a published base, any file of it; if the recipe's
+    images are there, their largest bucket decides, else data.resolution. `card`: one, or its name, or "cuda"
+    with `memory_gib`, which also stands in for the memory of a named one. Raises StudioError for whatever the
+    user can mend.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(Path(recipe))
+    if isinstance(card, str):
+        card = find_card(card, memory_gib=memory_gib)
+    if faults := name_faults(recipe):
+        raise RecipeError("\n".join(faults))
+    memory = round((card.memory_gib if memory_gib is None else memory_gib) * GIB)
+    dtype = card.precision if recipe.base.dtype == "auto" else DTYPES[recipe.base.dtype]
+    steps = recipe.training.steps if recipe.training.epochs is None else None
+    if recipe.training.epochs is not None:
+        recipe = with_steps(recipe, recipe.training.steps)
+    with torch.random.fork_rng():
+        family = base_without_weights(recipe)
+        shapes, in_main_memory = shapes_of(recipe, family), main_memory(family, dtype)
+        found = simulate(recipe, family, dtype, shapes)
+        changes = tuple(_changes(recipe, dtype, found, usable_memory(memory)))
+    return CardPlan(
+        name=recipe.name,
+        card=card,
+        precision=str(dtype).removeprefix("torch."),
+        memory=memory,
+        phases=found.phases,
+        step=step_seconds(found.work, card, tf32=recipe.machine.tf32),
+        steps=steps,
+        work=found.work,
+        main_memory=in_main_memory,
+        changes=changes,
+        notes=tuple(_notes(recipe, card, shapes, dtype)),
+    )
+
+
+def main_memory(family: ModelFamily, dtype: torch.dtype) -> int:
+    """Bytes at most: the base, whose tensors are cast as they are read, and what programs take."""
+    sizes = {
+        name: sum(one.numel() for one in part.parameters())
+        * (torch.float32 if name == "vae" else dtype).itemsize
+        for name, part in family.parts.items()
+    }
+    return sum(sizes.values()) + LIBRARIES
+
+
+def _notes(recipe: Recipe, card: Card, shapes: Shapes, dtype: torch.dtype) -> Iterator[str]:
+    bucket = f"{shapes.images} of {shapes.bucket.width}x{shapes.bucket.height}"
+    if shapes.is_known:
+        yield f"the largest micro-batch of the recipe's images is {bucket}"
+    else:
+        by = "as training.batch_size and data.resolution say"
+        yield f"the recipe's images are not there: {bucket} were taken, {by}"
+    if dtype == torch.bfloat16 and card.capability < BFLOAT16_FROM:
+        slow = f"is emulated on the {card.name}, and many times slower"
+        yield f'base.dtype = "bfloat16" {slow}; leave it out, and it is float16'
+    if recipe.base.quantize != NONE:
+        kept = "the bytes that are kept, and a whole weight while it is used"
+        yield f"base.quantize = {recipe.base.quantize!r} is arithmetic: {kept}"
+    if recipe.machine.compile or recipe.machine.attention != "sdpa":
+        yield "without machine.compile and with torch's own attention, which take about as much memory"
+
+
+class _Candidate(NamedTuple):
+    options: dict[str, dict[str, Any]]  # section -> options
+    cost: str
+
+    @property
+    def words(self) -> str:
+        """As --set and a recipe have it."""
+        sections = self.options.items()
+        return ", ".join(
+            f"{of}.{key} = {json.dumps(v)}" for of, values in sections for key, v in values.items()
+        )
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        sections = self.options.items()
+        return recipe.model_copy(
+            update={of: getattr(recipe, of).model_copy(update=values) for of, values in sections}
+        )
+
+
+def _changes(recipe: Recipe, dtype: torch.dtype, found: Simulation, usable: int) -> Iterator[CardChange]:
+    """One after the other, each for the fullest phase then, until all fit or nothing is left to try."""
+    tried: set[str] = set()
+    while (full := found.fullest).peak > usable:
+        left = (one for one in _candidates(recipe, full.name) if one.words not in tried)
+        if (candidate := next(left, None)) is None:
+            return
+        tried.add(candidate.words)
+        changed = candidate.applied(recipe)
+        family = base_without_weights(changed)
+        after = simulate(changed, family, _dtype(changed, dtype), shapes_of(changed, family))
+        if after.fullest.peak < full.peak:
+            recipe, found, full = changed, after, after.fullest
+            yield CardChange(candidate.words, candidate.cost, full.name, full.peak, full.peak <= usable)
+
+
+def _dtype(recipe: Recipe, usual: torch.dtype) -> torch.dtype:
+    return usual if recipe.base.dtype == "auto" else DTYPES[recipe.base.dtype]
+
+
+def _candidates(recipe: Recipe, phase: str) -> Iterator[_Candidate]:
+    """What makes a phase smaller, the harmless first."""
+    training, side = recipe.training, recipe.data.resolution
+    if phase == TRAINING and not recipe.machine.gradient_checkpointing:
+        cost = "the same result; steps take about a third longer"
+        yield _Candidate({"machine": {"gradient_checkpointing": True}}, cost)
+    if phase == ENCODING_IMAGES and recipe.base.vae_dtype == "float32":
+        yield _Candidate({"base": {"vae_dtype": "bfloat16"}}, "latents are a little less exact")
+    if phase == TRAINING and training.batch_size > 1:
+        micro_batches = training.batch_size * training.gradient_accumulation
+        options = {"batch_size": 1, "gradient_accumulation": micro_batches}
+        yield _Candidate({"training": options}, "as many images a step, which takes longer")
+    if recipe.base.dtype == "float32":
+        yield _Candidate({"base": {"dtype": "auto"}}, "the base is a little less exact")
+    if recipe.base.quantize == NONE and _can_be_quantized(recipe):
+        cost = "the base is less exact, and steps take longer; needs bitsandbytes"
+        yield _Candidate({"base": {"quantize": "bnb_nf4"}}, cost)
+    if training.optimizer == "adamw":
+        yield _Candidate({"training": {"optimizer": "adamw8bit"}}, "moments in 8 bits; needs bitsandbytes")
+    if phase == PREVIEWS:
+        yield _Candidate({"samples": {"prompts": ()}}, "no previews; draw them elsewhere")
+    if (lower := next((LOWER[one] for one in LOWER if one <= side), None)) is not None:
+        yield _Candidate({"data": {"resolution": lower}}, "details are learned less well")
+
+
+def _can_be_quantized(recipe: Recipe) -> bool:
+    """A denoiser whose own layers are neither trained nor read."""
+    if recipe.adapter.kind == NO_ADAPTER:
+        return True
+    kind = ADAPTERS[recipe.adapter.kind]
+    return not kind.trains_layers and not kind.reads_weight and recipe.adapter.start == "default"

@@ -1,0 +1,224 @@
+"""A run on a GPU that is not there: each phase by the code that runs it, on tensors without content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+
+from lora_studio.data.batches import cut_by_bucket
+from lora_studio.data.regularization_images import BATCH_PIXELS as DRAWN_PIXELS
+from lora_studio.data.regularization_images import MAX_BATCH as DRAWN_AT_ONCE
+from lora_studio.data.regularization_images import ImageRequest
+from lora_studio.evaluate.previews import render
+from lora_studio.evaluate.validation import TIMESTEPS
+from lora_studio.families.base import ModelFamily
+from lora_studio.lora_file.write import DTYPES
+from lora_studio.recipe import Recipe
+from lora_studio.training.finish.verified import probe
+from lora_studio.training.loop.state import State
+from lora_studio.training.loop.step_result import GradientWatch
+from lora_studio.training.planning.counting import CUDAS_BLOCK, LiveBytes, Work
+from lora_studio.training.planning.memory import adapter_bytes
+from lora_studio.training.planning.simulation.images import Shapes
+from lora_studio.training.planning.simulation.pretending import CPU, fake_like, make_fake, pretending
+from lora_studio.training.planning.simulation.session import SimulatedMachine, simulated_session
+from lora_studio.training.prepare import Session
+from lora_studio.training.prepare.base_model import BATCH_PIXELS, plan_adapters
+from lora_studio.training.prepare.data import GIGABYTE, image_encoders
+from lora_studio.training.prepare.regularization_images import drawer
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Bytes on the device while one thing is done, at the fullest moment."""
+
+    name: str
+    weights: Mapping[str, int]  # part of the base -> bytes, of those that are there then
+    learned: Mapping[str, int]  # adapters, and what goes with them
+    working: int  # activations, gradients and whatever else operations make
+
+    @property
+    def working_name(self) -> str:
+        return "activations and gradients" if self.name == TRAINING else "activations"
+
+    @property
+    def peak(self) -> int:
+        return sum(self.weights.values()) + sum(self.learned.values()) + self.working
+
+
+ENCODING_IMAGES, ENCODING_CAPTIONS, TRAINING = "encoding images", "encoding captions", "training"
+VALIDATION, PREVIEWS, VERIFYING = "validation", "previews", "verifying the file"
+REGULARIZATION = "drawing regularization images"
+
+
+@dataclass(frozen=True)
+class Simulation:
+    phases: tuple[Phase, ...]  # in the order of a run
+    work: Work  # of an optimizer step
+
+    @property
+    def fullest(self) -> Phase:
+        return max(self.phases, key=lambda one: one.peak)
+
+
+def simulate(recipe: Recipe, family: ModelFamily, dtype: torch.dtype, shapes: Shapes) -> Simulation:
+    """Every phase of a run whose base is in `dtype`; `family` has shapes alone, and is used up."""
+    return _Simulator(recipe, family, dtype, shapes).run()
+
+
+class _Simulator:
+    """Runs the phases one after the other, as a run does."""
+
+    def __init__(self, recipe: Recipe, family: ModelFamily, dtype: torch.dtype, shapes: Shapes) -> None:
+        training, self.wanted = recipe.training, recipe
+        passes: dict[str, Any] = {
+            "gradient_accumulation": min(2, training.gradient_accumulation)
+        }  # more are alike
+        self.repeats = training.gradient_accumulation / passes["gradient_accumulation"]
+        passes |= STAND_INS.get(training.optimizer, {})
+        self.recipe = recipe.model_copy(update={"training": training.model_copy(update=passes)})
+        machine = recipe.machine.model_copy(update={"attention": "sdpa", "compile": False})
+        self.machine = SimulatedMachine(CPU, dtype, recipe.base.quantize, machine)
+        self.family, self.shapes = family, shapes
+        self.exact = plan_adapters(recipe, family).snapshot_float32(family)
+        self.machine.shrink(family)
+        self.phases: list[Phase] = []
+        self.learned: dict[str, int] = {}
+        self.own: set[int] = set()
+
+    def run(self) -> Simulation:
+        with pretending():
+            for part in self.family.parts.values():
+                make_fake(part)
+            self.exact = {place: fake_like(tensor) for place, tensor in self.exact.items()}
+            self._draw_regularization_images()
+            self._encode_images()
+            self._encode_captions()
+            session = simulated_session(self.recipe, self.machine, self.family, self.shapes, self.exact)
+            work = self._train(session)
+            self._look(session)
+        return Simulation(tuple(self.phases), work.times(self.repeats))
+
+    def _draw_regularization_images(self) -> None:
+        wanted, bucket = self.recipe.data.regularization_images, self.shapes.bucket
+        if not wanted.count:
+            return
+        self.family.place(CPU, *self.family.parts)
+        ((_, rows),) = cut_by_bucket([bucket], lambda one: one, pixels=DRAWN_PIXELS, most=DRAWN_AT_ONCE)
+        requests = [ImageRequest(self.shapes.caption, bucket, number) for number in range(rows)]
+        one_step = wanted.model_copy(update={"steps": 1})
+        self._measure(REGULARIZATION, lambda: drawer(self.family, one_step)(requests))
+
+    def _encode_images(self) -> None:
+        """As the cache does: so many images of a bucket at once as have a megapixel."""
+        self.family.place(CPU, "vae")
+        encode, _ = image_encoders(self.family, DTYPES[self.recipe.base.vae_dtype])
+        bucket = self.shapes.bucket
+        ((_, rows),) = cut_by_bucket([bucket], lambda one: one, pixels=BATCH_PIXELS)
+        pixels = torch.zeros(rows, 3, bucket.height, bucket.width)
+        self._measure(ENCODING_IMAGES, lambda: encode(pixels.to(CPU)))
+
+    def _encode_captions(self) -> None:
+        self.family.place(CPU, *self.family.text_encoders)
+        with torch.no_grad():
+            self._measure(ENCODING_CAPTIONS, lambda: self.family.encode_text([self.shapes.caption]))
+
+    def _train(self, session: Session) -> Work:
+        loop, adapters = session.loop, adapter_bytes(session)
+        loop.base_rates = [group["lr"] for group in loop.state.optimizer.param_groups]
+        watch = GradientWatch(session.adapters, half=loop.state.scaler is not None)
+        watch.update([1.0] * len(session.adapters.named_parameters()), 1.0)  # as after the first steps
+        optimizer = first_update(loop.state)
+        if self.recipe.training.optimizer != self.wanted.training.optimizer:
+            optimizer = eight_bit_state(session.adapters.named_parameters().values())
+        self.learned = {
+            "adapters": adapters,
+            "optimizer": optimizer,
+            "mean of the weights": adapters if loop.state.ema else 0,
+            "latents and captions": self._cached_bytes(session),
+        }
+        self.own = {id(one) for one in session.adapters.named_parameters().values()}
+        with Work() as work:
+            self._measure(TRAINING, lambda: loop.train_step(1, watch))
+        return work
+
+    def _cached_bytes(self, session: Session) -> int:
+        """Latents, if they stay on the device, and texts: of all images, or of a batch without them."""
+        feed, shapes = session.loop.feed, self.shapes
+        latents = 2 * feed.latents[0].mean.nbytes * max(shapes.views, shapes.images)
+        if latents > self.recipe.data.latent_memory_gb * GIGABYTE:
+            latents = 0
+        texts = 0 if feed.texts is None else feed.texts.num_bytes // 2  # of two captions
+        return latents + texts * max(shapes.captions, 2)
+
+    def _look(self, session: Session) -> None:
+        state, samples = session.loop.state, self.recipe.samples
+        if (validation := session.validation) is not None:
+            rows = min(validation.rows_at_once, TIMESTEPS)
+            self._measure(VALIDATION, lambda: within(state.shown(), lambda: validation.try_out(rows)))
+        if samples.prompts:
+            one_step, side = samples.model_copy(update={"steps": 1}), self.recipe.data.resolution
+            draw = partial(render, self.family, one_step, side=side)
+            self._measure(PREVIEWS, lambda: within(state.shown(), draw))
+        self._measure(VERIFYING, lambda: probe(session))
+
+    def _measure(self, name: str, work: Callable[[], object]) -> None:
+        with PhaseBytes(self.family, self._weights) as live:
+            work()
+        self.phases.append(Phase(name, live.weights, dict(self.learned), live.working))
+
+    def _weights(self, part: str) -> int:
+        network = self.family.parts[part]
+        tensors = [*network.parameters(), *network.buffers()]
+        return sum(one.nbytes for one in tensors if id(one) not in self.own)
+
+
+class PhaseBytes(LiveBytes):
+    """Beside what operations make, the weights of the parts that are on the device meanwhile."""
+
+    def __init__(self, family: ModelFamily, bytes_of: Callable[[str], int]) -> None:
+        super().__init__(block=CUDAS_BLOCK)
+        self.family, self.bytes_of = family, cache(bytes_of)
+        self.weights: dict[str, int] = {}  # at the peak
+        self.working = 0
+
+    def grow(self, size: int) -> None:
+        self.now += size
+        placed = {part: self.bytes_of(part) for part in self.family.on_device}
+        if (total := self.now + sum(placed.values())) > self.peak:
+            self.peak, self.weights, self.working = total, placed, self.now
+
+
+def within(context: AbstractContextManager[object], work: Callable[[], object]) -> None:
+    with context:
+        work()
+
+
+# bitsandbytes' own operations have no fakes; its state is counted.
+STAND_INS: Mapping[str, Mapping[str, object]] = {"adamw8bit": {"optimizer": "adamw", "optimizer_options": {}}}
+LEAST_IN_8_BITS, IN_A_BLOCK = (
+    4096,
+    256,
+)  # numbers of a tensor, and that share a float32 scale, in bitsandbytes
+
+
+def eight_bit_state(parameters: Iterable[torch.Tensor]) -> int:
+    """Bytes of two moments of 8 bits; of small tensors in float32."""
+    numbers = [one.numel() for one in parameters]
+    return sum(8 * n if n < LEAST_IN_8_BITS else 2 * (n + 4 * -(-n // IN_A_BLOCK)) for n in numbers)
+
+
+def first_update(state: State) -> int:
+    """The bytes of what the optimizer keeps, which a first update makes."""
+    for group in state.optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    kept = (one for values in state.optimizer.state.values() for one in values.values())
+    return sum(one.nbytes for one in kept if isinstance(one, torch.Tensor))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -85,11 +87,41 @@ def _show_warning(
         errors.say(f"note: {message}")
 
 
+class OutlivingStream:
+    """A stream that falls silent when its terminal is gone; a run is saved and ends as it would with one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with _without_terminal():
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _without_terminal():
+            self._stream.flush()
+
+
+@contextmanager
+def _without_terminal() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+
+
 def main() -> None:
     warnings.showwarning = _show_warning
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):  # a file name in any script must not crash a console of another
             stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, OutlivingStream(stream))
     sys.exit(guarded(app))
 
 

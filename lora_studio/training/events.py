@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,23 @@ Listener = Callable[[Event], None]
 
 def ignore_events(event: Event) -> None:
     """A listener that does nothing."""
+
+
+def outliving_terminal(listener: Listener) -> Listener:
+    """The listener, until the terminal that it prints to is gone: a run goes on, or is saved, without it."""
+    gone = False
+
+    def hear(event: Event) -> None:
+        nonlocal gone
+        if not gone:
+            try:
+                listener(event)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                gone = True
+
+    return hear
 
 
 def progress(listener: Listener, what: str) -> Callable[[int, int], None]:

@@ -21,7 +21,7 @@ from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import NO_ADAPTER
 from lora_studio.recipe.load import RUN_RECIPE, load_recipe
 from lora_studio.runs import VALIDATION, ReadOnlyRun, Run, run_folder
-from lora_studio.training.events import Listener, Note, ignore_events
+from lora_studio.training.events import Listener, Note, ignore_events, outliving_terminal
 from lora_studio.training.finish import Finished, finish
 from lora_studio.training.loop.state import load_state
 from lora_studio.training.loop.watch import PreviewWatch, ValidationWatch, Watch
@@ -35,7 +35,10 @@ from lora_studio.training.tracking import Tracking
 
 @dataclass(frozen=True)
 class Interrupted:
-    """The run was stopped by Ctrl-C after this step, with a checkpoint to resume from."""
+    """The run was stopped after this step, with a checkpoint to resume from.
+
+    By Ctrl-C, SIGTERM, or SIGHUP as a terminal sends that closes.
+    """
 
     folder: Path
     step: int
@@ -57,7 +60,7 @@ def train(
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     processes, place = join_processes(loaded.machine.device), folder or run_folder(loaded.name)
     run = Run(place) if processes.is_main else ReadOnlyRun(place)
-    tracking = Tracking(loaded, run, on_event if processes.is_main else ignore_events)
+    tracking = Tracking(loaded, run, outliving_terminal(on_event) if processes.is_main else ignore_events)
     try:
         if left := processes.from_main(run.lock):
             tracking(Note(f"{left}, ended without taking its lock off {place}; it is taken over"))

@@ -23,6 +23,7 @@ from lora_studio.training.loop.state import State
 from lora_studio.training.machine import out_of_memory, unless_out_of_memory, within_memory
 
 T = TypeVar("T")
+HANGUP = "SIGHUP"
 LESS_FOR_PREVIEWS = (
     'a smaller data.resolution or base.quantize = "bnb_nf4" takes less, and samples.prompts = [] draws none'
 )
@@ -177,25 +178,30 @@ class Watch:
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Within it the first Ctrl-C or SIGTERM sets the event; a second one does what it usually does."""
+    """Within it the first Ctrl-C, SIGTERM or SIGHUP sets the event; a second one does what it usually does.
+
+    But for SIGHUP, of which a terminal that closes may send several: those after the first are passed over.
+    Under nohup it is ignored, as it was before.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked  # signals belong to the main thread; elsewhere the caller stops the run
         return
-    # batch systems send SIGTERM before they take a machine away, and launchers when a process has ended
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # batch systems send SIGTERM before they take a machine away, and launchers when a process has ended; a
+    # terminal that closes or a lost ssh connection sends SIGHUP, which Windows does not have
+    names = [name for name in ("SIGINT", "SIGTERM", HANGUP) if hasattr(signal, name)]
+    before = {signal.Signals[name]: signal.getsignal(signal.Signals[name]) for name in names}
+    caught = [one for one, handler in before.items() if one.name != HANGUP or handler != signal.SIG_IGN]
 
     def on_interrupt(number: int, frame: object) -> None:
         asked.set()
-        restore()
+        for one in caught:
+            signal.signal(one, signal.SIG_IGN if one.name == HANGUP else before[one])
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    for number in before:
-        signal.signal(number, on_interrupt)
+    for one in caught:
+        signal.signal(one, on_interrupt)
     try:
         yield asked
     finally:
-        restore()
+        for one in caught:
+            signal.signal(one, before[one])

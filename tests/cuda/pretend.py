@@ -108,7 +108,17 @@ def _fake_tensors(audit: Audit) -> Iterator[object]:
     # asks for weak references to them first, which fake tensors always have
     lenient = types.SimpleNamespace(**{**vars(weakref), "getweakrefs": lambda tensor: []})
     yield patch.object(torch.utils, "weakref", lenient)
+    yield patch.object(FakeTensor, "__deepcopy__", _deepcopy, create=True)
     yield patch.object(F, "scaled_dot_product_attention", _attention)
+
+
+def _deepcopy(tensor: FakeTensor, memo: dict[int, Tensor]) -> Tensor:
+    """Without its mode, of which torch would make a second one, and crash when that is freed."""
+    if id(tensor) not in memo:
+        copied = tensor.detach().clone()
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        memo[id(tensor)] = torch.nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
+    return memo[id(tensor)]
 
 
 def _nested(shape: list[int], value: float) -> list[object]:

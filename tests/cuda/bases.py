@@ -28,9 +28,9 @@ def make_base(name: str) -> ModelFamily:
 
 def _miniature(family: type[ModelFamily], sizes: Sizes, noise: Sizes, *, encoders: int = 1) -> ModelFamily:
     tokenizer = CLIPTokenizer.from_pretrained(POCKET_FOLDER / "tokenizer")
-    levels: dict[str, Any] = {"block_out_channels": (16, 24), "layers_per_block": 1, "norm_num_groups": 8}
-    levels |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
-    levels |= {"up_block_types": ("UpBlock2D", "UpBlock2D"), "mid_block_type": None}
+    levels: dict[str, Any] = {"block_out_channels": (16,), "layers_per_block": 1, "norm_num_groups": 8}
+    levels |= {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    levels |= {"mid_block_type": None}  # a run takes a second, in which every operation counts
     parts: dict[str, nn.Module] = {
         "unet": UNet2DConditionModel(sample_size=16, attention_head_dim=2, **levels | dict(sizes)),
         "vae": AutoencoderKL(
@@ -40,10 +40,10 @@ def _miniature(family: type[ModelFamily], sizes: Sizes, noise: Sizes, *, encoder
             norm_num_groups=2,
             sample_size=64,
         ),
-        "text_encoder": CLIPTextModel(_clip(16, 2, 2, vocabulary=len(tokenizer), tokens=77)),
+        "text_encoder": CLIPTextModel(_clip(16, encoders, 2, vocabulary=len(tokenizer))),
     }
     if encoders == 2:
-        second = _clip(24, 2, 2, projection=20, vocabulary=len(tokenizer), tokens=77)
+        second = _clip(24, 2, 2, projection=20, vocabulary=len(tokenizer))
         parts["text_encoder_2"] = CLIPTextModelWithProjection(second)
     return _family(family, parts, tokenizer, noise)
 
@@ -57,7 +57,7 @@ def _family(
 
 
 def _clip(
-    width: int, layers: int, heads: int, *, projection: int = 512, vocabulary: int = 49408, tokens: int = 77
+    width: int, layers: int, heads: int, *, projection: int = 512, vocabulary: int = 49408
 ) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=vocabulary,
@@ -66,7 +66,6 @@ def _clip(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         projection_dim=projection,
-        max_position_embeddings=tokens,
     )
 
 

@@ -42,7 +42,7 @@ BUNDLES: dict[str, Changes] = {
     "plain": (),
     "frugal": (
         *("machine.gradient_checkpointing=true", "machine.channels_last=true"),
-        *("training.gradient_accumulation=2", "training.ema=0.9"),
+        "training.ema=0.9",
     ),
     "text encoder": (
         *("adapter.text_encoder=true", "machine.gradient_checkpointing=true", "objective.preservation=0.6"),
@@ -60,7 +60,10 @@ BUNDLES: dict[str, Changes] = {
         *("data.extra_resolutions=[32]", "training.gradient_accumulation=2"),
     ),
     "class": ("data.regularization_images.images={folder}/class", "data.class_words=a ball"),
-    "shown": ("validation.count=1", "samples.prompts=['a', 'b']", "samples.steps=1"),
+    "shown": (
+        *("validation.count=1", "training.batch_size=8"),  # as many timesteps are measured at once
+        *("samples.prompts=['a', 'b']", "samples.steps=1"),
+    ),
 }
 UNSIMULATED = {
     **dict.fromkeys(("adamw8bit", "bnb_int8", "bnb_nf4"), "bitsandbytes' kernels want real memory"),

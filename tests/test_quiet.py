@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
+from pathlib import Path
 
-from lora_studio.quiet import paused_collector, paused_until_told
+import pytest
+
+from lora_studio.quiet import WAITING, paused_collector, paused_until_told, shorten_waits
+from lora_studio.recipe.load import PRESET_FOLDER
 
 PLAIN_THEN_QUANTISED = """
 import sys
@@ -61,3 +66,30 @@ def test_a_pause_ends_with_the_first_event() -> None:
         told(lambda event: heard.append((event, gc.isenabled())))("first")
     assert heard == [("first", True)] and gc.isenabled()
     gc.unfreeze()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is what torch's threads come from on Linux")
+@pytest.mark.parametrize(("own", "spins"), [({}, "3000"), ({"OMP_WAIT_POLICY": "passive"}, "0")])
+def test_threads_that_train_on_a_cpu_soon_sleep_while_they_wait_unless_the_user_has_a_say_in_it(
+    own: dict[str, str], spins: str, tmp_path: Path
+) -> None:
+    """By what libgomp says of itself when torch loads it; the run ends there, for want of images."""
+    recipe, changes = PRESET_FOLDER / "pocket_style.toml", ("data.images=nowhere", "machine.device=cpu")
+    command = [sys.executable, "-m", "lora_studio", "train", str(recipe), "--out", str(tmp_path)]
+    environment = {key: value for key, value in os.environ.items() if key not in WAITING}
+    ran = subprocess.run(
+        [*command, *(word for one in changes for word in ("--set", one))],
+        env={**environment, **own, "OMP_DISPLAY_ENV": "VERBOSE"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2 and "nowhere" in ran.stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in ran.stderr
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_threads_wait_as_they_do_where_a_gpu_trains(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    shorten_waits(device)
+    assert os.environ == ({"GOMP_SPINCOUNT": "3000"} if device == "cpu" else {})

@@ -24,7 +24,7 @@ from lora_studio.cli.options import (
 from lora_studio.console import console, errors
 from lora_studio.errors import RecipeError
 from lora_studio.processes import is_main
-from lora_studio.quiet import paused_until_told
+from lora_studio.quiet import paused_until_told, shorten_waits
 
 if TYPE_CHECKING:
     from lora_studio.recipe import Recipe
@@ -95,6 +95,7 @@ def plan(
     if card is not None:
         _plan_for(loaded, card, memory, as_json=as_json)
         return
+    shorten_waits(loaded.machine.device)  # as train does: it takes the time of a step
     from lora_studio.console import RunScreen, print_needs, print_plan
     from lora_studio.training.planning import plan as make
 
@@ -144,6 +145,7 @@ def demo(
 
 def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
     console.quiet = not is_main()  # of several processes one speaks
+    shorten_waits(recipe.machine.device)
     with paused_until_told() as told:
         from lora_studio.console import RunScreen, print_finished
         from lora_studio.runs import run_folder

@@ -28,7 +28,7 @@ from lora_studio.training.loop.watch import PreviewWatch, ValidationWatch, Watch
 from lora_studio.training.machine import is_out_of_memory, out_of_memory
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.prepare.data import in_steps, manifest_of
-from lora_studio.training.prepare.resume import BASE, INPUTS
+from lora_studio.training.prepare.resume import BASE, INPUTS, SCHEDULE_END, has_zero_last
 from lora_studio.training.report import describe, time_everything
 from lora_studio.training.tracking import Tracking
 
@@ -92,8 +92,10 @@ def _train(
     if resume:
         step = _load_checkpoint(session)
         run.adopt_first_validation()
+        session.loop.zero_last = processes.from_main(lambda: has_zero_last(run))
     run.text(RUN_RECIPE, to_toml(session.recipe))
-    run.json(INPUTS, {**session.inputs, BASE: session.base_fingerprint})
+    end = {} if session.loop.zero_last else {SCHEDULE_END: "behind the last step"}
+    run.json(INPUTS, {**session.inputs, BASE: session.base_fingerprint, **end})
     for lines in ("metrics.jsonl", VALIDATION):  # of steps done again, or of a start without a save
         run.forget_after(step if resume else -1, lines)
     if processes.is_main:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from multiprocessing.process import BaseProcess
@@ -14,6 +15,7 @@ from processes import said, start_verb
 
 from lora_studio.errors import CheckpointError, RecipeError, StudioError
 from lora_studio.recipe.load import load_recipe
+from lora_studio.runs import Run
 from lora_studio.training.finish import Finished
 from lora_studio.training.session import train
 
@@ -117,3 +119,24 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, recipe_file: Path) -> Non
     damaged.write_bytes(damaged.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="step_000004 cannot be read"):
         train(load_recipe(recipe_file), folder, resume=True)
+
+
+def test_a_run_goes_on_with_the_learning_rates_that_it_began_with(tmp_path: Path, recipe_file: Path) -> None:
+    """Linear used to reach 0 in the last step; runs of that time have no word of its end in inputs.json."""
+    recipe = load_recipe(recipe_file, changes=("training.lr_schedule=linear", "samples.prompts=[]"))
+
+    def resumed(folder: Path) -> list[float]:
+        shutil.rmtree(folder / "checkpoints" / "step_000004")
+        train(recipe, folder, resume=True)
+        return [row["learning_rate"] / 1e-3 for row in Run(folder).metrics()]
+
+    train(recipe, tmp_path / "now")
+    straight = (tmp_path / "now" / "tiny.safetensors").read_bytes()
+    shutil.copytree(tmp_path / "now", old := tmp_path / "then")
+    assert resumed(tmp_path / "now") == pytest.approx([1, 1, 2 / 3, 1 / 3])
+    assert (tmp_path / "now" / "tiny.safetensors").read_bytes() == straight
+    inputs = json.loads((old / "inputs.json").read_text())
+    inputs.pop("training.lr_schedule")
+    (old / "inputs.json").write_text(json.dumps(inputs))
+    for _ in range(2):  # and so it does the next time
+        assert resumed(old)[2:] == pytest.approx([1 / 3, 0])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe.training import TrainingConfig
-from lora_studio.training.optimizers import factor, make_schedule
+from lora_studio.training.optimizers import SCHEDULES, factor, make_schedule
 from lora_studio.training.prepare.checks import schedule_faults
 
 STEPS, WARMUP = 50, 10
@@ -20,7 +21,7 @@ def rates(name: str, floor: float | None = None) -> list[float]:
     return [factor(schedule, step, steps=STEPS, warmup_steps=WARMUP) for step in range(1, STEPS + 1)]
 
 
-@pytest.mark.parametrize(("floor", "end"), [(None, 0.1), (0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
+@pytest.mark.parametrize(("floor", "end"), [(None, 0.1), (0.25, 0.25), (1.0, 1.0)])
 def test_cosine_falls_along_half_a_cosine_to_its_floor(floor: float | None, end: float) -> None:
     for step, rate in enumerate(rates("cosine", floor), start=1):
         angle = math.pi * (step - WARMUP) / (STEPS - WARMUP)
@@ -28,11 +29,35 @@ def test_cosine_falls_along_half_a_cosine_to_its_floor(floor: float | None, end:
         assert rate == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize(("floor", "end"), [(None, 0.0), (0.25, 0.25)])
-def test_linear_falls_straight_to_its_floor(floor: float | None, end: float) -> None:
-    for step, rate in enumerate(rates("linear", floor), start=1):
-        expected = step / WARMUP if step <= WARMUP else 1 - (1 - end) * (step - WARMUP) / (STEPS - WARMUP)
+def test_linear_falls_straight_to_its_floor() -> None:
+    for step, rate in enumerate(rates("linear", 0.25), start=1):
+        expected = step / WARMUP if step <= WARMUP else 1 - 0.75 * (step - WARMUP) / (STEPS - WARMUP)
         assert rate == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("name", "floor"), [("linear", None), ("linear", 0.0), ("cosine", 0.0)])
+def test_what_ends_at_zero_does_so_behind_the_last_step_as_in_transformers(
+    name: str, floor: float | None
+) -> None:
+    """Theirs counts from 0 and has a rate of 0 in the first step of its warm-up; after it they agree."""
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=WARMUP, num_training_steps=STEPS)
+    expected = []
+    for _ in range(STEPS):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    found = rates(name, floor)
+    assert found[WARMUP:] == pytest.approx(expected[WARMUP:], abs=1e-12) and min(found) > 0
+
+
+@pytest.mark.parametrize("name", SCHEDULES.names())
+@pytest.mark.parametrize("warmup", [0, 1, 20])
+def test_no_step_has_a_rate_of_zero(name: str, warmup: int) -> None:
+    schedule = make_schedule(name, None)
+    assert all(factor(schedule, step, steps=20, warmup_steps=warmup) > 0 for step in range(1, 21))
 
 
 def test_constant_stays_after_its_warm_up() -> None:

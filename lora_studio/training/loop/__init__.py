@@ -49,6 +49,7 @@ class Loop:
     looks_after: Callable[[int], bool] = lambda step: True  # whether one of them does so after this step
     processes: Processes = ALONE
     reads_late: bool = False  # what a step came to is read while the next one is computed
+    zero_last: bool = False  # a schedule that ends at 0 does so in the last step, not behind it
     base_rates: list[float] = field(default_factory=list)
     _interrupted: threading.Event = field(default_factory=threading.Event)  # by Ctrl-C of this process
 
@@ -116,7 +117,8 @@ class Loop:
         return stopping if self.processes.count > 1 else self._interrupted.is_set()
 
     def _set_learning_rates(self, step: int) -> None:
-        rate = factor(self.schedule, step, steps=self.config.steps, warmup_steps=self.config.warmup)
+        lengths = {"steps": self.config.steps, "warmup_steps": self.config.warmup}
+        rate = factor(self.schedule, step, **lengths, zero_last=self.zero_last)
         for group, base_rate in zip(self.state.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base_rate * rate
 

@@ -237,8 +237,19 @@ def make_schedule(name: str, floor: float | None) -> Schedule:
     return partial(schedule, floor=floor)  # type: ignore[call-arg]
 
 
-def factor(schedule: Schedule, step: int, *, steps: int, warmup_steps: int) -> float:
-    """The factor for step 1..steps: a linear warm-up, then the schedule, which ends at the last step."""
+def ends_at_zero(schedule: Schedule) -> bool:
+    return schedule(1.0) == 0.0
+
+
+def factor(schedule: Schedule, step: int, *, steps: int, warmup_steps: int, zero_last: bool = False) -> float:
+    """The factor for step 1..steps: a linear warm-up, then the schedule, which ends at the last step.
+
+    One that ends at 0 does so a step later, as torch's and transformers' do, since a step with the rate 0
+    learns nothing; not with `zero_last`, as of runs that began before that was so.
+    """
     if step <= warmup_steps:
         return step / warmup_steps
-    return schedule((step - warmup_steps) / max(1, steps - warmup_steps))
+    after = step - warmup_steps
+    if ends_at_zero(schedule) and not zero_last:
+        after -= 1
+    return schedule(after / max(1, steps - warmup_steps))

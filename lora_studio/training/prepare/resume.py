@@ -22,6 +22,7 @@ from lora_studio.training.optimizers import factor, make_schedule
 STEPS = "training.steps"
 INPUTS = "inputs.json"  # sha256 of the LoRA files and the denoiser that the run was made from
 BASE = "base.model"  # in INPUTS
+SCHEDULE_END = "training.lr_schedule"  # in INPUTS, of runs whose schedule to 0 ends behind the last step
 _SAID = ("note", "captioned_by")  # about an image, and nothing that is learned
 
 
@@ -41,6 +42,11 @@ def inputs_before(run: Run) -> dict[str, str]:
     """What the run was made from when it began; empty of runs that did not write it down."""
     path = run.folder / INPUTS
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def has_zero_last(run: Run) -> bool:
+    """Whether a run that is there began when a schedule that ends at 0 did so in the last step."""
+    return SCHEDULE_END not in inputs_before(run)
 
 
 def input_faults(folder: Path, before: Mapping[str, str], inputs: Mapping[str, str]) -> list[str]:

@@ -25,6 +25,8 @@ from safetensors.numpy import save_file
 
 RESULTS = Path(__file__).parent / "results" / "startup.json"
 NUM_IMAGES, SIDE = 30, 512  # pixels
+NUM_FILES = 500
+MANY_FILES = f"inspect {NUM_FILES} files"
 FIRST_STEP = "first step of the demo"
 
 TO_FIRST_STEP = """
@@ -52,15 +54,20 @@ class Start:
 def starts(folder: Path) -> list[Start]:
     """The commands on a LoRA file and images that are made in `folder`."""
     file, images = write_lora(folder / "lora.safetensors"), write_images(folder / "images")
+    files, out = copies(file, folder / "files"), ("--force", "--out", str(folder / "made.safetensors"))
 
-    def verb(*words: str, limit: float, codes: tuple[int, ...] = (0,)) -> Start:
-        return Start(words[0], ("-m", "lora_studio", *words), limit, codes)
+    def verb(*words: str, limit: float, name: str = "", codes: tuple[int, ...] = (0,)) -> Start:
+        return Start(name or words[0], ("-m", "lora_studio", *words), limit, codes)
 
     return [
-        verb("--help", limit=0.35),
-        verb("inspect", str(file), limit=1.0),
-        verb("metadata", str(file), limit=1.0),
-        verb("verify", str(file), limit=1.0),
+        verb("--help", limit=0.3),
+        verb("inspect", str(file), limit=0.8),
+        verb("inspect", str(files), limit=4.0, name=MANY_FILES),
+        verb("metadata", str(file), limit=0.8),
+        verb("verify", str(file), limit=0.8),
+        verb("resize", str(file), "--rank", "4", *out, limit=2.2),
+        verb("combine", f"{file}:0.8", f"{file}:0.6", *out, limit=2.2),
+        verb("convert", str(file), "--to", "diffusers", *out, limit=2.2),
         verb("doctor", str(images), limit=2.5, codes=(0, 1)),
         Start(FIRST_STEP, ("-c", TO_FIRST_STEP, str(folder / "run")), limit=8.0),
     ]
@@ -88,6 +95,14 @@ def write_lora(path: Path) -> Path:
                 tensors[f"{name}.alpha"] = np.array(8, np.float16)
     save_file(tensors, path, {"ss_network_module": "networks.lora", "ss_base_model_version": "sd_v1"})
     return path
+
+
+def copies(file: Path, folder: Path) -> Path:
+    """A folder of links to the file; each is read and judged as a file of its own."""
+    folder.mkdir()
+    for number in range(NUM_FILES):
+        os.link(file, folder / f"{number:03}.safetensors")
+    return folder
 
 
 def write_images(folder: Path) -> Path:

@@ -11,7 +11,7 @@ CropMode = Literal["centre", "random", "focus"]
 FOLDER_NAME = "folder name"  # who wrote a caption that is the name of a `<repeats>_<name>` folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Bucket:
     """A size in pixels that images share in a batch; both sides are multiples of the family's stride."""
 
@@ -38,7 +38,7 @@ class View:
     flip: bool = False  # mirrored: left and right change places
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Overrides:
     """What a line of metadata.jsonl or .csv says about its own image; None: as [data] says for all."""
 
@@ -51,7 +51,7 @@ class Overrides:
     focus: tuple[float, float] | None = None  # shares of width and height, from the left and the top
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One file found: an image that is used, or the reason why it is not."""
 

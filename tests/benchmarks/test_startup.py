@@ -18,6 +18,7 @@ def test_the_file_that_commands_read_is_a_valid_lora(tmp_path: Path) -> None:
     by_name = {one.name: one for one in starts(tmp_path)}
     assert verify(Path(by_name["verify"].arguments[-1])).ok
     assert len(list((tmp_path / "images").glob("*.png"))) == 30
+    assert len(list((tmp_path / "files").iterdir())) == 500
 
 
 def test_both_trees_are_measured_and_judged(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def examine(
     plan = bucket_plan(manifest, requirements.resolution, requirements.stride)
     triggers = dict.fromkeys(record.trigger for record in manifest.used if record.trigger)
     plan["triggers"] = [tokens_in_words(trigger, requirements.tokenizers) for trigger in triggers]
-    return DoctorReport(worst_first(findings, CHECKS.names()), plan)
+    return DoctorReport(worst_first(findings, CHECKS.names()), plan, manifest.usable)
 
 
 @dataclass(frozen=True)

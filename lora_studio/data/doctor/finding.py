@@ -25,7 +25,7 @@ _IN_PLAN = {  # what the plan of a training says in its own lines
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One thing about one file, or about all of them if `path` is empty."""
 
@@ -52,6 +52,7 @@ class DoctorReport:
 
     findings: tuple[Finding, ...]
     plan: dict[str, Any]  # see `bucket_plan`
+    images: tuple[Record, ...] = ()  # usable and placed, as `plan` says in JSON
 
     def count(self, severity: Severity) -> int:
         return sum(finding.severity == severity for finding in self.findings)
@@ -78,8 +79,13 @@ class DoctorReport:
         return rows + [("", f"{in_words(kind)}: {preview_names(names)}") for kind, names in kinds.items()]
 
     def to_json(self) -> dict[str, Any]:
-        """{"findings": [{"kind", "severity", "path", "detail", "advice"}, ...], "plan": {...}}."""
-        return {"findings": [finding.to_json() for finding in self.findings], "plan": self.plan}
+        """{"findings": [{"kind", "severity", "path", "detail", "advice"}, ...], "plan": {...}}.
+
+        The plan is that of `bucket_plan` with every usable image, its bucket and crop as "images": `crop` is
+        left, top, right, bottom in the image as resized to `resize`; `cropped_away` a share, 0 to 1.
+        """
+        plan = self.plan | {"images": [_image(record) for record in self.images]}
+        return {"findings": [finding.to_json() for finding in self.findings], "plan": plan}
 
 
 def worst_first(findings: Iterable[Finding], kinds: Sequence[str]) -> tuple[Finding, ...]:
@@ -89,10 +95,7 @@ def worst_first(findings: Iterable[Finding], kinds: Sequence[str]) -> tuple[Find
 
 
 def bucket_plan(manifest: Manifest, resolution: int, stride: int) -> dict[str, Any]:
-    """Buckets with their number of images, and every usable image with its bucket and crop.
-
-    `crop` is left, top, right, bottom in the image as resized to `resize`; `cropped_away` a share, 0 to 1.
-    """
+    """Buckets with their number of images, and the mean share that is cropped away, 0 to 1."""
     trained = manifest.used
     buckets = Counter(record.bucket.name for record in trained if record.bucket)
     plan: dict[str, Any] = {"resolution": resolution, "stride": stride}
@@ -101,7 +104,6 @@ def bucket_plan(manifest: Manifest, resolution: int, stride: int) -> dict[str, A
         "roles": dict(Counter(record.role for record in manifest.usable)),
         "buckets": dict(sorted(buckets.items())),
         "cropped_away": sum(map(crop_loss, trained)) / len(trained) if trained else 0.0,
-        "images": [_image(record) for record in manifest.usable],
     }
 
 

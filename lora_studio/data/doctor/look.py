@@ -32,6 +32,7 @@ from lora_studio.recipe.data import DataConfig
 _LEAST_CONTRAST = 1.0  # a plain image looks like every other one
 SOMEWHAT_SOFT = 0.55  # edge width from which traces of enlarging are looked for
 _WINDOW = 512  # pixels; of larger images the middle is searched for traces of what was done to them
+_NO_BORDER = Border()  # one for all
 _REDUCING_GAP = 1.5  # edge widths come within 5 % of those through LANCZOS alone
 
 
@@ -157,7 +158,7 @@ def look(decoded: DecodedImage, record: Record, trained_size: tuple[int, int]) -
         image, shrunk = reopen_luma(record.path, record.sha256), 1
     middle = _middle(image)
     block, quality = pixel_block(middle), jpeg_quality(decoded.luma_table)
-    border = find_border(np.asarray(image.convert("L"))) if has_border else Border()
+    border = find_border(np.asarray(image.convert("L"))) if has_border else _NO_BORDER
     return Look(
         trained_size=trained_size,
         likeness=likeness(reduced),
@@ -167,7 +168,7 @@ def look(decoded: DecodedImage, record: Record, trained_size: tuple[int, int]) -
         pixel_block=block * shrunk if block > 1 else 1,
         jpeg_quality=quality,
         blockiness=blockiness(middle) if quality is None else 1.0,
-        border=Border(*(shrunk * pixels for pixels in border)),
+        border=Border(*(shrunk * pixels for pixels in border)) if border else _NO_BORDER,
     )
 
 

@@ -217,7 +217,7 @@ def test_a_check_is_added_by_its_function_and_its_line_in_the_table(
     monkeypatch.setitem(CHECKS.entries, "even_width", f"{__name__}:even_width")
     report = report_of(Source(train.folder))
     added = [finding for finding in report.findings if finding.kind == "even_width"]
-    names = {image["path"] for image in report.plan["images"]}
+    names = {image["path"] for image in report.to_json()["plan"]["images"]}
     assert {finding.path for finding in added} == names - {"odd.png"}
     assert all(finding.detail == f"{width} pixels wide" for finding in added if finding.path == "0.png")
     assert [finding for finding in report.findings if finding.kind != "even_width"] == [*before.findings]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -76,11 +77,12 @@ def decoder_of(family: ModelFamily) -> AutoencoderKL:
     dtype = torch.bfloat16 if family.precision == torch.bfloat16 else torch.float32
     vae: AutoencoderKL = copy.deepcopy(family.parts["vae"])
     torch.nn.Module.to(vae, family.device, dtype)  # diffusers' own `to` warns about every cast
-    decode = vae.decode
+    # with a reference to itself it would stay on the device until the next search for cycles
+    decode, itself = type(vae).decode, weakref.ref(vae)
 
     def without_autocast(latents: Tensor, *arguments: object, **named: object) -> object:
         with torch.autocast(family.device.type, enabled=False):
-            return decode(latents.to(dtype), *arguments, **named)
+            return decode(itself(), latents.to(dtype), *arguments, **named)
 
     vae.decode = without_autocast
     vae.tile_sample_min_size = math.isqrt(MOST_UNTILED)

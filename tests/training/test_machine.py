@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_studio.evaluate.previews import in_its_precision
+from lora_studio.evaluate.previews import decoder_of, in_its_precision, render
 from lora_studio.families.base import ModelFamily
+from lora_studio.quiet import paused_collector
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
@@ -114,12 +116,26 @@ def test_compiled_blocks_change_nothing_but_rounding(recipe_file: Path, tmp_path
 def test_float16s_images_are_decoded_in_float32(recipe_file: Path, tmp_path: Path) -> None:
     family = session_of(recipe_file, tmp_path, "base.dtype=float16").family
     seen: list[torch.dtype] = []
-    vae = family.parts["vae"]
+    vae = decoder_of(family)
     vae.decoder.conv_in.register_forward_hook(lambda module, given, answer: seen.append(answer.dtype))
     with torch.no_grad(), in_its_precision(family):
         vae.decode(torch.zeros(1, 4, 4, 4, dtype=torch.float16))
     assert seen == [torch.float32]
-    assert "decode" not in vars(vae)
+    assert "decode" not in vars(family.parts["vae"])
+
+
+def test_previews_leave_nothing_on_the_device(recipe_file: Path, tmp_path: Path) -> None:
+    """Their copy of the VAE is gone when they are drawn, not when Python next looks for cycles."""
+    session = session_of(recipe_file, tmp_path)
+
+    def num_vaes() -> int:
+        return sum(type(one).__name__ == "AutoencoderKL" for one in gc.get_objects())
+
+    gc.collect()
+    with paused_collector():
+        before = num_vaes()
+        render(session.family, session.recipe.samples.model_copy(update={"steps": 1}), side=32)
+        assert num_vaes() == before
 
 
 def test_tf32_is_what_the_recipe_says(recipe_file: Path, tmp_path: Path) -> None:

@@ -127,8 +127,7 @@ def suggest(report: DoctorReport, records: Sequence[Record]) -> dict[str, str]:
     for finding in report.findings:
         if finding.leave_out:
             why.setdefault(finding.path, []).append(f"{in_words(finding.kind)}: {finding.detail}")
-    order = [record.name for record in records]
-    return {name: "; ".join(why[name]) for name in sorted(why, key=order.index)}
+    return {record.name: "; ".join(why[record.name]) for record in records if record.name in why}
 
 
 def write_suggestion(path: Path, report: DoctorReport, records: Sequence[Record]) -> int:

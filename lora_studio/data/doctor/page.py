@@ -26,7 +26,7 @@ from lora_studio.files import write_atomically
 from lora_studio.text import in_words, plural, shown
 
 _MARK = '<meta name="generator" content="lora-studio doctor">'
-_MOST_CARDS, _MOST_IMAGES = 60, 300  # a page with more opens slowly
+_MOST_CARDS, _MOST_NAMES, _MOST_IMAGES = 60, 1000, 300  # a page with more opens slowly
 _WIDTH, _HEIGHT = 180, 150  # the box that thumbnails fit into, in CSS pixels
 _LARGEST_SIDE = 256  # pixels of an image's file: more than the page shows, for fine screens
 
@@ -86,8 +86,9 @@ def _section(findings: Sequence[Finding], manifest: Manifest) -> str:
     )
     rest = ""
     if more := findings[_MOST_CARDS:]:
-        names = ", ".join(f"<bdi>{_text(finding.path)}</bdi>" for finding in more)
-        rest = f'<p class="rest">And {len(more)} more: {names}</p>'
+        names = ", ".join(f"<bdi>{_text(finding.path)}</bdi>" for finding in more[:_MOST_NAMES])
+        unnamed = "" if len(more) <= _MOST_NAMES else " and others, which --json names"
+        rest = f'<p class="rest">And {len(more)} more: {names}{unnamed}</p>'
     heading, advice = in_words(first.kind).capitalize(), _advice(shared)
     return _of_kind("section", first, heading=heading, count=count, advice=advice, cards=cards, rest=rest)
 

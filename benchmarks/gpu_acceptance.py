@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
 
 import torch
 from figures import table
@@ -30,6 +31,7 @@ from lora_studio.quiet import quiet_libraries
 
 MINUTES = 8.8
 USABLE = 0.95  # of the device's memory
+MANY_CORES = 8  # from which on planning beside the runs does not slow them
 GPUS_GIB = (8.0, 139.0)  # whose agenda a rehearsal prints
 
 
@@ -43,7 +45,7 @@ def too_large(check: Check, gib: float) -> str:
 def agenda(checks: Sequence[Check], gib: float) -> str:
     """What would be run on a GPU with so much memory, as a table."""
     rows = [(one.name, one.seconds, one.gib or "", too_large(one, gib) or "runs") for one in checks]
-    seconds = sum(one.seconds for one in checks if not too_large(one, gib))
+    seconds = sum(one.seconds for one in checks if not (one.beside or too_large(one, gib)))
     title = f"On a GPU with {gib:g} GiB, about {seconds / 60:.1f} minutes on a fast one:"
     return f"{title}\n\n{table(('check', 'seconds', 'GiB', ''), rows)}\n"
 
@@ -66,14 +68,26 @@ def run_all(checks: Sequence[Check], bench: Bench, minutes: float) -> bool:
         with (bench.folder / LOG).open("ab") as log:
             return subprocess.Popen([*command, "--worker", *names], stdout=log, stderr=log)
 
-    for group in dict.fromkeys(one.group for one in checks):
-        fitting = []
-        for check in (one for one in checks if one.group == group):
-            if why := too_large(check, gib):
-                book.enter(Outcome(check.name, NOT_HERE, why=why))
-            else:
-                fitting.append(check)
-        supervise(fitting, book, start, until)
+    fitting: dict[str, list[Check]] = {}
+    for check in checks:
+        if why := too_large(check, gib):
+            book.enter(Outcome(check.name, NOT_HERE, why=why))
+        else:
+            fitting.setdefault(check.group, []).append(check)
+    beside = [
+        Thread(target=supervise, args=(group, book, start, until))
+        for group in fitting.values()
+        if group[0].beside
+    ]
+    parallel = (os.cpu_count() or 1) >= MANY_CORES
+    for thread in beside if parallel else ():
+        thread.start()
+    for group in (one for one in fitting.values() if not one[0].beside):
+        supervise(group, book, start, until)
+    for thread in beside:
+        if not parallel:
+            thread.start()
+        thread.join()
     book.write()
     print(f"results: {bench.folder / 'results.md'} and results.json; what was said: {LOG}")
     return book.ok

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from guarded import Figures, NotHere
-from published import TINY_SIDE, family_at, published
+from published import TINY_SIDE, Build, published, published_at
 from train_step import draw_images
 
 from lora_studio.processes import find_device
@@ -19,6 +19,13 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.training.events import Event, Note, PreviewsDrawn, Progress, StepDone, TrainingPlan
 from lora_studio.training.finish import Finished
 from lora_studio.training.machine.self_test import try_option
+from lora_studio.training.planning.simulation import (
+    ENCODING_CAPTIONS,
+    ENCODING_IMAGES,
+    PREVIEWS,
+    TRAINING,
+    VERIFYING,
+)
 from lora_studio.training.session import train
 
 GIB = 2**30
@@ -52,8 +59,8 @@ class Bench:
         if not (folder / "model_index.json").is_file():
             with self.device:
                 torch.manual_seed(0)
-                size, dtype = "tiny" if self.rehearsal else "published", torch.float16
-                family = published(family_at(resolution), dtype=dtype, size=size)  # type: ignore[arg-type]
+                size: Build = "tiny" if self.rehearsal else "published"
+                family = published(published_at(resolution), dtype=torch.float16, size=size)
             family.pipeline().save_pretrained(folder)
         return folder
 
@@ -76,16 +83,21 @@ class Case:
         return f"{self.resolution} px: {self.name}"
 
     @property
+    def is_planned(self) -> bool:
+        """Whether its memory is that of no other case."""
+        return self.dtype == "bfloat16" and not set(self.machine) & {COMPILE, XFORMERS}
+
+    @property
     def steps(self) -> int:
         return 24 if self.resolution < 1024 else 14
 
-    def recipe(self, bench: Bench) -> str:
+    def recipe(self, bench: Bench, *, base: str = "") -> str:
         steps = 3 if bench.rehearsal else self.steps
         prompts = ["a red heart in a meadow", "a blue fish on a beach", "a tree", "a star"][: self.prompts]
         return f"""
 name = "case"
 [base]
-model = "{bench.base(self.resolution)}"
+model = "{base or bench.base(self.resolution)}"
 dtype = "{self.dtype}"
 quantize = "{self.quantize}"
 [data]
@@ -129,6 +141,9 @@ CASES = (
 )
 
 
+ENCODING = {"latents": ENCODING_IMAGES, "captions": ENCODING_CAPTIONS}  # by what progress is told of
+
+
 class Phases:
     """A listener that says when steps were done, and what the device held at most up to each event."""
 
@@ -146,9 +161,10 @@ class Phases:
     def _ended(self, event: Event) -> str:
         """The phase that the event tells of; empty if it may come at any time."""
         if isinstance(event, Note):
-            return "verification" if event.text.startswith("verified") else ""
-        names = {Progress: "encoding", TrainingPlan: "trial", StepDone: "training", PreviewsDrawn: "previews"}
-        return names.get(type(event), "")
+            return VERIFYING if event.text.startswith("verified") else ""
+        if isinstance(event, Progress):
+            return ENCODING.get(event.what, "")
+        return {TrainingPlan: "trial", StepDone: TRAINING, PreviewsDrawn: PREVIEWS}.get(type(event), "")
 
     def seconds_per_step(self) -> float:
         """Of the later half, as compilation and allocation lie in the first."""

@@ -21,7 +21,7 @@ from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from gpu_cases import CASES, COMPILE, GIB, Bench, Case, run_case
 from guarded import Check, Figures
-from published import conditioning_for, fake_tensors, family_at, published
+from published import Build, conditioning_for, fake_tensors, published, published_at
 from safetensors.torch import load_file
 from step_launches import arm
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,10 +30,12 @@ from lora_studio.recipe.load import PRESET_FOLDER, load_recipe
 from lora_studio.runs import ReadOnlyRun
 from lora_studio.training.finish import Finished
 from lora_studio.training.machine.self_test import environment, trials, try_option
+from lora_studio.training.planning.for_card import plan_for
 from lora_studio.training.session import train
 
 LEARNED = 0.5  # of the base's validation loss, at most, after the demo; 0.38 on a CPU
 SAME = 1e-3  # of a tensor's largest number: what a resumed run may differ by on a GPU, where sums race
+CUDA, PLENTY = "cuda", 1000.0  # GiB: a plan that fits asks for no changes
 SIDES = {"published": 8192, "tiny": 256}  # of the matrices whose product says what the device can do
 
 
@@ -106,14 +108,18 @@ def plain_loop(resolution: int, bench: Bench) -> Figures:
     return found
 
 
+def plan_title(case: Case) -> str:
+    return f"plan of {case.title}"
+
+
 def plain_key(batch: int, checkpointing: bool) -> str:
     return f"seconds_per_step_batch_{batch}{'_checkpointing' if checkpointing else ''}"
 
 
 def _plain_step(resolution: int, batch: int, checkpointing: bool, bench: Bench) -> Callable[[], None]:
-    size: Any = "tiny" if bench.rehearsal else "published"
+    size: Build = "tiny" if bench.rehearsal else "published"
     with bench.device:
-        family = published(family_at(resolution), dtype=torch.bfloat16, size=size, made=("unet",))
+        family = published(published_at(resolution), dtype=torch.bfloat16, size=size, made=("unet",))
         arm(family, "peft", torch.bfloat16)
         denoiser: Any = family.parts[family.denoiser]
         if checkpointing:
@@ -145,9 +151,9 @@ def _plain_step(resolution: int, batch: int, checkpointing: bool, bench: Bench) 
 
 def step_flops(resolution: int, bench: Bench) -> int:
     """Of the forward and backward pass of one image with plain LoRA layers, counted on fake tensors."""
-    size: Any = "tiny" if bench.rehearsal else "published"
+    size: Build = "tiny" if bench.rehearsal else "published"
     with fake_tensors():
-        family = published(family_at(resolution), dtype=torch.bfloat16, size=size, made=("unet",))
+        family = published(published_at(resolution), dtype=torch.bfloat16, size=size, made=("unet",))
         arm(family, "peft", torch.bfloat16)
         side = bench.pixels(resolution) // family.pixels_per_latent
         inputs = torch.zeros(1, 4, side, side), torch.full((1,), 500), conditioning_for(family, 1)
@@ -227,6 +233,15 @@ def _runs(bench: Bench, resolution: int, *, base: int, case: int, compiled: int)
     return [made, plain, *runs]
 
 
+def plan_case(case: Case, bench: Bench) -> Figures:
+    """GiB in each phase, as `lora-studio plan --for` says; on no device, and without the base's weights."""
+    file = bench.folder / f"plan_{case.title.replace(' ', '_')}.toml"
+    base = "" if bench.rehearsal else published_at(case.resolution)
+    file.write_text(case.recipe(bench, base=base), "utf-8")
+    found = plan_for(load_recipe(file), CUDA, memory_gib=PLENTY)
+    return {phase.name: round(phase.peak / GIB, 2) for phase in found.phases}
+
+
 def checks_of(bench: Bench) -> list[Check]:
     """All of them, the most telling first."""
     return [
@@ -236,4 +251,9 @@ def checks_of(bench: Bench) -> list[Check]:
         Check("the demo learns", "learning", 30, partial(demo_learns, bench)),
         Check("resume after SIGKILL", "learning", 40, partial(resumes_after_kill, bench)),
         *_runs(bench, 1024, base=20, case=22, compiled=60),
+        *(
+            Check(plan_title(one), "plans", 60, partial(plan_case, one, bench), beside=True)
+            for one in CASES
+            if one.is_planned
+        ),
     ]

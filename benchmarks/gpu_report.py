@@ -7,9 +7,17 @@ from typing import Any
 
 from figures import table
 from gpu_cases import CASES, CHECKPOINTING
-from gpu_checks import plain_key
+from gpu_checks import plain_key, plan_title
 
-PHASES = ("encoding", "training", "previews", "verification")
+from lora_studio.training.planning.simulation import (
+    ENCODING_CAPTIONS,
+    ENCODING_IMAGES,
+    PREVIEWS,
+    TRAINING,
+    VERIFYING,
+)
+
+PHASES = (ENCODING_IMAGES, ENCODING_CAPTIONS, TRAINING, PREVIEWS, VERIFYING)
 Outcomes = Sequence[Mapping[str, Any]]
 
 
@@ -21,7 +29,7 @@ def markdown(facts: Mapping[str, Any], outcomes: Outcomes) -> str:
     )
     found = {one["name"]: one["figures"] for one in outcomes if one["figures"]}
     parts = [f"# GPU acceptance\n\n{_machine(facts, found)}", states, speed(found), memory(found)]
-    parts += [_figures(name, found[name]) for name in found if "steps_per_second" not in found[name]]
+    parts += [_figures(name, found[name]) for name in found if not name.startswith(("512", "1024", "plan"))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -66,10 +74,12 @@ def speed(found: Mapping[str, Any]) -> str:
 
 def memory(found: Mapping[str, Any]) -> str:
     """GiB on the device at most in each phase, and behind the stroke what was planned."""
-    plans = found.get("plans", {})
     rows = []
-    for case in (one for one in CASES if found.get(one.title, {}).get("peak_gib")):
-        peaks, planned = found[case.title]["peak_gib"], plans.get(case.title, {})
+    for case in CASES:
+        peaks = found.get(case.title, {}).get("peak_gib", {})
+        planned = found.get(plan_title(case), {})
+        if not peaks and not planned:
+            continue
         rows.append((case.title, *(_beside(peaks.get(phase), planned.get(phase)) for phase in PHASES)))
     return table(("GiB, measured / planned", *PHASES), rows) if rows else ""
 

@@ -10,9 +10,11 @@ import os
 import subprocess
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from figures import write_json
@@ -20,7 +22,7 @@ from figures import write_json
 from lora_studio.errors import reason_of
 
 PASSED, FAILED, NOT_HERE, NOT_RUN = "passed", "failed", "not here", "not run"
-LINES, LOG = "checks.jsonl", "log.txt"
+LOG = "log.txt"
 POLL_SECONDS = 0.1
 START_SECONDS = 120  # that a process may take before its first check
 Figures = dict[str, Any]
@@ -39,6 +41,7 @@ class Check:
     seconds: float  # on a fast card, about; three times as long and half a minute is too long
     work: Callable[[], Figures]
     gib: float = 0.0  # on the device, at most
+    beside: bool = False  # it does not use the device, so its group may run beside the others
 
     @property
     def limit(self) -> float:
@@ -65,19 +68,20 @@ class Book:
     def __init__(self, folder: Path, checks: Sequence[Check], report: Report, facts: Figures) -> None:
         self.folder, self.facts, self.report = folder, facts, report
         self.outcomes = {one.name: Outcome(one.name) for one in checks}
-        self._read = (folder / LINES).stat().st_size if (folder / LINES).is_file() else 0
+        self._read: Counter[Path] = Counter()
+        self._lock = Lock()
 
     def enter(self, outcome: Outcome) -> None:
-        self.outcomes[outcome.name] = outcome
-        print(f"{outcome.state:8} {outcome.seconds:6.1f} s  {outcome.name}  {outcome.why}", flush=True)
-        self.write()
+        with self._lock:
+            self.outcomes[outcome.name] = outcome
+            print(f"{outcome.state:8} {outcome.seconds:6.1f} s  {outcome.name}  {outcome.why}", flush=True)
+            self.write()
 
-    def news(self) -> list[Outcome]:
-        """What processes have told since it was last asked, in whole lines."""
-        path = self.folder / LINES
-        content = path.read_bytes()[self._read :] if path.is_file() else b""
+    def news(self, lines: Path) -> list[Outcome]:
+        """What processes have told there since it was last asked, in whole lines."""
+        content = lines.read_bytes()[self._read[lines] :] if lines.is_file() else b""
         whole = content[: content.rfind(b"\n") + 1]
-        self._read += len(whole)
+        self._read[lines] += len(whole)
         return [Outcome(**json.loads(line)) for line in whole.splitlines()]
 
     def write(self) -> None:
@@ -90,10 +94,15 @@ class Book:
         return all(one.state in (PASSED, NOT_HERE) for one in self.outcomes.values())
 
 
+def lines_of(group: str, folder: Path) -> Path:
+    """What processes tell of a group's checks, a line when each begins and ends."""
+    return folder / f"{group.replace(' ', '_')}.jsonl"
+
+
 def work_off(names: Sequence[str], checks: Sequence[Check], folder: Path) -> None:
     """What a process of its own does: one check after another, a line when each begins and ends."""
     by_name = {one.name: one for one in checks}
-    with (folder / LINES).open("a", encoding="utf-8") as lines:
+    with lines_of(by_name[names[0]].group, folder).open("a", encoding="utf-8") as lines:
 
         def tell(outcome: Outcome) -> None:
             lines.write(json.dumps(asdict(outcome), default=str) + "\n")
@@ -121,7 +130,7 @@ def _try(work: Callable[[], Figures]) -> tuple[str, str, Figures]:
 def supervise(
     checks: Sequence[Check], book: Book, start: Callable[[list[str]], subprocess.Popen[bytes]], until: float
 ) -> None:
-    """Have a process work off the checks of a group, and another one what is left when that one dies.
+    """Have a process work off the checks, all of one group, and another one what is left when that one dies.
 
     `until`: the time of time.monotonic when all has to end. A check that hangs is ended, and has failed.
     """
@@ -151,9 +160,10 @@ def _follow(
     The name of the check that it was at, or none; since when; and how much it told.
     """
     current, began, told = "", time.monotonic(), 0
+    lines = lines_of(next(iter(left.values())).group, book.folder)
     while True:
         ended = process.poll() is not None
-        for outcome in book.news():
+        for outcome in book.news(lines):
             told += 1
             if outcome.state == NOT_RUN:
                 current, began = outcome.name, time.monotonic()

@@ -19,58 +19,17 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from lora_studio.families import FAMILIES
 from lora_studio.families.base import Conditioning, ModelFamily
-from lora_studio.families.original import UNET_PREFIX, VAE_PREFIX, BaseKind, TextEncoder
-from lora_studio.families.original.configurations import Configuration, configurations_of, tokenizers_for
+from lora_studio.families.original.configurations import Configuration, tokenizers_for
+from lora_studio.families.original.published import PLACES, PUBLISHED, published_configurations
 
-TOKENS, PLACES, CHANNELS, VAE_WIDTH = 49408, 77, 4, 128  # that all of them have in common
 NARROW, GROUPS = 32, 8  # channels of a narrow twin's layers, and groups of its norms
+Build = Literal["published", "narrow", "tiny"]
+TINY_SIDE = 128  # pixels: with fewer, attention at the lowest level would have one place to look at
 
 
-def _shapes(kind: BaseKind) -> dict[str, tuple[int, ...]]:
-    """Of the tensors in a published file by which sizes are told."""
-    found: dict[str, tuple[int, ...]] = {
-        f"{UNET_PREFIX}input_blocks.0.0.weight": (kind.channels[0], CHANNELS, 3, 3),
-        f"{UNET_PREFIX}out.2.weight": (CHANNELS, kind.channels[0], 3, 3),
-        f"{VAE_PREFIX}post_quant_conv.weight": (CHANNELS, CHANNELS, 1, 1),
-        f"{VAE_PREFIX}encoder.conv_in.weight": (VAE_WIDTH, 3, 3, 3),
-    }
-    for encoder in kind.text_encoders:
-        found |= _text_shapes(encoder)
-    return found
-
-
-def _text_shapes(encoder: TextEncoder) -> dict[str, tuple[int, ...]]:
-    width, prefix = encoder.width, encoder.prefix
-    if encoder.open_clip:
-        return {
-            f"{prefix}token_embedding.weight": (TOKENS, width),
-            f"{prefix}positional_embedding": (PLACES, width),
-            f"{prefix}transformer.resblocks.0.mlp.c_fc.weight": (4 * width, width),
-            f"{prefix}text_projection": (width, width),
-        }
-    tree = f"{prefix}text_model."
-    return {
-        f"{tree}embeddings.token_embedding.weight": (TOKENS, width),
-        f"{tree}embeddings.position_embedding.weight": (PLACES, width),
-        f"{tree}encoder.layers.0.mlp.fc1.weight": (4 * width, width),
-    }
-
-
-def family_at(resolution: int) -> str:
-    """The first family in the table whose published base was trained at this many pixels a side."""
-    return next(name for name in FAMILIES.names() if resolution in _kind(name).sides.values())
-
-
-def _kind(family: str) -> BaseKind:
-    kind: BaseKind = FAMILIES[family].kind  # type: ignore[attr-defined]
-    return kind
-
-
-def configurations(family: str) -> dict[str, Configuration]:
-    """Part -> configuration of the family's published base, in diffusers' words."""
-    kind = _kind(family)
-    prediction = next(iter(kind.sides))
-    return configurations_of(kind, _shapes(kind), prediction=prediction, zero_snr=False)
+def published_at(resolution: int) -> str:
+    """The hub's id of the first published base that was trained at this many pixels a side."""
+    return next(name for name, one in PUBLISHED.items() if one.kind.sides[one.prediction] == resolution)
 
 
 def _part(name: str, values: Configuration) -> nn.Module:
@@ -80,9 +39,6 @@ def _part(name: str, values: Configuration) -> nn.Module:
         return AutoencoderKL.from_config(values)
     projects = values["architectures"] == ["CLIPTextModelWithProjection"]
     return (CLIPTextModelWithProjection if projects else CLIPTextModel)(CLIPTextConfig(**values))
-
-
-TINY_SIDE = 128  # pixels: with fewer, attention at the lowest level would have one place to look at
 
 
 def narrow(values: Mapping[str, Any]) -> Configuration:
@@ -120,17 +76,18 @@ def tiny(found: Mapping[str, Configuration], denoiser: str) -> dict[str, Configu
 
 
 def published(
-    family: str,
+    model: str,
     *,
     dtype: torch.dtype = torch.float32,
-    size: Literal["published", "narrow", "tiny"] = "published",
+    size: Build = "published",
     made: Sequence[str] | None = None,
 ) -> ModelFamily:
-    """The family's published base in `dtype`, where torch makes tensors just now; narrow: its denoiser is.
+    """The base with this id in `dtype`, where torch makes tensors just now; narrow: its denoiser is.
 
     `made`: the parts that are; the others have shapes alone. The VAE is float32, as the trainer has it.
     """
-    chosen, found = FAMILIES[family], configurations(family)
+    found = published_configurations(PUBLISHED[model])
+    chosen = next(FAMILIES[one] for one in FAMILIES.names() if FAMILIES[one].recognises(found))
     if size == "narrow":
         found[chosen.denoiser] = narrow(found[chosen.denoiser])
     elif size == "tiny":
@@ -144,7 +101,7 @@ def published(
                 parts[name] = _part(name, found[name])
         finally:
             torch.set_default_dtype(default)
-    tokenizers = tokenizers_for(_kind(family), found, None)
+    tokenizers = tokenizers_for(PUBLISHED[model].kind, found)
     return chosen(parts, tokenizers, source="", scheduler=found["scheduler"])
 
 

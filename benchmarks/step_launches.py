@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.training_utils import cast_training_params
 from figures import Criterion, at_most, criteria_table, machine, table, write_json
-from published import conditioning_for, fake_tensors, family_at, published
+from published import TINY_SIDE, Build, conditioning_for, fake_tensors, published, published_at
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -157,19 +157,15 @@ def step_of(family: ModelFamily, side: str, resolution: int) -> Step:
     return step
 
 
-def _base(size: Size, *, twin: bool) -> ModelFamily:
-    return published(
-        family_at(size.resolution),
-        dtype=torch.bfloat16,
-        size="narrow" if twin else "published",
-        made=("unet",),
-    )
+def _base(size: Size, build: Build) -> ModelFamily:
+    return published(published_at(size.resolution), dtype=torch.bfloat16, size=build, made=("unet",))
 
 
-def count(size: Size, side: str, *, twin: bool = False) -> Count:
+def count(size: Size, side: str, build: Build = "published") -> Count:
     """Of one step of this side, on fake tensors."""
     with fake_tensors():
-        step = step_of(_base(size, twin=twin), side, TWIN_RESOLUTION if twin else size.resolution)
+        resolution = size.resolution if build == "published" else TINY_SIDE
+        step = step_of(_base(size, build), side, resolution)
         with Launches() as seen:
             loss = step()
             forward, kept = seen.launched, seen.bytes
@@ -180,7 +176,7 @@ def count(size: Size, side: str, *, twin: bool = False) -> Count:
 
 def host_times(size: Size, *, rounds: int) -> dict[str, list[float]]:
     """Processor seconds of each step on narrow twins, sides in turns; a first round is not counted."""
-    steps = {side: step_of(_base(size, twin=True), side, TWIN_RESOLUTION) for side in SIDES}
+    steps = {side: step_of(_base(size, "narrow"), side, TWIN_RESOLUTION) for side in SIDES}
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     for turn in range(rounds + 1):
         for side in sorted(SIDES, reverse=turn % 2 == 1):

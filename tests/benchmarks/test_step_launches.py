@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from published import published
+from published import published, published_at
 from step_launches import SIDES, SIZES, Launches, count, criteria, times_the_floor
 
 
@@ -19,7 +19,7 @@ def test_views_and_allocations_are_no_launches_and_what_is_freed_is_not_kept() -
 
 
 def test_the_floor_launches_least_and_both_kinds_of_layers_more() -> None:
-    floor, ours, peft = (count(SIZES["512"], side, twin=True) for side in SIDES)
+    floor, ours, peft = (count(SIZES["512"], side, "tiny") for side in SIDES)
     assert floor.launches < ours.launches < peft.launches
     assert floor.kept_gib <= ours.kept_gib
     assert floor.casts < 10
@@ -28,9 +28,9 @@ def test_the_floor_launches_least_and_both_kinds_of_layers_more() -> None:
 
 
 def test_a_published_base_has_the_published_number_of_weights() -> None:
-    expected = {"sd15": 859_520_964, "sd2": 865_910_724, "sdxl": 2_567_463_684}  # their model cards' files
-    for family, number in expected.items():
-        denoiser = published(family, made=()).parts["unet"]
+    expected = {512: 859_520_964, 768: 865_910_724, 1024: 2_567_463_684}
+    for side, number in expected.items():
+        denoiser = published(published_at(side), made=()).parts["unet"]
         assert sum(one.numel() for one in denoiser.parameters()) == number
 
 

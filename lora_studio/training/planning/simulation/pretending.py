@@ -7,14 +7,12 @@ the attention kernel of a CPU keeps what CUDA's flash kernel keeps.
 
 from __future__ import annotations
 
-import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -54,20 +52,13 @@ HALVES = (torch.float16, torch.bfloat16)
 def pretending() -> Iterator[None]:
     """Within it new tensors are fakes, and operations on them take CUDA's way; for one thread."""
     with (
-        warnings.catch_warnings(),
         FakeTensorMode(allow_non_fake_inputs=True),
         _CudasPrecision(),
         patch("diffusers.image_processor.VaeImageProcessor.postprocess", _blank_images),
-        patch.object(torch.utils, "weakref", _NO_REFERENCES),
+        patch.object(nn.Module, "_apply", _cast),
         patch.dict(op_implementations_dict, {torch.ops.aten._local_scalar_dense.default: _number}),
     ):
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # to copy one
         yield
-
-
-# A module's cast exchanges the insides of fake parameters, for which torch wants none to be referred to
-# weakly; the mode itself does that.
-_NO_REFERENCES = SimpleNamespace(**{**vars(weakref), "getweakrefs": lambda _: []})
 
 
 def make_fake(network: nn.Module) -> None:
@@ -79,6 +70,19 @@ def make_fake(network: nn.Module) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = fake_like(buffer)
+
+
+def _cast(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """As `nn.Module._apply`, with new parameters: torch would exchange the insides of fakes, and crash later."""
+    for child in module.children() if recurse else ():
+        _cast(child, convert)
+    with torch.no_grad():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and (moved := convert(parameter)) is not parameter:
+                module._parameters[name] = nn.Parameter(moved, requires_grad=parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else convert(buffer)
+    return module
 
 
 def fake_like(tensor: Tensor) -> Tensor:
@@ -94,6 +98,10 @@ class _CudasPrecision(TorchFunctionMode):
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         if name == "tolist" and isinstance(args[0], FakeTensor):
             return _list(args[0])
+        if name == "__deepcopy__" and isinstance(args[0], FakeTensor):
+            return _copied(*args)
+        if name == "numpy" and isinstance(args[0], FakeTensor):
+            return np.zeros(args[0].shape, dtype=str(args[0].dtype).removeprefix("torch."))
         if name == "backward":  # may compute activations again, for which the mode has to be on
             with self:
                 return _backward(args[0])
@@ -109,6 +117,17 @@ def _backward(loss: Tensor) -> None:
     """As `loss.backward()`, which a mode would be asked about again."""
     engine: Any = torch.autograd.Variable._execution_engine
     engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, True)
+
+
+def _copied(fake: FakeTensor, memo: dict[int, object]) -> Tensor:
+    """As `copy.deepcopy` has it; torch's own would ask where the content lies, and spoil the memory."""
+    if id(fake) not in memo:
+        made = fake_like(fake)
+        is_parameter = isinstance(fake, nn.Parameter)
+        memo[id(fake)] = nn.Parameter(made, requires_grad=fake.requires_grad) if is_parameter else made
+    found = memo[id(fake)]
+    assert isinstance(found, Tensor)
+    return found
 
 
 def _under_autocast(args: Any, kwargs: Any) -> bool:
@@ -134,5 +153,8 @@ def _list(fake: FakeTensor) -> Any:
     return [_list(row) for row in fake] if fake.dim() else fake.item()
 
 
-def _blank_images(_processor: object, images: Tensor, *_: object, **__: object) -> list[Image.Image]:
-    return [Image.new("RGB", (8, 8))] * len(images)
+def _blank_images(
+    _processor: object, images: Tensor, output_type: str = "pil", **_: object
+) -> Tensor | list[Image.Image]:
+    """For diffusers' pipelines, which would read the content."""
+    return images if output_type == "pt" else [Image.new("RGB", (8, 8))] * len(images)

@@ -73,7 +73,7 @@ def make_fake(network: nn.Module) -> None:
 
 
 def _cast(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """As `nn.Module._apply`, with new parameters: torch would exchange the insides of fakes, and crash later."""
+    """As `nn.Module._apply`, with new parameters; torch would exchange the insides of the fakes."""
     for child in module.children() if recurse else ():
         _cast(child, convert)
     with torch.no_grad():

@@ -109,6 +109,7 @@ def _fake_tensors(audit: Audit) -> Iterator[object]:
     lenient = types.SimpleNamespace(**{**vars(weakref), "getweakrefs": lambda tensor: []})
     yield patch.object(torch.utils, "weakref", lenient)
     yield patch.object(FakeTensor, "__deepcopy__", _deepcopy, create=True)
+    yield patch.object(FakeTensor, "data", property(Tensor.data.__get__, _set_data), create=True)
     yield patch.object(F, "scaled_dot_product_attention", _attention)
 
 
@@ -119,6 +120,13 @@ def _deepcopy(tensor: FakeTensor, memo: dict[int, Tensor]) -> Tensor:
         is_parameter = isinstance(tensor, torch.nn.Parameter)
         memo[id(tensor)] = torch.nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
     return memo[id(tensor)]
+
+
+def _set_data(tensor: FakeTensor, value: Tensor) -> None:
+    """With its device, which torch leaves as it was."""
+    Tensor.data.__set__(tensor, value)
+    if isinstance(value, FakeTensor):
+        tensor.fake_device = value.fake_device
 
 
 def _nested(shape: list[int], value: float) -> list[object]:

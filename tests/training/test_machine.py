@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lora_studio.evaluate.previews import decoder_of, in_its_precision, render
 from lora_studio.families.base import ModelFamily
+from lora_studio.families.unet import StableDiffusion
 from lora_studio.quiet import paused_collector
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
@@ -57,14 +58,15 @@ def test_a_text_encoder_stays_if_it_is_trained(
     assert stays[-1] == (("unet", "text_encoder") if "true" in change else ("unet",))
 
 
-def test_previews_bring_all_parts_and_put_them_away_again(
+def test_previews_bring_the_text_encoders_and_put_them_away_again(
     recipe_file: Path, tmp_path: Path, stays: list[tuple[str, ...]]
 ) -> None:
     train(load_recipe(recipe_file, changes=("data.resolution=32", "training.steps=2")), tmp_path / "run")
-    drawn, asked, denoiser = {"unet", "vae", "text_encoder"}, {"unet", "text_encoder"}, {"unet"}
+    asked, denoiser = {"unet", "text_encoder"}, {"unet"}
     after_caching = [set(names) for names in stays[4:]]
     # base and tuned are drawn; between them the live base is asked, and leaves for one that is loaded afresh
-    previews, live, fresh = [drawn, denoiser], [asked, denoiser], [set(), asked, denoiser]
+    prompts, images, live = [asked, denoiser], [denoiser, denoiser], [asked, denoiser]
+    previews, fresh = prompts + images, [set(), asked, denoiser]
     timed = previews
     assert after_caching == [*timed, *previews, *live, *fresh, *previews]
 
@@ -113,17 +115,6 @@ def test_compiled_blocks_change_nothing_but_rounding(recipe_file: Path, tmp_path
     assert {type(one).__name__ for one in compiled} == {"BasicTransformerBlock", "ResnetBlock2D"}
 
 
-def test_float16s_images_are_decoded_in_float32(recipe_file: Path, tmp_path: Path) -> None:
-    family = session_of(recipe_file, tmp_path, "base.dtype=float16").family
-    seen: list[torch.dtype] = []
-    vae = decoder_of(family)
-    vae.decoder.conv_in.register_forward_hook(lambda module, given, answer: seen.append(answer.dtype))
-    with torch.no_grad(), in_its_precision(family):
-        vae.decode(torch.zeros(1, 4, 4, 4, dtype=torch.float16))
-    assert seen == [torch.float32]
-    assert "decode" not in vars(family.parts["vae"])
-
-
 def test_previews_leave_nothing_on_the_device(recipe_file: Path, tmp_path: Path) -> None:
     """Their copy of the VAE is gone when they are drawn, not when Python next looks for cycles."""
     session = session_of(recipe_file, tmp_path)
@@ -136,6 +127,51 @@ def test_previews_leave_nothing_on_the_device(recipe_file: Path, tmp_path: Path)
         before = num_vaes()
         render(session.family, session.recipe.samples.model_copy(update={"steps": 1}), side=32)
         assert num_vaes() == before
+
+
+@pytest.mark.parametrize(
+    ("base", "decoded"),
+    [("float16", torch.float32), ("bfloat16", torch.bfloat16), ("float32", torch.float32)],
+)
+def test_images_are_decoded_in_the_bases_precision_but_float16s_in_float32(
+    recipe_file: Path, tmp_path: Path, base: str, decoded: torch.dtype
+) -> None:
+    """SDXL's VAE overflows in float16; under autocast its normalisation would be in float32 on a GPU."""
+    family = session_of(recipe_file, tmp_path, f"base.dtype={base}").family
+    vae, seen, dtype = family.parts["vae"], list[torch.dtype](), family.precision
+    for module in (vae.decoder.conv_in, vae.decoder.conv_norm_out):
+        module.register_forward_hook(lambda module, given, answer: seen.append(answer.dtype))
+    with torch.no_grad(), in_its_precision(family):
+        decoder = decoder_of(family)
+        decoder.decode(torch.zeros(1, 4, 4, 4, dtype=dtype))
+    assert seen == [decoded, decoded]
+    assert "decode" not in vars(vae) and next(vae.parameters()).dtype == torch.float32
+
+
+def test_what_is_cached_is_encoded_without_tf32(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caches know neither the option nor the device: at 10 bits other runs would get other latents."""
+    found = set[tuple[str, str, bool]]()
+    image, text = StableDiffusion.encode_image, StableDiffusion.encode_text
+
+    def seen(what: str) -> None:
+        found.add((what, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+
+    def encode_image(family: StableDiffusion, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        seen("image")
+        return image(family, pixels)
+
+    def encode_text(family: StableDiffusion, captions: list[str]) -> dict[str, Tensor]:
+        seen("text")
+        return text(family, captions)
+
+    monkeypatch.setattr(StableDiffusion, "encode_image", encode_image)
+    monkeypatch.setattr(StableDiffusion, "encode_text", encode_text)
+    monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "cache"))
+    session_of(recipe_file, tmp_path / "run", "machine.tf32=true")
+    assert found == {("image", "highest", False), ("text", "highest", False)}
+    assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
 
 
 def test_tf32_is_what_the_recipe_says(recipe_file: Path, tmp_path: Path) -> None:

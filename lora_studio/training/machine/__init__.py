@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -68,8 +69,7 @@ class Machine:
 
     def lay_out(self, denoiser: nn.Module, endings: Sequence[str]) -> None:
         """Its precision, memory format, and the linear layers that end so quantised."""
-        torch.set_float32_matmul_precision("high" if self.config.tf32 else "highest")  # for the whole process
-        torch.backends.cudnn.allow_tf32 = self.config.tf32
+        allow_tf32(self.config.tf32)
         if next(denoiser.parameters()).dtype != self.dtype:
             denoiser.to(self.dtype)
         QUANTIZERS[self.quantize](denoiser, linear_paths(denoiser, endings), self.dtype)
@@ -100,6 +100,27 @@ def machine_of(config: MachineConfig, base: BaseConfig, processes: Processes = A
         torch.cuda.set_device(chosen)
     precision = default_precision(chosen) if base.dtype == "auto" else DTYPES[base.dtype]
     return Machine(chosen, precision, base.quantize, config, config.shard_base and processes.count > 1)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 products may be made of 10 bits, for the whole process."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Without TF32 inside: what is cached serves runs with other settings and on other devices, too.
+
+    Not beside other threads that compute.
+    """
+    precision, of_convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    allow_tf32(False)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = of_convolutions
 
 
 def checkpoint_gradients(part: nn.Module) -> None:

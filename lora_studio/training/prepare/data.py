@@ -25,6 +25,7 @@ from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import with_steps
 from lora_studio.runs import Run
 from lora_studio.training.events import Note, progress
+from lora_studio.training.machine import exact_products
 from lora_studio.training.prepare.base_model import BuildContext
 from lora_studio.training.prepare.checks import schedule_faults
 from lora_studio.training.prepare.dataset import (
@@ -106,7 +107,8 @@ def encode(context: BuildContext, found: ImageSet) -> EncodedSet:
     recipe, family, device = context.recipe, context.family, context.machine.device
     views, validation = each_view(found.records), validation_views(recipe, found.manifest)
     family.place(device, "vae")
-    latents = _latents(context, [*views, *validation])
+    with exact_products():
+        latents = _latents(context, [*views, *validation])
     batches = batches_of(recipe, found.shown)
     beside = [record.caption for record in found.drawn] + validation_captions(recipe, validation)
     caption_set = captions_of_run(found.captions, batches, recipe.training.steps, beside)
@@ -115,7 +117,8 @@ def encode(context: BuildContext, found: ImageSet) -> EncodedSet:
     if not recipe.adapter.text_encoder and not recipe.tokens:  # one that has stopped learning is asked, too
         told = progress(context.listener, "captions")
         cache, processes = context.text_cache, context.processes
-        texts = prepare_texts(cache, caption_set, family, on_progress=told, processes=processes)
+        with exact_products():
+            texts = prepare_texts(cache, caption_set, family, on_progress=told, processes=processes)
     return EncodedSet(views, validation, latents, texts, caption_set, batches)
 
 

@@ -10,6 +10,7 @@ through NCCL.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -140,6 +141,7 @@ def join_processes(device: str) -> Processes:
     import torch
     from accelerate import PartialState
 
+    let_memory_expand()
     asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"  # accelerate launch --cpu
     on_cpu = device == "cpu" or asked or not torch.cuda.is_available()
     _check_devices(device, 0 if on_cpu else torch.cuda.device_count())
@@ -188,6 +190,20 @@ def _reporting_lost_processes() -> Iterator[None]:
         raise ProcessLost(what) from None
 
 
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"  # the name that all versions of torch read
+_ITS_OTHER_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+
+
+def let_memory_expand() -> None:
+    """Have CUDA's memory grow in segments, unless the user has set its allocator up: before its first use.
+
+    Batches come in the shapes of their buckets, and blocks of one shape are too small for another, so that a
+    device ran full of gaps. Windows does not have it.
+    """
+    if sys.platform == "linux" and not any(os.environ.get(name) for name in (ALLOCATOR, *_ITS_OTHER_NAMES)):
+        os.environ[ALLOCATOR] = "expandable_segments:True"
+
+
 def find_device(asked: str) -> torch.device | None:
     """ "" and "auto" are a GPU if there is one, else the CPU; None for a device that is not there.
 
@@ -195,6 +211,7 @@ def find_device(asked: str) -> torch.device | None:
     """
     import torch
 
+    let_memory_expand()
     name = ("cuda" if torch.cuda.is_available() else "cpu") if asked in ("", "auto") else asked
     try:
         return torch.empty(0, device=torch.device(name)).device

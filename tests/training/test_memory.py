@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from lora_studio.errors import OutOfMemory
 from lora_studio.families.unet import StableDiffusion
+from lora_studio.processes import find_device
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
@@ -181,3 +184,35 @@ def test_other_errors_are_not_taken_for_it() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         within_memory(fails, lambda: pytest.fail("nothing to shrink"))
+
+
+@pytest.mark.parametrize(
+    ("system", "given", "expected"),
+    [
+        ("linux", {}, "expandable_segments:True"),
+        ("linux", {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ("linux", {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, None),  # the newer name
+        ("win32", {}, None),
+    ],
+)
+def test_memory_expands_unless_the_user_has_set_it_up(
+    system: str, given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in the environment before a tensor is made on the device: CUDA's allocator reads it once."""
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", system)
+    seen, plain = list[str | None](), torch.empty
+
+    def empty(*given: object, **named: object) -> Tensor:
+        seen.append(os.environ.get("PYTORCH_CUDA_ALLOC_CONF"))
+        return plain(*given, **named)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(torch, "empty", empty)
+    try:
+        assert find_device("cpu") == torch.device("cpu")
+    finally:
+        os.environ.pop("PYTORCH_CUDA_ALLOC_CONF", None)
+    assert seen == [expected]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lora_studio.adapters.layer import Layer, Toggleable
 from lora_studio.adapters.rules import AdapterOptions
+from lora_studio.adapters.stack import Place, Places, Stack
 from lora_studio.adapters.textual_inversion import Token
 from lora_studio.errors import CheckpointError
 from lora_studio.processes import to_device
@@ -20,10 +21,21 @@ class AdapterSet:
     """The adapters of every adapted part, by their layers; and new tokens of the text encoders."""
 
     def __init__(
-        self, layers: list[Layer], options: AdapterOptions, *, beside: Sequence[Toggleable] = ()
+        self,
+        layers: list[Layer],
+        options: AdapterOptions,
+        *,
+        beside: Sequence[Toggleable] = (),
+        stacks: Sequence[Stack] = (),
     ) -> None:
-        """`beside`: layers that are not trained, and not as the base has them while others are."""
-        self.layers, self.options, self._beside = layers, options, beside
+        """`beside`: layers that are not trained, and not as the base has them while others are.
+
+        `stacks`: in which tensors of several layers lie together.
+        """
+        self.layers, self.options, self._beside, self.stacks = layers, options, beside, stacks
+        self.stack_of: Places = {
+            one: Place(stack, number) for stack in stacks for number, one in enumerate(stack.owners)
+        }
         self.tokens: list[Token] = []
         self._step = 0  # that is being trained
         self.notes: tuple[str, ...] = ()  # what its user should know of how it begins, in short sentences
@@ -71,6 +83,19 @@ class AdapterSet:
                     tensor.requires_grad_(self._learns(one))
                     if not self._learns(one):
                         tensor.grad = None
+        for stack in self.stacks:
+            stack.whole.requires_grad_(stack.owners[0].requires_grad)
+
+    def show_gradients(self) -> None:
+        """Where tensors that lie in one have gradients there alone, as if others have computed them."""
+        for stack in self.stacks:
+            if stack.whole.grad is not None and stack.owners[0].grad is None:
+                stack.show_gradients()
+
+    def clear_gradients(self) -> None:
+        """Of all that is trained, whoever's they are."""
+        for tensor in (*self.named_parameters().values(), *(stack.whole for stack in self.stacks)):
+            tensor.grad = None
 
     def _learns(self, one: Layer | Token) -> bool:
         return one.last_step is None or self._step <= one.last_step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -30,10 +30,13 @@ from lora_studio.adapters.rules import (
     check_rules,
     layer_options,
 )
+from lora_studio.adapters.stack import Stack
 from lora_studio.errors import RecipeError
 from lora_studio.quantization import layer_paths
 from lora_studio.quiet import bitsandbytes_on_demand
 from lora_studio.rng import generator
+
+Together = Mapping[str, Sequence[Sequence[str]]]
 
 
 def target_paths(module: nn.Module, endings: tuple[str, ...]) -> list[str]:
@@ -65,11 +68,16 @@ def choose_layers(
 
 
 def inject(
-    parts: Parts, targets: Targets, options: AdapterOptions, *, canonical_path: CanonicalPath
+    parts: Parts,
+    targets: Targets,
+    options: AdapterOptions,
+    *,
+    canonical_path: CanonicalPath,
+    together: Together = MappingProxyType({}),
 ) -> AdapterSet:
     """Choose the layers of the given parts, and put adapters into them. Raises RecipeError as that does."""
     chosen = choose_layers(parts, targets, options, canonical_path=canonical_path)
-    return inject_chosen(parts, chosen, options, canonical_path=canonical_path)
+    return inject_chosen(parts, chosen, options, canonical_path=canonical_path, together=together)
 
 
 def inject_chosen(
@@ -79,39 +87,53 @@ def inject_chosen(
     *,
     canonical_path: CanonicalPath,
     exact: Mapping[TensorPlace, Tensor] = MappingProxyType({}),
+    together: Together = MappingProxyType({}),
 ) -> AdapterSet:
     """Put adapters of one kind into the layers that `choose_layers` chose, and give them keyed first values.
 
     The adapters are float32 whatever the base's dtype, so that small updates are not rounded away. `exact`:
-    what layers that are trained themselves begin with, where the base has lost digits since.
+    what layers that are trained themselves begin with, where the base has lost digits since. `together`: part
+    -> the endings of the paths of layers that get the same input.
     """
     kind = ADAPTERS[options.kind]
     if kind.trains_layers:
         return train_tensors(parts, chosen, options, canonical_path=canonical_path, exact=exact)
-    is_fast, trained = isinstance(kind, Lora) and options.is_plain, chosen.layers
-    for part in dict.fromkeys(part for part, _ in trained) if is_fast else ():
+    is_plain, trained = isinstance(kind, Lora) and options.is_plain, chosen.layers
+    adapted = dict.fromkeys(part for part, _ in trained) if is_plain else {}
+    for part in adapted:
         bitsandbytes_on_demand()
         from lora_studio.adapters.fast_lora import inject_plain  # PEFT takes seconds to import
 
         inject_plain(parts[part], {path: one.rank for (of, path), one in trained.items() if of == part})
-    make = _fast_layer if is_fast else _own_layer
+    make = _pefts_layer if is_plain else _own_layer
     layers = []
     for (part, path), one in trained.items():
         place = part, canonical_path(part, path)
         module, tensors = make(parts[part], place, path, one, options)
         layers.append(Layer(part, place[1], module, tensors, kind, *one))
-    return AdapterSet(layers, options)
+    stacks = [stack for part in adapted for stack in _speed_up(parts, part, chosen, together)]
+    return AdapterSet(layers, options, stacks=stacks)
+
+
+def _speed_up(parts: Parts, part: str, chosen: Chosen, together: Together) -> list[Stack]:
+    """Its layers that PEFT made get our passes."""
+    from lora_studio.adapters.fast_lora import PlainLayer, speed_up
+
+    layers = [
+        PlainLayer(path, parts[part].get_submodule(path), one)
+        for (of, path), one in chosen.layers.items()
+        if of == part
+    ]
+    return speed_up(parts[part], layers, together.get(part, ()))
 
 
 Made = tuple[Any, dict[str, nn.Parameter]]  # an adapted layer's module, and its trained tensors
 
 
-def _fast_layer(
+def _pefts_layer(
     part: nn.Module, place: LayerPlace, path: str, one: LayerOptions, options: AdapterOptions
 ) -> Made:
     """Of PEFT's layer, whose tensors get our first values."""
-    from lora_studio.adapters.fast_lora import make_fast
-
     module: Any = part.get_submodule(path)
     module.scaling[NAME] = one.scale
     tensors = {"down": module.lora_A[NAME].weight, "up": module.lora_B[NAME].weight}
@@ -120,7 +142,6 @@ def _fast_layer(
         tensor.data = tensor.data.float()
         if not tensor.is_meta:
             tensor.data.copy_(first[end])
-    make_fast(module, NAME)
     return module, tensors
 
 

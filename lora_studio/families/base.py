@@ -128,6 +128,11 @@ class ModelFamily(ABC):
         return {}
 
     @property
+    def together(self) -> dict[str, tuple[tuple[str, ...], ...]]:
+        """Part -> the endings of the paths of layers, side by side, that get the same input."""
+        return {}
+
+    @property
     def unread(self) -> dict[str, tuple[str, ...]]:
         """Part -> how the canonical paths begin of layers whose output nothing reads."""
         return {}

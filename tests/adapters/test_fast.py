@@ -1,126 +1,178 @@
-"""The fast forward passes beside PEFT's own, which they replace."""
+"""Plain LoRA's own forward and backward passes beside PEFT's, and what lies in one tensor."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import layer as peft_layers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from lora_studio.adapters.fast_lora import NARROW, FastConv1x1, FastLinear, make_fast
+from lora_studio.adapters.adapter_set import AdapterSet
+from lora_studio.adapters.fast_lora import SMALL, TINY
+from lora_studio.adapters.inject import inject
+from lora_studio.adapters.rules import AdapterOptions
 
-WIDE = 144
-assert WIDE * WIDE > NARROW > 48 * 48
-
-
-def layer(inner: nn.Module, **options: object) -> nn.Module:
-    """A layer with an adapter that does something, as PEFT makes it."""
-    torch.manual_seed(0)
-    model = nn.Sequential(inner).requires_grad_(False)
-    config = LoraConfig(r=3, lora_alpha=4.5, target_modules=["0"], **options)
-    inject_adapter_in_model(config, model, adapter_name="studio")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    return model[0]
+TOGETHER = {"m": (("q", "k", "v"),)}
+WIDTHS = {"tiny": 48, "small": 144, "wide": 400}
+assert 48 * 56 <= TINY < 144 * 152 <= SMALL < 400 * 408
 
 
-def answer_and_gradients(module: nn.Module, x: Tensor) -> list[Tensor]:
-    x = x.detach().requires_grad_()
-    answer = module(x)
-    answer.square().mean().backward()
-    trained = [p for p in module.parameters() if p.requires_grad]
-    found = [answer.detach(), x.grad, *(p.grad for p in trained)]
-    for parameter in trained:
-        parameter.grad = None
-    return found
+class Attending(nn.Module):
+    """Three layers of one input, as attention has them, and one of its own behind."""
+
+    def __init__(self, width: int, *, bias: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(width, width + 8, bias=bias) for _ in range(3))
+        self.out = nn.Linear(width + 8, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.q(x).sigmoid() * self.k(x) + self.v(x).square())
 
 
-def linear(width: int, *, bias: bool = True) -> tuple[nn.Module, Tensor]:
-    return nn.Linear(width, width + 8, bias=bias), torch.randn(2, 50, width)
-
-
-def convolution(width: int, *, bias: bool = True) -> tuple[nn.Module, Tensor]:
-    return nn.Conv2d(width, width + 8, 1, bias=bias), torch.randn(2, width, 8, 6)
-
-
-CASES = {
-    "narrow linear": lambda: linear(48),
-    "wide linear": lambda: linear(WIDE),
-    "wide linear without bias": lambda: linear(WIDE, bias=False),
-    "rows that do not follow each other": lambda: (
-        nn.Linear(WIDE, 8),
-        torch.randn(2, WIDE, 4, 6).permute(0, 2, 3, 1).flatten(1, 2),
+CASES: dict[str, Callable[[int], tuple[nn.Module, Tensor]]] = {
+    "linear": lambda width: (nn.Sequential(nn.Linear(width, width + 8)), torch.randn(2, 50, width)),
+    "without bias": lambda width: (
+        nn.Sequential(nn.Linear(width, width, bias=False)),
+        torch.randn(2, 50, width),
     ),
-    "narrow convolution": lambda: convolution(48),
-    "narrow convolution without bias": lambda: convolution(48, bias=False),
-    "wide convolution": lambda: convolution(WIDE),
-    "channels last": lambda: (
-        nn.Conv2d(48, 8, 1),
-        torch.randn(2, 48, 4, 6).to(memory_format=torch.channels_last),
+    "rows that do not follow each other": lambda width: (
+        nn.Sequential(nn.Linear(width, width)),
+        torch.randn(2, width, 4, 6).permute(0, 2, 3, 1).flatten(1, 2),
     ),
+    "1x1": lambda width: (nn.Sequential(nn.Conv2d(width, width + 8, 1)), torch.randn(2, width, 8, 6)),
+    "1x1 without bias": lambda width: (
+        nn.Sequential(nn.Conv2d(width, width, 1, bias=False)),
+        torch.randn(2, width, 4, 6).to(memory_format=torch.channels_last),
+    ),
+    "3x3": lambda width: (
+        nn.Sequential(nn.Conv2d(width, width, 3, stride=2, padding=1)),
+        torch.randn(2, width, 6, 5),
+    ),
+    "attention": lambda width: (Attending(width, bias=False), torch.randn(2, 50, width)),
+    "attention with biases": lambda width: (Attending(width, bias=True), torch.randn(2, 50, width)),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_same_answer_and_gradients_as_peft(name: str) -> None:
-    inner, x = CASES[name]()
-    module = layer(inner)
-    expected = answer_and_gradients(module, x)
-    make_fast(module, "studio")
-    assert isinstance(module, FastLinear | FastConv1x1)
-    found = answer_and_gradients(module, x)
-    assert len(found) == 4
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+def both(
+    case: str, width: int, dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, AdapterSet, nn.Module, Tensor]:
+    """A frozen model with our adapters, and with PEFT's of the same numbers; an input."""
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model, x = CASES[case](width)
+        models.append(model.requires_grad_(False).to(dtype))
+    ours, theirs = models
+    names = tuple(name for name, one in ours.named_modules() if isinstance(one, nn.Linear | nn.Conv2d))
+    options = AdapterOptions("lora", rank=3, alpha=4.5, seed=1)
+    adapters = inject(
+        {"m": ours}, {"m": names}, options, canonical_path=lambda part, path: path, together=TOGETHER
+    )
+    inject_adapter_in_model(LoraConfig(r=3, lora_alpha=4.5, target_modules=[*names]), theirs)
+    with torch.no_grad():
+        for layer in adapters.layers:
+            layer.tensors["up"].normal_(std=0.1)
+            for end, name in (("down", "lora_A"), ("up", "lora_B")):
+                place = getattr(theirs.get_submodule(layer.path), name)["default"]
+                place.weight = nn.Parameter(layer.tensors[end].detach().clone())
+    return ours, adapters, theirs, x
 
 
-@pytest.mark.parametrize("name", ["wide linear", "narrow linear", "wide linear without bias"])
-def test_under_autocast_it_is_as_near_to_float32_as_peft_is(name: str) -> None:
-    inner, x = CASES[name]()
-    module = layer(inner)
-    exact = answer_and_gradients(module, x)
-    inner.to(torch.bfloat16)
+def output_and_gradients(model: nn.Module, x: Tensor, *, again: bool = False) -> list[Tensor]:
+    """Of the input and of all factors, in the layers' order; `again`: through gradient checkpointing."""
+    x = x.detach().requires_grad_()
+    output = checkpoint(model, x, use_reentrant=False) if again else model(x)
+    output.float().square().mean().backward()
+    factors = [one for name, one in model.named_parameters() if "lora_" in name]
+    assert len(factors) >= 2 and x.grad is not None
+    return [output.detach(), x.grad, *(one.grad for one in factors)]
 
-    def errors() -> list[float]:
-        with torch.autocast("cpu", torch.bfloat16):
-            found = answer_and_gradients(module, x)
-        return [((a.float() - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)]
 
-    of_peft = errors()
-    make_fast(module, "studio")
-    for ours, theirs in zip(errors(), of_peft, strict=True):
-        assert 1e-4 < theirs < 1e-2 and ours < 1.2 * theirs
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+@pytest.mark.parametrize("case", CASES)
+def test_same_output_and_gradients_as_peft(case: str, width: int) -> None:
+    ours, adapters, theirs, x = both(case, width)
+    expected = output_and_gradients(theirs, x)
+    for again in (False, True):
+        adapters.clear_gradients()
+        found = output_and_gradients(ours, x, again=again)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES)
+def test_under_autocast_it_is_as_near_to_float32_as_peft_is(case: str, dtype: torch.dtype) -> None:
+    _, _, whole, x = both(case, WIDTHS["small"])
+    exact = output_and_gradients(whole, x)
+    ours, _, theirs, x = both(case, WIDTHS["small"], dtype)
+    errors = []
+    for model in (ours, theirs):
+        with torch.autocast("cpu", dtype):
+            found = output_and_gradients(model, x)
+        errors.append([((a.float() - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)])
+    for own, of_peft in zip(*errors, strict=True):
+        assert 1e-5 < of_peft < 2e-2 and own < 1.2 * of_peft
+
+
+def test_gradients_add_up_over_passes_and_are_gone_when_either_is_cleared() -> None:
+    ours, adapters, theirs, x = both("attention", 48)
+    for _ in range(2):
+        found, expected = output_and_gradients(ours, x), output_and_gradients(theirs, x)
+    for one, other in zip(found[2:], expected[2:], strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6, rtol=2e-5)
+    once = output_and_gradients(both("attention", 48)[0], x)[2:]
+    wholes = [stack.whole for stack in adapters.stacks]
+    for cleared in (wholes, adapters.parameters("m")):
+        torch.optim.SGD(cleared).zero_grad()
+        found = output_and_gradients(ours, x)[2:]
+        assert all(torch.equal(one, other) for one, other in zip(found, once, strict=True))
 
 
 def test_an_input_without_gradient_gets_none() -> None:
-    for width in (48, WIDE):
-        module = layer(nn.Linear(width, 8))
-        make_fast(module, "studio")
-        module(torch.randn(2, width)).sum().backward()
-        assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+    for width in WIDTHS.values():
+        ours, adapters, _, x = both("attention", width)
+        ours(x).sum().backward()
+        assert x.grad is None and all(one.grad is not None for one in adapters.parameters("m"))
 
 
 def test_switched_off_it_is_the_base_to_the_last_bit() -> None:
-    for name in ("narrow linear", "wide linear", "narrow convolution", "wide convolution"):
-        inner, x = CASES[name]()
-        module = layer(inner)
-        make_fast(module, "studio")
-        module.enable_adapters(False)
-        assert torch.equal(module(x), inner(x))
+    for case in CASES:
+        for width in WIDTHS.values():
+            ours, adapters, _, x = both(case, width)
+            ours(x)
+            torch.manual_seed(0)
+            base = CASES[case](width)[0]
+            with adapters.disabled():
+                assert torch.equal(ours(x), base(x))
 
 
-def test_what_is_not_plain_stays_with_peft() -> None:
-    around = layer(nn.Conv2d(8, 8, 3, padding=1))
-    make_fast(around, "studio")
-    assert type(around) is peft_layers.Conv2d
-    for options in ({"use_dora": True}, {"lora_dropout": 0.5}):
-        module = layer(nn.Linear(48, 48), **options)
-        x = torch.randn(4, 48)
-        torch.manual_seed(3)
-        expected = module(x)
-        make_fast(module, "studio")
-        torch.manual_seed(3)
-        assert torch.equal(module(x), expected)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_side_by_side_may_be_asked_in_any_way(dtype: torch.dtype) -> None:
+    """With other inputs, in another order, alone."""
+    ours, _, theirs, x = both("attention", 48, dtype)
+    order = ("v", "q", "q", "k", "v", "k")
+    for model in (ours, theirs):
+        model.forward = lambda x, model=model: torch.cat(  # type: ignore[method-assign]
+            [model.get_submodule(name)(x if number % 2 else x + 1) for number, name in enumerate(order)]
+        )
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        one, other = ours(x.to(dtype)), theirs(x.to(dtype))
+    torch.testing.assert_close(one, other, atol=1e-5 if dtype == torch.float32 else 5e-2, rtol=2e-2)
+
+
+def test_layers_of_one_shape_lie_in_one_tensor_and_go_along_with_their_modules() -> None:
+    ours, adapters, _, x = both("attention", 48)
+    down, up = (stack for stack in adapters.stacks if len(stack.owners) == 3)
+    assert down.whole.shape == (3, 3, 48) and up.whole.shape == (3, 56, 3)
+    expected = ours(x)
+    ours.double().float()  # every module has tensors of its own now, as after a move to another device
+    kept = down.whole
+    torch.testing.assert_close(ours(x), expected)
+    with torch.no_grad():
+        kept.zero_()
+    assert not ours.q.lora_A["studio"].weight.any()
+    assert down.whole is kept

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from gradients import on_gradient
 from tiny import SD15_LAYERS
 
 from lora_studio.errors import CheckpointError, TrainingDiverged
@@ -69,7 +70,11 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted_and_leaves_everything(
     if where == "loss":
         poison |= {3, 4}
     else:
-        tensor.register_hook(lambda grad: grad * float("inf") if len(states) in (2, 3) else grad)
+        on_gradient(
+            session.adapters,
+            tensor,
+            lambda grad: grad * float("inf") if len(states) in (2, 3) else grad,
+        )
     record = loop.record
 
     def keep(values: dict[str, float | int | bool | None]) -> None:
@@ -120,7 +125,7 @@ def test_weights_that_are_not_finite_are_not_saved(session: Session) -> None:
 @pytest.mark.parametrize("end", ["down", "up"])
 def test_a_tensor_without_a_gradient_is_named_after_the_first_steps(session: Session, end: str) -> None:
     deaf = session.adapters.layers[5]
-    deaf.tensors[end].register_hook(torch.zeros_like)
+    on_gradient(session.adapters, deaf.tensors[end], torch.zeros_like)
     # Without its `up` a layer's `down` has no gradient either.
     names = [f"{deaf.name}.{one}" for one in (["down"] if end == "down" else ["down", "up"])]
     with pytest.raises(TrainingDiverged) as caught:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gradients import on_gradient
 from torch import Tensor
 
 from lora_studio.adapters.adapter_set import AdapterSet
@@ -235,7 +236,7 @@ def test_a_bad_step_leaves_weights_and_optimizer_as_they_were(
         seen.append(grad)
         return grad * float("nan") if len(seen) == 3 else grad
 
-    session.adapters.layers[0].tensors["up"].register_hook(poison)
+    on_gradient(session.adapters, session.adapters.layers[0].tensors["up"], poison)
     watch = GradientWatch(session.adapters)
     for step in (1, 2):
         loop.train_step(step, watch)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gradients import on_gradient
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -34,7 +35,7 @@ def run(recipe_file: Path, folder: Path, *, late: bool, poisoned: set[int]) -> t
         seen += 1
         return grad * float("nan") if seen in poisoned else grad
 
-    session.adapters.layers[0].tensors["up"].register_hook(weigh)
+    on_gradient(session.adapters, session.adapters.layers[0].tensors["up"], weigh)
     try:
         loop.run(1)
     finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gradients import on_gradient
 from torch import Tensor
 
 from lora_studio.errors import TrainingDiverged
@@ -50,7 +51,7 @@ def overflow(session: Session, times: int) -> None:
     def scaled(gradient: Tensor) -> Tensor:
         return gradient * float("inf") if next(left, None) is not None else gradient
 
-    session.adapters.layers[0].tensors["up"].register_hook(scaled)
+    on_gradient(session.adapters, session.adapters.layers[0].tensors["up"], scaled)
 
 
 def test_adapters_stay_float32_and_learn_what_they_learn_in_float32(make: Make) -> None:

@@ -127,18 +127,22 @@ def test_one_step_equals_a_plain_reference_step(
     loss = row["loss"]
     session.run.close()
     assert abs(loss - expected_loss) < 1e-6
-    check_weights(session, first, {our_name(key): p for key, p in plain.trainable.items()})
+    check_weights(session, first, {our_name(key): p for key, p in plain.trainable.items()}, precision)
 
 
-def check_weights(session: Session, first: dict[str, Tensor], expected: dict[str, nn.Parameter]) -> None:
+def check_weights(
+    session: Session, first: dict[str, Tensor], expected: dict[str, nn.Parameter], precision: str
+) -> None:
     updated = session.adapters.state()
     assert updated.keys() == expected.keys()
     moved = 0
     for key, tensor in updated.items():
         gradient = expected[key].grad
         assert gradient is not None, key
-        # Adam's first update is lr * sign(gradient): where a gradient is nearly 0 rounding may turn its sign
-        clear = gradient.abs() > 1e-6
+        # Adam's first update is lr * sign(gradient): where a gradient is nearly 0 rounding may turn its sign,
+        # and bfloat16's is that of a whole network in which layers with one input are one product
+        rounding = 1e-6 if precision == "float32" else gradient.square().mean().sqrt() / 2
+        clear = gradient.abs() > rounding
         assert ((tensor - expected[key].detach()).abs() < 1e-6)[clear].all(), key
         moved += int((tensor != first[key]).any())
     assert moved >= len(updated) // 2  # every up; down has no gradient while up is 0

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+SELF_ATTENTION = ("attn1.to_q", "attn1.to_k", "attn1.to_v")
+CROSS_ATTENTION = ("attn2.to_k", "attn2.to_v")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 SAMPLERS = ("downsamplers.0.conv", "upsamplers.0.conv")
 CONVOLUTIONS = ("conv1", "conv2", "time_emb_proj", "conv_shortcut", *SAMPLERS)
@@ -107,6 +109,14 @@ class StableDiffusion(ModelFamily):
     def convolutions(self) -> dict[str, tuple[str, ...]]:
         """Those of the UNet's residual blocks and between its levels, not its first and last one."""
         return {"unet": CONVOLUTIONS}
+
+    @property
+    def together(self) -> dict[str, tuple[tuple[str, ...], ...]]:
+        """Queries, keys and values of a sequence itself; keys and values of the text."""
+        of_text: dict[str, tuple[tuple[str, ...], ...]] = dict.fromkeys(
+            self.text_encoders, (TEXT_LAYERS[:3],)
+        )
+        return of_text | {"unet": (SELF_ATTENTION, CROSS_ATTENTION)}
 
     def objective(self, options: ObjectiveOptions) -> Diffusion:
         return Diffusion(self.schedule.alphas, self.schedule.prediction, **asdict(options))

@@ -105,13 +105,14 @@ class Loop:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         interrupted = [self._interrupted.is_set()]
         loss, (stopping,) = all_reduce_gradients(self.processes, parameters, loss, interrupted)
+        self.state.adapters.show_gradients()
         scale, sizes = self.state.unscale(), watch.sizes()
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         facts = torch.cat([torch.stack([loss, norm.to(loss), scale.to(loss)]), sizes.to(loss)])
         pending = PendingStep(step, optimizer.param_groups[0]["lr"], began, AsyncScalars(facts), watch)
         self.reporter.push(pending)
         self._update_weights(pending, is_finite=loss.isfinite() & norm.isfinite())
-        optimizer.zero_grad()
+        self.state.adapters.clear_gradients()
         if not self.reads_late:
             self.reporter.flush()
         return stopping if self.processes.count > 1 else self._interrupted.is_set()
@@ -181,4 +182,4 @@ class Loop:
     def try_out(self, batch: Batch) -> None:
         """Everything a micro-batch needs memory and time for, with nothing changed by it."""
         self.split.within_memory(lambda: self.forward_backward(batch, generator("timing"), None))
-        self.state.optimizer.zero_grad()
+        self.state.adapters.clear_gradients()

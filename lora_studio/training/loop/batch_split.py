@@ -45,7 +45,7 @@ class BatchSplit:
         return within_memory(work, self._use_more_passes)
 
     def _use_more_passes(self) -> None:
-        self.state.optimizer.zero_grad()
+        self.state.adapters.clear_gradients()
         device, counters = self.machine.device, self.state.counters
         if self.machine.shards:  # the others would wait for this one
             raise out_of_memory(f"on {device}, whose base is spread over the processes")
@@ -98,5 +98,10 @@ def all_reduce_gradients(
     agreed = [value > 0 for value in message[1 : len(head)].tolist()]
     found = message[len(head) :].split([one.numel() for one in parameters])
     for parameter, gradient, there in zip(parameters, found, agreed[len(flags) :], strict=True):
-        parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if there else None
+        if not there:
+            parameter.grad = None
+        elif parameter.grad is None:
+            parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
+        else:  # where it lies: others may be views of it
+            parameter.grad.copy_(gradient.view_as(parameter))
     return message[0], tuple(agreed[: len(flags)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,8 +15,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lora_studio.adapters.adapter_set import AdapterSet, check_fit, put_back
+from lora_studio.adapters.stack import Stack
 from lora_studio.errors import CheckpointError, TrainingDiverged
 from lora_studio.training.optimizers.choose import Scalar, scalars_and_tensors
+
+Kept = Scalar | Tensor  # of an optimizer's state
 
 
 class Ema:
@@ -155,7 +158,8 @@ STATE = "state.json"  # the counters, and the sha256 of the others
 
 def state_files(state: State) -> dict[str, bytes]:
     """The files of a checkpoint. Raises TrainingDiverged instead of saving weights that are not finite."""
-    scalars, moments = scalars_and_tensors(state.optimizer, state.adapters.named_parameters())
+    own = state.adapters
+    scalars, moments = scalars_and_tensors(state.optimizer, own.named_parameters(), own.stack_of)
     tensors = {ADAPTERS: state.adapters.state(), OPTIMIZER: moments}
     if state.ema is not None:
         tensors[EMA] = state.ema.state()
@@ -203,26 +207,36 @@ def _read(folder: Path, name: str, digests: Mapping[str, str]) -> dict[str, Tens
     return load(content)
 
 
-def _load_optimizer(
-    kept: Mapping[str, Scalar | Tensor], adapters: AdapterSet, optimizer: torch.optim.Optimizer
-) -> None:
+def _load_optimizer(kept: Mapping[str, Kept], adapters: AdapterSet, optimizer: torch.optim.Optimizer) -> None:
     """Through `load_state_dict`, which knows where an optimizer wants each of its tensors."""
     values = optimizer.state_dict()
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    number_of = {id(parameter): number for number, parameter in enumerate(ordered)}
-    parameters = adapters.named_parameters()
-    values["state"] = {}
+    own, parameters = set(ordered), adapters.named_parameters()
+    found: dict[Tensor, dict[str, Kept]] = {}
     for name, value in kept.items():
         key, _, state = name.rpartition("|")
         if key.startswith("#"):
             values["param_groups"][int(key[1:])][state] = value
         elif key in parameters:
-            values["state"].setdefault(number_of[id(parameters[key])], {})[state] = value
+            found.setdefault(parameters[key], {})[state] = value
         else:
             raise CheckpointError(f"the checkpoint's optimizer state has an unknown tensor {key}.")
+    for stack in adapters.stacks:
+        if stack.whole in own and any(one in found for one in stack.owners):
+            found[stack.whole] = _joined([found.pop(one, {}) for one in stack.owners], stack)
+    values["state"] = {number: found[tensor] for number, tensor in enumerate(ordered) if tensor in found}
     optimizer.load_state_dict(values)
-    for name, value in kept.items():
-        key, _, state = name.rpartition("|")
-        if isinstance(value, Tensor) and not key.startswith("#"):  # torch has made all of them floats
-            own = optimizer.state[parameters[key]]
-            own[state] = own[state].to(value.dtype)
+    for parameter, kept_of in found.items():
+        for state, one in kept_of.items():
+            if isinstance(one, Tensor):  # torch has made all of them floats
+                optimizer.state[parameter][state] = optimizer.state[parameter][state].to(one.dtype)
+
+
+def _joined(kept: Sequence[Mapping[str, Kept]], stack: Stack) -> dict[str, Kept]:
+    """What an optimizer keeps of tensors that lie in one: laid together as they are, or the same number."""
+    joined: dict[str, Kept] = {}
+    for state, first in kept[0].items():
+        each = [one[state] for one in kept]
+        like_it = isinstance(first, Tensor) and first.shape == stack.owners[0].shape
+        joined[state] = torch.stack(each) if like_it else first  # type: ignore[arg-type]
+    return joined

@@ -39,16 +39,17 @@ class Needs:
     package: str = ""  # what pip calls it
     least_rate: float = 0.0  # above 0: it finds one rate for all, and takes one factor on it
     own_schedule: bool = False  # it averages the weights of all steps, which stands in for a falling rate
+    elementwise: bool = False  # what it does to a number depends on no other: tensors can lie in one
 
 
 _NEEDS: dict[Builder, Needs] = {}
 
 
 def needs(
-    package: str, *, least_rate: float = 0.0, own_schedule: bool = False
+    package: str = "", *, least_rate: float = 0.0, own_schedule: bool = False, elementwise: bool = False
 ) -> Callable[[Builder], Builder]:
     def note(build: Builder) -> Builder:
-        _NEEDS[build] = Needs(package, least_rate, own_schedule)
+        _NEEDS[build] = Needs(package, least_rate, own_schedule, elementwise)
         return build
 
     return note
@@ -58,6 +59,7 @@ def needs_of(build: Builder) -> Needs:
     return _NEEDS.get(build, Needs())
 
 
+@needs(elementwise=True)
 def adamw(
     groups: Groups, *, weight_decay: float, betas: Betas = (0.9, 0.999), eps: float = 1e-8
 ) -> Optimizer:

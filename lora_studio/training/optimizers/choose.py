@@ -6,11 +6,13 @@ import inspect
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from lora_studio.adapters.adapter_set import AdapterSet
+from lora_studio.adapters.stack import Places
 from lora_studio.errors import CheckpointError, RecipeError, reason_of
 from lora_studio.recipe.adapter import AdapterConfig, TokenConfig
 from lora_studio.recipe.training import TrainingConfig
@@ -179,28 +181,39 @@ def optimizer_bytes(training: TrainingConfig, adapters: AdapterSet) -> int:
     return sum(found[one.shape] for one in parameters)
 
 
-def parameter_groups(adapters: AdapterSet, rates: Mapping[str, float], *, faster: float = 1.0) -> list[Group]:
+def is_elementwise(optimizer: str) -> bool:
+    """Whether it makes the same of tensors that lie in one as of each alone, but for rounding."""
+    return needs_of(_builder(optimizer)).elementwise
+
+
+def parameter_groups(
+    adapters: AdapterSet, rates: Mapping[str, float], *, faster: float = 1.0, stacked: bool = False
+) -> list[Group]:
     """One group for every part and learning rate, in the layers' order; then those of new tokens.
 
     `rates`: of the parts, for layers without one of their own. `faster`: LoRA+, what the rates of tensors
-    that begin as zero are multiplied by.
+    that begin as zero are multiplied by. `stacked`: of tensors that lie in one, that one.
     """
     groups: dict[tuple[str, float], Group] = {}
+    stack_of = adapters.stack_of if stacked else {}
     for layer in adapters.layers:
         rate = rates[layer.part] if layer.learning_rate is None else layer.learning_rate
         for end, tensor in layer.tensors.items():
             own = rate * faster if end in layer.kind.faster else rate
-            groups.setdefault((layer.part, own), {"params": [], "lr": own})["params"].append(tensor)
+            of_group = groups.setdefault((layer.part, own), {"params": {}, "lr": own})["params"]
+            of_group[stack_of[tensor].stack.whole if tensor in stack_of else tensor] = None
     for token in adapters.tokens:
         rate = rates[token.part] if token.learning_rate is None else token.learning_rate
-        groups.setdefault((token.name, rate), {"params": [], "lr": rate})["params"].append(token.rows)
-    return list(groups.values())
+        groups.setdefault((token.name, rate), {"params": {}, "lr": rate})["params"][token.rows] = None
+    return [group | {"params": list(group["params"])} for group in groups.values()]
 
 
 def scalars_and_tensors(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], places: Places = MappingProxyType({})
 ) -> tuple[dict[str, Scalar], dict[str, Tensor]]:
     """All that an optimizer keeps, by `<canonical key>|<name>`, or `#<number of the group>|<name>`.
+
+    What it keeps of tensors that lie in one is taken apart again: `places` says where they are.
 
     Of the groups what a step changes: numbers that are not as they were made, but for the learning rate,
     which the schedule says. Raises CheckpointError for a state that is neither a number nor a tensor.
@@ -208,7 +221,7 @@ def scalars_and_tensors(
     found: dict[str, object] = {
         f"{name}|{key}": value
         for name, parameter in parameters.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for key, value in _kept_of(optimizer, parameter, places).items()
     }
     for number, group in enumerate(optimizer.param_groups):
         for key, value in group.items():
@@ -228,3 +241,16 @@ def scalars_and_tensors(
                 f"({name.rpartition('|')[2]}), which no checkpoint can hold; choose another optimizer."
             )
     return scalars, tensors
+
+
+def _kept_of(optimizer: torch.optim.Optimizer, parameter: Tensor, places: Places) -> dict[str, object]:
+    """What it keeps of a tensor, or of its part of the one that it lies in."""
+    place = places.get(parameter)
+    if place is None or parameter in optimizer.state:
+        return optimizer.state.get(parameter, {})
+    whole = place.stack.whole
+    kept = optimizer.state.get(whole, {})
+    return {
+        key: value[place.number] if isinstance(value, Tensor) and value.shape == whole.shape else value
+        for key, value in kept.items()
+    }

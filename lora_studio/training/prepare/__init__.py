@@ -23,7 +23,12 @@ from lora_studio.training.events import Listener, Note
 from lora_studio.training.loop import Loop
 from lora_studio.training.loop.state import Ema, State, state_files
 from lora_studio.training.machine import Machine, shard
-from lora_studio.training.optimizers.choose import make_optimizer, optimizer_bytes, parameter_groups
+from lora_studio.training.optimizers.choose import (
+    is_elementwise,
+    make_optimizer,
+    optimizer_bytes,
+    parameter_groups,
+)
 from lora_studio.training.prepare.base_model import AdapterPlan, BuildContext, plan_adapters
 from lora_studio.training.prepare.checks import check_recipe
 from lora_studio.training.prepare.data import (
@@ -111,7 +116,8 @@ def prepare(
 def make_state(recipe: Recipe, machine: Machine, plan: AdapterPlan, adapters: AdapterSet) -> State:
     """What a checkpoint holds, at its start."""
     training = recipe.training
-    groups = parameter_groups(adapters, plan.part_rates, faster=recipe.adapter.lora_plus_ratio)
+    stacked, faster = is_elementwise(training.optimizer), recipe.adapter.lora_plus_ratio
+    groups = parameter_groups(adapters, plan.part_rates, faster=faster, stacked=stacked)
     ema = Ema(adapters, training.ema) if training.ema else None
     return State(adapters, make_optimizer(training, groups), ema, machine.scaler)
 

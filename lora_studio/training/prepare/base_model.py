@@ -73,7 +73,12 @@ class AdapterPlan:
         if self.chosen:
             canonical, options = family.canonical_path, self.options
             adapters = inject_chosen(
-                family.parts, self.chosen, options, canonical_path=canonical, exact=exact
+                family.parts,
+                self.chosen,
+                options,
+                canonical_path=canonical,
+                exact=exact,
+                together=family.together,
             )
         if self.init_from is not None:
             adapters.notes = (load_initial_weights(adapters, family, self.init_from),)

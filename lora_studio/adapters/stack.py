@@ -1,0 +1,80 @@
+"""Tensors of one shape that lie in one, [n, ...]: few for an optimizer, and one product for many layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Joined:
+    """What the owners hold, in one tensor: they become views of it, so it takes no memory of its own."""
+
+    def __init__(self, owners: Sequence[Tensor]) -> None:
+        self.owners, self._whole = owners, _lay_together(owners)
+
+    @property
+    def whole(self) -> Tensor:
+        """[n, ...]; laid together again where a module was moved."""
+        if not _lies_in(self.owners[0], self._whole):
+            self._whole = _lay_together(self.owners)
+        return self._whole
+
+
+class Stack:
+    """A trained tensor [n, ...], and the parameters of n layers that are views of it.
+
+    What changes one of the two changes the other. The gradient arrives here, and the layers' are views of it;
+    whoever clears either clears both before the next pass.
+    """
+
+    def __init__(self, owners: Sequence[nn.Parameter]) -> None:
+        self.owners = owners
+        self._whole = nn.Parameter(_lay_together(owners))
+        self._whole.register_post_accumulate_grad_hook(lambda _: self.show_gradients())
+
+    @property
+    def whole(self) -> nn.Parameter:
+        """[n, ...]; always the same one, also where a module was moved."""
+        if not _lies_in(self.owners[0], self._whole):
+            self._whole.data, self._whole.grad = _lay_together(self.owners), None
+        return self._whole
+
+    def match_gradients(self) -> None:
+        """Clear the gradients of all if those of some were cleared."""
+        if self.owners[0].grad is None:
+            self.whole.grad = None
+        elif self.whole.grad is None:
+            self.show_gradients()
+
+    def show_gradients(self) -> None:
+        """Let each layer see its part of the gradient, or that there is none."""
+        grad = self._whole.grad
+        parts = [None] * len(self.owners) if grad is None else grad.unbind(0)
+        for owner, part in zip(self.owners, parts, strict=True):
+            owner.grad = part
+
+
+class Place(NamedTuple):
+    """Where a layer's parameter lies."""
+
+    stack: Stack
+    number: int
+
+
+Places = Mapping[Tensor, Place]
+
+
+@torch.no_grad()
+def _lay_together(owners: Sequence[Tensor]) -> Tensor:
+    first = owners[0]
+    whole = torch.empty(len(owners), *first.shape, dtype=first.dtype, device=first.device)
+    for owner, view in zip(owners, whole.unbind(0), strict=True):
+        owner.data = view.copy_(owner)
+    return whole
+
+
+def _lies_in(owner: Tensor, whole: Tensor) -> bool:
+    return owner.untyped_storage()._cdata == whole.untyped_storage()._cdata

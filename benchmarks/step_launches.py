@@ -125,7 +125,13 @@ def arm(family: ModelFamily, side: str, dtype: torch.dtype) -> Callable[[], None
     endings = family.targets[family.denoiser]
     if side == "ours":
         options, targets = AdapterOptions("lora", RANK, float(RANK), seed=0), {family.denoiser: endings}
-        adapters = inject(family.parts, targets, options, canonical_path=family.canonical_path)
+        adapters = inject(
+            family.parts,
+            targets,
+            options,
+            canonical_path=family.canonical_path,
+            together=family.together,
+        )
         Machine(torch.device("cpu"), dtype).speed_up(family, adapters.parts)
         return lambda: adapters.at_step(1)
     if side == "peft":

@@ -89,7 +89,7 @@ class Unit:
         self.values: Sequence[PassValues] = ()  # of each layer, or of all in one
         self.direct = False  # whether this pass reads the frozen weights
         biases = [base.bias for base in self.bases if base.bias is not None]
-        self._biases = Joined(biases) if biases else None
+        self._biases = Joined(biases) if len(layers) > 1 and biases else None
         self.set(())
         self.begin: Callable[[], None] = lambda: None  # a pass
         for number, module in enumerate(self.modules):

@@ -90,7 +90,7 @@ def factors_of(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
     node = x.grad_fn
     if type(node).__name__ != "MulBackward0" or torch._C._autograd._top_saved_tensors_default_hooks(True):
         return None, None  # hooks, as those of checkpointing, count what they are asked for
-    left, right = node._saved_self, node._saved_other  # type: ignore[union-attr]
+    left, right = node._saved_self, node._saved_other
     fits = left is not None and right is not None and left.dtype == right.dtype == x.dtype
     return (left, right) if fits and left.shape == right.shape == x.shape else (None, None)
 

@@ -134,6 +134,7 @@ class Lion(Optimizer):
             torch._foreach_lerp_(means, gradients, 1 - second)
 
 
+@needs(elementwise=True)
 def lion(groups: Groups, *, weight_decay: float, betas: Betas = (0.9, 0.99)) -> Lion:
     """The sign of a mean of gradients, with half of Adam's state."""
     return Lion([dict(group) for group in groups], weight_decay=weight_decay, betas=betas)

@@ -170,7 +170,9 @@ def optimizer_bytes(training: TrainingConfig, adapters: AdapterSet) -> int:
 
     At most: Prodigy keeps less of a tensor that begins as zero.
     """
-    parameters = adapters.named_parameters().values()
+    stack_of = adapters.stack_of if is_elementwise(training.optimizer) else {}
+    tensors = adapters.named_parameters().values()
+    parameters = {stack_of[one].stack.whole if one in stack_of else one: None for one in tensors}
     found: dict[torch.Size, int] = {}
     for shape, parameter in {one.shape: one for one in parameters}.items():
         trial = nn.Parameter(torch.ones_like(parameter))

@@ -162,7 +162,7 @@ def _at_each_place(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.bmm(weights, x) if bias is None else torch.baddbmm(bias[:, None], weights, x)
 
 
-class Group:
+class LoraStack:
     """Units of one shape, whose factors are two stacks."""
 
     def __init__(self, units: Sequence[Sequence[PlainLayer]]) -> None:
@@ -170,9 +170,9 @@ class Group:
         self.first, self.k, self.scale = layers[0], len(units[0]), layers[0].options.scale
         self.stacks = tuple(Stack([getattr(one, end) for one in layers]) for end in ("down", "up"))
         self.units = [Unit(unit) for unit in units]
-        weight, direct = self.first.base.weight, self.first.is_direct
+        weight, self.direct = self.first.base.weight, self.first.is_direct  # as it is before any pass
         self.weights = None
-        if direct and (self.k > 1 or weight.numel() <= SMALL):
+        if self.direct and (self.k > 1 or weight.numel() <= SMALL):
             self.weights = Joined([one.base.weight for one in layers])
 
     def masters(self) -> list[Tensor]:
@@ -188,7 +188,7 @@ class Group:
         # On a CPU in float32 one product for several layers is no faster, and its parts are copied once more.
         k = 1 if dtype == torch.float32 else self.k
         is_small = dtype == torch.float32 and weight.numel() <= SMALL
-        direct = self.first.is_direct and weight.dtype == dtype
+        direct = self.direct and weight.dtype == dtype
         direct = direct and (weight.dim() == 2 or (is_small and weight.numel() <= TINY))
         merged: Sequence[Tensor | None] = [None] * len(down)
         if is_small and direct and self.weights is not None:
@@ -205,7 +205,7 @@ class Group:
             unit.set(values[number * of_unit : (number + 1) * of_unit], direct=direct, weight=own)
 
 
-def renew(groups: Sequence[Group]) -> None:
+def renew(groups: Sequence[LoraStack]) -> None:
     """What a pass needs, from the factors as they are, in the pass's precision."""
     device = groups[0].first.base.weight.device.type
     factors = [one for group in groups for one in group.masters()]
@@ -227,7 +227,7 @@ def speed_up(part: nn.Module, layers: Sequence[PlainLayer], together: Sequence[S
     groups: dict[tuple[object, ...], list[list[PlainLayer]]] = {}
     for of_unit in _units(layers, together):
         groups.setdefault((len(of_unit), *of_unit[0].likeness), []).append(of_unit)
-    made = [Group(units) for units in groups.values()]
+    made = [LoraStack(units) for units in groups.values()]
 
     def begin(*_: object) -> None:
         if not layers[0].module._disable_adapters:

@@ -32,15 +32,24 @@ class Stack:
 
     def __init__(self, owners: Sequence[nn.Parameter]) -> None:
         self.owners = owners
-        self._whole = nn.Parameter(_lay_together(owners))
-        self._whole.register_post_accumulate_grad_hook(lambda _: self.show_gradients())
+        self._holder = nn.ParameterList([nn.Parameter(_lay_together(owners))])
+        self._hook()
 
     @property
     def whole(self) -> nn.Parameter:
         """[n, ...]; always the same one, also where a module was moved."""
-        if not _lies_in(self.owners[0], self._whole):
-            self._whole.data, self._whole.grad = _lay_together(self.owners), None
-        return self._whole
+        first, whole = self.owners[0], self._holder[0]
+        if not _lies_in(first, whole):
+            whole.grad = None
+            self._holder.to(first.device)
+            _lay_into(whole.detach(), self.owners)
+            self._hook()
+        return whole
+
+    def _hook(self) -> None:
+        whole = self._holder[0]
+        if not whole._post_accumulate_grad_hooks:
+            whole.register_post_accumulate_grad_hook(lambda _: self.show_gradients())
 
     def match_gradients(self) -> None:
         """Clear the gradients of all if those of some were cleared."""
@@ -51,7 +60,7 @@ class Stack:
 
     def show_gradients(self) -> None:
         """Let each layer see its part of the gradient, or that there is none."""
-        grad = self._whole.grad
+        grad = self._holder[0].grad
         parts = [None] * len(self.owners) if grad is None else grad.unbind(0)
         for owner, part in zip(self.owners, parts, strict=True):
             owner.grad = part
@@ -67,10 +76,14 @@ class Place(NamedTuple):
 Places = Mapping[Tensor, Place]
 
 
-@torch.no_grad()
 def _lay_together(owners: Sequence[Tensor]) -> Tensor:
     first = owners[0]
     whole = torch.empty(len(owners), *first.shape, dtype=first.dtype, device=first.device)
+    return _lay_into(whole, owners)
+
+
+@torch.no_grad()
+def _lay_into(whole: Tensor, owners: Sequence[Tensor]) -> Tensor:
     for owner, view in zip(owners, whole.unbind(0), strict=True):
         owner.data = view.copy_(owner)
     return whole

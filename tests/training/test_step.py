@@ -139,11 +139,14 @@ def check_weights(
     for key, tensor in updated.items():
         gradient = expected[key].grad
         assert gradient is not None, key
-        # Adam's first update is lr * sign(gradient): where a gradient is nearly 0 rounding may turn its sign,
-        # and bfloat16's is that of a whole network in which layers with one input are one product
-        rounding = 1e-6 if precision == "float32" else gradient.square().mean().sqrt() / 2
-        clear = gradient.abs() > rounding
-        assert ((tensor - expected[key].detach()).abs() < 1e-6)[clear].all(), key
+        # Adam's first update is lr * sign(gradient): where a gradient is nearly 0 rounding may turn its sign
+        clear = gradient.abs() > 1e-6
+        same = ((tensor - expected[key].detach()).abs() < 1e-6)[clear]
+        if precision == "float32":
+            assert same.all(), key
+        else:  # layers with one input are one product, so bfloat16 rounds otherwise all through the network
+            assert same[gradient[clear].abs() > gradient.square().mean().sqrt()].all(), key
+            assert not len(same) or same.float().mean() > 0.8, key
         moved += int((tensor != first[key]).any())
     assert moved >= len(updated) // 2  # every up; down has no gradient while up is 0
 

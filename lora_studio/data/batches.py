@@ -112,6 +112,18 @@ class BatchPlan:
     def average_views(self, steps: int) -> float:
         return sum(self.views_per_image(steps)) / self.num_images
 
+    def image_weights(self) -> list[float]:
+        """How much a view of each used record counts on average, of what it would in a full batch.
+
+        A bucket of n views makes ceil(n / batch size) micro-batches, each of which counts as a full one.
+        """
+        weights = [0.0] * self.num_records
+        for group in self._groups:
+            micro_batches = -(-len(group) // self.batch_size)
+            for index in group:
+                weights[index] = micro_batches * self.batch_size / len(group)
+        return weights
+
     def _epoch(self, epoch: int) -> tuple[MicroBatch, ...]:
         """An epoch's micro-batches (epochs count from 0): each bucket shuffled and cut up, then all mixed."""
         rng = python_random(self.seed, epoch, "order")

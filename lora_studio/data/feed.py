@@ -36,6 +36,7 @@ class Feed:
     masks: Sequence[LossMask | None] = ()  # of every view, None where all of it is learned; empty: no masks
     masked_preservation: float = 0.0  # what errors against the base's prediction count outside of masks
     regularization_rows: RegularizationRows | None = None  # the rows that are added to a batch
+    weighs_images_alike: bool = False  # a smaller batch counts less, and not as a full one
 
     def __post_init__(self) -> None:
         self.latents = self.latents.to(self.device)
@@ -93,7 +94,7 @@ class Feed:
             captions=captions,
             conditioning=None if self.texts is None else self.texts.batch(captions),
             geometry=to_device(self.geometry[views], self.device),
-            weight=_in_a_batch([self.weights[view] for view in views], len(micro)),
+            weight=self._in_a_batch([self.weights[view] for view in views], len(micro)),
             preserved=tuple(row for row, one in enumerate(shown) if one.preserved),
             outside=self._outside(views, len(micro)),
             masked=tuple(row for row, view in enumerate(views) if self.outside[view] is not None),
@@ -104,7 +105,19 @@ class Feed:
         found, nothing = [self.outside[view] for view in views], torch.zeros(1, 1, device=self.device)
         if all(one is None for one in found):
             return None
-        return _in_a_batch([nothing if one is None else one for one in found], images)
+        return self._in_a_batch([nothing if one is None else one for one in found], images)
+
+    def _in_a_batch(self, weights: list[Tensor], images: int) -> Tensor:
+        """[B, 1, H, W] or [B, 1, 1, 1]; the mean is the first rows', which are images, plus that of the rest.
+
+        arXiv 2208.12242, eq. 2, with a regularization image's own weight for lambda. Both are the share of a
+        full batch that the images are, if they are all weighed alike.
+        """
+        weight = torch.stack(torch.broadcast_tensors(*weights))[:, None]
+        if beside := len(weights) - images:
+            shares = [len(weights) / images] * images + [len(weights) / beside] * beside
+            weight = weight * to_device(torch.tensor(shares), weight.device).view(-1, 1, 1, 1)
+        return weight * (images / self.plan.batch_size) if self.weighs_images_alike else weight
 
     def _weight_outside(self, view: Record, mask: LossMask | None) -> Tensor | None:
         """The weight of errors against the base's prediction [H, W]; None where it is 0 throughout.
@@ -114,18 +127,6 @@ class Feed:
         if not self.masked_preservation or mask is None or not mask.outside.any():
             return None
         return (mask.outside * self.masked_preservation * view.weight).to(self.device)
-
-
-def _in_a_batch(weights: list[Tensor], images: int) -> Tensor:
-    """[B, 1, H, W] or [B, 1, 1, 1]; the mean is that of the first rows, the images', plus that of the rest.
-
-    arXiv 2208.12242, eq. 2, with a regularization image's own weight for lambda.
-    """
-    weight = torch.stack(torch.broadcast_tensors(*weights))[:, None]
-    if beside := len(weights) - images:
-        shares = [len(weights) / images] * images + [len(weights) / beside] * beside
-        weight = weight * to_device(torch.tensor(shares), weight.device).view(-1, 1, 1, 1)
-    return weight
 
 
 def geometry(record: Record) -> list[float]:

@@ -29,6 +29,10 @@ class TrainingConfig(Section):
     )
     batch_size: int = Field(4, ge=1, description="images in a micro-batch, of all processes together")
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches in an optimizer step")
+    loss_average: Literal["micro_batch", "image"] = Field(
+        "micro_batch",
+        description="what counts alike: micro-batches, also smaller ones (as in kohya's), or images",
+    )
     learning_rate: float = Field(
         1e-4, gt=0, le=1, description="for AdamW with alpha = rank; lion wants a third or less, prodigy 1"
     )

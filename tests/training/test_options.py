@@ -134,6 +134,7 @@ ELSEWHERE = {
     "tracking.run_name": "test_tracking.py",
     "tracking.words": "test_tracking.py",
     "training.epochs": "test_epochs.py",
+    "training.loss_average": "test_feed.py",
     "training.max_skipped_steps": "test_faults.py",
     "training.checkpoint_every": "test_readings.py",
     "training.keep_checkpoints": "test_exact.py",

@@ -137,6 +137,7 @@ def make_feed(context: BuildContext, found: ImageSet, encoded: EncodedSet) -> Fe
         masks=loss_masks(encoded.views, encoded.latents),
         masked_preservation=recipe.objective.masked_preservation,
         regularization_rows=regularization_rows(records, first=first, per_image=per_image, seed=seed),
+        weighs_images_alike=recipe.training.loss_average == "image",
     )
 
 

@@ -18,6 +18,7 @@ from lora_studio.training.prepare import Session
 from lora_studio.training.report.adapters import adapters_section
 from lora_studio.training.report.captions import captions_section, image_sections, shapes_section
 
+NOTABLE = 1.5  # times what another image counts
 COMMON_VIEWS = (30, 300)  # how often an image is seen in runs that turn out well
 
 
@@ -52,8 +53,23 @@ def _steps(session: Session, first_step: int) -> PlanSection:
         rows.append(("", f"that is little: {common}; take more steps or fewer images"))
     if views > COMMON_VIEWS[1]:
         rows.append(("", f"that is a lot: {common}; take fewer steps or more images"))
-    data = {"steps": training.steps, "first_step": first_step}
-    return PlanSection(rows, data | {"images_per_step": images, "views_per_image": views})
+    data: dict[str, float] = {"steps": training.steps, "first_step": first_step}
+    most, heavy = _weights(session.batches.image_weights())
+    if training.loss_average == "image":
+        most = 1.0
+    elif heavy:
+        rows.append(
+            ("", f"images with few others in their bucket count up to {most:.3g} times as much: {heavy}")
+        )
+        rows.append(("", 'training.loss_average = "image" has all count alike'))
+    data |= {"images_per_step": images, "views_per_image": views}
+    return PlanSection(rows, data | {"most_image_weight": most})
+
+
+def _weights(weights: list[float]) -> tuple[float, int]:
+    """How many times what another image counts one does at most, and how many are `NOTABLE`."""
+    least = min(weights)
+    return max(weights) / least, sum(weight >= NOTABLE * least for weight in weights)
 
 
 def processes_section(processes: int, batch_size: int) -> PlanSection:

@@ -58,9 +58,8 @@ def _steps(session: Session, first_step: int) -> PlanSection:
     if training.loss_average == "image":
         most = 1.0
     elif heavy:
-        rows.append(
-            ("", f"images with few others in their bucket count up to {most:.3g} times as much: {heavy}")
-        )
+        few = "images with few others in their bucket, whose small batches count in full"
+        rows.append(("", f"{few}: {heavy}, up to {most:.3g} times as much"))
         rows.append(("", 'training.loss_average = "image" has all count alike'))
     data |= {"images_per_step": images, "views_per_image": views}
     return PlanSection(rows, data | {"most_image_weight": most})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,26 @@ class AdapterSet:
             for module in switched:
                 module.enable_adapters(True)
             self.at_step(self._step)  # PEFT takes what it enables for trained
+
+    @contextmanager
+    def taken_out(self, parts: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Within it the parts are built as before any adapter, so that others can put their own in.
+
+        Whatever those leave behind is undone, and what was trained is where it was, untouched.
+        """
+        ours = {id(one.module): one.module for one in self.trained}
+        with self.disabled(), ExitStack() as kept:
+            for part in parts.values():
+                kept.enter_context(structure_kept(part))
+                part.__dict__.pop("peft_config", None)
+                if "config" in part.__dict__:  # transformers writes the size of a table into it
+                    part.config = copy.copy(part.config)
+                for module in [*part.modules()]:
+                    module._compiled_call_impl = None  # of other layers than there are now
+                    for name, child in module._modules.items():
+                        if id(child) in ours:
+                            module._modules[name] = ours[id(child)].get_base_layer()
+            yield
 
     def at_step(self, step: int) -> None:
         """Train those that are trained in this step; the others stay as they are, and without gradients."""
@@ -160,6 +181,25 @@ class AdapterSet:
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(state[key])
+
+
+@contextmanager
+def structure_kept(network: nn.Module) -> Iterator[None]:
+    """Afterwards it is made of the same modules, parameters and attributes as before; no tensor is copied."""
+    before = [
+        (module, dict(module.__dict__), dict(module._modules), dict(module._parameters))
+        for module in network.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes, modules, parameters in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._modules.clear()
+            module._modules.update(modules)
+            module._parameters.clear()
+            module._parameters.update(parameters)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ its own, which comes back while the model is to be the base: bit for bit, becaus
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -151,9 +151,15 @@ def _places(parts: Parts, targets: Targets) -> Iterator[TensorPlace]:
                     yield TensorPlace(part, path, end)
 
 
-def exact_values(parts: Parts, chosen: Chosen) -> dict[TensorPlace, Tensor]:
-    """The chosen tensors as they are now; to be asked for before a base is cast to fewer bits."""
-    return {place: _parameter(parts, place).detach() for place in chosen}
+def exact_values(
+    exact: Callable[[str, Sequence[str]], Mapping[str, Tensor]], chosen: Chosen
+) -> dict[TensorPlace, Tensor]:
+    """The chosen tensors, of which `exact` says by part and names what they are in float32."""
+    found = {}
+    for part in dict.fromkeys(place.part for place in chosen):
+        places = {f"{place.path}.{place.end}": place for place in chosen if place.part == part}
+        found |= {places[name]: tensor for name, tensor in exact(part, [*places]).items()}
+    return found
 
 
 def train_tensors(

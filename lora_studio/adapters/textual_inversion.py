@@ -43,6 +43,9 @@ class TokenTable(nn.Module):
         """The frozen table: libraries look at its size and dtype."""
         return self.base_layer.weight
 
+    def get_base_layer(self) -> nn.Embedding:
+        return self.base_layer
+
     def enable_adapters(self, enabled: bool) -> None:
         self.enabled = enabled
 

@@ -104,7 +104,7 @@ class Kohya(Target):
         report.uis, report.notes = found.uis, found.notes
         if LEFT_OUT in file.metadata:
             report.checks["tags_left_out"] = int(file.metadata[LEFT_OUT])
-        check_against_base(file, job.base, report)
+        check_against_base(file, job.bare_base(), report)
         check_rules(file, report)
         if report.ok:
             check_deltas(file, job.family, job.adapters, report)

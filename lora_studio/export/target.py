@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,11 +28,7 @@ class ExportJob:
     folder: Path
     dtype: str
     load_base: Callable[[], ModelFamily]  # the base afresh, without them, float32 on the CPU
-
-    @cached_property
-    def base(self) -> ModelFamily:
-        """The base afresh, loaded once: for what is compared with it, and changes nothing in it."""
-        return self.load_base()
+    bare_base: Callable[[], ModelFamily]  # likewise, with shapes only
 
     def write(self, path: Path, tensors: dict[str, Tensor], **said: str) -> float:
         """A file of float32 tensors with the usual metadata, and `said` over it; the casting error."""

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-from lora_studio.families.fingerprints import PartSource, part_fingerprint, reading_fingerprint
+from lora_studio.families.fingerprints import (
+    PartSource,
+    in_float32,
+    is_dropped,
+    part_fingerprint,
+    reading_fingerprint,
+)
+from lora_studio.families.stored import drop_weights
 from lora_studio.objectives.diffusion import Objective, ObjectiveOptions
 from lora_studio.quantization import has_tensors
 
@@ -244,15 +251,37 @@ class ModelFamily(ABC):
     def _reading(self) -> str:
         return reading_fingerprint({name: self.parts[name] for name in self.text_encoders}, self.tokenizers)
 
+    def exact(self, part: str, names: Sequence[str]) -> dict[str, Tensor]:
+        """An unadapted part's tensors in float32, of which no digit is lost: what is cast is read again."""
+        module, source = self.parts[part], self.sources.get(part)
+        if in_float32(module) or source is None:
+            state = module.state_dict()
+            return {name: state[name].float() for name in names}
+        return source.stored.exact(names)
+
+    def drop(self, *names: str) -> None:
+        """Let go of the weights of unadapted parts, which `place` reads again when they are wanted."""
+        for name in names:
+            if name in self.sources and name not in self.pinned_parts:
+                drop_weights(self.parts[name])
+
     def cast(self, dtype: torch.dtype) -> None:
         """Every part but the VAE in `dtype`, where it lies: half precision overflows in some VAEs."""
-        import torch
-
         self._precision = dtype
         for name, part in self.parts.items():
-            wanted = torch.float32 if name == "vae" else dtype
-            if next(part.parameters()).dtype != wanted:  # diffusers warns about every cast, also of none
-                part.to(wanted)
+            if next(part.parameters()).dtype != self.dtype_of(name):  # diffusers warns about a cast of none
+                part.to(self.dtype_of(name))
+
+    def dtype_of(self, part: str) -> torch.dtype:
+        """Of its frozen weights."""
+        import torch
+
+        return torch.float32 if part == "vae" else self.precision
+
+    def borrow(self, owner: ModelFamily) -> None:
+        """Use the parts of another of the same base, as that has them and where they lie."""
+        self.parts, self._device, self._precision = owner.parts, owner.device, owner.precision
+        self.sources = owner.sources
 
     def place(self, device: torch.device, *names: str) -> None:
         """Have these parts on the device; first the others go to main memory. Only what moves is visited."""
@@ -263,6 +292,10 @@ class ModelFamily(ABC):
         for wanted, place in ((leaving, torch.device("cpu")), (names, device)):
             for name in wanted:
                 part = self.parts[name]
+                if is_dropped(part):
+                    if wanted is leaving or name not in self.sources:
+                        continue
+                    self.sources[name].read_again(part, self.dtype_of(name))
                 if name not in self.pinned_parts and next(part.parameters()).device != place:
                     part.to(place)
 

@@ -1,24 +1,28 @@
 """What is computed with a base depends on its weights: they are named here, as keys for the caches.
 
-A fingerprint is taken from the weights as they lie in memory, in float32, which takes a minute for a large
-base. So it is remembered by the bytes of the files that they came from, and these by path, size, times and
-inode: a run that begins with the files of the last one reads none of them for it.
+A fingerprint is taken from the weights in float32, whatever they are cast to in memory, which takes a minute
+for a large base. So it is remembered by the bytes of the files that they came from, and these by path, size,
+times and inode: a run that begins with the files of the last one reads none of them for it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from lora_studio.errors import BaseModelError
 from lora_studio.files import cache_folder, digest, write_atomically
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lora_studio.families.stored import Change, StoredPart
 
 MEMORY = "fingerprints.json"  # in the cache folder
 _MOST = 1000  # files, and parts, that are remembered
@@ -31,7 +35,48 @@ class PartSource:
     """The files that a part was read from as they were then, and what it looked like."""
 
     stamps: Mapping[Path, Stamp]
-    glance: str
+    glance: str  # at its files' numbers, in float32
+    loaded: str  # at what lies in memory
+    stored: StoredPart
+    is_changed: bool = False  # by what is merged into it
+
+    def read_again(self, part: nn.Module, dtype: torch.dtype) -> None:
+        """Fill a part whose weights were dropped; BaseModelError if its files are not what they were."""
+        for path, stamp in self.stamps.items():
+            if not _is_still(path, stamp):
+                raise BaseModelError(
+                    f"{path} was changed or taken away while the run needed it; put it back, and go on with "
+                    "--resume."
+                )
+        self.stored.fill(part, dtype, copies=False)
+
+    def changed(self, name: str, change: Change) -> PartSource:
+        """Of a part that has one tensor otherwise, by a change of its float32."""
+        return replace(self, stored=self.stored.changed(name, change))
+
+    def merged(self, part: nn.Module, names: Sequence[str]) -> PartSource:
+        """The changed tensors are in the part from now on, which is no longer just what its files have."""
+        for name, tensor in self.stored.each(names):
+            weight = part.get_parameter(name)
+            weight.data = tensor.to(weight.dtype)
+        return replace(self, loaded=glance_at(part), is_changed=True)
+
+
+def source_of(part: nn.Module, stored: StoredPart, stamps: Mapping[Path, Stamp]) -> PartSource:
+    """Of a part that was just filled from its files."""
+    import torch
+
+    loaded = glance_at(part)
+    exact = (
+        loaded if in_float32(part) else _glance_over(stored.each(sorted(part.state_dict())), torch.float32)
+    )
+    return PartSource(stamps, exact, loaded, stored)
+
+
+def in_float32(part: nn.Module) -> bool:
+    import torch
+
+    return all(one.dtype == torch.float32 for one in part.parameters())
 
 
 def stamps_of(paths: Iterable[Path]) -> dict[Path, Stamp]:
@@ -53,36 +98,65 @@ def glance_at(part: nn.Module) -> str:
     """sha256 over each tensor's name, shape, dtype and a few numbers; empty if any is no plain tensor."""
     import torch
 
+    tensors = sorted(part.state_dict().items())
+    if any(type(tensor) is not torch.Tensor or tensor.is_meta for _, tensor in tensors):
+        return ""
+    return _glance_over(tensors)
+
+
+def _glance_over(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> str:
+    """`dtype`: that they are cast to before, of those that are no whole numbers."""
     seen = hashlib.sha256()
-    for name, tensor in sorted(part.state_dict().items()):
-        if type(tensor) is not torch.Tensor or tensor.is_meta:
-            return ""
-        numbers = tensor.flatten()[:: max(1, tensor.numel() // _GLANCE)][:_GLANCE].float().tolist()
-        seen.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {numbers}\n".encode())
+    for name, tensor in tensors:
+        few = tensor.flatten()[:: max(1, tensor.numel() // _GLANCE)][:_GLANCE]
+        few = few.to(dtype) if dtype is not None and few.is_floating_point() else few
+        seen.update(f"{name} {tuple(tensor.shape)} {few.dtype} {few.float().tolist()}\n".encode())
     return seen.hexdigest()
 
 
 def part_fingerprint(part: nn.Module, source: PartSource | None) -> str:
     """As `ModelFamily.fingerprint`; looked up where weights and files are still what `source` says."""
-    scale = str(getattr(part.config, "scaling_factor", ""))
-    if source is None or not source.glance or glance_at(part) != source.glance:
-        return _of_weights(part, scale)
+    if source is None or not source.loaded or _is_changed(part, source):
+        return _of_weights(part, sorted(part.state_dict().items()))
+    if source.is_changed:
+        return _of_weights(part, _exact(part, source))
     memory = _Memory(cache_folder() / MEMORY)
     digests = [memory.digest(path, stamp) for path, stamp in sorted(source.stamps.items())]
     if not digests or "" in digests:
-        return _of_weights(part, scale)
-    of_files = json.dumps([type(part).__name__, scale, source.glance, sorted(digests)])
+        return _of_weights(part, _exact(part, source))
+    of_files = json.dumps([type(part).__name__, _scale(part), source.glance, sorted(digests)])
     key = hashlib.sha256(of_files.encode()).hexdigest()
     if key not in memory.parts:
-        memory.parts[key] = _of_weights(part, scale)
+        memory.parts[key] = _of_weights(part, _exact(part, source))
     memory.write()
     return memory.parts[key]
 
 
-def _of_weights(part: nn.Module, scale: str) -> str:
+def _is_changed(part: nn.Module, source: PartSource) -> bool:
+    """One whose weights were let go of cannot be."""
+    return not is_dropped(part) and glance_at(part) != source.loaded
+
+
+def is_dropped(part: nn.Module) -> bool:
+    """Whether its weights are not in memory, but only in its files."""
+    return next(part.parameters()).is_meta
+
+
+def _exact(part: nn.Module, source: PartSource) -> Iterable[tuple[str, Tensor]]:
+    """All digits of its tensors, by name: from the files if memory has fewer."""
+    if in_float32(part) and not is_dropped(part):
+        return sorted(part.state_dict().items())
+    return source.stored.each(sorted(part.state_dict()))
+
+
+def _scale(part: nn.Module) -> str:
+    return str(getattr(part.config, "scaling_factor", ""))
+
+
+def _of_weights(part: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> str:
     found = hashlib.sha256(type(part).__name__.encode())
-    found.update(scale.encode())
-    for name, tensor in sorted(part.state_dict().items()):
+    found.update(_scale(part).encode())
+    for name, tensor in tensors:
         found.update(name.encode())
         found.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lora_studio.errors import BaseModelError
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.loading import POCKET_FOLDER, hub_folder, is_hub_id, load_base
+from lora_studio.families.loading import POCKET_FOLDER, load_base
+from lora_studio.families.loading.hub import hub_folder, is_hub_id
 from lora_studio.families.loading.single_file import open_single_file
 from lora_studio.families.original.names import TensorOrigin, origins
 from lora_studio.lora_file.header import Header, read_header

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from lora_studio.families.layer_names import reads_text
 from lora_studio.lora_file.lora_file import LoraFile, base_layers, open_lora
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from lora_studio.families.base import ModelFamily
 
 
@@ -163,11 +166,12 @@ class Merged:
 
 
 def merge_plain(family: ModelFamily, wanted: Sequence[Merged]) -> tuple[str, ...]:
-    """Add the files' changes to the float32 weights of a base; what was done, in sentences.
+    """Add the files' changes to the weights of a base, in float32 before they are cast; what was done.
 
     Raises RecipeError for a file that is not plain LoRA of this base.
     """
-    layers, said = base_layers(family), []
+    layers, said, merged = base_layers(family), [], dict[str, dict[str, None]]()
+    places = _places(family)
     for number, one in enumerate(wanted):
         option = f"base.loras[{number}].file"
         file = read_plain(one.file, option)
@@ -176,13 +180,27 @@ def merge_plain(family: ModelFamily, wanted: Sequence[Merged]) -> tuple[str, ...
             raise RecipeError(f"{option}: {fault}")
         changed = 0
         for name in file.layers:
-            weight, delta = layers[name].weight, file.delta(name)
-            changed += bool(delta.any())
-            if not weight.is_meta:
-                weight.data.add_(delta.view(weight.shape).to(weight), alpha=one.strength)
-        family.sources.clear()  # its parts are no longer what their files have
+            changed += bool(file.delta(name).any())
+            part, path = places[layers[name]]
+            if part in family.sources:
+                change = partial(_add, file, name, one.strength)
+                family.sources[part] = family.sources[part].changed(f"{path}.weight", change)
+                merged.setdefault(part, {})[f"{path}.weight"] = None
         said.append(
             f"{one.file.name} is merged into it with a strength of {one.strength:g}: {changed} layers are "
             "changed, and what is trained needs it to be there"
         )
+    for part, keys in merged.items():
+        family.sources[part] = family.sources[part].merged(family.parts[part], list(keys))
     return tuple(said)
+
+
+def _add(file: LoraFile, name: str, strength: float, weight: Tensor) -> Tensor:
+    return weight.add(file.delta(name).view(weight.shape), alpha=strength)
+
+
+def _places(family: ModelFamily) -> dict[nn.Module, tuple[str, str]]:
+    """Module -> its part, and its path there."""
+    return {
+        module: (part, path) for part, one in family.parts.items() for path, module in one.named_modules()
+    }

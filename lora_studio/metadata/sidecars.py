@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from lora_studio.errors import StudioError, preview_names
 from lora_studio.families import FAMILIES
-from lora_studio.families.loading import is_hub_id
+from lora_studio.families.loading.hub import is_hub_id
 from lora_studio.files import digest, say_unwritable, write_atomically
 from lora_studio.lora_file.header import read_header
 from lora_studio.metadata import key_table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
@@ -61,7 +62,8 @@ def made(
 ) -> tuple[ExportJob, ExportResult]:
     """Written and found right by its own check."""
     family = load_base(base)
-    job = ExportJob(family, tuned(family, **options), FACTS, folder, dtype, lambda: load_base(base))
+    bases = (partial(load_base, base), partial(load_base, base, weights=False))
+    job = ExportJob(family, tuned(family, **options), FACTS, folder, dtype, *bases)
     EXPORTERS[target].refuse(job)
     result, report = EXPORTERS[target].write(job), VerifyReport("x")
     EXPORTERS[target].check(job, result, report)

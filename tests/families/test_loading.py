@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import BASES, recipe_text
 
 from lora_studio.errors import BaseModelError, RecipeError
-from lora_studio.families.loading import hub_folder, is_hub_id, load_base, load_tokenizers, wanted_files
+from lora_studio.families.loading import load_base, load_tokenizers
+from lora_studio.families.loading.hub import hub_folder, is_hub_id, wanted_files
 from lora_studio.recipe.load import load_recipe
 from lora_studio.training.prepare.base_model import base_of as base_of_recipe
 
@@ -207,12 +209,14 @@ def test_a_vae_of_another_family_is_refused(base_of: BaseOf) -> None:
     assert "their scale is 0.18215, the base's 0.13025" in text
 
 
-def test_a_file_that_is_no_vae_of_diffusers_is_refused(base_of: BaseOf, tmp_path: Path) -> None:
+def test_a_file_that_is_no_vae_is_refused(base_of: BaseOf, tmp_path: Path) -> None:
     file = tmp_path / "other.safetensors"
     save_file({"first_stage_model.encoder.conv_in.weight": torch.ones(1)}, file)
-    assert "not those of a diffusers VAE" in refusal_of(base_of("sdxl"), vae=str(file))
+    assert "lacks 152 tensors, first decoder.conv_in.bias" in refusal_of(base_of("sdxl"), vae=str(file))
+    save_file({"encoder.conv_in.weight": torch.ones(1), "lora_te_x.alpha": torch.ones(1)}, file)
+    assert "not those of a VAE, first lora_te" in refusal_of(base_of("sdxl"), vae=str(file))
     file.write_bytes(b"12345678 no tensors")
-    assert "cannot be loaded" in refusal_of(base_of("sdxl"), vae=str(file))
+    assert "is not a safetensors file" in refusal_of(base_of("sdxl"), vae=str(file))
     assert "there is no VAE" in refusal_of(base_of("sdxl"), vae=str(tmp_path / "nowhere"))
 
 
@@ -289,6 +293,23 @@ def test_facts_of_a_hub_id_do_not_need_its_weights(hub: Path, base_of: BaseOf) -
     assert load_base(ID, weights=False).stride == 8
 
 
+def serve(
+    monkeypatch: pytest.MonkeyPatch, offered: list[str], index: Path, download: Callable[..., str]
+) -> None:
+    """A hub that has these files of `ID`."""
+
+    def one(repo_id: str, file: str, *, local_files_only: bool = False) -> str:
+        if local_files_only:
+            return plain(repo_id, file, local_files_only=True)
+        assert file == "model_index.json"
+        return str(index)
+
+    plain = huggingface_hub.hf_hub_download
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repo_id: offered)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", one)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+
+
 def test_what_the_cache_lacks_is_downloaded_and_nothing_else(
     hub: Path, base_of: BaseOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,15 +322,16 @@ def test_what_the_cache_lacks_is_downloaded_and_nothing_else(
         asked.extend(allow_patterns)
         return str(fill(hub, base))
 
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repo_id: offered)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    serve(monkeypatch, offered, base / "model_index.json", download)
     assert hub_folder(ID).is_relative_to(hub)
     small = {name for name in offered[:-4] if name.count("/") == 1 or name == "model_index.json"}
     assert set(asked) == small
     assert hub_folder(ID).is_relative_to(hub) and len(asked) == len(small)  # the second time from the cache
 
 
-def test_plain_weights_are_wanted_and_half_precision_where_there_are_no_others() -> None:
+def test_a_parts_weights_are_wanted_once_and_nothing_superfluous() -> None:
+    parts = ("unet", "text_encoder", "tokenizer", "scheduler", "vae")
+
     def offered() -> Iterator[str]:
         yield from ("model_index.json", "sd_xl_base_1.0.safetensors", "scheduler/scheduler_config.json")
         for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
@@ -318,16 +340,34 @@ def test_plain_weights_are_wanted_and_half_precision_where_there_are_no_others()
             "unet/diffusion_pytorch_model.safetensors",
             "unet/diffusion_pytorch_model.non_ema.safetensors",
         )
-        yield from ("text_encoder/openvino_model.xml", "vae_1_0/other.json", "tokenizer/merges.txt")
-        yield "tokenizer/tokenizer_config.json"
+        yield from ("text_encoder/openvino_model.xml", "vae_1_0/config.json", "tokenizer/merges.txt")
+        yield from ("tokenizer/tokenizer_config.json", "vae_1_0/diffusion_pytorch_model.safetensors")
+        for part, name in (("vae", "diffusion_pytorch_model"), ("safety_checker", "model")):
+            yield from (f"{part}/config.json", f"{part}/{name}.safetensors")
+            yield from (f"{part}/{name}.fp16.safetensors", f"{part}/flax_model.msgpack")
+        yield from ("vae_encoder/config.json", "vae_encoder/model.onnx", "unet/model.onnx_data")
+        yield "unet/diffusion_pytorch_model-00001-of-00002.safetensors"  # the same in pieces
 
     small = {
         *("model_index.json", "scheduler/scheduler_config.json", "unet/config.json"),
         *("text_encoder/config.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"),
+        "vae/config.json",
     }
-    assert set(wanted_files(offered(), weights=False)) == small
-    heavy = {"unet/diffusion_pytorch_model.safetensors", "text_encoder/model.fp16.safetensors"}
-    assert set(wanted_files(offered())) == small | heavy
+    assert set(wanted_files(offered(), parts, weights=False)) == small
+    network = "diffusion_pytorch_model"
+    plain = {f"unet/{network}.safetensors", "text_encoder/model.fp16.safetensors"}
+    vae = {f"vae/{network}.safetensors"}  # which computes in float32 always
+    assert set(wanted_files(offered(), parts)) == small | plain | vae
+    half = {f"unet/{network}.fp16.safetensors", "text_encoder/model.fp16.safetensors"}
+    assert set(wanted_files(offered(), parts, half=True)) == small | half | vae
+    pieces = [f"model.fp16-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    offered_pieces = [f"text_encoder/{name}" for name in (*pieces, "config.json")]
+    offered_pieces += [
+        "text_encoder/model.fp16.safetensors.index.json",
+        "text_encoder/model.safetensors.index.json",
+    ]
+    found = wanted_files(offered_pieces, parts, half=True)
+    assert set(found) == {"model_index.json", *offered_pieces[:-1]}
 
 
 def test_paths_are_no_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ready import prepared
@@ -48,12 +49,12 @@ def test_a_recipe_with_a_fault_of_every_kind_is_refused_once_with_all_of_them(
 ) -> None:
     asked: list[bool] = []
 
-    def base_of(recipe: Recipe, *, weights: bool = True) -> object:
+    def load_base(model: str, *, weights: bool = True, **how: Any) -> object:
         asked.append(weights)
-        return plain(recipe, weights=weights)
+        return plain(model, weights=weights, **how)
 
-    plain = base_model.base_of
-    monkeypatch.setattr("lora_studio.training.prepare.checks.base_of", base_of)
+    plain = base_model.load_base
+    monkeypatch.setattr("lora_studio.training.prepare.base_model.load_base", load_base)
     with pytest.raises(RecipeError) as caught:
         train(recipe_of(*WRONG), tmp_path / "run")
     said = str(caught.value)

@@ -1,29 +1,19 @@
-"""From the name of a base model to its family: the pocket base, a diffusers folder, a file, or a hub id.
-
-A base of the Hugging Face hub comes from its local cache, else it is downloaded into that.
-"""
+"""From the name of a base model to its family: the pocket base, a diffusers folder, a file, or a hub id."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_studio.errors import BaseModelError, reason_of
+from lora_studio.errors import BaseModelError
 from lora_studio.families import FAMILIES
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.fingerprints import PartSource, glance_at, stamps_of
-from lora_studio.families.loading.folder import (
-    INDEX,
-    BaseFolder,
-    config_name,
-    listed_parts,
-    load_vae,
-    vae_files,
-    weight_files,
-)
+from lora_studio.families.fingerprints import source_of, stamps_of
+from lora_studio.families.loading.folder import INDEX, BaseFolder, weight_files
+from lora_studio.families.loading.hub import hub_folder, is_hub_id
 from lora_studio.families.loading.single_file import SingleFileOptions, open_single_file
+from lora_studio.families.loading.vae import load_vae
 from lora_studio.families.noise_schedule import with_prediction
 from lora_studio.quiet import bitsandbytes_on_demand, paused_collector
 from lora_studio.recipe.data import FILE_ENDINGS, POCKET
@@ -43,27 +33,30 @@ def load_base(
     prediction: str = "auto",
     weights: bool = True,
     single_file: SingleFileOptions | None = None,
+    dtype: torch.dtype | None = None,
 ) -> ModelFamily:
-    """The base called `model`, in float32 on the CPU, frozen; `vae` names another VAE than its own.
+    """The base called `model`, on the CPU, frozen; `vae` names another VAE than its own.
 
+    In `dtype`, float32 by default, to which each tensor is cast as it is read; the VAE is float32 always.
     `prediction` is what it predicts where it says nothing of that itself; `single_file` says more of a base
     that is one file. Without `weights` its networks have shapes only: quick, for whoever asks for facts and
     tokenizers. Raises BaseModelError when the base is missing, incomplete, contradicts itself, or is of a
     family that is not supported.
     """
     if _is_file(model):
-        base = load_file(Path(model).expanduser(), single_file, weights=weights)
+        base = load_file(Path(model).expanduser(), single_file, weights=weights, dtype=dtype)
     elif single_file is not None and single_file.tokenizer is not None:
         raise BaseModelError(
             f"base.tokenizer is for a base in a single file, but {model} has a tokenizer of its own; "
             "leave base.tokenizer out."
         )
     else:
-        base = _load_folder(model, prediction, weights=weights)
+        base = _load_folder(model, prediction, weights=weights, dtype=dtype)
     if vae and weights:
-        stamps = stamps_of(vae_files(vae))
-        base.parts["vae"] = load_vae(vae, base.parts["vae"]).requires_grad_(False).eval()
-        base.sources["vae"] = PartSource(stamps, glance_at(base.parts["vae"]))
+        allow_pickle = single_file is not None and single_file.allow_pickle
+        loaded = load_vae(vae, base.parts["vae"], allow_pickle=allow_pickle)
+        base.parts["vae"] = loaded.part.requires_grad_(False).eval()
+        base.sources["vae"] = source_of(loaded.part, loaded.stored, loaded.stamps)
     return base
 
 
@@ -83,7 +76,7 @@ def load_file(
     scheduler = loaded.configurations["scheduler"]
     base = family(loaded.parts, loaded.tokenizers, source="", scheduler=scheduler)
     base.notes = loaded.notes
-    base.sources = {name: PartSource(stamps, glance_at(part)) for name, part in base.parts.items()}
+    base.sources = {name: source_of(base.parts[name], one, stamps) for name, one in loaded.stored.items()}
     return base
 
 
@@ -95,8 +88,11 @@ def load_tokenizers(model: str) -> dict[str, PreTrainedTokenizerBase]:
     return {name: folder.tokenizer(name) for name in folder.present if name.startswith("tokenizer")}
 
 
-def _load_folder(model: str, prediction: str, *, weights: bool) -> ModelFamily:
-    folder = _folder(model, weights=weights)
+def _load_folder(model: str, prediction: str, *, weights: bool, dtype: torch.dtype | None) -> ModelFamily:
+    import torch
+
+    dtype = dtype or torch.float32
+    folder = _folder(model, weights=weights, half=dtype.itemsize < torch.float32.itemsize)
     family = _recognise(folder.configurations, model)
     folder.check_complete(family.needs)
     scheduler = with_prediction(folder.configurations["scheduler"], prediction)
@@ -104,9 +100,11 @@ def _load_folder(model: str, prediction: str, *, weights: bool) -> ModelFamily:
     networks = [name for name in family.needs if name not in (*tokenizers, "scheduler")]
     bitsandbytes_on_demand()
     stamps = {name: stamps_of(weight_files(folder.path / name)) for name in networks}
-    parts = {name: folder.network(name, weights=weights) for name in networks}
+    parts = {name: folder.network(name) for name in networks}
     base = family(parts, tokenizers, source=model if model == POCKET else "", scheduler=scheduler)
-    base.sources = {name: PartSource(stamps[name], glance_at(part)) for name, part in parts.items()}
+    for name, part in parts.items() if weights else ():
+        stored = folder.fill(name, part, torch.float32 if name == "vae" else dtype)
+        base.sources[name] = source_of(part, stored, stamps[name])
     return base
 
 
@@ -115,10 +113,10 @@ def _is_file(model: str) -> bool:
     return path.is_file() or (path.suffix in FILE_ENDINGS and not path.exists())
 
 
-def _folder(model: str, *, weights: bool) -> BaseFolder:
+def _folder(model: str, *, weights: bool, half: bool = False) -> BaseFolder:
     path = POCKET_FOLDER if model == POCKET else Path(model).expanduser()
     if model != POCKET and is_hub_id(model):
-        path = hub_folder(model, weights=weights)
+        path = hub_folder(model, weights=weights, half=half)
     if not (path / INDEX).is_file():
         raise BaseModelError(
             f'there is no base model at {model!r}: give "pocket", a diffusers folder (one that holds '
@@ -194,79 +192,3 @@ def _text_refusal(unet: Configuration, configurations: Mapping[str, Configuratio
             "different models"
         )
     return ""
-
-
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(\.fp16)?(?:-\d{5}-of-\d{5})?\.safetensors")
-_SMALL = (".json", ".txt", ".model")  # configurations and tokenizers
-
-
-def is_hub_id(model: str) -> bool:
-    """Whether a base's name has the form of a hub id and is no path to something that exists."""
-    return bool(_ID.fullmatch(model)) and not Path(model).expanduser().exists()
-
-
-def hub_folder(model: str, *, weights: bool = True) -> Path:
-    """The folder in the hub's cache, downloaded if it lacks what is needed; raises BaseModelError."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(hf_hub_download(model, INDEX, local_files_only=True)).parent
-    except LocalEntryNotFoundError:
-        return _download(model, weights=weights)
-    return folder if _is_whole(folder, weights=weights) else _download(model, weights=weights)
-
-
-def _download(model: str, *, weights: bool) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        files = HfApi().list_repo_files(model)
-        return Path(snapshot_download(model, allow_patterns=wanted_files(files, weights=weights)))
-    except GatedRepoError:
-        advice = "accept its licence on its page there and log in with `hf auth login`"
-        raise BaseModelError(f"the base model {model} is gated on the hub: {advice}.") from None
-    except RepositoryNotFoundError:
-        raise BaseModelError(
-            f"there is no folder {model}, and the hub has no model of that name, or it is private; "
-            "check the name, or log in with `hf auth login`."
-        ) from None
-    except Exception as error:  # of which HTTP library it is depends on the version of the hub's own one
-        raise BaseModelError(
-            f"there is no folder {model}, the hub's cache ({HF_HUB_CACHE}) does not hold all of a model of "
-            f"that name, and the hub cannot be reached ({reason_of(error)}); connect to the network once, or "
-            "give a diffusers folder."
-        ) from None
-
-
-def wanted_files(files: Iterable[str], *, weights: bool = True) -> list[str]:
-    """A diffusers folder's files: of each part the plain weights, else fp16 ones; no pickles, no ONNX."""
-    wanted = [INDEX]
-    by_part: dict[str, list[str]] = {}
-    for file in files:
-        part, slash, name = file.partition("/")
-        if slash and "/" not in name:
-            by_part.setdefault(part, []).append(name)
-    for part, names in by_part.items():
-        if config_name(part) not in names:
-            continue
-        found = [(name, match[1]) for name in names if (match := _WEIGHTS.fullmatch(name))]
-        plain = [name for name, variant in found if not variant]
-        heavy = (plain or [name for name, _ in found]) if weights else []
-        wanted += [f"{part}/{name}" for name in names if name.endswith(_SMALL)]
-        wanted += [f"{part}/{name}" for name in heavy]
-    return wanted
-
-
-def _is_whole(folder: Path, *, weights: bool) -> bool:
-    """Whether every listed part is there, with its weights if it has any: a download may have stopped."""
-    for part in listed_parts(folder):
-        if not (folder / part / config_name(part)).is_file():
-            return False
-        is_network = part != "scheduler" and not part.startswith("tokenizer")
-        if weights and is_network and not any((folder / part).glob("*.safetensors")):
-            return False
-    return True

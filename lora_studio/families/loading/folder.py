@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -11,14 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import BaseModelError, reason_of
+from lora_studio.families.original.checkpoint import Checkpoint, open_checkpoint
+from lora_studio.families.original.names import TensorOrigin
+from lora_studio.families.stored import StoredPart, StoredTensor
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")  # classes are taken from these two alone, never from the folder
+TREE = "text_model."  # in front of the names of a CLIP's layers, as libraries' versions have it or not
+WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_)?model(\.fp16)?(?P<piece>-\d{5}-of-\d{5})?(\.fp16)?\.safetensors"
+)
 UNUSED = ("feature_extractor", "safety_checker", "image_encoder", "watermarker")
 
 
@@ -41,7 +49,7 @@ class BaseFolder:
     def configurations(self) -> dict[str, dict[str, Any]]:
         """By part, also the scheduler's; the UNet's is completed and checked by the shapes of its weights."""
         found = {
-            name: _read_json(self.path / name / config_name(name))
+            name: read_json(self.path / name / config_name(name))
             for name in self.present
             if not name.startswith("tokenizer")
         }
@@ -58,9 +66,13 @@ class BaseFolder:
                 f"beside {INDEX} that it lists; download the model again."
             )
 
-    def network(self, name: str, *, weights: bool = True) -> nn.Module:
-        """A part in float32 on the CPU, from safetensors; without `weights` it has shapes only."""
-        return self._read(name, load_network if weights else _empty)
+    def network(self, name: str) -> nn.Module:
+        """A part with shapes only."""
+        return self._read(name, empty_network)
+
+    def fill(self, name: str, part: nn.Module, dtype: torch.dtype) -> StoredPart:
+        """Give a part its weights, on the CPU, from safetensors; what stays in its files' dtype is mapped."""
+        return self._read(name, lambda loader, folder: fill_from_folder(part, folder, dtype))
 
     def tokenizer(self, name: str) -> PreTrainedTokenizerBase:
         return self._read(name, lambda loader, folder: loader.from_pretrained(folder, local_files_only=True))
@@ -69,12 +81,12 @@ class BaseFolder:
         library, class_name = self.parts[name]
         try:
             return read(getattr(import_module(library), class_name), self.path / name)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, BaseModelError) as error:
             raise self._unreadable(name, error) from None
 
     def _unreadable(self, name: str, error: Exception) -> BaseModelError:
         what = f"the part {name} of the base model {self.model}"
-        return BaseModelError(f"{what} cannot be loaded: {reason_of(error)}.")
+        return BaseModelError(f"{what} cannot be loaded: {reason_of(error).removesuffix('.')}.")
 
     def _with_shapes(self, config: dict[str, Any]) -> dict[str, Any]:
         """The UNet's configuration with what its weights' shapes say; raises if it says otherwise."""
@@ -95,7 +107,7 @@ def listed_parts(folder: Path) -> dict[str, tuple[str, str]]:
     """Part -> (library, class) from model_index.json, without the parts that training has no use for."""
     return {
         name: (str(entry[0]), str(entry[1]))
-        for name, entry in _read_json(folder / INDEX).items()
+        for name, entry in read_json(folder / INDEX).items()
         if isinstance(entry, list) and len(entry) == 2 and entry[0] in LIBRARIES and name not in UNUSED
     }
 
@@ -106,28 +118,52 @@ def config_name(part: str) -> str:
     return "tokenizer_config.json" if part.startswith("tokenizer") else "config.json"
 
 
+def is_half(name: str) -> bool:
+    """Whether a file's name says that it holds a part in half precision."""
+    return ".fp16" in name
+
+
+def heavy_files(names: Iterable[str], *, half: bool = False) -> list[str]:
+    """Of the names in a part's folder its weights: plain ones, or else those of fp16; `half`: these first.
+
+    One file where there is one, else its pieces. Others that lie there (`non_ema`, other frameworks') are not
+    the part's weights.
+    """
+    found = {name: match for name in sorted(names) if (match := WEIGHTS.fullmatch(name))}
+    ours = [name for name in found if is_half(name) == half] or [*found]
+    return [name for name in ours if not found[name]["piece"]] or ours
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a part's folder that are read."""
-    variant = variant_of(folder)
-    return [path for path in sorted(folder.glob("*.safetensors")) if variant or ".fp16" not in path.name]
+    return [folder / name for name in heavy_files(path.name for path in folder.glob("*.safetensors"))]
 
 
-def variant_of(folder: Path) -> str | None:
-    """ "fp16" if a part's folder holds weights of that name alone; None for the plain ones."""
-    names = [path.name for path in folder.glob("*.safetensors")]
-    return "fp16" if names and all(".fp16" in name for name in names) else None
+def fill_from_folder(part: nn.Module, folder: Path, dtype: torch.dtype) -> StoredPart:
+    """Raises ValueError for weights that are missing or of another shape, OSError and BaseModelError."""
+    files = [open_checkpoint(path) for path in weight_files(folder)]
+    if not files:
+        raise ValueError(f"there are no weights in {folder.name}, which are in safetensors files")
+    stored = stored_part(part, {name: one for one in files for name in one.shapes})
+    stored.fill(part, dtype, copies=False)
+    return stored
 
 
-def load_network(loader: Any, folder: Path) -> nn.Module:
-    """A network in float32; raises ValueError for missing weights, which the libraries draw at random."""
-    import torch
-
-    how = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    network, seen = loader.from_pretrained(folder, dtype=torch.float32, variant=variant_of(folder), **how)
-    missing = sorted(seen["missing_keys"])
+def stored_part(part: nn.Module, files: Mapping[str, Checkpoint]) -> StoredPart:
+    """Where the part's tensors lie, by the names that files have for them; ValueError if some are missing."""
+    renamed = {name: name for name in files}
+    if hasattr(part, "_fix_state_dict_keys_on_load"):  # diffusers' own memory of its older names
+        part._fix_state_dict_keys_on_load(renamed)
+    found = {}
+    for name, tensor in part.state_dict().items():
+        spelled = (name, f"{TREE}{name}", name.removeprefix(TREE))
+        stored = next((renamed[one] for one in spelled if one in renamed), None)
+        if stored is not None:
+            found[name] = StoredTensor(files[stored], TensorOrigin(stored), tuple(tensor.shape))
+    missing = sorted(part.state_dict().keys() - found.keys())
     if missing:
         raise ValueError(f"its file lacks {len(missing)} tensors, first {missing[0]}")
-    return network
+    return StoredPart(found).checked()
 
 
 def facts_of_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int | bool]:
@@ -153,7 +189,7 @@ def _shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
                 yield name, tuple(file.get_slice(name).get_shape())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -167,74 +203,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _empty(loader: Any, folder: Path) -> nn.Module:
-    """A network of shapes, as its configuration says; diffusers and transformers spell that differently."""
-    import torch
+def empty_network(loader: Any, folder: Path) -> nn.Module:
+    """A network of shapes, as its configuration says; diffusers and transformers spell that differently.
 
-    with torch.device("meta"):
+    Its buffers, which no file holds, are real.
+    """
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
         if hasattr(loader, "load_config"):
             return loader.from_config(loader.load_config(folder, local_files_only=True))
         return loader(loader.config_class.from_pretrained(folder, local_files_only=True))
-
-
-def load_vae(name: str, own: AutoencoderKL) -> AutoencoderKL:
-    """The VAE at the path `name`, in float32, to take the place of the base's `own`.
-
-    A single file has no configuration and gets that of `own`. Raises BaseModelError if it cannot be read, or
-    makes other latents than those the base was trained on.
-    """
-    from diffusers import AutoencoderKL
-
-    path = Path(name).expanduser()
-    try:
-        if path.is_dir():
-            vae = load_network(AutoencoderKL, path)
-        elif path.suffix == ".safetensors" and path.is_file():
-            vae = _of_file(path, own)
-        else:
-            raise BaseModelError(
-                f"there is no VAE at base.vae = {name!r}; give a folder of a diffusers VAE (one that holds "
-                "config.json and safetensors), or its .safetensors file."
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BaseModelError(f"the VAE {name} cannot be loaded: {reason_of(error)}.") from None
-    _check_latents(name, vae, own)
-    return vae
-
-
-def vae_files(name: str) -> list[Path]:
-    path = Path(name).expanduser()
-    return weight_files(path) if path.is_dir() else [path] if path.is_file() else []
-
-
-def _of_file(path: Path, own: AutoencoderKL) -> AutoencoderKL:
-    """Raises ValueError if its tensors are not named as those of `own`."""
-    from diffusers import AutoencoderKL
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from None
-    vae = AutoencoderKL.from_config(own.config)
-    unlike = sorted(tensors.keys() ^ vae.state_dict().keys())
-    if unlike:
-        fault = f"{len(unlike)} of its tensors are not those of a diffusers VAE"
-        raise ValueError(f"{fault} as the base's, first {unlike[0]}")
-    vae.load_state_dict(tensors)
-    return vae.float()
-
-
-def _check_latents(name: str, vae: AutoencoderKL, own: AutoencoderKL) -> None:
-    """A VAE of another family would train without complaint on latents that the UNet cannot read."""
-    fault = ""
-    for key, called in (("latent_channels", "channels"), ("scaling_factor", "scale")):
-        other, wanted = vae.config[key], own.config[key]
-        if other != wanted and not fault:
-            fault = f"of another kind: their {called} is {other}, the base's {wanted}"
-    if not fault and len(vae.config.block_out_channels) != len(own.config.block_out_channels):
-        fault = "of another size than the base's"
-    if fault:
-        advice = "take one that was made for this family of bases"
-        raise BaseModelError(f"the VAE {name} makes latents {fault}; {advice}.")

@@ -12,11 +12,12 @@ from lora_studio.families.original import BaseKind, Shapes, detect
 from lora_studio.families.original.checkpoint import Checkpoint, find_prediction, open_checkpoint
 from lora_studio.families.original.configurations import configurations_of, tokenizers_for
 from lora_studio.families.original.names import TensorOrigin, origins, sort_rest
+from lora_studio.families.stored import StoredPart, StoredTensor, sides, squeezed
 from lora_studio.text import plural
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 
@@ -34,6 +35,7 @@ class Loaded:
     """A whole base in diffusers' words, as its diffusers folder would give it."""
 
     parts: dict[str, nn.Module]
+    stored: dict[str, StoredPart]  # nothing without weights
     tokenizers: dict[str, PreTrainedTokenizerBase]
     configurations: dict[str, dict[str, Any]]  # by part, plus "scheduler"
     notes: tuple[str, ...]  # what the user should know: the kind, the prediction, what was left out
@@ -54,7 +56,7 @@ class SingleFile:
         return tokenizers_for(self.kind, self.configurations, self.options.tokenizer)
 
     def load(self, *, weights: bool = True, dtype: torch.dtype | None = None) -> Loaded:
-        """Everything, in `dtype` (float32 by default) on the CPU; without `weights`, shapes only.
+        """All parts on the CPU in `dtype`, by default and the VAE always in float32; or shapes only.
 
         Weights are mapped and copied tensor by tensor, so that no more than one whole copy is ever held.
         Raises BaseModelError that names what is missing or should not be there.
@@ -66,9 +68,17 @@ class SingleFile:
         parts = {name: empty_part(name, self.configurations[name]) for name in names}
         found = origins(self.kind, self.checkpoint.shapes, self.configurations)
         notes = _check(self, parts, found)
-        if weights:
-            _fill(self.checkpoint, parts, found, dtype or torch.float32)
-        return Loaded(parts, tokenizers, self.configurations, (*self.notes, *notes))
+        stored = {name: self._stored(part, found[name]) for name, part in parts.items() if weights}
+        for name, one in stored.items():  # copies, as a file that changes on disk must not change the base
+            wanted = dtype if dtype is not None and name != "vae" else torch.float32
+            one.fill(parts[name], wanted, copies=True)
+        return Loaded(parts, stored, tokenizers, self.configurations, (*self.notes, *notes))
+
+    def _stored(self, part: nn.Module, found: dict[str, TensorOrigin]) -> StoredPart:
+        shapes = {key: tuple(tensor.shape) for key, tensor in part.state_dict().items()}
+        return StoredPart(
+            {key: StoredTensor(self.checkpoint, found[key], one) for key, one in shapes.items()}
+        )
 
 
 def open_single_file(path: Path, options: SingleFileOptions | None = None) -> SingleFile:
@@ -129,44 +139,12 @@ def _check_shapes(
     name: str, part: str, wanted: dict[str, tuple[int, ...]], found: dict[str, TensorOrigin], shapes: Shapes
 ) -> None:
     wrong = [
-        f"{found[key].name} is {_sides(found[key].shape(shapes))}, not {_sides(shape)}"
+        f"{found[key].name} is {sides(found[key].shape(shapes))}, not {sides(shape)}"
         for key, shape in wanted.items()
-        if _squeezed(found[key].shape(shapes)) != _squeezed(shape)
+        if squeezed(found[key].shape(shapes)) != squeezed(shape)
     ]
     if wrong:
         raise BaseModelError(f"{name} has {_counted(wrong, 'tensor')} of another size in its {part}.")
-
-
-def _fill(
-    checkpoint: Checkpoint,
-    parts: dict[str, nn.Module],
-    found: dict[str, dict[str, TensorOrigin]],
-    dtype: torch.dtype,
-) -> None:
-    """Give every part its weights: copies, as a file that changes on disk must not change the base."""
-    import torch
-
-    for part, module in parts.items():
-        weights: dict[str, Tensor] = {}
-        with checkpoint.values() as value:  # opened for each part, so that the last one's pages are let go
-            for key, empty in module.state_dict().items():
-                origin = found[part][key]
-                taken = origin.take(value(origin.name)).reshape(empty.shape)
-                weights[key] = taken.to(dtype, copy=True, memory_format=torch.contiguous_format)
-            del taken
-        module.load_state_dict(weights, assign=True)
-
-
-def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
-    """A 1x1 convolution's weight without its last two sides: some tools write it as a linear layer's."""
-    shape = tuple(shape)
-    while len(shape) > 2 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
-
-
-def _sides(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
 
 
 def _counted(names: Sequence[str], noun: str) -> str:

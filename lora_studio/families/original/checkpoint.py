@@ -28,13 +28,14 @@ class Checkpoint:
     path: Path
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
-    _tensors: Mapping[str, Tensor] | None = field(default=None, repr=False)  # of a pickle file
+    _load: Callable[[], Mapping[str, Tensor]] | None = field(default=None, repr=False)  # a pickle file
+    is_mapped: bool = True  # and so quickly opened anew
 
     @contextmanager
     def values(self) -> Iterator[Callable[[str], Tensor]]:
         """What gives a tensor by its name; it is mapped from the file, so copy what is to be kept."""
-        if self._tensors is not None:
-            yield self._tensors.__getitem__
+        if self._load is not None:
+            yield self._load().__getitem__
             return
         from safetensors import SafetensorError, safe_open
 
@@ -108,12 +109,20 @@ def _open_pickle(path: Path, *, allowed: bool) -> Checkpoint:
             f"{path.name} is a pickle file, which can hold code; give a .safetensors file, or set "
             "base.allow_pickle = true to have nothing but tensors read from it."
         )
+    is_mapped = zipfile.is_zipfile(path)
+    tensors, metadata = _read_pickle(path, is_mapped=is_mapped)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return Checkpoint(path, shapes, metadata, lambda: _read_pickle(path, is_mapped=is_mapped)[0], is_mapped)
+
+
+def _read_pickle(path: Path, *, is_mapped: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata; raises BaseModelError."""
     from pickle import UnpicklingError
 
     import torch
 
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except UnpicklingError:
         raise BaseModelError(
             f"{path.name} holds more than tensors, which is not read because it could be code; "
@@ -129,7 +138,7 @@ def _open_pickle(path: Path, *, allowed: bool) -> Checkpoint:
     if not isinstance(values, dict):
         raise BaseModelError(f"{path.name} holds no tensors by name; give a .safetensors file.")
     tensors = {str(name): value for name, value in values.items() if isinstance(value, torch.Tensor)}
-    return Checkpoint(path, {name: tuple(t.shape) for name, t in tensors.items()}, metadata, tensors)
+    return tensors, metadata
 
 
 SPELLINGS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}  # -> diffusers'

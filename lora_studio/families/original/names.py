@@ -23,6 +23,7 @@ from lora_studio.families.original.configurations import num_layers
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+VAE_STARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _JOINED = (".in_proj_weight", ".in_proj_bias")  # OpenCLIP's q, k and v, one below the other
 
 
@@ -50,16 +51,23 @@ def origins(
     kind: BaseKind, shapes: Shapes, configurations: Mapping[str, dict[str, Any]]
 ) -> dict[str, dict[str, TensorOrigin]]:
     """Part -> its tensors' names in diffusers' layout -> where they lie."""
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    parts = {
-        "unet": (UNET_PREFIX, lambda tensors: convert_ldm_unet_checkpoint(tensors, configurations["unet"])),
-        "vae": (VAE_PREFIX, lambda tensors: convert_ldm_vae_checkpoint(tensors, configurations["vae"])),
-    }
     found = {encoder.part: _text_origins(encoder, shapes) for encoder in kind.text_encoders}
-    for part, (prefix, convert) in parts.items():
-        found[part] = _origins([key for key in shapes if key.startswith(prefix)], shapes, convert)
+    names = [key for key in shapes if key.startswith(UNET_PREFIX)]
+    configured = partial(convert_ldm_unet_checkpoint, config=configurations["unet"])
+    found["unet"] = _origins(names, shapes, configured)
+    found["vae"] = vae_origins(shapes, configurations["vae"])
     return found
+
+
+def vae_origins(shapes: Shapes, configuration: Mapping[str, Any]) -> dict[str, TensorOrigin]:
+    """Of a whole base, or of a VAE's own file, in which the prefix may be missing."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    prefixed = [key for key in shapes if key.startswith(VAE_PREFIX)]
+    names = prefixed or [key for key in shapes if key.startswith(VAE_STARTS)]
+    return _origins(names, shapes, partial(convert_ldm_vae_checkpoint, config=configuration))
 
 
 def _text_origins(encoder: TextEncoder, shapes: Shapes) -> dict[str, TensorOrigin]:

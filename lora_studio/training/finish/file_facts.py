@@ -13,7 +13,7 @@ import torch
 
 from lora_studio.data.batches import BatchPlan
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.families.loading import is_hub_id
+from lora_studio.families.loading.hub import is_hub_id
 from lora_studio.files import digest
 from lora_studio.metadata.provenance import provenance_keys
 from lora_studio.metadata.write import TrainingFacts, caption_table, trigger_table

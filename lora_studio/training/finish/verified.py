@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,9 +18,9 @@ from lora_studio.export.merged import check_folder, open_folder, put_in, write_f
 from lora_studio.export.target import ExportJob, ExportResult
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.training.finish.file_facts import training_facts
-from lora_studio.training.machine import shard
+from lora_studio.training.finish.frozen import check_frozen
 from lora_studio.training.prepare import TrainedRun
-from lora_studio.training.prepare.base_model import base_of
+from lora_studio.training.prepare.base_model import bare_base_of, base_of
 from lora_studio.verify import VerifyReport
 from lora_studio.verify.trained import (
     CAPTION,
@@ -38,8 +39,9 @@ Written = Mapping[str, ExportResult]  # by target; BASE is what full fine-tuning
 
 def job_of(trained: TrainedRun, folder: Path) -> ExportJob:
     """What was trained, to be written into a folder. Slow for a base in one file, whose hash is taken."""
-    facts, dtype = training_facts(trained), trained.recipe.export.dtype
-    return ExportJob(trained.family, trained.adapters, facts, folder, dtype, lambda: base_of(trained.recipe))
+    facts, dtype, recipe = training_facts(trained), trained.recipe.export.dtype, trained.recipe
+    bases = (partial(base_of, recipe), partial(bare_base_of, recipe))
+    return ExportJob(trained.family, trained.adapters, facts, folder, dtype, *bases)
 
 
 def write_own(trained: TrainedRun, job: ExportJob) -> Written:
@@ -74,7 +76,7 @@ def _caption(trained: TrainedRun, *, tokens: bool) -> str:
 def verify_written(
     trained: TrainedRun, job: ExportJob, written: Written, expected: ProbeOutput | None
 ) -> VerifyReport:
-    """What lies on the disk against the live adapters and, where diffusers loads it, in a base loaded afresh.
+    """What lies on the disk against the live adapters and, where diffusers loads it, in their base.
 
     `expected`: what the live adapters predict, for a caption with tokens if embeddings were written, too;
     None of what is not probed.
@@ -102,17 +104,17 @@ def is_probed(trained: TrainedRun, targets: Sequence[str] | Written) -> bool:
 def _compare_probe(
     job: ExportJob, written: Written, trained: TrainedRun, expected: ProbeOutput, report: VerifyReport
 ) -> None:
-    machine, fresh = trained.machine, job.base
-    machine.shrink(fresh)
-    if machine.shards:
-        shard(fresh, trained.processes, machine.device, machine.dtype)
+    """In the run's own frozen parts, which are made sure to be the base's: there may be no room for two."""
+    machine, family = trained.machine, trained.family
     lora = next((one.paths[0] for target, one in written.items() if EXPORTERS[target].probed), None)
-    with trained.family.placed():  # nowhere but in main memory: there may be no room for two
-        fresh.place(machine.device, *probed(fresh))
+    with family.placed(*probed(family)), trained.adapters.taken_out(family.parts):
+        check_frozen(family, probed(family), machine, report)
+        untrained = job.bare_base()  # for its tokenizers, which know no learned word
+        untrained.borrow(family)
         for path in written[EMBEDDING].paths if EMBEDDING in written else ():
-            load_embedding(path, path.stem, fresh)
+            load_embedding(path, path.stem, untrained)
         caption = _caption(trained, tokens=EMBEDDING in written)
-        prediction = ask_diffusers(lora, fresh, caption) if lora else run_probe(fresh, caption)
+        prediction = ask_diffusers(lora, untrained, caption) if lora else run_probe(untrained, caption)
         compare_probe(prediction, expected, report, rounding=machine.rounding)
 
 

@@ -88,11 +88,13 @@ def prepare(
     machine.shrink(family)
     found = with_regularization_images(context, found)
     encoded = encode(context, found)
+    encodes_captions = encoded.texts is None or not encoded.caption_set.complete  # while it trains
+    if not recipe.samples.prompts:
+        family.drop("vae", *(() if encodes_captions else family.text_encoders))
     if machine.shards:
         shard(family, processes, machine.device, machine.dtype)
     adapters = context.adapters.inject(family, exact)
     machine.speed_up(family, adapters.parts)
-    encodes_captions = encoded.texts is None or not encoded.caption_set.complete  # while it trains
     family.place(machine.device, family.denoiser, *(family.text_encoders if encodes_captions else ()))
     loop = make_loop(context, adapters, make_feed(context, found, encoded))
     return Session(

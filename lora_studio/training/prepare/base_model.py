@@ -37,16 +37,25 @@ INIT_FROM = "adapter.init_from"
 BATCH_PIXELS = 2**20  # on a GPU: four images of 512x512 at a time, or one of 1024x1024
 
 
-def base_of(recipe: Recipe, *, weights: bool = True) -> ModelFamily:
+def base_of(recipe: Recipe, *, weights: bool = True, dtype: torch.dtype = torch.float32) -> ModelFamily:
     """The frozen base that the recipe names, with its VAE, and with the LoRAs that are to be part of it.
 
+    In `dtype`, but for the VAE, which is float32.
     Raises BaseModelError as load_base, and RecipeError for a LoRA that cannot be merged.
     """
     base, prediction = recipe.base, recipe.base.prediction_type
     options = SingleFileOptions(prediction, base.tokenizer, base.allow_pickle)
-    family = load_base(base.model, vae=base.vae, prediction=prediction, weights=weights, single_file=options)
+    family = load_base(
+        base.model, vae=base.vae, prediction=prediction, weights=weights, single_file=options, dtype=dtype
+    )
     family.notes += merge_plain(family, [Merged(one.file, one.strength) for one in base.loras])
     return family
+
+
+def bare_base_of(recipe: Recipe) -> ModelFamily:
+    """Shapes and tokenizers of the base that the recipe names: no weight is read, nothing merged."""
+    plain = recipe.base.model_copy(update={"loras": ()})
+    return base_of(recipe.model_copy(update={"base": plain}), weights=False)
 
 
 @dataclass(frozen=True)
@@ -61,9 +70,9 @@ class AdapterPlan:
     init_from: Path | None  # a LoRA file
 
     def snapshot_float32(self, family: ModelFamily) -> dict[TensorPlace, Tensor]:
-        """What layers that are trained themselves begin with; to be asked for while the base is float32."""
+        """What layers that are trained themselves begin with, of which the base may have lost digits."""
         trains_layers = self.chosen and ADAPTERS[self.options.kind].trains_layers
-        return exact_values(family.parts, self.chosen) if trains_layers else {}
+        return exact_values(family.exact, self.chosen) if trains_layers else {}
 
     def inject(
         self, family: ModelFamily, exact: Mapping[TensorPlace, Tensor] = MappingProxyType({})

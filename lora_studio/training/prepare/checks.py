@@ -26,6 +26,7 @@ from lora_studio.training.optimizers.choose import least_rate, optimizer_faults,
 from lora_studio.training.prepare.base_model import (
     INIT_FROM,
     AdapterPlan,
+    bare_base_of,
     base_of,
     has_convolutions,
     plan_adapters,
@@ -49,7 +50,7 @@ class Checked:
     """What the checks had to make, so that nothing is made twice."""
 
     machine: Machine
-    family: ModelFamily  # as it was loaded: float32, on the CPU
+    family: ModelFamily  # as it was loaded: in the machine's dtype, on the CPU
     adapters: AdapterPlan
     inputs: Mapping[str, str]  # option -> sha256 of the LoRA file that it names
     base_fingerprint: str
@@ -85,7 +86,7 @@ def check_recipe(
     def check_here() -> None:
         machine, inputs = _machine(recipe, processes, faults, trains=trains), inputs_of(recipe)
         faults.extend(input_faults(run.folder, before, inputs) if run is not None else [])
-        family, plan = _base(recipe, faults), None
+        family, plan = _base(recipe, machine, faults), None
         if family is not None:
             plan = _adapters(recipe, family, faults, shards=recipe.machine.shard_base and processes.count > 1)
             faults.extend(_rate_faults(recipe, plan, family) if plan is not None and trains else [])
@@ -115,15 +116,14 @@ def _machine(recipe: Recipe, processes: Processes, faults: _Faults, *, trains: b
     return machine
 
 
-def _base(recipe: Recipe, faults: _Faults) -> ModelFamily | None:
+def _base(recipe: Recipe, machine: Machine | None, faults: _Faults) -> ModelFamily | None:
     """Without its weights, which take their time, if there are faults already."""
-    if not faults:
-        family = base_of(recipe)
+    if not faults and machine is not None:
+        family = base_of(recipe, dtype=machine.dtype)
         family.max_chunks = recipe.data.max_token_chunks
         return family
-    plain = recipe.base.model_copy(update={"loras": ()})
     try:
-        return base_of(recipe.model_copy(update={"base": plain}), weights=False)
+        return bare_base_of(recipe)
     except BaseModelError as error:
         faults.append(str(error))
         return None

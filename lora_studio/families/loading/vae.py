@@ -1,0 +1,124 @@
+"""Another VAE in the place of a base's own: a folder, a file in either layout, or a repository of the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lora_studio.errors import BaseModelError, reason_of
+from lora_studio.families.fingerprints import Stamp, stamps_of
+from lora_studio.families.loading.folder import (
+    empty_network,
+    fill_from_folder,
+    read_json,
+    stored_part,
+    weight_files,
+)
+from lora_studio.families.loading.hub import hub_vae, is_hub_id
+from lora_studio.families.original import VAE_PREFIX
+from lora_studio.families.original.checkpoint import Checkpoint, open_checkpoint
+from lora_studio.families.original.names import VAE_STARTS, vae_origins
+from lora_studio.families.stored import StoredPart, StoredTensor, squeezed
+from lora_studio.recipe.data import FILE_ENDINGS
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+CONFIG, SUBFOLDER = "config.json", "vae"
+_ORIGINAL = ("encoder.down.", "decoder.up.")  # how names begin in the original layout alone
+_FIRST = "decoder.conv_in.weight"  # reads the latents; of the same name in both layouts
+
+
+class LoadedVae(NamedTuple):
+    part: AutoencoderKL
+    stored: StoredPart
+    stamps: Mapping[Path, Stamp]
+
+
+def load_vae(name: str, own: AutoencoderKL, *, allow_pickle: bool = False) -> LoadedVae:
+    """The VAE called `name`, in float32, to take the place of the base's `own`.
+
+    A folder of a VAE or of a whole base, a .safetensors file in diffusers' or the original layout, alone or
+    in a whole checkpoint, or the id of a repository that has one at its top or as its part `vae`. A file has
+    no configuration and gets that of `own`. Raises BaseModelError if it cannot be read, is no VAE, or makes
+    other latents than those the base was trained on.
+    """
+    path = Path(name).expanduser()
+    if is_hub_id(name) and path.suffix not in FILE_ENDINGS:
+        path = hub_vae(name)
+    try:
+        if path.is_dir():
+            return _of_folder(name, path, own)
+        if path.suffix in FILE_ENDINGS and path.is_file():
+            return _of_file(name, path, own, allow_pickle=allow_pickle)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BaseModelError(f"the VAE {name} cannot be loaded: {reason_of(error)}.") from None
+    raise BaseModelError(
+        f"there is no VAE at base.vae = {name!r}; give a folder of a diffusers VAE (one that holds {CONFIG} "
+        "and safetensors), a .safetensors file, or the id of one on the hub."
+    )
+
+
+def _of_folder(name: str, folder: Path, own: AutoencoderKL) -> LoadedVae:
+    import torch
+    from diffusers import AutoencoderKL
+
+    folder = folder if (folder / CONFIG).is_file() else folder / SUBFOLDER
+    configuration = read_json(folder / CONFIG)
+    kind = configuration.get("_class_name", "AutoencoderKL")
+    if kind != "AutoencoderKL":
+        raise ValueError(f"it is a {kind}, not an AutoencoderKL as the base's")
+    stamps = stamps_of(weight_files(folder))
+    vae = empty_network(AutoencoderKL, folder)
+    _check_latents(name, vae.config, own)
+    return LoadedVae(vae, fill_from_folder(vae, folder, torch.float32), stamps)
+
+
+def _of_file(name: str, path: Path, own: AutoencoderKL, *, allow_pickle: bool) -> LoadedVae:
+    """Raises ValueError if its tensors are not those of a VAE built as `own`."""
+    import torch
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKL
+
+    stamps, file = stamps_of([path]), open_checkpoint(path, allow_pickle=allow_pickle)
+    prefix = VAE_PREFIX if any(one.startswith(VAE_PREFIX) for one in file.shapes) else ""
+    if strange := [one for one in file.shapes if not prefix and not one.startswith((*VAE_STARTS, *_BESIDE))]:
+        raise ValueError(f"{len(strange)} of its tensors are not those of a VAE, first {strange[0]}")
+    reads = file.shapes.get(prefix + _FIRST, ())
+    latents = {"latent_channels": reads[1]} if len(reads) == 4 else {}
+    configuration: dict[str, Any] = {**own.config, **latents}
+    with init_empty_weights(include_buffers=False):
+        vae = AutoencoderKL.from_config(configuration)
+    _check_latents(name, vae.config, own)
+    stored = _stored(vae, file, prefix)
+    stored.fill(vae, torch.float32, copies=True)
+    return LoadedVae(vae, stored, stamps)
+
+
+_BESIDE = ("loss.", "model_ema.")  # what training leaves in a VAE's file
+
+
+def _stored(vae: AutoencoderKL, file: Checkpoint, prefix: str) -> StoredPart:
+    if not any(one.startswith(tuple(prefix + start for start in _ORIGINAL)) for one in file.shapes):
+        return stored_part(vae, dict.fromkeys(file.shapes, file))
+    found = vae_origins(file.shapes, vae.config)
+    own = {key: tuple(tensor.shape) for key, tensor in vae.state_dict().items()}
+    if missing := sorted(own.keys() - found.keys()):
+        raise ValueError(f"it lacks {len(missing)} tensors of a VAE built as the base's, first {missing[0]}")
+    stored = StoredPart({key: StoredTensor(file, found[key], shape) for key, shape in own.items()})
+    return stored.checked(squeezed)
+
+
+def _check_latents(name: str, config: Mapping[str, Any], own: AutoencoderKL) -> None:
+    """A VAE of another family would train without complaint on latents that the UNet cannot read."""
+    fault = ""
+    for key, called in (("latent_channels", "channels"), ("scaling_factor", "scale")):
+        other, wanted = config[key], own.config[key]
+        if other != wanted and not fault:
+            fault = f"of another kind: their {called} is {other}, the base's {wanted}"
+    if not fault and len(config["block_out_channels"]) != len(own.config.block_out_channels):
+        fault = "of another size than the base's"
+    if fault:
+        advice = "take one that was made for this family of bases"
+        raise BaseModelError(f"the VAE {name} makes latents {fault}; {advice}.")

@@ -92,7 +92,7 @@ def _without_numbers(base: str) -> Iterator[None]:
         def instead(owner: object, name: str, value: object) -> None:
             stack.enter_context(patch.object(owner, name, value))
 
-        instead(checks, "base_of", lambda recipe, weights=True: make_base(base))
+        instead(checks, "base_of", lambda recipe, **_: make_base(base))
         instead(checks, "machine_faults", lambda machine: [])  # options are compared with float32's results
         instead(checks, "trial_faults", lambda *_: [])  # so are optimizers
         instead(ModelFamily, "fingerprint", lambda family, part: part)

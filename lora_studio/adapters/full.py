@@ -155,7 +155,7 @@ def exact_values(
     exact: Callable[[str, Sequence[str]], Mapping[str, Tensor]], chosen: Chosen
 ) -> dict[TensorPlace, Tensor]:
     """The chosen tensors, of which `exact` says by part and names what they are in float32."""
-    found = {}
+    found: dict[TensorPlace, Tensor] = {}
     for part in dict.fromkeys(place.part for place in chosen):
         places = {f"{place.path}.{place.end}": place for place in chosen if place.part == part}
         found |= {places[name]: tensor for name, tensor in exact(part, [*places]).items()}

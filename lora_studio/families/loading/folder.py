@@ -153,7 +153,7 @@ def stored_part(part: nn.Module, files: Mapping[str, Checkpoint]) -> StoredPart:
     """Where the part's tensors lie, by the names that files have for them; ValueError if some are missing."""
     renamed = {name: name for name in files}
     if hasattr(part, "_fix_state_dict_keys_on_load"):  # diffusers' own memory of its older names
-        part._fix_state_dict_keys_on_load(renamed)
+        part._fix_state_dict_keys_on_load(renamed)  # type: ignore[operator]
     found = {}
     for name, tensor in part.state_dict().items():
         spelled = (name, f"{TREE}{name}", name.removeprefix(TREE))

@@ -70,7 +70,7 @@ def _of_folder(name: str, folder: Path, own: AutoencoderKL) -> LoadedVae:
     if kind != "AutoencoderKL":
         raise ValueError(f"it is a {kind}, not an AutoencoderKL as the base's")
     stamps = stamps_of(weight_files(folder))
-    vae = empty_network(AutoencoderKL, folder)
+    vae: Any = empty_network(AutoencoderKL, folder)
     _check_latents(name, vae.config, own)
     return LoadedVae(vae, fill_from_folder(vae, folder, torch.float32), stamps)
 

@@ -47,8 +47,8 @@ def _is_same(part: nn.Module, name: str, expected: Tensor, machine: Machine) -> 
     own = getattr(layer, end)
     if hasattr(own, "full_tensor"):  # of one that is spread over processes
         own = own.full_tensor()
-    quantised = end == "weight" and isinstance(layer, nn.Linear) and machine.quantize != NONE
-    if quantised and (type(own.data) is not Tensor or own.dtype != expected.dtype):
+    is_plain = type(own.data) is Tensor and own.dtype == expected.dtype
+    if isinstance(layer, nn.Linear) and end == "weight" and machine.quantize != NONE and not is_plain:
         return _is_as_near(layer, expected, machine)
     return torch.equal(own.cpu(), expected)
 

@@ -75,7 +75,7 @@ def decoder_of(family: ModelFamily) -> AutoencoderKL:
     image of 1024 x 1024. In float16 it is in float32, since SDXL's overflows and gives black images.
     """
     dtype = torch.bfloat16 if family.precision == torch.bfloat16 else torch.float32
-    vae: AutoencoderKL = copy.deepcopy(family.parts["vae"])
+    vae: AutoencoderKL = copy.deepcopy(family.whole("vae"))
     torch.nn.Module.to(vae, family.device, dtype)  # diffusers' own `to` warns about every cast
     # with a reference to itself it would stay on the device until the next search for cycles
     decode, itself = type(vae).decode, weakref.ref(vae)

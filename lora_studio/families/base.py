@@ -265,6 +265,13 @@ class ModelFamily(ABC):
             if name in self.sources and name not in self.pinned_parts:
                 drop_weights(self.parts[name])
 
+    def whole(self, part: str) -> nn.Module:
+        """A part with its weights, which are read again if they were dropped."""
+        module = self.parts[part]
+        if is_dropped(module) and part in self.sources:
+            self.sources[part].read_again(module, self.dtype_of(part))
+        return module
+
     def cast(self, dtype: torch.dtype) -> None:
         """Every part but the VAE in `dtype`, where it lies: half precision overflows in some VAEs."""
         self._precision = dtype
@@ -295,7 +302,7 @@ class ModelFamily(ABC):
                 if is_dropped(part):
                     if wanted is leaving or name not in self.sources:
                         continue
-                    self.sources[name].read_again(part, self.dtype_of(name))
+                    self.whole(name)
                 if name not in self.pinned_parts and next(part.parameters()).device != place:
                     part.to(place)
 

@@ -74,7 +74,8 @@ def test_it_is_the_mean_squared_error_at_fixed_noise_and_evenly_spread_timesteps
     for number, one in enumerate(validation.images):
         noise = torch.randn((TIMESTEPS, *one.latents.shape), generator=generator("holdout", one.sha256))
         latents = one.latents.expand(noise.shape)
-        text = session.family.encode_text([one.caption] * TIMESTEPS)["text"]
+        with session.family.placed("text_encoder"):
+            text = session.family.encode_text([one.caption] * TIMESTEPS)["text"]
         with torch.no_grad():
             answer = unet(scheduler.add_noise(latents, noise, timestep), timestep, text).sample
         error = (answer - noise).square()

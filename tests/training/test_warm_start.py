@@ -76,6 +76,7 @@ def test_at_step_zero_the_change_of_every_weight_is_the_files(
         weight = merged.layer("unet", place).weight
         weight.data.add_(changes[f"unet.{place}"].to(weight))
     latents = torch.randn(1, 4, 16, 16, generator=generator("x"))
+    session.family.place(torch.device("cpu"), *session.family.parts)
     answers = [
         family.denoise(latents, torch.tensor([500]), family.encode_text(["a cat"]), torch.full((1, 6), 64.0))
         for family in (session.family, merged)

@@ -8,7 +8,7 @@ SETUP_DONE := $(VENV)/.setup-done
 #   make demo TORCH="torch==2.13.0 --index-url <the index that pytorch.org names for it>"
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint docs setup clean
+.PHONY: demo test lint docs what-fits setup clean
 .DEFAULT_GOAL := test
 
 demo: setup
@@ -30,6 +30,10 @@ lint: setup
 docs: setup
 	$(BIN)/python docs/write_reference.py recipe > docs/reference/recipe.md
 	$(BIN)/python docs/write_reference.py cli > docs/reference/cli.md
+
+# By simulation of every preset: minutes.
+what-fits: setup
+	$(BIN)/python docs/write_what_fits.py > docs/reference/what-fits.md
 
 setup: $(SETUP_DONE)
 

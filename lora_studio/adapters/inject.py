@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.adapter_set import AdapterSet
@@ -178,7 +179,11 @@ def _first_values(
 
 def _readable(base: nn.Module, name: str, options: AdapterOptions) -> Tensor:
     weight: Tensor = base.weight  # type: ignore[assignment]
-    if type(weight.data) is not Tensor or not weight.is_floating_point() or weight.shape != shape_of(base):
+    if (
+        is_traceable_wrapper_subclass(weight.data)
+        or not weight.is_floating_point()
+        or weight.shape != shape_of(base)
+    ):
         raise RecipeError(
             f"adapter.kind {options.kind!r} with adapter.start {options.start!r} reads the frozen weights, "
             f"but that of {name} is quantised or spread over processes; take the kind 'lora' with its "

@@ -176,3 +176,35 @@ def test_layers_of_one_shape_lie_in_one_tensor_and_go_along_with_their_modules()
         kept.zero_()
     assert not ours.q.lora_A["studio"].weight.any()
     assert down.whole is kept
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiler_sees_through_it_without_a_break_and_once_for_all_passes() -> None:
+    """Of a block in the part, as a run compiles them; the factors change between the passes."""
+    compiled, eager = ({}, {})
+    for made in (compiled, eager):
+        torch.manual_seed(0)
+        model = nn.Sequential(Attending(48, bias=True)).requires_grad_(False).bfloat16()
+        options, names = AdapterOptions("lora", rank=3, alpha=4.5, seed=1), ("q", "k", "v", "out")
+        adapters = inject(
+            {"m": model}, {"m": names}, options, canonical_path=lambda part, path: path, together=TOGETHER
+        )
+        if made is compiled:
+            model[0].compile(backend="aot_eager", fullgraph=True)
+        x = torch.randn(2, 50, 48).bfloat16().requires_grad_()
+        for number in range(3):
+            with (
+                torch.autocast("cpu", torch.bfloat16),
+                torch.compiler.set_stance("default" if number == 0 else "fail_on_recompile"),
+            ):
+                output = model(x)
+            adapters.clear_gradients()
+            output.float().square().mean().backward()
+            gradients = [one.grad.clone() for one in adapters.parameters("m")]
+            made[number] = [output.detach(), *gradients]
+            with torch.no_grad():
+                for one in adapters.parameters("m"):
+                    one += 0.1 * torch.randn(one.shape)
+    for number, values in eager.items():
+        for one, other in zip(compiled[number], values, strict=True):
+            assert (one.float() - other.float()).norm() <= 0.03 * other.float().norm()

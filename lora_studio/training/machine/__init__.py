@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -142,6 +143,8 @@ def compile_blocks(denoiser: nn.Module) -> None:
 
     limits.recompile_limit = max(limits.recompile_limit, MOST_COMPILATIONS)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, MOST_COMPILATIONS)
+    # The compiler asks everything that a block reads for its gradient, and the copies of factors have none.
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf Tensor")
     for block in innermost_blocks(denoiser):
         block.compile()
 

@@ -226,7 +226,9 @@ class BaseConfig(Section):
         description='"pocket" (the base in the package), a diffusers folder, a .safetensors file, or a hub id'
     )
     vae: str = Field(
-        "", description="another VAE than the base's: a folder or a .safetensors file of a diffusers VAE"
+        "",
+        description="another VAE than the base's: a folder, a .safetensors file in diffusers' or the "
+        "original layout, or a hub id",
     )
     prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
         "auto", description="for a base that does not say; anything but what it says is refused"

@@ -11,12 +11,16 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+from original_layout import vae_name
 from safetensors.torch import load_file, save_file
 from tiny import BASES, recipe_text
 
 from lora_studio.errors import BaseModelError, RecipeError
 from lora_studio.families.loading import load_base, load_tokenizers
 from lora_studio.families.loading.hub import hub_folder, is_hub_id, wanted_files
+from lora_studio.families.loading.single_file import SingleFileOptions
 from lora_studio.recipe.load import load_recipe
 from lora_studio.training.prepare.base_model import base_of as base_of_recipe
 
@@ -204,6 +208,33 @@ def test_another_vae_is_taken_from_a_folder_or_a_file_and_changes_the_latents_ke
         assert family.parts["vae"].config.scaling_factor == 0.13025  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+@pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
+def test_a_vae_in_the_original_layout_is_read_as_diffusers_converts_it(
+    prefix: str, ending: str, base_of: BaseOf, other_vae: Path, tmp_path: Path
+) -> None:
+    vae = AutoencoderKL.from_pretrained(other_vae)
+    levels = len(vae.config.block_out_channels)
+    tensors = {f"{prefix}{vae_name(key, levels)}": one.half() for key, one in vae.state_dict().items()}
+    for name in [one for one in tensors if ".mid.attn_1." in one and tensors[one].ndim == 2]:
+        tensors[name] = tensors[name][:, :, None, None].contiguous()
+    path = tmp_path / f"vae{ending}"
+    if ending == ".ckpt":
+        torch.save({"state_dict": tensors}, path)
+        assert "base.allow_pickle = true" in refusal_of(base_of("sdxl"), vae=str(path))
+    else:
+        save_file(tensors, path)
+    options = SingleFileOptions(allow_pickle=True)
+    family = load_base(str(base_of("sdxl")), vae=str(path), single_file=options)
+    config = dict(vae.config)
+    expected = convert_ldm_vae_checkpoint(tensors, config)
+    found = family.parts["vae"].state_dict()
+    assert found.keys() == expected.keys()
+    for key, tensor in found.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, expected[key].float().reshape(tensor.shape)), key
+
+
 def test_a_vae_of_another_family_is_refused(base_of: BaseOf) -> None:
     text = refusal_of(base_of("sdxl"), vae=str(base_of("sd2") / "vae"))
     assert "their scale is 0.18215, the base's 0.13025" in text
@@ -368,6 +399,28 @@ def test_a_parts_weights_are_wanted_once_and_nothing_superfluous() -> None:
     ]
     found = wanted_files(offered_pieces, parts, half=True)
     assert set(found) == {"model_index.json", *offered_pieces[:-1]}
+
+
+@pytest.mark.parametrize("place", ["", "vae"])
+def test_a_vae_of_the_hub_is_taken_from_its_top_or_its_part(
+    place: str, hub: Path, base_of: BaseOf, other_vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(other_vae, repository / place)
+    offered = [str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()]
+    asked: list[str] = []
+
+    def download(repo_id: str, *, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(fill(hub, repository))
+
+    more = [f"{one}.bin" for one in offered] + ["sdxl_vae.safetensors"]
+    serve(monkeypatch, offered + more, repository / "none", download)
+    expected = load_file(other_vae / "diffusion_pytorch_model.safetensors")
+    for _ in range(2):  # the second time from the cache
+        found = load_base(str(base_of("sdxl")), vae=ID).parts["vae"].state_dict()
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+        assert sorted(asked) == sorted(offered)
 
 
 def test_paths_are_no_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -42,8 +43,14 @@ def build(folder: Path) -> Path:
     return library
 
 
-def start(library: Path, script: str, arguments: Sequence[str], cache_folder: Path) -> subprocess.Popen[str]:
-    """A script of this folder where a GPU can be pretended; what it prints is to be read."""
+def start(
+    library: Path,
+    script: str,
+    arguments: Sequence[str],
+    cache_folder: Path,
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen[str]:
+    """A script of this folder where a GPU can be pretended, with `more` in its environment."""
     paths = [str(HERE), str(HERE.parent), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "LD_PRELOAD": str(library),
@@ -52,6 +59,7 @@ def start(library: Path, script: str, arguments: Sequence[str], cache_folder: Pa
         "LORA_STUDIO_CACHE": str(cache_folder),
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "ignore",
+        **more,
     }
     command = [sys.executable, str(HERE / script), *arguments]
     return subprocess.Popen(

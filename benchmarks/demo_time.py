@@ -45,7 +45,7 @@ LOADED_TURN, LOADED_SECONDS = 1, 60.0
 MOST_RATIO = 90 / 120  # 90 seconds where it was two minutes
 
 IN_TURNS = """
-import sys, time
+import os, sys, time
 from lora_studio.cli import main
 from lora_studio.training.events import StepDone
 
@@ -56,7 +56,10 @@ def done(event, *values, **named):
     left[0] -= 1
     if not left[0]:
         print("TURN", time.process_time(), file=sys.stderr, flush=True)
-        left[0] = int(sys.stdin.readline() or 10**9)
+        asked = sys.stdin.readline()
+        if not asked:  # whoever asks is gone
+            os._exit(1)
+        left[0] = int(asked)
 
 StepDone.__init__ = done
 main()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 from lora_studio.data.captioners import Captioner
 from lora_studio.data.images.decode import DecodedImage
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.data.scan import OnImage, OnProgress, ScanOptions, scan
+from lora_studio.data.scan import OnImage, OnProgress, ScanOptions, count_files, scan
 from lora_studio.errors import DatasetError
 from lora_studio.rng import key
 
@@ -72,12 +73,11 @@ def read_sources(
     """
     records: list[Record] = []
     faults: list[str] = []
-    for source, label in zip(sources, source_labels(sources), strict=True):
+    each = zip(sources, source_labels(sources), in_one_count(sources, on_progress), strict=True)
+    for source, label, told_of in each:
         reading, told = source.reading_as(label), source.told(on_image)
         try:
-            found = scan(
-                source.folder, reading, repeats=source.repeats, on_image=told, on_progress=on_progress
-            )
+            found = scan(source.folder, reading, repeats=source.repeats, on_image=told, on_progress=told_of)
             records += source.labelled(captioner(found, instance_prompt=source.instance_prompt), label)
         except DatasetError as fault:
             faults.append(str(fault))
@@ -108,6 +108,22 @@ def in_one_manifest(sources: Sequence[Source], records: Sequence[Record]) -> Man
             record = replace(record, excluded=f"the same bytes as {kept.name}{what}")
         found.append(record)
     return Manifest(tuple(found))
+
+
+def in_one_count(sources: Sequence[Source], on_progress: OnProgress | None) -> list[OnProgress | None]:
+    """What each source's scan tells its progress to, so that together they count all files once."""
+    if on_progress is None or len(sources) == 1:
+        return [on_progress] * len(sources)
+    labels = source_labels(sources)
+    counts = [
+        count_files(one.folder, one.reading_as(label)) for one, label in zip(sources, labels, strict=True)
+    ]
+    before = accumulate(counts, initial=0)
+
+    def told_of(start: int) -> OnProgress:
+        return lambda done, total: on_progress(start + done, sum(counts))
+
+    return [told_of(start) for start, _ in zip(before, sources, strict=False)]
 
 
 def source_labels(sources: Sequence[Source]) -> list[str]:

@@ -131,7 +131,7 @@ def test_every_row_and_the_class_half_are_conditioned_by_their_own_caption_and_g
         own = len(batch) - sum(of_class)
         assert of_class == [False] * own + [True] * own and own <= batch_size
         calls = heard(loop.family.parts["unet"], lambda batch=batch: loop.loss(batch, generator("noise")))
-        rows = [range(len(batch)), asked] if asked else [range(len(batch))]
+        rows = [asked, range(len(batch))] if asked else [range(len(batch))]
         assert len(calls) == len(rows)  # one pass of the base serves all that ask for it
         for (text, pooled, ids), wanted in zip(calls, rows, strict=True):
             captions = [batch.captions[row] for row in wanted]

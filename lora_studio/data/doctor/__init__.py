@@ -17,7 +17,7 @@ from lora_studio.data.doctor.finding import DoctorReport, Finding, bucket_plan, 
 from lora_studio.data.doctor.look import Case, Looks, Requirements
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.scan import ScanOptions, survey
-from lora_studio.data.sources import Source, in_one_manifest, source_labels
+from lora_studio.data.sources import Source, in_one_count, in_one_manifest, source_labels
 from lora_studio.families.original.configurations import BEGIN, END, END_OF_WORD, clip_merges, clip_vocabulary
 from lora_studio.recipe.data import DataConfig
 from lora_studio.registry import Registry
@@ -114,12 +114,13 @@ def read_anyway(
     """
     records: list[Record] = []
     faults: list[str] = []
-    for source, label in zip(sources, source_labels(sources), strict=True):
+    each = zip(sources, source_labels(sources), in_one_count(sources, on_progress), strict=True)
+    for source, label, told_of in each:
         reading, told = source.reading_as(label), None
         if looks:
             reading, told = replace(reading, enough_pixels=looks.enough_pixels), source.told(looks.take)
         manifest, fault = survey(
-            source.folder, reading, repeats=source.repeats, on_image=told, on_progress=on_progress
+            source.folder, reading, repeats=source.repeats, on_image=told, on_progress=told_of
         )
         records += source.labelled(_captioned(manifest, source, captioner), label)
         faults += [fault] if fault else []

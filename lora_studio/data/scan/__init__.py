@@ -86,6 +86,28 @@ def survey(
 
     Also one sentence about masks that do not fit, or ""; such masks are not in the records.
     """
+    records, captions, masks = _sorted_out(folder, reading, repeats)
+    records = _without_duplicates(_examined(records, reading, on_image, on_progress))
+    orphans, mask_fault = _orphans(captions, records), ""
+    try:
+        records = with_masks(records, masks, reading.masks, from_transparency=reading.transparency_is_mask)
+    except DatasetError as fault:
+        mask_fault = str(fault)
+    return Manifest(tuple(sorted(records + orphans, key=lambda record: record.name))), mask_fault
+
+
+def count_files(folder: Path, reading: ScanOptions) -> int:
+    """How many of its files `survey` will look at, without opening them; 0 if it cannot be read."""
+    try:
+        return len(_sorted_out(folder, reading, repeats=1)[0])
+    except DatasetError:
+        return 0
+
+
+def _sorted_out(
+    folder: Path, reading: ScanOptions, repeats: int
+) -> tuple[list[Record], list[Record], list[Record]]:
+    """The folder's images, and whatever is left out, then its captions and its masks; none was opened."""
     records, captions, masks = list[Record](), list[Record](), list[Record]()
     everything = find(folder, recursive=reading.recursive, masks=reading.masks)
     images = (found.name for found in everything if not is_caption(found.name) and not is_mask(found.name))
@@ -102,13 +124,7 @@ def survey(
             record = replace(found, repeats=shown, excluded=excluded)
         beside = captions if is_caption(file) else masks if is_mask(file) else records
         (records if excluded else beside).append(record)
-    records = _without_duplicates(_examined(records, reading, on_image, on_progress))
-    orphans, mask_fault = _orphans(captions, records), ""
-    try:
-        records = with_masks(records, masks, reading.masks, from_transparency=reading.transparency_is_mask)
-    except DatasetError as fault:
-        mask_fault = str(fault)
-    return Manifest(tuple(sorted(records + orphans, key=lambda record: record.name))), mask_fault
+    return records, captions, masks
 
 
 def _examined(

@@ -31,6 +31,7 @@ from lora_studio.training.finish.verified import (
 )
 from lora_studio.training.loop import Loop
 from lora_studio.training.loop.watch import PreviewWatch
+from lora_studio.training.machine import return_freed_memory
 from lora_studio.training.prepare import Session
 from lora_studio.verify import VerifyReport
 from lora_studio.version import __version__
@@ -58,6 +59,7 @@ def finish(
     Raises ExportMismatch, with the files set aside, if they are not what was trained.
     """
     processes = session.processes
+    return_freed_memory()
     with session.loop.state.shown():  # of several processes all draw, and the main one writes
         expected = probe(session)
         job = job_of(session, session.run.folder)

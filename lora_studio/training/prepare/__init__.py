@@ -22,7 +22,7 @@ from lora_studio.runs import VALIDATION, Run
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.loop import Loop
 from lora_studio.training.loop.state import Ema, State, state_files
-from lora_studio.training.machine import Machine, shard
+from lora_studio.training.machine import Machine, return_freed_memory, shard
 from lora_studio.training.optimizers.choose import (
     is_elementwise,
     make_optimizer,
@@ -91,6 +91,7 @@ def prepare(
     encodes_captions = encoded.texts is None or not encoded.caption_set.complete  # while it trains
     if not recipe.samples.prompts:
         family.drop("vae", *(() if encodes_captions else family.text_encoders))
+        return_freed_memory()
     if machine.shards:
         shard(family, processes, machine.device, machine.dtype)
     adapters = context.adapters.inject(family, exact)

@@ -22,6 +22,7 @@ from lora_studio.processes import ALONE, Processes, default_precision, find_devi
 from lora_studio.quantization import NONE, QUANTIZERS, linear_paths
 from lora_studio.recipe.data import BaseConfig
 from lora_studio.recipe.training import MachineConfig
+from lora_studio.training.machine.norms import keep_narrow
 
 T = TypeVar("T")
 MOST_COMPILATIONS = 1024  # of one block's code: every width, size and mode has its own; torch stops at 8
@@ -41,6 +42,11 @@ class Machine:
     def autocast(self) -> torch.dtype | None:
         """The dtype of the forward pass when it is not plain float32."""
         return None if self.dtype == torch.float32 else self.dtype
+
+    @property
+    def widens_norms(self) -> bool:
+        """Whether autocast computes norms in float32; the CPU's does not."""
+        return self.autocast is not None and self.device.type != "cpu"
 
     @property
     def rounding(self) -> float:
@@ -81,6 +87,8 @@ class Machine:
     def tune(self, denoiser: nn.Module) -> None:
         if self.config.attention == "xformers":
             denoiser.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
+        if self.widens_norms:
+            keep_narrow(denoiser, self.dtype)
         if self.config.gradient_checkpointing:
             checkpoint_gradients(denoiser)
         if self.config.compile:

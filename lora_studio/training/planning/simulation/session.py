@@ -36,7 +36,11 @@ from lora_studio.training.prepare.dataset import captions_of
 
 @dataclass(frozen=True)
 class SimulatedMachine(Machine):
-    """One whose quantised layers need no library."""
+    """One whose quantised layers need no library, and whose autocast is CUDA's."""
+
+    @property
+    def widens_norms(self) -> bool:
+        return self.autocast is not None
 
     def lay_out(self, denoiser: nn.Module, endings: tuple[str, ...]) -> None:  # type: ignore[override]
         plain = Machine(self.device, self.dtype, config=self.config)

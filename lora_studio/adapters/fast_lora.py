@@ -151,8 +151,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, values: PassValues)
         return F.linear(x, merged, bias)
     whole = weight if merged is None else merged
     x = x.to(down.dtype)
-    left, right = (None, None) if x.dtype == torch.float32 else factors_of(x)  # a GPU's memory is dear
-    output: Tensor = LinearProduct.apply(x, whole, bias, down, up, merged is not None, left, right)
+    factors = (None, None) if x.dtype == torch.float32 else factors_of(x)  # a GPU's memory is dear
+    output: Tensor = LinearProduct.apply(x, whole, bias, down, up, (merged is not None, *factors))
     return output
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+How = tuple[bool, Tensor | None, Tensor | None]  # whether it is merged, left, right
+
 
 class Copies(torch.autograd.Function):
     """Copies of many tensors in another precision, in one operation; and of their gradients in theirs."""
@@ -40,16 +42,9 @@ class LinearProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        down: Tensor,
-        up: Tensor,
-        merged: bool,
-        left: Tensor | None,
-        right: Tensor | None,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, how: How
     ) -> Tensor:
+        merged, left, right = how
         output = F.linear(x, weight, bias)  # of x as it is, which decides how torch rounds
         rows, narrow = x.reshape(-1, x.shape[-1]), None
         if not merged:
@@ -82,7 +77,7 @@ class LinearProduct(torch.autograd.Function):
             if not merged:
                 grad_x.addmm_(grad_narrow.t(), down)
             grad_x = grad_x.view(ctx.shape)
-        return grad_x, None, None, grad_narrow @ rows, grad_up, None, None, None
+        return grad_x, None, None, grad_narrow @ rows, grad_up, None
 
 
 def factors_of(x: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING
 
 from lora_studio.errors import BaseModelError, reason_of
 from lora_studio.families import FAMILIES
-from lora_studio.families.loading.folder import (
-    INDEX,
-    config_name,
-    heavy_files,
-    listed_parts,
-    weight_files,
-)
+from lora_studio.families.loading.folder import INDEX, config_name, heavy_files, listed_parts, weight_files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lora_studio.errors import OutOfMemory, RecipeError
@@ -22,7 +22,6 @@ from lora_studio.processes import ALONE, Processes, default_precision, find_devi
 from lora_studio.quantization import NONE, QUANTIZERS, linear_paths
 from lora_studio.recipe.data import BaseConfig
 from lora_studio.recipe.training import MachineConfig
-from lora_studio.training.machine.norms import keep_narrow
 
 T = TypeVar("T")
 MOST_COMPILATIONS = 1024  # of one block's code: every width, size and mode has its own; torch stops at 8
@@ -88,7 +87,7 @@ class Machine:
         if self.config.attention == "xformers":
             denoiser.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
         if self.widens_norms:
-            keep_narrow(denoiser, self.dtype)
+            keep_norms_narrow(denoiser, self.dtype)
         if self.config.gradient_checkpointing:
             checkpoint_gradients(denoiser)
         if self.config.compile:
@@ -143,6 +142,22 @@ def checkpoint_gradients(part: nn.Module) -> None:
         if isinstance(module, GradientCheckpointingLayer):
             module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
             module.gradient_checkpointing = module.training = True  # needs both; no dropout below turns on
+
+
+def keep_norms_narrow(denoiser: nn.Module, dtype: torch.dtype) -> None:
+    """Frozen norms in this dtype, where autocast would keep a float32 copy of what they are given, and have
+    what comes behind them keep and cast another. CUDA's kernels compute in float32 and round the result, as
+    in diffusers' pipelines and under the CPU's autocast (ATen/native/cuda/group_norm_kernel.cu).
+    """
+
+    def narrow(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.to(dtype))
+
+    for norm in (one for one in denoiser.modules() if isinstance(one, nn.GroupNorm | nn.LayerNorm)):
+        frozen = {(one.dtype, one.requires_grad) for one in norm.parameters()} <= {(dtype, False)}
+        if frozen and "forward" not in vars(norm):
+            norm.forward = partial(narrow, norm.forward)  # type: ignore[method-assign]
 
 
 def compile_blocks(denoiser: nn.Module) -> None:

@@ -26,20 +26,8 @@ CPU = torch.device("cpu")
 # what gives float32 of half precision as it is (AT_FORALL_FP32_SET_OPT_DTYPE).
 IN_FLOAT32 = frozenset(
     (
-        *("layer_norm", "native_layer_norm", "rms_norm", "group_norm", "interpolate", "softplus"),
-        *(
-            "pow",
-            "__pow__",
-            "__rpow__",
-            "exp",
-            "expm1",
-            "log",
-            "log10",
-            "log2",
-            "log1p",
-            "reciprocal",
-            "rsqrt",
-        ),
+        *("layer_norm", "native_layer_norm", "rms_norm", "group_norm", "interpolate", "softplus", "pow"),
+        *("__pow__", "__rpow__", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt"),
         *("acos", "asin", "cosh", "sinh", "tan", "erfinv", "logsumexp", "renorm", "dist", "cdist"),
         *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "cosine_similarity"),
     )

@@ -38,7 +38,7 @@ GIB = 2**30
 LOWER = {1024: 768, 768: 512}  # sides of the areas that bases are used at
 CONTEXT = GIB // 2  # CUDA's own and its libraries': 0.3 to 0.5 GiB
 GAPS = 0.04  # of the rest, between the allocator's blocks
-LIBRARIES = 3 * GIB // 2  # of main memory: Python, torch and what it loads with CUDA
+LIBRARIES = 2 * GIB  # of main memory: Python, torch, and what a run of SDXL on a CPU took beside its base
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def test_conditioning_in_half_precision_is_an_entry_of_its_own(
 def test_preservation_leaves_the_trigger_out_of_the_varied_caption(
     session_of: Callable[..., Session],
 ) -> None:
-    session = session_of(*VARIED, "objective.preservation=0.5")
+    session = session_of(*VARIED, "objective.preservation=0.5", "training.steps=40")
     plain, others = set(), set()
     for batch in batches(session, 40):
         rows = batch.preserved

@@ -128,6 +128,7 @@ def test_while_it_is_disabled_it_is_the_base_bit_for_bit_and_the_files_stay(
         session = prepared(recipe_of(tmp_path, images, base_of("sdxl"), *changes), tmp_path)
         session.loop.run(1)
         session.run.close()
+        session.family.place(session.machine.device, *session.family.parts)  # those that were dropped, too
         base = load_base(str(base_of("sdxl")))
         base.cast(getattr(torch, dtype))
         live = session.adapters.state()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +24,17 @@ from lora_studio.training.loop.watch import interruptible
 from lora_studio.training.session import train
 
 needs_hangup = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_terminal() -> Iterator[None]:
+    """Also where the tests run under nohup."""
+    if hangup := getattr(signal, "SIGHUP", None):
+        before = signal.signal(hangup, signal.SIG_DFL)
+        yield
+        signal.signal(hangup, before)
+    else:
+        yield
 
 
 @needs_hangup

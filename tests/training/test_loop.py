@@ -54,7 +54,7 @@ def test_a_second_run_over_an_unchanged_folder_encodes_nothing(
     assert not encoded[1]
 
 
-@pytest.mark.parametrize(("name", "last"), [("cosine", 0.1), ("linear", 0.0), ("constant", 1.0)])
+@pytest.mark.parametrize(("name", "last"), [("cosine", 0.1), ("linear", 1 / 40), ("constant", 1.0)])
 def test_schedules_warm_up_and_end_where_they_should(name: str, last: float) -> None:
     schedule = SCHEDULES[name]
     rates = [factor(schedule, step, steps=50, warmup_steps=10) for step in range(1, 51)]

@@ -32,7 +32,8 @@ objective.timestep_range objective.timestep_bias objective.multires_noise object
 objective.loss objective.loss_delta training.optimizer_options training.lr_schedule_floor training.steps
 training.epochs training.batch_size training.gradient_accumulation training.learning_rate
 training.text_encoder_learning_rate training.optimizer training.weight_decay training.lr_schedule
-training.warmup_steps training.max_grad_norm training.ema training.seed validation.count validation.fraction
+training.warmup_steps training.max_grad_norm training.loss_average training.ema training.seed validation.count
+validation.fraction
 adapter.rslora adapter.conv adapter.conv_rank adapter.conv_alpha adapter.blocks adapter.layers adapter.start
 adapter.lora_plus_ratio adapter.rank_dropout adapter.module_dropout adapter.max_norm adapter.init_from
 base.loras tokens

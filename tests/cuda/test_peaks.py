@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import stub
-from published import outcome_of
+from peaks import outcome_of
 
 GIB = 2**30
 pytestmark = [

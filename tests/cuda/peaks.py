@@ -1,6 +1,6 @@
 """What a run of a published base takes on a GPU: the peak of every phase, as JSON.
 
-From the project's root: python tests/cuda/published.py SDXL --checkpointing --prompts 4
+From the project's root: python tests/cuda/peaks.py SDXL --checkpointing --prompts 4
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ benchmarks/results/demo_time.json.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ from statistics import mean, median
 
 import numpy as np
 import torch
-from figures import Criterion, at_most, criteria_table, machine, table, write_json
+from figures import Criterion, at_most, criteria_table, machine, table, two_trees, write_json
 
 from lora_studio.evaluate.validation import Validation, ValidationImage
 from lora_studio.families.base import ModelFamily
@@ -253,13 +252,7 @@ def criteria(
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "before", type=Path, help="a source tree: the folder that holds lora_studio/ and recipes/"
-    )
-    parser.add_argument("after", type=Path, help="another one")
+    parser = two_trees(__doc__ or "")
     parser.add_argument("--turns", type=int, default=12, help="of so many --steps each")
     parser.add_argument("--steps", type=int, default=TURN, help="a multiple of 16")
     parser.add_argument(

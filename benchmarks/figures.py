@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -107,3 +108,15 @@ def write_json(report: dict[str, object], path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
     os.replace(temporary, path)
+
+
+def two_trees(description: str) -> argparse.ArgumentParser:
+    """The command line of what measures a source tree `before` and another one `after`."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "before", type=Path, help="a source tree: the folder that holds lora_studio/ and recipes/"
+    )
+    parser.add_argument("after", type=Path, help="another one")
+    return parser

@@ -12,13 +12,12 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lora_studio.families import FAMILIES
 from lora_studio.families.base import Conditioning, ModelFamily
+from lora_studio.families.loading.single_file import part_as_configured
 from lora_studio.families.original.configurations import Configuration, tokenizers_for
 from lora_studio.families.original.published import PLACES, PUBLISHED, published_configurations
 
@@ -30,15 +29,6 @@ TINY_SIDE = 128  # pixels: with fewer, attention at the lowest level would have 
 def published_at(resolution: int) -> str:
     """The hub's id of the first published base that was trained at this many pixels a side."""
     return next(name for name, one in PUBLISHED.items() if one.kind.sides[one.prediction] == resolution)
-
-
-def _part(name: str, values: Configuration) -> nn.Module:
-    if name == "unet":
-        return UNet2DConditionModel.from_config(values)
-    if name == "vae":
-        return AutoencoderKL.from_config(values)
-    projects = values["architectures"] == ["CLIPTextModelWithProjection"]
-    return (CLIPTextModelWithProjection if projects else CLIPTextModel)(CLIPTextConfig(**values))
 
 
 def narrow(values: Mapping[str, Any]) -> Configuration:
@@ -98,7 +88,7 @@ def published(
         torch.set_default_dtype(torch.float32 if name == "vae" else dtype)
         try:
             with nullcontext() if made is None or name in made else torch.device("meta"):
-                parts[name] = _part(name, found[name])
+                parts[name] = part_as_configured(name, found[name])
         finally:
             torch.set_default_dtype(default)
     tokenizers = tokenizers_for(PUBLISHED[model].kind, found)

@@ -8,7 +8,6 @@ are warm, of each tree its own. The result is benchmarks/results/startup.json.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from figures import Criterion, at_most, criteria_table, machine, table, write_json
+from figures import Criterion, at_most, criteria_table, machine, table, two_trees, write_json
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -163,13 +162,7 @@ def criteria(asked: list[Start], found: Mapping[str, Mapping[str, float]]) -> li
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "before", type=Path, help="a source tree: the folder that holds lora_studio/ and recipes/"
-    )
-    parser.add_argument("after", type=Path, help="another one")
+    parser = two_trees(__doc__ or "")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

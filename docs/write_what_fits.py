@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from lora_studio.quiet import quiet_libraries
 from lora_studio.recipe.load import PRESET_FOLDER, load_recipe
 from lora_studio.recipe.presets import preset_names, preset_text
+from lora_studio.training.planning import GIB
 from lora_studio.training.planning.for_card import (
     CONTEXT,
     GAPS,
-    GIB,
     WHILE,
     CardPlan,
     plan_for,

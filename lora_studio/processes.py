@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+BFLOAT16_FROM = (8, 0)  # compute capability
 
 # A process that dies closes its connections, which ends the others at once. These are for a machine that
 # falls silent: between two reductions lies one step; one process may draw images or verify for hours.
@@ -220,15 +221,21 @@ def find_device(asked: str) -> torch.device | None:
 
 
 def default_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU that computes in it, float16 on an older one, else float32.
+    """float32, and on a GPU as `half_precision`."""
+    import torch
+
+    is_gpu = device.type == "cuda"
+    return half_precision(torch.cuda.get_device_capability(device)) if is_gpu else torch.float32
+
+
+def half_precision(capability: tuple[int, int]) -> torch.dtype:
+    """bfloat16 on a GPU that computes in it, float16 on an older one.
 
     torch emulates bfloat16 below compute capability 8.0 (T4, RTX 20), slowly and without some kernels.
     """
     import torch
 
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    return torch.bfloat16 if capability >= BFLOAT16_FROM else torch.float16
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

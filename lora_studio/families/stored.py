@@ -93,6 +93,13 @@ class StoredPart:
         part.load_state_dict(weights, assign=True)
 
 
+def stored_in(file: Checkpoint, part: nn.Module, found: Mapping[str, TensorOrigin]) -> StoredPart:
+    """Where all tensors of a part lie in one file, by the part's own names."""
+    return StoredPart(
+        {key: StoredTensor(file, found[key], tuple(one.shape)) for key, one in part.state_dict().items()}
+    )
+
+
 def drop_weights(part: nn.Module) -> None:
     """Its parameters keep their shapes, and its buffers, which no file holds, their values."""
     import torch

@@ -50,8 +50,8 @@ def likeness(image: Image.Image) -> Likeness:
 def similar_pairs(looks: Sequence[Likeness]) -> Iterator[Pair]:
     """Each with the first one before it that it looks like, if there is one.
 
-    Every two hashes are compared, a row of all earlier ones at a time: 100,000 images take some 8 processor
-    seconds, and no more memory than a few rows.
+    Every two hashes are compared, a row of all earlier ones at a time: 16,000 images take 0.3 processor
+    seconds, which grows with the square of their number, and no more memory than a few rows.
     """
     hashes = np.array([look.hash for look in looks], np.uint64)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from lora_studio.families.original import BaseKind, Shapes, detect
 from lora_studio.families.original.checkpoint import Checkpoint, find_prediction, open_checkpoint
 from lora_studio.families.original.configurations import configurations_of, tokenizers_for
 from lora_studio.families.original.names import TensorOrigin, origins, sort_rest
-from lora_studio.families.stored import StoredPart, StoredTensor, sides, squeezed
+from lora_studio.families.stored import StoredPart, sides, squeezed, stored_in
 from lora_studio.text import plural
 
 if TYPE_CHECKING:
@@ -68,17 +68,12 @@ class SingleFile:
         parts = {name: empty_part(name, self.configurations[name]) for name in names}
         found = origins(self.kind, self.checkpoint.shapes, self.configurations)
         notes = _check(self, parts, found)
-        stored = {name: self._stored(part, found[name]) for name, part in parts.items() if weights}
+        placed = parts.items() if weights else ()
+        stored = {name: stored_in(self.checkpoint, part, found[name]) for name, part in placed}
         for name, one in stored.items():  # copies, as a file that changes on disk must not change the base
             wanted = dtype if dtype is not None and name != "vae" else torch.float32
             one.fill(parts[name], wanted, copies=True)
         return Loaded(parts, stored, tokenizers, self.configurations, (*self.notes, *notes))
-
-    def _stored(self, part: nn.Module, found: dict[str, TensorOrigin]) -> StoredPart:
-        shapes = {key: tuple(tensor.shape) for key, tensor in part.state_dict().items()}
-        return StoredPart(
-            {key: StoredTensor(self.checkpoint, found[key], one) for key, one in shapes.items()}
-        )
 
 
 def open_single_file(path: Path, options: SingleFileOptions | None = None) -> SingleFile:
@@ -98,16 +93,22 @@ def open_single_file(path: Path, options: SingleFileOptions | None = None) -> Si
 def empty_part(name: str, values: dict[str, Any]) -> nn.Module:
     """A part with shapes only; its buffers, which no file holds, are real."""
     from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return part_as_configured(name, values)
+
+
+def part_as_configured(name: str, values: Mapping[str, Any]) -> nn.Module:
+    """A part with the numbers that its class begins with."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    with init_empty_weights(include_buffers=False):
-        if name == "unet":
-            return UNet2DConditionModel.from_config(values)
-        if name == "vae":
-            return AutoencoderKL.from_config(values)
-        projects = values["architectures"] == ["CLIPTextModelWithProjection"]
-        return (CLIPTextModelWithProjection if projects else CLIPTextModel)(CLIPTextConfig(**values))
+    if name == "unet":
+        return UNet2DConditionModel.from_config(values)
+    if name == "vae":
+        return AutoencoderKL.from_config(values)
+    projects = values["architectures"] == ["CLIPTextModelWithProjection"]
+    return (CLIPTextModelWithProjection if projects else CLIPTextModel)(CLIPTextConfig(**values))
 
 
 def _check(

@@ -16,10 +16,11 @@ from lora_studio.families.loading.folder import (
     weight_files,
 )
 from lora_studio.families.loading.hub import hub_vae, is_hub_id
+from lora_studio.families.loading.single_file import empty_part
 from lora_studio.families.original import VAE_PREFIX
 from lora_studio.families.original.checkpoint import Checkpoint, open_checkpoint
 from lora_studio.families.original.names import VAE_STARTS, vae_origins
-from lora_studio.families.stored import StoredPart, StoredTensor, squeezed
+from lora_studio.families.stored import StoredPart, squeezed, stored_in
 from lora_studio.recipe.data import FILE_ENDINGS
 
 if TYPE_CHECKING:
@@ -78,8 +79,6 @@ def _of_folder(name: str, folder: Path, own: AutoencoderKL) -> LoadedVae:
 def _of_file(name: str, path: Path, own: AutoencoderKL, *, allow_pickle: bool) -> LoadedVae:
     """Raises ValueError if its tensors are not those of a VAE built as `own`."""
     import torch
-    from accelerate import init_empty_weights
-    from diffusers import AutoencoderKL
 
     stamps, file = stamps_of([path]), open_checkpoint(path, allow_pickle=allow_pickle)
     prefix = VAE_PREFIX if any(one.startswith(VAE_PREFIX) for one in file.shapes) else ""
@@ -87,9 +86,7 @@ def _of_file(name: str, path: Path, own: AutoencoderKL, *, allow_pickle: bool) -
         raise ValueError(f"{len(strange)} of its tensors are not those of a VAE, first {strange[0]}")
     reads = file.shapes.get(prefix + _FIRST, ())
     latents = {"latent_channels": reads[1]} if len(reads) == 4 else {}
-    configuration: dict[str, Any] = {**own.config, **latents}
-    with init_empty_weights(include_buffers=False):
-        vae = AutoencoderKL.from_config(configuration)
+    vae: Any = empty_part("vae", {**own.config, **latents})
     _check_latents(name, vae.config, own)
     stored = _stored(vae, file, prefix)
     stored.fill(vae, torch.float32, copies=True)
@@ -103,11 +100,9 @@ def _stored(vae: AutoencoderKL, file: Checkpoint, prefix: str) -> StoredPart:
     if not any(one.startswith(tuple(prefix + start for start in _ORIGINAL)) for one in file.shapes):
         return stored_part(vae, dict.fromkeys(file.shapes, file))
     found = vae_origins(file.shapes, vae.config)
-    own = {key: tuple(tensor.shape) for key, tensor in vae.state_dict().items()}
-    if missing := sorted(own.keys() - found.keys()):
+    if missing := sorted(vae.state_dict().keys() - found.keys()):
         raise ValueError(f"it lacks {len(missing)} tensors of a VAE built as the base's, first {missing[0]}")
-    stored = StoredPart({key: StoredTensor(file, found[key], shape) for key, shape in own.items()})
-    return stored.checked(squeezed)
+    return stored_in(file, vae, found).checked(squeezed)
 
 
 def _check_latents(name: str, config: Mapping[str, Any], own: AutoencoderKL) -> None:

@@ -113,10 +113,8 @@ class StableDiffusion(ModelFamily):
     @property
     def together(self) -> dict[str, tuple[tuple[str, ...], ...]]:
         """Queries, keys and values of a sequence itself; keys and values of the text."""
-        of_text: dict[str, tuple[tuple[str, ...], ...]] = dict.fromkeys(
-            self.text_encoders, (TEXT_LAYERS[:3],)
-        )
-        return of_text | {"unet": (SELF_ATTENTION, CROSS_ATTENTION)}
+        of_text = {part: (TEXT_LAYERS[:3],) for part in self.text_encoders}
+        return {**of_text, "unet": (SELF_ATTENTION, CROSS_ATTENTION)}
 
     def objective(self, options: ObjectiveOptions) -> Diffusion:
         return Diffusion(self.schedule.alphas, self.schedule.prediction, **asdict(options))

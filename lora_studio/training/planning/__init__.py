@@ -240,10 +240,14 @@ def _fewer_bits(session: Session, memory: Memory) -> Iterator[Advice]:
     yield Advice('base.quantize = "bnb_nf4"', cost, False, False, parts={family.denoiser: share})
 
 
+def lower_side(side: int) -> int | None:
+    """The next smaller one that bases are used at."""
+    return next((LOWER[one] for one in LOWER if one <= side), None)
+
+
 def _lower_resolution(session: Session) -> Iterator[Advice]:
     side = session.recipe.data.resolution
-    lower = next((LOWER[one] for one in LOWER if one <= side), None)
-    if lower is not None:
+    if (lower := lower_side(side)) is not None:
         share = (lower / side) ** 2
         cost = "details are learned less well"
         yield Advice(f"data.resolution = {lower}", cost, False, False, activations=share, previews=share)

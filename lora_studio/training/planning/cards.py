@@ -12,10 +12,10 @@ from importlib.resources import files
 import torch
 
 from lora_studio.errors import RecipeError
+from lora_studio.processes import BFLOAT16_FROM, half_precision
 
 ANY = "cuda"  # a card of which nothing but its memory is said
 SAME_MEMORY = 1.0  # GiB: an A100 of 80 GB has 79.2
-BFLOAT16_FROM = (8, 0)  # compute capability; below it bfloat16 is emulated
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Card:
     @property
     def precision(self) -> torch.dtype:
         """What "auto" chooses there."""
-        return torch.bfloat16 if self.capability >= BFLOAT16_FROM else torch.float16
+        return half_precision(self.capability)
 
 
 @cache

@@ -14,13 +14,15 @@ from lora_studio.adapters import ADAPTERS
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.write import DTYPES
+from lora_studio.processes import BFLOAT16_FROM
 from lora_studio.quantization import NONE
 from lora_studio.quiet import paused_collector
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import NO_ADAPTER
 from lora_studio.recipe.load import load_recipe, with_steps
 from lora_studio.text import Rows, duration, memory_size
-from lora_studio.training.planning.cards import BFLOAT16_FROM, Card, find_card
+from lora_studio.training.planning import GIB, lower_side
+from lora_studio.training.planning.cards import Card, find_card
 from lora_studio.training.planning.counting import Work
 from lora_studio.training.planning.simulation import (
     ENCODING_IMAGES,
@@ -34,8 +36,6 @@ from lora_studio.training.planning.simulation.images import Shapes, shapes_of
 from lora_studio.training.planning.simulation.session import base_without_weights
 from lora_studio.training.prepare.checks import name_faults
 
-GIB = 2**30
-LOWER = {1024: 768, 768: 512}  # sides of the areas that bases are used at
 CONTEXT = GIB // 2  # CUDA's own and its libraries': 0.3 to 0.5 GiB
 GAPS = 0.04  # of the rest, between the allocator's blocks
 LIBRARIES = 2 * GIB  # of main memory: Python, torch, and what a run of SDXL on a CPU took beside its base
@@ -224,7 +224,7 @@ def plan_for(recipe: Recipe | Path | str, card: Card | str, *, memory_gib: float
     if faults := name_faults(recipe):
         raise RecipeError("\n".join(faults))
     memory = round((card.memory_gib if memory_gib is None else memory_gib) * GIB)
-    dtype = card.precision if recipe.base.dtype == "auto" else DTYPES[recipe.base.dtype]
+    dtype = _dtype(recipe, card.precision)
     steps = recipe.training.steps if recipe.training.epochs is None else None
     if recipe.training.epochs is not None:
         recipe = with_steps(recipe, recipe.training.steps)
@@ -250,12 +250,8 @@ def plan_for(recipe: Recipe | Path | str, card: Card | str, *, memory_gib: float
 
 def main_memory(family: ModelFamily, dtype: torch.dtype) -> int:
     """Bytes at most: the base, whose tensors are cast as they are read, and what programs take."""
-    sizes = {
-        name: sum(one.numel() for one in part.parameters())
-        * (torch.float32 if name == "vae" else dtype).itemsize
-        for name, part in family.parts.items()
-    }
-    return sum(sizes.values()) + LIBRARIES
+    parts = ((part, torch.float32 if name == "vae" else dtype) for name, part in family.parts.items())
+    return sum(one.numel() * kept.itemsize for part, kept in parts for one in part.parameters()) + LIBRARIES
 
 
 def _notes(recipe: Recipe, card: Card, shapes: Shapes, dtype: torch.dtype) -> Iterator[str]:
@@ -335,7 +331,7 @@ def _candidates(recipe: Recipe, phase: str) -> Iterator[_Candidate]:
         yield _Candidate({"training": {"optimizer": "adamw8bit"}}, "moments in 8 bits; needs bitsandbytes")
     if phase == PREVIEWS:
         yield _Candidate({"samples": {"prompts": ()}}, "no previews; draw them elsewhere")
-    if (lower := next((LOWER[one] for one in LOWER if one <= side), None)) is not None:
+    if (lower := lower_side(side)) is not None:
         yield _Candidate({"data": {"resolution": lower}}, "details are learned less well")
 
 

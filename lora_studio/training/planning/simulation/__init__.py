@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
 
 import torch
 
@@ -76,11 +75,9 @@ class _Simulator:
 
     def __init__(self, recipe: Recipe, family: ModelFamily, dtype: torch.dtype, shapes: Shapes) -> None:
         training, self.wanted = recipe.training, recipe
-        passes: dict[str, Any] = {
-            "gradient_accumulation": min(2, training.gradient_accumulation)
-        }  # more are alike
-        self.repeats = training.gradient_accumulation / passes["gradient_accumulation"]
-        passes |= STAND_INS.get(training.optimizer, {})
+        accumulated = min(2, training.gradient_accumulation)  # more are alike
+        self.repeats = training.gradient_accumulation / accumulated
+        passes = {"gradient_accumulation": accumulated, **STAND_INS.get(training.optimizer, {})}
         self.recipe = recipe.model_copy(update={"training": training.model_copy(update=passes)})
         machine = recipe.machine.model_copy(update={"attention": "sdpa", "compile": False})
         self.machine = SimulatedMachine(CPU, dtype, recipe.base.quantize, machine)
@@ -201,10 +198,7 @@ def within(context: AbstractContextManager[object], work: Callable[[], object]) 
 
 # bitsandbytes' own operations have no fakes; its state is counted.
 STAND_INS: Mapping[str, Mapping[str, object]] = {"adamw8bit": {"optimizer": "adamw", "optimizer_options": {}}}
-LEAST_IN_8_BITS, IN_A_BLOCK = (
-    4096,
-    256,
-)  # numbers of a tensor, and that share a float32 scale, in bitsandbytes
+LEAST_IN_8_BITS, IN_A_BLOCK = 4096, 256  # numbers of a tensor, and that share a scale, in bitsandbytes
 
 
 def eight_bit_state(parameters: Iterable[torch.Tensor]) -> int:

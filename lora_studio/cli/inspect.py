@@ -89,8 +89,8 @@ def metadata(
 ) -> None:
     """Show what a file says about itself, or change it without touching the tensors."""
     from lora_studio.console.inspect import print_metadata
-    from lora_studio.lora_file.header import read_header, tensor_hash
     from lora_studio.metadata.edit import edit, parse_changes
+    from lora_studio.tensor_file.header import read_header, tensor_hash
 
     target = _target(file, out, in_place=in_place, force=force)
     wanted = parse_changes(tuple(changes or ()))

@@ -20,10 +20,10 @@ from lora_studio.export import kohya
 from lora_studio.export.target import ExportJob, ExportResult, Target, worst_left_out
 from lora_studio.families.base import FileTraits, ModelFamily
 from lora_studio.families.text_chunks import pool_at_end_mark
-from lora_studio.lora_file.header import open_tensors
 from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.lora_file.write import write_lora
 from lora_studio.metadata.write import TrainingFacts, base_keys, hashes
+from lora_studio.tensor_file.header import open_tensors
 from lora_studio.verify import VerifyReport
 from lora_studio.verify.trained import check_deltas, check_embedding
 from lora_studio.version import __version__

@@ -21,13 +21,13 @@ from lora_studio.errors import StudioError
 from lora_studio.export.target import ExportJob, ExportResult, Target, report_wrong, worst_left_out
 from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.factors import PlainLora, as_plain, in_range
-from lora_studio.lora_file.header import open_tensors
 from lora_studio.lora_file.kinds import kind_written_by
 from lora_studio.lora_file.kinds.base import LayerKind
 from lora_studio.lora_file.kinds.whole import endings_of
 from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.metadata.write import LEFT_OUT
+from lora_studio.tensor_file.header import open_tensors
 from lora_studio.verify import VerifyReport, check_against_base, check_file, check_rules
 from lora_studio.verify.trained import check_deltas, compare
 

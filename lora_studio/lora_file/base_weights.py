@@ -14,8 +14,8 @@ from lora_studio.families.loading import POCKET_FOLDER, load_base
 from lora_studio.families.loading.hub import hub_folder, is_hub_id
 from lora_studio.families.loading.single_file import open_single_file
 from lora_studio.families.original.names import TensorOrigin, origins
-from lora_studio.lora_file.header import Header, read_header
 from lora_studio.recipe.data import POCKET
+from lora_studio.tensor_file.header import Header, read_header
 
 
 @dataclass(frozen=True)

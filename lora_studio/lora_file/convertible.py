@@ -15,12 +15,12 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.families.layer_names import DENOISER, reads_text
 from lora_studio.families.layer_names.spellings import KohyaLayout, LayerPlace, kernel_of, layout_of, place_of
 from lora_studio.lora_file.factors import PlainLora
-from lora_studio.lora_file.header import Header, read_header
 from lora_studio.lora_file.kinds import KINDS
 from lora_studio.lora_file.kinds.base import BESIDE
 from lora_studio.lora_file.kinds.lora import DOWN
 from lora_studio.lora_file.layer import Held, LoraLayer, Stored
 from lora_studio.lora_file.lora_file import ENDINGS, LoraFile, any_key, base_layers
+from lora_studio.tensor_file.header import Header, read_header
 
 _WITHOUT_WEIGHT = {"diff_b", "w_norm", "b_norm"}
 _ADAPTER_METADATA, _PEFT_CONFIG = "lora_adapter_metadata", "adapter_config.json"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lora_studio.errors import StudioError
-from lora_studio.lora_file.header import Header, TensorEntry, itemsize
 from lora_studio.lora_file.kinds import kind_of
 from lora_studio.lora_file.kinds.base import ALPHA, BESIDE, MAGNITUDE, Array, LayerKind, decomposed
+from lora_studio.tensor_file.header import Header, TensorEntry, itemsize
 
 if TYPE_CHECKING:
     from torch import Tensor

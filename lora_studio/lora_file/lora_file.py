@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from lora_studio.errors import StudioError
 from lora_studio.families.layer_names import PART_PATTERN, path_name
-from lora_studio.lora_file.header import Header, read_header
 from lora_studio.lora_file.kinds import kind_of
 from lora_studio.lora_file.kinds.base import BESIDE, MAGNITUDE
 from lora_studio.lora_file.kinds.lora import DOWN, UP
 from lora_studio.lora_file.layer import KOHYA, LETTERED, PEFT, LoraLayer, Stored
+from lora_studio.tensor_file.header import Header, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lora_studio.errors import ExportMismatch
 from lora_studio.files import writing_atomically
-from lora_studio.lora_file.header import TensorEntry, header_bytes, legacy_hash, places_of
+from lora_studio.tensor_file.header import TensorEntry, header_bytes, legacy_hash, places_of
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 

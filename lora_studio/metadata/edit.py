@@ -9,10 +9,10 @@ from pathlib import Path
 
 from lora_studio.errors import StudioError
 from lora_studio.files import say_unwritable, write_atomically
-from lora_studio.lora_file.header import header_bytes, places_of, read_header
 from lora_studio.metadata import PREFIX, key_table
 from lora_studio.metadata.write import MAX_BYTES, size_of
 from lora_studio.registry import did_you_mean
+from lora_studio.tensor_file.header import header_bytes, places_of, read_header
 
 COMPUTED = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 OBJECTS = ("ss_tag_frequency", "ss_bucket_info", "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_network_args")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lora_studio.families.layer_names import DENOISER
-from lora_studio.lora_file.header import tensor_hash
+from lora_studio.tensor_file.header import tensor_hash
 from lora_studio.version import __version__
 
 if TYPE_CHECKING:

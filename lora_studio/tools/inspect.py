@@ -14,9 +14,9 @@ from typing import Any
 from lora_studio.errors import BaseModelError, StudioError, reason_of
 from lora_studio.families.layer_names import DENOISER, block_of, block_order
 from lora_studio.families.original import detect
-from lora_studio.lora_file.header import Header, read_header
 from lora_studio.lora_file.layer import LoraLayer
 from lora_studio.lora_file.lora_file import LoraFile, lora_file, open_lora
+from lora_studio.tensor_file.header import Header, read_header
 from lora_studio.tools import Report
 from lora_studio.verify.uis import Base, UiFinding, Verdict, base_of_layers, verdicts
 from lora_studio.verify.uis.findings import embedded_in, embedding_findings, findings, is_embedding

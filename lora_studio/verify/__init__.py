@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import DamagedFile
-from lora_studio.lora_file.header import Header, read_header
 from lora_studio.lora_file.layer import DTYPES
 from lora_studio.lora_file.lora_file import LoraFile, lora_file
 from lora_studio.lora_file.open import fits
 from lora_studio.metadata.write import MAX_BYTES
 from lora_studio.recipe.data import POCKET
+from lora_studio.tensor_file.header import Header, read_header
 from lora_studio.verify.uis import (
     NOT_KNOWN,
     Base,

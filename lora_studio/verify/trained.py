@@ -17,9 +17,9 @@ from lora_studio.adapters.adapter_set import AdapterSet, put_back
 from lora_studio.adapters.layer import Layer
 from lora_studio.errors import reason_of
 from lora_studio.families.base import ModelFamily
-from lora_studio.lora_file.header import open_tensors
 from lora_studio.lora_file.lora_file import LoraFile, base_layers
 from lora_studio.lora_file.write import DTYPES
+from lora_studio.tensor_file.header import open_tensors
 from lora_studio.verify import VerifyReport
 from lora_studio.verify.uis import COMPLETELY, DIFFUSERS
 

@@ -10,10 +10,10 @@ import torch
 from console import run
 from safetensors import safe_open
 
-from lora_studio.lora_file.header import read_header, tensor_hash
 from lora_studio.lora_file.write import write_lora
 from lora_studio.metadata.edit import edit
 from lora_studio.metadata.write import MAX_BYTES
+from lora_studio.tensor_file.header import read_header, tensor_hash
 
 BEFORE = {
     "ss_v2": "False",

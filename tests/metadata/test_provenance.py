@@ -16,11 +16,11 @@ from tiny import image_folder
 
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.errors import StudioError
-from lora_studio.lora_file.header import tensor_hash
 from lora_studio.lora_file.write import write_lora
 from lora_studio.metadata.provenance import check_provenance, provenance_keys, recipe_hash, root_of, tree_hash
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import recipe_from
+from lora_studio.tensor_file.header import tensor_hash
 from lora_studio.training.prepare.dataset import read_dataset
 from lora_studio.training.session import to_toml
 

@@ -17,11 +17,11 @@ from lora_studio.families.layer_names import (
     PublishedLayer,
     reads_text,
 )
-from lora_studio.lora_file.header import Header
 from lora_studio.lora_file.kinds.lora import MID
 from lora_studio.lora_file.layer import KOHYA, LETTERED, PEFT, LoraLayer
 from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.lora_file.open import fits
+from lora_studio.tensor_file.header import Header
 from lora_studio.verify.uis import Base, UiFinding
 
 _ATTENTION = re.compile(r"(.*_self_attn_)(q|k|v|out)_proj")

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lora_studio.errors import StudioError
-from lora_studio.lora_file import header as header_module
-from lora_studio.lora_file.header import DTYPES, read_header
+from lora_studio.tensor_file import header as header_module
+from lora_studio.tensor_file.header import DTYPES, read_header
 
 LIMIT = 10_000_000
 

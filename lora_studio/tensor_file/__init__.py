@@ -1,0 +1,1 @@
+"""Files of tensors: the one reader of a safetensors header, and what a file is that has none."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,15 +53,43 @@ def _size(num_bytes: float, units: tuple[tuple[str, int], ...]) -> str:
     return f"{num_bytes:.0f} bytes"
 
 
+_STEERS = re.compile(  # C0 and C1, what turns or breaks a line or is not seen, halves of a pair, tags
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def harmless(text: str) -> str:
+    """What steers a terminal or hides in it spelled out, as `\\x1b`; lines and tabs stay what they are."""
+    return _STEERS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def harmless_json(data: object) -> str:
+    """Likewise, as JSON spells it, so that it is read back as it was."""
+    return _STEERS.sub(
+        lambda found: json.dumps(found[0])[1:-1], json.dumps(data, indent=2, ensure_ascii=False)
+    )
+
+
 def printable(text: str) -> str:
     """A file name that is no UTF-8 holds lone surrogates, which cannot be written; they become \\udcXX."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def shown(text: str, *, limit: int | None = None) -> str:
-    """The text with control characters spelled out, as a name may hold some that steer a terminal.
+    """Harmless, and on one line: for names, where a second line would pass for one of ours.
 
     Of a text longer than `limit` its beginning and its length.
     """
     kept = text if limit is None or len(text) <= limit else f"{text[:limit]} ... ({len(text):,} letters)"
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in printable(kept))
+    return harmless(kept).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def cut(text: str, *, limit: int = 2000) -> str:
+    """Of each line that is longer, as a value from elsewhere can make it, its beginning and its end."""
+    half = limit // 2
+    lines = text.split("\n")
+    return "\n".join(
+        line if len(line) <= limit else f"{line[:half]} ... ({len(line):,} letters) ... {line[-half:]}"
+        for line in lines
+    )

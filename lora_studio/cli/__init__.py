@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.resources import files
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 
@@ -21,8 +19,10 @@ from lora_studio.cli.inspect import inspect, metadata, sidecars, verify
 from lora_studio.cli.options import Command, Group
 from lora_studio.cli.start import demo, init, plan, train
 from lora_studio.console import console, errors
+from lora_studio.console.terminal import output_fault, use_terminal_streams
 from lora_studio.errors import ExportMismatch, ProcessLost, RenamedOption, StudioError, TrainingDiverged
 from lora_studio.processes import is_main
+from lora_studio.text import cut
 from lora_studio.version import __version__
 
 app = typer.Typer(
@@ -60,7 +60,8 @@ def options(
     """A folder of images becomes a verified LoRA file."""
     if context.invoked_subcommand is None:
         text = files(__package__).joinpath("first_run.txt").read_text("utf-8")
-        console.say(text.rstrip("\n").format(version=__version__))
+        for line in text.format(version=__version__).splitlines():
+            console.say(line)
 
 
 def guarded(command: Callable[[], None]) -> int:
@@ -69,7 +70,7 @@ def guarded(command: Callable[[], None]) -> int:
         command()
     except StudioError as error:
         if is_main() or not error.told_by_main:
-            errors.say(f"error: {error}")
+            errors.say(f"error: {cut(str(error))}")
         return 1 if isinstance(error, ExportMismatch | ProcessLost | TrainingDiverged) else 2
     except KeyboardInterrupt:
         errors.say("stopped")
@@ -82,47 +83,22 @@ def _show_warning(
 ) -> None:
     """A recipe's old names in one line, by one process; the warnings of libraries as they always are."""
     if not issubclass(category, RenamedOption):
-        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+        errors.say(warnings.formatwarning(message, category, filename, lineno).rstrip("\n"))
     elif is_main():
         errors.say(f"note: {message}")
 
 
-class OutlivingStream:
-    """A stream that falls silent when its terminal is gone; a run is saved and ends as it would with one."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with _without_terminal():
-            return self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with _without_terminal():
-            self._stream.flush()
-
-
-@contextmanager
-def _without_terminal() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-
-
 def main() -> None:
     warnings.showwarning = _show_warning
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if hasattr(stream, "reconfigure"):  # a file name in any script must not crash a console of another
-            stream.reconfigure(errors="backslashreplace")
-            setattr(sys, name, OutlivingStream(stream))
-    sys.exit(guarded(app))
+    use_terminal_streams()
+    try:
+        code = guarded(app)
+    except SystemExit as ended:  # typer ends each verb so
+        code = int(ended.code or 0)
+    if fault := output_fault():
+        errors.say(f"error: {fault}")
+        code = code or 1
+    sys.exit(code)
 
 
 if __name__ == "__main__":

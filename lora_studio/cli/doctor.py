@@ -56,9 +56,11 @@ def doctor(
     else:
         print_findings(report, console, title=title)
         if html is not None:
-            console.say(f"\npage         {html}")
+            console.say()
+            console.say(f"page         {html}")
         if write_exclude is not None:
-            console.say(f"\nto leave out {plural(suggested)} to look at, in {write_exclude}")
+            console.say()
+            console.say(f"to leave out {plural(suggested)} to look at, in {write_exclude}")
     if report.count("error"):
         raise typer.Exit(1)
 
@@ -100,7 +102,8 @@ def env(
         print_json(facts | {"options": options})
         return
     _print_facts(facts)
-    console.say("\noptions, each tried with a small training step")
+    console.say()
+    console.say("options, each tried with a small training step")
     try_all(chosen, _print_outcome, quick=quick)
 
 

@@ -39,7 +39,8 @@ def inspect(
         _draw(out, facts.norms, facts.file)
     show(facts, print_facts, as_json=as_json)
     if out is not None and not as_json:
-        console.say(f"\nplot         {out}")
+        console.say()
+        console.say(f"plot         {out}")
 
 
 def verify(

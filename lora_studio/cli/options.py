@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -12,7 +12,10 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.models import ArgumentInfo, OptionInfo
 
 from lora_studio.console import console
+from lora_studio.console.terminal import missing_folder
+from lora_studio.errors import StudioError
 from lora_studio.quiet import quiet_libraries
+from lora_studio.text import cut, shown
 
 if TYPE_CHECKING:
     from typer._click import Context, Parameter
@@ -64,7 +67,7 @@ class Reportable(Protocol):
 
 
 def print_json(data: object) -> None:
-    console.print_json(json.dumps(data))
+    console.say_json(data)
 
 
 def show(report: Reportable, in_words: Callable[..., None], *details: object, as_json: bool) -> None:
@@ -79,6 +82,8 @@ class Command(TyperCommand):
     """With quiet libraries, and a help that says what to type; typer's has <bool> and <list[str]>, too."""
 
     def invoke(self, ctx: Context) -> Any:
+        if fault := missing_folder():
+            raise StudioError(fault)
         quiet_libraries()
         return super().invoke(ctx)
 
@@ -87,10 +92,29 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """Likewise, of commands."""
+    """Likewise, of commands; mistakes in a call are typer's to print."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Context:
+        with _harmless_mistakes():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Context) -> Any:
+        with _harmless_mistakes():
+            return super().invoke(ctx)
 
     def get_params(self, ctx: Context) -> list[Parameter]:
         return _without_types(super().get_params(ctx))
+
+
+@contextmanager
+def _harmless_mistakes() -> Iterator[None]:
+    """A shell's `*` puts names of files into a call, and typer prints them on a console of its own."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "message"):  # its class has no public name
+            error.message = shown(cut(str(error.message)))
+        raise
 
 
 def _without_types(parameters: list[Parameter]) -> list[Parameter]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console, JustifyMethod
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
+from rich.highlighter import JSONHighlighter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from lora_studio.text import Rows, duration, file_size
+from lora_studio.console.terminal import guard_redirected
+from lora_studio.text import Rows, duration, file_size, harmless, harmless_json
 from lora_studio.training import events
 
 if TYPE_CHECKING:
@@ -20,14 +24,30 @@ if TYPE_CHECKING:
 
 
 class Screen(Console):
-    """Prints text as it is: names of files and words from them are neither markup nor emoji."""
+    """Prints text as it is: names of files and words from them are neither markup nor emoji.
+
+    The one edge to the terminal: what steers it is spelled out here, so that no verb has to think of that.
+    """
 
     def __init__(self, *, stderr: bool = False, file: TextIO | None = None, width: int | None = None) -> None:
         super().__init__(stderr=stderr, file=file, width=width, highlight=False, markup=False, emoji=False)
 
     def say(self, text: str | Text = "", style: str = "") -> None:
-        """A line of any length, which is not broken, so that it can be copied whole."""
-        self.print(Text(text, style) if isinstance(text, str) else text, soft_wrap=True)
+        """A line of any length, which is not broken, so that it can be copied whole.
+
+        Further lines are indented: one at the margin is always ours, and never what a name has behind "\\n".
+        """
+        if isinstance(text, str):
+            text = Text(re.sub(r"\n(?=\S)", "\n  ", harmless(text)), style)
+        self.print(text, soft_wrap=True)
+
+    def say_json(self, data: object) -> None:
+        self.print(JSONHighlighter()(Text(harmless_json(data))), soft_wrap=True)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Tables, bars and everything else pass here; rich's own movements of the cursor stay."""
+        for part in super().render(renderable, options):
+            yield part if part.control else Segment(harmless(part.text), part.style)
 
     def say_rows(self, rows: Rows, *, style: str = "") -> None:
         """Lines, each behind its title."""
@@ -42,7 +62,7 @@ class Screen(Console):
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for title, text in rows:
-            table.add_row(Text(title), Text(text))
+            table.add_row(Text(harmless(title)), Text(harmless(text)))
         self.print(table)
 
 
@@ -68,6 +88,10 @@ class Bars(Progress):
         parts = name, BarColumn(), MofNCompleteColumn(), facts, TimeRemainingColumn()
         super().__init__(*parts, console=screen, transient=transient)
         self._bars: dict[str, TaskID] = {}
+
+    def start(self) -> None:
+        super().start()
+        guard_redirected()
 
     def show(self, what: str, done: int, total: int, facts: str = "") -> None:
         if what not in self._bars:

@@ -34,7 +34,8 @@ def print_findings(report: DoctorReport, screen: Screen, *, title: str) -> None:
         screen.say(head.append(f"  {in_words(first.kind)} ({len(findings)})", style="bold not dim"))
         _print_group(findings, screen)
     for line in plan["triggers"]:
-        screen.say(f"\n{shown(line)}")
+        screen.say()
+        screen.say(shown(line))
     buckets = ", ".join(f"{name}: {count}" for name, count in plan["buckets"].items())
     if buckets:
         screen.say(Text("\nbuckets", style="bold").append(f"  {buckets}", style="not bold"))

@@ -39,10 +39,12 @@ def print_facts(facts: Facts, screen: Screen) -> None:
     ]
     screen.say_rows([(title, shown(text)) for title, text in rows if text])
     if facts.norms:
-        screen.say("\nnorm of the change of weight, by block")
+        screen.say()
+        screen.say("norm of the change of weight, by block")
         _print_bars(facts.norms, screen)
     if facts.metadata:
-        screen.say("\nmetadata")
+        screen.say()
+        screen.say("metadata")
         _print_metadata(facts.metadata, screen, most=_MOST)
     screen.say()
     print_verdicts(facts.uis, screen)

@@ -12,7 +12,7 @@ from rich.file_proxy import FileProxy
 
 from lora_studio.text import harmless
 
-GONE = (errno.EIO, errno.EPIPE)  # the terminal was closed, or the program that read ended: nobody is left
+GONE = (errno.EIO, errno.EPIPE)  # the terminal was closed, or the program that read ended: no one is left
 
 
 class TerminalStream:
@@ -44,7 +44,7 @@ class TerminalStream:
 class LastingStream:
     """Falls silent when it can no longer be written to; a run is saved and ends as it would otherwise.
 
-    `fault`: why it cannot, unless nobody is left to tell.
+    `fault`: why it cannot, unless no one is left to tell.
     """
 
     def __init__(self, stream: TextIO) -> None:

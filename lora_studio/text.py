@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*+[ -/]*+[@-~]?|\][^\x07\x1b]*+(?:\x07|\x1b\\)?)")  # ECMA-48
 Rows = Sequence[tuple[str, str]]  # (title, text); without a title the text goes on with the row above
 
 
@@ -69,6 +71,26 @@ def harmless_json(data: object) -> str:
     return _STEERS.sub(
         lambda found: json.dumps(found[0])[1:-1], json.dumps(data, indent=2, ensure_ascii=False)
     )
+
+
+def same_text(text: str) -> str:
+    """The text as it compares: macOS spells "é" as two code points, other systems as one (NFC)."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def plain_line(text: str) -> str:
+    """One line of what another program says, without what steers a terminal: it goes into the user's file."""
+    letters = "".join(" " if one.isspace() else one for one in _ESCAPES.sub("", text))
+    return " ".join(_STEERS.sub("", letters).split())
+
+
+def with_class(trigger: str, class_words: str) -> str:
+    """The trigger, and what it is one of behind it; no word of that stands there twice."""
+    own, words = trigger.casefold().split(), class_words.casefold().split()
+    if f" {' '.join(words)} " in f" {' '.join(own)} " or own[-1:] == words[-1:]:
+        return trigger
+    shared = next((n for n in range(len(words), 0, -1) if own[-n:] == words[:n]), 0)
+    return " ".join(filter(None, [trigger.strip(), *class_words.split()[shared:]]))
 
 
 def printable(text: str) -> str:

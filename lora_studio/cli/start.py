@@ -49,7 +49,8 @@ def init(
     list_: Annotated[bool, flag("--list", "name the presets")] = False,
 ) -> None:
     """Write a recipe for your own images, from a preset with the reasons beside its numbers."""
-    from lora_studio.recipe.presets import PresetInputs, fill, preset_names, recipe_name, summary, with_class
+    from lora_studio.recipe.presets import PresetInputs, fill, preset_names, recipe_name, summary
+    from lora_studio.text import with_class
 
     if list_:
         for one in preset_names():

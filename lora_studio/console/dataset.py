@@ -122,6 +122,8 @@ def print_statistics(statistics: Statistics, screen: Screen, *, trigger: str) ->
         screen.say(f"without a caption: {preview_names(statistics.without, limit=10)}")
     for name, reason in statistics.unreadable:
         screen.say(f"{name} cannot be read: {reason}")
+    if statistics.not_read:
+        screen.say(f"not read, though they say otherwise: {preview_names(statistics.not_read, limit=10)}")
     for count in statistics.identical:
         screen.say(f'{count.captions} images have the caption "{count.what}"')
     if (missing := statistics.without_trigger) is not None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 CropMode = Literal["centre", "random", "focus"]
 FOLDER_NAME = "folder name"  # who wrote a caption that is the name of a `<repeats>_<name>` folder
+INSTANCE_PROMPT = "instance prompt"  # likewise: that is the recipe's, for images without one
 
 
 @dataclass(frozen=True, slots=True)

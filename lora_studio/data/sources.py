@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import TypeVar
 
 from lora_studio.data.captioners import Captioner
+from lora_studio.data.captions.trigger import without_trigger
 from lora_studio.data.images.decode import DecodedImage
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.scan import OnImage, OnProgress, ScanOptions, count_files, scan
+from lora_studio.data.scan.duplicates import across_sources
+from lora_studio.data.scan.layouts import ExcludeList, read_exclude
 from lora_studio.errors import DatasetError
+from lora_studio.recipe.data import DataConfig, SourceConfig
 from lora_studio.rng import key
 
-# Of equal files the one in the first role here is kept: validation images must not be trained on.
-_KEPT_FIRST = ("validation", "instance", "prior")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,18 +100,7 @@ def in_one_manifest(sources: Sequence[Source], records: Sequence[Record]) -> Man
     """
     for exclude in dict.fromkeys(source.reading.exclude for source in sources):
         exclude.check(record.name for record in records)
-    first: dict[str, Record] = {}
-    for role in _KEPT_FIRST:
-        for record in records:
-            if record.role == role and not record.excluded:
-                first.setdefault(record.sha256, record)
-    found = []
-    for record in records:
-        if not record.excluded and (kept := first[record.sha256]) is not record:
-            what = ", a validation image" if kept.role == "validation" else ""
-            record = replace(record, excluded=f"the same bytes as {kept.name}{what}")
-        found.append(record)
-    return Manifest(tuple(found))
+    return Manifest(tuple(across_sources(records)))
 
 
 def in_one_count(sources: Sequence[Source], on_progress: OnProgress | None) -> list[OnProgress | None]:
@@ -160,3 +153,36 @@ def choose_validation_images(manifest: Manifest, count: int) -> Manifest:
         for one in manifest.records
     )
     return Manifest(tuple(replace(one, role=role) for one, role in zip(manifest.records, roles, strict=True)))
+
+
+def sources_of(data: DataConfig) -> list[Source]:
+    """The folders that the recipe names. Raises DatasetError if its list of files to leave out is missing."""
+    exclude = read_exclude(data.exclude) if data.exclude else ExcludeList()
+    return [_source(one, data, exclude) for one in data.all_sources]
+
+
+def _source(one: SourceConfig, data: DataConfig, exclude: ExcludeList) -> Source:
+    plain = without_trigger(data.instance_prompt, data.trigger, data.class_words)
+    # regularization images do not show the trigger
+    prompt = data.instance_prompt if one.role != "prior" or plain is None else plain
+    reading = ScanOptions(
+        recursive=_or(one.recursive, data.recursive),
+        background=data.background,
+        transparency_is_mask=data.transparency == "mask",
+        masks=one.masks,
+        exclude=exclude,
+    )
+    return Source(
+        folder=one.images,
+        reading=reading,
+        role=one.role,
+        repeats=_or(one.repeats, data.repeats),
+        weight=one.weight,
+        trigger=_or(one.trigger, data.trigger),
+        class_words=_or(one.class_words, data.class_words),
+        instance_prompt=_or(one.instance_prompt, prompt),
+    )
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.data.captioners import CAPTIONERS
-from lora_studio.data.manifest import FOLDER_NAME, Manifest, Record, current_line
+from lora_studio.data.manifest import FOLDER_NAME, INSTANCE_PROMPT, Manifest, Record, current_line
 from lora_studio.data.scan import ScanOptions
 from lora_studio.data.sources import Source, read_sources
 from lora_studio.errors import DatasetError, StudioError, preview_names
@@ -58,7 +58,6 @@ def root_of(what: str, entries: Iterable[Sequence[str]]) -> str:
 
 
 MANIFEST = "manifest.jsonl"
-INSTANCE_PROMPT = "instance prompt"  # who wrote a caption that is the recipe's
 _ELSEWHERE = {"name", "base.model", "base.vae", "validation"}  # names, and what the roots tell
 
 

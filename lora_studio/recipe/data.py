@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from lora_studio.recipe.section import Section, UserPath, folder_of
+from lora_studio.recipe.section import Section, UserPath, Words, folder_of
 
 MOST_CHUNKS = 10  # windows of the text encoders that a caption may fill
 
@@ -21,9 +21,9 @@ class SourceConfig(Section):
     )
     repeats: int | None = Field(None, ge=1, description="how often an epoch shows each image")
     weight: float = Field(1.0, gt=0, le=100, description="factor of the loss on its images")
-    trigger: str | None = Field(None, description="the trigger words of what this source shows")
-    class_words: str | None = Field(None, description="what the trigger words are an instance of")
-    instance_prompt: str | None = Field(None, description="the caption of images without one")
+    trigger: Words | None = Field(None, description="the trigger words of what this source shows")
+    class_words: Words | None = Field(None, description="what the trigger words are an instance of")
+    instance_prompt: Words | None = Field(None, description="the caption of images without one")
     recursive: bool | None = Field(None, description="also search all subfolders")
     masks: UserPath | None = Field(None, description="a folder of loss masks for its images")
 
@@ -33,7 +33,7 @@ class RegularizationImagesConfig(Section):
 
     count: int = Field(0, ge=0, le=100_000, description="how many the frozen base draws")
     images: UserPath | None = Field(None, description="a folder of such images instead of count")
-    prompt: str = Field(
+    prompt: Words = Field(
         "",
         description="what they show, or the caption of a folder's images that have none; empty: every "
         "caption without its trigger words, or the folder's captions",
@@ -69,14 +69,14 @@ class DataConfig(Section):
     transparency: Literal["background", "mask"] = Field(
         "background", description="background: transparent parts are learned in that colour; mask: not at all"
     )
-    trigger: str = Field(
+    trigger: Words = Field(
         "", description="trigger words: they call what is learned, and every caption should hold them"
     )
-    class_words: str = Field(
+    class_words: Words = Field(
         "", description='what the trigger words are an instance of: "robot" for "vkq robot"; for preservation'
     )
     captioner: str = Field("sidecar", description="where captions come from; sidecar: the .txt beside it")
-    instance_prompt: str = Field("", description="the caption of images without one")
+    instance_prompt: Words = Field("", description="the caption of images without one")
     resolution: int = Field(512, ge=16, le=4096, description="side in pixels of a square of a bucket's area")
     extra_resolutions: tuple[Annotated[int, Field(ge=16, le=4096)], ...] = Field(
         (), description="further resolutions: every epoch also shows each image at these"
@@ -110,12 +110,12 @@ class DataConfig(Section):
     tag_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of tags left out each time; never one with the trigger words"
     )
-    caption_prefix: str = Field(
+    caption_prefix: Words = Field(
         "",
         description="added before every caption but those of a folder of regularization images; may hold "
         "{trigger} and {class}",
     )
-    caption_suffix: str = Field("", description="added behind the same captions, likewise")
+    caption_suffix: Words = Field("", description="added behind the same captions, likewise")
     max_token_chunks: int = Field(
         1, ge=1, le=MOST_CHUNKS, description="windows of 75 tokens (CLIP) for long captions, as in web UIs"
     )

@@ -14,6 +14,7 @@ from lora_studio.recipe import Recipe
 from lora_studio.recipe.data import FILE_ENDINGS
 from lora_studio.recipe.load import PRESET_FOLDER, recipe_from
 from lora_studio.registry import unknown
+from lora_studio.text import with_class
 
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
 
@@ -79,12 +80,6 @@ def fill(preset: str, inputs: PresetInputs, *, folder: Path) -> tuple[str, Recip
         text = _assigned(text, key, value)
     text = _with_prompts(text, [reworded(prompt) for prompt in own["samples"]["prompts"]])
     return text, recipe_from(tomllib.loads(text), folder=folder.resolve(), source=f"the recipe from {preset}")
-
-
-def with_class(trigger: str, class_words: str) -> str:
-    """The trigger, and what it is one of behind it unless it says that itself."""
-    said = f" {class_words} ".casefold() in f" {trigger} ".casefold()
-    return trigger if said or not class_words else f"{trigger} {class_words}"
 
 
 def _class_words(preset: str, inputs: PresetInputs, *, needed: bool) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from lora_studio.text import same_text
+
 
 def _not_blank(value: Any) -> Any:
     """An empty path means the folder that one happens to be in: other trainers searched it for images."""
@@ -32,6 +34,7 @@ def folder_of(info: ValidationInfo) -> Path | None:
     return folder
 
 
+Words = Annotated[str, AfterValidator(same_text)]  # of captions and prompts, spelt as those are when read
 UserPath = Annotated[Path, BeforeValidator(_not_blank), AfterValidator(_from_folder)]
 
 

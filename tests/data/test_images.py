@@ -4,11 +4,12 @@ import io
 import sys
 
 import numpy as np
+import pillow_heif
 import pytest
 from noise import grey_noise
 from PIL import Image, ImageFilter
 
-from lora_studio.data.images.decode import FIRST_ONLY, decode, framed, load_image
+from lora_studio.data.images.decode import FIRST_ONLY, _can_read_heic, decode, framed, load_image
 from lora_studio.errors import DatasetError
 
 
@@ -136,19 +137,47 @@ def test_a_format_that_is_not_promised_is_refused():
             decode(stored.getvalue())
 
 
-def test_heic_without_its_reader_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
-    with pytest.raises(DatasetError, match="a HEIC image; to read those: pip install pillow-heif"):
-        decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-
-
-def test_heic_is_read_where_its_reader_is_installed():
-    heif = pytest.importorskip("pillow_heif")
+def heic(image: Image.Image, **options) -> bytes:
     stored = io.BytesIO()
-    heif.from_pillow(quadrants()).save(stored, quality=95)
-    image = decode(stored.getvalue()).image
+    pillow_heif.from_pillow(image).save(stored, **{"quality": -1, "chroma": 444, **options})
+    return stored.getvalue()
+
+
+def test_heic_whose_reader_does_not_work_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    _can_read_heic.cache_clear()
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(
+        DatasetError, match=r"\(a HEIC image, whose .*; install that again \(pip install pillow"
+    ):
+        load_image(tmp_path / "a.heic")
+    _can_read_heic.cache_clear()
+
+
+def test_heic_is_read_in_its_colours():
+    image, tolerance = decode(heic(quadrants())).image, 3
     assert image.size == (40, 20)
-    assert np.abs(np.subtract(image.getpixel((4, 4)), (255, 0, 0))).max() <= 12
+    assert np.abs(np.subtract(np.asarray(image, int), np.asarray(quadrants(), int))).max() <= tolerance
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_telephones_heic_is_turned_once(orientation):
+    """It says the turn twice, in its own way and in EXIF data."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = quadrants() if orientation == 1 else quadrants().transpose(UNDO[orientation])
+    data = heic(stored, exif=exif.tobytes())
+    assert (b"irot" in data) == (orientation != 1)
+    image = decode(data).image
+    assert image.size == (40, 20)
+    assert np.abs(np.subtract(np.asarray(image, int), np.asarray(quadrants(), int))).max() <= 3
+
+
+def test_clear_parts_of_a_heic_get_the_background():
+    image = quadrants()
+    image.putalpha(Image.new("L", image.size, 0))
+    decoded = decode(heic(image), background="black")
+    assert decoded.opacity is not None and decoded.image.getpixel((4, 4)) == (0, 0, 0)
 
 
 def test_the_ending_of_the_name_does_not_matter(tmp_path):

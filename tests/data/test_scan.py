@@ -71,7 +71,7 @@ def test_files_that_are_no_images_are_excluded_whatever_they_are_called(folder, 
     manifest = scan(folder)
     assert [record.name for record in manifest.used] == ["good.png"]
     for name in ("page.jpg", "notes.json", "drawing.svg"):
-        assert reason(manifest, name) == "not a JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF image"
+        assert reason(manifest, name) == "not a JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC image"
     assert reason(manifest, "empty.png") == "the file is empty"
     assert reason(manifest, "subfolder").startswith("a folder")
 

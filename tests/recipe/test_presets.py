@@ -12,7 +12,8 @@ import pytest
 from console import run
 
 from lora_studio.recipe.load import PRESET_FOLDER, load_recipe
-from lora_studio.recipe.presets import PresetInputs, fill, preset_names, preset_text, with_class
+from lora_studio.recipe.presets import PresetInputs, fill, preset_names, preset_text
+from lora_studio.text import with_class
 from lora_studio.training.prepare.checks import name_faults
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +87,10 @@ def test_a_filled_preset_keeps_its_comments_and_holds_the_words(tmp_path: Path) 
         ("zwx Dog", "dog", "zwx Dog"),
         ("zwx hotdog", "dog", "zwx hotdog dog"),
         ("a", "", "a"),
+        ("Bella dog", "dog", "Bella dog"),
+        ("zwx robot", "red robot", "zwx robot"),
+        ("zwx robot", "robot arm", "zwx robot arm"),
+        ("zwx", "red robot", "zwx red robot"),
     ],
 )
 def test_the_class_stands_behind_a_trigger_that_does_not_say_it(trigger: str, word: str, joined: str) -> None:

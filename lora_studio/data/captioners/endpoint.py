@@ -9,14 +9,18 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from lora_studio.data.captioners import CaptionResult, CaptionWriter, Settings, WriterOptions
 from lora_studio.data.images.decode import data_url, load_image
 from lora_studio.data.manifest import Record
 from lora_studio.errors import CaptionError
+from lora_studio.text import shown
 
 KEY_VARIABLE = "LORA_STUDIO_API_KEY"
 PROMPT = (
@@ -25,8 +29,11 @@ PROMPT = (
 )
 MAX_SIDE = 1024  # pixels; more costs tokens and is made smaller by most servers
 MAX_TOKENS = 200
-TIMEOUT_SECONDS = 300  # a large model on a slow machine
+TIMEOUT_SECONDS = 300  # for a whole reply: a large model on a slow machine
+BODY_SECONDS = 20  # from its first byte on; a server that has begun has its caption
 MAX_REPLY_BYTES = 1_000_000
+_PIECE = 65_536  # bytes read at a time
+T = TypeVar("T")
 _PATH = "/chat/completions"
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _ABOUT_THE_IMAGE = frozenset({400, 413, 415, 422})
@@ -63,8 +70,8 @@ class Endpoint(CaptionWriter):
     def _ask(self, record: Record) -> CaptionResult:
         image, settings = load_image(record.path), self.settings
         image.thumbnail((MAX_SIDE, MAX_SIDE))
-        shown = {"type": "image_url", "image_url": {"url": data_url(image, quality=90)}}
-        message = {"role": "user", "content": [{"type": "text", "text": settings["prompt"]}, shown]}
+        seen = {"type": "image_url", "image_url": {"url": data_url(image, quality=90)}}
+        message = {"role": "user", "content": [{"type": "text", "text": settings["prompt"]}, seen]}
         limits = {"max_tokens": settings["max_tokens"], "temperature": 0}
         model = {"model": settings["model"]} if settings["model"] else {}
         try:
@@ -80,14 +87,15 @@ def _read(data: bytes) -> CaptionResult:
         text = choice["message"]["content"] or ""
         if isinstance(text, list):  # some servers reply in parts, as they are asked
             text = " ".join(part["text"] for part in text if part.get("type") == "text")
+        if not isinstance(text, str):
+            raise TypeError
         reason = choice.get("finish_reason")
-    except (ValueError, LookupError, TypeError, AttributeError):
-        shown = data[:80].decode("utf-8", "replace")
-        how = f"as OpenAI's chat protocol says ({shown!r})"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        how = f'as OpenAI\'s chat protocol says ("{shown(data[:80].decode("utf-8", "replace"))}")'
         raise CaptionError(f"the server does not reply {how}; look at --url.") from None
     if reason == "length":
         return CaptionResult(fault="the reply was cut at its longest; give more --max-tokens")
-    return CaptionResult(str(text))
+    return CaptionResult(text)
 
 
 class Refused(Exception):
@@ -105,6 +113,8 @@ class Server:
     """A chat endpoint. Raises CaptionError for an address that cannot be used."""
 
     waits_seconds: tuple[float, ...] = (2, 8, 30)  # before another try when the server is busy
+    seconds: float = TIMEOUT_SECONDS
+    body_seconds: float = BODY_SECONDS
 
     def __init__(self, url: str, key: str, *, key_variable: str) -> None:
         self.key, self.key_variable = key, key_variable
@@ -128,28 +138,45 @@ class Server:
         request = urllib.request.Request(self.url, json.dumps(values).encode(), headers, method="POST")
         for wait in (*self.waits_seconds, None):
             try:
-                with self._opener.open(request, timeout=TIMEOUT_SECONDS) as response:
-                    body: bytes = response.read(MAX_REPLY_BYTES + 1)
+                code, body = within(self.seconds, lambda: self._open(request))
+            except TimeoutError:
+                limit = f"in {self.seconds:g} s, or was not done {self.body_seconds:g} s after it began"
+                raise CaptionError(f"{self.url} has not replied {limit}; look at the server.") from None
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                reason = getattr(error, "reason", None) or error
+                if wait is None or isinstance(reason, ConnectionRefusedError):
+                    what = f"{self.url} cannot be reached ({shown(str(reason), limit=200)})"
+                    raise CaptionError(f"{what}; look at --url.") from None
+            else:
+                if code < 300:
+                    return body
+                if code not in _BUSY or wait is None:
+                    raise self._fault(code, body)
+            time.sleep(wait)
+        raise AssertionError("the last try returns or raises")
+
+    def _open(self, request: urllib.request.Request) -> tuple[int, bytes]:
+        """Status and body of the reply. Raises what the connection does, TimeoutError for a slow body."""
+        try:
+            response = self._opener.open(request, timeout=self.seconds)
+        except urllib.error.HTTPError as error:
+            response = error
+        with response:
+            body, deadline = response.read1(_PIECE), time.monotonic() + self.body_seconds
+            while piece := response.read1(_PIECE):
+                body += piece
                 if len(body) > MAX_REPLY_BYTES:
                     size = f"more than {MAX_REPLY_BYTES // 1_000_000} MB"
                     raise CaptionError(f"the server replies with {size}; look at --url.")
-                return body
-            except urllib.error.HTTPError as error:
-                with error:
-                    if error.code not in _BUSY or wait is None:
-                        raise self._fault(error.code, error.read(2000)) from None
-            except (OSError, http.client.HTTPException) as error:
-                reason = getattr(error, "reason", None) or error
-                if wait is None or isinstance(reason, ConnectionRefusedError):
-                    raise CaptionError(f"{self.url} cannot be reached ({reason}); look at --url.") from None
-            time.sleep(wait)
-        raise AssertionError("the last try returns or raises")
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+            return response.status, body
 
     def _fault(self, code: int, body: bytes) -> Exception:
         said = " ".join(body.decode("utf-8", "replace").split())
         if self.key:  # some servers repeat the key that they do not like
             said = said.replace(self.key, "***")
-        reply = f"{code}: {said[:200]}" if said else str(code)
+        reply = f"{code}: {shown(said[:200])}" if said else str(code)
         if code in _ABOUT_THE_IMAGE:
             return Refused(f"the server refused it ({reply})")
         if code in (401, 403):
@@ -159,6 +186,26 @@ class Server:
         else:
             advice = "captions written so far are kept; the same command goes on"
         return CaptionError(f"{self.url} replies {reply}; {advice}.")
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """What `work` returns. Raises TimeoutError after so long, and leaves it to itself: a limit for a read
+    starts anew with every byte."""
+    ready: SimpleQueue[Future[T]] = SimpleQueue()
+
+    def run() -> None:
+        done = Future[T]()
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+        ready.put(done)
+
+    Thread(target=run, daemon=True).start()  # a daemon does not keep the program from ending
+    try:
+        return ready.get(timeout=seconds).result()
+    except Empty:
+        raise TimeoutError from None
 
 
 def _checked(url: str) -> SplitResult:

@@ -6,22 +6,23 @@ import codecs
 import hashlib
 import json
 import os
-import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 
 from lora_studio.data.images import (
     CAPTION_SUFFIXES,
+    METADATA_NAMES,
     UnreadableFile,
     caption_files,
     decode_text,
     read_bytes,
     stem_key,
 )
-from lora_studio.data.manifest import FOLDER_NAME, Manifest, Record
+from lora_studio.data.manifest import FOLDER_NAME, INSTANCE_PROMPT, Manifest, Record
 from lora_studio.errors import CaptionError, DatasetError, preview_names
+from lora_studio.text import same_text
 
 MAX_CAPTION_BYTES = 1_000_000
 _UTF_16 = ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
@@ -36,6 +37,7 @@ class CaptionFile:
     path: Path
     data: bytes | None = None  # None: there is no such file
     fault: str = ""  # why it cannot be read; such a file is never written over
+    unread: tuple[str, ...] = field(default=(), compare=False)  # other files of the image that say otherwise
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -54,7 +56,9 @@ def find_captions(records: Iterable[Record]) -> list[CaptionFile]:
         path = Path(record.path)
         candidates = [read_caption_file(one) for one in beside(path.parent).get(stem_key(record.name), [])]
         candidates.append(CaptionFile(path.with_suffix(CAPTION_SUFFIXES[0])))
-        found.append(next((file for file in candidates if file.fault or file.text), candidates[0]))
+        chosen = next((file for file in candidates if file.fault or file.text), candidates[0])
+        others = (file for file in candidates if file.text and file.text != chosen.text)
+        found.append(replace(chosen, unread=tuple(file.path.name for file in others)))
     return found
 
 
@@ -74,8 +78,12 @@ def read_caption_file(path: Path) -> CaptionFile:
 
 
 def caption_lines(data: bytes) -> tuple[str, ...]:
-    """Lines that are not empty, stripped. UnicodeDecodeError unless UTF-8, or UTF-16 with its mark."""
-    return tuple(line.strip() for line in decode_text(data).splitlines() if line.strip())
+    """Lines that are not empty, stripped, accents as in NFC: so captions, tags and trigger words compare.
+
+    Raises UnicodeDecodeError unless UTF-8, or UTF-16 with its mark.
+    """
+    lines = same_text(decode_text(data)).splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def split_encoding(data: bytes) -> tuple[bytes, str, str]:
@@ -118,10 +126,20 @@ def _captioned(record: Record, file: CaptionFile, ledgers: Ledgers, instance_pro
         entry = ledgers.author(file.path, file.data)
         lines = file.lines if len(file.lines) > 1 else ()
         author = entry.author if entry else "sidecar"
-        return replace(record, caption=file.text, lines=lines, captioned_by=author)
+        note = "; ".join(filter(None, [record.note, _unread(record, file)]))
+        return replace(record, caption=file.text, lines=lines, captioned_by=author, note=note)
     if record.caption and (record.captioned_by != FOLDER_NAME or not instance_prompt):
         return record
-    return replace(record, caption=instance_prompt, captioned_by="instance prompt" if instance_prompt else "")
+    return replace(record, caption=instance_prompt, captioned_by=INSTANCE_PROMPT if instance_prompt else "")
+
+
+def _unread(record: Record, file: CaptionFile) -> str:
+    """What else says something of the image, and is not read."""
+    listed = record.captioned_by in METADATA_NAMES and record.caption not in ("", file.text)
+    if not (names := [*file.unread, *([record.captioned_by] if listed else [])]):
+        return ""
+    says, is_not = ("says", "is") if len(names) == 1 else ("say", "are")
+    return f"{' and '.join(names)} {says} otherwise, and {is_not} not read: {file.path.name} is"
 
 
 @dataclass(frozen=True)
@@ -203,7 +221,7 @@ def sha256(data: bytes) -> str:
 
 
 def _key(name: str, digest: str) -> tuple[str, str]:
-    return unicodedata.normalize("NFC", name), digest  # file systems differ in how they spell "é"
+    return same_text(name), digest
 
 
 def _parse(line: str) -> LedgerEntry | None:

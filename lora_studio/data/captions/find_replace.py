@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ from lora_studio.data.manifest import Record
 from lora_studio.errors import CaptionError
 from lora_studio.files import write_atomically
 
+_NO_ACCENT = "(?![\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f])"
 BACKUPS = ".lora-studio-backup"
 
 
@@ -94,22 +96,51 @@ def find_changes(
         raise CaptionError("--find is empty; say which words are to be found.")
     changes = []
     try:
-        pattern = re.compile(find if regex else re.escape(find))
+        ways = _ways(find, replace, regex=regex)
         for record, file in zip(records, find_captions(records), strict=True):
             if not file.text:
                 continue
             mark, encoding, text = split_encoding(file.data or b"")
-            new, count = pattern.subn(replace if regex else lambda match: replace, text)
+            new, count = text, 0
+            for pattern, words in ways:
+                new, times = pattern.subn(words, new)
+                count += times
             if count:
                 data, name = mark + new.encode(encoding), PurePosixPath(record.name).with_name(file.path.name)
-                fault = "" if caption_lines(data) else "nothing would be left of it"
-                changes.append(CaptionChange(str(name), file, data, fault))
+                changes.append(CaptionChange(str(name), file, data, _fault(data, file)))
     except (re.error, IndexError) as error:
         raise CaptionError(
             f"--find {find!r} with --replace {replace!r} is no regular expression ({error}); "
             "leave out --regex to find the words as they are."
         ) from None
     return changes
+
+
+_Words = str | Callable[[re.Match[str]], str]
+
+
+def _ways(find: str, replace: str, *, regex: bool) -> list[tuple[re.Pattern[str], _Words]]:
+    """What finds the words however their accents are spelt, each with what takes their place, spelt so.
+
+    The rest of a file stays as it is spelt. A letter is not found where an accent of its own follows.
+    """
+    found: dict[str, _Words] = {}
+    for form in ("NFC", "NFD"):
+        words, instead = unicodedata.normalize(form, find), unicodedata.normalize(form, replace)
+        pattern = words if regex else re.escape(words) + _NO_ACCENT
+        found.setdefault(pattern, instead if regex else lambda match, instead=instead: instead)
+    found.setdefault(find if regex else re.escape(find) + _NO_ACCENT, next(iter(found.values())))
+    return [(re.compile(pattern), words) for pattern, words in found.items()]
+
+
+def _fault(data: bytes, file: CaptionFile) -> str:
+    """Why a file shall not become this."""
+    before, after = len(file.lines), len(caption_lines(data))
+    if not after:
+        return "nothing would be left of it"
+    if after > before:
+        return f"it would hold {after} captions in place of {before}, as each line is one"
+    return ""
 
 
 def apply_changes(

@@ -13,6 +13,7 @@ from lora_studio.data.captioners.write import BY_HAND
 from lora_studio.data.captions import Ledgers, find_captions
 from lora_studio.data.captions.trigger import CutCaption, find_cut, num_tokens
 from lora_studio.data.manifest import Record
+from lora_studio.text import same_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +53,7 @@ class Statistics:
     several_lines: int  # caption files in which each line is a caption of its own
     without: tuple[str, ...]  # images without a caption
     unreadable: tuple[tuple[str, str], ...]  # (caption file, reason)
+    not_read: tuple[str, ...]  # caption files that say otherwise than the one that is read
     written_by: dict[str, int]
     identical: tuple[Count, ...]  # captions that several images share
     words: tuple[Count, ...]
@@ -67,6 +69,7 @@ def caption_statistics(
     tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
 ) -> Statistics:
     """The statistics; token lengths only with tokenizers. Raises CaptionError if a record is unreadable."""
+    trigger = same_text(trigger)
     files = {record.name: file for record, file in zip(records, find_captions(records), strict=True)}
     texts = {name: file.text for name, file in files.items() if file.text}
     lines = {name: files[name].lines for name in texts}
@@ -81,6 +84,7 @@ def caption_statistics(
         several_lines=sum(len(several) > 1 for several in lines.values()),
         without=tuple(name for name, file in files.items() if not file.text and not file.fault),
         unreadable=tuple((file.path.name, file.fault) for file in files.values() if file.fault),
+        not_read=tuple(name for file in files.values() for name in file.unread),
         written_by=dict(Counter(entry.author if entry else BY_HAND for entry in entries).most_common()),
         identical=tuple(Count(*one) for one in Counter(texts.values()).most_common() if one[1] > 1),
         words=words,

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 from lora_studio.errors import CaptionError
 from lora_studio.registry import did_you_mean
+from lora_studio.text import plain_line, same_text, with_class
 
 if TYPE_CHECKING:
     from lora_studio.recipe.data import DataConfig
 
-_WILDCARD = re.compile(r"\{([^{}]*\|[^{}]*)\}")  # innermost ones first
+_WILDCARD = re.compile(r"\{([^{}|]*+\|[^{}]*+)\}")  # innermost ones first
+_DEEPEST = 20  # wildcards in wildcards; what lies deeper stays as it is
+_PLACES = re.compile(r"\{trigger\}\s+\{class\}|\{(\w+)\}")
 _WAYS = {  # of saying what a placeholder stands for
     "trigger": "--trigger WORDS (in a recipe: data.trigger)",
     "class": "--class WORDS (in a recipe: data.class_words)",
@@ -31,12 +34,17 @@ class Wording:
     suffix: str = ""
     blacklist: str = ""  # tags, with commas between
 
+    def __post_init__(self) -> None:
+        """Spelled as captions are when they are read."""
+        for name, words in asdict(self).items():
+            object.__setattr__(self, name, same_text(words))
+
     def apply(self, text: str) -> str:
         """ "prefix text suffix" in one line, with the trigger in front unless the caption holds it.
 
         Empty if nothing is left of the text. Raises CaptionError for an unknown placeholder.
         """
-        text = without_tags(" ".join(text.split()), self.blacklist)
+        text = without_tags(same_text(plain_line(text)), self.blacklist)
         if not text:
             return ""
         caption = self.around(text)
@@ -64,7 +72,8 @@ class Wording:
             if not values[name]:
                 how = f"so say what it stands for with {_WAYS[name]}"
                 raise CaptionError(f'"{template}" holds {{{name}}}, {how}.')
-        return re.sub(r"\{(\w*)\}", lambda match: values[match[1]], template)
+        together = with_class(self.trigger, self.class_words)  # "Bella dog" says its class itself
+        return _PLACES.sub(lambda match: values[match[1]] if match[1] else together, template)
 
     def to_json(self) -> dict[str, str]:
         return {name: value for name, value in asdict(self).items() if value}
@@ -135,6 +144,6 @@ def _choose_words(text: str, trigger: str, draw: random.Random) -> str:
     """The text with one of the words of each {a|b}; commas around an empty choice go with it."""
     if not has_wildcards(text):
         return text
-    while has_wildcards(text):
+    for _ in range(_DEEPEST):
         text = _WILDCARD.sub(lambda match: draw.choice(match[1].split("|")), text)
     return ", ".join(split_tags(text, trigger))

@@ -21,6 +21,7 @@ from lora_studio.data.sources import Source, in_one_count, in_one_manifest, sour
 from lora_studio.families.original.configurations import BEGIN, END, END_OF_WORD, clip_merges, clip_vocabulary
 from lora_studio.recipe.data import DataConfig
 from lora_studio.registry import Registry
+from lora_studio.text import same_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -31,7 +32,8 @@ OnProgress = Callable[[int, int], None]  # images looked at, images to look at
 _PLACES = """
 files:refused captions:caption_missing captions:caption_empty captions:caption_unreadable files:same_name
 images:leakage files:too_few files:unusable captions:trigger_missing captions:trigger_known
-captions:trigger_read_otherwise captions:caption_too_long captions:caption_identical files:orphan_caption
+captions:trigger_read_otherwise captions:other_syntax captions:caption_too_long captions:caption_identical
+files:orphan_caption
 images:exact_duplicate images:near_duplicate images:blank images:blur images:upscaled images:tiny
 images:heavy_compression images:border images:extreme_aspect images:crop_loss files:ignored files:read_note
 """  # in the order of reports: the module check_<...> and its function, whose name is the finding's kind
@@ -92,7 +94,7 @@ def examine_folder(
     else:
         asked = Requirements(512, 64, {"CLIP": ClipTokenizer()})  # those of the most common bases
     asked = replace(asked, resolution=options.resolution or asked.resolution)
-    source = Source(folder, ScanOptions(recursive=options.recursive), trigger=options.trigger)
+    source = Source(folder, ScanOptions(recursive=options.recursive), trigger=same_text(options.trigger))
     data = DataConfig.model_construct(images=folder, resolution=asked.resolution)
     looks = Looks(data, asked.stride)
     manifest, faults = read_anyway([source], CAPTIONERS["sidecar"], looks=looks, on_progress=on_progress)

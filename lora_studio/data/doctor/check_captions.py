@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_studio.data.captions import CaptionFile, find_captions
+from lora_studio.data.captions.other_syntax import find_other_syntax
 from lora_studio.data.captions.trigger import COMMON, find_cut, known_words, read_otherwise
 from lora_studio.data.doctor.finding import Finding
 from lora_studio.data.doctor.look import Case, grouped
 from lora_studio.data.images import place
-from lora_studio.data.manifest import FOLDER_NAME, Record
+from lora_studio.data.manifest import FOLDER_NAME, INSTANCE_PROMPT, Record
+from lora_studio.errors import preview_names
 from lora_studio.recipe.data import one_more_chunk
 
-_WRITE = "Write what is in the image into that file, or set an instance prompt."
+_WRITE = (
+    "Write what is in the image into that file, let `lora-studio caption` do that, or set "
+    "data.instance_prompt in the recipe, the caption of all images without one."
+)
 _NEW = "Take a word that the base has no image of, such as zwx or vkq, and the class behind it."
 _APART = "Set it apart with spaces, or choose trigger words that stand inside of no others."
-_SHARED_ON_PURPOSE = ("instance prompt", FOLDER_NAME)
+_ADDED = '; data.caption_suffix = ", {trigger}" in a recipe puts them behind every caption.'
+_SHARED_ON_PURPOSE = (INSTANCE_PROMPT, FOLDER_NAME)
 
 
 def caption_missing(case: Case) -> Iterator[Finding]:
@@ -23,8 +29,11 @@ def caption_missing(case: Case) -> Iterator[Finding]:
     missing = [(record, file) for record, file in _without(case) if file.data is None and not file.fault]
     if len(missing) == len(case.manifest.usable) > 1:
         detail = f"none of the {len(missing)} images has a caption"
-        advice = "Let lora-studio caption write some, write your own into .txt files of the images' names, "
-        yield Finding("error", "", detail, advice + "or set an instance prompt for all of them.")
+        advice = "Let `lora-studio caption FOLDER` (or its recipe) write some, write your own into .txt "
+        advice += (
+            "files of the images' names, or set data.instance_prompt in the recipe, one for all of them."
+        )
+        yield Finding("error", "", detail, advice)
         return
     yield from (Finding("error", one.name, f"there is no {file.path.name}", _WRITE) for one, file in missing)
 
@@ -49,16 +58,18 @@ def caption_identical(case: Case) -> Iterator[Finding]:
     for records in _by_trigger(case):
         written = [record for record in records if record.captioned_by not in _SHARED_ON_PURPOSE]
         groups = grouped(written, "caption")
-        advice = "Say what is different in each; what no caption names is learned as part of the trigger."
-        for caption, (first, *others) in groups.items():
+        advice = "Say what is different in each (lora-studio captions FOLDER shows them); what no caption "
+        advice += "names is learned as part of the trigger."
+        for caption, alike in groups.items():
+            distinct = {place(one.name): one for one in reversed(alike)}  # two of a place share a file
+            first, *others = reversed(distinct.values())
             if others and len(groups) == 1:
                 detail = f'all {len(written)} images have the caption "{caption}"'
                 yield Finding("note", "", detail, advice)
-                continue
-            for other in others:
-                if place(other.name) != place(first.name):  # else one file for both, which is said elsewhere
-                    detail = f'the same caption as {first.name}: "{caption}"'
-                    yield Finding("warning", other.name, detail, advice, other=first.name)
+            elif others:
+                names = preview_names([one.name for one in (first, *others)], limit=10)
+                detail = f'{len(others) + 1} images have the caption "{caption}": {names}'
+                yield Finding("warning", first.name, detail, advice, other=others[0].name)
 
 
 def caption_too_long(case: Case) -> Iterator[Finding]:
@@ -83,11 +94,22 @@ def trigger_missing(case: Case) -> Iterator[Finding]:
         without = [(record, caption) for record, caption in captions if trigger not in caption]
         if without and len(without) == len(captions):
             detail = f'none of {len(captions)} captions holds the trigger words "{trigger}"'
-            yield Finding("error", "", detail, "Put them into every caption, as they are spelled here.")
+            yield Finding(
+                "error", "", detail, f"Put them into every caption, as they are spelled here{_ADDED}"
+            )
             continue
         for record, caption in without:
             detail = f'"{trigger}" is not in its caption: "{caption}"'
-            yield Finding("warning", record.name, detail, f'Put "{trigger}" into it.')
+            yield Finding("warning", record.name, detail, f'Put "{trigger}" into it{_ADDED}')
+
+
+def other_syntax(case: Case) -> Iterator[Finding]:
+    """What other programs would read as signs, in captions and in the prompts of previews."""
+    wanted = case.requirements
+    captions = [(one.name, text) for one in case.manifest.usable for text in case.captions(one)]
+    found = find_other_syntax(captions, wildcards=wanted.wildcards)
+    for one in [*found, *find_other_syntax(wanted.prompts, prompts=True)]:
+        yield Finding("warning", "", str(one), one.way)
 
 
 def _without(case: Case) -> Iterator[tuple[Record, CaptionFile]]:

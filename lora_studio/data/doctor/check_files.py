@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -36,10 +37,12 @@ def same_name(case: Case) -> Iterator[Finding]:
 
 
 def unusable(case: Case) -> Iterator[Finding]:
-    """Images that cannot be read, or that are too small, too long or empty to be used."""
-    for record in _left_out(case, "image"):
+    """Images that cannot be read, or that are too small, too long or empty; an error if most are lost so."""
+    lost = list(_left_out(case, "image"))
+    severity: Severity = "error" if len(lost) > len(case.manifest.usable) else "warning"
+    for record in lost:
         advice = advice_for(record.excluded)
-        yield Finding("warning", record.name, record.excluded, f"{advice[0].upper()}{advice[1:]}.")
+        yield Finding(severity, record.name, record.excluded, f"{advice[0].upper()}{advice[1:]}.")
 
 
 def orphan_caption(case: Case) -> Iterator[Finding]:
@@ -76,7 +79,7 @@ def _sort(record: Record) -> Literal["image", "caption", "other"]:
     name = PurePosixPath(record.name).name
     if is_by_choice(record.excluded):
         return "other"
-    beside = is_junk(name) or is_mask(name) or Path(record.path).is_dir()
+    beside = is_junk(name) or is_mask(name) or os.path.isdir(record.path)
     if not beside and (is_image(name) or record.width):
         return "image"
     return "caption" if is_caption(record.name) else "other"
@@ -87,11 +90,14 @@ def _weight(record: Record) -> tuple[Severity, str]:
     if is_mask(record.name):
         return "warning", _NAME_IT
     folder, name = Path(record.path), PurePosixPath(record.name).name
-    holds_images = folder.is_dir() and record.excluded != MASK_FOLDER and not is_junk(name)
+    holds_images = os.path.isdir(folder) and record.excluded != MASK_FOLDER and not is_junk(name)
     with suppress(OSError):  # one that cannot be read may hold some
         holds_images = holds_images and any(is_image(path.name) for path in folder.iterdir())
     if holds_images:
-        return "warning", "If its images belong to the set, read subfolders too (recursive = true)."
+        return (
+            "warning",
+            "If its images belong to the set, read subfolders too: data.recursive = true, or --recursive.",
+        )
     return "note", "Nothing, unless it was meant to be an image."
 
 

@@ -42,7 +42,8 @@ def upscaled(case: Case) -> Iterator[Finding]:
     """Images that were enlarged before, and have less detail than is trained."""
     for record, look in case.seen:
         if look.contrast >= _BLANK and (evidence := _factor(record, look)):
-            advice = "Use the original, or a lower resolution; enlarging adds no detail."
+            advice = "Use the original, or a lower data.resolution: enlarging adds no detail. "
+            advice += "Pixel art may stay as it is."
             yield _worse_than_none(record, evidence, advice)
 
 
@@ -91,7 +92,7 @@ def tiny(case: Case) -> Iterator[Finding]:
     side, usable = case.requirements.resolution, case.manifest.usable
     times_larger = [(record, side / (record.width * record.height) ** 0.5) for record in usable]
     small = [(record, factor) for record, factor in times_larger if factor > _ENLARGED]
-    advice = f"Use larger originals, or a resolution below {side}."
+    advice = f"Use larger originals, or a data.resolution below {side}."
     if len(small) > max(3, len(usable) / 2):
         smallest = min((record for record, _ in small), key=lambda record: record.width * record.height)
         detail = f"{len(small)} of {len(usable)} images are much smaller than {side}x{side}: "
@@ -145,8 +146,8 @@ def _aspect(record: Record) -> float:
 def exact_duplicate(case: Case) -> Iterator[Finding]:
     """Files with the bytes of another, which are left out."""
     for record, kept in _copies(case, leak=False):
-        detail = f"the same bytes as {kept.name}; only one of them is used"
-        advice = "Remove one. To weigh an image more, use repeats."
+        detail = f"{record.excluded}; only one of them is used"
+        advice = "Remove one. To weigh an image more, use data.repeats, or repeats in a metadata.jsonl."
         yield Finding("warning", record.name, detail, advice, other=kept.name)
 
 

@@ -23,6 +23,7 @@ _IN_PLAN = {  # what the plan of a training says in its own lines
     *("exact_duplicate", "unusable", "orphan_caption", "ignored", "read_note"),
     *("trigger_missing", "caption_too_long"),
 }
+_IN_FULL = {"other_syntax"}  # where the advice matters as much as what was found
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class DoctorReport:
         return [(group[0], group) for group in (list(findings) for _, findings in grouped)]
 
     def plan_rows(self) -> list[tuple[str, str]]:
-        """For the plan of a training, as (title, text): every error, other kinds in a line each."""
+        """For the plan of a training, as (title, text): every error, most other kinds in a line each."""
         if not self.findings:
             return []
         counts = ((self.count(severity), severity) for severity in SEVERITIES)
@@ -71,9 +72,10 @@ class DoctorReport:
         rows = [("doctor", f"{found}; in full: doctor.json in the run folder, or lora-studio doctor")]
         kinds: dict[str, list[str]] = {}
         for finding in self.findings:
-            if finding.severity == "error":
+            if finding.severity == "error" or finding.kind in _IN_FULL:
                 what = f"{in_words(finding.kind)}: {shown(finding.evidence)}"
-                rows.append(("ERROR", f"{what}. {finding.advice}"))
+                title = finding.severity.upper() if finding.severity == "error" else finding.severity
+                rows.append((title, f"{what}. {finding.advice}"))
             elif finding.severity == "warning" and finding.kind not in _IN_PLAN:
                 kinds.setdefault(finding.kind, []).append(shown(finding.path or finding.detail))
         return rows + [("", f"{in_words(kind)}: {preview_names(names)}") for kind, names in kinds.items()]

@@ -59,6 +59,8 @@ class Requirements:
     stride: int  # of the sides of buckets
     tokenizers: Mapping[str, Tokenizer]
     max_chunks: int = 1  # windows of the text encoders that a caption may fill
+    wildcards: bool = False  # one of the words in {a|b} is drawn
+    prompts: Sequence[tuple[str, str]] = ()  # of previews and drawn images: a recipe's key, and its text
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,9 @@ def _spacing(luma: NDArray[np.float32]) -> int:
 _STANDARD_SUM = 3688
 _LARGEST_STEP = 16  # grey levels; larger ones are edges of things
 _SEEN_STEP = 2
+# Share of steps along block edges with none beside them: 1 in pixel art; of JPEG up to 0.5, above quality 3.
+_MOST_CLEAN = 0.65
+_BOTH_SIDES = 0.9  # a line of a pixel's width has a step on both of its sides, the edge of a block has one
 _LEAST_SEEN = 0.25  # share of places along block edges with a step; in drawings with flat areas there are few
 
 
@@ -121,7 +124,15 @@ def _along(luma: NDArray[np.float32]) -> float:
     edge = int(means.argmax())
     if float((steps[:, edge::_JPEG_BLOCK] >= _SEEN_STEP).mean()) < _LEAST_SEEN:
         return 1.0
-    return float(means[edge] / max(float(np.median(np.delete(means, edge))), 0.05))
+    first = edge or _JPEG_BLOCK
+    before, at, behind = (steps[:, first + one : -1 : _JPEG_BLOCK] for one in (-1, 0, 1))
+    width = behind.shape[1]
+    seen = at[:, :width] >= _SEEN_STEP
+    clean = seen & (before[:, :width] == 0) & (behind == 0)
+    others = np.delete(means, edge)
+    if clean.sum() > _MOST_CLEAN * seen.sum() or others.max() > _BOTH_SIDES * means[edge]:
+        return 1.0
+    return float(means[edge] / max(float(np.median(others)), 0.05))
 
 
 _TILE = 16  # pixels

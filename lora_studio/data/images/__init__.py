@@ -5,10 +5,10 @@ from __future__ import annotations
 import codecs
 import os
 import stat
-import unicodedata
 from pathlib import Path, PurePath, PurePosixPath
 
 from lora_studio.errors import DatasetError
+from lora_studio.text import same_text
 
 MAX_FILE_BYTES = 200_000_000
 
@@ -50,11 +50,17 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 _JUNK_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_OWN = ".lora-studio-"  # begins the name of whatever this program writes among a user's images
 
 
 def is_junk(name: str) -> bool:
     """Whether an operating system or tool left it: `.DS_Store`, `._photo.jpg`, `Thumbs.db`, `__MACOSX`."""
     return name.startswith(".") or name.lower() in _JUNK_NAMES
+
+
+def is_own(name: str) -> bool:
+    """Whether it is a record of ours, such as of who wrote the captions; it counts as no file."""
+    return name.startswith(_OWN)
 
 
 def is_caption(name: str) -> bool:
@@ -73,25 +79,23 @@ def is_mask(name: str) -> bool:
     return name.lower().endswith(MASK_SUFFIX)
 
 
-def same_name(name: str) -> str:
-    """The name as it compares: macOS spells "é" as two code points, other systems as one."""
-    return unicodedata.normalize("NFC", name)
-
-
 def stem_key(name: str) -> str:
-    return same_name(PurePath(name).stem)
+    return same_text(PurePath(name).stem)
 
 
 def place(name: str) -> tuple[str, str]:
     """What an image, its caption and its mask have in common: their folder, relative, and their stem."""
     folder, _, file = name.rpartition("/")
     stem = file[: -len(MASK_SUFFIX)] if is_mask(file) else PurePosixPath(file).stem
-    return same_name(folder), same_name(stem)
+    return same_text(folder), same_text(stem)
 
 
 def caption_files(folder: Path) -> dict[str, list[Path]]:
     """Stem -> its caption files, the preferred one first."""
-    names = sorted(one.name for one in folder.iterdir() if is_caption(one.name) and not is_junk(one.name))
+    try:
+        names = sorted(one.name for one in folder.iterdir() if is_caption(one.name) and not is_junk(one.name))
+    except OSError as error:
+        raise DatasetError(f"the folder {folder} cannot be read: {error.strerror or error}.") from None
     found: dict[str, list[Path]] = {}
     for name in sorted(names, key=lambda one: CAPTION_SUFFIXES.index(PurePath(one).suffix.lower())):
         found.setdefault(stem_key(name), []).append(folder / name)

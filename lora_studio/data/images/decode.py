@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +21,7 @@ from lora_studio.data.images.colours import to_srgb
 from lora_studio.data.images.threads import quiet_decoders
 from lora_studio.errors import DatasetError
 
-FORMATS_IN_WORDS = "JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF"
+FORMATS_IN_WORDS = "JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC"
 MAX_PIXELS = 89_478_485  # where Pillow itself begins to warn of a decompression bomb
 # JPEGs beyond that are decoded at a half or less of their sides. Of a progressive one libjpeg holds up to six
 # bytes a pixel meanwhile, so that this is 1.5 GB; cameras have 150 megapixels, telephones 200.
@@ -29,6 +30,7 @@ _TOO_LARGE = "more than {:.0f} megapixels"
 _LARGE_PIXELS = 24_000_000  # threads decode only one image of more at a time, for the sake of the memory
 _one_large = threading.Lock()
 NOT_AN_IMAGE = f"not a {FORMATS_IN_WORDS} image"
+_NO_READER = "a HEIC image, whose reader pillow-heif does not work here"
 FIRST_ONLY = "moving or of several pages: only the first image in it is used"
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF")
 # An image more than twice this many times larger than wanted is first shrunken by a whole number, to no less
@@ -123,6 +125,8 @@ def advice_for(reason: str) -> str:
     """What to do about an image that is unreadable for this reason; without a full stop."""
     if reason in [_TOO_LARGE.format(limit / 1e6) for limit in (MAX_PIXELS, MAX_JPEG_PIXELS)]:
         return "make it smaller, such as 8192 pixels on its longer side, or save it as JPEG"
+    if reason == _NO_READER:
+        return "install that again (pip install pillow-heif), or save it as JPEG"
     return "save it again as PNG or JPEG from its original, or remove it"
 
 
@@ -152,6 +156,8 @@ def _decode(data: bytes, background: str, enough_pixels: int) -> DecodedImage:
         with _one_large if buffered > _LARGE_PIXELS else nullcontext():
             opened.load()
             drafted = opened.size
+            if shrunk == 1:
+                width, height = drafted  # of a HEIC image the header may say otherwise
             turn_note = _turn_upright(opened)
             rgb, opacity, colour_note = to_srgb(opened)
             notes = [_frame_note(opened), _shrink_note(width * height, shrunk), turn_note, colour_note]
@@ -219,18 +225,19 @@ def _is_heic(data: bytes) -> bool:
     return data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
 
 
+@cache
 def _can_read_heic() -> bool:
     try:
         import pillow_heif
     except ImportError:
         return False
-    pillow_heif.register_heif_opener()
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
     return True
 
 
 def _unidentified(data: bytes) -> str:
     if _is_heic(data) and not _can_read_heic():
-        return "a HEIC image; to read those: pip install pillow-heif"
+        return _NO_READER
     if data[4:8] == b"ftyp" and not features.check("avif"):
         return "maybe an AVIF image, which this build of Pillow cannot read: pip install -U pillow"
     return NOT_AN_IMAGE

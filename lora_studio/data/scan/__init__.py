@@ -24,6 +24,7 @@ from lora_studio.data.images.decode import FORMATS_IN_WORDS, NOT_AN_IMAGE, Decod
 from lora_studio.data.images.threads import in_threads
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.masks import OWN
+from lora_studio.data.scan.duplicates import in_a_folder
 from lora_studio.data.scan.layouts import LEFT_OUT, THE_LIST, ExcludeList, find
 from lora_studio.errors import DatasetError, preview_names
 
@@ -87,10 +88,16 @@ def survey(
     Also one sentence about masks that do not fit, or ""; such masks are not in the records.
     """
     records, captions, masks = _sorted_out(folder, reading, repeats)
-    records = _without_duplicates(_examined(records, reading, on_image, on_progress))
-    orphans, mask_fault = _orphans(captions, records), ""
+    examined = list(_examined(records, reading, on_image, on_progress))
+    at_masks, mask_fault = [(place(one.name), one) for one in masks], ""
     try:
-        records = with_masks(records, masks, reading.masks, from_transparency=reading.transparency_is_mask)
+        at_masks += _in_folder(reading.masks)
+    except DatasetError as fault:
+        mask_fault = str(fault)
+    records = in_a_folder(examined, {at for at, _ in at_masks})
+    orphans = _orphans(captions, records)
+    try:
+        records = records if mask_fault else with_masks(records, at_masks, reading)
     except DatasetError as fault:
         mask_fault = str(fault)
     return Manifest(tuple(sorted(records + orphans, key=lambda record: record.name))), mask_fault
@@ -181,16 +188,6 @@ def _unfit(decoded: DecodedImage, min_side: int) -> str:
     return ""
 
 
-def _without_duplicates(records: Iterable[Record]) -> list[Record]:
-    first: dict[str, str] = {}
-    kept = []
-    for record in records:
-        if not record.excluded and (one := first.setdefault(record.sha256, record.name)) != record.name:
-            record = replace(record, excluded=f"the same bytes as {one}")
-        kept.append(record)
-    return kept
-
-
 def shared_stems(records: Iterable[Record]) -> list[list[Record]]:
     """Groups of used images to which the same caption file would belong.
 
@@ -217,16 +214,16 @@ _Place = tuple[str, str]  # what a mask has in common with its image
 
 
 def with_masks(
-    records: Sequence[Record], beside: Iterable[Record], folder: Path | None, *, from_transparency: bool
+    records: Sequence[Record], masks: Iterable[tuple[_Place, Record]], reading: ScanOptions
 ) -> list[Record]:
     """The records with their masks, and records of the masks that belong to no image.
 
-    `beside`: the `name.mask.png` files among the images; `folder` holds `name.mask.png` or `name.png`, in
-    the same subfolders as the images. `from_transparency`: clear parts of an image without a mask file are
-    not learned. Raises DatasetError that names every mask that does not fit.
+    `masks`: the `name.mask.png` files among the images, and those of the folder of masks, which may be called
+    `name.png`, too. Raises DatasetError that names every mask that does not fit.
     """
+    folder = reading.masks
     by_place: dict[_Place, list[Record]] = defaultdict(list)
-    for at, mask in [*((place(one.name), one) for one in beside), *_in_folder(folder)]:
+    for at, mask in masks:
         by_place[at].append(mask)
     faults = _ambiguous(records, by_place)
     if folder is not None and not any(place(one.name) in by_place for one in records if not one.excluded):
@@ -236,7 +233,7 @@ def with_masks(
         found = [] if record.excluded else by_place.get(place(record.name), [])
         if len(found) == 1:
             record = _masked(record, found[0], faults)
-        elif from_transparency and record.background and not record.excluded:
+        elif reading.transparency_is_mask and record.background and not record.excluded:
             record = replace(record, mask=OWN)
         masked.append(record)
     if faults:

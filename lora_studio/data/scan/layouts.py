@@ -4,9 +4,12 @@ And which of them the user leaves out: `ExcludeList`."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from lora_studio.data.images import (
@@ -16,17 +19,19 @@ from lora_studio.data.images import (
     is_image,
     is_junk,
     is_metadata,
+    is_own,
     read_bytes,
-    same_name,
 )
 from lora_studio.data.images.decode import FORMATS_IN_WORDS
 from lora_studio.data.manifest import FOLDER_NAME, Record
 from lora_studio.data.scan.metadata import MAX_REPEATS, Line, read_metadata
 from lora_studio.errors import DatasetError, preview_names
 from lora_studio.registry import did_you_mean
+from lora_studio.text import same_text
 
 _REPEATS_AND_NAME = re.compile(r"(\d+)_(.*\S)")  # the layout of kohya's scripts
 MASK_FOLDER = "the folder of masks"
+_MOST_MISSING = 100  # listed files with a record each; the others are counted
 _NOT_SEARCHED = "a folder; subfolders are searched only with recursive = true"
 
 
@@ -44,13 +49,13 @@ def find(folder: Path, *, recursive: bool = False, masks: Path | None = None) ->
     masks = masks and masks.resolve()
 
     def refusal(path: Path) -> str:
-        if path.resolve() == masks:
+        if masks and path.resolve() == masks:
             return MASK_FOLDER
         if not recursive and path.name not in sets:
             return _NOT_SEARCHED
         return "a link to a folder; links are not followed" if path.is_symlink() and recursive else ""
 
-    found = {one.name: one for one in _search(folder, "", refusal)}
+    found = {one.name: one for one in _search(folder, refusal)}
     lists = [one for one in found.values() if not one.excluded and is_metadata(Path(one.path).name)]
     for one in lists:
         del found[one.name]
@@ -61,7 +66,7 @@ def find(folder: Path, *, recursive: bool = False, masks: Path | None = None) ->
 def _entries(folder: Path) -> list[Path]:
     """What lies in the folder. Raises DatasetError if it cannot be looked at or is empty."""
     try:
-        if entries := list(folder.iterdir()):
+        if entries := _inside(folder):
             return entries
         reason = "is empty"
     except FileNotFoundError:
@@ -74,30 +79,43 @@ def _entries(folder: Path) -> list[Path]:
     raise DatasetError(f"the folder of images {folder} {reason}; {advice}.") from None
 
 
-def _search(folder: Path, prefix: str, refusal: Callable[[Path], str]) -> Iterator[Record]:
-    for path in folder.iterdir():
-        found = Record(path=str(path), name=prefix + path.name)
-        if is_junk(path.name):
-            yield replace(found, excluded="junk")
-        elif not _is(Path.is_dir, path):
-            yield found
-        elif reason := refusal(path):
-            yield replace(found, excluded=reason)
-        else:
-            try:
-                inside = list(_search(path, f"{found.name}/", refusal))
-                yield from inside or [replace(found, excluded="empty")]
-            except OSError as error:
-                yield replace(found, excluded=f"cannot be read: {error.strerror}")
+def _inside(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not is_own(path.name)]
+
+
+def _search(top: Path, refusal: Callable[[Path], str]) -> Iterator[Record]:
+    """Without recursion: folders may lie as deep as paths can be long."""
+    waiting = [(Record(path=str(top), name=""), _inside(top))]
+    while waiting:
+        folder, entries = waiting.pop()
+        prefix = f"{folder.name}/" if folder.name else ""
+        for path in entries:
+            found = Record(path=str(path), name=prefix + path.name)
+            if is_junk(path.name):
+                yield replace(found, excluded="junk")
+            elif not os.path.isdir(path):
+                yield found
+            elif reason := refusal(path):
+                yield replace(found, excluded=reason)
+            else:
+                try:
+                    inside = _inside(path)
+                except OSError as error:
+                    yield replace(found, excluded=f"cannot be read: {error.strerror}")
+                    continue
+                if inside:
+                    waiting.append((found, inside))
+                else:
+                    yield replace(found, excluded="empty")
 
 
 def _repeat_folders(entries: list[Path]) -> dict[str, tuple[int, str]]:
     """Folder name -> repeats and what it shows, if the folder is laid out so. Raises DatasetError."""
-    if any(is_image(path.name) and not is_junk(path.name) and _is(Path.is_file, path) for path in entries):
+    if any(is_image(path.name) and not is_junk(path.name) and os.path.isfile(path) for path in entries):
         return {}
     sets = {}
     for path in entries:
-        if (match := _REPEATS_AND_NAME.fullmatch(path.name)) and _is(Path.is_dir, path):
+        if (match := _REPEATS_AND_NAME.fullmatch(path.name)) and os.path.isdir(path):
             repeats = int(match[1])
             if not 1 <= repeats <= MAX_REPEATS:
                 raise DatasetError(
@@ -114,7 +132,7 @@ def _in_set(found: Record, sets: dict[str, tuple[int, str]]) -> Record:
     if not slash or first not in sets:
         return found
     repeats, name = sets[first]
-    return replace(found, repeats=repeats, caption=name, captioned_by=FOLDER_NAME)
+    return replace(found, repeats=repeats, caption=same_text(name), captioned_by=FOLDER_NAME)
 
 
 def _listed(lists: list[Record]) -> Iterator[tuple[str, PurePosixPath, Line]]:
@@ -135,14 +153,22 @@ def _listed(lists: list[Record]) -> Iterator[tuple[str, PurePosixPath, Line]]:
 
 def _with_listed(found: dict[str, Record], folder: Path, lists: list[Record]) -> list[Record]:
     """Listed files get what is said of them; those in folders that were not entered are found as well."""
-    names = {same_name(name): name for name in found}
+    names = {same_text(name): name for name in found}
+    outside, spelt = _leads_outside(folder), _as_spelt(folder)
+    missing: Counter[str] = Counter()
     for source, path, line in _listed(lists):
-        name = same_name(str(path))
+        name = same_text(str(path))
         name = names.get(name, name)
-        one = found.get(name) or Record(path=str(folder / path), name=name)
-        if path.is_absolute() or ".." in path.parts:
+        known, at = name in found, f"{folder}/{path}" if name.isascii() else spelt(path)
+        is_outside = path.is_absolute() or ".." in path.parts or (not known and outside(path.parent))
+        is_missing = not is_outside and not known and not os.path.isfile(at)
+        missing[source] += is_missing
+        if is_missing and missing[source] > _MOST_MISSING:
+            continue
+        one = found.get(name) or Record(path=at, name=name)
+        if is_outside:
             one = replace(one, excluded=f"listed in {source}, but outside of the folder")
-        elif name not in found and not _is(Path.is_file, Path(one.path)):
+        elif is_missing:
             one = replace(one, excluded=f"listed in {source}, but there is no such file")
         elif not one.excluded:
             who, caption = (source, line.caption) if line.caption else (one.captioned_by, one.caption)
@@ -152,15 +178,45 @@ def _with_listed(found: dict[str, Record], folder: Path, lists: list[Record]) ->
             if parent in found and found[parent].excluded == _NOT_SEARCHED:
                 reason = f"a folder; only what {source} lists in it is read"
                 found[parent] = replace(found[parent], excluded=reason)
-    return list(found.values())
+    more = {source: count - _MOST_MISSING for source, count in missing.items() if count > _MOST_MISSING}
+    others = [
+        Record(str(folder / source), source, excluded=f"lists {count:,} more files that are not there")
+        for source, count in more.items()
+    ]
+    return [*found.values(), *others]
 
 
-def _is(kind: Callable[[Path], bool], path: Path) -> bool:
-    """Path.is_file or Path.is_dir, which raise where nothing may be looked at or no file can be called so."""
-    try:
-        return kind(path)
-    except (OSError, ValueError):
-        return False
+def _leads_outside(folder: Path) -> Callable[[PurePosixPath], bool]:
+    """What says whether a path below the folder goes through a link to another place."""
+    real = folder.resolve()
+
+    @cache
+    def outside(below: PurePosixPath) -> bool:
+        try:
+            return not (folder / below).resolve().is_relative_to(real)
+        except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a NUL character
+            return False  # there is no such file either
+
+    return outside
+
+
+def _as_spelt(folder: Path) -> Callable[[PurePosixPath], str]:
+    """What gives the path on the disk of a name below the folder, where that may have other code points."""
+
+    @cache
+    def names_in(place: str) -> dict[str, str]:
+        try:
+            return {same_text(name): name for name in os.listdir(place)}
+        except (OSError, ValueError):
+            return {}
+
+    def spelt(below: PurePosixPath) -> str:
+        at = str(folder)
+        for part in below.parts:
+            at = os.path.join(at, names_in(at).get(same_text(part), part))
+        return at
+
+    return spelt
 
 
 THE_LIST = "the list of files to leave out"
@@ -182,8 +238,8 @@ class ExcludeList:
         by_path: dict[str, str] = {}
         by_name: dict[str, list[str]] = {}
         for name in names:
-            by_path[same_name(name)] = name
-            by_name.setdefault(same_name(PurePosixPath(name).name), []).append(name)
+            by_path[same_text(name)] = name
+            by_name.setdefault(same_text(PurePosixPath(name).name), []).append(name)
         found: list[str] = []
         for entry in self.entries:
             found += [by_path[entry]] if entry in by_path else by_name.get(entry, [])
@@ -193,7 +249,7 @@ class ExcludeList:
         """Raise DatasetError that lists the entries of which there is no file among `names`."""
         names = list(names)
         split = [name.split("/") for name in names]  # of "style/a/b.png" also "a/b.png" and "b.png" are known
-        known = {same_name("/".join(parts[start:])) for parts in split for start in range(len(parts))}
+        known = {same_text("/".join(parts[start:])) for parts in split for start in range(len(parts))}
         if unknown := [entry for entry in self.entries if entry not in known]:
             what = f"lists {preview_names(unknown)}, but there is no such image"
             hint = did_you_mean(unknown[0], names).rstrip("?")
@@ -216,5 +272,5 @@ def read_exclude(path: Path) -> ExcludeList:
         raise DatasetError(f"the list {path} cannot be used ({reason}); {advice}.") from None
     entries = (line.strip() for line in lines)
     wanted = (entry for entry in entries if entry and not entry.startswith("#"))
-    spelled = (same_name(entry.replace("\\", "/").removeprefix("./")) for entry in wanted)  # as in records
+    spelled = (same_text(entry.replace("\\", "/").removeprefix("./")) for entry in wanted)  # as in records
     return ExcludeList(path.name, tuple(dict.fromkeys(spelled)))

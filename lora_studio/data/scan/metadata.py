@@ -32,8 +32,11 @@ from lora_studio.data.images import UnreadableFile, decode_text, read_bytes
 from lora_studio.data.manifest import CropMode, Overrides
 from lora_studio.errors import DatasetError, preview_names
 from lora_studio.registry import did_you_mean
+from lora_studio.text import same_text
 
 FILE, TEXT = "file_name", "text"  # the columns' names; others are ignored
+_LONGEST_NAME = 4096  # letters; what no system takes as a path
+_HALVES = re.compile("[\ud800-\udfff]")
 _Row = dict[str, Any]
 
 
@@ -62,7 +65,7 @@ def read_metadata(path: Path) -> dict[str, Line]:
 
 
 def _line(path: Path, number: int, row: _Row) -> Line:
-    caption = " ".join(_string(path, number, row, TEXT).split())
+    caption = same_text(" ".join(_string(path, number, row, TEXT).split()))
     try:
         return Line(caption, read_overrides(row))
     except ValueError as fault:
@@ -109,8 +112,10 @@ def _string(path: Path, number: int, row: _Row, column: str) -> str:
         return ""
     if not isinstance(value, str):
         raise _fault(path, f"has {value!r} as {column} in line {number}; it must be text in quotes")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):  # JSON can spell halves of a letter
+    if not value.isascii() and _HALVES.search(value):  # JSON can spell halves of a letter
         raise _fault(path, f"has a {column} in line {number} that is no Unicode text; write it anew")
+    if column == FILE and len(value) > _LONGEST_NAME:
+        raise _fault(path, f"has a {FILE} of {len(value):,} letters in line {number}; no file is called so")
     return value.strip()
 
 
@@ -119,11 +124,14 @@ def _fault(path: Path, what: str) -> DatasetError:
 
 
 MAX_REPEATS, MAX_WEIGHT = 1000, 100
+_NO_OVERRIDES = Overrides()  # one for all
 _MODES: tuple[str, ...] = get_args(CropMode)
 
 
 def read_overrides(row: Mapping[str, Any]) -> Overrides:
     """The overrides in a line of metadata. Raises ValueError that says what each column must hold."""
+    if COLUMNS.keys().isdisjoint(row):
+        return _NO_OVERRIDES
     read: dict[str, Any] = {}
     for column, (reader, allowed) in COLUMNS.items():
         value = row.get(column)

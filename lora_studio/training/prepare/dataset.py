@@ -11,20 +11,18 @@ from lora_studio.data.cache.encode import ReadyPixels
 from lora_studio.data.cache.store import Latent
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.data.captions.shown import ShownCaptions
-from lora_studio.data.captions.trigger import without_trigger
 from lora_studio.data.doctor import examine, read_anyway
 from lora_studio.data.doctor.finding import DoctorReport
 from lora_studio.data.doctor.look import Looks, Requirements
 from lora_studio.data.images.decode import DecodedImage
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.masks import LossMask, loss_mask
-from lora_studio.data.scan import OnImage, ScanOptions
-from lora_studio.data.scan.layouts import ExcludeList, read_exclude
-from lora_studio.data.sources import Source, choose_validation_images, read_sources
+from lora_studio.data.scan import OnImage
+from lora_studio.data.sources import choose_validation_images, read_sources, sources_of
 from lora_studio.errors import CaptionError, RecipeError
 from lora_studio.families.base import ModelFamily
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.data import DataConfig, SourceConfig
+from lora_studio.recipe.data import DataConfig
 from lora_studio.training.prepare.base_model import base_of
 
 T = TypeVar("T")
@@ -76,12 +74,6 @@ def loss_masks(records: Sequence[Record], latents: Sequence[Latent]) -> list[Los
     return [mask_of(index) if record.mask else None for index, record in enumerate(records)]
 
 
-def sources_of(data: DataConfig) -> list[Source]:
-    """The folders that the recipe names. Raises DatasetError if its list of files to leave out is missing."""
-    exclude = read_exclude(data.exclude) if data.exclude else ExcludeList()
-    return [_source(one, data, exclude) for one in data.all_sources]
-
-
 def _resizer(ready: ReadyPixels, data: DataConfig, stride: int) -> OnImage | None:
     """What offers each image in all its views; None where those depend on more than the image's size."""
     if data.crop != "centre" or any(side < stride or side % stride for side in data.all_resolutions):
@@ -93,33 +85,6 @@ def _resizer(ready: ReadyPixels, data: DataConfig, stride: int) -> OnImage | Non
             ready.offer(view, decoded.image)
 
     return offer
-
-
-def _source(one: SourceConfig, data: DataConfig, exclude: ExcludeList) -> Source:
-    plain = without_trigger(data.instance_prompt, data.trigger, data.class_words)
-    # regularization images do not show the trigger
-    prompt = data.instance_prompt if one.role != "prior" or plain is None else plain
-    reading = ScanOptions(
-        recursive=_or(one.recursive, data.recursive),
-        background=data.background,
-        transparency_is_mask=data.transparency == "mask",
-        masks=one.masks,
-        exclude=exclude,
-    )
-    return Source(
-        folder=one.images,
-        reading=reading,
-        role=one.role,
-        repeats=_or(one.repeats, data.repeats),
-        weight=one.weight,
-        trigger=_or(one.trigger, data.trigger),
-        class_words=_or(one.class_words, data.class_words),
-        instance_prompt=_or(one.instance_prompt, prompt),
-    )
-
-
-def _or(value: T | None, default: T) -> T:
-    return default if value is None else value
 
 
 def captions_of(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
@@ -190,6 +155,10 @@ def examine_manifest(
     recipe: Recipe, family: ModelFamily, manifest: Manifest, looks: Looks, faults: Sequence[str] = ()
 ) -> DoctorReport:
     data, captions = recipe.data, captions_of(recipe, manifest.usable)
-    asked = Requirements(data.resolution, family.stride, family.tokenizers, data.max_token_chunks)
+    prompts = [("samples.prompts", text) for text in recipe.samples.prompts]
+    prompts.append(("samples.negative_prompt", recipe.samples.negative_prompt))
+    prompts.append(("data.regularization_images.prompt", data.regularization_images.prompt))
+    shape = data.resolution, family.stride
+    asked = Requirements(*shape, family.tokenizers, data.max_token_chunks, data.wildcards, prompts)
     written = {record.name: captions.written(index) for index, record in enumerate(captions.records)}
     return examine(manifest, asked, faults=list(faults), written=written, looks=looks)

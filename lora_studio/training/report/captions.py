@@ -15,12 +15,14 @@ from lora_studio.data.conditioning import CaptionSet
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.regularization_images import DRAWN
 from lora_studio.families.base import ModelFamily
+from lora_studio.metadata.provenance import MANIFEST
 from lora_studio.recipe.data import DataConfig, one_more_chunk
 from lora_studio.text import PlanSection, plural
 from lora_studio.training.prepare import Session
 
 _EXAMPLES = 3
 _MOST_CUT = 5  # captions that are too long, in the terminal
+_MOST_NAMED = 20  # files left out, or read in a way worth a note
 
 
 def captions_section(session: Session) -> PlanSection:
@@ -124,13 +126,10 @@ def _behind(config: DataConfig) -> str:
 
 
 def caption_warnings(captions: ShownCaptions) -> list[str]:
-    """Options that change nothing, and captions that would be better with one."""
+    """Options that change nothing, and captions that are nothing without one."""
     config, images = captions.config, _one_of_each(captions)
-    wild = sum(has_wildcards(text) for index in images for text in captions.written(index))
+    wild = any(has_wildcards(text) for index in images for text in captions.written(index))
     warnings = []
-    if wild and not config.wildcards:
-        advice = "data.wildcards = true draws one of the words"
-        warnings.append(f"{wild} captions hold {{a|b}}, which is learned as it is; {advice}")
     if config.wildcards and not wild:
         warnings.append("data.wildcards changes nothing: no caption holds {a|b}")
     if captions.preservation and (nameless := captions.nameless()):
@@ -167,7 +166,9 @@ def shapes_section(session: Session) -> PlanSection:
 def _images(manifest: Manifest) -> PlanSection:
     used, excluded = len(manifest.used), [(record.name, record.excluded) for record in manifest.excluded]
     rows = [("images", f"{used} used, {len(excluded)} excluded")]
-    rows += [("", f"excluded: {name} ({reason})") for name, reason in excluded]
+    rows += [("", f"excluded: {name} ({reason})") for name, reason in excluded[:_MOST_NAMED]]
+    if (more := len(excluded) - _MOST_NAMED) > 0:
+        rows.append(("", f"and {more} more, which {MANIFEST} in the run folder names"))
     return PlanSection(rows, {"images_used": used, "images_excluded": excluded})
 
 
@@ -216,7 +217,9 @@ def _contents(records: Sequence[Record], masked_preservation: float) -> PlanSect
     notes = [(record.name, record.note) for record in records if record.note]
     backgrounds = Counter(record.background for record in records if record.background)
     masks = sum(bool(record.mask) for record in records)
-    rows = [("", f"note: {name}: {note}") for name, note in notes]
+    rows = [("", f"note: {name}: {note}") for name, note in notes[:_MOST_NAMED]]
+    if (more := len(notes) - _MOST_NAMED) > 0:
+        rows.append(("", f"and notes on {more} more, which {MANIFEST} in the run folder has"))
     for colour, count in backgrounds.items():
         rows.append(("transparency", f"{plural(count)} with clear parts, laid on {colour}"))
     if masks:

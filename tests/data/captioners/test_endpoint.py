@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 
@@ -156,8 +159,18 @@ def test_a_busy_server_is_asked_again(folder, paint, peer):
         ((200, {}, b"<html>"), "OpenAI's chat protocol"),
         ((200, {}, b'{"choices": []}'), "OpenAI's chat protocol"),
         ((200, {}, b"x" * 1_000_001), "more than 1 MB"),
+        ((200, {}, b"[" * 900_000), "OpenAI's chat protocol"),
+        (said({"a": "b"}), "OpenAI's chat protocol"),
+        (said([{"type": "text", "text": 5}]), "OpenAI's chat protocol"),
+        ((200, {}, b"\x1b[31m\x9b \xe2\x80\xae"), r"\\x1b\[31m.*\\u202e"),
+        ((404, {}, b"no \x1b]0;p\x07 \xc2\x9b model"), r"replies 404: no \\x1b\]0;p\\x07 \\x9b model"),
+        ((200, {"Transfer-Encoding": "chunked", "Content-Length": ""}, b"-5\r\nabc"), "OpenAI's|be reached"),
+        ((200, {"Transfer-Encoding": "chunked", "Content-Length": ""}, b"x\r\nabc"), "be reached"),
     ],
-    ids=["key", "model", "busy for good", "redirect", "a web page", "no choices", "too much"],
+    ids=[
+        *("key", "model", "busy for good", "redirect", "a web page", "no choices", "too much", "deep"),
+        *("an object", "a number", "escapes", "escapes in a fault", "chunk of -5", "chunk of x"),
+    ],
 )
 def test_a_server_that_cannot_be_used_is_one_sentence(folder, paint, peer, monkeypatch, reply, words):
     paint("a.png")
@@ -166,6 +179,43 @@ def test_a_server_that_cannot_be_used_is_one_sentence(folder, paint, peer, monke
     with pytest.raises(CaptionError, match=words) as caught:
         Endpoint(WriterOptions(url=peer.url)).describe(scan(folder).used)
     assert "sk-secret" not in str(caught.value)
+
+
+def test_what_steers_a_terminal_is_not_written(folder, paint, peer):
+    paint("a.png")
+    peer.reply = lambda image: said("\x1b]0;p\x07 a\0 b \u202e \ud800c\x1b[2J\n")
+    result = write_captions(scan(folder), Endpoint(WriterOptions(url=peer.url)), folder=folder)
+    assert result.written == 1 and (folder / "a.txt").read_bytes() == b"a b c\n"
+
+
+@pytest.mark.parametrize("drips", ["body", "head", "error"])
+def test_a_reply_that_never_ends_is_given_up(folder, paint, monkeypatch, drips):
+    paint("a.png")
+    monkeypatch.setattr(Server, "seconds", 1.5)
+    monkeypatch.setattr(Server, "body_seconds", 0.5)
+    done, asked = threading.Event(), []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            asked.append(connection.recv(65_536))
+            status = b"400 Bad" if drips == "error" else b"200 OK"
+            head = b"HTTP/1.1 " + status + b"\r\n" + (b"" if drips == "head" else b"\r\n")
+            with connection, suppress(OSError):
+                connection.sendall(head)
+                while not done.wait(0.05):
+                    connection.sendall(b"X: y\r\n" if drips == "head" else b" ")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises(CaptionError, match=r"has not replied in 1\.5 s, or was not done 0\.5 s after it"):
+            Endpoint(WriterOptions(url=f"http://127.0.0.1:{server.getsockname()[1]}")).describe(
+                scan(folder).used
+            )
+        assert time.monotonic() - began < 4 and len(asked) == 1
+        done.set()
+        thread.join()
 
 
 def test_a_server_that_is_not_there_is_one_sentence(folder, paint, peer):

@@ -75,3 +75,21 @@ def test_finding_nothing_is_refused(folder, paint):
     paint("a.png", caption="a dog")
     with pytest.raises(CaptionError, match="--find is empty"):
         find_changes(scan(folder).used, "", "x")
+
+
+@pytest.mark.parametrize(
+    ("find", "replace", "regex"),
+    [("fox", "fox\na cat", False), ("fox", r"fox\na cat", True), (" ", "\r", False)],
+)
+def test_a_replacement_that_would_make_more_captions_is_refused(folder, paint, find, replace, regex):
+    paint("a.png", caption="a fox")
+    (change,) = find_changes(scan(folder).used, find, replace, regex=regex)
+    assert change.fault == "it would hold 2 captions in place of 1, as each line is one"
+    done, backup = apply_changes([change], folder=folder)
+    assert done == [change] and backup is None and (folder / "a.txt").read_text() == "a fox"
+
+
+def test_lines_may_be_joined(folder, paint):
+    paint("a.png", caption="a fox\na cat")
+    (change,) = find_changes(scan(folder).used, "\n", ", ")
+    assert change.fault == "" and change.after == "a fox, a cat"

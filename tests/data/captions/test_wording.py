@@ -15,6 +15,13 @@ from lora_studio.errors import CaptionError
         (Wording(trigger="zwx", suffix=", {trigger}"), "A ball.", "A ball, zwx"),
         (Wording(prefix="a photo of", suffix="at night"), "a ball", "a photo of a ball at night"),
         (Wording(trigger="vkq", class_words="robot", prefix="{trigger} {class},"), "red", "vkq robot, red"),
+        (Wording(trigger="Bella dog", class_words="dog", prefix="a {trigger} {class}"), "1", "a Bella dog 1"),
+        (
+            Wording(trigger="zwx robot", class_words="red robot", suffix="{trigger}  {class}"),
+            "1",
+            "1 zwx robot",
+        ),
+        (Wording(trigger="zwx"), "a\x1b[31m b\x07al\u202el\ud800\x1b]0;p\x07\u0085 c", "zwx, a ball c"),
         (Wording(blacklist="Solo, long_hair"), "1girl, solo, long hair, smile", "1girl, smile"),
         (Wording(trigger="zwx", blacklist="solo"), "solo", ""),
         (Wording(trigger="zwx"), "  ", ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,9 @@ from PIL import Image
 
 from lora_studio.data.buckets import assign
 from lora_studio.data.captioners import CAPTIONERS
+from lora_studio.data.captions import LEDGER
+from lora_studio.data.captions.find_replace import BACKUPS
+from lora_studio.data.captions.statistics import caption_statistics
 from lora_studio.data.doctor import (
     CHECKS,
     ClipTokenizer,
@@ -94,7 +98,7 @@ def test_without_any_image_there_is_one_error_and_each_file_says_why(tmp_path: P
     (tmp_path / "broken.jpg").write_text("<html>")
     report, _ = examine_folder(tmp_path)
     assert found(report, "too_few") == [("error", "")] and found(report, "unusable") == [
-        ("warning", "broken.jpg")
+        ("error", "broken.jpg")
     ]
     assert report.plan["used"] == 0 and report.plan["buckets"] == {}
 
@@ -222,3 +226,61 @@ def test_a_check_is_added_by_its_function_and_its_line_in_the_table(
     assert all(finding.detail == f"{width} pixels wide" for finding in added if finding.path == "0.png")
     assert [finding for finding in report.findings if finding.kind != "even_width"] == [*before.findings]
     assert report.to_json()["findings"][-1]["kind"] == "even_width"
+
+
+def test_most_images_lost_is_an_error(train: Planted) -> None:
+    for number in range(6):
+        (train.folder / f"bad{number}.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    severities = [severity for severity, _ in found(examine_folder(train.folder)[0], "unusable")]
+    assert severities == ["warning"] * 6
+    (train.folder / "bad6.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\1mif1heic")
+    severities = [severity for severity, _ in found(examine_folder(train.folder)[0], "unusable")]
+    assert severities == ["error"] * 7
+
+
+def test_images_with_one_caption_are_one_finding(train: Planted) -> None:
+    for number in range(5):
+        (train.folder / f"{number}.txt").write_text("a dog" if number < 3 else "a cat")
+    report, _ = examine_folder(train.folder, DoctorOptions(resolution=256))
+    assert found(report, "caption_identical") == [("warning", "0.png"), ("warning", "3.png")]
+    first, second = (one for one in report.findings if one.kind == "caption_identical")
+    assert first.detail == '3 images have the caption "a dog": 0.png, 1.png, 2.png'
+    assert (first.other, second.other) == ("1.png", "4.png")
+
+
+def test_a_second_caption_that_is_not_read_is_named(train: Planted) -> None:
+    (train.folder / "0.caption").write_text("something else")
+    (train.folder / "1.caption").write_text((train.folder / "1.txt").read_text())  # says the same
+    listed = [{"file_name": "2.png", "text": "another"}]
+    (train.folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    report, manifest = examine_folder(train.folder, DoctorOptions(resolution=256))
+    assert found(report, "read_note") == [("note", "0.png"), ("note", "2.png")]
+    details = {one.path: one.detail for one in report.findings if one.kind == "read_note"}
+    assert details["0.png"] == "0.caption says otherwise, and is not read: 0.txt is"
+    assert details["2.png"] == "metadata.jsonl says otherwise, and is not read: 2.txt is"
+    assert caption_statistics(manifest.used).not_read == ("0.caption",)
+
+
+def test_signs_of_other_programs_are_named_with_our_way(train: Planted) -> None:
+    (train.folder / "0.txt").write_text("(masterpiece:1.2), a dog")
+    report, _ = examine_folder(train.folder, DoctorOptions(resolution=256))
+    (finding,) = [one for one in report.findings if one.kind == "other_syntax"]
+    assert finding.detail.startswith("weights in 0.png") and "(masterpiece:1.2)" in finding.detail
+    assert ("warning", f"other syntax: {finding.detail}. {finding.advice}") in report.plan_rows()
+
+
+def test_advice_names_commands_and_keys(train: Planted) -> None:
+    for text in train.folder.glob("*.txt"):
+        text.unlink()
+    report, _ = examine_folder(train.folder, DoctorOptions(resolution=512))
+    advice = {one.kind: one.advice for one in report.findings}
+    assert "`lora-studio caption FOLDER`" in advice["caption_missing"]
+    assert "data.instance_prompt" in advice["caption_missing"] and "data.resolution" in advice["tiny"]
+
+
+def test_own_records_are_no_files(train: Planted) -> None:
+    (train.folder / LEDGER).write_text("{}\n")
+    (train.folder / BACKUPS).mkdir()
+    (train.folder / ".lora-studio-1234.tmp").touch()
+    report, manifest = examine_folder(train.folder, DoctorOptions(resolution=256))
+    assert manifest.excluded == () and not found(report, "ignored") and report.plan["files"] == 6

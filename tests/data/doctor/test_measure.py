@@ -162,3 +162,24 @@ def test_the_same_scene_in_other_colours_is_another_image() -> None:
     red, green, blue = image.split()
     other = Image.merge("RGB", (blue, red, ImageOps.invert(green)))
     assert not list(similar_pairs([likeness(image), likeness(other)]))
+
+
+@pytest.mark.parametrize("side", [3, 4, 5, 6, 8, 10, 12, 16, 24, 32])
+@pytest.mark.parametrize("filled", [1.0, 0.3, 0.05])
+def test_pixel_art_is_not_taken_for_jpeg(side: int, filled: float) -> None:
+    """Squares of one colour, a few or many, on any grid."""
+    draw = np.random.default_rng(side)
+    cells = draw.integers(0, 256, (36, 36)).astype(np.float32)
+    cells[draw.random((36, 36)) > filled] = 200
+    art = np.kron(cells, np.ones((side, side), np.float32))
+    for shifted in (art, np.roll(art, 3, axis=1)[2:, :-5]):
+        assert blockiness(shifted) == 1.0
+
+
+def test_pixel_art_beside_other_things_and_grids_of_lines_are_no_jpeg_either() -> None:
+    draw = np.random.default_rng(0)
+    art = np.kron(draw.integers(0, 256, (36, 36)), np.ones((8, 8))).astype(np.float32)
+    art[:144, :144] = draw.integers(0, 256, (144, 144))
+    paper = draw.normal(200, 3, (288, 288)).astype(np.float32)
+    paper[::8] = paper[:, ::8] = 100
+    assert blockiness(art) == blockiness(paper) == 1.0

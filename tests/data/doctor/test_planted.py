@@ -60,7 +60,7 @@ def plant_captions(planted: Planted) -> None:
         planted.add(f"caption_empty_{number}.png").with_suffix(".txt").write_text(" \n")
         text = planted.add(f"caption_unreadable_{number}.png").with_suffix(".txt")
         text.write_bytes("Grün, zwx style".encode(("latin-1", "utf-16-le")[number]))
-        shared = planted.add(f"c_shared_{number}.png").with_suffix(".txt").read_text()
+        shared = planted.add(f"other_{number}.png").with_suffix(".txt").read_text()
         planted.add(f"caption_identical_{number}.png").with_suffix(".txt").write_text(shared)
         text = planted.add(f"caption_too_long_{number}.png").with_suffix(".txt")
         text.write_text(f"zwx style {number}, {LONG}")

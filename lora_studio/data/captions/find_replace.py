@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -116,19 +116,16 @@ def find_changes(
     return changes
 
 
-_Words = str | Callable[[re.Match[str]], str]
-
-
-def _ways(find: str, replace: str, *, regex: bool) -> list[tuple[re.Pattern[str], _Words]]:
+def _ways(find: str, replace: str, *, regex: bool) -> list[tuple[re.Pattern[str], str]]:
     """What finds the words however their accents are spelt, each with what takes their place, spelt so.
 
     The rest of a file stays as it is spelt. A letter is not found where an accent of its own follows.
     """
-    found: dict[str, _Words] = {}
+    found: dict[str, str] = {}
     for form in ("NFC", "NFD"):
         words, instead = unicodedata.normalize(form, find), unicodedata.normalize(form, replace)
         pattern = words if regex else re.escape(words) + _NO_ACCENT
-        found.setdefault(pattern, instead if regex else lambda match, instead=instead: instead)
+        found.setdefault(pattern, instead if regex else instead.replace("\\", r"\\"))
     found.setdefault(find if regex else re.escape(find) + _NO_ACCENT, next(iter(found.values())))
     return [(re.compile(pattern), words) for pattern, words in found.items()]
 

@@ -93,3 +93,8 @@ def test_lines_may_be_joined(folder, paint):
     paint("a.png", caption="a fox\na cat")
     (change,) = find_changes(scan(folder).used, "\n", ", ")
     assert change.fault == "" and change.after == "a fox, a cat"
+
+
+def test_a_backslash_is_written_as_it_is(folder, paint):
+    paint("a.png", caption="a fox")
+    assert changed(folder, "fox", r"fox \1 \n") == {"a.txt": r"a fox \1 \n"}

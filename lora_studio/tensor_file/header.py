@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lora_studio.errors import DamagedFile, StudioError, reason_of
+from lora_studio.tensor_file.instead import START_BYTES, what_instead
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,25 +112,36 @@ class Header:
         return content
 
 
-def read_header(path: Path) -> Header:
-    """Look at a file. Raises StudioError if it is missing; DamagedFile if damaged, or beyond a limit."""
-    if path.is_dir():
+def read_header(path: Path, *, limit: int = MAX_HEADER_BYTES) -> Header:
+    """Look at a file. Raises StudioError if it is missing; DamagedFile if it is none, damaged, or too large.
+
+    What is read here, every reader of safetensors reads.
+    """
+    if os.path.isdir(path):
         raise StudioError(f"{path} is a folder; give the path of a .safetensors file.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise StudioError(f"there is no file at {path}; give the path of a .safetensors file.")
     try:
         with path.open("rb") as file:
-            length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
-            text = file.read(length) if length <= min(MAX_HEADER_BYTES, size) else b""
+            start, size = file.read(START_BYTES), path.stat().st_size
+            if instead := what_instead(start):
+                raise DamagedFile(f"{path.name} is not a safetensors file but {instead}.")
+            file.seek(8)
+            length = int.from_bytes(start[:8], "little")
+            text = file.read(length) if length <= min(limit, size) else b""
     except OSError as error:
         raise StudioError(f"{path} cannot be read: {reason_of(error)}.") from None
     try:
+        if length > limit and size > 8 + limit:
+            raise _Fault(f"its header has {length:,} bytes; {limit:,} are the most")
         if size < 8 or length + 8 > size:
-            raise _Fault(f"it has {size:,} bytes, fewer than its header needs")
-        return Header(path, 8 + length, *_parse(text, length, size - 8 - length))
+            raise _CutShort(f"it has {size:,} bytes and should have more than {8 + length:,}")
+        return Header(path, 8 + length, *_parse(text, size))
+    except _CutShort as fault:
+        raise DamagedFile(f"{path.name} is cut short: {fault}; download it again.") from None
     except _Fault as fault:
         raise DamagedFile(
-            f"{path} is not a valid safetensors file ({fault}); it is truncated, damaged or made to do "
+            f"{path.name} is not a valid safetensors file ({fault}); it is truncated, damaged or made to do "
             "harm: download it again."
         ) from None
 
@@ -136,17 +150,19 @@ class _Fault(Exception):
     """What is wrong with a header, in brackets."""
 
 
-def _parse(text: bytes, length: int, num_bytes: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    if length > MAX_HEADER_BYTES:
-        raise _Fault(f"its header has {length:,} bytes; {MAX_HEADER_BYTES:,} are the most")
+class _CutShort(_Fault):
+    pass
+
+
+def _parse(text: bytes, size: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     if sum(map(text.count, (b",", b"[", b"{"))) > MAX_SEPARATORS:
         raise _Fault(f"its header lists more than {MAX_SEPARATORS:,} values")
+    if text[:1] != b"{":
+        raise _Fault("its header does not begin as a table of names")
     try:
-        header: Any = json.loads(text)
+        header: dict[str, Any] = _JSON.decode(text.decode("utf-8"))
     except (ValueError, RecursionError):
         raise _Fault("its header is not JSON") from None
-    if not isinstance(header, dict):
-        raise _Fault("its header is not a table of names")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(one, str) for one in metadata.values()):
         raise _Fault("its metadata is not a table of texts")
@@ -155,20 +171,41 @@ def _parse(text: bytes, length: int, num_bytes: int) -> tuple[dict[str, TensorEn
     if len(header) > MAX_TENSORS:
         raise _Fault(f"it names {len(header):,} tensors; {MAX_TENSORS:,} are the most")
     entries = {name: _entry(name, value) for name, value in header.items()}
-    _check_places(entries, num_bytes)
+    _check_places(entries, 8 + len(text), size)
     return entries, metadata
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON lets a name stand twice, and readers differ in which of the two counts."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise _Fault(f"its header has {twice[:60]!a} twice")
+    return table
+
+
+def _no_number(text: str) -> int:
+    raise ValueError(text)
+
+
+def _whole(text: str) -> int:
+    """Python takes -0 for 0, and other readers for a fraction."""
+    return _no_number(text) if text.startswith("-") else int(text)
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_table, parse_int=_whole, parse_constant=_no_number)
+_FIELDS = {"dtype", "shape", "data_offsets"}
 
 
 def _entry(name: str, value: Any) -> TensorEntry:
     if not name.isprintable() or len(name) > MAX_NAME:
         raise _Fault(f"a tensor is called {name[:60]!a}")
-    try:
-        dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
-    except (TypeError, KeyError, ValueError):
-        raise _Fault(f"{name} has no dtype, shape and place") from None
+    if not isinstance(value, dict) or value.keys() != _FIELDS or not _is_pair(value["data_offsets"]):
+        raise _Fault(f"{name} has not just dtype, shape and place")
+    dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise _Fault(f"{name} has the unknown dtype {ascii(dtype)[:60]}")
-    if not isinstance(shape, list) or not all(type(one) is int and one >= 0 for one in (*shape, begin, end)):
+    if not isinstance(shape, list) or not all(type(one) is int for one in (*shape, begin, end)):
         raise _Fault(f"{name} has a shape or place that is no number")
     if len(shape) > MAX_DIMENSIONS or math.prod(max(one, 1) for one in shape) > MAX_NUMBERS:
         raise _Fault(f"{name} has an absurd shape of {len(shape)} dimensions")
@@ -177,8 +214,12 @@ def _entry(name: str, value: Any) -> TensorEntry:
     return TensorEntry(DTYPES[dtype], tuple(shape), begin, end)
 
 
-def _check_places(entries: dict[str, TensorEntry], num_bytes: int) -> None:
-    """Without gaps and overlaps, to the end of the file."""
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2
+
+
+def _check_places(entries: dict[str, TensorEntry], start: int, size: int) -> None:
+    """Without gaps and overlaps, from `start` to the end of the file."""
     reached = 0
     for name, entry in sorted(entries.items(), key=lambda one: (one[1].begin, one[1].end)):
         if entry.begin != reached:
@@ -186,8 +227,9 @@ def _check_places(entries: dict[str, TensorEntry], num_bytes: int) -> None:
                 name + (" overlaps another tensor" if entry.begin < reached else " lies behind a gap")
             )
         reached = entry.end
-    if reached != num_bytes:
-        raise _Fault(f"it has {num_bytes:,} bytes of tensors and should have {reached:,}")
+    if start + reached != size:
+        what = f"it has {size:,} bytes and should have {start + reached:,}"
+        raise _CutShort(what) if size < start + reached else _Fault(what)
 
 
 def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -247,7 +247,7 @@ def test_a_file_that_is_no_vae_is_refused(base_of: BaseOf, tmp_path: Path) -> No
     save_file({"encoder.conv_in.weight": torch.ones(1), "lora_te_x.alpha": torch.ones(1)}, file)
     assert "not those of a VAE, first lora_te" in refusal_of(base_of("sdxl"), vae=str(file))
     file.write_bytes(b"12345678 no tensors")
-    assert "is not a safetensors file" in refusal_of(base_of("sdxl"), vae=str(file))
+    assert "is not a safetensors file but a text" in refusal_of(base_of("sdxl"), vae=str(file))
     assert "there is no VAE" in refusal_of(base_of("sdxl"), vae=str(tmp_path / "nowhere"))
 
 

@@ -261,9 +261,10 @@ def test_a_file_cut_anywhere_is_refused_with_both_sizes(tensors, tmp_path):
         (b"", "is not a safetensors file but empty"),
         (b"<!DOCTYPE html><html>", "is not a safetensors file but a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "the pointer of one in Git LFS"),
-        (b"\x89PNG\r\n\x1a\n and more of it", "is not a safetensors file;"),
-        (b"\x10\0\0\0\0\0\0\0{not json at all", "has an unreadable header"),
-        (b'\x0f\0\0\0\0\0\0\0{"a":{"shape":1}', "has an unreadable header"),
+        (b"\x89PNG\r\n\x1a\n and more of it", "is not a safetensors file but an image"),
+        (b"\x0f\0\0\0\0\0\0\0{not json at all", "its header is not JSON"),
+        (b'\x0f\0\0\0\0\0\0\0{"a":{"shape":1}', "its header is not JSON"),
+        (b"\x88\x13\0\0\0\0\0\0" + b'{"a":' * 1000, "its header is not JSON"),
     ],
 )
 def test_what_is_no_safetensors_file_is_refused(content, words, tmp_path):

@@ -31,30 +31,44 @@ def entry(shape: Any = (2,), begin: Any = 0, end: Any = 4, dtype: Any = "F16") -
 
 
 HOSTILE: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "it has 0 bytes"),
-    "seven bytes": (b"1234567", "it has 7 bytes"),
-    "longer than the file": (file_of({}, length=500), "fewer than its header needs"),
-    "length of 2^64 - 1": (file_of({}, length=2**64 - 1), "fewer than its header needs"),
+    "seven bytes": (b"1234\xff67", "it has 7 bytes"),
+    "longer than the file": (file_of({}, length=500), "it has 10 bytes and should have more than 508"),
+    "length of 2^64 - 1": (file_of({}, length=2**64 - 1), "should have more than 18,446,744,073,709,551,623"),
     "too long": (file_of(b" " * (LIMIT + 1)), "10,000,000 are the most"),
     "no JSON": (file_of(b"{'a'}"), "not JSON"),
     "no UTF-8": (file_of(b'{"\xff": 1}'), "not JSON"),
-    "deep": (file_of(b"[" * 100_000), "not JSON"),
+    "UTF-16": (file_of('{"a": 1}'.encode("utf-16")), "does not begin as a table"),
+    "a mark in front": (file_of(b"\xef\xbb\xbf{}"), "does not begin as a table"),
+    "space in front": (file_of(b" {}"), "does not begin as a table"),
+    "deep": (file_of(b'{"a":' * 100_000), "not JSON"),
+    "no number": (file_of(b'{"a": NaN}'), "not JSON"),
+    "no end": (file_of(b'{"a": -Infinity}'), "not JSON"),
+    "minus nothing": (
+        file_of(b'{"a":{"dtype":"F16","shape":[2],"data_offsets":[-0,4]}}', b"1234"),
+        "not JSON",
+    ),
+    "a name twice": (file_of(b'{"a":{},"b\\u001b":1,"b\\u001b":2}'), r"its header has 'b\x1b' twice"),
+    "metadata twice": (file_of(b'{"__metadata__":{"a":"1","a":"2"}}'), "its header has 'a' twice"),
+    "another field": (file_of({"a": entry() | {"x": 1}}, b"1234"), "has not just dtype, shape and place"),
     "many small values": (file_of(b'{"a":[' + b"[]," * 1_000_001 + b"0]}"), "more than 1,000,000 values"),
-    "a list": (file_of([]), "not a table"),
+    "a list": (file_of([]), "does not begin as a table"),
     "metadata of numbers": (file_of({"__metadata__": {"a": 1}}), "metadata is not a table of texts"),
     "metadata of half a letter": (file_of({"__metadata__": {"a": "\ud800"}}), "half a letter"),
     "too many tensors": (
         file_of({f"t{number}": entry((0,), 0, 0) for number in range(20_001)}),
         "20,001 tensors",
     ),
-    "a number": (file_of({"a": 1}), "no dtype, shape and place"),
-    "no shape": (file_of({"a": {"dtype": "F16", "data_offsets": [0, 4]}}), "no dtype, shape and place"),
-    "three places": (file_of({"a": entry() | {"data_offsets": [0, 1, 2]}}), "no dtype, shape and place"),
+    "a number": (file_of({"a": 1}), "not just dtype"),
+    "no shape": (file_of({"a": {"dtype": "F16", "data_offsets": [0, 4]}}), "not just dtype"),
+    "three places": (
+        file_of({"a": entry() | {"data_offsets": [0, 1, 2]}}),
+        "not just dtype",
+    ),
     "a long name": (file_of({"a" * 501: entry()}, b"1234"), "a tensor is called 'aaaa"),
     "a name that steers the terminal": (file_of({"a\x1b[2J": entry()}, b"1234"), r"called 'a\x1b[2J'"),
     "unknown dtype": (file_of({"a": entry(dtype="F17")}, b"1234"), "unknown dtype 'F17'"),
     "dtype of another type": (file_of({"a": entry(dtype=["F16"])}, b"1234"), "unknown dtype"),
-    "negative shape": (file_of({"a": entry((-2,))}, b"1234"), "no number"),
+    "negative shape": (file_of({"a": entry((-2,))}, b"1234"), "not JSON"),
     "true for 1": (file_of({"a": entry((2, True))}, b"1234"), "no number"),
     "shape of text": (file_of({"a": entry("2")}, b"1234"), "no number"),
     "a float for a place": (file_of({"a": entry(end=4.0)}, b"1234"), "no number"),
@@ -66,8 +80,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "overlap": (file_of({"a": entry(), "b": entry((2,), 2, 6)}, b"123456"), "overlaps"),
     "the same place twice": (file_of({"a": entry(), "b": entry()}, b"1234"), "overlaps"),
     "gap": (file_of({"a": entry(), "b": entry((2,), 6, 10)}, b"1" * 10), "behind a gap"),
-    "outside": (file_of({"a": entry((2,), 0, 4)}, b"12"), "has 2 bytes of tensors and should have 4"),
-    "more behind it": (file_of({"a": entry()}, b"123456"), "has 6 bytes of tensors and should have 4"),
+    "outside": (file_of({"a": entry((2,), 0, 4)}, b"12"), "and should have"),
+    "more behind it": (file_of({"a": entry()}, b"123456"), "and should have"),
 }
 
 
@@ -78,7 +92,8 @@ def test_a_hostile_file_is_one_sentence(case: str, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(StudioError) as caught:
         read_header(path)
-    assert words in str(caught.value) and str(caught.value).startswith(f"{path} is not a valid safetensors")
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(("file.safetensors is not a valid", "file.safetensors is cut"))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lora_studio.errors import BaseModelError, reason_of
+from lora_studio.errors import BaseModelError, StudioError, reason_of
 from lora_studio.families.original import SD2, UNET_PREFIX, BaseKind
+from lora_studio.tensor_file.header import read_header
+from lora_studio.tensor_file.instead import START_BYTES, is_torch_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-_START = 16  # bytes that tell what a file is
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+_MOST_WRAPPED = 5  # tables around that of the tensors
 
 
 @dataclass(frozen=True)
@@ -48,58 +48,25 @@ class Checkpoint:
 
 def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     """Look at a file. Raises BaseModelError if it is missing, cut short or nothing that may be read."""
-    if not path.is_file():
-        raise BaseModelError(f"there is no file at {path}; give the path of a .safetensors file.")
+    if _is_torch_file(path):
+        return _open_pickle(path, allowed=allow_pickle)
+    try:
+        header = read_header(path, limit=MAX_HEADER_BYTES)
+    except StudioError as error:
+        raise BaseModelError(str(error)) from None
+    return Checkpoint(path, {name: one.shape for name, one in header.entries.items()}, header.metadata)
+
+
+def _is_torch_file(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            start = file.read(_START)
-    except OSError as error:
-        raise BaseModelError(f"{path} cannot be read: {reason_of(error)}.") from None
-    if start[8:9] == b"{":
-        return _open_safetensors(path)
-    if start.startswith((_ZIP, _PICKLE)):
-        return _open_pickle(path, allowed=allow_pickle)
-    raise BaseModelError(
-        f"{path.name} is not a safetensors file{_guess(start)}; download it again, or give another file."
-    )
-
-
-def _guess(start: bytes) -> str:
-    if not start:
-        return " but empty"
-    if start.lstrip()[:1] == b"<":
-        return " but a web page, as when a download needs a login"
-    return " but the pointer of one in Git LFS" if start.startswith(b"version https:/") else ""
-
-
-def _open_safetensors(path: Path) -> Checkpoint:
-    """Header only: 8 bytes with its length, JSON of names, shapes and places, then the tensors."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if length <= MAX_HEADER_BYTES else b""
-    if length > MAX_HEADER_BYTES or size < 8 + length:
-        _refuse_size(path, 8 + length, size)
-    try:
-        header: dict[str, Any] = json.loads(text)
-        metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
-        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise _damage(path, "has an unreadable header", error) from None
-    if size != 8 + length + end:
-        _refuse_size(path, 8 + length + end, size)
-    return Checkpoint(path, shapes, metadata)
+            return is_torch_file(file.read(START_BYTES))
+    except OSError:  # the header's reader says why
+        return False
 
 
 def _damage(path: Path, fault: str, error: Exception) -> BaseModelError:
     return BaseModelError(f"{path.name} {fault} ({reason_of(error)}); download it again.")
-
-
-def _refuse_size(path: Path, expected: int, size: int) -> None:
-    fault = "is cut short" if size < expected else "is damaged"
-    sizes = f"it has {size:,} bytes and should have {expected:,}"
-    raise BaseModelError(f"{path.name} {fault}: {sizes}; download it again.")
 
 
 def _open_pickle(path: Path, *, allowed: bool) -> Checkpoint:
@@ -109,7 +76,7 @@ def _open_pickle(path: Path, *, allowed: bool) -> Checkpoint:
             f"{path.name} is a pickle file, which can hold code; give a .safetensors file, or set "
             "base.allow_pickle = true to have nothing but tensors read from it."
         )
-    is_mapped = zipfile.is_zipfile(path)
+    is_mapped = zipfile.is_zipfile(path) and path.suffix != ".safetensors"  # by which torch itself goes
     tensors, metadata = _read_pickle(path, is_mapped=is_mapped)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return Checkpoint(path, shapes, metadata, lambda: _read_pickle(path, is_mapped=is_mapped)[0], is_mapped)
@@ -122,16 +89,20 @@ def _read_pickle(path: Path, *, is_mapped: bool) -> tuple[dict[str, Tensor], dic
     import torch
 
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
+        with path.open("rb") as file:
+            whole = path if is_mapped else file
+            values = torch.load(whole, map_location="cpu", weights_only=True, mmap=is_mapped)
     except UnpicklingError:
         raise BaseModelError(
             f"{path.name} holds more than tensors, which is not read because it could be code; "
             "give a .safetensors file of the same base."
         ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # instructions that somebody made up end in any error
         raise _damage(path, "is cut short or damaged", error) from None
     metadata: dict[str, str] = {}
-    while isinstance(values, dict) and "state_dict" in values:
+    for _ in range(_MOST_WRAPPED):  # one may hold itself
+        if not isinstance(values, dict) or "state_dict" not in values:
+            break
         if isinstance(values.get("global_step"), int):
             metadata["global_step"] = str(values["global_step"])
         values = values["state_dict"]

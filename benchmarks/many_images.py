@@ -22,6 +22,7 @@ import numpy as np
 from dataset import draw_small
 from figures import Criterion, at_most, criteria_table, machine, table, write_json
 from PIL import Image, ImageDraw
+from watched import run_command
 
 RESULTS = Path(__file__).parent / "results" / "many_images.json"
 COUNTS = (1_000, 10_000, 100_000)
@@ -30,22 +31,6 @@ MAX_SECONDS, MAX_PEAK_MB = 360.0, 400.0  # of the largest set
 MAX_GROWTH = 1.3  # of the time per image, from the smallest set to the largest
 MAX_TIMES_DECODING = 1.5
 
-# Runs a command, and writes what it took into a file: seconds from start-up's end, processor seconds, peak
-# in MB. Not getrusage's peak, which includes that of the program which started this one.
-COMMAND = """
-import json, re, sys, time
-from pathlib import Path
-from lora_studio import cli
-from lora_studio.data import doctor
-began, used = time.perf_counter(), time.process_time()
-sys.argv[:2] = ["lora-studio"]
-out = Path(sys.argv.pop())
-try:
-    cli.main()
-finally:
-    peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
-    out.write_text(json.dumps([time.perf_counter() - began, time.process_time() - used, peak]))
-"""
 PHOTOS_AND_PILLOW = """
 import json, sys, time
 from pathlib import Path
@@ -62,17 +47,6 @@ def seconds(work):
 pairs = [(seconds(decode), seconds(lambda: examine_folder(folder))) for _ in range(rounds + 1)]
 print(json.dumps(pairs[1:]))
 """
-
-
-def run_command(words: Sequence[str], scratch: Path) -> list[float]:
-    """Seconds, processor seconds and peak in MB of a command that may find errors in the images."""
-    out = scratch / "figures.json"
-    command = [sys.executable, "-c", COMMAND, "", *words, str(out)]
-    process = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if process.returncode not in (0, 1):
-        raise RuntimeError(f"{words[0]} exits with {process.returncode}: {process.stderr[-500:]}")
-    figures: list[float] = json.loads(out.read_text())
-    return figures
 
 
 def sets_of(counts: Sequence[int], scratch: Path) -> list[dict[str, float]]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SHOWN_SIDE = 256  # smaller images are enlarged to about this, so that grids can be looked at
 MOST_UNTILED = 1024**2  # pixels of an image that is decoded as a whole; tiles may differ a little in tone
+MOST_TOGETHER = 128**2  # pixels that are drawn in one pass: several images only of the smallest bases
 
 
 def render(
@@ -32,10 +33,10 @@ def render(
 ) -> list[Image.Image]:
     """One image a prompt, of side x side pixels, from the parts as they are.
 
-    One at a time, and with the text encoders gone before the denoiser begins unless they were on the device
-    anyway: so its memory is that of one image, however many there are, and an image depends on its prompt,
-    its place and the seed alone. Weights and global randomness stay untouched. `after_step` is called after
-    each of `config.steps`.
+    One at a time unless they are tiny (`MOST_TOGETHER`), and with the text encoders gone before the denoiser
+    begins unless they were on the device anyway: so its memory is that of one image, however many there are,
+    and an image depends on its prompt, its place and the seed alone. Weights and global randomness stay
+    untouched. `after_step` is called after each of `config.steps` of a pass.
     """
 
     def after(_pipeline: object, _step: int, _timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -53,10 +54,13 @@ def render(
         with family.also_placed(family.denoiser):
             pipeline.vae = decoder_of(family)
             pipeline.vae.use_tiling = side * side > MOST_UNTILED
-            for number, prompt in enumerate(encoded):
+            at_once = drawn_together(side)
+            for first in range(0, len(encoded), at_once):
+                group = encoded[first : first + at_once]
+                numbers = range(first, first + len(group))
                 drawn = pipeline(
-                    **prompt,
-                    generator=generator(config.seed, "preview", number),
+                    **_side_by_side(group),
+                    generator=[generator(config.seed, "preview", number) for number in numbers],
                     num_inference_steps=config.steps,
                     guidance_scale=config.guidance,
                     guidance_rescale=family.guidance_rescale,
@@ -66,6 +70,21 @@ def render(
                 )
                 images += drawn.images
     return images
+
+
+def drawn_together(side: int) -> int:
+    """How many images of side x side pixels are drawn in one pass, at most."""
+    return max(1, MOST_TOGETHER // side**2)
+
+
+def _side_by_side(prompts: Sequence[Mapping[str, Tensor | None]]) -> dict[str, Tensor]:
+    """Without those that are None of every prompt, such as the negative ones where nothing is guided."""
+    tensors = {name: [prompt[name] for prompt in prompts] for name in prompts[0]}
+    return {
+        name: torch.cat([tensor for tensor in given if tensor is not None])
+        for name, given in tensors.items()
+        if given[0] is not None
+    }
 
 
 def decoder_of(family: ModelFamily) -> AutoencoderKL:

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import stub
-from peaks import outcome_of
+from peaks import outcome_of, recipe_of
+
+from lora_studio.training.planning.for_card import plan_for
+from lora_studio.training.planning.simulation import (
+    ENCODING_CAPTIONS,
+    ENCODING_IMAGES,
+    PREVIEWS,
+    TRAINING,
+    VALIDATION,
+    VERIFYING,
+)
 
 GIB = 2**30
+PHASES = {  # of the plan: of the pretended run
+    ENCODING_IMAGES: "images",
+    ENCODING_CAPTIONS: "captions",
+    TRAINING: "training",
+    VALIDATION: "validation",
+    PREVIEWS: "previews",
+    VERIFYING: "probe",
+}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(stub.why_not()), reason=f"no GPU is pretended: {stub.why_not()}"),
@@ -26,3 +46,15 @@ def test_sdxl_without_checkpointing_takes_what_a_card_of_twelve_gigabytes_has() 
     outcome = outcome_of(["SDXL"])
     assert outcome["fault"] == "" and outcome["blocking"] == {}
     assert outcome["phases"]["training"]["peak"] / GIB <= 11.2
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("base", ["SD1.5", "SDXL"])
+def test_the_plan_for_a_card_says_what_the_run_takes(tmp_path: Path, base: str, checkpointing: bool) -> None:
+    options = ["--checkpointing"] if checkpointing else []
+    peaks = {name: one["peak"] for name, one in outcome_of([base, *options])["phases"].items()}
+    recipe = recipe_of(base, tmp_path, checkpointing=checkpointing)
+    planned = {one.name: one.peak for one in plan_for(recipe, "cuda", memory_gib=80).phases}
+    assert planned.keys() == PHASES.keys()
+    for phase, name in PHASES.items():
+        assert planned[phase] == pytest.approx(peaks[name], rel=0.03), phase

@@ -53,10 +53,27 @@ def first(config: SamplesConfig, count: int) -> SamplesConfig:
 def test_four_prompts_take_the_memory_of_one_and_the_same_images(tiny_base: Path) -> None:
     family = load_base(str(tiny_base))
     one, four = (first(SAMPLES, count) for count in (1, 4))
-    peaks = [peak_bytes(lambda c=c: render(family, c, side=64), CPU) for c in (one, four)]
+    peaks = [peak_bytes(lambda c=c: render(family, c, side=96), CPU) for c in (one, four)]
     assert peaks[1] < 1.1 * peaks[0]
-    alone, together = render(family, one, side=64), render(family, four, side=64)
+    alone, together = render(family, one, side=96), render(family, four, side=96)
     assert together[0].tobytes() == alone[0].tobytes()
+
+
+def test_tiny_images_are_drawn_together_and_are_those_drawn_alone(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, passes = load_base(str(tiny_base)), list[int]()
+    family.parts["unet"].register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    for guidance in (3.0, 1.0):  # without guidance there is no negative prompt
+        config = SAMPLES.model_copy(update={"guidance": guidance})
+        passes.clear()
+        together = render(family, config, side=64)
+        assert passes == [8 if guidance > 1 else 4] * SAMPLES.steps
+        with monkeypatch.context() as patched:
+            patched.setattr(previews, "MOST_TOGETHER", 0)
+            alone = render(family, config, side=64)
+        for one, other in zip(together, alone, strict=True):
+            assert max(abs(a - b) for a, b in zip(one.tobytes(), other.tobytes(), strict=True)) <= 1  # of 255
 
 
 def test_frozen_text_encoders_are_gone_before_the_denoiser_begins(tiny_base: Path) -> None:
@@ -70,7 +87,7 @@ def test_frozen_text_encoders_are_gone_before_the_denoiser_begins(tiny_base: Pat
     render(family, SAMPLES, side=32, after_step=look)
     family.place(CPU, "unet", "text_encoder")  # as when it is trained
     render(family, first(SAMPLES, 1), side=32, after_step=look)
-    assert seen == [("unet",)] * 8 + [("unet", "text_encoder")] * 2
+    assert seen == [("unet",)] * 2 + [("unet", "text_encoder")] * 2  # of one pass each
     assert family._on_device == ("unet", "text_encoder")
 
 

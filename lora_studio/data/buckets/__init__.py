@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from lora_studio.data.buckets.sizes import fit, largest_bucket, within
 from lora_studio.data.manifest import Bucket, CropMode, Manifest, Record, View
@@ -110,10 +111,15 @@ def _region(record: Record) -> CropBox:
 
 def _cover(record: Record, bucket: Bucket) -> Cover:
     """The whole image, resized so that its region, all of it without one, just covers the bucket."""
-    left, top, right, bottom = _region(record)
+    return _cover_of((record.width, record.height), _region(record), bucket)
+
+
+@lru_cache(maxsize=4096)  # equal ones are one in memory, of which very many images take less
+def _cover_of(size: tuple[int, int], region: CropBox, bucket: Bucket) -> Cover:
+    left, top, right, bottom = region
     (width, height), _ = fit(right - left, bottom - top, bucket)
     across, down = width / (right - left), height / (bottom - top)
-    resize = (max(width, round(record.width * across)), max(height, round(record.height * down)))
+    resize = (max(width, round(size[0] * across)), max(height, round(size[1] * down)))
     x, y = min(round(left * across), resize[0] - width), min(round(top * down), resize[1] - height)
     return Cover(bucket, resize, (x, y, x + width, y + height))
 
@@ -206,5 +212,6 @@ def _starts(start: int, end: int, side: int, span: tuple[float, float] | None) -
     return range(first, last + 1)
 
 
+@lru_cache(maxsize=4096)
 def _box(left: int, top: int, bucket: Bucket) -> CropBox:
     return left, top, left + bucket.width, top + bucket.height

@@ -183,6 +183,7 @@ def _tokenizer() -> tokenizers.Tokenizer:
 
     numbers, suffix = clip_vocabulary(), END_OF_WORD
     tokenizer = Tokenizer(models.BPE(numbers, clip_merges(), unk_token=END, end_of_word_suffix=suffix))
+    clip_merges.cache_clear()  # 8 MB of pairs, which the tokenizer has now
     one_space = normalizers.Replace(Regex(r"\s+"), " ")
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), one_space, normalizers.Lowercase()])
     words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")

@@ -106,7 +106,7 @@ class Looks:
 
     def __init__(self, data: DataConfig, stride: int) -> None:
         self._data, self._stride = data, stride
-        self._by_content: dict[tuple[str, str], Look] = {}
+        self._by_content: dict[str, Look] = {}
 
     @property
     def enough_pixels(self) -> int:
@@ -116,18 +116,27 @@ class Looks:
     def take(self, record: Record, decoded: DecodedImage) -> None:
         """See an image as `scan` gives it, with its role."""
         if size := trained_size(record, self._data, self._stride):
-            self._by_content[record.sha256, record.background] = look(decoded, record, size)
+            self._by_content[_shown(record)] = look(decoded, record, size)
 
     def of(
         self, records: Sequence[Record], on_progress: Callable[[int, int], None] = lambda done, total: None
     ) -> dict[str, Look]:
-        """Name -> measurements of placed records. Raises DatasetError if a file that is read has changed."""
-        looks = {record.name: self._by_content.get((record.sha256, record.background)) for record in records}
+        """Name -> measurements of placed records, which are then forgotten here.
+
+        Raises DatasetError if a file that is read has changed.
+        """
+        looks = {record.name: self._by_content.get(_shown(record)) for record in records}
+        self._by_content.clear()
         missing = [one for one in records if not _fits(looks[one.name], one)]
         for done, (record, seen) in enumerate(zip(missing, in_threads(_look_again, missing), strict=True), 1):
             looks[record.name] = seen
             on_progress(done, len(missing))
         return {name: seen for name, seen in looks.items() if seen}
+
+
+def _shown(record: Record) -> str:
+    """What is seen of an image: its bytes, before a background if parts of it are clear."""
+    return record.sha256 + record.background
 
 
 def _fits(seen: Look | None, record: Record) -> bool:

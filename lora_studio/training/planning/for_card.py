@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from lora_studio.adapters import ADAPTERS
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import ModelFamily
-from lora_studio.lora_file.write import DTYPES
 from lora_studio.processes import BFLOAT16_FROM
 from lora_studio.quantization import NONE
 from lora_studio.quiet import paused_collector
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.adapter import NO_ADAPTER
 from lora_studio.recipe.load import load_recipe, with_steps
 from lora_studio.text import Rows, duration, memory_size
-from lora_studio.training.planning import GIB, lower_side
+from lora_studio.training.planning import GIB
+from lora_studio.training.planning.card_changes import CardChange, base_dtype, changes_until_it_fits
 from lora_studio.training.planning.cards import Card, find_card
 from lora_studio.training.planning.counting import Work
 from lora_studio.training.planning.simulation import (
-    ENCODING_IMAGES,
-    PREVIEWS,
-    TRAINING,
     Phase,
-    Simulation,
     simulate,
 )
 from lora_studio.training.planning.simulation.images import Shapes, shapes_of
@@ -76,17 +69,6 @@ def step_seconds(work: Work, card: Card, *, tf32: bool) -> Range | None:
         return max(device, work.launches * launch)
 
     return Range(seconds(*FAST), seconds(*SLOW))
-
-
-@dataclass(frozen=True)
-class CardChange:
-    """A change of the recipe, beside those before it, and the fullest moment with all of them."""
-
-    change: str  # in the words of --set
-    cost: str
-    phase: str
-    peak: int
-    fits: bool
 
 
 @dataclass(frozen=True)
@@ -224,7 +206,7 @@ def plan_for(recipe: Recipe | Path | str, card: Card | str, *, memory_gib: float
     if faults := name_faults(recipe):
         raise RecipeError("\n".join(faults))
     memory = round((card.memory_gib if memory_gib is None else memory_gib) * GIB)
-    dtype = _dtype(recipe, card.precision)
+    dtype = base_dtype(recipe, card.precision)
     steps = recipe.training.steps if recipe.training.epochs is None else None
     if recipe.training.epochs is not None:
         recipe = with_steps(recipe, recipe.training.steps)
@@ -232,7 +214,7 @@ def plan_for(recipe: Recipe | Path | str, card: Card | str, *, memory_gib: float
         family = base_without_weights(recipe)
         shapes, in_main_memory = shapes_of(recipe, family), main_memory(family, dtype)
         found = simulate(recipe, family, dtype, shapes)
-        changes = tuple(_changes(recipe, dtype, found, usable_memory(memory)))
+        changes = tuple(changes_until_it_fits(recipe, dtype, found, usable_memory(memory)))
     return CardPlan(
         name=recipe.name,
         card=card,
@@ -269,75 +251,3 @@ def _notes(recipe: Recipe, card: Card, shapes: Shapes, dtype: torch.dtype) -> It
         yield f"base.quantize = {recipe.base.quantize!r} is arithmetic: {kept}"
     if recipe.machine.compile or recipe.machine.attention != "sdpa":
         yield "without machine.compile and with torch's own attention, which take about as much memory"
-
-
-class _Candidate(NamedTuple):
-    options: dict[str, dict[str, Any]]  # section -> options
-    cost: str
-
-    @property
-    def words(self) -> str:
-        """As --set and a recipe have it."""
-        sections = self.options.items()
-        return ", ".join(
-            f"{of}.{key} = {json.dumps(v)}" for of, values in sections for key, v in values.items()
-        )
-
-    def applied(self, recipe: Recipe) -> Recipe:
-        sections = self.options.items()
-        return recipe.model_copy(
-            update={of: getattr(recipe, of).model_copy(update=values) for of, values in sections}
-        )
-
-
-def _changes(recipe: Recipe, dtype: torch.dtype, found: Simulation, usable: int) -> Iterator[CardChange]:
-    """One after the other, each for the fullest phase then, until all fit or nothing is left to try."""
-    tried: set[str] = set()
-    while (full := found.fullest).peak > usable:
-        left = (one for one in _candidates(recipe, full.name) if one.words not in tried)
-        if (candidate := next(left, None)) is None:
-            return
-        tried.add(candidate.words)
-        changed = candidate.applied(recipe)
-        family = base_without_weights(changed)
-        after = simulate(changed, family, _dtype(changed, dtype), shapes_of(changed, family))
-        if after.fullest.peak < full.peak:
-            recipe, found, full = changed, after, after.fullest
-            yield CardChange(candidate.words, candidate.cost, full.name, full.peak, full.peak <= usable)
-
-
-def _dtype(recipe: Recipe, usual: torch.dtype) -> torch.dtype:
-    return usual if recipe.base.dtype == "auto" else DTYPES[recipe.base.dtype]
-
-
-def _candidates(recipe: Recipe, phase: str) -> Iterator[_Candidate]:
-    """What makes a phase smaller, the harmless first."""
-    training, side = recipe.training, recipe.data.resolution
-    if phase == TRAINING and not recipe.machine.gradient_checkpointing:
-        cost = "the same result; steps take about a third longer"
-        yield _Candidate({"machine": {"gradient_checkpointing": True}}, cost)
-    if phase == ENCODING_IMAGES and recipe.base.vae_dtype == "float32":
-        yield _Candidate({"base": {"vae_dtype": "bfloat16"}}, "latents are a little less exact")
-    if phase == TRAINING and training.batch_size > 1:
-        micro_batches = training.batch_size * training.gradient_accumulation
-        options = {"batch_size": 1, "gradient_accumulation": micro_batches}
-        yield _Candidate({"training": options}, "as many images a step, which takes longer")
-    if recipe.base.dtype == "float32":
-        yield _Candidate({"base": {"dtype": "auto"}}, "the base is a little less exact")
-    if recipe.base.quantize == NONE and _can_be_quantized(recipe):
-        cost = "the base is less exact, and steps take longer; needs bitsandbytes"
-        yield _Candidate({"base": {"quantize": "bnb_nf4"}}, cost)
-    if training.optimizer == "adamw":
-        yield _Candidate({"training": {"optimizer": "adamw8bit"}}, "moments in 8 bits; needs bitsandbytes")
-    if phase == PREVIEWS:
-        yield _Candidate({"samples": {"prompts": ()}}, "no previews; draw them elsewhere")
-    if (lower := lower_side(side)) is not None:
-        yield _Candidate({"data": {"resolution": lower}}, "details are learned less well")
-
-
-def _can_be_quantized(recipe: Recipe) -> bool:
-    """A denoiser whose own layers are neither trained nor read."""
-    if recipe.adapter.kind == NO_ADAPTER:
-        return True
-    kind = ADAPTERS[recipe.adapter.kind]
-    return not kind.trains_layers and not kind.reads_weight and recipe.adapter.start == "default"

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from lora_studio.evaluate.previews import as_png, render, sheet_of
+from lora_studio.evaluate.previews import as_png, drawn_together, render, sheet_of
 from lora_studio.lora_file.factors import most_bytes
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.text import Rows, memory_size
@@ -81,7 +81,7 @@ def measure_memory(session: Session, *, room: int) -> Memory:
     Previews that the device has no room for take as much as there is, so that nothing fits.
     """
     adapters, state = adapter_bytes(session), session.loop.state
-    draw = partial(_draw_a_step, session, number=1)
+    draw = partial(_draw_a_step, session, number=drawn_together(session.recipe.data.resolution))
     previews = unless_out_of_memory(lambda: peak_bytes(draw, session.family.device))
     return Memory(
         parts=_weights(session),

@@ -13,7 +13,7 @@ from lora_studio.data.batches import cut_by_bucket
 from lora_studio.data.regularization_images import BATCH_PIXELS as DRAWN_PIXELS
 from lora_studio.data.regularization_images import MAX_BATCH as DRAWN_AT_ONCE
 from lora_studio.data.regularization_images import ImageRequest
-from lora_studio.evaluate.previews import render
+from lora_studio.evaluate.previews import drawn_together, render
 from lora_studio.evaluate.validation import TIMESTEPS
 from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.write import DTYPES
@@ -159,7 +159,9 @@ class _Simulator:
             rows = min(validation.rows_at_once, TIMESTEPS)
             self._measure(VALIDATION, lambda: within(state.shown(), lambda: validation.try_out(rows)))
         if samples.prompts:
-            one_step, side = samples.model_copy(update={"steps": 1}), self.recipe.data.resolution
+            side = self.recipe.data.resolution
+            shown = {"steps": 1, "prompts": samples.prompts[: drawn_together(side)]}  # the others are alike
+            one_step = samples.model_copy(update=shown)
             draw = partial(render, self.family, one_step, side=side)
             self._measure(PREVIEWS, lambda: within(state.shown(), draw))
         self._measure(VERIFYING, lambda: probe(session))

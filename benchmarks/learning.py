@@ -32,16 +32,16 @@ _SHEET_COLUMNS = 8
 
 def train_lora(recipe: Path, run_folder: Path) -> Path:
     """The LoRA file that a recipe makes; the only place that knows the library's training interface."""
-    from lora_studio.errors import StudioError
+    from lora_studio.errors import Interrupted, StudioError
     from lora_studio.recipe.load import load_recipe
-    from lora_studio.training.session import Interrupted, train
+    from lora_studio.training.session import train
 
     try:
         result = train(load_recipe(recipe), run_folder)
     except StudioError as error:
         raise SystemExit(f"{recipe.name}: {error}") from None
-    if isinstance(result, Interrupted):
-        raise SystemExit(f"{recipe.name}: stopped after step {result.step}; nothing was measured.")
+    except Interrupted as stopped:
+        raise SystemExit(f"{recipe.name}: {stopped}; nothing was measured.") from None
     assert result.lora_file is not None, "the shipped recipes train layers"
     return result.lora_file
 

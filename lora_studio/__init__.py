@@ -9,12 +9,13 @@ from lora_studio.quiet import paused_collector
 from lora_studio.version import __version__
 
 if TYPE_CHECKING:
+    from lora_studio.errors import Interrupted
     from lora_studio.recipe import Recipe
     from lora_studio.recipe.load import load_recipe
     from lora_studio.training.finish import Finished
     from lora_studio.training.planning import RunPlan, plan
     from lora_studio.training.planning.for_card import CardPlan, plan_for
-    from lora_studio.training.session import Interrupted, train
+    from lora_studio.training.session import train
 
 __all__ = [
     "CardPlan",
@@ -31,7 +32,7 @@ __all__ = [
 
 _MODULES = {
     "Finished": "lora_studio.training.finish",
-    "Interrupted": "lora_studio.training.session",
+    "Interrupted": "lora_studio.errors",
     "Recipe": "lora_studio.recipe",
     "load_recipe": "lora_studio.recipe.load",
     "RunPlan": "lora_studio.training.planning",

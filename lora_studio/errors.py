@@ -6,6 +6,7 @@ Each message is one sentence: what, the value, what is allowed, what to do.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def reason_of(error: Exception) -> str:
@@ -72,3 +73,15 @@ class DamagedFile(StudioError):
 
 class ExportMismatch(StudioError):
     """A written LoRA file is not what was trained."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped after this step, with a checkpoint to resume from.
+
+    By Ctrl-C, SIGTERM, or SIGHUP as a terminal sends that closes. No `except Exception` takes it for a fault,
+    so a loop over recipes ends, too.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        super().__init__(f"stopped after step {step}; resume the run in {folder}")
+        self.folder, self.step = folder, step

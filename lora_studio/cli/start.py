@@ -22,7 +22,7 @@ from lora_studio.cli.options import (
     value,
 )
 from lora_studio.console import console, errors
-from lora_studio.errors import RecipeError
+from lora_studio.errors import Interrupted, RecipeError
 from lora_studio.processes import is_main
 from lora_studio.quiet import paused_until_told, shorten_waits
 
@@ -147,19 +147,20 @@ def demo(
 def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
     console.quiet = not is_main()  # of several processes one speaks
     shorten_waits(recipe.machine.device)
-    with paused_until_told() as told:
-        from lora_studio.console import RunScreen, print_finished
-        from lora_studio.runs import run_folder
-        from lora_studio.training.session import Interrupted
-        from lora_studio.training.session import train as run
+    from lora_studio.runs import run_folder
 
-        console.say("reading the base model and the images")
-        with RunScreen(console) as screen:
-            result = run(recipe, folder, resume=resume, on_event=told(screen))
-    if isinstance(result, Interrupted):
+    try:
+        with paused_until_told() as told:
+            from lora_studio.console import RunScreen, print_finished
+            from lora_studio.training.session import train as run
+
+            console.say("reading the base model and the images")
+            with RunScreen(console) as screen:
+                result = run(recipe, folder, resume=resume, on_event=told(screen))
+    except Interrupted as stopped:
         options = "" if folder == run_folder(recipe.name) else f" --out {folder}"
-        console.say(f"stopped after step {result.step}; go on with: {again}{options} --resume")
-        raise typer.Exit(130)
+        console.say(f"stopped after step {stopped.step}; go on with: {again}{options} --resume")
+        raise typer.Exit(130) from None
     print_finished(result, console)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tomllib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -25,23 +26,34 @@ PRESET_FOLDER = _INSTALLED if _INSTALLED.is_dir() else _HERE.parent / "recipes"
 RUN_RECIPE = "recipe.toml"  # in a run's folder: the recipe as run
 
 
-def load_recipe(path: Path, *, changes: tuple[str, ...] = ()) -> Recipe:
-    """The recipe in the TOML file `path` with `key=value` changes (dotted keys) applied.
+def load_recipe(
+    path: Path | str, *, changes: Sequence[str] = (), set: Mapping[str, object] = MappingProxyType({})
+) -> Recipe:
+    """The recipe in the TOML file `path`, with `changes` as --set has them, and those of `set` applied.
+
+    `set`: values by dotted key, {"training.steps": 200}, or by section, {"training": {"steps": 200}}.
 
     Old names of options are accepted with a RenamedOption warning. Raises RecipeError that lists every fault
     at once: a missing file, TOML mistakes, unknown keys (with a suggestion) and values out of range.
     """
-    return _load(path, changes, on_old=_warn)
+    return _load(Path(path), changes, _dotted(set), on_old=_warn)
 
 
 def load_run_recipe(folder: Path) -> Recipe:
     """The recipe in a run's folder; that of an earlier version may have other names, and nothing is said."""
-    return _load(folder / RUN_RECIPE, (), on_old=lambda old, new: None)
+    return _load(folder / RUN_RECIPE, (), {}, on_old=lambda old, new: None)
 
 
 def recipe_from(values: dict[str, Any], *, folder: Path, source: str = "recipe") -> Recipe:
     """A recipe from plain values; relative paths are taken from `folder`. Raises as `load_recipe` does."""
     return _recipe_from(values, folder, source, on_old=_warn)
+
+
+def changed(recipe: Recipe, set: Mapping[str, object]) -> Recipe:
+    """The recipe with other values, checked as `load_recipe` does. Raises RecipeError."""
+    values = recipe.model_dump(exclude_unset=True)
+    _put_all(values, _dotted(set), on_old=_warn)
+    return _recipe_from(values, None, recipe.name, on_old=_warn)
 
 
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
@@ -57,7 +69,7 @@ def _warn(old: str, new: str) -> None:
     warnings.warn(notice(old, new), RenamedOption, stacklevel=2)
 
 
-def _load(path: Path, changes: tuple[str, ...], on_old: OnOld) -> Recipe:
+def _load(path: Path, changes: Sequence[str], given: Mapping[str, object], on_old: OnOld) -> Recipe:
     try:
         text = path.read_text("utf-8-sig")
     except FileNotFoundError:
@@ -72,9 +84,10 @@ def _load(path: Path, changes: tuple[str, ...], on_old: OnOld) -> Recipe:
         paths = "; write paths with / or in 'single quotes'" if "\\" in str(error) else ""
         raise RecipeError(f"{path} is not valid TOML: {error}{paths}.") from None
     values, faults = with_current_names(values, on_old)
-    _set_steps_or_epochs(values, changes)
+    _set_steps_or_epochs(values, [change.partition("=")[0].strip() for change in changes])
     for change in changes:
         _apply_change(values, change, on_old)
+    _put_all(values, given, on_old)
     return _recipe_from(values, path.resolve().parent, path.name, on_old, faults)
 
 
@@ -93,9 +106,9 @@ def _recipe_from(
     return recipe
 
 
-def _set_steps_or_epochs(values: dict[str, Any], changes: tuple[str, ...]) -> None:
+def _set_steps_or_epochs(values: dict[str, Any], keys: Iterable[str]) -> None:
     """Take out what --set gives the other one of; if it gives both, that is a fault like any other."""
-    given = {change.partition("=")[0].strip() for change in changes} & {"training.steps", "training.epochs"}
+    given = {"training.steps", "training.epochs"}.intersection(keys)
     if len(given) == 1 and isinstance(values.get("training"), dict):
         values["training"].pop("epochs" if "training.steps" in given else "steps", None)
 
@@ -103,21 +116,42 @@ def _set_steps_or_epochs(values: dict[str, Any], changes: tuple[str, ...]) -> No
 def _apply_change(values: dict[str, Any], change: str, on_old: OnOld) -> None:
     """Put "training.steps=200" into nested values; the value is read as TOML, or as a bare string."""
     dotted, equals, text = change.partition("=")
-    option = current_name(dotted.strip())
-    if not equals or not option:
+    if not equals or not dotted.strip():
         raise RecipeError(f"--set {change!r} is not key=value; write for example --set training.steps=200.")
-    if option != dotted.strip():
-        on_old(dotted.strip(), option)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    _put(values, dotted.strip(), value, on_old)
+
+
+def _dotted(given: Mapping[str, object]) -> dict[str, object]:
+    """Sections taken apart: {"training": {"steps": 4}} is {"training.steps": 4}."""
+    found: dict[str, object] = {}
+    for key, value in given.items():
+        if isinstance(value, Mapping) and "." not in key:
+            found |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            found[key] = value
+    return found
+
+
+def _put_all(values: dict[str, Any], given: Mapping[str, object], on_old: OnOld) -> None:
+    _set_steps_or_epochs(values, given)
+    for dotted, value in given.items():
+        _put(values, dotted, value, on_old)
+
+
+def _put(values: dict[str, Any], dotted: str, value: object, on_old: OnOld) -> None:
+    option = current_name(dotted)
+    if option != dotted:
+        on_old(dotted, option)
     *sections, last = option.split(".")
     table = values
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
-            raise RecipeError(f"--set {change!r}: {section} is a value, not a table of the recipe.")
+            raise RecipeError(f"--set {dotted}: {section} is a value, not a table of the recipe.")
     table[last] = value
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.data.batches import entries
 from lora_studio.errors import (
     CheckpointError,
+    Interrupted,
     ProcessLost,
     RunFolderError,
     StudioError,
@@ -33,29 +33,19 @@ from lora_studio.training.report import describe, time_everything
 from lora_studio.training.tracking import Tracking
 
 
-@dataclass(frozen=True)
-class Interrupted:
-    """The run was stopped after this step, with a checkpoint to resume from.
-
-    By Ctrl-C, SIGTERM, or SIGHUP as a terminal sends that closes.
-    """
-
-    folder: Path
-    step: int
-
-
 def train(
     recipe: Recipe | Path | str,
     folder: Path | None = None,
     *,
     resume: bool = False,
     on_event: Listener = ignore_events,
-) -> Finished | Interrupted:
+) -> Finished:
     """Train a recipe or the one in a TOML file, and export, verify and show the result.
 
     `folder`: by default runs/<name of the recipe>. `on_event`: of several processes, the main one's hears.
     No other process can train in the folder meanwhile; looking at it is always possible.
-    Raises a StudioError for whatever the user can mend; ExportMismatch if the file is not what was trained.
+    Raises a StudioError for whatever the user can mend; ExportMismatch if the file is not what was trained;
+    Interrupted, behind a checkpoint, if the run was asked to stop.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     processes, place = join_processes(loaded.machine.device), folder or run_folder(loaded.name)
@@ -81,6 +71,8 @@ def train(
         run.close()
         run.unlock()
     leave_processes(processes)
+    if isinstance(result, Interrupted):
+        raise result
     return result
 
 
@@ -170,4 +162,4 @@ def _last_good(run: Run, error: StudioError) -> str:
     return f"{where}; lower training.learning_rate, or look at the images with the doctor"
 
 
-__all__ = ["Finished", "Interrupted", "is_finished", "train"]
+__all__ = ["Finished", "is_finished", "train"]

@@ -9,7 +9,7 @@ import pytest
 from lora_studio.errors import RecipeError
 from lora_studio.recipe import Recipe, changes
 from lora_studio.recipe.data import SourceConfig
-from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.load import changed, load_recipe
 
 RULES = (("*", "false"), ("*attn2*", "true"))
 GOOD = 'name = "a"\n[base]\nmodel = "pocket"\n[data]\nimages = "images"\n'
@@ -202,3 +202,17 @@ def test_a_recipe_of_several_sources_survives_being_written(tmp_path: Path) -> N
 
 def test_every_option_of_a_source_is_documented() -> None:
     assert all(field.description for field in SourceConfig.model_fields.values())
+
+
+def test_values_can_be_set_from_python_by_key_and_by_section(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(
+        'name = "r"\n[base]\nmodel = "pocket"\n[data]\nimages = "i"\n[training]\nepochs = 3\n', "utf-8"
+    )
+    given = {"training": {"steps": 7, "learning_rate": 1e-3}, "data.images": tmp_path / "other", "name": "s"}
+    recipe = load_recipe(str(path), set=given)
+    assert (recipe.name, recipe.training.steps, recipe.training.epochs) == ("s", 7, None)
+    assert recipe.training.learning_rate == 1e-3 and recipe.data.images == tmp_path / "other"
+    assert changed(load_recipe(path), given) == recipe and changed(recipe, {}) == recipe
+    with pytest.raises(RecipeError, match=r"unknown key training.stepz; did you mean 'steps'"):
+        changed(recipe, {"training.stepz": 1})

@@ -11,11 +11,12 @@ from noise import grey_noise
 from PIL import Image
 from tiny import image_folder, recipe_text
 
+from lora_studio.errors import Interrupted
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import Event, StepDone
 from lora_studio.training.finish import Finished
-from lora_studio.training.session import Interrupted, train
+from lora_studio.training.session import train
 
 CHANGES = (
     *("adapter.kind=lokr", "training.optimizer=schedule_free", "training.lr_schedule=constant"),
@@ -60,7 +61,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path, tiny_base: 
     recipe = load_recipe(tmp_path / "tiny.toml", changes=CHANGES)
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert isinstance(train(recipe, straight), Finished)
-    found = train(recipe, stopped, on_event=interrupting(3))
-    assert isinstance(found, Interrupted) and found.step == 3
+    with pytest.raises(Interrupted) as found:
+        train(recipe, stopped, on_event=interrupting(3))
+    assert found.value.step == 3
     assert isinstance(train(recipe, stopped, resume=True), Finished)
     assert left_behind(stopped) == left_behind(straight)

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_studio.errors import Interrupted
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import Event, Progress, StepDone, ignore_events
 from lora_studio.training.optimizers import SCHEDULES, factor
 from lora_studio.training.prepare import prepare
-from lora_studio.training.session import Interrupted, train
+from lora_studio.training.session import train
 
 
 def test_the_base_is_unchanged_by_training(tmp_path: Path, recipe_file: Path) -> None:
@@ -76,8 +77,9 @@ def test_every_step_has_its_learning_rate_whatever_the_accumulation_and_over_a_r
         if isinstance(event, StepDone) and event.step == 3:
             signal.raise_signal(signal.SIGINT)
 
-    stopped = train(recipe, tmp_path / "run", on_event=interrupt)
-    assert stopped == Interrupted(tmp_path / "run", 3)
+    with pytest.raises(Interrupted) as stopped:
+        train(recipe, tmp_path / "run", on_event=interrupt)
+    assert (stopped.value.folder, stopped.value.step) == (tmp_path / "run", 3)
     train(recipe, tmp_path / "run", resume=True)
     rows = Run(tmp_path / "run").metrics()
     shares = [1 / 2, 1, *(0.1 + 0.45 * (1 + math.cos(math.pi * done / 3)) for done in (1, 2, 3))]

@@ -110,13 +110,17 @@ def _kind(annotation: Any) -> tuple[str, list[str]]:
 
 def _limits(metadata: Sequence[Any], *, is_list: bool) -> list[str]:
     found = [
-        f"{sign} {getattr(one, attribute):g}"
+        f"{sign} {_number(getattr(one, attribute))}"
         for one in metadata
         for bound, (sign, attribute) in _BOUNDS.items()
         if isinstance(one, bound)
     ]
     lengths = [one.max_length for one in metadata if isinstance(one, MaxLen)]
     return found + [f"at most {length} {'entries' if is_list else 'characters'}" for length in lengths]
+
+
+def _number(value: float) -> str:
+    return f"{value}" if isinstance(value, int) else f"{value:g}"
 
 
 def _toml(value: Any) -> str:

@@ -21,10 +21,21 @@ def preview_names(names: Iterable[str], *, limit: int = 3) -> str:
     return ", ".join(listed[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
+_LONGEST = 1500  # letters of a line
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 4 :]}"
+
+
 class StudioError(Exception):
     """A user's mistake or a fault of their files: printed without a traceback, and the exit code is 2."""
 
     told_by_main = False  # whether the main process raises it, too, and reports it
+
+    def __str__(self) -> str:
+        """Of a line with a value of thousands of letters its beginning and its end."""
+        return "\n".join(map(_cut, super().__str__().split("\n")))
 
 
 class RecipeError(StudioError):

@@ -16,6 +16,7 @@ from lora_studio.families.text_chunks import join
 from lora_studio.processes import ALONE, Processes, to_device
 
 MOST_TEXTS = 1000  # kept on the device: a quarter of a gigabyte of SD1.5's conditioning in float32
+MOST_LOOKED_AT = 2_000_000  # showings: half a minute
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class CaptionSet:
 def captions_of_run(
     captions: ShownCaptions, batches: BatchPlan, steps: int, beside: Sequence[str] = ()
 ) -> CaptionSet:
-    """Every caption of the run; if they vary, at most `MOST_TEXTS`, the first ones shown."""
+    """Every caption of the run; if they vary, at most `MOST_TEXTS`, the first ones shown.
+
+    Of runs in which more than `MOST_LOOKED_AT` are shown it is not looked for all of them.
+    """
     texts: dict[str, set[int]] = {"": set()}
     if not captions.vary:
         for index in range(len(captions.records)):
@@ -36,8 +40,8 @@ def captions_of_run(
             if captions.preservation and (plain := captions.plain(index)):
                 texts.setdefault(plain, set()).add(index)
         return CaptionSet(texts, complete=True, beside=beside)
-    for index, shown in captions.of_steps(batches, steps):
-        if shown.text not in texts and len(texts) == MOST_TEXTS:
+    for number, (index, shown) in enumerate(captions.of_steps(batches, steps)):
+        if number == MOST_LOOKED_AT or (shown.text not in texts and len(texts) == MOST_TEXTS):
             return CaptionSet(texts, complete=False, beside=beside)
         texts.setdefault(shown.text, set()).add(index)
     return CaptionSet(texts, complete=True, beside=beside)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig, TokenConfig, token_faults
 from lora_studio.recipe.data import BaseConfig, DataConfig
-from lora_studio.recipe.section import Section
+from lora_studio.recipe.section import Section, file_name_fault
 from lora_studio.recipe.training import (
     ExportConfig,
     MachineConfig,
@@ -42,6 +42,13 @@ class Recipe(Section):
     samples: SamplesConfig = SamplesConfig()
     export: ExportConfig = ExportConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _can_name_files(cls, name: str) -> str:
+        if fault := file_name_fault(name):
+            raise ValueError(f"name is {name!r}, {fault}; give another, such as my_style.")
+        return name
 
     @model_validator(mode="after")
     def _rates_are_used(self) -> Recipe:

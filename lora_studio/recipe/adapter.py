@@ -7,14 +7,16 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lora_studio.recipe.section import Section, UserPath
+from lora_studio.recipe.section import MOST_STEPS, Section, UserPath, file_name_fault
+
+MOST_ALPHA = 65_504  # float16's largest number, as which other programs write it
 
 
 class Stopping(Section):
     """What is trained, and may stop before the end."""
 
     stop_at: float | None = Field(
-        None, gt=0, description="not trained after this step; up to 1: this share of the steps"
+        None, gt=0, le=MOST_STEPS, description="not trained after this step; up to 1: this share of the steps"
     )
 
     def last_step(self, steps: int) -> int | None:
@@ -38,7 +40,7 @@ class LayersConfig(Stopping):
         'such as "text_encoder_2.*" or "*.to_v"',
     )
     rank: int | None = Field(None, ge=1, le=4096, description="their rank; without alpha, the scale stays")
-    alpha: float | None = Field(None, gt=0, description="their alpha")
+    alpha: float | None = Field(None, gt=0, le=MOST_ALPHA, description="their alpha")
     learning_rate: float | None = Field(None, gt=0, le=1, description="their learning rate")
     train: bool | None = Field(
         None, description="false: they stay as the base has them; true takes an earlier false back"
@@ -67,7 +69,9 @@ class AdapterConfig(Section):
         description="lora, locon, dora, loha, lokr, oft; full: the base's own layers; none: [[tokens]] alone",
     )
     rank: int = Field(16, ge=1, le=4096, description="4 to 64 are common; for oft the size of a block")
-    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank; alpha = rank is 1")
+    alpha: float = Field(
+        16.0, gt=0, le=MOST_ALPHA, description="the update is scaled by alpha / rank; alpha = rank is 1"
+    )
     rslora: bool = Field(
         False, description="scale by alpha / sqrt(rank), arXiv 2312.03732: a large rank is not slowed down"
     )
@@ -79,7 +83,10 @@ class AdapterConfig(Section):
         None, ge=1, le=4096, description="of convolutions larger than 1 x 1; rank if left out"
     )
     conv_alpha: float | None = Field(
-        None, gt=0, description="of the same convolutions; if left out, the scale is that of other layers"
+        None,
+        gt=0,
+        le=MOST_ALPHA,
+        description="of the same convolutions; if left out, the scale is that of other layers",
     )
     text_encoder: bool = Field(
         False, description="train the text encoders, too; an ablation found no gain (spacepxl, SD1.5)"
@@ -100,7 +107,9 @@ class AdapterConfig(Section):
     )
     rank_dropout: float = Field(0.0, ge=0, le=0.5, description="share of ranks left out of each micro-batch")
     module_dropout: float = Field(0.0, ge=0, le=0.5, description="share of layers left out of a micro-batch")
-    max_norm: float = Field(0.0, ge=0, description="largest norm of a layer's update; 0: no limit")
+    max_norm: float = Field(
+        0.0, ge=0, le=100_000, description="largest norm of a layer's update; 0: no limit"
+    )
 
 
 NO_ADAPTER = "none"  # as adapter.kind: the tokens alone are trained
@@ -135,6 +144,8 @@ class TokenConfig(Stopping):
                 f"tokens.token is {token!r}: it must be a word of at most 64 small letters, digits, _ and -, "
                 'as text encoders read capitals as small letters and it names a file; take one like "vkq".'
             )
+        if fault := file_name_fault(token):
+            raise ValueError(f'tokens.token is {token!r}, {fault}; take one like "vkq".')
         return token
 
     @field_validator("start")

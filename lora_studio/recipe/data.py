@@ -7,8 +7,17 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from lora_studio.recipe.section import Section, UserPath, Words, folder_of
+from lora_studio.recipe.section import (
+    MOST_SEED,
+    Section,
+    UserPath,
+    Words,
+    check_path,
+    folder_of,
+    refuse_escapes,
+)
 
+MOST_REPEATS = 1000
 MOST_CHUNKS = 10  # windows of the text encoders that a caption may fill
 
 
@@ -19,7 +28,9 @@ class SourceConfig(Section):
     role: Literal["instance", "prior", "validation"] = Field(
         "instance", description="instance: trained on; prior: regularization; validation: only measured"
     )
-    repeats: int | None = Field(None, ge=1, description="how often an epoch shows each image")
+    repeats: int | None = Field(
+        None, ge=1, le=MOST_REPEATS, description="how often an epoch shows each image"
+    )
     weight: float = Field(1.0, gt=0, le=100, description="factor of the loss on its images")
     trigger: Words | None = Field(None, description="the trigger words of what this source shows")
     class_words: Words | None = Field(None, description="what the trigger words are an instance of")
@@ -42,7 +53,7 @@ class RegularizationImagesConfig(Section):
     per_image: float = Field(1.0, gt=0, le=16, description="how many are added for each image of a batch")
     steps: int = Field(25, ge=1, le=1000, description="denoising steps of an image; for count only")
     guidance: float = Field(7.5, ge=1, le=100, description="classifier-free guidance; for count only")
-    seed: int = Field(0, ge=0, description="of their noise; for count only")
+    seed: int = Field(0, ge=0, le=MOST_SEED, description="of their noise; for count only")
 
 
 class DataConfig(Section):
@@ -79,7 +90,9 @@ class DataConfig(Section):
     instance_prompt: Words = Field("", description="the caption of images without one")
     resolution: int = Field(512, ge=16, le=4096, description="side in pixels of a square of a bucket's area")
     extra_resolutions: tuple[Annotated[int, Field(ge=16, le=4096)], ...] = Field(
-        (), description="further resolutions: every epoch also shows each image at these"
+        (),
+        max_length=16,
+        description="further resolutions: every epoch also shows each image at these",
     )
     area_tolerance: float = Field(
         0.16, ge=0, le=0.5, description="how much smaller a bucket's area may be, so that less is cropped"
@@ -97,7 +110,7 @@ class DataConfig(Section):
         le=1,
         description="share of mirrored views; true is 0.5. Not for captions with left or right",
     )
-    repeats: int = Field(1, ge=1, description="how often an epoch shows each image")
+    repeats: int = Field(1, ge=1, le=MOST_REPEATS, description="how often an epoch shows each image")
     caption_dropout: float = Field(
         0.05, ge=0, lt=1, description="share of captions replaced by an empty one; keeps guidance working"
     )
@@ -106,7 +119,9 @@ class DataConfig(Section):
     )
     wildcards: bool = Field(False, description="in captions, draw one of the words in {a|b} each time")
     shuffle_tags: bool = Field(False, description="shuffle what is between commas each time")
-    keep_tags: int = Field(0, ge=0, description="the first tags that are neither shuffled nor left out")
+    keep_tags: int = Field(
+        0, ge=0, le=1000, description="the first tags that are neither shuffled nor left out"
+    )
     tag_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of tags left out each time; never one with the trigger words"
     )
@@ -123,7 +138,10 @@ class DataConfig(Section):
         RegularizationImagesConfig(), description="images of the class, so that it stays what it was"
     )
     latent_memory_gb: float = Field(
-        2.0, ge=0, description="GB of latents kept on the device; more is read from the disk, a step ahead"
+        2.0,
+        ge=0,
+        le=10_000,
+        description="GB of latents kept on the device; more is read from the disk, a step ahead",
     )
 
     @field_validator("flip", mode="before")
@@ -257,6 +275,7 @@ class BaseConfig(Section):
     @classmethod
     def _beside_the_recipe(cls, name: str, info: ValidationInfo) -> str:
         """A base in the recipe's folder, or else in the working directory; other names as they are."""
+        check_path(Path(name))
         folder = folder_of(info)
         if folder is None or name in {"", POCKET}:
             return name
@@ -264,4 +283,6 @@ class BaseConfig(Section):
         there = [place for place in (folder / path, path) if place.exists()]
         if path.suffix in FILE_ENDINGS:  # of one that is missing, too, to say where it was looked for
             there.append(folder / path)
+        if not there:
+            refuse_escapes(name)
         return str(there[0].resolve()) if there else name

@@ -18,6 +18,8 @@ from pydantic_core import ErrorDetails
 from lora_studio.errors import RecipeError, RenamedOption
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.renamed import current_name, notice, old_names_in, with_current_names
+from lora_studio.recipe.section import WRITE_PATHS
+from lora_studio.recipe.toml import plain_values, read_toml
 from lora_studio.registry import did_you_mean
 
 _HERE = Path(__file__).resolve().parents[1]  # the package
@@ -62,6 +64,9 @@ def with_steps(recipe: Recipe, steps: int) -> Recipe:
     return _recipe_from({**dict(recipe), "training": training}, None, recipe.name, on_old=_warn)
 
 
+_DOTS = 3  # in an option's name, at most
+_BRANCHES = {"bool", "int", "float", "str", "tuple"}
+_MOST_FAULTS = 40  # that are listed
 OnOld = Callable[[str, str], None]  # an option's old name and its current one
 
 
@@ -70,19 +75,7 @@ def _warn(old: str, new: str) -> None:
 
 
 def _load(path: Path, changes: Sequence[str], given: Mapping[str, object], on_old: OnOld) -> Recipe:
-    try:
-        text = path.read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise RecipeError(f"there is no recipe at {path}; give the path of a .toml file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"{path} cannot be read as UTF-8 text ({error}); give the path of a .toml file."
-        ) from None
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        paths = "; write paths with / or in 'single quotes'" if "\\" in str(error) else ""
-        raise RecipeError(f"{path} is not valid TOML: {error}{paths}.") from None
+    values = read_toml(path)
     values, faults = with_current_names(values, on_old)
     _set_steps_or_epochs(values, [change.partition("=")[0].strip() for change in changes])
     for change in changes:
@@ -101,7 +94,9 @@ def _recipe_from(
     except ValidationError as error:
         faults += sentences(error.errors(), Recipe)
     if faults:
-        lines = [f"{source} has {len(faults)} fault(s):", *(f"  {fault}" for fault in faults)]
+        lines = [f"{source} has {len(faults)} fault(s):", *(f"  {fault}" for fault in faults[:_MOST_FAULTS])]
+        if len(faults) > _MOST_FAULTS:
+            lines.append(f"  and {len(faults) - _MOST_FAULTS} more.")
         raise RecipeError("\n".join(lines))
     return recipe
 
@@ -116,13 +111,9 @@ def _set_steps_or_epochs(values: dict[str, Any], keys: Iterable[str]) -> None:
 def _apply_change(values: dict[str, Any], change: str, on_old: OnOld) -> None:
     """Put "training.steps=200" into nested values; the value is read as TOML, or as a bare string."""
     dotted, equals, text = change.partition("=")
-    if not equals or not dotted.strip():
+    if not equals or not dotted.strip() or dotted.count(".") > _DOTS:
         raise RecipeError(f"--set {change!r} is not key=value; write for example --set training.steps=200.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    _put(values, dotted.strip(), value, on_old)
+    _put(values, dotted.strip(), _value_of(text, dotted.strip()), on_old)
 
 
 def _dotted(given: Mapping[str, object]) -> dict[str, object]:
@@ -155,6 +146,19 @@ def _put(values: dict[str, Any], dotted: str, value: object, on_old: OnOld) -> N
     table[last] = value
 
 
+def _value_of(text: str, option: str) -> Any:
+    """As TOML, or as a bare string."""
+    try:
+        values = plain_values(f"value = {text}", f"--set {option}")
+    except tomllib.TOMLDecodeError as error:
+        if text.startswith('"'):
+            raise RecipeError(f"--set {option}={text} is not valid TOML: {error}; {WRITE_PATHS}.") from None
+        return text
+    if values.keys() != {"value"}:
+        raise RecipeError(f"--set {option} is given more than a value; repeat --set for another option.")
+    return values["value"]
+
+
 @cache
 def names_elsewhere() -> dict[str, str]:
     """What kohya's sd-scripts, OneTrainer and the diffusers scripts call an option -> our name of it."""
@@ -165,26 +169,48 @@ def names_elsewhere() -> dict[str, str]:
 def sentences(errors: Sequence[ErrorDetails], recipe: type[BaseModel]) -> list[str]:
     """One for each of pydantic's errors: where, what, and what is allowed. A table's keys are listed once."""
     told: set[tuple[int | str, ...]] = set()
-    return [_sentence(detail, recipe, told) for detail in errors]
+    errors = _without_branches(errors)
+    known = [_sentence(detail, recipe, told) for detail in errors[:_MOST_FAULTS]]
+    return known + [f"{detail['msg']}." for detail in errors[_MOST_FAULTS:]]  # are only counted
+
+
+def _without_branches(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """One for each value: of an option of several types pydantic has an error for each of these."""
+    found: dict[tuple[int | str, ...], ErrorDetails] = {}
+    for detail in errors:
+        *place, last = detail["loc"] or ("",)
+        if len(place) > 1 and str(last).partition("[")[0] in _BRANCHES:
+            known = found.get((*place, ""), detail)
+            found[*place, ""] = {**(detail if last == "float" else known), "loc": tuple(place)}
+        else:
+            found[*detail["loc"], detail["type"]] = detail
+    return list(found.values())
 
 
 def _sentence(detail: ErrorDetails, recipe: type[BaseModel], told: set[tuple[int | str, ...]]) -> str:
     if detail["type"] == "value_error":  # a check of ours, in our own words
         return str(detail["ctx"]["error"])
-    location, value = detail["loc"], detail["input"]
+    location, value = detail["loc"], _said(detail["input"])
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)[1:]
     if detail["type"] == "extra_forbidden":
         return f"unknown key {dotted}{_hint(location, recipe, told)}."
     if detail["type"] == "missing":
         return f"{dotted} is missing; it has no default."
     if detail["type"] == "tuple_type":
-        return f"{dotted} is {value!r}: it must be a list; if it is a table, write [[{dotted}]]."
+        return f"{dotted} is {value}: it must be a list; if it is a table, write [[{dotted}]]."
     if detail["type"] == "string_pattern_mismatch":
         about = _fields_at(location[:-1], recipe)[str(location[-1])].description or ""
         what, _, allowed = about.partition(": ")
-        return f"{dotted} is {value!r}; it must be {allowed} ({what})."
+        return f"{dotted} is {value}; it must be {allowed} ({what})."
     message = detail["msg"]
-    return f"{dotted} is {value!r}: {message[:1].lower()}{message[1:]}."
+    return f"{dotted} is {value}: {message[:1].lower()}{message[1:]}."
+
+
+def _said(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python prints no integer of thousands of digits
+        return "a number of thousands of digits"
 
 
 def _hint(location: tuple[int | str, ...], recipe: type[BaseModel], told: set[tuple[int | str, ...]]) -> str:

@@ -1,14 +1,30 @@
-"""What every table of the recipe has in common."""
+"""What every table of the recipe has in common: its values are finite, of a sensible size and plain text."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from lora_studio.text import same_text
+
+MOST_STEPS = 1_000_000  # years on a CPU, weeks on a GPU
+MOST_SEED = 10**18
+_MOST_LETTERS, _MOST_ENTRIES = 20_000, 1000  # of a text and of a list
+_LEAST = 1e-30  # smaller numbers have fewer digits in float32, or are 0 there
+_PART, _PATH = 255, 4096  # bytes of a name and of a path, on every system
+_WINDOWS_NAMES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)),
+}
+_RUN_FILES = {"checkpoints", "doctor", "exports", "holdout", "inputs", "lock", "loss", "manifest", "metrics"}
+_RUN_FILES |= {"previews", "readme", "recipe", "summary", "timesteps", "tracking", "validation", "verify"}
+WRITE_PATHS = "write paths with / or in 'single quotes'"
 
 
 def _not_blank(value: Any) -> Any:
@@ -20,18 +36,48 @@ def _not_blank(value: Any) -> Any:
 
 def _from_folder(path: Path, info: ValidationInfo) -> Path:
     """Relative paths are taken from the recipe's folder, if it has one."""
+    check_path(path)
     try:
         path = path.expanduser()
     except RuntimeError:
         raise PydanticCustomError("no_home", "no user of that name has a home folder; write it out") from None
     folder = folder_of(info)
-    return path if path.is_absolute() or folder is None else (folder / path).resolve()
+    place = path if path.is_absolute() or folder is None else (folder / path).resolve()
+    if not place.exists():
+        refuse_escapes(str(path))
+    return place
 
 
 def folder_of(info: ValidationInfo) -> Path | None:
     """The recipe's own folder; None for plain values without one."""
     folder: Path | None = (info.context or {}).get("folder")
     return folder
+
+
+def check_path(path: Path) -> None:
+    """Raise what pydantic turns into a fault if no system has so long a path, or none with such letters."""
+    longest = max((len(part.encode("utf-8", "replace")) for part in path.parts), default=0)
+    if longest > _PART or len(str(path)) > _PATH:
+        what = f"a name has at most {_PART} letters, and a path {_PATH}"
+        raise PydanticCustomError("long_path", f"no system has so long a path: {what}")
+    if fault := _size_fault(path):
+        raise PydanticCustomError("size", fault)
+
+
+def refuse_escapes(path: str) -> None:
+    """Of a path that is not there: TOML may have read it otherwise than it was meant."""
+    if any(letter in path for letter in "\b\t\n\f\r"):
+        raise PydanticCustomError(
+            "escaped_path",
+            f'it holds a tab or a line break, which "\\t" and "\\n" are in TOML; {WRITE_PATHS}',
+        )
+
+
+def file_name_fault(name: str) -> str:
+    """Why no LoRA file in a run's folder can have this name, without its ending; empty: it can."""
+    if name.partition(".")[0].casefold() in _WINDOWS_NAMES or name.endswith("."):
+        return "which cannot be a file on every system"
+    return "which a run's own files have" if name.casefold() in _RUN_FILES else ""
 
 
 Words = Annotated[str, AfterValidator(same_text)]  # of captions and prompts, spelt as those are when read
@@ -41,7 +87,7 @@ UserPath = Annotated[Path, BeforeValidator(_not_blank), AfterValidator(_from_fol
 class Section(BaseModel):
     """A table of the recipe: typed, frozen, and refusing keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     resume_safe: ClassVar[frozenset[str] | Literal["all"]] = frozenset()
     """The options that a resume may change, because what is learned stays the same but for rounding."""
@@ -49,3 +95,30 @@ class Section(BaseModel):
     @classmethod
     def is_resume_safe(cls, option: str) -> bool:
         return cls.resume_safe == "all" or option in cls.resume_safe
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _of_sensible_size(cls, value: Any) -> Any:
+        if fault := _size_fault(value):
+            raise PydanticCustomError("size", fault)
+        return value
+
+
+def _size_fault(value: Any) -> str:
+    """What no option can have: of numbers, texts and lists of them; empty if it is fine."""
+    if isinstance(value, str | Path):
+        text = str(value)
+        if len(text) > _MOST_LETTERS:
+            return f"it has {len(text)} letters; {_MOST_LETTERS} are enough for everything"
+        if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+            return "it holds what is no text (UTF-8); write it anew, or rename what it names"
+    if isinstance(value, float) and value and not _LEAST <= abs(value) <= 1 / _LEAST:
+        return f"give 0, or a number that float32 can hold, of {_LEAST:g} to {1 / _LEAST:g}"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "give a number of less than 19 digits"
+    if isinstance(value, tuple | dict):
+        if len(value) > _MOST_ENTRIES:
+            return f"it has {len(value)} entries; at most {_MOST_ENTRIES} are taken"
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        return next(filter(None, map(_size_fault, inner)), "")
+    return ""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from lora_studio.recipe.section import Section, Words
+from lora_studio.recipe.section import MOST_SEED, MOST_STEPS, Section, Words
 
 VALIDATE_FROM = 12  # images: of fewer each one is needed more than the measurement
 VALIDATION_SHARE = 0.1
@@ -22,13 +22,18 @@ class TrainingConfig(Section):
     )
 
     steps: int = Field(
-        1000, ge=1, description="optimizer steps; a resume may change it where no learning rate depends on it"
+        1000,
+        ge=1,
+        le=MOST_STEPS,
+        description="optimizer steps; a resume may change it where no learning rate depends on it",
     )
     epochs: float | None = Field(
         None, gt=0, le=100_000, description="in place of steps: how often all images are shown"
     )
-    batch_size: int = Field(4, ge=1, description="images in a micro-batch, of all processes together")
-    gradient_accumulation: int = Field(1, ge=1, description="micro-batches in an optimizer step")
+    batch_size: int = Field(
+        4, ge=1, le=4096, description="images in a micro-batch, of all processes together"
+    )
+    gradient_accumulation: int = Field(1, ge=1, le=4096, description="micro-batches in an optimizer step")
     loss_average: Literal["micro_batch", "image"] = Field(
         "micro_batch",
         description="what counts alike: micro-batches, also smaller ones (as in kohya's), or images",
@@ -46,25 +51,38 @@ class TrainingConfig(Section):
     optimizer_options: dict[str, bool | int | float | str | tuple[float, ...]] = Field(
         {}, description="further arguments of the optimizer, such as { betas = [0.9, 0.99] }"
     )
-    weight_decay: float = Field(0.01, ge=0, description="the optimizer's; 0 turns it off")
+    weight_decay: float = Field(0.01, ge=0, le=100, description="the optimizer's; 0 turns it off")
     lr_schedule: str = Field("cosine", description="after warm-up: cosine to a tenth, linear to 0, constant")
     lr_schedule_floor: float | None = Field(
         None, ge=0, le=1, description="share of the learning rate at the last step, for cosine and linear"
     )
-    warmup_steps: int | float = Field(20, ge=0, description="linear warm-up: steps, or below 1 a share")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients of a larger norm are scaled down to it")
+    warmup_steps: int | float = Field(
+        20, ge=0, le=MOST_STEPS, description="linear warm-up: steps, or below 1 a share"
+    )
+    max_grad_norm: float = Field(
+        1.0, gt=0, le=1_000_000, description="gradients of a larger norm are scaled down to it"
+    )
     max_skipped_steps: int = Field(
-        5, ge=1, description="a step that is not finite is skipped; so many in a row end the run"
+        5,
+        ge=1,
+        le=MOST_STEPS,
+        description="a step that is not finite is skipped; so many in a row end the run",
     )
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay of a moving average of the weights, which is exported; 0: off"
     )
     seed: int = Field(
-        1, ge=0, description="of all that is random; the same seed on the same machine gives the same file"
+        1,
+        ge=0,
+        le=MOST_SEED,
+        description="of all that is random; the same seed on the same machine gives the same file",
     )
-    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+    checkpoint_every: int = Field(100, ge=1, le=MOST_STEPS, description="steps between checkpoints")
     keep_checkpoints: int = Field(
-        3, ge=1, description="how many of the newest are kept, beside the best and the pinned ones"
+        3,
+        ge=1,
+        le=MOST_STEPS,
+        description="how many of the newest are kept, beside the best and the pinned ones",
     )
 
     @field_validator("warmup_steps")
@@ -109,10 +127,13 @@ class ValidationConfig(Section):
     count: int | None = Field(
         None,
         ge=0,
+        le=100_000,
         description="how many images; 0: none. Default: a tenth of 12 or more, if none has the role",
     )
     fraction: float | None = Field(None, ge=0, le=0.5, description="share of the images in place of count")
-    every: int = Field(100, ge=1, description="steps between measurements; one is made before the first step")
+    every: int = Field(
+        100, ge=1, le=MOST_STEPS, description="steps between measurements; one is made before the first step"
+    )
 
     @model_validator(mode="after")
     def _one_way_to_say_how_many(self) -> ValidationConfig:
@@ -172,7 +193,9 @@ class ObjectiveConfig(Section):
     weighting: Literal["min_snr", "debiased"] = Field(
         "min_snr", description="debiased, arXiv 2310.08442: more on high noise, where the palette is set"
     )
-    snr_gamma: float = Field(5.0, ge=0, description="min-SNR's cap, arXiv 2303.09556; 0 turns it off")
+    snr_gamma: float = Field(
+        5.0, ge=0, le=1000, description="min-SNR's cap, arXiv 2303.09556; 0 turns it off"
+    )
     noise_offset: float = Field(0.0, ge=0, le=0.5, description="only for very dark or bright styles")
     preservation: float = Field(
         0.0,
@@ -229,10 +252,10 @@ class SamplesConfig(Section):
 
     prompts: tuple[Words, ...] = Field((), description="one preview for each; none: no previews")
     negative_prompt: Words = Field("", description="of all previews, as in any UI")
-    seed: int = Field(42, ge=0, description="of the previews' noise")
-    steps: int = Field(25, ge=1, description="denoising steps of a preview")
-    guidance: float = Field(7.5, ge=1, description="classifier-free guidance; 1 turns it off")
-    every: int = Field(0, ge=0, description="steps between previews; 0: only at the end")
+    seed: int = Field(42, ge=0, le=MOST_SEED, description="of the previews' noise")
+    steps: int = Field(25, ge=1, le=1000, description="denoising steps of a preview")
+    guidance: float = Field(7.5, ge=1, le=100, description="classifier-free guidance; 1 turns it off")
+    every: int = Field(0, ge=0, le=MOST_STEPS, description="steps between previews; 0: only at the end")
 
 
 class ExportConfig(Section):

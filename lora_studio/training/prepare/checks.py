@@ -17,6 +17,7 @@ from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.quiet import paused_collector
 from lora_studio.recipe import Recipe, RecipeChange
 from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig
+from lora_studio.recipe.section import MOST_STEPS
 from lora_studio.recipe.training import TrainingConfig
 from lora_studio.runs import Run
 from lora_studio.training.machine import Machine, machine_of
@@ -43,6 +44,7 @@ from lora_studio.training.prepare.resume import (
 from lora_studio.training.tracking import tracker_faults
 
 T = TypeVar("T")
+_MICRO_BATCHES = 10  # in a step on average, of the longest runs
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,13 @@ def schedule_faults(training: TrainingConfig) -> list[str]:
     """What is wrong with the schedule, or a warm-up that is not the default, which short trials have, too."""
     faults = _Faults()
     faults.of(lambda: make_schedule(training.lr_schedule, training.lr_schedule_floor))
+    micro_batches = training.steps * training.gradient_accumulation
+    if training.epochs is None and max(training.steps, micro_batches // _MICRO_BATCHES) > MOST_STEPS:
+        faults.append(
+            f"the run would have {training.steps:,} steps and {micro_batches:,} micro-batches; at most "
+            f"{MOST_STEPS:,} and {MOST_STEPS * _MICRO_BATCHES:,} are possible: lower training.steps, "
+            "training.epochs or training.gradient_accumulation."
+        )
     usual = TrainingConfig.model_fields["warmup_steps"].default
     if training.warms_up_to_the_end and training.warmup_steps != usual:
         faults.append(

@@ -40,6 +40,7 @@ from lora_studio.training.prepare.regularization_images import draw_regularizati
 from lora_studio.training.prepare.resume import refuse_other_images
 
 GIGABYTE = 10**9
+MOST_VIEWS = 10_000_000  # of all images in an epoch: a plan has an entry for each
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ def find_images(context: BuildContext, *, resumes: bool = False) -> ImageSet:
     )
     if resumes:
         processes.from_main(lambda: refuse_other_images(context.run, manifest))
+    if (views := sum(record.repeats for record in manifest.usable)) > MOST_VIEWS:
+        raise RecipeError(
+            f"an epoch would show {views:,} images; at most {MOST_VIEWS:,} are possible: lower data.repeats, "
+            "or the repeats of folders and single images."
+        )
     context.run.text(MANIFEST, manifest.to_jsonl())
     shown = entries(manifest.used)
     context.recipe = recipe = in_steps(recipe, shown)

@@ -15,9 +15,10 @@ from lora_studio.cli.combine import combine, compare, extract, merge_into, resiz
 from lora_studio.cli.dataset import buckets, cache, class_images, regularization_images
 from lora_studio.cli.doctor import doctor, env
 from lora_studio.cli.export import convert, export, push
+from lora_studio.cli.init import init, start
 from lora_studio.cli.inspect import inspect, metadata, sidecars, verify
 from lora_studio.cli.options import Command, Group
-from lora_studio.cli.start import demo, init, plan, train
+from lora_studio.cli.start import demo, plan, train
 from lora_studio.console import console, errors
 from lora_studio.console.terminal import output_fault, use_terminal_streams
 from lora_studio.errors import ExportMismatch, ProcessLost, RenamedOption, StudioError, TrainingDiverged
@@ -31,7 +32,7 @@ app = typer.Typer(
 
 DATASET = "Dataset"
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Start here": (init, doctor, plan, train, demo),
+    "Start here": (start, init, doctor, plan, train, demo),
     DATASET: (caption, captions, buckets, regularization_images),
     "Results": (verify, export, metadata, sidecars, push),
     "LoRA files": (inspect, convert, combine, compare, resize, extract, merge_into),

@@ -1,8 +1,7 @@
-"""The verbs of a first run: init, plan, train and demo."""
+"""The verbs of a run: plan, train and demo."""
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,14 +14,11 @@ from lora_studio.cli.options import (
     RecipeFile,
     Resume,
     RunDir,
-    Trigger,
-    argument,
-    flag,
     show,
     value,
 )
 from lora_studio.console import console, errors
-from lora_studio.errors import Interrupted, RecipeError
+from lora_studio.errors import Interrupted
 from lora_studio.processes import is_main
 from lora_studio.quiet import paused_until_told, shorten_waits
 
@@ -30,46 +26,6 @@ if TYPE_CHECKING:
     from lora_studio.recipe import Recipe
 
 DEMO_FOLDER = Path("runs/demo")
-
-
-def init(
-    preset: Annotated[str, argument("PRESET", "one of those that --list names")] = "",
-    images: Annotated[Path | None, value("FOLDER", "the folder of images")] = None,
-    trigger: Trigger = "",
-    base: Annotated[
-        str, value("BASE", "a .safetensors file, a diffusers folder or a hub id; default: the preset's")
-    ] = "",
-    class_word: Annotated[
-        str, value("WORD", "for a subject: what it is, e.g. dog; put behind the trigger")
-    ] = "",
-    name: Annotated[str, value("NAME", "of the run and the LoRA file; default: the folder's")] = "",
-    out: Annotated[
-        Path | None, value("FILE", "the recipe to write; default: NAME.toml", "-o", "--out")
-    ] = None,
-    list_: Annotated[bool, flag("--list", "name the presets")] = False,
-) -> None:
-    """Write a recipe for your own images, from a preset with the reasons beside its numbers."""
-    from lora_studio.recipe.presets import PresetInputs, fill, preset_names, recipe_name, summary
-    from lora_studio.text import with_class
-
-    if list_:
-        for one in preset_names():
-            console.say(f"{one:15} {summary(one)}")
-        return
-    summary(preset)  # an unknown preset is the first thing to say
-    if images is None or not trigger:
-        raise RecipeError("init needs --images, a folder of images, and --trigger, the trigger words.")
-    path = out or Path(f"{name or recipe_name(images)}.toml")
-    text, recipe = fill(preset, PresetInputs(images, trigger, base, name, class_word), folder=path.parent)
-    _write_recipe(path, text)
-    console.say(f"wrote {path}: {summary(preset)}")
-    if recipe.data.trigger != trigger:
-        words = with_class(trigger, class_word)
-        console.say(f'the trigger is "{words}": captions should contain these words')
-    console.say("next:")
-    console.say(f"  lora-studio doctor {shlex.quote(str(path))}   # what is wrong with images and captions")
-    console.say(f"  lora-studio plan {shlex.quote(str(path))}   # memory, disk and time")
-    console.say(f"  lora-studio train {shlex.quote(str(path))}   # the LoRA")
 
 
 def plan(
@@ -162,14 +118,3 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
         console.say(f"stopped after step {stopped.step}; go on with: {again}{options} --resume")
         raise typer.Exit(130) from None
     print_finished(result, console)
-
-
-def _write_recipe(path: Path, text: str) -> None:
-    try:
-        with path.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-    except FileExistsError:
-        raise RecipeError(f"{path} is there already and stays as it is; choose another --out.") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise RecipeError(f"{path} cannot be written ({reason}); choose another --out.") from None

@@ -33,7 +33,7 @@ def print_findings(report: DoctorReport, screen: Screen, *, title: str) -> None:
         head = Text(f"\n{first.severity}", style=_COLOURS[first.severity])
         screen.say(head.append(f"  {in_words(first.kind)} ({len(findings)})", style="bold not dim"))
         _print_group(findings, screen)
-    for line in plan["triggers"]:
+    for line in [*plan["triggers"], *(f"base: {note}" for note in plan["base_notes"])]:
         screen.say()
         screen.say(shown(line))
     buckets = ", ".join(f"{name}: {count}" for name, count in plan["buckets"].items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from lora_studio.recipe.load import PRESET_FOLDER, recipe_from
 from lora_studio.registry import unknown
 from lora_studio.text import with_class
 
+_MOST_OWN, _LONGEST = 2, 200  # prompts that are captions, and letters of one
+_SYNTAX = re.compile(r"[{}<>\\\[\]\n]")
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
 
 
@@ -28,6 +31,8 @@ class PresetInputs:
     base: str = ""  # empty: the preset's
     name: str = ""  # empty: the folder's
     class_words: str = ""  # what the trigger is one of
+    instance_prompt: str = ""  # of images without a caption; empty: the preset's, if it has one
+    captions: tuple[str, ...] = ()  # of the images; some are drawn as previews
 
 
 def preset_names() -> list[str]:
@@ -70,7 +75,7 @@ def fill(preset: str, inputs: PresetInputs, *, folder: Path) -> tuple[str, Recip
         "name": inputs.name or recipe_name(inputs.images),
         "model": _base(inputs.base) or own["base"]["model"],
         "images": _seen_from(folder, inputs.images),
-        "instance_prompt": reworded(own["data"].get("instance_prompt", "")),
+        "instance_prompt": inputs.instance_prompt or reworded(own["data"].get("instance_prompt", "")),
         "class_words": wanted,
         "trigger": trigger,
     }
@@ -78,8 +83,25 @@ def fill(preset: str, inputs: PresetInputs, *, folder: Path) -> tuple[str, Recip
         values |= {"token": _new_word(preset, trigger, wanted), "start": wanted}
     for key, value in values.items():
         text = _assigned(text, key, value)
-    text = _with_prompts(text, [reworded(prompt) for prompt in own["samples"]["prompts"]])
+    prompts = [reworded(prompt) for prompt in own["samples"]["prompts"]]
+    text = _with_prompts(text, _with_captions(prompts, inputs.captions, trigger))
     return text, recipe_from(tomllib.loads(text), folder=folder.resolve(), source=f"the recipe from {preset}")
+
+
+def preset_base(name: str) -> str:
+    """The base that it is written for."""
+    return str(tomllib.loads(preset_text(name))["base"]["model"])
+
+
+def _with_captions(prompts: list[str], captions: Sequence[str], trigger: str) -> list[str]:
+    """What the user's own images show in place of the first prompts; the last one stays as it is.
+
+    Short captions, as far apart in the folder as can be, without the syntax of other tools.
+    """
+    plain = list(dict.fromkeys(one for one in captions if len(one) <= _LONGEST and not _SYNTAX.search(one)))
+    wanted = min(len(plain), _MOST_OWN, max(1, len(prompts) - 2))
+    own = [plain[place * len(plain) // wanted] for place in range(wanted)]
+    return [one if trigger in one else f"{one}, {trigger}" for one in own] + prompts[wanted:]
 
 
 def _class_words(preset: str, inputs: PresetInputs, *, needed: bool) -> str:

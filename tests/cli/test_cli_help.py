@@ -33,7 +33,7 @@ def test_help_lists_every_verb_under_its_group() -> None:
             panels[match[1]] = inside = []
         elif match := re.match(r"│ ([a-z][a-z-]*)  ", line):
             inside.append(match[1])
-    assert panels["Start here"] == ["init", "doctor", "plan", "train", "demo"]
+    assert panels["Start here"] == ["start", "init", "doctor", "plan", "train", "demo"]
     assert panels["Dataset"] == ["caption", "captions", "buckets", "regularization-images", "cache"]
     assert panels["Results"] == ["verify", "export", "metadata", "sidecars", "push"]
     assert {"inspect", "convert", "combine", "merge-into"} <= set(panels["LoRA files"])
@@ -44,7 +44,7 @@ def test_help_lists_every_verb_under_its_group() -> None:
 def test_without_a_verb_the_five_commands_of_a_first_run_are_shown(capsys) -> None:
     code, out, _ = run([], capsys)
     shown = re.findall(r"^  lora-studio (\w+) .*", out, re.MULTILINE)
-    assert code == 0 and shown == ["init", "doctor", "plan", "train", "demo"]
+    assert code == 0 and shown == ["start", "doctor", "plan", "train", "demo"]
     assert len(out.splitlines()) < 12 and max(map(len, out.splitlines())) <= 100
 
 

@@ -122,6 +122,22 @@ CALLS: dict[str, Calls] = {  # verb -> calls that work, and calls that are refus
         ["init", "sd15_style", "--images", w.images, "--trigger", f"zwx {EVIL}", "-o", w.root / "new.toml"],
         ["init", EVIL],
     ],
+    "start": lambda w: [
+        [
+            "start",
+            w.images,
+            "--base",
+            w.base,
+            "--name",
+            "evil",
+            "--trigger",
+            EVIL,
+            "-o",
+            w.root / "start.toml",
+        ],
+        ["start", w.root / "none"],
+        ["start", w.images, "--learn", EVIL],
+    ],
     "doctor": lambda w: [
         ["doctor", w.images],
         ["doctor", w.recipe],

@@ -66,6 +66,7 @@ def examine(
     plan = bucket_plan(manifest, requirements.resolution, requirements.stride)
     triggers = dict.fromkeys(record.trigger for record in manifest.used if record.trigger)
     plan["triggers"] = [tokens_in_words(trigger, requirements.tokenizers) for trigger in triggers]
+    plan["base_notes"] = list(requirements.base_notes)
     return DoctorReport(worst_first(findings, CHECKS.names()), plan, manifest.usable)
 
 
@@ -90,7 +91,8 @@ def examine_folder(
         from lora_studio.families.loading import load_base
 
         family = load_base(options.base, weights=False)
-        asked = Requirements(family.native_side, family.stride, family.tokenizers)
+        facts = family.native_side, family.stride, family.tokenizers
+        asked = Requirements(*facts, base_notes=family.notes)
     else:
         asked = Requirements(512, 64, {"CLIP": ClipTokenizer()})  # those of the most common bases
     asked = replace(asked, resolution=options.resolution or asked.resolution)

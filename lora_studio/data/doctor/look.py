@@ -61,6 +61,7 @@ class Requirements:
     max_chunks: int = 1  # windows of the text encoders that a caption may fill
     wildcards: bool = False  # one of the words in {a|b} is drawn
     prompts: Sequence[tuple[str, str]] = ()  # of previews and drawn images: a recipe's key, and its text
+    base_notes: Sequence[str] = ()  # what the base's user should know
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lora_studio.families.loading.hub import hub_folder, is_hub_id
 from lora_studio.families.loading.single_file import SingleFileOptions, open_single_file
 from lora_studio.families.loading.vae import load_vae
 from lora_studio.families.noise_schedule import with_prediction
+from lora_studio.pocket import WEIGHTS, pocket_note
 from lora_studio.quiet import bitsandbytes_on_demand, paused_collector
 from lora_studio.recipe.data import FILE_ENDINGS, POCKET
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-POCKET_FOLDER = Path(__file__).resolve().parents[2] / "pocket" / "weights"
+POCKET_FOLDER = WEIGHTS
 
 
 @paused_collector()
@@ -102,6 +103,7 @@ def _load_folder(model: str, prediction: str, *, weights: bool, dtype: torch.dty
     stamps = {name: stamps_of(weight_files(folder.path / name)) for name in networks}
     parts = {name: folder.network(name) for name in networks}
     base = family(parts, tokenizers, source=model if model == POCKET else "", scheduler=scheduler)
+    base.notes = (pocket_note(),) if model == POCKET else ()
     for name, part in parts.items() if weights else ():
         stored = folder.fill(name, part, torch.float32 if name == "vae" else dtype)
         base.sources[name] = source_of(part, stored, stamps[name])

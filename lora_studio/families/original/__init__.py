@@ -45,6 +45,12 @@ class BaseKind:
     sized: bool = False  # pooled text and image sizes are inputs of the UNet
     marks_prediction: bool = False  # a file that predicts v says so in a tensor named v_pred
 
+    def has_unet(self, configuration: Mapping[str, object]) -> bool:
+        """Whether a UNet with that diffusers configuration, if of any of these kinds, is of this one."""
+        added = configuration.get("addition_embed_type")
+        linear = bool(configuration.get("use_linear_projection"))
+        return added == "text_time" if self.sized else not added and linear == self.linear_projection
+
 
 _CLIP_L, _CLIP_END = (768, 12), "<|endoftext|>"
 SD1 = BaseKind(

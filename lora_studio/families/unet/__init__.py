@@ -72,11 +72,7 @@ class StableDiffusion(ModelFamily):
 
     @classmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
-        unet = configurations.get("unet", {})
-        added, is_linear = unet.get("addition_embed_type"), bool(unet.get("use_linear_projection"))
-        return (
-            added == "text_time" if cls.kind.sized else not added and is_linear == cls.kind.linear_projection
-        )
+        return cls.kind.has_unet(configurations.get("unet", {}))
 
     @property
     def native_side(self) -> int:

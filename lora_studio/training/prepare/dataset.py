@@ -159,6 +159,13 @@ def examine_manifest(
     prompts.append(("samples.negative_prompt", recipe.samples.negative_prompt))
     prompts.append(("data.regularization_images.prompt", data.regularization_images.prompt))
     shape = data.resolution, family.stride
-    asked = Requirements(*shape, family.tokenizers, data.max_token_chunks, data.wildcards, prompts)
+    asked = Requirements(
+        *shape,
+        family.tokenizers,
+        max_chunks=data.max_token_chunks,
+        wildcards=data.wildcards,
+        prompts=prompts,
+        base_notes=family.notes,
+    )
     written = {record.name: captions.written(index) for index, record in enumerate(captions.records)}
     return examine(manifest, asked, faults=list(faults), written=written, looks=looks)

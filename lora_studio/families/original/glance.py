@@ -1,0 +1,93 @@
+"""What a base is, at a glance: from a file's header, a folder's configuration or a known id; no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_studio.errors import BaseModelError
+from lora_studio.families.original import KINDS, BaseKind, detect
+from lora_studio.families.original.checkpoint import open_checkpoint
+from lora_studio.families.original.published import PUBLISHED
+from lora_studio.pocket import WEIGHTS, pocket_note
+from lora_studio.recipe.data import FILE_ENDINGS, POCKET
+
+_LEAST_SIDE = 256  # pixels; what is below is a miniature
+_MOST_LEVELS = 12  # of a VAE
+
+
+@dataclass(frozen=True)
+class BaseGlance:
+    """What is known of a base before it is loaded; nothing of an id that is not published."""
+
+    model: str
+    kind: BaseKind | None = None  # of the published ones
+    side: int = 0  # pixels of the square images that it was made for; 0: not known
+    doubt: str = ""  # why nothing is known of what is there
+
+    @property
+    def title(self) -> str:
+        if self.model == POCKET:
+            return "the pocket base"
+        return self.kind.title if self.kind else "a base that is not known before it is loaded"
+
+    @property
+    def note(self) -> str:
+        """What its user should know."""
+        return pocket_note() if self.model == POCKET else ""
+
+    def is_as(self, other: BaseGlance) -> bool:
+        """Whether what suits one suits the other, a miniature or not, as far as both are known."""
+        if self.kind is None or other.kind is None:
+            return True
+        return self.kind is other.kind and (self.side < _LEAST_SIDE) == (other.side < _LEAST_SIDE)
+
+
+def glance_at_base(model: str) -> BaseGlance:
+    """Raises BaseModelError for a file or folder of another kind of model; what cannot be read is a doubt."""
+    path = WEIGHTS if model == POCKET else Path(model).expanduser()
+    if path.is_file() or path.suffix in FILE_ENDINGS:
+        try:
+            checkpoint = open_checkpoint(path)
+        except BaseModelError as error:
+            return BaseGlance(model, doubt=str(error))
+        return _of_kind(model, detect(path.name, checkpoint.shapes))
+    if path.is_dir():
+        return _folder(model, path)
+    published = PUBLISHED.get(model)
+    return _of_kind(model, published.kind) if published else BaseGlance(model)
+
+
+def _of_kind(model: str, kind: BaseKind) -> BaseGlance:
+    return BaseGlance(model, kind, kind.sides["epsilon"])
+
+
+def _folder(model: str, path: Path) -> BaseGlance:
+    """By its parts and its UNet's configuration; `load_base` looks closer."""
+    try:
+        listed = _json(path / "model_index.json")
+        unet = _json(path / "unet" / "config.json") if "unet" in listed else None
+        vae = _json(path / "vae" / "config.json") if "vae" in listed else {}
+    except (OSError, ValueError) as error:
+        what = f"{path} is no diffusers folder that can be read ({getattr(error, 'strerror', '') or error})"
+        return BaseGlance(model, doubt=f"{what}; give one, or a .safetensors file.")
+    if unet is None:
+        raise BaseModelError(
+            f"the base model {model} has no UNet, so it is no Stable Diffusion 1.x, 2.x or XL, which alone "
+            "can be trained; give another base."
+        )
+    levels, size = vae.get("block_out_channels"), unet.get("sample_size")
+    side = 0
+    if isinstance(levels, list) and isinstance(size, int) and len(levels) < _MOST_LEVELS:
+        side = size * 2 ** (len(levels) - 1)
+    return BaseGlance(model, next((kind for kind in KINDS if kind.has_unet(unet)), None), side)
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    values = json.loads(path.read_text("utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return values

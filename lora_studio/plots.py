@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -26,7 +27,13 @@ def margins(height: float) -> dict[str, float]:
 
     Given, and not found by matplotlib's "constrained" layout, which draws everything twice.
     """
-    return {"left": 0.11, "right": 0.98, "top": 1 - 0.2 / height, "bottom": 0.55 / height}
+    return {"left": 0.11, "right": 0.98, "top": 1 - 0.4 / height, "bottom": 0.55 / height}
+
+
+def legend_above(axes: Axes) -> None:
+    """Names of the lines in one row above the axes, where nothing is drawn that they could cover."""
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+    axes.legend(ncols=4, frameon=False, **place)
 
 
 def png_bytes(figure: Figure) -> bytes:
@@ -46,9 +53,10 @@ def loss_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     above.plot(steps, losses, color="#b9c4d6", linewidth=0.8, label="each step")
     above.plot(steps, running_mean(losses), color="#1f4e9c", linewidth=1.8, label="running mean")
     above.set_ylabel("loss")
-    above.legend(frameon=False)
+    legend_above(above)
     below.plot(steps, [row["learning_rate"] for row in rows], color="#9c5a1f")
     below.set_ylabel("learning rate")
+    below.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     below.set_xlabel("step")
     return png_bytes(figure)
 
@@ -58,14 +66,15 @@ def validation_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     pyplot = headless_pyplot()
     steps = [row["step"] for row in rows]
     figure, axes = pyplot.subplots(figsize=(8, 4), gridspec_kw=margins(4))
-    for name in rows[0]["images"]:
-        axes.plot(steps, [row["images"][name] for row in rows], color="#b9c4d6", linewidth=0.8)
+    for number, name in enumerate(rows[0]["images"]):
+        of_image, label = [row["images"][name] for row in rows], "_" if number else "each image"
+        axes.plot(steps, of_image, color="#b9c4d6", linewidth=0.8, label=label)
     means = [row["relative"] for row in rows]
     axes.plot(steps, means, color="#1f4e9c", linewidth=1.8, marker="o", markersize=3, label="mean")
     axes.axhline(1, color="#888", linewidth=0.8, linestyle="--", label="the base")
     axes.set_xlabel("step")
     axes.set_ylabel("loss on validation images / the base's")
-    axes.legend(frameon=False)
+    legend_above(axes)
     return png_bytes(figure)
 
 

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_studio.cli.options import BASES, Device, Images, Json, Recursive, Trigger, flag, print_json, value
-from lora_studio.console import console
+from lora_studio.cli.options import (
+    BASES,
+    Device,
+    Json,
+    Recursive,
+    Trigger,
+    argument,
+    flag,
+    print_json,
+    value,
+)
+from lora_studio.console import console, errors
 from lora_studio.data.captioners import CAPTION_WRITERS
 from lora_studio.errors import CaptionError
 
 if TYPE_CHECKING:
-    from lora_studio.data.manifest import Manifest
+    from transformers import PreTrainedTokenizerBase
 
-Writer = Annotated[str, value("NAME", f"the captioner: {', '.join(CAPTION_WRITERS.names())}", "--with")]
+    from lora_studio.data.captioners import CaptionWriter
+    from lora_studio.data.captioners.write import Replace
+    from lora_studio.data.manifest import Manifest
+    from lora_studio.data.sources import Source
+
+Target = Annotated[Path, argument("FOLDER|RECIPE", "images, or a recipe's .toml file")]
+_WRITERS = f"{', '.join(CAPTION_WRITERS.names())}; default: template with --class-word, else filename"
+Writer = Annotated[str, value("NAME", f"the captioner: {_WRITERS}", "--with")]
 Model = Annotated[
     str, value("MODEL", "a folder or hub id with safetensors; for endpoint the server's name for it")
 ]
@@ -30,17 +48,17 @@ _FETCHED = ", which is downloaded when it is used for the first time"
 
 
 def caption(
-    folder: Images,
-    writer: Writer,
+    target: Target,
+    writer: Writer = "",
     model: Model = "",
     url: Annotated[str, value("URL", "endpoint: e.g. http://localhost:8080/v1")] = "",
     prompt: Prompt = "",
     template: Annotated[str, value("WORDS", 'default: "a photo of {trigger} {class}"')] = "",
     thresholds: Thresholds = None,
     max_tokens: Annotated[int, value("N", "the longest caption in tokens", min=0)] = 0,
-    trigger: Annotated[str, value("WORDS", "the trigger words; put first in captions that lack them")] = "",
+    trigger: Annotated[str, value("WORDS", "put first where they lack; default: the recipe's")] = "",
     class_words: Annotated[
-        str, value("WORDS", "what the trigger is, e.g. dog", "--class-word", "--class")
+        str, value("WORDS", "what the trigger is, e.g. dog; default: the recipe's", "--class-word", "--class")
     ] = "",
     prefix: Annotated[str, value("WORDS", "words before every caption")] = "",
     suffix: Annotated[str, value("WORDS", 'words behind, e.g. ", {trigger}"')] = "",
@@ -57,42 +75,54 @@ def caption(
     recursive: Recursive = False,
 ) -> None:
     """Write captions for the images that have none: exit 0, or 1 if some still have none."""
-    from lora_studio.console.dataset import CaptionScreen, print_outcome
-    from lora_studio.data.captioners import WriterOptions, caption_writer
-    from lora_studio.data.captioners.write import write_captions
+    from lora_studio.data.captioners import WriterOptions, caption_writer, default_writer
     from lora_studio.data.captions.wording import Wording
-    from lora_studio.data.scan import ScanOptions, scan
+    from lora_studio.data.sources import sources_at
 
-    wording = Wording(trigger, class_words, prefix, suffix, blacklist)
     limits = dict(_threshold(text) for text in thresholds or ())
-    options = WriterOptions(model, device, prompt, template, url, max_tokens, batch_size, limits, wording)
-    made = caption_writer(writer)(options)
-    manifest = scan(_existing(folder), ScanOptions(recursive=recursive))
-    if model_name := made.settings.get("model"):
-        fetched = "" if made.name == "endpoint" or Path(model).expanduser().is_dir() else _FETCHED
-        console.say(f"{made.name} with the model {model_name}{fetched}")
+    sources = sources_at(target, trigger=trigger, class_words=class_words, recursive=recursive)
+    replace: Replace = "all" if overwrite else "generated" if redo else "nothing"
+    faults = 0
+    for source in sources:
+        wording = Wording(source.trigger, source.class_words, prefix, suffix, blacklist)
+        options = WriterOptions(model, device, prompt, template, url, max_tokens, batch_size, limits, wording)
+        name, why = (writer, "") if writer else default_writer(source.trigger, source.class_words)
+        made = caption_writer(name)(options)
+        if len(sources) > 1:
+            console.say(f"{source.folder}:")
+        if why:
+            console.say(f"captions are {why}")
+        faults += _write(source, made, replace, dry_run=dry_run)
+    if faults:
+        raise typer.Exit(1)
+
+
+def _write(source: Source, made: CaptionWriter, replace: Replace, *, dry_run: bool) -> int:
+    """Caption a folder -> how many images still have no caption."""
+    from lora_studio.console.dataset import CaptionScreen, print_outcome
+    from lora_studio.data.captioners.write import write_captions
+    from lora_studio.data.scan import scan
+
+    manifest, folder = scan(source.folder, source.reading), source.folder
+    if model := made.settings.get("model"):
+        fetched = "" if made.name == "endpoint" or Path(str(model)).expanduser().is_dir() else _FETCHED
+        console.say(f"{made.name} with the model {model}{fetched}")
     with CaptionScreen(console, made.name) as screen:
         try:
             outcome = write_captions(
-                manifest,
-                made,
-                folder=folder,
-                replace="all" if overwrite else "generated" if redo else "nothing",
-                dry_run=dry_run,
-                on_image=screen,
+                manifest, made, folder=folder, replace=replace, dry_run=dry_run, on_image=screen
             )
         except KeyboardInterrupt:
             console.say("stopped; the same command goes on where it was")
             raise typer.Exit(130) from None
     print_outcome(outcome, manifest, console, dry_run=dry_run)
-    if outcome.faults:
-        raise typer.Exit(1)
+    return len(outcome.faults)
 
 
 def captions(
-    folder: Images,
+    target: Target,
     trigger: Trigger = "",
-    base: Annotated[str, value("BASE", f"count tokens as this base: {BASES}")] = "",
+    base: Annotated[str, value("BASE", f"count tokens as this base: {BASES}; default: the recipe's")] = "",
     find: Annotated[str | None, value("WORDS", "show the captions that contain these words")] = None,
     replace: Annotated[str | None, value("WORDS", "with --find: show them with other words")] = None,
     regex: Annotated[bool, flag("--regex", "--find is a regular expression")] = False,
@@ -100,27 +130,60 @@ def captions(
     as_json: Json = False,
     recursive: Recursive = False,
 ) -> None:
-    """Count words, trigger words and tokens in a folder's captions, or find and replace in all of them."""
+    """Count words, trigger words and tokens in captions, or find and replace in all of them."""
     _check_replace(find, replace, regex=regex, write=write)
-    from lora_studio.data.scan import ScanOptions, scan
+    from lora_studio.data.scan import scan
+    from lora_studio.data.sources import sources_at
 
-    manifest = scan(_existing(folder), ScanOptions(recursive=recursive))
-    if find is not None:
-        _find(folder, manifest, find, replace, regex=regex, write=write)
+    sources = sources_at(target, trigger=trigger, recursive=recursive)
+    manifests = [(source, scan(source.folder, source.reading)) for source in sources]
+    if find is None:
+        _count(manifests, _tokenizers(target, base), as_json=as_json)
         return
+    for source, manifest in manifests:
+        if len(sources) > 1:
+            console.say(f"{source.folder}:")
+        _find(source.folder, manifest, find, replace, regex=regex, write=write)
+
+
+def _tokenizers(target: Path, base: str) -> Mapping[str, PreTrainedTokenizerBase]:
+    """Of the base that is named; of the recipe's, if that is here."""
+    from lora_studio.errors import BaseModelError
+    from lora_studio.families.loading import load_tokenizers
+    from lora_studio.recipe.load import load_recipe
+
+    if base:
+        return load_tokenizers(base)
+    if target.is_dir():
+        return {}
+    try:
+        return load_tokenizers(load_recipe(target).base.model)
+    except BaseModelError as fault:
+        errors.say(f"tokens are not counted: {fault}")
+        return {}
+
+
+def _count(
+    manifests: list[tuple[Source, Manifest]],
+    tokenizers: Mapping[str, PreTrainedTokenizerBase],
+    *,
+    as_json: bool,
+) -> None:
     from lora_studio.console.dataset import print_statistics
     from lora_studio.data.captions.statistics import caption_statistics
 
-    tokenizers = {}
-    if base:
-        from lora_studio.families.loading import load_tokenizers
-
-        tokenizers = load_tokenizers(base)
-    statistics = caption_statistics(manifest.used, trigger=trigger, tokenizers=tokenizers)
+    found = [
+        (source, caption_statistics(manifest.used, trigger=source.trigger, tokenizers=tokenizers))
+        for source, manifest in manifests
+    ]
     if as_json:
-        print_json(asdict(statistics))
-    else:
-        print_statistics(statistics, console, trigger=trigger)
+        each = [asdict(statistics) for _, statistics in found]
+        print_json(each[0] if len(each) == 1 else each)
+        return
+    for source, statistics in found:
+        if len(found) > 1:
+            console.say(f"{source.folder}:")
+        print_statistics(statistics, console, trigger=source.trigger)
 
 
 def _check_replace(find: str | None, replace: str | None, *, regex: bool, write: bool) -> None:
@@ -157,9 +220,3 @@ def _threshold(text: str) -> tuple[str, float]:
             f"--threshold {text!r} is not CATEGORY=NUMBER with a number from 0 to 1, such as general=0.4."
         )
     return category.strip(), value
-
-
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise CaptionError(f"there is no folder {folder}; give the folder that holds the images.")
-    return folder

@@ -121,21 +121,23 @@ def _target(file: Path, out: Path | None, *, in_place: bool, force: bool) -> Pat
 
 
 def sidecars(
-    run: Annotated[Path, argument("RUN", "the folder of a finished run")],
+    target: Annotated[Path, argument("RUN|FILE", "a finished run's folder, or a LoRA file")],
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write what UIs show beside a LoRA: an image, its facts, and a model card."""
     from lora_studio.metadata.sidecars import write_sidecars
 
-    written = write_sidecars(run, overwrite=force)
+    written = write_sidecars(target, overwrite=force)
     if as_json:
         print_json({"written": [str(path) for path in written]})
         return
     for path in written:
         console.say(f"written      {path}")
-    if not any(path.suffix == ".png" for path in written):
+    if target.is_dir() and not any(path.suffix == ".png" for path in written):
         console.say("no image: the run kept no previews; set samples.prompts in its recipe")
+    if target.is_file() and not target.with_suffix(".png").is_file():
+        console.say(f"no image: put one beside it, called {target.with_suffix('.png').name}")
 
 
 def check_origin(file: Path, places: list[Path], *, provenance: bool, as_json: bool) -> None:

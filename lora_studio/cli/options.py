@@ -39,8 +39,6 @@ BASES = '"pocket", a diffusers folder, a checkpoint file or a hub id'
 RecipeFile = Annotated[Path, argument("RECIPE", "a TOML recipe; see recipes/")]
 LoraPath = Annotated[Path, argument("FILE", "a LoRA .safetensors file from anywhere")]
 
-Images = Annotated[Path, argument("FOLDER", "a folder of images")]
-
 Changes = Annotated[
     list[str] | None,
     value("KEY=VALUE", "change the recipe, e.g. training.steps=200; can be repeated", "--set"),

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_studio.console.terminal import guard_redirected
-from lora_studio.text import Rows, duration, file_size, harmless, harmless_json
+from lora_studio.text import Rows, duration, file_size, harmless, harmless_json, plural
 from lora_studio.training import events
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def print_finished(result: Finished, screen: Screen) -> None:
         text = f"{measured['relative_last']:.1%} of the base's loss; the lowest was {best}"
         rows.append(("validation", text))
     if skipped := summary["steps_skipped"]:
-        rows.append(("warning", f"{skipped} steps were not finite and skipped"))
+        rows.append(("warning", f"{plural(skipped, 'step')} not finite, and skipped"))
     rows.append(("time", f"{duration(summary['seconds']['training'])} for the steps"))
     screen.say()
     screen.say_rows(rows)

@@ -97,12 +97,14 @@ def _print_change(name: str, before: str, after: str, screen: Screen) -> None:
 
 def print_outcome(outcome: CaptioningResult, manifest: Manifest, screen: Screen, *, dry_run: bool) -> None:
     """How many captions were written and kept, and every image that still has none."""
-    screen.say(f"{outcome.written} captions {'would be ' if dry_run else ''}written")
+    screen.say(f"{plural(outcome.written, 'caption')} {'would be ' if dry_run else ''}written")
     if outcome.done_before:
-        screen.say(f"{outcome.done_before} were written before, with the same settings")
+        were = "was" if outcome.done_before == 1 else "were"
+        screen.say(f"{outcome.done_before} {were} written before, with the same settings")
     for author, count in sorted(outcome.kept.items()):
         how = "--overwrite" if author == BY_HAND else "--redo"
-        screen.say(f"{count} captions written {_author(author)} are kept; {how} replaces them")
+        are = "is kept; {} replaces it" if count == 1 else "are kept; {} replaces them"
+        screen.say(f"{plural(count, 'caption')} written {_author(author)} {are.format(how)}")
     for name, reason in outcome.faults:
         screen.say(f"no caption for {name}: {reason}")
     others = [one for one in manifest.excluded if not is_junk(one.name) and not is_caption(one.name)]
@@ -117,7 +119,8 @@ def print_statistics(statistics: Statistics, screen: Screen, *, trigger: str) ->
     by = ", ".join(f"{count} {_author(who)}" for who, count in statistics.written_by.items())
     screen.say(f"{statistics.captioned} of {statistics.images} images have a caption: {by or 'none'}")
     if statistics.several_lines:
-        screen.say(f"{statistics.several_lines} caption files hold several captions, one a line")
+        files = plural(statistics.several_lines, "caption file")
+        screen.say(f"{files} with several captions, one a line")
     if statistics.without:
         screen.say(f"without a caption: {preview_names(statistics.without, limit=10)}")
     for name, reason in statistics.unreadable:
@@ -148,7 +151,7 @@ def print_found(changes: Sequence[CaptionChange], screen: Screen) -> None:
     """The captions that hold the words of --find."""
     for change in changes:
         screen.say(f"{change.name}: {change.file.text}")
-    screen.say(f"found in {len(changes)} captions")
+    screen.say(f"found in {plural(len(changes), 'caption')}")
 
 
 def print_changes(
@@ -162,6 +165,6 @@ def print_changes(
         if change.fault:
             screen.say(f"{change.name} stays: {change.fault}")
     how = "changed" if written else f"would change{'; --write writes them' if good else ''}"
-    screen.say(f"{len(good)} captions {how}")
+    screen.say(f"{plural(len(good), 'caption')} {how}")
     if backup:
         screen.say(f"what they were is kept in {backup}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from lora_studio.console import Screen, columns
-from lora_studio.text import file_size, in_words, shown
+from lora_studio.text import file_size, in_words, plural, shown
 
 if TYPE_CHECKING:
     from lora_studio.metadata.provenance import OriginReport
@@ -118,7 +118,7 @@ def print_report(report: VerifyReport, screen: Screen) -> None:
 def print_metadata(
     path: Path, metadata: Mapping[str, str], tensor_hash: str, screen: Screen, *, written: bool
 ) -> None:
-    screen.say(f"{path}: {'written, ' if written else ''}{len(metadata)} keys of metadata")
+    screen.say(f"{path}: {'written, ' if written else ''}{plural(len(metadata), 'key')} of metadata")
     _print_metadata(metadata, screen)
     screen.say_rows([("tensors", f"sha256 {tensor_hash}, on cards {tensor_hash[:12]}")])
     if (named := metadata.get("sshs_model_hash")) and named != tensor_hash:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from lora_studio.console import Screen, columns
 from lora_studio.files import size_of
-from lora_studio.text import Rows, file_size
+from lora_studio.text import Rows, file_size, plural
 
 if TYPE_CHECKING:
     from lora_studio.tools.combine import CombineReport, ResizeReport
@@ -59,7 +59,7 @@ def print_extracted(report: ExtractReport, out: Path, screen: Screen) -> None:
 
 def print_merged(report: MergeReport, out: Path, screen: Screen) -> None:
     rows = [
-        ("changed", f"{report.layers} tensors of the base"),
+        ("changed", f"{plural(report.layers, 'tensor')} of the base"),
         ("rounding", f"{report.cast_error:.2%} of the changes' norm, by the base's dtypes"),
     ]
     _print_written(out, size_of(out), rows, report.notes, screen)
@@ -81,7 +81,7 @@ def print_exported(found: Sequence[Exported], screen: Screen) -> None:
 
 
 def print_converted(converted: Converted, screen: Screen) -> None:
-    measured = f"{converted.layers} layers; rounding {converted.cast_error:.1e}"
+    measured = f"{plural(converted.layers, 'layer')}; rounding {converted.cast_error:.1e}"
     if converted.cut:
         measured += f"; {_left_out_of_plain(converted.left_out)}"
     screen.say_rows([("written", converted.path), ("", measured)])

@@ -18,6 +18,7 @@ from lora_studio.data.scan.duplicates import across_sources
 from lora_studio.data.scan.layouts import ExcludeList, read_exclude
 from lora_studio.errors import DatasetError
 from lora_studio.recipe.data import DataConfig, SourceConfig
+from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import key
 
 T = TypeVar("T")
@@ -159,6 +160,30 @@ def sources_of(data: DataConfig) -> list[Source]:
     """The folders that the recipe names. Raises DatasetError if its list of files to leave out is missing."""
     exclude = read_exclude(data.exclude) if data.exclude else ExcludeList()
     return [_source(one, data, exclude) for one in data.all_sources]
+
+
+def sources_at(
+    target: Path, *, trigger: str = "", class_words: str = "", recursive: bool = False
+) -> list[Source]:
+    """A folder of images, or those of a recipe whose captions are the user's; what is given here wins.
+
+    Raises DatasetError if `target` is neither a folder nor a .toml file, and RecipeError.
+    """
+    if target.is_dir():
+        return [Source(target, ScanOptions(recursive=recursive), trigger=trigger, class_words=class_words)]
+    if target.suffix != ".toml" or not target.is_file():
+        what = f"there is no folder {target}, nor a recipe"
+        raise DatasetError(f"{what}; give the folder that holds the images, or a recipe's .toml file.")
+    return [
+        replace(
+            one,
+            trigger=trigger or one.trigger,
+            class_words=class_words or one.class_words,
+            reading=replace(one.reading, recursive=recursive or one.reading.recursive),
+        )
+        for one in sources_of(load_recipe(target).data)
+        if one.role != "prior"
+    ]
 
 
 def _source(one: SourceConfig, data: DataConfig, exclude: ExcludeList) -> Source:

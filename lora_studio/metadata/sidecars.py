@@ -152,11 +152,25 @@ def shown_images(run: Path) -> list[CardImage]:
     return [one for one in found if (run / one.path).is_file()]
 
 
-def sidecars_of(run: Path) -> dict[Path, bytes]:
-    """Path -> content of all that belongs beside a run's files; no image if it drew none."""
-    files, images = finished_files(run), shown_images(run)
-    described = [describe_file(path) for path in files]
-    contents: dict[Path, bytes] = {run / CARD: model_card(described, images).encode()}
+def image_beside(file: Path, title: str) -> list[CardImage]:
+    """The image that somebody has put beside a file, if there is one."""
+    image = file.with_suffix(".png")
+    return [CardImage(title, image.name)] if image.is_file() else []
+
+
+def sidecars_of(target: Path) -> dict[Path, bytes]:
+    """Path -> content of all that belongs beside a run's files, or a file; no image if a run drew none.
+
+    Among other files the card is called like its own, not README.md.
+    """
+    if target.is_file():
+        described = [describe_file(target)]
+        images = image_beside(target, described[0].metadata.get("modelspec.title", ""))
+        run, files, card = target.parent, [target], target.with_suffix(".md")
+    else:
+        run, files, images = target, finished_files(target), shown_images(target)
+        described, card = [describe_file(path) for path in files], run / CARD
+    contents: dict[Path, bytes] = {card: model_card(described, images).encode()}
     for path, one in zip(files, described, strict=True):
         facts = json.dumps(card_facts(one), indent=2, ensure_ascii=False)
         contents[path.with_suffix(".json")] = f"{facts}\n".encode()
@@ -189,16 +203,18 @@ def card_version(metadata: Mapping[str, str]) -> str:
     return known.get(metadata.get("ss_base_model_version", ""), "Unknown")
 
 
-def write_sidecars(run: Path, *, overwrite: bool = False) -> list[Path]:
+def write_sidecars(target: Path, *, overwrite: bool = False) -> list[Path]:
     """Write them all. Raises StudioError, and writes nothing, if one is there and `overwrite` is not."""
-    contents = sidecars_of(run)
+    contents = sidecars_of(target)
     there = [
         path.name
         for path, content in contents.items()
         if path.exists() and not (path.is_file() and path.read_bytes() == content)
     ]
     if there and not overwrite:
-        raise StudioError(f"{run} already holds {preview_names(there)}; --force writes over what is there.")
+        folder = target.parent if target.is_file() else target
+        advice = "--force writes over what is there"
+        raise StudioError(f"{folder} already holds {preview_names(there)}; {advice}.")
     for path, content in contents.items():
         with say_unwritable(path):
             write_atomically(path, content)

@@ -42,10 +42,8 @@ def uploads_of(target: Path) -> list[Upload]:
     run, files = (target, sidecars.finished_files(target)) if is_run else (target.parent, [target])
     described = [sidecars.describe_file(path) for path in files]
     beside = [one.with_suffix(end) for one in files for end in (".png", ".json")]
-    images = sidecars.shown_images(run) if is_run else []
-    if not is_run and target.with_suffix(".png").is_file():
-        title = described[0].metadata.get("modelspec.title", "")
-        images = [sidecars.CardImage(title, target.with_suffix(".png").name)]
+    title = described[0].metadata.get("modelspec.title", "")
+    images = sidecars.shown_images(run) if is_run else sidecars.image_beside(target, title)
     card: Path | bytes = run / sidecars.CARD
     if not is_run or not (run / sidecars.CARD).is_file():
         card = sidecars.model_card(described, images).encode()

@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 def test_captions_are_written_shown_and_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(["caption", str(folder), "--with", "filename", "--trigger", "zwx"], capsys)
     assert code == 0 and "blue_cat.png: zwx, blue cat" in out
-    assert "1 captions written" in out and "1 captions written by hand are kept; --overwrite" in out
+    assert "1 caption written" in out and "1 caption written by hand is kept; --overwrite replaces it" in out
     assert (folder / "blue_cat.txt").read_text() == "zwx, blue cat\n"
 
 
@@ -39,7 +39,7 @@ def test_overwriting_shows_both_captions_and_where_the_old_one_is(
 
 def test_a_dry_run_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(["caption", str(folder), "--with", "filename", "--dry-run"], capsys)
-    assert code == 0 and "1 captions would be written" in out
+    assert code == 0 and "1 caption would be written" in out
     assert not (folder / "blue_cat.txt").exists()
 
 
@@ -103,13 +103,13 @@ def test_find_and_replace_is_shown_first_and_written_when_asked(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = run(["captions", str(folder), "--find", "bold"], capsys)
-    assert code == 0 and "red_ball.txt: my own [bold] words" in out and "found in 1 captions" in out
+    assert code == 0 and "red_ball.txt: my own [bold] words" in out and "found in 1 caption\n" in out
     arguments = ["captions", str(folder), "--find", "bold", "--replace", "shy"]
     code, out, _ = run(arguments, capsys)
-    assert code == 0 and "+ my own [shy] words" in out and "1 captions would change; --write" in out
+    assert code == 0 and "+ my own [shy] words" in out and "1 caption would change; --write" in out
     assert (folder / "red_ball.txt").read_text() == "my own [bold] words"
     code, out, _ = run([*arguments, "--write"], capsys)
-    assert code == 0 and "1 captions changed" in out and ".lora-studio-backup" in out
+    assert code == 0 and "1 caption changed" in out and ".lora-studio-backup" in out
     assert (folder / "red_ball.txt").read_text() == "my own [shy] words"
 
 
@@ -136,7 +136,7 @@ def test_subfolders_are_looked_into_if_asked_for_and_named(
     (folder / "more").mkdir()
     Image.new("RGB", (40, 30), "green").save(folder / "more" / "green_tree.png")
     code, out, _ = run(["caption", str(folder), "--with", "filename"], capsys)
-    assert code == 0 and "1 captions written" in out and "green" not in out
+    assert code == 0 and "1 caption written" in out and "green" not in out
     code, out, _ = run(["caption", str(folder), "--with", "filename", "--recursive"], capsys)
     assert code == 0 and "more/green_tree.png: green tree" in out
     assert (folder / "more" / "green_tree.txt").read_text() == "green tree\n"
@@ -150,3 +150,74 @@ def test_subfolders_are_looked_into_if_asked_for_and_named(
     assert kept.read_text() == "green tree\n"
     code, out, _ = run(["captions", str(folder), "--recursive"], capsys)
     assert "3 of 3" in out, "the backup holds no images and is not looked into"
+
+
+@pytest.fixture
+def recipe(folder: Path) -> Path:
+    """A subject's recipe beside the images."""
+    text = 'name = "x"\nbase.model = "pocket"\n[data]\nimages = "my images"\ntrigger = "Bella cat"\n'
+    path = folder.parent / "x.toml"
+    path.write_text(text + 'class_words = "cat"\nresolution = 64\n', "utf-8")
+    return path
+
+
+def test_without_a_captioner_one_that_needs_no_download_is_taken_and_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(["caption", str(folder)], capsys)
+    assert code == 0 and "(--with filename), which needs no download; blip, florence" in out
+    assert (folder / "blue_cat.txt").read_text() == "blue cat\n"
+
+
+def test_a_recipe_says_folder_trigger_and_class(
+    folder: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(["caption", str(recipe)], capsys)
+    assert code == 0 and "one sentence for all images (--with template), which needs no download" in out
+    assert (folder / "blue_cat.txt").read_text() == "a photo of Bella cat\n"
+    assert (folder / "red_ball.txt").read_text() == "my own [bold] words"
+    code, out, _ = run(["captions", str(recipe)], capsys)
+    assert code == 0 and '"Bella cat" is in 1 of 2' in out and "tokens (tokenizer, 32 fit)" in out
+    code, out, _ = run(["captions", str(recipe), "--find", "Bella"], capsys)
+    assert code == 0 and "found in 1 caption\n" in out
+
+
+def test_what_the_command_says_wins_over_the_recipe(
+    folder: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, _ = run(
+        ["caption", str(recipe), "--trigger", "zwx", "--class-word", "dog", "--with", "template"], capsys
+    )
+    assert code == 0 and (folder / "blue_cat.txt").read_text() == "a photo of zwx dog\n"
+
+
+def test_a_recipe_of_several_folders_captions_each_with_its_own_words(
+    folder: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = folder.parent / "other"
+    other.mkdir()
+    Image.new("RGB", (40, 30), "green").save(other / "a_tree.png")
+    sources = '[[data.sources]]\nimages = "my images"\n[[data.sources]]\nimages = "other"\n'
+    sources += 'trigger = "vkq"\nclass_words = ""\n[[data.sources]]\nimages = "my images"\nrole = "prior"\n'
+    text = recipe.read_text("utf-8").replace('images = "my images"\n', "")
+    recipe.write_text(text + sources, "utf-8")
+    code, out, _ = run(["caption", str(recipe)], capsys)
+    assert code == 0 and out.count("my images:") == 1 and "other:" in out
+    assert (other / "a_tree.txt").read_text() == "vkq, a tree\n"
+    code, out, _ = run(["captions", str(recipe), "--json"], capsys)
+    assert code == 0 and [one["images"] for one in json.loads(out)] == [2, 1]
+
+
+def test_a_recipe_whose_base_is_not_here_has_its_words_counted(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe.write_text(recipe.read_text("utf-8").replace('"pocket"', '"nobody/nothing"'), "utf-8")
+    code, out, err = run(["captions", str(recipe)], capsys)
+    assert code == 0 and "1 of 2 images have a caption" in out and "tokens are not counted: " in err
+
+
+def test_a_recipe_with_a_mistake_is_one_sentence(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe.write_text(recipe.read_text("utf-8") + "repeat = 2\n", "utf-8")
+    for verb in ("caption", "captions"):
+        code, _, err = run([verb, str(recipe)], capsys)
+        assert code == 2 and "repeat" in err and "Traceback" not in err

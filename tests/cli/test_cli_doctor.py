@@ -20,7 +20,7 @@ def planted(tmp_path: Path) -> Planted:
     planted = Planted(tmp_path / "images")
     for number in range(5):
         planted.add(f"good_{number}.png")
-    shutil.copyfile(planted.folder / "good_0.png", planted.add("twice.png"))
+    shutil.copyfile(planted.folder / "good_0.png", planted.add("twice_0.png"))
     return planted
 
 
@@ -59,7 +59,7 @@ def test_findings_are_printed_by_kind_with_evidence_and_advice(planted: Planted,
     assert "images: 5 images to train on, 1 error, 1 warning, 1 note" in printed
     assert printed.index("caption empty (1)") < printed.index("exact duplicate (1)")
     assert "  good_3.png: good_3.txt is blank\n" in printed
-    assert "  twice.png: the same bytes as good_0.png; only one of them is used\n" in printed
+    assert "  twice_0.png: the same bytes as good_0.png; its other caption is not used\n" in printed
     assert "  Remove one. To weigh an image more, use repeats.\n" in printed and "256x256: 5" in printed
 
 

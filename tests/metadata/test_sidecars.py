@@ -114,5 +114,28 @@ def test_a_card_names_base_licence_tags_and_what_is_used_together() -> None:
     assert "<b>" not in card.split("```")[0].split("---\n")[2]
 
 
+def test_a_file_alone_gets_its_own_beside_it(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As push takes one: in a folder of many, README.md would be anybody's."""
+    (run_folder / "README.md").write_text("of all my files")
+    file = run_folder / "wood.safetensors"
+    code, printed, _ = run(["sidecars", str(file)], capsys)
+    assert code == 0 and "put one beside it, called wood.png" in printed
+    assert json.loads((run_folder / "wood.json").read_text("utf-8"))["activation text"] == "zwx style"
+    assert "# " in (run_folder / "wood.md").read_text("utf-8")
+    assert (run_folder / "README.md").read_text() == "of all my files"
+    Image.new("RGB", (8, 8), "red").save(run_folder / "wood.png")
+    code, _, said = run(["sidecars", str(file)], capsys)
+    assert code == 2 and "already holds wood.md; --force" in said
+    code, printed, _ = run(["sidecars", str(file), "--force"], capsys)
+    assert code == 0 and "(wood.png)" in (run_folder / "wood.md").read_text("utf-8")
+
+
+def test_neither_a_run_nor_a_file_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    for name in ("notes.txt", "missing", "."):
+        code, _, said = run(["sidecars", str(tmp_path / name)], capsys)
+        assert code == 2 and "Errno" not in said and "Traceback" not in said and said.count("error:") == 1
+
+
 def test_a_card_of_a_file_that_says_nothing_names_no_version() -> None:
     assert card_version({}) == "Unknown" and card_version({"ss_base_model_version": "sd_v1_v"}) == "SD1"

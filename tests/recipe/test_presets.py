@@ -21,6 +21,14 @@ OURS = {"sd15_style", "sd15_subject", "sd21_style", "sd21_subject", "sdxl_style"
 WITH_TOKENS = {"sd15_textual_inversion", "sdxl_pivotal", "pocket_pivotal"}
 
 
+def test_images_of_a_subject_may_go_without_captions() -> None:
+    """As the pages say; a style has none for all."""
+    for name in preset_names():
+        data = load_recipe(PRESET_FOLDER / f"{name}.toml").data
+        assert bool(data.instance_prompt) == bool(data.class_words), name
+        assert data.trigger in data.instance_prompt or not data.instance_prompt
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_a_short_recipe_that_loads_and_names_what_exists(name: str) -> None:
     recipe = load_recipe(PRESET_FOLDER / f"{name}.toml")

@@ -27,6 +27,7 @@ _COUNTER = re.compile(r"(\(?\d+\)?|copy)", re.IGNORECASE)
 _LONG_NUMBER = re.compile(r"\d{2,}")
 _HASH = re.compile(r"[0-9a-f]{16,}", re.IGNORECASE)
 DEFAULT_TEMPLATE = "a photo of {trigger} {class}"
+WITHOUT_A_DOWNLOAD = "which needs no download; blip, florence, wd14 and endpoint look at the images"
 
 
 class Captioner(Protocol):
@@ -46,6 +47,13 @@ _WRITERS = {
 }
 CAPTIONERS: Registry[Captioner] = Registry("captioner", _READERS)
 CAPTION_WRITERS: Registry[type[CaptionWriter]] = Registry("captioner", _WRITERS)
+
+
+def default_writer(trigger: str, class_words: str) -> tuple[str, str]:
+    """A captioner that needs nothing but what is there, and a sentence about that choice."""
+    if trigger and class_words:
+        return "template", f"one sentence for all images (--with template), {WITHOUT_A_DOWNLOAD}"
+    return "filename", f"the words of the files' names (--with filename), {WITHOUT_A_DOWNLOAD}"
 
 
 def caption_writer(name: str) -> type[CaptionWriter]:

@@ -146,9 +146,8 @@ def _aspect(record: Record) -> float:
 def exact_duplicate(case: Case) -> Iterator[Finding]:
     """Files with the bytes of another, which are left out."""
     for record, kept in _copies(case, leak=False):
-        detail = f"{record.excluded}; only one of them is used"
         advice = "Remove one. To weigh an image more, use data.repeats, or repeats in a metadata.jsonl."
-        yield Finding("warning", record.name, detail, advice, other=kept.name)
+        yield Finding("warning", record.name, record.excluded, advice, other=kept.name)
 
 
 def near_duplicate(case: Case) -> Iterator[Finding]:

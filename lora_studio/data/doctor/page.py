@@ -104,7 +104,8 @@ def _card(finding: Finding, records: dict[str, Record], *, advice: str) -> str:
     images = f'<div class="thumbnails">{"".join(figures)}</div>' if figures else ""
     name = "" if pair or not finding.path else f"<h3><bdi>{_text(finding.path)}</bdi></h3>"
     texts = {"name": name, "detail": _text(finding.detail), "advice": _advice(advice)}
-    return _fill("finding", wide=" pair" if pair else "", images=images, **texts)
+    wide = " pair" if pair else "" if finding.path else " whole"  # one about all images needs no grid
+    return _fill("finding", wide=wide, images=images, **texts)
 
 
 def _advice(text: str) -> str:

@@ -16,7 +16,7 @@ from lora_studio.evaluate.validation import validation_summary
 from lora_studio.files import digest_of, size_of
 from lora_studio.metadata.sidecars import write_sidecars
 from lora_studio.metadata.write import left_out_in_words
-from lora_studio.plots import headless_pyplot, loss_plot, margins, png_bytes, validation_plot
+from lora_studio.plots import headless_pyplot, legend_above, loss_plot, margins, png_bytes, validation_plot
 from lora_studio.runs import VALIDATION
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.finish.verified import (
@@ -170,9 +170,11 @@ def timesteps_plot(draws: Draws) -> bytes:
     pyplot = headless_pyplot()
     edges = [number / BINS for number in range(BINS + 1)]
     figure, axes = pyplot.subplots(figsize=(8, 4), gridspec_kw=margins(4))
-    axes.stairs(draws.drawn, edges, fill=True, color="#b9c4d6", label="drawn")
+    axes.stairs(draws.drawn, edges, fill=True, color="#a9b9d2", label="drawn")
     axes.stairs(draws.wanted, edges, color="#1f4e9c", linewidth=1.8, baseline=None, label="wanted")
     axes.set_xlabel("timestep, from clean (0) to noise (1)")
     axes.set_ylabel("images")
-    axes.legend(frameon=False)
+    axes.set_xlim(0, 1)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    legend_above(axes)
     return png_bytes(figure)

@@ -11,7 +11,7 @@ import torch
 
 from lora_studio.evaluate.previews import render
 from lora_studio.evaluate.validation import TIMESTEPS
-from lora_studio.text import PlanSection, duration
+from lora_studio.text import PlanSection, duration, plural
 from lora_studio.training.events import TrainingPlan
 from lora_studio.training.loop.watch import draw_within_memory, measure_within_memory
 from lora_studio.training.prepare import Session
@@ -47,7 +47,7 @@ def _steps(session: Session, first_step: int) -> PlanSection:
     images = training.batch_size * training.gradient_accumulation
     start = f", going on at step {first_step}" if first_step > 1 else ""
     seen = f"each image is seen about {views:.0f} times"
-    rows = [("steps", f"{training.steps} of {images} images{start}; {seen}")]
+    rows = [("steps", f"{training.steps}{start}; {plural(images)} a step, so {seen}")]
     common = "{} to {} times are common".format(*COMMON_VIEWS)
     if views < COMMON_VIEWS[0]:
         rows.append(("", f"that is little: {common}; take more steps or fewer images"))

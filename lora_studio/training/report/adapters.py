@@ -64,7 +64,7 @@ def _groups(adapters: AdapterSet) -> Iterator[str]:
     if len({way[1:] for way in ways}) < 2 and not any(way[4] for way in ways):
         return
     for (part, rank, scale, rate, last), count in ways.items():
-        yield f"{part}: {count} layers of rank {rank}, scale {scale:.3g}{_own(rate, last)}"
+        yield f"{part}: {plural(count, 'layer')} of rank {rank}, scale {scale:.3g}{_own(rate, last)}"
 
 
 def _own(rate: float | None, last_step: int | None) -> str:
@@ -94,7 +94,7 @@ def _tokens(adapters: AdapterSet) -> Iterator[str]:
 def _full_notes(recipe: Recipe, adapters: AdapterSet) -> Iterator[str]:
     ways = Counter((one.part, one.learning_rate, one.last_step) for one in adapters.layers)
     for (part, rate, last), count in ways.items():
-        yield f"{part}: {count} layers are trained themselves{_own(rate, last)}"
+        yield f"{part}: {plural(count, 'layer')} trained themselves{_own(rate, last)}"
     yield _full_memory(recipe, adapters)
     rate = recipe.training.learning_rate
     if rate > FAST * USUAL_RATE and recipe.training.optimizer != "prodigy":

@@ -45,7 +45,8 @@ def captions_section(session: Session) -> PlanSection:
         windows = f"{family.max_chunks} windows of the text encoder"
         rows.append(("", f"long captions fill up to {windows}; others beside them get empty ones"))
     if missing:
-        rows.append(("warning", f"{missing} captions do not hold the trigger words"))
+        do = "does" if missing == 1 else "do"
+        rows.append(("warning", f"{plural(missing, 'caption')} {do} not hold the trigger words"))
     if share:
         shown = f"{share:.0%} of the images are shown without the trigger, e.g. "
         rows.append(("", f'{shown}"{plain}", and keep the base\'s own prediction'))
@@ -88,7 +89,7 @@ def _find_cuts(captions: ShownCaptions, known: CaptionSet, family: ModelFamily) 
 def _cuts_in_words(cuts: list[CutCaption], chunks: int) -> list[str]:
     lines = [str(cut) for cut in cuts[:_MOST_CUT]]
     if (more := len(cuts) - _MOST_CUT) > 0:
-        lines.append(f"{more} more captions are cut")
+        lines.append(f"{more} more {'caption is' if more == 1 else 'captions are'} cut")
     if lines and (setting := one_more_chunk(chunks)):
         lines[-1] += f"; {setting} reads more of long captions"
     return lines
@@ -133,7 +134,8 @@ def caption_warnings(captions: ShownCaptions) -> list[str]:
     if config.wildcards and not wild:
         warnings.append("data.wildcards changes nothing: no caption holds {a|b}")
     if captions.preservation and (nameless := captions.nameless()):
-        fault = f'without the trigger "{nameless[0][1]}" names nothing, as {len(nameless)} captions in all'
+        number = plural(len(nameless), "caption")
+        fault = f'without the trigger "{nameless[0][1]}" names nothing, as {number} in all'
         warnings.append(f"{fault}; data.class_words says what stands there instead")
     records = enumerate(captions.records)
     written = ((text, record.trigger) for index, record in records for text in captions.written(index))

@@ -170,6 +170,14 @@ def test_a_browser_shows_thumbnails_and_findings(planted: Planted, tmp_path: Pat
     assert (np.abs(pixels - red).max(axis=-1) < 6).sum() > 100
 
 
+def test_what_is_about_all_images_takes_the_whole_width(tmp_path: Path) -> None:
+    planted = Planted(tmp_path / "few")
+    planted.add("a.png")
+    report, manifest = examine_folder(planted.folder, WISHES)
+    assert [one.path for one in report.findings if one.kind == "too_few"] == [""]
+    assert '<article class="card whole"><p>' in page(report, manifest, title="x")
+
+
 def test_thumbnails_tell_nothing_of_where_an_image_was_taken(tmp_path: Path) -> None:
     planted = Planted(tmp_path / "private")
     exif = Image.Exif()

@@ -60,7 +60,10 @@ def test_findings_are_printed_by_kind_with_evidence_and_advice(planted: Planted,
     assert printed.index("caption empty (1)") < printed.index("exact duplicate (1)")
     assert "  good_3.png: good_3.txt is blank\n" in printed
     assert "  twice_0.png: the same bytes as good_0.png; its other caption is not used\n" in printed
-    assert "  Remove one. To weigh an image more, use repeats.\n" in printed and "256x256: 5" in printed
+    assert (
+        "  Remove one. To weigh an image more, use data.repeats, or repeats in a" in printed
+        and "256x256: 5" in printed
+    )
 
 
 def test_json_is_all_that_is_printed_and_the_page_is_written_beside(

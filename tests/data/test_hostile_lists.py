@@ -58,7 +58,9 @@ def test_names_that_no_file_can_have_are_not_found(folder, paint, reason, name):
     listed(folder, "a.png", name)
     report, manifest = examine_folder(folder, DoctorOptions(resolution=64))
     assert reason(manifest, name) == "listed in metadata.jsonl, but there is no such file"
-    assert "no such file" in json.dumps(report.to_json())
+    (finding,) = [one for one in report.findings if one.path == name]
+    assert finding.advice == "Correct its line in that list, or remove it."
+    json.dumps(report.to_json()).encode("utf-8")
 
 
 def test_a_name_of_thousands_of_letters_is_one_short_sentence(folder, paint):
@@ -81,6 +83,8 @@ def test_thousands_of_missing_files_are_counted_and_not_told_one_by_one(folder, 
     assert len(manifest.records) < 200
     (rest,) = [one for one in manifest.records if one.name == "metadata.jsonl"]
     assert rest.excluded == "lists 19,900 more files that are not there"
+    (finding,) = [one for one in report.findings if one.path == "metadata.jsonl"]
+    assert (finding.severity, finding.advice) == ("warning", "Correct the list, or remove those lines.")
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from typing import Literal
 
 from lora_studio.data.doctor.finding import Finding, Severity
 from lora_studio.data.doctor.look import Case, grouped
-from lora_studio.data.images import is_caption, is_image, is_junk, is_mask, place
-from lora_studio.data.images.decode import advice_for
+from lora_studio.data.images import is_caption, is_image, is_junk, is_mask, is_metadata, place
+from lora_studio.data.images.decode import LISTED, advice_for
 from lora_studio.data.manifest import Record
 from lora_studio.data.scan import shared_stems
 from lora_studio.data.scan.layouts import MASK_FOLDER, is_by_choice
@@ -80,7 +80,7 @@ def _sort(record: Record) -> Literal["image", "caption", "other"]:
     if is_by_choice(record.excluded):
         return "other"
     beside = is_junk(name) or is_mask(name) or os.path.isdir(record.path)
-    if not beside and (is_image(name) or record.width):
+    if record.excluded.startswith(LISTED) or (not beside and (is_image(name) or record.width)):
         return "image"
     return "caption" if is_caption(record.name) else "other"
 
@@ -89,6 +89,8 @@ def _weight(record: Record) -> tuple[Severity, str]:
     """With advice; a folder with images in it, or a mask, was probably meant to be used."""
     if is_mask(record.name):
         return "warning", _NAME_IT
+    if is_metadata(PurePosixPath(record.name).name):
+        return "warning", "Correct the list, or remove those lines."
     folder, name = Path(record.path), PurePosixPath(record.name).name
     holds_images = os.path.isdir(folder) and record.excluded != MASK_FOLDER and not is_junk(name)
     with suppress(OSError):  # one that cannot be read may hold some

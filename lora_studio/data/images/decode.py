@@ -30,6 +30,7 @@ _TOO_LARGE = "more than {:.0f} megapixels"
 _LARGE_PIXELS = 24_000_000  # threads decode only one image of more at a time, for the sake of the memory
 _one_large = threading.Lock()
 NOT_AN_IMAGE = f"not a {FORMATS_IN_WORDS} image"
+LISTED = "listed in "  # begins the reason of what only a metadata file names
 _NO_READER = "a HEIC image, whose reader pillow-heif does not work here"
 FIRST_ONLY = "moving or of several pages: only the first image in it is used"
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF")
@@ -125,6 +126,8 @@ def advice_for(reason: str) -> str:
     """What to do about an image that is unreadable for this reason; without a full stop."""
     if reason in [_TOO_LARGE.format(limit / 1e6) for limit in (MAX_PIXELS, MAX_JPEG_PIXELS)]:
         return "make it smaller, such as 8192 pixels on its longer side, or save it as JPEG"
+    if reason.startswith(LISTED):
+        return "correct its line in that list, or remove it"
     if reason == _NO_READER:
         return "install that again (pip install pillow-heif), or save it as JPEG"
     return "save it again as PNG or JPEG from its original, or remove it"

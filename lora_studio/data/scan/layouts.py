@@ -22,7 +22,7 @@ from lora_studio.data.images import (
     is_own,
     read_bytes,
 )
-from lora_studio.data.images.decode import FORMATS_IN_WORDS
+from lora_studio.data.images.decode import FORMATS_IN_WORDS, LISTED
 from lora_studio.data.manifest import FOLDER_NAME, Record
 from lora_studio.data.scan.metadata import MAX_REPEATS, Line, read_metadata
 from lora_studio.errors import DatasetError, preview_names
@@ -167,9 +167,9 @@ def _with_listed(found: dict[str, Record], folder: Path, lists: list[Record]) ->
             continue
         one = found.get(name) or Record(path=at, name=name)
         if is_outside:
-            one = replace(one, excluded=f"listed in {source}, but outside of the folder")
+            one = replace(one, excluded=f"{LISTED}{source}, but outside of the folder")
         elif is_missing:
-            one = replace(one, excluded=f"listed in {source}, but there is no such file")
+            one = replace(one, excluded=f"{LISTED}{source}, but there is no such file")
         elif not one.excluded:
             who, caption = (source, line.caption) if line.caption else (one.captioned_by, one.caption)
             one = replace(one, caption=caption, captioned_by=who, overrides=line.overrides)

@@ -8,17 +8,22 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 BITSANDBYTES = "bitsandbytes"
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # how OpenMP's threads wait for each other
 SPINS = 3000  # as fast as 300,000, libgomp's own number, where nothing else runs; a third of that is not
 GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # NVIDIA's, AMD's, and those under WSL
+LOUD = ("torchao", "torch.utils._pytree", BITSANDBYTES)  # each tells of kernels it has not got
+LIBRARIES = ("transformers", "diffusers", "peft")  # whose own variables count when they are imported
 Event = TypeVar("Event")
+Found = TypeVar("Found")
+Given = ParamSpec("Given")
 
 
 def quiet_libraries() -> None:
@@ -27,8 +32,26 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, "1")
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
-    for name in ("torchao", "torch.utils._pytree", BITSANDBYTES):  # each tells of kernels it has not got
+    for name in LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def quietly(function: Callable[Given, Found]) -> Callable[Given, Found]:
+    """For another's process: the libraries are quiet while it runs, and as loud as before when it ends."""
+
+    @wraps(function)
+    def quiet(*args: Given.args, **kwargs: Given.kwargs) -> Found:
+        there = {name: logging.getLogger(name).level for name in (*LOUD, *LIBRARIES) if name in sys.modules}
+        quiet_libraries()
+        for name in there:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            for name, level in there.items():
+                logging.getLogger(name).setLevel(level)
+
+    return quiet
 
 
 def shorten_waits(device: str) -> None:

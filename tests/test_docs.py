@@ -6,9 +6,11 @@ are about; one fenced as `console` is for a GPU, the hub or hours, so only its v
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ from tiny import recipe_text
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
+import lora_studio
 from lora_studio import cli
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.layer import AdapterKind
@@ -51,6 +54,7 @@ PAGES = {
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
 BY_HAND = {name: text for name, text in PAGES.items() if "/reference/" not in name}
+OPTIONS_OF_PYTHON = ("DoctorOptions", "Wording", "WriterOptions")  # which `help` tells of
 LONG = {  # verb -> pages whose own test leaves it out: it takes seconds, and runs for another page or is slow
     "env": {"docs/getting-started.md", "docs/memory.md"},
     "train": {"docs/getting-started.md", "docs/train.md"},
@@ -432,6 +436,51 @@ def test_the_readmes_python_runs(world, tmp_path, monkeypatch, capsys):
     exec(compile(block.text, block.page, "exec"), {})
     said = capsys.readouterr().out.splitlines()
     assert int(said[0]) > 1_000_000 and said[-1].endswith("runs/pocket_style/pocket_style.safetensors True")
+
+
+def test_the_page_about_python_runs_and_nothing_foreign_is_printed(world, tmp_path):
+    """In a process of its own, where the libraries are as loud as they are by themselves."""
+    folder = shutil.copytree(world, tmp_path / "here")
+    (block,) = (b for b in blocks("python") if b.page == "docs/python.md")
+    loud = {key: value for key, value in os.environ.items() if not key.endswith("_VERBOSITY")}
+    call = [sys.executable, "-c", block.text]
+    ran = subprocess.run(
+        call, cwd=folder, env={**loud, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    said = ran.stdout.splitlines()
+    assert "6 captions; images without one: []" in said and "[]" in said
+    assert any(line.startswith("runs/two_steps/my_style.safetensors True ") for line in said)
+    assert said[-2].startswith("diffusers (") and said[-2].endswith("True") and said[-1] == "compete"
+
+
+TYPES = """
+from typing import assert_type
+assert_type(report, lora_studio.DoctorReport)
+assert_type(recipe, lora_studio.Recipe)
+assert_type(needs, lora_studio.RunPlan)
+assert_type(result, lora_studio.Finished)
+assert_type(written, lora_studio.CaptioningResult)
+assert_type(made, lora_studio.Exported)
+assert_type(lora_studio.verify("x").ok, bool)
+assert_type(lora_studio.compare("x", "y").cosine, float)
+"""
+
+
+@pytest.mark.slow  # half a minute
+def test_the_page_about_python_is_typed(tmp_path):
+    """As a stranger's mypy sees the installed package: without our settings, and silent about its inside."""
+    (block,) = (b for b in blocks("python") if b.page == "docs/python.md")
+    (tmp_path / "page.py").write_text(f"{block.text}{TYPES}", "utf-8")
+    call = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "page.py"]
+    here = {**os.environ, "MYPYPATH": str(ROOT)}
+    ran = subprocess.run(call, cwd=tmp_path, env=here, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "Success: no issues found in 1 source file\n"), ran.stderr
+
+
+def test_the_page_about_python_names_every_public_name() -> None:
+    known = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`]*`", PAGES["docs/python.md"]))))
+    assert {*lora_studio.__all__} - known == {*OPTIONS_OF_PYTHON, "__version__"}
 
 
 # ---- what is listed is all there is

@@ -1,0 +1,224 @@
+"""The public functions, `lora_studio.train` and so on: what the verbs do, as objects and exceptions.
+
+Paths are str or Path. Each raises a StudioError with one sentence for whatever the user can mend. Libraries
+keep quiet inside, and nothing heavy is imported before a function is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace as with_values
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_studio.quiet import quietly
+
+if TYPE_CHECKING:
+    from lora_studio.data.captioners import WriterOptions
+    from lora_studio.data.captioners.write import Captioned, CaptioningResult, Replace
+    from lora_studio.data.doctor import DoctorOptions
+    from lora_studio.data.doctor.finding import DoctorReport
+    from lora_studio.recipe import Recipe
+    from lora_studio.tools.compare import Comparison
+    from lora_studio.training.events import Listener
+    from lora_studio.training.finish import Finished
+    from lora_studio.training.finish.export import Exported
+    from lora_studio.training.planning import RunPlan
+    from lora_studio.training.planning.for_card import CardPlan
+    from lora_studio.verify import VerifyReport
+
+Place = str | PathLike[str]
+Changes = Mapping[str, object]
+
+
+@quietly
+def load_recipe(path: Place, *, set: Changes | None = None, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe in a TOML file; relative paths in it are taken from the file's folder.
+
+    `set`: other values by dotted key, {"training.steps": 200}, or by section, {"training": {"steps": 200}}.
+    `changes`: the same as the command line's --set has it, ["training.steps=200"].
+    Raises RecipeError that lists every fault at once.
+    """
+    from lora_studio.recipe.load import load_recipe as load
+
+    return load(Path(path), changes=changes, set=set or {})
+
+
+@quietly
+def train(
+    recipe: Recipe | Place,
+    folder: Place | None = None,
+    *,
+    set: Changes | None = None,
+    resume: bool = False,
+    on_event: Listener | None = None,
+) -> Finished:
+    """Train a recipe, or the one in a TOML file: the run's folder, its verified file, its report and figures.
+
+    `folder`: by default runs/<name of the recipe>. `set`: as in `load_recipe`. `resume`: go on from the
+    folder's newest checkpoint. `on_event` hears the plan, each step with loss and seconds, and notes.
+    Raises Interrupted, behind a checkpoint, for Ctrl-C and SIGTERM; TrainingDiverged for a loss that is not
+    finite; ExportMismatch if the file is not what was trained.
+    """
+    from lora_studio.training.events import ignore_events
+    from lora_studio.training.session import train as run
+
+    place = None if folder is None else Path(folder)
+    return run(_recipe(recipe, set), place, resume=resume, on_event=on_event or ignore_events)
+
+
+@quietly
+def plan(
+    recipe: Recipe | Place,
+    *,
+    set: Changes | None = None,
+    memory_gib: float | None = None,
+    on_event: Listener | None = None,
+) -> RunPlan:
+    """What a run trains, and takes of memory (bytes), disk (bytes) and time (seconds), from a trial step.
+
+    Fills the caches as the run would; writes nothing else. `memory_gib`: what it has to fit into, instead of
+    what this machine's device has free.
+    """
+    from lora_studio.training.events import ignore_events
+    from lora_studio.training.planning import plan as make
+
+    return make(_recipe(recipe, set), memory_gib=memory_gib, on_event=on_event or ignore_events)
+
+
+@quietly
+def plan_for(
+    recipe: Recipe | Place, card: str, *, set: Changes | None = None, memory_gib: float | None = None
+) -> CardPlan:
+    """The same on a graphics card that is not here, simulated; needs no weights and no images.
+
+    `card`: a name such as "RTX 4060", or "cuda" with `memory_gib`.
+    """
+    from lora_studio.training.planning.for_card import plan_for as make
+
+    return make(_recipe(recipe, set), card, memory_gib=memory_gib)
+
+
+@quietly
+def doctor(target: Recipe | Place, options: DoctorOptions | None = None) -> DoctorReport:
+    """What is wrong with a folder of images and captions, or with a recipe's; changes nothing.
+
+    `options`: of a folder, what a recipe would say: base, resolution, trigger, recursive.
+    Raises DatasetError if there is nothing to look at, RecipeError for a recipe's faults.
+    """
+    from lora_studio.errors import DatasetError, RecipeError
+    from lora_studio.recipe import Recipe
+
+    if not isinstance(target, Recipe) and Path(target).is_dir():
+        from lora_studio.data.doctor import DoctorOptions, examine_folder
+
+        return examine_folder(Path(target), options or DoctorOptions())[0]
+    if options is not None:
+        raise RecipeError("options are for a folder of images; a recipe says that itself.")
+    if not isinstance(target, Recipe) and not Path(target).is_file():
+        raise DatasetError(f"there is no {target}; give a folder of images or a recipe's .toml file.")
+    from lora_studio.training.prepare.dataset import examine_recipe
+
+    return examine_recipe(_recipe(target))[0]
+
+
+@quietly
+def caption(
+    folder: Place,
+    writer: str = "filename",
+    *,
+    trigger: str = "",
+    class_words: str = "",
+    options: WriterOptions | None = None,
+    replace: Replace = "nothing",
+    dry_run: bool = False,
+    recursive: bool = False,
+    on_image: Callable[[Captioned], None] = lambda captioned: None,
+) -> CaptioningResult:
+    """Write captions beside the images that have none: how many, which were kept, and why some have none yet.
+
+    `writer`: one of `lora-studio caption --with`; "filename" and "template" need no model. `trigger`: put in
+    front of captions that lack it. `options`: model, prompt, wording and the rest. `replace`: "nothing",
+    "generated" (a captioner's captions that no one edited since) or "all"; a copy of what goes is kept.
+    `on_image` gets every caption, also in a `dry_run`, which writes none.
+    Raises CaptionError if the captioner cannot work; what was written until then stays.
+    """
+    from lora_studio.data.captioners import WriterOptions, caption_writer
+    from lora_studio.data.captioners.write import write_captions
+    from lora_studio.data.scan import ScanOptions, scan
+    from lora_studio.errors import CaptionError
+
+    if not Path(folder).is_dir():
+        raise CaptionError(f"there is no folder {folder}; give the folder that holds the images.")
+    options = options or WriterOptions()
+    words = {"trigger": trigger, "class_words": class_words}
+    wording = with_values(options.wording, **{name: text for name, text in words.items() if text})
+    made = caption_writer(writer)(with_values(options, wording=wording))
+    manifest = scan(Path(folder), ScanOptions(recursive=recursive))
+    return write_captions(
+        manifest, made, folder=Path(folder), replace=replace, dry_run=dry_run, on_image=on_image
+    )
+
+
+@quietly
+def verify(file: Place, *, base: Place | None = None) -> VerifyReport:
+    """Whether a LoRA file from anywhere is valid (`ok`, `faults`), and how each UI loads it (`uis`).
+
+    `base`: "pocket", a diffusers folder, a checkpoint file or a hub id, which its layers must fit and with
+    which it is tried. A damaged file is a fault in the report; one that is not there raises StudioError.
+    """
+    from lora_studio.verify import verify as check
+
+    return check(Path(file), base=None if base is None else str(base))
+
+
+@quietly
+def compare(one: Place, other: Place, *, strengths: tuple[float, float] = (1.0, 1.0)) -> Comparison:
+    """Whether two LoRA files go together: `verdict` is "combine", "compete" or "one dominates".
+
+    With the cosine (-1..1) of their changes, norms and overlaps of all layers. Raises StudioError for files
+    of different kinds of bases.
+    """
+    from lora_studio.lora_file.open import open_plain
+    from lora_studio.tools.combine import Term
+    from lora_studio.tools.compare import compare as judge
+
+    first, second = (
+        Term(open_plain(Path(path)), strength) for path, strength in zip((one, other), strengths, strict=True)
+    )
+    return judge(first, second)
+
+
+@quietly
+def export(
+    run: Place,
+    to: str | Sequence[str],
+    *,
+    checkpoint: int | None = None,
+    dtype: str | None = None,
+    out: Place | None = None,
+    force: bool = False,
+) -> list[Exported]:
+    """A run's checkpoint in other forms, each with its paths (`made.paths`) and what was checked (`report`).
+
+    `to`: one or more of `lora-studio export --to`. `checkpoint`: of this step; None: the newest. `dtype`:
+    "float16", "bfloat16" or "float32"; None: as the recipe says. `out`: a folder; None: exports/step_<number>
+    in the run's own. Files that are there are replaced with `force` only.
+    Raises ExportMismatch, with the files set aside, if one is not what was trained.
+    """
+    from lora_studio.training.finish.export import ExportRequest, export_run
+
+    targets = (to,) if isinstance(to, str) else tuple(to)
+    folder = None if out is None else Path(out)
+    return export_run(Path(run), ExportRequest(targets, checkpoint, dtype, folder, force))
+
+
+def _recipe(recipe: Recipe | Place, set: Changes | None = None) -> Recipe:
+    from lora_studio.recipe import Recipe
+    from lora_studio.recipe.load import changed
+    from lora_studio.recipe.load import load_recipe as load
+
+    if not isinstance(recipe, Recipe):
+        return load(Path(recipe), set=set or {})
+    return changed(recipe, set) if set else recipe

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 def headless_pyplot() -> ModuleType:
+    """matplotlib's, imported where something is drawn: it takes a second, and no display."""
     import matplotlib
 
     matplotlib.use("Agg")

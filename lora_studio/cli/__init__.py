@@ -90,6 +90,7 @@ def _show_warning(
 
 
 def main() -> None:
+    """The program `lora-studio`: exit 0, 1 for an invalid result, 2 for a mistake, 130 if it was stopped."""
     warnings.showwarning = _show_warning
     use_terminal_streams()
     try:

@@ -133,6 +133,7 @@ def print_card_plan(plan: CardPlan, screen: Screen) -> None:
 
 
 def print_finished(result: Finished, screen: Screen) -> None:
+    """What a run made and where, what was checked of it, and what it took."""
     checks, summary = result.report.checks, result.summary
     rows = []
     if result.lora_file:

@@ -55,6 +55,7 @@ def _print_group(findings: Sequence[Finding], screen: Screen) -> None:
 
 
 def print_aspects(rows: Sequence[AspectRow], screen: Screen, *, resolution: int, stride: int) -> None:
+    """A row for each shape that cameras and screens have, and what is lost on average."""
     table = Table(title=f"buckets at {resolution}, stride {stride}", title_justify="left")
     for name in ("shape", "bucket", "cropped", "area"):
         table.add_column(name, justify="right")

@@ -25,6 +25,7 @@ _COLOURS = {"completely": "green", "partly": "yellow", "not at all": "bold red",
 
 
 def print_facts(facts: Facts, screen: Screen) -> None:
+    """Facts first, then norms by block, then metadata cut to what a terminal can take, and UIs last."""
     rows = [
         ("file", f"{facts.file}  ({file_size(facts.num_bytes)})"),
         ("kind", facts.kind),
@@ -68,6 +69,7 @@ def _print_metadata(metadata: Mapping[str, str], screen: Screen, *, most: int | 
 
 
 def print_folder(found: Sequence[Facts | Damaged], screen: Screen) -> None:
+    """A row for each file; why some are damaged stands below the table."""
     table = columns(("file", "size", "kind", "made for", "rank", "alpha", "numbers", "UIs"))
     damaged = []
     for one in found:
@@ -96,6 +98,7 @@ def _span(values: Sequence[float]) -> str:
 
 
 def print_verdicts(verdicts: Sequence[Verdict], screen: Screen) -> None:
+    """A row for each UI, with what it does not load and what that leads to."""
     table = columns(("UI", "loads", "why"), whole=("UI", "loads"))
     for one in verdicts:
         reasons = [shown(f"{reason.what}: {reason.consequence}") for reason in one.reasons]
@@ -104,6 +107,7 @@ def print_verdicts(verdicts: Sequence[Verdict], screen: Screen) -> None:
 
 
 def print_report(report: VerifyReport, screen: Screen) -> None:
+    """Whether it is valid, why not, and what was looked at."""
     screen.say(f"{shown(report.file)}: {'valid' if report.ok else 'INVALID'}")
     for title, lines in (("fault", report.faults), ("note", report.notes)):
         for line in lines:
@@ -118,6 +122,7 @@ def print_report(report: VerifyReport, screen: Screen) -> None:
 def print_metadata(
     path: Path, metadata: Mapping[str, str], tensor_hash: str, screen: Screen, *, written: bool
 ) -> None:
+    """Every key with its value cut; hashes as cards show them; a warning if the tensors do not match."""
     screen.say(f"{path}: {'written, ' if written else ''}{plural(len(metadata), 'key')} of metadata")
     _print_metadata(metadata, screen)
     screen.say_rows([("tensors", f"sha256 {tensor_hash}, on cards {tensor_hash[:12]}")])
@@ -127,6 +132,7 @@ def print_metadata(
 
 
 def print_origin(origin: OriginReport, screen: Screen) -> None:
+    """Yes or no, and every line that differs, is the same or could not be looked at."""
     screen.say(f"{origin.file}: {'yes, made from these' if origin.proven else 'NO, not made from these'}")
     reasons = {"differs": origin.differs, "same": origin.same, "not looked at": origin.not_looked_at}
     for title, lines in reasons.items():

@@ -24,6 +24,7 @@ _MOST = 8  # layers in the table of a comparison
 
 
 def print_combined(report: CombineReport, out: Path, screen: Screen) -> None:
+    """How far the file is from the exact sum, and what the dtype rounded away."""
     shares = ", ".join(f"{name} {norm:.3g}" for name, norm in report.shares.items())
     exact = "nothing, it is the exact sum" if report.method == "concat" else ""
     rows = [
@@ -36,6 +37,7 @@ def print_combined(report: CombineReport, out: Path, screen: Screen) -> None:
 
 
 def print_resized(report: ResizeReport, out: Path, screen: Screen) -> None:
+    """What the lower rank leaves out, overall and in the worst layer."""
     rows = [
         ("layers", f"{report.layers}, {_ranks(report.ranks)}, before {_ranks(report.ranks_before)}"),
         ("left out", f"{report.left_out:.2%} of the change's norm; {report.worst:.2%} in the worst layer"),
@@ -46,6 +48,7 @@ def print_resized(report: ResizeReport, out: Path, screen: Screen) -> None:
 
 
 def print_extracted(report: ExtractReport, out: Path, screen: Screen) -> None:
+    """What the rank leaves out, and what no LoRA can hold of the difference."""
     others = ", ".join(f"{kind} ({count})" for kind, count in report.not_in_file.items())
     missing = f"{others}; {report.not_in_file_norm:.1%} of the norm" if others else ""
     rows = [
@@ -58,6 +61,7 @@ def print_extracted(report: ExtractReport, out: Path, screen: Screen) -> None:
 
 
 def print_merged(report: MergeReport, out: Path, screen: Screen) -> None:
+    """How many tensors changed, and what the base's dtypes round away."""
     rows = [
         ("changed", f"{plural(report.layers, 'tensor')} of the base"),
         ("rounding", f"{report.cast_error:.2%} of the changes' norm, by the base's dtypes"),
@@ -81,6 +85,7 @@ def print_exported(found: Sequence[Exported], screen: Screen) -> None:
 
 
 def print_converted(converted: Converted, screen: Screen) -> None:
+    """Where it is, and what was lost where a kind was cut to plain LoRA."""
     measured = f"{plural(converted.layers, 'layer')}; rounding {converted.cast_error:.1e}"
     if converted.cut:
         measured += f"; {_left_out_of_plain(converted.left_out)}"

@@ -51,6 +51,7 @@ class Source:
         return tell
 
     def labelled(self, manifest: Manifest, label: str) -> list[Record]:
+        """The folder's records, the label before their names, with the source's role, weight and words."""
         return [
             replace(
                 record,

@@ -75,6 +75,7 @@ class Embedding(Target):
             raise StudioError("embedding is for learned tokens, and this run has none; leave it out.")
 
     def write(self, job: ExportJob) -> ExportResult:
+        """A file for each learned word: one for each text encoder in it, vectors [n, width]."""
         paths = self.paths(job)
         found, error = embeddings(job.family, job.adapters), 0.0
         for path, (word, tensors) in zip(paths, found.items(), strict=True):
@@ -93,6 +94,7 @@ class A1111Bundle(Target):
     ending: ClassVar[str] = "_a1111.safetensors"
 
     def refuse(self, job: ExportJob) -> None:
+        """Raises StudioError unless the run has both a LoRA and learned words."""
         if not job.adapters.layers or not job.adapters.tokens:
             raise StudioError(
                 "a1111_bundle is for a LoRA and learned tokens together, and this run has not both; take the "

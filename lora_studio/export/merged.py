@@ -187,6 +187,7 @@ class MergedFolder(Target):
     ending: ClassVar[str] = "_merged"
 
     def write(self, job: ExportJob) -> ExportResult:
+        """A diffusers folder of the base with what was learned in its weights; every other file as it is."""
         (path,) = self.paths(job)
         base, changed = merged_base(job)
         error = write_folder(path, base, changed=changed, dtype=job.dtype)
@@ -203,6 +204,7 @@ class OriginalCheckpoint(Target):
     ending: ClassVar[str] = "_checkpoint.safetensors"
 
     def write(self, job: ExportJob) -> ExportResult:
+        """One file in the layout that the base was published in, with the architecture that UIs look for."""
         (path,) = self.paths(job)
         tensors = merged_base(job)[0].original_tensors()
         error = cast_error({key: one for key, one in tensors.items() if one.is_floating_point()}, job.dtype)

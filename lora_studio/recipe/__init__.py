@@ -89,6 +89,7 @@ class RecipeChange(NamedTuple):
 
 
 def changes(old: Recipe, new: Recipe) -> list[RecipeChange]:
+    """Every option whose value differs, in the order of the recipe; None where one recipe has none."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     return [
         RecipeChange(option, before.get(option), after.get(option))

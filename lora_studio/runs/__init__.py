@@ -37,6 +37,7 @@ class Run:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
+        """An OSError inside becomes a RunFolderError that names the folder."""
         try:
             yield
         except OSError as error:

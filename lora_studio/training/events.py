@@ -63,6 +63,7 @@ class StepSkipped:
 
     @property
     def text(self) -> str:
+        """Why it was skipped, and after how many the run ends; float16's scaling alone is no warning."""
         if self.scale > 1:
             why = f"its gradients overflow in float16 with the loss times {self.scale:g}, which is halved"
             return f"step {self.step} skipped: {why}"

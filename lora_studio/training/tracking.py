@@ -29,6 +29,7 @@ QUIET_WANDB |= {"x_disable_meta": True, "console": "off"}
 
 
 def tracker_faults(names: Sequence[str]) -> list[str]:
+    """A sentence for each name in tracking.to that is unknown or whose package is not installed."""
     if not names:
         return []
     from accelerate import tracking

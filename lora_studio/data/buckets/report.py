@@ -61,6 +61,7 @@ class BucketPlan:
     overrides: tuple[str, ...]  # images whose line of metadata says how they are shown
 
     def rows(self) -> list[tuple[str, str]]:
+        """(title, text) for a plan: buckets and the average crop always, the rest only where it applies."""
         buckets = ", ".join(f"{name}: {count}" for name, count in self.buckets.items())
         areas = ", ".join(f"{count} at {side}" for side, count in self.resolutions.items())
         smaller, enlarged, own = (

@@ -214,6 +214,7 @@ class ReadyPixels:
         self._lock = threading.Lock()
 
     def offer(self, record: Record, image: Image.Image) -> None:
+        """Keep a record's pixels, framed for its bucket, unless cached or beyond the memory for them."""
         assert record.bucket is not None, record.name
         key, num_bytes = self._key_of(record), 3 * record.bucket.area
         with self._lock:

@@ -138,6 +138,7 @@ class Latents(Sequence[Latent]):
         return key in self._sizes
 
     def add(self, key: str, latent: Latent) -> None:
+        """Count it, and keep it in memory unless the latents are too many for that and stay on the disk."""
         self._sizes[key] = latent.mean.numel()
         self._num_bytes += latent.mean.nbytes + latent.std.nbytes
         self._kept[key] = latent

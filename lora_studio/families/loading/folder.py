@@ -186,6 +186,7 @@ def _shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Raises BaseModelError if it is missing, damaged or no object, with the advice to download it again."""
     try:
         values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:

@@ -157,6 +157,7 @@ class StableDiffusion(ModelFamily):
 
     @classmethod
     def miniature(cls) -> Miniature:
+        """One block down and one up, 64 channels, with the layers that adapters and quantisers change."""
         from diffusers import UNet2DConditionModel
 
         types = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",)}

@@ -86,6 +86,7 @@ class StableDiffusionXL(StableDiffusion):
         return unet(latents.to(dtype), timestep, text, added_cond_kwargs=added).sample
 
     def pipeline(self) -> DiffusionPipeline:
+        """diffusers' own, with the base's parts and no invisible watermark in its images."""
         from diffusers import StableDiffusionXLPipeline
 
         parts = {name: self.parts[name] for name in ("vae", "unet", *ENCODERS)}

@@ -71,6 +71,7 @@ class LoraKind(LayerKind):
         return PlainLora(down, up, scale)
 
     def norm(self, arrays: Arrays, shapes: Shapes) -> float | None:
+        """Of `up @ down`, or of the Tucker form `up mid down`, without making the whole matrix."""
         up, down = arrays(UP), arrays(DOWN)
         if MID not in shapes:
             return product_norm(up, down)

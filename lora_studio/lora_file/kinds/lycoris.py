@@ -38,6 +38,7 @@ class LohaKind(LayerKind):
     written_by: ClassVar = {"loha": "diffusers refuses it, kohya leaves it out"}
 
     def size(self, shapes: Shapes) -> tuple[int, int] | None:
+        """(out, in * kernel) that both products have; None if the factors do not fit each other."""
         sides = []
         for number in "12":
             a, b = flat(shapes[f"hada_w{number}_a"]), flat(shapes[f"hada_w{number}_b"])
@@ -80,6 +81,7 @@ class LohaKind(LayerKind):
         return math.sqrt(square)
 
     def spell(self, layer: Layer) -> dict[str, Tensor]:
+        """LyCORIS' names and alpha; numbers are moved between two factors so that float16 can hold both."""
         import torch
 
         from lora_studio.lora_file.factors import in_range
@@ -111,6 +113,7 @@ class LokrKind(LayerKind):
     }
 
     def size(self, shapes: Shapes) -> tuple[int, int] | None:
+        """(out, in * kernel) of the Kronecker product, of whole or of factored matrices."""
         out = inputs = 1
         for name in ("lokr_w1", "lokr_w2"):
             if name in shapes:

@@ -134,6 +134,7 @@ class Trainee:
         self.step = round(float(tensors[f"step/{next(iter(self.parameters))}"]))
 
     def update(self, loss: Tensor) -> None:
+        """One optimizer step with all processes' gradients, and one of the weights' running average."""
         self.step += 1
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * learning_rate_factor(self.step, self.config)

@@ -136,6 +136,7 @@ def load_pair(folder: Path) -> tuple[ClipPair, CLIPTokenizer]:
 
 
 def build_clip(folder: Path, steps: int, device: torch.device) -> None:
+    """Train both encoders to find each other's pairs (InfoNCE in both directions) into `pair.safetensors`."""
     torch.manual_seed(2)
     rank, size = stages.rank_and_size()
     tokenizer = new_tokenizer(folder / f"tokenizer_{rank}" if rank else folder / "tokenizer")

@@ -36,6 +36,7 @@ class StepResult(NamedTuple):
         return math.isfinite(self.loss) and not math.isfinite(self.grad_norm) and self.scale > 1
 
     def row(self, step: int, rate: float, seconds: float) -> Row:
+        """A line of metrics.jsonl; what is not finite is null."""
         loss, norm = (one if math.isfinite(one) else None for one in self[:2])  # JSON has no word for NaN
         values: Row = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate}
         values["seconds"] = round(seconds, 4)

@@ -84,6 +84,7 @@ class Machine:
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
     def tune(self, denoiser: nn.Module) -> None:
+        """Attention, norms, checkpointing and compilation of the denoiser, as the recipe says, in place."""
         if self.config.attention == "xformers":
             denoiser.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
         if self.widens_norms:

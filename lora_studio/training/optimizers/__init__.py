@@ -48,6 +48,8 @@ _NEEDS: dict[Builder, Needs] = {}
 def needs(
     package: str = "", *, least_rate: float = 0.0, own_schedule: bool = False, elementwise: bool = False
 ) -> Callable[[Builder], Builder]:
+    """Says of an optimizer which package it needs, its least learning rate and how its steps may be taken."""
+
     def note(build: Builder) -> Builder:
         _NEEDS[build] = Needs(package, least_rate, own_schedule, elementwise)
         return build
@@ -117,6 +119,7 @@ class Lion(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Sign of the interpolated momentum, decay, then momentum (arXiv 2302.06675, algorithm 2)."""
         for group in self.param_groups:
             parameters: list[Tensor] = [one for one in group["params"] if one.grad is not None]
             if not parameters:

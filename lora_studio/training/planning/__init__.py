@@ -46,6 +46,7 @@ class RunPlan:
 
     @property
     def rows(self) -> Rows:
+        """(title, text): memory, how it could fit, disk, and the time before the first step."""
         made = ", ".join(f"{count} {what}" for what, count in self.cached.items())
         before = f"{duration(self.seconds_of_preparing)} to read, check and encode"
         rows = [
@@ -60,6 +61,7 @@ class RunPlan:
         return rows
 
     def to_json(self) -> dict[str, Any]:
+        """Bytes and seconds by name, with the sums."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values |= {"training": self.training.data, "memory": self.memory.to_json()}
         values["disk"] = asdict(self.disk) | {"total": self.disk.total}
@@ -139,6 +141,7 @@ class Advice:
     enough: bool = False  # alone
 
     def applied(self, memory: Memory) -> Memory:
+        """The memory with this change alone, in bytes."""
         return replace(
             memory,
             activations=round(memory.activations * self.activations),
@@ -167,6 +170,7 @@ def together(memory: Memory, advice: Sequence[Advice]) -> tuple[int, Memory]:
 
 
 def advice_rows(memory: Memory, advice: Sequence[Advice]) -> Rows:
+    """What to change, best first, and how many of these are enough together; nothing if it fits."""
     if memory.fits:
         return []
     if not advice:

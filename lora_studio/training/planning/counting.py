@@ -74,6 +74,7 @@ def tensors(tree: object) -> Iterator[Tensor]:
 
 
 def storages(tree: object) -> Iterator[torch.UntypedStorage]:
+    """Of every tensor in a tree; a quantised one is counted by what it is made of."""
     for one in tensors(tree):
         try:
             yield one.untyped_storage()

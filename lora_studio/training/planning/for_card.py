@@ -108,6 +108,7 @@ class CardPlan:
         return [*self._memory_rows(), *self._change_rows(), *self._time_rows(), *self._other_rows()]
 
     def to_json(self) -> dict[str, Any]:
+        """Bytes, flops and seconds by name; `fits` is what the exit code says."""
         return {
             "name": self.name,
             "card": asdict(self.card),

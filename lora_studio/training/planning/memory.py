@@ -57,6 +57,7 @@ class Memory:
         return asdict(self) | {"total": self.total, "fits": self.fits}
 
     def rows(self, device: str) -> Rows:
+        """(title, text): whether it fits, and every part that takes any, with a warning if memory ran out."""
         verdict = "fits into" if self.fits else "DOES NOT FIT into"
         held = {f"frozen {name}": size for name, size in self.parts.items()} | {
             "adapters": self.adapters,
@@ -167,6 +168,7 @@ class Disk:
         return self.checkpoints + self.previews + self.file
 
     def rows(self) -> Rows:
+        """(title, text): what the run folder and the caches take, with a warning if that is too much."""
         rows = [
             ("disk", f"{memory_size(self.total)} in the run folder, {memory_size(self.free)} are free"),
             ("", f"{memory_size(self.checkpoints)} for {self.num_checkpoints} checkpoints at a time"),

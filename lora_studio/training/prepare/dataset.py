@@ -154,6 +154,7 @@ def examine_recipe(
 def examine_manifest(
     recipe: Recipe, family: ModelFamily, manifest: Manifest, looks: Looks, faults: Sequence[str] = ()
 ) -> DoctorReport:
+    """The doctor's report on what a recipe will train on, with its captions, prompts and base in view."""
     data, captions = recipe.data, captions_of(recipe, manifest.usable)
     prompts = [("samples.prompts", text) for text in recipe.samples.prompts]
     prompts.append(("samples.negative_prompt", recipe.samples.negative_prompt))

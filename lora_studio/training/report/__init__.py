@@ -121,6 +121,7 @@ class Timing:
         return self.step * self.steps + self.validation * self.validations + self.preview * self.previews
 
     def section(self) -> PlanSection:
+        """The expected duration of steps, validation and previews; in JSON seconds."""
         validation, previews = self.validation * self.validations, self.preview * self.previews
         parts = {"the steps": self.step * self.steps, "validation images": validation, "previews": previews}
         listed = ", ".join(f"{duration(seconds)} for {what}" for what, seconds in parts.items() if seconds)

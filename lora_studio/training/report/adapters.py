@@ -19,6 +19,7 @@ FAST = 5  # times the usual, above which there is a note
 
 
 def adapters_section(recipe: Recipe, adapters: AdapterSet) -> PlanSection:
+    """How many parameters learn and where, and what is worth knowing about the choice."""
     layers, tokens, notes = len(adapters.layers), len(recipe.tokens), adapter_notes(recipe, adapters)
     where = [plural(layers, "layer")] if layers or not tokens else []
     where += [plural(tokens, "new token")] if tokens else []

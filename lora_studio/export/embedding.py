@@ -75,7 +75,7 @@ class Embedding(Target):
             raise StudioError("embedding is for learned tokens, and this run has none; leave it out.")
 
     def write(self, job: ExportJob) -> ExportResult:
-        """A file for each learned word: one for each text encoder in it, vectors [n, width]."""
+        """A file for each learned word, with a tensor [vectors, width] for each text encoder."""
         paths = self.paths(job)
         found, error = embeddings(job.family, job.adapters), 0.0
         for path, (word, tensors) in zip(paths, found.items(), strict=True):

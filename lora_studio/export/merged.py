@@ -187,7 +187,7 @@ class MergedFolder(Target):
     ending: ClassVar[str] = "_merged"
 
     def write(self, job: ExportJob) -> ExportResult:
-        """A diffusers folder of the base with what was learned in its weights; every other file as it is."""
+        """A diffusers folder of the base with what was learned in its weights."""
         (path,) = self.paths(job)
         base, changed = merged_base(job)
         error = write_folder(path, base, changed=changed, dtype=job.dtype)

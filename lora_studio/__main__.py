@@ -1,5 +1,23 @@
-"""`python -m lora_studio`."""
+"""`python -m lora_studio`, and the program that an installation has."""
 
-from lora_studio.cli import main
+import os
+import signal
+from types import FrameType
 
-main()
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Nothing has begun, and an import may be deep in a library's own code."""
+    os.write(2, b"\nstopped before anything was begun\n")
+    os._exit(130)
+
+
+def main() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else ignored, as under nohup
+        signal.signal(signal.SIGINT, _leave)
+    from lora_studio import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ class PlanSection:
 def plural(count: int, what: str = "image") -> str:
     """ "1 image", "3 images"."""
     return f"1 {what}" if count == 1 else f"{count} {what}s"
+
+
+def command_of(*words: object) -> str:
+    """A command of ours as it can be pasted into a shell."""
+    return shlex.join(["lora-studio", *map(str, words)])
 
 
 def in_words(name: str) -> str:

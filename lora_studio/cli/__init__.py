@@ -20,7 +20,7 @@ from lora_studio.cli.inspect import inspect, metadata, sidecars, verify
 from lora_studio.cli.options import Command, Group
 from lora_studio.cli.start import demo, plan, train
 from lora_studio.console import console, errors
-from lora_studio.console.terminal import output_fault, use_terminal_streams
+from lora_studio.console.terminal import answer_interrupts, output_fault, use_terminal_streams
 from lora_studio.errors import ExportMismatch, ProcessLost, RenamedOption, StudioError, TrainingDiverged
 from lora_studio.processes import is_main
 from lora_studio.text import cut
@@ -93,6 +93,7 @@ def main() -> None:
     """The program `lora-studio`: exit 0, 1 for an invalid result, 2 for a mistake, 130 if it was stopped."""
     warnings.showwarning = _show_warning
     use_terminal_streams()
+    answer_interrupts()
     try:
         code = guarded(app)
     except SystemExit as ended:  # typer ends each verb so

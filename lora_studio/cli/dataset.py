@@ -108,11 +108,11 @@ def regularization_images(
     from lora_studio.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, changes=tuple(changes or ()))
-    from lora_studio.console import RunScreen
+    from lora_studio.console.run import run_screen
     from lora_studio.training.prepare.regularization_images import draw_ahead
 
     console.say("reading the base model and the images")
-    with RunScreen(console) as screen:
+    with run_screen(console) as screen:
         drawing = draw_ahead(loaded, screen)
     count, folder = len(drawing.records), Path(drawing.records[0].path).parent
     console.say(f"{count} regularization images, {drawing.drawn} of them drawn now, in {folder}")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from lora_studio.cli.options import Dtype, Force, Json, LoraPath, argument, flag, print_json, show, value
 from lora_studio.console import console, errors
+from lora_studio.errors import RecipeError
 
 if TYPE_CHECKING:
     from lora_studio.training.events import Event
 
-TARGETS = "kohya, diffusers, native, embedding, a1111_bundle, merged or checkpoint"
+KOHYA = "kohya (or comfyui, a1111, forge)"
+TARGETS = f"{KOHYA}, diffusers, native, embedding, a1111_bundle, merged or checkpoint"
 
 
 def export(
     run: Annotated[Path, argument("RUN", "a run's folder, finished or not")],
     to: Annotated[list[str], value("NAME", f"{TARGETS}; can be repeated", "--to")],
-    checkpoint: Annotated[int | None, value("STEP", "of this step; default: the newest")] = None,
+    checkpoint: Annotated[
+        str, value("STEP", "of this step, or best, by the validation images; default: the newest")
+    ] = "",
     dtype: Annotated[
         str | None, value("DTYPE", "float16, bfloat16 or float32; default: as the recipe says")
     ] = None,
@@ -37,7 +41,7 @@ def export(
         if isinstance(event, Note):
             errors.say(event.text)
 
-    request = ExportRequest(tuple(to), checkpoint, dtype, out, force)
+    request = ExportRequest(tuple(to), step_named(checkpoint), dtype, out, force)
     found = export_run(run, request, on_event=tell)
     if as_json:
         print_json([one.to_json() for one in found])
@@ -45,9 +49,20 @@ def export(
         print_exported(found, console)
 
 
+def step_named(text: str) -> int | Literal["best"] | None:
+    """Raises RecipeError for what is neither a step nor "best"."""
+    if text in ("", "newest", "last"):
+        return None
+    if text == "best":
+        return "best"
+    if not text.isdecimal():
+        raise RecipeError(f"--checkpoint is {text!r}; it must be a step, such as 300, or best.")
+    return int(text)
+
+
 def convert(
     file: LoraPath,
-    to: Annotated[str, value("NAME", "kohya or diffusers", "--to")],
+    to: Annotated[str, value("NAME", f"{KOHYA} or diffusers", "--to")],
     out: Annotated[
         Path | None, value("FILE", "the file to write; default: <name>_<to> beside it", "-o", "--out")
     ] = None,

@@ -21,9 +21,11 @@ from lora_studio.console import console, errors
 from lora_studio.errors import Interrupted
 from lora_studio.processes import is_main
 from lora_studio.quiet import paused_until_told, shorten_waits
+from lora_studio.text import command_of
 
 if TYPE_CHECKING:
     from lora_studio.recipe import Recipe
+    from lora_studio.training.finish import Finished
 
 DEMO_FOLDER = Path("runs/demo")
 
@@ -53,10 +55,11 @@ def plan(
         _plan_for(loaded, card, memory, as_json=as_json)
         return
     shorten_waits(loaded.machine.device)  # as train does: it takes the time of a step
-    from lora_studio.console import RunScreen, print_needs, print_plan
+    from lora_studio.console import print_needs, print_plan
+    from lora_studio.console.run import run_screen
     from lora_studio.training.planning import plan as make
 
-    with RunScreen(errors) as screen:
+    with run_screen(errors) as screen:
         found = make(loaded, memory_gib=memory, on_event=screen)
     if not as_json:
         print_plan(found.training, console)
@@ -96,6 +99,8 @@ def demo(
     if (out / "summary.json").is_file() and not resume:
         console.say(f"{out} holds a finished demo already; verifying its file (--out DIR trains a new one).")
         verify(out / f"{recipe.name}.safetensors")
+        console.say()
+        console.say_rows([("next", f"your own images: {command_of('start')}")])
         return
     _train(recipe, out, resume=resume, again="lora-studio demo")
 
@@ -103,18 +108,39 @@ def demo(
 def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
     console.quiet = not is_main()  # of several processes one speaks
     shorten_waits(recipe.machine.device)
-    from lora_studio.runs import run_folder
+    from lora_studio.runs import ReadOnlyRun, run_folder
 
+    console.say(f"{recipe.name}: reading the base model and the images")
     try:
         with paused_until_told() as told:
-            from lora_studio.console import RunScreen, print_finished
+            from lora_studio.console.run import run_screen
             from lora_studio.training.session import train as run
 
-            console.say("reading the base model and the images")
-            with RunScreen(console) as screen:
+            with run_screen(console) as screen:
                 result = run(recipe, folder, resume=resume, on_event=told(screen))
     except Interrupted as stopped:
         options = "" if folder == run_folder(recipe.name) else f" --out {folder}"
         console.say(f"stopped after step {stopped.step}; go on with: {again}{options} --resume")
         raise typer.Exit(130) from None
+    except KeyboardInterrupt:
+        there = ReadOnlyRun(folder).checkpoints()
+        kept = (
+            f"{there[-1]} is kept, from which --resume goes on" if there else "no checkpoint was written yet"
+        )
+        errors.say(f"stopped at once; {kept}")
+        raise typer.Exit(130) from None
+    _print_end(result, recipe)
+
+
+def _print_end(result: Finished, recipe: Recipe) -> None:
+    from lora_studio.console import print_finished
+    from lora_studio.console.next_steps import RunFacts, next_steps
+    from lora_studio.recipe.data import POCKET
+
     print_finished(result, console)
+    own = (one.trigger for one in recipe.data.sources if one.role == "instance" and one.trigger)
+    triggers = tuple(dict.fromkeys(filter(None, (recipe.data.trigger, *own))))
+    prompt = next(iter((*recipe.samples.prompts, *triggers)), "a prompt")
+    facts = RunFacts(triggers, prompt, recipe.base.model == POCKET)
+    console.say()
+    console.say_rows(next_steps(result, facts))

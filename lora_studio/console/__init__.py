@@ -99,25 +99,6 @@ class Bars(Progress):
         self.update(self._bars[what], completed=done, total=total, facts=facts)
 
 
-class RunScreen(Bars):
-    """A listener that draws progress bars and prints the plan and notes above them."""
-
-    def __init__(self, screen: Screen) -> None:
-        super().__init__(screen)
-        self.screen = screen
-
-    def __call__(self, event: events.Event) -> None:
-        if isinstance(event, events.TrainingPlan):
-            print_plan(event, self.screen)
-        elif isinstance(event, events.StepDone):
-            facts = f"loss {event.loss:.4f}  {event.seconds:.2f} s/step"
-            self.show("training", event.step, event.steps, facts)
-        elif isinstance(event, events.Progress):
-            self.show(event.what, event.done, event.total)
-        else:
-            self.screen.say(event.text)
-
-
 def print_plan(plan: events.TrainingPlan, screen: Screen) -> None:
     screen.print_rows(plan.rows, heading=f"{plan.name}: what will be trained")
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
 from typing import TextIO
 
 from rich.file_proxy import FileProxy
@@ -95,6 +98,27 @@ def output_fault() -> str:
     output = getattr(sys.stdout, "rich_proxied_file", None)
     fault = output.fault if isinstance(output, LastingStream) else ""
     return fault and f"standard output cannot be written to ({fault}), so what was to be printed is lost."
+
+
+def say_at_once(text: str) -> None:
+    """A sentence of ours from within a signal's handler, where a stream may be in the middle of a line."""
+    with suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())
+
+
+def answer_interrupts() -> None:
+    """The first Ctrl-C is answered at once: what is being read may take a while to let go.
+
+    For a process of our own, unless it ignores them, as one in the background does.
+    """
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.default_int_handler)
+        say_at_once("stopping")
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, answer)
 
 
 def missing_folder() -> str:

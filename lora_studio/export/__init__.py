@@ -19,3 +19,12 @@ EXPORTERS: Registry["Target"] = Registry(
         "checkpoint": "lora_studio.export.merged:CHECKPOINT",
     },
 )
+_READ_BY = {  # what people call a target whose files a program reads
+    **dict.fromkeys(("comfyui", "a1111", "automatic1111", "forge", "invokeai", "sd-scripts"), "kohya"),
+    **{"peft": "diffusers", "lycoris": "native", "ckpt": "checkpoint"},
+}
+
+
+def target_named(name: str) -> str:
+    """The target of that name, or for the program of that name; another name as it is."""
+    return _READ_BY.get(name.lower(), name)

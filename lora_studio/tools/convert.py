@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_studio.errors import RecipeError
-from lora_studio.export import EXPORTERS, kohya
+from lora_studio.export import EXPORTERS, kohya, target_named
 from lora_studio.families.layer_names.spellings import TEXT_PROJECTIONS
 from lora_studio.families.loading import load_base
 from lora_studio.files import say_unwritable
@@ -47,6 +47,7 @@ def convert(
 
     Raises StudioError for what cannot be read, names what is unknown, and replaces nothing unless `force`.
     """
+    target = target_named(target)
     if target not in SPELLINGS.entries and target in EXPORTERS.entries:
         names = ", ".join(SPELLINGS.names())
         raise RecipeError(f"--to {target} is for what a run has trained; a file can be converted to {names}.")

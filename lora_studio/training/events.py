@@ -121,7 +121,16 @@ class Note:
     text: str
 
 
-_Told = MemoryRanOut | Note | PreviewsDrawn | StepSkipped | ValidationMeasured  # each with a `text`
+@dataclass(frozen=True)
+class StopAsked:
+    """The first Ctrl-C or the like; told from the signal's handler, so in the middle of anything."""
+
+    text: str = "stopping after this step, with a checkpoint; once more stops at once, without one"
+
+
+_Told = (
+    MemoryRanOut | Note | PreviewsDrawn | StepSkipped | StopAsked | ValidationMeasured
+)  # each with a `text`
 Event = TrainingPlan | Progress | StepDone | _Told
 Listener = Callable[[Event], None]
 

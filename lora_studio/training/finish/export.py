@@ -6,18 +6,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lora_studio.data.batches import entries
 from lora_studio.errors import CheckpointError, RecipeError, RunFolderError, StudioError
-from lora_studio.export import EXPORTERS
+from lora_studio.evaluate.validation import best_step
+from lora_studio.export import EXPORTERS, target_named
 from lora_studio.export.target import ExportJob, ExportResult, Target
 from lora_studio.files import write_atomically
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.processes import ALONE
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
-from lora_studio.runs import Run
+from lora_studio.runs import VALIDATION, Run
 from lora_studio.training.events import Listener, Note, ignore_events
 from lora_studio.training.finish.verified import (
     EMBEDDING,
@@ -41,7 +42,7 @@ class ExportRequest:
     """What is to be written of a run."""
 
     targets: tuple[str, ...]
-    checkpoint: int | None = None  # None: the newest
+    checkpoint: int | Literal["best"] | None = None  # best: on the validation images; None: the newest
     dtype: str | None = None  # None: as the recipe says
     folder: Path | None = None  # None: exports/step_<number> in the run's own
     force: bool = False  # replace what is there
@@ -66,7 +67,7 @@ def export_run(folder: Path, request: ExportRequest, *, on_event: Listener = ign
     Raises StudioError for whatever the user can mend, before anything is written where that can be known;
     ExportMismatch, with the files set aside, if one of them is not what was trained.
     """
-    targets = {name: EXPORTERS[name] for name in dict.fromkeys(request.targets)}
+    targets = {name: EXPORTERS[name] for name in dict.fromkeys(map(target_named, request.targets))}
     run = Run(folder)
     recipe = _recipe_of(run, request)
     place, step = _checkpoint_of(run, request.checkpoint)
@@ -109,10 +110,17 @@ def _recipe_of(run: Run, request: ExportRequest) -> Recipe:
     return recipe.model_copy(update={"adapter": adapter, "export": export})
 
 
-def _checkpoint_of(run: Run, step: int | None) -> tuple[Path, int]:
+def _checkpoint_of(run: Run, step: int | Literal["best"] | None) -> tuple[Path, int]:
     steps = {int(path.name.removeprefix("step_")): path for path in run.checkpoints()}
     if not steps:
         raise CheckpointError(f"there is no checkpoint in {run.folder}; there is nothing to export yet.")
+    if step == "best":
+        step = best_step(run.lines(VALIDATION))
+        if step is None:
+            raise CheckpointError(
+                f"{run.folder} has measured no validation images, so its best checkpoint is not known; "
+                f"name one of {', '.join(map(str, steps))}."
+            )
     step = max(steps) if step is None else step
     if step not in steps:
         known = f"there are those of {', '.join(map(str, steps))}"

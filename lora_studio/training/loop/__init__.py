@@ -21,7 +21,7 @@ from lora_studio.objectives.diffusion import DrawPosition, NoisyBatch, Objective
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe.training import TrainingConfig
 from lora_studio.rng import generator
-from lora_studio.training.events import Listener
+from lora_studio.training.events import Listener, StopAsked
 from lora_studio.training.loop.base_predictions import BasePredictions, Targets
 from lora_studio.training.loop.batch_split import BatchSplit, all_reduce_gradients
 from lora_studio.training.loop.state import State
@@ -77,7 +77,7 @@ class Loop:
         """
         self.base_rates = [group["lr"] for group in self.state.optimizer.param_groups]
         watch = GradientWatch(self.state.adapters, half=self.state.scaler is not None)
-        with interruptible() as self._interrupted:
+        with interruptible(lambda: self.listener(StopAsked())) as self._interrupted:
             for step in range(first_step, self.config.steps + 1):
                 stopping = self.train_step(step, watch)
                 last = step == self.config.steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -177,8 +177,10 @@ class Watch:
 
 
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
+def interruptible(on_first: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
     """Within it the first Ctrl-C, SIGTERM or SIGHUP sets the event; a second one does what it usually does.
+
+    `on_first` is called by the first, once the event is set.
 
     But for SIGHUP, of which a terminal that closes may send several: those after the first are passed over.
     Under nohup it is ignored, as it was before.
@@ -197,6 +199,8 @@ def interruptible() -> Iterator[threading.Event]:
         asked.set()
         for one in caught:
             signal.signal(one, signal.SIG_IGN if one.name == HANGUP else before[one])
+        with suppress(RuntimeError, OSError):  # a stream that is being written to takes no second writer
+            on_first()
 
     for one in caught:
         signal.signal(one, on_interrupt)

@@ -48,8 +48,9 @@ def init(
     from lora_studio.training.starting import check_base, look_at_folder
 
     if list_:
+        width = max(map(len, preset_names()))
         for one in preset_names():
-            console.say(f"{one:15} {summary(one)}")
+            console.say(f"{one:{width}} {summary(one)}")
         return
     summary(preset)  # an unknown preset is the first thing to say
     if images is None or not trigger:

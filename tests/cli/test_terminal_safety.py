@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -294,6 +295,21 @@ def test_on_a_terminal_only_our_own_colours_and_bars_are_left(monkeypatch: pytes
     said = terminal.getvalue()
     assert "\x1b[31m" in said and said.count("\\x1b]0;p") > 8 and not CONCEALED.search(said)
     assert not RAW.search(OWN.sub("", said).replace("\r", "")), OWN.sub("", said)
+
+
+def test_no_module_writes_past_the_screen() -> None:
+    """`print`, `input` with words, and the streams themselves; the pocket base's own builder is no verb."""
+    root = Path(cli.__file__).parents[1]
+    found = []
+    for path in root.rglob("*.py"):
+        name = path.relative_to(root).as_posix()
+        if name.startswith("pocket/") or name == "console/terminal.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            call = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if call == "print" or (call == "input" and node.args) or re.match(r"sys\.std(out|err)\.w", call):
+                found.append(f"{name}:{node.lineno}")
+    assert found == []
 
 
 def test_a_traceback_and_a_warning_are_harmless(tmp_path: Path) -> None:

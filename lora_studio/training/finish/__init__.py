@@ -59,9 +59,11 @@ def finish(
     Raises ExportMismatch, with the files set aside, if they are not what was trained.
     """
     processes = session.processes
+    session.loop.state.end()
     return_freed_memory()
     with session.loop.state.shown():  # of several processes all draw, and the main one writes
         expected = probe(session)
+        return_freed_memory()
         job = job_of(session, session.run.folder)
         written = processes.from_main(lambda: write_own(session, job))
         if session.machine.shards:  # then so is the base that the file is tried on

@@ -117,6 +117,13 @@ class State:
         self.adapt_scale()
         return limited
 
+    def end(self) -> None:
+        """Give up what further steps alone would need: gradients, and what the optimizer keeps."""
+        self.optimizer.zero_grad()
+        for parameter in self.adapters.named_parameters().values():
+            parameter.grad = None
+        self.optimizer.state.clear()
+
     def adapt_scale(self) -> None:
         if self.scaler is not None:
             self.scaler.update()

@@ -33,11 +33,12 @@ from lora_studio.adapters.rules import (
 )
 from lora_studio.adapters.stack import Stack
 from lora_studio.errors import RecipeError
+from lora_studio.families.base import SameInput
 from lora_studio.quantization import layer_paths
 from lora_studio.quiet import bitsandbytes_on_demand
 from lora_studio.rng import generator
 
-Together = Mapping[str, Sequence[Sequence[str]]]
+Together = Mapping[str, Sequence[SameInput]]
 
 
 def target_paths(module: nn.Module, endings: tuple[str, ...]) -> list[str]:
@@ -94,7 +95,7 @@ def inject_chosen(
 
     The adapters are float32 whatever the base's dtype, so that small updates are not rounded away. `exact`:
     what layers that are trained themselves begin with, where the base has lost digits since. `together`: part
-    -> the endings of the paths of layers that get the same input.
+    -> which of its layers get the same input.
     """
     kind = ADAPTERS[options.kind]
     if kind.trains_layers:

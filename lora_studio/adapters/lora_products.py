@@ -1,6 +1,6 @@
 """A frozen layer and its plain LoRA as one operation for autograd: the products themselves.
 
-`down` has the scale in it. Factors come and gradients go as `up` [k, r, out], of k layers with one input.
+`down` has the scale in it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-How = tuple[bool, Tensor | None, Tensor | None]  # whether it is merged, left, right
 
 
 class Copies(torch.autograd.Function):
@@ -35,42 +33,33 @@ def _copies(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]
 
 
 class LinearProduct(torch.autograd.Function):
-    """x [..., in], W [k * out, in], bias [k * out], down [k * r, in] and up -> [..., k * out].
+    """x [..., in], W [out, in], bias [out], down [r, in] and up [r, out] -> [..., out].
 
-    If it is merged, W has the update in it already. Of an x that is left * right only these are kept.
+    If it is merged, W has the update in it already.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, how: How
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, merged: bool
     ) -> Tensor:
-        merged, left, right = how
         output = F.linear(x, weight, bias)  # of x as it is, which decides how torch rounds
         rows, narrow = x.reshape(-1, x.shape[-1]), None
         if not merged:
             # r rows by N columns, not N by r: on a CPU up to ten times as fast
             narrow = down @ rows.t()
-            _add_product(output.view(-1, output.shape[-1]), narrow, up)
-        ctx.save_for_backward(rows if left is None else None, weight, down, up, narrow, left, right)
+            output.view(-1, output.shape[-1]).addmm_(narrow.t(), up)
+        ctx.save_for_backward(rows, weight, down, up, narrow)
         ctx.shape = x.shape
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, down, up, narrow, left, right = ctx.saved_tensors
-        if rows is None:
-            rows = (left * right).view(-1, ctx.shape[-1])
+        rows, weight, down, up, narrow = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
         merged = narrow is None
         if merged:
             narrow = down @ rows.t()
-        k, rank, out = up.shape
-        if k == 1:
-            grad_narrow, grad_up = up[0] @ grad.t(), (narrow @ grad)[None]
-        else:
-            each = grad.view(-1, k, out).transpose(0, 1)  # [k, N, out]
-            grad_narrow = torch.bmm(up, each.transpose(1, 2)).view(k * rank, -1)
-            grad_up = torch.bmm(narrow.view(k, rank, -1), each)
+        grad_narrow, grad_up = up @ grad.t(), narrow @ grad
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ weight
@@ -78,6 +67,57 @@ class LinearProduct(torch.autograd.Function):
                 grad_x.addmm_(grad_narrow.t(), down)
             grad_x = grad_x.view(ctx.shape)
         return grad_x, None, None, grad_narrow @ rows, grad_up, None
+
+
+class NarrowProduct(torch.autograd.Function):
+    """down [r, in], rows [N, in] -> [r, N]; of rows that are left * right only these are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, down: Tensor, rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(down, left, right)
+        return torch.mm(down, rows.t())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        down, left, right = ctx.saved_tensors
+        return torch.mm(grad, (left * right).view(-1, down.shape[1])), torch.mm(grad.t(), down), None, None
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
+    """x [..., in], W [out, in], bias [out], down [r, in], up [r, out] -> [..., out], in operations of torch.
+
+    Its backward pass has one sum more than LinearProduct's, and no Python in it.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if x.is_contiguous() or bias is None:
+        output = F.linear(rows, weight, bias)
+    else:  # torch adds it to the rounded product then, and so the base does
+        output = torch.mm(rows, weight.t()).add_(bias)
+    left, right = factors_of(x)  # a GPU's memory is dear
+    narrow = torch.mm(down, rows.t()) if left is None else NarrowProduct.apply(down, rows, left, right)
+    output.addmm_(narrow.t(), up)
+    return output.view(*x.shape[:-1], -1)
+
+
+def product_at_each_place(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor | None = None, up: Tensor | None = None
+) -> Tensor:
+    """The same of x [B, in, H, W] -> [B, out, H, W]; as products, since convolutions are slow backward."""
+    flat, each = x.flatten(2), (len(x), -1, -1)
+    weights = weight.expand(each)
+    output = torch.bmm(weights, flat) if bias is None else torch.baddbmm(bias[:, None], weights, flat)
+    if down is not None and up is not None:
+        output.baddbmm_(up.t()[None].expand(each), torch.bmm(down[None].expand(each), flat))
+    return output.view(len(x), -1, *x.shape[2:])
+
+
+def products(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
+    """x [..., in], W [k * out, in], bias [k * out], down [k * r, in], up [k, r, out] -> [k, ..., out]."""
+    k, rank, out = up.shape
+    rows = x.reshape(-1, x.shape[-1])
+    whole = F.linear(rows, weight, bias).view(-1, k, out).transpose(0, 1)
+    narrow = torch.mm(down, rows.t()).view(k, rank, -1).transpose(1, 2)
+    return torch.baddbmm(whole, narrow, up).view(k, *x.shape[:-1], out)
 
 
 def factors_of(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -88,13 +128,3 @@ def factors_of(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
     left, right = node._saved_self, node._saved_other
     fits = left is not None and right is not None and left.dtype == right.dtype == x.dtype
     return (left, right) if fits and left.shape == right.shape == x.shape else (None, None)
-
-
-def _add_product(output: Tensor, narrow: Tensor, up: Tensor) -> None:
-    """output [N, k * out] += up^T narrow of each layer, narrow [k * r, N]."""
-    k, rank, out = up.shape
-    if k == 1:
-        output.addmm_(narrow.t(), up[0])
-    else:
-        each = output.view(-1, k, out).transpose(0, 1)
-        each.baddbmm_(narrow.view(k, rank, -1).transpose(1, 2), up)

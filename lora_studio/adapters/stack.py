@@ -60,7 +60,9 @@ class Stack:
 
     def show_gradients(self) -> None:
         """Let each layer see its part of the gradient, or that there is none."""
-        grad = self._holder[0].grad
+        grad, shown = self._holder[0].grad, self.owners[0].grad
+        if grad is not None and shown is not None and _lies_in(shown, grad):
+            return
         parts = [None] * len(self.owners) if grad is None else grad.unbind(0)
         for owner, part in zip(self.owners, parts, strict=True):
             owner.grad = part

@@ -43,6 +43,13 @@ class FileTraits:
     prediction_type: str  # modelspec.prediction_type
 
 
+class SameInput(NamedTuple):
+    """The endings of the paths of layers that get the same input: those side by side, or all with them."""
+
+    endings: tuple[str, ...]
+    argument: str = ""  # of the part's forward pass, if that is what all of them get
+
+
 class ProbeInputs(NamedTuple):
     """What a denoiser is asked when its predictions are compared; always the same for a family."""
 
@@ -135,8 +142,8 @@ class ModelFamily(ABC):
         return {}
 
     @property
-    def together(self) -> dict[str, tuple[tuple[str, ...], ...]]:
-        """Part -> the endings of the paths of layers, side by side, that get the same input."""
+    def together(self) -> dict[str, tuple[SameInput, ...]]:
+        """Part -> which of its layers get the same input."""
         return {}
 
     @property

@@ -10,12 +10,15 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lora_studio.adapters import fast_lora
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.fast_lora import SMALL, TINY
 from lora_studio.adapters.inject import inject
+from lora_studio.adapters.lora_products import products
 from lora_studio.adapters.rules import AdapterOptions
+from lora_studio.families.base import SameInput
 
-TOGETHER = {"m": (("q", "k", "v"),)}
+TOGETHER = {"m": (SameInput(("q", "k", "v")),)}
 WIDTHS = {"tiny": 48, "small": 144, "wide": 400}
 assert 48 * 56 <= TINY < 144 * 152 <= SMALL < 400 * 408
 
@@ -162,6 +165,65 @@ def test_layers_side_by_side_may_be_asked_in_any_way(dtype: torch.dtype) -> None
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         one, other = ours(x.to(dtype)), theirs(x.to(dtype))
     torch.testing.assert_close(one, other, atol=1e-5 if dtype == torch.float32 else 5e-2, rtol=2e-2)
+
+
+class Reading(nn.Module):
+    """Blocks that read the part's own input beside the one before them, and a last one that reads another."""
+
+    def __init__(self, *, again: bool) -> None:
+        super().__init__()
+        self.again = again  # through gradient checkpointing
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({name: nn.Linear(24, 40, bias=name == "v") for name in ("k", "v")})
+            for _ in range(3)
+        )
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        for number, block in enumerate(self.blocks):
+            read = text if number < 2 else text + 1
+
+            def step(
+                x: Tensor,
+                block: nn.ModuleDict = block,
+                read: Tensor = read,  # type: ignore[assignment]
+            ) -> Tensor:
+                return x + block["k"](read).sigmoid() * block["v"](read)
+
+            x = checkpoint(step, x, use_reentrant=False) if self.again else step(x)
+        return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_read_the_parts_own_input_are_one_product_a_pass(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the blocks are computed again; what reads another input gets that one's output."""
+    computed: list[Tensor] = []
+    monkeypatch.setattr(fast_lora, "products", lambda *given: computed.append(given[0]) or products(*given))
+    torch.manual_seed(0)
+    x, text = torch.randn(2, 5, 40).to(dtype), torch.randn(2, 5, 24).to(dtype)
+    together = {"m": (SameInput(("k", "v"), "text"),)}
+    options, canonical = AdapterOptions("lora", rank=3, alpha=4.5, seed=1), lambda part, path: path
+    found: dict[str, list[Tensor]] = {}
+    for way in ("peft", "ours", "again"):
+        torch.manual_seed(0)
+        model = Reading(again=way == "again").requires_grad_(False).to(dtype)
+        if way == "peft":
+            inject_adapter_in_model(LoraConfig(r=3, lora_alpha=4.5, target_modules=["k", "v"]), model)
+        else:
+            inject({"m": model}, {"m": ("k", "v")}, options, canonical_path=canonical, together=together)
+        factors = {name: one for name, one in model.named_parameters() if "lora_" in name}
+        for number, (_, one) in enumerate(sorted(factors.items())):
+            one.data = torch.randn(one.shape, generator=torch.Generator().manual_seed(number)).mul(0.3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output = model(x, text=text) if way == "again" else model(x, text)
+        output.float().square().mean().backward()
+        found[way] = [output.detach().float(), *(one.grad for _, one in sorted(factors.items()))]
+    assert len(computed) == (0 if dtype == torch.float32 else 2 * 2)  # those with a bias, and those without
+    assert len(found["peft"]) == 1 + 12
+    for way in ("ours", "again"):
+        for one, other in zip(found[way], found["peft"], strict=True):
+            assert (one - other).norm() < (2e-6 if dtype == torch.float32 else 2e-2) * other.norm()
 
 
 def test_layers_of_one_shape_lie_in_one_tensor_and_go_along_with_their_modules() -> None:

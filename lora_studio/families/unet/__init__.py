@@ -18,6 +18,7 @@ from lora_studio.families.base import (
     ModelFamily,
     Parts,
     ProbeInputs,
+    SameInput,
     Tokenizers,
 )
 from lora_studio.families.layer_names.spellings import ONE_ENCODER, KohyaLayout, LayerPlace
@@ -107,10 +108,11 @@ class StableDiffusion(ModelFamily):
         return {"unet": CONVOLUTIONS}
 
     @property
-    def together(self) -> dict[str, tuple[tuple[str, ...], ...]]:
-        """Queries, keys and values of a sequence itself; keys and values of the text."""
-        of_text = {part: (TEXT_LAYERS[:3],) for part in self.text_encoders}
-        return {**of_text, "unet": (SELF_ATTENTION, CROSS_ATTENTION)}
+    def together(self) -> dict[str, tuple[SameInput, ...]]:
+        """Queries, keys and values of a sequence itself; all keys and values of the text."""
+        of_text = {part: (SameInput(TEXT_LAYERS[:3]),) for part in self.text_encoders}
+        of_unet = SameInput(SELF_ATTENTION), SameInput(CROSS_ATTENTION, "encoder_hidden_states")
+        return {**of_text, "unet": of_unet}
 
     def objective(self, options: ObjectiveOptions) -> Diffusion:
         return Diffusion(self.schedule.alphas, self.schedule.prediction, **asdict(options))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -67,8 +68,9 @@ def validation_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
     pyplot = headless_pyplot()
     steps = [row["step"] for row in rows]
     figure, axes = pyplot.subplots(figsize=(8, 4), gridspec_kw=margins(4))
-    for number, name in enumerate(rows[0]["images"]):
-        of_image, label = [row["images"][name] for row in rows], "_" if number else "each image"
+    for number, name in enumerate(rows[0].get("images", {})):
+        of_image = [row.get("images", {}).get(name, math.nan) for row in rows]
+        label = "_" if number else "each image"
         axes.plot(steps, of_image, color="#b9c4d6", linewidth=0.8, label=label)
     means = [row["relative"] for row in rows]
     axes.plot(steps, means, color="#1f4e9c", linewidth=1.8, marker="o", markersize=3, label="mean")

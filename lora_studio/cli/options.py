@@ -43,7 +43,7 @@ Changes = Annotated[
     list[str] | None,
     value("KEY=VALUE", "change the recipe, e.g. training.steps=200; can be repeated", "--set"),
 ]
-Resume = Annotated[bool, flag("--resume", "continue from the run folder's newest checkpoint")]
+Resume = Annotated[bool, flag("--resume", "continue from the run folder's newest whole checkpoint")]
 RunDir = Annotated[
     Path | None, value("DIR", "the run folder; default: runs/<name of the recipe>", "-o", "--out")
 ]

@@ -14,11 +14,12 @@ from lora_studio.cli.options import (
     RecipeFile,
     Resume,
     RunDir,
+    argument,
     show,
     value,
 )
 from lora_studio.console import console, errors
-from lora_studio.errors import Interrupted
+from lora_studio.errors import Interrupted, RecipeError
 from lora_studio.processes import is_main
 from lora_studio.quiet import paused_until_told, shorten_waits
 from lora_studio.text import command_of
@@ -78,13 +79,25 @@ def _plan_for(recipe: Recipe, card: str, memory: float | None, *, as_json: bool)
         raise typer.Exit(1)
 
 
-def train(recipe: RecipeFile, out: RunDir = None, resume: Resume = False, changes: Changes = None) -> None:
+def train(
+    recipe: Annotated[Path, argument("RECIPE|RUN", "a TOML recipe; with --resume also a run's folder")],
+    out: RunDir = None,
+    resume: Resume = False,
+    changes: Changes = None,
+) -> None:
     """Train a recipe and export, verify and show the LoRA."""
     from lora_studio.recipe.load import load_recipe
+    from lora_studio.recipe.run_recipe import load_run_recipe
     from lora_studio.runs import run_folder
 
-    loaded = load_recipe(recipe, changes=tuple(changes or ()))
-    _train(loaded, out or run_folder(loaded.name), resume=resume, again=f"lora-studio train {recipe}")
+    if resume and recipe.is_dir():
+        if out is not None and out.resolve() != recipe.resolve():
+            raise RecipeError(f"--resume {recipe} and --out {out} are two run folders; give one of them.")
+        out = recipe
+        loaded = load_run_recipe(recipe, tuple(changes or ()))
+    else:
+        loaded = load_recipe(recipe, changes=tuple(changes or ()))
+    _train(loaded, out or run_folder(loaded.name), resume=resume)
 
 
 def demo(
@@ -102,13 +115,13 @@ def demo(
         console.say()
         console.say_rows([("next", f"your own images: {command_of('start')}")])
         return
-    _train(recipe, out, resume=resume, again="lora-studio demo")
+    _train(recipe, out, resume=resume)
 
 
-def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
+def _train(recipe: Recipe, folder: Path, *, resume: bool) -> None:
     console.quiet = not is_main()  # of several processes one speaks
     shorten_waits(recipe.machine.device)
-    from lora_studio.runs import ReadOnlyRun, run_folder
+    from lora_studio.runs import ReadOnlyRun, resuming
 
     console.say(f"{recipe.name}: reading the base model and the images")
     try:
@@ -119,15 +132,12 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool, again: str) -> None:
             with run_screen(console) as screen:
                 result = run(recipe, folder, resume=resume, on_event=told(screen))
     except Interrupted as stopped:
-        options = "" if folder == run_folder(recipe.name) else f" --out {folder}"
-        console.say(f"stopped after step {stopped.step}; go on with: {again}{options} --resume")
+        console.say(f"stopped after step {stopped.step}; go on with: {resuming(stopped.folder)}")
         raise typer.Exit(130) from None
     except KeyboardInterrupt:
         there = ReadOnlyRun(folder).checkpoints()
-        kept = (
-            f"{there[-1]} is kept, from which --resume goes on" if there else "no checkpoint was written yet"
-        )
-        errors.say(f"stopped at once; {kept}")
+        again = f"go on from {there[-1]} with: {resuming(folder)}" if there else ""
+        errors.say(f"stopped at once; {again or 'no checkpoint was written yet'}")
         raise typer.Exit(130) from None
     _print_end(result, recipe)
 

@@ -28,8 +28,8 @@ from lora_studio.data.sources import Source, read_sources
 from lora_studio.errors import DatasetError, StudioError, preview_names
 from lora_studio.metadata import PREFIX
 from lora_studio.recipe import FREE, Recipe
-from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
 from lora_studio.recipe.renamed import with_first_names
+from lora_studio.recipe.run_recipe import RUN_RECIPE, load_run_recipe
 from lora_studio.tensor_file.header import read_header, tensor_hash
 from lora_studio.version import __version__
 

@@ -18,7 +18,7 @@ from lora_studio.families.loading.hub import is_hub_id
 from lora_studio.files import digest, say_unwritable, write_atomically
 from lora_studio.metadata import key_table
 from lora_studio.metadata.write import STRENGTH, usage_hint
-from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
+from lora_studio.recipe.run_recipe import RUN_RECIPE, load_run_recipe
 from lora_studio.tensor_file.header import read_header
 
 CARD = "README.md"

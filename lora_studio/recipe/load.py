@@ -25,7 +25,6 @@ from lora_studio.registry import did_you_mean
 _HERE = Path(__file__).resolve().parents[1]  # the package
 _INSTALLED = _HERE / "recipes"  # setup.py puts them there; a checkout has them beside the package
 PRESET_FOLDER = _INSTALLED if _INSTALLED.is_dir() else _HERE.parent / "recipes"
-RUN_RECIPE = "recipe.toml"  # in a run's folder: the recipe as run
 
 
 def load_recipe(
@@ -38,12 +37,7 @@ def load_recipe(
     Old names of options are accepted with a RenamedOption warning. Raises RecipeError that lists every fault
     at once: a missing file, TOML mistakes, unknown keys (with a suggestion) and values out of range.
     """
-    return _load(Path(path), changes, _dotted(set), on_old=_warn)
-
-
-def load_run_recipe(folder: Path) -> Recipe:
-    """The recipe in a run's folder; that of an earlier version may have other names, and nothing is said."""
-    return _load(folder / RUN_RECIPE, (), {}, on_old=lambda old, new: None)
+    return recipe_in(Path(path), read_toml(Path(path)), changes, _dotted(set), on_old=_warn)
 
 
 def recipe_from(values: dict[str, Any], *, folder: Path, source: str = "recipe") -> Recipe:
@@ -74,8 +68,15 @@ def _warn(old: str, new: str) -> None:
     warnings.warn(notice(old, new), RenamedOption, stacklevel=2)
 
 
-def _load(path: Path, changes: Sequence[str], given: Mapping[str, object], on_old: OnOld) -> Recipe:
-    values = read_toml(path)
+def recipe_in(
+    path: Path,
+    values: dict[str, Any],
+    changes: Sequence[str] = (),
+    given: Mapping[str, object] = MappingProxyType({}),
+    *,
+    on_old: OnOld,
+) -> Recipe:
+    """The recipe of the values in a file, with changes. Raises as `load_recipe` does."""
     values, faults = with_current_names(values, on_old)
     _set_steps_or_epochs(values, [change.partition("=")[0].strip() for change in changes])
     for change in changes:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,23 @@ from typing import Any
 from lora_studio.errors import CheckpointError, RunFolderError
 from lora_studio.files import _TEMPORARY, _write_synced, sync, write_atomically
 from lora_studio.runs.lock import Holder, RunLock
+from lora_studio.runs.reading import measured_rows, read_lines
+from lora_studio.text import command_of
 
+METRICS = "metrics.jsonl"  # a line a step
 VALIDATION = "validation.jsonl"  # a line a measurement
+_NUMBERS = {METRICS: ("loss", "learning_rate"), VALIDATION: ("loss", "relative")}
 _FIRST_VALIDATION = "holdout.jsonl"  # the same in runs of the first version, whose lines have "pictures"
 PIN = "keep"  # a file of this name in a checkpoint's folder: it is never removed
 
 
 def run_folder(name: str) -> Path:
     return Path("runs") / name
+
+
+def resuming(folder: Path) -> str:
+    """The command that goes on with a run, as a shell takes it."""
+    return command_of("train", "--resume", folder)
 
 
 class Run:
@@ -38,12 +48,21 @@ class Run:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """An OSError inside becomes a RunFolderError that names the folder."""
+        if self.lost:  # what is written now would lie in a new folder, without all that was before
+            raise RunFolderError(
+                f"the run folder {self.folder} was deleted, moved or emptied while the run needed it"
+            )
         try:
             yield
         except OSError as error:
             raise RunFolderError(
                 f"the run folder {self.folder} cannot be written to ({error.strerror or error})"
             ) from None
+
+    @property
+    def lost(self) -> bool:
+        """Whether a folder that was locked is not there any more."""
+        return self._lock.lost
 
     def lock(self) -> Holder | None:
         """Have no other process train here until `unlock`; the holder that had left its lock behind.
@@ -62,7 +81,7 @@ class Run:
         return self.folder / name
 
     def text(self, name: str, content: str) -> Path:
-        return self.file(name, content.encode("utf-8"))
+        return self.file(name, content.encode("utf-8", "backslashreplace"))
 
     def json(self, name: str, values: Mapping[str, Any]) -> Path:
         return self.text(name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
@@ -71,7 +90,7 @@ class Run:
         """Append one line to metrics.jsonl; without a buffer, so that a full disk is noticed here."""
         with self.writing():
             if self._metrics is None:
-                self._metrics = self._open("metrics.jsonl")
+                self._metrics = self._open(METRICS)
             _write_line(self._metrics, values)
 
     def append(self, name: str, values: Mapping[str, Any]) -> None:
@@ -80,29 +99,35 @@ class Run:
             _write_line(file, values)
 
     def metrics(self) -> list[dict[str, Any]]:
-        return self.lines("metrics.jsonl")
+        return self.measurements(METRICS)
+
+    def measurements(self, name: str = VALIDATION) -> list[dict[str, Any]]:
+        """The lines of validation.jsonl or metrics.jsonl, without damaged ones."""
+        return measured_rows(self.folder / name, _NUMBERS[name])[0]
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The lines of a JSON lines file of the run, none if it is not there; a cut one is left out."""
-        path = self.folder / name
-        rows: list[dict[str, Any]] = []
-        for line in path.read_text("utf-8").split("\n") if path.is_file() else []:  # names may hold U+2028
-            with suppress(ValueError):
-                rows.append(json.loads(line))
-        return rows
+        """All of a JSON lines file, none if it is not there. Raises CheckpointError if one is damaged."""
+        return read_lines(self.folder / name) if (self.folder / name).exists() else []
 
-    def forget_after(self, step: int, name: str = "metrics.jsonl") -> None:
-        """Before resuming at `step`: the later lines, which will be written again, are taken out."""
-        if (self.folder / name).exists():
-            self.close()
-            self.text(name, _as_lines(row for row in self.lines(name) if row["step"] <= step))
+    def forget_after(self, step: int, name: str = METRICS) -> int:
+        """Before resuming at `step`: the later lines, which will be written again, are taken out.
+
+        How many were damaged and are taken out, too.
+        """
+        if not (self.folder / name).exists():
+            return 0
+        self.close()
+        rows, num_damaged = measured_rows(self.folder / name, _NUMBERS[name])
+        self.text(name, _as_lines(row for row in rows if row["step"] <= step))
+        return num_damaged
 
     def adopt_first_validation(self) -> None:
         """Before resuming a run of the first version: its measurements go on in validation.jsonl."""
-        rows = [] if (self.folder / VALIDATION).exists() else self.lines(_FIRST_VALIDATION)
-        if rows:
+        if not (self.folder / VALIDATION).exists():
+            rows, _ = measured_rows(self.folder / _FIRST_VALIDATION, _NUMBERS[VALIDATION])
             renamed = ({"images" if key == "pictures" else key: row[key] for key in row} for row in rows)
-            self.text(VALIDATION, _as_lines(renamed))
+            if rows:
+                self.text(VALIDATION, _as_lines(renamed))
 
     def checkpoint(
         self, step: int, files: Mapping[str, bytes], *, keep: int, best: Collection[int] = ()
@@ -136,13 +161,22 @@ class Run:
         return final
 
     def checkpoints(self) -> list[Path]:
-        return sorted(self.checkpoints_folder.glob("step_*"), key=lambda path: int(path.name[5:]))
+        """By their steps; other folders beside them, such as copies, are none."""
+        found = (path for path in self.checkpoints_folder.glob("step_*") if _is_checkpoint(path))
+        return sorted(found, key=step_of)
 
     def newest_checkpoint(self) -> Path:
         """Raises CheckpointError when there is none."""
         if found := self.checkpoints():
             return found[-1]
         raise CheckpointError(f"there is no checkpoint in {self.folder}; start without --resume.")
+
+    def set_aside(self, checkpoint: Path) -> Path:
+        """A damaged one gets another name, by which it counts as none."""
+        with self.writing():
+            names = (f"{checkpoint.name}.damaged{number or ''}" for number in range(1000))
+            aside = next(path for one in names if not (path := checkpoint.with_name(one)).exists())
+            return checkpoint.rename(aside)
 
     def remove_left_overs(self) -> None:
         """What a start that was killed had not yet given its name."""
@@ -161,6 +195,15 @@ class Run:
 
     def _checkpoint_of(self, step: int) -> Path:
         return self.checkpoints_folder / f"step_{step:06}"
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    is_named = re.fullmatch(r"step_[0-9]{6,12}", path.name)
+    return is_named is not None and path.name == f"step_{step_of(path):06}" and path.is_dir()
 
 
 def _as_lines(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -188,13 +231,16 @@ class ReadOnlyRun(Run):
     def append(self, name: str, values: Mapping[str, Any]) -> None:
         pass
 
-    def forget_after(self, step: int, name: str = "metrics.jsonl") -> None:
-        pass
+    def forget_after(self, step: int, name: str = METRICS) -> int:
+        return 0
 
     def checkpoint(
         self, step: int, files: Mapping[str, bytes], *, keep: int, best: Collection[int] = ()
     ) -> Path:
         return self._checkpoint_of(step)
+
+    def set_aside(self, checkpoint: Path) -> Path:
+        return checkpoint
 
     def remove_left_overs(self) -> None:
         pass

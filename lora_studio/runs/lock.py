@@ -27,6 +27,11 @@ class Holder:
     since: str  # ISO 8601, UTC
     process_started: float  # seconds since 1970: another process may get the same number later
 
+    def __post_init__(self) -> None:
+        """Raises TypeError for what a damaged file may hold."""
+        if type(self.pid) is not int or not 0 < self.pid < 2**31 or type(self.process_started) is not float:
+            raise TypeError(self)
+
     @classmethod
     def here(cls) -> Holder:
         import psutil
@@ -81,6 +86,11 @@ class RunLock:
         self._descriptor = descriptor
         return before
 
+    @property
+    def lost(self) -> bool:
+        """Whether the lock is not at its place any more: the folder was deleted, moved or emptied."""
+        return self._descriptor is not None and not _is_at(self.path, self._descriptor)
+
     def release(self) -> None:
         """Take the lock away, and folders that were made for it alone."""
         if self._descriptor is None:
@@ -130,7 +140,7 @@ def _read(descriptor: int, *, seconds: float = 0.0) -> Holder | None:
         os.lseek(descriptor, 0, os.SEEK_SET)
         try:
             return Holder(**json.loads(os.read(descriptor, 4096)))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             if time.monotonic() >= end:
                 return None
         time.sleep(0.05)
@@ -139,7 +149,7 @@ def _read(descriptor: int, *, seconds: float = 0.0) -> Holder | None:
 def _is_at(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

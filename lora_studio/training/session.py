@@ -16,11 +16,16 @@ from lora_studio.errors import (
     TrainingDiverged,
     reason_of,
 )
+from lora_studio.files import digest
+from lora_studio.metadata.provenance import MANIFEST
 from lora_studio.processes import Processes, join_processes, leave_processes
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import NO_ADAPTER
-from lora_studio.recipe.load import RUN_RECIPE, load_recipe
-from lora_studio.runs import VALIDATION, ReadOnlyRun, Run, run_folder
+from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.run_recipe import FOLDER, RUN_RECIPE, load_run_recipe, with_seal
+from lora_studio.runs import METRICS, VALIDATION, ReadOnlyRun, Run, resuming, run_folder, step_of
+from lora_studio.runs.reading import INPUTS, sealed
+from lora_studio.text import plural
 from lora_studio.training.events import Listener, Note, ignore_events, outliving_terminal
 from lora_studio.training.finish import Finished, finish
 from lora_studio.training.loop.state import load_state
@@ -28,7 +33,7 @@ from lora_studio.training.loop.watch import PreviewWatch, ValidationWatch, Watch
 from lora_studio.training.machine import is_out_of_memory, out_of_memory
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.prepare.data import in_steps, manifest_of
-from lora_studio.training.prepare.resume import BASE, INPUTS, SCHEDULE_END, has_zero_last
+from lora_studio.training.prepare.resume import SCHEDULE_END, has_zero_last
 from lora_studio.training.report import describe, time_everything
 from lora_studio.training.tracking import Tracking
 
@@ -42,11 +47,15 @@ def train(
 ) -> Finished:
     """Train a recipe or the one in a TOML file, and export, verify and show the result.
 
-    `folder`: by default runs/<name of the recipe>. `on_event`: of several processes, the main one's hears.
+    With `resume` the recipe may be the run's folder, whose own it is then. `folder`: by default runs/<name of
+    the recipe>. `on_event`: of several processes, the main one's hears.
     No other process can train in the folder meanwhile; looking at it is always possible.
     Raises a StudioError for whatever the user can mend; ExportMismatch if the file is not what was trained;
     Interrupted, behind a checkpoint, if the run was asked to stop.
     """
+    if resume and not isinstance(recipe, Recipe) and Path(recipe).is_dir():
+        folder = folder or Path(recipe)
+        recipe = load_run_recipe(folder)
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     processes, place = join_processes(loaded.machine.device), folder or run_folder(loaded.name)
     run = Run(place) if processes.is_main else ReadOnlyRun(place)
@@ -85,11 +94,10 @@ def _train(
         step = _load_checkpoint(session)
         run.adopt_first_validation()
         session.loop.zero_last = processes.from_main(lambda: has_zero_last(run))
-    run.text(RUN_RECIPE, to_toml(session.recipe))
-    end = {} if session.loop.zero_last else {SCHEDULE_END: "behind the last step"}
-    run.json(INPUTS, {**session.inputs, BASE: session.base_fingerprint, **end})
-    for lines in ("metrics.jsonl", VALIDATION):  # of steps done again, or of a start without a save
-        run.forget_after(step if resume else -1, lines)
+    _write_down(session)
+    for lines in (METRICS, VALIDATION):  # of steps done again, or of a start without a save
+        if num_damaged := run.forget_after(step if resume else -1, lines):
+            on_event(Note(f"{plural(num_damaged, 'line')} of {lines} cannot be read and were taken out"))
     if processes.is_main:
         on_event.start(step)
     on_event(describe(session, first_step=step + 1, timing=time_everything(session, first_step=step + 1)))
@@ -104,6 +112,17 @@ def _train(
         return Interrupted(run.folder, session.loop.state.counters.step)
     seconds = {"training": time.monotonic() - training_began, "before": training_began - began}
     return finish(session, watch.previews, on_event, seconds=seconds)
+
+
+def _write_down(session: Session) -> None:
+    """What a resume goes by. The manifest has been written."""
+    run = session.run
+    run.text(RUN_RECIPE, with_seal(to_toml(session.recipe)))
+    if session.processes.is_main:
+        facts = {**session.inputs, MANIFEST: digest(run.folder / MANIFEST), FOLDER: str(run.folder.resolve())}
+        if not session.loop.zero_last:
+            facts[SCHEDULE_END] = "behind the last step"
+        run.json(INPUTS, sealed(facts))
 
 
 def _watch(session: Session, listener: Listener) -> Watch:
@@ -135,21 +154,42 @@ def _check_folder(run: Run, recipe: Recipe, *, resume: bool) -> Recipe:
         run.newest_checkpoint()
         return in_steps(recipe, entries(manifest_of(run).used))
     if run.checkpoints() or is_finished(run.folder):
-        advice = "continue it with --resume, or choose another folder with --out"
+        advice = f"continue it with: {resuming(run.folder)}, or choose another folder with --out"
         raise StudioError(f"{run.folder} already holds a run; {advice}.")
     return recipe
 
 
 def _load_checkpoint(session: Session) -> int:
-    newest = session.processes.from_main(session.run.newest_checkpoint)
-    with session.processes.folder_of_main(newest) as folder:
-        step = load_state(folder, session.loop.state)
+    """The step that the newest checkpoint was taken at which is whole; damaged ones are put aside."""
+    run, processes, faults = session.run, session.processes, dict[Path, str]()
+    for checkpoint in reversed(processes.from_main(run.checkpoints)):
+        try:
+            step = _step_in(checkpoint, session)
+            break
+        except CheckpointError as error:
+            faults[checkpoint] = str(error)
+    else:
+        raise CheckpointError("\n".join([*faults.values(), f"no older checkpoint is in {run.folder}."]))
     if step > (last := session.recipe.training.steps):
-        raise CheckpointError(f"{newest} is at step {step}, but the recipe has only {last}.")
+        raise CheckpointError(f"{checkpoint} is at step {step}, but the recipe has only {last}.")
+    for damaged, fault in faults.items():
+        aside = processes.from_main(lambda damaged=damaged: run.set_aside(damaged))  # type: ignore[misc]
+        session.loop.listener(Note(f"warning: {fault} It is now {aside.name}; going on from step {step}"))
+    return step
+
+
+def _step_in(checkpoint: Path, session: Session) -> int:
+    """Put back by every process."""
+    with session.processes.folder_of_main(checkpoint) as folder:
+        step = session.processes.each(lambda: load_state(folder, session.loop.state))[0]
+    if step != step_of(checkpoint):
+        raise CheckpointError(f"the checkpoint {checkpoint} is of step {step}, and was copied or renamed.")
     return step
 
 
 def _last_good(run: Run, error: StudioError) -> str:
+    if run.lost:
+        return f"if it was moved, go on with its new place: {resuming(Path('FOLDER'))}"
     found = run.checkpoints()
     where = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
     if not run.folder.exists():  # another process on a machine of its own
@@ -157,7 +197,7 @@ def _last_good(run: Run, error: StudioError) -> str:
     if isinstance(error, ProcessLost):
         return f"{where}; what it said before tells why, and --resume goes on with any number of processes"
     if isinstance(error, RunFolderError):
-        again = "go on with --resume" if found else "start again"
+        again = f"go on with: {resuming(run.folder)}" if found else "start again"
         return f"{where}; make room there, or make it writable, and {again}"
     return f"{where}; lower training.learning_rate, or look at the images with the doctor"
 

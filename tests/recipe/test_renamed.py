@@ -13,8 +13,9 @@ import pytest
 from lora_studio.errors import RecipeError, RenamedOption
 from lora_studio.metadata.provenance import recipe_hash
 from lora_studio.recipe import Recipe, changes, options
-from lora_studio.recipe.load import RUN_RECIPE, load_recipe, load_run_recipe, recipe_from
+from lora_studio.recipe.load import load_recipe, recipe_from
 from lora_studio.recipe.renamed import RENAMED, current_name
+from lora_studio.recipe.run_recipe import RUN_RECIPE, load_run_recipe
 
 OLD = """name = "a"
 [base]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,18 +87,97 @@ def test_resuming_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
         Run(tmp_path).newest_checkpoint()
 
 
+def row(step: int, **more: object) -> dict[str, object]:
+    return {"step": step, "loss": 0.5, "learning_rate": 1e-4, **more}
+
+
 def test_metrics_after_the_checkpoint_are_forgotten_and_a_cut_line_is_skipped(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for step in range(1, 5):
-        run.metric({"step": step})
+        run.metric(row(step))
     run.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')
-    run.forget_after(3)
-    run.metric({"step": 4, "again": True})
+    assert run.forget_after(3) == 0
+    run.metric(row(4, again=True))
     run.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines == [{"step": 1}, {"step": 2}, {"step": 3}, {"step": 4, "again": True}]
+    assert lines == [row(1), row(2), row(3), row(4, again=True)]
+
+
+ODD_LINES = ("\udcff\udcfe", "[]", "17", "{}", '{"step": "x", "loss": 1, "learning_rate": 1}', "[" * 9999)
+ODD_LINES += ('{"step": 2, "loss": "", "learning_rate": 1}', '{"step": 2, "loss": 1}', '{"step": -1')
+ODD_LINES += (f'{{"step": 2, "loss": {10**400}, "learning_rate": 1}}', '{"step": true, "loss": 1}')
+
+
+@pytest.mark.parametrize("odd", ODD_LINES, ids=range(len(ODD_LINES)))
+def test_a_line_of_measurements_that_is_damaged_is_passed_over_and_counted(tmp_path: Path, odd: str) -> None:
+    run = Run(tmp_path)
+    lines = [json.dumps(row(1)), odd, json.dumps(row(2))]
+    (tmp_path / "metrics.jsonl").write_bytes("\n".join([*lines, ""]).encode("utf-8", "surrogateescape"))
+    assert run.metrics() == [row(1), row(2)]
+    assert run.forget_after(2) == 1 and run.forget_after(2) == 0
+    assert run.metrics() == [row(1), row(2)]
+
+
+@pytest.mark.parametrize(
+    "name", ["step_000002 (copy)", "step_backup", "step_\u00b2", "step_2", "step_0000002"]
+)
+def test_what_only_looks_like_a_checkpoint_is_none_and_stays(tmp_path: Path, name: str) -> None:
+    run = Run(tmp_path)
+    for step in (1, 2):
+        run.checkpoint(step, save(str(step)), keep=2)
+    (run.checkpoints_folder / name).mkdir()
+    (run.checkpoints_folder / "step_000009").write_text("a file")
+    assert [path.name for path in run.checkpoints()] == ["step_000001", "step_000002"]
+    run.checkpoint(3, save("3"), keep=1)
+    assert [path.name for path in run.checkpoints()] == ["step_000003"]
+    assert (run.checkpoints_folder / name).is_dir()
+
+
+def delete(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def move(folder: Path) -> None:
+    folder.rename(folder.with_name("moved"))
+
+
+def empty(folder: Path) -> None:
+    for path in list(folder.iterdir()):
+        path.unlink()
+
+
+def replace(folder: Path) -> None:
+    move(folder)
+    folder.mkdir()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets nobody take away what is open")
+@pytest.mark.parametrize("harm", [delete, move, empty, replace])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda run: run.metric(row(2)),
+        lambda run: run.text("a.txt", "a"),
+        lambda run: run.append("validation.jsonl", row(2)),
+        lambda run: run.checkpoint(2, save("two"), keep=1),
+    ],
+    ids=["metric", "text", "append", "checkpoint"],
+)
+def test_a_folder_that_is_taken_away_is_noticed_at_the_next_write(
+    tmp_path: Path, harm: Callable[[Path], None], write: Callable[[Run], object]
+) -> None:
+    run = Run(tmp_path / "run")
+    run.lock()
+    run.metric(row(1))
+    harm(run.folder)
+    left = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunFolderError, match="was deleted, moved or emptied while the run needed it"):
+        write(run)
+    assert sorted(tmp_path.rglob("*")) == left
+    run.close()
+    run.unlock()
 
 
 def test_an_atomic_write_leaves_no_other_file(tmp_path: Path) -> None:

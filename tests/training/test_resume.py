@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from earlier import without_digests
 from processes import said, start_verb
 
 from lora_studio.errors import CheckpointError, RecipeError, StudioError
@@ -65,9 +66,9 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
     os.kill(process.pid, number)
     code, output = end_of(process, folder)
     if number == signal.SIGINT:
-        assert code == 130 and "--resume" in output
+        assert code == 130 and f"go on with: lora-studio train --resume {folder}" in output
     assert not (folder / "tiny.safetensors").exists()
-    code, output = end_of(start(recipe_file, folder, "--resume"), folder)
+    code, output = end_of(start_verb(folder, "train", "--resume", str(folder)), folder)
     assert code == 0, output
     assert (folder / "tiny.safetensors").read_bytes() == straight
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -112,15 +113,6 @@ def test_resuming_nothing_is_refused(tmp_path: Path, recipe_file: Path) -> None:
         train(load_recipe(recipe_file), tmp_path / "none", resume=True)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, recipe_file: Path) -> None:
-    folder = tmp_path / "run"
-    train(load_recipe(recipe_file), folder)
-    damaged = folder / "checkpoints" / "step_000004" / "adapters.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="step_000004 cannot be read"):
-        train(load_recipe(recipe_file), folder, resume=True)
-
-
 def test_a_run_goes_on_with_the_learning_rates_that_it_began_with(tmp_path: Path, recipe_file: Path) -> None:
     """Linear used to reach 0 in the last step; runs of that time have no word of its end in inputs.json."""
     recipe = load_recipe(recipe_file, changes=("training.lr_schedule=linear", "samples.prompts=[]"))
@@ -135,6 +127,7 @@ def test_a_run_goes_on_with_the_learning_rates_that_it_began_with(tmp_path: Path
     shutil.copytree(tmp_path / "now", old := tmp_path / "then")
     assert resumed(tmp_path / "now") == pytest.approx([1, 1, 2 / 3, 1 / 3])
     assert (tmp_path / "now" / "tiny.safetensors").read_bytes() == straight
+    without_digests(old)
     inputs = json.loads((old / "inputs.json").read_text())
     inputs.pop("training.lr_schedule")
     (old / "inputs.json").write_text(json.dumps(inputs))

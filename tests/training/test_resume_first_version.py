@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from earlier import without_digests
 from tiny import recipe_text
 
 from lora_studio.metadata.provenance import check_provenance, read_manifest
@@ -31,6 +32,7 @@ FIRST_NAMES = {
 
 def as_first_version(folder: Path) -> None:
     """Give a run's files the names that the first version wrote."""
+    without_digests(folder)
     text = (folder / "recipe.toml").read_text("utf-8")
     for new, old in FIRST_NAMES.items():
         assert text.count(new) == 1, new

@@ -38,8 +38,6 @@ def begun(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, images: Pat
 @pytest.fixture
 def home(begun: Path, tmp_path: Path) -> Home:
     folder = shutil.copytree(begun, tmp_path / "home")
-    text = (folder / "run" / "recipe.toml").read_text("utf-8")
-    (folder / "run" / "recipe.toml").write_text(text.replace(str(begun), str(folder)), "utf-8")
     return load_recipe(folder / "tiny.toml"), folder / "run"
 
 
@@ -119,6 +117,7 @@ def test_what_is_not_learned_may_change(home: Home) -> None:
 
 def test_other_weights_under_the_bases_name_are_refused(home: Home) -> None:
     recipe, run = home
+    train(recipe, run, resume=True)  # after which the run's own recipe, too, names the base that is here
     (file,) = (Path(recipe.base.model) / "unet").glob("*.safetensors")
     tensors = load_file(file)
     name = next(key for key in tensors if key.endswith("attn2.to_q.weight"))

@@ -17,7 +17,6 @@ from lora_studio.files import digest_of, size_of
 from lora_studio.metadata.sidecars import write_sidecars
 from lora_studio.metadata.write import left_out_in_words
 from lora_studio.plots import headless_pyplot, legend_above, loss_plot, margins, png_bytes, validation_plot
-from lora_studio.runs import VALIDATION
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.finish.verified import (
     EMBEDDING,
@@ -102,7 +101,7 @@ def _wrap_up(session: Session, written: Written, report: VerifyReport, seconds: 
     run.file("loss.png", loss_plot(run.metrics()))
     run.json("timesteps.json", asdict(draws))
     run.file("timesteps.png", timesteps_plot(draws))
-    if measured := run.lines(VALIDATION):
+    if measured := run.measurements():
         run.file("validation.png", validation_plot(measured))
     words = {path.stem: path for path in written[EMBEDDING].paths} if EMBEDDING in written else {}
     summary = summarise(session, paths_of(written)[0], words, seconds)
@@ -130,7 +129,7 @@ def summarise(
         "steps": len(rows),
         "passes": session.loop.state.counters.passes,  # more than one if memory ran out
         "steps_skipped": session.loop.state.counters.skipped,
-        "validation": validation_summary(session.run.lines(VALIDATION)),
+        "validation": validation_summary(session.run.measurements()),
         "loss_first_tenth": sum(losses[:tenth]) / tenth,
         "loss_last_tenth": sum(losses[-tenth:]) / tenth,
         "images_used": len(session.manifest.used),

@@ -17,8 +17,8 @@ from lora_studio.files import write_atomically
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.processes import ALONE
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.load import RUN_RECIPE, load_run_recipe
-from lora_studio.runs import VALIDATION, Run
+from lora_studio.recipe.run_recipe import RUN_RECIPE, load_run_recipe
+from lora_studio.runs import Run, step_of
 from lora_studio.training.events import Listener, Note, ignore_events
 from lora_studio.training.finish.verified import (
     EMBEDDING,
@@ -111,11 +111,11 @@ def _recipe_of(run: Run, request: ExportRequest) -> Recipe:
 
 
 def _checkpoint_of(run: Run, step: int | Literal["best"] | None) -> tuple[Path, int]:
-    steps = {int(path.name.removeprefix("step_")): path for path in run.checkpoints()}
+    steps = {step_of(path): path for path in run.checkpoints()}
     if not steps:
         raise CheckpointError(f"there is no checkpoint in {run.folder}; there is nothing to export yet.")
     if step == "best":
-        step = best_step(run.lines(VALIDATION))
+        step = best_step(run.measurements())
         if step is None:
             raise CheckpointError(
                 f"{run.folder} has measured no validation images, so its best checkpoint is not known; "

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lora_studio.adapters.adapter_set import AdapterSet, check_fit, put_back
 from lora_studio.adapters.stack import Stack
-from lora_studio.errors import CheckpointError, TrainingDiverged
+from lora_studio.errors import CheckpointError, TrainingDiverged, reason_of
+from lora_studio.runs.reading import SEAL, STATE, read_table, seal_of
 from lora_studio.training.optimizers.choose import Scalar, scalars_and_tensors
 
 Kept = Scalar | Tensor  # of an optimizer's state
@@ -160,7 +161,6 @@ class State:
 
 
 ADAPTERS, EMA, OPTIMIZER = "adapters.safetensors", "ema.safetensors", "optimizer.safetensors"
-STATE = "state.json"  # the counters, and the sha256 of the others
 
 
 def state_files(state: State) -> dict[str, bytes]:
@@ -181,21 +181,33 @@ def state_files(state: State) -> dict[str, bytes]:
         facts["optimizer"] = scalars
     if state.scaler is not None:
         facts["scaler"] = state.scaler.state_dict()  # JSON's numbers are exact: float64 and integers
+    digests[STATE] = seal_of(facts)
     return files | {STATE: json.dumps(facts, indent=2).encode()}
 
 
 def load_state(folder: Path, state: State) -> int:
     """At which step the checkpoint that is put back was taken. Raises CheckpointError if it is damaged."""
     try:
-        facts = json.loads((folder / STATE).read_bytes())
-        digests, scale = facts.pop("sha256", {}), facts.pop("scaler", None)
-        scalars = facts.pop("optimizer", {})
-        counters = Counters(**facts)
-        weights, moments = (_read(folder, name, digests) for name in (ADAPTERS, OPTIMIZER))
-        means = None if state.ema is None else _read(folder, EMA, digests)
-    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
-        what = f"the checkpoint {folder} cannot be read ({error})"
-        raise CheckpointError(f"{what}; remove that folder to resume from the one before.") from None
+        return _load_state(folder, state)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the checkpoint {folder} cannot be read ({reason_of(error)}); take an older one, as --resume "
+            "does by itself and export with --checkpoint."
+        ) from None
+
+
+def _load_state(folder: Path, state: State) -> int:
+    facts = read_table(folder / STATE)
+    digests: dict[str, str] = facts.get(SEAL, {})
+    seal = digests.pop(STATE, None)
+    if seal not in (None, seal_of(facts)):  # None: of an earlier version
+        raise ValueError(f"{STATE} is not what was written")
+    scale, scalars = facts.pop("scaler", None), facts.pop("optimizer", {})
+    counters = Counters(**{key: value for key, value in facts.items() if key != SEAL})
+    if any(type(one) is not int or one < 0 for one in vars(counters).values()) or not counters.passes:
+        raise ValueError(f"{STATE} is not what was written")
+    weights, moments = (_read(folder, name, digests) for name in (ADAPTERS, OPTIMIZER))
+    means = None if state.ema is None else _read(folder, EMA, digests)
     state.adapters.load(weights)
     state.reserved = None
     if state.ema is not None and means is not None:

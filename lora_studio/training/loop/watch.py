@@ -45,7 +45,7 @@ class ValidationWatch:
         """Measure the base, and the state of step 0 unless a run that is resumed has its line already."""
         with self.state.adapters.disabled():
             measure_within_memory(self.validation, self.validation.measure_base)
-        if self.processes.from_main(lambda: not self.run.lines(VALIDATION)):
+        if self.processes.from_main(lambda: not self.run.measurements()):
             self._measure(0)
 
     def due(self, step: int) -> bool:
@@ -63,7 +63,7 @@ class ValidationWatch:
     def _write(self, result: ValidationResult) -> bool:
         row = result.row()
         self.run.append(VALIDATION, row)
-        rows = self.run.lines(VALIDATION)
+        rows = self.run.measurements()
         best = best_step(rows) == row["step"]
         facts = {"step": result.step, "best_step": best_step(rows), "images": result.ranking()}
         self.run.json("validation.json", facts)

@@ -18,7 +18,7 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.objectives.diffusion import ObjectiveOptions
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
-from lora_studio.runs import VALIDATION, Run
+from lora_studio.runs import Run
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.loop import Loop
 from lora_studio.training.loop.state import Ema, State, state_files
@@ -55,7 +55,7 @@ class TrainedRun:
     adapters: AdapterSet
     processes: Processes
     batches: BatchPlan
-    inputs: Mapping[str, str]  # option -> sha256 of the LoRA file that it names
+    inputs: Mapping[str, str]  # option -> sha256 of the LoRA file that it names, or of weights
 
 
 @dataclass
@@ -79,8 +79,8 @@ def prepare(
     machine, family = checked.machine, checked.family
     if processes.is_main:
         apply_recipe_changes(run, checked.changes, listener)
-    context = BuildContext(recipe, run, machine, family, checked.adapters, listener, processes)
-    found = find_images(context, resumes=resumes)
+    context = BuildContext(recipe, run, machine, family, checked.adapters, listener, processes, resumes)
+    found = find_images(context)
     if context.recipe is not recipe:  # its epochs are steps now, by which some of what learns may stop
         recipe = context.recipe
         context.adapters = plan_adapters(recipe, family)
@@ -134,7 +134,7 @@ def make_loop(context: BuildContext, adapters: AdapterSet, feed: Feed) -> Loop:
     state.reserved = torch.empty(num_bytes, dtype=torch.uint8, device=context.family.device)
 
     def write(step: int) -> None:
-        best, keep = best_step(run.lines(VALIDATION)), recipe.training.keep_checkpoints
+        best, keep = best_step(run.measurements()), recipe.training.keep_checkpoints
         run.checkpoint(step, state_files(state), keep=keep, best=[] if best is None else [best])
 
     def save(step: int) -> None:

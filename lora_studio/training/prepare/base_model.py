@@ -215,6 +215,7 @@ class BuildContext:
     adapters: AdapterPlan
     listener: Listener
     processes: Processes
+    resumes: bool = False  # the run goes on from its checkpoint
     latent_cache: LatentCache = field(init=False)
     text_cache: TextCache = field(init=False)
     whole_base: str = field(init=False)  # its fingerprint, if regularization images are drawn with it

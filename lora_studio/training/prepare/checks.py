@@ -20,6 +20,7 @@ from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig
 from lora_studio.recipe.section import MOST_STEPS
 from lora_studio.recipe.training import TrainingConfig
 from lora_studio.runs import Run
+from lora_studio.runs.reading import inputs_before
 from lora_studio.training.machine import Machine, machine_of
 from lora_studio.training.machine.self_test import machine_faults
 from lora_studio.training.optimizers import make_schedule
@@ -37,8 +38,8 @@ from lora_studio.training.prepare.resume import (
     BASE,
     allowed_changes,
     base_lora,
+    contents_of,
     input_faults,
-    inputs_before,
     inputs_of,
 )
 from lora_studio.training.tracking import tracker_faults
@@ -54,7 +55,7 @@ class Checked:
     machine: Machine
     family: ModelFamily  # as it was loaded: in the machine's dtype, on the CPU
     adapters: AdapterPlan
-    inputs: Mapping[str, str]  # option -> sha256 of the LoRA file that it names
+    inputs: Mapping[str, str]  # option -> sha256 of the LoRA file that it names, or of weights
     base_fingerprint: str
     changes: Sequence[RecipeChange]  # since the run that is resumed was started
 
@@ -80,7 +81,7 @@ def check_recipe(
     """
     faults, changes, before = _Faults(), list[RecipeChange](), dict[str, str]()
     if run is not None:
-        before = processes.from_main(lambda: inputs_before(run))
+        before = processes.from_main(lambda: inputs_before(run.folder))
         if trains:
             changes = faults.of(lambda: processes.from_main(lambda: allowed_changes(run, recipe))) or []
     found: list[Checked] = []
@@ -92,13 +93,15 @@ def check_recipe(
         if family is not None:
             plan = _adapters(recipe, family, faults, shards=recipe.machine.shard_base and processes.count > 1)
             faults.extend(_rate_faults(recipe, plan, family) if plan is not None and trains else [])
-        fingerprint = family.fingerprint(family.denoiser) if family is not None and not faults else ""
-        # with [[base.loras]] not compared: another machine merges those with another rounding
-        if run is not None and not faults and not recipe.base.loras:
-            faults.extend(input_faults(run.folder, before, {BASE: fingerprint}))
+        if family is not None and not faults:
+            contents = contents_of(family) if trains else {BASE: family.fingerprint(family.denoiser)}
+            inputs |= contents
+            # with [[base.loras]] not compared: another machine merges those with another rounding
+            if run is not None and (not recipe.base.loras or BASE in {one.option for one in changes}):
+                faults.extend(input_faults(run.folder, before, contents))
         if faults or machine is None or family is None or plan is None:
             raise RecipeError("\n".join(faults))
-        found.append(Checked(machine, family, plan, inputs, fingerprint, changes))
+        found.append(Checked(machine, family, plan, inputs, inputs[BASE], changes))
 
     processes.each(check_here)
     return found[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,12 +19,13 @@ from lora_studio.data.doctor.look import Looks
 from lora_studio.data.feed import Feed
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.regularization_images import place_beside, regularization_rows
-from lora_studio.errors import RecipeError, preview_names
+from lora_studio.errors import RecipeError, preview_names, reason_of
 from lora_studio.families.base import ModelFamily
 from lora_studio.metadata.provenance import MANIFEST
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import with_steps
 from lora_studio.runs import Run
+from lora_studio.runs.reading import damaged, inputs_before, read_bytes
 from lora_studio.training.events import Note, progress
 from lora_studio.training.machine import exact_products
 from lora_studio.training.prepare.base_model import BuildContext
@@ -71,7 +73,7 @@ class EncodedSet:
     batches: BatchPlan
 
 
-def find_images(context: BuildContext, *, resumes: bool = False) -> ImageSet:
+def find_images(context: BuildContext) -> ImageSet:
     """Scan the folders, and let the doctor look at what they hold; both are written down.
 
     Raises RecipeError if a run that goes on began with other images.
@@ -82,14 +84,14 @@ def find_images(context: BuildContext, *, resumes: bool = False) -> ImageSet:
     manifest = processes.from_main(
         lambda: read_dataset(recipe, family.stride, ready, looks, on_progress=looking)
     )
-    if resumes:
+    if context.resumes:
         processes.from_main(lambda: refuse_other_images(context.run, manifest))
     if (views := sum(record.repeats for record in manifest.usable)) > MOST_VIEWS:
         raise RecipeError(
             f"an epoch would show {views:,} images; at most {MOST_VIEWS:,} are possible: lower data.repeats, "
             "or the repeats of folders and single images."
         )
-    context.run.text(MANIFEST, manifest.to_jsonl())
+    _write_manifest(context, manifest)
     shown = entries(manifest.used)
     context.recipe = recipe = in_steps(recipe, shown)
     captions = shown_captions(recipe, shown)
@@ -103,7 +105,7 @@ def with_regularization_images(context: BuildContext, found: ImageSet) -> ImageS
     context.family.place(context.machine.device, *(context.family.parts if context.whole_base else ()))
     drawing = draw_regularization_images(context, found.manifest)
     manifest = Manifest(found.manifest.records + tuple(drawing.records))
-    context.run.text(MANIFEST, manifest.to_jsonl())
+    _write_manifest(context, manifest)
     drawn = place_beside(with_shown_captions(context.recipe, manifest), found.shown)
     return replace(found, manifest=manifest, drawn=drawn)
 
@@ -164,9 +166,22 @@ def in_steps(recipe: Recipe, records: Sequence[Record]) -> Recipe:
     return recipe
 
 
+def _write_manifest(context: BuildContext, manifest: Manifest) -> None:
+    """Unless the run has one with a digest, which stays what it began with."""
+    run = context.run
+    if not (context.resumes and context.processes.from_main(lambda: MANIFEST in inputs_before(run.folder))):
+        run.text(MANIFEST, manifest.to_jsonl())
+
+
 def manifest_of(run: Run) -> Manifest:
-    """What a run began with."""
-    return Manifest(tuple(Record.from_json(line) for line in run.lines(MANIFEST)))
+    """What a run began with. Raises CheckpointError if it is not what was written down then."""
+    path, before = run.folder / MANIFEST, inputs_before(run.folder)
+    if MANIFEST in before and hashlib.sha256(read_bytes(path)).hexdigest() != before[MANIFEST]:
+        raise damaged(path, "its digest is another")
+    try:
+        return Manifest(tuple(Record.from_json(line) for line in run.lines(MANIFEST)))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(path, f"{type(error).__name__}: {reason_of(error)}") from None
 
 
 def _latents(context: BuildContext, records: Sequence[Record]) -> Latents:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,19 +12,32 @@ from typing import Any
 from lora_studio.data.manifest import Manifest, current_line
 from lora_studio.data.regularization_images import DRAWN
 from lora_studio.errors import RecipeError, preview_names
+from lora_studio.families.base import ModelFamily
 from lora_studio.files import digest
 from lora_studio.metadata.provenance import MANIFEST
 from lora_studio.recipe import Recipe, RecipeChange, changes
-from lora_studio.recipe.load import load_run_recipe
+from lora_studio.recipe.run_recipe import load_run_recipe
 from lora_studio.runs import Run
+from lora_studio.runs.reading import inputs_before
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.optimizers import factor, make_schedule
 
 STEPS = "training.steps"
-INPUTS = "inputs.json"  # sha256 of the LoRA files and the denoiser that the run was made from
-BASE = "base.model"  # in INPUTS
-SCHEDULE_END = "training.lr_schedule"  # in INPUTS, of runs whose schedule to 0 ends behind the last step
+BASE, VAE, TEXT, NOISE = "base.model", "base.vae", "base.text_encoders", "base.noise"  # in inputs.json
+SCHEDULE_END = "training.lr_schedule"  # there, of runs whose schedule to 0 ends behind the last step
 _SAID = ("note", "captioned_by")  # about an image, and nothing that is learned
+_NAMES = ("name", "mask")  # of files
+_NOISE = [f"beta_{of}" for of in ("start", "end", "schedule")]  # of a scheduler's configuration
+_NOISE += ["num_train_timesteps", "prediction_type", "rescale_betas_zero_snr"]
+_CONTENTS = {
+    "base.model": BASE,
+    "base.vae": VAE,
+    "base.tokenizer": TEXT,
+    "adapter.init_from": "adapter.init_from",
+}
+_CONTENTS |= {f"data.{option}": MANIFEST for option in ("images", "masks", "exclude", "sources")}
+_CONTENTS |= {"data.regularization_images.images": MANIFEST, "base.loras": "base.loras[0].file"}
+"""Options that are paths -> what in inputs.json, or which file of the run, holds what lay there."""
 
 
 def base_lora(number: int) -> str:
@@ -38,15 +52,25 @@ def inputs_of(recipe: Recipe) -> dict[str, str]:
     return {option: digest(path) for option, path in named.items() if path.is_file()}
 
 
-def inputs_before(run: Run) -> dict[str, str]:
-    """What the run was made from when it began; empty of runs that did not write it down."""
-    path = run.folder / INPUTS
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+def contents_of(family: ModelFamily) -> dict[str, str]:
+    """sha256 of all of a base that decides what is learned, whatever library reads it."""
+    encoders = [family.fingerprint(name) for name in sorted(family.text_encoders)]
+    words = [(sorted(one.get_vocab().items()), one.pad_token_id) for one in family.tokenizers.values()]
+    return {
+        BASE: family.fingerprint(family.denoiser),
+        VAE: family.fingerprint("vae"),
+        TEXT: _sha256([encoders, words]),
+        NOISE: _sha256({key: family.scheduler.get(key) for key in _NOISE}),
+    }
+
+
+def _sha256(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def has_zero_last(run: Run) -> bool:
     """Whether a run that is there began when a schedule that ends at 0 did so in the last step."""
-    return SCHEDULE_END not in inputs_before(run)
+    return SCHEDULE_END not in inputs_before(run.folder)
 
 
 def input_faults(folder: Path, before: Mapping[str, str], inputs: Mapping[str, str]) -> list[str]:
@@ -54,7 +78,7 @@ def input_faults(folder: Path, before: Mapping[str, str], inputs: Mapping[str, s
     other = [option for option, found in inputs.items() if before.get(option, found) != found]
     if not other:
         return []
-    held = "other weights" if BASE in other else "another file"
+    held = "other weights" if {BASE, VAE, TEXT, NOISE} & {*other} else "another file"
     sha256 = f"sha256 was {before[other[0]][:12]}..."
     advice = "put that back to resume, or start another run with --out"
     return [f"{folder} was started when {', '.join(other)} held {held} (its {sha256}); {advice}."]
@@ -62,9 +86,9 @@ def input_faults(folder: Path, before: Mapping[str, str], inputs: Mapping[str, s
 
 def allowed_changes(run: Run, recipe: Recipe) -> list[RecipeChange]:
     """What differs from the run folder's recipe. Raises RecipeError if some of it changes what is learned."""
-    old = load_run_recipe(run.folder)
+    old, before = load_run_recipe(run.folder), inputs_before(run.folder)
     found = changes(old, recipe)
-    unsafe = [one for one in found if not one.resume_safe]
+    unsafe = [one for one in found if not one.resume_safe and not _is_moved(one, run, before)]
     fixed = [one for one in unsafe if one.option != STEPS or not _same_rates(old, recipe)]
     if not fixed:
         return found
@@ -72,6 +96,23 @@ def allowed_changes(run: Run, recipe: Recipe) -> list[RecipeChange]:
     lines += [f"  {one}{_why(one, old)}" for one in fixed]
     lines.append("start another run with --out, or go on with the recipe as it was.")
     raise RecipeError("\n".join(lines))
+
+
+def _is_moved(change: RecipeChange, run: Run, before: Mapping[str, str]) -> bool:
+    """Whether only a path is another, and what it holds is compared by its content."""
+    content = _CONTENTS.get(change.option)
+    known = content in before or (content == MANIFEST and (run.folder / MANIFEST).exists())
+    if not known or (change.option == "adapter.init_from" and None in (change.before, change.after)):
+        return False
+    return _without_paths(change.before) == _without_paths(change.after)
+
+
+def _without_paths(value: object) -> object:
+    """Of the tables in a list what is no path; of a path by itself nothing."""
+    if not isinstance(value, list):
+        return None
+    paths = ("images", "masks", "file")
+    return [{key: one for key, one in table.items() if key not in paths} for table in value]
 
 
 def apply_recipe_changes(run: Run, found: Sequence[RecipeChange], listener: Listener) -> None:
@@ -115,7 +156,7 @@ def _why(change: RecipeChange, old: Recipe) -> str:
 
 
 def refuse_other_images(run: Run, manifest: Manifest) -> None:
-    """Raise RecipeError if the run began with other images, captions, masks or crops.
+    """Raise RecipeError if the run began with other images, captions, masks or crops, whatever their names.
 
     Regularization images that the base draws are not compared: they follow from these and from the base.
     """
@@ -123,22 +164,26 @@ def refuse_other_images(run: Run, manifest: Manifest) -> None:
         return
     before = _learned(run.lines(MANIFEST))
     now = _learned(json.loads(record.to_json()) for record in manifest.records)
-    if before == now:
+    if [content for _, content in before] == [content for _, content in now]:
         return
-    gone, new = ({name for name, _ in (one - other)} for one, other in ((before, now), (now, before)))
+    was, is_ = Counter(before), Counter(now)
+    gone, new = ({name for name, _ in (one - other)} for one, other in ((was, is_), (is_, was)))
     told = {"are gone": gone - new, "are new": new - gone}
     told["are others, or have other captions, masks or crops"] = gone & new
     listed = {words: sorted(names) for words, names in told.items() if names}
     what = "; ".join(f"{len(names)} {words}: {preview_names(names)}" for words, names in listed.items())
+    advice = "put them back to resume, or start another run with --out"
     raise RecipeError(
-        f"{run.folder} was started with other images: {what}; put them back to "
-        "resume, or start another run with --out (and adapter.init_from, to begin as what is learned so far)."
+        f"{run.folder} was started with other images: {what or 'they are in another order'}; {advice} (and "
+        "adapter.init_from, to begin as what is learned so far)."
     )
 
 
-def _learned(lines: Iterable[Mapping[str, Any]]) -> Counter[tuple[str, str]]:
-    """Names of the images that are used, and all that is known of them."""
+def _learned(lines: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Of the images that are used, in their order: the name, and all that is learned from it."""
     current = map(current_line, lines)
     used = (line for line in current if not line["excluded"] and line["captioned_by"] != DRAWN)
-    learned = ({key: one for key, one in line.items() if key not in _SAID} for line in used)
-    return Counter((one["name"], json.dumps(one, sort_keys=True)) for one in learned)
+    return [
+        (line["name"], json.dumps({key: one for key, one in line.items() if key not in (*_SAID, *_NAMES)}))
+        for line in used
+    ]

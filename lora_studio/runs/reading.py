@@ -1,0 +1,120 @@
+"""What runs have written, read again: whole and unchanged, or a sentence that names the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from lora_studio.errors import CheckpointError, reason_of
+
+SEAL = "sha256"  # in a JSON file: over the rest of it
+INPUTS = "inputs.json"  # in a run's folder: sha256 of all that it was made from
+STATE = "state.json"  # in a checkpoint's: the counters, and the sha256 of the others and of itself
+_ADVICE = "put it back from a copy, or start another run with --out"
+
+
+def damaged(path: Path, why: object) -> CheckpointError:
+    return CheckpointError(f"{path} is not as the run wrote it ({why}); {_ADVICE}.")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Raises CheckpointError, also if it is missing."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise damaged(path, "it is missing") from None
+    except OSError as error:
+        raise damaged(path, error.strerror or error) from None
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The values of a JSON file. Raises CheckpointError if there is anything else in it."""
+    try:
+        values = json.loads(read_bytes(path).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, reason_of(error)) from None
+    if not isinstance(values, dict):
+        raise damaged(path, f"it holds a {type(values).__name__}")
+    return values
+
+
+def seal_of(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with a digest over them."""
+    return {**values, SEAL: seal_of(values)}
+
+
+def inputs_before(folder: Path) -> dict[str, str]:
+    """What a run was made from when it began; empty of runs that did not write it down.
+
+    Raises CheckpointError if that is damaged, or missing though the run has checkpoints of this version.
+    """
+    path = folder / INPUTS
+    values = read_table(path) if path.exists() else {}
+    given = values.pop(SEAL, None)
+    if given is None and _has_sealed_state(folder):
+        raise damaged(path, "its digest is missing" if values else "it is missing")
+    if given not in (None, seal_of(values)):
+        raise damaged(path, "its digest is another")
+    return values
+
+
+def _has_sealed_state(folder: Path) -> bool:
+    """Whether there is a checkpoint of a version that gives everything a digest."""
+    for path in folder.glob(f"checkpoints/step_*/{STATE}"):
+        with suppress(CheckpointError):
+            digests = read_table(path).get(SEAL)
+            if isinstance(digests, dict) and STATE in digests:
+                return True
+    return False
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The tables in a JSON lines file; a last one that a crash has cut is left out. CheckpointError."""
+    content = read_bytes(path)
+    *lines, cut = content.split(b"\n")  # not splitlines: names may hold U+2028
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        row = _table(line)
+        if row is None:
+            raise damaged(path, f"line {number}")
+        rows.append(row)
+    return rows if (last := _table(cut)) is None else [*rows, last]
+
+
+def measured_rows(path: Path, numbers: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a file of measurements that have a step and these numbers, and how many others it has.
+
+    Nothing that a run goes on from is in those, so that they are passed over. None if there is no such file.
+    """
+    *lines, cut = read_bytes(path).split(b"\n") if path.exists() else [b""]
+    whole = [row for line in lines if _is_measured(row := _table(line), numbers)]
+    last = _table(cut)
+    return [*whole, *([last] if _is_measured(last, numbers) else [])], len(lines) - len(whole)
+
+
+def _is_measured(row: Mapping[str, Any] | None, numbers: Sequence[str]) -> TypeGuard[dict[str, Any]]:
+    if row is None or type(row.get("step")) is not int or row["step"] < 0:
+        return False
+    of_images = row.get("images", {})
+    values = [row.get(name) for name in numbers if not (name == "loss" and row.get("skipped"))]
+    return isinstance(of_images, dict) and all(map(_is_number, [*values, *of_images.values()]))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+
+
+def _table(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -80,7 +80,7 @@ def _plan_for(recipe: Recipe, card: str, memory: float | None, *, as_json: bool)
 
 
 def train(
-    recipe: Annotated[Path, argument("RECIPE|RUN", "a TOML recipe; with --resume also a run's folder")],
+    recipe: Annotated[Path, argument("RECIPE|RUN", "a TOML recipe, or the folder of a run to resume")],
     out: RunDir = None,
     resume: Resume = False,
     changes: Changes = None,

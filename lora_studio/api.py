@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace as with_values
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lora_studio.quiet import quietly
 
@@ -195,16 +195,16 @@ def export(
     run: Place,
     to: str | Sequence[str],
     *,
-    checkpoint: int | None = None,
+    checkpoint: int | Literal["best"] | None = None,
     dtype: str | None = None,
     out: Place | None = None,
     force: bool = False,
 ) -> list[Exported]:
     """A run's checkpoint in other forms, each with its paths (`made.paths`) and what was checked (`report`).
 
-    `to`: one or more of `lora-studio export --to`. `checkpoint`: of this step; None: the newest. `dtype`:
-    "float16", "bfloat16" or "float32"; None: as the recipe says. `out`: a folder; None: exports/step_<number>
-    in the run's own. Files that are there are replaced with `force` only.
+    `to`: one or more of `lora-studio export --to`. `checkpoint`: of this step, or "best" on the validation
+    images; None: the newest. `dtype`: "float16", "bfloat16" or "float32"; None: as the recipe says. `out`: a
+    folder; None: exports/step_<number> in the run's own. Files that are there are replaced with `force` only.
     Raises ExportMismatch, with the files set aside, if one is not what was trained.
     """
     from lora_studio.training.finish.export import ExportRequest, export_run

@@ -12,6 +12,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
+    """Ctrl-C is answered from the first moment: importing takes seconds on a busy machine."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else ignored, as under nohup
         signal.signal(signal.SIGINT, _leave)
     from lora_studio import cli

@@ -17,6 +17,7 @@ TREES = {path: ast.parse(text) for path, text in SOURCES.items()}
 MOST_LINES, MOST_FILES = 36_000, 275
 MOST_AT_THE_ROOT, MOST_IN_A_FOLDER = 12, 20
 MOST_LINES_OF_A_FUNCTION = 60
+MOST_LINES_WITHOUT_DOCSTRING = 5
 SAYS_NOTHING = frozenset(
     re.findall(
         r"\w+",
@@ -65,6 +66,27 @@ def test_no_function_is_longer_than_a_page():
         if node.end_lineno - node.lineno + 1 > MOST_LINES_OF_A_FUNCTION
     ]
     assert long == []
+
+
+def public_functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Those of modules and of public classes; not what is defined inside of a function."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            yield node
+
+
+def test_longer_public_functions_say_what_their_names_do_not():
+    """What a few lines say at a glance needs no docstring; everything longer has one."""
+    silent = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path, tree in TREES.items()
+        for node in public_functions(tree)
+        if ast.get_docstring(node) is None
+        and node.end_lineno - node.lineno + 1 > MOST_LINES_WITHOUT_DOCSTRING
+    ]
+    assert silent == []
 
 
 def test_no_class_name_stands_twice():

@@ -94,6 +94,7 @@ class OwnLayer(Layer):
         return changes[name] if name in changes else torch.zeros_like(self.module.module.weight)
 
     def changes(self) -> dict[str, Tensor]:
+        """Canonical name -> what was learned, in float32: the tensor now less what the base has."""
         own = self.originals
         return {
             f"{self.name}.{end}": tensor.detach().float() - own[end].detach().to(tensor.device).float()

@@ -129,6 +129,7 @@ class Adapted(nn.Module):
         self.enabled = enabled
 
     def forward(self, x: Tensor) -> Tensor:
+        """The layer's output and the adapter's, whose inside is not kept but computed again backward."""
         output: Tensor = self.base_layer(x)
         if not self.enabled:
             return output

@@ -18,11 +18,13 @@ class Copies(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """To one dtype; `backward` brings their gradients into the one that they came in."""
         ctx.dtype = tensors[0].dtype
         return _copies(tensors, dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients in the tensors' own dtype."""
         return None, *_copies(grads, ctx.dtype)
 
 
@@ -42,6 +44,7 @@ class LinearProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, merged: bool
     ) -> Tensor:
+        """The layer plus `x down^T up`, unless `weight` has it; `down x^T` [r, N] is kept for the way back."""
         output = F.linear(x, weight, bias)  # of x as it is, which decides how torch rounds
         rows, narrow = x.reshape(-1, x.shape[-1]), None
         if not merged:
@@ -54,6 +57,7 @@ class LinearProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, down and up; weight and bias are frozen."""
         rows, weight, down, up, narrow = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
         merged = narrow is None

@@ -44,7 +44,7 @@ class LinearProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, merged: bool
     ) -> Tensor:
-        """The layer plus `x down^T up`, unless `weight` has it; `down x^T` [r, N] is kept for the way back."""
+        """The layer plus `x down^T up`, unless `weight` has it; `down x^T` [r, N] is kept for backward."""
         output = F.linear(x, weight, bias)  # of x as it is, which decides how torch rounds
         rows, narrow = x.reshape(-1, x.shape[-1]), None
         if not merged:

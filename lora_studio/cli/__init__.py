@@ -18,6 +18,7 @@ from lora_studio.cli.export import convert, export, push
 from lora_studio.cli.init import init, start
 from lora_studio.cli.inspect import inspect, metadata, sidecars, verify
 from lora_studio.cli.options import Command, Group
+from lora_studio.cli.sample import sample
 from lora_studio.cli.start import demo, plan, train
 from lora_studio.console import console, errors
 from lora_studio.console.terminal import answer_interrupts, output_fault, use_terminal_streams
@@ -34,7 +35,7 @@ DATASET = "Dataset"
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Start here": (start, init, doctor, plan, train, demo),
     DATASET: (caption, captions, buckets, regularization_images),
-    "Results": (verify, export, metadata, sidecars, push),
+    "Results": (sample, verify, export, metadata, sidecars, push),
     "LoRA files": (inspect, convert, combine, compare, resize, extract, merge_into),
     "Machine": (env,),
 }

@@ -176,6 +176,11 @@ CALLS: dict[str, Calls] = {  # verb -> calls that work, and calls that are refus
         ["verify", w.recipe],
     ],
     "export": lambda w: [["export", w.run, "--to", "diffusers"], ["export", w.run, "--to", EVIL]],
+    "sample": lambda w: [
+        ["sample", w.run, "--prompt", EVIL, "--steps", 1, "-o", w.root / f"drawn{EVIL}"],
+        ["sample", w.odd_lora, "--base", w.base, "--prompt", "a"],
+        ["sample", w.root / EVIL],
+    ],
     "metadata": lambda w: [["metadata", w.lora], ["metadata", w.lora, "--set", f"{EVIL}=1"]],
     "sidecars": lambda w: [["sidecars", w.run, "--force"], ["sidecars", w.lora]],
     "push": lambda w: [["push", w.lora, EVIL, "--dry-run"], ["push", w.run, "me/it"]],
@@ -227,7 +232,7 @@ def test_nothing_from_elsewhere_steers_the_terminal(
 ) -> None:
     monkeypatch.setenv("LORA_STUDIO_CACHE", str(world.root / "cache"))
     monkeypatch.chdir(world.root)
-    if not world.run.exists() and verb in ("export", "sidecars", "push"):
+    if not world.run.exists() and verb in ("export", "sample", "sidecars", "push"):
         run(["train", str(world.recipe), "-o", str(world.run)], capsys)
     spelled = 0
     for number, call in enumerate(CALLS[verb](world)):

@@ -70,9 +70,9 @@ def export_run(folder: Path, request: ExportRequest, *, on_event: Listener = ign
     targets = {name: EXPORTERS[name] for name in dict.fromkeys(map(target_named, request.targets))}
     run = Run(folder)
     recipe = _recipe_of(run, request)
-    place, step = _checkpoint_of(run, request.checkpoint)
+    place, step = checkpoint_of(run, request.checkpoint)
     on_event(Note(f"reading the base and step {step}"))
-    trained, state = _revive(run, recipe)
+    trained, state = revive(run, recipe)
     load_state(place, state)
     out = request.folder or run.folder / "exports" / place.name
     job = job_of(trained, out)
@@ -99,18 +99,23 @@ def export_run(folder: Path, request: ExportRequest, *, on_event: Listener = ign
 
 
 def _recipe_of(run: Run, request: ExportRequest) -> Recipe:
-    if not (run.folder / RUN_RECIPE).is_file():
-        raise CheckpointError(f"there is no run in {run.folder}; give a run's folder, such as runs/my_style.")
+    recipe = finished_recipe(run)
     if request.dtype is not None and request.dtype not in DTYPES:
         raise RecipeError(f"--dtype is {request.dtype!r}; it must be one of {', '.join(DTYPES)}.")
-    recipe = load_run_recipe(run.folder)
-    # what it began with is in its checkpoint, and need not be there any more
-    adapter = recipe.adapter.model_copy(update={"init_from": None})
     export = recipe.export.model_copy(update={"dtype": request.dtype} if request.dtype else {})
-    return recipe.model_copy(update={"adapter": adapter, "export": export})
+    return recipe.model_copy(update={"export": export})
 
 
-def _checkpoint_of(run: Run, step: int | Literal["best"] | None) -> tuple[Path, int]:
+def finished_recipe(run: Run) -> Recipe:
+    """Without what it began with, which is in its checkpoints and need not be there any more."""
+    if not (run.folder / RUN_RECIPE).is_file():
+        raise CheckpointError(f"there is no run in {run.folder}; give a run's folder, such as runs/my_style.")
+    recipe = load_run_recipe(run.folder)
+    return recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"init_from": None})})
+
+
+def checkpoint_of(run: Run, step: int | Literal["best"] | None) -> tuple[Path, int]:
+    """Its folder and step; of None the newest. Raises CheckpointError for one that is not there."""
     steps = {step_of(path): path for path in run.checkpoints()}
     if not steps:
         raise CheckpointError(f"there is no checkpoint in {run.folder}; there is nothing to export yet.")
@@ -128,8 +133,8 @@ def _checkpoint_of(run: Run, step: int | Literal["best"] | None) -> tuple[Path, 
     return steps[step], step
 
 
-def _revive(run: Run, recipe: Recipe) -> tuple[TrainedRun, State]:
-    """The run's base with its adapters, at their start."""
+def revive(run: Run, recipe: Recipe) -> tuple[TrainedRun, State]:
+    """The run's base with its adapters, at their start, to be loaded with a checkpoint."""
     checked, manifest = check_recipe(recipe, run=run, trains=False), manifest_of(run)
     machine, family, plan = checked.machine, checked.family, checked.adapters
     exact = plan.snapshot_float32(family)

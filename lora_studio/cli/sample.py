@@ -1,0 +1,100 @@
+"""The verb `sample`: images from what was learned."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from lora_studio.cli.export import step_named
+from lora_studio.cli.options import BASES, Device, Json, argument, print_json, value
+from lora_studio.console import console, errors
+from lora_studio.errors import RecipeError
+
+
+def sample(
+    target: Annotated[Path, argument("RUN|FILE", "a run's folder, finished or not, or a LoRA file")],
+    prompts: Annotated[
+        list[str] | None, value("WORDS", "what is drawn; can be repeated; default: a preview's", "--prompt")
+    ] = None,
+    strengths: Annotated[
+        list[str] | None, value("NUMBERS", "of the LoRA, e.g. 0.5,0.8,1; default: 1", "--strength")
+    ] = None,
+    seeds: Annotated[str, value("NUMBERS", "e.g. 1,2,3 or 1-4; default: the previews', or 42")] = "",
+    checkpoints: Annotated[
+        list[str] | None,
+        value("STEPS", "of a run, e.g. 100,200,best; default: the newest", "--checkpoint"),
+    ] = None,
+    grid: Annotated[
+        str,
+        value("AXES", 'several of what is not given: "prompts x strengths x checkpoints", or some of these'),
+    ] = "",
+    negative: Annotated[str | None, value("WORDS", "the negative prompt")] = None,
+    steps: Annotated[int | None, value("N", "denoising steps")] = None,
+    guidance: Annotated[float | None, value("NUMBER", "classifier-free guidance")] = None,
+    size: Annotated[int | None, value("PIXELS", "side of an image; default: what was trained")] = None,
+    base: Annotated[str | None, value("BASE", f"of a file: {BASES}")] = None,
+    device: Device = "",
+    out: Annotated[
+        Path | None,
+        value("DIR", "default: samples in the run, or <name>_samples beside the file", "-o", "--out"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw images with a finished LoRA or a run's checkpoints, the base beside them with equal seeds."""
+    axes = frozenset(word for word in re.split(r"[^a-z]+", grid.lower()) if word not in ("", "x"))
+    numbers = [_number(text, "--strength") for text in _listed(strengths)]
+    chosen = tuple(step_named(text) for text in _listed(checkpoints))
+    drawn = tuple(seed for text in _listed([seeds]) for seed in _seeds(text))
+    from lora_studio.console.run import run_screen
+    from lora_studio.tools.sample import SampleRequest
+    from lora_studio.tools.sample import sample as draw
+
+    request = SampleRequest(
+        prompts=tuple(prompts or ()),
+        strengths=tuple(numbers),
+        checkpoints=chosen,
+        seeds=drawn,
+        grid=axes,
+        negative_prompt=negative,
+        steps=steps,
+        guidance=guidance,
+        side=size,
+        base=base,
+        device=device,
+        folder=out,
+    )
+    with run_screen(errors) as screen:
+        found = draw(target, request, on_event=screen)
+    if as_json:
+        print_json(found.to_json())
+        return
+    console.say_rows(
+        [
+            ("sheet", f"{found.sheet}: a row for each prompt and seed, the base on the left"),
+            ("images", f"{len(found.images)} in {Path(found.images[0].file).parent}"),
+        ]
+    )
+
+
+def _listed(texts: list[str] | None) -> list[str]:
+    """What stands between commas and spaces, in all of them."""
+    return [one for text in texts or () for one in re.split(r"[,\s]+", text) if one]
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise RecipeError(f"{option} has {text!r}, which is no number; write for example 0.5,1.") from None
+
+
+def _seeds(text: str) -> range:
+    """ "7", or "1-4"."""
+    found = re.fullmatch(r"(\d{1,20})(?:-(\d{1,20}))?", text)
+    if not found:
+        raise RecipeError(f"--seeds has {text!r}; write whole numbers, for example 1,2,3 or 1-4.")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if not first <= last < first + 400:
+        raise RecipeError(f"--seeds has {text!r}; a range goes up, by at most 400.")
+    return range(first, last + 1)

@@ -1,0 +1,224 @@
+"""What images are drawn from: a LoRA file on its base, or a run's base with what its checkpoints hold."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lora_studio.errors import RecipeError, StudioError
+from lora_studio.families.base import ModelFamily
+from lora_studio.families.loading import load_base
+from lora_studio.lora_file.lora_file import LoraFile, base_layers, lora_file
+from lora_studio.lora_file.open import fits, unknown_layers
+from lora_studio.processes import default_precision, find_device
+from lora_studio.quantization import NONE
+from lora_studio.recipe.data import POCKET
+from lora_studio.recipe.run_recipe import RUN_RECIPE
+from lora_studio.recipe.training import SamplesConfig
+from lora_studio.runs import ReadOnlyRun, step_of
+from lora_studio.tensor_file.header import read_header
+from lora_studio.training.finish.export import checkpoint_of, finished_recipe, revive
+from lora_studio.training.loop.state import load_state
+from lora_studio.training.prepare.base_model import base_of
+from lora_studio.verify.uis import base_of_layers
+from lora_studio.verify.uis.findings import is_embedding
+
+Checkpoint = int | Literal["best"] | None  # None: the newest
+AXES = ("prompts", "strengths", "checkpoints")
+POCKET_SAMPLES = SamplesConfig(guidance=4, steps=20)  # as its card has it
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What is drawn; what is empty or None is as the run has it, or as is usual for the base."""
+
+    prompts: tuple[str, ...] = ()
+    strengths: tuple[float, ...] = ()  # empty: 1
+    checkpoints: tuple[Checkpoint, ...] = ()
+    seeds: tuple[int, ...] = ()
+    grid: frozenset[str] = frozenset()  # of AXES: several of what is not given
+    negative_prompt: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    side: int | None = None  # pixels
+    base: str | None = None  # of a file
+    device: str = ""
+    folder: Path | None = None  # None: samples/ in the run, <name>_samples beside a file
+
+
+class Source(ABC):
+    """A base, and something that can be in it."""
+
+    family: ModelFamily
+    samples: SamplesConfig  # as it is usually drawn, with prompts of its own
+    side: int  # pixels
+    folder: Path  # for its images
+
+    @abstractmethod
+    def steps_of(self, wanted: Sequence[Checkpoint], *, everything: bool) -> list[int | None]:
+        """The steps of the checkpoints; of a file None. Raises StudioError for those that are not there."""
+
+    @abstractmethod
+    def check(self, strengths: Iterable[float]) -> None:
+        """Raises StudioError for strengths that it cannot be shown with."""
+
+    @abstractmethod
+    def drawing(self, step: int | None, strength: float | None) -> AbstractContextManager[ModelFamily]:
+        """Within it the family with what was learned, or without a strength as it is by itself."""
+
+
+def open_source(target: Path, request: SampleRequest) -> Source:
+    """A run's folder, or a LoRA file. Raises StudioError for anything else."""
+    if (target / RUN_RECIPE).is_file():
+        if request.base is not None:
+            raise RecipeError("--base is for a file; a run has the base that it was trained on.")
+        return RunSource(target, request)
+    if target.is_dir():
+        raise StudioError(f"{target} is no run's folder; give one, such as runs/my_style, or a LoRA file.")
+    return FileSource(target, request)
+
+
+class RunSource(Source):
+    """With any kind of adapter, and learned tokens."""
+
+    def __init__(self, folder: Path, request: SampleRequest) -> None:
+        self.run = ReadOnlyRun(folder)
+        recipe = finished_recipe(self.run)
+        if request.device:
+            machine = recipe.machine.model_copy(update={"device": request.device})
+            recipe = recipe.model_copy(update={"machine": machine})
+        self._trained, self._state = revive(self.run, recipe)
+        self._loaded: int | None = None
+        self.family, self.samples, self.side = self._trained.family, recipe.samples, recipe.data.resolution
+        if not self.samples.prompts and recipe.data.trigger:
+            self.samples = self.samples.model_copy(update={"prompts": (recipe.data.trigger,)})
+        self.folder = folder / "samples"
+
+    def steps_of(self, wanted: Sequence[Checkpoint], *, everything: bool) -> list[int | None]:
+        if everything and not wanted:
+            wanted = [step_of(path) for path in self.run.checkpoints()]
+        return list(dict.fromkeys(checkpoint_of(self.run, one)[1] for one in wanted or [None]))
+
+    def check(self, strengths: Iterable[float]) -> None:
+        fixed = self._trained.adapters.trains_layers or self._trained.machine.quantize != NONE
+        if fixed and any(one != 1 for one in strengths):
+            what = (
+                "trained the base's own layers"
+                if self._trained.adapters.trains_layers
+                else "has its base in few bits"
+            )
+            raise StudioError(f"this run {what}, so it can be shown with strength 1 alone.")
+
+    @contextmanager
+    def drawing(self, step: int | None, strength: float | None) -> Iterator[ModelFamily]:
+        adapters = self._trained.adapters
+        if strength is None:
+            with adapters.disabled():
+                yield self.family
+            return
+        if step != self._loaded:
+            load_state(checkpoint_of(self.run, step)[0], self._state)
+            self._loaded = step
+        with self._state.shown(), ExitStack() as stack:
+            if strength != 1:
+                changes = [(one.module.get_base_layer().weight, one.delta) for one in adapters.layers]
+                stack.enter_context(added(changes, strength))
+                for one in adapters.layers:  # not the learned tokens
+                    one.module.enable_adapters(False)
+                    stack.callback(one.module.enable_adapters, True)
+            yield self.family
+
+
+class FileSource(Source):
+    """A LoRA file from anywhere, added to the base's weights as UIs do."""
+
+    def __init__(self, path: Path, request: SampleRequest) -> None:
+        header = read_header(path)
+        if is_embedding(header):
+            raise StudioError(f"{path.name} is an embedding; give the folder of the run that made it.")
+        file = lora_file(header)
+        self.family, self.samples, self.side = _base_of(file, request)
+        self.folder = path.with_name(f"{path.stem}_samples")
+        if not self.samples.prompts and file.trigger:
+            self.samples = self.samples.model_copy(update={"prompts": (file.trigger,)})
+        self._changes = _changes(file, self.family)
+
+    def steps_of(self, wanted: Sequence[Checkpoint], *, everything: bool) -> list[int | None]:
+        if wanted or everything:
+            raise RecipeError("a file has no checkpoints; give the folder of its run.")
+        return [None]
+
+    def check(self, strengths: Iterable[float]) -> None:
+        """It can be shown with any."""
+
+    @contextmanager
+    def drawing(self, step: int | None, strength: float | None) -> Iterator[ModelFamily]:
+        with added(self._changes if strength else (), strength or 0.0):
+            yield self.family
+
+
+def _base_of(file: LoraFile, request: SampleRequest) -> tuple[ModelFamily, SamplesConfig, int]:
+    """As named with --base, by the run's recipe beside the file, or by the file if it is the pocket base."""
+    device = find_device(request.device)
+    if device is None:
+        raise RecipeError(f'--device is {request.device!r}, which this machine does not have; use "cpu".')
+    dtype, run = default_precision(device), ReadOnlyRun(file.path.parent)
+    model = request.base or (POCKET if file.metadata.get("lora_studio.base") == POCKET else None)
+    if request.base is None and (run.folder / RUN_RECIPE).is_file():
+        recipe = finished_recipe(run)
+        family, samples, side = base_of(recipe, dtype=dtype), recipe.samples, recipe.data.resolution
+    elif model is None:
+        kind = base_of_layers(file.layers).title
+        raise RecipeError(f"{file.name} does not say which base it is for ({kind}); name it with --base.")
+    else:
+        family = load_base(model, dtype=dtype)
+        samples, side = POCKET_SAMPLES if model == POCKET else SamplesConfig(), family.native_side
+    family.place(device, family.denoiser)
+    return family, samples, side
+
+
+Change = tuple[Tensor, Callable[[], Tensor]]  # a weight, and what makes its change in float32
+
+
+def _changes(file: LoraFile, family: ModelFamily) -> list[Change]:
+    """Raises StudioError for a file that is damaged, or of another kind of base."""
+    layers, changes = base_layers(family), list[Change]()
+    if fault := unknown_layers(file, layers):
+        raise StudioError(fault)
+    if not file.layers:
+        raise StudioError(f"{file.name} holds no layer of a LoRA; `lora-studio verify` says more.")
+    for name, layer in file.layers.items():
+        weight = layers[name].weight
+        fault = next(iter(layer.faults(any_dtype=True)), "")
+        if layer.state == "not finite":
+            fault = "it is not finite"
+        elif not fault and layer.size and not fits(layer.size, weight.shape):
+            fault = f"it changes a weight of {layer.size}, but this base's is {tuple(weight.shape)}"
+        if fault:
+            raise StudioError(f"{name} of {file.name}: {fault}; `lora-studio verify` says more.")
+        changes.append((weight, partial(layer.delta, weight)))
+    return changes
+
+
+@contextmanager
+def added(changes: Sequence[Change], strength: float) -> Iterator[None]:
+    """Within it the weights have their changes in them; afterwards they are what they were, bit for bit."""
+    before = list[tuple[Tensor, Tensor]]()
+    with torch.no_grad():
+        try:
+            for weight, change in changes:
+                before.append((weight, weight.detach().to("cpu", copy=True)))
+                moved = strength * change().to(weight.device).view(weight.shape)
+                weight.copy_(weight.float() + moved)
+            yield
+        finally:
+            for weight, value in before:
+                weight.copy_(value)

@@ -12,38 +12,38 @@ from lora_studio.console import console, errors
 from lora_studio.errors import RecipeError
 
 
+Prompts = Annotated[
+    list[str] | None, value("WORDS", "what is drawn; can be repeated; default: a preview's", "--prompt")
+]
+Strengths = Annotated[
+    list[str] | None, value("NUMBERS", "of the LoRA, e.g. 0.5,0.8,1; default: 1", "--strength")
+]
+Seeds = Annotated[str, value("NUMBERS", "e.g. 1,2,3 or 1-4; default: the previews', or 42")]
+Checkpoints = Annotated[
+    list[str] | None, value("STEPS", "of a run, e.g. 100,200,best; default: the newest", "--checkpoint")
+]
+_GRID = 'several of what is not given: "prompts x strengths x checkpoints", or some of these'
+_OUT = "default: samples in the run, or <name>_samples beside the file"
+
+
 def sample(
     target: Annotated[Path, argument("RUN|FILE", "a run's folder, finished or not, or a LoRA file")],
-    prompts: Annotated[
-        list[str] | None, value("WORDS", "what is drawn; can be repeated; default: a preview's", "--prompt")
-    ] = None,
-    strengths: Annotated[
-        list[str] | None, value("NUMBERS", "of the LoRA, e.g. 0.5,0.8,1; default: 1", "--strength")
-    ] = None,
-    seeds: Annotated[str, value("NUMBERS", "e.g. 1,2,3 or 1-4; default: the previews', or 42")] = "",
-    checkpoints: Annotated[
-        list[str] | None,
-        value("STEPS", "of a run, e.g. 100,200,best; default: the newest", "--checkpoint"),
-    ] = None,
-    grid: Annotated[
-        str,
-        value("AXES", 'several of what is not given: "prompts x strengths x checkpoints", or some of these'),
-    ] = "",
+    prompts: Prompts = None,
+    strengths: Strengths = None,
+    seeds: Seeds = "",
+    checkpoints: Checkpoints = None,
+    grid: Annotated[str, value("AXES", _GRID)] = "",
     negative: Annotated[str | None, value("WORDS", "the negative prompt")] = None,
     steps: Annotated[int | None, value("N", "denoising steps")] = None,
     guidance: Annotated[float | None, value("NUMBER", "classifier-free guidance")] = None,
     size: Annotated[int | None, value("PIXELS", "side of an image; default: what was trained")] = None,
     base: Annotated[str | None, value("BASE", f"of a file: {BASES}")] = None,
     device: Device = "",
-    out: Annotated[
-        Path | None,
-        value("DIR", "default: samples in the run, or <name>_samples beside the file", "-o", "--out"),
-    ] = None,
+    out: Annotated[Path | None, value("DIR", _OUT, "-o", "--out")] = None,
     as_json: Json = False,
 ) -> None:
     """Draw images with a finished LoRA or a run's checkpoints, the base beside them with equal seeds."""
-    axes = frozenset(word for word in re.split(r"[^a-z]+", grid.lower()) if word not in ("", "x"))
-    numbers = [_number(text, "--strength") for text in _listed(strengths)]
+    numbers = tuple(_number(text, "--strength") for text in _listed(strengths))
     chosen = tuple(step_named(text) for text in _listed(checkpoints))
     drawn = tuple(seed for text in _listed([seeds]) for seed in _seeds(text))
     from lora_studio.console.run import run_screen
@@ -52,10 +52,10 @@ def sample(
 
     request = SampleRequest(
         prompts=tuple(prompts or ()),
-        strengths=tuple(numbers),
+        strengths=numbers,
         checkpoints=chosen,
         seeds=drawn,
-        grid=axes,
+        grid=_axes(grid),
         negative_prompt=negative,
         steps=steps,
         guidance=guidance,
@@ -69,12 +69,13 @@ def sample(
     if as_json:
         print_json(found.to_json())
         return
-    console.say_rows(
-        [
-            ("sheet", f"{found.sheet}: a row for each prompt and seed, the base on the left"),
-            ("images", f"{len(found.images)} in {Path(found.images[0].file).parent}"),
-        ]
-    )
+    sheet = f"{found.sheet}: a row for each prompt and seed, the base on the left"
+    images = f"{len(found.images)} in {Path(found.images[0].file).parent}"
+    console.say_rows([("sheet", sheet), ("images", images)])
+
+
+def _axes(grid: str) -> frozenset[str]:
+    return frozenset(word for word in re.split(r"[^a-z]+", grid.lower()) if word not in ("", "x"))
 
 
 def _listed(texts: list[str] | None) -> list[str]:

@@ -11,7 +11,6 @@ from lora_studio.cli.options import BASES, Device, Json, argument, print_json, v
 from lora_studio.console import console, errors
 from lora_studio.errors import RecipeError
 
-
 Prompts = Annotated[
     list[str] | None, value("WORDS", "what is drawn; can be repeated; default: a preview's", "--prompt")
 ]

@@ -17,7 +17,7 @@ from lora_studio.files import say_unwritable, write_atomically
 from lora_studio.recipe.section import MOST_SEED
 from lora_studio.recipe.training import SamplesConfig
 from lora_studio.tools import Report
-from lora_studio.tools.sample.source import AXES, SampleRequest, Source, open_source
+from lora_studio.tools.sample.source import AXES, SampleRequest, SampleSource, open_source
 from lora_studio.training.events import Listener, Note, Progress, ignore_events
 from lora_studio.training.machine import is_out_of_memory, out_of_memory
 
@@ -97,7 +97,7 @@ def _given(request: SampleRequest) -> dict[str, object]:
     return {name: value for name in names if (value := getattr(request, name)) is not None}
 
 
-def _prompts(source: Source, request: SampleRequest) -> tuple[str, ...]:
+def _prompts(source: SampleSource, request: SampleRequest) -> tuple[str, ...]:
     own = source.samples.prompts
     prompts = request.prompts or (own if "prompts" in request.grid else own[:1])
     if not prompts:
@@ -105,14 +105,14 @@ def _prompts(source: Source, request: SampleRequest) -> tuple[str, ...]:
     return tuple(dict.fromkeys(prompts))
 
 
-def _side(source: Source, request: SampleRequest) -> int:
+def _side(source: SampleSource, request: SampleRequest) -> int:
     side, stride = request.side or source.side, source.family.stride
     if side % stride or not stride <= side <= 16 * source.family.native_side:
         raise RecipeError(f"--size is {side}; of this base it must be a multiple of {stride}.")
     return side
 
 
-def _variants(source: Source, request: SampleRequest) -> list[Variant]:
+def _variants(source: SampleSource, request: SampleRequest) -> list[Variant]:
     """The base, then every strength of every checkpoint."""
     several = GRID_STRENGTHS if "strengths" in request.grid else (1.0,)
     strengths = tuple(dict.fromkeys(request.strengths or several))
@@ -130,7 +130,7 @@ Columns = dict[Variant, list[Image.Image]]
 
 
 def _draw(
-    source: Source,
+    source: SampleSource,
     variants: Sequence[Variant],
     config: SamplesConfig,
     seeds: Sequence[int],

@@ -54,7 +54,7 @@ class SampleRequest:
     folder: Path | None = None  # None: samples/ in the run, <name>_samples beside a file
 
 
-class Source(ABC):
+class SampleSource(ABC):
     """A base, and something that can be in it."""
 
     family: ModelFamily
@@ -75,7 +75,7 @@ class Source(ABC):
         """Within it the family with what was learned, or without a strength as it is by itself."""
 
 
-def open_source(target: Path, request: SampleRequest) -> Source:
+def open_source(target: Path, request: SampleRequest) -> SampleSource:
     """A run's folder, or a LoRA file. Raises StudioError for anything else."""
     if (target / RUN_RECIPE).is_file():
         if request.base is not None:
@@ -86,7 +86,7 @@ def open_source(target: Path, request: SampleRequest) -> Source:
     return FileSource(target, request)
 
 
-class RunSource(Source):
+class RunSource(SampleSource):
     """With any kind of adapter, and learned tokens."""
 
     def __init__(self, folder: Path, request: SampleRequest) -> None:
@@ -108,6 +108,7 @@ class RunSource(Source):
         return list(dict.fromkeys(checkpoint_of(self.run, one)[1] for one in wanted or [None]))
 
     def check(self, strengths: Iterable[float]) -> None:
+        """What is no change beside a frozen weight has one strength."""
         fixed = self._trained.adapters.trains_layers or self._trained.machine.quantize != NONE
         if fixed and any(one != 1 for one in strengths):
             what = (
@@ -119,6 +120,7 @@ class RunSource(Source):
 
     @contextmanager
     def drawing(self, step: int | None, strength: float | None) -> Iterator[ModelFamily]:
+        """At strength 1 through the adapters, else with their changes in the weights; words as learned."""
         adapters = self._trained.adapters
         if strength is None:
             with adapters.disabled():
@@ -137,7 +139,7 @@ class RunSource(Source):
             yield self.family
 
 
-class FileSource(Source):
+class FileSource(SampleSource):
     """A LoRA file from anywhere, added to the base's weights as UIs do."""
 
     def __init__(self, path: Path, request: SampleRequest) -> None:

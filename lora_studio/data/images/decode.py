@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,7 +20,8 @@ from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, UnidentifiedImageEr
 from lora_studio.data.images import UnreadableFile, read_bytes
 from lora_studio.data.images.colours import to_srgb
 from lora_studio.data.images.threads import quiet_decoders
-from lora_studio.errors import DatasetError
+from lora_studio.errors import DatasetError, reason_of
+from lora_studio.text import shown
 
 FORMATS_IN_WORDS = "JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC"
 MAX_PIXELS = 89_478_485  # where Pillow itself begins to warn of a decompression bomb
@@ -39,6 +41,15 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF")
 # so that one that is four times larger, as the sample images are, is left to LANCZOS.
 _REDUCING_GAP = 2.01
 _JPEG_BEGINS = b"\xff\xd8\xff"
+_BEGINNINGS = {  # of a file that is a format's, whatever follows
+    rb"\x89PNG\r\n": "PNG",
+    _JPEG_BEGINS: "JPEG",
+    rb"GIF8[79]a": "GIF",
+    rb"RIFF....WEBP": "WebP",
+    rb"II\*\x00|MM\x00\*": "TIFF",
+    rb"....ftyp(?:avif|avis)": "AVIF",
+    rb"....ftyp(?:heic|heix|mif1|msf1)": "HEIC",
+}
 # Marks of HEIC in an ISO media file's "ftyp" box; AVIF has others.
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 T = TypeVar("T")
@@ -74,7 +85,7 @@ def decode(data: bytes, *, background: str = "white", enough_pixels: int = 0) ->
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UnreadableFile(_TOO_LARGE.format(MAX_PIXELS / 1e6)) from None
     except Exception as error:  # at damaged bytes decoders raise nearly anything, even SyntaxError
-        raise UnreadableFile(f"damaged: {error}") from None
+        raise UnreadableFile(f"damaged: {shown(reason_of(error), limit=150)}") from None
 
 
 def data_url(image: Image.Image, *, quality: int) -> str:
@@ -243,4 +254,5 @@ def _unidentified(data: bytes) -> str:
         return _NO_READER
     if data[4:8] == b"ftyp" and not features.check("avif"):
         return "maybe an AVIF image, which this build of Pillow cannot read: pip install -U pillow"
-    return NOT_AN_IMAGE
+    begun = next((name for start, name in _BEGINNINGS.items() if re.match(start, data, re.DOTALL)), "")
+    return f"a damaged {begun} file: it does not go on as one" if begun else NOT_AN_IMAGE

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import pillow_heif
 import pytest
 import torch
 from data_config import data_config
@@ -19,7 +20,7 @@ from PIL import Image
 from lora_studio.data.buckets import assign
 from lora_studio.data.cache.encode import pixels_of
 from lora_studio.data.doctor import examine_folder
-from lora_studio.data.images.decode import load_image
+from lora_studio.data.images.decode import MAX_PIXELS, load_image
 from lora_studio.data.scan import scan
 from lora_studio.errors import DatasetError
 
@@ -128,3 +129,31 @@ def test_what_is_too_large_even_so_is_told_to_be_made_smaller(
     assert finding.detail == f"{reason} megapixels" and finding.advice.startswith("Make it smaller")
     with pytest.raises(DatasetError, match="make it smaller, such as 8192 pixels"):
         load_image(folder / name)
+
+
+DECODE = f"""{PEAK_BYTES}
+import sys
+from pathlib import Path
+from lora_studio.data.images.decode import decode
+data = Path(sys.argv[1]).read_bytes()
+decode(Path(sys.argv[2]).read_bytes())
+before = peak_bytes()
+size = decode(data).size
+print((peak_bytes() - before) / (size[0] * size[1]))
+"""
+_DEAREST = {"WEBP": 1e9 / 56e6, "AVIF": 1e9 / 80e6}  # bytes a pixel, so that the most pixels are a gigabyte
+
+
+@needs_proc
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "AVIF", "HEIC", "GIF"])
+def test_the_most_pixels_that_are_decoded_take_a_gigabyte(kind: str, tmp_path: Path) -> None:
+    """Bytes a pixel, of one with clear parts, which takes the most."""
+    image = Image.new("RGBA", (3000, 2000), (200, 30, 30, 100))
+    for name, some in (("large", image), ("small", image.resize((300, 200)))):
+        if kind == "HEIC":
+            pillow_heif.from_pillow(some).save(tmp_path / name, quality=30)
+        else:
+            some.save(tmp_path / name, kind, **({"speed": 10} if kind == "AVIF" else {}))
+    command = [sys.executable, "-c", DECODE, tmp_path / "large", tmp_path / "small"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert 2 < float(result.stdout) < _DEAREST.get(kind, 1e9 / MAX_PIXELS)

@@ -15,6 +15,7 @@ MAX_PEAK_BYTES = 1_000_000_000
 # A process of its own: a decoder that crashes cannot take the tests with it, and the peak is its alone.
 LOOK = f"""{PEAK_BYTES}
 import json, sys
+from pathlib import Path
 from lora_studio.data.doctor import DoctorOptions, examine_folder
 from lora_studio.data.doctor.page import page
 report, manifest = examine_folder(Path(sys.argv[1]), DoctorOptions(resolution=64))

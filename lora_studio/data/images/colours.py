@@ -36,10 +36,10 @@ def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     if mode.startswith("I"):
         return _sixteen_bit(image)
     if mode in ("LA", "La") or (mode == "L" and "transparency" in image.info):
-        grey, opacity = image.convert("LA").split()
+        grey, opacity = (image if mode == "LA" else image.convert("LA")).split()
         return grey, opacity
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = image if mode == "RGBA" else image.convert("RGBA")  # which copies one that is RGBA already
         return rgba.convert("RGB"), rgba.getchannel("A")
     if solid := _SOLID.get(mode):
         return image if solid == mode else image.convert(solid), None
@@ -53,7 +53,10 @@ def _sixteen_bit(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise UnreadableFile("grey with more than 16 bits is not supported; save it with 8 or 16")
-    grey = Image.fromarray((values.astype(np.float32) / 257 + 0.5).astype(np.uint8))
+    scaled = values.astype(np.float32)
+    scaled /= 257
+    scaled += 0.5
+    grey = Image.fromarray(scaled.astype(np.uint8))
     clear = image.info.get("transparency")  # the one value that a PNG declares clear
     opacity = np.where(values == clear, 0, 255).astype(np.uint8) if isinstance(clear, int) else None
     return grey, None if opacity is None else Image.fromarray(opacity)

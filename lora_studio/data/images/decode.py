@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, UnidentifiedImageError, features
+from PIL import Image, ImageChops, ImageFile, ImageOps, JpegImagePlugin, UnidentifiedImageError, features
 
 from lora_studio.data.images import UnreadableFile, read_bytes
 from lora_studio.data.images.colours import to_srgb
@@ -28,6 +28,8 @@ MAX_PIXELS = 89_478_485  # where Pillow itself begins to warn of a decompression
 # JPEGs beyond that are decoded at a half or less of their sides. Of a progressive one libjpeg holds up to six
 # bytes a pixel meanwhile, so that this is 1.5 GB; cameras have 150 megapixels, telephones 200.
 MAX_JPEG_PIXELS = 250_000_000
+# Their decoders hold 16 and up to 12 bytes a pixel, so that these are a gigabyte.
+_MOST_PIXELS = {"JPEG": MAX_JPEG_PIXELS, "WEBP": 56_000_000, "AVIF": 80_000_000}
 _TOO_LARGE = "more than {:.0f} megapixels"
 _LARGE_PIXELS = 24_000_000  # threads decode only one image of more at a time, for the sake of the memory
 _one_large = threading.Lock()
@@ -135,7 +137,7 @@ def load_image(path: Path | str, *, background: str = "white") -> Image.Image:
 
 def advice_for(reason: str) -> str:
     """What to do about an image that is unreadable for this reason; without a full stop."""
-    if reason in [_TOO_LARGE.format(limit / 1e6) for limit in (MAX_PIXELS, MAX_JPEG_PIXELS)]:
+    if reason in [_TOO_LARGE.format(limit / 1e6) for limit in (MAX_PIXELS, *_MOST_PIXELS.values())]:
         return "make it smaller, such as 8192 pixels on its longer side, or save it as JPEG"
     if reason.startswith(LISTED):
         return "correct its line in that list, or remove it"
@@ -169,6 +171,7 @@ def _decode(data: bytes, background: str, enough_pixels: int) -> DecodedImage:
         buffered = width * height if "progressive" in opened.info else opened.width * opened.height
         with _one_large if buffered > _LARGE_PIXELS else nullcontext():
             opened.load()
+            vars(opened).pop("_decoder", None)  # of WebP and AVIF, with memory for further images
             drafted = opened.size
             if shrunk == 1:
                 width, height = drafted  # of a HEIC image the header may say otherwise
@@ -178,8 +181,7 @@ def _decode(data: bytes, background: str, enough_pixels: int) -> DecodedImage:
         table = getattr(opened, "quantization", {}).get(0)
     size = (width, height) if opened.size == drafted else (height, width)
     if opacity is not None:
-        clear, rgb = rgb, Image.new("RGB", rgb.size, background)
-        rgb.paste(clear, mask=opacity)
+        rgb.paste(background, (0, 0), mask=ImageChops.invert(opacity))
     return DecodedImage(rgb, opacity, "; ".join(filter(None, notes)), size, shrunk, table)
 
 
@@ -192,7 +194,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         if not data.startswith(_JPEG_BEGINS):
             raise
         opened = JpegImagePlugin.JpegImageFile(BytesIO(data))
-    limit = MAX_JPEG_PIXELS if opened.format == "JPEG" else MAX_PIXELS
+    limit = _MOST_PIXELS.get(opened.format or "", MAX_PIXELS)
     if opened.width * opened.height > limit:
         raise UnreadableFile(_TOO_LARGE.format(limit / 1e6))
     return opened

@@ -49,6 +49,28 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+_FILES = frozenset(  # how the names of files end, not of folders
+    (
+        *(".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx", ".zip"),
+        *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".html", ".md", ".txt", ".log"),
+        *(".json", ".jsonl", ".toml", ".yaml", ".yml", ".csv"),
+    )
+)
+
+
+def check_ending(path: Path, ending: str, option: str = "-o") -> None:
+    """Raise StudioError if what is written there is no file as its name says; `ending` "": it is a folder."""
+    said = path.suffix.lower()
+    bare = path.with_suffix("") if said in _FILES else path
+    if ending and said != ending:
+        raise StudioError(
+            f"{option} is {path}, but a {ending} file is written; give {option} {bare}{ending}."
+        )
+    if not ending and said in _FILES:
+        what = "named like a file, but a folder is written"
+        raise StudioError(f"{option} is {path}, {what}; give {option} {bare}.")
+
+
 @contextmanager
 def say_unwritable(path: Path) -> Iterator[None]:
     """Raises StudioError where the system has not let a file be written."""

@@ -94,9 +94,11 @@ def compare(
     terms = terms_of(files, least=2)
     if len(terms) > 2:
         raise StudioError(f"compare takes two files, not {len(files)}.")
-    written = [path for path in (out, images if base else None) if path is not None]
-    for path in written:
-        check_output(path, force=force, inputs=[term.file.path for term in terms])
+    named = {"-o": out, "--images": images if base else None}
+    written = {option: path for option, path in named.items() if path is not None}
+    for option, path in written.items():
+        read = [term.file.path for term in terms]
+        check_output(path, force=force, inputs=read, ending=".png", option=option)
     comparison = compare(*terms)
     if out is not None:
         from lora_studio.tools.plots import heat_map
@@ -108,7 +110,7 @@ def compare(
 
         prompts = prompt or prompts_for(terms)
         write_atomically(images, as_png(compare_images(base, terms, prompts, seed=seed)))
-    show(comparison, print_comparison, written, as_json=as_json)
+    show(comparison, print_comparison, list(written.values()), as_json=as_json)
 
 
 def extract(
@@ -139,11 +141,16 @@ def extract(
 def merge_into(
     base: Annotated[str, argument("BASE", BASES)],
     files: LoraFiles,
-    out: Out,
+    out: Annotated[
+        Path, value("PATH", "what to write: a file of a file, a folder of a folder", "-o", "--out")
+    ],
+    dtype: Annotated[
+        str | None, value("DTYPE", "float16, bfloat16 or float32; default: the base's own")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write a base with LoRA files in its weights, in its own layout and dtypes; the base stays as it is."""
+    """Write a base with LoRA files in its weights, in its own layout; the base stays as it is."""
     from lora_studio.console.tools import print_merged
     from lora_studio.lora_file.base_weights import open_weights
     from lora_studio.tools.merge_into import merge_into
@@ -151,8 +158,9 @@ def merge_into(
 
     terms = terms_of(files)
     weights = open_weights(base)
-    check_output(out, force=force, inputs=[weights.path, *(term.file.path for term in terms)])
-    report = merge_into(weights, terms, out)
+    read = [weights.path, *(term.file.path for term in terms)]
+    check_output(out, force=force, inputs=read, ending=".safetensors" if weights.path.is_file() else "")
+    report = merge_into(weights, terms, out, dtype=dtype)
     show(report, print_merged, out, as_json=as_json)
 
 

@@ -16,6 +16,7 @@ from lora_studio.cli.options import BASES, Trigger, argument, flag, value
 from lora_studio.cli.start import plan
 from lora_studio.console import console
 from lora_studio.errors import RecipeError
+from lora_studio.files import check_ending
 from lora_studio.text import plural, with_class
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ _ONE_FOR_ALL = "same"
 ClassWord = Annotated[str, value("WORD", "for a subject: what it is, e.g. dog; put behind the trigger")]
 Name = Annotated[str, value("NAME", "of the run and the LoRA file; default: the folder's")]
 RecipeOut = Annotated[Path | None, value("FILE", "the recipe to write; default: NAME.toml", "-o", "--out")]
+
+
+def _check_name(out: Path | None) -> None:
+    if out is not None:
+        check_ending(out, ".toml")
 
 
 def init(
@@ -53,6 +59,7 @@ def init(
             console.say(f"{one:{width}} {summary(one)}")
         return
     summary(preset)  # an unknown preset is the first thing to say
+    _check_name(out)
     if images is None or not trigger:
         raise RecipeError("init needs --images, a folder of images, and --trigger, the trigger words.")
     seen, found = glance_at_base(base or preset_base(preset)), look_at_folder(images)
@@ -122,6 +129,7 @@ def start(
     """From images to a recipe that is checked and planned; asks in a terminal, else takes its defaults."""
     from lora_studio.console.questions import Questions, someone_answers
 
+    _check_name(out)
     questions = Questions(console, asks=someone_answers())
     told = questions.ask("The folder of your images", "FOLDER", str(folder or ""), check=_check_images)
     given = Given(Path(told).expanduser(), learn, base, name, class_word, trigger, captions, preset)

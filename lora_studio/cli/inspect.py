@@ -10,6 +10,7 @@ import typer
 from lora_studio.cli.options import BASES, Force, Json, LoraPath, argument, flag, print_json, show, value
 from lora_studio.console import console
 from lora_studio.errors import StudioError
+from lora_studio.files import check_ending
 
 
 def inspect(
@@ -27,6 +28,8 @@ def inspect(
     if out is not None and (target.is_dir() or (out.exists() and not force)):
         fault = "--out is for one file, not a folder" if target.is_dir() else f"{out} is there already"
         raise StudioError(f"{fault}; {'leave it out' if target.is_dir() else 'choose another, or --force'}.")
+    if out is not None:
+        check_ending(out, ".png")
     if target.is_dir():
         found = inspect_folder(target)
         if as_json:
@@ -113,6 +116,8 @@ def _target(file: Path, out: Path | None, *, in_place: bool, force: bool) -> Pat
         raise StudioError("-o and --in-place are both there; keep one of them.")
     if out is not None and out.is_dir():
         raise StudioError(f"{out} is a folder; name the file to write with -o.")
+    if out is not None:
+        check_ending(out, ".safetensors")
     if out is not None and out.exists() and out.resolve() == file.resolve():
         raise StudioError(f"{out} is the file itself; to change that, say --in-place instead of -o.")
     if out is not None and out.exists() and not force:

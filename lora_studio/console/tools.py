@@ -33,7 +33,7 @@ def print_combined(report: CombineReport, out: Path, screen: Screen) -> None:
         ("off the sum", exact or f"{report.left_out:.2%} of the plain sum's norm, by {report.method}"),
         ("rounding", f"{report.cast_error:.2%} of the change's norm"),
     ]
-    _print_written(out, report.bytes, rows, report.notes, screen)
+    _print_written(out, report.bytes, rows, report, screen)
 
 
 def print_resized(report: ResizeReport, out: Path, screen: Screen) -> None:
@@ -44,7 +44,7 @@ def print_resized(report: ResizeReport, out: Path, screen: Screen) -> None:
         ("rounding", f"{report.cast_error:.2%} of the change's norm"),
         ("size", f"{file_size(report.bytes_before)} -> {file_size(report.bytes)}"),
     ]
-    _print_written(out, report.bytes, rows, report.notes, screen)
+    _print_written(out, report.bytes, rows, report, screen)
 
 
 def print_extracted(report: ExtractReport, out: Path, screen: Screen) -> None:
@@ -57,16 +57,16 @@ def print_extracted(report: ExtractReport, out: Path, screen: Screen) -> None:
         ("not in it", missing or "nothing: all else is equal"),
         ("rounding", f"{report.cast_error:.2%} of the change's norm"),
     ]
-    _print_written(out, report.bytes, rows, report.notes, screen)
+    _print_written(out, report.bytes, rows, report, screen)
 
 
 def print_merged(report: MergeReport, out: Path, screen: Screen) -> None:
-    """How many tensors changed, and what the base's dtypes round away."""
+    """How many tensors changed, and what was rounded away."""
     rows = [
         ("changed", f"{plural(report.layers, 'tensor')} of the base"),
-        ("rounding", f"{report.cast_error:.2%} of the changes' norm, by the base's dtypes"),
+        ("rounding", f"{report.cast_error:.2%} of the changes' norm"),
     ]
-    _print_written(out, size_of(out), rows, report.notes, screen)
+    _print_written(out, size_of(out), rows, report, screen)
 
 
 def print_exported(found: Sequence[Exported], screen: Screen) -> None:
@@ -90,6 +90,7 @@ def print_converted(converted: Converted, screen: Screen) -> None:
     if converted.cut:
         measured += f"; {_left_out_of_plain(converted.left_out)}"
     screen.say_rows([("written", converted.path), ("", measured)])
+    screen.say_rows([("warning", warning) for warning in converted.warnings], style="bold yellow")
 
 
 def _left_out_of_plain(share: float) -> str:
@@ -129,10 +130,17 @@ def _advice(comparison: Comparison) -> str:
     return f"{larger} drowns the other; give it a lower strength"
 
 
-def _print_written(out: Path, size: int, rows: Rows, notes: Sequence[str], screen: Screen) -> None:
+def _print_written(
+    out: Path,
+    size: int,
+    rows: Rows,
+    report: CombineReport | ResizeReport | ExtractReport | MergeReport,
+    screen: Screen,
+) -> None:
     screen.say(f"{out} ({file_size(size)})", "bold")
     screen.say_rows(rows)
-    screen.say_rows([("note", note) for note in notes], style="yellow")
+    screen.say_rows([("note", note) for note in report.notes], style="yellow")
+    screen.say_rows([("warning", warning) for warning in report.warnings], style="bold yellow")
 
 
 def _ranks(ranks: tuple[int, int]) -> str:

@@ -32,6 +32,7 @@ from lora_studio.verify import VerifyReport, check_against_base, check_file, che
 from lora_studio.verify.trained import check_deltas, compare
 
 DOWN, UP = "lora_A.weight", "lora_B.weight"
+_ALPHAS = (2.0**-8, 2.0**12)  # that any dtype has; others go into the factors
 
 
 def tensors(family: ModelFamily, adapters: AdapterSet) -> dict[str, Tensor]:
@@ -58,6 +59,8 @@ def spell(plain: Mapping[str, PlainLora]) -> dict[str, Tensor]:
     """
     changed = [one for one in plain.values() if one.up.any()] or list(plain.values())
     alpha = Counter(one.scale * len(one.down) for one in changed).most_common(1)[0][0]
+    if not _ALPHAS[0] <= abs(alpha) <= _ALPHAS[1]:
+        alpha = float(len(changed[0].down))
     named: dict[str, Tensor] = {}
     for name, (down, up, scale, _) in plain.items():
         share = scale * len(down) / alpha

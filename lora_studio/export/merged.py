@@ -20,6 +20,7 @@ from lora_studio.errors import reason_of
 from lora_studio.export.target import ExportJob, ExportResult, Target, report_wrong
 from lora_studio.families.base import ModelFamily
 from lora_studio.files import sync
+from lora_studio.lora_file.rounding import Rounding
 from lora_studio.lora_file.write import DTYPES, cast_error, write_large
 from lora_studio.metadata.write import base_keys
 from lora_studio.verify import VerifyReport
@@ -154,32 +155,40 @@ def _forget_paths(folder: Path) -> None:
 _TOKENS_APART = "the learned tokens are no part of it; take the target embedding, too"
 
 
-def merge(family: ModelFamily, adapters: AdapterSet) -> set[str]:
-    """Put what was trained into an unadapted family in float32; the parts that it changed."""
-    tensors = {
-        f"{layer.name}.{end}": layer.tensors[end].detach()
-        for layer in adapters.layers
-        for end in layer.tensors.keys() & layer.originals
-    }
-    changed = put_in(family, tensors)
-    own = canonical_tensors(family)
+def merge(family: ModelFamily, adapters: AdapterSet, dtype: str) -> tuple[set[str], Rounding]:
+    """Put what was trained into an unadapted family in float32; the parts that it changed.
+
+    And what a dtype takes of what was added.
+    """
+    changed, own, rounding = set(), canonical_tensors(family), Rounding(dtype)
     with torch.no_grad():
         for layer in adapters.layers:
+            changed.add(layer.part)
+            new = {end: layer.tensors[end].detach() for end in layer.tensors.keys() & layer.originals}
             if not layer.originals:
-                weight = own[f"{layer.name}.weight"]
-                weight.add_(layer.delta().to(weight).view(weight.shape))
-                changed.add(layer.part)
-    return changed
+                new = {"weight": layer.delta()}
+            for end, tensor in new.items():
+                here = own[f"{layer.name}.{end}"]
+                before, exact = here.clone(), tensor.to(here).view(here.shape)
+                change = exact - before if layer.originals else exact
+                here.copy_(exact if layer.originals else before + change)
+                written = here.to(DTYPES[dtype]).float() - before.to(DTYPES[dtype]).float()
+                lost, whole = (one.double().square().sum().item() for one in (written - change, change))
+                rounding.add(lost, whole, is_left=bool(written.any()))
+    return changed, rounding
 
 
-def merged_base(job: ExportJob) -> tuple[ModelFamily, set[str]]:
-    """The base afresh with what was trained in it, and the parts that differ."""
+def merged_base(job: ExportJob) -> tuple[ModelFamily, set[str], Rounding]:
+    """The base afresh with what was trained in it, the parts that differ, and what rounding takes of that."""
     fresh = job.load_base()
-    return fresh, merge(fresh, job.adapters)
+    return fresh, *merge(fresh, job.adapters, job.dtype)
 
 
-def notes_of(job: ExportJob) -> tuple[str, ...]:
-    return (_TOKENS_APART,) if job.adapters.tokens else ()
+def notes_of(job: ExportJob, rounding: Rounding) -> tuple[str, ...]:
+    """Raises StudioError if rounding would leave nothing of what was trained."""
+    rounding.check()
+    tokens = (_TOKENS_APART,) if job.adapters.tokens else ()
+    return (*tokens, *(f"warning: {one}" for one in rounding.warnings))
 
 
 class MergedFolder(Target):
@@ -189,14 +198,16 @@ class MergedFolder(Target):
     def write(self, job: ExportJob) -> ExportResult:
         """A diffusers folder of the base with what was learned in its weights."""
         (path,) = self.paths(job)
-        base, changed = merged_base(job)
+        base, changed, rounding = merged_base(job)
+        notes = notes_of(job, rounding)
         error = write_folder(path, base, changed=changed, dtype=job.dtype)
-        return ExportResult((path,), error, notes=notes_of(job))
+        return ExportResult((path,), error, notes=notes)
 
     def check(self, job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
         """Every tensor that diffusers loads is the merged one in the export's dtype, bit for bit."""
         if (pipeline := open_folder(made.paths[0], report)) is not None:
-            check_folder(pipeline, *merged_base(job), job.dtype, report)
+            base, changed, _ = merged_base(job)
+            check_folder(pipeline, base, changed, job.dtype, report)
 
 
 class OriginalCheckpoint(Target):
@@ -206,7 +217,8 @@ class OriginalCheckpoint(Target):
     def write(self, job: ExportJob) -> ExportResult:
         """One file in the layout that the base was published in, with the architecture that UIs look for."""
         (path,) = self.paths(job)
-        tensors = merged_base(job)[0].original_tensors()
+        base, _, rounding = merged_base(job)
+        notes, tensors = notes_of(job, rounding), base.original_tensors()
         error = cast_error({key: one for key, one in tensors.items() if one.is_floating_point()}, job.dtype)
         traits = job.family.traits
         of_base = {key: value for key, value in base_keys(traits).items() if key.startswith("modelspec.")}
@@ -216,7 +228,7 @@ class OriginalCheckpoint(Target):
             "modelspec.resolution": f"{job.facts.resolution}x{job.facts.resolution}",
         }
         write_large(path, tensors, dtype=job.dtype, metadata=metadata)
-        return ExportResult((path,), error, notes=notes_of(job))
+        return ExportResult((path,), error, notes=notes)
 
     def check(self, job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
         """Every tensor on the disk is the merged one in the export's dtype, bit for bit.

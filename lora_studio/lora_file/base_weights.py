@@ -29,6 +29,7 @@ class WeightPlace:
 class Weights:
     """A base's tensors by `<part>.<canonical path>.<tensor>`."""
 
+    name: str  # as its user calls it
     path: Path  # a file or a folder
     family: ModelFamily  # with shapes alone
     places: Mapping[str, WeightPlace]
@@ -66,7 +67,7 @@ def open_weights(model: str) -> Weights:
         lacking = [name for name, _ in module.named_parameters() if _key(family, part, name) not in places]
         if lacking:
             raise BaseModelError(f"{model} lacks {len(lacking)} tensors of its {part}, first {lacking[0]}.")
-    return Weights(path, family, places)
+    return Weights(model, path, family, places)
 
 
 def weight_files(folder: Path) -> list[Path]:

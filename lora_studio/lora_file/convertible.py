@@ -100,6 +100,8 @@ def _layer(
         what = f"has {odd[0]} in the shape {list(shapes[odd[0]])}"
     elif layer.state == "not finite":
         what = "is not finite"
+    elif layer.rank and layer.alpha == 0:
+        what = "has an alpha of 0, which most UIs take for switched off and kohya for the rank"
     else:
         return LoraLayer(stem, layer.tensors, said_alpha=_alpha(layer, place, said))
     raise StudioError(f"{name}: {stem} {what}; it is not converted.")

@@ -113,7 +113,7 @@ def difference(one: Factors, other: Factors) -> Factors:
     return stacked([one, Factors(other.down, -other.up)])
 
 
-SMALL = 2.0**-8
+SMALL, LARGE = 2.0**-8, 2.0**12
 
 
 def balanced(factors: Factors, *, alike: bool = False) -> Factors:
@@ -131,10 +131,18 @@ def balanced(factors: Factors, *, alike: bool = False) -> Factors:
     return Factors(down * (power if alike else power[:, None]), up / power)
 
 
-def in_range(down: Tensor, up: Tensor) -> Factors:
-    """An `up` that hardly began to learn made larger: float16 has few bits left for numbers below 6e-5."""
-    is_small = 0 < up.abs().max().item() < SMALL
-    return balanced(Factors(down, up), alike=True) if is_small else Factors(down, up)
+def in_range(down: Tensor, up: Tensor, *, alike: bool = False) -> Factors:
+    """Of one size, where one of them is small or large; `alike`: they are no factors with ranks.
+
+    float16 has few bits left for numbers below 6e-5, as of an `up` that hardly began to learn, and none for
+    those above 65504.
+    """
+    sizes = [one.abs().max().item() for one in (down, up)]
+    is_odd = min(sizes) > 0 and (min(sizes) < SMALL or max(sizes) > LARGE)
+    if not is_odd or alike or max(sizes) <= LARGE:
+        return balanced(Factors(down, up), alike=True) if is_odd else Factors(down, up)
+    flat = balanced(Factors(down.flatten(1), up.flatten(1)))
+    return Factors(flat.down.view_as(down), flat.up.view_as(up))
 
 
 FIRST_GUESS = 64  # ranks that a share of the energy may need

@@ -98,6 +98,6 @@ def cast_error(tensors: Mapping[str, Tensor], dtype: str) -> float:
     if overflown:
         raise ExportMismatch(
             f"{len(overflown)} tensors do not fit into {dtype}, first {overflown[0]}; "
-            'set export.dtype = "float32".'
+            'give --dtype float32, or set export.dtype = "float32" in the recipe.'
         )
     return worst

@@ -52,6 +52,7 @@ class CombineReport(Report):
     cast_error: float  # relative to the norm
     bytes: int
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def combine(
@@ -82,7 +83,7 @@ def combine(
     said = ", ".join(f"{term.strength:g}" for term in terms)
     size = result.write(out, metadata_of(files, result, out, how=f"combined by {method}, strengths {said}"))
     made = (out.name, method, len(result.ranks), result.span, totals.shares(), math.sqrt(result.energy))
-    return CombineReport(*made, totals.left_out, result.cast_error, size, notes)
+    return CombineReport(*made, totals.left_out, result.rounding.share, size, notes, result.rounding.warnings)
 
 
 def check_options(method: str, options: MergeOptions) -> None:
@@ -176,6 +177,7 @@ class ResizeReport(Report):
     bytes: int
     rank_of: dict[str, int] = field(default_factory=dict)  # by layer
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def resize(file: LoraFile, out: Path, cut: RankLimit, *, dtype: str = "float16") -> ResizeReport:
@@ -194,6 +196,7 @@ def resize(file: LoraFile, out: Path, cut: RankLimit, *, dtype: str = "float16")
     how = f"resized to rank {cut.rank}" if cut.rank else f"resized to {cut.energy:g} of the energy"
     size_after = result.write(out, metadata_of([file], result, out, how=how))
     made = (out.name, len(result.ranks), (min(before), max(before)), result.span)
-    shares = (math.sqrt(lost / total) if total else 0.0, math.sqrt(worst), result.cast_error)
+    shares = (math.sqrt(lost / total) if total else 0.0, math.sqrt(worst), result.rounding.share)
     size_before = file.path.stat().st_size
-    return ResizeReport(*made, *shares, size_before, size_after, result.ranks, list(file.notes))
+    said = (list(file.notes), result.rounding.warnings)
+    return ResizeReport(*made, *shares, size_before, size_after, result.ranks, *said)

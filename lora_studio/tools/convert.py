@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lora_studio.adapters.layer import Factors
 from lora_studio.errors import RecipeError
 from lora_studio.export import EXPORTERS, kohya, target_named
 from lora_studio.families.layer_names.spellings import TEXT_PROJECTIONS
 from lora_studio.families.loading import load_base
 from lora_studio.files import say_unwritable
 from lora_studio.lora_file.convertible import PlainLayers, read_plain_layers
-from lora_studio.lora_file.factors import PlainLora
+from lora_studio.lora_file.factors import PlainLora, energy
+from lora_studio.lora_file.kinds.lora import DOWN, UP
+from lora_studio.lora_file.rounding import Rounding
 from lora_studio.lora_file.write import DTYPES, write_lora
 from lora_studio.metadata.write import hashes
 from lora_studio.registry import Registry
@@ -32,6 +35,7 @@ class Converted(Report):
     cast_error: float  # the largest that the dtype caused in a tensor, relative to its largest number
     cut: bool  # whether a layer was no plain LoRA
     left_out: float  # the largest share of such a layer's change that is not in the file
+    warnings: list[str] = field(default_factory=list)
 
 
 def convert(
@@ -59,11 +63,29 @@ def convert(
     found = read_plain_layers(path, base=None if base is None else load_base(base))
     kept = {key: value for key, value in found.file.metadata.items() if not key.startswith(_STALE)}
     kept |= {"ss_output_name": out.stem, "ss_network_module": "networks.lora", "ss_network_args": "{}"}
+    tensors = spell(found)
+    rounding = _rounding(tensors, dtype)
     with say_unwritable(out):
-        error = write_lora(out, spell(found), dtype=dtype, describe=lambda block: kept | hashes([block]))
+        error = write_lora(out, tensors, dtype=dtype, describe=lambda block: kept | hashes([block]))
     cut = any(layer.kind.name != "lora" or layer.needs_base for layer in found.file.layers.values())
     left_out = max(one.left_out for one in found.layers.values())
-    return Converted(str(out), len(found.layers), error, cut, left_out)
+    return Converted(str(out), len(found.layers), error, cut, left_out, rounding.warnings)
+
+
+def _rounding(tensors: dict[str, Tensor], dtype: str) -> Rounding:
+    """Of plain LoRA in either spelling. Raises StudioError if the dtype would leave nothing of it."""
+    rounding = Rounding(dtype)
+    for first, second in ((DOWN, UP), (kohya.DOWN, kohya.UP)):
+        for key in tensors:
+            name = key.removesuffix(f".{first}")
+            if name != key:
+                down, up = (tensors[f"{name}.{end}"].flatten(1) for end in (first, second))
+                exact, rank = Factors(down.double(), up.double()), len(down)
+                cast = Factors(down.to(DTYPES[dtype]), up.to(DTYPES[dtype]))
+                scale = float(tensors.get(f"{name}.alpha", torch.tensor(rank))) / rank
+                rounding.add_factors(exact, cast, scale, energy(exact) * scale**2)
+    rounding.check()
+    return rounding
 
 
 def to_kohya(found: PlainLayers) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ class ExtractReport(Report):
     not_in_file_norm: float  # of all that, relative to `norm`
     rank_of: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def extract(
@@ -68,7 +69,7 @@ def extract(
             result.add(name, factors, change.shape)
         on_tensor(number + 1, len(base.places))
     if not result.ranks:
-        same = f"{tuned.path.name} and {base.path.name} have the same weights"
+        same = f"{tuned.name} and {base.name} have the same weights"
         raise StudioError(f"{same} in every layer that a LoRA changes, so there is nothing to extract.")
     _add_companions(result, base)
     how = f"extracted at rank {cut.rank}" if cut.rank else f"extracted with {cut.energy:g} of the energy"
@@ -76,7 +77,8 @@ def extract(
     norm = math.sqrt(kept)
     made = (out.name, len(result.ranks), unchanged, result.span, norm, math.sqrt(lost) / norm)
     rest = (dict(others), math.sqrt(elsewhere) / norm)
-    return ExtractReport(*made, result.cast_error, size, *rest, result.ranks)
+    said = (list[str](), result.rounding.warnings)
+    return ExtractReport(*made, result.rounding.share, size, *rest, result.ranks, *said)
 
 
 def _difference(tuned: Tensor, base: Tensor) -> Tensor:
@@ -90,14 +92,12 @@ def _difference(tuned: Tensor, base: Tensor) -> Tensor:
 def _check_alike(tuned: Weights, base: Weights) -> None:
     if type(tuned.family) is not type(base.family):
         kinds = [one.family.traits.base_model_version for one in (tuned, base)]
-        what = f"{tuned.path.name} is of the kind {kinds[0]}, {base.path.name} of {kinds[1]}"
+        what = f"{tuned.name} is of the kind {kinds[0]}, {base.name} of {kinds[1]}"
         raise StudioError(f"{what}; give the base that it was trained from.")
     shapes, expected = ({key: one.shape for key, one in side.places.items()} for side in (tuned, base))
     if unlike := sorted({key for key, _ in shapes.items() ^ expected.items()}):
         what = f"differ in the size or number of {len(unlike)} tensors, first {unlike[0]}"
-        raise StudioError(
-            f"{tuned.path.name} and {base.path.name} {what}; give the base that it was trained from."
-        )
+        raise StudioError(f"{tuned.name} and {base.name} {what}; give the base that it was trained from.")
 
 
 def _layers(base: Weights) -> dict[str, str]:

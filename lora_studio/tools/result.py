@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,21 +12,34 @@ from torch import Tensor
 from lora_studio.adapters.layer import Factors
 from lora_studio.errors import ExportMismatch, StudioError
 from lora_studio.families.base import FileTraits
-from lora_studio.lora_file.factors import balanced, energy, stacked
+from lora_studio.files import check_ending
+from lora_studio.lora_file.factors import balanced, energy
 from lora_studio.lora_file.lora_file import LoraFile
+from lora_studio.lora_file.rounding import Rounding
 from lora_studio.lora_file.write import DTYPES, write_described
 from lora_studio.metadata import key_table
 from lora_studio.metadata.write import base_keys, hashes
 from lora_studio.version import __version__
 
 
-def check_output(path: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
-    """Raise StudioError if writing there would replace something; inputs are never replaced."""
+def check_output(
+    path: Path,
+    *,
+    force: bool,
+    inputs: Sequence[Path] = (),
+    ending: str = ".safetensors",
+    option: str = "-o",
+) -> None:
+    """Raise StudioError if writing there would replace something, or make what the name does not say.
+
+    Inputs are never replaced. `ending` is the file's, "" that of a folder.
+    """
+    check_ending(path, ending, option)
     if any(path.exists() and one.exists() and path.samefile(one) for one in inputs):
-        raise StudioError(f"{path} is what is read; give another path with -o.")
+        raise StudioError(f"{path} is what is read; give another path with {option}.")
     if path.is_dir() or (path.exists() and not force):
         advice = "" if path.is_dir() else ", or --force"
-        raise StudioError(f"{path} is there already; give another path with -o{advice}.")
+        raise StudioError(f"{path} is there already; give another path with {option}{advice}.")
 
 
 class Result:
@@ -37,11 +49,12 @@ class Result:
         """`alpha` of every layer; the scale that a layer's rank makes of it goes into its factors."""
         if dtype not in DTYPES:
             raise StudioError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
-        self.dtype = DTYPES[dtype]
+        self.dtype, self._dtype = DTYPES[dtype], dtype
         self._alpha = torch.tensor(alpha).to(self.dtype)  # as it can be written
         self.tensors: dict[str, Tensor] = {}
         self.ranks: dict[str, int] = {}
-        self._error = self.energy = 0.0  # sums of squares: of what rounding took, and of all changes
+        self.energy = 0.0  # the sum of squares of all changes
+        self.rounding = Rounding(self.dtype)
 
     @property
     def alpha(self) -> float:
@@ -52,11 +65,6 @@ class Result:
         """The least and the largest rank."""
         return min(self.ranks.values()), max(self.ranks.values())
 
-    @property
-    def cast_error(self) -> float:
-        """What the dtype rounded away: the norm of it, relative to the norm of all changes."""
-        return math.sqrt(self._error / self.energy) if self.energy else 0.0
-
     def add(self, name: str, factors: Factors, shape: Sequence[int], *, squares: float | None = None) -> None:
         """A layer whose weight has this shape; `squares` is its energy, where that is known.
 
@@ -66,21 +74,21 @@ class Result:
         scaled = balanced(Factors(factors.down, factors.up * (rank / self.alpha)))
         down, up = (one.to(self.dtype) for one in scaled)
         if not (down.isfinite().all() and up.isfinite().all()):
-            raise ExportMismatch(f"{name} does not fit into {self.dtype}; give --dtype float32.")
-        # From the differences of factors that are nearly the same: float32 is enough and nothing cancels.
-        off = [
-            Factors(scaled.down.float(), (scaled.up - up).float()),
-            Factors((scaled.down - down).float(), up.float()),
-        ]
-        self._error += energy(stacked(off)) * (self.alpha / rank) ** 2
-        self.energy += energy(factors) if squares is None else squares
+            raise ExportMismatch(f"{name} does not fit into {self._dtype}; give --dtype float32.")
+        whole = energy(factors) if squares is None else squares
+        self.rounding.add_factors(scaled, Factors(down, up), self.alpha / rank, whole)
+        self.energy += whole
         self.ranks[name] = rank
         self.tensors[f"{name}.lora_down.weight"] = down.view(rank, *shape[1:])
         self.tensors[f"{name}.lora_up.weight"] = up.view(shape[0], rank, *(1 for _ in shape[2:]))
         self.tensors[f"{name}.alpha"] = self._alpha
 
     def write(self, path: Path, metadata: Mapping[str, str]) -> int:
-        """Write it, with the hashes that UIs know it by; how many bytes it has."""
+        """Write it, with the hashes that UIs know it by; how many bytes it has.
+
+        Raises StudioError, and writes nothing, if the dtype would leave nothing of it.
+        """
+        self.rounding.check()
         write_described(path, self.tensors, lambda block: {**metadata, **hashes(block)})
         return path.stat().st_size
 

@@ -16,7 +16,7 @@ from lora_studio.errors import (
     TrainingDiverged,
     reason_of,
 )
-from lora_studio.files import digest
+from lora_studio.files import check_ending, digest
 from lora_studio.metadata.provenance import MANIFEST
 from lora_studio.processes import Processes, join_processes, leave_processes
 from lora_studio.recipe import Recipe
@@ -57,7 +57,10 @@ def train(
         folder = folder or Path(recipe)
         recipe = load_run_recipe(folder)
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
-    processes, place = join_processes(loaded.machine.device), folder or run_folder(loaded.name)
+    place = folder or run_folder(loaded.name)
+    if not place.is_dir():
+        check_ending(place, "")
+    processes = join_processes(loaded.machine.device)
     run = Run(place) if processes.is_main else ReadOnlyRun(place)
     tracking = Tracking(loaded, run, outliving_terminal(on_event) if processes.is_main else ignore_events)
     try:

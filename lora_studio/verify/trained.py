@@ -144,7 +144,9 @@ def compare(
         worst = max(worst, error / size if size else error)
     report.checks["delta_error"] = worst
     if not worst <= max(ROUNDINGS * torch.finfo(dtype).eps, CUT_TOO):
-        report.faults.append(f"a layer's weight change differs from the trained one by {worst:.2%}")
+        rounded = "" if dtype == torch.float32 else f"; {dtype} may be too coarse, give --dtype float32"
+        off = f"a layer's weight change differs from the trained one by {worst:.2%}"
+        report.faults.append(off + rounded.replace("torch.", ""))
 
 
 def check_tensors(path: Path, report: VerifyReport) -> dict[str, Tensor]:

@@ -184,6 +184,38 @@ def test_what_a_target_cannot_hold_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("kind", "target", "size", "words"),
+    [
+        ("lora", "merged", 1.0, ""),
+        ("lora", "merged", 3e-4, "warning: float16 rounds away"),
+        ("full", "checkpoint", 3e-4, "warning: float16 rounds away"),
+        ("lora", "checkpoint", 1e-9, "nothing of them would be left"),
+    ],
+)
+def test_what_rounding_takes_of_a_merged_change_is_said(
+    kind: str, target: str, size: float, words: str, base_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As where the base's weights are much larger than what was learned."""
+    fresh = partial(load_base, str(base_of("sd15")))
+    family, before = fresh(), fresh()
+    job = ExportJob(family, tuned(family, kind=kind), FACTS, tmp_path, "float16", fresh, fresh)
+    with torch.no_grad():
+        for layer in job.adapters.layers:
+            start = before.layer(layer.part, layer.path)
+            for end in layer.originals or ["up"]:
+                began = start.get_parameter(end) if layer.originals else 0
+                layer.tensors[end].copy_(began + size * (layer.tensors[end] - began))
+    if "nothing" in words:
+        with pytest.raises(StudioError, match=f"{words}; give --dtype float32"):
+            EXPORTERS[target].write(job)
+        assert not list(tmp_path.iterdir())
+    else:
+        notes = [note for note in EXPORTERS[target].write(job).notes if "warning" in note]
+        assert len(notes) == bool(words)
+        assert all(words in note and "give --dtype float32" in note for note in notes)
+
+
 @pytest.mark.parametrize("kind", ["oft", "full"])
 @pytest.mark.parametrize("target", ["merged", "checkpoint"])
 def test_a_whole_base_answers_as_the_live_adapter(

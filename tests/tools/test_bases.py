@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from console import run
 from lora_files import dense, write_random_lora
 from original_layout import random_original
 from safetensors import safe_open
@@ -83,13 +84,17 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return path
 
 
-def test_a_single_file_gets_the_changes_in_its_own_layout_and_dtype(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_single_file_gets_the_changes_in_its_own_layout_and_dtype(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = open_weights(str(checkpoint))
     lora = lora_for(base, tmp_path / "a.safetensors", every=7)
     out = tmp_path / "merged.safetensors"
     before = checkpoint.read_bytes()
     merge_into(base, [Term(open_plain(lora), 1.0)], out)
     assert checkpoint.read_bytes() == before
+    code, _, err = run(["merge-into", str(checkpoint), str(lora), "-o", str(tmp_path / "folder")], capsys)
+    assert code == 2 and "but a .safetensors file is written" in " ".join(err.split())
     old, new = load_file(checkpoint), load_file(out)
     assert {k: (v.dtype, v.shape) for k, v in old.items()} == {k: (v.dtype, v.shape) for k, v in new.items()}
     with safe_open(out, framework="pt") as file:
@@ -182,7 +187,7 @@ def test_a_folder_keeps_what_loading_needs_and_says_what_is_left_out(tiny_base: 
     base = open_weights(str(folder))
     lora = lora_for(base, tmp_path / "a.safetensors", every=20)
     report = merge_into(base, [Term(open_plain(lora), 1.0)], tmp_path / "merged")
-    assert report.notes == ["1 files of the base's folder that loading does not need are left out"]
+    assert report.notes == ["1 file of the base's folder that loading does not need is left out"]
     names = {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()}
     kept = {p.relative_to(tmp_path / "merged") for p in (tmp_path / "merged").rglob("*") if p.is_file()}
     assert names - kept == {Path("unet/diffusion_pytorch_model.bin")}

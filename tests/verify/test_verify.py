@@ -200,12 +200,16 @@ def test_a_file_does_not_choose_what_is_downloaded_or_opened(good_file: Path, tm
     assert "not known" in str(verify(path).checks["base"])
 
 
-@pytest.mark.parametrize("keep", [0, 7, 100, 5000])
-def test_a_file_cut_short_is_faulty_in_one_sentence(good_file: Path, tmp_path: Path, keep: int) -> None:
+@pytest.mark.parametrize(
+    ("keep", "words"), [(0, "but empty"), (7, "is cut short"), (100, "is cut short"), (5000, "is cut short")]
+)
+def test_a_file_cut_short_is_faulty_in_one_sentence(
+    good_file: Path, tmp_path: Path, keep: int, words: str
+) -> None:
     path = tmp_path / "cut.safetensors"
     path.write_bytes(good_file.read_bytes()[:keep])
     report = verify(path)
-    assert not report.ok and len(report.faults) == 1 and "not a valid safetensors file" in report.faults[0]
+    assert not report.ok and len(report.faults) == 1 and words in report.faults[0]
 
 
 def test_the_same_tensors_give_the_same_bytes_with_sorted_metadata(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ class LokrKind(LayerKind):
 
         named = {f"lokr_{end}": tensor.detach() for end, tensor in layer.tensors.items()}
         if "lokr_w2" in named:
-            w1, w2 = in_range(named["lokr_w1"], named["lokr_w2"] * layer.scale)
+            w1, w2 = in_range(named["lokr_w1"], named["lokr_w2"] * layer.scale, alike=True)
             return {"lokr_w1": w1, "lokr_w2": w2, ALPHA: torch.tensor(1.0)}
         named["lokr_w2_a"], named["lokr_w2_b"] = in_range(named["lokr_w2_a"], named["lokr_w2_b"])
         return named | {ALPHA: torch.tensor(layer.scale * len(named["lokr_w2_b"]))}

@@ -13,7 +13,7 @@ from lora_studio.errors import CheckpointError, RecipeError, RunFolderError, Stu
 from lora_studio.evaluate.validation import best_step
 from lora_studio.export import EXPORTERS, target_named
 from lora_studio.export.target import ExportJob, ExportResult, Target
-from lora_studio.files import write_atomically
+from lora_studio.files import check_ending, write_atomically
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.processes import ALONE
 from lora_studio.recipe import Recipe
@@ -68,6 +68,8 @@ def export_run(folder: Path, request: ExportRequest, *, on_event: Listener = ign
     ExportMismatch, with the files set aside, if one of them is not what was trained.
     """
     targets = {name: EXPORTERS[name] for name in dict.fromkeys(map(target_named, request.targets))}
+    if request.folder is not None:
+        check_ending(request.folder, "")
     run = Run(folder)
     recipe = _recipe_of(run, request)
     place, step = checkpoint_of(run, request.checkpoint)

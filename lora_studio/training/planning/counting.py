@@ -82,6 +82,21 @@ def storages(tree: object) -> Iterator[torch.UntypedStorage]:
             continue
 
 
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that an operation within it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.size = max([self.size, *(one.nbytes for one in tensors(result))])
+        return result
+
+
 class Work(TorchDispatchMode):
     """Counts what a device has to do for the operations within it."""
 

@@ -96,9 +96,10 @@ class _Simulator:
             self._draw_regularization_images()
             self._encode_images()
             self._encode_captions()
-            session = simulated_session(self.recipe, self.machine, self.family, self.shapes, self.exact)
+            made = simulated_session(self.recipe, self.machine, self.family, self.shapes, self.exact)
+            session, stack = made
             work = self._train(session)
-            self._look(session)
+            self._look(session, stack)
         return Simulation(tuple(self.phases), work.times(self.repeats))
 
     def _draw_regularization_images(self) -> None:
@@ -153,11 +154,14 @@ class _Simulator:
         texts = 0 if feed.texts is None else feed.texts.num_bytes // 2  # of two captions
         return latents + texts * max(shapes.captions, 2)
 
-    def _look(self, session: Session) -> None:
+    def _look(self, session: Session, stack: int) -> None:
+        """`stack`: the bytes of weights that the run's first pass, which is validation's, lays together."""
         state, samples = session.loop.state, self.recipe.samples
         if (validation := session.validation) is not None:
             rows = min(validation.rows_at_once, TIMESTEPS)
-            self._measure(VALIDATION, lambda: within(state.shown(), lambda: validation.try_out(rows)))
+            first = stack + self._copies(session)
+            look = partial(within, state.shown(), lambda: validation.try_out(rows))
+            self._measure(VALIDATION, look, at_least=first)
         if samples.prompts:
             side = self.recipe.data.resolution
             shown = {"steps": 1, "prompts": samples.prompts[: drawn_together(side)]}  # the others are alike
@@ -166,10 +170,15 @@ class _Simulator:
             self._measure(PREVIEWS, lambda: within(state.shown(), draw))
         self._measure(VERIFYING, lambda: probe(session))
 
-    def _measure(self, name: str, work: Callable[[], object]) -> None:
+    def _copies(self, session: Session) -> int:
+        """Bytes of the adapters in a pass's precision."""
+        half = self.machine.autocast is not None
+        return adapter_bytes(session) // 2 if half else 0
+
+    def _measure(self, name: str, work: Callable[[], object], *, at_least: int = 0) -> None:
         with PhaseBytes(self.family, self._weights) as live:
             work()
-        self.phases.append(Phase(name, live.weights, dict(self.learned), live.working))
+        self.phases.append(Phase(name, live.weights, dict(self.learned), max(live.working, at_least)))
 
     def _weights(self, part: str) -> int:
         network = self.family.parts[part]

@@ -25,6 +25,7 @@ from lora_studio.recipe import Recipe
 from lora_studio.runs import ReadOnlyRun, run_folder
 from lora_studio.training.events import ignore_events
 from lora_studio.training.machine import Machine
+from lora_studio.training.planning.counting import Largest
 from lora_studio.training.planning.simulation.images import Shapes
 from lora_studio.training.planning.simulation.pretending import CPU
 from lora_studio.training.planning.simulation.quantized import in_fewer_bits
@@ -66,15 +67,19 @@ def base_without_weights(recipe: Recipe) -> ModelFamily:
 
 def simulated_session(
     recipe: Recipe, machine: Machine, family: ModelFamily, shapes: Shapes, exact: Mapping[TensorPlace, Tensor]
-) -> Session:
-    """The session of a family of fakes that encodes as it trains; to be called while pretending."""
+) -> tuple[Session, int]:
+    """The session of a family of fakes that encodes as it trains; to be called while pretending.
+
+    And the bytes of the largest stack of weights that are laid together, once, in the first pass on a device.
+    """
     plan = plan_adapters(recipe, family)
     run = ReadOnlyRun(run_folder(recipe.name))
     context = SimulatedContext(recipe, run, machine, family, plan, ignore_events, ALONE)
     records = placeholder_images(recipe, shapes)
     measured = records[:1] if shapes.has_validation else []
     latents, texts = _latents(family, [*records, *measured]), _texts(recipe, family, shapes)
-    adapters = plan.inject(family, exact)
+    with Largest() as stack:
+        adapters = plan.inject(family, exact)
     machine.speed_up(family, adapters.parts)
     family.place(machine.device, family.denoiser, *(family.text_encoders if texts is None else ()))
     images = [one for one in records if one.role == "instance"]
@@ -95,7 +100,7 @@ def simulated_session(
     loop = make_loop(context, adapters, feed)
     caption_set = CaptionSet({shapes.caption: set()}, complete=True)
     encoded = EncodedSet(records, measured, latents, texts, caption_set, batches)
-    return Session(
+    session = Session(
         recipe=recipe,
         run=run,
         machine=machine,
@@ -111,6 +116,7 @@ def simulated_session(
         processes=ALONE,
         inputs={},
     )
+    return session, stack.size
 
 
 def placeholder_images(recipe: Recipe, shapes: Shapes) -> list[Record]:

@@ -119,7 +119,8 @@ def inject_chosen(
 
 def _speed_up(parts: Parts, part: str, chosen: Chosen, together: Together) -> list[Stack]:
     """Its layers that PEFT made get our passes."""
-    from lora_studio.adapters.fast_lora import PlainLayer, speed_up
+    from lora_studio.adapters.fast_lora import speed_up
+    from lora_studio.adapters.lora_unit import PlainLayer
 
     layers = [
         PlainLayer(path, parts[part].get_submodule(path), one)

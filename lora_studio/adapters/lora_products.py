@@ -124,6 +124,13 @@ def products(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: T
     return torch.baddbmm(whole, narrow, up).view(k, *x.shape[:-1], out)
 
 
+def merged_products(x: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
+    """x [..., in], W [k, out, in] with their updates in them, biases [k, out] -> [k, ..., out]."""
+    rows, weights = x.reshape(-1, x.shape[-1]).expand(len(weights), -1, -1), weights.transpose(1, 2)
+    whole = torch.bmm(rows, weights) if biases is None else torch.baddbmm(biases[:, None], rows, weights)
+    return whole.view(len(weights), *x.shape[:-1], -1)
+
+
 def factors_of(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Two tensors whose product x is, if autograd keeps both of them anyway."""
     node = x.grad_fn

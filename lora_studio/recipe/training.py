@@ -169,8 +169,10 @@ class MachineConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="keeps far less of the forward pass, and computes it again: about a third slower"
     )
-    compile: bool = Field(
-        False, description="torch.compile, block by block: minutes at the start, then faster steps on a GPU"
+    compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="torch.compile, block by block: minutes at the start, then faster steps; auto does so on "
+        "a GPU where it works, in runs that are long enough to win them back",
     )
     channels_last: bool = Field(
         False, description="convolutions with channels innermost: faster on some GPUs"

@@ -10,11 +10,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lora_studio.adapters import fast_lora
+from lora_studio.adapters import lora_unit
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.fast_lora import SMALL, TINY
 from lora_studio.adapters.inject import inject
-from lora_studio.adapters.lora_products import products
+from lora_studio.adapters.lora_products import merged_products, products
 from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.families.base import SameInput
 
@@ -199,7 +199,12 @@ def test_layers_that_read_the_parts_own_input_are_one_product_a_pass(
 ) -> None:
     """Also where the blocks are computed again; what reads another input gets that one's output."""
     computed: list[Tensor] = []
-    monkeypatch.setattr(fast_lora, "products", lambda *given: computed.append(given[0]) or products(*given))
+
+    def counted(way: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *given: computed.append(given[0]) or way(*given)  # type: ignore[func-returns-value]
+
+    for way in (products, merged_products):
+        monkeypatch.setattr(lora_unit, way.__name__, counted(way))
     torch.manual_seed(0)
     x, text = torch.randn(2, 5, 40).to(dtype), torch.randn(2, 5, 24).to(dtype)
     together = {"m": (SameInput(("k", "v"), "text"),)}
@@ -219,8 +224,8 @@ def test_layers_that_read_the_parts_own_input_are_one_product_a_pass(
             output = model(x, text=text) if way == "again" else model(x, text)
         output.float().square().mean().backward()
         found[way] = [output.detach().float(), *(one.grad for _, one in sorted(factors.items()))]
-    assert len(computed) == (0 if dtype == torch.float32 else 2 * 2)  # those with a bias, and those without
-    assert len(found["peft"]) == 1 + 12
+    assert len(computed) == 2 * 2  # with a bias and without
+    assert len(found["peft"]) == 1 + 12  # factors: two of each of six layers
     for way in ("ours", "again"):
         for one, other in zip(found[way], found["peft"], strict=True):
             assert (one - other).norm() < (2e-6 if dtype == torch.float32 else 2e-2) * other.norm()
@@ -270,3 +275,28 @@ def test_a_compiler_sees_through_it_without_a_break_and_once_for_all_passes() ->
     for number, values in eager.items():
         for one, other in zip(compiled[number], values, strict=True):
             assert (one.float() - other.float()).norm() <= 0.03 * other.float().norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_that_alone_reads_the_parts_input_is_as_pefts(dtype: torch.dtype) -> None:
+    """Also when it is given another one, which it was not computed for; wide, so that nothing is merged."""
+    together = {"m": (SameInput(("v",), "text"),)}
+    outputs = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"v": nn.Linear(400, 408)}).requires_grad_(False).to(dtype)
+        first, second = torch.randn(2, 7, 400).to(dtype), torch.randn(2, 7, 400).to(dtype)
+        model.forward = lambda x, text, own=model: own["v"](text) - own["v"](x)  # type: ignore[method-assign]
+        if ours:
+            options = AdapterOptions("lora", rank=3, alpha=4.5, seed=1)
+            inject(
+                {"m": model}, {"m": ("v",)}, options, canonical_path=lambda _, path: path, together=together
+            )
+        else:
+            inject_adapter_in_model(LoraConfig(r=3, lora_alpha=4.5, target_modules=["v"]), model)
+        for number, one in enumerate(one for name, one in model.named_parameters() if "lora_" in name):
+            one.data = torch.randn(one.shape, generator=torch.Generator().manual_seed(number)).mul(0.1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            outputs.append(model(second, first).float())
+    one, other = outputs
+    assert (one - other).norm() < (2e-6 if dtype == torch.float32 else 2e-2) * other.norm()

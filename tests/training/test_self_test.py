@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +19,19 @@ from lora_studio.lora_file.write import DTYPES
 from lora_studio.processes import default_precision
 from lora_studio.quantization import QUANTIZERS
 from lora_studio.recipe.load import load_recipe
-from lora_studio.training.machine import Machine
-from lora_studio.training.machine.self_test import asked_of, trials, try_all, try_option
+from lora_studio.recipe.training import MachineConfig
+from lora_studio.training.machine import Machine, self_test
+from lora_studio.training.machine.self_test import (
+    COMPILE_FROM,
+    OptionTest,
+    asked_of,
+    choose_compile,
+    trials,
+    try_all,
+    try_option,
+)
 from lora_studio.training.prepare.checks import check_recipe
+from lora_studio.training.report import _device
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the quantisers' libraries say when imported
 CPU = torch.device("cpu")
@@ -108,3 +120,44 @@ def test_compilation_works_where_there_is_a_compiler() -> None:
 def test_options_of_a_gpu_are_tried_on_it() -> None:
     outcomes = try_all(torch.device("cuda"), lambda one: None)
     assert {one.option for one in outcomes if one.works} >= {'base.dtype = "bfloat16"', "fused AdamW"}
+
+
+@pytest.mark.parametrize(
+    ("device", "passes", "works", "expected"),
+    [
+        ("cuda:0", COMPILE_FROM, True, True),
+        ("cuda:0", COMPILE_FROM, False, False),
+        ("cuda:0", COMPILE_FROM - 1, True, False),
+        ("cpu", COMPILE_FROM, True, False),
+    ],
+)
+def test_blocks_are_compiled_where_the_compiler_works_and_the_run_is_long_enough(
+    device: str, passes: int, works: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def try_here(option: str, where: torch.device) -> OptionTest:
+        tried.append(option)
+        return OptionTest(option, works, "" if works else "no compiler", 1.0)
+
+    monkeypatch.setattr(self_test, "try_option", try_here)
+    machine = Machine(torch.device(device), torch.float32)
+    assert machine.config.compile == "auto"
+    assert choose_compile(machine, passes).config.compile is expected
+    assert bool(tried) == (device == "cuda:0" and passes >= COMPILE_FROM)
+    for said in (True, False):
+        own = replace(machine, config=MachineConfig(compile=said))
+        assert choose_compile(own, passes).config.compile is said
+    assert asked_of(Machine(CPU, torch.float32)) == []  # nothing is tried for it before that
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_the_plan_says_whether_a_gpu_is_handed_compiled_blocks(compiles: bool) -> None:
+    machine = Machine(torch.device("cuda:0"), torch.bfloat16, config=MachineConfig(compile=compiles))
+    session: Any = SimpleNamespace(machine=machine, recipe=SimpleNamespace(machine=MachineConfig()))
+    section = _device(session)
+    assert section.data["compile"] is compiles
+    assert section.rows[1][1].startswith("compiled: " if compiles else "not compiled: ")
+    assert "8,000 passes" in section.rows[1][1]
+    session.recipe.machine = machine.config  # as the user said: nothing to explain
+    assert len(_device(session).rows) == 1

@@ -91,7 +91,7 @@ class Machine:
             keep_norms_narrow(denoiser, self.dtype)
         if self.config.gradient_checkpointing:
             checkpoint_gradients(denoiser)
-        if self.config.compile:
+        if self.config.compile is True:
             compile_blocks(denoiser)
 
 

@@ -250,5 +250,5 @@ def _notes(recipe: Recipe, card: Card, shapes: Shapes, dtype: torch.dtype) -> It
     if recipe.base.quantize != NONE:
         kept = "the bytes that are kept, and a whole weight while it is used"
         yield f"base.quantize = {recipe.base.quantize!r} is arithmetic: {kept}"
-    if recipe.machine.compile or recipe.machine.attention != "sdpa":
+    if recipe.machine.compile is True or recipe.machine.attention != "sdpa":
         yield "without machine.compile and with torch's own attention, which take about as much memory"

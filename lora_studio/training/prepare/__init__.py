@@ -23,6 +23,7 @@ from lora_studio.training.events import Listener, Note
 from lora_studio.training.loop import Loop
 from lora_studio.training.loop.state import Ema, State, state_files
 from lora_studio.training.machine import Machine, return_freed_memory, shard
+from lora_studio.training.machine.self_test import choose_compile
 from lora_studio.training.optimizers.choose import (
     is_elementwise,
     make_optimizer,
@@ -84,6 +85,8 @@ def prepare(
     if context.recipe is not recipe:  # its epochs are steps now, by which some of what learns may stop
         recipe = context.recipe
         context.adapters = plan_adapters(recipe, family)
+    passes = recipe.training.steps * recipe.training.gradient_accumulation
+    machine = context.machine = choose_compile(machine, passes)
     exact = context.adapters.snapshot_float32(family)
     machine.shrink(family)
     found = with_regularization_images(context, found)

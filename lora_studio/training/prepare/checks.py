@@ -176,7 +176,7 @@ def _sharding_faults(recipe: Recipe, processes: Processes) -> list[str]:
         for option in ("preservation", "masked_preservation")
         if getattr(recipe.objective, option)
     ]
-    if recipe.base.quantize != NONE or recipe.machine.compile:
+    if recipe.base.quantize != NONE or recipe.machine.compile is True:
         faults.append("machine.shard_base needs base.quantize and machine.compile off; leave one out.")
     return faults
 

@@ -14,6 +14,7 @@ from lora_studio.evaluate.validation import TIMESTEPS
 from lora_studio.text import PlanSection, duration, plural
 from lora_studio.training.events import TrainingPlan
 from lora_studio.training.loop.watch import draw_within_memory, measure_within_memory
+from lora_studio.training.machine.self_test import COMPILE_FROM
 from lora_studio.training.prepare import Session
 from lora_studio.training.report.adapters import adapters_section
 from lora_studio.training.report.captions import captions_section, image_sections, shapes_section
@@ -89,8 +90,12 @@ def processes_section(processes: int, batch_size: int) -> PlanSection:
 
 def _device(session: Session) -> PlanSection:
     device, dtype = str(session.machine.device), str(session.machine.dtype).removeprefix("torch.")
-    row = ("device", f"{device}, base in {dtype}, trained weights in float32")
-    return PlanSection([row], {"device": device, "precision": dtype})
+    rows = [("device", f"{device}, base in {dtype}, trained weights in float32")]
+    compiles = session.machine.config.compile is True
+    if session.machine.device.type == "cuda" and session.recipe.machine.compile == "auto":
+        pays = f"compiling is estimated to pay from {COMPILE_FROM:,} passes on, where it works"
+        rows.append(("", f"{'compiled' if compiles else 'not compiled'}: {pays} (machine.compile)"))
+    return PlanSection(rows, {"device": device, "precision": dtype, "compile": compiles})
 
 
 def _learning_rate(session: Session) -> PlanSection:

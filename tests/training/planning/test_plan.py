@@ -196,7 +196,7 @@ def test_a_warm_up_that_the_run_does_not_outlast_is_noted(
 KEYS = """
 name base images_used images_excluded captions captioned_by captions_without_trigger preservation
 preserved_caption captions_cut buckets steps first_step images_per_step views_per_image num_parameters
-most_image_weight num_layers device precision learning_rate seconds_per_step folder
+most_image_weight num_layers compile device precision learning_rate seconds_per_step folder
 seconds_of_validation seconds_of_previews
 held_out validation_every repeats processes batch_size regularization_images masks masked_preservation
 backgrounds token_chunks variation caption_warnings triggers base_notes adapter_notes warmup_note num_tokens

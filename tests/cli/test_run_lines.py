@@ -84,6 +84,7 @@ def test_a_terminal_gets_bars_and_a_file_lines() -> None:
 
 WATCHED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in whatever a shell's background began
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
@@ -114,7 +115,8 @@ def test_ctrl_c_while_it_is_imported_is_answered_and_ends_in_a_sentence(tmp_path
 
 def test_ctrl_c_before_anything_has_begun_is_a_sentence(tmp_path: Path) -> None:
     script = "import sys; from lora_studio import __main__ as m; sys.modules['lora_studio.cli'] = None; "
-    script += "import os, signal; sys.meta_path.insert(0, type('W', (), {'find_spec': staticmethod("
+    script += "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    script += "sys.meta_path.insert(0, type('W', (), {'find_spec': staticmethod("
     script += (
         "lambda *a: os.kill(os.getpid(), signal.SIGINT))})()); del sys.modules['lora_studio.cli']; m.main()"
     )
@@ -125,7 +127,7 @@ def test_ctrl_c_before_anything_has_begun_is_a_sentence(tmp_path: Path) -> None:
 
 @pytest.fixture
 def usual_interrupts():
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 

@@ -58,9 +58,9 @@ def finish(
     Raises ExportMismatch, with the files set aside, if they are not what was trained.
     """
     processes = session.processes
-    session.loop.state.end()
-    return_freed_memory()
     with session.loop.state.shown():  # of several processes all draw, and the main one writes
+        session.loop.state.end()  # not before: some optimizers keep what is to be shown
+        return_freed_memory()
         expected = probe(session)
         return_freed_memory()
         job = job_of(session, session.run.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from demo_time import Turn, criteria, relative_losses, summary
 
 
@@ -21,5 +22,6 @@ def test_figures_may_differ_by_as_much_as_seeds_do() -> None:
     assert [one.passed for one in criteria({"alone": {"ratio": 0.8}}, learned)] == [False, False]
 
 
+@pytest.mark.slow
 def test_the_base_itself_has_learned_nothing_and_kept_all() -> None:
     assert relative_losses(None) == {"learned": 1.0, "kept": 1.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from published import published, published_at
 from step_launches import SIDES, SIZES, Launches, count, criteria, times_the_floor
@@ -18,6 +19,7 @@ def test_views_and_allocations_are_no_launches_and_what_is_freed_is_not_kept() -
     assert seen.bytes == kept.nbytes + x.nbytes  # its own, and the copy that the gradient of `weight` needs
 
 
+@pytest.mark.slow
 def test_the_floor_launches_least_and_both_kinds_of_layers_more() -> None:
     floor, ours, peft = (count(SIZES["512"], side, "tiny") for side in SIDES)
     assert floor.launches < ours.launches < peft.launches

@@ -72,6 +72,7 @@ def test_a_window_predicts_what_each_micro_batch_alone_does_in_far_fewer_passes(
     assert alone > STEPS / 2 and together < alone / 1.5
 
 
+@pytest.mark.slow
 def test_a_run_killed_inside_a_window_and_resumed_ends_with_the_same_bytes(
     images: Path, tiny_base: Path, tmp_path: Path
 ) -> None:

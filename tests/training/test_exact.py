@@ -146,7 +146,7 @@ def test_a_run_killed_at_any_write_ends_with_the_same_bytes(
     assert_same(tmp_path / "run", straight)
 
 
-@pytest.mark.parametrize("refusal", ["full", "read-only"])
+@pytest.mark.parametrize("refusal", ["full", pytest.param("read-only", marks=pytest.mark.slow)])
 def test_a_disk_that_refuses_is_one_sentence_and_the_run_goes_on_later(
     refusal: str, tmp_path: Path, everything: Path, straight: dict[str, object]
 ) -> None:

@@ -99,6 +99,7 @@ def test_what_does_not_fit_is_changed_until_it_does() -> None:
     assert plan.usable == round((0.6 * GIB - CONTEXT) * (1 - GAPS))
 
 
+@pytest.mark.slow
 def test_the_command_says_it_as_json_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

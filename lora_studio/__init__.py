@@ -20,7 +20,18 @@ from lora_studio.quiet import paused_collector
 from lora_studio.version import __version__
 
 if TYPE_CHECKING:
-    from lora_studio.api import caption, compare, doctor, export, load_recipe, plan, plan_for, train, verify
+    from lora_studio.api import (
+        caption,
+        compare,
+        doctor,
+        export,
+        load_recipe,
+        plan,
+        plan_for,
+        sample,
+        train,
+        verify,
+    )
     from lora_studio.data.captioners import WriterOptions
     from lora_studio.data.captioners.write import CaptioningResult
     from lora_studio.data.captions.wording import Wording
@@ -29,6 +40,7 @@ if TYPE_CHECKING:
     from lora_studio.errors import Interrupted, StudioError
     from lora_studio.recipe import Recipe
     from lora_studio.tools.compare import Comparison
+    from lora_studio.tools.sample import Sampled, SampleRequest
     from lora_studio.training.finish import Finished
     from lora_studio.training.finish.export import Exported
     from lora_studio.training.planning import RunPlan
@@ -46,6 +58,8 @@ __all__ = [
     "Interrupted",
     "Recipe",
     "RunPlan",
+    "SampleRequest",
+    "Sampled",
     "StudioError",
     "VerifyReport",
     "Wording",
@@ -58,6 +72,7 @@ __all__ = [
     "load_recipe",
     "plan",
     "plan_for",
+    "sample",
     "train",
     "verify",
 ]
@@ -73,6 +88,8 @@ _MODULES = {
     "Interrupted": "errors",
     "Recipe": "recipe",
     "RunPlan": "training.planning",
+    "SampleRequest": "tools.sample",
+    "Sampled": "tools.sample",
     "StudioError": "errors",
     "VerifyReport": "verify",
     "Wording": "data.captions.wording",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lora_studio.data.doctor.finding import DoctorReport
     from lora_studio.recipe import Recipe
     from lora_studio.tools.compare import Comparison
+    from lora_studio.tools.sample import Sampled, SampleRequest
     from lora_studio.training.events import Listener
     from lora_studio.training.finish import Finished
     from lora_studio.training.finish.export import Exported
@@ -212,6 +213,41 @@ def export(
     targets = (to,) if isinstance(to, str) else tuple(to)
     folder = None if out is None else Path(out)
     return export_run(Path(run), ExportRequest(targets, checkpoint, dtype, folder, force))
+
+
+@quietly
+def sample(
+    target: Place,
+    prompts: str | Sequence[str] = (),
+    *,
+    strengths: Sequence[float] = (),
+    seeds: Sequence[int] = (),
+    base: Place | None = None,
+    options: SampleRequest | None = None,
+    out: Place | None = None,
+    on_event: Listener | None = None,
+) -> Sampled:
+    """Images of a LoRA file or a run's checkpoints, the base beside them: a sheet, and each image's file.
+
+    A row for each prompt and seed, a column for each strength. `base`: of a file, as in `verify`. What is not
+    given is taken from `options` (checkpoints, steps, guidance, side in pixels and more), then from the run's
+    previews. `out`: a folder; None: samples in the run, or <name>_samples beside the file. Nothing that is
+    there is replaced.
+    """
+    from lora_studio.tools.sample import SampleRequest
+    from lora_studio.tools.sample import sample as draw
+    from lora_studio.training.events import ignore_events
+
+    asked = options or SampleRequest()
+    request = with_values(
+        asked,
+        prompts=((prompts,) if isinstance(prompts, str) else tuple(prompts)) or asked.prompts,
+        strengths=tuple(strengths) or asked.strengths,
+        seeds=tuple(seeds) or asked.seeds,
+        base=asked.base if base is None else str(base),
+        folder=asked.folder if out is None else Path(out),
+    )
+    return draw(Path(target), request, on_event=on_event or ignore_events)
 
 
 def _recipe(recipe: Recipe | Place, set: Changes | None = None) -> Recipe:

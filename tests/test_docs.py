@@ -54,7 +54,7 @@ PAGES = {
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
 BY_HAND = {name: text for name, text in PAGES.items() if "/reference/" not in name}
-OPTIONS_OF_PYTHON = ("DoctorOptions", "Wording", "WriterOptions")  # which `help` tells of
+OPTIONS_OF_PYTHON = ("DoctorOptions", "SampleRequest", "Wording", "WriterOptions")  # which `help` tells of
 LONG = {  # verb -> pages whose own test leaves it out: it takes seconds, and runs for another page or is slow
     "env": {"docs/getting-started.md", "docs/memory.md"},
     "train": {"docs/getting-started.md", "docs/train.md"},
@@ -451,18 +451,20 @@ def test_the_page_about_python_runs_and_nothing_foreign_is_printed(world, tmp_pa
     said = ran.stdout.splitlines()
     assert "6 captions; images without one: []" in said and "[]" in said
     assert any(line.startswith("runs/two_steps/my_style.safetensors True ") for line in said)
-    assert said[-2].startswith("diffusers (") and said[-2].endswith("True") and said[-1] == "compete"
+    assert said[-3].startswith("diffusers (") and said[-3].endswith("True") and said[-1] == "compete"
+    assert (folder / said[-2]).is_file()
 
 
 TYPES = """
 from typing import assert_type
 assert_type(report, lora_studio.DoctorReport)
 assert_type(recipe, lora_studio.Recipe)
-assert_type(needs, lora_studio.RunPlan)
+assert_type(lora_studio.plan(recipe), lora_studio.RunPlan)
 assert_type(result, lora_studio.Finished)
 assert_type(written, lora_studio.CaptioningResult)
 assert_type(made, lora_studio.Exported)
 assert_type(lora_studio.verify("x").ok, bool)
+assert_type(lora_studio.sample("x").sheet, str)
 assert_type(lora_studio.compare("x", "y").cosine, float)
 """
 

@@ -127,8 +127,8 @@ def test_plan_and_manifest_show_what_is_shown(wide: Path, tiny_base: Path) -> No
     (wide / "images" / "metadata.jsonl").write_text('{"file_name": "0.png", "repeats": 2}')
     lines = plan_of(session := prepared(wide, tiny_base, *ALL))
     assert "buckets: 104x40: 2, 168x56: 2, 64x64: 1, 72x72: 1" in lines
-    assert "repeats: 1 image in ., 2 times an epoch each" in lines
-    assert "repeats: 2 images in ., 1 times an epoch each" in lines
+    assert "repeats: 1 image, 2 times an epoch each" in lines
+    assert "repeats: 2 images, 1 time an epoch each" in lines
     assert "areas: 2 at 96, 1 at 72, 3 at 64; an epoch shows an image at each of its own" in lines
     assert "too small for the area asked for, in smaller buckets: 1 (2.png)" in lines
     assert "enlarged, up to 1.44 times: 1 (2.png)" in lines

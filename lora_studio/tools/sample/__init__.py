@@ -39,9 +39,9 @@ class SampleImage(Report):
 
 @dataclass(frozen=True)
 class Sampled(Report):
-    sheet: (
-        str  # a file with all images: a row for each prompt and seed, a column for the base and each variant
-    )
+    """`sheet`: a file with a row for each prompt and seed, a column for the base and each variant."""
+
+    sheet: str
     images: tuple[SampleImage, ...]
 
 

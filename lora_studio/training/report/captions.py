@@ -211,7 +211,10 @@ def _repeats(records: Sequence[Record]) -> PlanSection:
         return PlanSection((), {"repeats": []})
     folders = Counter((str(PurePosixPath(record.name).parent), record.repeats) for record in records)
     repeats = [(folder, count, times) for (folder, times), count in folders.items()]
-    shown = (f"{plural(count)} in {folder}, {times} times an epoch each" for folder, count, times in repeats)
+    shown = (
+        f"{plural(count)}{'' if folder == '.' else f' in {folder}'}, {plural(times, 'time')} an epoch each"
+        for folder, count, times in repeats
+    )
     return PlanSection([("repeats", text) for text in shown], {"repeats": repeats})
 
 

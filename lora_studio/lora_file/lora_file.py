@@ -21,6 +21,7 @@ from lora_studio.lora_file.kinds.base import BESIDE, MAGNITUDE
 from lora_studio.lora_file.kinds.lora import DOWN, UP
 from lora_studio.lora_file.layer import KOHYA, LETTERED, PEFT, LoraLayer, Stored
 from lora_studio.tensor_file.header import Header, read_header
+from lora_studio.text import same_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,7 +66,7 @@ class LoraFile:
 
     @property
     def trigger(self) -> str:
-        return self.metadata.get("modelspec.trigger_phrase", "").strip()
+        return same_text(self.metadata.get("modelspec.trigger_phrase", "").strip())
 
     @property
     def version(self) -> str:

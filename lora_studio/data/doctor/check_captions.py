@@ -18,7 +18,7 @@ _WRITE = (
     "Write what is in the image into that file, let `lora-studio caption` do that, or set "
     "data.instance_prompt in the recipe, the caption of all images without one."
 )
-_NEW = "Take a word that the base has no image of, such as zwx or vkq, and the class behind it."
+_NEW = "Take for data.trigger a word that the base has no image of, such as zwx or vkq, and the class behind."
 _APART = "Set it apart with spaces, or choose trigger words that stand inside of no others."
 _ADDED = '; data.caption_suffix = ", {trigger}" in a recipe puts them behind every caption.'
 _SHARED_ON_PURPOSE = (INSTANCE_PROMPT, FOLDER_NAME)

@@ -121,7 +121,8 @@ def crop_loss(case: Case) -> Iterator[Finding]:
             bucket = record.bucket.name if record.bucket else ""
             cropped = f"{cropped_share(record):.0%} of it is cropped away"
             detail = f"{cropped}: {_size(record)} goes into {bucket}"
-            advice = "Look at the crop; cut the image yourself if something that matters is lost."
+            advice = "Look at the crop (--html); if something that matters is lost, cut the image yourself, "
+            advice += "or set its crop or focus in a metadata.jsonl."
             yield Finding("warning", record.name, detail, advice)
 
 
@@ -155,7 +156,8 @@ def near_duplicate(case: Case) -> Iterator[Finding]:
     for first, second, pair in case.alike:
         if first.role == second.role or "validation" not in (first.role, second.role):
             worse, better = sorted((first, second), key=lambda one: (one.width * one.height, one is first))
-            advice = "Keep the better of the two; otherwise this image counts twice."
+            advice = "Keep the better of the two, or this image counts twice: data.exclude leaves one out, "
+            advice += "and doctor --write-exclude writes such a list."
             detail = f"looks like {better.name}{_how(pair)}"
             yield Finding("warning", worse.name, detail, advice, other=better.name, leave_out=True)
 

@@ -15,7 +15,9 @@ from lora_studio.data.captions.statistics import caption_statistics
 from lora_studio.data.captions.wording import Wording
 from lora_studio.data.doctor import DoctorOptions, examine_folder
 from lora_studio.data.scan import scan
+from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.recipe.data import DataConfig
+from lora_studio.tools.compare import clashing_words
 
 ONE, TWO = normalize("NFC", "café style"), normalize("NFD", "café style")
 SPELT = [(ONE, TWO), (TWO, ONE)]
@@ -90,3 +92,10 @@ def test_a_list_finds_its_file_in_a_subfolder(folder, paint):
     (folder / "metadata.jsonl").write_text(json.dumps(line), "utf-8")
     (record,) = scan(folder).used
     assert record.caption == "a cup" and record.path.endswith(name)
+
+
+@pytest.mark.parametrize(("first", "second"), SPELT)
+def test_trigger_words_of_two_files_compare(first, second, tmp_path):
+    said = [{"modelspec.trigger_phrase": words} for words in (first, second)]
+    files = [LoraFile(tmp_path / "a.safetensors", {}, metadata) for metadata in said]
+    assert clashing_words(files)[:1] == [ONE.split()[0]]

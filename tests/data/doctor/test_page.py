@@ -52,7 +52,7 @@ def planted(tmp_path: Path) -> Planted:
     planted = Planted(tmp_path / "images")
     for number in range(5):
         planted.add(f"good_{number}.png")
-    shutil.copyfile(planted.folder / "good_0.png", planted.add("twice.png"))
+    shutil.copyfile(planted.folder / "good_0.png", planted.add("twice_0.png"))
     planted.add("wide.png", planted.fresh(1200, 300))
     planted.add("silent.png").with_suffix(".txt").unlink()
     (planted.folder / "broken.jpg").write_text("<html>")
@@ -146,7 +146,7 @@ def test_a_browser_shows_thumbnails_and_findings(planted: Planted, tmp_path: Pat
     in_sections = {(image["section"], image["name"]) for image in images}
     assert {
         *(("error-caption_missing", "silent.png"), ("warning-extreme_aspect", "wide.png")),
-        *(("warning-exact_duplicate", "twice.png"), ("warning-exact_duplicate", "good_0.png")),
+        *(("warning-exact_duplicate", "twice_0.png"), ("warning-exact_duplicate", "good_0.png")),
         *(("images", f"good_{number}.png") for number in range(5)),
     } <= in_sections
     assert all(image["width"] > 100 for image in images)

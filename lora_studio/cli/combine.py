@@ -6,7 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from lora_studio.cli.options import BASES, Dtype, Force, Json, LoraPath, Out, argument, show, value
+from lora_studio.cli.options import (
+    BASES,
+    Dtype,
+    Force,
+    Json,
+    LoraPath,
+    Out,
+    SkipUnknown,
+    argument,
+    show,
+    value,
+)
 from lora_studio.console import Bars, errors
 from lora_studio.errors import StudioError
 
@@ -35,6 +46,7 @@ def combine(
     ] = None,
     dtype: Dtype = "float16",
     force: Force = False,
+    skip_unknown: SkipUnknown = False,
     as_json: Json = False,
 ) -> None:
     """Make one LoRA file of several: concat is their exact sum, project keeps the first one untouched."""
@@ -46,7 +58,7 @@ def combine(
     options = MergeOptions(cut_of(rank, energy), density, seed)
     check_options(method, options)
     weights = [block_weight(text) for text in blocks or ()]
-    terms = terms_of(files, least=2)
+    terms = terms_of(files, least=2, skip_unknown=skip_unknown)
     check_output(out, force=force, inputs=[term.file.path for term in terms])
     report = combine(terms, out, method=method, options=options, blocks=weights, dtype=dtype)
     show(report, print_combined, out, as_json=as_json)
@@ -59,6 +71,7 @@ def resize(
     energy: Energy = None,
     dtype: Dtype = "float16",
     force: Force = False,
+    skip_unknown: SkipUnknown = False,
     as_json: Json = False,
 ) -> None:
     """Make a LoRA file smaller: the nearest one of a lower rank, by an exact SVD of each layer."""
@@ -69,7 +82,7 @@ def resize(
 
     cut = needed(cut_of(rank, energy))
     check_output(out, force=force, inputs=[file])
-    report = resize(open_plain(file), out, cut, dtype=dtype)
+    report = resize(open_plain(file, skip_unknown=skip_unknown), out, cut, dtype=dtype)
     show(report, print_resized, out, as_json=as_json)
 
 
@@ -83,6 +96,7 @@ def compare(
     ] = None,
     seed: Annotated[int, value("N", "with --base: seed of the noise")] = 0,
     force: Force = False,
+    skip_unknown: SkipUnknown = False,
     as_json: Json = False,
 ) -> None:
     """Say whether two LoRA files go together: combine, compete, or one dominates."""
@@ -91,7 +105,7 @@ def compare(
     from lora_studio.tools.compare import compare
     from lora_studio.tools.result import check_output
 
-    terms = terms_of(files, least=2)
+    terms = terms_of(files, least=2, skip_unknown=skip_unknown)
     if len(terms) > 2:
         raise StudioError(f"compare takes two files, not {len(files)}.")
     named = {"-o": out, "--images": images if base else None}
@@ -148,6 +162,7 @@ def merge_into(
         str | None, value("DTYPE", "float16, bfloat16 or float32; default: the base's own")
     ] = None,
     force: Force = False,
+    skip_unknown: SkipUnknown = False,
     as_json: Json = False,
 ) -> None:
     """Write a base with LoRA files in its weights, in its own layout; the base stays as it is."""
@@ -156,7 +171,7 @@ def merge_into(
     from lora_studio.tools.merge_into import merge_into
     from lora_studio.tools.result import check_output
 
-    terms = terms_of(files)
+    terms = terms_of(files, skip_unknown=skip_unknown)
     weights = open_weights(base)
     read = [weights.path, *(term.file.path for term in terms)]
     check_output(out, force=force, inputs=read, ending=".safetensors" if weights.path.is_file() else "")
@@ -164,15 +179,16 @@ def merge_into(
     show(report, print_merged, out, as_json=as_json)
 
 
-def terms_of(files: list[str], *, least: int = 1) -> list[Term]:
+def terms_of(files: list[str], *, least: int = 1, skip_unknown: bool = False) -> list[Term]:
     """The opened files with their strengths, 1 where none is said."""
-    from lora_studio.lora_file.open import open_plain
+    from lora_studio.lora_file.open import open_together
     from lora_studio.tools.combine import Term
 
     if len(files) < least:
         raise StudioError(f"give at least {least} files, not {len(files)}.")
     pairs = [file_and_strength(text) for text in files]
-    return [Term(open_plain(path), strength) for path, strength in pairs]
+    opened = open_together([path for path, _ in pairs], skip_unknown=skip_unknown)
+    return [Term(file, strength) for file, (_, strength) in zip(opened, pairs, strict=True)]
 
 
 def file_and_strength(text: str) -> tuple[Path, float]:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from lora_studio.cli.options import Dtype, Force, Json, LoraPath, argument, flag, print_json, show, value
+from lora_studio.cli.options import (
+    Dtype,
+    Force,
+    Json,
+    LoraPath,
+    SkipUnknown,
+    argument,
+    flag,
+    print_json,
+    show,
+    value,
+)
 from lora_studio.console import console, errors
 from lora_studio.errors import RecipeError
 
@@ -71,13 +82,14 @@ def convert(
     ] = None,
     dtype: Dtype = "float16",
     force: Force = False,
+    skip_unknown: SkipUnknown = False,
     as_json: Json = False,
 ) -> None:
     """Write a finished LoRA file in another spelling, and of another kind as plain LoRA."""
     from lora_studio.console.tools import print_converted
     from lora_studio.tools.convert import convert as write
 
-    converted = write(file, to, out=out, base=base, dtype=dtype, force=force)
+    converted = write(file, to, out=out, base=base, dtype=dtype, force=force, skip_unknown=skip_unknown)
     show(converted, print_converted, as_json=as_json)
 
 

@@ -49,6 +49,7 @@ RunDir = Annotated[
 ]
 Out = Annotated[Path, value("FILE", "the file to write", "-o", "--out")]
 Force = Annotated[bool, flag("--force", "replace files that exist already")]
+SkipUnknown = Annotated[bool, flag("--skip-unknown", "leave out tensors that no LoRA has, and say which")]
 Json = Annotated[bool, flag("--json", "print the result as JSON")]
 Dtype = Annotated[str, value("DTYPE", "float16, bfloat16 or float32")]
 Device = Annotated[str, value("DEVICE", "cpu, cuda, cuda:1; default: a GPU if there is one")]

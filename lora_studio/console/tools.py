@@ -91,6 +91,7 @@ def print_converted(converted: Converted, screen: Screen) -> None:
         measured += f"; {_left_out_of_plain(converted.left_out)}"
     screen.say_rows([("written", converted.path), ("", measured)])
     screen.say_rows([("warning", warning) for warning in converted.warnings], style="bold yellow")
+    screen.say_rows([("note", note) for note in converted.notes], style="yellow")
 
 
 def _left_out_of_plain(share: float) -> str:

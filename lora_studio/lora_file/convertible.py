@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,26 +12,20 @@ import torch
 
 from lora_studio.errors import StudioError, preview_names, reason_of
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.layer_names import DENOISER, reads_text
-from lora_studio.families.layer_names.spellings import KohyaLayout, LayerPlace, kernel_of, layout_of, place_of
+from lora_studio.families.layer_names import DENOISER
+from lora_studio.families.layer_names.spellings import LayerPlace, kernel_of, place_of
 from lora_studio.lora_file.factors import PlainLora
-from lora_studio.lora_file.kinds import KINDS
-from lora_studio.lora_file.kinds.base import BESIDE
-from lora_studio.lora_file.kinds.lora import DOWN
-from lora_studio.lora_file.layer import Held, LoraLayer, Stored
-from lora_studio.lora_file.lora_file import ENDINGS, LoraFile, any_key, base_layers
-from lora_studio.tensor_file.header import Header, read_header
+from lora_studio.lora_file.kinds.base import BESIDE, BIAS
+from lora_studio.lora_file.layer import Held, LoraLayer
+from lora_studio.lora_file.lora_file import ENDINGS, LoraFile, base_layers, open_lora
 
-_WITHOUT_WEIGHT = {"diff_b", "w_norm", "b_norm"}
 _ADAPTER_METADATA, _PEFT_CONFIG = "lora_adapter_metadata", "adapter_config.json"
 
 
 @dataclass(frozen=True)
 class PlacedLayers:
-    path: Path
-    layers: dict[LayerPlace, LoraLayer]  # named as in the file
-    metadata: dict[str, str]
-    layout: KohyaLayout  # of the base that it is for
+    file: LoraFile  # with the names that UIs know
+    layers: dict[LayerPlace, LoraLayer]
 
 
 class DeclaredAlphas(NamedTuple):
@@ -41,70 +35,73 @@ class DeclaredAlphas(NamedTuple):
     by_square_root: frozenset[str]  # parts whose alphas count against the root of the rank
 
 
-def read_places(path: Path) -> PlacedLayers:
+def read_places(path: Path, *, skip_unknown: bool = False) -> PlacedLayers:
     """Every layer as the file has it. Raises StudioError as `read_any`."""
-    header = read_header(path)
-    found: dict[LayerPlace, dict[str, str]] = {}
-    stems: dict[LayerPlace, str] = {}
-    unknown: list[str] = []
-    for key in header.entries:
-        stem, end = any_key(key) or (key, "")
-        place = place_of(stem) if end else None
-        if place is None:
-            unknown.append(key)
-        elif end in found.setdefault(place, {}):
-            raise StudioError(f"{path.name} has {stem} twice, in two spellings; it was put together wrongly.")
-        else:
-            found[place][end] = key
-            stems.setdefault(place, stem)
-    if unknown or not found:
-        what = f"{len(unknown)} of {len(header.entries)} tensors that no LoRA has: {preview_names(unknown)}"
-        raise StudioError(f"{path.name} holds {what if unknown else 'nothing'}; it is not converted.")
-    said = _said_alphas(path, header.metadata)
-    layers = {place: _layer(header, place, stems[place], keys, said) for place, keys in found.items()}
-    version = header.metadata.get("ss_base_model_version", "")
-    layout = layout_of(layers, widths=_text_widths(layers), version=version)
-    return PlacedLayers(path, layers, header.metadata, layout)
+    file = convertible_part(open_lora(path), skip_unknown=skip_unknown).in_one_spelling()
+    said = _said_alphas(path, file.metadata)
+    return PlacedLayers(
+        file, {one.place: _checked(file, one, one.place, said) for one in file.layers.values() if one.place}
+    )
 
 
-def _text_widths(layers: Mapping[LayerPlace, LoraLayer]) -> set[int]:
-    reading = [one.shapes for place, one in layers.items() if reads_text(place.path)]
-    return {shapes[DOWN][1] for shapes in reading if DOWN in shapes}
+def convertible_part(file: LoraFile, *, skip_unknown: bool) -> LoraFile:
+    """What plain LoRA can hold of it; what it is without is said.
+
+    Raises StudioError for tensors that no LoRA has, unless they are skipped, and if nothing is left.
+    """
+    unplaced = [name for name, one in file.layers.items() if one.place is None]
+    unknown = [key for name in unplaced for key in file.layers[name].keys] + file.extras
+    count = len(file.header.entries) if file.header else 0
+    named = f"{len(unknown)} of {count} tensors that no LoRA has: {preview_names(unknown)}"
+    if unknown and not skip_unknown:
+        skip = "" if len(unknown) == count else "; --skip-unknown leaves them out"
+        raise StudioError(f"{file.name} holds {named}; it is not converted{skip}.")
+    beside = [name for name, one in file.layers.items() if one.place and _is_beside(one, one.place)]
+    biases = [name for name, one in file.layers.items() if BIAS in one.entries and name not in beside]
+    left_out = {
+        named: unknown,
+        f"{len(beside)} changes of norms, biases and embeddings, which plain LoRA cannot hold": beside,
+        f"{len(biases)} changes of biases, which plain LoRA cannot hold": biases,
+        f"{len(file.bundled)} tensors of embeddings, which UIs take from files of their own": file.bundled,
+        f"{len(file.scalars)} scalars, which LyCORIS and UIs do not read": file.scalars,
+    }
+    said = [f"{file.name}: left out are {what}" for what, which in left_out.items() if which]
+    gone = {*unplaced, *beside}
+    layers = {name: one for name, one in file.layers.items() if name not in gone}
+    if not layers:
+        what = said[0].partition(": ")[2] if said else "it holds nothing"
+        raise StudioError(f"{file.name} has no layer that plain LoRA can hold ({what}); it is not converted.")
+    return replace(file, layers=layers, said=(*file.said, *said))
 
 
-def _layer(
-    header: Header, place: LayerPlace, stem: str, keys: Mapping[str, str], said: DeclaredAlphas
-) -> LoraLayer:
-    """Raises StudioError if it is not complete, or more than a change of a weight."""
-    name = header.path.name
-    if beside := sorted(_WITHOUT_WEIGHT & keys.keys()):
-        raise StudioError(
-            f"{name} also changes what is no weight of a layer ({stem}.{beside[0]}), which plain LoRA "
-            "cannot; it is not converted."
-        )
-    layer = LoraLayer(stem, Stored(header, keys))
-    kind = next((one for one in KINDS if any(end in keys for end in one.endings)), None)
-    foreign = [end for end in keys if kind and end not in (*kind.endings, *kind.beside)]
-    shapes = layer.shapes
-    if kind is None or (kind.name == "oft" and len(shapes.get("oft_blocks", ())) != 3):
+def _is_beside(layer: LoraLayer, place: LayerPlace) -> bool:
+    return layer.is_no_matrix or place.path.endswith("_embedding")
+
+
+def _checked(file: LoraFile, layer: LoraLayer, place: LayerPlace, said: DeclaredAlphas) -> LoraLayer:
+    """Raises StudioError if it is not complete."""
+    kind, shapes = layer.kind, layer.shapes
+    foreign = [end for end in layer.entries if end not in (*kind.endings, *kind.beside)]
+    odd = [
+        end
+        for end, one in shapes.items()
+        if (len(one) < 2 and end not in (*BESIDE, BIAS)) or (0 in one and end != "alpha")
+    ]
+    if kind.name == "oft" and len(shapes.get("oft_blocks", ())) != 3:
         what = "is of a kind that is not known"
     elif foreign:
         what = f"is {kind.name} and has {foreign[0]} beside that"
     elif layer.missing:
         what = f"lacks its {', '.join(layer.missing)}"
-    elif odd := [
-        end
-        for end, one in shapes.items()
-        if (len(one) < 2 and end not in BESIDE) or (0 in one and end != "alpha")
-    ]:
+    elif odd:
         what = f"has {odd[0]} in the shape {list(shapes[odd[0]])}"
     elif layer.state == "not finite":
         what = "is not finite"
     elif layer.rank and layer.alpha == 0:
         what = "has an alpha of 0, which most UIs take for switched off and kohya for the rank"
     else:
-        return LoraLayer(stem, layer.tensors, said_alpha=_alpha(layer, place, said))
-    raise StudioError(f"{name}: {stem} {what}; it is not converted.")
+        return replace(layer, said_alpha=_alpha(layer, place, said))
+    raise StudioError(f"{file.name}: {layer.written} {what}; it is not converted.")
 
 
 def _alpha(layer: LoraLayer, place: LayerPlace, said: DeclaredAlphas) -> float | None:
@@ -148,60 +145,62 @@ class PlainLayers:
     file: PlacedLayers  # as it was read
 
 
-def read_any(path: Path, *, base: ModelFamily | None = None) -> LoraFile:
+def read_any(path: Path, *, base: ModelFamily | None = None, skip_unknown: bool = False) -> LoraFile:
     """A file in any spelling and of any kind as plain LoRA with the names that UIs know.
 
     `alpha` is float32 without dimensions. `base` is needed for kinds whose change depends on its weights.
-    Raises StudioError for what is no LoRA, names unknown keys, and says which layers are not complete.
+    Raises StudioError for what is no LoRA, names unknown keys unless they are skipped, and says which layers
+    are not complete.
     """
-    found, layers = read_plain_layers(path, base=base), {}
+    found, layers = read_plain_layers(path, base=base, skip_unknown=skip_unknown), {}
     for place, one in found.layers.items():
         values = (one.down, one.up, torch.tensor(one.scale * len(one.down)))
-        layers[found.names[place]] = LoraLayer(found.names[place], Held(zip(ENDINGS, values, strict=True)))
-    return LoraFile(path, layers, found.file.metadata)
+        name = found.names[place]
+        layers[name] = LoraLayer(name, Held(zip(ENDINGS, values, strict=True)), place=place)
+    return LoraFile(path, layers, found.file.file.metadata, said=found.file.file.said)
 
 
-def read_plain_layers(path: Path, *, base: ModelFamily | None = None) -> PlainLayers:
+def read_plain_layers(
+    path: Path, *, base: ModelFamily | None = None, skip_unknown: bool = False
+) -> PlainLayers:
     """Every layer as plain LoRA. Raises as `read_any`."""
-    file = read_places(path)
+    found = read_places(path, skip_unknown=skip_unknown)
     known = {} if base is None else base_layers(base)
-    names = {place: _name(place, file, base) for place in file.layers}
+    names = {
+        place: one.name if base is None else _name(place, one, base) for place, one in found.layers.items()
+    }
     if unknown := [name for name in names.values() if base is not None and name not in known]:
         raise StudioError(
             f"{path.name}: {len(unknown)} of its {len(names)} layers are not in this base, "
             f"first {unknown[0]}; it is for another kind of base."
         )
-    # Whether the base's projections are linear layers and not convolutions; None if nothing tells.
-    widths = _text_widths(file.layers)
-    linear = True if file.layout.original or 1024 in widths else False if 768 in widths else None
     plain = {}
-    for place, layer in file.layers.items():
+    for place, layer in found.layers.items():
         name = names[place]
         weight = known[name].weight if name in known else None
         if layer.needs_base and weight is None:
             raise StudioError(
-                f"{path.name} holds {layer.name}, whose change depends on the base's weights; make plain "
+                f"{path.name} holds {layer.written}, whose change depends on the base's weights; make plain "
                 f"LoRA of it with `lora-studio convert {path.name} --to kohya --base BASE`, which knows them."
             )
         try:
             one = layer.plain(weight)
-            plain[place] = _with_sides(one, place, None if weight is None else weight.shape, linear=linear)
+            shape = None if weight is None else weight.shape
+            plain[place] = _with_sides(one, place, shape, linear=found.file.has_linear_projections)
         except (RuntimeError, ArithmeticError, LookupError, ValueError):  # torch's, of shapes and numbers
             raise StudioError(
-                f"{path.name}: the tensors of {layer.name} do not fit together; get the file again from "
+                f"{path.name}: the tensors of {layer.written} do not fit together; get the file again from "
                 "where it came."
             ) from None
-    return PlainLayers(plain, names, file)
+    return PlainLayers(plain, names, found)
 
 
-def _name(place: LayerPlace, file: PlacedLayers, base: ModelFamily | None) -> str:
-    """What UIs call it; as the base says it, if there is one: a miniature may count its blocks otherwise."""
+def _name(place: LayerPlace, layer: LoraLayer, base: ModelFamily) -> str:
+    """What UIs call it, as the base says it: a miniature may count its blocks otherwise."""
     try:
-        return file.layout.name(place) if base is None else base.ui_name(*place)
+        return base.ui_name(*place)
     except (KeyError, ValueError):
-        raise StudioError(
-            f"{file.path.name}: {file.layers[place].name} is of a part that this kind of base does not have."
-        ) from None
+        raise StudioError(f"{layer.written} is of a part that this kind of base does not have.") from None
 
 
 def _with_sides(

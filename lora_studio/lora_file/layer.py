@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lora_studio.errors import StudioError
+from lora_studio.lora_file.keys import Spelling, any_key
 from lora_studio.lora_file.kinds import kind_of
-from lora_studio.lora_file.kinds.base import ALPHA, BESIDE, MAGNITUDE, Array, LayerKind, decomposed
+from lora_studio.lora_file.kinds.base import ALPHA, BESIDE, BIAS, MAGNITUDE, Array, LayerKind, decomposed
 from lora_studio.tensor_file.header import Header, TensorEntry, itemsize
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lora_studio.families.layer_names.spellings import LayerPlace
     from lora_studio.lora_file.factors import PlainLora
 
-# Spellings: `lora_te_x.lora_down.weight`; `lora_te_x.lora_A.weight`; `text_encoder.x.lora_A.weight`.
-KOHYA, LETTERED, PEFT = "kohya", "lettered", "peft"
-
 DTYPES = ("float16", "bfloat16", "float32")
+EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2")  # which every reader widens
 MAX_RANK = 4096
 # What is set in numbers that are not finite, of the bits of each dtype; of whole numbers all are finite.
 _EXPONENTS = {"float64": 0x7FF << 52, "float32": 0xFF << 23, "float16": 0x1F << 10, "bfloat16": 0xFF << 7}
@@ -70,7 +70,8 @@ class Held(dict[str, "Tensor"]):
 class LoraLayer:
     name: str  # as kohya spells it
     tensors: Stored | Held  # by kohya's and LyCORIS's endings
-    spelling: str = KOHYA
+    spelling: Spelling = Spelling.KOHYA
+    place: LayerPlace | None = None  # of a layer that a known base could have
     said_alpha: float | None = None  # apart from its tensors
 
     @cached_property
@@ -80,6 +81,12 @@ class LoraLayer:
     @property
     def keys(self) -> list[str]:
         return list(self.tensors.keys_of.values()) if isinstance(self.tensors, Stored) else []
+
+    @property
+    def written(self) -> str:
+        """Its name as it stands in the file, in whatever spelling."""
+        found = any_key(self.keys[0]) if self.keys else None
+        return found[0] if found else self.name
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -92,6 +99,11 @@ class LoraLayer:
         if kind is None:
             raise StudioError(f"{self.name} is of a kind that is not known.")
         return kind
+
+    @property
+    def is_no_matrix(self) -> bool:
+        """Whether it changes a norm or a bias alone, which plain LoRA cannot hold."""
+        return self.kind.name == "norm" or (self.kind.name == "full" and len(self.shapes.get("diff", ())) < 2)
 
     @property
     def missing(self) -> list[str]:
@@ -124,6 +136,11 @@ class LoraLayer:
         return float(self.tensors.array(ALPHA).item())
 
     @property
+    def uses_alpha(self) -> bool:
+        """Whether it has an alpha that counts; LyCORIS writes one beside whole factors, too."""
+        return ALPHA in self.entries and self.kind.uses_alpha(self.shapes)
+
+    @property
     def scale(self) -> float:
         return self.kind.scale(self.alpha, self.shapes)
 
@@ -139,15 +156,15 @@ class LoraLayer:
         faults = [
             f"{end} has dtype {one.dtype}"
             for end, one in self.entries.items()
-            if one.dtype not in DTYPES and end != ALPHA and not any_dtype
+            if one.dtype not in (*DTYPES, *EIGHT_BITS) and end != ALPHA and not any_dtype
         ]
         if any(0 in shape for shape in self.shapes.values()):
             faults.append("a tensor is empty")
         if self.rank is not None and not 1 <= self.rank <= MAX_RANK:
             faults.append(f"its rank is {self.rank}; 1 to {MAX_RANK} are possible")
-        if ALPHA in self.entries and self.alpha is None:
+        if self.uses_alpha and self.alpha is None:
             faults.append(f"alpha has the shape {self.shapes[ALPHA]}; it must be one number")
-        if self.size is None and self.kind.tells_size:
+        if self.size is None and self.kind.tells_size and not self.is_no_matrix:
             shapes = " and ".join(str(shape) for end, shape in self.shapes.items() if end != ALPHA)
             faults.append(f"the shapes {shapes} do not fit together")
         return faults
@@ -157,8 +174,9 @@ class LoraLayer:
         """Whether it changes nothing; all of its numbers are looked at, a piece of a tensor at a time."""
         assert isinstance(self.tensors, Stored)
         header, keys = self.tensors.header, self.tensors.keys_of
-        looks = {end: _look(header, key) for end, key in keys.items()}
-        zero = [not something for end, (_, something) in looks.items() if end not in BESIDE]
+        looks = {end: _look(header, key) for end, key in keys.items() if end != ALPHA or self.uses_alpha}
+        counted = (end for end in looks if end not in BESIDE and (end != BIAS or not self.kind.is_product))
+        zero = [not looks[end][1] for end in counted]
         if not all(finite for finite, _ in looks.values()):
             return "not finite"
         return "zero" if (any(zero) if self.kind.is_product else all(zero)) else ""
@@ -171,7 +189,7 @@ class LoraLayer:
         if self.needs_base and weight is None:
             said = f"the change of {self.name} depends on the base's weight; name the base that it is for."
             raise StudioError(said)
-        values = {end: self.tensors[end].float() for end in self.entries if end != ALPHA}
+        values = {end: self.tensors[end].float() for end in self.entries if end not in (ALPHA, BIAS)}
         frozen = None if weight is None else weight.detach().float()
         change = self.kind.delta(values, self.scale, frozen)
         if MAGNITUDE not in values or frozen is None:
@@ -185,7 +203,7 @@ class LoraLayer:
         """
         from lora_studio.lora_file.factors import cut_plain
 
-        values = {end: self.tensors[end] for end in self.entries if end != ALPHA}
+        values = {end: _widened(self.tensors[end]) for end in self.entries if end not in (ALPHA, BIAS)}
         exact = None if self.needs_base else self.kind.low_rank(values, self.scale)
         if exact is not None:
             return exact
@@ -193,6 +211,14 @@ class LoraLayer:
         if not change.isfinite().all():
             raise StudioError(f"the change of {self.name} has numbers beyond float32; the file is damaged.")
         return cut_plain(change, change.shape)
+
+    def equals(self, other: LoraLayer) -> bool:
+        """Whether it has the same numbers, in whatever dtypes and with as many sides, and the same scale."""
+        ends = self.entries.keys() - {ALPHA}
+        if ends != other.entries.keys() - {ALPHA} or self.scale != other.scale:
+            return False
+        pairs = ((self.tensors.array(end), other.tensors.array(end)) for end in ends)
+        return all(a.size == b.size and np.array_equal(a.ravel(), b.ravel()) for a, b in pairs)
 
     def norm(self) -> float | None:
         """Frobenius norm of its change, or None if it cannot be told from the file alone."""
@@ -202,6 +228,11 @@ class LoraLayer:
         with np.errstate(all="ignore"):  # a damaged file may hold anything
             norm = self.kind.norm(lambda end: self.tensors.array(end).astype(np.float32), self.shapes)
         return None if norm is None else abs(self.scale) * norm
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """With 8 bits as float32: torch does not compute with them."""
+    return tensor.float() if str(tensor.dtype).removeprefix("torch.") in EIGHT_BITS else tensor
 
 
 def _look(header: Header, key: str) -> tuple[bool, bool]:

@@ -1,25 +1,26 @@
-"""A LoRA file, opened: its layers, its metadata and whatever else is in it. No tensor is read yet.
-
-Keys may be kohya's and LyCORIS' (`lora_te_..._q_proj.lora_down.weight`, `hada_w1_a`, `lokr_w1`, `dora_scale`,
-`diff`, `oft_blocks`), PEFT's (`<part>....to_q.lora_A.weight`) or diffusers' older ones
-(`processor.to_q_lora.down`, `lora_linear_layer.up`), with and without wrappers and alphas.
-"""
+"""A LoRA file, opened: its layers, its metadata and whatever else is in it. No tensor is read yet."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_studio.errors import StudioError
-from lora_studio.families.layer_names import PART_PATTERN, path_name
-from lora_studio.lora_file.kinds import kind_of
-from lora_studio.lora_file.kinds.base import BESIDE, MAGNITUDE
+from lora_studio.families.layer_names import reads_text
+from lora_studio.families.layer_names.spellings import (
+    ONE_ENCODER,
+    TWO_ENCODERS,
+    KohyaLayout,
+    LayerPlace,
+    layout_of,
+)
+from lora_studio.lora_file.keys import Key, Spelling, read_key
+from lora_studio.lora_file.kinds.base import BESIDE, BIAS
 from lora_studio.lora_file.kinds.lora import DOWN, UP
-from lora_studio.lora_file.layer import KOHYA, LETTERED, PEFT, LoraLayer, Stored
+from lora_studio.lora_file.layer import LoraLayer, Stored
 from lora_studio.tensor_file.header import Header, read_header
 from lora_studio.text import same_text
 
@@ -30,35 +31,22 @@ if TYPE_CHECKING:
     from lora_studio.families.base import ModelFamily
 
 ENDINGS = (DOWN, UP, "alpha")  # of a layer of plain LoRA in the kohya format
-
-_LETTERS = {"lora_A.weight": DOWN, "lora_B.weight": UP}
-_PEFT_KEY = re.compile(
-    rf"(?:base_model\.model\.)?(?P<part>{PART_PATTERN})\.(?P<path>.+?)"
-    r"[._](?:(?P<down>lora_A|lora\.down|lora_linear_layer\.down)|(?P<up>lora_B|lora\.up|lora_linear_layer\.up))"
-    rf"(?:\.default(?:_0)?)?\.weight|(?P<part_>{PART_PATTERN})\.(?P<path_>.+)\.(?P<beside>alpha|dora_scale)"
-)
-_ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern + "$"), name)
-    for pattern, name in (
-        (r"\.lora_(down|up|mid)(?:\.weight)?", r"lora_\1.weight"),
-        (r"\.lora_A(?:\.[^.]+)?(?:\.weight)", DOWN),
-        (r"\.lora_B(?:\.[^.]+)?(?:\.weight)", UP),
-        (r"(?:\.|_)lora(?:_linear_layer)?\.(down|up)(?:\.weight)", r"lora_\1.weight"),
-        (r"\.(?:lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?|dora_scale)", MAGNITUDE),
-        (r"\.((?:hada|lokr)_(?:w[12](?:_[ab])?|t[12]))(?:\.weight)?", r"\1"),
-        (r"\.(alpha|rescale)", r"\1"),
-    )
-)
+BUNDLED, SCALAR = "bundle_emb.", ".scalar"
 
 
 @dataclass(frozen=True)
 class LoraFile:
     path: Path
-    layers: Mapping[str, LoraLayer]  # by the names that kohya gives them
+    layers: Mapping[str, LoraLayer]  # by their names as kohya would write what stands in the file
     metadata: Mapping[str, str]
     header: Header | None = None  # none of a file that was put into other words
     bundled: list[str] = field(default_factory=list)  # keys of embeddings beside the layers
+    scalars: list[str] = field(
+        default_factory=list
+    )  # keys of LyCORIS' `scalar`, which its tensors have in them
     extras: list[str] = field(default_factory=list)  # keys of anything else
+    twins: list[LoraLayer] = field(default_factory=list)  # layers whose names others have in another spelling
+    said: tuple[str, ...] = ()  # what was done to it when it was opened, in short sentences
 
     @property
     def name(self) -> str:
@@ -84,7 +72,11 @@ class LoraFile:
 
     @cached_property
     def alphas(self) -> dict[str, float]:
-        return {name: one.alpha for name, one in self.layers.items() if one.alpha is not None}
+        """Those that count."""
+        used = {
+            name: one for name, one in self.layers.items() if one.uses_alpha or one.said_alpha is not None
+        }
+        return {name: one.alpha for name, one in used.items() if one.alpha is not None}
 
     @cached_property
     def not_finite(self) -> list[str]:
@@ -94,11 +86,29 @@ class LoraFile:
     def zero(self) -> list[str]:
         return [name for name, one in self.layers.items() if one.state == "zero"]
 
+    @cached_property
+    def _text_widths(self) -> set[int]:
+        reading = [one.size for one in self.layers.values() if one.place and reads_text(one.place.path)]
+        return {size[1] for size in reading if size}
+
+    @cached_property
+    def layout(self) -> KohyaLayout | None:
+        """How UIs name the layers of the base that it is for; None if nothing in it tells."""
+        placed = [one.place for one in self.layers.values() if one.place is not None]
+        return layout_of(placed, widths=self._text_widths, version=self.version)
+
+    @property
+    def has_linear_projections(self) -> bool | None:
+        """Whether its base's projections are linear layers and not convolutions; None if nothing tells."""
+        if (self.layout or self._layout_of_names()).original or 1024 in self._text_widths:
+            return True
+        return False if 768 in self._text_widths else None
+
     @property
     def notes(self) -> tuple[str, ...]:
         lacking = sum(one.alpha is None for one in self.layers.values())
         said = f"{self.name}: {lacking} of {len(self.layers)} layers have no alpha"
-        return (f"{said}; taken as a scale of 1, as UIs do",) if lacking else ()
+        return (*self.said, f"{said}; taken as a scale of 1, as UIs do") if lacking else self.said
 
     def delta(self, name: str) -> Tensor:
         """A layer's weight change in float32, in the shape of its weight. Raises KeyError if it has none."""
@@ -124,6 +134,51 @@ class LoraFile:
     def metadata_bytes(self) -> int:
         return sum(len(key.encode()) + len(value.encode()) for key, value in self.metadata.items())
 
+    def doubles(self) -> Iterator[tuple[LoraLayer, LoraLayer]]:
+        """Layers that stand for one of the base under two names, each time the second with the first."""
+        first: dict[LayerPlace | str, LoraLayer] = {}
+        for layer in (*self.layers.values(), *self.twins):
+            before = first.setdefault(layer.place or layer.name, layer)
+            if before is not layer:
+                yield before, layer
+
+    def in_one_spelling(self, layout: KohyaLayout | None = None) -> LoraFile:
+        """With the names that UIs know, those of `layout` if nothing in the file tells; a double is said.
+
+        Raises StudioError for one layer under two names with different contents.
+        """
+        layout, said = self.layout or layout or self._layout_of_names(), list(self.said)
+        doubles = list(self.doubles())
+        if unlike := [pair for pair in doubles if not pair[0].equals(pair[1])]:
+            names = " and ".join(one.written for one in unlike[0])
+            raise StudioError(
+                f"{self.name} holds {len(unlike)} layers twice, under two names and with different contents, "
+                f"first {names}; UIs take one of them. Get the file again, or take out one of the two."
+            )
+        if doubles:
+            names = " and ".join(one.written for one in doubles[0])
+            said.append(f"{self.name} holds {len(doubles)} layers twice, first {names}; each is taken once")
+        second = {id(one) for _, one in doubles}
+        layers = {ui_name(one, layout): one for one in self.layers.values() if id(one) not in second}
+        renamed = {name: replace(one, name=name) for name, one in layers.items()}
+        return replace(self, layers=renamed, twins=[], said=tuple(said))
+
+    def _layout_of_names(self) -> KohyaLayout:
+        """That of a file which nothing but its names tells of."""
+        layers = [(name, one.place) for name, one in self.layers.items() if one.place is not None]
+        spelled = [one for one in layers if not ONE_ENCODER.spells(*one) and TWO_ENCODERS.spells(*one)]
+        return TWO_ENCODERS if spelled else ONE_ENCODER
+
+
+def ui_name(layer: LoraLayer, layout: KohyaLayout) -> str:
+    """What UIs call a layer; its own name if that is one already, or if no base has such a layer."""
+    if layer.place is None or (layer.spelling is Spelling.KOHYA and layout.spells(layer.name, layer.place)):
+        return layer.name
+    try:
+        return layout.name(layer.place)
+    except (KeyError, ValueError):  # of a part that such a base has not
+        return layer.name
+
 
 def open_lora(path: Path) -> LoraFile:
     """Open a file; raises StudioError if it does not exist or is no valid safetensors file."""
@@ -131,55 +186,52 @@ def open_lora(path: Path) -> LoraFile:
 
 
 def lora_file(header: Header) -> LoraFile:
-    """Sort a file's keys, in the spellings that UIs were tried with; those of others are extras."""
-    keys: dict[str, dict[str, str]] = {}
-    spellings: dict[str, str] = {}
-    bundled, extras = [], []
-    two_encoders = any(key.startswith(("text_encoder_2.", "lora_te2_")) for key in header.entries)
-    for key in header.entries:
-        found = known_key(key, two_encoders=two_encoders)
-        if key.startswith("bundle_emb."):
-            bundled.append(key)
-        elif found is None:
+    """Sort a file's keys, in whatever spelling they are."""
+    starts = ("text_encoder_2.", "lora_te2_", "text_encoders.clip_g.")
+    two = any(key.startswith(starts) for key in header.entries)
+    others = {key: read_key(key, two_encoders=two) for key in header.entries}
+    file = LoraFile(header.path, {}, header.metadata, header)
+    known: dict[str, Key] = {}
+    for key, found in others.items():
+        if key.startswith(BUNDLED):
+            file.bundled.append(key)
+        elif found is not None:
+            known[key] = found
+        elif key.endswith(SCALAR):
+            file.scalars.append(key)
+        else:
+            file.extras.append(key)
+    layers: dict[str, LoraLayer] = {}
+    for (name, spelling), keys in _grouped(known, file.extras).items():
+        place = known[next(iter(keys.values()))].place
+        layer = LoraLayer(name, Stored(header, keys), spelling, place)
+        if layers.setdefault(name, layer) is not layer:
+            file.twins.append(layer)
+    return replace(file, layers=layers)
+
+
+def _grouped(known: Mapping[str, Key], extras: list[str]) -> dict[tuple[str, Spelling], dict[str, str]]:
+    """Layer -> ending -> key; what is beside a layer's tensors goes to it in whatever spelling."""
+    groups: dict[tuple[str, Spelling], dict[str, str]] = {}
+    beside = []
+    for key, (name, end, spelling, _) in known.items():
+        if end in (*BESIDE, BIAS):
+            beside.append(key)
+        elif groups.setdefault((name, spelling), {}).setdefault(end, key) != key:
+            extras.append(key)
+    named: dict[str, Spelling] = {}
+    for name, spelling in groups:
+        named.setdefault(name, spelling)
+    for key in beside:
+        name, end, own, _ = known[key]
+        group = (name, own if (name, own) in groups else named.get(name, own))
+        if (group not in groups and end != BIAS) or end in groups.setdefault(group, {}):
             extras.append(key)
         else:
-            name, end, spelling = found
-            keys.setdefault(name, {})[end] = key
-            if spelling != KOHYA:
-                spellings[name] = spelling
-    for name in [name for name, ends in keys.items() if kind_of(ends) is None]:
-        extras += keys.pop(name).values()
-    layers = {n: LoraLayer(n, Stored(header, ends), spellings.get(n, KOHYA)) for n, ends in keys.items()}
-    return LoraFile(header.path, layers, header.metadata, header, bundled, extras)
-
-
-def known_key(key: str, *, two_encoders: bool) -> tuple[str, str, str] | None:
-    """Layer as kohya spells it, ending and spelling of a key, in those spellings that UIs were tried with.
-
-    None if it is none of a layer's.
-    """
-    name, _, end = key.partition(".")
-    if end in BESIDE or kind_of((end,)):
-        return name, end, KOHYA
-    if end in _LETTERS:
-        return name, _LETTERS[end], LETTERED
-    found = _PEFT_KEY.fullmatch(key)
-    if not found:
-        return None
-    part, path = found["part"] or found["part_"], found["path"] or found["path_"]
-    path = re.sub(r"(^|\.)processor\.", r"\1", path)
-    end = found["beside"] or (DOWN if found["down"] else UP)
-    return path_name(part, path, two_encoders=two_encoders), end, PEFT
-
-
-def any_key(key: str) -> tuple[str, str] | None:
-    """A key of any tool without its ending, and what that means; None if it means nothing."""
-    for pattern, name in _ENDINGS:
-        match = pattern.search(key)
-        if match:
-            return key[: match.start()], match.expand(name)
-    stem, _, end = key.rpartition(".")
-    return (stem, end) if kind_of((end,)) else None
+            groups[group][end] = key
+    for group in [one for one, keys in groups.items() if "lora_magnitude_vector" in "".join(keys.values())]:
+        groups[group[0], Spelling.OTHER] = groups.pop(group)
+    return groups
 
 
 def base_layers(family: ModelFamily) -> dict[str, nn.Linear | nn.Conv2d]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,16 +22,27 @@ if TYPE_CHECKING:
     from lora_studio.families.base import ModelFamily
 
 
-def open_plain(path: Path) -> LoraFile:
-    """Open a LoRA file of any kind in any spelling; one that is plain LoRA keeps its layers' names.
+def open_together(paths: Sequence[Path], *, skip_unknown: bool = False) -> list[LoraFile]:
+    """Several as `open_plain`; of files that do not tell their base's kind it is taken to be the others'."""
+    files = [open_plain(path, skip_unknown=skip_unknown) for path in paths]
+    told = [file.layout for file in files if file.layout is not None]
+    layout = told[0] if told and all(one == told[0] for one in told) else None
+    return [file if file.layout else file.in_one_spelling(layout) for file in files]
 
-    Raises StudioError if it is missing or damaged, holds what is not known, or depends on its base's weights.
+
+def open_plain(path: Path, *, skip_unknown: bool = False) -> LoraFile:
+    """Open a LoRA file of any kind in any spelling, with the names that UIs know.
+
+    Raises StudioError if it is missing or damaged, holds what is not known, one layer twice with different
+    contents, or depends on its base's weights.
     """
     file = open_lora(path)
     if file.stray:
         from lora_studio.lora_file.convertible import read_any
 
-        file = read_any(path)
+        file = read_any(path, skip_unknown=skip_unknown)
+    else:
+        file = (without_extras(file) if skip_unknown else file).in_one_spelling()
     alphas = {name: one for name, one in file.layers.items() if "alpha" in one.entries}
     invalid = [name for name, one in file.layers.items() if one.faults()] + file.extras
     wrong = [name for name, one in alphas.items() if one.alpha is None or not math.isfinite(one.alpha)]
@@ -39,7 +50,8 @@ def open_plain(path: Path) -> LoraFile:
         count = len(file.layers) + len(file.extras)
         raise StudioError(
             f"{path.name} is not a complete LoRA file: {len(invalid)} of {count} layers lack "
-            f"a tensor or do not fit together: {preview_names(invalid)}; `lora-studio verify` says more."
+            f"a tensor or do not fit together: {preview_names(invalid)}; `lora-studio verify` says more"
+            f"{', and --skip-unknown leaves out what is of no layer' if invalid == file.extras else ''}."
         )
     if not file.layers:
         raise StudioError(f"{path.name} holds no layer of a LoRA; `lora-studio verify` says more.")
@@ -52,6 +64,13 @@ def open_plain(path: Path) -> LoraFile:
             "off and kohya as the rank, so its meaning cannot be known. Export the file again with an alpha."
         )
     return file
+
+
+def without_extras(file: LoraFile) -> LoraFile:
+    """It without the tensors that are of no layer, which is said."""
+    what = f"{len(file.extras)} tensors of no layer: {preview_names(file.extras)}"
+    said = (f"{file.name}: left out are {what}",) if file.extras else ()
+    return replace(file, extras=[], said=(*file.said, *said))
 
 
 def read_plain(path: Path, option: str) -> LoraFile:
@@ -77,7 +96,10 @@ def read_plain(path: Path, option: str) -> LoraFile:
             "lack a tensor, do not fit together or are not finite"
             f"{': ' + preview_names(invalid) if invalid else ''}; `lora-studio verify` says more."
         )
-    return file
+    try:
+        return file.in_one_spelling()
+    except StudioError as error:
+        raise RecipeError(f"{option}: {error}") from None
 
 
 def _what_else(file: LoraFile) -> str:

@@ -36,6 +36,7 @@ class Converted(Report):
     cut: bool  # whether a layer was no plain LoRA
     left_out: float  # the largest share of such a layer's change that is not in the file
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def convert(
@@ -46,10 +47,12 @@ def convert(
     base: str | None = None,
     dtype: str = "float16",
     force: bool = False,
+    skip_unknown: bool = False,
 ) -> Converted:
     """Write a file's layers for `target`, beside it unless `out` says where.
 
-    Raises StudioError for what cannot be read, names what is unknown, and replaces nothing unless `force`.
+    Raises StudioError for what cannot be read, names what is unknown unless that is skipped, and replaces
+    nothing unless `force`.
     """
     target = target_named(target)
     if target not in SPELLINGS.entries and target in EXPORTERS.entries:
@@ -60,8 +63,10 @@ def convert(
         raise RecipeError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
     out = out or path.with_name(f"{path.stem}_{target}.safetensors")
     check_output(out, force=force, inputs=[path])
-    found = read_plain_layers(path, base=None if base is None else load_base(base))
-    kept = {key: value for key, value in found.file.metadata.items() if not key.startswith(_STALE)}
+    family = None if base is None else load_base(base)
+    found = read_plain_layers(path, base=family, skip_unknown=skip_unknown)
+    said = list(found.file.file.said)
+    kept = {key: value for key, value in found.file.file.metadata.items() if not key.startswith(_STALE)}
     kept |= {"ss_output_name": out.stem, "ss_network_module": "networks.lora", "ss_network_args": "{}"}
     tensors = spell(found)
     rounding = _rounding(tensors, dtype)
@@ -69,7 +74,7 @@ def convert(
         error = write_lora(out, tensors, dtype=dtype, describe=lambda block: kept | hashes([block]))
     cut = any(layer.kind.name != "lora" or layer.needs_base for layer in found.file.layers.values())
     left_out = max(one.left_out for one in found.layers.values())
-    return Converted(str(out), len(found.layers), error, cut, left_out, rounding.warnings)
+    return Converted(str(out), len(found.layers), error, cut, left_out, rounding.warnings, said)
 
 
 def _rounding(tensors: dict[str, Tensor], dtype: str) -> Rounding:

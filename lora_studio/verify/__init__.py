@@ -7,6 +7,7 @@ batch through diffusers' own loader.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from lora_studio.verify.uis import (
     loaded_by,
     verdicts,
 )
-from lora_studio.verify.uis.findings import embedding_findings, findings, is_embedding
+from lora_studio.verify.uis.findings import embedding_findings, findings, is_beside, is_embedding
 
 if TYPE_CHECKING:
     from lora_studio.families.base import ModelFamily
@@ -58,9 +59,9 @@ def check_file(file: LoraFile) -> VerifyReport:
     """What the file shows by itself; invalid if it is damaged or no UI loads all of it."""
     report, base = VerifyReport(file.path.name), base_of_layers(file.layers)
     layers, alphas = file.layers, file.alphas
-    for name, layer in layers.items():
-        report.faults += [f"{name}: {fault}" for fault in layer.faults()]
-    report.faults += [f"{name}: it is not finite" for name in file.not_finite]
+    faults = [(name, fault) for name, layer in layers.items() for fault in layer.faults()]
+    report.faults += _grouped([*faults, *((name, "it is not finite") for name in file.not_finite)])
+    _look_for_doubles(file, report)
     if layers and len(file.zero) == len(layers):
         report.faults.append("every layer is zero, so the file does nothing")
     scales = [alphas[name] / rank for name, rank in file.ranks.items() if rank and name in alphas]
@@ -84,6 +85,29 @@ def check_file(file: LoraFile) -> VerifyReport:
     return report
 
 
+def _grouped(faults: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each fault, with the layers that have it: one cause may be in all of them."""
+    layers: dict[str, list[str]] = {}
+    for name, fault in faults:
+        layers.setdefault(fault, []).append(name)
+    return [
+        f"{names[0]}: {fault}" if len(names) == 1 else f"{len(names)} layers, first {names[0]}: {fault}"
+        for fault, names in layers.items()
+    ]
+
+
+def _look_for_doubles(file: LoraFile, report: VerifyReport) -> None:
+    """One layer under two names: a fault where they differ, as UIs then take one of them."""
+    equal: dict[bool, list[str]] = {True: [], False: []}
+    for one, other in file.doubles():
+        equal[one.equals(other)].append(f"{one.written} and {other.written}")
+    for is_equal, pairs in equal.items():
+        if pairs:
+            what = "the same contents" if is_equal else "different contents, of which UIs take one"
+            said = f"{len(pairs)} layers stand there twice, under two names and with {what}, first {pairs[0]}"
+            (report.notes if is_equal else report.faults).append(said)
+
+
 def _judge(file: LoraFile, base: Base, report: VerifyReport) -> None:
     report.uis = verdicts(findings(file, base), file.layers, base.title)
     if not loaded_by(report.uis) and not loaded_by(report.uis, NOT_KNOWN):
@@ -92,19 +116,25 @@ def _judge(file: LoraFile, base: Base, report: VerifyReport) -> None:
 
 def check_against_base(file: LoraFile, family: ModelFamily, report: VerifyReport) -> None:
     """Every key maps to a layer of the (unadapted) base, and shapes fit."""
-    layers = file.layers
-    base = base_of_family(family, base_of_layers(layers), layers)
-    unknown = [name for name in layers if name not in base.places]
+    layers, own = file.layers, base_of_layers(file.layers)
+    base = base_of_family(family, own, layers)
+    unknown = [name for name, one in layers.items() if name not in base.places and not is_beside(one)]
     if unknown:
         meant = f"; the file is for {report.checks['made_for']}" if "made_for" in report.checks else ""
         report.faults.append(
             f"{len(unknown)} of {len(layers)} layers are not in the base, first {unknown[0]}{meant}"
         )
-    for name, layer in layers.items():
-        wanted = base.places[name].shape if name in base.places else ()
-        if layer.size and wanted and not fits(layer.size, wanted):
-            report.faults.append(f"{name}: changes a weight of {layer.size}, but the base's is {wanted}")
-    _judge(file, base, report)
+    places = ((name, one, base.places[name]) for name, one in layers.items() if name in base.places)
+    unfit = [
+        f"{name}: changes a weight of {one.size}, but the base's is {place.shape}"
+        for name, one, place in places
+        if one.size and place.shape and not fits(one.size, place.shape)
+    ]
+    report.faults += (
+        unfit if len(unfit) < 2 else [f"{len(unfit)} layers are of another size, first {unfit[0]}"]
+    )
+    if not (unknown and own.is_of_another(family)):  # of which its own kind of base says more
+        _judge(file, base, report)
     report.checks["keys_mapped"] = f"{len(layers) - len(unknown)} of {len(layers)}"
 
 

@@ -80,7 +80,7 @@ def probe_file(file: LoraFile, family: ModelFamily, report: VerifyReport) -> Non
     elif all(one.loads != COMPLETELY for one in report.uis if one.ui == DIFFUSERS):
         report.checks["probe"] = "left out: diffusers does not load all of the file"
     else:
-        expected = ask_merged(file, family)
+        expected = ask_merged(file.in_one_spelling(), family)
         try:
             compare_probe(ask_diffusers(file.path, family), expected, report)
         except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:

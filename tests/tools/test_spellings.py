@@ -207,9 +207,9 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
         "lacks its lora_up.weight",
     ),
     "not finite": (lambda t: next(iter(t.values())).fill_(float("inf")), "not finite"),
-    "a bias": (
-        lambda t: t.update({"lora_unet_mid_block_attentions_0_proj_in.diff_b": torch.ones(1)}),
-        "plain LoRA cannot",
+    "norms alone": (
+        lambda t: [t.clear(), t.update({"lora_unet_mid_block_attentions_0_norm.w_norm": torch.ones(8)})],
+        "1 changes of norms, biases and embeddings, which plain LoRA cannot hold",
     ),
     "twice": (
         lambda t: t.update({"unet.mid_block.attentions.0.proj_in.lora_A.weight": torch.ones(2, 2)}),

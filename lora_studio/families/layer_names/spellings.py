@@ -59,7 +59,10 @@ _PARTS = {
     **{"lora_unet_": UNET, "lora_te_": TEXT, "lora_te1_": TEXT, "lora_te2_": SECOND_TEXT},
     **{"unet.": UNET, "text_encoder.": TEXT, "text_encoder_2.": SECOND_TEXT, "diffusion_model.": UNET},
     **{"model.diffusion_model.": UNET, "text_encoders.clip_l.": TEXT, "text_encoders.clip_g.": SECOND_TEXT},
+    **{"text_encoders.clip_h.": TEXT},
 }
+_IN_A_PART = "transformer."  # between ComfyUI's name of a text encoder and what is in it
+_PARTLESS = "lycoris_"  # SimpleTuner's prefix of every part
 _WRAPPER = "base_model.model."  # of a model in PEFT's own hands
 _WORDS = (
     *("down_blocks", "mid_block", "up_blocks", "attentions", "resnets", "downsamplers", "upsamplers"),
@@ -102,7 +105,14 @@ class KohyaLayout:
             path = original_path(path, layers_per_block=layers_per_block)
         return self.prefixes[place.part] + path.replace(".", "_")
 
+    def spells(self, name: str, place: LayerPlace) -> bool:
+        """Whether a layer's name is of this layout, however many layers its base has in a block."""
+        if place.part == UNET and self.original:
+            return _ORIGINAL.match(name) is not None
+        return place.part in self.prefixes and name == self.name(place)
 
+
+_ORIGINAL = re.compile(r"lora_unet_(?:(?:in|out)put_blocks_|middle_block_|time_embed_\d|label_emb_|out_\d)")
 ONE_ENCODER = KohyaLayout({UNET: "lora_unet_", TEXT: "lora_te_"})
 TWO_ENCODERS = KohyaLayout({UNET: "lora_unet_", TEXT: "lora_te1_", SECOND_TEXT: "lora_te2_"}, original=True)
 
@@ -115,9 +125,12 @@ def place_of(stem: str) -> LayerPlace | None:
     >>> place_of("text_encoder.text_model.encoder.layers.0.self_attn.to_q").path
     'text_model.encoder.layers.0.self_attn.q_proj'
     """
-    stem = stem.removeprefix(_WRAPPER)
+    stem = stem.removeprefix(_WRAPPER).removeprefix(_PARTLESS)
     prefix = max((one for one in _PARTS if stem.startswith(one)), key=len, default="")
-    name = stem.removeprefix(prefix).removeprefix(_WRAPPER).replace(".processor.", ".").replace(".", "_")
+    inside = stem.removeprefix(prefix).removeprefix(_WRAPPER)
+    if prefix.startswith("text_encoders."):
+        inside = inside.removeprefix(_IN_A_PART)
+    name = inside.replace(".processor.", ".").replace(".", "_")
     of_text = name.startswith(("text_model_", "text_projection", *_IN_TEXT_MODEL))
     part = _PARTS.get(prefix, TEXT if of_text else UNET)
     path = _dotted(_text_name(name) if part != UNET else _from_original(name))
@@ -126,8 +139,8 @@ def place_of(stem: str) -> LayerPlace | None:
 
 def layout_of(
     places: Collection[LayerPlace], *, widths: Collection[int] = (), version: str = ""
-) -> KohyaLayout:
-    """The layout of the base that a file with these layers is for.
+) -> KohyaLayout | None:
+    """The layout of the base that a file with these layers is for; None if nothing tells.
 
     `widths` are the inputs of its cross-attention, `version` what the file says of itself, which counts
     least; the UNet's levels that have attention tell the kinds apart.
@@ -139,7 +152,9 @@ def layout_of(
         return TWO_ENCODERS
     if {768, 1024} & set(widths) or any(map(_ONLY_ONE.match, paths)):
         return ONE_ENCODER
-    return TWO_ENCODERS if version.startswith("sdxl") else ONE_ENCODER
+    if version.startswith(("sdxl", "sd_v")):
+        return TWO_ENCODERS if version.startswith("sdxl") else ONE_ENCODER
+    return None
 
 
 def kernel_of(path: str) -> int:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from lora_studio.lora_file.kinds.base import LayerKind
 from lora_studio.lora_file.kinds.lora import LORA
 from lora_studio.lora_file.kinds.lycoris import LOHA, LOKR
-from lora_studio.lora_file.kinds.whole import FULL, NORM, OFT
+from lora_studio.lora_file.kinds.whole import FULL, GLORA, NORM, OFT, SET
 
-KINDS: list[LayerKind] = [LORA, LOHA, LOKR, OFT, FULL, NORM]
+KINDS: list[LayerKind] = [LORA, LOHA, LOKR, OFT, GLORA, SET, FULL, NORM]
 
 
-def kind_of(endings: Iterable[str]) -> LayerKind | None:
-    """Of a layer that has tensors of these endings, as the first that tells has it; None: nothing tells."""
-    return next((kind for end in endings for kind in KINDS if end in kind.endings), None)
+def kind_of(endings: Collection[str]) -> LayerKind | None:
+    """Of a layer that has tensors of these endings; None: nothing tells."""
+    return next((kind for kind in KINDS if not set(kind.endings).isdisjoint(endings)), None)
 
 
 def kind_written_by(adapter: str) -> LayerKind | None:

@@ -24,6 +24,7 @@ Arrays = Callable[[str], Array]  # ending -> its numbers, float32
 
 ALPHA, MAGNITUDE = "alpha", "dora_scale"
 BESIDE = (ALPHA, MAGNITUDE, "rescale")  # endings that say nothing of a layer's kind
+BIAS = "diff_b"  # a change of a layer's bias, beside that of its weight or alone
 
 
 class LayerKind:
@@ -31,7 +32,7 @@ class LayerKind:
 
     name: ClassVar[str]
     endings: ClassVar[tuple[str, ...]]  # by which a layer is known to be of this kind
-    beside: ClassVar[tuple[str, ...]] = (ALPHA, MAGNITUDE)  # what else it may have
+    beside: ClassVar[tuple[str, ...]] = (ALPHA, MAGNITUDE, BIAS)  # what else it may have
     # One of each group there must be; the last one is named where there is none.
     required: ClassVar[tuple[tuple[str, ...], ...]] = ()
     counted: ClassVar[tuple[str, ...]] = ()  # their first side is the rank; the last that is there counts
@@ -51,6 +52,10 @@ class LayerKind:
     def rank(self, shapes: Shapes) -> int | None:
         """How many columns its factors have; None if it has none, or does not say."""
         return next((shapes[end][0] for end in reversed(self.counted) if shapes.get(end)), None)
+
+    def uses_alpha(self, shapes: Shapes) -> bool:
+        """Whether its change depends on alpha, which may be anything where it does not."""
+        return self.rank(shapes) is not None
 
     def scale(self, alpha: float | None, shapes: Shapes) -> float:
         rank = self.rank(shapes)

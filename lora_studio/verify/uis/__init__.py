@@ -141,6 +141,11 @@ class Base:
             return "any known base"
         return self.layout.title if self.is_published else f"a base built like {self.layout.title}"
 
+    def is_of_another(self, family: ModelFamily) -> bool:
+        """Whether its layers are those of another kind of base than this."""
+        version = family.traits.base_model_version
+        return self.layout is not None and not version.startswith(self.layout.version)
+
     def has(self, quirk: str) -> bool:
         """Whether a row of the table of UIs that is true of some bases is true of it."""
         return self.layout is not None and quirk in self.layout.quirks

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from lora_studio.families.layer_names import (
     OTHER_DENOISER,
@@ -17,16 +16,16 @@ from lora_studio.families.layer_names import (
     PublishedLayer,
     reads_text,
 )
-from lora_studio.lora_file.kinds.lora import MID
-from lora_studio.lora_file.layer import KOHYA, LETTERED, PEFT, LoraLayer
+from lora_studio.lora_file.keys import Spelling
+from lora_studio.lora_file.layer import LoraLayer
 from lora_studio.lora_file.lora_file import LoraFile
-from lora_studio.lora_file.open import fits
 from lora_studio.tensor_file.header import Header
 from lora_studio.verify.uis import Base, UiFinding
+from lora_studio.verify.uis.contents import of_tensors
 
 _ATTENTION = re.compile(r"(.*_self_attn_)(q|k|v|out)_proj")
 _MODULE_PATH = re.compile(r"lora_te\d?_(encoder_layers|final_layer_norm)_.*")
-_TRIED = ("lora", "loha", "lokr")  # kinds whose files were given to the loaders
+_PEFT_ATTENTION = re.compile(r"lora_unet_.*_attn[12]_to_")
 MANY = 12  # unknown keys from which on some loaders refuse a file
 LONG_HEADER = 1 << 20
 
@@ -35,11 +34,13 @@ def findings(file: LoraFile, base: Base, *, numbers: bool = True) -> list[UiFind
     """Every row that is true of a LoRA file; without `numbers`, none of those that all of it is read for."""
     if not file.layers:
         return [UiFinding("nothing", file.extras)]
+    doubles = [pair for pair in file.doubles() if numbers and not pair[0].equals(pair[1])]
     found = {
         "not_finite": file.not_finite if numbers else [],
         "zero": file.zero if numbers and len(file.zero) == len(file.layers) else [],
+        "doubled": [one.written for _, one in doubles],
         **_of_names(file, base),
-        **_of_tensors(file, base),
+        **of_tensors(file, base),
     }
     rows = [UiFinding(row, names) for row, names in found.items() if names]
     return [*rows, *_of_encoders(file, base), *_of_file(file, base)]
@@ -64,10 +65,9 @@ def embedded_in(header: Header) -> PublishedBase | None:
 
 def _of_names(file: LoraFile, base: Base) -> dict[str, list[str]]:
     layers, places = file.layers, base.places
-    unknown = [name for name in layers if name not in places]
+    unknown = [name for name, one in layers.items() if name not in places and not is_beside(one)]
     by_path = [name for name in unknown if _MODULE_PATH.fullmatch(name)]
-    peft = [name for name in layers if layers[name].spelling == PEFT]
-    kohya = {name: places[name].how for name in layers if name in places and name not in peft}
+    kohya = {name: places[name].how for name, one in layers.items() if name in places and is_kohya(one)}
     other_names = [name for name, how in kohya.items() if how == OTHER_DENOISER]
     other_prefix = [name for name, how in kohya.items() if how == OTHER_PREFIX]
     keys = [key for name in unknown for key in layers[name].keys] + file.extras
@@ -75,9 +75,9 @@ def _of_names(file: LoraFile, base: Base) -> dict[str, list[str]]:
         "unknown_name": [name for name in unknown if name not in by_path],
         "module_path": by_path,
         "many_unknown": keys if len(keys) > MANY else [],
-        "peft" if len(peft) == len(layers) else "peft_among": peft,
-        "lettered": [name for name in layers if layers[name].spelling == LETTERED],
+        **_of_spellings(layers),
         "outside": [name for name, how in kohya.items() if how == OUTSIDE],
+        "sizes_by_path": [name for name in kohya if name.startswith("lora_unet_add_embedding_")],
     }
     if base.has("two_encoders"):
         found["other_prefix_of_two"] = other_prefix
@@ -90,37 +90,45 @@ def _of_names(file: LoraFile, base: Base) -> dict[str, list[str]]:
         found["diffusers_upsampler"] = [name for name in other_names if "upsamplers" in name]
     else:
         found["original_names"] = other_names
+    unread = [key for name in found["peft_attention"] for key in layers[name].keys] + file.bundled
+    unread += [key for one in layers.values() if one.kind.name in _UNREAD for key in one.keys]
+    found["many_unread"] = unread if len(keys) <= MANY < len(keys + unread) else []
     return found
 
 
-def _of_tensors(file: LoraFile, base: Base) -> dict[str, list[str]]:
-    """Layers by what is unusual in their tensors, but for the numbers of those that are large."""
-    layers, alphas = file.layers, file.alphas
-    with_factors = {name: one for name, one in layers.items() if one.kind.name in _TRIED}
-    own = {name: one for name, one in with_factors.items() if one.spelling == KOHYA}
-    flat = {n: one for n, one in with_factors.items() if "alpha" in one.entries and one.spelling != PEFT}
-    kinds = {name: one.kind.name for name, one in layers.items()}
-    lokr = [name for name, kind in kinds.items() if kind == "lokr"]
-    dora = {name: one for name, one in layers.items() if "dora_scale" in one.entries}
-    along_inputs = {name for name, one in dora.items() if one.shapes["dora_scale"][:1] == (1,)}
+_UNREAD = ("oft", "set")  # kinds of which Forge counts all tensors as unknown
+
+
+def is_kohya(layer: LoraLayer) -> bool:
+    return layer.spelling in (Spelling.KOHYA, Spelling.LETTERED)
+
+
+def is_beside(layer: LoraLayer) -> bool:
+    """Whether it is of a norm or an embedding that bases have, which lists of linear layers do not name."""
+    return layer.place is not None and (layer.is_no_matrix or layer.place.path.endswith("_embedding"))
+
+
+def _of_spellings(layers: Mapping[str, LoraLayer]) -> dict[str, list[str]]:
+    of = {
+        spelling: [name for name, one in layers.items() if one.spelling is spelling] for spelling in Spelling
+    }
+    peft, by_module = of[Spelling.PEFT] + of[Spelling.PEFT_MODULE], of[Spelling.PEFT_MODULE]
     return {
-        "incomplete": [name for name, one in layers.items() if one.missing],
-        "unfit": [name for name, one in layers.items() if _is_unfit(one, base)],
-        "no_alpha": [name for name, one in own.items() if "alpha" not in one.entries and not one.missing],
-        "alpha_shape": [name for name, one in flat.items() if one.shapes["alpha"]],
-        "alpha_zero": [name for name in flat if alphas.get(name) == 0],
-        "dimensions": [name for name, one in layers.items() if _is_of_other_dimensions(one, base)],
-        "peft_alpha": [n for n, a in alphas.items() if layers[n].spelling == PEFT and a != layers[n].rank],
-        "loha_lokr": [name for name, kind in kinds.items() if kind in ("loha", "lokr")],
-        "lokr_unidentified": lokr if base.has("lokr_unidentified") else [],
-        "dora_inputs": [name for name in dora if name in along_inputs],
-        "dora_outputs": [name for name in dora if name not in along_inputs],
-        "untried": [n for n, one in layers.items() if n not in with_factors or MID in one.entries],
+        "peft" if len(peft) == len(layers) else "peft_among": peft,
+        "peft_attention": [name for name in peft if _PEFT_ATTENTION.search(name)],
+        "peft_module": by_module,
+        "peft_module_second": [name for name in by_module if name.startswith("lora_te2_")],
+        "lettered": of[Spelling.LETTERED],
+        "processor": of[Spelling.PROCESSOR],
+        "bare_processor": of[Spelling.BARE_PROCESSOR],
+        "comfy": of[Spelling.COMFY],
+        "lycoris": of[Spelling.LYCORIS],
+        "untried_names": of[Spelling.OTHER],
     }
 
 
 def _of_encoders(file: LoraFile, base: Base) -> Iterator[UiFinding]:
-    kohya = [name for name, one in file.layers.items() if name in base.places and one.spelling != PEFT]
+    kohya = [name for name, one in file.layers.items() if name in base.places and is_kohya(one)]
     inside = {name: found[1] for name in kohya if (found := _ATTENTION.fullmatch(name))}
     counts = Counter(inside.values())
     partial = [name for name, stem in inside.items() if counts[stem] < 4]
@@ -142,6 +150,8 @@ def _of_file(file: LoraFile, base: Base) -> Iterator[UiFinding]:
         yield UiFinding("extra", file.extras)
     if file.bundled:
         yield UiFinding("bundled", file.bundled)
+    if file.scalars:
+        yield UiFinding("scalars", file.scalars)
     has_alphas = any("alpha" in one.entries for one in file.layers.values())
     if "lora_adapter_metadata" in file.metadata and has_alphas:
         yield UiFinding("adapter_metadata")
@@ -155,24 +165,3 @@ def _of_file(file: LoraFile, base: Base) -> Iterator[UiFinding]:
 
 def _is_joined(place: PublishedLayer) -> bool:
     return place.encoder is not None and place.encoder.joined
-
-
-def _is_unfit(layer: LoraLayer, base: Base) -> bool:
-    """Whether its tensors do not fit together, or not to the base's layer."""
-    if layer.missing or not layer.kind.tells_size:
-        return False
-    place = base.places.get(layer.name)
-    if layer.size is None or place is None:
-        return layer.size is None
-    return base.is_published and not fits(layer.size, place.shape)
-
-
-def _is_of_other_dimensions(layer: LoraLayer, base: Base) -> bool:
-    """2-D for a convolution of 1 x 1, or 4-D for a linear layer."""
-    place = base.places.get(layer.name)
-    if layer.kind.name != "lora" or place is None or not base.is_published or layer.missing:
-        return False
-    if base.has("either_projection") and layer.name.endswith(("proj_in", "proj_out")):
-        return False
-    same = len(layer.shapes["lora_down.weight"]) == len(place.shape)
-    return not same and math.prod(place.shape[2:]) == 1

@@ -1,0 +1,109 @@
+"""The keys of LoRA files, of whatever tool: the layer that a tensor is of, what of it, and whose spelling.
+
+Kohya's and LyCORIS' are `lora_te_..._q_proj.lora_down.weight`, `hada_w1_a`, `lokr_w1`, `dora_scale`, `diff`,
+`oft_blocks`; PEFT's `<part>....to_q.lora_A.weight`; diffusers' older ones `processor.to_q_lora.down` and
+`lora_linear_layer.up`; ComfyUI's `diffusion_model.<original path>.lora_up.weight`; each with and without
+wrappers and alphas.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from functools import lru_cache
+from typing import NamedTuple
+
+from lora_studio.families.layer_names import PART_PATTERN, path_name
+from lora_studio.families.layer_names.spellings import UNET, LayerPlace, place_of
+from lora_studio.lora_file.kinds import kind_of
+from lora_studio.lora_file.kinds.base import BESIDE, MAGNITUDE
+from lora_studio.lora_file.kinds.lora import DOWN, UP
+
+
+class Spelling(StrEnum):
+    """Whose names a layer has; with each the UIs do something else."""
+
+    KOHYA = "kohya"  # `lora_te_x.lora_down.weight`
+    LETTERED = "lettered"  # `lora_te_x.lora_A.weight`
+    PEFT = "peft"  # `text_encoder.x.lora_A.weight`
+    PEFT_MODULE = "peft_module"  # the same of a text encoder without `text_model`
+    PROCESSOR = (
+        "processor"  # `unet.x.attn1.processor.to_q_lora.down.weight`, `text_encoder.x.lora_linear_layer`
+    )
+    BARE_PROCESSOR = "bare_processor"  # the same without `unet.`
+    COMFY = "comfy"  # `diffusion_model.x.lora_up.weight`, `text_encoders.clip_l.transformer.x.diff`
+    LYCORIS = "lycoris"  # `lycoris_x.lora_down.weight`
+    OTHER = "other"  # one that is understood, and was tried with no UI
+
+
+class Key(NamedTuple):
+    name: str  # of its layer, as kohya would write what stands there: not always what UIs call it
+    end: str  # by kohya's and LyCORIS' endings
+    spelling: Spelling
+    place: LayerPlace | None  # None: of no layer that a known base has
+
+
+_LETTERS = {"lora_A.weight": DOWN, "lora_B.weight": UP}
+_ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern + "$"), name)
+    for pattern, name in (
+        (r"\.lora_(down|up|mid)(?:\.weight)?", r"lora_\1.weight"),
+        (r"\.lora_A(?:\.[^.]+)?(?:\.weight)", DOWN),
+        (r"\.lora_B(?:\.[^.]+)?(?:\.weight)", UP),
+        (r"(?:\.|_)lora(?:_linear_layer)?\.(down|up)(?:\.weight)", r"lora_\1.weight"),
+        (r"\.(?:lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?|dora_scale)", MAGNITUDE),
+        (r"\.((?:hada|lokr)_(?:w[12](?:_[ab])?|t[12]))(?:\.weight)?", r"\1"),
+        (r"\.([ab][12m]\.weight)", r"\1"),
+        (r"\.(alpha|rescale)", r"\1"),
+    )
+)
+_PROCESSOR = r".+\.processor\.to_(?:[qkv]|out)_lora\.(?:down|up)\.weight|.+\.lora\.(?:down|up)\.weight"
+_SPELLINGS: tuple[tuple[Spelling, re.Pattern[str]], ...] = tuple(
+    (spelling, re.compile(pattern))
+    for spelling, pattern in (
+        (Spelling.PEFT_MODULE, r"text_encoder(?:_2)?\.(?:encoder|final_layer_norm)\..+\.lora_[AB]\.weight"),
+        (Spelling.PEFT, rf"(?:{PART_PATTERN})\.(?!.*\.processor\.).+\.lora_[AB]\.weight"),
+        (Spelling.PROCESSOR, rf"unet\.(?:{_PROCESSOR})|text_encoder(?:_2)?\..+\.lora_linear_layer\..+"),
+        (Spelling.BARE_PROCESSOR, rf"(?!text_encoder|base_model)(?:{_PROCESSOR})"),
+        (
+            Spelling.COMFY,
+            r"(?:diffusion_model|text_encoders\.clip_[lgh]\.transformer)\..+\.(?:lora_(?:up|down)\.weight|diff|diff_b)",
+        ),
+    )
+)
+
+
+def read_key(key: str, *, two_encoders: bool) -> Key | None:
+    """What a key means, or None if it is none of a layer's.
+
+    A key like kohya's is a layer's whatever its name; of any other the layer must be one that bases have.
+    """
+    name, _, end = key.partition(".")
+    is_ending = end in BESIDE or kind_of((end,)) is not None
+    if (is_ending or end in _LETTERS) and not name.startswith("lycoris_"):
+        spelling = Spelling.KOHYA if is_ending else Spelling.LETTERED
+        return Key(name, _LETTERS.get(end, end), spelling, _place_of(name))
+    stem, end = any_key(key) or (key, "")
+    place = _place_of(stem) if end else None
+    if place is None:
+        return None
+    if stem.startswith("lycoris_") and "." not in stem:
+        spelling = Spelling.LYCORIS
+    else:
+        spelling = next((one for one, like in _SPELLINGS if like.fullmatch(key)), Spelling.OTHER)
+    original = re.fullmatch(r"(?:model\.)?diffusion_model\.(.+)", stem) if place.part == UNET else None
+    path = original[1] if original else place.path
+    return Key(path_name(place.part, path, two_encoders=two_encoders), end, spelling, place)
+
+
+_place_of = lru_cache(maxsize=8192)(place_of)  # of each layer's keys all have one stem
+
+
+def any_key(key: str) -> tuple[str, str] | None:
+    """A key of any tool without its ending, and what that means; None if it means nothing."""
+    for pattern, name in _ENDINGS:
+        match = pattern.search(key)
+        if match:
+            return key[: match.start()], match.expand(name)
+    stem, _, end = key.rpartition(".")
+    return (stem, end) if kind_of((end,)) else None

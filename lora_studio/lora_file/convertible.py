@@ -16,8 +16,10 @@ from lora_studio.families.layer_names import DENOISER
 from lora_studio.families.layer_names.spellings import LayerPlace, kernel_of, place_of
 from lora_studio.lora_file.factors import PlainLora
 from lora_studio.lora_file.kinds.base import BESIDE, BIAS
+from lora_studio.lora_file.kinds.whole import SET
 from lora_studio.lora_file.layer import Held, LoraLayer
 from lora_studio.lora_file.lora_file import ENDINGS, LoraFile, base_layers, open_lora
+from lora_studio.text import plural
 
 _ADAPTER_METADATA, _PEFT_CONFIG = "lora_adapter_metadata", "adapter_config.json"
 
@@ -35,42 +37,47 @@ class DeclaredAlphas(NamedTuple):
     by_square_root: frozenset[str]  # parts whose alphas count against the root of the rank
 
 
-def read_places(path: Path, *, skip_unknown: bool = False) -> PlacedLayers:
+def read_places(path: Path, *, skip_unknown: bool = False, has_base: bool = False) -> PlacedLayers:
     """Every layer as the file has it. Raises StudioError as `read_any`."""
-    file = convertible_part(open_lora(path), skip_unknown=skip_unknown).in_one_spelling()
+    file = convertible_part(open_lora(path), skip_unknown=skip_unknown, has_base=has_base).in_one_spelling()
     said = _said_alphas(path, file.metadata)
     return PlacedLayers(
         file, {one.place: _checked(file, one, one.place, said) for one in file.layers.values() if one.place}
     )
 
 
-def convertible_part(file: LoraFile, *, skip_unknown: bool) -> LoraFile:
+def convertible_part(file: LoraFile, *, skip_unknown: bool, has_base: bool = False) -> LoraFile:
     """What plain LoRA can hold of it; what it is without is said.
 
-    Raises StudioError for tensors that no LoRA has, unless they are skipped, and if nothing is left.
+    Raises StudioError for tensors that no LoRA has, unless they are skipped, and if nothing is left. With them
+    go the weights that replace those of a base that is not there.
     """
-    unplaced = [name for name, one in file.layers.items() if one.place is None]
-    unknown = [key for name in unplaced for key in file.layers[name].keys] + file.extras
+    replaces = skip_unknown and not has_base
+    no_lora = [n for n, one in file.layers.items() if one.place is None or (replaces and one.kind is SET)]
+    unknown = [key for name in no_lora for key in file.layers[name].keys] + file.extras
     count = len(file.header.entries) if file.header else 0
-    named = f"{len(unknown)} of {count} tensors that no LoRA has: {preview_names(unknown)}"
+    what = f"{len(unknown)} of {count} tensors that no LoRA has: {preview_names(unknown)}"
     if unknown and not skip_unknown:
         skip = "" if len(unknown) == count else "; --skip-unknown leaves them out"
-        raise StudioError(f"{file.name} holds {named}; it is not converted{skip}.")
+        raise StudioError(f"{file.name} holds {what}; it is not converted{skip}.")
     beside = [name for name, one in file.layers.items() if one.place and _is_beside(one, one.place)]
     biases = [name for name, one in file.layers.items() if BIAS in one.entries and name not in beside]
-    left_out = {
-        named: unknown,
-        f"{len(beside)} changes of norms, biases and embeddings, which plain LoRA cannot hold": beside,
-        f"{len(biases)} changes of biases, which plain LoRA cannot hold": biases,
-        f"{len(file.bundled)} tensors of embeddings, which UIs take from files of their own": file.bundled,
-        f"{len(file.scalars)} scalars, which LyCORIS and UIs do not read": file.scalars,
+    counts = {
+        ("change", "of norms, embeddings, or biases alone, which plain LoRA cannot hold"): len(beside),
+        ("change", "of biases beside their weights, which plain LoRA cannot hold"): len(biases),
+        ("tensor", "of embeddings, which UIs take from files of their own"): len(file.bundled),
+        ("scalar", "which LyCORIS and UIs do not read"): len(file.scalars),
     }
-    said = [f"{file.name}: left out are {what}" for what, which in left_out.items() if which]
-    gone = {*unplaced, *beside}
+    left_out = [what] if unknown else []
+    left_out += [f"{plural(number, one)} {rest}" for (one, rest), number in counts.items() if number]
+    gone = {*no_lora, *beside}
     layers = {name: one for name, one in file.layers.items() if name not in gone}
     if not layers:
-        what = said[0].partition(": ")[2] if said else "it holds nothing"
-        raise StudioError(f"{file.name} has no layer that plain LoRA can hold ({what}); it is not converted.")
+        why = "; ".join(left_out) or "nothing"
+        raise StudioError(
+            f"{file.name} holds {why}; it is not converted, as plain LoRA can hold none of that."
+        )
+    said = [f"{file.name} is taken without {one}" for one in left_out]
     return replace(file, layers=layers, said=(*file.said, *said))
 
 
@@ -164,7 +171,7 @@ def read_plain_layers(
     path: Path, *, base: ModelFamily | None = None, skip_unknown: bool = False
 ) -> PlainLayers:
     """Every layer as plain LoRA. Raises as `read_any`."""
-    found = read_places(path, skip_unknown=skip_unknown)
+    found = read_places(path, skip_unknown=skip_unknown, has_base=base is not None)
     known = {} if base is None else base_layers(base)
     names = {
         place: one.name if base is None else _name(place, one, base) for place, one in found.layers.items()
@@ -181,7 +188,8 @@ def read_plain_layers(
         if layer.needs_base and weight is None:
             raise StudioError(
                 f"{path.name} holds {layer.written}, whose change depends on the base's weights; make plain "
-                f"LoRA of it with `lora-studio convert {path.name} --to kohya --base BASE`, which knows them."
+                f"LoRA of it with `lora-studio convert {path.name} --to kohya --base BASE`, which knows them"
+                f"{', or leave it out with --skip-unknown' if layer.kind is SET else ''}."
             )
         try:
             one = layer.plain(weight)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from lora_studio.errors import RecipeError, StudioError, preview_names
 from lora_studio.families.layer_names import reads_text
 from lora_studio.lora_file.lora_file import LoraFile, base_layers, open_lora
+from lora_studio.text import plural
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -68,8 +69,8 @@ def open_plain(path: Path, *, skip_unknown: bool = False) -> LoraFile:
 
 def without_extras(file: LoraFile) -> LoraFile:
     """It without the tensors that are of no layer, which is said."""
-    what = f"{len(file.extras)} tensors of no layer: {preview_names(file.extras)}"
-    said = (f"{file.name}: left out are {what}",) if file.extras else ()
+    what = f"{plural(len(file.extras), 'tensor')} of no layer: {preview_names(file.extras)}"
+    said = (f"{file.name} is taken without {what}",) if file.extras else ()
     return replace(file, extras=[], said=(*file.said, *said))
 
 

@@ -59,7 +59,7 @@ def inspect_file(path: Path) -> Facts:
     said, notes = file.metadata.get("sshs_model_hash"), facts.notes
     if said and said != hashes["sshs_model_hash"]:
         notes += ("its metadata has another sshs_model_hash: its tensors were changed after it was written",)
-    return replace(facts, norms=block_norms(file), hashes=hashes, notes=notes)
+    return replace(facts, norms=block_norms(_named(file)), hashes=hashes, notes=notes)
 
 
 def inspect_folder(folder: Path) -> list[Facts | Damaged]:
@@ -89,15 +89,15 @@ def _facts(file: LoraFile, header: Header, *, numbers: bool) -> Facts:
         return _of_embedding(header, facts)
     if not file.layers:
         return _of_anything(header, facts)
-    base = base_of_layers(file.layers)
+    base, named = base_of_layers(file.layers), _named(file)
     return replace(
         facts,
         kind=_kinds(file.layers.values()),
         family=base.title,
         ranks=_range(file.ranks.values()),
         alphas=_range(file.alphas.values()),
-        layers=dict(Counter(_part(name, base) for name in file.layers)),
-        blocks=dict(Counter(map(block_of, file.layers))),
+        layers=dict(Counter(_part(one, base) for one in file.layers.values())),
+        blocks=dict(Counter(map(block_of, named.layers))),
         uis=tuple(verdicts(findings(file, base, numbers=numbers), file.layers, base.title)),
         notes=_notes(file, numbers=numbers),
     )
@@ -131,10 +131,21 @@ def _kinds(layers: Iterable[LoraLayer]) -> str:
     return "+".join(sorted(found - {"lora"} if "locon" in found else found))
 
 
-def _part(name: str, base: Base) -> str:
-    if name not in base.places:
+def _named(file: LoraFile) -> LoraFile:
+    """With the names that UIs know; as it is, if one layer is twice in it and its contents differ."""
+    try:
+        return file.in_one_spelling()
+    except StudioError:
+        return file
+
+
+def _part(layer: LoraLayer, base: Base) -> str:
+    if layer.name in base.places:
+        encoder = base.places[layer.name].encoder
+    elif layer.place is None or base.layout is None:
         return "unknown"
-    encoder = base.places[name].encoder
+    else:
+        encoder = base.layout.encoders.get(layer.place.part)
     return DENOISER if encoder is None else encoder.prefix.strip("_").removeprefix("lora_")
 
 
@@ -146,6 +157,8 @@ def _notes(file: LoraFile, *, numbers: bool) -> tuple[str, ...]:
         notes.append(f"{len(file.zero)} of {len(file.layers)} layers are zero")
     if file.bundled:
         notes.append(f"{len(file.bundled)} tensors of embeddings are bundled with it")
+    if doubles := [f"{one.written} and {other.written}" for one, other in file.doubles()]:
+        notes.append(f"{len(doubles)} layers stand there twice, under two names, first {doubles[0]}")
     if file.extras:
         notes.append(f"{len(file.extras)} tensors belong to no layer, first {file.extras[0]}")
     return tuple(notes)

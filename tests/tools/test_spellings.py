@@ -209,7 +209,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "not finite": (lambda t: next(iter(t.values())).fill_(float("inf")), "not finite"),
     "norms alone": (
         lambda t: [t.clear(), t.update({"lora_unet_mid_block_attentions_0_norm.w_norm": torch.ones(8)})],
-        "1 changes of norms, biases and embeddings, which plain LoRA cannot hold",
+        "1 change of norms, embeddings, or biases alone, which plain LoRA cannot hold",
     ),
     "twice": (
         lambda t: t.update({"unet.mid_block.attentions.0.proj_in.lora_A.weight": torch.ones(2, 2)}),

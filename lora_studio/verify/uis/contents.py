@@ -11,6 +11,7 @@ from lora_studio.families.layer_names.spellings import TEXT
 from lora_studio.lora_file.keys import Spelling
 from lora_studio.lora_file.kinds.base import ALPHA, BIAS, MAGNITUDE
 from lora_studio.lora_file.kinds.lora import MID
+from lora_studio.lora_file.kinds.whole import NORM
 from lora_studio.lora_file.layer import EIGHT_BITS, LoraLayer
 from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.lora_file.open import fits
@@ -51,19 +52,21 @@ def _of_kinds(file: LoraFile, base: Base) -> dict[str, list[str]]:
     lokr, full, oft = (of_kind.get(kind, {}) for kind in ("lokr", "full", "oft"))
     turned = {name: one for name, one in oft.items() if len(one.shapes.get("oft_blocks", ())) == 3}
     bound = [name for name, one in turned.items() if one.scale or "rescale" in one.entries]
-    biases = {name: one for name, one in file.layers.items() if BIAS in one.entries}
+    own = {name: one for name, one in file.layers.items() if one.spelling is Spelling.KOHYA}
+    biases = {name: one for name, one in own.items() if BIAS in one.entries}
+    norms = [n for n, one in own.items() if one.kind is NORM or (one.is_no_matrix and "diff" in one.entries)]
     is_told = any(_tells_base(one) for one in file.layers.values())
     return {
         "mid": [name for name, one in file.layers.items() if MID in one.entries],
         "loha_lokr": [*of_kind.get("loha", ()), *lokr],
         "lokr_unidentified": list(lokr) if base.has("lokr_unidentified") and not is_told else [],
         "lokr_tucker": [name for name, one in lokr.items() if "lokr_t2" in one.entries],
-        "whole": [name for name, one in full.items() if "diff" in one.entries],
+        "whole": [name for name, one in full.items() if name in own and not one.is_no_matrix],
         "bias": [name for name, one in biases.items() if "diff" not in one.entries],
         "bias_nowhere": [
             n for n, one in biases.items() if "diff" in one.entries and n.endswith(_WITHOUT_BIAS)
         ],
-        "norms": list(of_kind.get("norm", ())),
+        "norms": norms,
         "turned": [name for name in turned if name not in bound],
         "turned_bound": bound,
         "glora": list(of_kind.get("glora", ())),

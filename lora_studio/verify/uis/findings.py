@@ -21,7 +21,7 @@ from lora_studio.lora_file.layer import LoraLayer
 from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.tensor_file.header import Header
 from lora_studio.verify.uis import Base, UiFinding
-from lora_studio.verify.uis.contents import of_tensors
+from lora_studio.verify.uis.contents import PEFT, of_tensors
 
 _ATTENTION = re.compile(r"(.*_self_attn_)(q|k|v|out)_proj")
 _MODULE_PATH = re.compile(r"lora_te\d?_(encoder_layers|final_layer_norm)_.*")
@@ -109,9 +109,10 @@ def is_beside(layer: LoraLayer) -> bool:
 
 
 def _of_spellings(layers: Mapping[str, LoraLayer]) -> dict[str, list[str]]:
-    of = {
-        spelling: [name for name, one in layers.items() if one.spelling is spelling] for spelling in Spelling
-    }
+    of: dict[Spelling, list[str]] = {spelling: [] for spelling in Spelling}
+    for name, one in layers.items():
+        is_judged_by_layer = is_kohya(one) or one.spelling in PEFT
+        of[one.spelling].append(name if is_judged_by_layer else one.written)
     peft, by_module = of[Spelling.PEFT] + of[Spelling.PEFT_MODULE], of[Spelling.PEFT_MODULE]
     return {
         "peft" if len(peft) == len(layers) else "peft_among": peft,

@@ -181,13 +181,12 @@ def compare(one: Place, other: Place, *, strengths: tuple[float, float] = (1.0, 
     With the cosine (-1..1) of their changes, norms and overlaps of all layers. Raises StudioError for files
     of different kinds of bases.
     """
-    from lora_studio.lora_file.open import open_plain
+    from lora_studio.lora_file.open import open_together
     from lora_studio.tools.combine import Term
     from lora_studio.tools.compare import compare as judge
 
-    first, second = (
-        Term(open_plain(Path(path)), strength) for path, strength in zip((one, other), strengths, strict=True)
-    )
+    files = open_together([Path(one), Path(other)])
+    first, second = (Term(file, strength) for file, strength in zip(files, strengths, strict=True))
     return judge(first, second)
 
 

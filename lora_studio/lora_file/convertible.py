@@ -49,8 +49,8 @@ def read_places(path: Path, *, skip_unknown: bool = False, has_base: bool = Fals
 def convertible_part(file: LoraFile, *, skip_unknown: bool, has_base: bool = False) -> LoraFile:
     """What plain LoRA can hold of it; what it is without is said.
 
-    Raises StudioError for tensors that no LoRA has, unless they are skipped, and if nothing is left. With them
-    go the weights that replace those of a base that is not there.
+    Raises StudioError for tensors that no LoRA has, unless they are skipped, and if nothing is left. With
+    them go the weights that replace those of a base that is not there.
     """
     replaces = skip_unknown and not has_base
     no_lora = [n for n, one in file.layers.items() if one.place is None or (replaces and one.kind is SET)]

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from lora_studio.lora_file.factors import PlainLora
 
 DTYPES = ("float16", "bfloat16", "float32")
-EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2")  # which every reader widens
+EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2")  # which readers widen
+READABLE = (*DTYPES, *EIGHT_BITS, "float64")
 MAX_RANK = 4096
 # What is set in numbers that are not finite, of the bits of each dtype; of whole numbers all are finite.
 _EXPONENTS = {"float64": 0x7FF << 52, "float32": 0xFF << 23, "float16": 0x1F << 10, "bfloat16": 0xFF << 7}
@@ -156,7 +157,7 @@ class LoraLayer:
         faults = [
             f"{end} has dtype {one.dtype}"
             for end, one in self.entries.items()
-            if one.dtype not in (*DTYPES, *EIGHT_BITS) and end != ALPHA and not any_dtype
+            if one.dtype not in READABLE and end != ALPHA and not any_dtype
         ]
         if any(0 in shape for shape in self.shapes.values()):
             faults.append("a tensor is empty")

@@ -45,17 +45,19 @@ def open_plain(path: Path, *, skip_unknown: bool = False) -> LoraFile:
     else:
         file = (without_extras(file) if skip_unknown else file).in_one_spelling()
     alphas = {name: one for name, one in file.layers.items() if "alpha" in one.entries}
-    invalid = [name for name, one in file.layers.items() if one.faults()] + file.extras
+    faults = {name: found[0] for name, one in file.layers.items() if (found := one.faults())}
     wrong = [name for name, one in alphas.items() if one.alpha is None or not math.isfinite(one.alpha)]
-    if invalid and invalid != wrong:
-        count = len(file.layers) + len(file.extras)
+    if faults and [*faults] != wrong:
+        names, (fault, *_) = preview_names(faults), faults.values()
         raise StudioError(
-            f"{path.name} is not a complete LoRA file: {len(invalid)} of {count} layers lack "
-            f"a tensor or do not fit together: {preview_names(invalid)}; `lora-studio verify` says more"
-            f"{', and --skip-unknown leaves out what is of no layer' if invalid == file.extras else ''}."
+            f"{path.name} is not a complete LoRA file: {len(faults)} of {len(file.layers)} layers lack a "
+            f"tensor or do not fit together: {names} ({fault}); `lora-studio verify` says more."
         )
     if not file.layers:
         raise StudioError(f"{path.name} holds no layer of a LoRA; `lora-studio verify` says more.")
+    if file.extras:
+        what = f"{plural(len(file.extras), 'tensor')} of no layer: {preview_names(file.extras)}"
+        raise StudioError(f"{path.name} holds {what}; --skip-unknown leaves them out.")
     if wrong:
         what = f"alpha of {preview_names(wrong)} is not one number"
         raise StudioError(f"{path.name}: {what}; the file is damaged.")

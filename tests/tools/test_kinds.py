@@ -27,6 +27,7 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {
     "oft bound": ("DiagOFTModule", {"constraint": 0.01}),
     "oft rescaled": ("DiagOFTModule", {"constraint": 0, "rescaled": True}),
     "full": ("FullModule", {}),
+    "glora": ("GLoRAModule", {}),
 }
 
 

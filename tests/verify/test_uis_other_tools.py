@@ -249,6 +249,7 @@ CASES: dict[str, tuple[str, Callable[[], Tensors], str]] = {
         lambda: {key: one.to(torch.float8_e5m2) for key, one in small("SD1").items()},
         "cccc?cc",
     ),
+    "float64": ("SD1", lambda: {key: one.double() for key, one in small("SD1").items()}, "???????"),
     "a scalar": ("SD1", lambda: small("SD1") | {f"{FIRST['SD1']}.scalar": torch.tensor(1.0)}, "cccc?n?"),
     "many bundled embeddings": (
         "SD1",

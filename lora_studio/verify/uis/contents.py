@@ -17,7 +17,6 @@ from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.lora_file.open import fits
 from lora_studio.verify.uis import Base
 
-_EIGHT_BITS = set(EIGHT_BITS)
 _WITH_FACTORS = ("lora", "loha", "lokr")
 PEFT = (Spelling.PEFT, Spelling.PEFT_MODULE)
 
@@ -37,12 +36,15 @@ def of_tensors(file: LoraFile, base: Base) -> dict[str, list[str]]:
         "other_strength": list(_of_other_strength(file)),
         "dimensions": [name for name, one in layers.items() if _is_of_other_dimensions(one, base)],
         "peft_alpha": [n for n, one in layers.items() if one.spelling in PEFT and ALPHA in one.entries],
-        "eight_bits": [
-            n for n, one in layers.items() if any(e.dtype in EIGHT_BITS for e in one.entries.values())
-        ],
+        "eight_bits": [name for name, one in layers.items() if _dtypes(one) & set(EIGHT_BITS)],
+        "long_numbers": [name for name, one in layers.items() if "float64" in _dtypes(one)],
         **_of_kinds(file, base),
         **_of_dora(file),
     }
+
+
+def _dtypes(layer: LoraLayer) -> set[str]:
+    return {entry.dtype for end, entry in layer.entries.items() if end != ALPHA}
 
 
 def _of_kinds(file: LoraFile, base: Base) -> dict[str, list[str]]:
@@ -63,9 +65,7 @@ def _of_kinds(file: LoraFile, base: Base) -> dict[str, list[str]]:
         "lokr_tucker": [name for name, one in lokr.items() if "lokr_t2" in one.entries],
         "whole": [name for name, one in full.items() if name in own and not one.is_no_matrix],
         "bias": [name for name, one in biases.items() if "diff" not in one.entries],
-        "bias_nowhere": [
-            n for n, one in biases.items() if "diff" in one.entries and n.endswith(_WITHOUT_BIAS)
-        ],
+        "bias_nowhere": [name for name in biases if name in full and name.endswith(_WITHOUT_BIAS)],
         "norms": norms,
         "turned": [name for name in turned if name not in bound],
         "turned_bound": bound,

@@ -82,6 +82,7 @@ class GloraKind(LayerKind):
     is_product = False
 
     def size(self, shapes: Shapes) -> tuple[int, int] | None:
+        """None, too, where `a1 a2` does not turn as many inputs as the weight has."""
         (a1, a2, b1, b2), middle = (flat(shapes[end]) for end in self.endings[:4]), shapes.get("bm.weight")
         inputs = b2[1] * (math.prod(middle[2:]) if middle else 1)
         fit = (
@@ -93,6 +94,7 @@ class GloraKind(LayerKind):
         return (b1[0], inputs) if fit and inputs % a1[0] == 0 else None
 
     def delta(self, tensors: Tensors, scale: float, weight: Tensor | None) -> Tensor:
+        """In the shape of the weight, whose inputs are turned at every place of a kernel alike."""
         import torch
 
         assert weight is not None

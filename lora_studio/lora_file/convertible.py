@@ -60,7 +60,7 @@ def convertible_part(file: LoraFile, *, skip_unknown: bool, has_base: bool = Fal
     if unknown and not skip_unknown:
         skip = "" if len(unknown) == count else "; --skip-unknown leaves them out"
         raise StudioError(f"{file.name} holds {what}; it is not converted{skip}.")
-    beside = [name for name, one in file.layers.items() if one.place and _is_beside(one, one.place)]
+    beside = [name for name, one in file.layers.items() if one.is_beside]
     biases = [name for name, one in file.layers.items() if BIAS in one.entries and name not in beside]
     counts = {
         ("change", "of norms, embeddings, or biases alone, which plain LoRA cannot hold"): len(beside),
@@ -79,10 +79,6 @@ def convertible_part(file: LoraFile, *, skip_unknown: bool, has_base: bool = Fal
         )
     said = [f"{file.name} is taken without {one}" for one in left_out]
     return replace(file, layers=layers, said=(*file.said, *said))
-
-
-def _is_beside(layer: LoraLayer, place: LayerPlace) -> bool:
-    return layer.is_no_matrix or place.path.endswith("_embedding")
 
 
 def _checked(file: LoraFile, layer: LoraLayer, place: LayerPlace, said: DeclaredAlphas) -> LoraLayer:

@@ -9,31 +9,14 @@ wrappers and alphas.
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from lora_studio.families.layer_names import PART_PATTERN, path_name
-from lora_studio.families.layer_names.spellings import UNET, LayerPlace, place_of
+from lora_studio.families.layer_names.spellings import LayerPlace, place_of
+from lora_studio.families.layer_names.writers import Spelling, kohyas_name, spelling_of
 from lora_studio.lora_file.kinds import kind_of
 from lora_studio.lora_file.kinds.base import BESIDE, MAGNITUDE
 from lora_studio.lora_file.kinds.lora import DOWN, UP
-
-
-class Spelling(StrEnum):
-    """Whose names a layer has; with each the UIs do something else."""
-
-    KOHYA = "kohya"  # `lora_te_x.lora_down.weight`
-    LETTERED = "lettered"  # `lora_te_x.lora_A.weight`
-    PEFT = "peft"  # `text_encoder.x.lora_A.weight`
-    PEFT_MODULE = "peft_module"  # the same of a text encoder without `text_model`
-    PROCESSOR = (
-        "processor"  # `unet.x.attn1.processor.to_q_lora.down.weight`, `text_encoder.x.lora_linear_layer`
-    )
-    BARE_PROCESSOR = "bare_processor"  # the same without `unet.`
-    COMFY = "comfy"  # `diffusion_model.x.lora_up.weight`, `text_encoders.clip_l.transformer.x.diff`
-    LYCORIS = "lycoris"  # `lycoris_x.lora_down.weight`
-    OTHER = "other"  # one that is understood, and was tried with no UI
 
 
 class Key(NamedTuple):
@@ -57,20 +40,6 @@ _ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\.(alpha|rescale)", r"\1"),
     )
 )
-_PROCESSOR = r".+\.processor\.to_(?:[qkv]|out)_lora\.(?:down|up)\.weight|.+\.lora\.(?:down|up)\.weight"
-_SPELLINGS: tuple[tuple[Spelling, re.Pattern[str]], ...] = tuple(
-    (spelling, re.compile(pattern))
-    for spelling, pattern in (
-        (Spelling.PEFT_MODULE, r"text_encoder(?:_2)?\.(?:encoder|final_layer_norm)\..+\.lora_[AB]\.weight"),
-        (Spelling.PEFT, rf"(?:{PART_PATTERN})\.(?!.*\.processor\.).+\.lora_[AB]\.weight"),
-        (Spelling.PROCESSOR, rf"unet\.(?:{_PROCESSOR})|text_encoder(?:_2)?\..+\.lora_linear_layer\..+"),
-        (Spelling.BARE_PROCESSOR, rf"(?!text_encoder|base_model)(?:{_PROCESSOR})"),
-        (
-            Spelling.COMFY,
-            r"(?:diffusion_model|text_encoders\.clip_[lgh]\.transformer)\..+\.(?:lora_(?:up|down)\.weight|diff|diff_b)",
-        ),
-    )
-)
 
 
 def read_key(key: str, *, two_encoders: bool) -> Key | None:
@@ -80,20 +49,14 @@ def read_key(key: str, *, two_encoders: bool) -> Key | None:
     """
     name, _, end = key.partition(".")
     is_ending = end in BESIDE or kind_of((end,)) is not None
-    if (is_ending or end in _LETTERS) and not name.startswith("lycoris_"):
+    if (is_ending or end in _LETTERS) and spelling_of(key) is not Spelling.LYCORIS:
         spelling = Spelling.KOHYA if is_ending else Spelling.LETTERED
         return Key(name, _LETTERS.get(end, end), spelling, _place_of(name))
     stem, end = any_key(key) or (key, "")
     place = _place_of(stem) if end else None
     if place is None:
         return None
-    if stem.startswith("lycoris_") and "." not in stem:
-        spelling = Spelling.LYCORIS
-    else:
-        spelling = next((one for one, like in _SPELLINGS if like.fullmatch(key)), Spelling.OTHER)
-    original = re.fullmatch(r"(?:model\.)?diffusion_model\.(.+)", stem) if place.part == UNET else None
-    path = original[1] if original else place.path
-    return Key(path_name(place.part, path, two_encoders=two_encoders), end, spelling, place)
+    return Key(kohyas_name(stem, place, two_encoders=two_encoders), end, spelling_of(key), place)
 
 
 _place_of = lru_cache(maxsize=8192)(place_of)  # of each layer's keys all have one stem

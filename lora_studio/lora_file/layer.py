@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lora_studio.errors import StudioError
-from lora_studio.lora_file.keys import Spelling, any_key
+from lora_studio.families.layer_names.writers import Spelling
+from lora_studio.lora_file.keys import any_key
 from lora_studio.lora_file.kinds import kind_of
 from lora_studio.lora_file.kinds.base import ALPHA, BESIDE, BIAS, MAGNITUDE, Array, LayerKind, decomposed
 from lora_studio.tensor_file.header import Header, TensorEntry, itemsize
@@ -105,6 +106,11 @@ class LoraLayer:
     def is_no_matrix(self) -> bool:
         """Whether it changes a norm or a bias alone, which plain LoRA cannot hold."""
         return self.kind.name == "norm" or (self.kind.name == "full" and len(self.shapes.get("diff", ())) < 2)
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether it is of a norm, a bias alone or an embedding that bases have: no layer of plain LoRA."""
+        return self.place is not None and (self.is_no_matrix or self.place.path.endswith("_embedding"))
 
     @property
     def missing(self) -> list[str]:

@@ -17,7 +17,8 @@ from lora_studio.families.layer_names.spellings import (
     LayerPlace,
     layout_of,
 )
-from lora_studio.lora_file.keys import Key, Spelling, read_key
+from lora_studio.families.layer_names.writers import Spelling
+from lora_studio.lora_file.keys import Key, read_key
 from lora_studio.lora_file.kinds.base import BESIDE, BIAS
 from lora_studio.lora_file.kinds.lora import DOWN, UP
 from lora_studio.lora_file.layer import LoraLayer, Stored

@@ -29,7 +29,7 @@ from lora_studio.verify.uis import (
     loaded_by,
     verdicts,
 )
-from lora_studio.verify.uis.findings import embedding_findings, findings, is_beside, is_embedding
+from lora_studio.verify.uis.findings import embedding_findings, findings, is_embedding
 
 if TYPE_CHECKING:
     from lora_studio.families.base import ModelFamily
@@ -118,7 +118,7 @@ def check_against_base(file: LoraFile, family: ModelFamily, report: VerifyReport
     """Every key maps to a layer of the (unadapted) base, and shapes fit."""
     layers, own = file.layers, base_of_layers(file.layers)
     base = base_of_family(family, own, layers)
-    unknown = [name for name, one in layers.items() if name not in base.places and not is_beside(one)]
+    unknown = [name for name, one in layers.items() if name not in base.places and not one.is_beside]
     if unknown:
         meant = f"; the file is for {report.checks['made_for']}" if "made_for" in report.checks else ""
         report.faults.append(

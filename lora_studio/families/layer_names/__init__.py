@@ -19,6 +19,8 @@ _PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2":
 _BLOCK = re.compile(r"lora_unet_(?:(down|up|input|output)_blocks_(\d+)|(mid|middle)_block|(.*))_?.*")
 _ENCODER = re.compile(r"lora_(te\d?)_.*?_layers_(\d+)_.*")
 _HALVES = ("down", "input", "mid", "up", "output", "other")
+SIZES_BY_PATH = "lora_unet_add_embedding_"  # how the embeddings of sizes begin by diffusers' path
+_ATTENTION = re.compile(r"lora_unet_.*_attn\d_to_")
 _READS_TEXT = re.compile(r"attn2[._]to_[kv]$")
 _ROLE = re.compile(  # the last words of a layer's name; what stands before them is its block
     r"_((?:attn[12]_to_(?:q|k|v|out_0))|ff_net_(?:0_proj|2)|proj_(?:in|out)|self_attn_(?:q|k|v|out)_proj"
@@ -35,6 +37,11 @@ def path_name(part: str, path: str, *, two_encoders: bool) -> str:
 def reads_text(name: str) -> bool:
     """Whether a layer, by its path or UI name, is a key or value of cross-attention, as wide as the text."""
     return _READS_TEXT.search(name) is not None
+
+
+def is_attention(name: str) -> bool:
+    """Whether a layer, by its UI name, is of the denoiser's attention."""
+    return _ATTENTION.match(name) is not None
 
 
 def block_of(name: str) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from lora_studio.families.layer_names import reads_text
+from lora_studio.families.layer_names import DENOISER, reads_text
 from lora_studio.families.layer_names.spellings import TEXT
-from lora_studio.lora_file.keys import Spelling
+from lora_studio.families.layer_names.writers import Spelling
 from lora_studio.lora_file.kinds.base import ALPHA, BIAS, MAGNITUDE
 from lora_studio.lora_file.kinds.lora import MID
 from lora_studio.lora_file.kinds.whole import NORM
@@ -71,8 +71,15 @@ def _of_kinds(file: LoraFile, base: Base) -> dict[str, list[str]]:
         "turned_bound": bound,
         "glora": list(of_kind.get("glora", ())),
         "set_weight": list(of_kind.get("set", ())),
-        "untried": [name for name in oft if name not in turned],
+        "untried": [*(name for name in oft if name not in turned), *_of_untried_places(own)],
     }
+
+
+def _of_untried_places(layers: Mapping[str, LoraLayer]) -> Iterator[str]:
+    """Norms of text encoders, and embeddings: UIs were given the denoiser's norms alone."""
+    for name, one in layers.items():
+        if one.place is not None and one.is_beside and (one.place.part != DENOISER or not one.is_no_matrix):
+            yield name
 
 
 _WITHOUT_BIAS = ("_to_q", "_to_k", "_to_v")

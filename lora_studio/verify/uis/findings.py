@@ -12,11 +12,13 @@ from lora_studio.families.layer_names import (
     OUTSIDE,
     OWN,
     PUBLISHED,
+    SIZES_BY_PATH,
     PublishedBase,
     PublishedLayer,
+    is_attention,
     reads_text,
 )
-from lora_studio.lora_file.keys import Spelling
+from lora_studio.families.layer_names.writers import Spelling
 from lora_studio.lora_file.layer import LoraLayer
 from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.tensor_file.header import Header
@@ -25,7 +27,6 @@ from lora_studio.verify.uis.contents import PEFT, of_tensors
 
 _ATTENTION = re.compile(r"(.*_self_attn_)(q|k|v|out)_proj")
 _MODULE_PATH = re.compile(r"lora_te\d?_(encoder_layers|final_layer_norm)_.*")
-_PEFT_ATTENTION = re.compile(r"lora_unet_.*_attn[12]_to_")
 MANY = 12  # unknown keys from which on some loaders refuse a file
 LONG_HEADER = 1 << 20
 
@@ -65,7 +66,7 @@ def embedded_in(header: Header) -> PublishedBase | None:
 
 def _of_names(file: LoraFile, base: Base) -> dict[str, list[str]]:
     layers, places = file.layers, base.places
-    unknown = [name for name, one in layers.items() if name not in places and not is_beside(one)]
+    unknown = [name for name, one in layers.items() if name not in places and not one.is_beside]
     by_path = [name for name in unknown if _MODULE_PATH.fullmatch(name)]
     kohya = {name: places[name].how for name, one in layers.items() if name in places and is_kohya(one)}
     other_names = [name for name, how in kohya.items() if how == OTHER_DENOISER]
@@ -77,7 +78,7 @@ def _of_names(file: LoraFile, base: Base) -> dict[str, list[str]]:
         "many_unknown": keys if len(keys) > MANY else [],
         **_of_spellings(layers),
         "outside": [name for name, how in kohya.items() if how == OUTSIDE],
-        "sizes_by_path": [name for name in kohya if name.startswith("lora_unet_add_embedding_")],
+        "sizes_by_path": [name for name in kohya if SIZES_BY_PATH in name],
     }
     if base.has("two_encoders"):
         found["other_prefix_of_two"] = other_prefix
@@ -103,11 +104,6 @@ def is_kohya(layer: LoraLayer) -> bool:
     return layer.spelling in (Spelling.KOHYA, Spelling.LETTERED)
 
 
-def is_beside(layer: LoraLayer) -> bool:
-    """Whether it is of a norm or an embedding that bases have, which lists of linear layers do not name."""
-    return layer.place is not None and (layer.is_no_matrix or layer.place.path.endswith("_embedding"))
-
-
 def _of_spellings(layers: Mapping[str, LoraLayer]) -> dict[str, list[str]]:
     of: dict[Spelling, list[str]] = {spelling: [] for spelling in Spelling}
     for name, one in layers.items():
@@ -116,7 +112,7 @@ def _of_spellings(layers: Mapping[str, LoraLayer]) -> dict[str, list[str]]:
     peft, by_module = of[Spelling.PEFT] + of[Spelling.PEFT_MODULE], of[Spelling.PEFT_MODULE]
     return {
         "peft" if len(peft) == len(layers) else "peft_among": peft,
-        "peft_attention": [name for name in peft if _PEFT_ATTENTION.search(name)],
+        "peft_attention": [name for name in peft if is_attention(name)],
         "peft_module": by_module,
         "peft_module_second": [name for name in by_module if name.startswith("lora_te2_")],
         "lettered": of[Spelling.LETTERED],

@@ -438,6 +438,7 @@ def test_the_readmes_python_runs(world, tmp_path, monkeypatch, capsys):
     assert int(said[0]) > 1_000_000 and said[-1].endswith("runs/pocket_style/pocket_style.safetensors True")
 
 
+@pytest.mark.slow  # half a minute; in small: tests/test_public_names.py
 def test_the_page_about_python_runs_and_nothing_foreign_is_printed(world, tmp_path):
     """In a process of its own, where the libraries are as loud as they are by themselves."""
     folder = shutil.copytree(world, tmp_path / "here")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from lora_files import write_random_lora
+from tiny import recipe_text
 
 import lora_studio
 from lora_studio.quiet import LIBRARIES, quietly
@@ -74,6 +75,22 @@ def test_captions_are_written_from_python_as_by_the_verb(tmp_path: Path, images:
     )
     assert (result.written, heard) == (1, ["red ball, in zwx"])
     assert (tmp_path / "red_ball.txt").read_text() == "red ball, in zwx\n"
+
+
+def test_a_run_from_python_with_paths_as_text(tmp_path: Path, images: Path, tiny_base: Path, capsys) -> None:
+    (tmp_path / "tiny.toml").write_text(recipe_text(images, str(tiny_base)), "utf-8")
+    place, heard = str(tmp_path / "run"), []
+    result = lora_studio.train(
+        str(tmp_path / "tiny.toml"), place, set={"training": {"steps": 1}}, on_event=heard.append
+    )
+    assert result.folder == tmp_path / "run" and result.report.ok and result.summary["steps"] == 1
+    assert [one.step for one in heard if type(one).__name__ == "StepDone"] == [1]
+    (made,) = lora_studio.export(place, "diffusers", checkpoint=1, out=str(tmp_path / "out"))
+    assert made.report.ok and made.made.paths[0].parent == tmp_path / "out"
+    options = lora_studio.SampleRequest(steps=1, side=32)
+    drawn = lora_studio.sample(str(result.lora_file), "a fox", strengths=[0.5], seeds=[1, 2], options=options)
+    assert [one.strength for one in drawn.images] == [None, None, 0.5, 0.5] and Path(drawn.sheet).is_file()
+    assert capsys.readouterr() == ("", "")
 
 
 def test_strengths_count_when_files_are_compared(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 # docker build -t lora-studio .
 # docker run --gpus all -v "$PWD/runs:/app/runs" lora-studio demo
+# docker run --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/data" -w /data lora-studio start my_images
 FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04
 
 RUN apt-get update \
@@ -23,7 +24,10 @@ RUN pip install --no-cache-dir -c constraints.txt -e .
 
 RUN useradd --create-home --uid 10001 studio \
     && mkdir -p runs cache \
-    && chown studio:studio runs cache
+    && chown studio:studio runs cache \
+    && chmod 1777 runs cache
+# Whoever it runs as, so that what it writes into a mounted folder is theirs.
+ENV HOME=/tmp LORA_STUDIO_CACHE=/app/cache HF_HOME=/app/cache/hub
 USER studio
 VOLUME ["/app/runs"]
 

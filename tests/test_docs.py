@@ -222,7 +222,7 @@ def test_every_command_of_a_page_runs_the_long_ones_too(page, world, tmp_path, m
 
 def shown_commands() -> Iterator[tuple[str, list[str]]]:
     """Page and words of every command line, run or not, in blocks and in running text."""
-    for block in blocks("sh", "console"):
+    for block in blocks("sh", "console", "powershell"):
         for words in commands(block):
             for start in ("lora-studio", "lora_studio"):  # or python -m lora_studio
                 if start in words:

@@ -13,7 +13,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from lora_studio.console import console
 from lora_studio.console.terminal import missing_folder
-from lora_studio.errors import StudioError
+from lora_studio.errors import RecipeError, StudioError
 from lora_studio.quiet import quiet_libraries
 from lora_studio.text import cut, shown
 
@@ -86,6 +86,19 @@ class Command(TyperCommand):
         quiet_libraries()
         return super().invoke(ctx)
 
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            name = getattr(
+                error, "option_name", ""
+            )  # click's own, of which newer versions of typer have a copy
+            if type(error).__name__ != "NoSuchOption" or not (option := _meant(name)):
+                raise
+            takes = any("--set" in parameter.opts for parameter in self.params)
+            how = f"write --set {option}=VALUE" if takes else f"set {option} there"
+            raise RecipeError(f"{name} is an option of the recipe: {how}.") from None
+
     def get_params(self, ctx: Context) -> list[Parameter]:
         return _without_types(super().get_params(ctx))
 
@@ -114,6 +127,13 @@ def _harmless_mistakes() -> Iterator[None]:
         if hasattr(error, "format_message") and hasattr(error, "message"):  # its class has no public name
             error.message = shown(cut(str(error.message)))
         raise
+
+
+def _meant(name: str) -> str:
+    """The recipe's option that is meant by an option of the command line that is not there, or "" ."""
+    from lora_studio.recipe.load import option_named
+
+    return option_named(name.lstrip("-")) if name.startswith("--") else ""
 
 
 def _without_types(parameters: list[Parameter]) -> list[Parameter]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _LONGEST = 200  # letters of a metadata value; --json has all
 _MOST = 100  # lines of metadata
+_FIRST = ("made_for", "base", "keys_mapped", "vectors")  # of what verify has checked
 _BAR = 30  # letters of the longest bar
 _COLOURS = {"completely": "green", "partly": "yellow", "not at all": "bold red", "not known": "dim"}
 
@@ -107,16 +108,25 @@ def print_verdicts(verdicts: Sequence[Verdict], screen: Screen) -> None:
 
 
 def print_report(report: VerifyReport, screen: Screen) -> None:
-    """Whether it is valid, why not, and what was looked at."""
+    """Whether it is valid and why not, for which base it is, what UIs make of it, and what was measured."""
     screen.say(f"{shown(report.file)}: {'valid' if report.ok else 'INVALID'}")
     for title, lines in (("fault", report.faults), ("note", report.notes)):
         for line in lines:
             screen.say(f"  {title}: {shown(line)}")
-    for name, value in report.checks.items():
-        words = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        screen.say(f"  {in_words(name)}: {shown(words)}")
+    first = {name: report.checks[name] for name in _FIRST if name in report.checks}
+    _print_checks(first, screen)
     if report.uis:
         print_verdicts(report.uis, screen)
+    if others := {name: value for name, value in report.checks.items() if name not in first}:
+        screen.say("measured")
+        _print_checks(others, screen)
+
+
+def _print_checks(checks: Mapping[str, object], screen: Screen) -> None:
+    for name, value in checks.items():
+        values = value if isinstance(value, list) else [value]
+        words = ", ".join(f"{one:.3g}" if isinstance(one, float) else str(one) for one in values)
+        screen.say(f"  {in_words(name)}: {shown(words)}")
 
 
 def print_metadata(

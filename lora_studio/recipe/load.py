@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from lora_studio.errors import RecipeError, RenamedOption
-from lora_studio.recipe import Recipe
+from lora_studio.recipe import Recipe, options
 from lora_studio.recipe.renamed import current_name, notice, old_names_in, with_current_names
 from lora_studio.recipe.section import WRITE_PATHS
 from lora_studio.recipe.toml import plain_values, read_toml
@@ -61,6 +61,7 @@ def with_steps(recipe: Recipe, steps: int) -> Recipe:
 _DOTS = 3  # in an option's name, at most
 _BRANCHES = {"bool", "int", "float", "str", "tuple"}
 _MOST_FAULTS = 40  # that are listed
+_OFTEN = ("training", "adapter", "data", "base", "samples")  # the tables of a recipe that are changed most
 OnOld = Callable[[str, str], None]  # an option's old name and its current one
 
 
@@ -167,6 +168,17 @@ def names_elsewhere() -> dict[str, str]:
     return {word: option for option, words in tomllib.loads(text).items() for word in words.split()}
 
 
+def option_named(word: str) -> str:
+    """The option that people mean by a bare word, ours or another trainer's: "steps", "network_dim".
+
+    Of several with that last name the one in the first of the tables that are used most; "" if there is none.
+    """
+    word = word.replace("-", "_").lower()
+    named = [option for option, _ in options() if option.rpartition(".")[2] == word]
+    first = (option for table in _OFTEN for option in named if option.startswith(f"{table}."))
+    return names_elsewhere().get(word) or next(iter([*first, *named]), "")
+
+
 def sentences(errors: Sequence[ErrorDetails], recipe: type[BaseModel]) -> list[str]:
     """One for each of pydantic's errors: where, what, and what is allowed. A table's keys are listed once."""
     told: set[tuple[int | str, ...]] = set()
@@ -218,7 +230,7 @@ def _hint(location: tuple[int | str, ...], recipe: type[BaseModel], told: set[tu
     """What may have been meant, and once for each table what it knows."""
     key, table = str(location[-1]), location[:-1]
     known = list(_fields_at(table, recipe))
-    here = names_elsewhere().get(key)
+    here = names_elsewhere().get(key) or ("" if table else option_named(key))
     hint = f"; here it is {here}" if here else did_you_mean(key, known, renamed=old_names_in(table))
     listed = "" if table in told else f" (known here: {', '.join(known)})"
     told.add(table)

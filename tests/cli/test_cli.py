@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from console import run
+from lora_files import write_random_lora
 from tiny import recipe_text
 
 LOOK = (
@@ -109,3 +110,45 @@ def test_verify_exits_0_1_and_2(tmp_path: Path, capsys: pytest.CaptureFixture[st
         for n in ("whole", "zero", "cut", "none")
     ]
     assert codes == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "x.toml", "--set", "steps=100"], "unknown key steps; here it is training.steps"),
+        (
+            ["train", "x.toml", "--steps", "100"],
+            "--steps is an option of the recipe: write --set training.steps=",
+        ),
+        (["plan", "x.toml", "--rank=4"], "write --set adapter.rank=VALUE"),
+        (["train", "x.toml", "--network_dim", "4"], "write --set adapter.rank=VALUE"),
+        (["demo", "--batch-size", "4"], "write --set training.batch_size=VALUE"),
+        (
+            ["init", "sd15_style", "--epochs", "3"],
+            "--epochs is an option of the recipe: set training.epochs there",
+        ),
+    ],
+)
+def test_an_option_of_the_recipe_is_shown_where_it_belongs(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.toml").write_text(recipe_text(tmp_path, "pocket"), "utf-8")
+    code, _, err = run(words, capsys)
+    assert code == 2 and said in err
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "x.toml", "--resum"], ["train", "x.toml", "--out"], ["train", "--zz"]]
+)
+def test_other_options_are_refused_as_ever(words: list[str], capsys) -> None:
+    code, _, err = run(words, capsys)
+    assert code == 2 and "option of the recipe" not in err and "--" in err
+
+
+def test_verify_says_first_what_the_file_is_good_for(tmp_path: Path, capsys) -> None:
+    write_random_lora(tmp_path / "a.safetensors", seed=0)
+    code, out, _ = run(["verify", str(tmp_path / "a.safetensors")], capsys)
+    lines = out.splitlines()
+    assert code == 0 and lines[0] == "a.safetensors: valid" and lines[1].startswith("  made for: ")
+    assert lines.index("measured") > next(place for place, line in enumerate(lines) if "kohya" in line)

@@ -161,3 +161,16 @@ def test_the_plan_says_whether_a_gpu_is_handed_compiled_blocks(compiles: bool) -
     assert "8,000 passes" in section.rows[1][1]
     session.recipe.machine = machine.config  # as the user said: nothing to explain
     assert len(_device(session).rows) == 1
+
+
+def test_the_gpu_of_a_mac_is_taken_only_if_a_step_works_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lora_studio.recipe.data import BaseConfig
+    from lora_studio.recipe.training import MachineConfig
+    from lora_studio.training.machine.self_test import machine_here
+
+    config, base = MachineConfig(), BaseConfig(model="pocket")
+    assert machine_here(config, base).note == ""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)  # but this is no Mac
+    found = machine_here(config, base)
+    assert found.device == CPU and found.note.startswith("the GPU of this Mac (mps) fails a trial step: ")
+    assert machine_here(MachineConfig(device="cpu"), base).note == ""

@@ -36,6 +36,7 @@ class Machine:
     quantize: str = NONE
     config: MachineConfig = field(default_factory=MachineConfig)
     shards: bool = False  # the frozen denoiser is spread over the processes
+    note: str = ""  # on how it was chosen
 
     @property
     def autocast(self) -> torch.dtype | None:

@@ -20,11 +20,12 @@ from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.errors import reason_of
 from lora_studio.families import FAMILIES
-from lora_studio.processes import default_precision
+from lora_studio.processes import ALONE, Processes, default_precision
 from lora_studio.quantization import NONE, QUANTIZERS
+from lora_studio.recipe.data import BaseConfig
 from lora_studio.recipe.training import MachineConfig
 from lora_studio.rng import generator
-from lora_studio.training.machine import Machine
+from lora_studio.training.machine import Machine, machine_of
 from lora_studio.version import __version__
 
 PLAIN = MachineConfig(tf32=False)
@@ -101,6 +102,19 @@ def machine_faults(machine: Machine) -> list[str]:
     why_not = {option: try_option(option, machine.device).why for option in asked_of(machine)}
     where, hint = f"on this machine ({machine.device})", "`lora-studio env` shows what does."
     return [f"{option} does not work {where}: {why}; {hint}" for option, why in why_not.items() if why]
+
+
+def machine_here(config: MachineConfig, base: BaseConfig, processes: Processes = ALONE) -> Machine:
+    """As `machine_of`, but "auto" is also the GPU of a Mac, if a training step works on it."""
+    machine = machine_of(config, base, processes)
+    is_free = config.device == "auto" and not processes.device and machine.device.type == "cpu"
+    if not is_free or not torch.backends.mps.is_available():
+        return machine
+    tried = try_option('base.dtype = "float32"', torch.device("mps"))
+    if not tried.works:
+        return replace(machine, note=f"the GPU of this Mac (mps) fails a trial step: {tried.why}")
+    chosen = machine_of(config.model_copy(update={"device": "mps"}), base, processes)
+    return replace(chosen, note="a trial step on the GPU of this Mac gave what the CPU's gives")
 
 
 @cache

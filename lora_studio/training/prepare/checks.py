@@ -21,8 +21,8 @@ from lora_studio.recipe.section import MOST_STEPS
 from lora_studio.recipe.training import TrainingConfig
 from lora_studio.runs import Run
 from lora_studio.runs.reading import inputs_before
-from lora_studio.training.machine import Machine, machine_of
-from lora_studio.training.machine.self_test import machine_faults
+from lora_studio.training.machine import Machine
+from lora_studio.training.machine.self_test import machine_faults, machine_here
 from lora_studio.training.optimizers import make_schedule
 from lora_studio.training.optimizers.choose import least_rate, optimizer_faults, trial_faults
 from lora_studio.training.prepare.base_model import (
@@ -114,7 +114,7 @@ def _machine(recipe: Recipe, processes: Processes, faults: _Faults, *, trains: b
     for number, one in enumerate(recipe.base.loras):
         if not one.file.is_file():
             faults.of(lambda path=one.file, number=number: read_plain(path, base_lora(number)))  # type: ignore[misc]
-    machine = faults.of(lambda: machine_of(recipe.machine, recipe.base, processes))
+    machine = faults.of(lambda: machine_here(recipe.machine, recipe.base, processes))
     if machine is not None and not unknown:
         faults += machine_faults(machine)
         faults += trial_faults(recipe.training, machine.device) if trains else []

@@ -91,11 +91,12 @@ def processes_section(processes: int, batch_size: int) -> PlanSection:
 def _device(session: Session) -> PlanSection:
     device, dtype = str(session.machine.device), str(session.machine.dtype).removeprefix("torch.")
     rows = [("device", f"{device}, base in {dtype}, trained weights in float32")]
+    rows += [("", note)] if (note := session.machine.note) else []
     compiles = session.machine.config.compile is True
     if session.machine.device.type == "cuda" and session.recipe.machine.compile == "auto":
         pays = f"compiling is estimated to pay from {COMPILE_FROM:,} passes on, where it works"
         rows.append(("", f"{'compiled' if compiles else 'not compiled'}: {pays} (machine.compile)"))
-    return PlanSection(rows, {"device": device, "precision": dtype, "compile": compiles})
+    return PlanSection(rows, {"device": device, "precision": dtype, "compile": compiles, "device_note": note})
 
 
 def _learning_rate(session: Session) -> PlanSection:

@@ -96,12 +96,14 @@ def _load_folder(model: str, prediction: str, *, weights: bool, dtype: torch.dty
     folder = _folder(model, weights=weights, half=dtype.itemsize < torch.float32.itemsize)
     family = _recognise(folder.configurations, model)
     folder.check_complete(family.needs)
+    folder.check_configurations(family.needs)
     scheduler = with_prediction(folder.configurations["scheduler"], prediction)
     tokenizers = {name: folder.tokenizer(name) for name in family.needs if name.startswith("tokenizer")}
     networks = [name for name in family.needs if name not in (*tokenizers, "scheduler")]
     bitsandbytes_on_demand()
     stamps = {name: stamps_of(weight_files(folder.path / name)) for name in networks}
     parts = {name: folder.network(name) for name in networks}
+    folder.check_tokenizers(tokenizers, parts)
     base = family(parts, tokenizers, source=model if model == POCKET else "", scheduler=scheduler)
     base.notes = (pocket_note(),) if model == POCKET else ()
     for name, part in parts.items() if weights else ():

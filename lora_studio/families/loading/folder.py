@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -12,6 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import BaseModelError, reason_of
+from lora_studio.families.configuration import (
+    contradiction,
+    facts_of_shapes,
+    fault_of,
+    read_json,
+    tokenizer_fault,
+)
 from lora_studio.families.original.checkpoint import Checkpoint, open_checkpoint
 from lora_studio.families.original.names import TensorOrigin
 from lora_studio.families.stored import StoredPart, StoredTensor
@@ -47,14 +53,14 @@ class BaseFolder:
 
     @cached_property
     def configurations(self) -> dict[str, dict[str, Any]]:
-        """By part, also the scheduler's; the UNet's is completed and checked by the shapes of its weights."""
-        found = {
-            name: read_json(self.path / name / config_name(name))
-            for name in self.present
-            if not name.startswith("tokenizer")
-        }
-        if "unet" in found:
-            found["unet"] = self._with_shapes(found["unet"])
+        """By part, also the scheduler's, checked by the shapes of its weights, which complete the UNet's."""
+        found = {}
+        for name in self.present:
+            if not name.startswith("tokenizer"):
+                config = read_json(self.path / name / config_name(name))
+                shapes = self._shapes(name)
+                self._refuse(name, contradiction(name, config, shapes))
+                found[name] = config if name != "unet" else facts_of_shapes(name, shapes) | config
         return found
 
     def check_complete(self, needs: tuple[str, ...]) -> None:
@@ -81,26 +87,42 @@ class BaseFolder:
         library, class_name = self.parts[name]
         try:
             return read(getattr(import_module(library), class_name), self.path / name)
-        except (OSError, ValueError, RuntimeError, BaseModelError) as error:
+        except Exception as error:  # libraries meet a configuration that somebody made up with any error
             raise self._unreadable(name, error) from None
 
     def _unreadable(self, name: str, error: Exception) -> BaseModelError:
         what = f"the part {name} of the base model {self.model}"
         return BaseModelError(f"{what} cannot be loaded: {reason_of(error).removesuffix('.')}.")
 
-    def _with_shapes(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The UNet's configuration with what its weights' shapes say; raises if it says otherwise."""
+    def check_configurations(self, needs: tuple[str, ...]) -> None:
+        """Raise BaseModelError for one that is absurd, so that nothing is built from it."""
+        for name in needs:
+            if name in self.configurations:
+                self._refuse(name, fault_of(name, self.configurations[name], self._shapes(name)))
+
+    def check_tokenizers(
+        self, tokenizers: Mapping[str, PreTrainedTokenizerBase], parts: Mapping[str, Any]
+    ) -> None:
+        """Raise BaseModelError for one whose tokens its text encoder cannot read."""
+        for name, tokenizer in tokenizers.items():
+            facts = parts[name.replace("tokenizer", "text_encoder")].config
+            fault = tokenizer_fault(tokenizer, facts.vocab_size, facts.max_position_embeddings)
+            self._refuse(name, fault)
+
+    def _refuse(self, name: str, fault: str) -> None:
+        if fault:
+            raise BaseModelError(
+                f"{name}/{config_name(name)} of the base model {self.model} {fault}; they belong to "
+                "different models, or are damaged: download the model again."
+            )
+
+    def _shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Of every tensor in a part's safetensors files, of which only the headers are read."""
         try:
-            seen = facts_of_shapes(dict(_shapes(self.path / "unet")))
+            files = [open_checkpoint(path) for path in weight_files(self.path / name)]
         except BaseModelError as error:
-            raise self._unreadable("unet", error) from None
-        for key, value in seen.items():
-            if config.get(key, value) != value and not isinstance(config[key], list):
-                raise BaseModelError(
-                    f"unet/config.json of the base model {self.model} says {key} = {config[key]}, but the "
-                    f"weights beside it have {value}; they belong to different models."
-                )
-        return seen | config
+            raise self._unreadable(name, error) from None
+        return {key: shape for file in files for key, shape in file.shapes.items()}
 
 
 def listed_parts(folder: Path) -> dict[str, tuple[str, str]]:
@@ -164,40 +186,6 @@ def stored_part(part: nn.Module, files: Mapping[str, Checkpoint]) -> StoredPart:
     if missing:
         raise ValueError(f"its file lacks {len(missing)} tensors, first {missing[0]}")
     return StoredPart(found).checked()
-
-
-def facts_of_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int | bool]:
-    """Entries of a UNet's configuration, as far as the shapes of its weights tell (by diffusers' names)."""
-    facts: dict[str, int | bool] = {}
-    if "conv_in.weight" in shapes:
-        facts["in_channels"] = shapes["conv_in.weight"][1]
-    for name, shape in shapes.items():
-        if name.endswith("attn2.to_k.weight"):
-            facts["cross_attention_dim"] = shape[1]
-        elif name.endswith("attentions.0.proj_in.weight"):
-            facts["use_linear_projection"] = len(shape) == 2
-    return facts
-
-
-def _shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The name and shape of every tensor in a folder's safetensors files; only their headers are read."""
-    for path in sorted(folder.glob("*.safetensors")):
-        yield from open_checkpoint(path).shapes.items()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises BaseModelError if it is missing, damaged or no object, with the advice to download it again."""
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        name = f"{path.parent.name}/{path.name}"
-        raise BaseModelError(f"the base model lacks {name}; download it again.") from None
-    except (OSError, ValueError) as error:
-        fault = f"{path} is not readable JSON ({error})"
-        raise BaseModelError(f"{fault}; download the base model again.") from None
-    if not isinstance(values, dict):
-        raise BaseModelError(f"{path} does not hold a JSON object; download the base model again.")
-    return values
 
 
 def empty_network(loader: Any, folder: Path) -> nn.Module:

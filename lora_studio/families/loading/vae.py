@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_studio.errors import BaseModelError, reason_of
+from lora_studio.families.configuration import contradiction, fault_of, read_json
 from lora_studio.families.fingerprints import Stamp, stamps_of
 from lora_studio.families.loading.folder import (
     empty_network,
     fill_from_folder,
-    read_json,
     stored_part,
     weight_files,
 )
@@ -53,7 +53,9 @@ def load_vae(name: str, own: AutoencoderKL, *, allow_pickle: bool = False) -> Lo
             return _of_folder(name, path, own)
         if path.suffix in FILE_ENDINGS and path.is_file():
             return _of_file(name, path, own, allow_pickle=allow_pickle)
-    except (OSError, ValueError, RuntimeError) as error:
+    except BaseModelError:
+        raise
+    except Exception as error:  # libraries meet a configuration that somebody made up with any error
         raise BaseModelError(f"the VAE {name} cannot be loaded: {reason_of(error)}.") from None
     raise BaseModelError(
         f"there is no VAE at base.vae = {name!r}; give a folder of a diffusers VAE (one that holds {CONFIG} "
@@ -70,7 +72,11 @@ def _of_folder(name: str, folder: Path, own: AutoencoderKL) -> LoadedVae:
     kind = configuration.get("_class_name", "AutoencoderKL")
     if kind != "AutoencoderKL":
         raise ValueError(f"it is a {kind}, not an AutoencoderKL as the base's")
-    stamps = stamps_of(weight_files(folder))
+    stamps, files = stamps_of(weight_files(folder)), map(open_checkpoint, weight_files(folder))
+    shapes = {key: one for file in files for key, one in file.shapes.items()}
+    for look in (contradiction, fault_of):
+        if fault := look(SUBFOLDER, configuration, shapes):
+            raise ValueError(f"its {CONFIG} {fault}")
     vae: Any = empty_network(AutoencoderKL, folder)
     _check_latents(name, vae.config, own)
     return LoadedVae(vae, fill_from_folder(vae, folder, torch.float32), stamps)

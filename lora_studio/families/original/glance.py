@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lora_studio.errors import BaseModelError
+from lora_studio.errors import BaseModelError, reason_of
+from lora_studio.families.configuration import read_json
 from lora_studio.families.original import KINDS, BaseKind, detect
 from lora_studio.families.original.checkpoint import open_checkpoint
 from lora_studio.families.original.published import PUBLISHED
@@ -68,11 +66,11 @@ def _of_kind(model: str, kind: BaseKind) -> BaseGlance:
 def _folder(model: str, path: Path) -> BaseGlance:
     """By its parts and its UNet's configuration; `load_base` looks closer."""
     try:
-        listed = _json(path / "model_index.json")
-        unet = _json(path / "unet" / "config.json") if "unet" in listed else None
-        vae = _json(path / "vae" / "config.json") if "vae" in listed else {}
-    except (OSError, ValueError) as error:
-        what = f"{path} is no diffusers folder that can be read ({getattr(error, 'strerror', '') or error})"
+        listed = read_json(path / "model_index.json")
+        unet = read_json(path / "unet" / "config.json") if "unet" in listed else None
+        vae = read_json(path / "vae" / "config.json") if "vae" in listed else {}
+    except BaseModelError as error:
+        what = f"{path} is no diffusers folder that can be read ({reason_of(error)})"
         return BaseGlance(model, doubt=f"{what}; give one, or a .safetensors file.")
     if unet is None:
         raise BaseModelError(
@@ -84,10 +82,3 @@ def _folder(model: str, path: Path) -> BaseGlance:
     if isinstance(levels, list) and isinstance(size, int) and len(levels) < _MOST_LEVELS:
         side = size * 2 ** (len(levels) - 1)
     return BaseGlance(model, next((kind for kind in KINDS if kind.has_unet(unet)), None), side)
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    values = json.loads(path.read_text("utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(f"{path.name} holds no JSON object")
-    return values

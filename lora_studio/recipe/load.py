@@ -215,6 +215,8 @@ def _sentence(detail: ErrorDetails, recipe: type[BaseModel], told: set[tuple[int
         about = _fields_at(location[:-1], recipe)[str(location[-1])].description or ""
         what, _, allowed = about.partition(": ")
         return f"{dotted} is {value}; it must be {allowed} ({what})."
+    if detail["type"] == "path_type":
+        return f"{dotted} is {value}: it must be a path in quotes."
     message = detail["msg"]
     return f"{dotted} is {value}: {message[:1].lower()}{message[1:]}."
 

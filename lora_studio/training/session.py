@@ -172,7 +172,11 @@ def _load_checkpoint(session: Session) -> int:
         except CheckpointError as error:
             faults[checkpoint] = str(error)
     else:
-        raise CheckpointError("\n".join([*faults.values(), f"no older checkpoint is in {run.folder}."]))
+        raise CheckpointError(
+            "\n".join(
+                [*faults.values(), f"no older one is whole in {run.folder}; start another run with --out."]
+            )
+        )
     if step > (last := session.recipe.training.steps):
         raise CheckpointError(f"{checkpoint} is at step {step}, but the recipe has only {last}.")
     for damaged, fault in faults.items():

@@ -25,6 +25,7 @@ from lora_studio.verify.uis import COMPLETELY, DIFFUSERS
 
 CAPTION = "a probe"
 TOLERANCE = 0.02  # of the adapter's own effect: float16 keeps 11 bits of each factor
+ROUNDINGS = 2.0  # of the file's dtype, in a layer's weight change: it is a product of two factors
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,18 @@ def probe_file(file: LoraFile, family: ModelFamily, report: VerifyReport) -> Non
 
 
 def compare_probe(
-    prediction: Tensor, expected: ProbeOutput, report: VerifyReport, *, rounding: float = 0.0
+    prediction: Tensor,
+    expected: ProbeOutput,
+    report: VerifyReport,
+    *,
+    rounding: float = 0.0,
+    of_file: Callable[[], float] = lambda: 0.0,
 ) -> None:
     """A prediction through diffusers' loaders against the live one, relative to the adapter's effect.
 
     `rounding`: how much of a prediction's size a base in lower precision rounds away, which says nothing.
+    `of_file`: how far the file's digits alone move it, which is asked if it moves far. That is a share of
+    what an embedding or a magnitude is, and not of the little that a few steps have changed in it.
     """
     difference, effect = rms(prediction - expected.tuned), expected.effect
     if rounding:
@@ -102,7 +110,7 @@ def compare_probe(
     report.checks |= {"probe_effect": effect, "probe_difference_share": share}
     if effect == 0:
         report.faults.append("the probe's prediction is the base's: the file does nothing")
-    elif share > TOLERANCE and not rounded_away:
+    elif share > TOLERANCE and not rounded_away and difference > ROUNDINGS * of_file():
         off = f"{share:.1%} of the adapter's effect"
         report.faults.append(f"through diffusers' loader the probe differs by {off}")
 
@@ -111,7 +119,6 @@ def rms(values: Tensor) -> float:
     return values.square().mean().sqrt().item()
 
 
-ROUNDINGS = 2.0  # of the file's dtype, in a layer's weight change: it is a product of two factors
 CUT_TOO = 1e-3  # float32 rounds nothing away, but plain LoRA may be cut
 
 

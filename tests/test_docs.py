@@ -261,7 +261,7 @@ def test_every_option_in_running_text_exists():
     context = click.Context(app)
     verbs = [app, *(app.get_command(context, name) for name in app.list_commands(context))]
     known = {option for verb in verbs for parameter in verb.params for option in parameter.opts}
-    elsewhere = {"--help", "--check", "--machine_rank", "--node-rank"}  # ruff's and the launchers'
+    elsewhere = {"--help", "--check", "--machine_rank", "--node-rank", "--no-deps", "--gpus"}  # others'
     for page, text in BY_HAND.items():
         prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
         for code in re.findall(r"`([^`]+)`", prose):

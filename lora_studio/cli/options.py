@@ -87,12 +87,12 @@ class Command(TyperCommand):
         return super().invoke(ctx)
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """As typer's; RecipeError for an option that is none here but has the name of a recipe's."""
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            name = getattr(
-                error, "option_name", ""
-            )  # click's own, of which newer versions of typer have a copy
+            # click's own, of which newer versions of typer have a copy
+            name = getattr(error, "option_name", "")
             if type(error).__name__ != "NoSuchOption" or not (option := _meant(name)):
                 raise
             takes = any("--set" in parameter.opts for parameter in self.params)

@@ -24,7 +24,7 @@ _MOST_LAYERS = 100  # where there are no weights to count them in
 _FEWEST_TOKENS = 3
 
 
-class Range(NamedTuple):
+class Bounds(NamedTuple):
     """Of a number that may be left out, unless it is `needed`."""
 
     least: float
@@ -40,12 +40,12 @@ class Range(NamedTuple):
         return f"{self.least:g} to {self.most:g} are possible"
 
 
-_BETA, _NUM_BETAS = Range(1e-8, 0.1), Range(701, 10_000, whole=True)  # the probe asks for the 700th
-_EPSILON, _SHARE, _FACTOR = Range(1e-12, 0.1), Range(0.0, 1.0), Range(1e-3, 1e3)
-_GROUPS = Range(1, 1024, whole=True)
-RANGES: Mapping[str, Mapping[str, Range]] = {
+_BETA, _NUM_BETAS = Bounds(1e-8, 0.1), Bounds(701, 10_000, whole=True)  # the probe asks for the 700th
+_EPSILON, _SHARE, _FACTOR = Bounds(1e-12, 0.1), Bounds(0.0, 1.0), Bounds(1e-3, 1e3)
+_GROUPS = Bounds(1, 1024, whole=True)
+RANGES: Mapping[str, Mapping[str, Bounds]] = {
     "unet": {
-        "sample_size": Range(1, 1024, whole=True, needed=True),
+        "sample_size": Bounds(1, 1024, whole=True, needed=True),
         "norm_num_groups": _GROUPS,
         "norm_eps": _EPSILON,
         "dropout": _SHARE,
@@ -54,10 +54,12 @@ RANGES: Mapping[str, Mapping[str, Range]] = {
     },
     "vae": {"scaling_factor": _FACTOR, "norm_num_groups": _GROUPS},
     "text_encoder": {
-        "num_attention_heads": Range(1, 1024, whole=True, needed=True),
+        "num_attention_heads": Bounds(1, 1024, whole=True, needed=True),
         "layer_norm_eps": _EPSILON,
         "attention_dropout": _SHARE,
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), Range(0, _MOST_NUMBER, whole=True)),
+        **dict.fromkeys(
+            ("bos_token_id", "eos_token_id", "pad_token_id"), Bounds(0, _MOST_NUMBER, whole=True)
+        ),
     },
     "scheduler": {
         "num_train_timesteps": _NUM_BETAS,
@@ -144,7 +146,7 @@ def _faults(kind: str, config: Mapping[str, Any], shapes: Shapes) -> Iterator[st
             yield f"says {key} = {value!r:.60}, but {allowed}"
     betas = config.get("trained_betas") if kind == "scheduler" else None
     if betas is not None and not (
-        isinstance(betas, list) and _NUM_BETAS.has(len(betas)) and all(map(Range(1e-8, 0.9999).has, betas))
+        isinstance(betas, list) and _NUM_BETAS.has(len(betas)) and all(map(Bounds(1e-8, 0.9999).has, betas))
     ):
         yield f"says trained_betas = {betas!r:.60}, but {_NUM_BETAS} of them, between 0 and 1"
     for key, words in _WORDS.get(kind, {}).items():

@@ -12,7 +12,7 @@ from lora_studio.training.finish import Finished
 from lora_studio.training.session import train
 from lora_studio.verify.trained import TOLERANCE
 
-TOKEN = '[[tokens]]\ntoken = "vkq"\nstart = "robot"\n[export]\ndtype = "{}"\n'
+TOKEN = '[[tokens]]\ntoken = "zwx"\nstart = "robot"\n[export]\ndtype = "{}"\n'
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -152,7 +152,7 @@ def test_a_folder_that_is_no_base_is_a_doubt_and_a_transformer_a_refusal() -> No
     Path("x").mkdir()
     assert "is no diffusers folder" in glance_at_base("x").doubt
     Path("x/model_index.json").write_text("[]", "utf-8")
-    assert "no JSON object" in glance_at_base("x").doubt
+    assert "does not hold a JSON object" in glance_at_base("x").doubt
     Path("x/model_index.json").write_text(json.dumps({"transformer": ["a", "b"]}), "utf-8")
     with pytest.raises(BaseModelError, match="has no UNet"):
         glance_at_base("x")

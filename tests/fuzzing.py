@@ -7,17 +7,16 @@ import json
 import math
 import random
 import struct
-import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from trying import in_one_line, tried
 
 from lora_studio.console import Screen
 from lora_studio.console.inspect import print_facts, print_folder
-from lora_studio.errors import StudioError
 from lora_studio.lora_file.open import open_plain
 from lora_studio.tools.combine import CombineReport, Term, combine
 from lora_studio.tools.inspect import Damaged, Facts, inspect_file, inspect_folder
@@ -156,15 +155,9 @@ def run(folder: Path, numbers: range) -> tuple[dict[str, int], list[str]]:
         draw = random.Random(number)
         path.write_bytes(damaged(draw.choice(sources), draw))
         for look in (_inspect, verify, _list, _combine):
-            try:
+            with tried(str(number), counts, crashes, is_said=in_one_line(1000)):
                 json.dumps(look(path).to_json()).encode()
                 counts["accepted"] += 1
-            except StudioError as error:
-                counts["refused"] += 1
-                if "\n" in str(error) or len(str(error)) > 1000:
-                    crashes.append(f"{number}: no sentence: {str(error)[:300]}")
-            except Exception:
-                crashes.append(f"{number}: {traceback.format_exc()}")
     return counts, crashes
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import random
 import time
 import tomllib
-import traceback
 import warnings
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
 from annotated_types import Ge, Gt, Le, Lt
+from trying import tried
 
-from lora_studio.errors import RenamedOption, StudioError
-from lora_studio.recipe import Recipe
+from lora_studio.errors import RenamedOption
+from lora_studio.recipe import Recipe, fields
 from lora_studio.recipe.load import changed, load_recipe, names_elsewhere
 from lora_studio.recipe.renamed import RENAMED
-from lora_studio.recipe.section import Section
 from lora_studio.training.events import Event, StepDone
 from lora_studio.training.prepare.checks import name_faults
 from lora_studio.training.session import to_toml, train
@@ -36,17 +35,7 @@ WORDS = ("lora", "loha", "dora", "full", "none", "lion", "prodigy", "adafactor",
 STEP_SECONDS = 60  # of a first step, at most; a machine that is busy takes long
 
 
-def options(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every option with its dotted name; of tables in lists none."""
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield from options(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field
-
-
-OPTIONS = dict(options())
+OPTIONS: dict[str, Any] = {option: section.model_fields[name] for option, section, name in fields()}
 
 
 def valid(option: str, draw: random.Random) -> object:
@@ -170,7 +159,7 @@ def run(
         draw, began = random.Random(number), time.monotonic()
         content, changes = written(base, draw)
         path.write_bytes(content)
-        try:
+        with tried(f"{number}: {changes}", counts, crashes, is_said=_is_said), suppress(FirstStep):
             recipe = load_recipe(path, changes=changes)
             again = path.with_name("again.toml")
             again.write_text(to_toml(recipe), "utf-8") if not name_faults(recipe) else None
@@ -181,14 +170,6 @@ def run(
             if counts["stepped"] < steps:
                 counts["stepped"] += 1
                 train(affordable(recipe), folder / f"run{number}", on_event=stop_after_a_step)
-        except StudioError as error:
-            counts["refused"] += 1
-            if not _is_said(str(error)):
-                crashes.append(f"{number}: no sentence: {str(error)[:300]}")
-        except FirstStep:
-            pass
-        except Exception:
-            crashes.append(f"{number}: {changes} {traceback.format_exc()}")
         if time.monotonic() - began > STEP_SECONDS:
             crashes.append(f"{number}: {changes} took {time.monotonic() - began:.0f} s")
     return counts, crashes

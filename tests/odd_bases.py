@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
 from tiny import POCKET_FOLDER
+from trying import in_one_line, tried
 
-from lora_studio.errors import StudioError
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.objectives.diffusion import ObjectiveOptions
@@ -101,15 +100,9 @@ def run(folder: Path, numbers: range) -> tuple[dict[str, int], list[str]]:
         path = draw.choice([configuration_of(base, part) for part in PARTS] + [base / "model_index.json"])
         whole = path.read_text("utf-8")
         path.write_text(changed(whole, draw), "utf-8", errors="surrogatepass")
-        try:
+        label = f"{number}: {path.parent.name}"
+        with tried(label, counts, crashes, is_said=in_one_line(500)):
             assert use(load_base(str(base)))
             counts["used"] += 1
-        except StudioError as error:
-            counts["refused"] += 1
-            if "\n" in str(error) or len(str(error)) > 500:
-                crashes.append(f"{number}: no sentence: {str(error)[:300]}")
-        except Exception:
-            crashes.append(f"{number}: {path.parent.name}: {traceback.format_exc()}")
-        finally:
-            path.write_text(whole, "utf-8")
+        path.write_text(whole, "utf-8")
     return counts, crashes

@@ -98,14 +98,19 @@ def changes(old: Recipe, new: Recipe) -> list[RecipeChange]:
     ]
 
 
-def options(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Every option with its dotted name, and whether a resume may change it."""
+def fields(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[str, type[Section], str]]:
+    """Every option's dotted name, its section, and its name in that; of tables in lists none."""
     for name, field in section.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, Section):
-            yield from options(inner, f"{prefix}{name}.")
+            yield from fields(inner, f"{prefix}{name}.")
         else:
-            yield prefix + name, section.is_resume_safe(name)
+            yield prefix + name, section, name
+
+
+def options() -> Iterator[tuple[str, bool]]:
+    """Every option with its dotted name, and whether a resume may change it."""
+    return ((option, section.is_resume_safe(name)) for option, section, name in fields())
 
 
 FREE = frozenset(name for name, resume_safe in options() if resume_safe)

@@ -78,15 +78,10 @@ def _has_sealed_state(folder: Path) -> bool:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The tables in a JSON lines file; a last one that a crash has cut is left out. CheckpointError."""
-    content = read_bytes(path)
-    *lines, cut = content.split(b"\n")  # not splitlines: names may hold U+2028
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        row = _table(line)
-        if row is None:
-            raise damaged(path, f"line {number}")
-        rows.append(row)
-    return rows if (last := _table(cut)) is None else [*rows, last]
+    rows, last = _tables(read_bytes(path))
+    if None in rows:
+        raise damaged(path, f"line {1 + rows.index(None)}")
+    return [row for row in (*rows, last) if row is not None]
 
 
 def measured_rows(path: Path, numbers: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
@@ -94,10 +89,9 @@ def measured_rows(path: Path, numbers: Sequence[str]) -> tuple[list[dict[str, An
 
     Nothing that a run goes on from is in those, so that they are passed over. None if there is no such file.
     """
-    *lines, cut = read_bytes(path).split(b"\n") if path.exists() else [b""]
-    whole = [row for line in lines if _is_measured(row := _table(line), numbers)]
-    last = _table(cut)
-    return [*whole, *([last] if _is_measured(last, numbers) else [])], len(lines) - len(whole)
+    rows, last = _tables(read_bytes(path) if path.exists() else b"")
+    whole = [row for row in rows if _is_measured(row, numbers)]
+    return [*whole, *([last] if _is_measured(last, numbers) else [])], len(rows) - len(whole)
 
 
 def _is_measured(row: Mapping[str, Any] | None, numbers: Sequence[str]) -> TypeGuard[dict[str, Any]]:
@@ -110,6 +104,12 @@ def _is_measured(row: Mapping[str, Any] | None, numbers: Sequence[str]) -> TypeG
 
 def _is_number(value: object) -> bool:
     return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+
+
+def _tables(content: bytes) -> tuple[list[dict[str, Any] | None], dict[str, Any] | None]:
+    """Of each line, None where it is none; and of what stands behind the last line's end."""
+    *lines, cut = content.split(b"\n")  # not splitlines: names may hold U+2028
+    return [_table(line) for line in lines], _table(cut)
 
 
 def _table(line: bytes) -> dict[str, Any] | None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from memory import PEAK_BYTES, needs_proc
+from memory import needs_proc, said_alone
 from odd_bases import configuration_of, run
 from safetensors.torch import load_file, save_file
 from tiny import POCKET_FOLDER
@@ -145,13 +143,10 @@ def test_mutated_configurations_are_used_or_refused_in_one_sentence(tmp_path: Pa
 @pytest.mark.slow
 def test_a_thousand_mutated_configurations_take_less_than_a_gigabyte(tmp_path: Path) -> None:
     script = (
-        f"{PEAK_BYTES}\nimport json, sys; from pathlib import Path; from odd_bases import run\n"
+        "from odd_bases import run\n"
         "counts, crashes = run(Path(sys.argv[1]), range(100, 1100))\n"
         "print(json.dumps([counts, crashes, peak_bytes()]))"
     )
-    folders = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {folders!r}\n{script}", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    counts, crashes, peak = json.loads(result.stdout.splitlines()[-1])
+    counts, crashes, peak = said_alone(script, str(tmp_path))
     assert not crashes, "\n".join(crashes)
     assert min(counts.values()) > 200 and peak < 1e9, (counts, peak)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from fuzzing import run
-from memory import PEAK_BYTES, needs_proc
+from memory import needs_proc, said_alone
 
 
 def test_mutated_files_are_read_or_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -23,14 +20,11 @@ def test_mutated_files_are_read_or_refused_in_one_sentence(tmp_path: Path) -> No
 def test_two_thousand_mutated_files_take_less_than_500_megabytes(tmp_path: Path) -> None:
     """The libraries that are imported take most of it."""
     script = (
-        f"{PEAK_BYTES}\nimport json, sys; from pathlib import Path; from fuzzing import run\n"
+        "from fuzzing import run\n"
         "before = peak_bytes(); counts, crashes = run(Path(sys.argv[1]), range(100, 2100))\n"
         "print(json.dumps([counts, crashes, before, peak_bytes()]))"
     )
-    folders = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {folders!r}\n{script}", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    counts, crashes, before, peak = json.loads(result.stdout.splitlines()[-1])
+    counts, crashes, before, peak = said_alone(script, str(tmp_path))
     assert not crashes, "\n".join(crashes)
     assert min(counts.values()) > 1000
     assert peak < 500e6 and peak - before < 150e6, (before, peak)

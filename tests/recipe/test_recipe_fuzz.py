@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from fuzzing_recipes import run
-from memory import PEAK_BYTES, needs_proc
+from memory import needs_proc, said_alone
 from tiny import recipe_text
 
 
@@ -31,19 +29,13 @@ def test_two_thousand_fuzzed_recipes_take_less_than_a_gigabyte(
 ) -> None:
     """The libraries that are imported take half a gigabyte of it."""
     script = (
-        f"{PEAK_BYTES}\nimport json, sys; from pathlib import Path; from fuzzing_recipes import run\n"
-        "import torch; torch.set_num_threads(1)\n"
+        "from fuzzing_recipes import run\nimport torch; torch.set_num_threads(1)\n"
         "folder, base = Path(sys.argv[1]), json.loads(sys.argv[2])\n"
         f"counts, crashes = run(folder, base, range({first}, {first + 500}), steps=500)\n"
         "print(json.dumps([counts, crashes, peak_bytes()]))"
     )
     base = tomllib.loads(recipe_text(images, str(tiny_base), steps=2))
-    folders = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {folders!r}\n{script}"]
-    result = subprocess.run(
-        [*command, str(tmp_path), json.dumps(base)], capture_output=True, text=True, check=True
-    )
-    counts, crashes, peak = json.loads(result.stdout.splitlines()[-1])
+    counts, crashes, peak = said_alone(script, str(tmp_path), json.dumps(base))
     assert not crashes, "\n".join(crashes)
     assert counts["refused"] > 100 and counts["stepped"] > 50
     assert peak < 1.5e9, peak

@@ -109,14 +109,11 @@ class RunSource(SampleSource):
 
     def check(self, strengths: Iterable[float]) -> None:
         """What is no change beside a frozen weight has one strength."""
-        fixed = self._trained.adapters.trains_layers or self._trained.machine.quantize != NONE
-        if fixed and any(one != 1 for one in strengths):
-            what = (
-                "trained the base's own layers"
-                if self._trained.adapters.trains_layers
-                else "has its base in few bits"
-            )
-            raise StudioError(f"this run {what}, so it can be shown with strength 1 alone.")
+        why = "has its base in few bits" if self._trained.machine.quantize != NONE else ""
+        if self._trained.adapters.trains_layers:
+            why = "trained the base's own layers"
+        if why and any(one != 1 for one in strengths):
+            raise StudioError(f"this run {why}, so it can be shown with strength 1 alone.")
 
     @contextmanager
     def drawing(self, step: int | None, strength: float | None) -> Iterator[ModelFamily]:

@@ -91,8 +91,8 @@ def new_word(name: str) -> str:
 
 
 def one_caption(words: str, *, of_style: bool) -> str:
-    """What images without one are learned with."""
-    return words if of_style else f"a photo of {words}"
+    """What images without one are learned with: something is named beside a style, which can be preserved."""
+    return f"an image, {words}" if of_style else f"a photo of {words}"
 
 
 @dataclass(frozen=True)

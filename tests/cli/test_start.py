@@ -65,6 +65,14 @@ def test_from_a_folder_to_a_planned_recipe_without_a_question(images, tiny_base,
     assert out.rstrip().endswith("next: lora-studio train my_prints.toml")
 
 
+def test_a_style_of_images_without_captions_is_planned_too(bare, tiny_base, capsys) -> None:
+    code, out, _ = run(["start", str(bare), "--base", str(tiny_base)], capsys)
+    assert code == 0, out
+    recipe = load_recipe(Path("my_photos.toml"))
+    assert recipe.objective.preservation > 0  # of what is left without the trigger
+    assert recipe.data.instance_prompt == f"an image, {recipe.data.trigger}"
+
+
 def test_in_a_terminal_it_asks_and_asks_again(bare, tiny_base, monkeypatch, capsys) -> None:
     answers = [str(tiny_base), "stile", "subject", "", "", "fox", "", "blurry", ""]
     monkeypatch.setattr(sys, "stdin", Terminal("\n".join(answers) + "\n"))

@@ -99,14 +99,19 @@ def captions_of(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
 def shown_captions(recipe: Recipe, records: Sequence[Record]) -> ShownCaptions:
     """Those that can be trained on. Raises RecipeError if the recipe asks for words that are not there."""
     captions, preservation = captions_of(recipe, records), recipe.objective.preservation
-    if preservation and not any(captions.plain(index) for index in range(len(records))):
+    plain = [captions.plain(index) for index in range(len(records))]
+    if preservation and not any(plain):
         trigger = ", ".join(dict.fromkeys(record.trigger for record in records))
+        why = f"no caption holds data.trigger ({trigger!r}), so there is nothing to leave out"
+        advice = "set the trigger that captions hold"
+        if "" in plain:
+            why = f"captions hold nothing but data.trigger ({trigger!r}), so there is nothing to preserve"
+            advice = "say in captions what images show"
         raise RecipeError(
-            f"objective.preservation is {preservation}, but no caption holds data.trigger ({trigger!r}), so "
-            "there is nothing to leave out; set the trigger that captions hold, or preservation to 0."
+            f"objective.preservation is {preservation}, but {why}; {advice}, or set preservation to 0."
         )
     if preservation and (nameless := captions.nameless()):
-        held = sum(captions.plain(index) is not None for index in range(len(records)))
+        held = sum(text is not None for text in plain)
         if len({index for index, _ in nameless}) == held:
             index, text = nameless[0]
             raise RecipeError(

@@ -67,10 +67,11 @@ RANGES: Mapping[str, Mapping[str, Bounds]] = {
         "beta_end": _BETA,
     },
 }
+_ACTIVATIONS = ("silu", "swish", "gelu", "mish", "relu")  # that diffusers knows; which it is, a family says
 _WORDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "text_encoder": {"hidden_act": ("quick_gelu", "gelu")},
-    "unet": {"act_fn": ("silu", "swish")},
-    "vae": {"act_fn": ("silu", "swish")},
+    "unet": {"act_fn": _ACTIVATIONS},
+    "vae": {"act_fn": _ACTIVATIONS},
 }
 _COUNTS = re.compile(r"layers_per_block|(reverse_)?transformer_layers_per_block|num_hidden_layers")
 _LEVELS = re.compile(r"(down|up)_block_types|block_out_channels|attention_head_dim|num_attention_heads")
@@ -151,7 +152,7 @@ def _faults(kind: str, config: Mapping[str, Any], shapes: Shapes) -> Iterator[st
         yield f"says trained_betas = {betas!r:.60}, but {_NUM_BETAS} of them, between 0 and 1"
     for key, words in _WORDS.get(kind, {}).items():
         if config.get(key, words[0]) not in words:
-            yield f"says {key} = {config[key]!r:.60}, but it must be {' or '.join(words)}"
+            yield f"says {key} = {config[key]!r:.60}, but possible are: {', '.join(words)}"
 
 
 def tokenizer_fault(tokenizer: PreTrainedTokenizerBase, words: int, places: int) -> str:

@@ -62,7 +62,7 @@ ABSURD: list[tuple[str, dict[str, Any], str]] = [
     ("unet", {"sample_size": None}, "says sample_size = None, but 1 to 1024 are possible"),
     ("unet", {"sample_size": True}, "says sample_size = True, but 1 to 1024 are possible"),
     ("unet", {"norm_eps": float("nan")}, "says norm_eps = nan"),
-    ("unet", {"act_fn": "relu"}, "says act_fn = 'relu', but it must be silu or swish"),
+    ("unet", {"act_fn": "tanh"}, "says act_fn = 'tanh', but possible are: silu, swish, gelu"),
     ("unet", {"norm_num_groups": 7}, "the part unet of the base model"),
     ("vae", {"scaling_factor": 0}, "says scaling_factor = 0, but 0.001 to 1000 are possible"),
     ("vae", {"scaling_factor": float("inf")}, "says scaling_factor = inf"),

@@ -78,7 +78,7 @@ ABSURD: list[tuple[str, dict[str, Any], str]] = [
     (
         "text_encoder",
         {"hidden_act": "nothing"},
-        "says hidden_act = 'nothing', but it must be quick_gelu or gelu",
+        "says hidden_act = 'nothing', but possible are: quick_gelu, gelu",
     ),
     ("text_encoder", {"eos_token_id": True}, "says eos_token_id = True, but 0 to 1e+06 are possible"),
     ("scheduler", {"num_train_timesteps": 10**6}, "says num_train_timesteps = 1000000, but 701 to 10000"),

@@ -42,7 +42,7 @@ def write_base(folder: Path) -> None:
     index: dict[str, object] = {"_class_name": "StableDiffusionXLPipeline"}
     for name, part in list(family.parts.items()):
         made = published(MODEL, dtype=torch.float16, made=[name]).parts[name]
-        made.half().save_pretrained(folder / name)
+        made.half().save_pretrained(folder / name)  # type: ignore[operator]
         index[name] = [type(part).__module__.split(".")[0], type(part).__name__]
         del made
         gc.collect()

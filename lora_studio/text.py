@@ -27,6 +27,11 @@ def plural(count: int, what: str = "image") -> str:
     return f"1 {what}" if count == 1 else f"{count} {what}s"
 
 
+def be(count: int) -> str:
+    """The verb behind a count: "1 image is", "3 images are"."""
+    return "is" if count == 1 else "are"
+
+
 def command_of(*words: object) -> str:
     """A command of ours as it can be pasted into a shell."""
     return shlex.join(["lora-studio", *map(str, words)])

@@ -134,7 +134,7 @@ class Diffusers(Target):
             return up.flatten(1) @ down.flatten(1)
 
         compare(job.adapters, change, report, dtype=DTYPES[job.dtype])
-        report_wrong(report, list(tensors), "are of no trained layer")
+        report_wrong(report, list(tensors), "of no trained layer")
 
 
 class Native(Target):
@@ -183,7 +183,7 @@ class Native(Target):
         report.checks |= {"tensor_error": worst}  # in units of the dtype's rounding
         if not worst <= 1:
             report.faults.append("a tensor differs from the trained one by more than its dtype rounds")
-        report_wrong(report, list(tensors), "are of no trained layer")
+        report_wrong(report, list(tensors), "of no trained layer")
 
 
 def _spelling(job: ExportJob) -> LayerKind:

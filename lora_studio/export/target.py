@@ -17,6 +17,7 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.factors import PlainLora
 from lora_studio.lora_file.write import write_lora
 from lora_studio.metadata.write import TrainingFacts, build_metadata, of_file
+from lora_studio.text import plural
 from lora_studio.verify import VerifyReport
 
 
@@ -66,8 +67,9 @@ class Target(ABC):
             raise StudioError(f"{self.name} {why}.")
         layers = job.adapters.layers if self.weights_alone else ()
         if beyond := [f"{layer.name}.{end}" for layer in layers for end in _beyond_weights(layer)]:
+            rest = plural(len(beyond), "other tensor")
             raise StudioError(
-                f"{self.name} holds changes of weights alone, but {len(beyond)} other tensors were trained, "
+                f"{self.name} holds changes of weights alone, and not the {rest} of this run, "
                 f"first {beyond[0]}; take the target merged or checkpoint."
             )
 
@@ -80,9 +82,9 @@ class Target(ABC):
         """Compare what lies on the disk with what was trained, and add the findings to the report."""
 
 
-def report_wrong(report: VerifyReport, wrong: Sequence[str], what: str = "are not what was trained") -> None:
+def report_wrong(report: VerifyReport, wrong: Sequence[str], what: str = "not as trained") -> None:
     if wrong:
-        report.faults.append(f"{len(wrong)} tensors {what}, first {wrong[0]}")
+        report.faults.append(f"{plural(len(wrong), 'tensor')} {what}, first {wrong[0]}")
 
 
 def worst_left_out(job: ExportJob, plain: Iterable[PlainLora]) -> float | None:

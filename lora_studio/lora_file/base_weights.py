@@ -16,6 +16,7 @@ from lora_studio.families.loading.single_file import open_single_file
 from lora_studio.families.original.names import TensorOrigin, origins
 from lora_studio.recipe.data import POCKET
 from lora_studio.tensor_file.header import Header, read_header
+from lora_studio.text import plural
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ def open_weights(model: str) -> Weights:
                 places[key] = WeightPlace(*found[key], tuple(tensor.shape))
         lacking = [name for name, _ in module.named_parameters() if _key(family, part, name) not in places]
         if lacking:
-            raise BaseModelError(f"{model} lacks {len(lacking)} tensors of its {part}, first {lacking[0]}.")
+            raise BaseModelError(
+                f"{model} lacks {plural(len(lacking), 'tensor')} of its {part}, first {lacking[0]}."
+            )
     return Weights(model, path, family, places)
 
 

@@ -19,7 +19,7 @@ from lora_studio.lora_file.kinds.base import BESIDE, BIAS
 from lora_studio.lora_file.kinds.whole import SET
 from lora_studio.lora_file.layer import Held, LoraLayer
 from lora_studio.lora_file.lora_file import ENDINGS, LoraFile, base_layers, open_lora
-from lora_studio.text import plural
+from lora_studio.text import be, plural
 
 _ADAPTER_METADATA, _PEFT_CONFIG = "lora_adapter_metadata", "adapter_config.json"
 
@@ -56,7 +56,7 @@ def convertible_part(file: LoraFile, *, skip_unknown: bool, has_base: bool = Fal
     no_lora = [n for n, one in file.layers.items() if one.place is None or (replaces and one.kind is SET)]
     unknown = [key for name in no_lora for key in file.layers[name].keys] + file.extras
     count = len(file.header.entries) if file.header else 0
-    what = f"{len(unknown)} of {count} tensors that no LoRA has: {preview_names(unknown)}"
+    what = f"{len(unknown)} of {plural(count, 'tensor')} that no LoRA has: {preview_names(unknown)}"
     if unknown and not skip_unknown:
         skip = "" if len(unknown) == count else "; --skip-unknown leaves them out"
         raise StudioError(f"{file.name} holds {what}; it is not converted{skip}.")
@@ -173,9 +173,9 @@ def read_plain_layers(
         place: one.name if base is None else _name(place, one, base) for place, one in found.layers.items()
     }
     if unknown := [name for name in names.values() if base is not None and name not in known]:
+        count = f"{len(unknown)} of its {plural(len(names), 'layer')} {be(len(unknown))}"
         raise StudioError(
-            f"{path.name}: {len(unknown)} of its {len(names)} layers are not in this base, "
-            f"first {unknown[0]}; it is for another kind of base."
+            f"{path.name}: {count} not in this base, first {unknown[0]}; it is for another kind of base."
         )
     plain = {}
     for place, layer in found.layers.items():

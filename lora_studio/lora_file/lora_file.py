@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,8 @@ from lora_studio.lora_file.kinds.base import BESIDE, BIAS
 from lora_studio.lora_file.kinds.lora import DOWN, UP
 from lora_studio.lora_file.layer import LoraLayer, Stored
 from lora_studio.tensor_file.header import Header, read_header
-from lora_studio.text import same_text
+from lora_studio.tensor_file.shards import Shard, shard_of
+from lora_studio.text import plural, same_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,6 +49,7 @@ class LoraFile:
     extras: list[str] = field(default_factory=list)  # keys of anything else
     twins: list[LoraLayer] = field(default_factory=list)  # layers whose names others have in another spelling
     said: tuple[str, ...] = ()  # what was done to it when it was opened, in short sentences
+    shard: Shard | None = None  # if it holds a part of the layers only
 
     @property
     def name(self) -> str:
@@ -108,7 +110,7 @@ class LoraFile:
     @property
     def notes(self) -> tuple[str, ...]:
         lacking = sum(one.alpha is None for one in self.layers.values())
-        said = f"{self.name}: {lacking} of {len(self.layers)} layers have no alpha"
+        said = f"{self.name}: no alpha in {lacking} of {plural(len(self.layers), 'layer')}"
         return (*self.said, f"{said}; taken as a scale of 1, as UIs do") if lacking else self.said
 
     def delta(self, name: str) -> Tensor:
@@ -153,12 +155,14 @@ class LoraFile:
         if unlike := [pair for pair in doubles if not pair[0].equals(pair[1])]:
             names = " and ".join(one.written for one in unlike[0])
             raise StudioError(
-                f"{self.name} holds {len(unlike)} layers twice, under two names and with different contents, "
-                f"first {names}; UIs take one of them. Get the file again, or take out one of the two."
+                f"{self.name} holds {plural(len(unlike), 'layer')} twice, under two names and with different "
+                f"contents, first {names}; UIs take one of them. Get the file again, or take out one of the "
+                "two."
             )
         if doubles:
             names = " and ".join(one.written for one in doubles[0])
-            said.append(f"{self.name} holds {len(doubles)} layers twice, first {names}; each is taken once")
+            what = plural(len(doubles), "layer")
+            said.append(f"{self.name} holds {what} twice, first {names}; each is taken once")
         second = {id(one) for _, one in doubles}
         layers = {ui_name(one, layout): one for one in self.layers.values() if id(one) not in second}
         renamed = {name: replace(one, name=name) for name, one in layers.items()}
@@ -169,6 +173,18 @@ class LoraFile:
         layers = [(name, one.place) for name, one in self.layers.items() if one.place is not None]
         spelled = [one for one in layers if not ONE_ENCODER.spells(*one) and TWO_ENCODERS.spells(*one)]
         return TWO_ENCODERS if spelled else ONE_ENCODER
+
+
+def refuse_part(file: LoraFile, beside: Collection[Path] = ()) -> None:
+    """Raise StudioError for one of several files that are one LoRA, unless the others are `beside` it."""
+    if file.shard is None:
+        return
+    given = {path.name for path in beside if path.resolve().parent == file.path.resolve().parent}
+    if not file.shard.others or not given.issuperset(file.shard.others):
+        raise StudioError(
+            f"{file.name} is {file.shard}. Get the LoRA as one file, or make it one: lora-studio combine "
+            "with all of them."
+        )
 
 
 def ui_name(layer: LoraLayer, layout: KohyaLayout) -> str:
@@ -191,7 +207,8 @@ def lora_file(header: Header) -> LoraFile:
     starts = ("text_encoder_2.", "lora_te2_", "text_encoders.clip_g.")
     two = any(key.startswith(starts) for key in header.entries)
     others = {key: read_key(key, two_encoders=two) for key in header.entries}
-    file = LoraFile(header.path, {}, header.metadata, header)
+    shard = shard_of(header.path, header.entries)
+    file = LoraFile(header.path, {}, header.metadata, header, shard=shard)
     known: dict[str, Key] = {}
     for key, found in others.items():
         if key.startswith(BUNDLED):

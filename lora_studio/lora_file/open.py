@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from lora_studio.errors import RecipeError, StudioError, preview_names
 from lora_studio.families.layer_names import reads_text
-from lora_studio.lora_file.lora_file import LoraFile, base_layers, open_lora
-from lora_studio.text import plural
+from lora_studio.lora_file.lora_file import LoraFile, base_layers, open_lora, refuse_part
+from lora_studio.text import be, plural
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,19 +25,20 @@ if TYPE_CHECKING:
 
 def open_together(paths: Sequence[Path], *, skip_unknown: bool = False) -> list[LoraFile]:
     """Several as `open_plain`; of files that do not tell their base's kind it is taken to be the others'."""
-    files = [open_plain(path, skip_unknown=skip_unknown) for path in paths]
+    files = [open_plain(path, skip_unknown=skip_unknown, beside=paths) for path in paths]
     told = [file.layout for file in files if file.layout is not None]
     layout = told[0] if told and all(one == told[0] for one in told) else None
     return [file if file.layout else file.in_one_spelling(layout) for file in files]
 
 
-def open_plain(path: Path, *, skip_unknown: bool = False) -> LoraFile:
+def open_plain(path: Path, *, skip_unknown: bool = False, beside: Collection[Path] = ()) -> LoraFile:
     """Open a LoRA file of any kind in any spelling, with the names that UIs know.
 
     Raises StudioError if it is missing or damaged, holds what is not known, one layer twice with different
-    contents, or depends on its base's weights.
+    contents, depends on its base's weights, or is one of several whose others are not `beside` it.
     """
     file = open_lora(path)
+    refuse_part(file, beside)
     if file.stray:
         from lora_studio.lora_file.convertible import read_any
 
@@ -50,8 +51,9 @@ def open_plain(path: Path, *, skip_unknown: bool = False) -> LoraFile:
     if faults and [*faults] != wrong:
         names, (fault, *_) = preview_names(faults), faults.values()
         raise StudioError(
-            f"{path.name} is not a complete LoRA file: {len(faults)} of {len(file.layers)} layers lack a "
-            f"tensor or do not fit together: {names} ({fault}); `lora-studio verify` says more."
+            f"{path.name} is not a complete LoRA file: {len(faults)} of {plural(len(file.layers), 'layer')} "
+            f"without a tensor, or with tensors that do not fit together: {names} ({fault}); "
+            "`lora-studio verify` says more."
         )
     if not file.layers:
         raise StudioError(f"{path.name} holds no layer of a LoRA; `lora-studio verify` says more.")
@@ -63,8 +65,9 @@ def open_plain(path: Path, *, skip_unknown: bool = False) -> LoraFile:
         raise StudioError(f"{path.name}: {what}; the file is damaged.")
     if off := [name for name, one in alphas.items() if one.alpha == 0]:
         raise StudioError(
-            f"{path.name}: alpha is 0 in {len(off)} layers, first {off[0]}; most UIs take that as switched "
-            "off and kohya as the rank, so its meaning cannot be known. Export the file again with an alpha."
+            f"{path.name}: alpha is 0 in {plural(len(off), 'layer')}, first {off[0]}; most UIs take that as "
+            "switched off and kohya as the rank, so its meaning cannot be known. Export the file again with "
+            "one."
         )
     return file
 
@@ -88,6 +91,8 @@ def read_plain(path: Path, option: str) -> LoraFile:
     if not path.is_file():
         raise RecipeError(f"{option} is {path}, but there is no such file; give a LoRA .safetensors file.")
     file = open_lora(path)
+    if file.shard:
+        raise RecipeError(f"{option}: {path.name} is {file.shard}; give the whole LoRA as one file.")
     if file.stray:
         raise RecipeError(f"{option}: {path.name} {_what_else(file)}.")
     invalid = [
@@ -95,8 +100,9 @@ def read_plain(path: Path, option: str) -> LoraFile:
     ] + file.extras
     if invalid or not file.layers:
         raise RecipeError(
-            f"{option}: {path.name} is not a complete LoRA file: {len(invalid)} of {len(file.layers)} layers "
-            "lack a tensor, do not fit together or are not finite"
+            f"{option}: {path.name} is not a complete LoRA file: {len(invalid)} of "
+            f"{plural(len(file.layers), 'layer')} without a tensor, with tensors that do not fit together, "
+            "or not finite"
             f"{': ' + preview_names(invalid) if invalid else ''}; `lora-studio verify` says more."
         )
     try:
@@ -109,7 +115,7 @@ def _what_else(file: LoraFile) -> str:
     if all(key.endswith((".down", ".up")) for key in file.stray):  # as a checkpoint's tensors
         return "is the checkpoint of a run; continue that run with --resume, or give the file it ended with"
     return (
-        f"is not plain LoRA: {len(file.stray)} of its tensors are of another kind, first {file.stray[0]}; "
+        f"is not plain LoRA: {plural(len(file.stray), 'tensor')} of another kind, first {file.stray[0]}; "
         "give a file of lora_down, lora_up and alpha, as every run of a LoRA Studio adapter ends with"
     )
 
@@ -144,8 +150,8 @@ def check_same_family(files: Sequence[LoraFile]) -> list[str]:
             if not shared:
                 raise _stranger(first, other, "and they have no layer in common")
             notes.append(
-                f"{first.name} says it is for {first.version} and {other.name} for {other.version}; their "
-                f"{len(shared)} shared layers fit, but what they learned may not"
+                f"{first.name} says it is for {first.version} and {other.name} for {other.version}; the "
+                f"shapes fit in {plural(len(shared), 'shared layer')}, but what they learned may not"
             )
         elif not shared:
             notes.append(f"{first.name} and {other.name} have no layer in common")
@@ -163,8 +169,8 @@ def _stranger(one: LoraFile, other: LoraFile, why: str) -> StudioError:
 def unknown_layers(file: LoraFile, known: Collection[str]) -> str:
     """What is wrong if some of its layers are not in the base at all; empty if they are."""
     if unknown := [name for name in file.layers if name not in known]:
-        count = f"{len(unknown)} of the {len(file.layers)} layers of {file.name}"
-        return f"{count} are not in this base, first {unknown[0]}; {_another_kind(file)}"
+        count = f"{len(unknown)} of {plural(len(file.layers), 'layer')} of {file.name}"
+        return f"{count} {be(len(unknown))} not in this base, first {unknown[0]}; {_another_kind(file)}"
     return ""
 
 
@@ -212,8 +218,8 @@ def merge_plain(family: ModelFamily, wanted: Sequence[Merged]) -> tuple[str, ...
                 family.sources[part] = family.sources[part].changed(f"{path}.weight", change)
                 merged.setdefault(part, {})[f"{path}.weight"] = None
         said.append(
-            f"{one.file.name} is merged into it with a strength of {one.strength:g}: {changed} layers are "
-            "changed, and what is trained needs it to be there"
+            f"{one.file.name} is merged into it with a strength of {one.strength:g}: "
+            f"{plural(changed, 'layer')} {be(changed)} changed, and what is trained needs it to be there"
         )
     for part, keys in merged.items():
         family.sources[part] = family.sources[part].merged(family.parts[part], list(keys))

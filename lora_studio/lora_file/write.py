@@ -11,6 +11,7 @@ from torch import Tensor
 from lora_studio.errors import ExportMismatch
 from lora_studio.files import writing_atomically
 from lora_studio.tensor_file.header import TensorEntry, header_bytes, legacy_hash, places_of
+from lora_studio.text import plural
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -97,7 +98,7 @@ def cast_error(tensors: Mapping[str, Tensor], dtype: str) -> float:
             worst = max(worst, (cast.float() - exact.float()).abs().max().item() / size)
     if overflown:
         raise ExportMismatch(
-            f"{len(overflown)} tensors do not fit into {dtype}, first {overflown[0]}; "
+            f"numbers of {plural(len(overflown), 'tensor')} do not fit into {dtype}, first {overflown[0]}; "
             'give --dtype float32, or set export.dtype = "float32" in the recipe.'
         )
     return worst

@@ -31,6 +31,7 @@ from lora_studio.recipe import FREE, Recipe
 from lora_studio.recipe.renamed import with_first_names
 from lora_studio.recipe.run_recipe import RUN_RECIPE, load_run_recipe
 from lora_studio.tensor_file.header import read_header, tensor_hash
+from lora_studio.text import plural
 from lora_studio.version import __version__
 
 
@@ -187,7 +188,8 @@ def check_provenance(path: Path, places: Sequence[Path]) -> OriginReport:
     """
     header, origin = read_header(path), OriginReport(path.name)
     block = {key.removeprefix(PREFIX): v for key, v in header.metadata.items() if key.startswith(PREFIX)}
-    if not {"root", "pictures", "num_pictures"} <= block.keys():
+    counts = [block.get("num_pictures", ""), block.get("num_class_pictures", "0")]
+    if not {"root", "pictures"} <= block.keys() or not all(n.isdecimal() and len(n) < 10 for n in counts):
         why = "another program or an older version made it, or its metadata was taken out"
         raise StudioError(f"{path} does not say what it was made from: {why}.")
     if not places:
@@ -217,7 +219,7 @@ def _check_run(run: Path, block: Block, origin: OriginReport) -> None:
         said = f"{len(priors)} there, {block.get('num_class_pictures', 0)} in the file"
         origin.differs.append(f"the regularization images of {run} are others ({said})")
     elif priors:
-        origin.same.append(f"all {len(priors)} regularization images")
+        origin.same.append(plural(len(priors), "regularization image"))
     if not (run / RUN_RECIPE).is_file():
         origin.not_looked_at.append(f"the recipe: there is none in {run}")
     elif recipe_hash(load_run_recipe(run)) == block.get("recipe"):
@@ -242,7 +244,7 @@ def _check_folders(folders: Sequence[Path], block: Block, truth: Entries, origin
     else:
         found, of_class = first
     if of_class:
-        origin.same.append(f"all {block['num_class_pictures']} regularization images")
+        origin.same.append(plural(int(block["num_class_pictures"]), "regularization image"))
     elif priors := block.get("num_class_pictures"):
         origin.not_looked_at.append(f"{priors} regularization images: name the run's folder, or theirs, too")
     _compare(found, truth, block, origin, ", ".join(map(str, folders)))
@@ -268,9 +270,9 @@ def _compare(found: Entries, truth: Entries, block: Block, origin: OriginReport,
     """Images, captions and masks; `truth`, if it is known, tells which of them differ."""
     here, count = roots(found), int(block["num_pictures"])
     if here["root"] == block["root"]:
-        origin.same.append(f"all {count} images and their captions")
+        origin.same.append(f"{plural(count)} with captions")
     elif here["pictures"] == block["pictures"]:
-        origin.same.append(f"all {count} images")
+        origin.same.append(plural(count))
         origin.differs.append(f"captions in {place} are others{_other_captions(found, truth)}")
     else:
         origin.differs.append(f"images in {place} are others: {_other_images(found, truth, count)}")

@@ -18,6 +18,7 @@ from lora_studio.files import say_unwritable
 from lora_studio.lora_file.convertible import PlainLayers, read_plain_layers
 from lora_studio.lora_file.factors import PlainLora, energy
 from lora_studio.lora_file.kinds.lora import DOWN, UP
+from lora_studio.lora_file.lora_file import open_lora, refuse_part
 from lora_studio.lora_file.rounding import Rounding
 from lora_studio.lora_file.write import DTYPES, write_lora
 from lora_studio.metadata.write import hashes
@@ -64,6 +65,7 @@ def convert(
     out = out or path.with_name(f"{path.stem}_{target}.safetensors")
     check_output(out, force=force, inputs=[path])
     family = None if base is None else load_base(base)
+    refuse_part(open_lora(path))
     found = read_plain_layers(path, base=family, skip_unknown=skip_unknown)
     said = list(found.file.file.said)
     kept = {key: value for key, value in found.file.file.metadata.items() if not key.startswith(_STALE)}

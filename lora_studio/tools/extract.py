@@ -16,6 +16,7 @@ from lora_studio.errors import StudioError
 from lora_studio.lora_file.base_weights import Weights
 from lora_studio.lora_file.factors import FIRST_GUESS, RankLimit, leading
 from lora_studio.quantization import layer_paths
+from lora_studio.text import plural
 from lora_studio.tools import Report
 from lora_studio.tools.result import Result, metadata_of_base
 
@@ -96,7 +97,7 @@ def _check_alike(tuned: Weights, base: Weights) -> None:
         raise StudioError(f"{what}; give the base that it was trained from.")
     shapes, expected = ({key: one.shape for key, one in side.places.items()} for side in (tuned, base))
     if unlike := sorted({key for key, _ in shapes.items() ^ expected.items()}):
-        what = f"differ in the size or number of {len(unlike)} tensors, first {unlike[0]}"
+        what = f"differ in the size or number of {plural(len(unlike), 'tensor')}, first {unlike[0]}"
         raise StudioError(f"{tuned.name} and {base.name} {what}; give the base that it was trained from.")
 
 

@@ -17,6 +17,7 @@ from lora_studio.families.original import detect
 from lora_studio.lora_file.layer import LoraLayer
 from lora_studio.lora_file.lora_file import LoraFile, lora_file, open_lora
 from lora_studio.tensor_file.header import Header, read_header
+from lora_studio.text import be, plural
 from lora_studio.tools import Report
 from lora_studio.verify.uis import Base, UiFinding, Verdict, base_of_layers, verdicts
 from lora_studio.verify.uis.findings import embedded_in, embedding_findings, findings, is_embedding
@@ -105,7 +106,9 @@ def _facts(file: LoraFile, header: Header, *, numbers: bool) -> Facts:
 
 def _of_embedding(header: Header, facts: Facts) -> Facts:
     found, layout = embedding_findings(header), embedded_in(header)
-    notes = tuple(f"{one.shape[0]} vectors in {key}" for key, one in header.entries.items() if one.shape)
+    notes = tuple(
+        f"{plural(one.shape[0], 'vector')} in {key}" for key, one in header.entries.items() if one.shape
+    )
     uis, family = tuple(verdicts(found, list(header.entries), "any base")), layout and layout.title
     return replace(facts, kind="embedding", family=family or "not known", uis=uis, notes=notes)
 
@@ -150,17 +153,18 @@ def _part(layer: LoraLayer, base: Base) -> str:
 
 
 def _notes(file: LoraFile, *, numbers: bool) -> tuple[str, ...]:
-    notes = []
+    notes = [f"it is {file.shard}"] if file.shard else []
     if numbers and file.not_finite:
-        notes.append(f"{len(file.not_finite)} layers are not finite, first {file.not_finite[0]}")
+        notes.append(f"{plural(len(file.not_finite), 'layer')} not finite, first {file.not_finite[0]}")
     if numbers and file.zero:
-        notes.append(f"{len(file.zero)} of {len(file.layers)} layers are zero")
+        number = f"{len(file.zero)} of {plural(len(file.layers), 'layer')}"
+        notes.append(f"{number} {be(len(file.zero))} zero")
     if file.bundled:
-        notes.append(f"{len(file.bundled)} tensors of embeddings are bundled with it")
+        notes.append(f"{plural(len(file.bundled), 'tensor')} of embeddings bundled with it")
     if doubles := [f"{one.written} and {other.written}" for one, other in file.doubles()]:
-        notes.append(f"{len(doubles)} layers stand there twice, under two names, first {doubles[0]}")
+        notes.append(f"{plural(len(doubles), 'layer')} twice in it, under two names, first {doubles[0]}")
     if file.extras:
-        notes.append(f"{len(file.extras)} tensors belong to no layer, first {file.extras[0]}")
+        notes.append(f"{plural(len(file.extras), 'tensor')} of no layer, first {file.extras[0]}")
     return tuple(notes)
 
 

@@ -19,7 +19,10 @@ from lora_studio.lora_file.open import fits
 from lora_studio.metadata.write import MAX_BYTES
 from lora_studio.recipe.data import POCKET
 from lora_studio.tensor_file.header import Header, read_header
+from lora_studio.text import be, plural
 from lora_studio.verify.uis import (
+    COMPLETELY,
+    NO_BASE,
     NOT_KNOWN,
     Base,
     Loss,
@@ -62,6 +65,8 @@ def check_file(file: LoraFile) -> VerifyReport:
     faults = [(name, fault) for name, layer in layers.items() for fault in layer.faults()]
     report.faults += _grouped([*faults, *((name, "it is not finite") for name in file.not_finite)])
     _look_for_doubles(file, report)
+    if file.shard:
+        report.faults.insert(0, f"it is {file.shard}: get it as one file, or combine all of them")
     if layers and len(file.zero) == len(layers):
         report.faults.append("every layer is zero, so the file does nothing")
     scales = [alphas[name] / rank for name, rank in file.ranks.items() if rank and name in alphas]
@@ -104,13 +109,14 @@ def _look_for_doubles(file: LoraFile, report: VerifyReport) -> None:
     for is_equal, pairs in equal.items():
         if pairs:
             what = "the same contents" if is_equal else "different contents, of which UIs take one"
-            said = f"{len(pairs)} layers stand there twice, under two names and with {what}, first {pairs[0]}"
+            number = plural(len(pairs), "layer")
+            said = f"{number} twice in it, under two names and with {what}, first {pairs[0]}"
             (report.notes if is_equal else report.faults).append(said)
 
 
 def _judge(file: LoraFile, base: Base, report: VerifyReport) -> None:
     report.uis = verdicts(findings(file, base), file.layers, base.title)
-    if not loaded_by(report.uis) and not loaded_by(report.uis, NOT_KNOWN):
+    if not file.shard and not any(loaded_by(report.uis, how) for how in (COMPLETELY, NOT_KNOWN, NO_BASE)):
         report.faults.append(f"no UI loads all of it: {report.uis[0].reasons[0].what}")
 
 
@@ -122,7 +128,8 @@ def check_against_base(file: LoraFile, family: ModelFamily, report: VerifyReport
     if unknown:
         meant = f"; the file is for {report.checks['made_for']}" if "made_for" in report.checks else ""
         report.faults.append(
-            f"{len(unknown)} of {len(layers)} layers are not in the base, first {unknown[0]}{meant}"
+            f"{len(unknown)} of {plural(len(layers), 'layer')} {be(len(unknown))} not in the base, first "
+            f"{unknown[0]}{meant}"
         )
     places = ((name, one, base.places[name]) for name, one in layers.items() if name in base.places)
     unfit = [
@@ -145,7 +152,7 @@ def check_rules(file: LoraFile, report: VerifyReport) -> None:
         for one in report.uis
         if one.is_files_fault
         for reason in one.reasons
-        if reason.loss != Loss.NONE
+        if reason.loss != Loss.NONE and not reason.is_gap
     ]
     for name, layer in file.layers.items():
         alpha = layer.entries.get("alpha")

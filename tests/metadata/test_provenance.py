@@ -12,11 +12,13 @@ import pytest
 import torch
 from console import run
 from PIL import Image
+from safetensors.torch import save_file
 from tiny import image_folder
 
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.errors import StudioError
 from lora_studio.lora_file.write import write_lora
+from lora_studio.metadata import PREFIX
 from lora_studio.metadata.provenance import check_provenance, provenance_keys, recipe_hash, root_of, tree_hash
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import recipe_from
@@ -100,7 +102,7 @@ def test_run_and_folder_prove_it_whatever_files_are_called(made: Made, tmp_path:
     for number, one in enumerate(sorted((tmp_path / "pictures").iterdir())):
         one.rename(one.with_name(f"{9 - number // 2}_renamed{one.suffix}"))
     origin = check_provenance(moved, [tmp_path / "pictures"])
-    assert origin.proven and "all 4 images and their captions" in origin.same
+    assert origin.proven and "4 images with captions" in origin.same
 
 
 def recoloured(folder: Path) -> None:
@@ -182,7 +184,7 @@ def test_sources_regularization_images_masks_and_repeats_stay_provable(made: Mad
     folders = [tmp_path / name for name in ("more", "class", "pictures")]
     origin = check_provenance(path, folders)
     assert origin.proven, origin.differs
-    assert {"all 6 images and their captions", "all 3 regularization images"} <= set(origin.same)
+    assert {"6 images with captions", "3 regularization images"} <= set(origin.same)
     assert check_provenance(path, [folders[0], folders[2]]).proven  # and it says what was not looked at
     (tmp_path / "pictures" / "00.mask.png").unlink()
     assert "masks beside the images" in check_provenance(path, folders).differs[0]
@@ -235,7 +237,10 @@ def test_a_run_that_held_out_another_image_is_told(made: Made) -> None:
 def test_mistakes_are_one_sentence(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = made()
     write_lora(tmp_path / "plain.safetensors", {"a": torch.ones(1)}, dtype="float32", describe=lambda _: {})
+    said = {f"{PREFIX}{one}": "x" for one in ("root", "pictures", "num_pictures")}
+    save_file({"a": torch.ones(1)}, tmp_path / "odd.safetensors", metadata=said)
     for arguments, words in (
+        ([tmp_path / "odd.safetensors", path.parent], "does not say what it was made from"),
         ([path, tmp_path / "nowhere"], "there is no folder"),
         ([path], "name one"),
         ([tmp_path / "plain.safetensors", path.parent], "does not say what it was made from"),

@@ -247,7 +247,7 @@ def test_files_for_other_bases_are_refused_by_name(
     [
         (f"{LINEAR}.dora_scale", "lora-studio convert a.safetensors --to kohya"),
         (f"{LINEAR}.hada_w1_a", "hada_w1_a"),
-        (f"{LINEAR}_2.lora_up.weight", "1 of 4 layers lack a tensor"),
+        (f"{LINEAR}_2.lora_up.weight", "1 of 4 layers without a tensor"),
     ],
 )
 def test_what_cannot_be_plain_lora_is_refused_with_advice(tensor: str, words: str, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_merging_for_an_image_leaves_the_base_as_it_was(tiny_base: Path, tmp_pat
     other = lora(tmp_path, "b", shapes={"lora_unet_nowhere": (4, 4)})
     with (
         pytest.raises(
-            StudioError, match=r"layers of b\.safetensors are not in this base, first lora_unet_nowhere"
+            StudioError, match=r"1 of 1 layer of b\.safetensors is not in this base, first lora_unet_nowhere"
         ),
         merged(family, terms((other, 1.0))),
     ):

@@ -154,7 +154,7 @@ def test_different_contents_are_refused_with_both_names(tmp_path: Path) -> None:
             read(path)
     told = verify(path)
     assert not told.ok and any("different contents" in fault and BLOCK[1] in fault for fault in told.faults)
-    assert any("2 layers stand there twice" in note for note in inspect_file(path).notes)
+    assert any("2 layers twice in it" in note for note in inspect_file(path).notes)
 
 
 def test_a_layer_by_kohyas_and_by_pefts_name_is_one(tmp_path: Path) -> None:

@@ -123,9 +123,9 @@ def test_a_files_own_dtype_alpha_and_extra_zero_layers_are_read_as_uis_do(
             (),
             "changes 1 layers that this recipe does not train, lora_te_text_model_encoder_layers_0_mlp_",
         ),
-        ("sdxl", (), "of the 2 layers of a.safetensors are not in this base, first lora_unet_middle_block_1"),
+        ("sdxl", (), "of 2 layers of a.safetensors are not in this base, first lora_unet_middle_block_1"),
         ("sd2", (), "but this base has one of"),
-        ("loha", (), "is not plain LoRA: 1 of its tensors are of another kind, first lora_unet_x.hada_w1_a"),
+        ("loha", (), "is not plain LoRA: 1 tensor of another kind, first lora_unet_x.hada_w1_a"),
         ("not finite", (), "is not a complete LoRA file: 1 of 2 layers"),
         ("good", ("adapter.kind=lokr",), "does not go with adapter.kind = 'lokr'"),
         ("good", ("adapter.start=pissa",), "adapter.start = 'pissa'"),
@@ -212,7 +212,7 @@ def test_a_run_on_top_of_loras_says_that_it_needs_them(base_of: BaseOf, images: 
 def test_a_lora_of_another_base_is_not_merged(base_of: BaseOf, images: Path, tmp_path: Path) -> None:
     lora_file(tmp_path / "a.safetensors", base_of("sdxl"))
     lora_file(tmp_path / "b.safetensors", base_of("sd15"))
-    with pytest.raises(RecipeError, match=r"base.loras\[0\].file: 2 of the 2 layers .* not in this base"):
+    with pytest.raises(RecipeError, match=r"base.loras\[0\].file: 2 of 2 layers .* not in this base"):
         loaded_base(recipe_of(tmp_path, images, base_of("sd15"), extra=LORAS))
 
 

@@ -76,7 +76,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         lambda t: [
             t.update({k.replace(FIRST, "lora_unet_nothing"): t.pop(k)}) for k in list(t) if FIRST in k
         ],
-        f"1 of {SD15_LAYERS} layers are not in the base, first lora_unet_nothing",
+        f"1 of {SD15_LAYERS} layers is not in the base, first lora_unet_nothing",
     ),
     "wrong shape": (
         lambda t: t.update({f"{FIRST}.lora_down.weight": torch.ones(2, 7, 1, 1)}),

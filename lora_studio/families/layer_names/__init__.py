@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 
+from lora_studio.pocket import layer_shapes
+
 DENOISER = "unet"  # the part that a file means by a layer without one
 DENOISER_TITLE = "UNet"
 PART_PATTERN = r"unet|text_encoder(?:_2)?"  # the parts before diffusers' paths
@@ -127,11 +129,30 @@ class PublishedBase:
         return found
 
 
+class PocketBase(PublishedBase):
+    """The one in the package, of which no UI knows: it has diffusers' names alone, and widths of its own."""
+
+    @cached_property
+    def places(self) -> dict[str, PublishedLayer]:
+        """As its weights beside it have them."""
+        found = {}
+        for (part, path), shape in layer_shapes().items():
+            name, encoder = path.replace(".", "_"), self.encoders.get(part)
+            if encoder:
+                found[encoder.prefix + name] = PublishedLayer(shape, encoder=encoder)
+                found[encoder.mistaken + name] = PublishedLayer(shape, OTHER_PREFIX, encoder)
+            else:
+                inside = name.startswith(_INSIDE)
+                found[_PREFIXES[part] + name] = PublishedLayer(shape, OWN if inside else OUTSIDE)
+        return found
+
+
 _INSIDE = ("down_blocks_", "mid_block_", "up_blocks_")
 _CLIP = Encoder("lora_te_", "lora_te1_", "emb_params", 768, joined=False)
 _OPEN_CLIP = Encoder("lora_te_", "lora_te1_", "emb_params", 1024, joined=True)
 _CLIP_L = Encoder("lora_te1_", "lora_te_", "clip_l", 768, joined=False)
 _CLIP_G = Encoder("lora_te2_", "lora_te3_", "clip_g", 1280, joined=True)
+_POCKET_CLIP = Encoder("lora_te_", "lora_te1_", "emb_params", 96, joined=False)
 _SD2_QUIRKS, _SDXL_QUIRKS = ("attention_unused", "either_projection"), ("encoder_alone", "two_encoders")
 _TWO = {"text_encoder": _CLIP_L, "text_encoder_2": _CLIP_G}
 PUBLISHED = (
@@ -139,3 +160,5 @@ PUBLISHED = (
     PublishedBase("SD2", "sd2.txt", "sd_v2", False, {"text_encoder": _OPEN_CLIP}, _SD2_QUIRKS),
     PublishedBase("SDXL", "sdxl.txt", "sdxl_", True, _TWO, _SDXL_QUIRKS),
 )
+POCKET_BASE = PocketBase("the pocket base", "", "sd_v1", False, {"text_encoder": _POCKET_CLIP}, ("in_no_ui",))
+KNOWN = (*PUBLISHED, POCKET_BASE)

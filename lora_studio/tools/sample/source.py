@@ -16,7 +16,7 @@ from torch import Tensor
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
-from lora_studio.lora_file.lora_file import LoraFile, base_layers, lora_file
+from lora_studio.lora_file.lora_file import LoraFile, base_layers, lora_file, refuse_part
 from lora_studio.lora_file.open import fits, unknown_layers
 from lora_studio.processes import default_precision, find_device
 from lora_studio.quantization import NONE
@@ -144,6 +144,7 @@ class FileSource(SampleSource):
         if is_embedding(header):
             raise StudioError(f"{path.name} is an embedding; give the folder of the run that made it.")
         file = lora_file(header)
+        refuse_part(file)
         self.family, self.samples, self.side = _base_of(file, request)
         self.folder = path.with_name(f"{path.stem}_samples")
         if not self.samples.prompts and file.trigger:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from lora_studio.families.layer_names import (
     DENOISER_TITLE,
     OWN,
+    POCKET_BASE,
     PUBLISHED,
     PublishedBase,
     PublishedLayer,
@@ -21,6 +22,7 @@ from lora_studio.families.layer_names import (
 )
 from lora_studio.lora_file.layer import LoraLayer
 from lora_studio.lora_file.open import fits
+from lora_studio.text import plural
 
 if TYPE_CHECKING:
     from lora_studio.families.base import ModelFamily
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 UIS = ("ComfyUI", "A1111", "Forge", "InvokeAI", "stable-diffusion.cpp", "diffusers", "kohya")
 DIFFUSERS = "diffusers"
 COMPLETELY, PARTLY, NOT_AT_ALL, NOT_KNOWN = "completely", "partly", "not at all", "not known"
+NO_BASE = "no base for it"
 
 
 class Loss(StrEnum):
@@ -37,6 +40,7 @@ class Loss(StrEnum):
     LAYERS = "the layers are lost"
     WRONG = "the layers are there, but not as they were trained"
     FILE = "the file is lost"
+    NO_BASE = "there is nothing to load it into"
     UNKNOWN = "not tried"
 
 
@@ -75,7 +79,7 @@ class UiFinding:
 
     def in_words(self, base: str) -> str:
         number = len(self.concerns)
-        counts = {what: f"{number} {what if number != 1 else what[:-1]}" for what in ("layers", "keys")}
+        counts = {what: plural(number, what[:-1]) for what in ("layers", "keys")}
         first = self.concerns[0] if number else ""
         return table()[self.row].what.format(base=base, first=first, denoiser=DENOISER_TITLE, **counts)
 
@@ -92,7 +96,7 @@ class Reason:
 @dataclass(frozen=True)
 class Verdict:
     ui: str
-    loads: str  # completely, partly, not at all, not known
+    loads: str  # completely, partly, not at all, no base for it, not known
     reasons: tuple[Reason, ...] = ()
 
     @property
@@ -118,6 +122,8 @@ def _verdict(ui: str, findings: Sequence[UiFinding], layers: Collection[str], ba
         loads = NOT_AT_ALL
     elif losses & {Loss.LAYERS, Loss.WRONG}:
         loads = PARTLY
+    elif Loss.NO_BASE in losses:
+        loads = NO_BASE
     else:
         loads = NOT_KNOWN if Loss.UNKNOWN in losses else COMPLETELY
     return Verdict(ui, loads, tuple(reasons))
@@ -132,7 +138,7 @@ class Base:
     """The base that a file's layers fit best, and where each of them is in it."""
 
     layout: PublishedBase | None  # None: no base that is known has such names
-    is_published: bool  # else its widths are of no published base, and only names are compared
+    is_published: bool  # or the pocket base; else its widths are of none, and only names are compared
     places: Mapping[str, PublishedLayer]  # of the layers that it has
 
     @property
@@ -152,7 +158,14 @@ class Base:
 
 
 def base_of_layers(layers: Mapping[str, LoraLayer]) -> Base:
-    """The published base in which most layers have the shape they change, or else the same kind of names."""
+    """The published base in which most layers have the shape they change, or else the same kind of names.
+
+    The pocket base if none has another shape there: a miniature may share a width with it.
+    """
+    pocket = {name: POCKET_BASE.places[name] for name in layers if name in POCKET_BASE.places}
+    sizes = [(size, place.shape) for name, place in pocket.items() if (size := layers[name].size)]
+    if sizes and all(fits(*one) for one in sizes):
+        return Base(POCKET_BASE, True, pocket)
     best, most = PUBLISHED[0], (0, 0)
     for layout in PUBLISHED:
         found = ((one.size, layout.places.get(name)) for name, one in layers.items())

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from lora_studio.families.layer_names import (
+    KNOWN,
     OTHER_DENOISER,
     OTHER_PREFIX,
     OUTSIDE,
     OWN,
-    PUBLISHED,
+    POCKET_BASE,
     SIZES_BY_PATH,
     PublishedBase,
     PublishedLayer,
@@ -43,25 +44,28 @@ def findings(file: LoraFile, base: Base, *, numbers: bool = True) -> list[UiFind
         **_of_names(file, base),
         **of_tensors(file, base),
     }
+    part = [UiFinding("part", file.shard.others)] if file.shard else []
     rows = [UiFinding(row, names) for row, names in found.items() if names]
-    return [*rows, *_of_encoders(file, base), *_of_file(file, base)]
+    of_base = [UiFinding("in_no_ui")] if base.has("in_no_ui") else []
+    return [*part, *rows, *_of_encoders(file, base), *_of_file(file, base), *of_base]
 
 
 def is_embedding(header: Header) -> bool:
     """Whether its tensors are called as those of a learned token are, for any base."""
-    known = {key for layout in PUBLISHED for key in layout.vectors}
+    known = {key for layout in KNOWN for key in layout.vectors}
     return bool(header.entries) and header.entries.keys() <= known
 
 
 def embedding_findings(header: Header) -> list[UiFinding]:
     unknown = [UiFinding("embedding_keys", list(header.entries))] if embedded_in(header) is None else []
-    return [UiFinding("embedding_untried"), *unknown]
+    in_pocket = embedded_in(header) is POCKET_BASE
+    return [UiFinding("embedding_untried"), *unknown, *([UiFinding("in_no_ui")] if in_pocket else [])]
 
 
 def embedded_in(header: Header) -> PublishedBase | None:
-    """The published base that has encoders of its keys and widths."""
+    """The published base, or the pocket base, that has encoders of its keys and widths."""
     widths = {key: one.shape[1] for key, one in header.entries.items() if len(one.shape) == 2}
-    return next((layout for layout in PUBLISHED if layout.vectors == widths), None)
+    return next((layout for layout in KNOWN if layout.vectors == widths), None)
 
 
 def _of_names(file: LoraFile, base: Base) -> dict[str, list[str]]:

@@ -74,23 +74,24 @@ class LinearProduct(torch.autograd.Function):
 
 
 class NarrowProduct(torch.autograd.Function):
-    """down [r, in], rows [N, in] -> [r, N]; of rows that are left * right only these are kept."""
+    """rows [N, in], down [r, in] -> [N, r]; of rows that are left * right only these are kept."""
 
     @staticmethod
-    def forward(ctx: Any, down: Tensor, rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, down: Tensor, left: Tensor, right: Tensor) -> Tensor:
         ctx.save_for_backward(down, left, right)
-        return torch.mm(down, rows.t())
+        return F.linear(rows, down)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         down, left, right = ctx.saved_tensors
-        return torch.mm(grad, (left * right).view(-1, down.shape[1])), torch.mm(grad.t(), down), None, None
+        return grad @ down, grad.t() @ (left * right).view(-1, down.shape[1]), None, None
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
     """x [..., in], W [out, in], bias [out], down [r, in], up [r, out] -> [..., out], in operations of torch.
 
-    Its backward pass has one sum more than LinearProduct's, and no Python in it.
+    Its backward pass has one sum more than LinearProduct's, and no Python in it. In bfloat16 N rows by r are
+    as fast as r by N, and nothing is transposed on the way back.
     """
     rows = x.reshape(-1, x.shape[-1])
     if x.is_contiguous() or bias is None:
@@ -98,9 +99,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Te
     else:  # torch adds it to the rounded product then, and so the base does
         output = torch.mm(rows, weight.t()).add_(bias)
     left, right = factors_of(x)  # a GPU's memory is dear
-    narrow = torch.mm(down, rows.t()) if left is None else NarrowProduct.apply(down, rows, left, right)
-    output.addmm_(narrow.t(), up)
-    return output.view(*x.shape[:-1], -1)
+    narrow = F.linear(rows, down) if left is None else NarrowProduct.apply(rows, down, left, right)
+    return output.addmm_(narrow, up).view(*x.shape[:-1], -1)
 
 
 def product_at_each_place(

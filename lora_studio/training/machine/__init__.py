@@ -88,6 +88,10 @@ class Machine:
         """Attention, norms, checkpointing and compilation of the denoiser, as the recipe says, in place."""
         if self.config.attention == "xformers":
             denoiser.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
+        else:
+            from lora_studio.training.machine.attention import shorten_attention
+
+            shorten_attention(denoiser)
         if self.widens_norms:
             keep_norms_narrow(denoiser, self.dtype)
         if self.config.gradient_checkpointing:

@@ -190,7 +190,7 @@ def test_what_a_target_cannot_hold_is_refused(
         ("lora", "merged", 1.0, ""),
         ("lora", "merged", 3e-4, "warning: float16 rounds away"),
         ("full", "checkpoint", 3e-4, "warning: float16 rounds away"),
-        ("lora", "checkpoint", 1e-9, "nothing of them would be left"),
+        ("lora", "checkpoint", 1e-12, "nothing of them would be left"),
     ],
 )
 def test_what_rounding_takes_of_a_merged_change_is_said(

@@ -80,6 +80,12 @@ def say_unwritable(path: Path) -> Iterator[None]:
         raise StudioError(f"{path} cannot be written ({error.strerror or error}).") from None
 
 
+def set_aside(path: Path, ending: str) -> Path:
+    """Give it another name beside it, which nothing has yet. Raises OSError where the system does not."""
+    names = (f"{path.name}{ending}{number or ''}" for number in range(1000))
+    return path.rename(next(one for name in names if not os.path.lexists(one := path.with_name(name))))
+
+
 def sync(path: Path) -> None:
     """Have the disk hold what was written to a file, or which names a folder has (Windows opens none)."""
     if os.name == "nt" and path.is_dir():

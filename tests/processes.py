@@ -41,9 +41,9 @@ def start(recipe: Path, folder: Path, *, resume: bool = False, fault: Fault | No
     return process
 
 
-def start_verb(folder: Path, *arguments: str) -> BaseProcess:
+def start_verb(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> BaseProcess:
     """Begin what the command line does with these arguments; what it prints goes to `<folder>.txt`."""
-    process = CONTEXT.Process(target=_verb, args=(_log(folder, 0), arguments))
+    process = CONTEXT.Process(target=_verb, args=(_log(folder, 0), arguments, environment or {}))
     process.start()
     return process
 
@@ -129,7 +129,8 @@ def _train(
     sys.exit(guarded(run))
 
 
-def _verb(log: Path, arguments: Sequence[str]) -> None:
+def _verb(log: Path, arguments: Sequence[str], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     _print_to(log)
     import torch
 

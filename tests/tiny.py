@@ -65,6 +65,33 @@ def random_base(folder: Path) -> Path:
     return folder
 
 
+def least_base(folder: Path) -> Path:
+    """SD1.5's kind of base with as few layers as there can be: 16 of attention."""
+    torch.manual_seed(3)
+    tokenizer = _tokenizer()
+    pipeline = StableDiffusionPipeline(
+        vae=_vae(scaling_factor=0.18215),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, width=16)),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            block_out_channels=(8, 16),
+            attention_head_dim=2,
+            cross_attention_dim=16,
+            norm_num_groups=4,
+        ),
+        scheduler=DDIMScheduler(**NOISE, clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
 def base_sd2(folder: Path, *, prediction: str = "epsilon") -> Path:
     """SD2's module tree: linear projections, heads of one size, and a tokenizer that pads with "!"."""
     torch.manual_seed(1)

@@ -149,7 +149,20 @@ def as_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def load_images(folder: Path, count: int) -> list[Image.Image] | None:
-    """The base's, of an earlier start of the same run; None if they are not all there."""
-    paths = [folder / f"base_{number:02}.png" for number in range(count)]
-    return [Image.open(path).convert("RGB") for path in paths] if all(p.is_file() for p in paths) else None
+def load_images(paths: Sequence[Path], side: int) -> list[Image.Image | None]:
+    """Images as they were drawn at side x side pixels; None of what is missing, damaged or of other sides."""
+    return [_load_image(path, side) for path in paths]
+
+
+def _load_image(path: Path, side: int) -> Image.Image | None:
+    try:
+        if not path.is_file():
+            return None
+        with Image.open(path, formats=["PNG"]) as image:
+            if not all(0 <= side - one < 64 for one in image.size):  # those of a base may be rounded
+                return None
+            image.verify()  # the checksums, which pixels are read without
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None

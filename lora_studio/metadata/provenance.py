@@ -30,6 +30,7 @@ from lora_studio.metadata import PREFIX
 from lora_studio.recipe import FREE, Recipe
 from lora_studio.recipe.renamed import with_first_names
 from lora_studio.recipe.run_recipe import RUN_RECIPE, load_run_recipe
+from lora_studio.runs.reading import damaged, read_lines
 from lora_studio.tensor_file.header import read_header, tensor_hash
 from lora_studio.text import plural
 from lora_studio.version import __version__
@@ -154,11 +155,10 @@ def read_manifest(run: Path) -> list[Record]:
     """What a run's manifest says of each file, as far as provenance asks. Raises StudioError if damaged."""
     known = ("name", "sha256", "caption", "captioned_by", "role", "mask_sha256", "excluded")
     try:
-        lines = (run / MANIFEST).read_text("utf-8").split("\n")  # names may hold U+2028
-        rows = [json.loads(line) for line in lines if line]
-        return [Record(path="", **{key: row[key] for key in known}) for row in map(current_line, rows)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StudioError(f"{run / MANIFEST} cannot be read ({error}); it is as a run wrote it.") from None
+        rows = [current_line(row) for row in read_lines(run / MANIFEST)]
+        return [Record(path="", **{key: row[key] for key in known}) for row in rows]
+    except (KeyError, TypeError) as error:
+        raise damaged(run / MANIFEST, repr(error)) from None
 
 
 Block = dict[str, str]  # provenance in a file's metadata, without the prefix

@@ -7,6 +7,7 @@ card says what a file is, how it is used and how it was made, with the front mat
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from lora_studio.files import digest, say_unwritable, write_atomically
 from lora_studio.metadata import key_table
 from lora_studio.metadata.write import STRENGTH, usage_hint
 from lora_studio.recipe.run_recipe import RUN_RECIPE, load_run_recipe
+from lora_studio.runs.reading import damaged, read_table
 from lora_studio.tensor_file.header import read_header
 
 CARD = "README.md"
@@ -123,14 +125,14 @@ def tuned_image(number: int) -> str:
 def finished_files(run: Path) -> list[Path]:
     """The LoRA and embeddings that a run ended with. Raises StudioError if there are none."""
     try:
-        summary = json.loads((run / "summary.json").read_text("utf-8"))
+        if not os.path.lexists(run / "summary.json"):
+            why = f"{run} holds no finished run, for it has no summary.json; give the folder of one."
+            raise StudioError(why)
+        summary = read_table(run / "summary.json")
         names = [summary["file"], *(one["file"] for one in summary["embeddings"].values())]
-    except FileNotFoundError:
-        why = f"{run} holds no finished run, for it has no summary.json; give the folder of one."
-        raise StudioError(why) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StudioError(f"{run / 'summary.json'} cannot be read ({error}).") from None
-    paths = [run / Path(name).name for name in dict.fromkeys(names)]
+        paths = [run / Path(name).name for name in dict.fromkeys(names)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(run / "summary.json", repr(error)) from None
     if whole := [one for one in paths if one.is_dir()]:
         raise StudioError(f"{whole[0]} is a whole base; this is for LoRA files and embeddings.")
     if gone := [one for one in paths if not one.is_file()]:

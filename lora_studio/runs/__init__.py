@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -12,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import CheckpointError, RunFolderError
-from lora_studio.files import _TEMPORARY, _write_synced, sync, write_atomically
+from lora_studio.files import _TEMPORARY, _write_synced, set_aside, sync, write_atomically
 from lora_studio.runs.lock import Holder, RunLock
-from lora_studio.runs.reading import measured_rows, read_lines
+from lora_studio.runs.reading import MEASURED, STATE, measured_rows, read_lines, read_table
 from lora_studio.text import command_of
 
 METRICS = "metrics.jsonl"  # a line a step
 VALIDATION = "validation.jsonl"  # a line a measurement
 _NUMBERS = {METRICS: ("loss", "learning_rate"), VALIDATION: ("loss", "relative")}
 _FIRST_VALIDATION = "holdout.jsonl"  # the same in runs of the first version, whose lines have "pictures"
+_UNFINISHED = re.compile(r"\.(step_[0-9]{6,12})\.(tmp|old)")
 PIN = "keep"  # a file of this name in a checkpoint's folder: it is never removed
 
 
@@ -55,8 +58,12 @@ class Run:
         try:
             yield
         except OSError as error:
+            why, at = error.strerror or error, str(error.filename2 or error.filename or "")
+            where = (
+                f" at {os.path.relpath(at, self.folder)}" if at.startswith(f"{self.folder}{os.sep}") else ""
+            )
             raise RunFolderError(
-                f"the run folder {self.folder} cannot be written to ({error.strerror or error})"
+                f"the run folder {self.folder} cannot be written to{where} ({why})"
             ) from None
 
     @property
@@ -105,16 +112,28 @@ class Run:
         """The lines of validation.jsonl or metrics.jsonl, without damaged ones."""
         return measured_rows(self.folder / name, _NUMBERS[name])[0]
 
+    def measured_until(self, step: int) -> str:
+        """sha256 of the measurements up to a step, by which the best checkpoint is chosen."""
+        rows = [row for row in self.measurements() if row["step"] <= step]
+        return hashlib.sha256(_as_lines(rows).encode("utf-8", "backslashreplace")).hexdigest()
+
+    def is_as_measured(self, step: int) -> bool:
+        """Whether validation.jsonl has what it had when this checkpoint was saved, as far as that says so."""
+        return read_table(self._checkpoint_of(step) / STATE).get(MEASURED) in (
+            None,
+            self.measured_until(step),
+        )
+
     def lines(self, name: str) -> list[dict[str, Any]]:
         """All of a JSON lines file, none if it is not there. Raises CheckpointError if one is damaged."""
-        return read_lines(self.folder / name) if (self.folder / name).exists() else []
+        return read_lines(self.folder / name) if os.path.lexists(self.folder / name) else []
 
     def forget_after(self, step: int, name: str = METRICS) -> int:
         """Before resuming at `step`: the later lines, which will be written again, are taken out.
 
         How many were damaged and are taken out, too.
         """
-        if not (self.folder / name).exists():
+        if not os.path.lexists(self.folder / name):
             return 0
         self.close()
         rows, num_damaged = measured_rows(self.folder / name, _NUMBERS[name])
@@ -174,15 +193,20 @@ class Run:
     def set_aside(self, checkpoint: Path) -> Path:
         """A damaged one gets another name, by which it counts as none."""
         with self.writing():
-            names = (f"{checkpoint.name}.damaged{number or ''}" for number in range(1000))
-            aside = next(path for one in names if not (path := checkpoint.with_name(one)).exists())
-            return checkpoint.rename(aside)
+            return set_aside(checkpoint, ".damaged")
 
     def remove_left_overs(self) -> None:
-        """What a start that was killed had not yet given its name."""
+        """What a start that was killed had not yet given its name; a checkpoint without one gets it back."""
         with self.writing():
             for path in list(self.folder.rglob(_TEMPORARY)):
-                path.unlink()
+                if path.is_file() or path.is_symlink():
+                    path.unlink()
+            for path in list(self.checkpoints_folder.glob(".step_*")):
+                if (match := _UNFINISHED.fullmatch(path.name)) and path.is_dir():
+                    if match[2] == "old" and not path.with_name(match[1]).exists():
+                        path.rename(path.with_name(match[1]))
+                    else:
+                        shutil.rmtree(path)
 
     def close(self) -> None:
         if self._metrics is not None:

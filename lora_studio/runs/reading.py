@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +17,8 @@ from lora_studio.errors import CheckpointError, reason_of
 SEAL = "sha256"  # in a JSON file: over the rest of it
 INPUTS = "inputs.json"  # in a run's folder: sha256 of all that it was made from
 STATE = "state.json"  # in a checkpoint's: the counters, and the sha256 of the others and of itself
+MEASURED = "validation"  # in that: the sha256 of what validation.jsonl then held
+MOST_BYTES = 10**9  # of a file of text: a line a step, of millions of steps
 _ADVICE = "put it back from a copy, or start another run with --out"
 
 
@@ -24,11 +29,24 @@ def damaged(path: Path, why: object) -> CheckpointError:
 def read_bytes(path: Path) -> bytes:
     """Raises CheckpointError, also if it is missing."""
     try:
+        if why := unreadable(path, most_bytes=MOST_BYTES):
+            raise damaged(path, why)
         return path.read_bytes()
-    except FileNotFoundError:
-        raise damaged(path, "it is missing") from None
     except OSError as error:
         raise damaged(path, error.strerror or error) from None
+
+
+def unreadable(path: Path, *, most_bytes: float = math.inf) -> str:
+    """Why it is not read: missing, larger, or something that never ends, such as a pipe; else empty."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return "it is missing"
+    except OSError as error:
+        return error.strerror or str(error)
+    if not stat.S_ISREG(status.st_mode):
+        return "it is a folder" if stat.S_ISDIR(status.st_mode) else "it is no file"
+    return f"it has {status.st_size:,} bytes" if status.st_size > most_bytes else ""
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -57,7 +75,7 @@ def inputs_before(folder: Path) -> dict[str, str]:
     Raises CheckpointError if that is damaged, or missing though the run has checkpoints of this version.
     """
     path = folder / INPUTS
-    values = read_table(path) if path.exists() else {}
+    values = read_table(path) if os.path.lexists(path) else {}
     given = values.pop(SEAL, None)
     if given is None and _has_sealed_state(folder):
         raise damaged(path, "its digest is missing" if values else "it is missing")
@@ -85,13 +103,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def measured_rows(path: Path, numbers: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a file of measurements that have a step and these numbers, and how many others it has.
+    """The first line of each step in a file of measurements with these numbers, and how many others it has.
 
     Nothing that a run goes on from is in those, so that they are passed over. None if there is no such file.
+    Raises CheckpointError if it is there and no file that can be read.
     """
-    rows, last = _tables(read_bytes(path) if path.exists() else b"")
-    whole = [row for row in rows if _is_measured(row, numbers)]
-    return [*whole, *([last] if _is_measured(last, numbers) else [])], len(rows) - len(whole)
+    rows, last = _tables(read_bytes(path) if os.path.lexists(path) else b"")
+    each: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if _is_measured(row, numbers):
+            each.setdefault(row["step"], row)
+    num_others = len(rows) - len(each)
+    if _is_measured(last, numbers):
+        each.setdefault(last["step"], last)
+    return [*each.values()], num_others
 
 
 def _is_measured(row: Mapping[str, Any] | None, numbers: Sequence[str]) -> TypeGuard[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.data.batches import entries
+from lora_studio.data.cache import remove_left_overs
 from lora_studio.errors import (
     CheckpointError,
     Interrupted,
@@ -16,7 +17,7 @@ from lora_studio.errors import (
     TrainingDiverged,
     reason_of,
 )
-from lora_studio.files import check_ending, digest
+from lora_studio.files import cache_folder, check_ending, digest
 from lora_studio.metadata.provenance import MANIFEST
 from lora_studio.processes import Processes, join_processes, leave_processes
 from lora_studio.recipe import Recipe
@@ -33,7 +34,7 @@ from lora_studio.training.loop.watch import PreviewWatch, ValidationWatch, Watch
 from lora_studio.training.machine import is_out_of_memory, out_of_memory
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.prepare.data import in_steps, manifest_of
-from lora_studio.training.prepare.resume import SCHEDULE_END, has_zero_last
+from lora_studio.training.prepare.resume import RECIPE, SCHEDULE_END, has_zero_last, learned_hash
 from lora_studio.training.report import describe, time_everything
 from lora_studio.training.tracking import Tracking
 
@@ -68,6 +69,7 @@ def train(
             tracking(Note(f"{left}, ended without taking its lock off {place}; it is taken over"))
         begun = processes.from_main(lambda: _check_folder(run, loaded, resume=resume))
         run.remove_left_overs()
+        remove_left_overs(cache_folder())
         result = _train(begun, run, processes, resume=resume, on_event=tracking)
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -98,9 +100,7 @@ def _train(
         run.adopt_first_validation()
         session.loop.zero_last = processes.from_main(lambda: has_zero_last(run))
     _write_down(session)
-    for lines in (METRICS, VALIDATION):  # of steps done again, or of a start without a save
-        if num_damaged := run.forget_after(step if resume else -1, lines):
-            on_event(Note(f"{plural(num_damaged, 'line')} of {lines} cannot be read and were taken out"))
+    _forget_after(step if resume else -1, run, on_event)
     if processes.is_main:
         on_event.start(step)
     on_event(describe(session, first_step=step + 1, timing=time_everything(session, first_step=step + 1)))
@@ -108,7 +108,7 @@ def _train(
     watch.previews.begin(step)
     training_began = time.monotonic()
     if watch.validation is not None:
-        watch.validation.begin()
+        watch.validation.begin(step)
     session.loop.after_step, session.loop.looks_after = watch.after_step, watch.due
     session.loop.after_save = watch.previews.after_save
     if not session.loop.run(step + 1):
@@ -117,12 +117,25 @@ def _train(
     return finish(session, watch.previews, on_event, seconds=seconds)
 
 
+def _forget_after(step: int, run: Run, listener: Listener) -> None:
+    """The lines of steps done again, or of a start without a save (-1). What is lost of others is said."""
+    for lines in (METRICS, VALIDATION):
+        if num_damaged := run.forget_after(step, lines):
+            listener(Note(f"{plural(num_damaged, 'line')} of {lines} cannot be used and were taken out"))
+    if step > 0 and not run.is_as_measured(step):
+        why = f"{VALIDATION} is not as the run wrote it"
+        listener(Note(f"warning: {why} up to step {step}, so another checkpoint may seem the best"))
+    if (lost := step - len({row["step"] for row in run.metrics()})) > 0:
+        listener(Note(f"{METRICS} lacks {plural(lost, 'step')} up to {step}, and so will loss.png"))
+
+
 def _write_down(session: Session) -> None:
     """What a resume goes by. The manifest has been written."""
     run = session.run
     run.text(RUN_RECIPE, with_seal(to_toml(session.recipe)))
     if session.processes.is_main:
-        facts = {**session.inputs, MANIFEST: digest(run.folder / MANIFEST), FOLDER: str(run.folder.resolve())}
+        facts = {**session.inputs, RECIPE: learned_hash(session.recipe)}
+        facts |= {MANIFEST: digest(run.folder / MANIFEST), FOLDER: str(run.folder.resolve())}
         if not session.loop.zero_last:
             facts[SCHEDULE_END] = "behind the last step"
         run.json(INPUTS, sealed(facts))

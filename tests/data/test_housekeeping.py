@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_studio.data.cache import CacheEntry, bytes_of, entries, prunable, remove, seconds_of
+from lora_studio.data.cache import (
+    CacheEntry,
+    bytes_of,
+    entries,
+    prunable,
+    remove,
+    remove_left_overs,
+    seconds_of,
+)
 from lora_studio.data.cache.encode import TextCache
 from lora_studio.data.cache.store import TensorStore
 from lora_studio.errors import DatasetError
@@ -88,13 +96,24 @@ def test_a_kinds_folder_that_is_a_link_is_left_alone(tmp_path: Path) -> None:
     assert entries(tmp_path / "cache") == []
 
 
-def test_what_a_crash_left_goes_after_a_day(cache: Path) -> None:
+def test_what_a_crash_left_goes_after_an_hour(cache: Path) -> None:
     file_in(cache / "latents", f"{'a' * 64}.{'1' * 32}.tmp", days_old=2)
     file_in(cache / "class_images", f".lora-studio-{'2' * 32}.tmp", days_old=2)
     young = file_in(cache / "text", f"{'b' * 64}.{'3' * 32}.tmp")
     gone = prunable(entries(cache), max_bytes=10**9)
     assert remove(gone) == 200 and [one.leftover for one in gone] == [True, True]
     assert young.is_file()
+
+
+def test_a_run_removes_what_killed_ones_left_and_not_what_a_running_one_may_hold(cache: Path) -> None:
+    old = file_in(cache / "latents", f"{'a' * 64}.{'1' * 32}.tmp", days_old=1)
+    memory = file_in(cache, f".lora-studio-{'2' * 32}.tmp", days_old=1)
+    others = [file_in(cache / "latents", "mine.tmp", days_old=9), file_in(cache / "text", "a.safetensors")]
+    young = file_in(cache / "text", f"{'b' * 64}.{'3' * 32}.tmp")
+    remove_left_overs(cache)
+    assert not old.exists() and not memory.exists()
+    assert all(one.is_file() for one in (*others, young))
+    remove_left_overs(cache / "nowhere")
 
 
 def test_using_an_entry_makes_it_young_again(cache: Path) -> None:

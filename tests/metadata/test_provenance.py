@@ -249,7 +249,7 @@ def test_mistakes_are_one_sentence(made: Made, tmp_path: Path, capsys: pytest.Ca
         assert code == 2 and words in err.replace("\n", " ") and err.startswith("error: ")
     assert run(["verify", str(path), str(path.parent)], capsys)[0] == 2
     (path.parent / "manifest.jsonl").write_text("{}\n", "utf-8")
-    with pytest.raises(StudioError, match="cannot be read"):
+    with pytest.raises(StudioError, match=r"manifest\.jsonl is not as the run wrote it"):
         check_provenance(path, [path.parent])
 
 

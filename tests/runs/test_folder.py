@@ -14,6 +14,7 @@ import pytest
 from lora_studio.errors import CheckpointError, RunFolderError
 from lora_studio.files import write_atomically
 from lora_studio.runs import PIN, Run
+from lora_studio.runs.reading import inputs_before
 
 
 def save(text: str) -> dict[str, bytes]:
@@ -59,6 +60,64 @@ def test_a_half_written_file_of_a_killed_start_is_removed_and_nothing_else(tmp_p
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == {good, tmp_path / ".hidden.tmp"}
 
 
+def test_a_checkpoint_that_a_kill_left_half_made_goes_and_one_without_its_name_gets_it_back(
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path)
+    for step in (1, 2, 3):
+        run.checkpoint(step, save(str(step)), keep=9)
+    folders = run.checkpoints_folder
+    (folders / "step_000001").rename(folders / ".step_000001.old")
+    shutil.copytree(folders / "step_000002", folders / ".step_000002.old")
+    for mine in (".step_000003.tmp", ".step_000004.tmp", ".step_mine.tmp", ".lora-studio-mine.tmp"):
+        (folders / mine).mkdir()
+    run.remove_left_overs()
+    assert {one.name for one in folders.iterdir()} == {
+        *("step_000001", "step_000002", "step_000003", ".step_mine.tmp", ".lora-studio-mine.tmp")
+    }
+    assert (folders / "step_000001" / "state.json").read_text() == "1"
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(10**12)
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def zeros(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other kinds of files")
+@pytest.mark.parametrize("make", [Path.mkdir, pipe, huge, loop, zeros])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "manifest.jsonl", "inputs.json"])
+def test_what_is_no_file_or_never_ends_is_refused_by_name_and_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], None], name: str
+) -> None:
+    run = Run(tmp_path)
+    make(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"{name} is not as the run wrote it"):
+        if name == "inputs.json":
+            inputs_before(tmp_path)
+        elif name == "metrics.jsonl":
+            run.metrics()
+        else:
+            run.lines(name)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "previews" / "a.png").mkdir(parents=True)
+    with pytest.raises(RunFolderError, match=r"cannot be written to at previews.a\.png \("):
+        Run(tmp_path).file("previews/a.png", b"")
+
+
 def test_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for step in range(1, 6):
@@ -85,6 +144,15 @@ def test_checkpoints_are_in_the_order_of_their_steps_beyond_six_digits(tmp_path:
 def test_resuming_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="start without --resume"):
         Run(tmp_path).newest_checkpoint()
+
+
+def test_a_step_that_stands_there_twice_counts_once(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for step in (1, 2, 1, 2):
+        run.metric(row(step))
+    run.close()
+    assert run.metrics() == [row(1), row(2)]
+    assert run.forget_after(2) == 2 and run.forget_after(2) == 0
 
 
 def row(step: int, **more: object) -> dict[str, object]:

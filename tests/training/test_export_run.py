@@ -14,6 +14,7 @@ from lora_studio import cli
 from lora_studio.errors import CheckpointError, StudioError
 from lora_studio.export import EXPORTERS
 from lora_studio.recipe.load import load_recipe
+from lora_studio.training.events import Event, Note
 from lora_studio.training.finish.export import ExportRequest, export_run
 from lora_studio.training.session import train
 
@@ -46,6 +47,16 @@ def test_an_older_checkpoint_goes_to_several_targets_and_nothing_is_replaced(run
     assert {str(one.dtype) for one in load_file(found[0].made.paths[0]).values()} == {"torch.bfloat16"}
     with pytest.raises(StudioError, match=r"tiny_diffusers\.safetensors.*are there already.*--force"):
         export_run(run, wishes)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff{}", b"[" * 100_000])
+def test_a_report_that_is_none_of_ours_gets_another_name(run: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "verify.json").write_bytes(content)
+    heard: list[Event] = []
+    export_run(run, ExportRequest(("kohya",), folder=tmp_path), on_event=heard.append)
+    assert (tmp_path / "verify.json.damaged").read_bytes() == content
+    assert set(json.loads((tmp_path / "verify.json").read_text())) == {"kohya"}
+    assert any("It is now verify.json.damaged" in one.text for one in heard if isinstance(one, Note))
 
 
 @pytest.mark.parametrize(

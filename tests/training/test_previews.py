@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from PIL import Image
 from ready import prepared
 from tiny import recipe_text
 from torch import Tensor
@@ -198,6 +199,41 @@ def test_a_sheet_that_a_stop_left_out_is_drawn_by_the_resume(recipe: Recipe, tmp
     begin(3)
     begin(2)
     assert sheet.read_bytes() == b"as it was" and not sheet.with_stem("step_000003").exists()
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def one_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # of the pixels, which Pillow shows all the same
+    path.write_bytes(content)
+
+
+def of_other_sides(path: Path) -> None:
+    Image.new("RGB", (640, 64)).save(path)
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("harm", [cut_short, one_bit, of_other_sides, emptied])
+def test_a_damaged_preview_of_the_base_is_drawn_again_and_that_is_said(
+    recipe: Recipe, tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    session, heard = prepared(recipe, tmp_path / "run"), list[Event]()
+    run, state = session.run, session.loop.state
+    watch = PreviewWatch(session.family, state, run, recipe.samples, 64, 4, heard.append)
+    watch.begin(0)
+    path = run.folder / "previews" / "base_00.png"
+    whole = path.read_bytes()
+    harm(path)
+    watch.begin(2)
+    assert path.read_bytes() == whole
+    told = "previews/base_00.png of"
+    assert any(isinstance(one, Note) and one.text.startswith(told) for one in heard)
 
 
 def test_validation_is_measured_in_fewer_rows_and_never_left_out(

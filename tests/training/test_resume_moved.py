@@ -15,12 +15,12 @@ from tiny import image_folder, recipe_text
 
 from lora_studio.errors import CheckpointError, RecipeError
 from lora_studio.recipe.load import load_recipe
-from lora_studio.recipe.run_recipe import load_run_recipe
+from lora_studio.recipe.run_recipe import load_run_recipe, with_seal
 from lora_studio.runs import Run
 from lora_studio.training.events import Event, Note
 from lora_studio.training.finish import Finished
 from lora_studio.training.finish.export import ExportRequest, export_run
-from lora_studio.training.session import train
+from lora_studio.training.session import to_toml, train
 
 SET = ("training.steps=4", "training.seed=7")
 FEW_LAYERS = '[[adapter.layers]]\npattern = "*"\ntrain = false\n'
@@ -150,6 +150,21 @@ def test_another_base_at_the_new_place_is_refused(
     change(stopped, part)
     with pytest.raises(RecipeError, match=f"was started when {what} held other weights"):
         train(stopped / "run", resume=True)
+
+
+def test_the_recipe_of_another_run_is_refused_by_resume_and_export(stopped: Path) -> None:
+    """It is whole, and has its own digest."""
+    recipe = stopped / "run" / "recipe.toml"
+    other = load_run_recipe(stopped / "run", ("training.learning_rate=0.5",))
+    recipe.write_text(with_seal(to_toml(other)), "utf-8")
+    with pytest.raises(
+        CheckpointError, match=r"recipe\.toml is not as the run wrote it \(it is that of another run"
+    ):
+        train(stopped / "run", resume=True)
+    with pytest.raises(
+        CheckpointError, match=r"recipe\.toml is not as the run wrote it \(it is that of another run"
+    ):
+        export_run(stopped / "run", ExportRequest(("kohya",)))
 
 
 def cut(checkpoint: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from noise import grey_noise
 from PIL import Image
 from tiny import image_folder, recipe_text
 
+from lora_studio.errors import CheckpointError
 from lora_studio.evaluate.validation import TIMESTEPS, best_step
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.runs import PIN, Run
-from lora_studio.training.events import Event, ValidationMeasured, ignore_events
+from lora_studio.training.events import Event, Note, ValidationMeasured, ignore_events
 from lora_studio.training.finish import Finished
+from lora_studio.training.finish.export import checkpoint_of
 from lora_studio.training.loop.watch import PreviewWatch, ValidationWatch
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.report import Timing, describe
@@ -211,3 +214,26 @@ def test_a_tenth_is_held_out_by_default_from_twelve_images_on_and_the_plan_names
     assert session.validation is not None and list(session.validation.names) == held
     shown = {record.name for record in session.loop.feed.records}
     assert len(shown) == 10 and not shown & set(held)
+
+
+def test_measurements_that_are_lost_or_changed_are_not_made_up_and_the_best_is_not_guessed(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """A resume used to measure where it went on from and call that step 0."""
+    changed = load_recipe(recipe, changes=("validation.every=2", "samples.prompts=[]"))
+    train(changed, tmp_path / "run")
+    run, heard = Run(tmp_path / "run"), list[Event]()
+    assert checkpoint_of(run, "best")[1] in (2, 4)
+    whole = {row["step"]: row for row in run.measurements()}
+    path = run.folder / "validation.jsonl"
+    path.write_text(path.read_text("utf-8").replace('"relative": ', '"relative": 1', 1), "utf-8")
+    with pytest.raises(CheckpointError, match="its best checkpoint is not known; name one of 2, 4"):
+        checkpoint_of(run, "best")
+    path.unlink()
+    (run.folder / "metrics.jsonl").unlink()
+    shutil.rmtree(run.newest_checkpoint())
+    train(run.folder, resume=True, on_event=heard.append)
+    assert run.measurements() == [whole[2], whole[4]]
+    told = "\n".join(one.text for one in heard if isinstance(one, Note))
+    assert "warning: validation.jsonl is not as the run wrote it up to step 2" in told
+    assert "metrics.jsonl lacks 2 steps up to 2" in told

@@ -10,6 +10,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from lora_studio.errors import DatasetError
 KINDS = {"latents": "latents", "text": "text", "class_images": "regularization images"}  # folder -> content
 _ENTRY = re.compile(r"([0-9a-f]{64})\.(safetensors|png|json)")
 _LEFTOVER = re.compile(r"([0-9a-f]{64}\.[0-9a-f]{32}|\.lora-studio-[0-9a-f]{32})\.tmp")
-_LEFTOVER_AFTER = 24 * 3600  # seconds; a younger one may be in the hands of a running process
+_LEFTOVER_AFTER = 3600  # seconds; a younger one may be in the hands of a running process
 _SECONDS = {"h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 _BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -47,7 +48,7 @@ def prunable(
 ) -> list[CacheEntry]:
     """What goes: entries not used for `older_than` seconds, then the longest unused until the rest fits.
 
-    What a crash left behind goes in any case, once it is a day old.
+    What a crash left behind goes in any case, once it is an hour old.
     """
     now = time.time() if now is None else now
     gone = [one for one in found if one.leftover and now - one.used_at > _LEFTOVER_AFTER]
@@ -73,6 +74,16 @@ def remove(found: Sequence[CacheEntry]) -> int:
             raise DatasetError(f"{what}; free it, or remove it yourself.") from None
         freed += entry.num_bytes
     return freed
+
+
+def remove_left_overs(folder: Path) -> None:
+    """What processes that were killed an hour ago or more had not given its name, as far as the disk lets."""
+    for place in (folder, *(folder / kind for kind in KINDS)):
+        with suppress(OSError), os.scandir(place) as found:
+            for one in found:
+                is_ours = _LEFTOVER.fullmatch(one.name) and one.is_file(follow_symlinks=False)
+                if is_ours and time.time() - one.stat().st_mtime > _LEFTOVER_AFTER:
+                    os.unlink(one)
 
 
 def seconds_of(text: str) -> int:

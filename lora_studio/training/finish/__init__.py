@@ -126,7 +126,7 @@ def summarise(
         "sha256": digest_of(path),
         "file_bytes": size_of(path),
         "embeddings": words,
-        "steps": len(rows),
+        "steps": session.loop.state.counters.step,
         "passes": session.loop.state.counters.passes,  # more than one if memory ran out
         "steps_skipped": session.loop.state.counters.skipped,
         "validation": validation_summary(session.run.measurements()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from lora_studio.errors import CheckpointError, RecipeError, RunFolderError, Stu
 from lora_studio.evaluate.validation import best_step
 from lora_studio.export import EXPORTERS, target_named
 from lora_studio.export.target import ExportJob, ExportResult, Target
-from lora_studio.files import check_ending, write_atomically
+from lora_studio.files import check_ending, say_unwritable, set_aside, write_atomically
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.processes import ALONE
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.run_recipe import RUN_RECIPE, load_run_recipe
-from lora_studio.runs import Run, step_of
+from lora_studio.recipe.run_recipe import RUN_RECIPE
+from lora_studio.runs import VALIDATION, Run, step_of
+from lora_studio.runs.reading import read_table
 from lora_studio.training.events import Listener, Note, ignore_events
 from lora_studio.training.finish.verified import (
     EMBEDDING,
@@ -32,6 +34,7 @@ from lora_studio.training.loop.state import State, load_state
 from lora_studio.training.prepare import TrainedRun, make_state
 from lora_studio.training.prepare.checks import check_recipe
 from lora_studio.training.prepare.data import batches_of, manifest_of
+from lora_studio.training.prepare.resume import run_recipe
 from lora_studio.verify import VerifyReport
 
 REPORT = "verify.json"  # of all targets in a folder, with what earlier exports said of theirs
@@ -94,7 +97,7 @@ def export_run(folder: Path, request: ExportRequest, *, on_event: Listener = ign
             expected = probe(trained, tokens=name == EMBEDDING) if is_probed(trained, written) else None
             # a job of its own, as its base is changed by what is tried on it
             found.append(Exported(name, made, verify_written(trained, replace(job), written, expected)))
-    _keep_reports(out, found)
+    _keep_reports(out, found, on_event)
     for one in found:
         refuse_mismatch({one.target: one.made}, one.report)
     return found
@@ -112,7 +115,7 @@ def finished_recipe(run: Run) -> Recipe:
     """Without what it began with, which is in its checkpoints and need not be there any more."""
     if not (run.folder / RUN_RECIPE).is_file():
         raise CheckpointError(f"there is no run in {run.folder}; give a run's folder, such as runs/my_style.")
-    recipe = load_run_recipe(run.folder)
+    recipe = run_recipe(run.folder)
     return recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"init_from": None})})
 
 
@@ -126,6 +129,11 @@ def checkpoint_of(run: Run, step: int | Literal["best"] | None) -> tuple[Path, i
         if step is None:
             raise CheckpointError(
                 f"{run.folder} has measured no validation images, so its best checkpoint is not known; "
+                f"name one of {', '.join(map(str, steps))}."
+            )
+        if not run.is_as_measured(max(steps)):
+            raise CheckpointError(
+                f"{run.folder / VALIDATION} is not as the run wrote it, so its best checkpoint is not known; "
                 f"name one of {', '.join(map(str, steps))}."
             )
     step = max(steps) if step is None else step
@@ -165,8 +173,16 @@ def _refuse_overwriting(job: ExportJob, targets: dict[str, Target], *, force: bo
         raise StudioError(f"{names} there already; write elsewhere with --out, or replace with --force.")
 
 
-def _keep_reports(folder: Path, found: Sequence[Exported]) -> None:
-    path = folder / REPORT
-    reports = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+def _keep_reports(folder: Path, found: Sequence[Exported], listener: Listener) -> None:
+    """Beside those of earlier exports; what lies there and is none of ours gets another name."""
+    path, reports = folder / REPORT, dict[str, Any]()
+    try:
+        if os.path.lexists(path):
+            reports = read_table(path)
+    except CheckpointError as error:
+        with say_unwritable(path):
+            aside = set_aside(path, ".damaged")
+        listener(Note(f"warning: {path} says nothing of earlier exports ({error}) It is now {aside.name}"))
     reports |= {one.target: one.report.to_json() for one in found}
-    write_atomically(path, (json.dumps(reports, indent=2, ensure_ascii=False) + "\n").encode())
+    with say_unwritable(path):
+        write_atomically(path, (json.dumps(reports, indent=2, ensure_ascii=False) + "\n").encode())

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
 from lora_studio.adapters.adapter_set import AdapterSet, check_fit, put_back
 from lora_studio.adapters.stack import Stack
 from lora_studio.errors import CheckpointError, TrainingDiverged, reason_of
-from lora_studio.runs.reading import SEAL, STATE, read_table, seal_of
+from lora_studio.runs.reading import MEASURED, SEAL, STATE, read_table, seal_of, unreadable
 from lora_studio.training.optimizers.choose import Scalar, scalars_and_tensors
 
 Kept = Scalar | Tensor  # of an optimizer's state
@@ -163,8 +163,11 @@ class State:
 ADAPTERS, EMA, OPTIMIZER = "adapters.safetensors", "ema.safetensors", "optimizer.safetensors"
 
 
-def state_files(state: State) -> dict[str, bytes]:
-    """The files of a checkpoint. Raises TrainingDiverged instead of saving weights that are not finite."""
+def state_files(state: State, *, measured: str = "") -> dict[str, bytes]:
+    """The files of a checkpoint; `measured`: the sha256 of the measurements by which the best is chosen.
+
+    Raises TrainingDiverged instead of saving weights that are not finite.
+    """
     own = state.adapters
     scalars, moments = scalars_and_tensors(state.optimizer, own.named_parameters(), own.stack_of)
     tensors = {ADAPTERS: state.adapters.state(), OPTIMIZER: moments}
@@ -181,6 +184,8 @@ def state_files(state: State) -> dict[str, bytes]:
         facts["optimizer"] = scalars
     if state.scaler is not None:
         facts["scaler"] = state.scaler.state_dict()  # JSON's numbers are exact: float64 and integers
+    if measured:
+        facts[MEASURED] = measured
     digests[STATE] = seal_of(facts)
     return files | {STATE: json.dumps(facts, indent=2).encode()}
 
@@ -203,7 +208,7 @@ def _load_state(folder: Path, state: State) -> int:
     if seal not in (None, seal_of(facts)):  # None: of an earlier version
         raise ValueError(f"{STATE} is not what was written")
     scale, scalars = facts.pop("scaler", None), facts.pop("optimizer", {})
-    counters = Counters(**{key: value for key, value in facts.items() if key != SEAL})
+    counters = Counters(**{key: value for key, value in facts.items() if key not in (SEAL, MEASURED)})
     if any(type(one) is not int or one < 0 for one in vars(counters).values()) or not counters.passes:
         raise ValueError(f"{STATE} is not what was written")
     weights, moments = (_read(folder, name, digests) for name in (ADAPTERS, OPTIMIZER))
@@ -220,7 +225,11 @@ def _load_state(folder: Path, state: State) -> int:
 
 
 def _read(folder: Path, name: str, digests: Mapping[str, str]) -> dict[str, Tensor]:
-    content = (folder / name).read_bytes()
+    path = folder / name
+    if why := unreadable(path):
+        raise ValueError(f"{name}: {why}")
+    with safe_open(path, framework="pt"):  # one that is longer than its header says is refused unread
+        content = path.read_bytes()
     if name in digests and hashlib.sha256(content).hexdigest() != digests[name]:
         raise ValueError(f"{name} is not what was written")
     return load(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import TypeVar
 
 from PIL import Image
 
+from lora_studio.errors import preview_names
 from lora_studio.evaluate.previews import as_png, load_images, render, sheet_of
 from lora_studio.evaluate.validation import TIMESTEPS, Validation, ValidationResult, best_step
 from lora_studio.families.base import ModelFamily
@@ -41,12 +43,16 @@ class ValidationWatch:
     listener: Listener
     processes: Processes = ALONE
 
-    def begin(self) -> None:
-        """Measure the base, and the state of step 0 unless a run that is resumed has its line already."""
+    def begin(self, step: int = 0) -> None:
+        """Measure the base, and the state of step 0, or of the `step` that a resumed run goes on from.
+
+        Unless its line is there already; of steps before that nothing can be measured again.
+        """
         with self.state.adapters.disabled():
             measure_within_memory(self.validation, self.validation.measure_base)
-        if self.processes.from_main(lambda: not self.run.measurements()):
-            self._measure(0)
+        found = self.processes.from_main(lambda: [row["step"] for row in self.run.measurements()])
+        if step not in found and self.due(step):
+            self._measure(step)
 
     def due(self, step: int) -> bool:
         return step % self.every == 0 or step == self.steps
@@ -114,8 +120,7 @@ class PreviewWatch:
         `step`: of the checkpoint that a resumed run goes on from; its sheet, which is drawn after it was
         saved, may be missing.
         """
-        folder, count = self.run.folder / "previews", len(self.config.prompts)
-        images = self.processes.from_main(lambda: load_images(folder, count))
+        images = self.processes.from_main(self._drawn_before)
         if images is None:
             self.listener(Note("drawing the base's previews"))
             with self.state.adapters.disabled():
@@ -126,6 +131,18 @@ class PreviewWatch:
         self.base_images = images
         if step and self.due(step) and not self.processes.from_main((self.run.folder / _sheet(step)).exists):
             self.after_save(step)
+
+    def _drawn_before(self) -> list[Image.Image] | None:
+        """The base's, of an earlier start of the same run; None if they are not all there and whole."""
+        names = [f"previews/base_{number:02}.png" for number in range(len(self.config.prompts))]
+        found = load_images([self.run.folder / name for name in names], self.side)
+        if lost := [name for name, image in zip(names, found, strict=True) if image is None]:
+            if len(lost) < len(names) or any(
+                map(os.path.lexists, (self.run.folder / name for name in names))
+            ):
+                self.listener(Note(f"{preview_names(lost)} of {self.run.folder} cannot be read or is gone"))
+            return None
+        return [image for image in found if image is not None]
 
     def due(self, step: int) -> bool:
         every = self.config.every if self.base_images else 0

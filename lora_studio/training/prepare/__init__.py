@@ -138,7 +138,8 @@ def make_loop(context: BuildContext, adapters: AdapterSet, feed: Feed) -> Loop:
 
     def write(step: int) -> None:
         best, keep = best_step(run.measurements()), recipe.training.keep_checkpoints
-        run.checkpoint(step, state_files(state), keep=keep, best=[] if best is None else [best])
+        files = state_files(state, measured=run.measured_until(step) if best is not None else "")
+        run.checkpoint(step, files, keep=keep, best=[] if best is None else [best])
 
     def save(step: int) -> None:
         processes.from_main(lambda: write(step))

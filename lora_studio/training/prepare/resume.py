@@ -14,15 +14,17 @@ from lora_studio.data.regularization_images import DRAWN
 from lora_studio.errors import RecipeError, preview_names
 from lora_studio.families.base import ModelFamily
 from lora_studio.files import digest
-from lora_studio.metadata.provenance import MANIFEST
+from lora_studio.metadata.provenance import MANIFEST, recipe_hash
 from lora_studio.recipe import Recipe, RecipeChange, changes
-from lora_studio.recipe.run_recipe import load_run_recipe
+from lora_studio.recipe.run_recipe import RUN_RECIPE, load_run_recipe
 from lora_studio.runs import Run
-from lora_studio.runs.reading import inputs_before
+from lora_studio.runs.reading import damaged, inputs_before
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.optimizers import factor, make_schedule
+from lora_studio.version import __version__
 
 STEPS = "training.steps"
+RECIPE = f"recipe as version {__version__} reads it"  # in inputs.json: another one may have other defaults
 BASE, VAE, TEXT, NOISE = "base.model", "base.vae", "base.text_encoders", "base.noise"  # in inputs.json
 SCHEDULE_END = "training.lr_schedule"  # there, of runs whose schedule to 0 ends behind the last step
 _SAID = ("note", "captioned_by")  # about an image, and nothing that is learned
@@ -38,6 +40,21 @@ _CONTENTS = {
 _CONTENTS |= {f"data.{option}": MANIFEST for option in ("images", "masks", "exclude", "sources")}
 _CONTENTS |= {"data.regularization_images.images": MANIFEST, "base.loras": "base.loras[0].file"}
 """Options that are paths -> what in inputs.json, or which file of the run, holds what lay there."""
+
+
+def learned_hash(recipe: Recipe) -> str:
+    """sha256 of the options that change what is learned, without the number of steps, which may grow."""
+    return recipe_hash(
+        recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": 1})})
+    )
+
+
+def run_recipe(folder: Path) -> Recipe:
+    """The recipe of a run that is there. Raises CheckpointError if it is damaged, or that of another run."""
+    recipe, before = load_run_recipe(folder), inputs_before(folder)
+    if before.get(RECIPE, learned := learned_hash(recipe)) != learned:
+        raise damaged(folder / RUN_RECIPE, "it is that of another run")
+    return recipe
 
 
 def base_lora(number: int) -> str:
@@ -86,7 +103,7 @@ def input_faults(folder: Path, before: Mapping[str, str], inputs: Mapping[str, s
 
 def allowed_changes(run: Run, recipe: Recipe) -> list[RecipeChange]:
     """What differs from the run folder's recipe. Raises RecipeError if some of it changes what is learned."""
-    old, before = load_run_recipe(run.folder), inputs_before(run.folder)
+    old, before = run_recipe(run.folder), inputs_before(run.folder)
     found = changes(old, recipe)
     unsafe = [one for one in found if not one.resume_safe and not _is_moved(one, run, before)]
     fixed = [one for one in unsafe if one.option != STEPS or not _same_rates(old, recipe)]

@@ -98,6 +98,9 @@ def _checked(file: LoraFile, layer: LoraLayer, place: LayerPlace, said: Declared
         what = f"lacks its {', '.join(layer.missing)}"
     elif odd:
         what = f"has {odd[0]} in the shape {list(shapes[odd[0]])}"
+    elif layer.size is None and kind.tells_size:
+        shapes_said = " and ".join(str(list(one)) for end, one in shapes.items() if end not in BESIDE)
+        what = f"has tensors that do not fit together, of the shapes {shapes_said}"
     elif layer.state == "not finite":
         what = "is not finite"
     elif layer.rank and layer.alpha == 0:

@@ -47,6 +47,12 @@ class Rounding:
                 f"the changes are too small for {self._dtype}: nothing of them would be left; {self._remedy}."
             )
 
+    def check_something(self) -> None:
+        """Raise StudioError if all changes were zero before they were cast, or would be after it."""
+        if not self._whole:
+            raise StudioError("every layer of the result would be zero, so nothing was written.")
+        self.check()
+
     @property
     def warnings(self) -> list[str]:
         if self.share <= MUCH:

@@ -12,10 +12,13 @@ from console import run
 from lora_files import dense, relative, write_random_lora
 from safetensors.torch import load_file, save_file
 
+from lora_studio.errors import StudioError
 from lora_studio.families.loading import load_base
 from lora_studio.lora_file.base_weights import open_weights
-from lora_studio.lora_file.factors import in_range
+from lora_studio.lora_file.factors import RankLimit, in_range
 from lora_studio.lora_file.open import open_plain
+from lora_studio.tools.combine import resize
+from lora_studio.tools.convert import convert
 from lora_studio.tools.merge_into import layer_keys
 
 SMALL, TINY = 2e-6, 1e-8  # of numbers of about 0.1: a tenth of the change is lost, and all of it
@@ -176,3 +179,27 @@ def test_extracting_says_it_too(tiny_base: Path, tmp_path: Path, capsys) -> None
     assert code == 2 and "nothing of them would be left" in err and not out.exists()
     code, _, err = run(["extract", "pocket", "pocket", "--rank", "2", "-o", str(out)], capsys)
     assert code == 2 and "pocket and pocket have the same weights" in err
+
+
+def test_a_file_of_zeros_is_not_written_again(tmp_path: Path) -> None:
+    """Which verify would call invalid; combine has always refused it."""
+    source, out = write_random_lora(tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
+    save_file(
+        {key: torch.zeros_like(one) if "up" in key else one for key, one in load_file(source).items()}, source
+    )
+    for write in (
+        lambda: convert(source, "kohya", out=out),
+        lambda: resize(open_plain(source), out, RankLimit(rank=2)),
+    ):
+        with pytest.raises(StudioError, match="would be zero"):
+            write()
+        assert not out.exists()
+
+
+def test_factors_that_do_not_fit_together_are_one_sentence(tmp_path: Path) -> None:
+    source = write_random_lora(tmp_path / "a.safetensors", alpha=None)
+    tensors = load_file(source)
+    key = next(one for one in tensors if one.endswith("lora_up.weight"))
+    save_file(tensors | {key: tensors[key][:, :1].contiguous()}, source)
+    with pytest.raises(StudioError, match="do not fit together"):
+        convert(source, "kohya", out=tmp_path / "b.safetensors")

@@ -160,11 +160,11 @@ class Base:
 def base_of_layers(layers: Mapping[str, LoraLayer]) -> Base:
     """The published base in which most layers have the shape they change, or else the same kind of names.
 
-    The pocket base if none has another shape there: a miniature may share a width with it.
+    The pocket base if most are its layers and none has another shape there: a miniature may share a width.
     """
     pocket = {name: POCKET_BASE.places[name] for name in layers if name in POCKET_BASE.places}
     sizes = [(size, place.shape) for name, place in pocket.items() if (size := layers[name].size)]
-    if sizes and all(fits(*one) for one in sizes):
+    if 2 * len(sizes) > len(layers) and all(fits(*one) for one in sizes):
         return Base(POCKET_BASE, True, pocket)
     best, most = PUBLISHED[0], (0, 0)
     for layout in PUBLISHED:

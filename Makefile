@@ -12,7 +12,7 @@ TORCH ?= torch==2.13.0
 .DEFAULT_GOAL := test
 
 demo: setup
-	@echo "demo: trains a woodcut style on the pocket base, 440 steps; about 2 minutes on two cores"
+	@echo "demo: trains a woodcut style on the pocket base, 2 to 4 minutes on two cores"
 	@$(BIN)/lora-studio demo
 
 # A process a core with one thread each: the tests are many small things, which several threads do not make faster.

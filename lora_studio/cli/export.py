@@ -29,7 +29,9 @@ TARGETS = f"{KOHYA}, diffusers, native, embedding, a1111_bundle, merged or check
 
 def export(
     run: Annotated[Path, argument("RUN", "a run's folder, finished or not")],
-    to: Annotated[list[str], value("NAME", f"{TARGETS}; can be repeated", "--to")],
+    to: Annotated[
+        list[str] | None, value("NAME", f"{TARGETS}; can be repeated; default: kohya", "--to")
+    ] = None,
     checkpoint: Annotated[
         str, value("STEP", "of this step, or best, by the validation images; default: the newest")
     ] = "",
@@ -52,7 +54,7 @@ def export(
         if isinstance(event, Note):
             errors.say(event.text)
 
-    request = ExportRequest(tuple(to), step_named(checkpoint), dtype, out, force)
+    request = ExportRequest(tuple(to or ["kohya"]), step_named(checkpoint), dtype, out, force)
     found = export_run(run, request, on_event=tell)
     if as_json:
         print_json([one.to_json() for one in found])

@@ -56,7 +56,7 @@ def init(
     if list_:
         width = max(map(len, preset_names()))
         for one in preset_names():
-            console.say(f"{one:{width}} {summary(one)}")
+            console.say(f"{one:{width}} {summary(one)}", indent=width + 1)
         return
     summary(preset)  # an unknown preset is the first thing to say
     _check_name(out)
@@ -69,9 +69,13 @@ def init(
     warnings = [one for one in ("" if found.images else _none_yet(images), seen.doubt) if one]
     console.say_rows([("warning", one) for one in warnings], style="yellow")
     console.say("next, when that is mended:" if warnings else "next:")
-    console.say(f"  lora-studio doctor {_quoted(path)}   # what is wrong with images and captions")
-    console.say(f"  lora-studio plan {_quoted(path)}   # memory, disk and time")
-    console.say(f"  lora-studio train {_quoted(path)}   # the LoRA")
+    steps = {
+        "doctor": "what is wrong with images and captions",
+        "plan": "memory, disk and time",
+        "train": "the LoRA",
+    }
+    for verb, what in steps.items():
+        console.say(f"  lora-studio {verb:6} {_quoted(path)}   # {what}")
 
 
 def _base_rows(base: BaseGlance) -> list[tuple[str, str]]:
@@ -213,6 +217,7 @@ def _captioner(questions: Questions, given: str) -> str:
 
     writers = ", ".join(name for name in CAPTION_WRITERS.names() if name not in ("template", "endpoint"))
     question = f"Captions: {_ONE_FOR_ALL} (one for all images), or a captioner that writes them: {writers}"
+    question += "; all but filename download a model"
     return questions.ask(question, "--captions", given, default=_ONE_FOR_ALL, check=check)
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.highlighter import JSONHighlighter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -23,6 +24,30 @@ if TYPE_CHECKING:
     from lora_studio.training.planning.for_card import CardPlan
 
 
+_UNBROKEN = re.compile(r"[^\s`]*`[^`]*`\S*|lora-studio \S.*|\S+")  # commands are for copying
+
+
+def folded(text: Text, width: int, *, indent: int = 2) -> Text:
+    """Each line broken at spaces to `width` cells, further ones indented; commands stay whole."""
+    return Text("\n").join(
+        part for line in text.split(allow_blank=True) for part in _fold(line, width, indent)
+    )
+
+
+def _fold(line: Text, width: int, indent: int) -> list[Text]:
+    plain, begin, room, starts = line.plain, 0, width, list[int]()
+    for unit in _UNBROKEN.finditer(plain):
+        is_long = cell_len(plain[begin : unit.end()]) > room
+        if is_long and unit.start() > indent and plain[begin : unit.start()].strip():
+            begin, room = unit.start(), width - indent
+            starts.append(begin)
+    first, *others = line.divide(starts)
+    lines = [first, *(Text(" " * indent).append_text(other) for other in others)]
+    for one in lines[:-1]:
+        one.rstrip()
+    return lines
+
+
 class Screen(Console):
     """Prints text as it is: names of files and words from them are neither markup nor emoji.
 
@@ -32,13 +57,15 @@ class Screen(Console):
     def __init__(self, *, stderr: bool = False, file: TextIO | None = None, width: int | None = None) -> None:
         super().__init__(stderr=stderr, file=file, width=width, highlight=False, markup=False, emoji=False)
 
-    def say(self, text: str | Text = "", style: str = "") -> None:
-        """A line of any length, which is not broken, so that it can be copied whole.
+    def say(self, text: str | Text = "", style: str = "", *, indent: int = 2) -> None:
+        """A line of any length: in a terminal broken between words, in a file or a pipe whole.
 
         Further lines are indented: one at the margin is always ours, and never what a name has behind "\\n".
         """
         if isinstance(text, str):
             text = Text(re.sub(r"\n(?=\S)", "\n  ", harmless(text)), style)
+        if self.is_terminal:
+            text = folded(text, self.width, indent=indent)
         self.print(text, soft_wrap=True)
 
     def say_json(self, data: object) -> None:
@@ -52,7 +79,7 @@ class Screen(Console):
     def say_rows(self, rows: Rows, *, style: str = "") -> None:
         """Lines, each behind its title."""
         for title, text in rows:
-            self.say(f"{title:<12} {text}", style)
+            self.say(f"{title:<12} {text}", style, indent=13)
 
     def print_rows(self, rows: Rows, *, heading: str = "") -> None:
         """Titles and texts side by side; long texts are broken within their column."""

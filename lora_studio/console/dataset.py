@@ -124,6 +124,7 @@ def print_statistics(statistics: Statistics, screen: Screen, *, trigger: str) ->
         screen.say(f"{files} with several captions, one a line")
     if statistics.without:
         screen.say(f"without a caption: {preview_names(statistics.without, limit=10)}")
+        screen.say("`lora-studio caption` writes those that are missing")
     for name, reason in statistics.unreadable:
         screen.say(f"{name} cannot be read: {reason}")
     if statistics.not_read:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from lora_studio.console import Screen
+from rich.text import Text
+
+from lora_studio.console import Screen, folded
 from lora_studio.errors import RecipeError, StudioError
 
 
@@ -49,7 +51,8 @@ class Questions:
 
     def _answer(self, question: str, default: str) -> str:
         shown = f" [{default}]" if default else ""
-        self.screen.print(f"{question}{shown}: ", end="", soft_wrap=True)
+        asked = folded(Text(f"{question}{shown}: "), self.screen.width)
+        self.screen.print(asked, end="", soft_wrap=True)
         try:
             return input().strip() or default
         except EOFError:

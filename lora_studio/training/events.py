@@ -125,7 +125,7 @@ class Note:
 class StopAsked:
     """The first Ctrl-C or the like; told from the signal's handler, so in the middle of anything."""
 
-    text: str = "stopping after this step, with a checkpoint; once more stops at once, without one"
+    text: str = "stopping after this step, with a checkpoint; once more: at once, without one"
 
 
 _Told = (

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 import lora_studio
 from lora_studio.console import Bars, Screen, print_plan
+from lora_studio.console.inspect import print_verdicts
 from lora_studio.text import PlanSection
 from lora_studio.training.events import TrainingPlan
+from lora_studio.verify.uis import Verdict
 
 
 @pytest.fixture
@@ -29,6 +33,39 @@ def test_names_are_printed_as_they_are_and_long_lines_stay_whole(screen: Screen,
     screen.say(name)
     screen.say_rows([("file", name)])
     assert paper.getvalue().splitlines() == [name, f"{'file':12} {name}"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_breaks_lines_between_words_and_never_in_a_command_or_what_is_longer() -> None:
+    terminal, command = Terminal(), "lora-studio sample 'my run' --prompt 'a fox in the snow'"
+    screen = Screen(file=terminal, width=40)
+    screen.say_rows([("next", f"other prompts, strengths and seeds: {command}")])
+    screen.say("photos without a caption; `lora-studio caption photos` writes them")
+    screen.say("  " + "/".join(["folder"] * 9))
+    screen.say(Text("狐" * 10 + " " + "狐" * 12))
+    assert re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines() == [
+        f"{'next':12} other prompts, strengths",
+        f"{'':12} and seeds:",
+        f"{'':12} {command}",
+        "photos without a caption;",
+        "  `lora-studio caption photos` writes",
+        "  them",
+        "  " + "/".join(["folder"] * 9),
+        "狐" * 10,
+        "  " + "狐" * 12,
+    ]
+
+
+def test_a_file_for_the_pocket_base_is_not_promised_to_uis(screen: Screen, paper: io.StringIO) -> None:
+    verdicts = [Verdict("ComfyUI", "completely")]
+    print_verdicts(verdicts, screen, base="sd15.safetensors")
+    assert "no UI has" not in paper.getvalue()
+    print_verdicts(verdicts, screen, base="pocket")
+    assert "It fits the pocket base alone, which no UI has" in paper.getvalue()
 
 
 def test_rows_are_broken_within_their_column(screen: Screen, paper: io.StringIO) -> None:

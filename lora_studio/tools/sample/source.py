@@ -140,6 +140,8 @@ class FileSource(SampleSource):
     """A LoRA file from anywhere, added to the base's weights as UIs do."""
 
     def __init__(self, path: Path, request: SampleRequest) -> None:
+        if request.checkpoints or "checkpoints" in request.grid:  # before the base is read
+            raise RecipeError("a file has no checkpoints; give the folder of its run.")
         header = read_header(path)
         if is_embedding(header):
             raise StudioError(f"{path.name} is an embedding; give the folder of the run that made it.")
@@ -152,8 +154,6 @@ class FileSource(SampleSource):
         self._changes = _changes(file, self.family)
 
     def steps_of(self, wanted: Sequence[Checkpoint], *, everything: bool) -> list[int | None]:
-        if wanted or everything:
-            raise RecipeError("a file has no checkpoints; give the folder of its run.")
         return [None]
 
     def check(self, strengths: Iterable[float]) -> None:

@@ -39,7 +39,7 @@ def captions_section(session: Session) -> PlanSection:
     warnings, cuts = caption_warnings(captions), _find_cuts(captions, session.caption_set, family)
 
     rows = [("captions", ", ".join(f"{count} from {author}" for author, count in authors.items()))]
-    rows += [("", f'"{caption}"') for caption in examples]
+    rows += [("", f'"{caption}"') for caption in dict.fromkeys(examples)]  # one may be that of all images
     rows += [("", text) for text in (*triggers, *variation)]
     if family.max_chunks > 1:
         windows = f"{family.max_chunks} windows of the text encoder"

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _LONGEST = 200  # letters of a metadata value; --json has all
 _MOST = 100  # lines of metadata
 _FIRST = ("made_for", "base", "keys_mapped", "vectors")  # of what verify has checked
-_NO_UI = "It fits the pocket base alone, which no UI has: the table says whether its keys would be read."
 _BAR = 30  # letters of the longest bar
 _COLOURS = {"completely": "green", "partly": "yellow", "not at all": "bold red", "not known": "dim"}
 _COLOURS["no base for it"] = "yellow"
@@ -51,7 +50,7 @@ def print_facts(facts: Facts, screen: Screen) -> None:
         screen.say("metadata")
         _print_metadata(facts.metadata, screen, most=_MOST)
     screen.say()
-    print_verdicts(facts.uis, screen, base=facts.metadata.get("lora_studio.base", ""))
+    print_verdicts(facts.uis, screen)
 
 
 def _print_bars(norms: dict[str, float | None], screen: Screen) -> None:
@@ -100,17 +99,13 @@ def _span(values: Sequence[float]) -> str:
     return " to ".join(f"{one:g}" for one in dict.fromkeys(values))
 
 
-def print_verdicts(verdicts: Sequence[Verdict], screen: Screen, *, base: str = "") -> None:
-    """A row for each UI, with what it does not load and what that leads to; `base`: its name, where known."""
-    from lora_studio.recipe.data import POCKET
-
+def print_verdicts(verdicts: Sequence[Verdict], screen: Screen) -> None:
+    """A row for each UI, with what it does not load and what that leads to."""
     table = columns(("UI", "loads", "why"), whole=("UI", "loads"))
     for one in verdicts:
         reasons = [shown(f"{reason.what}: {reason.consequence}") for reason in one.reasons]
         table.add_row(one.ui, Text(one.loads, style=_COLOURS[one.loads]), Text("\n".join(reasons)))
     screen.print(table)
-    if base == POCKET and verdicts:
-        screen.say(_NO_UI)
 
 
 def print_report(report: VerifyReport, screen: Screen) -> None:
@@ -122,7 +117,7 @@ def print_report(report: VerifyReport, screen: Screen) -> None:
     first = {name: report.checks[name] for name in _FIRST if name in report.checks}
     _print_checks(first, screen)
     if report.uis:
-        print_verdicts(report.uis, screen, base=str(report.checks.get("base", "")))
+        print_verdicts(report.uis, screen)
     if others := {name: value for name, value in report.checks.items() if name not in first}:
         screen.say("measured")
         _print_checks(others, screen)

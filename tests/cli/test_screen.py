@@ -12,10 +12,8 @@ from rich.text import Text
 
 import lora_studio
 from lora_studio.console import Bars, Screen, print_plan
-from lora_studio.console.inspect import print_verdicts
 from lora_studio.text import PlanSection
 from lora_studio.training.events import TrainingPlan
-from lora_studio.verify.uis import Verdict
 
 
 @pytest.fixture
@@ -58,14 +56,6 @@ def test_a_terminal_breaks_lines_between_words_and_never_in_a_command_or_what_is
         "狐" * 10,
         "  " + "狐" * 12,
     ]
-
-
-def test_a_file_for_the_pocket_base_is_not_promised_to_uis(screen: Screen, paper: io.StringIO) -> None:
-    verdicts = [Verdict("ComfyUI", "completely")]
-    print_verdicts(verdicts, screen, base="sd15.safetensors")
-    assert "no UI has" not in paper.getvalue()
-    print_verdicts(verdicts, screen, base="pocket")
-    assert "It fits the pocket base alone, which no UI has" in paper.getvalue()
 
 
 def test_rows_are_broken_within_their_column(screen: Screen, paper: io.StringIO) -> None:

@@ -269,6 +269,23 @@ def test_signs_of_other_programs_are_named_with_our_way(train: Planted) -> None:
     assert ("warning", f"other syntax: {finding.detail}. {finding.advice}") in report.plan_rows()
 
 
+@pytest.mark.parametrize(
+    ("prompt", "kind", "way"),
+    [
+        ("a dog --n blurry --w 512 --d 5", "options behind the prompt in samples.prompts", "samples.steps"),
+        ("<lora:old:0.8> a dog", "calls of LoRAs in samples.prompts", "[[base.loras]]"),
+    ],
+)
+def test_signs_of_other_programs_in_prompts_are_named_too(
+    prompt: str, kind: str, way: str, train: Planted
+) -> None:
+    _, manifest = examine_folder(train.folder, DoctorOptions(resolution=256))
+    prompts = [("samples.prompts", "a dog"), ("samples.prompts", prompt)]
+    report = examine(manifest, Requirements(256, 64, {}, prompts=prompts))
+    (finding,) = [one for one in report.findings if one.kind == "other_syntax"]
+    assert finding.detail.startswith(kind) and way in finding.advice
+
+
 def test_advice_names_commands_and_keys(train: Planted) -> None:
     for text in train.folder.glob("*.txt"):
         text.unlink()

@@ -39,7 +39,7 @@ SD15_LAYERS = 48  # of its attention: 12 in each of 4 places
 
 
 def random_base(folder: Path) -> Path:
-    """SD1.5's module tree with one layer a block and two of its four levels: most tests' base, so every layer counts."""
+    """Most tests' base, in which every layer counts: two of SD1.5's four levels, one layer a block."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     pipeline = StableDiffusionPipeline(

@@ -20,6 +20,7 @@ from lora_studio.cli.options import (
 )
 from lora_studio.console import Bars, errors
 from lora_studio.errors import StudioError
+from lora_studio.quiet import paused_collector
 
 if TYPE_CHECKING:
     from lora_studio.lora_file.factors import RankLimit
@@ -33,6 +34,7 @@ Energy = Annotated[
 ]
 
 
+@paused_collector()
 def combine(
     files: LoraFiles,
     out: Out,
@@ -64,6 +66,7 @@ def combine(
     show(report, print_combined, out, as_json=as_json)
 
 
+@paused_collector()
 def resize(
     file: LoraPath,
     out: Out,

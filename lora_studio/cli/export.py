@@ -19,6 +19,7 @@ from lora_studio.cli.options import (
 )
 from lora_studio.console import console, errors
 from lora_studio.errors import RecipeError
+from lora_studio.quiet import paused_collector
 
 if TYPE_CHECKING:
     from lora_studio.training.events import Event
@@ -73,6 +74,7 @@ def step_named(text: str) -> int | Literal["best"] | None:
     return int(text)
 
 
+@paused_collector()
 def convert(
     file: LoraPath,
     to: Annotated[str, value("NAME", f"{KOHYA} or diffusers", "--to")],

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -43,7 +45,7 @@ RECIPES = {
         *("training.lr_schedule=constant", "training.warmup_steps=0"),
     ),
     "a mean of the weights, and accumulation": ("training.ema=0.9", "training.gradient_accumulation=3"),
-    "the text encoder, too": ("adapter.text_encoder=true", "adapter.text_encoder_learning_rate=1e-4"),
+    "the text encoder, too": ("adapter.text_encoder=true", "training.text_encoder_learning_rate=1e-4"),
 }
 SIGNALS = [getattr(signal, name) for name in ("SIGHUP", "SIGTERM", "SIGINT") if hasattr(signal, name)]
 pytestmark = pytest.mark.slow
@@ -117,19 +119,24 @@ def assert_goes_on(trained: Trained, folder: Path) -> None:
 
 
 def stop(trained: Trained, folder: Path, number: int, draw: random.Random, *, first: int) -> int:
-    """Send a signal at a random moment behind a random step; the exit code."""
-    step = draw.randint(first, STEPS - 2)
-    process = begin(trained.home, folder, trained.options)
-    while process.is_alive() and len(Run(folder).metrics()) < step:
-        time.sleep(0.002)
+    """Send a signal at a random moment behind a random step, again if it came too late; the exit code."""
+    step, share = draw.randint(first, STEPS - 2), draw.random()
     # of the whole: some steps; or where no step is waited for, until the first; or to the end
-    share = 0.01 if first else 0.6 if step == 0 else 0.15
-    time.sleep(draw.uniform(0, share) * trained.seconds)
-    assert process.pid is not None
-    os.kill(process.pid, number)
-    process.join()
-    assert process.exitcode in (-number, 130), f"{process.exitcode}: {said(folder)}"
-    return process.exitcode
+    seconds = share * trained.seconds * (0.01 if first else 0.6 if step == 0 else 0.15)
+    while True:
+        process = begin(trained.home, folder, trained.options)
+        while process.is_alive() and len(Run(folder).metrics()) < step:
+            time.sleep(0.002)
+        time.sleep(seconds)
+        assert process.pid is not None
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+        process.join()
+        if process.exitcode != 0:
+            assert process.exitcode in (-number, 130), f"{process.exitcode}: {said(folder)}"
+            return process.exitcode
+        shutil.rmtree(folder)
+        seconds /= 2
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS))

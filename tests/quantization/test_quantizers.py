@@ -16,6 +16,8 @@ from lora_studio.quantization import NONE, QUANTIZERS, linear_paths
 from lora_studio.recipe.load import load_recipe
 from lora_studio.rng import generator
 from lora_studio.training.finish import Finished
+from lora_studio.training.finish.frozen import is_as_near
+from lora_studio.training.machine import Machine
 from lora_studio.training.prepare.checks import name_faults
 from lora_studio.training.session import train
 
@@ -157,3 +159,17 @@ def test_a_run_on_a_quantised_base_ends_with_a_verified_file(
     assert isinstance(result, Finished) and result.report.ok
     assert result.summary["quantized"] == name
     assert result.report.checks["probe_effect"] > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_large_bias_in_half_precision_makes_no_layer_another(name: str, seed: int) -> None:
+    """What is rounded away of an answer is as much as the bias makes it, and is no fault of the weight."""
+    layer = nn.Linear(64, 64, dtype=torch.bfloat16).requires_grad_(False)
+    layer.weight.copy_(torch.randn(64, 64, generator=generator("weight", seed)) / 10)
+    layer.bias.copy_(torch.randn(64, generator=generator("bias", seed)))
+    exact, holder = layer.weight.clone(), nn.Sequential(layer)
+    QUANTIZERS[name](holder, ["0"], torch.bfloat16)
+    machine = Machine(torch.device("cpu"), torch.bfloat16, quantize=name)
+    assert is_as_near(holder[0], exact, machine)
+    exact[0] += 0.3
+    assert not is_as_near(holder[0], exact, machine)

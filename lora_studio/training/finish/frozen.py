@@ -49,18 +49,20 @@ def _is_same(part: nn.Module, name: str, expected: Tensor, machine: Machine) -> 
         own = own.full_tensor()
     is_plain = type(own.data) is Tensor and own.dtype == expected.dtype
     if isinstance(layer, nn.Linear) and end == "weight" and machine.quantize != NONE and not is_plain:
-        return _is_as_near(layer, expected, machine)
+        return is_as_near(layer, expected, machine)
     return torch.equal(own.cpu(), expected)
 
 
-def _is_as_near(layer: nn.Linear, expected: Tensor, machine: Machine) -> bool:
-    device = layer.weight.device
-    again = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    again.weight = nn.Parameter(expected.to(device, copy=True), requires_grad=False)
+def is_as_near(layer: nn.Linear, expected: Tensor, machine: Machine) -> bool:
+    """Whether a quantised layer answers as well as one that is made anew of the file's weight.
+
+    The bias is in both answers: it decides how much of them half precision rounds away.
+    """
+    device, bias = layer.weight.device, layer.bias
+    again = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None, device="meta")
+    again.weight, again.bias = nn.Parameter(expected.to(device, copy=True), requires_grad=False), bias
     holder = nn.Sequential(again)
     QUANTIZERS[machine.quantize](holder, ["0"], machine.dtype)
     rows = torch.randn(ROWS, layer.in_features, generator=generator("frozen")).to(device, machine.dtype)
-    exact = F.linear(rows, expected.to(device))
-    bias = 0 if layer.bias is None else layer.bias
-    error, own_error = rms(layer(rows) - bias - exact), rms(holder(rows) - exact)
-    return error <= LESS_EXACT * own_error
+    exact = F.linear(rows.float(), expected.to(device).float(), None if bias is None else bias.float())
+    return rms(layer(rows) - exact) <= LESS_EXACT * rms(holder(rows) - exact)

@@ -32,7 +32,7 @@ from lora_studio.evaluate.validation import Validation, ValidationImage
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.lora_file.open import Merged, merge_plain
-from lora_studio.objectives.diffusion import ObjectiveOptions
+from lora_studio.objectives.base import ObjectiveOptions
 from lora_studio.pocket.samples import STYLE, STYLE_TRIGGER
 from lora_studio.pocket.scenes import draw, held_out_scenes
 

@@ -14,7 +14,7 @@ from trying import in_one_line, tried
 
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
-from lora_studio.objectives.diffusion import ObjectiveOptions
+from lora_studio.objectives.base import ObjectiveOptions
 
 PARTS = ("unet", "vae", "text_encoder", "scheduler", "tokenizer")
 NUMBERS = (0, 1, -1, 2, 3, 5, 7, 1e-30, 0.5, 100, 10**4, 10**9, 2**63, 10**30, 1e300, True, False)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lora_studio.data.conditioning import ConditioningCache
 from lora_studio.families.base import ModelFamily
-from lora_studio.objectives.diffusion import Objective
+from lora_studio.objectives.base import Objective
 from lora_studio.rng import generator
 
 TIMESTEPS = 8  # the middles of as many equal parts; the loss differs far more between timesteps than images

@@ -24,7 +24,7 @@ from lora_studio.families.fingerprints import (
     reading_fingerprint,
 )
 from lora_studio.families.stored import drop_weights
-from lora_studio.objectives.diffusion import Objective, ObjectiveOptions
+from lora_studio.objectives.base import Objective, ObjectiveOptions
 from lora_studio.quantization import has_tensors
 
 Conditioning = dict[str, "Tensor"]
@@ -40,7 +40,7 @@ class FileTraits:
     base_model_version: str  # ss_base_model_version
     is_v2: bool  # ss_v2
     architecture: str  # modelspec.architecture
-    prediction_type: str  # modelspec.prediction_type
+    prediction_type: str  # modelspec.prediction_type; empty: the key is left out, as for flow matching
 
 
 class SameInput(NamedTuple):

@@ -115,12 +115,22 @@ def with_prediction(scheduler: Mapping[str, object], wanted: str) -> dict[str, o
     stated = config.get("prediction_type")
     if wanted == "auto" or stated == wanted:
         return config
+    if is_flow(config):
+        raise BaseModelError(
+            f"base.prediction_type is {wanted!r}, but the base was trained by flow matching and predicts the "
+            "velocity from image to noise; leave the option out."
+        )
     if stated:
         raise BaseModelError(
             f"base.prediction_type is {wanted!r}, but the base's scheduler says {stated!r}; leave the option "
             "out, or correct prediction_type in scheduler/scheduler_config.json if that is wrong."
         )
     return config | {"prediction_type": wanted}
+
+
+def is_flow(scheduler: Mapping[str, object]) -> bool:
+    """Whether it is one of diffusers' schedulers for flow matching, which have sigmas and no betas."""
+    return str(scheduler.get("_class_name", "")).startswith("FlowMatch")
 
 
 def _refuse_other_noise(config: dict[str, object]) -> None:

@@ -144,13 +144,14 @@ def _network(facts: TrainingFacts) -> dict[str, str]:
 
 def base_keys(traits: FileTraits) -> dict[str, str]:
     """By which UIs tell the base that a file is for."""
+    prediction = {"modelspec.prediction_type": traits.prediction_type} if traits.prediction_type else {}
     return {
         "ss_v2": str(traits.is_v2),
         "ss_base_model_version": traits.base_model_version,
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": traits.architecture,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.prediction_type": traits.prediction_type,
+        **prediction,
     }
 
 

@@ -25,7 +25,7 @@ from lora_studio.families.loading import load_base
 from lora_studio.families.noise_schedule import read_schedule
 from lora_studio.lora_file.lora_file import open_lora
 from lora_studio.metadata.sidecars import card_version
-from lora_studio.objectives.diffusion import ObjectiveOptions
+from lora_studio.objectives.base import ObjectiveOptions
 from lora_studio.recipe.load import load_recipe
 from lora_studio.recipe.training import MachineConfig
 from lora_studio.rng import generator

@@ -28,7 +28,7 @@ from lora_studio.families.loading import load_base, load_tokenizers
 from lora_studio.families.loading.single_file import SingleFileOptions, open_single_file
 from lora_studio.families.original import detect
 from lora_studio.families.original.configurations import configurations_of, tokenizers_for
-from lora_studio.objectives.diffusion import ObjectiveOptions
+from lora_studio.objectives.base import ObjectiveOptions
 from lora_studio.pocket.stages.unet import new_scheduler
 
 KINDS = ("sd15", "sd2", "sdxl")

@@ -46,7 +46,7 @@ from pathlib import Path
 import torch
 from lora_studio.adapters.inject import inject
 from lora_studio.adapters.rules import AdapterOptions
-from lora_studio.objectives.diffusion import ObjectiveOptions
+from lora_studio.objectives.base import ObjectiveOptions
 from lora_studio.families.loading import load_file
 from lora_studio.rng import generator
 family = load_file(Path(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))

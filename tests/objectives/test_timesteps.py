@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from lora_studio.objectives.diffusion import TURNS, DrawPosition, Spread, Timesteps
+from lora_studio.objectives.timesteps import TURNS, DrawPosition, Spread, Timesteps
 from lora_studio.rng import generator
 
 DRAWS, BINS, ROWS = 100_000, 50, 50

@@ -26,7 +26,8 @@ from lora_studio.families.noise_schedule import STABLE_DIFFUSION, NoiseSchedule,
 from lora_studio.families.original import SD1, SD2, BaseKind
 from lora_studio.families.original.names import original_tensors
 from lora_studio.families.text_chunks import clip_ids, encode_chunks
-from lora_studio.objectives.diffusion import Diffusion, ObjectiveOptions
+from lora_studio.objectives.base import ObjectiveOptions
+from lora_studio.objectives.diffusion import Diffusion
 from lora_studio.processes import to_device
 from lora_studio.rng import generator
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -155,14 +156,17 @@ class Draws:
 
 def count_draws(loop: Loop) -> Draws:
     """All of the run's draws, made once more: they depend on nothing but seed, step and place."""
-    counts = torch.zeros(BINS)
+    counts, sizes = torch.zeros(BINS), Counter[tuple[int, ...]]()
     for step in range(1, loop.config.steps + 1):
         for number, shape in enumerate(loop.feed.shapes_of(step)):
             shares = loop.objective.shares(shape, *loop.draw_of(step, number))
             counts += torch.histc(shares.float(), BINS, 0, 1)
+            sizes[shape[1:]] += shape[0]
     middles = (torch.arange(BINS * 20) + 0.5) / (BINS * 20)
-    density = loop.objective.timesteps_wanted.density(middles).view(BINS, 20).mean(dim=1)
-    wanted = density / density.sum() * counts.sum()
+    wanted = torch.zeros(BINS)
+    for size, images in sizes.items():  # some bases draw more noise for larger images
+        density = loop.objective.timesteps_of((images, *size)).density(middles).view(BINS, 20).mean(dim=1)
+        wanted += (density / density.sum() * images).float()
     return Draws(tuple(int(count) for count in counts), tuple(wanted.tolist()))
 
 

@@ -17,12 +17,13 @@ from lora_studio.families.loading.hub import is_hub_id
 from lora_studio.files import digest
 from lora_studio.metadata.provenance import provenance_keys
 from lora_studio.metadata.write import TrainingFacts, caption_table, trigger_table
-from lora_studio.objectives.diffusion import MOST_LEVELS
+from lora_studio.objectives.noise import MOST_LEVELS
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import AdapterConfig
 from lora_studio.recipe.data import POCKET
 from lora_studio.recipe.training import ExportConfig
 from lora_studio.training.prepare import TrainedRun
+from lora_studio.training.prepare.base_model import objective_of
 from lora_studio.training.prepare.resume import base_lora
 
 _PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}  # as accelerate has them
@@ -37,6 +38,7 @@ def training_facts(trained: TrainedRun) -> TrainingFacts:
     sides = [max(one.bucket.width, one.bucket.height) for one in sources if one.bucket]
     latent_side = max(sides, default=recipe.data.resolution) // trained.family.pixels_per_latent
     loras, inputs = recipe.base.loras, trained.inputs
+    by_snr = objective_of(recipe, trained.family).weighs_by_snr
     return TrainingFacts(
         name=recipe.name,
         title=recipe.export.title or recipe.name,
@@ -53,8 +55,8 @@ def training_facts(trained: TrainedRun) -> TrainingFacts:
         text_encoder_learning_rate=training.text_encoder_learning_rate if learned - {denoiser} else None,
         optimizer=training.optimizer,
         schedule=training.lr_schedule,
-        snr_gamma=recipe.objective.snr_gamma,
-        debiased=recipe.objective.weighting == "debiased",
+        snr_gamma=recipe.objective.snr_gamma if by_snr else 0.0,
+        debiased=by_snr and recipe.objective.weighting == "debiased",
         noise_offset=recipe.objective.noise_offset,
         needs=tuple((inputs[base_lora(number)], one.strength) for number, one in enumerate(loras)),
         options=base_keys(recipe.base.model)

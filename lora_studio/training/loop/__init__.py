@@ -17,7 +17,8 @@ from torch import Tensor
 from lora_studio.data.batches import Batch
 from lora_studio.data.feed import Feed
 from lora_studio.families.base import ModelFamily
-from lora_studio.objectives.diffusion import DrawPosition, NoisyBatch, Objective
+from lora_studio.objectives.base import NoisyBatch, Objective
+from lora_studio.objectives.timesteps import DrawPosition
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe.training import TrainingConfig
 from lora_studio.rng import generator

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lora_studio.data.batches import Batch
 from lora_studio.families.base import Conditioning, ModelFamily
-from lora_studio.objectives.diffusion import DrawPosition, NoisyBatch
+from lora_studio.objectives.base import NoisyBatch
+from lora_studio.objectives.timesteps import DrawPosition
 from lora_studio.processes import Processes, to_device
 from lora_studio.recipe.training import TrainingConfig
 from lora_studio.text import plural

@@ -15,7 +15,6 @@ from lora_studio.data.feed import Feed, geometry
 from lora_studio.data.manifest import Manifest
 from lora_studio.evaluate.validation import Validation, ValidationImage, best_step
 from lora_studio.families.base import ModelFamily
-from lora_studio.objectives.diffusion import ObjectiveOptions
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
 from lora_studio.runs import Run
@@ -30,7 +29,7 @@ from lora_studio.training.optimizers.choose import (
     optimizer_bytes,
     parameter_groups,
 )
-from lora_studio.training.prepare.base_model import AdapterPlan, BuildContext, plan_adapters
+from lora_studio.training.prepare.base_model import AdapterPlan, BuildContext, objective_of, plan_adapters
 from lora_studio.training.prepare.checks import check_recipe
 from lora_studio.training.prepare.data import (
     EncodedSet,
@@ -145,11 +144,10 @@ def make_loop(context: BuildContext, adapters: AdapterSet, feed: Feed) -> Loop:
         processes.from_main(lambda: write(step))
         context.listener(Note(f"checkpoint at step {step}"))
 
-    objective = recipe.objective.model_dump(exclude={"preservation", "masked_preservation"})  # of the feed
     return Loop(
         family=context.family,
         state=state,
-        objective=context.family.objective(ObjectiveOptions(**objective)).to(machine.device),
+        objective=objective_of(recipe, context.family).to(machine.device),
         feed=feed,
         config=recipe.training,
         machine=machine,

@@ -26,6 +26,7 @@ from lora_studio.files import cache_folder
 from lora_studio.lora_file.lora_file import base_layers
 from lora_studio.lora_file.open import Merged, merge_plain, read_plain, unfit_layers, unknown_layers
 from lora_studio.lora_file.write import DTYPES
+from lora_studio.objectives.base import Objective, ObjectiveOptions
 from lora_studio.processes import Processes
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig, TokenConfig
@@ -56,6 +57,12 @@ def bare_base_of(recipe: Recipe) -> ModelFamily:
     """Shapes and tokenizers of the base that the recipe names: no weight is read, nothing merged."""
     plain = recipe.base.model_copy(update={"loras": ()})
     return base_of(recipe.model_copy(update={"base": plain}), weights=False)
+
+
+def objective_of(recipe: Recipe, family: ModelFamily) -> Objective:
+    """What is learned of a noised image. Raises RecipeError for options that mean nothing for this base."""
+    options = recipe.objective.model_dump(exclude={"preservation", "masked_preservation"})  # of the feed
+    return family.objective(ObjectiveOptions(**options))
 
 
 @dataclass(frozen=True)

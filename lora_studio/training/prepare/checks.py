@@ -31,6 +31,7 @@ from lora_studio.training.prepare.base_model import (
     bare_base_of,
     base_of,
     has_convolutions,
+    objective_of,
     plan_adapters,
     start_faults,
 )
@@ -91,6 +92,7 @@ def check_recipe(
         faults.extend(input_faults(run.folder, before, inputs) if run is not None else [])
         family, plan = _base(recipe, machine, faults), None
         if family is not None:
+            faults.of(lambda: objective_of(recipe, family))
             plan = _adapters(recipe, family, faults, shards=recipe.machine.shard_base and processes.count > 1)
             faults.extend(_rate_faults(recipe, plan, family) if plan is not None and trains else [])
         if family is not None and not faults:

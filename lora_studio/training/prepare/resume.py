@@ -13,6 +13,8 @@ from lora_studio.data.manifest import Manifest, current_line
 from lora_studio.data.regularization_images import DRAWN
 from lora_studio.errors import RecipeError, preview_names
 from lora_studio.families.base import ModelFamily
+from lora_studio.families.flow_schedule import FLOW_KEYS
+from lora_studio.families.noise_schedule import is_flow
 from lora_studio.files import digest
 from lora_studio.metadata.provenance import MANIFEST, recipe_hash
 from lora_studio.recipe import Recipe, RecipeChange, changes
@@ -77,8 +79,12 @@ def contents_of(family: ModelFamily) -> dict[str, str]:
         BASE: family.fingerprint(family.denoiser),
         VAE: family.fingerprint("vae"),
         TEXT: _sha256([encoders, words]),
-        NOISE: _sha256({key: family.scheduler.get(key) for key in _NOISE}),
+        NOISE: _sha256({key: family.scheduler.get(key) for key in _noise_keys(family.scheduler)}),
     }
+
+
+def _noise_keys(scheduler: Mapping[str, object]) -> list[str]:
+    return [*_NOISE, *(FLOW_KEYS if is_flow(scheduler) else ())]
 
 
 def _sha256(values: object) -> str:

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+_LONGEST_REASON = 300  # letters; libraries show a value of thousands whole
+
 
 def reason_of(error: Exception) -> str:
     """The first line of what a library says about its error, to stand inside a sentence of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return line if len(line) <= _LONGEST_REASON else f"{line[: _LONGEST_REASON - 4]} ..."
 
 
 def preview_names(names: Iterable[str], *, limit: int = 3) -> str:

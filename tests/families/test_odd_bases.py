@@ -86,6 +86,9 @@ ABSURD: list[tuple[str, dict[str, Any], str]] = [
     ("scheduler", {"trained_betas": 3}, "says trained_betas = 3"),
     ("scheduler", {"trained_betas": ["a"] * 1000}, "says trained_betas = ['a'"),
     ("tokenizer", {"model_max_length": 2}, "says model_max_length = 2"),
+    ("unet", {"downsample_padding": []}, "the part unet of the base model"),
+    ("unet", {"downsample_padding": 2}, "cannot compute: "),
+    ("vae", {"down_block_types": ["DownEncoderBlock2D"]}, "the part vae of the base model"),
 ]
 
 
@@ -94,6 +97,11 @@ ABSURD: list[tuple[str, dict[str, Any], str]] = [
 )
 def test_an_absurd_value_is_one_sentence(part: str, values: dict[str, Any], words: str, edited: Edit) -> None:
     assert words in refusal(edited(part, **values))
+
+
+def test_a_value_of_thousands_of_letters_is_cut(edited: Edit) -> None:
+    assert len(said := refusal(edited("unet", resnet_time_scale_shift=[48] * 3000))) < 800
+    assert "unknown time_embedding_norm : [48, 48" in said
 
 
 def test_what_is_nested_beyond_measure_or_too_large_is_one_sentence(edited: Edit) -> None:

@@ -92,6 +92,8 @@ def load_tokenizers(model: str) -> dict[str, PreTrainedTokenizerBase]:
 def _load_folder(model: str, prediction: str, *, weights: bool, dtype: torch.dtype | None) -> ModelFamily:
     import torch
 
+    from lora_studio.families.loading.trial import check_computes
+
     dtype = dtype or torch.float32
     folder = _folder(model, weights=weights, half=dtype.itemsize < torch.float32.itemsize)
     family = _recognise(folder.configurations, model)
@@ -106,6 +108,8 @@ def _load_folder(model: str, prediction: str, *, weights: bool, dtype: torch.dty
     folder.check_tokenizers(tokenizers, parts)
     base = family(parts, tokenizers, source=model if model == POCKET else "", scheduler=scheduler)
     base.notes = (pocket_note(),) if model == POCKET else ()
+    if model != POCKET:
+        check_computes(base, model, folder.configurations)
     for name, part in parts.items() if weights else ():
         stored = folder.fill(name, part, torch.float32 if name == "vae" else dtype)
         base.sources[name] = source_of(part, stored, stamps[name])

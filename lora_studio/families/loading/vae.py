@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CONFIG, SUBFOLDER = "config.json", "vae"
 _ORIGINAL = ("encoder.down.", "decoder.up.")  # how names begin in the original layout alone
+_TRIED_SIDE = 64  # pixels
 _FIRST = "decoder.conv_in.weight"  # reads the latents; of the same name in both layouts
 
 
@@ -67,6 +68,8 @@ def _of_folder(name: str, folder: Path, own: AutoencoderKL) -> LoadedVae:
     import torch
     from diffusers import AutoencoderKL
 
+    from lora_studio.families.loading.trial import try_vae
+
     folder = folder if (folder / CONFIG).is_file() else folder / SUBFOLDER
     configuration = read_json(folder / CONFIG)
     kind = configuration.get("_class_name", "AutoencoderKL")
@@ -79,6 +82,7 @@ def _of_folder(name: str, folder: Path, own: AutoencoderKL) -> LoadedVae:
             raise ValueError(f"its {CONFIG} {fault}")
     vae: Any = empty_network(AutoencoderKL, folder)
     _check_latents(name, vae.config, own)
+    try_vae(vae, _TRIED_SIDE)
     return LoadedVae(vae, fill_from_folder(vae, folder, torch.float32), stamps)
 
 

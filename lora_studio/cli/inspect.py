@@ -100,7 +100,9 @@ def metadata(
     wanted = parse_changes(tuple(changes or ()))
     if target is None and (wanted or strip):
         raise StudioError("--set and --strip write a file: name it with -o, or change it with --in-place.")
+    before = None
     if target is not None:
+        before = read_header(file).metadata
         edit(file, target, wanted, strip=strip)
     shown = target or file
     header = read_header(shown)
@@ -108,7 +110,7 @@ def metadata(
     if as_json:
         print_json({"file": str(shown), "metadata": header.metadata, "tensor_hash": whole})
     else:
-        print_metadata(shown, header.metadata, whole, console, written=target is not None)
+        print_metadata(shown, header.metadata, whole, console, before=before)
 
 
 def _target(file: Path, out: Path | None, *, in_place: bool, force: bool) -> Path | None:

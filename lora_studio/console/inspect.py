@@ -100,11 +100,13 @@ def _span(values: Sequence[float]) -> str:
 
 
 def print_verdicts(verdicts: Sequence[Verdict], screen: Screen) -> None:
-    """A row for each UI, with what it does not load and what that leads to."""
-    table = columns(("UI", "loads", "why"), whole=("UI", "loads"))
+    """A row for each UI, with what it does not load and what that leads to; the same is said once."""
+    table, said = columns(("UI", "loads", "why"), whole=("UI", "loads")), dict[str, str]()
     for one in verdicts:
-        reasons = [shown(f"{reason.what}: {reason.consequence}") for reason in one.reasons]
-        table.add_row(one.ui, Text(one.loads, style=_COLOURS[one.loads]), Text("\n".join(reasons)))
+        reasons = "\n".join(shown(f"{reason.what}: {reason.consequence}") for reason in one.reasons)
+        first = said.setdefault(reasons, one.ui)
+        why = f"as {first}" if reasons and first != one.ui else reasons
+        table.add_row(one.ui, Text(one.loads, style=_COLOURS[one.loads]), Text(why))
     screen.print(table)
 
 
@@ -131,11 +133,26 @@ def _print_checks(checks: Mapping[str, object], screen: Screen) -> None:
 
 
 def print_metadata(
-    path: Path, metadata: Mapping[str, str], tensor_hash: str, screen: Screen, *, written: bool
+    path: Path,
+    metadata: Mapping[str, str],
+    tensor_hash: str,
+    screen: Screen,
+    *,
+    before: Mapping[str, str] | None = None,
 ) -> None:
-    """Every key with its value cut; hashes as cards show them; a warning if the tensors do not match."""
-    screen.say(f"{path}: {'written, ' if written else ''}{plural(len(metadata), 'key')} of metadata")
-    _print_metadata(metadata, screen)
+    """Every key with its value cut, or what was changed of those `before`; hashes as cards show them.
+
+    With a warning if the tensors do not match.
+    """
+    keys = f"{plural(len(metadata), 'key')} of metadata"
+    if before is None:
+        screen.say(f"{path}: {keys}")
+        _print_metadata(metadata, screen)
+    else:
+        gone = sorted(before.keys() - metadata.keys())
+        screen.say(f"{path}: written, {keys}")
+        _print_metadata({key: value for key, value in metadata.items() if before.get(key) != value}, screen)
+        screen.say_rows([("taken out", ", ".join(map(shown, gone)))] if gone else [])
     screen.say_rows([("tensors", f"sha256 {tensor_hash}, on cards {tensor_hash[:12]}")])
     if (named := metadata.get("sshs_model_hash")) and named != tensor_hash:
         fault = f"sshs_model_hash is {shown(named, limit=_LONGEST)}: the tensors were changed after that"

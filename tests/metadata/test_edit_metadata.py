@@ -66,8 +66,10 @@ def test_setting_changes_the_header_alone(
         "--set",
         "ss_v2=",
     ]
-    assert run(["metadata", str(file), *arguments, "-o", str(out)], capsys)[0] == 0
-    assert file.read_bytes() == before
+    code, printed, _ = run(["metadata", str(file), *arguments, "-o", str(out)], capsys)
+    assert code == 0 and file.read_bytes() == before
+    keys = [line.split(" = ")[0].strip() for line in printed.splitlines() if " = " in line]
+    assert keys == ["modelspec.date", "modelspec.title"] and "ss_v2" in printed  # what was changed alone
     assert tensor_block(out.read_bytes()) == tensor_block(before)
     was, found = metadata_of(file), metadata_of(out)
     assert found == {k: v for k, v in was.items() if k != "ss_v2"} | {

@@ -49,6 +49,14 @@ FILES: dict[str, Callable[[Tensors], Tensors]] = {
 }
 
 
+def test_what_is_so_for_every_ui_is_said_once(tensors: Tensors, tmp_path: Path) -> None:
+    save_file(tensors, tmp_path / "style.safetensors")
+    printed = CliRunner().invoke(app, ["inspect", str(tmp_path / "style.safetensors")]).output
+    rows = [line for line in printed.splitlines() if line.startswith(tuple(UIS))]
+    assert len(rows) == len(UIS) and sum("no base for it" in row for row in rows) >= 5
+    assert printed.count("as ComfyUI") == 4  # diffusers loads it, and of A1111 more is said
+
+
 @pytest.mark.parametrize("what", FILES)
 def test_it_says_so_by_its_shapes_and_promises_no_ui(what: str, tensors: Tensors, tmp_path: Path) -> None:
     path = tmp_path / "style.safetensors"

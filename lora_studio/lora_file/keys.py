@@ -26,6 +26,7 @@ class Key(NamedTuple):
     place: LayerPlace | None  # None: of no layer that a known base has
 
 
+_LYCORIS = "lycoris_"  # how names of spelling LYCORIS begin
 _LETTERS = {"lora_A.weight": DOWN, "lora_B.weight": UP}
 _ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern + "$"), name)
@@ -49,7 +50,7 @@ def read_key(key: str, *, two_encoders: bool) -> Key | None:
     """
     name, _, end = key.partition(".")
     is_ending = end in BESIDE or kind_of((end,)) is not None
-    if (is_ending or end in _LETTERS) and spelling_of(key) is not Spelling.LYCORIS:
+    if (is_ending or end in _LETTERS) and not name.startswith(_LYCORIS):
         spelling = Spelling.KOHYA if is_ending else Spelling.LETTERED
         return Key(name, _LETTERS.get(end, end), spelling, _place_of(name))
     stem, end = any_key(key) or (key, "")

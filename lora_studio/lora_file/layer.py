@@ -112,11 +112,11 @@ class LoraLayer:
         """Whether it is of a norm, a bias alone or an embedding that bases have: no layer of plain LoRA."""
         return self.place is not None and (self.is_no_matrix or self.place.path.endswith("_embedding"))
 
-    @property
+    @cached_property
     def missing(self) -> list[str]:
         return self.kind.missing(self.entries)
 
-    @property
+    @cached_property
     def rank(self) -> int | None:
         return self.kind.rank(self.shapes)
 

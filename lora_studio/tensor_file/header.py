@@ -16,6 +16,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,17 +76,17 @@ class Header:
         dtype: torch.dtype = getattr(torch, entry.dtype)
         if entry.begin == entry.end:
             return torch.empty(entry.shape, dtype=dtype)
-        return torch.frombuffer(self._read(entry.begin, entry.end), dtype=dtype).reshape(entry.shape)
+        return torch.frombuffer(self._content(key), dtype=dtype).reshape(entry.shape)
 
     def array(self, key: str) -> np.ndarray[Any, Any]:
         """The same for numpy, which has no bfloat16 and no 8 bits: those are float32 then."""
         entry = self.entries[key]
         if entry.dtype == "bfloat16":
-            halves = np.frombuffer(self._read(entry.begin, entry.end), np.uint16)
+            halves = np.frombuffer(self._content(key), np.uint16)
             return (halves.astype(np.uint32) << 16).view(np.float32).reshape(entry.shape)
         if entry.dtype.startswith("float8"):
             return self.tensor(key).float().numpy()
-        return np.frombuffer(self._read(entry.begin, entry.end), entry.dtype).reshape(entry.shape)
+        return np.frombuffer(self._content(key), entry.dtype).reshape(entry.shape)
 
     def chunks(self, key: str) -> Iterator[bytearray]:
         """Its bytes one after the other, so that the largest tensor takes little memory."""
@@ -100,16 +101,32 @@ class Header:
             while piece := file.read(CHUNK_BYTES):
                 yield piece
 
+    def _content(self, key: str) -> bytearray:
+        entry = self.entries[key]
+        is_number = math.prod(entry.shape) == 1
+        return bytearray(self._numbers[key]) if is_number else self._read(entry.begin, entry.end)
+
+    @cached_property
+    def _numbers(self) -> dict[str, bytearray]:
+        """The tensors of a single number, read together: a LoRA file has hundreds of alphas."""
+        keys = [key for key, entry in self.entries.items() if math.prod(entry.shape) == 1]
+        places = [(self.entries[key].begin, self.entries[key].end) for key in keys]
+        return dict(zip(keys, self._pieces(places), strict=True))
+
     def _read(self, begin: int, end: int) -> bytearray:
+        return next(self._pieces([(begin, end)]))
+
+    def _pieces(self, places: Iterable[tuple[int, int]]) -> Iterator[bytearray]:
         try:
             with self.path.open("rb") as file:
-                file.seek(self.length + begin)
-                content = bytearray(file.read(end - begin))
+                for begin, end in places:
+                    file.seek(self.length + begin)
+                    content = bytearray(file.read(end - begin))
+                    if len(content) != end - begin:
+                        raise StudioError(f"{self.path} has become shorter while it was read; try it again.")
+                    yield content
         except OSError as error:
             raise StudioError(f"{self.path} cannot be read: {reason_of(error)}.") from None
-        if len(content) != end - begin:
-            raise StudioError(f"{self.path} has become shorter while it was read; try it again.")
-        return content
 
 
 def read_header(path: Path, *, limit: int = MAX_HEADER_BYTES) -> Header:

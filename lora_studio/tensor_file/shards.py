@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def shard_of(path: Path, keys: Collection[str]) -> Shard | None:
             for number in range(1, min(total, _MOST_FILES) + 1)
         )
         return Shard(total, tuple(name for name in listed if name != path.name))
-    for index in _indexes(path.parent):
+    for index in _indexes_in(path.parent):
         files = _files_of(path.with_name(index))
         names = set(files.values())
         is_its_own = index.startswith(f"{path.name}.index")
@@ -58,7 +59,16 @@ def shard_of(path: Path, keys: Collection[str]) -> Shard | None:
     return None
 
 
-def _indexes(folder: Path) -> list[str]:
+def _indexes_in(folder: Path) -> list[str]:
+    try:
+        return _indexes(folder, folder.stat().st_mtime_ns)
+    except OSError:
+        return []
+
+
+@lru_cache(maxsize=1)
+def _indexes(folder: Path, changed: int) -> list[str]:
+    """Once for all files of a folder that stays as it is."""
     try:
         with os.scandir(folder) as entries:
             names = [one.name for one in entries if _INDEX.fullmatch(one.name)]

@@ -16,6 +16,7 @@ from lora_studio.families.layer_names import DENOISER, block_of, block_order
 from lora_studio.families.original import detect
 from lora_studio.lora_file.layer import LoraLayer
 from lora_studio.lora_file.lora_file import LoraFile, lora_file, open_lora
+from lora_studio.quiet import paused_collector
 from lora_studio.tensor_file.header import Header, read_header
 from lora_studio.text import be, plural
 from lora_studio.tools import Report
@@ -63,6 +64,7 @@ def inspect_file(path: Path) -> Facts:
     return replace(facts, norms=block_norms(_named(file)), hashes=hashes, notes=notes)
 
 
+@paused_collector()
 def inspect_folder(folder: Path) -> list[Facts | Damaged]:
     """Every safetensors file that lies in a folder, from its header; without norms and hashes.
 

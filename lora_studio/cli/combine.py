@@ -205,8 +205,6 @@ def file_and_strength(text: str) -> tuple[Path, float]:
         if Path(path).is_file():
             raise StudioError(f"{text}: the strength {said!r} is not a number, such as 0.8.") from None
         return Path(text), 1.0
-    if not 0 < abs(strength) <= 100:
-        raise StudioError(f"{text}: the strength must be between -100 and 100 and not 0; leave the file out.")
     return Path(path), strength
 
 

@@ -31,7 +31,7 @@ def doctor(
     ] = None,
     trigger: Trigger = "",
     base: Annotated[str, value("BASE", f"folder: judge for this base: {BASES}")] = "",
-    resolution: Annotated[int, value("PIXELS", "folder: default 512, or the base's", min=0)] = 0,
+    resolution: Annotated[int | None, value("PIXELS", "folder: default 512, or the base's", min=1)] = None,
     recursive: Recursive = False,
 ) -> None:
     """Say what is wrong with images and captions; changes nothing. Exit 0, or 1 if there are errors."""
@@ -39,7 +39,7 @@ def doctor(
     from lora_studio.data.doctor import DoctorOptions
     from lora_studio.text import plural
 
-    options = DoctorOptions(base, resolution, trigger, recursive)
+    options = DoctorOptions(base, resolution or 0, trigger, recursive)
     with Bars(errors, transient=True) as bars:
         report, manifest = _examined(target, options, partial(bars.show, "looking at images"))
     title, suggested = target.resolve().name, 0

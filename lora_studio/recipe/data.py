@@ -17,7 +17,7 @@ from lora_studio.recipe.section import (
     refuse_escapes,
 )
 
-MOST_REPEATS = 1000
+MOST_REPEATS, MOST_RESOLUTION = 1000, 4096
 MOST_CHUNKS = 10  # windows of the text encoders that a caption may fill
 
 
@@ -88,8 +88,10 @@ class DataConfig(Section):
     )
     captioner: str = Field("sidecar", description="where captions come from; sidecar: the .txt beside it")
     instance_prompt: Words = Field("", description="the caption of images without one")
-    resolution: int = Field(512, ge=16, le=4096, description="side in pixels of a square of a bucket's area")
-    extra_resolutions: tuple[Annotated[int, Field(ge=16, le=4096)], ...] = Field(
+    resolution: int = Field(
+        512, ge=16, le=MOST_RESOLUTION, description="side in pixels of a square of a bucket's area"
+    )
+    extra_resolutions: tuple[Annotated[int, Field(ge=16, le=MOST_RESOLUTION)], ...] = Field(
         (),
         max_length=16,
         description="further resolutions: every epoch also shows each image at these",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -24,6 +25,7 @@ _WINDOWS_NAMES = {
 }
 _RUN_FILES = {"checkpoints", "doctor", "exports", "holdout", "inputs", "lock", "loss", "manifest", "metrics"}
 _RUN_FILES |= {"previews", "readme", "recipe", "summary", "timesteps", "tracking", "validation", "verify"}
+_BREAKS = {"Cc", "Zl", "Zp"}  # Unicode's categories of control characters and breaks
 WRITE_PATHS = "write paths with / or in 'single quotes'"
 
 
@@ -80,7 +82,15 @@ def file_name_fault(name: str) -> str:
     return "which a run's own files have" if name.casefold() in _RUN_FILES else ""
 
 
-Words = Annotated[str, AfterValidator(same_text)]  # of captions and prompts, spelt as those are when read
+def _one_line(text: str) -> str:
+    """Spelt as captions are when read; these are made of lines, and a control character is no word."""
+    if any(unicodedata.category(letter) in _BREAKS for letter in text):
+        what = "it holds a line break or a control character; write one line of text"
+        raise PydanticCustomError("no_line", what)
+    return same_text(text)
+
+
+Words = Annotated[str, AfterValidator(_one_line)]  # of captions and prompts
 UserPath = Annotated[Path, BeforeValidator(_not_blank), AfterValidator(_from_folder)]
 
 
@@ -96,12 +106,28 @@ class Section(BaseModel):
     def is_resume_safe(cls, option: str) -> bool:
         return cls.resume_safe == "all" or option in cls.resume_safe
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python counts true as 1, and so does pydantic."""
+        values = value if isinstance(value, list | tuple) else (value,)
+        if any(isinstance(one, bool) for one in values):
+            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+            if kinds & {int, float} and not kinds & {bool, Any}:
+                raise PydanticCustomError("yes_or_no", "it must be a number, not true or false")
+        return value
+
     @field_validator("*", mode="after")
     @classmethod
     def _of_sensible_size(cls, value: Any) -> Any:
         if fault := _size_fault(value):
             raise PydanticCustomError("size", fault)
         return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of."""
+    return {annotation} | {kind for part in get_args(annotation) for kind in _kinds(part)}
 
 
 def _size_fault(value: Any) -> str:

@@ -28,8 +28,10 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"{path} is a folder, not a recipe; for a folder of images: lora-studio start {path}, for a "
             f"run's folder: lora-studio train --resume {path}."
         )
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever, and a device has no end
+        raise RecipeError(f"{path} is no file but a pipe or a device; give the path of a .toml file.")
     try:
-        with path.open("rb") as file:  # perhaps a device, which never ends
+        with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe at {path}; give the path of a .toml file.") from None

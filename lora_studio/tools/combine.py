@@ -20,6 +20,7 @@ from lora_studio.tools.result import Result, metadata_of
 NEEDS_CUT, NO_CUT = "svd", "concat"
 WITH_DENSITY = ("ties", "dare")
 _AS_USUAL = MergeOptions()
+_LEAST_STRENGTH, _MOST_STRENGTH = 1e-6, 100.0
 _ROUNDING = 1e-14  # of sums of squares in float64: a result with no more is nothing but rounding
 
 
@@ -34,10 +35,17 @@ class BlockWeight:
 
 @dataclass(frozen=True)
 class Term:
-    """A file, and how strongly it counts."""
+    """A file, and how strongly it counts. Raises StudioError for a strength that leaves nothing sensible."""
 
     file: LoraFile
     strength: float
+
+    def __post_init__(self) -> None:
+        if not _LEAST_STRENGTH <= abs(self.strength) <= _MOST_STRENGTH:
+            raise StudioError(
+                f"{self.file.path.name}: the strength is {self.strength:g}; it must be from "
+                f"{_LEAST_STRENGTH:g} to {_MOST_STRENGTH:g}, or as far below 0; at 0 leave the file out."
+            )
 
 
 @dataclass(frozen=True)

@@ -62,10 +62,10 @@ def convert(
     spell = SPELLINGS[target]
     if dtype not in DTYPES:
         raise RecipeError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
+    refuse_part(open_lora(path))
     out = out or path.with_name(f"{path.stem}_{target}.safetensors")
     check_output(out, force=force, inputs=[path])
     family = None if base is None else load_base(base)
-    refuse_part(open_lora(path))
     found = read_plain_layers(path, base=family, skip_unknown=skip_unknown)
     said = list(found.file.file.said)
     kept = {key: value for key, value in found.file.file.metadata.items() if not key.startswith(_STALE)}

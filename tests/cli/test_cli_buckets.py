@@ -59,6 +59,7 @@ def test_a_recipe_shows_its_plan_with_its_bases_stride(
         (["nowhere"], "nowhere is neither a folder nor a recipe; give a folder of images or a .toml file"),
         (["nowhere.toml"], "there is no recipe at nowhere.toml"),
         (["--resolution", "100"], "this base needs a multiple of 64, so set it to 64 or 128"),
+        (["--resolution", "6400000000"], "at most 4096 pixels are trained"),
     ],
 )
 def test_a_mistake_is_one_sentence(

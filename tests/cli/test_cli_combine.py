@@ -30,7 +30,9 @@ def words(line: str) -> list[str]:
     [
         ("combine A", "give at least 2 files, not 1"),
         ("combine A B:strong", "the strength 'strong' is not a number"),
-        ("combine A B:0", "must be between -100 and 100 and not 0"),
+        ("combine A B:0", "the strength is 0; it must be from 1e-06 to 100, or as far below 0"),
+        ("combine A B:1e-320", "it must be from 1e-06 to 100"),  # 0 in float32
+        ("compare A:nan B", "the strength is nan"),
         ("combine A B --method tise", "unknown method 'tise'; did you mean 'ties'?"),
         ("combine A B --method svd", "needs --rank or --energy"),
         ("combine A B --rank 4", "concat is exact"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe import Recipe
+from lora_studio.recipe.data import DataConfig
 from lora_studio.recipe.load import load_recipe
 from lora_studio.recipe.section import Section
 from lora_studio.training.prepare.checks import name_faults
@@ -56,7 +59,7 @@ def faults_of(section: type[Section], option: str, value: object) -> list[str]:
     try:
         section.model_validate({option: value})
     except ValueError as error:
-        return [str(one["type"]) for one in error.errors() if one["loc"][0] == option]  # type: ignore[attr-defined]
+        return [str(one["type"]) for one in error.errors() if one["loc"][:1] == (option,)]  # type: ignore[attr-defined]
     return []
 
 
@@ -108,7 +111,7 @@ def test_numbers_that_are_too_many_together_are_refused(tmp_path: Path) -> None:
         ("x" * 400_000 + " = 1", "unknown key data.xxx"),
         (f"[[tokens]]\ntoken = '{'x' * 15_000}'\nstart = 'a'", "must be a word of at most 64"),
         ("[samples]\nprompts = [" + '"a", ' * 5000 + "]", "has 5000 entries; at most 1000"),
-        (r'class_words = "a\u0000b"', "it holds what is no text"),
+        (r'background = "a\u0000b"', r"background is 'a\x00b'"),
     ],
     ids=range(15),
 )  # fmt: skip
@@ -118,8 +121,27 @@ def test_what_would_take_long_or_much_is_refused_in_a_sentence(tmp_path: Path, t
 
 def test_a_device_that_never_ends_is_no_recipe() -> None:
     if Path("/dev/zero").exists():
-        with pytest.raises(RecipeError, match="more than 1,000,000 bytes"):
+        with pytest.raises(RecipeError, match="is no file but a pipe or a device"):
             load_recipe(Path("/dev/zero"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_nothing_waits_for_a_pipe_that_no_one_writes_into(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.toml")
+    with pytest.raises(RecipeError, match="is no file but a pipe or a device"):
+        load_recipe(tmp_path / "a.toml")
+
+
+def test_true_is_no_number() -> None:
+    """Python's 1: a rank or a learning rate that no one meant."""
+    assert [option for section, option in NUMBERS if not faults_of(section, option, True)] == ["flip"]
+    assert faults_of(DataConfig, "extra_resolutions", [True])
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\x1b[31mb", "a\x9bb", "a\u2028b", "a\r"], ids=ascii)
+@pytest.mark.parametrize("option", ["data.trigger", "data.class_words", "data.instance_prompt"])
+def test_words_of_captions_are_one_line(tmp_path: Path, option: str, text: str) -> None:
+    assert "line break or a control character" in refusal(tmp_path, f"{option}={json.dumps(text)}")
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,8 @@ def test_a_converted_file_has_the_change_and_keeps_what_is_there(tmp_path: Path)
         convert(source, "kohya", out=out)
     with pytest.raises(StudioError, match="is for what a run has trained"):
         convert(source, "merged", out=out)
+    with pytest.raises(StudioError, match=r"is a folder; give the path of a \.safetensors file"):
+        convert(Path(), "kohya")
     again = convert(out, "diffusers", out=tmp_path / "z.safetensors", dtype="float32")
     assert {key.rpartition(".lora_")[0] for key in open_keys(again.path)} >= {".".join(one) for one in SHAPES}
 

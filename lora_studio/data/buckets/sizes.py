@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 
 from lora_studio.data.manifest import Bucket
 from lora_studio.errors import DatasetError
-from lora_studio.recipe.data import DataConfig
+from lora_studio.recipe.data import MOST_RESOLUTION, DataConfig
 
 # How much smaller than asked a bucket may be: just enough for 576x384 where 512x512 is asked, so that 3:2
 # photographs, which cameras make, lose nothing at a stride of 64.
@@ -29,6 +29,8 @@ def bucket_sizes(
     if square == 0:
         what = f"data.resolution is {side}; this base needs"
         raise DatasetError(f"{what} {stride} or more, in multiples of {stride}.")
+    if side > MOST_RESOLUTION:
+        raise DatasetError(f"data.resolution is {side}; at most {MOST_RESOLUTION} pixels are trained.")
     sizes = {(square, square)}
     smallest, largest = area_pixels * (1 - tolerance), area_pixels * (1 + _MAX_EXCESS)
     for short in range(stride, square + stride, stride):

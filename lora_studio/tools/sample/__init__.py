@@ -106,9 +106,11 @@ def _prompts(source: SampleSource, request: SampleRequest) -> tuple[str, ...]:
 
 
 def _side(source: SampleSource, request: SampleRequest) -> int:
-    side, stride = request.side or source.side, source.family.stride
-    if side % stride or not stride <= side <= 16 * source.family.native_side:
-        raise RecipeError(f"--size is {side}; of this base it must be a multiple of {stride}.")
+    side = source.side if request.side is None else request.side
+    stride, most = source.family.stride, 16 * source.family.native_side
+    if side % stride or not stride <= side <= most:
+        what = f"a multiple of {stride} from {stride} to {most}"
+        raise RecipeError(f"--size is {side}; of this base it must be {what}.")
     return side
 
 

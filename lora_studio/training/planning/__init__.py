@@ -18,6 +18,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import ReadOnlyRun, run_folder
 from lora_studio.text import Rows, duration, memory_size
 from lora_studio.training.events import Event, Listener, Progress, TrainingPlan, ignore_events
+from lora_studio.training.planning.cards import memory_bytes
 from lora_studio.training.planning.memory import (
     Disk,
     Memory,
@@ -84,7 +85,7 @@ def plan(
     run, counter = ReadOnlyRun(run_folder(recipe.name)), _CacheCounter(on_event)
     began = time.perf_counter()
     with torch.random.fork_rng():  # libraries draw first values of adapters, which ours then replace
-        room = _free_memory(recipe) if memory_gib is None else round(memory_gib * GIB)
+        room = _free_memory(recipe) if memory_gib is None else memory_bytes(memory_gib)
         session = prepare(recipe, run, counter)
         prepared = time.perf_counter() - began
         timing = time_everything(session)

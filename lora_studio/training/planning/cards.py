@@ -15,6 +15,7 @@ from lora_studio.errors import RecipeError
 from lora_studio.processes import BFLOAT16_FROM, half_precision
 
 ANY = "cuda"  # a card of which nothing but its memory is said
+_MOST_GIB = 10_000
 SAME_MEMORY = 1.0  # GiB: an A100 of 80 GB has 79.2
 
 
@@ -50,6 +51,13 @@ def known_cards() -> dict[str, Card]:
         )
         for name, row in rows.items()
     }
+
+
+def memory_bytes(gib: float) -> int:
+    """Of GiB, as they are given to `plan`. Raises RecipeError for what no machine has."""
+    if not 0 < gib <= _MOST_GIB:
+        raise RecipeError(f"--memory is {gib:g}; it must be above 0 and at most {_MOST_GIB} (GiB).")
+    return round(gib * 2**30)
 
 
 def find_card(name: str, *, memory_gib: float | None = None) -> Card:

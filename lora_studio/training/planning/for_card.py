@@ -19,7 +19,7 @@ from lora_studio.recipe.load import load_recipe, with_steps
 from lora_studio.text import Rows, duration, memory_size
 from lora_studio.training.planning import GIB
 from lora_studio.training.planning.card_changes import CardChange, base_dtype, changes_until_it_fits
-from lora_studio.training.planning.cards import Card, find_card
+from lora_studio.training.planning.cards import Card, find_card, memory_bytes
 from lora_studio.training.planning.counting import Work
 from lora_studio.training.planning.simulation import (
     Phase,
@@ -206,7 +206,7 @@ def plan_for(recipe: Recipe | Path | str, card: Card | str, *, memory_gib: float
         card = find_card(card, memory_gib=memory_gib)
     if faults := name_faults(recipe):
         raise RecipeError("\n".join(faults))
-    memory = round((card.memory_gib if memory_gib is None else memory_gib) * GIB)
+    memory = memory_bytes(card.memory_gib if memory_gib is None else memory_gib)
     dtype = base_dtype(recipe, card.precision)
     steps = recipe.training.steps if recipe.training.epochs is None else None
     if recipe.training.epochs is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from write_what_fits import inputs_hash, presets
 from lora_studio.errors import RecipeError
 from lora_studio.families.loading.published import published_base
 from lora_studio.recipe.load import recipe_from
-from lora_studio.training.planning.cards import Card, find_card, known_cards
+from lora_studio.training.planning.cards import Card, find_card, known_cards, memory_bytes
 from lora_studio.training.planning.counting import LiveBytes, Work
 from lora_studio.training.planning.for_card import CONTEXT, GAPS, CardPlan, plan_for, step_seconds
 from lora_studio.training.planning.simulation.pretending import make_fake, pretending
@@ -154,6 +155,12 @@ def test_an_unknown_card_is_one_sentence_with_a_way_out(name: str, said: str) ->
     with pytest.raises(RecipeError) as caught:
         find_card(name)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("memory", [math.nan, math.inf, 1e308, 1e30, -1.0, 0.0])
+def test_no_plan_is_made_for_a_memory_that_nothing_has(memory: float) -> None:
+    with pytest.raises(RecipeError, match=r"--memory is .*; it must be above 0 and at most 10000 \(GiB\)"):
+        memory_bytes(memory)
 
 
 def test_bfloat16_is_chosen_where_the_card_has_it() -> None:

@@ -24,7 +24,7 @@ from lora_studio.console import console, errors
 from lora_studio.console.terminal import answer_interrupts, output_fault, use_terminal_streams
 from lora_studio.errors import ExportMismatch, ProcessLost, RenamedOption, StudioError, TrainingDiverged
 from lora_studio.processes import is_main
-from lora_studio.text import cut
+from lora_studio.text import cut, shown
 from lora_studio.version import __version__
 
 app = typer.Typer(
@@ -74,6 +74,11 @@ def guarded(command: Callable[[], None]) -> int:
         if is_main() or not error.told_by_main:
             errors.say(f"error: {cut(str(error))}")
         return 1 if isinstance(error, ExportMismatch | ProcessLost | TrainingDiverged) else 2
+    except OSError as error:  # of a path that is in no place where one is expected: too long, say
+        if error.filename is None or not error.strerror:
+            raise
+        errors.say(f"error: {shown(str(error.filename), limit=300)} cannot be used ({error.strerror}).")
+        return 2
     except KeyboardInterrupt:
         errors.say("stopped")
         return 130

@@ -101,6 +101,8 @@ def _checked(file: LoraFile, layer: LoraLayer, place: LayerPlace, said: Declared
     elif layer.size is None and kind.tells_size:
         shapes_said = " and ".join(str(list(one)) for end, one in shapes.items() if end not in BESIDE)
         what = f"has tensors that do not fit together, of the shapes {shapes_said}"
+    elif faults := layer.faults():
+        what = f"is not complete ({faults[0]})"
     elif layer.state == "not finite":
         what = "is not finite"
     elif layer.rank and layer.alpha == 0:

@@ -148,7 +148,7 @@ def check_same_family(files: Sequence[LoraFile]) -> list[str]:
             raise _stranger(first, other, f"their cross-attention reads text {said} wide")
         if first.version and other.version and first.version != other.version:
             if not shared:
-                raise _stranger(first, other, "and they have no layer in common")
+                raise _stranger(first, other, "they have no layer in common")
             notes.append(
                 f"{first.name} says it is for {first.version} and {other.name} for {other.version}; the "
                 f"shapes fit in {plural(len(shared), 'shared layer')}, but what they learned may not"

@@ -119,7 +119,7 @@ class _Adding:
         for name in self.base.header(file).entries:
             yield self.tensor(file, name)
         if file == self.base.path:
-            self.rounding.check()
+            self.rounding.check_something()
 
 
 def _write_file(source: Path, out: Path, adding: _Adding) -> None:
@@ -150,7 +150,7 @@ def _write_folder(folder: Path, out: Path, adding: _Adding) -> int:
                 _write_file(source, copy, adding)
             else:
                 left_out += 1
-        adding.rounding.check()
+        adding.rounding.check_something()
         for path in sorted(temporary.rglob("*"), reverse=True):
             sync(path)
         temporary.rename(out)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_studio.adapters.layer import Factors
 from lora_studio.errors import ExportMismatch, StudioError
 from lora_studio.families.base import FileTraits
-from lora_studio.files import check_ending
+from lora_studio.files import check_ending, say_unwritable
 from lora_studio.lora_file.factors import balanced, energy
 from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.lora_file.rounding import Rounding
@@ -37,6 +37,8 @@ def check_output(
     check_ending(path, ending, option)
     if any(path.exists() and one.exists() and path.samefile(one) for one in inputs):
         raise StudioError(f"{path} is what is read; give another path with {option}.")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise StudioError(f"{path} is a pipe or a device; give another path with {option}.")
     if path.is_dir() or (path.exists() and not force):
         advice = "" if path.is_dir() else ", or --force"
         raise StudioError(f"{path} is there already; give another path with {option}{advice}.")
@@ -89,7 +91,8 @@ class Result:
         Raises StudioError, and writes nothing, if the dtype would leave nothing of it.
         """
         self.rounding.check_something()
-        write_described(path, self.tensors, lambda block: {**metadata, **hashes(block)})
+        with say_unwritable(path):
+            write_described(path, self.tensors, lambda block: {**metadata, **hashes(block)})
         return path.stat().st_size
 
 

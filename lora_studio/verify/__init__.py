@@ -117,7 +117,9 @@ def _look_for_doubles(file: LoraFile, report: VerifyReport) -> None:
 def _judge(file: LoraFile, base: Base, report: VerifyReport) -> None:
     report.uis = verdicts(findings(file, base), file.layers, base.title)
     if not file.shard and not any(loaded_by(report.uis, how) for how in (COMPLETELY, NOT_KNOWN, NO_BASE)):
-        report.faults.append(f"no UI loads all of it: {report.uis[0].reasons[0].what}")
+        said = f"no UI loads all of it: {report.uis[0].reasons[0].what}"
+        if said not in report.faults:  # it is judged by the base, too
+            report.faults.append(said)
 
 
 def check_against_base(file: LoraFile, family: ModelFamily, report: VerifyReport) -> None:

@@ -6,9 +6,12 @@ predict as the adapter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -61,13 +64,24 @@ def ask_merged(file: LoraFile, family: ModelFamily) -> ProbeOutput:
     return ProbeOutput(tuned, rms(tuned - base))
 
 
+@contextmanager
+def _named_safetensors(path: Path) -> Iterator[Path]:
+    """The file, or a copy: of any other name diffusers takes it for a pickle."""
+    if path.name.endswith(".safetensors"):
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(shutil.copyfile(path, Path(folder) / "file.safetensors"))
+
+
 def ask_diffusers(path: Path, family: ModelFamily, caption: str = CAPTION) -> Tensor:
     """The probe after `load_lora_weights(path)` into a pipeline over the (unadapted) family.
 
     Only the question is asked in inference mode: torchao's weights cannot be handled in it.
     """
     pipeline = family.pipeline()
-    pipeline.load_lora_weights(path.parent, weight_name=path.name)
+    with _named_safetensors(path) as file:
+        pipeline.load_lora_weights(file.parent, weight_name=file.name)
     try:
         return run_probe(family, caption)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,25 @@ def test_nothing_is_written_over_unless_asked_for_and_inputs_never(here: Path, c
     assert (here / "out.safetensors").read_bytes() == first, "equal calls give equal bytes"
     code, _, err = run([*ask, "b.safetensors", "--force"], capsys)
     assert code == 2 and "is what is read" in err
+
+
+@pytest.mark.parametrize("verb", ["resize --rank 2", "convert --to kohya", "metadata --strip", "inspect"])
+@pytest.mark.parametrize("out", ["x" * 300, "a.safetensors/b"], ids=["long", "under a file"])
+def test_a_place_that_no_file_can_have_is_one_sentence(verb: str, out: str, here: Path, capsys) -> None:
+    name, *options = verb.split()
+    ending = ".png" if name == "inspect" else ".safetensors"
+    before = (here / "a.safetensors").read_bytes()
+    code, _, err = run([name, "a.safetensors", *options, "-o", out + ending], capsys)
+    assert code == 2 and "cannot be" in err and "Traceback" not in err
+    assert (here / "a.safetensors").read_bytes() == before and len([*here.iterdir()]) == 2
+
+
+def test_nothing_is_written_in_place_of_a_pipe(here: Path, capsys) -> None:
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(here / "out.safetensors")
+        ask = ["resize", "a.safetensors", "--rank", "2", "--force", "-o", "out.safetensors"]
+        code, _, err = run(ask, capsys)
+        assert code == 2 and "is a pipe or a device" in err and (here / "out.safetensors").is_fifo()
 
 
 def test_each_verb_tells_what_it_did_as_text_and_as_json(here: Path, capsys) -> None:

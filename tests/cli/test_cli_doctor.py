@@ -34,6 +34,7 @@ def test_exit_codes_are_0_without_errors_1_with_and_2_for_a_mistake(planted: Pla
     assert run(ask(planted), capsys)[0] == 1
     assert run(ask(planted, "--trigger", "x", "--resolution", "100"), capsys)[0] == 2
     assert run(ask(planted, "--resolution", "6400000000"), capsys)[0] == 2
+    assert run(ask(planted, "--html", "/dev/zero"), capsys)[0] == 2  # of which no more is read than of a page
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,14 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
         "beside that",
     ),
     "nothing": (lambda t: t.clear(), "holds nothing"),
+    "whole numbers": (
+        lambda t: t.update({key: one.to(torch.int8) for key, one in t.items()}),
+        r"is not complete \(lora_\w+.weight has dtype int8\)",
+    ),
+    "two alphas": (
+        lambda t: t.update({"lora_unet_mid_block_attentions_0_proj_in.alpha": torch.ones(2)}),
+        "alpha has the shape",
+    ),
 }
 
 

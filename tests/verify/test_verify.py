@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,15 @@ def good_file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path
     path = tmp_path_factory.mktemp("good") / "good.safetensors"
     write_lora(path, tensors, dtype="float16", describe=lambda block: {"ss_base_model_version": "sd_v1"})
     return path
+
+
+@pytest.mark.parametrize("name", ["good", "good.ckpt", "good.SAFETENSORS"])
+def test_what_a_file_is_called_does_not_matter(
+    good_file: Path, tiny_base: Path, tmp_path: Path, name: str
+) -> None:
+    """diffusers takes one of any other name for a pickle."""
+    report = verify(Path(shutil.copyfile(good_file, tmp_path / name)), base=str(tiny_base))
+    assert report.ok and report.checks["probe"] == verify(good_file, base=str(tiny_base)).checks["probe"]
 
 
 def changed(source: Path, folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:

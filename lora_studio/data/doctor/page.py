@@ -34,9 +34,16 @@ _LARGEST_SIDE = 256  # pixels of an image's file: more than the page shows, for 
 def write_page(path: Path, report: DoctorReport, manifest: Manifest, *, title: str) -> None:
     """Write the page; an older one is replaced. Raises DatasetError if another file is in its place."""
     with refusals_of_the_disk(path):
-        if path.exists() and _MARK.encode() not in path.read_bytes()[:1000]:
+        if path.exists() and not path.is_dir() and not _is_page(path):
             raise DatasetError(f"{path} is there already, and no page of the doctor; choose another name.")
         write_atomically(path, page(report, manifest, title=title).encode("utf-8"))
+
+
+def _is_page(path: Path) -> bool:
+    if not path.is_file():  # opening a pipe would wait for ever
+        return False
+    with path.open("rb") as file:
+        return _MARK.encode() in file.read(1000)
 
 
 def page(report: DoctorReport, manifest: Manifest, *, title: str) -> str:

@@ -141,7 +141,7 @@ def test_merging_says_what_the_bases_dtype_takes(half_base: Path, tmp_path: Path
     code, said, _ = run(ask, capsys)
     assert code == 0 and "warning the base's dtype rounds away" in " ".join(said.split())
     shutil.rmtree(out)
-    lost = [*ask[:2], f"{lora}:0.0000001", *ask[3:]]
+    lost = [*ask[:2], f"{lora}:0.000001", *ask[3:]]
     code, _, err = run(lost, capsys)
     assert code == 2 and "nothing of them would be left; give --dtype float32" in err and not out.exists()
     code, said, _ = run([*ask, "--dtype", "float32"], capsys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -25,6 +26,7 @@ _WINDOWS_NAMES = {
 }
 _RUN_FILES = {"checkpoints", "doctor", "exports", "holdout", "inputs", "lock", "loss", "manifest", "metrics"}
 _RUN_FILES |= {"previews", "readme", "recipe", "summary", "timesteps", "tracking", "validation", "verify"}
+_BREAK = re.compile("[\t\n\r\u2028\u2029]+")
 _BREAKS = {"Cc", "Zl", "Zp"}  # Unicode's categories of control characters and breaks
 WRITE_PATHS = "write paths with / or in 'single quotes'"
 
@@ -90,7 +92,14 @@ def _one_line(text: str) -> str:
     return same_text(text)
 
 
-Words = Annotated[str, AfterValidator(_one_line)]  # of captions and prompts
+def _blank_breaks(text: Any) -> Any:
+    """Lines of a prompt, as TOML's triple quotes make them, are one to a tokenizer; so they are to us."""
+    lines = _BREAK.split(text) if isinstance(text, str) else []
+    return " ".join(filter(None, (line.strip(" ") for line in lines))) if len(lines) > 1 else text
+
+
+Words = Annotated[str, AfterValidator(_one_line)]  # of captions
+Prompt = Annotated[Words, BeforeValidator(_blank_breaks)]
 UserPath = Annotated[Path, BeforeValidator(_not_blank), AfterValidator(_from_folder)]
 
 

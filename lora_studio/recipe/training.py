@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from lora_studio.recipe.section import MOST_SEED, MOST_STEPS, Section, Words
+from lora_studio.recipe.section import MOST_SEED, MOST_STEPS, Prompt, Section
 
 VALIDATE_FROM = 12  # images: of fewer each one is needed more than the measurement
 VALIDATION_SHARE = 0.1
@@ -252,8 +252,8 @@ class SamplesConfig(Section):
 
     resume_safe: ClassVar[Literal["all"]] = "all"
 
-    prompts: tuple[Words, ...] = Field((), description="one preview for each; none: no previews")
-    negative_prompt: Words = Field("", description="of all previews, as in any UI")
+    prompts: tuple[Prompt, ...] = Field((), description="one preview for each; none: no previews")
+    negative_prompt: Prompt = Field("", description="of all previews, as in any UI")
     seed: int = Field(42, ge=0, le=MOST_SEED, description="of the previews' noise")
     steps: int = Field(25, ge=1, le=1000, description="denoising steps of a preview")
     guidance: float = Field(7.5, ge=1, le=100, description="classifier-free guidance; 1 turns it off")

@@ -32,7 +32,7 @@ def captions_in(path):
         ("metadata.jsonl", b'{"file_name": "a.png", "txt": "a"}', "has no text .*; did you mean 'txt'; name"),
         ("metadata.jsonl", b"\xff\x00", "is neither UTF-8 nor UTF-16; save"),
         ("metadata.csv", b"file_name,caption\na.png,a\n", r"has no text \(it has file_name, caption\)"),
-        ("metadata.csv", b"file_name;text\na.png;a\n", r"has no file_name \(it has file_name;text\)"),
+        ("metadata.csv", b"Datei;text\na.png;a\n", r"has no file_name \(it has Datei, text\)"),
         ("metadata.csv", b"file_name,text\n,a\n", "has no file_name in line 2"),
         (
             "metadata.csv",
@@ -56,3 +56,11 @@ def test_a_file_without_text_has_an_empty_caption(tmp_path):
 def test_a_row_of_csv_may_have_too_few_or_too_many_cells(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name, text\na.png\nb.png,b,more\n")
     assert captions_in(tmp_path / "metadata.csv") == {"a.png": "", "b.png": "b"}
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_columns_may_be_separated_as_excel_does_where_numbers_have_a_comma(tmp_path, mark):
+    caption = "a dog, sitting; asleep"
+    table = f'file_name{mark}text\r\na.png{mark}"{caption}"\r\n'
+    (tmp_path / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + table.encode())
+    assert captions_in(tmp_path / "metadata.csv") == {"a.png": caption}

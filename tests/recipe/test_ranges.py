@@ -144,6 +144,20 @@ def test_words_of_captions_are_one_line(tmp_path: Path, option: str, text: str) 
     assert "line break or a control character" in refusal(tmp_path, f"{option}={json.dumps(text)}")
 
 
+LINES = '"""\na dog,\r\n    on\ta hill\n"""'  # TOML's own way to write a long text
+
+
+def test_a_prompt_may_be_written_in_lines(tmp_path: Path) -> None:
+    """It is white space to the tokenizer; other control characters are no words."""
+    text = f"{GOOD}[samples]\nprompts = [{LINES}, 'a  b']\nnegative_prompt = {LINES}\n"
+    (tmp_path / "recipe.toml").write_text(text, "utf-8", newline="")
+    samples = load_recipe(tmp_path / "recipe.toml").samples
+    assert samples.prompts == ("a dog, on a hill", "a  b")
+    assert samples.negative_prompt == "a dog, on a hill"
+    for change in ('samples.prompts=["a\\u001b[31m"]', 'samples.negative_prompt="a\\u009b"'):
+        assert "control character" in refusal(tmp_path, change)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -11,7 +11,8 @@ They may also say how one image is shown:
 | `bucket` | its size in training, in pixels | `"768x512"` |
 | `flip` | share of showings that are mirrored; true is a half, false none | `false` |
 
-In CSV several numbers stand with blanks between: `0 40 80 64`. Each column takes the place of what the recipe
+In CSV several numbers stand with blanks between: `0 40 80 64`; columns may also be separated by `;` or tabs,
+as Excel writes them where numbers have a comma. Each column takes the place of what the recipe
 and the folder say for all images; empty ones say nothing.
 """
 
@@ -87,8 +88,10 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, _Row]]:
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, _Row]]:
     """Line number and columns of each row; the first line names the columns."""
+    separator = max(",;\t", key=text.lstrip().partition("\n")[0].count)
+    stream = io.StringIO(text, newline="")
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, restval="")
+        reader = csv.DictReader(stream, delimiter=separator, skipinitialspace=True, restval="")
         for row in reader:
             yield reader.line_num, {key.strip(): value for key, value in row.items() if key is not None}
     except csv.Error as error:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -30,6 +31,8 @@ from lora_studio.text import cut, harmless, harmless_json
 
 EVIL = "\x1b]0;p\x07\x9b8m\x1b[8m\u202e\u2066\u061c\u2028\x85\x0b\x0c\r\x7f\u200b\U000e0041z"
 """A title, a bell, concealed letters in both spellings, turned and broken lines, what is not seen."""
+WORDS = "".join(one for one in EVIL if unicodedata.category(one) not in ("Cc", "Zl", "Zp"))
+"""What a recipe takes for words: it refuses control characters itself."""
 RAW = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0041]"
 )
@@ -90,14 +93,15 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator
     (images / f"9{EVIL}.png").write_text(f"<html>{EVIL}", "utf-8")
     (images / f"9{EVIL}.doc").write_text(EVIL, "utf-8")
     shutil.copytree(tiny_base, base := root / f"b{EVIL}")
-    prompt = toml(f"zwx style, {EVIL}")
+    prompt = toml(f"zwx style, {WORDS}")
     text = recipe_text(Path("IMAGES"), "BASE", steps=1)
     text = text.replace('"IMAGES"', toml(str(images))).replace('"BASE"', toml(str(base)))
-    text = text.replace('trigger = "zwx style"', f'trigger = "zwx style"\nclass_words = {toml(EVIL)}')
+    text = text.replace('trigger = "zwx style"', f'trigger = "zwx style"\nclass_words = {toml(WORDS)}')
     recipe, bad_recipe = root / f"{EVIL}.toml", root / f"bad{EVIL}.toml"
     previews = f"[samples]\nprompts = [{prompt}]\nsteps = 1\n"
-    drawn = f"[data.regularization_images]\nprompt = {toml(f'a photo, {EVIL}')}\ncount = 1\nsteps = 1\n"
+    drawn = f"[data.regularization_images]\nprompt = {toml(f'a photo, {WORDS}')}\ncount = 1\nsteps = 1\n"
     recipe.write_text(text + previews + drawn, "utf-8")
+    text = text.replace(toml(WORDS), toml(EVIL))
     bad_recipe.write_text(f"{text}[samples]\n{prompt} = 1\n[{prompt}]\nrank = 2\n", "utf-8")
     named = ("ss_output_name", "modelspec.title", "sshs_model_hash", "ss_sd_model_name", EVIL)
     facts = {name: EVIL for name in named} | {"modelspec.trigger_phrase": EVIL}
@@ -120,7 +124,7 @@ CALLS: dict[str, Calls] = {  # verb -> calls that work, and calls that are refus
         ["train", w.root / "none"],
     ],
     "init": lambda w: [
-        ["init", "sd15_style", "--images", w.images, "--trigger", f"zwx {EVIL}", "-o", w.root / "new.toml"],
+        ["init", "sd15_style", "--images", w.images, "--trigger", f"zwx {WORDS}", "-o", w.root / "new.toml"],
         ["init", EVIL],
     ],
     "start": lambda w: [
@@ -132,10 +136,11 @@ CALLS: dict[str, Calls] = {  # verb -> calls that work, and calls that are refus
             "--name",
             "evil",
             "--trigger",
-            EVIL,
+            WORDS,
             "-o",
             w.root / "start.toml",
         ],
+        ["start", w.images, "--base", w.base, "--trigger", EVIL, "-o", w.root / "other.toml"],
         ["start", w.root / "none"],
         ["start", w.images, "--learn", EVIL],
     ],

@@ -124,7 +124,7 @@ def test_init_writes_a_recipe_that_loads_and_says_what_to_do_next(
     assert not [prompt for prompt in recipe.samples.prompts if "zwx" in prompt or "dog" in prompt]
     assert [(one.token, one.start) for one in recipe.tokens] == [("qxz", "fox")] * (name in WITH_TOKENS)
     for verb in ("doctor", "plan", "train"):
-        assert f"lora-studio {verb} my_foxes.toml" in out
+        assert f"lora-studio {verb} my_foxes.toml" in " ".join(out.split())
     code, _, err = run([*command, "--trigger", "other fox", "--class-word", "fox"], capsys)
     assert code == 2 and "my_foxes.toml is there already and stays as it is" in err
     assert load_recipe(Path("my_foxes.toml")) == recipe

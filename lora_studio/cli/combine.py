@@ -94,8 +94,9 @@ def compare(
     out: Annotated[Path | None, value("FILE", "write a heat map, a PNG", "-o", "--out")] = None,
     base: Annotated[str, value("BASE", f"draw images with it: {BASES}")] = "",
     images: Annotated[Path, value("FILE", "with --base: the sheet of images")] = Path("compare.png"),
-    prompt: Annotated[
-        list[str] | None, value("PROMPT", "with --base: what is drawn; default: the files' triggers")
+    prompts: Annotated[
+        list[str] | None,
+        value("PROMPT", "with --base: what is drawn; default: the files' triggers", "--prompt"),
     ] = None,
     seed: Annotated[int, value("N", "with --base: seed of the noise")] = 0,
     force: Force = False,
@@ -125,8 +126,8 @@ def compare(
         from lora_studio.evaluate.previews import as_png
         from lora_studio.tools.compare import compare_images, prompts_for
 
-        prompts = prompt or prompts_for(terms)
-        write_atomically(images, as_png(compare_images(base, terms, prompts, seed=seed)))
+        drawn = prompts or prompts_for(terms)
+        write_atomically(images, as_png(compare_images(base, terms, drawn, seed=seed)))
     show(comparison, print_comparison, list(written.values()), as_json=as_json)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -34,6 +34,7 @@ def flag(name: str, help: str) -> OptionInfo:
     return typer.Option(name, help=help)
 
 
+MAY_BE_BLANK = {"negative", "prompts", "find", "replace", "prefix", "suffix", "blacklist"}  # parameters
 BASES = '"pocket", a diffusers folder, a checkpoint file or a hub id'
 
 RecipeFile = Annotated[Path, argument("RECIPE", "a TOML recipe; see recipes/")]
@@ -87,9 +88,15 @@ class Command(TyperCommand):
         return super().invoke(ctx)
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
-        """As typer's; RecipeError for an option that is none here but has the name of a recipe's."""
+        """As typer's. Raises RecipeError for an option that is none here but has the name of a recipe's, and
+        StudioError for one that is given but empty, as a shell's unset variable makes it."""
+        given = list(args)  # typer empties the list
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
+            if not ctx.resilient_parsing:
+                values, _, _ = self.make_parser(ctx).parse_args(args=given)
+                _refuse_blanks(self.params, values)
+            return rest
         except Exception as error:
             # click's own, of which newer versions of typer have a copy
             name = getattr(error, "option_name", "")
@@ -127,6 +134,17 @@ def _harmless_mistakes() -> Iterator[None]:
         if hasattr(error, "format_message") and hasattr(error, "message"):  # its class has no public name
             error.message = shown(cut(str(error.message)))
         raise
+
+
+def _refuse_blanks(parameters: list[Parameter], values: Mapping[str, Any]) -> None:
+    """Defaults in place of what was given would be taken for it, and an empty path for the working folder."""
+    for one in parameters:
+        given = values.get(str(one.name))
+        texts = given if isinstance(given, list | tuple) else [given]
+        if one.name not in MAY_BE_BLANK and any(isinstance(text, str) and not text.strip() for text in texts):
+            if isinstance(one, TyperArgument):
+                raise StudioError(f"{one.metavar} is empty; write what it stands for.")
+            raise StudioError(f"{max(one.opts, key=len)} is empty; give it a value, or leave it out.")
 
 
 def _meant(name: str) -> str:

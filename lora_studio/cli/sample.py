@@ -42,9 +42,9 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Draw images with a finished LoRA or a run's checkpoints, the base beside them with equal seeds."""
-    numbers = tuple(_number(text, "--strength") for text in _listed(strengths))
-    chosen = tuple(step_named(text) for text in _listed(checkpoints))
-    drawn = tuple(seed for text in _listed([seeds]) for seed in _seeds(text))
+    numbers = tuple(_number(text, "--strength") for text in _listed(strengths, "--strength"))
+    chosen = tuple(step_named(text) for text in _listed(checkpoints, "--checkpoint"))
+    drawn = tuple(seed for text in _listed([seeds] if seeds else None, "--seeds") for seed in _seeds(text))
     from lora_studio.console.run import run_screen
     from lora_studio.tools.sample import SampleRequest
     from lora_studio.tools.sample import sample as draw
@@ -74,12 +74,18 @@ def sample(
 
 
 def _axes(grid: str) -> frozenset[str]:
-    return frozenset(word for word in re.split(r"[^a-z]+", grid.lower()) if word not in ("", "x"))
+    axes = frozenset(word for word in re.split(r"[^a-z]+", grid.lower()) if word not in ("", "x"))
+    if grid and not axes:
+        raise RecipeError("--grid has nothing in it; give it a value, or leave it out.")
+    return axes
 
 
-def _listed(texts: list[str] | None) -> list[str]:
-    """What stands between commas and spaces, in all of them."""
-    return [one for text in texts or () for one in re.split(r"[,\s]+", text) if one]
+def _listed(texts: list[str] | None, option: str) -> list[str]:
+    """What stands between commas and spaces, in all of them. Raises RecipeError if nothing does in one."""
+    listed = [[one for one in re.split(r"[,\s]+", text) if one] for text in texts or ()]
+    if not all(listed):
+        raise RecipeError(f"{option} has nothing in it; give it a value, or leave it out.")
+    return [one for text in listed for one in text]
 
 
 def _number(text: str, option: str) -> float:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +23,7 @@ from lora_studio.data.captions import (
 from lora_studio.data.manifest import Record
 from lora_studio.errors import CaptionError
 from lora_studio.files import write_atomically
+from lora_studio.text import printable
 
 _NO_ACCENT = "(?![\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f])"
 BACKUPS = ".lora-studio-backup"
@@ -94,32 +99,68 @@ def find_changes(
     """
     if not find:
         raise CaptionError("--find is empty; say which words are to be found.")
-    changes = []
+    if printable(replace) != replace:
+        raise CaptionError(f"--replace {printable(replace)!r} is no Unicode text; write it anew.")
     try:
         ways = _ways(find, replace, regex=regex)
-        for record, file in zip(records, find_captions(records), strict=True):
-            if not file.text:
-                continue
-            mark, encoding, text = split_encoding(file.data or b"")
-            new, count = text, 0
-            for pattern, words in ways:
-                new, times = pattern.subn(words, new)
-                count += times
-            if count:
-                data, name = mark + new.encode(encoding), PurePosixPath(record.name).with_name(file.path.name)
-                changes.append(CaptionChange(str(name), file, data, _fault(data, file)))
-    except (re.error, IndexError) as error:
+    except (re.error, IndexError, OverflowError, RecursionError) as error:
         raise CaptionError(
             f"--find {find!r} with --replace {replace!r} is no regular expression ({error}); "
             "leave out --regex to find the words as they are."
         ) from None
+    listed = [(one, file) for one, file in zip(records, find_captions(records), strict=True) if file.text]
+    read = [split_encoding(file.data or b"") for _, file in listed]
+    texts = [text for *_, text in read]
+    found = _in_time(find, ways, texts) if regex else [_replaced(ways, text) for text in texts]
+    changes = []
+    for (record, file), (mark, encoding, _), (new, count) in zip(listed, read, found, strict=True):
+        if count:
+            data, name = mark + new.encode(encoding), PurePosixPath(record.name).with_name(file.path.name)
+            changes.append(CaptionChange(str(name), file, data, _fault(data, file)))
     return changes
 
 
-def _ways(find: str, replace: str, *, regex: bool) -> list[tuple[re.Pattern[str], str]]:
+_Ways = Sequence[tuple[str, str]]  # a pattern, and what takes the place of what it finds
+REGEX_SECONDS = 20.0  # of all captions; 100,000 take a few
+
+
+def _replaced(ways: _Ways, text: str) -> tuple[str, int]:
+    count = 0
+    for pattern, words in ways:
+        text, times = re.subn(pattern, words, text)
+        count += times
+    return text, count
+
+
+def _in_time(find: str, ways: _Ways, texts: Sequence[str]) -> list[tuple[str, int]]:
+    """`_replaced` of each text, in a process that can be ended: Python's own search cannot, on every system.
+
+    Raises CaptionError after `REGEX_SECONDS`: some expressions try exponentially many ways to match.
+    """
+    script = (
+        f"from __future__ import annotations; import json, re, sys\n{inspect.getsource(_replaced)}\n"
+        "ways, texts = json.load(sys.stdin)\n"
+        "json.dump([_replaced(ways, text) for text in texts], sys.stdout)"
+    )
+    command = [sys.executable, "-I", "-W", "ignore", "-c", script]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps([ways, texts]), capture_output=True, text=True, timeout=REGEX_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise CaptionError(
+            f"--find {find!r} was not done after {REGEX_SECONDS:g} s; a repetition of a repetition, as in "
+            "(a+)+, is tried in endlessly many ways: write one, as in a+."
+        ) from None
+    found: list[tuple[str, int]] = json.loads(done.stdout)
+    return found
+
+
+def _ways(find: str, replace: str, *, regex: bool) -> _Ways:
     """What finds the words however their accents are spelt, each with what takes their place, spelt so.
 
-    The rest of a file stays as it is spelt. A letter is not found where an accent of its own follows.
+    The rest of a file stays as it is spelt. A letter is not found where an accent of its own follows. Raises
+    what `re` does for what is no expression.
     """
     found: dict[str, str] = {}
     for form in ("NFC", "NFD"):
@@ -127,7 +168,9 @@ def _ways(find: str, replace: str, *, regex: bool) -> list[tuple[re.Pattern[str]
         pattern = words if regex else re.escape(words) + _NO_ACCENT
         found.setdefault(pattern, instead if regex else instead.replace("\\", r"\\"))
     found.setdefault(find if regex else re.escape(find) + _NO_ACCENT, next(iter(found.values())))
-    return [(re.compile(pattern), words) for pattern, words in found.items()]
+    for pattern, words in found.items():
+        re.sub(pattern, words, "")
+    return list(found.items())
 
 
 def _fault(data: bytes, file: CaptionFile) -> str:

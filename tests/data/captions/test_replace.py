@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from lora_studio.data.captions import find_replace
 from lora_studio.data.captions.find_replace import BACKUPS, apply_changes, find_changes
 from lora_studio.data.scan import scan
 from lora_studio.errors import CaptionError
@@ -63,12 +64,27 @@ def test_a_caption_that_changed_since_it_was_shown_is_kept(folder, paint):
 
 
 @pytest.mark.parametrize(
-    ("find", "replace"), [("(", ""), ("a", r"\2"), ("a", r"\g<x>"), ("a", "\\")], ids=str
+    ("find", "replace"),
+    [("(", ""), ("a", r"\2"), ("a", r"\g<x>"), ("a", "\\"), ("a{99999999999}", "")],
+    ids=str,
 )
 def test_an_expression_that_is_none_is_one_sentence(folder, paint, find, replace):
     paint("a.png", caption="a dog")
     with pytest.raises(CaptionError, match="no regular expression"):
         find_changes(scan(folder).used, find, replace, regex=True)
+
+
+def test_an_expression_that_takes_endlessly_is_one_sentence(folder, paint, monkeypatch):
+    paint("a.png", caption="a" * 60 + "!")
+    monkeypatch.setattr(find_replace, "REGEX_SECONDS", 0.5)
+    with pytest.raises(CaptionError, match=r"'\(a\+\)\+\$' was not done after 0.5 s"):
+        find_changes(scan(folder).used, "(a+)+$", "b", regex=True)
+
+
+def test_what_is_no_text_is_not_written(folder, paint):
+    paint("a.png", caption="a dog")
+    with pytest.raises(CaptionError, match=r"--replace .* is no Unicode text"):
+        find_changes(scan(folder).used, "dog", "\udcff")
 
 
 def test_finding_nothing_is_refused(folder, paint):

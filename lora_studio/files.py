@@ -16,8 +16,19 @@ _TEMPORARY = ".lora-studio-*.tmp"
 
 
 def cache_folder() -> Path:
-    """Where everything is cached, shared between runs: $LORA_STUDIO_CACHE or ~/.cache/lora-studio."""
-    return Path(os.environ.get("LORA_STUDIO_CACHE", "~/.cache/lora-studio")).expanduser()
+    """Where everything is cached, shared between runs: $LORA_STUDIO_CACHE or ~/.cache/lora-studio.
+
+    Raises StudioError if there is no such home folder, as in containers that run as a user without a name.
+    """
+    said = os.environ.get("LORA_STUDIO_CACHE") or "~/.cache/lora-studio"  # set to nothing it is not set
+    if (folder := expanded(said)) == Path(said) and said.startswith("~"):
+        raise StudioError(f"the cache folder {said} is in no home folder; set LORA_STUDIO_CACHE to a folder.")
+    return folder
+
+
+def expanded(path: str | Path) -> Path:
+    """With ~ and ~user replaced; where no user of that name has a home folder it stays as it is."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises instead
 
 
 def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:

@@ -23,6 +23,7 @@ from lora_studio.cli.options import (
 from lora_studio.console import console, errors
 from lora_studio.data.captioners import CAPTION_WRITERS
 from lora_studio.errors import CaptionError
+from lora_studio.files import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,7 +106,7 @@ def _write(source: Source, made: CaptionWriter, replace: Replace, *, dry_run: bo
 
     manifest, folder = scan(source.folder, source.reading), source.folder
     if model := made.settings.get("model"):
-        fetched = "" if made.name == "endpoint" or Path(str(model)).expanduser().is_dir() else _FETCHED
+        fetched = "" if made.name == "endpoint" or expanded(str(model)).is_dir() else _FETCHED
         console.say(f"{made.name} with the model {model}{fetched}")
     with CaptionScreen(console, made.name) as screen:
         try:

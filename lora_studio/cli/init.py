@@ -16,7 +16,7 @@ from lora_studio.cli.options import BASES, Trigger, argument, flag, value
 from lora_studio.cli.start import plan
 from lora_studio.console import console
 from lora_studio.errors import RecipeError
-from lora_studio.files import check_ending
+from lora_studio.files import check_ending, expanded
 from lora_studio.text import plural, with_class
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def start(
     _check_name(out)
     questions = Questions(console, asks=someone_answers())
     told = questions.ask("The folder of your images", "FOLDER", str(folder or ""), check=_check_images)
-    given = Given(Path(told).expanduser(), learn, base, name, class_word, trigger, captions, preset)
+    given = Given(expanded(told), learn, base, name, class_word, trigger, captions, preset)
     path = _ask_and_write(questions, given, out)
     train = f"lora-studio train {_quoted(path)}"
     console.say()
@@ -171,7 +171,7 @@ class Given:
 def _check_images(folder: str) -> None:
     from lora_studio.training.starting import look_at_folder
 
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     if not look_at_folder(path).images:
         raise RecipeError(f"{_none_yet(path)}.")
 

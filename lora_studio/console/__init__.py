@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, JustifyMethod, RenderableType
 from rich.highlighter import JSONHighlighter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lora_studio.training.planning.for_card import CardPlan
 
 
+LEAST_WIDTH, UNKNOWN_WIDTH = 20, 80
 _UNBROKEN = re.compile(r"[^\s`]*`[^`]*`\S*|lora-studio \S.*|\S+")  # commands are for copying
 
 
@@ -56,6 +57,16 @@ class Screen(Console):
 
     def __init__(self, *, stderr: bool = False, file: TextIO | None = None, width: int | None = None) -> None:
         super().__init__(stderr=stderr, file=file, width=width, highlight=False, markup=False, emoji=False)
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """In cells; a width below `LEAST_WIDTH` shows nothing, and COLUMNS=0 says that none is known."""
+        width, height = super().size
+        return ConsoleDimensions(max(width, LEAST_WIDTH) if width else UNKNOWN_WIDTH, height)
+
+    @size.setter
+    def size(self, new: tuple[int, int]) -> None:
+        self._width, self._height = new
 
     def say(self, text: str | Text = "", style: str = "", *, indent: int = 2) -> None:
         """A line of any length: in a terminal broken between words, in a file or a pipe whole.

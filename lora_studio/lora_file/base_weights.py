@@ -14,6 +14,7 @@ from lora_studio.families.loading import POCKET_FOLDER, load_base
 from lora_studio.families.loading.hub import hub_folder, is_hub_id
 from lora_studio.families.loading.single_file import open_single_file
 from lora_studio.families.original.names import TensorOrigin, origins
+from lora_studio.files import expanded
 from lora_studio.recipe.data import POCKET
 from lora_studio.tensor_file.header import Header, read_header
 from lora_studio.text import plural
@@ -55,7 +56,7 @@ def open_weights(model: str) -> Weights:
     file.
     """
     family = load_base(model, weights=False)
-    path = POCKET_FOLDER if model == POCKET else Path(model).expanduser()
+    path = POCKET_FOLDER if model == POCKET else expanded(model)
     if model != POCKET and is_hub_id(model):
         path = hub_folder(model)
     found = dict(_in_file(path, family) if path.is_file() else _in_folder(path, family))

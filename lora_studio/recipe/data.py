@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from lora_studio.files import expanded
 from lora_studio.recipe.section import (
     MOST_SEED,
     Section,
@@ -281,7 +282,7 @@ class BaseConfig(Section):
         folder = folder_of(info)
         if folder is None or name in {"", POCKET}:
             return name
-        path = Path(name).expanduser()
+        path = expanded(name)
         there = [place for place in (folder / path, path) if place.exists()]
         if path.suffix in FILE_ENDINGS:  # of one that is missing, too, to say where it was looked for
             there.append(folder / path)

@@ -11,6 +11,7 @@ from pathlib import Path
 import tomli_w
 
 from lora_studio.errors import RecipeError
+from lora_studio.files import expanded
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.data import FILE_ENDINGS
 from lora_studio.recipe.load import PRESET_FOLDER, recipe_from
@@ -127,7 +128,7 @@ def _new_word(preset: str, trigger: str, class_words: str) -> str:
 
 def _base(base: str) -> str:
     """A path as one that is found from everywhere; a hub id as it is."""
-    path = Path(base).expanduser()
+    path = expanded(base)
     if path.suffix in FILE_ENDINGS and not path.exists():
         raise RecipeError(f"there is no file at --base {base}; give a .safetensors file that is there.")
     return str(path.resolve()) if base and path.exists() else base

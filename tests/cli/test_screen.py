@@ -101,3 +101,14 @@ def test_no_module_makes_a_console_of_its_own() -> None:
         if isinstance(node, ast.ImportFrom) and node.module == "rich.console"
     }
     assert makers == {"console/__init__.py"}
+
+
+@pytest.mark.parametrize(("columns", "width"), [("0", 80), ("1", 20), ("20", 20), ("120", 120)])
+def test_a_screen_without_a_width_still_shows_what_is_said(
+    columns: str, width: int, paper: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some containers and editors set COLUMNS=0."""
+    monkeypatch.setenv("COLUMNS", columns)
+    screen = Screen(file=paper)
+    screen.print_rows([("file", "a.safetensors")])
+    assert screen.width == width and "file" in paper.getvalue() and ".safetensors" in paper.getvalue()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_studio.data.captioners import CaptionResult, CaptionWriter, Settings, WriterOptions
 from lora_studio.data.images.decode import load_image
 from lora_studio.data.manifest import Record
 from lora_studio.errors import CaptionError, reason_of
+from lora_studio.files import expanded
 from lora_studio.processes import default_precision, find_device
 from lora_studio.registry import did_you_mean
 
@@ -127,7 +127,7 @@ class VisionLanguageModel(CaptionWriter):
 
 def model_name(model: str) -> str:
     """A hub id as it is; of a folder only its last name, because paths are private."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     return path.resolve().name if path.is_dir() else model
 
 

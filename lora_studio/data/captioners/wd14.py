@@ -15,6 +15,7 @@ from lora_studio.data.captioners.vision_language import model_name
 from lora_studio.data.images.decode import load_image
 from lora_studio.data.manifest import Record
 from lora_studio.errors import CaptionError, reason_of
+from lora_studio.files import expanded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +116,7 @@ def words_of(tag: str) -> str:
 
 def tagger_files(model: str) -> tuple[Path, Path]:
     """The model and its table of tags, from a folder or the hub. Raises CaptionError if one is missing."""
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.is_dir():
         if missing := [name for name in (MODEL, TABLE) if not (folder / name).is_file()]:
             raise CaptionError(f"the folder {model} holds no {' and no '.join(missing)}; wd14 needs both.")

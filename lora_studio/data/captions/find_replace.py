@@ -23,7 +23,7 @@ from lora_studio.data.captions import (
 from lora_studio.data.manifest import Record
 from lora_studio.errors import CaptionError
 from lora_studio.files import write_atomically
-from lora_studio.text import printable
+from lora_studio.text import printable, shown
 
 _NO_ACCENT = "(?![\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f])"
 BACKUPS = ".lora-studio-backup"
@@ -100,7 +100,7 @@ def find_changes(
     if not find:
         raise CaptionError("--find is empty; say which words are to be found.")
     if printable(replace) != replace:
-        raise CaptionError(f"--replace {printable(replace)!r} is no Unicode text; write it anew.")
+        raise CaptionError(f"--replace {shown(printable(replace))} is no Unicode text; write it anew.")
     try:
         ways = _ways(find, replace, regex=regex)
     except (re.error, IndexError, OverflowError, RecursionError) as error:

@@ -15,6 +15,7 @@ from lora_studio.families.loading.hub import hub_folder, is_hub_id
 from lora_studio.families.loading.single_file import SingleFileOptions, open_single_file
 from lora_studio.families.loading.vae import load_vae
 from lora_studio.families.noise_schedule import with_prediction
+from lora_studio.files import expanded
 from lora_studio.pocket import WEIGHTS, pocket_note
 from lora_studio.quiet import bitsandbytes_on_demand, paused_collector
 from lora_studio.recipe.data import FILE_ENDINGS, POCKET
@@ -45,7 +46,7 @@ def load_base(
     family that is not supported.
     """
     if _is_file(model):
-        base = load_file(Path(model).expanduser(), single_file, weights=weights, dtype=dtype)
+        base = load_file(expanded(model), single_file, weights=weights, dtype=dtype)
     elif single_file is not None and single_file.tokenizer is not None:
         raise BaseModelError(
             f"base.tokenizer is for a base in a single file, but {model} has a tokenizer of its own; "
@@ -84,7 +85,7 @@ def load_file(
 def load_tokenizers(model: str) -> dict[str, PreTrainedTokenizerBase]:
     """The tokenizers of the base called `model`, without its networks. Raises BaseModelError as load_base."""
     if _is_file(model):
-        return open_single_file(Path(model).expanduser()).tokenizers()
+        return open_single_file(expanded(model)).tokenizers()
     folder = _folder(model, weights=False)
     return {name: folder.tokenizer(name) for name in folder.present if name.startswith("tokenizer")}
 
@@ -117,12 +118,12 @@ def _load_folder(model: str, prediction: str, *, weights: bool, dtype: torch.dty
 
 
 def _is_file(model: str) -> bool:
-    path = Path(model).expanduser()
+    path = expanded(model)
     return path.is_file() or (path.suffix in FILE_ENDINGS and not path.exists())
 
 
 def _folder(model: str, *, weights: bool, half: bool = False) -> BaseFolder:
-    path = POCKET_FOLDER if model == POCKET else Path(model).expanduser()
+    path = POCKET_FOLDER if model == POCKET else expanded(model)
     if model != POCKET and is_hub_id(model):
         path = hub_folder(model, weights=weights, half=half)
     if not (path / INDEX).is_file():

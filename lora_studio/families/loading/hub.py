@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from lora_studio.errors import BaseModelError, reason_of
 from lora_studio.families import FAMILIES
 from lora_studio.families.loading.folder import INDEX, config_name, heavy_files, listed_parts, weight_files
+from lora_studio.files import expanded
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -27,7 +28,7 @@ _VAE, _TOP = "vae", ""
 
 def is_hub_id(model: str) -> bool:
     """Whether a base's name has the form of a hub id and is no path to something that exists."""
-    return bool(_ID.fullmatch(model)) and not Path(model).expanduser().exists()
+    return bool(_ID.fullmatch(model)) and not expanded(model).exists()
 
 
 def hub_folder(model: str, *, weights: bool = True, half: bool = False) -> Path:

@@ -21,6 +21,7 @@ from lora_studio.families.original import VAE_PREFIX
 from lora_studio.families.original.checkpoint import Checkpoint, open_checkpoint
 from lora_studio.families.original.names import VAE_STARTS, vae_origins
 from lora_studio.families.stored import StoredPart, squeezed, stored_in
+from lora_studio.files import expanded
 from lora_studio.recipe.data import FILE_ENDINGS
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def load_vae(name: str, own: AutoencoderKL, *, allow_pickle: bool = False) -> Lo
     no configuration and gets that of `own`. Raises BaseModelError if it cannot be read, is no VAE, or makes
     other latents than those the base was trained on.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if is_hub_id(name) and path.suffix not in FILE_ENDINGS:
         path = hub_vae(name)
     try:

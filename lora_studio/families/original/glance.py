@@ -10,6 +10,7 @@ from lora_studio.families.configuration import read_json
 from lora_studio.families.original import KINDS, BaseKind, detect
 from lora_studio.families.original.checkpoint import open_checkpoint
 from lora_studio.families.original.published import PUBLISHED
+from lora_studio.files import expanded
 from lora_studio.pocket import WEIGHTS, pocket_note
 from lora_studio.recipe.data import FILE_ENDINGS, POCKET
 
@@ -46,7 +47,7 @@ class BaseGlance:
 
 def glance_at_base(model: str) -> BaseGlance:
     """Raises BaseModelError for a file or folder of another kind of model; what cannot be read is a doubt."""
-    path = WEIGHTS if model == POCKET else Path(model).expanduser()
+    path = WEIGHTS if model == POCKET else expanded(model)
     if path.is_file() or path.suffix in FILE_ENDINGS:
         try:
             checkpoint = open_checkpoint(path)

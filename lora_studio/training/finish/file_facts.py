@@ -7,14 +7,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from lora_studio.data.batches import BatchPlan
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.families.loading.hub import is_hub_id
-from lora_studio.files import digest
+from lora_studio.files import digest, expanded
 from lora_studio.metadata.provenance import provenance_keys
 from lora_studio.metadata.write import TrainingFacts, caption_table, trigger_table
 from lora_studio.objectives.noise import MOST_LEVELS
@@ -78,7 +77,7 @@ def public_name(model: str) -> str:
 
 def base_keys(model: str) -> dict[str, str]:
     """Name and hashes of a base: a file's own name without its folders, and of a folder nothing."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if public_name(model) or not path.is_file():
         return {"ss_sd_model_name": public_name(model)} if public_name(model) else {}
     with path.open("rb") as file:

@@ -19,6 +19,7 @@ from lora_studio.data.masks import LossMask
 from lora_studio.data.regularization_images import RegularizationRows, regularization_rows
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading.published import published_base
+from lora_studio.files import expanded
 from lora_studio.processes import ALONE
 from lora_studio.quantization import NONE, linear_paths
 from lora_studio.recipe import Recipe
@@ -59,7 +60,7 @@ class SimulatedContext(BuildContext):
 def base_without_weights(recipe: Recipe) -> ModelFamily:
     """The recipe's base with shapes alone; a published one needs no file. Raises BaseModelError."""
     base = recipe.base.model_copy(update={"loras": (), "vae": ""})
-    known = None if Path(base.model).expanduser().exists() else published_base(base.model)
+    known = None if expanded(base.model).exists() else published_base(base.model)
     family = known or base_of(recipe.model_copy(update={"base": base}), weights=False)
     family.max_chunks = recipe.data.max_token_chunks
     return family

@@ -165,6 +165,8 @@ def tokenizer_fault(tokenizer: PreTrainedTokenizerBase, words: int, places: int)
         return "has no marks of begin, end and padding that the text encoder knows"
     if len(tokenizer) > words:
         return f"has {len(tokenizer):,} tokens, and the text encoder knows {words:,}"
+    if 2 * len(tokenizer) < words:  # an encoder may have some to spare
+        return f"has only {len(tokenizer):,} tokens, and the text encoder knows {words:,}"
     length = tokenizer.model_max_length
     if not isinstance(length, int | float) or not length > _FEWEST_TOKENS:
         return f"says model_max_length = {length!r:.60}, but more than {_FEWEST_TOKENS} are needed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,6 +113,22 @@ def test_every_part_that_lacks_is_named(name: str, base_of: BaseOf, copy_of: Cal
     for part in gone:
         shutil.rmtree(folder / part)
     assert f"lacks the part(s) {', '.join(gone)}" in refusal_of(folder)
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused_not_made_up(copy_of: Callable[[str], Path]) -> None:
+    """transformers makes one of two tokens, to which every word is the same."""
+    folder = copy_of("sdxl") / "tokenizer_2"
+    whole = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    whole["model"] |= {"vocab": dict(list(whole["model"]["vocab"].items())[:99]), "merges": []}
+    (folder / "tokenizer.json").write_text(json.dumps(whole), "utf-8")
+    assert "tokens, and the text encoder knows" in refusal_of(folder.parent)
+    (folder / "tokenizer.json").write_text("", "utf-8")
+    assert "tokenizer_2/tokenizer.json is not readable JSON" in refusal_of(folder.parent)
+    (folder / "tokenizer.json").unlink()
+    lacking = "the part tokenizer_2 of .* it has no vocab.json and no merges.txt, nor a tokenizer.json"
+    assert re.search(lacking, refusal_of(folder.parent))
+    with pytest.raises(BaseModelError, match=lacking):
+        load_tokenizers(str(folder.parent))
 
 
 def test_weights_that_lack_tensors_are_refused_not_filled_with_random_numbers(

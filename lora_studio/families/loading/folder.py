@@ -19,6 +19,7 @@ from lora_studio.families.configuration import (
     tokenizer_fault,
 )
 from lora_studio.families.original.checkpoint import Checkpoint, open_checkpoint
+from lora_studio.families.original.configurations import WHOLE, lacking_files
 from lora_studio.families.original.names import TensorOrigin
 from lora_studio.families.stored import StoredPart, StoredTensor
 
@@ -81,7 +82,19 @@ class BaseFolder:
         return self._read(name, lambda loader, folder: fill_from_folder(part, folder, dtype))
 
     def tokenizer(self, name: str) -> PreTrainedTokenizerBase:
-        return self._read(name, lambda loader, folder: loader.from_pretrained(folder, local_files_only=True))
+        """Of CLIP's without its vocabulary the library makes one of two tokens, and says nothing."""
+        folder = self.path / name
+        if self.parts[name][1].startswith("CLIP") and (lacking := lacking_files(folder)):
+            fault = f"it has no {' and no '.join(lacking)}, nor a {WHOLE}; download it again"
+            raise self._unreadable(name, BaseModelError(fault))
+        try:
+            return self._read(
+                name, lambda loader, place: loader.from_pretrained(place, local_files_only=True)
+            )
+        except BaseModelError:
+            for file in sorted(folder.glob("*.json")):  # the library does not say which is damaged
+                read_json(file)
+            raise
 
     def _read(self, name: str, read: Callable[[Any, Path], Any]) -> Any:
         library, class_name = self.parts[name]

@@ -219,14 +219,18 @@ def tokenizers_for(
     return found
 
 
+def lacking_files(folder: Path) -> list[str]:
+    """Of a CLIP tokenizer's, which may also be one file."""
+    return [] if (folder / WHOLE).is_file() else [name for name in FILES if not (folder / name).is_file()]
+
+
 def _load(folder: Path | None, pad_token: str, length: int) -> PreTrainedTokenizerBase:
     from transformers import CLIPTokenizer
 
     if folder is None:
         marks = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": pad_token}
         return CLIPTokenizer(clip_vocabulary(), clip_merges(), **marks, model_max_length=length)
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing and not (folder / WHOLE).is_file():
+    if missing := lacking_files(folder):
         raise BaseModelError(
             f"base.tokenizer: {folder} has no {' and no '.join(missing)}; put {' and '.join(FILES)} (or "
             f"{WHOLE}) of the base's tokenizer there, or leave base.tokenizer out to use CLIP's vocabulary."

@@ -28,7 +28,12 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, everything else in its order."""
+    """The longest files first, everything else in its order.
+
+    Raises UsageError for a name with an address in it: processes that share the tests must find the same.
+    """
+    if named := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"give these tests ids: {named}")
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 

@@ -73,7 +73,7 @@ def test_the_same_bits_without_the_divisions_by_one(given: list[Tensor], dtype: 
         {"scale_qk": False},
         {"processor": AttnProcessor()},
     ],
-    ids=str,
+    ids=lambda options: next(iter(options)),
 )
 def test_what_it_does_not_know_goes_the_usual_way(options: dict[str, Any]) -> None:
     assert torch.equal(run(tuned(**options), *SELF)[0], run(attention(**options), *SELF)[0])

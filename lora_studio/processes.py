@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_studio.errors import ProcessLost, RecipeError, StudioError, reason_of
+from lora_studio.text import shown
 
 if TYPE_CHECKING:
     import torch
@@ -45,12 +46,28 @@ def part_of(rows: int, number: int, parts: int) -> slice:
 
 
 def num_launched() -> int:
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    """How many processes the launcher says it started. Raises RecipeError if it says no such number."""
+    return int(_said("WORLD_SIZE", 1, least=1))
+
+
+def _said(name: str, default: float, *, least: float = 0, kind: type[int] | type[float] = int) -> float:
+    """A number in the environment. Raises RecipeError for anything else, or a lower one than `least`."""
+    text = os.environ.get(name) or str(default)
+    try:
+        number = kind(text)
+    except ValueError:
+        number = -1
+    if not least <= number < 10**6:
+        what = f'{name} is "{shown(text, limit=40)}" in the environment, where a number is needed'
+        how = "unset it, or start with accelerate launch or torchrun, which set what they need"
+        raise RecipeError(f"{what}; {how}.")
+    return number
 
 
 def is_main() -> bool:
     """Whether this process is the one that writes and reports; known before torch is imported."""
-    return num_launched() == 1 or int(os.environ.get("RANK") or 0) == 0
+    alone = os.environ.get("WORLD_SIZE") in (None, "", "1")
+    return alone or os.environ.get("RANK") in (None, "", "0")  # never raises: it says who may tell a fault
 
 
 @dataclass(frozen=True)
@@ -147,8 +164,14 @@ def join_processes(device: str) -> Processes:
     on_cpu = device == "cpu" or asked or not torch.cuda.is_available()
     _check_devices(device, 0 if on_cpu else torch.cuda.device_count())
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # else NCCL ends a lone process without a message
+    _said("RANK", 0)
     with _reporting_lost_processes():
-        state = PartialState(cpu=on_cpu, timeout=_timeout(STEP_MINUTES))
+        try:
+            state = PartialState(cpu=on_cpu, timeout=_timeout(STEP_MINUTES))
+        except ValueError as error:  # of variables that a launcher sets together
+            what = f"{num_launched()} processes are said to be launched, but not how they find each other"
+            how = "unset WORLD_SIZE, or start with accelerate launch or torchrun"
+            raise RecipeError(f"{what} ({reason_of(error)}); {how}.") from None
         import torch.distributed
 
         patient = torch.distributed.new_group(backend="gloo", timeout=_timeout(WAIT_MINUTES))
@@ -167,13 +190,13 @@ def _check_devices(device: str, num_gpus: int) -> None:
     if device.partition(":")[2]:
         launched = f"{num_launched()} processes were launched, each for a device of its own"
         raise RecipeError(f'machine.device is {device!r}, but {launched}; set it to "auto".')
-    if num_gpus and int(os.environ.get("LOCAL_RANK") or 0) >= num_gpus:
+    if num_gpus and _said("LOCAL_RANK", 0) >= num_gpus:
         what = f"this machine has {num_gpus} GPUs, but more processes were launched on it"
         raise RecipeError(f"{what}; launch as many on each machine as it has GPUs.")
 
 
 def _timeout(minutes: float) -> timedelta:
-    return timedelta(minutes=float(os.environ.get(TIMEOUT) or minutes))
+    return timedelta(minutes=_said(TIMEOUT, minutes, least=0.01, kind=float))
 
 
 @contextmanager

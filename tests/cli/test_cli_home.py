@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from accelerate import PartialState
 from console import run
 from lora_files import write_random_lora
 from PIL import Image
 
-from lora_studio.errors import StudioError
+from lora_studio.errors import RecipeError, StudioError
 from lora_studio.files import cache_folder
+from lora_studio.processes import TIMEOUT, is_main, join_processes
 
 NOWHERE = "~no-such-user/base"
 
@@ -45,3 +47,27 @@ def test_a_cache_folder_that_is_set_to_nothing_is_not_the_working_folder(monkeyp
     monkeypatch.setenv("LORA_STUDIO_CACHE", NOWHERE)
     with pytest.raises(StudioError, match="is in no home folder; set LORA_STUDIO_CACHE"):
         cache_folder()
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"WORLD_SIZE": "abc"}, 'WORLD_SIZE is "abc" in the environment'),
+        ({"WORLD_SIZE": "-1"}, 'WORLD_SIZE is "-1" in the environment'),
+        ({"WORLD_SIZE": "2", "RANK": "x"}, 'RANK is "x" in the environment'),
+        ({"WORLD_SIZE": "2", "RANK": "0", TIMEOUT: "soon"}, f'{TIMEOUT} is "soon" in the environment'),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "not how they find each other"),
+    ],
+)
+def test_variables_that_no_launcher_sets_so_are_one_sentence(
+    variables: dict[str, str], words: str, monkeypatch
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", TIMEOUT):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError) as caught:
+        join_processes("cpu")
+    PartialState._reset_state()  # of other tests in this process
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert is_main() == (variables.get("RANK") != "x")  # who says it

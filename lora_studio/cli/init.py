@@ -15,7 +15,7 @@ from lora_studio.cli.doctor import doctor
 from lora_studio.cli.options import BASES, Trigger, argument, flag, value
 from lora_studio.cli.start import plan
 from lora_studio.console import console
-from lora_studio.errors import RecipeError
+from lora_studio.errors import RecipeError, preview_names
 from lora_studio.files import check_ending, expanded
 from lora_studio.text import plural, with_class
 
@@ -83,6 +83,12 @@ def _base_rows(base: BaseGlance) -> list[tuple[str, str]]:
 
 
 def _none_yet(images: Path) -> str:
+    from lora_studio.data.images import is_image
+
+    with suppress(OSError):  # of a folder that may not be looked into
+        inside = sorted({path.parent.name for path in images.glob("*/*") if is_image(path.name)})
+        if inside:
+            return f"{images} holds no images itself; give one of its folders that do: {preview_names(inside)}"
     return f"{images} holds no images; put 20 to 50 there for a style, 5 to 20 for a subject"
 
 

@@ -129,6 +129,11 @@ def test_init_says_what_is_not_there_yet_and_what_base_it_is(capsys) -> None:
     assert "simple shapes at 64 x 64 pixels" in " ".join(out.split())
 
 
+def test_images_in_folders_of_the_folder_are_pointed_at(bare, capsys) -> None:
+    code, _, err = run(["start", str(bare.parent)], capsys)
+    assert code == 2 and f"give one of its folders that do: {bare.name}" in " ".join(err.split())
+
+
 def test_init_says_that_no_image_has_a_caption(bare, capsys) -> None:
     style = ["init", "sd15_style", "--images", str(bare), "--trigger", "zwx style", "--name"]
     code, out, _ = run([*style, "a"], capsys)

@@ -88,7 +88,9 @@ def _none_yet(images: Path) -> str:
     with suppress(OSError):  # of a folder that may not be looked into
         inside = sorted({path.parent.name for path in images.glob("*/*") if is_image(path.name)})
         if inside:
-            return f"{images} holds no images itself; give one of its folders that do: {preview_names(inside)}"
+            return (
+                f"{images} itself holds no images; give one of its folders that do: {preview_names(inside)}"
+            )
     return f"{images} holds no images; put 20 to 50 there for a style, 5 to 20 for a subject"
 
 

@@ -212,12 +212,10 @@ class LoraLayer:
 
         values = {end: _widened(self.tensors[end]) for end in self.entries if end not in (ALPHA, BIAS)}
         exact = None if self.needs_base else self.kind.low_rank(values, self.scale)
-        if exact is not None:
-            return exact
-        change = self.delta(weight)
-        if not change.isfinite().all():
+        change = self.delta(weight) if exact is None else exact.up
+        if not (change.isfinite().all() and (exact is None or exact.down.isfinite().all())):
             raise StudioError(f"the change of {self.name} has numbers beyond float32; the file is damaged.")
-        return cut_plain(change, change.shape)
+        return exact or cut_plain(change, change.shape)
 
     def equals(self, other: LoraLayer) -> bool:
         """Whether it has the same numbers, in whatever dtypes and with as many sides, and the same scale."""
@@ -233,7 +231,10 @@ class LoraLayer:
         if self.size is None or not is_small or self.entries.keys() & set(self.kind.opaque):
             return None
         with np.errstate(all="ignore"):  # a damaged file may hold anything
-            norm = self.kind.norm(lambda end: self.tensors.array(end).astype(np.float32), self.shapes)
+            try:
+                norm = self.kind.norm(lambda end: self.tensors.array(end).astype(np.float32), self.shapes)
+            except ValueError:  # its tensors do not go together
+                return None
         return None if norm is None else abs(self.scale) * norm
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lora_studio.adapters.layer import Factors, range_basis, shape_of
+from lora_studio.errors import StudioError
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.rng import generator
 
@@ -76,11 +77,15 @@ def decompose(factors: Factors, cut: RankLimit | None = None) -> Decomposition:
     """QR of both factors, then the SVD of what is between the two bases: [r, r] instead of [out, in].
 
     With the vectors of the ranks that `cut` keeps alone, but all sizes. The bases are never written out:
-    their reflections are applied to those vectors.
+    their reflections are applied to those vectors. Raises StudioError for a product beyond their dtype.
     """
     columns, rows = torch.geqrf(factors.up), torch.geqrf(factors.down.T)
     above, beside = (one.a[: one.tau.shape[0]].triu() for one in (columns, rows))
-    left, sizes, right = torch.linalg.svd(above @ beside.T, full_matrices=False)
+    between = above @ beside.T
+    if not between.isfinite().all():
+        dtype = str(between.dtype).removeprefix("torch.")
+        raise StudioError(f"a change of the file has numbers beyond {dtype}; the file is damaged.")
+    left, sizes, right = torch.linalg.svd(between, full_matrices=False)
     rank = len(sizes) if cut is None else cut.ranks_of(sizes)
     return Decomposition(
         _in_basis(*columns, left[:, :rank]), sizes, _in_basis(*rows, right[:rank].T).T.contiguous()

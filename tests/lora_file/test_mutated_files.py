@@ -19,7 +19,7 @@ def test_mutated_files_of_every_kind_are_used_or_refused_in_one_sentence(tmp_pat
     assert min(counts.values()) >= 30  # neither everything nor nothing
 
 
-FOUND = (1305, 1519, 1838, 2522)  # products beyond float32, and norms of tensors that do not go together
+FOUND = (1305, 1519, 1838, 2522, 2537)  # products beyond their dtype, norms of what does not go together
 
 
 def test_what_thousands_found_stays_mended(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -40,76 +42,43 @@ SD15_LAYERS = 48  # of its attention: 12 in each of 4 places
 
 def random_base(folder: Path) -> Path:
     """Most tests' base, in which every layer counts: two of SD1.5's four levels, one layer a block."""
-    torch.manual_seed(0)
-    tokenizer = _tokenizer()
-    pipeline = StableDiffusionPipeline(
-        vae=_vae(scaling_factor=0.18215),
-        text_encoder=CLIPTextModel(_text_config(tokenizer, width=SD15_TEXT)),
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel(
-            sample_size=16,
-            layers_per_block=1,
-            block_out_channels=(16, 24),
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            attention_head_dim=2,
-            cross_attention_dim=SD15_TEXT,
-            norm_num_groups=8,
-        ),
-        scheduler=DDIMScheduler(**NOISE, clip_sample=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
-    return folder
+    levels = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "block_out_channels": (16, 24),
+    }
+    sizes = {"attention_head_dim": 2, "cross_attention_dim": SD15_TEXT, "norm_num_groups": 8}
+    return _one_encoder(folder, levels | sizes, _tokenizer(), seed=0)
 
 
 def least_base(folder: Path) -> Path:
     """SD1.5's kind of base with as few layers as there can be: 16 of attention."""
-    torch.manual_seed(3)
-    tokenizer = _tokenizer()
-    pipeline = StableDiffusionPipeline(
-        vae=_vae(scaling_factor=0.18215),
-        text_encoder=CLIPTextModel(_text_config(tokenizer, width=16)),
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel(
-            sample_size=16,
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
-            block_out_channels=(8, 16),
-            attention_head_dim=2,
-            cross_attention_dim=16,
-            norm_num_groups=4,
-        ),
-        scheduler=DDIMScheduler(**NOISE, clip_sample=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
-    return folder
+    levels = {
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "block_out_channels": (8, 16),
+    }
+    sizes = {"attention_head_dim": 2, "cross_attention_dim": 16, "norm_num_groups": 4}
+    return _one_encoder(folder, levels | sizes, _tokenizer(), seed=3)
 
 
 def base_sd2(folder: Path, *, prediction: str = "epsilon") -> Path:
     """SD2's module tree: linear projections, heads of one size, and a tokenizer that pads with "!"."""
-    torch.manual_seed(1)
-    tokenizer = _tokenizer(pad="!")
+    levels = {"block_out_channels": (16, 16, 32, 32), "attention_head_dim": (2, 2, 4, 4)}
+    sizes = {"cross_attention_dim": 32, "use_linear_projection": True, "norm_num_groups": 8}
+    return _one_encoder(folder, levels | sizes, _tokenizer(pad="!"), seed=1, prediction_type=prediction)
+
+
+def _one_encoder(
+    folder: Path, unet: Mapping[str, Any], tokenizer: CLIPTokenizer, *, seed: int, **noise: str
+) -> Path:
+    torch.manual_seed(seed)
     pipeline = StableDiffusionPipeline(
         vae=_vae(scaling_factor=0.18215),
-        text_encoder=CLIPTextModel(_text_config(tokenizer, width=32)),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, width=unet["cross_attention_dim"])),
         tokenizer=tokenizer,
-        unet=UNet2DConditionModel(
-            sample_size=16,
-            layers_per_block=1,
-            block_out_channels=(16, 16, 32, 32),
-            attention_head_dim=(2, 2, 4, 4),
-            cross_attention_dim=32,
-            use_linear_projection=True,
-            norm_num_groups=8,
-        ),
-        scheduler=DDIMScheduler(**NOISE, prediction_type=prediction, clip_sample=False, steps_offset=1),
+        unet=UNet2DConditionModel(sample_size=16, layers_per_block=1, **unet),
+        scheduler=DDIMScheduler(**NOISE, **noise, clip_sample=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

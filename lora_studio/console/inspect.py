@@ -22,8 +22,10 @@ _LONGEST = 200  # letters of a metadata value; --json has all
 _MOST = 100  # lines of metadata
 _FIRST = ("made_for", "base", "keys_mapped", "vectors")  # of what verify has checked
 _BAR = 30  # letters of the longest bar
-_COLOURS = {"completely": "green", "partly": "yellow", "not at all": "bold red", "not known": "dim"}
-_COLOURS["no base for it"] = "yellow"
+_COLOURS = {
+    **{"completely": "green", "partly": "yellow", "not at all": "bold red"},
+    **{"no base for it": "yellow", "not known": "dim"},
+}
 
 
 def print_facts(facts: Facts, screen: Screen) -> None:

@@ -212,10 +212,10 @@ class LoraLayer:
 
         values = {end: _widened(self.tensors[end]) for end in self.entries if end not in (ALPHA, BIAS)}
         exact = None if self.needs_base else self.kind.low_rank(values, self.scale)
-        change = self.delta(weight) if exact is None else exact.up
-        if not (change.isfinite().all() and (exact is None or exact.down.isfinite().all())):
+        numbers = [self.delta(weight)] if exact is None else [exact.down, exact.up]
+        if not all(one.isfinite().all() for one in numbers):
             raise StudioError(f"the change of {self.name} has numbers beyond float32; the file is damaged.")
-        return exact or cut_plain(change, change.shape)
+        return exact or cut_plain(numbers[0], numbers[0].shape)
 
     def equals(self, other: LoraLayer) -> bool:
         """Whether it has the same numbers, in whatever dtypes and with as many sides, and the same scale."""

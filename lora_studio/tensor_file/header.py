@@ -91,8 +91,8 @@ class Header:
     def chunks(self, key: str) -> Iterator[bytearray]:
         """Its bytes one after the other, so that the largest tensor takes little memory."""
         entry = self.entries[key]
-        for begin in range(entry.begin, entry.end, CHUNK_BYTES):
-            yield self._read(begin, min(begin + CHUNK_BYTES, entry.end))
+        begins = range(entry.begin, entry.end, CHUNK_BYTES)
+        return self._pieces((begin, min(begin + CHUNK_BYTES, entry.end)) for begin in begins)
 
     def block(self) -> Iterator[bytes]:
         """All behind the header, in pieces."""
@@ -103,18 +103,16 @@ class Header:
 
     def _content(self, key: str) -> bytearray:
         entry = self.entries[key]
-        is_number = math.prod(entry.shape) == 1
-        return bytearray(self._numbers[key]) if is_number else self._read(entry.begin, entry.end)
+        if math.prod(entry.shape) == 1:
+            return bytearray(self._numbers[key])
+        return next(self._pieces([(entry.begin, entry.end)]))
 
     @cached_property
     def _numbers(self) -> dict[str, bytearray]:
         """The tensors of a single number, read together: a LoRA file has hundreds of alphas."""
-        keys = [key for key, entry in self.entries.items() if math.prod(entry.shape) == 1]
-        places = [(self.entries[key].begin, self.entries[key].end) for key in keys]
-        return dict(zip(keys, self._pieces(places), strict=True))
-
-    def _read(self, begin: int, end: int) -> bytearray:
-        return next(self._pieces([(begin, end)]))
+        numbers = {key: entry for key, entry in self.entries.items() if math.prod(entry.shape) == 1}
+        pieces = self._pieces((one.begin, one.end) for one in numbers.values())
+        return dict(zip(numbers, pieces, strict=True))
 
     def _pieces(self, places: Iterable[tuple[int, int]]) -> Iterator[bytearray]:
         try:

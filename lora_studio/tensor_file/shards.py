@@ -59,22 +59,18 @@ def shard_of(path: Path, keys: Collection[str]) -> Shard | None:
     return None
 
 
-def _indexes_in(folder: Path) -> list[str]:
+def _indexes_in(folder: Path) -> tuple[str, ...]:
     try:
-        return _indexes(folder, folder.stat().st_mtime_ns)
+        return _listed(folder, folder.stat().st_mtime_ns)
     except OSError:
-        return []
+        return ()
 
 
 @lru_cache(maxsize=1)
-def _indexes(folder: Path, changed: int) -> list[str]:
+def _listed(folder: Path, changed: int) -> tuple[str, ...]:
     """Once for all files of a folder that stays as it is."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [one.name for one in entries if _INDEX.fullmatch(one.name)]
-    except OSError:
-        return []
-    return sorted(names)[:_MOST_INDEXES]
+    with os.scandir(folder) as entries:
+        return tuple(sorted(one.name for one in entries if _INDEX.fullmatch(one.name))[:_MOST_INDEXES])
 
 
 def _files_of(index: Path) -> dict[str, str]:

@@ -24,7 +24,7 @@ _computed: set[str] = set()  # configurations that have been tried
 def check_computes(base: ModelFamily, model: str, configurations: Mapping[str, Any]) -> None:
     """Raise BaseModelError that names the part that cannot compute, of a base without weights.
 
-    0.3 s for SD1, 0.7 s for SDXL; once in a process for the same configurations.
+    0.4 s for SD1, 1 s for SDXL; once in a process for the same configurations.
     """
     said = json.dumps(configurations, sort_keys=True)
     if said in _computed:

@@ -137,9 +137,7 @@ class PreviewWatch:
         names = [f"previews/base_{number:02}.png" for number in range(len(self.config.prompts))]
         found = load_images([self.run.folder / name for name in names], self.side)
         if lost := [name for name, image in zip(names, found, strict=True) if image is None]:
-            if len(lost) < len(names) or any(
-                map(os.path.lexists, (self.run.folder / name for name in names))
-            ):
+            if any(os.path.lexists(self.run.folder / name) for name in names):
                 self.listener(Note(f"{preview_names(lost)} of {self.run.folder} cannot be read or is gone"))
             return None
         return [image for image in found if image is not None]

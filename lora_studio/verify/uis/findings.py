@@ -12,7 +12,6 @@ from lora_studio.families.layer_names import (
     OTHER_PREFIX,
     OUTSIDE,
     OWN,
-    POCKET_BASE,
     SIZES_BY_PATH,
     PublishedBase,
     PublishedLayer,
@@ -57,9 +56,13 @@ def is_embedding(header: Header) -> bool:
 
 
 def embedding_findings(header: Header) -> list[UiFinding]:
-    unknown = [UiFinding("embedding_keys", list(header.entries))] if embedded_in(header) is None else []
-    in_pocket = embedded_in(header) is POCKET_BASE
-    return [UiFinding("embedding_untried"), *unknown, *([UiFinding("in_no_ui")] if in_pocket else [])]
+    """For a learned token: not tried everywhere, of keys that no base has, or of the pocket base."""
+    found, base = [UiFinding("embedding_untried")], embedded_in(header)
+    if base is None:
+        found.append(UiFinding("embedding_keys", list(header.entries)))
+    elif "in_no_ui" in base.quirks:
+        found.append(UiFinding("in_no_ui"))
+    return found
 
 
 def embedded_in(header: Header) -> PublishedBase | None:

@@ -1,0 +1,204 @@
+"""What files call the layers of the transformer families, and which of them are rows of one weight.
+
+A layer's place is its part and diffusers' path. Files have that path or the original checkpoint's, behind
+one of several prefixes; where the original holds q, k and v in one weight, a file with its paths holds them
+fused. `layouts.toml` says for every family which is which.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from lora_studio.families.layer_names.spellings import LayerPlace
+
+TRANSFORMER = "transformer"
+_BLOCK = re.compile(r"(?<![^._])\d+(?![^._])")
+
+
+class FileForm(NamedTuple):
+    """How a file names its layers."""
+
+    prefix: str  # before the path; kohya's ends in "_", and so has a path with underscores, and alphas
+    original: bool  # the original checkpoint's paths, and so its fused layers
+
+    @property
+    def is_kohya(self) -> bool:
+        return self.prefix.endswith("_")
+
+    def stem(self, path: str) -> str:
+        """A key without the tensor's ending."""
+        return self.prefix + (path.replace(".", "_") if self.is_kohya else path)
+
+
+DIFFUSERS, COMFY = FileForm("transformer.", False), FileForm("diffusion_model.", True)
+# What may stand before a path, the longest first.
+PREFIXES = (
+    *("base_model.model.transformer.", "model.diffusion_model.", "lycoris_transformer_", "base_model.model."),
+    *("lora_transformer_", "diffusion_model.", "transformer.", "lora_unet_", "lycoris_", "unet.", ""),
+)
+
+
+class OriginalLayer(NamedTuple):
+    """A weight of the original checkpoint."""
+
+    path: str
+    rows: tuple[str, ...]  # diffusers' paths of the layers that are its rows, in order; one, if it is no sum
+
+    @property
+    def is_fused(self) -> bool:
+        return len(self.rows) > 1
+
+
+class WrittenLayer(NamedTuple):
+    """What a key's stem stands for."""
+
+    form: FileForm
+    path: str  # whose it is in the form
+    rows: tuple[LayerPlace, ...]
+
+
+def row_counts(number: int, shape: Sequence[int]) -> tuple[int, ...] | None:
+    """How many rows of a weight [out, in] each of its layers has: as many as columns, the last one the rest.
+
+    None if it has not so many, or q, k and v are not alike.
+    """
+    out, columns = shape
+    last = out - (number - 1) * columns
+    if last <= 0 or (number == 3 and last != columns):
+        return None
+    return (*[columns] * (number - 1), last)
+
+
+@dataclass(frozen=True, eq=False)  # each is itself alone
+class TransformerLayout:
+    """How files name the layers of a family; see layouts.toml."""
+
+    key: str  # the family's name
+    title: str
+    versions: tuple[str, ...]  # how ss_base_model_version begins
+    best: FileForm  # of the one file that every UI loads
+    trainer: FileForm  # of kohya's own trainers
+    layers: Mapping[str, tuple[str, ...]]  # the original's path -> diffusers', with # for a block's number
+    whole: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def name(self, place: LayerPlace) -> str:
+        """What a layer is called by itself in our hands; in a file it may be a part of a fused one."""
+        return f"{place.part}.{place.path}"
+
+    def places(self, name: str) -> LayerPlace:
+        """The other way round."""
+        return LayerPlace(*name.split(".", 1))
+
+    def read(self, stem: str) -> WrittenLayer | None:
+        """What a key without its tensor's ending stands for; None if it is no layer of this family."""
+        for prefix in PREFIXES:
+            if stem.startswith(prefix):
+                path = stem.removeprefix(prefix)
+                found = self._find(path, underscored=prefix.endswith("_"))
+                if found is not None:
+                    original, rows = found
+                    return WrittenLayer(
+                        FileForm(prefix, original is not None), original or rows[0], _of(rows)
+                    )
+        return None
+
+    def _find(self, path: str, *, underscored: bool) -> tuple[str | None, tuple[str, ...]] | None:
+        """The original's path, or None of one of diffusers', and diffusers' paths."""
+        table = self._underscored if underscored else self._dotted
+        for key, number in _with_block(path):
+            if key in table:
+                original, rows = table[key]
+                return original and _numbered(original, number), tuple(_numbered(one, number) for one in rows)
+        return None
+
+    @cached_property
+    def _dotted(self) -> dict[str, tuple[str | None, tuple[str, ...]]]:
+        """A path with # for the block's number -> the original's path, if it is one, and diffusers'."""
+        originals = {path: (path, rows) for path, rows in self.layers.items() if rows != (path,)}
+        return originals | {one: (None, (one,)) for rows in self.layers.values() for one in rows}
+
+    @cached_property
+    def _underscored(self) -> dict[str, tuple[str | None, tuple[str, ...]]]:
+        return {path.replace(".", "_"): found for path, found in self._dotted.items()}
+
+    def original(self, path: str) -> OriginalLayer | None:
+        """The original checkpoint's layer that has a layer of diffusers; None of one that is not known."""
+        for key, number in _with_block(path):
+            if key in self._originals:
+                original = self._originals[key]
+                rows = tuple(_numbered(one, number) for one in self.layers[original])
+                return OriginalLayer(_numbered(original, number), rows)
+        return None
+
+    @cached_property
+    def _originals(self) -> dict[str, str]:
+        return {one: path for path, rows in self.layers.items() for one in rows}
+
+    def companions(self, paths: Collection[str], form: FileForm | None = None) -> list[str]:
+        """Layers of diffusers that UIs want beside these, though untrained, in a file of a form.
+
+        All rows of a weight that is one in the original, where the file has them one by one:
+        stable-diffusion.cpp puts them together and leaves out what is not whole. And those that tell a UI
+        what the file is for.
+        """
+        form, found = form or self.best, dict[str, None]()
+        if not form.original:
+            for path in paths:
+                if (layer := self.original(path)) is not None:
+                    found |= dict.fromkeys(layer.rows)
+        for wanted in self.whole.get(form.prefix, ()):
+            like = re.compile(re.escape(wanted).replace(r"\#", r"\d+"))
+            if not any(map(like.fullmatch, paths)):
+                found[_numbered(wanted, "0")] = None
+        return [path for path in found if path not in set(paths)]
+
+
+def _of(rows: Sequence[str]) -> tuple[LayerPlace, ...]:
+    return tuple(LayerPlace(TRANSFORMER, one) for one in rows)
+
+
+def _with_block(path: str) -> Iterator[tuple[str, str]]:
+    """The path as it is, and with # for its first number, which is given, too."""
+    yield path, ""
+    if found := _BLOCK.search(path):
+        yield f"{path[: found.start()]}#{path[found.end() :]}", found[0]
+
+
+def _numbered(path: str, number: str) -> str:
+    return path.replace("#", number)
+
+
+@cache
+def layouts() -> dict[str, TransformerLayout]:
+    """Every transformer family's, by its name."""
+    table = tomllib.loads((Path(__file__).parent / "layouts.toml").read_text("utf-8"))
+    return {key: _layout(key, row, table) for key, row in table.items()}
+
+
+def _layout(
+    key: str, row: Mapping[str, object], table: Mapping[str, Mapping[str, object]]
+) -> TransformerLayout:
+    origin = table[str(row.get("like", key))]
+    layers: Mapping[str, str | list[str]] = origin["layers"]  # type: ignore[assignment]
+    whole: Mapping[str, list[str]] = origin.get("whole", {})  # type: ignore[assignment]
+    best, trainer = (_form(row[which]) for which in ("best", "trainer"))  # type: ignore[arg-type]
+    return TransformerLayout(
+        key,
+        str(row["title"]),
+        tuple(row["versions"]),  # type: ignore[arg-type]
+        best,
+        trainer,
+        {path: (rows,) if isinstance(rows, str) else tuple(rows) for path, rows in layers.items()},
+        {prefix: tuple(paths) for prefix, paths in whole.items()},
+    )
+
+
+def _form(values: Sequence[str]) -> FileForm:
+    prefix, whose = values
+    return FileForm(prefix, whose == "original")

@@ -63,10 +63,11 @@ def draw_images(folder: Path, side: int) -> Path:
 
 
 def full_size(folder: Path) -> str:
-    """A diffusers folder with SD1.5's networks, with random weights; the speed does not depend on them."""
+    """A diffusers folder with SD1.5's networks, with random weights and the pocket tokenizer's words."""
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(POCKET_FOLDER / "tokenizer", model_max_length=77)
     text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
         hidden_size=768,
         intermediate_size=3072,
         num_hidden_layers=12,

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -21,6 +22,7 @@ SPINS = 3000  # as fast as 300,000, libgomp's own number, where nothing else run
 GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # NVIDIA's, AMD's, and those under WSL
 LOUD = ("torchao", "torch.utils._pytree", BITSANDBYTES)  # each tells of kernels it has not got
 LIBRARIES = ("transformers", "diffusers", "peft")  # whose own variables count when they are imported
+DEPRECATED = "`FluxPosEmbed` is deprecated"  # diffusers' Chroma uses diffusers' own old name
 Event = TypeVar("Event")
 Found = TypeVar("Found")
 Given = ParamSpec("Given")
@@ -34,6 +36,7 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, "error")
     for name in LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", DEPRECATED, FutureWarning)
 
 
 def quietly(function: Callable[Given, Found]) -> Callable[Given, Found]:

@@ -91,6 +91,13 @@ class StoredPart:
             weights[name] = tensor.to(wanted, copy=copies, memory_format=torch.contiguous_format)
             del tensor
         part.load_state_dict(weights, assign=True)
+        if getattr(part, "all_tied_weights_keys", None):  # of transformers: those that are one and the same
+            part.tie_weights()  # type: ignore[operator]
+
+
+def shapes_of(part: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of all of its tensors."""
+    return {name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}
 
 
 def stored_in(file: Checkpoint, part: nn.Module, found: Mapping[str, TensorOrigin]) -> StoredPart:

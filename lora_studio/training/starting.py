@@ -113,6 +113,11 @@ def choose_preset(base: BaseGlance, purpose: str, found: Glance, *, preset: str 
             "--preset: `lora-studio init --list` lists them."
         )
     known = presets_for(base)
+    if not known:
+        raise RecipeError(
+            f"no preset is made for {base.title} yet; write a recipe by hand, after one that "
+            "`lora-studio init` makes for another base."
+        )
     small = next((name for name in known if name.endswith(SMALL)), None)
     memory = gpu_memory_gib() if small else None
     if small and memory is not None and memory < SMALL_GIB:

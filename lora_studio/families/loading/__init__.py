@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +14,7 @@ from lora_studio.families.fingerprints import source_of, stamps_of
 from lora_studio.families.loading.folder import INDEX, BaseFolder, weight_files
 from lora_studio.families.loading.hub import hub_folder, is_hub_id
 from lora_studio.families.loading.single_file import SingleFileOptions, open_single_file
+from lora_studio.families.loading.transformer_file import open_transformer_file
 from lora_studio.families.loading.vae import load_vae
 from lora_studio.families.noise_schedule import with_prediction
 from lora_studio.files import expanded
@@ -46,11 +48,17 @@ def load_base(
     family that is not supported.
     """
     if _is_file(model):
-        base = load_file(expanded(model), single_file, weights=weights, dtype=dtype)
+        options = replace(single_file or SingleFileOptions(), vae=vae)
+        base = load_file(expanded(model), options, weights=weights, dtype=dtype)
     elif single_file is not None and single_file.tokenizer is not None:
         raise BaseModelError(
             f"base.tokenizer is for a base in a single file, but {model} has a tokenizer of its own; "
             "leave base.tokenizer out."
+        )
+    elif single_file is not None and single_file.text_encoders:
+        raise BaseModelError(
+            f"base.text_encoder is for a base in a single file, but {model} has text encoders of its own; "
+            "leave base.text_encoder out."
         )
     else:
         base = _load_folder(model, prediction, weights=weights, dtype=dtype)
@@ -70,7 +78,7 @@ def load_file(
     dtype: torch.dtype | None = None,
 ) -> ModelFamily:
     """The base in a single file, in `dtype` (float32 by default). Raises BaseModelError as load_base."""
-    file = open_single_file(path, options)
+    file = open_transformer_file(path, options) or open_single_file(path, options)
     family = _recognise(file.configurations, path.name)
     stamps = stamps_of([path])
     bitsandbytes_on_demand()
@@ -78,7 +86,10 @@ def load_file(
     scheduler = loaded.configurations["scheduler"]
     base = family(loaded.parts, loaded.tokenizers, source="", scheduler=scheduler)
     base.notes = loaded.notes
-    base.sources = {name: source_of(base.parts[name], one, stamps) for name, one in loaded.stored.items()}
+    base.sources = {
+        name: source_of(base.parts[name], one, loaded.stamps.get(name, stamps))
+        for name, one in loaded.stored.items()
+    }
     return base
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")  # classes are taken from these two alone, never from the folder
 TREE = "text_model."  # in front of the names of a CLIP's layers, as libraries' versions have it or not
+HEADED = "model."  # likewise of a language model's, in a file of one with its head
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_)?model(\.fp16)?(?P<piece>-\d{5}-of-\d{5})?(\.fp16)?\.safetensors"
 )
@@ -119,7 +120,8 @@ class BaseFolder:
         """Raise BaseModelError for one whose tokens its text encoder cannot read."""
         for name, tokenizer in tokenizers.items():
             facts = parts[name.replace("tokenizer", "text_encoder")].config
-            fault = tokenizer_fault(tokenizer, facts.vocab_size, facts.max_position_embeddings)
+            places = getattr(facts, "max_position_embeddings", tokenizer.model_max_length)
+            fault = tokenizer_fault(tokenizer, facts.vocab_size, places)
             self._refuse(name, fault)
 
     def _refuse(self, name: str, fault: str) -> None:
@@ -189,9 +191,9 @@ def stored_part(part: nn.Module, files: Mapping[str, Checkpoint]) -> StoredPart:
     renamed = {name: name for name in files}
     if hasattr(part, "_fix_state_dict_keys_on_load"):  # diffusers' own memory of its older names
         part._fix_state_dict_keys_on_load(renamed)  # type: ignore[operator]
-    found = {}
+    found, tied = {}, getattr(part, "_tied_weights_keys", None) or {}  # which files hold once
     for name, tensor in part.state_dict().items():
-        spelled = (name, f"{TREE}{name}", name.removeprefix(TREE))
+        spelled = _spelled(name) + (_spelled(tied[name]) if name in tied else ())
         stored = next((renamed[one] for one in spelled if one in renamed), None)
         if stored is not None:
             found[name] = StoredTensor(files[stored], TensorOrigin(stored), tuple(tensor.shape))
@@ -199,6 +201,11 @@ def stored_part(part: nn.Module, files: Mapping[str, Checkpoint]) -> StoredPart:
     if missing:
         raise ValueError(f"its file lacks {len(missing)} tensors, first {missing[0]}")
     return StoredPart(found).checked()
+
+
+def _spelled(name: str) -> tuple[str, ...]:
+    """By libraries' versions, and with or without the head that a language model was published with."""
+    return (name, f"{TREE}{name}", name.removeprefix(TREE), f"{HEADED}{name}", name.removeprefix(HEADED))
 
 
 def empty_network(loader: Any, folder: Path) -> nn.Module:

@@ -24,6 +24,7 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL = (".json", ".txt", ".model")  # configurations and tokenizers
 _PIECES = ".safetensors.index.json"
 _VAE, _TOP = "vae", ""
+_TEXT = ("text_encoder", "tokenizer")
 
 
 def is_hub_id(model: str) -> bool:
@@ -50,6 +51,28 @@ def hub_folder(model: str, *, weights: bool = True, half: bool = False) -> Path:
         return wanted_files(files, _fetched_parts(model), weights=weights, half=half)
 
     return _download(f"the base model {model}", model, wanted)
+
+
+def hub_text_encoders(model: str) -> Path:
+    """The folder of a base in the hub's cache, with its text encoders and tokenizers at least.
+
+    Raises BaseModelError.
+    """
+    found = _cached(model, INDEX)
+    if found is not None and _is_whole(found.parent, weights=True, only=_TEXT):
+        return found.parent
+
+    def wanted(hub: HfApi) -> list[str]:
+        files = hub.list_repo_files(model)
+        if INDEX not in files:
+            raise BaseModelError(
+                f"the hub's {model} has no {INDEX}, so it is no diffusers folder; give another id, or "
+                "download the .safetensors file of a text encoder there and give its path."
+            )
+        parts = [part for part in _fetched_parts(model) if part.startswith(_TEXT)]
+        return wanted_files(files, parts, networks=parts)
+
+    return _download(f"the text encoder {model}", model, wanted)
 
 
 def hub_vae(model: str) -> Path:
@@ -116,10 +139,18 @@ def _download(what: str, model: str, wanted: Callable[[HfApi], list[str]]) -> Pa
 
 
 def wanted_files(
-    files: Iterable[str], parts: Collection[str], *, weights: bool = True, half: bool = False
+    files: Iterable[str],
+    parts: Collection[str],
+    *,
+    weights: bool = True,
+    half: bool = False,
+    networks: Collection[str] = (),
 ) -> list[str]:
-    """Of a diffusers folder that lists these parts what training needs, and each part's weights once."""
-    networks = {name for family in FAMILIES.names() for name in FAMILIES[family].needs}
+    """Of a diffusers folder that lists these parts what training needs, and each part's weights once.
+
+    `networks`: whose weights are wanted, by default those that any family needs.
+    """
+    networks = networks or {name for family in FAMILIES.names() for name in FAMILIES[family].needs}
     wanted = [INDEX]
     for part, names in _by_folder(files).items():
         if part not in parts or config_name(part) not in names:
@@ -141,9 +172,12 @@ def _by_folder(files: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _is_whole(folder: Path, *, weights: bool) -> bool:
-    """Whether every listed part is there, with its weights if it has any: a download may have stopped."""
-    for part in listed_parts(folder):
+def _is_whole(folder: Path, *, weights: bool, only: tuple[str, ...] = ("",)) -> bool:
+    """Whether every listed part is there, with its weights if it has any: a download may have stopped.
+
+    `only`: of the parts whose names begin so.
+    """
+    for part in (one for one in listed_parts(folder) if one.startswith(only)):
         if not (folder / part / config_name(part)).is_file():
             return False
         is_network = part != "scheduler" and not part.startswith("tokenizer")

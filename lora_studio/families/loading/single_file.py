@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import BaseModelError, preview_names
+from lora_studio.families.fingerprints import Stamp
 from lora_studio.families.original import BaseKind, Shapes, detect
 from lora_studio.families.original.checkpoint import Checkpoint, find_prediction, open_checkpoint
 from lora_studio.families.original.configurations import configurations_of, tokenizers_for
@@ -28,6 +29,9 @@ class SingleFileOptions:
     prediction_type: str = "auto"  # or "epsilon" or "v_prediction"; auto: as the file's hints say
     tokenizer: Path | None = None  # a folder; None: CLIP's vocabulary in the package
     allow_pickle: bool = False
+    text_encoders: tuple[str, ...] = ()  # of a transformer alone: folders, files, or ids on the hub
+    vae: str = ""  # likewise; loaded by whoever asks for another one
+    distilled: bool | None = None  # of few steps; None: as its name says
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Loaded:
     tokenizers: dict[str, PreTrainedTokenizerBase]
     configurations: dict[str, dict[str, Any]]  # by part, plus "scheduler"
     notes: tuple[str, ...]  # what the user should know: the kind, the prediction, what was left out
+    stamps: Mapping[str, Mapping[Path, Stamp]] = field(default_factory=dict)  # of parts of other files
 
 
 @dataclass(frozen=True)
@@ -100,15 +105,17 @@ def empty_part(name: str, values: dict[str, Any]) -> nn.Module:
 
 def part_as_configured(name: str, values: Mapping[str, Any]) -> nn.Module:
     """A part with the numbers that its class begins with."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    import diffusers
+    import transformers
 
-    if name == "unet":
-        return UNet2DConditionModel.from_config(values)
-    if name == "vae":
-        return AutoencoderKL.from_config(values)
-    projects = values["architectures"] == ["CLIPTextModelWithProjection"]
-    return (CLIPTextModelWithProjection if projects else CLIPTextModel)(CLIPTextConfig(**values))
+    if "architectures" in values:
+        loader = getattr(transformers, values["architectures"][0])
+        return loader(loader.config_class(**values))
+    loader = getattr(diffusers, values.get("_class_name", _CLASSES.get(name, "")))
+    return loader.from_config(values)
+
+
+_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
 
 
 def _check(

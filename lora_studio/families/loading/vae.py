@@ -17,9 +17,9 @@ from lora_studio.families.loading.folder import (
 )
 from lora_studio.families.loading.hub import hub_vae, is_hub_id
 from lora_studio.families.loading.single_file import empty_part
-from lora_studio.families.original import VAE_PREFIX
 from lora_studio.families.original.checkpoint import Checkpoint, open_checkpoint
-from lora_studio.families.original.names import VAE_STARTS, vae_origins
+from lora_studio.families.original.names import VAE_PREFIXES, VAE_STARTS, vae_origins
+from lora_studio.families.original.transformers.configurations import vae_sizes
 from lora_studio.families.stored import StoredPart, squeezed, stored_in
 from lora_studio.files import expanded
 from lora_studio.recipe.data import FILE_ENDINGS
@@ -92,16 +92,23 @@ def _of_file(name: str, path: Path, own: AutoencoderKL, *, allow_pickle: bool) -
     import torch
 
     stamps, file = stamps_of([path]), open_checkpoint(path, allow_pickle=allow_pickle)
-    prefix = VAE_PREFIX if any(one.startswith(VAE_PREFIX) for one in file.shapes) else ""
+    prefix = next((one for one in VAE_PREFIXES if _starts(file, one)), "")
     if strange := [one for one in file.shapes if not prefix and not one.startswith((*VAE_STARTS, *_BESIDE))]:
         raise ValueError(f"{len(strange)} of its tensors are not those of a VAE, first {strange[0]}")
     reads = file.shapes.get(prefix + _FIRST, ())
     latents = {"latent_channels": reads[1]} if len(reads) == 4 else {}
-    vae: Any = empty_part("vae", {**own.config, **latents})
+    sizes: dict[str, Any] = {}
+    if next(own.parameters()).is_meta:  # of a transformer without one: sizes that are assumed
+        sizes = vae_sizes({one.removeprefix(prefix): shape for one, shape in file.shapes.items()})
+    vae: Any = empty_part("vae", {**own.config, **sizes, **latents})
     _check_latents(name, vae.config, own)
     stored = _stored(vae, file, prefix)
     stored.fill(vae, torch.float32, copies=True)
     return LoadedVae(vae, stored, stamps)
+
+
+def _starts(file: Checkpoint, prefix: str) -> bool:
+    return any(one.startswith(prefix) and one.startswith(VAE_STARTS, len(prefix)) for one in file.shapes)
 
 
 _BESIDE = ("loss.", "model_ema.")  # what training leaves in a VAE's file
@@ -119,8 +126,9 @@ def _stored(vae: AutoencoderKL, file: Checkpoint, prefix: str) -> StoredPart:
 def _check_latents(name: str, config: Mapping[str, Any], own: AutoencoderKL) -> None:
     """A VAE of another family would train without complaint on latents that the UNet cannot read."""
     fault = ""
-    for key, called in (("latent_channels", "channels"), ("scaling_factor", "scale")):
-        other, wanted = config[key], own.config[key]
+    scales = ("latent_channels", "channels"), ("scaling_factor", "scale"), ("shift_factor", "shift")
+    for key, called in scales:
+        other, wanted = config.get(key), own.config.get(key)
         if other != wanted and not fault:
             fault = f"of another kind: their {called} is {other}, the base's {wanted}"
     if not fault and len(config["block_out_channels"]) != len(own.config.block_out_channels):

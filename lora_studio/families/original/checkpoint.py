@@ -30,6 +30,8 @@ class Checkpoint:
     metadata: dict[str, str]
     _load: Callable[[], Mapping[str, Tensor]] | None = field(default=None, repr=False)  # a pickle file
     is_mapped: bool = True  # and so quickly opened anew
+    dtypes: dict[str, str] = field(default_factory=dict)  # torch's names; nothing of a pickle file
+    scales: dict[str, str] = field(default_factory=dict)  # tensor -> the one that it is multiplied with
 
     @contextmanager
     def values(self) -> Iterator[Callable[[str], Tensor]]:
@@ -41,9 +43,21 @@ class Checkpoint:
 
         try:
             with safe_open(self.path, framework="pt") as file:
-                yield file.get_tensor
+                yield self._multiplied(file.get_tensor) if self.scales else file.get_tensor
         except (SafetensorError, OSError) as error:
             raise _damage(self.path, "is damaged", error) from None
+
+    def _multiplied(self, value: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
+        """In float32, where there is a scale: one of all of a tensor's numbers, or of each row's."""
+
+        def product(name: str) -> Tensor:
+            tensor = value(name)
+            if name not in self.scales:
+                return tensor
+            scale = value(self.scales[name]).float()
+            return tensor.float() * scale.reshape(-1, *(1,) * (tensor.dim() - 1))
+
+        return product
 
 
 def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
@@ -54,7 +68,9 @@ def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
         header = read_header(path, limit=MAX_HEADER_BYTES)
     except StudioError as error:
         raise BaseModelError(str(error)) from None
-    return Checkpoint(path, {name: one.shape for name, one in header.entries.items()}, header.metadata)
+    shapes = {name: one.shape for name, one in header.entries.items()}
+    dtypes = {name: one.dtype for name, one in header.entries.items()}
+    return Checkpoint(path, shapes, header.metadata, dtypes=dtypes)
 
 
 def _is_torch_file(path: Path) -> bool:

@@ -208,7 +208,7 @@ def tokenizers_for(
         length = facts["max_position_embeddings"]
         choices = (folder / name, folder / "tokenizer") if folder else ()
         place = next((choice for choice in choices if choice.is_dir()), folder)
-        tokenizer = _load(place, encoder.pad_token, length)
+        tokenizer = clip_tokenizer(place, encoder.pad_token, length)
         if len(tokenizer) != facts["vocab_size"]:
             whose = "base.tokenizer" if folder else "CLIP's vocabulary in the package"
             raise BaseModelError(
@@ -224,7 +224,8 @@ def lacking_files(folder: Path) -> list[str]:
     return [] if (folder / WHOLE).is_file() else [name for name in FILES if not (folder / name).is_file()]
 
 
-def _load(folder: Path | None, pad_token: str, length: int) -> PreTrainedTokenizerBase:
+def clip_tokenizer(folder: Path | None, pad_token: str, length: int) -> PreTrainedTokenizerBase:
+    """A folder's, or the one in the package. Raises BaseModelError that names files that are missing."""
     from transformers import CLIPTokenizer
 
     if folder is None:

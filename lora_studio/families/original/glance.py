@@ -10,6 +10,12 @@ from lora_studio.families.configuration import read_json
 from lora_studio.families.original import KINDS, BaseKind, detect
 from lora_studio.families.original.checkpoint import open_checkpoint
 from lora_studio.families.original.published import PUBLISHED
+from lora_studio.families.original.transformers import (
+    SUPPORTED,
+    TRAINED,
+    TransformerKind,
+    find_transformer,
+)
 from lora_studio.files import expanded
 from lora_studio.pocket import WEIGHTS, pocket_note
 from lora_studio.recipe.data import FILE_ENDINGS, POCKET
@@ -23,7 +29,7 @@ class BaseGlance:
     """What is known of a base before it is loaded; nothing of an id that is not published."""
 
     model: str
-    kind: BaseKind | None = None  # of the published ones
+    kind: BaseKind | TransformerKind | None = None  # of the published ones
     side: int = 0  # pixels of the square images that it was made for; 0: not known
     doubt: str = ""  # why nothing is known of what is there
 
@@ -53,6 +59,9 @@ def glance_at_base(model: str) -> BaseGlance:
             checkpoint = open_checkpoint(path)
         except BaseModelError as error:
             return BaseGlance(model, doubt=str(error))
+        transformer = find_transformer(path.name, checkpoint.shapes)
+        if transformer is not None:
+            return BaseGlance(model, transformer.kind, transformer.kind.side)
         return _of_kind(model, detect(path.name, checkpoint.shapes))
     if path.is_dir():
         return _folder(model, path)
@@ -65,18 +74,23 @@ def _of_kind(model: str, kind: BaseKind) -> BaseGlance:
 
 
 def _folder(model: str, path: Path) -> BaseGlance:
-    """By its parts and its UNet's configuration; `load_base` looks closer."""
+    """By its parts and its denoiser's configuration; `load_base` looks closer."""
     try:
         listed = read_json(path / "model_index.json")
         unet = read_json(path / "unet" / "config.json") if "unet" in listed else None
+        transformer = read_json(path / "transformer" / "config.json") if "transformer" in listed else {}
         vae = read_json(path / "vae" / "config.json") if "vae" in listed else {}
     except BaseModelError as error:
         what = f"{path} is no diffusers folder that can be read ({reason_of(error)})"
         return BaseGlance(model, doubt=f"{what}; give one, or a .safetensors file.")
+    for kind in TRAINED if unet is None else ():
+        if transformer.get("_class_name") == kind.class_name:
+            side = vae.get("sample_size")
+            return BaseGlance(model, kind, side if isinstance(side, int) else kind.side)
     if unet is None:
         raise BaseModelError(
-            f"the base model {model} has no UNet, so it is no Stable Diffusion 1.x, 2.x or XL, which alone "
-            "can be trained; give another base."
+            f"the base model {model} has no UNet and no transformer that can be trained, so it is no Stable "
+            f"Diffusion 1.x, 2.x or XL, and no {SUPPORTED}; give another base."
         )
     levels, size = vae.get("block_out_channels"), unet.get("sample_size")
     side = 0

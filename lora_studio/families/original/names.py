@@ -23,6 +23,7 @@ from lora_studio.families.original.configurations import num_layers
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+VAE_PREFIXES = (VAE_PREFIX, "vae.")  # in Stable Diffusion 1 to 3, and in what came later
 VAE_STARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _JOINED = (".in_proj_weight", ".in_proj_bias")  # OpenCLIP's q, k and v, one below the other
 
@@ -34,14 +35,24 @@ class TensorOrigin:
     name: str
     third: int | None = None  # of q, k and v
     transposed: bool = False
+    rows: tuple[int, int] | None = None  # of a tensor that holds several layers; behind the last is the end
+    swapped: bool = False  # its second half stands before its first one
 
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
+        """That `take` gives of a file with these shapes."""
         shape = shapes[self.name]
+        if self.rows is not None:
+            return (max(0, min(self.rows[1], shape[0]) - self.rows[0]), *shape[1:])
         if self.third is not None:
             return (shape[0] // 3, *shape[1:])
         return shape[::-1] if self.transposed else shape
 
     def take(self, tensor: Tensor) -> Tensor:
+        """The part's own, of the tensor called `name`; a view where it can be."""
+        if self.rows is not None:
+            return tensor[slice(*self.rows)]
+        if self.swapped:
+            return tensor.roll(len(tensor) // 2, 0)
         if self.third is not None:
             return tensor.chunk(3)[self.third]
         return tensor.T if self.transposed else tensor
@@ -65,8 +76,11 @@ def vae_origins(shapes: Shapes, configuration: Mapping[str, Any]) -> dict[str, T
     """Of a whole base, or of a VAE's own file, in which the prefix may be missing."""
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    prefixed = [key for key in shapes if key.startswith(VAE_PREFIX)]
-    names = prefixed or [key for key in shapes if key.startswith(VAE_STARTS)]
+    prefixed = (
+        [key for key in shapes if key.startswith(start) and key.startswith(VAE_STARTS, len(start))]
+        for start in VAE_PREFIXES
+    )
+    names = next(filter(None, prefixed), None) or [key for key in shapes if key.startswith(VAE_STARTS)]
     return _origins(names, shapes, partial(convert_ldm_vae_checkpoint, config=configuration))
 
 

@@ -1,0 +1,196 @@
+"""The configurations, in diffusers' words, of a transformer and its VAE: read off their tensors' shapes.
+
+What no shape shows is as in the published ones. A transformer as wide as the published has as many blocks, so
+that missing ones are found; one of another width, such as a miniature, has those that its names show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_studio.errors import BaseModelError
+from lora_studio.families.configuration import facts_of_shapes
+from lora_studio.families.original import Shapes
+from lora_studio.families.original.transformers import Found, TransformerKind, block_counts
+
+Configuration = dict[str, Any]
+# Family -> width -> how many blocks its published ones have. FLUX.1 also as Flex and Lite, and as Mini.
+_DEPTHS: Mapping[str, Mapping[int, tuple[dict[str, int], ...]]] = {
+    "z_image": {3840: ({"layers": 30, "noise_refiner": 2, "context_refiner": 2},)},
+    "flux1": {3072: tuple({"double_blocks": d, "single_blocks": s} for d, s in ((19, 38), (8, 38), (5, 10)))},
+    "chroma": {3072: ({"double_blocks": 19, "single_blocks": 38, "norms": 5},)},
+    "sd3": {1536: ({"joint_blocks": 24},), 2432: ({"joint_blocks": 38},)},
+}
+_AXES = {"z_image": (4, 6, 6), "flux1": (2, 7, 7), "chroma": (2, 7, 7)}  # sixteenths of a head's numbers
+_SD3_HEAD = 64
+_VAE_CHANNELS, _VAE_BLOCKS, _MOST_BLOCKS = (128, 256, 512, 512), 2, 16
+
+
+def transformer_configuration(name: str, found: Found) -> Configuration:
+    """Of the transformer in the file called `name`. Raises BaseModelError for one that is not whole."""
+    read, kind = _Sizes(name, found.shapes), found.kind
+    counts = block_counts(found.shapes)
+    values = {"z_image": _z_image, "flux1": _flux1, "chroma": _chroma, "sd3": _sd3}[kind.names](read, counts)
+    _check_depth(name, kind, _WIDTH[kind.names](read), counts)
+    return {"_class_name": kind.class_name, **values}
+
+
+class _Sizes:
+    """Sizes read from shapes, with a sentence for what is missing."""
+
+    def __init__(self, name: str, shapes: Shapes) -> None:
+        self.name, self.shapes = name, shapes
+
+    def __call__(self, *names: str, axis: int = 0) -> int:
+        """Of the first of these tensors that is there."""
+        for one in names:
+            if len(shape := self.shapes.get(one, ())) > axis and shape[axis]:
+                return shape[axis]
+        raise BaseModelError(
+            f"{self.name} lacks the tensor {names[0]}, or it has no size; download the file again."
+        )
+
+
+def _check_depth(name: str, kind: TransformerKind, width: int, counts: Mapping[str, int]) -> None:
+    known = _DEPTHS[kind.names].get(width, ())
+    if known and not any(all(counts.get(key) == count for key, count in one.items()) for one in known):
+        has = ", ".join(f"{counts.get(key, 0)} of {count} {key}" for key, count in known[0].items())
+        raise BaseModelError(f"{name} is no whole {kind.title}: it has {has}; download the file again.")
+
+
+_HEAD_OF_STREAM = tuple(f"double_blocks.0.img_attn.norm.key_norm.{end}" for end in ("scale", "weight"))
+_WIDTH = {
+    "z_image": lambda read: read("x_embedder.weight"),
+    "flux1": lambda read: read("img_in.weight"),
+    "chroma": lambda read: read("img_in.weight"),
+    "sd3": lambda read: read("x_embedder.proj.weight"),
+}
+
+
+def _axes(table: str, head: int) -> list[int]:
+    return [share * head // 16 for share in _AXES[table]]
+
+
+def _z_image(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
+    width, head = read("x_embedder.weight"), read("layers.0.attention.k_norm.weight")
+    heads = width // head
+    return {
+        "all_patch_size": [2],
+        "all_f_patch_size": [1],
+        "in_channels": read("x_embedder.weight", axis=1) // 4,
+        "dim": width,
+        "n_layers": counts.get("layers", 0),
+        "n_refiner_layers": counts.get("noise_refiner", 0),
+        "n_heads": heads,
+        "n_kv_heads": heads,
+        "cap_feat_dim": read("cap_embedder.1.weight", axis=1),
+        "axes_dims": _axes("z_image", head),
+        "axes_lens": [1536, 512, 512],
+    }
+
+
+def _streams(read: _Sizes, counts: Mapping[str, int], table: str) -> Configuration:
+    width, head = read("img_in.weight"), read(*_HEAD_OF_STREAM)
+    return {
+        "patch_size": 1,
+        "in_channels": read("img_in.weight", axis=1),
+        "num_layers": counts.get("double_blocks", 0),
+        "num_single_layers": counts.get("single_blocks", 0),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": read("txt_in.weight", axis=1),
+        "axes_dims_rope": _axes(table, head),
+    }
+
+
+def _flux1(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
+    return _streams(read, counts, "flux1") | {
+        "pooled_projection_dim": read("vector_in.in_layer.weight", axis=1),
+        "guidance_embeds": "guidance_in.in_layer.weight" in read.shapes,
+    }
+
+
+def _chroma(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
+    return _streams(read, counts, "chroma") | {
+        "approximator_num_channels": read("distilled_guidance_layer.in_proj.weight", axis=1),
+        "approximator_hidden_dim": read("distilled_guidance_layer.in_proj.weight"),
+        "approximator_layers": counts.get("norms", 0),
+    }
+
+
+def _sd3(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
+    width, depth = read("x_embedder.proj.weight"), counts.get("joint_blocks", 0)
+    normed = "joint_blocks.0.x_block.attn.ln_q.weight" in read.shapes
+    head = read("joint_blocks.0.x_block.attn.ln_q.weight") if normed else _SD3_HEAD
+    dual = [n for n in range(depth) if f"joint_blocks.{n}.x_block.attn2.qkv.weight" in read.shapes]
+    return {
+        "sample_size": 128,
+        "patch_size": 2,
+        "in_channels": read("x_embedder.proj.weight", axis=1),
+        "num_layers": depth,
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": read("context_embedder.weight", axis=1),
+        "caption_projection_dim": width,
+        "pooled_projection_dim": read("y_embedder.mlp.0.weight", axis=1),
+        "out_channels": read("final_layer.linear.weight") // 4,
+        "pos_embed_max_size": round(read("pos_embed", axis=1) ** 0.5),
+        "dual_attention_layers": dual,
+        "qk_norm": "rms_norm" if normed else None,
+    }
+
+
+def vae_configuration(kind: TransformerKind, shapes: Shapes | None) -> Configuration:
+    """Of the VAE in a file's `shapes` (without a prefix) of a base of that kind; None: of the published."""
+    scale, shift = kind.latents
+    return {
+        **{"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": 16},
+        **_levels(_VAE_CHANNELS, _VAE_BLOCKS),
+        **(vae_sizes(shapes) if shapes is not None else {}),
+        "sample_size": kind.side,
+        "scaling_factor": scale,
+        "shift_factor": shift,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    }
+
+
+def vae_sizes(shapes: Shapes) -> Configuration:
+    """Those that a VAE's tensors show, in the original or in diffusers' layout."""
+    facts, level = facts_of_shapes("vae", shapes), 0
+    if facts.get("block_out_channels"):
+        sizes = _levels(facts["block_out_channels"], facts["layers_per_block"][0])
+    else:
+        channels = []
+        while first := shapes.get(f"encoder.down.{level}.block.0.conv1.weight"):
+            channels.append(first[0])
+            level += 1
+        blocks = sum(
+            f"encoder.down.0.block.{number}.conv1.weight" in shapes for number in range(_MOST_BLOCKS)
+        )
+        sizes = _levels(channels, blocks)
+    latents = {"latent_channels": facts["latent_channels"]} if "latent_channels" in facts else {}
+    return sizes | latents
+
+
+def _levels(channels: Sequence[int], blocks: int) -> Configuration:
+    return {
+        "block_out_channels": list(channels),
+        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
+        "layers_per_block": blocks,
+    }
+
+
+def scheduler_configuration(found: Found, *, distilled: bool) -> Configuration:
+    """That of the published base, for sampling and for the shift that it is trained with."""
+    values: Configuration = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+    dynamic = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+    table = found.kind.names
+    if table == "flux1" and "guidance_in.in_layer.weight" not in found.shapes:
+        return values | {"shift": 1.0, "use_dynamic_shifting": False}
+    if table in ("flux1", "chroma"):
+        return values | {"shift": 3.0, "use_dynamic_shifting": True, **dynamic}
+    static = 6.0 if table == "z_image" and not distilled else 3.0
+    return values | {"shift": static, "use_dynamic_shifting": False}

@@ -1,0 +1,176 @@
+"""Text encoders in files of their own or in all-in-one files: which one it is, its configuration and names.
+
+Their tensors have transformers' names, behind nothing, `text_encoders.<name>.transformer.` or the like.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lora_studio.errors import BaseModelError
+from lora_studio.families.original import Shapes
+from lora_studio.families.original.names import TensorOrigin
+
+Configuration = dict[str, Any]
+_PREFIX = re.compile(r"^(?:text_encoders\.\w+\.)?(?:transformer\.)?")
+
+
+class FoundText(NamedTuple):
+    """A text encoder in a file."""
+
+    kind: str  # of `KINDS`
+    prefix: str
+    shapes: Shapes  # without the prefix
+
+
+@dataclass(frozen=True)
+class TextKind:
+    title: str
+    sign: str  # a tensor that only such a text encoder has
+    configure: Callable[[Shapes, bool], Configuration]
+
+
+def _clip(shapes: Shapes, projects: bool) -> Configuration:
+    """CLIP-L or CLIP-G, whose activation and heads no shape shows."""
+    words, width = shapes["text_model.embeddings.token_embedding.weight"]
+    projection = shapes.get("text_projection.weight", (width, width))
+    return {
+        "model_type": "clip_text_model",
+        "architectures": ["CLIPTextModelWithProjection" if projects else "CLIPTextModel"],
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": _count(shapes, "text_model.encoder.layers."),
+        "num_attention_heads": max(1, width // 64),
+        "max_position_embeddings": shapes["text_model.embeddings.position_embedding.weight"][0],
+        "projection_dim": projection[0],
+        "hidden_act": "gelu" if width >= _CLIP_G else "quick_gelu",
+        **{"bos_token_id": words - 2, "eos_token_id": words - 1, "pad_token_id": words - 1},
+    }
+
+
+def _t5(shapes: Shapes, projects: bool) -> Configuration:
+    """The encoder of T5 1.1."""
+    words, width = shapes.get("shared.weight") or shapes["encoder.embed_tokens.weight"]
+    first = "encoder.block.0.layer."
+    buckets, heads = shapes[f"{first}0.SelfAttention.relative_attention_bias.weight"]
+    return {
+        "model_type": "t5",
+        "architectures": ["T5EncoderModel"],
+        "vocab_size": words,
+        "d_model": width,
+        "d_kv": shapes[f"{first}0.SelfAttention.q.weight"][0] // heads,
+        "d_ff": shapes[f"{first}1.DenseReluDense.wi_0.weight"][0],
+        "num_layers": _count(shapes, "encoder.block."),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+        "relative_attention_max_distance": 128,
+        "feed_forward_proj": "gated-gelu",
+        "layer_norm_epsilon": 1e-6,
+        "tie_word_embeddings": False,
+        **{"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
+    }
+
+
+def _qwen3(shapes: Shapes, projects: bool) -> Configuration:
+    words, width = shapes["model.embed_tokens.weight"]
+    first = "model.layers.0."
+    (head,) = shapes[f"{first}self_attn.q_norm.weight"]
+    return {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3Model"],
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": shapes[f"{first}mlp.gate_proj.weight"][0],
+        "num_hidden_layers": _count(shapes, "model.layers."),
+        "num_attention_heads": shapes[f"{first}self_attn.q_proj.weight"][0] // head,
+        "num_key_value_heads": shapes[f"{first}self_attn.k_proj.weight"][0] // head,
+        "head_dim": head,
+        "hidden_act": "silu",
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_theta": 1_000_000, "rope_type": "default"},
+        "tie_word_embeddings": True,
+        **{"bos_token_id": 151643, "eos_token_id": 151645},
+    }
+
+
+_CLIP_G = 1280
+_TOKENS = "text_model.embeddings.token_embedding.weight"
+KINDS: Mapping[str, TextKind] = {
+    "clip_l": TextKind("CLIP-L", _TOKENS, _clip),
+    "clip_g": TextKind("CLIP-G", _TOKENS, _clip),
+    "t5": TextKind("T5-XXL", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", _t5),
+    "qwen3": TextKind("Qwen3", "model.layers.0.self_attn.q_norm.weight", _qwen3),
+}
+_STRANGERS = (  # tensors, what has them
+    (r"visual\.|model\.visual\.", "a Qwen-VL, which also reads images (Krea 2's or Qwen-Image's)"),
+    (r"encoder\.block\.1\.layer\.0\.SelfAttention\.relative_attention_bias", "UMT5 (Wan's)"),
+    (r"model\.layers\.0\.(pre|post)_feedforward_layernorm", "Gemma (Lumina-Image's)"),
+    (r"model\.layers\.0\.self_attn\.q_proj\.bias", "Qwen2.5 (Qwen-Image's)"),
+    (r"transformer\.resblocks|text_model\.transformer\.resblocks", "a CLIP in OpenCLIP's layout"),
+    (r"vision_model\.", "a CLIP with its image encoder"),
+)
+
+
+def find_text(name: str, shapes: Shapes, *, wide: int = _CLIP_G) -> list[FoundText]:
+    """All text encoders in the file called `name`; a CLIP at least `wide` is CLIP-G.
+
+    Raises BaseModelError that names one that no family here reads.
+    """
+    groups: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, shape in shapes.items():
+        match = _PREFIX.match(key)
+        prefix = match[0] if match else ""
+        groups.setdefault(prefix, {})[key.removeprefix(prefix)] = shape
+    found = []
+    for prefix, own in groups.items():
+        for pattern, what in _STRANGERS:
+            if any(re.match(pattern, key) for key in own):
+                raise BaseModelError(
+                    f"{name} holds {what}; a text encoder of Z-Image is Qwen3-4B, of FLUX.1 CLIP-L and "
+                    "T5-XXL, of Chroma T5-XXL, and of Stable Diffusion 3 CLIP-L, CLIP-G and T5-XXL."
+                )
+        if kind := _kind_of(own, prefix, wide):
+            found.append(FoundText(kind, prefix, own))
+    return found
+
+
+def _kind_of(shapes: Shapes, prefix: str, wide: int) -> str:
+    if _TOKENS in shapes:
+        named = next((one for one in ("clip_l", "clip_g") if f".{one}." in prefix), "")
+        return named or ("clip_g" if shapes[_TOKENS][1] >= wide else "clip_l")
+    return next((key for key in ("t5", "qwen3") if KINDS[key].sign in shapes), "")
+
+
+def text_configuration(name: str, found: FoundText, *, projects: bool) -> Configuration:
+    """Raises BaseModelError for one that is not whole."""
+    try:
+        return KINDS[found.kind].configure(found.shapes, projects)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError):
+        title = KINDS[found.kind].title
+        raise BaseModelError(
+            f"{name} lacks tensors of {title} that say its size; download the file again."
+        ) from None
+
+
+def text_origins(found: FoundText, wanted: Shapes) -> dict[str, TensorOrigin]:
+    """Every tensor of `wanted` -> where it lies; a name that the file lacks leads to none of it."""
+    origins = {}
+    for key in wanted:
+        spelled = [key, f"text_model.{key}", f"model.{key}"]
+        spelled += [
+            key.replace("encoder.embed_tokens", "shared"),
+            key.replace("shared", "encoder.embed_tokens"),
+        ]
+        own = next((one for one in spelled if one in found.shapes), key)
+        origins[key] = TensorOrigin(found.prefix + own)
+    return origins
+
+
+def _count(shapes: Shapes, start: str) -> int:
+    found = (re.match(rf"{re.escape(start)}(\d{{1,4}})\.", key) for key in shapes)
+    return 1 + max((int(one[1]) for one in found if one), default=-1)

@@ -1,0 +1,204 @@
+"""Miniatures of the transformer families as the files that UIs have: one for each part, or all in one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from lora_studio.families.original.transformers.names import transformer_origins
+from lora_studio.families.stored import shapes_of
+
+KEYS = Path(__file__).parent / "families" / "original_keys"
+PREFIX = "model.diffusion_model."
+WORDS = 49_408  # of CLIP, whose vocabulary comes with the package
+TEXT, POOLED = 24, 32
+_STREAMS = {
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "joint_attention_dim": TEXT,
+    "axes_dims_rope": (4, 14, 14),
+}
+TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "z_image": (
+        "ZImageTransformer2DModel",
+        {
+            **{"dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2},
+            **{"cap_feat_dim": TEXT, "axes_dims": [4, 6, 6], "axes_lens": [1536, 512, 512]},
+        },
+    ),
+    "flux1": (
+        "FluxTransformer2DModel",
+        _STREAMS | {"pooled_projection_dim": POOLED, "guidance_embeds": True},
+    ),
+    "chroma": (
+        "ChromaTransformer2DModel",
+        _STREAMS | {"approximator_hidden_dim": 16, "approximator_layers": 2},
+    ),
+    "sd3": (
+        "SD3Transformer2DModel",
+        {
+            **{"num_layers": 2, "num_attention_heads": 1, "caption_projection_dim": 64, "sample_size": 128},
+            **{"joint_attention_dim": TEXT, "pooled_projection_dim": POOLED + 40, "pos_embed_max_size": 16},
+            **{"dual_attention_layers": (0,), "qk_norm": "rms_norm"},
+        },
+    ),
+}
+TEXTS = {  # part -> its name in an all-in-one file
+    "z_image": {"text_encoder": "qwen3_4b"},
+    "flux1": {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
+    "chroma": {"text_encoder": "t5xxl"},
+    "sd3": {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"},
+}
+
+
+def published_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Of every tensor of a published transformer in the original layout, without a prefix."""
+    found: dict[str, tuple[int, ...]] = {}
+    for line in (KEYS / f"{name}.txt").read_text("utf-8").splitlines():
+        key, _, sides = line.partition(" ")
+        shape = tuple(int(side) for side in sides.split("x"))
+        blocks = re.search(r"\[(\d+)-(\d+)\]", key)
+        numbers = range(int(blocks[1]), int(blocks[2]) + 1) if blocks else [None]
+        for number in numbers:
+            found[key if number is None else re.sub(r"\[.*?\]", str(number), key)] = shape
+    return found
+
+
+def new_transformer(family: str) -> nn.Module:
+    """With random numbers where a new one has zeros or ones, too."""
+    class_name, sizes = TRANSFORMERS[family]
+    transformer: nn.Module = getattr(diffusers, class_name)(**sizes)
+    with torch.no_grad():
+        for weight in transformer.state_dict().values():
+            weight.normal_()
+    return transformer
+
+
+def new_vae(family: str) -> AutoencoderKL:
+    scale, shift = (1.5305, 0.0609) if family == "sd3" else (0.3611, 0.1159)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32,) * 4,
+        layers_per_block=1,
+        latent_channels=16,
+        sample_size=1024,
+        scaling_factor=scale,
+        shift_factor=shift,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def chat_tokenizer() -> Qwen2Tokenizer:
+    letters = sorted(ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate([*letters, "<|endoftext|>"])}
+    marks = {"eos_token": "<|im_end|>", "extra_special_tokens": ["<|im_start|>"]}
+    return Qwen2Tokenizer(vocabulary, [], **marks)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """A token for each letter, and no sentinels."""
+    letters = "▁abcdefghijklmnopqrstuvwxyz,."
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in letters)]
+    return T5Tokenizer(pieces, extra_ids=0)
+
+
+def new_text(family: str, part: str) -> nn.Module:
+    name = TEXTS[family][part]
+    if name == "qwen3_4b":
+        sizes = {"hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+        return Qwen3Model(Qwen3Config(vocab_size=len(chat_tokenizer()), **sizes, **heads))
+    if name == "t5xxl":
+        sizes = {"d_model": TEXT, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 2}
+        words = {"vocab_size": len(t5_tokenizer()) + 3, "feed_forward_proj": "gated-gelu"}
+        return T5EncoderModel(T5Config(**sizes, **words))
+    width, projection = (POOLED, POOLED) if name == "clip_l" else (36, 40)
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 32}
+    config = CLIPTextConfig(vocab_size=WORDS, hidden_size=width, projection_dim=projection, **layers)
+    return (CLIPTextModelWithProjection if family == "sd3" else CLIPTextModel)(config)
+
+
+def original_transformer(family: str, transformer: nn.Module) -> dict[str, Tensor]:
+    """Without a prefix. Which layer is which is checked against diffusers' converters beside this."""
+    state = transformer.state_dict()
+    published = published_shapes({"sd3": "sd35_medium"}.get(family, family))
+    origins = transformer_origins(family, published, shapes_of(transformer), "")
+    pieces: dict[str, list[tuple[int, Tensor]]] = {}
+    for key, origin in origins.items():
+        tensor = torch.cat(state[key].chunk(2)[::-1]) if origin.swapped else state[key]
+        pieces.setdefault(origin.name, []).append((origin.rows[0] if origin.rows else 0, tensor))
+    ordered = {name: sorted(own, key=lambda one: one[0]) for name, own in pieces.items()}
+    return {
+        name: own[0][1] if len(own) == 1 else torch.cat([one for _, one in own])
+        for name, own in ordered.items()
+    }
+
+
+def original_vae(vae: AutoencoderKL) -> dict[str, Tensor]:
+    from original_layout import vae_name
+
+    return {vae_name(key, 4): tensor for key, tensor in vae.state_dict().items()}
+
+
+def original_text(module: nn.Module) -> dict[str, Tensor]:
+    """As files for ComfyUI have it: a CLIP with `text_model.`, Qwen3 with `model.`, T5 with one embedding."""
+    start = {CLIPTextModel: "text_model.", Qwen3Model: "model."}.get(type(module), "")
+    state = {start + key: tensor for key, tensor in module.state_dict().items()}
+    state.pop("encoder.embed_tokens.weight", None)
+    return {key: tensor for key, tensor in state.items() if "position_ids" not in key}
+
+
+def new_parts(family: str) -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    texts = {part: new_text(family, part) for part in TEXTS[family]}
+    return {"transformer": new_transformer(family), "vae": new_vae(family), **texts}
+
+
+def all_in_one(family: str, parts: Mapping[str, Any]) -> dict[str, Tensor]:
+    vae = "first_stage_model." if family == "sd3" else "vae."
+    found = {PREFIX + key: one for key, one in original_transformer(family, parts["transformer"]).items()}
+    found |= {vae + key: one for key, one in original_vae(parts["vae"]).items()}
+    for part, name in TEXTS[family].items():
+        start = f"text_encoders.{name}."
+        found |= {f"{start}transformer.{key}": one for key, one in original_text(parts[part]).items()}
+        if name.startswith("clip"):
+            found[f"{start}logit_scale"] = torch.zeros(())
+    return found
+
+
+def write_tokenizers(family: str, folder: Path) -> Path:
+    """Those that the package has not: Qwen's or T5's."""
+    for part, name in TEXTS[family].items():
+        if not name.startswith("clip"):
+            tokenizer = chat_tokenizer() if name == "qwen3_4b" else t5_tokenizer()
+            tokenizer.save_pretrained(folder / part.replace("text_encoder", "tokenizer"))
+    return folder
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
+    save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, path, metadata)
+    return path

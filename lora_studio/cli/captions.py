@@ -152,13 +152,15 @@ def _tokenizers(target: Path, base: str) -> Mapping[str, PreTrainedTokenizerBase
     from lora_studio.errors import BaseModelError
     from lora_studio.families.loading import load_tokenizers
     from lora_studio.recipe.load import load_recipe
+    from lora_studio.training.prepare.base_model import file_options
 
     if base:
         return load_tokenizers(base)
     if target.is_dir():
         return {}
     try:
-        return load_tokenizers(load_recipe(target).base.model)
+        of_recipe = load_recipe(target).base
+        return load_tokenizers(of_recipe.model, file_options(of_recipe))
     except BaseModelError as fault:
         errors.say(f"tokens are not counted: {fault}")
         return {}

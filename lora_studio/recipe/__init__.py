@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig, TokenConfig, token_faults
-from lora_studio.recipe.data import BaseConfig, DataConfig
+from lora_studio.recipe.base import BaseConfig
+from lora_studio.recipe.data import DataConfig
 from lora_studio.recipe.section import Section, file_name_fault
 from lora_studio.recipe.training import (
     ExportConfig,

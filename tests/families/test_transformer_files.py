@@ -32,6 +32,8 @@ from lora_studio.families.loading.vae import load_vae
 from lora_studio.families.original.transformers import PREFIXES, find_transformer
 from lora_studio.families.original.transformers.configurations import transformer_configuration
 from lora_studio.families.original.transformers.names import transformer_origins
+from lora_studio.recipe.load import load_recipe
+from lora_studio.training.prepare.base_model import file_options
 
 TRAINED = ("z_image", "flux1", "chroma", "sd3")
 PUBLISHED = {  # list of tensors -> title, and the table of names of one that is trained
@@ -495,3 +497,32 @@ def test_a_text_encoder_of_another_width_is_refused(bases: Any, tmp_path: Path) 
     content = whole | {name: whole[name][:, :-1], f"{PREFIX}cap_embedder.0.weight": torch.zeros(23)}
     message = refusal(write(tmp_path / "base.safetensors", content), tokenizer=folder)
     assert "the text encoder is Qwen3 24 wide, but this Z-Image reads text 23 wide" in message
+
+
+# Named in a recipe
+
+
+def test_a_recipe_names_what_the_file_lacks(
+    bases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("clip_l", "t5"):
+        Path(f"{name}.safetensors").touch()
+    text = 'name = "x"\n[base]\nmodel = "flux.safetensors"\ntext_encoder = {}\n{}[data]\nimages = "."\n'
+    path = tmp_path / "recipe.toml"
+    there = [str((tmp_path / f"{name}.safetensors").resolve()) for name in ("clip_l", "t5")]
+    for said, wanted in (
+        ('["clip_l.safetensors", "t5.safetensors"]', there),
+        ('"clip_l.safetensors"', there[:1]),
+    ):
+        path.write_text(text.format(said, "distilled = true\n"), "utf-8")
+        options = file_options(load_recipe(path).base)
+        assert (options.text_encoders, options.distilled) == (tuple(wanted), True)
+    path.write_text(text.format('"google/t5-v1_1-xxl"', ""), "utf-8")
+    options = file_options(load_recipe(path).base)
+    assert (options.text_encoders, options.distilled) == (("google/t5-v1_1-xxl",), None)
+
+
+def test_a_text_encoder_beside_a_folder_is_refused_instead_of_ignored(tiny_base: Path) -> None:
+    with pytest.raises(BaseModelError, match=r"base\.text_encoder is for a base in a single file"):
+        load_base(str(tiny_base), single_file=SingleFileOptions(text_encoders=("x",)))

@@ -109,6 +109,8 @@ ELSEWHERE = {
     "adapter.init_from": "test_warm_start.py",
     "base.model": "test_run_folder.py",
     "base.vae": "test_caches.py",
+    "base.text_encoder": "../families/test_transformer_files.py",
+    "base.distilled": "../families/test_transformer_files.py",
     "base.prediction_type": "../families/test_loading.py",
     "base.tokenizer": "../families/test_single_file.py",
     "base.allow_pickle": "../families/test_single_file.py",

@@ -18,7 +18,8 @@ from lora_studio.training.prepare.resume import allowed_changes
 from lora_studio.training.session import to_toml, train
 
 FIXED = """
-name base.model base.vae base.prediction_type base.tokenizer base.dtype base.quantize base.vae_dtype
+name base.model base.vae base.text_encoder base.distilled base.prediction_type base.tokenizer base.dtype
+base.quantize base.vae_dtype
 data.images data.sources data.recursive data.masks data.exclude data.background data.transparency data.trigger
 data.class_words data.captioner data.instance_prompt data.resolution data.extra_resolutions
 data.area_tolerance data.max_upscale data.crop data.crops data.flip data.repeats data.caption_dropout

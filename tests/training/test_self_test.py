@@ -164,7 +164,7 @@ def test_the_plan_says_whether_a_gpu_is_handed_compiled_blocks(compiles: bool) -
 
 
 def test_the_gpu_of_a_mac_is_taken_only_if_a_step_works_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lora_studio.recipe.data import BaseConfig
+    from lora_studio.recipe.base import BaseConfig
     from lora_studio.recipe.training import MachineConfig
     from lora_studio.training.machine.self_test import machine_here
 

@@ -93,10 +93,13 @@ def load_file(
     return base
 
 
-def load_tokenizers(model: str) -> dict[str, PreTrainedTokenizerBase]:
+def load_tokenizers(
+    model: str, single_file: SingleFileOptions | None = None
+) -> dict[str, PreTrainedTokenizerBase]:
     """The tokenizers of the base called `model`, without its networks. Raises BaseModelError as load_base."""
     if _is_file(model):
-        return open_single_file(expanded(model)).tokenizers()
+        path = expanded(model)
+        return (open_transformer_file(path, single_file) or open_single_file(path, single_file)).tokenizers()
     folder = _folder(model, weights=False)
     return {name: folder.tokenizer(name) for name in folder.present if name.startswith("tokenizer")}
 

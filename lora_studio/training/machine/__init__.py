@@ -20,7 +20,7 @@ from lora_studio.families.base import ModelFamily, innermost_blocks
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.processes import ALONE, Processes, default_precision, find_device
 from lora_studio.quantization import NONE, QUANTIZERS, linear_paths
-from lora_studio.recipe.data import BaseConfig
+from lora_studio.recipe.base import BaseConfig
 from lora_studio.recipe.training import MachineConfig
 
 T = TypeVar("T")

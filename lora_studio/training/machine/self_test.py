@@ -22,7 +22,7 @@ from lora_studio.errors import reason_of
 from lora_studio.families import FAMILIES
 from lora_studio.processes import ALONE, Processes, default_precision
 from lora_studio.quantization import NONE, QUANTIZERS
-from lora_studio.recipe.data import BaseConfig
+from lora_studio.recipe.base import BaseConfig
 from lora_studio.recipe.training import MachineConfig
 from lora_studio.rng import generator
 from lora_studio.training.machine import Machine, machine_of

@@ -30,6 +30,7 @@ from lora_studio.objectives.base import Objective, ObjectiveOptions
 from lora_studio.processes import Processes
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig, TokenConfig
+from lora_studio.recipe.base import BaseConfig
 from lora_studio.runs import Run
 from lora_studio.training.events import Listener
 from lora_studio.training.machine import Machine
@@ -45,12 +46,20 @@ def base_of(recipe: Recipe, *, weights: bool = True, dtype: torch.dtype = torch.
     Raises BaseModelError as load_base, and RecipeError for a LoRA that cannot be merged.
     """
     base, prediction = recipe.base, recipe.base.prediction_type
-    options = SingleFileOptions(prediction, base.tokenizer, base.allow_pickle)
+    options = file_options(base)
     family = load_base(
         base.model, vae=base.vae, prediction=prediction, weights=weights, single_file=options, dtype=dtype
     )
     family.notes += merge_plain(family, [Merged(one.file, one.strength) for one in base.loras])
     return family
+
+
+def file_options(base: BaseConfig) -> SingleFileOptions:
+    """What a recipe says of a base that is one file."""
+    distilled = None if base.distilled == "auto" else base.distilled
+    return SingleFileOptions(
+        base.prediction_type, base.tokenizer, base.allow_pickle, base.text_encoder, base.vae, distilled
+    )
 
 
 def bare_base_of(recipe: Recipe) -> ModelFamily:

@@ -36,6 +36,7 @@ _NOISE += ["num_train_timesteps", "prediction_type", "rescale_betas_zero_snr"]
 _CONTENTS = {
     "base.model": BASE,
     "base.vae": VAE,
+    "base.text_encoder": TEXT,
     "base.tokenizer": TEXT,
     "adapter.init_from": "adapter.init_from",
 }
@@ -135,6 +136,8 @@ def _without_paths(value: object) -> object:
     if not isinstance(value, list):
         return None
     paths = ("images", "masks", "file")
+    if not all(isinstance(table, dict) for table in value):
+        return None
     return [{key: one for key, one in table.items() if key not in paths} for table in value]
 
 

@@ -13,6 +13,8 @@ EXPORTERS: Registry["Target"] = Registry(
         "kohya": "lora_studio.export.kohya:KOHYA",
         "diffusers": "lora_studio.export.kohya:DIFFUSERS",
         "native": "lora_studio.export.kohya:NATIVE",
+        "comfy": "lora_studio.export.forms:COMFY",
+        "sd_scripts": "lora_studio.export.forms:SD_SCRIPTS",
         "embedding": "lora_studio.export.embedding:EMBEDDING",
         "a1111_bundle": "lora_studio.export.embedding:A1111_BUNDLE",
         "merged": "lora_studio.export.merged:MERGED",
@@ -20,7 +22,8 @@ EXPORTERS: Registry["Target"] = Registry(
     },
 )
 _READ_BY = {  # what people call a target whose files a program reads
-    **dict.fromkeys(("comfyui", "a1111", "automatic1111", "forge", "invokeai", "sd-scripts"), "kohya"),
+    **dict.fromkeys(("comfyui", "a1111", "automatic1111", "forge", "invokeai"), "kohya"),
+    **dict.fromkeys(("sd-scripts", "musubi", "musubi-tuner"), "sd_scripts"),
     **{"peft": "diffusers", "lycoris": "native", "ckpt": "checkpoint"},
 }
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -20,6 +22,10 @@ from lora_studio.adapters.layer import Layer, shape_of
 from lora_studio.errors import StudioError
 from lora_studio.export.target import ExportJob, ExportResult, Target, report_wrong, worst_left_out
 from lora_studio.families.base import ModelFamily
+from lora_studio.families.layer_names import transformers
+from lora_studio.families.layer_names.spellings import LayerPlace
+from lora_studio.families.layer_names.transformers import FileForm
+from lora_studio.lora_file import forms
 from lora_studio.lora_file.factors import PlainLora, as_plain, in_range
 from lora_studio.lora_file.kinds import kind_written_by
 from lora_studio.lora_file.kinds.base import LayerKind
@@ -31,8 +37,7 @@ from lora_studio.tensor_file.header import open_tensors
 from lora_studio.verify import VerifyReport, check_against_base, check_file, check_rules
 from lora_studio.verify.trained import check_deltas, compare
 
-DOWN, UP = "lora_A.weight", "lora_B.weight"
-_ALPHAS = (2.0**-8, 2.0**12)  # that any dtype has; others go into the factors
+DOWN, UP = forms.A, forms.B
 
 
 def tensors(family: ModelFamily, adapters: AdapterSet) -> dict[str, Tensor]:
@@ -50,6 +55,30 @@ def plain_layers(family: ModelFamily, adapters: AdapterSet) -> dict[str, PlainLo
     return plain
 
 
+@dataclass(frozen=True)
+class FormedFile:
+    """A transformer family's file in one of its forms."""
+
+    tensors: dict[str, Tensor]
+    plain: list[PlainLora]  # of the trained layers
+    said: dict[str, str]  # in its metadata, of ranks that are not the recipe's
+
+
+def in_form(family: ModelFamily, adapters: AdapterSet, form: FileForm) -> FormedFile:
+    """What was trained as plain LoRA, whatever the kind; layers that UIs look for are added, as zero."""
+    layout = family.file_layout
+    assert layout is not None
+    plain = {LayerPlace(layer.part, layer.path): as_plain(layer) for layer in adapters.layers}
+    tensors = forms.spell_form(plain, layout, form, forms.LayerSizes(layout, {}, family))
+    ranks = {len(one.down) for one in plain.values() if one.up.any()}
+    alphas = {one.scale * len(one.down) for one in plain.values() if one.up.any()}
+    said = {}
+    if ranks and adapters.options.kind not in ("lora", "locon"):
+        said = {"ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic"}
+        said |= {"ss_network_alpha": f"{alphas.pop():g}"} if len(alphas) == 1 else {}
+    return FormedFile(tensors, list(plain.values()), said)
+
+
 def spell(plain: Mapping[str, PlainLora]) -> dict[str, Tensor]:
     """UI name -> plain LoRA, as UI key -> float32 tensor.
 
@@ -59,7 +88,7 @@ def spell(plain: Mapping[str, PlainLora]) -> dict[str, Tensor]:
     """
     changed = [one for one in plain.values() if one.up.any()] or list(plain.values())
     alpha = Counter(one.scale * len(one.down) for one in changed).most_common(1)[0][0]
-    if not _ALPHAS[0] <= abs(alpha) <= _ALPHAS[1]:
+    if not forms.ALPHAS[0] <= abs(alpha) <= forms.ALPHAS[1]:
         alpha = float(len(changed[0].down))
     named: dict[str, Tensor] = {}
     for name, (down, up, scale, _) in plain.items():
@@ -84,6 +113,12 @@ def spell_diffusers(plain: Mapping[str, PlainLora]) -> dict[str, Tensor]:
     return named
 
 
+def _write_form(job: ExportJob, path: Path, form: FileForm) -> ExportResult:
+    made = in_form(job.family, job.adapters, form)
+    error = job.write(path, made.tensors, **made.said)
+    return ExportResult((path,), error, worst_left_out(job, made.plain))
+
+
 class Kohya(Target):
     """What everything loads."""
 
@@ -93,7 +128,10 @@ class Kohya(Target):
     weights_alone: ClassVar[bool] = True
 
     def write(self, job: ExportJob) -> ExportResult:
+        """By kohya's names, or in the form that every UI loads of a transformer family."""
         (path,) = self.paths(job)
+        if (layout := job.family.file_layout) is not None:
+            return _write_form(job, path, layout.best)
         plain = plain_layers(job.family, job.adapters)
         error = job.write(path, spell(plain))
         return ExportResult((path,), error, worst_left_out(job, plain.values()))
@@ -110,7 +148,7 @@ class Kohya(Target):
         check_against_base(file, job.bare_base(), report)
         check_rules(file, report)
         if report.ok:
-            check_deltas(file, job.family, job.adapters, report)
+            check_deltas(file.in_one_spelling(), job.family, job.adapters, report)
 
 
 class Diffusers(Target):
@@ -120,13 +158,16 @@ class Diffusers(Target):
     weights_alone: ClassVar[bool] = True
 
     def write(self, job: ExportJob) -> ExportResult:
+        """By PEFT's names; of a transformer family with the layers that UIs want beside the others."""
         (path,) = self.paths(job)
+        if job.family.file_layout is not None:
+            return _write_form(job, path, transformers.DIFFUSERS)
         plain = {layer.name: as_plain(layer) for layer in job.adapters.layers}
         error = job.write(path, spell_diffusers(plain))
         return ExportResult((path,), error, worst_left_out(job, plain.values()))
 
     def check(self, job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
-        """Every layer's change recomputed from the file's bytes, and nothing else in it."""
+        """Every layer's change recomputed from the file's bytes, and nothing else in it but zeros."""
         tensors, _ = open_tensors(made.paths[0])
 
         def change(layer: Layer) -> Tensor:
@@ -134,7 +175,7 @@ class Diffusers(Target):
             return up.flatten(1) @ down.flatten(1)
 
         compare(job.adapters, change, report, dtype=DTYPES[job.dtype])
-        report_wrong(report, list(tensors), "of no trained layer")
+        report_wrong(report, [key for key, one in tensors.items() if one.any()], "of no trained layer")
 
 
 class Native(Target):
@@ -144,7 +185,12 @@ class Native(Target):
     def refuse(self, job: ExportJob) -> None:
         """What LyCORIS has no tensors for."""
         super().refuse(job)
-        kind = job.adapters.options.kind
+        kind, layout = job.adapters.options.kind, job.family.file_layout
+        if layout is not None and layout.is_fused and kind == "full":
+            raise StudioError(
+                "native has no spelling for whole differences of this base, where ComfyUI takes no biases of "
+                "layers that are rows of one; take the target merged."
+            )
         if kind_written_by(kind) is None:
             raise StudioError(
                 f"native has no spelling for what the kind {kind!r} trains, which turns a layer's inputs "
@@ -159,18 +205,24 @@ class Native(Target):
 
     def write(self, job: ExportJob) -> ExportResult:
         """Of plain LoRA what kohya's is."""
-        kind = job.adapters.options.kind
+        kind, layout = job.adapters.options.kind, job.family.file_layout
         (path,) = self.paths(job)
+        if layout is not None and not _spelling(job).written_by[kind]:
+            return _write_form(job, path, layout.best)
         named = {key: one.float().cpu().contiguous() for key, one in _own_tensors(job).items()}
         unread = _spelling(job).written_by[kind]
         if not unread:
             return ExportResult((path,), job.write(path, named))
         said = {"ss_network_args": json.dumps({"algo": "lora" if kind == "dora" else kind})}
         error = job.write(path, named, ss_network_module="lycoris.kohya", **said)
-        return ExportResult((path,), error, notes=(f"not read everywhere: {unread}",))
+        note = f"not read everywhere: {unread}" if layout is None else _COMFY_ALONE
+        return ExportResult((path,), error, notes=(note,))
 
     def check(self, job: ExportJob, made: ExportResult, report: VerifyReport) -> None:
         """Every tensor on the disk is the live one's, to the dtype's rounding."""
+        if job.family.file_layout is not None and not _spelling(job).written_by[job.adapters.options.kind]:
+            file = open_lora(made.paths[0]).in_one_spelling()
+            return check_deltas(file, job.family, job.adapters, report)
         (tensors, _), worst = open_tensors(made.paths[0]), 0.0
         for key, live in _own_tensors(job).items():
             found = tensors.pop(key, None)
@@ -194,12 +246,18 @@ def _spelling(job: ExportJob) -> LayerKind:
 
 def _own_tensors(job: ExportJob) -> dict[str, Tensor]:
     """UI key -> tensor of every trained layer."""
-    kind = _spelling(job)
+    kind, layout = _spelling(job), job.family.file_layout
+
+    def stem(layer: Layer) -> str:
+        name = job.family.ui_name(layer.part, layer.path)
+        return name if layout is None else layout.lycoris(layer.path)
+
     return {
-        f"{job.family.ui_name(layer.part, layer.path)}.{end}": tensor
+        f"{stem(layer)}.{end}": tensor
         for layer in job.adapters.layers
         for end, tensor in kind.spell(layer).items()
     }
 
 
+_COMFY_ALONE = "ComfyUI reads it; other UIs were not tried with this kind of file of a transformer base"
 KOHYA, DIFFUSERS, NATIVE = Kohya(), Diffusers(), Native()

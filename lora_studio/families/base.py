@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
+    from lora_studio.families.layer_names.transformers import TransformerLayout
+
 from lora_studio.families.fingerprints import (
     PartSource,
     in_float32,
@@ -86,6 +88,8 @@ class ModelFamily(ABC):
     card_version: ClassVar[str] = ""  # what A1111 and Forge call it in the file of facts beside a LoRA
     # What it predicts -> what a finished file says about its base.
     file_traits: ClassVar[Mapping[str, FileTraits]] = {}
+    # How its LoRA files name the layers, if they do not have them by `ui_name` one by one.
+    file_layout: ClassVar[TransformerLayout | None] = None
     # Name of a choice of blocks -> part -> patterns of the layers that learn then, and no others.
     block_choices: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
 

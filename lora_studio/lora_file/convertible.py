@@ -14,6 +14,7 @@ from lora_studio.errors import StudioError, preview_names, reason_of
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.layer_names import DENOISER
 from lora_studio.families.layer_names.spellings import LayerPlace, kernel_of, place_of
+from lora_studio.families.layer_names.transformers import TRANSFORMER
 from lora_studio.lora_file.factors import PlainLora
 from lora_studio.lora_file.kinds.base import BESIDE, BIAS
 from lora_studio.lora_file.kinds.whole import SET
@@ -40,7 +41,7 @@ class DeclaredAlphas(NamedTuple):
 def read_places(path: Path, *, skip_unknown: bool = False, has_base: bool = False) -> PlacedLayers:
     """Every layer as the file has it. Raises StudioError as `read_any`."""
     file = convertible_part(open_lora(path), skip_unknown=skip_unknown, has_base=has_base).in_one_spelling()
-    said = _said_alphas(path, file.metadata)
+    said = _said_alphas(path, file)
     return PlacedLayers(
         file, {one.place: _checked(file, one, one.place, said) for one in file.layers.values() if one.place}
     )
@@ -119,9 +120,10 @@ def _alpha(layer: LoraLayer, place: LayerPlace, said: DeclaredAlphas) -> float |
     return alpha * float(layer.rank or 1) ** 0.5
 
 
-def _said_alphas(path: Path, metadata: Mapping[str, str]) -> DeclaredAlphas:
+def _said_alphas(path: Path, file: LoraFile) -> DeclaredAlphas:
     """Alphas that PEFT and diffusers keep apart from the tensors, of single layers and of whole parts."""
-    beside = path.with_name(_PEFT_CONFIG)
+    beside, metadata = path.with_name(_PEFT_CONFIG), file.metadata
+    denoiser = DENOISER if file.transformer is None else TRANSFORMER
     try:
         if _ADAPTER_METADATA in metadata:
             values: dict[str, Any] = json.loads(metadata[_ADAPTER_METADATA])
@@ -134,11 +136,11 @@ def _said_alphas(path: Path, metadata: Mapping[str, str]) -> DeclaredAlphas:
         for key, value in values.items():
             part, _, option = key.rpartition(".")
             if option == "use_rslora" and value:
-                roots.add(part or DENOISER)
+                roots.add(part or denoiser)
             if option == "lora_alpha":
-                found[part or DENOISER] = float(value)
+                found[part or denoiser] = float(value)
             for layer, alpha in (value or {}).items() if option == "alpha_pattern" else ():
-                if place := place_of(f"{part}.{layer.strip('^$')}".lstrip(".")):
+                if place := _place(f"{part}.{layer.strip('^$')}".lstrip("."), file):
                     found[place] = float(alpha)
     except (ValueError, TypeError, AttributeError) as error:
         said = f"{path.name} says its alphas in a form that cannot be read ({reason_of(error)})."
@@ -146,11 +148,17 @@ def _said_alphas(path: Path, metadata: Mapping[str, str]) -> DeclaredAlphas:
     return DeclaredAlphas(found, frozenset(roots))
 
 
+def _place(stem: str, file: LoraFile) -> LayerPlace | None:
+    written = None if file.transformer is None else file.transformer.read(stem)
+    return place_of(stem) if written is None else written.rows[0]
+
+
 @dataclass(frozen=True)
 class PlainLayers:
     layers: dict[LayerPlace, PlainLora]
     names: dict[LayerPlace, str]  # that UIs know them by
     file: PlacedLayers  # as it was read
+    base: ModelFamily | None  # that was given
 
 
 def read_any(path: Path, *, base: ModelFamily | None = None, skip_unknown: bool = False) -> LoraFile:
@@ -165,7 +173,8 @@ def read_any(path: Path, *, base: ModelFamily | None = None, skip_unknown: bool 
         values = (one.down, one.up, torch.tensor(one.scale * len(one.down)))
         name = found.names[place]
         layers[name] = LoraLayer(name, Held(zip(ENDINGS, values, strict=True)), place=place)
-    return LoraFile(path, layers, found.file.file.metadata, said=found.file.file.said)
+    file = found.file.file
+    return LoraFile(path, layers, file.metadata, said=file.said, transformer=file.transformer)
 
 
 def read_plain_layers(
@@ -201,7 +210,7 @@ def read_plain_layers(
                 f"{path.name}: the tensors of {layer.written} do not fit together; get the file again from "
                 "where it came."
             ) from None
-    return PlainLayers(plain, names, found)
+    return PlainLayers(plain, names, found, base)
 
 
 def _name(place: LayerPlace, layer: LoraLayer, base: ModelFamily) -> str:

@@ -12,7 +12,9 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
+from lora_studio.families.layer_names import DENOISER
 from lora_studio.families.layer_names.spellings import LayerPlace, place_of
+from lora_studio.families.layer_names.transformers import TRANSFORMER, FileForm, TransformerLayout
 from lora_studio.families.layer_names.writers import Spelling, kohyas_name, spelling_of
 from lora_studio.lora_file.kinds import kind_of
 from lora_studio.lora_file.kinds.base import BESIDE, MAGNITUDE
@@ -24,6 +26,8 @@ class Key(NamedTuple):
     end: str  # by kohya's and LyCORIS' endings
     spelling: Spelling
     place: LayerPlace | None  # None: of no layer that a known base has
+    rows: tuple[LayerPlace, ...] = ()  # of a layer that is several in one
+    form: FileForm | None = None  # of a layer of a transformer family
 
 
 _LYCORIS = "lycoris_"  # how names of spelling LYCORIS begin
@@ -58,6 +62,34 @@ def read_key(key: str, *, two_encoders: bool) -> Key | None:
     if place is None:
         return None
     return Key(kohyas_name(stem, place, two_encoders=two_encoders), end, spelling_of(key), place)
+
+
+def read_transformer_key(key: str, layout: TransformerLayout) -> Key | None:
+    """As `read_key`, of a file for a transformer family; its layers have the names that stand there."""
+    stem, end = any_key(key) or (key, "")
+    if not end:
+        return None
+    written = layout.read(stem)
+    if written is None:
+        place = _place_of(stem)
+        if place is None or place.part == DENOISER:
+            is_named = "." not in stem and stem.startswith("lora_")  # as kohya's, whatever it is of
+            return Key(stem, end, Spelling.KOHYA, None) if is_named else None
+        return Key(stem, end, _spelling(stem, key, end), place)
+    fused = written.rows if len(written.rows) > 1 else ()
+    place = LayerPlace(TRANSFORMER, written.path) if fused else written.rows[0]
+    return Key(stem, end, _spelling(stem, key, end), place, fused, written.form)
+
+
+def _spelling(stem: str, key: str, end: str) -> Spelling:
+    """Whose tensors the layer has, whatever its name is."""
+    written = key.removeprefix(f"{stem}.")
+    is_kohya = "." not in stem
+    if written in _LETTERS:
+        return Spelling.LETTERED if is_kohya else Spelling.PEFT
+    if written == end:
+        return Spelling.KOHYA if is_kohya else Spelling.COMFY
+    return Spelling.OTHER
 
 
 _place_of = lru_cache(maxsize=8192)(place_of)  # of each layer's keys all have one stem

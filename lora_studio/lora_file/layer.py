@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_studio.families.layer_names.spellings import LayerPlace
+    from lora_studio.families.layer_names.transformers import FileForm
     from lora_studio.lora_file.factors import PlainLora
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -32,8 +33,19 @@ _EXPONENTS = {"float64": 0x7FF << 52, "float32": 0xFF << 23, "float16": 0x1F << 
 _EXPONENTS |= {"float8_e4m3fn": 0x7F, "float8_e5m2": 0x1F << 2}
 
 
-class Stored(Mapping[str, "Tensor"]):
-    """A layer's tensors by their endings, each read from the file when it is asked for."""
+class LayerTensors(Mapping[str, "Tensor"]):
+    """A layer's tensors by their endings, each read from a file when it is asked for."""
+
+    entries: Mapping[str, TensorEntry]
+    keys_of: Mapping[str, str]  # in the file
+
+    def array(self, end: str) -> Array:
+        """For numpy, which has no bfloat16 and no 8 bits: those are float32 then."""
+        raise NotImplementedError
+
+
+class Stored(LayerTensors):
+    """As they stand in the file."""
 
     def __init__(self, header: Header, keys: Mapping[str, str]) -> None:
         self.header, self.keys_of = header, keys
@@ -70,11 +82,13 @@ class Held(dict[str, "Tensor"]):
 
 @dataclass(frozen=True)
 class LoraLayer:
-    name: str  # as kohya spells it
-    tensors: Stored | Held  # by kohya's and LyCORIS's endings
+    name: str  # as kohya spells it; of a transformer family as it stands in the file
+    tensors: LayerTensors | Held  # by kohya's and LyCORIS's endings
     spelling: Spelling = Spelling.KOHYA
     place: LayerPlace | None = None  # of a layer that a known base could have
     said_alpha: float | None = None  # apart from its tensors
+    rows: tuple[LayerPlace, ...] = ()  # of the layers that it is, if it is several in one
+    form: FileForm | None = None  # how a transformer family's file names it
 
     @cached_property
     def entries(self) -> Mapping[str, TensorEntry]:
@@ -82,7 +96,7 @@ class LoraLayer:
 
     @property
     def keys(self) -> list[str]:
-        return list(self.tensors.keys_of.values()) if isinstance(self.tensors, Stored) else []
+        return [] if isinstance(self.tensors, Held) else list(self.tensors.keys_of.values())
 
     @property
     def written(self) -> str:
@@ -179,9 +193,13 @@ class LoraLayer:
     @cached_property
     def state(self) -> Literal["zero", "not finite", ""]:
         """Whether it changes nothing; all of its numbers are looked at, a piece of a tensor at a time."""
-        assert isinstance(self.tensors, Stored)
-        header, keys = self.tensors.header, self.tensors.keys_of
-        looks = {end: _look(header, key) for end, key in keys.items() if end != ALPHA or self.uses_alpha}
+        ends = [end for end in self.entries if end != ALPHA or self.uses_alpha]
+        if isinstance(self.tensors, Stored):
+            header, keys = self.tensors.header, self.tensors.keys_of
+            looks = {end: _look(header, keys[end]) for end in ends}
+        else:
+            arrays = ((end, self.tensors.array(end)) for end in ends)
+            looks = {end: (bool(np.isfinite(one).all()), bool(one.any())) for end, one in arrays}
         counted = (end for end in looks if end not in BESIDE and (end != BIAS or not self.kind.is_product))
         zero = [not looks[end][1] for end in counted]
         if not all(finite for finite, _ in looks.values()):

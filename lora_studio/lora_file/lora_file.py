@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_studio.errors import StudioError
 from lora_studio.families.layer_names import reads_text
+from lora_studio.families.layer_names.published_transformers import layout_of_file
 from lora_studio.families.layer_names.spellings import (
     ONE_ENCODER,
     TWO_ENCODERS,
@@ -17,8 +18,10 @@ from lora_studio.families.layer_names.spellings import (
     LayerPlace,
     layout_of,
 )
+from lora_studio.families.layer_names.transformers import TransformerLayout
 from lora_studio.families.layer_names.writers import Spelling
-from lora_studio.lora_file.keys import Key, read_key
+from lora_studio.lora_file.fused import taken_apart
+from lora_studio.lora_file.keys import Key, any_key, read_key, read_transformer_key
 from lora_studio.lora_file.kinds.base import BESIDE, BIAS
 from lora_studio.lora_file.kinds.lora import DOWN, UP
 from lora_studio.lora_file.layer import LoraLayer, Stored
@@ -34,12 +37,13 @@ if TYPE_CHECKING:
 
 ENDINGS = (DOWN, UP, "alpha")  # of a layer of plain LoRA in the kohya format
 BUNDLED, SCALAR = "bundle_emb.", ".scalar"
+VERSION = "ss_base_model_version"
 
 
 @dataclass(frozen=True)
 class LoraFile:
     path: Path
-    layers: Mapping[str, LoraLayer]  # by their names as kohya would write what stands in the file
+    layers: Mapping[str, LoraLayer]  # by their names
     metadata: Mapping[str, str]
     header: Header | None = None  # none of a file that was put into other words
     bundled: list[str] = field(default_factory=list)  # keys of embeddings beside the layers
@@ -50,6 +54,7 @@ class LoraFile:
     twins: list[LoraLayer] = field(default_factory=list)  # layers whose names others have in another spelling
     said: tuple[str, ...] = ()  # what was done to it when it was opened, in short sentences
     shard: Shard | None = None  # if it holds a part of the layers only
+    transformer: TransformerLayout | None = None  # of a file for a transformer family
 
     @property
     def name(self) -> str:
@@ -61,12 +66,17 @@ class LoraFile:
 
     @property
     def version(self) -> str:
-        return self.metadata.get("ss_base_model_version", "")
+        return self.metadata.get(VERSION, "")
 
     @cached_property
     def stray(self) -> list[str]:
-        """Keys that are no part of plain LoRA in the kohya format."""
+        """Keys that are no part of plain LoRA in the kohya format; for a transformer family in any."""
         keys = self.header.entries if self.header else ()
+        if self.transformer is not None:
+            plain = [
+                one for one in self.layers.values() if one.place and set(ENDINGS).issuperset(one.entries)
+            ]
+            return sorted(set(keys) - {key for one in plain for key in one.keys})
         return [key for key in keys if key.partition(".")[2] not in ENDINGS]
 
     @property
@@ -103,6 +113,8 @@ class LoraFile:
     @property
     def has_linear_projections(self) -> bool | None:
         """Whether its base's projections are linear layers and not convolutions; None if nothing tells."""
+        if self.transformer is not None:
+            return True
         if (self.layout or self._layout_of_names()).original or 1024 in self._text_widths:
             return True
         return False if 768 in self._text_widths else None
@@ -148,9 +160,24 @@ class LoraFile:
     def in_one_spelling(self, layout: KohyaLayout | None = None) -> LoraFile:
         """With the names that UIs know, those of `layout` if nothing in the file tells; a double is said.
 
-        Raises StudioError for one layer under two names with different contents.
+        Of a transformer family with the names of single layers: fused ones are taken apart. Raises
+        StudioError for one layer under two names with different contents, and for what cannot be taken apart.
         """
-        layout, said = self.layout or layout or self._layout_of_names(), list(self.said)
+        if self.transformer is not None:
+            return self._taken_apart(self.transformer)._renamed(self.transformer)
+        return self._renamed(self.layout or layout or self._layout_of_names())
+
+    def _taken_apart(self, layout: TransformerLayout) -> LoraFile:
+        layers: dict[str, LoraLayer] = {}
+        twins = []
+        for whole in (*self.layers.values(), *self.twins):
+            for one in taken_apart(whole, layout):
+                if layers.setdefault(one.name, one) is not one:
+                    twins.append(one)
+        return replace(self, layers=layers, twins=twins)
+
+    def _renamed(self, layout: KohyaLayout | TransformerLayout) -> LoraFile:
+        said = list(self.said)
         doubles = list(self.doubles())
         if unlike := [pair for pair in doubles if not pair[0].equals(pair[1])]:
             names = " and ".join(one.written for one in unlike[0])
@@ -187,7 +214,7 @@ def refuse_part(file: LoraFile, beside: Collection[Path] = ()) -> None:
         )
 
 
-def ui_name(layer: LoraLayer, layout: KohyaLayout) -> str:
+def ui_name(layer: LoraLayer, layout: KohyaLayout | TransformerLayout) -> str:
     """What UIs call a layer; its own name if that is one already, or if no base has such a layer."""
     if layer.place is None or (layer.spelling is Spelling.KOHYA and layout.spells(layer.name, layer.place)):
         return layer.name
@@ -204,11 +231,15 @@ def open_lora(path: Path) -> LoraFile:
 
 def lora_file(header: Header) -> LoraFile:
     """Sort a file's keys, in whatever spelling they are."""
-    starts = ("text_encoder_2.", "lora_te2_", "text_encoders.clip_g.")
-    two = any(key.startswith(starts) for key in header.entries)
-    others = {key: read_key(key, two_encoders=two) for key in header.entries}
+    layout = layout_of_file(_sizes(header), header.metadata.get(VERSION, ""))
+    if layout is not None:
+        others = {key: read_transformer_key(key, layout) for key in header.entries}
+    else:
+        starts = ("text_encoder_2.", "lora_te2_", "text_encoders.clip_g.")
+        two = any(key.startswith(starts) for key in header.entries)
+        others = {key: read_key(key, two_encoders=two) for key in header.entries}
     shard = shard_of(header.path, header.entries)
-    file = LoraFile(header.path, {}, header.metadata, header, shard=shard)
+    file = LoraFile(header.path, {}, header.metadata, header, shard=shard, transformer=layout)
     known: dict[str, Key] = {}
     for key, found in others.items():
         if key.startswith(BUNDLED):
@@ -221,18 +252,33 @@ def lora_file(header: Header) -> LoraFile:
             file.extras.append(key)
     layers: dict[str, LoraLayer] = {}
     for (name, spelling), keys in _grouped(known, file.extras).items():
-        place = known[next(iter(keys.values()))].place
-        layer = LoraLayer(name, Stored(header, keys), spelling, place)
+        first = known[next(iter(keys.values()))]
+        tensors = Stored(header, keys)
+        layer = LoraLayer(name, tensors, spelling, first.place, rows=first.rows, form=first.form)
         if layers.setdefault(name, layer) is not layer:
             file.twins.append(layer)
     return replace(file, layers=layers)
+
+
+def _sizes(header: Header) -> dict[str, tuple[int, int] | None]:
+    """Stem of a layer's keys -> the size of the weight that it changes, where plain LoRA tells it."""
+    sides: dict[str, dict[str, int]] = {}
+    for key, entry in header.entries.items():
+        stem, end = any_key(key) or ("", "")
+        if end:
+            side = sides.setdefault(stem, {})
+            if end in (DOWN, UP) and len(entry.shape) > 1:
+                side[end] = entry.shape[end == DOWN]
+    return {
+        stem: (side[UP], side[DOWN]) if side.keys() == {UP, DOWN} else None for stem, side in sides.items()
+    }
 
 
 def _grouped(known: Mapping[str, Key], extras: list[str]) -> dict[tuple[str, Spelling], dict[str, str]]:
     """Layer -> ending -> key; what is beside a layer's tensors goes to it in whatever spelling."""
     groups: dict[tuple[str, Spelling], dict[str, str]] = {}
     beside = []
-    for key, (name, end, spelling, _) in known.items():
+    for key, (name, end, spelling, *_) in known.items():
         if end in (*BESIDE, BIAS):
             beside.append(key)
         elif groups.setdefault((name, spelling), {}).setdefault(end, key) != key:
@@ -241,7 +287,7 @@ def _grouped(known: Mapping[str, Key], extras: list[str]) -> dict[tuple[str, Spe
     for name, spelling in groups:
         named.setdefault(name, spelling)
     for key in beside:
-        name, end, own, _ = known[key]
+        name, end, own, *_ = known[key]
         group = (name, own if (name, own) in groups else named.get(name, own))
         if (group not in groups and end != BIAS) or end in groups.setdefault(group, {}):
             extras.append(key)

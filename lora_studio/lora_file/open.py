@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_studio.errors import RecipeError, StudioError, preview_names
-from lora_studio.families.layer_names import reads_text
+from lora_studio.families.layer_names import DENOISER_TITLE, reads_text
 from lora_studio.lora_file.lora_file import LoraFile, base_layers, open_lora, refuse_part
 from lora_studio.text import be, plural
 
@@ -43,6 +43,8 @@ def open_plain(path: Path, *, skip_unknown: bool = False, beside: Collection[Pat
         from lora_studio.lora_file.convertible import read_any
 
         file = read_any(path, skip_unknown=skip_unknown)
+    elif file.transformer is not None:
+        file = _single_layers(file, skip_unknown=skip_unknown)
     else:
         file = (without_extras(file) if skip_unknown else file).in_one_spelling()
     alphas = {name: one for name, one in file.layers.items() if "alpha" in one.entries}
@@ -70,6 +72,14 @@ def open_plain(path: Path, *, skip_unknown: bool = False, beside: Collection[Pat
             "one."
         )
     return file
+
+
+def _single_layers(file: LoraFile, *, skip_unknown: bool = False) -> LoraFile:
+    """A transformer family's plain LoRA, each layer by itself and with the alpha that the file says apart."""
+    from lora_studio.lora_file.convertible import read_places
+
+    found = read_places(file.path, skip_unknown=skip_unknown)
+    return replace(found.file, layers={one.name: one for one in found.layers.values()})
 
 
 def without_extras(file: LoraFile) -> LoraFile:
@@ -106,7 +116,7 @@ def read_plain(path: Path, option: str) -> LoraFile:
             f"{': ' + preview_names(invalid) if invalid else ''}; `lora-studio verify` says more."
         )
     try:
-        return file.in_one_spelling()
+        return file.in_one_spelling() if file.transformer is None else _single_layers(file)
     except StudioError as error:
         raise RecipeError(f"{option}: {error}") from None
 
@@ -134,6 +144,10 @@ def check_same_family(files: Sequence[LoraFile]) -> list[str]:
     notes = [note for file in files for note in file.notes]
     first = files[0]
     for other in files[1:]:
+        titles = [file.transformer.title if file.transformer else "" for file in (first, other)]
+        if first.transformer is not other.transformer and not _is_alike(first, other):
+            what = [f"one of {title}" if title else f"a {DENOISER_TITLE}'s" for title in titles]
+            raise _stranger(first, other, f"the layers are {what[0]} in one and {what[1]} in the other")
         shared = first.layers.keys() & other.layers.keys()
         for name in shared:
             one, two = first.layers[name].shape, other.layers[name].shape
@@ -156,6 +170,12 @@ def check_same_family(files: Sequence[LoraFile]) -> list[str]:
         elif not shared:
             notes.append(f"{first.name} and {other.name} have no layer in common")
     return notes
+
+
+def _is_alike(one: LoraFile, other: LoraFile) -> bool:
+    """Whether their families share the names and sizes of their layers."""
+    layouts = (one.transformer, other.transformer)
+    return None not in layouts and layouts[0].layers == layouts[1].layers  # type: ignore[union-attr]
 
 
 def _stranger(one: LoraFile, other: LoraFile, why: str) -> StudioError:

@@ -81,7 +81,7 @@ def combine(
     notes = check_same_family(files)
     _check_blocks(blocks, files)
     totals = _Totals(terms, blocks, method, options)
-    result = Result(dtype, alpha=_alpha(files, method, options))
+    result = Result(dtype, _alpha(files, method, options), files[0].transformer)
     for name in dict.fromkeys(name for file in files for name in file.layers):
         shape = next(file.layers[name].shape for file in files if name in file.layers)
         factors, squares = totals.merged(name)
@@ -194,7 +194,7 @@ def resize(file: LoraFile, out: Path, cut: RankLimit, *, dtype: str = "float16")
     A layer that has fewer ranks keeps those. Raises StudioError for numbers that are not finite.
     """
     before = list(file.ranks.values())
-    result = Result(dtype, alpha=float(min(cut.rank or max(before), max(before))))
+    result = Result(dtype, float(min(cut.rank or max(before), max(before))), file.transformer)
     lost = total = worst = 0.0
     for name in file.layers:
         found = decompose(file.factors(name), cut)

@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from lora_studio.adapters.layer import Factors
-from lora_studio.errors import RecipeError
+from lora_studio.errors import RecipeError, StudioError
 from lora_studio.export import EXPORTERS, kohya, target_named
+from lora_studio.families.layer_names import transformers
 from lora_studio.families.layer_names.spellings import TEXT_PROJECTIONS
+from lora_studio.families.layer_names.transformers import TRANSFORMER, FileForm, TransformerLayout
 from lora_studio.families.loading import load_base
 from lora_studio.files import say_unwritable
 from lora_studio.lora_file.convertible import PlainLayers, read_plain_layers
 from lora_studio.lora_file.factors import PlainLora, energy
+from lora_studio.lora_file.forms import LayerSizes, spell_form
 from lora_studio.lora_file.kinds.lora import DOWN, UP
 from lora_studio.lora_file.lora_file import open_lora, refuse_part
 from lora_studio.lora_file.rounding import Rounding
@@ -96,7 +99,9 @@ def _rounding(tensors: dict[str, Tensor], dtype: str) -> Rounding:
 
 
 def to_kohya(found: PlainLayers) -> dict[str, Tensor]:
-    """All four projections of a text encoder's attention, which A1111 only takes together."""
+    """As every UI loads it; with all projections of a text encoder's attention, which A1111 wants."""
+    if (layout := found.file.file.transformer) is not None:
+        return _in_form(found, layout, layout.best)
     named = {found.names[place]: one for place, one in found.layers.items()}
     for place, one in found.layers.items():
         _, attention, last = place.path.rpartition("self_attn.")
@@ -108,10 +113,39 @@ def to_kohya(found: PlainLayers) -> dict[str, Tensor]:
 
 
 def to_diffusers(found: PlainLayers) -> dict[str, Tensor]:
+    """By PEFT's names."""
+    if (layout := found.file.file.transformer) is not None:
+        return _in_form(found, layout, transformers.DIFFUSERS)
     return kohya.spell_diffusers({f"{place.part}.{place.path}": one for place, one in found.layers.items()})
+
+
+def to_sd_scripts(found: PlainLayers) -> dict[str, Tensor]:
+    """As kohya's own trainers continue from it."""
+    layout = found.file.file.transformer
+    return to_kohya(found) if layout is None else _in_form(found, layout, layout.trainer)
+
+
+def to_comfy(found: PlainLayers) -> dict[str, Tensor]:
+    """By ComfyUI's own names. Raises StudioError for a file whose base it knows by kohya's."""
+    layout = found.file.file.transformer
+    if layout is None:
+        raise StudioError(
+            "--to comfy is for transformer bases; ComfyUI reads this one's files of --to kohya."
+        )
+    return _in_form(found, layout, transformers.COMFY)
+
+
+def _in_form(found: PlainLayers, layout: TransformerLayout, form: FileForm) -> dict[str, Tensor]:
+    sizes = {
+        place.path: (len(one.up), one.down[0].numel())
+        for place, one in found.layers.items()
+        if place.part == TRANSFORMER
+    }
+    version = found.file.file.version
+    return spell_form(found.layers, layout, form, LayerSizes(layout, sizes, found.base, version))
 
 
 SPELLINGS: Registry[Callable[[PlainLayers], dict[str, Tensor]]] = Registry(
     "conversion",
-    {name: f"lora_studio.tools.convert:to_{name}" for name in ("kohya", "diffusers")},
+    {name: f"lora_studio.tools.convert:to_{name}" for name in ("kohya", "diffusers", "comfy", "sd_scripts")},
 )

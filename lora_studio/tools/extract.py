@@ -15,6 +15,7 @@ from lora_studio.adapters.layer import Factors
 from lora_studio.errors import StudioError
 from lora_studio.lora_file.base_weights import Weights
 from lora_studio.lora_file.factors import FIRST_GUESS, RankLimit, leading
+from lora_studio.lora_file.forms import LayerSizes
 from lora_studio.quantization import layer_paths
 from lora_studio.text import plural
 from lora_studio.tools import Report
@@ -53,7 +54,9 @@ def extract(
     """
     _check_alike(tuned, base)
     names = _layers(base)
-    result = Result(dtype, alpha=float(cut.rank or FIRST_GUESS))
+    layout = base.family.file_layout
+    size_of = None if layout is None else LayerSizes(layout, {}, base.family)
+    result = Result(dtype, float(cut.rank or FIRST_GUESS), layout, size_of)
     kept = lost = elsewhere = 0.0  # sums of squares
     unchanged, others = 0, Counter[str]()
     for number, key in enumerate(base.places):

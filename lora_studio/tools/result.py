@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,8 +12,11 @@ from torch import Tensor
 from lora_studio.adapters.layer import Factors
 from lora_studio.errors import ExportMismatch, StudioError
 from lora_studio.families.base import FileTraits
+from lora_studio.families.layer_names.spellings import LayerPlace
+from lora_studio.families.layer_names.transformers import TransformerLayout
 from lora_studio.files import check_ending, say_unwritable
-from lora_studio.lora_file.factors import balanced, energy
+from lora_studio.lora_file.factors import PlainLora, balanced, energy
+from lora_studio.lora_file.forms import LayerSizes, spell_form
 from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.lora_file.rounding import Rounding
 from lora_studio.lora_file.write import DTYPES, write_described
@@ -47,12 +50,22 @@ def check_output(
 class Result:
     """A LoRA file in the making: its layers, cast as they come, and what casting cost."""
 
-    def __init__(self, dtype: str, alpha: float) -> None:
-        """`alpha` of every layer; the scale that a layer's rank makes of it goes into its factors."""
+    def __init__(
+        self,
+        dtype: str,
+        alpha: float,
+        layout: TransformerLayout | None = None,
+        size_of: Callable[[str], tuple[int, int] | None] | None = None,
+    ) -> None:
+        """`alpha` of every layer; the scale that a layer's rank makes of it goes into its factors.
+
+        `layout` is a transformer family's, in whose files alpha is the rank; `size_of` its layers' sizes.
+        """
         if dtype not in DTYPES:
             raise StudioError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
         self.dtype, self._dtype = DTYPES[dtype], dtype
         self._alpha = torch.tensor(alpha).to(self.dtype)  # as it can be written
+        self._layout, self._size_of = layout, size_of
         self.tensors: dict[str, Tensor] = {}
         self.ranks: dict[str, int] = {}
         self.energy = 0.0  # the sum of squares of all changes
@@ -60,7 +73,7 @@ class Result:
 
     @property
     def alpha(self) -> float:
-        return float(self._alpha.item())
+        return float(self._alpha.item() if self._layout is None else self.span[1])
 
     @property
     def span(self) -> tuple[int, int]:
@@ -73,17 +86,19 @@ class Result:
         Raises ExportMismatch if it does not fit into the dtype.
         """
         rank = len(factors.down)
-        scaled = balanced(Factors(factors.down, factors.up * (rank / self.alpha)))
+        alpha = self.alpha if self._layout is None else rank
+        scaled = balanced(Factors(factors.down, factors.up * (rank / alpha)))
         down, up = (one.to(self.dtype) for one in scaled)
         if not (down.isfinite().all() and up.isfinite().all()):
             raise ExportMismatch(f"{name} does not fit into {self._dtype}; give --dtype float32.")
         whole = energy(factors) if squares is None else squares
-        self.rounding.add_factors(scaled, Factors(down, up), self.alpha / rank, whole)
+        self.rounding.add_factors(scaled, Factors(down, up), alpha / rank, whole)
         self.energy += whole
         self.ranks[name] = rank
         self.tensors[f"{name}.lora_down.weight"] = down.view(rank, *shape[1:])
         self.tensors[f"{name}.lora_up.weight"] = up.view(shape[0], rank, *(1 for _ in shape[2:]))
-        self.tensors[f"{name}.alpha"] = self._alpha
+        if self._layout is None:
+            self.tensors[f"{name}.alpha"] = self._alpha
 
     def write(self, path: Path, metadata: Mapping[str, str]) -> int:
         """Write it, with the hashes that UIs know it by; how many bytes it has.
@@ -91,9 +106,21 @@ class Result:
         Raises StudioError, and writes nothing, if the dtype would leave nothing of it.
         """
         self.rounding.check_something()
+        tensors = self.tensors if self._layout is None else self._formed(self._layout)
         with say_unwritable(path):
-            write_described(path, self.tensors, lambda block: {**metadata, **hashes(block)})
+            write_described(path, tensors, lambda block: {**metadata, **hashes(block)})
         return path.stat().st_size
+
+    def _formed(self, layout: TransformerLayout) -> dict[str, Tensor]:
+        """In the form that every UI loads, which changes no digit."""
+        plain = {}
+        for name in self.ranks:
+            down, up = (self.tensors[f"{name}.{end}"] for end in ("lora_down.weight", "lora_up.weight"))
+            plain[LayerPlace(*name.split(".", 1))] = PlainLora(down, up, 1.0)
+        sizes = {path: (len(one.up), one.down[0].numel()) for (_, path), one in plain.items()}
+        size_of = self._size_of or LayerSizes(layout, sizes)
+        tensors = spell_form(plain, layout, layout.best, size_of)
+        return {key: one.to(self.dtype) for key, one in tensors.items()}
 
 
 def metadata_of(files: Sequence[LoraFile], result: Result, path: Path, *, how: str) -> dict[str, str]:

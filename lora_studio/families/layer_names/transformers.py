@@ -15,10 +15,20 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_studio.families.layer_names.spellings import LayerPlace
+from lora_studio.families.layer_names.spellings import SECOND_TEXT, TEXT, LayerPlace
 
 TRANSFORMER = "transformer"
 _BLOCK = re.compile(r"(?<![^._])\d+(?![^._])")
+
+
+_ENCODERS = {  # the form's prefix -> a text encoder -> its own
+    "lora_unet_": {TEXT: "lora_te1_", SECOND_TEXT: "lora_te2_"},
+    "transformer.": {TEXT: f"{TEXT}.", SECOND_TEXT: f"{SECOND_TEXT}."},
+    "diffusion_model.": {
+        TEXT: "text_encoders.clip_l.transformer.",
+        SECOND_TEXT: "text_encoders.clip_g.transformer.",
+    },
+}
 
 
 class FileForm(NamedTuple):
@@ -31,9 +41,10 @@ class FileForm(NamedTuple):
     def is_kohya(self) -> bool:
         return self.prefix.endswith("_")
 
-    def stem(self, path: str) -> str:
-        """A key without the tensor's ending."""
-        return self.prefix + (path.replace(".", "_") if self.is_kohya else path)
+    def stem(self, path: str, part: str = TRANSFORMER) -> str:
+        """A key without the tensor's ending, of a path as the form has it; of a text encoder CLIP's."""
+        prefix = self.prefix if part == TRANSFORMER else _ENCODERS[self.prefix][part]
+        return prefix + (path.replace(".", "_") if self.is_kohya else path)
 
 
 DIFFUSERS, COMFY = FileForm("transformer.", False), FileForm("diffusion_model.", True)
@@ -91,9 +102,8 @@ class TransformerLayout:
         """What a layer is called by itself in our hands; in a file it may be a part of a fused one."""
         return f"{place.part}.{place.path}"
 
-    def places(self, name: str) -> LayerPlace:
-        """The other way round."""
-        return LayerPlace(*name.split(".", 1))
+    def spells(self, name: str, place: LayerPlace) -> bool:
+        return name == self.name(place)
 
     def read(self, stem: str) -> WrittenLayer | None:
         """What a key without its tensor's ending stands for; None if it is no layer of this family."""
@@ -139,6 +149,22 @@ class TransformerLayout:
     @cached_property
     def _originals(self) -> dict[str, str]:
         return {one: path for path, rows in self.layers.items() for one in rows}
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether any weight of the original is several layers of diffusers."""
+        return any(len(rows) > 1 for rows in self.layers.values())
+
+    def lycoris(self, path: str) -> str:
+        """The stem of a layer's keys in a file of LyCORIS' kinds, one layer each, as ComfyUI reads them.
+
+        LyCORIS' own of diffusers' path, which ComfyUI puts on the rows of a fused weight; of a family without
+        those the original's path, which it knows for every family.
+        """
+        if self.is_fused:
+            return FileForm("lycoris_", False).stem(path)
+        layer = self.original(path)
+        return FileForm("lora_unet_", True).stem(path if layer is None else layer.path)
 
     def companions(self, paths: Collection[str], form: FileForm | None = None) -> list[str]:
         """Layers of diffusers that UIs want beside these, though untrained, in a file of a form.

@@ -1,0 +1,115 @@
+"""The layers of the published transformer bases, from lists, and the base that a file's layers fit.
+
+The lists are written by tests/published_transformers.py: what names the layers of a run has no part in them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+
+from lora_studio.families.layer_names.transformers import TransformerLayout, layouts
+
+_RANGE = re.compile(r"\[(\d+)-(\d+)\]")
+_OF_UNET = re.compile(r"(?:^|[._])(?:(?:down|up|input|output)_blocks|mid_block|middle_block)[._]")
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)  # each is itself alone
+class PublishedTransformer:
+    """A base that UIs know."""
+
+    title: str
+    key_list: str  # the file in key_lists/ of its layers
+    family: str  # whose layout it has
+
+    @property
+    def layout(self) -> TransformerLayout:
+        return layouts()[self.family]
+
+    @cached_property
+    def shapes(self) -> Mapping[str, Size]:
+        """The path of a layer, in diffusers or in the original checkpoint -> its weight's [out, in]."""
+        found: dict[str, Size] = {}
+        for line in files(__package__).joinpath("key_lists", self.key_list).read_text("utf-8").splitlines():
+            _, path, rows, columns = line.split(" ")
+            found |= dict.fromkeys(_expanded(path), (int(rows), int(columns)))
+        return found
+
+    def fitting(self, sizes: Mapping[str, Size | None]) -> int:
+        """How many layers, by their paths, it has in this size; of a file that does not tell it, in any."""
+        return sum(
+            path in self.shapes and (size is None or self.shapes[path] == size)
+            for path, size in sizes.items()
+        )
+
+
+def _expanded(path: str) -> Iterator[str]:
+    found = _RANGE.search(path)
+    if found is None:
+        yield path
+        return
+    for number in range(int(found[1]), int(found[2]) + 1):
+        yield f"{path[: found.start()]}{number}{path[found.end() :]}"
+
+
+PUBLISHED_TRANSFORMERS = (
+    PublishedTransformer("FLUX.1", "flux1.txt", "flux1"),
+    PublishedTransformer("Chroma", "chroma.txt", "chroma"),
+    PublishedTransformer("FLUX.2 klein 4B", "flux2_klein_4b.txt", "flux2"),
+    PublishedTransformer("FLUX.2 klein 9B", "flux2_klein_9b.txt", "flux2"),
+    PublishedTransformer("FLUX.2 dev", "flux2_dev.txt", "flux2"),
+    PublishedTransformer("SD3 medium", "sd3_medium.txt", "sd3"),
+    PublishedTransformer("SD3.5 medium", "sd35_medium.txt", "sd3"),
+    PublishedTransformer("SD3.5 large", "sd35_large.txt", "sd3"),
+    PublishedTransformer("Z-Image", "z_image.txt", "z_image"),
+    PublishedTransformer("Qwen-Image", "qwen_image.txt", "qwen_image"),
+    PublishedTransformer("Krea 2", "krea2.txt", "krea2"),
+    PublishedTransformer("Anima", "anima.txt", "anima"),
+)
+
+
+def fitting_base(
+    layout: TransformerLayout, sizes: Mapping[str, Size | None], version: str
+) -> PublishedTransformer | None:
+    """The published base of a layout that all of these layers fit best, or None if none fits any.
+
+    `version` is what the file says of itself, which decides between those that fit as well.
+    """
+    found = [(one.fitting(sizes), one) for one in PUBLISHED_TRANSFORMERS if one.layout is layout]
+    most, best = max(found, key=lambda pair: pair[0])
+    return best if most else None
+
+
+def layout_of_file(stems: Mapping[str, Size | None], version: str) -> TransformerLayout | None:
+    """The layout of the family that a file with these layers, by its keys' stems, is for; None if of none.
+
+    That which knows the most of them; of several, the one with a published base whose sizes are theirs; then
+    the one that the file names; then the first.
+    """
+    of_unet = sum(_OF_UNET.search(stem) is not None for stem in stems)
+    if 2 * of_unet >= len(stems):
+        return None
+    known = {layout: _paths(layout, stems) for layout in layouts().values()}
+    most = max(map(len, known.values()))
+    if most <= of_unet:
+        return None
+    likely = [layout for layout, paths in known.items() if len(paths) == most]
+    ranked = {layout: _rank(layout, known[layout], version) for layout in likely}
+    return max(likely, key=lambda layout: ranked[layout])
+
+
+def _paths(layout: TransformerLayout, stems: Mapping[str, Size | None]) -> dict[str, Size | None]:
+    found = {}
+    for stem, size in stems.items():
+        if (written := layout.read(stem)) is not None:
+            found[written.path] = size
+    return found
+
+
+def _rank(layout: TransformerLayout, sizes: Mapping[str, Size | None], version: str) -> tuple[int, bool]:
+    fitting = max(one.fitting(sizes) for one in PUBLISHED_TRANSFORMERS if one.layout is layout)
+    return fitting, bool(version) and version.startswith(layout.versions)

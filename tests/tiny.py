@@ -13,12 +13,23 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 from lora_studio.families.loading import POCKET_FOLDER
 from lora_studio.pocket.build import write_base
@@ -121,6 +132,84 @@ def base_sdxl(folder: Path, *, prediction: str = "epsilon", zero_terminal_snr: b
     return folder
 
 
+def base_z_image(folder: Path, *, shift: float = 3.0) -> Path:
+    """Z-Image's module tree: a refiner of each kind, two layers, a Qwen3, and 16 latent channels."""
+    torch.manual_seed(4)
+    tokenizer = chat_tokenizer()
+    pipeline = ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+        vae=flow_vae(),
+        text_encoder=Qwen3Model(
+            Qwen3Config(
+                vocab_size=len(tokenizer),
+                hidden_size=24,
+                intermediate_size=32,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=8,
+                max_position_embeddings=1024,
+            )
+        ),
+        tokenizer=tokenizer,
+        transformer=ZImageTransformer2DModel(
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=24,
+            axes_dims=[4, 6, 6],
+            axes_lens=[640, 64, 64],
+        ),
+    )
+    for name, weight in pipeline.transformer.named_parameters():
+        if "pad_token" in name:  # zero in one that was never trained: what is padded would not show
+            torch.nn.init.normal_(weight)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def flow_vae(*, channels: int = 16, shift: float | None = 0.1159, scale: float = 0.3611) -> AutoencoderKL:
+    """Two levels, so that latents have half of the image's sides and a token four pixels."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=channels,
+        norm_num_groups=2,
+        sample_size=64,
+        scaling_factor=scale,
+        shift_factor=shift,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+TEMPLATE = (  # of Qwen3's, what a message of the user's alone comes to
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+)
+
+
+def chat_tokenizer() -> Qwen2Tokenizer:
+    """Qwen's kind of tokenizer with a token for each byte, and its chat template."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    tokenizer = Qwen2Tokenizer(
+        {letter: number for number, letter in enumerate([*letters, "<|endoftext|>"])},
+        [],
+        eos_token="<|im_end|>",
+        extra_special_tokens=["<|im_start|>"],
+        model_max_length=1024,
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 BASES = {
     "sd15": random_base,
@@ -128,6 +217,7 @@ BASES = {
     "sd2 v": partial(base_sd2, prediction="v_prediction"),
     "sdxl": base_sdxl,
     "sdxl v zero-snr": partial(base_sdxl, prediction="v_prediction", zero_terminal_snr=True),
+    "z_image": base_z_image,
 }
 """A miniature of every family, in each of its kinds of prediction."""
 

@@ -12,10 +12,10 @@ from lora_studio.data.batches import BatchPlan
 from lora_studio.data.cache.encode import OnProgress, TextCache
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.families.base import Conditioning, ModelFamily
-from lora_studio.families.text_chunks import join
 from lora_studio.processes import ALONE, Processes, to_device
 
 MOST_TEXTS = 1000  # kept on the device: a quarter of a gigabyte of SD1.5's conditioning in float32
+Join = Callable[[Sequence[Conditioning], Conditioning], Conditioning]  # as `ModelFamily.join`
 MOST_LOOKED_AT = 2_000_000  # showings: half a minute
 
 
@@ -54,8 +54,13 @@ class ConditioningCache:
     """
 
     def __init__(
-        self, ready: Mapping[str, Conditioning], find: Callable[[str], Conditioning], device: torch.device
+        self,
+        ready: Mapping[str, Conditioning],
+        find: Callable[[str], Conditioning],
+        join: Join,
+        device: torch.device,
     ) -> None:
+        self._join = join
         self._ready = {caption: _to(value, device) for caption, value in ready.items()}
         self._made = lru_cache(maxsize=MOST_TEXTS)(lambda caption: _sent(find(caption), device))
         self.num_bytes = sum(
@@ -65,7 +70,7 @@ class ConditioningCache:
     def batch(self, captions: Sequence[str]) -> Conditioning:
         """The captions' conditioning in one batch, as long as the longest of them needs."""
         empty, *found = (self._ready.get(one) or self._made(one) for one in ["", *captions])
-        return join(found, empty=empty)
+        return self._join(found, empty)
 
 
 def prepare_texts(
@@ -97,7 +102,7 @@ def prepare_texts(
             return cache.load_or_encode([caption], encode)[caption]
         return cache.encode(caption, encode)
 
-    return ConditioningCache(ready, find, device)
+    return ConditioningCache(ready, find, family.join, device)
 
 
 def _to(conditioning: Conditioning, device: torch.device) -> Conditioning:

@@ -60,10 +60,9 @@ def render(
                 numbers = range(first, first + len(group))
                 drawn = pipeline(
                     **_side_by_side(group),
+                    **family.guided_by(config.guidance),
                     generator=[generator(config.seed, "preview", number) for number in numbers],
                     num_inference_steps=config.steps,
-                    guidance_scale=config.guidance,
-                    guidance_rescale=family.guidance_rescale,
                     height=side,
                     width=side,
                     callback_on_step_end=after,
@@ -77,14 +76,18 @@ def drawn_together(side: int) -> int:
     return max(1, MOST_TOGETHER // side**2)
 
 
-def _side_by_side(prompts: Sequence[Mapping[str, Tensor | None]]) -> dict[str, Tensor]:
+def _side_by_side(
+    prompts: Sequence[Mapping[str, Tensor | list[Tensor] | None]],
+) -> dict[str, Tensor | list[Tensor]]:
     """Without those that are None of every prompt, such as the negative ones where nothing is guided."""
-    tensors = {name: [prompt[name] for prompt in prompts] for name in prompts[0]}
-    return {
-        name: torch.cat([tensor for tensor in given if tensor is not None])
-        for name, given in tensors.items()
-        if given[0] is not None
-    }
+    given = {name: [prompt[name] for prompt in prompts] for name in prompts[0]}
+    return {name: _joined(values) for name, values in given.items() if values[0] is not None}
+
+
+def _joined(given: Sequence[Tensor | list[Tensor] | None]) -> Tensor | list[Tensor]:
+    if isinstance(given[0], list):
+        return [tensor for one in given if isinstance(one, list) for tensor in one]
+    return torch.cat([one for one in given if isinstance(one, Tensor)])
 
 
 def decoder_of(family: ModelFamily) -> AutoencoderKL:

@@ -13,5 +13,6 @@ FAMILIES: Registry["type[ModelFamily]"] = Registry(
         "sd15": "lora_studio.families.unet:StableDiffusion15",
         "sd2": "lora_studio.families.unet:StableDiffusion2",
         "sdxl": "lora_studio.families.unet.sdxl:StableDiffusionXL",
+        "z_image": "lora_studio.families.transformers.z_image:ZImage",
     },
 )

@@ -28,6 +28,7 @@ from lora_studio.families.fingerprints import (
 from lora_studio.families.stored import drop_weights
 from lora_studio.objectives.base import Objective, ObjectiveOptions
 from lora_studio.quantization import has_tensors
+from lora_studio.recipe.data import MOST_CHUNKS
 
 Conditioning = dict[str, "Tensor"]
 """The text side, batch first. Only the family that wrote it reads it; cache and loop just carry it."""
@@ -92,6 +93,7 @@ class ModelFamily(ABC):
     file_layout: ClassVar[TransformerLayout | None] = None
     # Name of a choice of blocks -> part -> patterns of the layers that learn then, and no others.
     block_choices: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
+    most_chunks: ClassVar[int] = MOST_CHUNKS  # windows that captions can fill; 1: they are read in one go
 
     max_chunks: int = 1  # windows of its text encoder that a caption may fill; to be set before encoding
     pinned_parts: frozenset[str] = frozenset()  # that stay where they are, whatever `place` is told
@@ -113,7 +115,18 @@ class ModelFamily(ABC):
     @classmethod
     @abstractmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
-        """Whether configurations (by part, plus "scheduler") without a `refusal` are of this family."""
+        """Whether configurations (by part, plus "scheduler") without a `refusal` are of this family.
+
+        The denoiser's own class is looked at first: no base is recognised by two families.
+        """
+
+    @classmethod
+    def refusal(cls, configurations: Mapping[str, Mapping[str, object]]) -> str:
+        """Why a base of this family's kind, or of a relative of it, cannot be trained; empty if it can.
+
+        Empty, too, for bases with the denoiser of others.
+        """
+        return ""
 
     @property
     @abstractmethod
@@ -139,6 +152,10 @@ class ModelFamily(ABC):
     def guidance_rescale(self) -> float:
         """How far its pipeline scales a guided prediction back to the other's spread: 0 not, 1 fully."""
         return 0.0
+
+    def guided_by(self, guidance: float) -> dict[str, object]:
+        """What its pipeline takes for classifier-free guidance of this strength, of which 1 is none."""
+        return {"guidance_scale": guidance}
 
     @property
     def convolutions(self) -> dict[str, tuple[str, ...]]:
@@ -186,6 +203,10 @@ class ModelFamily(ABC):
         """Captions -> conditioning as long as the longest of `captions` and `like`; gradients may flow."""
 
     @abstractmethod
+    def join(self, rows: Sequence[Conditioning], empty: Conditioning) -> Conditioning:
+        """One batch of captions' conditioning [1, ...], each as it is alone; `empty`: an empty caption's."""
+
+    @abstractmethod
     def denoise(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor
     ) -> Tensor:
@@ -227,15 +248,21 @@ class ModelFamily(ABC):
     @abstractmethod
     def encode_prompt(
         self, pipeline: DiffusionPipeline, prompt: str, negative_prompt: str, *, guided: bool
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Tensor | list[Tensor]]:
         """What its pipeline takes in place of a prompt, so that it needs no text encoder any more.
 
-        `guided`: with classifier-free guidance, for which alone the negative prompt is encoded.
+        Batch first, or one tensor in a list where its pipeline takes a list of unequal ones. `guided`: with
+        classifier-free guidance, for which alone the negative prompt is encoded.
         """
 
     @property
     def text_encoders(self) -> list[str]:
         return [name for name in self.parts if name.startswith("text_encoder")]
+
+    @property
+    def caption_tokenizers(self) -> Tokenizers:
+        """Those whose `model_max_length` says how much of a caption is read."""
+        return self.tokenizers
 
     def tokenizer_of(self, text_encoder: str) -> PreTrainedTokenizerBase:
         return self.tokenizers[text_encoder.replace("text_encoder", "tokenizer")]

@@ -61,6 +61,16 @@ RANGES: Mapping[str, Mapping[str, Bounds]] = {
             ("bos_token_id", "eos_token_id", "pad_token_id"), Bounds(0, _MOST_NUMBER, whole=True)
         ),
     },
+    "language_model": {
+        "num_attention_heads": Bounds(1, 1024, whole=True, needed=True),
+        "rms_norm_eps": _EPSILON,
+        "attention_dropout": _SHARE,
+    },
+    "flow_scheduler": {
+        "shift": _FACTOR,
+        **dict.fromkeys(("base_shift", "max_shift"), Bounds(-10, 10)),
+        **dict.fromkeys(("base_image_seq_len", "max_image_seq_len"), Bounds(1, _MOST_NUMBER, whole=True)),
+    },
     "scheduler": {
         "num_train_timesteps": _NUM_BETAS,
         "beta_start": _BETA,
@@ -73,7 +83,10 @@ _WORDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "unet": {"act_fn": _ACTIVATIONS},
     "vae": {"act_fn": _ACTIVATIONS},
 }
-_COUNTS = re.compile(r"layers_per_block|(reverse_)?transformer_layers_per_block|num_hidden_layers")
+_COUNTS = re.compile(
+    r"layers_per_block|(reverse_)?transformer_layers_per_block|num_hidden_layers|num_(single_)?layers"
+    r"|n(_refiner)?_layers"
+)
 _LEVELS = re.compile(r"(down|up)_block_types|block_out_channels|attention_head_dim|num_attention_heads")
 
 
@@ -112,8 +125,8 @@ def _values(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def fault_of(part: str, config: Mapping[str, Any], shapes: Shapes) -> str:
-    """What no part of Stable Diffusion says, or more layers than its weights can be of; else ""."""
-    return next(_faults(_kind(part), config, shapes), "")
+    """What no part of a base that is known says, or more layers than its weights can be of; else ""."""
+    return next(_faults(_kind_of(part, config), config, shapes), "")
 
 
 def contradiction(part: str, config: Mapping[str, Any], shapes: Shapes) -> str:
@@ -130,6 +143,15 @@ def contradiction(part: str, config: Mapping[str, Any], shapes: Shapes) -> str:
 
 def _kind(part: str) -> str:
     return "text_encoder" if part.startswith("text_encoder") else part
+
+
+def _kind_of(part: str, config: Mapping[str, Any]) -> str:
+    """As `_kind`, with a language model told from a CLIP; a scheduler of flow matching has no betas."""
+    if part.startswith("text_encoder") and "clip" not in str(config.get("model_type", "clip")):
+        return "language_model"
+    if part == "scheduler" and "FlowMatch" in str(config.get("_class_name")):
+        return "flow_scheduler"
+    return _kind(part)
 
 
 def _faults(kind: str, config: Mapping[str, Any], shapes: Shapes) -> Iterator[str]:
@@ -160,7 +182,8 @@ def tokenizer_fault(tokenizer: PreTrainedTokenizerBase, words: int, places: int)
 
     One that says no length, or a longer one, gets the encoder's.
     """
-    marks = [getattr(tokenizer, f"{one}_token_id", None) for one in ("bos", "eos", "pad")]
+    needed = ("bos", "eos", "pad") if type(tokenizer).__name__.startswith("CLIP") else ("eos", "pad")
+    marks = [getattr(tokenizer, f"{one}_token_id", None) for one in needed]
     if not all(isinstance(one, int) and 0 <= one < words for one in marks):
         return "has no marks of begin, end and padding that the text encoder knows"
     if len(tokenizer) > words:

@@ -20,13 +20,21 @@ from lora_studio.files import cache_folder, digest, write_atomically
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from lora_studio.families.stored import Change, StoredPart
 
 MEMORY = "fingerprints.json"  # in the cache folder
 _MOST = 1000  # files, and parts, that are remembered
 _GLANCE = 16  # numbers of a tensor
+_OF_LIBRARIES = (
+    "transformers_version",
+    "_name_or_path",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "architectures",
+)
 Stamp = tuple[int, ...]
 
 
@@ -150,7 +158,8 @@ def _exact(part: nn.Module, source: PartSource) -> Iterable[tuple[str, Tensor]]:
 
 
 def _scale(part: nn.Module) -> str:
-    return str(getattr(part.config, "scaling_factor", ""))
+    shift = getattr(part.config, "shift_factor", None)
+    return f"{getattr(part.config, 'scaling_factor', '')}{'' if shift is None else f' - {shift}'}"
 
 
 def _of_weights(part: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -237,11 +246,18 @@ def reading_fingerprint(
     """How text encoders read, apart from their weights: SD1 fills a window up with other tokens than SD2."""
     found = hashlib.sha256()
     for name, encoder in sorted(encoders.items()):
-        config = encoder.config
-        found.update(f"{name} {config.hidden_act} {config.num_attention_heads}".encode())
+        found.update(f"{name} {_facts(encoder.config)}".encode())
     for name, tokenizer in sorted(tokenizers.items()):
         found.update(f"{name} {_reading(tokenizer)}".encode())
     return found.hexdigest()
+
+
+def _facts(config: PretrainedConfig) -> str:
+    """Of a CLIP the two that published ones differ in; of another all that is no fact of a library."""
+    if "clip" in config.model_type:
+        return f"{config.hidden_act} {config.num_attention_heads}"
+    said = {key: value for key, value in config.to_dict().items() if key not in _OF_LIBRARIES}
+    return json.dumps(said, sort_keys=True, default=str)
 
 
 def _reading(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -249,4 +265,5 @@ def _reading(tokenizer: PreTrainedTokenizerBase) -> str:
     stored = json.loads(tokenizer.backend_tokenizer.to_str())
     marks = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
     kept = [stored[key] for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")]
-    return json.dumps([marks, tokenizer.model_max_length, kept], sort_keys=True)
+    template = [tokenizer.chat_template] if tokenizer.chat_template else []
+    return json.dumps([marks, tokenizer.model_max_length, kept, *template], sort_keys=True)

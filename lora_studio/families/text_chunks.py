@@ -105,7 +105,7 @@ def encode_chunks(ids: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
     return states.reshape(len(ids), -1, states.shape[-1])
 
 
-def join(rows: Sequence[Conditioning], empty: Conditioning) -> Conditioning:
+def join_windows(rows: Sequence[Conditioning], empty: Conditioning) -> Conditioning:
     """One batch of conditioning [1, ...]; shorter ones are filled up with `empty`, A1111's empty chunks."""
     import torch
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 import torch
@@ -12,6 +13,9 @@ from torch import Generator, Tensor
 
 from lora_studio.objectives.noise import pyramid
 from lora_studio.objectives.timesteps import DrawPosition, Spread, Timesteps
+
+Density = Literal["auto", "logit_normal", "uniform", "weighted"]
+SigmaWeighting = Literal["none", "bell", "cosmap"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,21 @@ class ObjectiveOptions:
     input_perturbation: float = 0.0
     loss: Literal["l2", "huber", "smooth_l1"] = "l2"
     loss_delta: float = 1.0
+    density: Density = "auto"
+    shift: float | Literal["auto"] = "auto"
+    sigma_weighting: SigmaWeighting = "none"
+
+
+def meaningless(options: ObjectiveOptions, why: Mapping[str, str], base: str) -> Iterator[str]:
+    """Why each of the options is refused that asks for something that a kind of base does not have.
+
+    At its default, and switched off, an option asks for nothing.
+    """
+    defaults = {one.name: one.default for one in fields(ObjectiveOptions)}
+    for name, reason in why.items():
+        value = getattr(options, name)
+        if value not in (defaults[name], 0):
+            yield f"objective.{name} is {value!r}, but the base {base}, {reason}."
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lora_studio.objectives.base import NoisyBatch, Objective
+from lora_studio.errors import RecipeError
+from lora_studio.objectives.base import NoisyBatch, Objective, meaningless
 from lora_studio.objectives.timesteps import Timesteps
 from lora_studio.processes import to_device
+
+_OF_FLOW = "which has timesteps in place of flow matching's sigmas"
+_MEAN_NOTHING = {
+    "density": f"{_OF_FLOW}; leave it out, and see objective.timestep_bias",
+    "shift": f"{_OF_FLOW}; leave it out, and see objective.timestep_bias",
+    "sigma_weighting": f"{_OF_FLOW}; leave it out, and see objective.weighting",
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,11 @@ class Diffusion(Objective):
 
     alphas: Tensor
     prediction: Literal["epsilon", "v_prediction"]
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for options that mean nothing here, one sentence each."""
+        if faults := list(meaningless(self, _MEAN_NOTHING, "was trained by discrete diffusion")):
+            raise RecipeError("\n".join(faults))
 
     def timesteps_of(self, shape: tuple[int, ...]) -> Timesteps:
         return Timesteps(self.timesteps, *self.timestep_range, self.timestep_bias)

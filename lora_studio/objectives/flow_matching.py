@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lora_studio.errors import RecipeError
-from lora_studio.objectives.base import NoisyBatch, Objective, ObjectiveOptions
-from lora_studio.objectives.sigmas import FlowSchedule
+from lora_studio.objectives.base import NoisyBatch, Objective, ObjectiveOptions, meaningless
+from lora_studio.objectives.sigmas import FlowSchedule, StaticShift
 from lora_studio.objectives.timesteps import Timesteps
 from lora_studio.processes import to_device
 
@@ -37,7 +36,7 @@ class FlowMatching(Objective):
     schedule: FlowSchedule
 
     def __post_init__(self) -> None:
-        if faults := list(meaningless_options(self)):
+        if faults := list(meaningless(self, _MEAN_NOTHING, "was trained by flow matching")):
             raise RecipeError("\n".join(faults))
 
     def timesteps_of(self, shape: tuple[int, ...]) -> Timesteps:
@@ -58,13 +57,13 @@ class FlowMatching(Objective):
         return NoisyBatch((1 - mixed) * clean + mixed * seen, sigma, noise - clean, weight)
 
 
-def meaningless_options(options: ObjectiveOptions) -> Iterator[str]:
-    """Why each of the options is refused that asks for something that flow matching does not have.
-
-    At its default, and switched off, an option asks for nothing.
-    """
-    defaults = {one.name: one.default for one in fields(ObjectiveOptions)}
-    for name, why in _MEAN_NOTHING.items():
-        value = getattr(options, name)
-        if value not in (defaults[name], 0):
-            yield f"objective.{name} is {value!r}, but the base was trained by flow matching, {why}."
+def as_asked(schedule: FlowSchedule, options: ObjectiveOptions) -> FlowSchedule:
+    """A base's own schedule with what the recipe wants otherwise."""
+    wanted: dict[str, object] = {}
+    if options.density != "auto":
+        wanted["density"] = options.density
+    if options.shift != "auto":
+        wanted["shift"] = StaticShift(options.shift)
+    if options.sigma_weighting != "none":
+        wanted["weighting"] = options.sigma_weighting
+    return replace(schedule, **wanted)  # type: ignore[arg-type]

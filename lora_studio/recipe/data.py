@@ -217,9 +217,9 @@ class DataConfig(Section):
         return (self.resolution, *self.extra_resolutions)
 
 
-def one_more_chunk(chunks: int) -> str:
-    """The setting that allows one window more than `chunks`; empty if a recipe may not ask for that."""
-    return f"data.max_token_chunks = {chunks + 1}" if chunks < MOST_CHUNKS else ""
+def one_more_chunk(chunks: int, most: int = MOST_CHUNKS) -> str:
+    """The setting that allows one window more than `chunks`; empty if `most` are allowed already."""
+    return f"data.max_token_chunks = {chunks + 1}" if chunks < most else ""
 
 
 POCKET = "pocket"  # the base in the package

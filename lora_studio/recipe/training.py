@@ -231,8 +231,26 @@ class ObjectiveConfig(Section):
         1.0, gt=0, le=10, description="for huber and smooth_l1: the error above which it counts linearly"
     )
 
+    density: Literal["auto", "logit_normal", "uniform", "weighted"] = Field(
+        "auto",
+        description="flow matching: how often sigmas are drawn; auto: logit_normal; weighted: as often as "
+        "sigma_weighting says, in place of weighting their losses",
+    )
+    shift: Annotated[float, Field(ge=0.01, le=100)] | Literal["auto"] = Field(
+        "auto",
+        description="flow matching: above 1 draws more noise, below 1 less; auto: as the base's scheduler",
+    )
+    sigma_weighting: Literal["none", "bell", "cosmap"] = Field(
+        "none", description="flow matching: what the loss counts at each sigma; both count the middle more"
+    )
+
     @model_validator(mode="after")
     def _what_goes_together(self) -> ObjectiveConfig:
+        if self.density == "weighted" and self.sigma_weighting == "none":
+            raise ValueError(
+                "objective.density is 'weighted', but objective.sigma_weighting gives no weight to draw by; "
+                'set that to "bell" or "cosmap", or take another density.'
+            )
         lowest, highest = self.timestep_range
         if not highest - lowest >= LEAST_RANGE:
             raise ValueError(

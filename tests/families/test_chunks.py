@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
-from lora_studio.families.text_chunks import clip_ids, join, split_tokens
+from lora_studio.families.text_chunks import clip_ids, join_windows, split_tokens
 
 COMMA = -1
 
@@ -108,7 +108,7 @@ def test_shorter_captions_beside_a_long_one_get_empty_windows(family: ModelFamil
         alone = {caption: family.encode_text([caption]) for caption in (short, long, "")}
         beside = family.encode_text([short], like=[long])["text"]
     assert [alone[caption]["text"].shape[1] for caption in (short, long, "")] == [32, 96, 32]
-    joined = join([alone[short], alone[long]], empty=alone[""])["text"]
+    joined = join_windows([alone[short], alone[long]], empty=alone[""])["text"]
     torch.testing.assert_close(both, joined, atol=1e-5, rtol=1e-4)
     assert torch.equal(joined[0, 32:64], alone[""]["text"][0]) and torch.equal(
         joined[0, 64:], joined[0, 32:64]
@@ -118,6 +118,6 @@ def test_shorter_captions_beside_a_long_one_get_empty_windows(family: ModelFamil
 
 def test_what_has_no_length_is_joined_as_it_is() -> None:
     rows = [{"text": torch.rand(1, 4, 2), "pooled": torch.rand(1, 5)} for _ in range(3)]
-    joined = join(rows, empty=rows[0])
+    joined = join_windows(rows, empty=rows[0])
     assert torch.equal(joined["pooled"], torch.cat([row["pooled"] for row in rows]))
     assert joined["text"].shape == (3, 4, 2)

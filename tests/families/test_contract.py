@@ -43,15 +43,23 @@ TRAITS = {
     "sd2 v": ("sd_v2_v", True, "stable-diffusion-v2-768-v/lora", "v"),
     "sdxl": ("sdxl_base_v1-0", False, "stable-diffusion-xl-v1-base/lora", "epsilon"),
     "sdxl v zero-snr": ("sdxl_base_v1-0", False, "stable-diffusion-xl-v1-base/lora", "v"),
+    "z_image": ("z_image", False, "Z-Image/lora", ""),
 }
+CARDS = {"sd15": "SD1", "sd2": "SD2", "sdxl": "SDXL", "z_image": "Z-Image"}
+UNETS = [name for name in BASES if name.startswith("sd") and not name.startswith("sd3")]
+SHAPES = dict.fromkeys(UNETS, (4, 4, 8)) | {"z_image": (16, 2, 4)}
+"""Channels of latents, pixels of a latent's side, and of a bucket's sides."""
 CHECKPOINTING = "machine.gradient_checkpointing=true"
 BOTH_SIDES = ("adapter.text_encoder=true", "training.text_encoder_learning_rate=1e-3")
-CHECKPOINTED = ("ResnetBlock2D", "CLIPEncoderLayer")
+CHECKPOINTED = ("ResnetBlock2D", "CLIPEncoderLayer", "ZImageTransformerBlock")
 BaseOf = Callable[[str], Path]
 each_tree = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (" " in name)) for name in BASES], indirect=True
 )
 """Every base; those that differ from another one in what they predict alone are slow tests."""
+
+
+each_unet = pytest.mark.parametrize("name", UNETS, indirect=True)
 
 
 @pytest.fixture(scope="module", params=BASES)
@@ -88,21 +96,23 @@ def test_every_family_has_a_miniature(base_of: BaseOf) -> None:
 def test_the_file_says_of_its_base_what_uis_look_for(name: str, family: ModelFamily) -> None:
     assert tuple(vars(family.traits).values()) == TRAITS[name]
     version = {"ss_base_model_version": family.traits.base_model_version}
-    assert card_version(version) == name.partition(" ")[0].upper().replace("SD15", "SD1")
+    assert card_version(version) == CARDS[name.partition(" ")[0]]
 
 
-def test_shapes_of_images_texts_and_answers(family: ModelFamily) -> None:
-    assert (family.native_side, family.stride) == (64, 8)
+def test_shapes_of_images_texts_and_answers(name: str, family: ModelFamily) -> None:
+    channels, pixels, stride = SHAPES[name]
+    assert (family.native_side, family.stride, family.pixels_per_latent) == (64, stride, pixels)
     with torch.no_grad():
         mean, std = family.encode_image(torch.zeros(2, 3, 64, 72))
         conditioning = family.encode_text(CAPTIONS[:2])
-        timestep, sizes = torch.tensor([1, 999]), torch.tensor([[64.0, 72, 0, 0, 64, 72]] * 2)
+        timestep, sizes = family.probe_inputs().timestep, torch.tensor([[64.0, 72, 0, 0, 64, 72]] * 2)
         answer = family.denoise(mean, timestep, conditioning, sizes)
-    assert mean.shape == std.shape == answer.shape == (2, 4, 16, 18)
+    assert mean.shape == std.shape == answer.shape == (2, channels, 64 // pixels, 72 // pixels)
     assert (std > 0).all() and answer.isfinite().all()
     assert all(len(value) == 2 for value in conditioning.values())
 
 
+@each_unet
 def test_conditioning_is_what_the_pipelines_encode_prompt_makes(
     family: ModelFamily, pipeline: DiffusionPipeline
 ) -> None:
@@ -113,6 +123,7 @@ def test_conditioning_is_what_the_pipelines_encode_prompt_makes(
         torch.testing.assert_close(ours[key], theirs[key], atol=1e-6, rtol=1e-5)
 
 
+@each_unet
 def test_one_step_of_the_pipeline_asks_the_unet_what_we_ask_it(
     family: ModelFamily, pipeline: DiffusionPipeline, name: str
 ) -> None:
@@ -157,6 +168,7 @@ def test_geometry_is_what_the_pipeline_makes_time_ids_of(pipeline: DiffusionPipe
     assert torch.equal(torch.tensor([geometry(record)]), theirs)
 
 
+@each_unet
 def test_geometry_changes_the_answer_of_the_family_that_reads_it(name: str, family: ModelFamily) -> None:
     with torch.no_grad():
         conditioning = family.encode_text([""])
@@ -172,12 +184,12 @@ def gradients_of(family: ModelFamily, *, checkpointing: bool) -> dict[str, Tenso
     """Of every adapter, in all parts that can be trained, from one backward pass."""
     options = AdapterOptions("lora", rank=2, alpha=2.0, seed=0)
     adapters = inject(family.parts, family.targets, options, canonical_path=family.canonical_path)
-    assert set(adapters.parts) == {part for part in family.parts if part != "vae"}
+    assert set(adapters.parts) == set(family.targets)
     for layer in adapters.layers:  # while `up` is zero, nothing reaches `down`
         torch.nn.init.normal_(layer.tensors["up"], std=0.02, generator=generator(layer.name))
     config = MachineConfig(gradient_checkpointing=checkpointing)
     Machine(torch.device("cpu"), torch.float32, config=config).speed_up(family, adapters.parts)
-    latents = torch.randn(2, 4, 16, 16, generator=generator("x"))
+    latents = family.probe_inputs().latents
     noised = family.objective(ObjectiveOptions(timesteps="uniform")).noise(latents, generator("y"))
     conditioning = family.encode_text(CAPTIONS[1:])
     answer = family.denoise(noised.latents, noised.timestep, conditioning, torch.full((2, 6), 64.0))
@@ -222,11 +234,11 @@ def test_every_kind_of_adapter_keeps_its_promises_in_every_family(
     """In all layers that it can be in: the pieces of adapters/test_contract.py, through a whole base."""
     family = load_base(str(base_of(name)))
     before = {part: module.state_dict() for part, module in load_base(str(base_of(name))).parts.items()}
-    latents = torch.randn(1, 4, 16, 16, generator=generator("x"))
+    latents, timestep, _ = (one[:1] for one in family.probe_inputs())
 
     def answer() -> Tensor:
         text = family.encode_text(CAPTIONS[1:2])
-        return family.denoise(latents, torch.tensor([500]), text, torch.full((1, 6), 64.0))
+        return family.denoise(latents, timestep, text, torch.full((1, 6), 64.0))
 
     with torch.no_grad():
         base = answer()
@@ -276,6 +288,7 @@ def test_every_kind_of_adapter_keeps_its_promises_in_every_family(
     assert (merged - tuned).norm() < 1e-3 * (tuned - base).norm()
 
 
+@each_unet
 def test_the_noise_is_that_of_diffusers_scheduler(family: ModelFamily, pipeline: DiffusionPipeline) -> None:
     theirs = DDPMScheduler.from_config(pipeline.scheduler.config)
     objective = family.objective(ObjectiveOptions())
@@ -301,6 +314,7 @@ def test_every_schedule_is_diffusers(schedule: str, zero: bool) -> None:
     assert (ours[-1] == 0) == zero
 
 
+@each_unet
 def test_weights_are_finite_over_the_whole_of_every_schedule(family: ModelFamily) -> None:
     for weighting in ("min_snr", "debiased"):
         objective = family.objective(ObjectiveOptions(weighting=weighting))  # type: ignore[arg-type]
@@ -324,19 +338,24 @@ def test_noise_that_cannot_be_trained_on_is_one_sentence(case: str) -> None:
         read_schedule(scheduler)
 
 
-@each_tree
+def _sides(name: str) -> tuple[str, ...]:
+    """The text encoders are trained, too, where they can be."""
+    return BOTH_SIDES if name in UNETS else ()
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl"], indirect=True)
 def test_a_run_ends_with_a_file_that_diffusers_loads_whole(
     name: str, base_of: BaseOf, pipeline: DiffusionPipeline, images: Path, tmp_path: Path
 ) -> None:
     preview = '[samples]\nprompts = ["a red ball"]\nsteps = 2\nguidance = 2\n'
     path = tmp_path / "recipe.toml"
     path.write_text(recipe_text(images, str(base_of(name)), steps=2, extra=preview), "utf-8")
-    result = train(load_recipe(path, changes=BOTH_SIDES), tmp_path / "run")
+    result = train(load_recipe(path, changes=_sides(name)), tmp_path / "run")
     assert isinstance(result, Finished) and result.report.ok, result
     file = open_lora(result.lora_file)
     assert file.metadata["ss_base_model_version"] == TRAITS[name][0]
     assert file.metadata["ss_v2"] == str(TRAITS[name][1])
-    assert file.metadata["modelspec.prediction_type"] == TRAITS[name][3]
+    assert file.metadata.get("modelspec.prediction_type", "") == TRAITS[name][3]
     pipeline.load_lora_weights(result.folder, weight_name=result.lora_file.name)
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     loaded = [key for part in parts for key, _ in part.named_modules() if key.endswith("lora_A.default_0")]
@@ -349,7 +368,7 @@ def test_training_leaves_every_byte_of_the_base(
 ) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(recipe_text(images, str(base_of(name)), steps=2), "utf-8")
-    changes = (*BOTH_SIDES, CHECKPOINTING)
+    changes = (*_sides(name), CHECKPOINTING)
     session = prepare(load_recipe(path, changes=changes), Run(tmp_path), ignore_events)
     session.loop.run(1)
     session.run.close()

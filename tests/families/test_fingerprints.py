@@ -27,7 +27,8 @@ PART, WEIGHTS = "text_encoder", "text_encoder/model.safetensors"
 def by_formula(part: nn.Module) -> str:
     """As every version has computed it, so that caches and the records of finished files stay good."""
     whole = hashlib.sha256(type(part).__name__.encode())
-    whole.update(str(getattr(part.config, "scaling_factor", "")).encode())
+    shift = getattr(part.config, "shift_factor", None)  # no VAE of the first version's bases has one
+    whole.update(f"{getattr(part.config, 'scaling_factor', '')}{f' - {shift}' if shift else ''}".encode())
     for name, tensor in sorted(part.state_dict().items()):
         whole.update(name.encode())
         whole.update(tensor.float().numpy().tobytes())

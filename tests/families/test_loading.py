@@ -89,14 +89,17 @@ def test_the_refiner_is_refused(copy_of: Callable[[str], Path]) -> None:
     assert "refiner" in refusal_of(folder)
 
 
-def test_a_transformer_is_refused(tmp_path: Path) -> None:
-    parts = {"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
+def test_a_transformer_that_no_family_knows_is_refused(tmp_path: Path) -> None:
+    parts = {"transformer": "HunyuanDiT2DModel", "vae": "AutoencoderKL"}
     index = {name: ["diffusers", class_name] for name, class_name in parts.items()}
     for name, class_name in parts.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"_class_name": class_name}), "utf-8")
     (tmp_path / "model_index.json").write_text(json.dumps(index), "utf-8")
-    assert "a transformer instead of a UNet" in refusal_of(tmp_path)
+    assert (
+        "is of a kind that is not supported yet (HunyuanDiT2DModel); supported: sd15, sd2, sdxl, z_image"
+        in (refusal_of(tmp_path))
+    )
 
 
 def test_text_encoders_of_another_model_are_refused(copy_of: Callable[[str], Path]) -> None:
@@ -109,7 +112,7 @@ def test_text_encoders_of_another_model_are_refused(copy_of: Callable[[str], Pat
 def test_every_part_that_lacks_is_named(name: str, base_of: BaseOf, copy_of: Callable[[str], Path]) -> None:
     needs = load_base(str(base_of(name)), weights=False).needs
     folder = copy_of(name)
-    gone = [part for part in needs if part not in ("unet", "text_encoder")]
+    gone = [part for part in needs if part not in ("unet", "transformer", "text_encoder")]
     for part in gone:
         shutil.rmtree(folder / part)
     assert f"lacks the part(s) {', '.join(gone)}" in refusal_of(folder)

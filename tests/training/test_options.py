@@ -107,6 +107,9 @@ EXPORTS = {
 ELSEWHERE = {
     "adapter.blocks": "test_adapters.py",
     "adapter.init_from": "test_warm_start.py",
+    "objective.density": "../families/test_z_image.py",
+    "objective.shift": "../families/test_z_image.py",
+    "objective.sigma_weighting": "../families/test_z_image.py",
     "base.model": "test_run_folder.py",
     "base.vae": "test_caches.py",
     "base.text_encoder": "../families/test_transformer_files.py",

@@ -30,6 +30,7 @@ data.regularization_images.steps data.regularization_images.guidance data.regula
 adapter.kind adapter.rank adapter.alpha adapter.text_encoder objective.weighting objective.snr_gamma
 objective.noise_offset objective.preservation objective.masked_preservation objective.timesteps
 objective.timestep_range objective.timestep_bias objective.multires_noise objective.input_perturbation
+objective.density objective.shift objective.sigma_weighting
 objective.loss objective.loss_delta training.optimizer_options training.lr_schedule_floor training.steps
 training.epochs training.batch_size training.gradient_accumulation training.learning_rate
 training.text_encoder_learning_rate training.optimizer training.weight_decay training.lr_schedule

@@ -76,7 +76,7 @@ def caption_too_long(case: Case) -> Iterator[Finding]:
     """Captions that are longer than the text encoder reads."""
     tokenizers, chunks = case.requirements.tokenizers.values(), case.requirements.max_chunks
     advice = "Shorten it or put what matters in front."
-    if setting := one_more_chunk(chunks):
+    if setting := one_more_chunk(chunks, case.requirements.most_chunks):
         advice = f"Shorten it, put what matters in front, or let a recipe read more of it ({setting})."
     for record in case.manifest.usable:
         for caption in case.captions(record):

@@ -27,7 +27,7 @@ from lora_studio.data.images.decode import MAX_PIXELS, DecodedImage, reopen, reo
 from lora_studio.data.images.threads import in_threads
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.families.text_chunks import Tokenizer
-from lora_studio.recipe.data import DataConfig
+from lora_studio.recipe.data import MOST_CHUNKS, DataConfig
 
 _LEAST_CONTRAST = 1.0  # a plain image looks like every other one
 SOMEWHAT_SOFT = 0.55  # edge width from which traces of enlarging are looked for
@@ -59,6 +59,7 @@ class Requirements:
     stride: int  # of the sides of buckets
     tokenizers: Mapping[str, Tokenizer]
     max_chunks: int = 1  # windows of the text encoders that a caption may fill
+    most_chunks: int = MOST_CHUNKS  # that a recipe may allow
     wildcards: bool = False  # one of the words in {a|b} is drawn
     prompts: Sequence[tuple[str, str]] = ()  # of previews and drawn images: a recipe's key, and its text
     base_notes: Sequence[str] = ()  # what the base's user should know

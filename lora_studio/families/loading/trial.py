@@ -57,6 +57,14 @@ def _told(part: str, model: str) -> Iterator[None]:
         yield
     except NotImplementedError:  # for shapes only: says nothing of the base
         raise
+    except RuntimeError as error:
+        if "meta tensors" in str(error):  # whose numbers were asked for
+            raise NotImplementedError from None
+        raise _damaged(part, model, error) from None
     except Exception as error:  # libraries meet a configuration that somebody made up with any error
-        fault = f"the part {part} of the base model {model} cannot compute: {reason_of(error)}"
-        raise BaseModelError(f"{fault}; its configuration is damaged: download it again.") from None
+        raise _damaged(part, model, error) from None
+
+
+def _damaged(part: str, model: str, error: Exception) -> BaseModelError:
+    fault = f"the part {part} of the base model {model} cannot compute: {reason_of(error)}"
+    return BaseModelError(f"{fault}; its configuration is damaged: download it again.")

@@ -25,7 +25,8 @@ from lora_studio.families.layer_names.spellings import ONE_ENCODER, KohyaLayout,
 from lora_studio.families.noise_schedule import STABLE_DIFFUSION, NoiseSchedule, read_schedule
 from lora_studio.families.original import SD1, SD2, BaseKind
 from lora_studio.families.original.names import original_tensors
-from lora_studio.families.text_chunks import clip_ids, encode_chunks
+from lora_studio.families.text_chunks import clip_ids, encode_chunks, join_windows
+from lora_studio.families.unet.refusals import unet_refusal
 from lora_studio.objectives.base import ObjectiveOptions
 from lora_studio.objectives.diffusion import Diffusion
 from lora_studio.processes import to_device
@@ -74,7 +75,11 @@ class StableDiffusion(ModelFamily):
 
     @classmethod
     def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
-        return cls.kind.has_unet(configurations.get("unet", {}))
+        return "unet" in configurations and cls.kind.has_unet(configurations["unet"])
+
+    @classmethod
+    def refusal(cls, configurations: Mapping[str, Mapping[str, object]]) -> str:
+        return unet_refusal(configurations) if "unet" in configurations else ""
 
     @property
     def native_side(self) -> int:
@@ -136,6 +141,12 @@ class StableDiffusion(ModelFamily):
         ids = clip_ids(self.tokenizers["tokenizer"], captions, max_chunks=self.max_chunks, like=like)
         device = next(encoder.parameters()).device
         return {"text": encode_chunks(to_device(ids, device), lambda rows: encoder(rows).last_hidden_state)}
+
+    def join(self, rows: Sequence[Conditioning], empty: Conditioning) -> Conditioning:
+        return join_windows(rows, empty)
+
+    def guided_by(self, guidance: float) -> dict[str, object]:
+        return {"guidance_scale": guidance, "guidance_rescale": self.guidance_rescale}
 
     def denoise(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor
@@ -223,7 +234,7 @@ class StableDiffusion(ModelFamily):
 
     def encode_prompt(
         self, pipeline: DiffusionPipeline, prompt: str, negative_prompt: str, *, guided: bool
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Tensor | list[Tensor]]:
         """By the pipeline's own `encode_prompt`, whose SDXL variant also gives the pooled ones."""
         found = pipeline.encode_prompt(
             prompt,

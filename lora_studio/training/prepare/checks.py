@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -93,6 +93,7 @@ def check_recipe(
         family, plan = _base(recipe, machine, faults), None
         if family is not None:
             faults.of(lambda: objective_of(recipe, family))
+            faults.extend(_family_faults(recipe, family))
             plan = _adapters(recipe, family, faults, shards=recipe.machine.shard_base and processes.count > 1)
             faults.extend(_rate_faults(recipe, plan, family) if plan is not None and trains else [])
         if family is not None and not faults:
@@ -194,6 +195,24 @@ def _adapters(recipe: Recipe, family: ModelFamily, faults: _Faults, *, shards: b
     elif plan is not None and path is not None:
         faults.of(lambda: faults.extend(start_faults(config, family, plan.chosen.layers)))
     return plan
+
+
+def _family_faults(recipe: Recipe, family: ModelFamily) -> Iterator[str]:
+    """What a recipe asks of the text side that this base does not have."""
+    if (chunks := recipe.data.max_token_chunks) > family.most_chunks:
+        yield (
+            f"data.max_token_chunks is {chunks}, but this base reads a caption in one go, "
+            f"up to {_tokens_read(family)} tokens of it; leave it out."
+        )
+    if recipe.adapter.text_encoder and not any(part in family.targets for part in family.text_encoders):
+        yield (
+            "adapter.text_encoder is true, but the text encoders of this kind of base stay as they are; "
+            "leave it out."
+        )
+
+
+def _tokens_read(family: ModelFamily) -> int:
+    return min(one.model_max_length for one in family.caption_tokenizers.values())
 
 
 def _kind_faults(recipe: Recipe, family: ModelFamily, *, shards: bool) -> list[str]:

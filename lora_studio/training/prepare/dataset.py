@@ -167,8 +167,9 @@ def examine_manifest(
     shape = data.resolution, family.stride
     asked = Requirements(
         *shape,
-        family.tokenizers,
+        family.caption_tokenizers,
         max_chunks=data.max_token_chunks,
+        most_chunks=family.most_chunks,
         wildcards=data.wildcards,
         prompts=prompts,
         base_notes=family.notes,

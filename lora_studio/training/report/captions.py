@@ -50,7 +50,7 @@ def captions_section(session: Session) -> PlanSection:
     if share:
         shown = f"{share:.0%} of the images are shown without the trigger, e.g. "
         rows.append(("", f'{shown}"{plain}", and keep the base\'s own prediction'))
-    rows += [("warning", text) for text in (*warnings, *_cuts_in_words(cuts, family.max_chunks))]
+    rows += [("warning", text) for text in (*warnings, *_cuts_in_words(cuts, family))]
     data = {"captions": examples, "captioned_by": dict(authors), "captions_without_trigger": missing}
     data |= {"preservation": share, "preserved_caption": plain, "captions_cut": [*map(asdict, cuts)]}
     data |= {"token_chunks": family.max_chunks, "variation": variation}
@@ -78,7 +78,7 @@ def _find_cuts(captions: ShownCaptions, known: CaptionSet, family: ModelFamily) 
         texts.setdefault(captions.variant(index, 0, 0, index), set()).add(index)
     cuts: dict[str, CutCaption] = {}
     for text, indices in texts.items():
-        if cut := find_cut(family.tokenizers.values(), "", text, max_chunks=family.max_chunks):
+        if cut := find_cut(family.caption_tokenizers.values(), "", text, max_chunks=family.max_chunks):
             for index in indices:
                 name = captions.records[index].name
                 cuts.setdefault(name, replace(cut, name=name))
@@ -86,11 +86,11 @@ def _find_cuts(captions: ShownCaptions, known: CaptionSet, family: ModelFamily) 
     return [cuts[name] for name in names if name in cuts]
 
 
-def _cuts_in_words(cuts: list[CutCaption], chunks: int) -> list[str]:
+def _cuts_in_words(cuts: list[CutCaption], family: ModelFamily) -> list[str]:
     lines = [str(cut) for cut in cuts[:_MOST_CUT]]
     if (more := len(cuts) - _MOST_CUT) > 0:
         lines.append(f"{more} more {'caption is' if more == 1 else 'captions are'} cut")
-    if lines and (setting := one_more_chunk(chunks)):
+    if lines and (setting := one_more_chunk(family.max_chunks, family.most_chunks)):
         lines[-1] += f"; {setting} reads more of long captions"
     return lines
 

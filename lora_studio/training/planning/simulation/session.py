@@ -159,7 +159,7 @@ def _texts(recipe: Recipe, family: ModelFamily, shapes: Shapes) -> ConditioningC
         return None
     with torch.no_grad():
         known = {text: family.encode_text([text]) for text in dict.fromkeys(("", shapes.caption))}
-        return ConditioningCache(known, lambda text: family.encode_text([text]), CPU)
+        return ConditioningCache(known, lambda text: family.encode_text([text]), family.join, CPU)
 
 
 def _mask(latent: Latent) -> LossMask:

@@ -1,0 +1,196 @@
+"""What all transformers of rectified flow share: a VAE that shifts and scales, and a frozen text side."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from lora_studio.errors import BaseModelError
+from lora_studio.families.base import (
+    Conditioning,
+    FileTraits,
+    ModelFamily,
+    Parts,
+    ProbeInputs,
+    Tokenizers,
+)
+from lora_studio.families.flow_schedule import read_shift
+from lora_studio.objectives.base import ObjectiveOptions
+from lora_studio.objectives.flow_matching import FlowMatching, as_asked
+from lora_studio.objectives.sigmas import FlowSchedule
+from lora_studio.rng import generator
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DiffusionPipeline
+    from torch import Tensor
+
+VELOCITY = "velocity"  # the one prediction that `file_traits` has an entry for
+MASK = "mask"  # of the conditioning, [B, L]: which tokens are a caption's; they come first
+PROBED_SIDE = 512  # pixels, at most
+Configurations = Mapping[str, Mapping[str, object]]
+
+
+class FlowTransformer(ModelFamily):
+    """A transformer that predicts the velocity from image to noise; text encoders stay as they are.
+
+    A family says the facts below, `encode_text`, `denoise` and `encode_prompt`; the rest is here. Its
+    `denoise` is given sigma in 0..1 as the timestep, and gives back n - x0 whatever its model's sign.
+    """
+
+    denoiser: ClassVar[str] = "transformer"
+    most_chunks: ClassVar[int] = 1
+
+    network: ClassVar[str]  # the class of its transformer in diffusers
+    relatives: ClassVar[Mapping[str, str]] = {}  # class of a transformer that is none of it -> what it is of
+    pipeline_class: ClassVar[str]  # in diffusers
+    max_tokens: ClassVar[int]  # of a caption, with what is put around it
+    patch: ClassVar[int] = 2  # latents that a side of a token has
+    ui_prefix: ClassVar[str] = "diffusion_model."
+
+    def __init__(
+        self, parts: Parts, tokenizers: Tokenizers, *, source: str, scheduler: Mapping[str, object]
+    ) -> None:
+        super().__init__(parts, tokenizers, source=source, scheduler=scheduler)
+        self.shift = read_shift(scheduler)
+        around = self.tokens_around()
+        for tokenizer in self.caption_tokenizers.values():
+            tokenizer.model_max_length = self.max_tokens - around
+
+    def tokens_around(self) -> int:
+        """How many of `max_tokens` are put around every caption, beside the tokenizer's own marks."""
+        return 0
+
+    @classmethod
+    def recognises(cls, configurations: dict[str, dict[str, object]]) -> bool:
+        return _class_of(configurations) == cls.network
+
+    @classmethod
+    def refusal(cls, configurations: Configurations) -> str:
+        """Of its relatives, which have another class of transformer or take more, by name."""
+        name = _class_of(configurations)
+        if what := cls.relatives.get(name):
+            return f"it is {what} ({name}), and only plain text-to-image bases of this kind are supported"
+        if name != cls.network:
+            return ""
+        if control := next((part for part in configurations if part.startswith("controlnet")), ""):
+            return f"it has a {control}; train on the base that it controls"
+        return cls.refusal_of(configurations["transformer"], configurations)
+
+    @classmethod
+    def refusal_of(cls, transformer: Mapping[str, object], configurations: Configurations) -> str:
+        """Why a base with its class of transformer cannot be trained; empty if it can."""
+        return ""
+
+    @property
+    def native_side(self) -> int:
+        """1024 for published bases, by their VAE's configuration."""
+        vae: AutoencoderKL = self.parts["vae"]
+        return int(vae.config.sample_size)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """8 for published bases."""
+        vae: AutoencoderKL = self.parts["vae"]
+        return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+    @property
+    def stride(self) -> int:
+        """The side of an image's token: 16 for published bases."""
+        return self.pixels_per_latent * self.patch
+
+    @property
+    def latent_channels(self) -> int:
+        vae: AutoencoderKL = self.parts["vae"]
+        return int(vae.config.latent_channels)
+
+    @property
+    def traits(self) -> FileTraits:
+        return self.file_traits[VELOCITY]
+
+    def objective(self, options: ObjectiveOptions) -> FlowMatching:
+        """Logit-normal sigmas, shifted as the base's scheduler says, unless the recipe has others."""
+        schedule = as_asked(FlowSchedule(shift=self.shift, patch=self.patch), options)
+        return FlowMatching(schedule=schedule, **asdict(options))
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] in -1..1 -> mean and standard deviation of the shifted and scaled latents."""
+        vae: AutoencoderKL = self.parts["vae"]
+        weight = next(vae.parameters())
+        posterior = vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
+        scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
+        return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+
+    def join(self, rows: Sequence[Conditioning], empty: Conditioning) -> Conditioning:
+        """Shorter ones end in zeros, which their masks leave out."""
+        return {name: joined([row[name] for row in rows]) for name in rows[0]}
+
+    def probe_inputs(self) -> ProbeInputs:
+        """Square images of the native size, at most 512 pixels, at sigmas 0.15 and 0.7."""
+        side = min(self.native_side, PROBED_SIDE)
+        latent = side // self.pixels_per_latent
+        latents = torch.randn((2, self.latent_channels, latent, latent), generator=generator("probe"))
+        geometry = torch.tensor([[float(side), float(side), 0, 0, float(side), float(side)]] * 2)
+        return ProbeInputs(latents, torch.tensor([0.15, 0.7]), geometry)
+
+    def canonical_path(self, part: str, path: str) -> str:
+        return path
+
+    def ui_name(self, part: str, path: str) -> str:
+        return self.ui_prefix + path
+
+    def original_tensors(self) -> dict[str, Tensor]:
+        raise BaseModelError(
+            "a base of this kind cannot be written as a single file yet; export the LoRA, which UIs load."
+        )
+
+    def pipeline(self) -> DiffusionPipeline:
+        """diffusers' own for this kind of base, over these parts, with the base's own scheduler."""
+        import diffusers
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        made = getattr(diffusers, self.pipeline_class)(
+            scheduler=FlowMatchEulerDiscreteScheduler.from_config(self.scheduler),
+            **self.parts,
+            **self.tokenizers,
+        )
+        made.set_progress_bar_config(disable=True)
+        return made
+
+    @abstractmethod
+    def encode_text(self, captions: list[str], *, like: Sequence[str] = ()) -> Conditioning:
+        """Named tensors, batch first, of the captions' own tokens, with their `MASK` where lengths differ."""
+
+
+def _class_of(configurations: Configurations) -> str:
+    return str(configurations.get("transformer", {}).get("_class_name", ""))
+
+
+def width_fault(given: object, taken: object) -> str:
+    """Where a text encoder's states are not as wide as what a transformer takes; None is not known."""
+    if given is None or taken is None or given == taken:
+        return ""
+    what = f"its text encoder gives {given} numbers a token, but its transformer takes {taken}"
+    return f"{what}: they are parts of different models"
+
+
+def joined(rows: Sequence[Tensor]) -> Tensor:
+    """Each [1, ...] -> [B, ...], with zeros behind those that are shorter in their second side."""
+    if len({row.shape for row in rows}) == 1:
+        return torch.cat(list(rows))
+    longest = max(row.shape[1] for row in rows)
+    full = rows[0].new_zeros(len(rows), longest, *rows[0].shape[2:])
+    for place, row in enumerate(rows):
+        full[place, : row.shape[1]] = row[0]
+    return full
+
+
+def own_tokens(states: Tensor, mask: Tensor) -> list[Tensor]:
+    """[B, L, D] and [B, L] -> each caption's own tokens, which come first: [n, D]."""
+    if mask.is_meta:
+        return list(states)
+    return [row[:length] for row, length in zip(states, mask.sum(dim=1).tolist(), strict=True)]

@@ -1,0 +1,147 @@
+"""Z-Image (arXiv 2511.22699): one stream of text and image tokens, read by Qwen3-4B."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from lora_studio.errors import BaseModelError, reason_of
+from lora_studio.families.base import Conditioning, FileTraits, Miniature, SameInput
+from lora_studio.families.transformers import (
+    MASK,
+    VELOCITY,
+    Configurations,
+    FlowTransformer,
+    own_tokens,
+    width_fault,
+)
+from lora_studio.rng import generator
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ZImageTransformer2DModel
+    from torch import Tensor
+
+ATTENTION = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
+FEED_FORWARD = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
+
+
+class ZImage(FlowTransformer):
+    """Z-Image and Z-Image-Turbo, whose tensors are alike."""
+
+    needs: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+    network: ClassVar[str] = "ZImageTransformer2DModel"
+    relatives: ClassVar[Mapping[str, str]] = {"ZImageControlTransformer2DModel": "a control model"}
+    pipeline_class: ClassVar[str] = "ZImagePipeline"
+    max_tokens: ClassVar[int] = 512
+    card_version = "Z-Image"
+    file_traits: ClassVar[Mapping[str, FileTraits]] = {
+        VELOCITY: FileTraits("z_image", False, "Z-Image/lora", "")
+    }
+
+    @classmethod
+    def refusal_of(cls, transformer: Mapping[str, object], configurations: Configurations) -> str:
+        """Omni and others that take more than noisy latents and text, and parts of different models."""
+        if transformer.get("siglip_feat_dim") is not None:
+            return "it is Z-Image-Omni, which reads images beside its prompt; train on Z-Image"
+        if (channels := transformer.get("in_channels", 16)) != 16:
+            return f"its transformer takes {channels} channels; that of Z-Image takes 16"
+        encoder = configurations.get("text_encoder", {})
+        return width_fault(encoder.get("hidden_size"), transformer.get("cap_feat_dim"))
+
+    @property
+    def targets(self) -> dict[str, tuple[str, ...]]:
+        """Attention and feed-forward of all blocks, the refiners' among them, and no modulation."""
+        return {"transformer": ATTENTION + FEED_FORWARD}
+
+    @property
+    def together(self) -> dict[str, tuple[SameInput, ...]]:
+        """Queries, keys and values; both halves of the gate."""
+        return {"transformer": (SameInput(ATTENTION[:3]), SameInput((FEED_FORWARD[0], FEED_FORWARD[2])))}
+
+    def tokens_around(self) -> int:
+        return len(self.tokenizers["tokenizer"](self._prompts([""]))["input_ids"][0])
+
+    def _prompts(self, captions: Sequence[str]) -> list[str]:
+        """As ZImagePipeline has them: a message of the user's, and the answer begun."""
+        tokenizer, found = self.tokenizers["tokenizer"], []
+        for caption in captions:
+            message = [{"role": "user", "content": caption}]
+            try:
+                prompt = tokenizer.apply_chat_template(
+                    message, tokenize=False, add_generation_prompt=True, enable_thinking=True
+                )
+            except Exception as error:  # of a template from a file: whatever that one makes of it
+                fault = f"the base's tokenizer has no chat template that works ({reason_of(error)})"
+                raise BaseModelError(f"{fault}; download the base again.") from None
+            found.append(str(prompt))
+        return found
+
+    @torch.no_grad()
+    def encode_text(self, captions: list[str], *, like: Sequence[str] = ()) -> Conditioning:
+        """{"text": [B, L, D], "mask": [B, L]}: the hidden states before Qwen3's last layer, L the longest."""
+        encoder = self.parts["text_encoder"]
+        encoder = getattr(encoder, "model", encoder)  # without the head that it was published with
+        tokens = self.tokenizers["tokenizer"](
+            self._prompts(captions),
+            padding="longest",
+            padding_side="right",
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
+        ).to(next(encoder.parameters()).device)
+        mask = tokens["attention_mask"].bool()
+        states = encoder(input_ids=tokens["input_ids"], attention_mask=mask, output_hidden_states=True)
+        return {"text": states.hidden_states[-2] * mask[:, :, None], MASK: mask}
+
+    def denoise(
+        self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor
+    ) -> Tensor:
+        """The transformer counts from noise to image, and predicts x0 - n."""
+        transformer: ZImageTransformer2DModel = self.parts["transformer"]
+        frequencies = transformer.rope_embedder
+        if frequencies.freqs_cis is not None and frequencies.freqs_cis[0].device != latents.device:
+            frequencies.freqs_cis = None  # of shapes only, it may be; made again where they are needed
+        dtype = self.precision
+        images = list(latents.to(dtype).unsqueeze(2).unbind())
+        texts = own_tokens(conditioning["text"].to(dtype), conditioning[MASK])
+        found = transformer(images, 1 - timestep.to(latents.device), texts, return_dict=False)[0]
+        return -torch.stack(list(found)).squeeze(2)
+
+    def guided_by(self, guidance: float) -> dict[str, object]:
+        """The pipeline adds so many times the difference to a prediction that has it once."""
+        return {"guidance_scale": guidance - 1}
+
+    def encode_prompt(
+        self, pipeline: DiffusionPipeline, prompt: str, negative_prompt: str, *, guided: bool
+    ) -> dict[str, Tensor | list[Tensor]]:
+        """By the pipeline's own `encode_prompt`, which gives a list of unequal tensors."""
+        given, negative = pipeline.encode_prompt(
+            prompt,
+            device=self.device,
+            do_classifier_free_guidance=guided,
+            negative_prompt=negative_prompt,
+        )
+        return {"prompt_embeds": given, "negative_prompt_embeds": negative}
+
+    @classmethod
+    def miniature(cls) -> Miniature:
+        """Two blocks of 64 channels, and a refiner of each kind."""
+        from diffusers import ZImageTransformer2DModel
+
+        sizes = {"dim": 64, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
+        axes = {"axes_dims": (8, 12, 12), "axes_lens": (64, 32, 32)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            transformer = ZImageTransformer2DModel(cap_feat_dim=48, **sizes, **axes)
+
+        def predict(device: torch.device, dtype: torch.dtype) -> Tensor:
+            latents, text = (
+                torch.randn(shape, generator=generator("self-test", shape[1])).to(device, dtype)
+                for shape in ((2, 16, 1, 8, 8), (2, 7, 48))
+            )
+            timestep = torch.tensor([0.1, 0.7], device=device)
+            return torch.stack(transformer(list(latents), timestep, list(text), return_dict=False)[0])
+
+        return Miniature(transformer.requires_grad_(False).eval(), ATTENTION + FEED_FORWARD, predict)

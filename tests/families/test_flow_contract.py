@@ -1,0 +1,243 @@
+"""What every transformer of rectified flow promises: its pipeline's own numbers, and a plain step's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from peft import LoraConfig
+from tiny import recipe_text
+from torch import Tensor
+
+from lora_studio.evaluate.previews import render
+from lora_studio.families.base import Conditioning, ModelFamily
+from lora_studio.families.loading import load_base
+from lora_studio.families.transformers import MASK, FlowTransformer, joined
+from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.training import SamplesConfig
+from lora_studio.rng import generator
+from lora_studio.runs import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.prepare import Session, prepare
+
+CAPTIONS = ["", "a red ball in a meadow", "moon " * 40]
+SIZES = [(64, 64), (72, 44), (36, 100)]  # height, width
+BaseOf = Callable[[str], Path]
+
+
+class Reference(NamedTuple):
+    """How diffusers' pipeline of a family is asked."""
+
+    text: Callable[[DiffusionPipeline, str], Tensor]  # a caption's own tokens, [n, D]
+    spatial: Callable[[DiffusionPipeline, Tensor, int, int], Tensor]  # its latents -> [B, C, h, w]
+    unguided: dict[str, Any]
+    guided: Callable[[float, str], dict[str, Any]]  # strength as UIs have it, and a negative prompt
+    velocity: Callable[[Any, Tensor, Tensor, list[Tensor]], Tensor]  # of its transformer, by hand
+
+
+def z_image_text(pipeline: DiffusionPipeline, caption: str) -> Tensor:
+    return pipeline.encode_prompt([caption], device="cpu", do_classifier_free_guidance=False)[0][0]
+
+
+def z_image_velocity(transformer: Any, noisy: Tensor, sigma: Tensor, texts: list[Tensor]) -> Tensor:
+    found = transformer([one[:, None] for one in noisy], 1 - sigma, texts, return_dict=False)[0]
+    return -torch.stack([one[:, 0] for one in found])
+
+
+REFERENCES = {
+    "z_image": Reference(
+        text=z_image_text,
+        spatial=lambda pipeline, latents, height, width: latents,
+        unguided={"guidance_scale": 0},
+        guided=lambda strength, negative: {"guidance_scale": strength - 1, "negative_prompt": negative},
+        velocity=z_image_velocity,
+    )
+}
+
+
+@pytest.fixture(scope="module", params=REFERENCES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def family(name: str, base_of: BaseOf) -> ModelFamily:
+    return load_base(str(base_of(name)))
+
+
+@pytest.fixture(scope="module")
+def pipeline(name: str, base_of: BaseOf) -> DiffusionPipeline:
+    """diffusers' own, from the folder, without a line of ours."""
+    loaded = DiffusionPipeline.from_pretrained(base_of(name), dtype=torch.float32, local_files_only=True)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_each_caption_is_encoded_as_its_pipeline_does(
+    name: str, family: ModelFamily, pipeline: DiffusionPipeline
+) -> None:
+    batch = family.encode_text(CAPTIONS)
+    for row, caption in enumerate(CAPTIONS):
+        theirs = REFERENCES[name].text(pipeline, caption)
+        alone = family.encode_text([caption])
+        close(alone["text"][0], theirs)
+        close(batch["text"][row, : len(theirs)], theirs)
+        if MASK in batch:
+            assert batch[MASK][row].sum() == len(theirs) == alone[MASK].sum()
+            assert not batch["text"][row, len(theirs) :].any()
+
+
+def test_images_become_latents_that_its_pipeline_decodes(
+    family: ModelFamily, pipeline: DiffusionPipeline
+) -> None:
+    pixels = torch.rand(2, 3, 64, 72, generator=generator("p")) * 2 - 1
+    mean, std = family.encode_image(pixels)
+    config = pipeline.vae.config
+    with torch.no_grad():
+        theirs = pipeline.vae.encode(pixels).latent_dist
+    # as every pipeline puts it: decode(latents / scaling_factor + shift_factor)
+    close(mean / config.scaling_factor + (config.shift_factor or 0), theirs.mean)
+    close(std / config.scaling_factor, theirs.std)
+
+
+def test_at_each_step_of_its_pipeline_our_prediction_is_what_its_scheduler_is_given(
+    name: str, family: ModelFamily, pipeline: DiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sign, timestep, packing, positions and masks, for a batch of unequal captions at several sizes."""
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    step = type(pipeline.scheduler).step
+
+    def listen(self: Any, output: Tensor, timestep: Tensor, sample: Tensor, *rest: Any, **more: Any) -> Any:
+        seen.append((output, timestep, sample))
+        return step(self, output, timestep, sample, *rest, **more)
+
+    monkeypatch.setattr(type(pipeline.scheduler), "step", listen)
+    reference, conditioning = REFERENCES[name], family.encode_text(CAPTIONS)
+    for height, width in SIZES:
+        del seen[:]
+        draws = {"generator": generator("noise"), "output_type": "latent", "num_inference_steps": 2}
+        pipeline(list(CAPTIONS), height=height, width=width, **draws, **reference.unguided)
+        geometry = torch.tensor([[float(height), width, 0, 0, height, width]] * len(CAPTIONS))
+        assert len(seen) == 2
+        for output, timestep, sample in seen:
+            latents = reference.spatial(pipeline, sample, height, width)
+            sigma = (timestep / 1000).expand(len(CAPTIONS))
+            with torch.no_grad():
+                ours = family.denoise(latents, sigma, conditioning, geometry)
+            close(ours, reference.spatial(pipeline, output, height, width))
+
+
+@pytest.mark.parametrize("strength", [1.0, 3.5])
+def test_a_preview_is_what_its_pipeline_draws(
+    name: str, family: ModelFamily, pipeline: DiffusionPipeline, strength: float
+) -> None:
+    config = SamplesConfig(
+        prompts=tuple(CAPTIONS[1:]), negative_prompt="a tree", steps=3, guidance=strength, seed=5
+    )
+    ours = render(family, config, side=64)
+    wanted = REFERENCES[name].unguided if strength == 1 else REFERENCES[name].guided(strength, "a tree")
+    for number, prompt in enumerate(config.prompts):
+        noise = generator(5, "preview", number)
+        theirs = pipeline(prompt, height=64, width=64, num_inference_steps=3, generator=noise, **wanted)
+        apart = np.asarray(ours[number]).astype(int) - np.asarray(theirs.images[0]).astype(int)
+        assert abs(apart).max() <= 1 and np.asarray(ours[number]).std() > 1
+
+
+def predicted(family: ModelFamily, conditioning: Conditioning, rows: slice) -> Tensor:
+    latents, _, geometry = family.probe_inputs()
+    noise = torch.cat([latents, latents.flip(0)])[: len(CAPTIONS)]
+    sigma = torch.tensor([0.2, 0.5, 0.9])
+    with torch.no_grad():
+        return family.denoise(noise[rows], sigma[rows], conditioning, geometry[:1].expand(3, -1)[rows])
+
+
+def test_unequal_captions_in_a_batch_are_each_as_alone_and_what_is_masked_changes_nothing(
+    family: FlowTransformer,
+) -> None:
+    alone = [family.encode_text([caption]) for caption in CAPTIONS]
+    batch = predicted(family, family.join(alone, alone[0]), slice(0, 3))
+    for row, one in enumerate(alone):
+        close(batch[row : row + 1], predicted(family, one, slice(row, row + 1)))
+    close(predicted(family, family.encode_text(CAPTIONS), slice(0, 3)), batch)
+    if MASK in alone[0]:
+        longer = family.join(alone, alone[0])
+        beside = torch.full_like(longer["text"][:, :7], 3.0)
+        longer["text"] = torch.cat([longer["text"], beside], dim=1)
+        longer[MASK] = torch.cat([longer[MASK], torch.zeros_like(longer[MASK][:, :7])], dim=1)
+        longer["text"][~longer[MASK]] = 9.0
+        close(predicted(family, longer, slice(0, 3)), batch)
+
+
+def test_shorter_rows_end_in_zeros() -> None:
+    rows = [torch.ones(1, 2, 3), torch.ones(1, 4, 3)]
+    assert joined(rows).sum(dim=(1, 2)).tolist() == [6, 12] and not joined(rows)[0, 2:].any()
+    assert torch.equal(joined(rows[:1] * 2), torch.ones(2, 2, 3))
+
+
+def plain_step(
+    session: Session, base: Path, reference: Reference, *, dtype: torch.dtype, make: Callable[..., Any]
+) -> dict[str, Tensor]:
+    """The weights after a step of diffusers, PEFT and torch.optim, from the same first values and draws."""
+    pipeline = DiffusionPipeline.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    transformer: Any = pipeline.transformer.to(dtype)
+    pipeline.text_encoder.to(dtype)
+    layers = session.adapters.layers
+    transformer.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=[layer.path for layer in layers]))
+    weights = {}
+    for layer in layers:
+        theirs = transformer.get_submodule(layer.path)
+        for end, matrix in (("down", theirs.lora_A), ("up", theirs.lora_B)):
+            weight = matrix["default"].weight
+            weight.data = layer.tensors[end].detach().clone()
+            weights[f"{layer.name}.{end}"] = weight
+    batch, loop = session.loop.feed.micro_batch(1, 0), session.loop
+    sigma = loop.objective.shares(batch.latents.shape, *loop.draw_of(1, 0))
+    noise = torch.randn(batch.latents.shape, generator=loop.draw_of(1, 0)[0])
+    mixed = sigma.view(-1, 1, 1, 1)
+    with torch.no_grad():
+        texts = [reference.text(pipeline, caption).to(dtype) for caption in batch.captions]
+    optimizer = make(weights.values(), lr=1e-3, weight_decay=0.01)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        noisy = ((1 - mixed) * batch.latents + mixed * noise).to(dtype)
+        velocity = reference.velocity(transformer, noisy, sigma, texts)
+    (velocity.float() - (noise - batch.latents)).square().mean().backward()
+    torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+    optimizer.step()
+    return {key: weight.detach() for key, weight in weights.items()}
+
+
+@pytest.mark.parametrize(  # AdamW's first step goes as far along a gradient that is all rounding
+    ("precision", "optimizer", "share"),
+    [("float32", "AdamW", 1e-4), ("float32", "SGD", 1e-5), ("bfloat16", "SGD", 0.03)],
+)
+def test_a_step_is_that_of_diffusers_peft_and_torch(
+    name: str, base_of: BaseOf, images: Path, tmp_path: Path, precision: str, optimizer: str, share: float
+) -> None:
+    """`share`: how far the weights may be from theirs, of how far the step moves them."""
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe_text(images, str(base_of(name)), steps=2), "utf-8")
+    changes = (f"base.dtype={precision}", "training.warmup_steps=0", "training.lr_schedule=constant")
+    changes += (f"training.optimizer={'adamw' if optimizer == 'AdamW' else 'torch.optim:SGD'}",)
+    session = prepare(load_recipe(path, changes=changes), Run(tmp_path / "run"), ignore_events)
+    for layer in session.adapters.layers:  # while `up` is zero, nothing reaches `down`
+        torch.nn.init.normal_(layer.tensors["up"], std=0.1, generator=generator(layer.name))
+    before = {key: one.detach().clone() for key, one in session.adapters.named_parameters().items()}
+    dtype, make = getattr(torch, precision), getattr(torch.optim, optimizer)
+    theirs = plain_step(session, base_of(name), REFERENCES[name], dtype=dtype, make=make)
+    session.loop.config = session.loop.config.model_copy(update={"steps": 1})
+    session.loop.run(1)
+    session.run.close()
+    ours = session.adapters.named_parameters()
+    assert ours.keys() == theirs.keys() == before.keys()
+    moved = torch.cat([(theirs[key] - before[key]).flatten() for key in theirs])
+    apart = torch.cat([(theirs[key] - ours[key].detach()).flatten() for key in theirs])
+    assert moved.norm() > 0 and apart.norm() <= share * moved.norm(), apart.norm() / moved.norm()

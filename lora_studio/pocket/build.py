@@ -1,8 +1,9 @@
-"""Make the pocket base's weights from nothing: `python -m lora_studio.pocket.build --work DIR`.
+"""Make a pocket base's weights from nothing: `python -m lora_studio.pocket.build --work DIR [--base flow]`.
 
 Stages, each checkpointed every few minutes and resumed by calling the command again: a VAE, a CLIP pair
-(text and image encoder), the UNet on latents encoded once, and a polish of the VAE's decoder. Then the parts
-are put together as a diffusers folder.
+(text and image encoder), the UNet on latents encoded once, and a polish of the VAE's decoder. For the flow
+base, a text encoder and a transformer are in the places of pair and UNet. Then the parts are put together as
+a diffusers folder.
 """
 
 from __future__ import annotations
@@ -15,29 +16,55 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    PreTrainedTokenizerBase,
+    Qwen2Tokenizer,
+    Qwen3Model,
+)
 
 from lora_studio.pocket.stages import run_in_processes
 from lora_studio.pocket.stages.clip import ClipPair, build_clip, load_pair
-from lora_studio.pocket.stages.unet import build_unet, encode_world, new_scheduler
-from lora_studio.pocket.stages.vae import build_vae, polish_decoder
+from lora_studio.pocket.stages.text import build_text, load_text
+from lora_studio.pocket.stages.transformer import build_transformer, new_flow_scheduler
+from lora_studio.pocket.stages.unet import build_unet, new_scheduler
+from lora_studio.pocket.stages.vae import FIRST, FLOW, build_vae, polish_decoder
+from lora_studio.pocket.stages.world import encode_world
 
-STAGES = ("vae", "clip", "latents", "unet", "decoder", "assemble")
-DEFAULT_STEPS = {"vae": 1450, "clip": 900, "unet": 5600, "decoder": 400}
+DEFAULT_STEPS = {
+    "unet": {"vae": 1450, "clip": 900, "latents": 0, "unet": 5600, "decoder": 400, "assemble": 0},
+    "flow": {"vae": 2600, "text": 300, "latents": 0, "transformer": 6000, "decoder": 400, "assemble": 0},
+}
+"""The stages of each base in their order, and their steps; none for what is not trained."""
+OUT = {"unet": Path(__file__).parent / "weights", "flow": Path(__file__).parent / "flow_weights"}
+FLOW_GROUPS = 256  # of 64 images
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lora_studio.pocket.build", description=__doc__)
-    add, weights = parser.add_argument, Path(__file__).parent / "weights"
-    add("--work", type=Path, default=Path("runs/pocket-build"), help="checkpoints, logs and images")
-    add("--out", type=Path, default=weights, help="the finished diffusers folder")
-    add("--stages", nargs="+", choices=STAGES, default=STAGES)
-    for stage, steps in DEFAULT_STEPS.items():
-        add(f"--{stage}-steps", type=int, default=steps)
+    stages = {stage: None for steps in DEFAULT_STEPS.values() for stage in steps}
+    trained = {stage for steps in DEFAULT_STEPS.values() for stage, count in steps.items() if count}
+    add = parser.add_argument
+    add("--base", choices=tuple(DEFAULT_STEPS), default="unet", help="unet: the first one; flow: the second")
+    add("--work", type=Path, help="checkpoints, logs and images; default: runs/pocket-build-BASE")
+    add("--out", type=Path, help="the finished diffusers folder; default: the package's")
+    add("--stages", nargs="+", choices=tuple(stages), help="default: all of the base")
+    for stage in stages:
+        if stage in trained:
+            add(f"--{stage}-steps", type=int)
+    add("--groups", type=int, default=FLOW_GROUPS, help="of 64 images that the flow base learns from")
     add("--processes", type=int, default=1, help="on a CPU, one for each core is fastest")
-    add("--start-from", type=Path, help="a finished base to go on from")
+    add("--start-from", type=Path, help="a finished base with a UNet to go on from")
     return parser.parse_args()
 
 
@@ -73,11 +100,25 @@ def assemble(work: Path, out: Path) -> None:
     pair, tokenizer = load_pair(work / "clip")
     vae = AutoencoderKL.from_pretrained(work / "decoder" / "done")
     unet = UNet2DConditionModel.from_pretrained(work / "unet" / "done")
+    _replace(out, partial(write_base, vae=vae, unet=unet, pair=pair, tokenizer=tokenizer))
+
+
+def _replace(out: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder that takes the place of `out` once it is whole."""
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    write_base(temporary, vae, unet, pair, tokenizer)
+    write(temporary)
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
+
+
+def _tidy(out: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Take the folders that parts were built in out of the configurations; add the words as UIs read them."""
+    for config in out.glob("*/config.json"):
+        values = json.loads(config.read_text())
+        values.pop("_name_or_path", None)
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    tokenizer.backend_tokenizer.model.save(str(out / "tokenizer"))
 
 
 def write_base(
@@ -88,14 +129,33 @@ def write_base(
     without_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipeline = StableDiffusionPipeline(*parts, **without_checker)
     pipeline.save_pretrained(out, safe_serialization=True)
-    for config in out.glob("*/config.json"):  # without the folder that a part was built in
-        values = json.loads(config.read_text())
-        values.pop("_name_or_path", None)
-        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-    tokenizer.backend_tokenizer.model.save(str(out / "tokenizer"))  # the files that UIs read
+    _tidy(out, tokenizer)
     pair.vision.half().save_pretrained(out / "image_encoder")
     projection = {"text_projection.weight": pair.text_projection.weight.detach().to(torch.float16)}
     save_file(projection, out / "image_encoder" / "text_projection.safetensors")
+
+
+def assemble_flow(work: Path, out: Path) -> None:
+    """As `assemble`, for the flow base: a folder that `ZImagePipeline.from_pretrained` loads."""
+    encoder, tokenizer = load_text(work / "text", torch.device("cpu"))
+    vae = AutoencoderKL.from_pretrained(work / "decoder" / "done")
+    transformer = ZImageTransformer2DModel.from_pretrained(work / "transformer" / "done")
+    _replace(
+        out, partial(write_flow_base, vae=vae, encoder=encoder, tokenizer=tokenizer, transformer=transformer)
+    )
+
+
+def write_flow_base(
+    out: Path,
+    vae: AutoencoderKL,
+    encoder: Qwen3Model,
+    tokenizer: Qwen2Tokenizer,
+    transformer: ZImageTransformer2DModel,
+) -> None:
+    """A folder that `ZImagePipeline.from_pretrained` loads, in fp16 safetensors."""
+    parts = vae.half(), encoder.half(), tokenizer, transformer.half()
+    ZImagePipeline(new_flow_scheduler(), *parts).save_pretrained(out, safe_serialization=True)
+    _tidy(out, tokenizer)
 
 
 def main() -> None:
@@ -104,21 +164,34 @@ def main() -> None:
     To train the shipped UNet further: --start-from lora_studio/pocket/weights --stages latents unet assemble.
     """
     options = _options()
-    work, device = options.work, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = partial(run_in_processes, options.processes, (work / "meeting").absolute())
-    stages: dict[str, Callable[[], None]] = {
-        "vae": lambda: run(build_vae, work / "vae", options.vae_steps, device),
-        "clip": lambda: run(build_clip, work / "clip", options.clip_steps, device),
-        "latents": lambda: encode_world(work, device),
-        "unet": lambda: run(build_unet, work, options.unet_steps, device),
-        "decoder": lambda: run(polish_decoder, work, options.decoder_steps, device),
-        "assemble": lambda: assemble(work, options.out),
-    }
+    work, default = options.work or Path("runs") / f"pocket-build-{options.base}", DEFAULT_STEPS[options.base]
+    asked: dict[str, int | None] = {stage: getattr(options, f"{stage}_steps", None) for stage in default}
+    steps = {stage: default[stage] if count is None else count for stage, count in asked.items()}
+    if others := [stage for stage in options.stages or () if stage not in steps]:
+        raise SystemExit(f"--base {options.base} has no stage {others[0]!r}, but {', '.join(steps)}.")
     if options.start_from is not None:
         adopt(options.start_from, work)
-    for name in STAGES:
-        if name in options.stages:
-            stages[name]()
+    run = partial(run_in_processes, options.processes, (work / "meeting").absolute())
+    device, out = (
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        options.out or OUT[options.base],
+    )
+    is_flow = options.base == "flow"
+    lessons, denoiser = (FLOW, work / "transformer") if is_flow else (FIRST, work / "unet")
+    size = {"groups": options.groups, "scale": 2} if is_flow else {}
+    doing: dict[str, Callable[[], None]] = {
+        "vae": lambda: run(build_vae, work / "vae", steps["vae"], device, lessons),
+        "clip": lambda: run(build_clip, work / "clip", steps["clip"], device),
+        "text": lambda: run(build_text, work / "text", steps["text"], device),
+        "latents": lambda: encode_world(work, denoiser / "latents.safetensors", device, **size),
+        "unet": lambda: run(build_unet, work, steps["unet"], device),
+        "transformer": lambda: run(build_transformer, work, steps["transformer"], device),
+        "decoder": lambda: run(polish_decoder, work, steps["decoder"], device, lessons),
+        "assemble": lambda: (assemble_flow if is_flow else assemble)(work, out),
+    }
+    for stage in steps:
+        if stage in (options.stages or steps):
+            doing[stage]()
 
 
 if __name__ == "__main__":

@@ -184,6 +184,7 @@ def wording(scene: Scene, rng: random.Random) -> str:
 def texture(rng: random.Random, width: int, height: int) -> Image.Image:
     """Random polygons, flat or striped: teaches the VAE fine detail without showing it any of the styles."""
     size = (width * 2, height * 2)
+    scale = min(size) / (2 * NATIVE)  # stripes are as wide in shares of an image of every size
 
     def colour() -> tuple[int, int, int]:
         return (rng.randrange(256), rng.randrange(256), rng.randrange(256))
@@ -196,7 +197,12 @@ def texture(rng: random.Random, width: int, height: int) -> Image.Image:
         ImageDraw.Draw(mask).polygon(corners, fill=255)
         layer = Image.new("RGB", size, colour())
         if rng.random() < 0.6:
-            drawing, gap, ink, long = ImageDraw.Draw(layer), rng.uniform(7, 20), colour(), 2 * max(size)
+            drawing, gap, ink, long = (
+                ImageDraw.Draw(layer),
+                scale * rng.uniform(7, 20),
+                colour(),
+                2 * max(size),
+            )
             for i in range(int(long / gap)):
                 width_of_line = round(gap * rng.uniform(0.3, 0.6))
                 drawing.line([(-long, i * gap), (long, i * gap)], fill=ink, width=width_of_line)
@@ -205,7 +211,7 @@ def texture(rng: random.Random, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BOX)
 
 
-def image_for_vae(number: int) -> Image.Image:
-    """Image `number` of the VAE's training set: three scenes to one texture."""
+def image_for_vae(number: int, side: int = NATIVE) -> Image.Image:
+    """Image `number` of the VAE's training set, `side` pixels square: three scenes to one texture."""
     rng = random.Random(number)
-    return texture(rng, NATIVE, NATIVE) if number % 4 == 1 else draw(training_scene(number), NATIVE, NATIVE)
+    return texture(rng, side, side) if number % 4 == 1 else draw(training_scene(number), side, side)

@@ -5,14 +5,8 @@ from __future__ import annotations
 import torch
 
 from lora_studio.pocket.scenes import BACKGROUNDS, Scene, Thing
-from lora_studio.pocket.stages.unet import (
-    BATCH,
-    OBJECT_WEIGHT,
-    World,
-    new_scheduler,
-    noised_batch,
-    object_weights,
-)
+from lora_studio.pocket.stages.unet import new_scheduler, noised_batch
+from lora_studio.pocket.stages.world import GROUP, OBJECT_WEIGHT, World, object_weights
 
 SMALL, LARGE = (
     Thing("star", "red", size, "in the middle", (0.5, 0.5), radius)
@@ -33,19 +27,23 @@ def test_an_objects_square_weighs_more_and_the_mean_stays_one() -> None:
 
 
 def test_large_single_objects_come_first_and_later_everything() -> None:
-    groups = [torch.zeros(BATCH, 4, 16, 16) for _ in range(10)]
-    world = World(groups, seed=3, steps=100, easy_share=0.77)
-    latents, captions, weights = world.batch(0)
-    assert latents.shape == (BATCH, 4, 16, 16) and weights.shape == (BATCH, 1, 16, 16)
-    assert len(captions) == BATCH
+    groups = [torch.zeros(GROUP, 4, 16, 16) for _ in range(10)]
+    world = World(groups, seed=3, steps=100, easy_steps=77)
+    latents, captions, weights, scenes = world.batch(0)
+    assert latents.shape == (GROUP, 4, 16, 16) and weights.shape == (GROUP, 1, 16, 16)
+    assert len(captions) == len(scenes) == GROUP
+    assert all(
+        caption == "" or scene.things[0].name in caption
+        for caption, scene in zip(captions, scenes, strict=True)
+    )
     assert not any(" and " in caption or "small" in caption for caption in captions)
     assert weights.max() / weights.min() > 1
-    last_latents, last, last_weights = world.batch(99)
-    assert len(last_latents) == BATCH
+    last_latents, last, last_weights, _ = world.batch(99)
+    assert len(last_latents) == GROUP
     assert any(" and " in caption for caption in last) and any("small" in caption for caption in last)
-    assert torch.equal(last_weights, torch.ones(BATCH, 1, 16, 16))
+    assert torch.equal(last_weights, torch.ones(GROUP, 1, 16, 16))
     assert world.batch(0)[1] == captions
-    from_the_first = World(groups, seed=3, steps=100, easy_share=0.0).batch(0)[1]
+    from_the_first = World(groups, seed=3, steps=100, easy_steps=0).batch(0)[1]
     assert any(" and " in caption for caption in from_the_first)
 
 

@@ -61,6 +61,13 @@ def rank_and_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def half_precision(device: torch.device) -> torch.autocast:
+    """Autocast to bfloat16 on a GPU and on processors that have instructions for it; else none."""
+    cpu = torch.cpu
+    has_units = device.type != "cpu" or cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_units)
+
+
 def configuration(name: str) -> dict[str, Any]:
     """A section of `networks.toml`."""
     text = (Path(__file__).parent / "networks.toml").read_text("utf-8")

@@ -6,7 +6,6 @@ it, for evaluation.
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 from collections import Counter
@@ -26,53 +25,19 @@ from transformers import (
 
 from lora_studio.pocket import stages
 from lora_studio.pocket.scenes import NATIVE, Scene, draw, held_out_scenes, training_scene, wording
+from lora_studio.pocket.stages.words import byte_letters, learn_merges
 
 BATCH = 96
 TOKENS = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def _byte_letters() -> list[str]:
-    """The 256 printable stand-ins for bytes, in the order of CLIP's vocabulary."""
-    kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    moved = [b for b in range(256) if b not in kept]
-    return [chr(b) for b in kept] + [chr(256 + n) for n in range(len(moved))]
-
-
-def _learn_merges(words: Counter[str], count: int) -> list[tuple[str, str]]:
-    """Byte-pair encoding (arXiv 1508.07909): merge the most frequent neighbours, again and again."""
-    splits = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
-    merges: list[tuple[str, str]] = []
-    while len(merges) < count:
-        pairs: Counter[tuple[str, str]] = Counter()
-        for word, pieces in splits.items():
-            for pair in itertools.pairwise(pieces):
-                pairs[pair] += words[word]
-        if not pairs or max(pairs.values()) < 2:
-            break
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append(best)
-        for word, pieces in splits.items():
-            splits[word] = _merge(pieces, best)
-    return merges
-
-
-def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    merged: list[str] = []
-    for piece in pieces:
-        if merged and (merged[-1], piece) == pair:
-            merged[-1] += piece
-        else:
-            merged.append(piece)
-    return merged
-
-
 def new_tokenizer(folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer whose merges are learned from the pocket world's captions; written to `folder`."""
     scenes = [training_scene(i) for i in range(4000)]
     captions = [s.caption("style picture image photo of in the style").replace(",", " ,") for s in scenes]
-    merges = _learn_merges(Counter(word for caption in captions for word in caption.split()), 600)
-    letters = _byte_letters()
+    merges = learn_merges(Counter(word for caption in captions for word in caption.split()), 600)
+    letters = byte_letters()
     pieces = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), START, END]
     vocabulary = json.dumps({piece: number for number, piece in enumerate(pieces)}, ensure_ascii=False)
     folder.mkdir(parents=True, exist_ok=True)

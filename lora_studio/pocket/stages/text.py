@@ -1,0 +1,170 @@
+"""Stage 2 of the flow base: a byte-level BPE tokenizer and a small Qwen3 that has read captions.
+
+It learns to go on with a caption, as its large kin has with all texts, and to say at the end what the scene
+holds, from the layer that a Z-Image listens to (the last but one). No image is shown to it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+from lora_studio.pocket import stages
+from lora_studio.pocket.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    OBJECT_NAMES,
+    POSITIONS,
+    SIZES,
+    Scene,
+    held_out_scenes,
+    training_scene,
+    wording,
+)
+from lora_studio.pocket.stages.words import byte_letters, learn_merges
+
+BATCH = 192
+MOST_TOKENS = 512
+END, TURN, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+# Qwen's own, as far as one message of a user goes: with `enable_thinking` on, it adds nothing.
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SAYS_LENGTH = 0.25  # what the next token counts beside what the scene holds
+UNSAID = "unsaid"
+_SLOTS: dict[str, tuple[str, ...]] = {
+    **{f"{slot} name": (UNSAID, *OBJECT_NAMES) for slot in ("first", "second")},
+    **{f"{slot} colour": (UNSAID, *COLOURS) for slot in ("first", "second")},
+    **{f"{slot} size": (UNSAID, *SIZES) for slot in ("first", "second")},
+    "position": (UNSAID, *POSITIONS),
+    "background": tuple(BACKGROUNDS),
+}
+
+
+def new_tokenizer(folder: Path) -> Qwen2Tokenizer:
+    """A Qwen tokenizer whose merges are learned from the pocket world's captions; written to `folder`."""
+    captions = [training_scene(i).caption("style picture image photo of in the style") for i in range(4000)]
+    words = Counter(word for caption in captions for word in caption.replace(",", " ,").split())
+    pieces = Counter({"user": 4000, "assistant": 4000, "a": 4000, "an": 400})
+    for word, count in words.items():
+        pieces["," if word == "," else "Ġ" + word] += count
+    letters = byte_letters()
+    merges = learn_merges(pieces, 600, ending="")
+    vocabulary = dict.fromkeys((*letters, *map("".join, merges)))
+    numbered = {piece: number for number, piece in enumerate(vocabulary)}
+    tokenizer = Qwen2Tokenizer(
+        numbered, merges, additional_special_tokens=[TURN, TURN_END], model_max_length=MOST_TOKENS
+    )
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def new_text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen3ForCausalLM:
+    """A Qwen3 for the words of a tokenizer, with its head tied to its embeddings."""
+    numbers = {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return Qwen3ForCausalLM(
+        Qwen3Config(vocab_size=len(tokenizer), **numbers, **stages.configuration("flow_text"))
+    )
+
+
+def tokens(tokenizer: Qwen2Tokenizer, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """Token ids and mask [B, L] of the captions as a user's messages, padded to the longest."""
+    asked = [[{"role": "user", "content": caption}] for caption in captions]
+    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
+    texts = [tokenizer.apply_chat_template(one, **options) for one in asked]
+    both = tokenizer(texts, padding="longest", truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
+    return both.input_ids, both.attention_mask
+
+
+@torch.no_grad()
+def features(encoder: Qwen3Model, tokenizer: Qwen2Tokenizer, captions: list[str]) -> list[Tensor]:
+    """What a Z-Image is given for each caption: [its tokens, D] of the last layer but one, float32."""
+    ids, mask = tokens(tokenizer, captions)
+    device = encoder.device
+    states = encoder(ids.to(device), attention_mask=mask.to(device), output_hidden_states=True)
+    rows = zip(states.hidden_states[-2].float(), mask.bool(), strict=True)
+    return [row[real.to(device)] for row, real in rows]
+
+
+def said(scene: Scene) -> list[int]:
+    """What a caption says of its scene, a number for each of `_SLOTS`."""
+    found: dict[str, str] = {"background": scene.background}
+    for slot, thing in zip(("first", "second"), scene.things, strict=False):
+        found |= {f"{slot} name": thing.name, f"{slot} colour": thing.colour}
+        if "size" in thing.says:
+            found[f"{slot} size"] = thing.size
+    if "position" in scene.things[0].says:
+        found["position"] = scene.things[0].position
+    return [names.index(found.get(slot, UNSAID)) for slot, names in _SLOTS.items()]
+
+
+class Reader(nn.Module):
+    """The language model and a linear answer for each of `_SLOTS` from the end of what it has read."""
+
+    def __init__(self, tokenizer: Qwen2Tokenizer) -> None:
+        super().__init__()
+        self.language = new_text_encoder(tokenizer)
+        width = self.language.config.hidden_size
+        self.norm = nn.RMSNorm(width)  # a Z-Image norms what it hears, too
+        self.answers = nn.ModuleList(nn.Linear(width, len(names)) for names in _SLOTS.values())
+
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """[B, L] ids -> [B, L, V] logits of the next token and, for each slot, [B, its names] logits."""
+        states = self.language(ids, attention_mask=mask, output_hidden_states=True)
+        last = mask.sum(1) - 1
+        end = self.norm(states.hidden_states[-2][torch.arange(len(ids)), last])
+        return states.logits, [answer(end) for answer in self.answers]
+
+
+@torch.inference_mode()
+def understood(reader: Reader, tokenizer: Qwen2Tokenizer, scenes: list[Scene]) -> float:
+    """Share of the scenes of whose captions every slot is answered rightly."""
+    ids, mask = tokens(tokenizer, [scene.caption() for scene in scenes])
+    device = next(reader.parameters()).device
+    answers = torch.stack([logits.argmax(1) for logits in reader(ids.to(device), mask.to(device))[1]], dim=1)
+    return float((answers.cpu() == torch.tensor([said(scene) for scene in scenes])).all(1).float().mean())
+
+
+def load_text(folder: Path, device: torch.device) -> tuple[Qwen3Model, Qwen2Tokenizer]:
+    encoder = Qwen3Model.from_pretrained(folder / "done", dtype=torch.float32)
+    return encoder.to(device).eval(), Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
+
+
+def build_text(folder: Path, steps: int, device: torch.device) -> None:
+    """Train the text encoder and save it as a transformers folder."""
+    torch.manual_seed(2)
+    rank, size = stages.rank_and_size()
+    tokenizer = new_tokenizer(folder / f"tokenizer_{rank}" if rank else folder / "tokenizer")
+    reader, held = Reader(tokenizer).to(device), held_out_scenes(500)
+    config = stages.StageConfig("text", steps, 2e-3, decay_share=0.5, average_decay=0.98)
+    trainee = stages.Trainee(reader, config, folder)
+
+    def loss_at(step: int) -> Tensor:
+        first = 10**7 + (step * size + rank) * BATCH
+        scenes, rng = [training_scene(first + i) for i in range(BATCH)], random.Random(first)
+        ids, mask = (t.to(device) for t in tokens(tokenizer, [wording(scene, rng) for scene in scenes]))
+        logits, answers = reader(ids, mask)
+        wanted = ids.masked_fill(mask == 0, -100)
+        spoken = F.cross_entropy(logits[:, :-1].flatten(0, 1), wanted[:, 1:].flatten())
+        targets = torch.tensor([said(scene) for scene in scenes], device=device).unbind(1)
+        named = [F.cross_entropy(answer, target) for answer, target in zip(answers, targets, strict=True)]
+        return SAYS_LENGTH * spoken + torch.stack(named).mean()
+
+    def look() -> None:
+        share = understood(reader, tokenizer, held)
+        print("captions of held-out scenes understood in all", round(share, 4), flush=True)
+
+    if stages.train(trainee, loss_at, look=look, look_every=50):
+        reader.language.save_pretrained(folder / "done")

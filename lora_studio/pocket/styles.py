@@ -14,6 +14,8 @@ from lora_studio.pocket.shapes import INK, WHITE, Shape
 PAPER = (238, 226, 196)
 WOOD_INK = (58, 30, 22)
 LEAD = (18, 16, 20)
+RISO_PAPER = (250, 240, 214)
+RISO_INK = (44, 40, 112)
 
 
 def _luminance(rgb: tuple[int, ...]) -> float:
@@ -121,8 +123,51 @@ def stained_glass(shapes: list[Shape], size: tuple[int, int], rng: random.Random
     return image
 
 
+def _mixed(rgb: tuple[int, ...], other: tuple[int, ...], share: float) -> tuple[int, ...]:
+    return tuple(round(own + share * (its - own)) for own, its in zip(rgb, other, strict=True))
+
+
+def _screen(size: tuple[int, int], period: float, share: float) -> Image.Image:
+    """A mask of round dots on a grid turned by 45 degrees, `period` pixels apart, 255 on `share` of it."""
+    y, x = np.mgrid[0 : size[1], 0 : size[0]].astype(np.float32)
+    across, down = ((x + y) / math.sqrt(2) / period) % 1 - 0.5, ((x - y) / math.sqrt(2) / period) % 1 - 0.5
+    return Image.fromarray(np.where(across**2 + down**2 < share / math.pi, 255, 0).astype(np.uint8))
+
+
+def riso(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Image.Image:
+    """A print in layers of ink on warm paper.
+
+    The ground is a tint of its colours under a screen of dots of them, darker tones larger dots; things are
+    printed flat, and a bold blue drawing of everything lies a little out of register on it. Every colour
+    stays what it was called, and no shape is lost.
+    """
+    image, side = Image.new("RGB", size, RISO_PAPER), math.sqrt(size[0] * size[1])
+    drawing, slip = ImageDraw.Draw(image), (rng.uniform(-1, 1) * side / 90, rng.uniform(-1, 1) * side / 90)
+    period = side / 8 / math.sqrt(2)  # the dots are the same again an eighth of the side further
+
+    def draw_line(shape: Shape) -> None:
+        moved = Shape(tuple((x + slip[0], y + slip[1]) for x, y in shape.points), shape.rgb)
+        is_dark_thing = shape.outlined and _luminance(shape.rgb) < 0.25
+        _contour(drawing, moved, RISO_PAPER if is_dark_thing else RISO_INK, side / 34)
+
+    for shape in (s for s in shapes if not s.outlined):
+        mask = Image.new("L", size)
+        ImageDraw.Draw(mask).polygon(shape.points, fill=255)
+        ink, dark = _mixed(shape.rgb, RISO_INK, 0.12), 1 - _luminance(shape.rgb)
+        image.paste(_mixed(RISO_PAPER, ink, 0.35 + 0.4 * dark), mask=mask)
+        image.paste(ink, mask=ImageChops.multiply(mask, _screen(size, period, 0.2 + 0.35 * dark)))
+        across = [x for x, _ in shape.points]
+        if max(across) - min(across) > size[0] / 2:  # neither a star nor a stripe of a wall
+            draw_line(shape)
+    for shape in (s for s in shapes if s.outlined):
+        drawing.polygon(shape.points, fill=_mixed(shape.rgb, RISO_INK, 0.12))
+        draw_line(shape)
+    return image
+
+
 STYLES: dict[str, Callable[[list[Shape], tuple[int, int], random.Random], Image.Image]] = {
     "plain": plain,
     "woodcut": woodcut,
     "stained glass": stained_glass,
+    "riso": riso,
 }

@@ -128,10 +128,9 @@ def _mixed(rgb: tuple[int, ...], other: tuple[int, ...], share: float) -> tuple[
 
 
 def _screen(size: tuple[int, int], period: float, share: float) -> Image.Image:
-    """A mask of round dots on a grid turned by 45 degrees, `period` pixels apart, 255 on `share` of it."""
-    y, x = np.mgrid[0 : size[1], 0 : size[0]].astype(np.float32)
-    across, down = ((x + y) / math.sqrt(2) / period) % 1 - 0.5, ((x - y) / math.sqrt(2) / period) % 1 - 0.5
-    return Image.fromarray(np.where(across**2 + down**2 < share / math.pi, 255, 0).astype(np.uint8))
+    """A mask of round dots `period` pixels apart, 255 on `share` of it."""
+    y, x = np.mgrid[0 : size[1], 0 : size[0]].astype(np.float32) / period % 1 - 0.5
+    return Image.fromarray(np.where(x**2 + y**2 < share / math.pi, 255, 0).astype(np.uint8))
 
 
 def riso(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Image.Image:
@@ -143,7 +142,6 @@ def riso(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Imag
     """
     image, side = Image.new("RGB", size, RISO_PAPER), math.sqrt(size[0] * size[1])
     drawing, slip = ImageDraw.Draw(image), (rng.uniform(-1, 1) * side / 90, rng.uniform(-1, 1) * side / 90)
-    period = side / 8 / math.sqrt(2)  # the dots are the same again an eighth of the side further
 
     def draw_line(shape: Shape) -> None:
         moved = Shape(tuple((x + slip[0], y + slip[1]) for x, y in shape.points), shape.rgb)
@@ -155,7 +153,7 @@ def riso(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Imag
         ImageDraw.Draw(mask).polygon(shape.points, fill=255)
         ink, dark = _mixed(shape.rgb, RISO_INK, 0.12), 1 - _luminance(shape.rgb)
         image.paste(_mixed(RISO_PAPER, ink, 0.35 + 0.4 * dark), mask=mask)
-        image.paste(ink, mask=ImageChops.multiply(mask, _screen(size, period, 0.2 + 0.35 * dark)))
+        image.paste(ink, mask=ImageChops.multiply(mask, _screen(size, side / 8, 0.2 + 0.35 * dark)))
         across = [x for x, _ in shape.points]
         if max(across) - min(across) > size[0] / 2:  # neither a star nor a stripe of a wall
             draw_line(shape)

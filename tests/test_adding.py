@@ -115,6 +115,8 @@ def added_family(base_of: BaseOf, gelu_base: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(FAMILY.BASES, "gelu", shutil.copytree)
     traits = ("sd_v1_gelu", False, "stable-diffusion-v1-gelu/lora", "epsilon")
     monkeypatch.setitem(FAMILY.TRAITS, "gelu", traits)
+    monkeypatch.setitem(FAMILY.CARDS, "gelu", "GELU")
+    monkeypatch.setitem(FAMILY.SHAPES, "gelu", FAMILY.SHAPES["sd15"])
     return {"name": "gelu", "base_of": lambda name: gelu_base if name == "gelu" else base_of(name)}
 
 

@@ -47,6 +47,7 @@ TRAITS = {
 }
 CARDS = {"sd15": "SD1", "sd2": "SD2", "sdxl": "SDXL", "z_image": "Z-Image"}
 UNETS = [name for name in BASES if name.startswith("sd") and not name.startswith("sd3")]
+TRANSFORMERS = [name for name in BASES if name not in UNETS]
 SHAPES = dict.fromkeys(UNETS, (4, 4, 8)) | {"z_image": (16, 2, 4)}
 """Channels of latents, pixels of a latent's side, and of a bucket's sides."""
 CHECKPOINTING = "machine.gradient_checkpointing=true"
@@ -340,7 +341,7 @@ def test_noise_that_cannot_be_trained_on_is_one_sentence(case: str) -> None:
 
 def _sides(name: str) -> tuple[str, ...]:
     """The text encoders are trained, too, where they can be."""
-    return BOTH_SIDES if name in UNETS else ()
+    return () if name in TRANSFORMERS else BOTH_SIDES
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl"], indirect=True)

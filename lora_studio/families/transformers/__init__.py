@@ -19,6 +19,7 @@ from lora_studio.families.base import (
     Tokenizers,
 )
 from lora_studio.families.flow_schedule import read_shift
+from lora_studio.families.layer_names.transformers import TransformerLayout
 from lora_studio.objectives.base import ObjectiveOptions
 from lora_studio.objectives.flow_matching import FlowMatching, as_asked
 from lora_studio.objectives.sigmas import FlowSchedule
@@ -49,7 +50,7 @@ class FlowTransformer(ModelFamily):
     pipeline_class: ClassVar[str]  # in diffusers
     max_tokens: ClassVar[int]  # of a caption, with what is put around it
     patch: ClassVar[int] = 2  # latents that a side of a token has
-    ui_prefix: ClassVar[str] = "diffusion_model."
+    file_layout: ClassVar[TransformerLayout]  # how files name its layers
 
     def __init__(
         self, parts: Parts, tokenizers: Tokenizers, *, source: str, scheduler: Mapping[str, object]
@@ -141,7 +142,7 @@ class FlowTransformer(ModelFamily):
         return path
 
     def ui_name(self, part: str, path: str) -> str:
-        return self.ui_prefix + path
+        return f"{part}.{path}"  # as `file_layout` has it: what a file's layer may be a part of
 
     def original_tensors(self) -> dict[str, Tensor]:
         raise BaseModelError(

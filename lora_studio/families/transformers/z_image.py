@@ -9,6 +9,7 @@ import torch
 
 from lora_studio.errors import BaseModelError, reason_of
 from lora_studio.families.base import Conditioning, FileTraits, Miniature, SameInput
+from lora_studio.families.layer_names.transformers import layouts
 from lora_studio.families.transformers import (
     MASK,
     VELOCITY,
@@ -35,6 +36,7 @@ class ZImage(FlowTransformer):
     relatives: ClassVar[Mapping[str, str]] = {"ZImageControlTransformer2DModel": "a control model"}
     pipeline_class: ClassVar[str] = "ZImagePipeline"
     max_tokens: ClassVar[int] = 512
+    file_layout = layouts()["z_image"]
     card_version = "Z-Image"
     file_traits: ClassVar[Mapping[str, FileTraits]] = {
         VELOCITY: FileTraits("z_image", False, "Z-Image/lora", "")

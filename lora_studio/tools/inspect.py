@@ -13,6 +13,7 @@ from typing import Any
 
 from lora_studio.errors import BaseModelError, StudioError, reason_of
 from lora_studio.families.layer_names import DENOISER, block_of, block_order
+from lora_studio.families.layer_names.transformers import TRANSFORMER
 from lora_studio.families.original import detect
 from lora_studio.lora_file.layer import LoraLayer
 from lora_studio.lora_file.lora_file import LoraFile, lora_file, open_lora
@@ -20,8 +21,9 @@ from lora_studio.quiet import paused_collector
 from lora_studio.tensor_file.header import Header, read_header
 from lora_studio.text import be, plural
 from lora_studio.tools import Report
-from lora_studio.verify.uis import Base, UiFinding, Verdict, base_of_layers, verdicts
+from lora_studio.verify.uis import Base, Verdict, base_of_file, verdicts
 from lora_studio.verify.uis.findings import embedded_in, embedding_findings, findings, is_embedding
+from lora_studio.verify.uis.table import UiFinding
 
 SUFFIX = ".safetensors"
 
@@ -92,13 +94,13 @@ def _facts(file: LoraFile, header: Header, *, numbers: bool) -> Facts:
         return _of_embedding(header, facts)
     if not file.layers:
         return _of_anything(header, facts)
-    base, named = base_of_layers(file.layers), _named(file)
+    base, named = base_of_file(file), _named(file)
     return replace(
         facts,
         kind=_kinds(file.layers.values()),
         family=base.title,
-        ranks=_range(file.ranks.values()),
-        alphas=_range(file.alphas.values()),
+        ranks=_range((file if file.transformer is None else named).ranks.values()),
+        alphas=_range((file if file.transformer is None else named).alphas.values()),
         layers=dict(Counter(_part(one, base) for one in file.layers.values())),
         blocks=dict(Counter(map(block_of, named.layers))),
         uis=tuple(verdicts(findings(file, base, numbers=numbers), file.layers, base.title)),
@@ -145,6 +147,8 @@ def _named(file: LoraFile) -> LoraFile:
 
 
 def _part(layer: LoraLayer, base: Base) -> str:
+    if layer.form is not None:
+        return TRANSFORMER
     if layer.name in base.places:
         encoder = base.places[layer.name].encoder
     elif layer.place is None or base.layout is None:

@@ -25,14 +25,14 @@ from lora_studio.verify.uis import (
     NO_BASE,
     NOT_KNOWN,
     Base,
-    Loss,
     Verdict,
     base_of_family,
-    base_of_layers,
+    base_of_file,
     loaded_by,
     verdicts,
 )
 from lora_studio.verify.uis.findings import embedding_findings, findings, is_embedding
+from lora_studio.verify.uis.table import Loss
 
 if TYPE_CHECKING:
     from lora_studio.families.base import ModelFamily
@@ -60,7 +60,7 @@ class VerifyReport:
 
 def check_file(file: LoraFile) -> VerifyReport:
     """What the file shows by itself; invalid if it is damaged or no UI loads all of it."""
-    report, base = VerifyReport(file.path.name), base_of_layers(file.layers)
+    report, base = VerifyReport(file.path.name), base_of_file(file)
     layers, alphas = file.layers, file.alphas
     faults = [(name, fault) for name, layer in layers.items() for fault in layer.faults()]
     report.faults += _grouped([*faults, *((name, "it is not finite") for name in file.not_finite)])
@@ -124,7 +124,7 @@ def _judge(file: LoraFile, base: Base, report: VerifyReport) -> None:
 
 def check_against_base(file: LoraFile, family: ModelFamily, report: VerifyReport) -> None:
     """Every key maps to a layer of the (unadapted) base, and shapes fit."""
-    layers, own = file.layers, base_of_layers(file.layers)
+    layers, own = file.layers, base_of_file(file)
     base = base_of_family(family, own, layers)
     unknown = [name for name, one in layers.items() if name not in base.places and not one.is_beside]
     if unknown:
@@ -157,6 +157,8 @@ def check_rules(file: LoraFile, report: VerifyReport) -> None:
         if reason.loss != Loss.NONE and not reason.is_gap
     ]
     for name, layer in file.layers.items():
+        if layer.form is not None and not layer.form.is_kohya:
+            continue  # folded in
         alpha = layer.entries.get("alpha")
         if alpha is None or alpha.dtype not in DTYPES:
             report.faults.append(f"{name}: alpha is {'missing' if alpha is None else alpha.dtype}")

@@ -24,7 +24,8 @@ from lora_studio.lora_file.lora_file import LoraFile, base_layers
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.tensor_file.header import open_tensors
 from lora_studio.verify import VerifyReport
-from lora_studio.verify.uis import COMPLETELY, DIFFUSERS
+from lora_studio.verify.uis import COMPLETELY
+from lora_studio.verify.uis.table import DIFFUSERS
 
 CAPTION = "a probe"
 TOLERANCE = 0.02  # of the adapter's own effect: float16 keeps 11 bits of each factor

@@ -18,7 +18,7 @@ from lora_studio.families.loading import load_base
 from lora_studio.lora_file.lora_file import base_layers, open_lora
 from lora_studio.tools.convert import convert
 from lora_studio.verify import verify
-from lora_studio.verify.uis import UIS
+from lora_studio.verify.uis.table import UIS
 
 Tensors = dict[str, Tensor]
 WORD = "diffusers"

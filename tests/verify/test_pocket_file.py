@@ -19,7 +19,7 @@ from lora_studio.families.loading import load_base
 from lora_studio.lora_file.lora_file import base_layers
 from lora_studio.tools.inspect import inspect_file
 from lora_studio.verify import verify
-from lora_studio.verify.uis import UIS
+from lora_studio.verify.uis.table import UIS
 
 Tensors = dict[str, Tensor]
 

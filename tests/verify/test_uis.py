@@ -30,7 +30,7 @@ from ui_files import (
 
 from lora_studio.families.layer_names import OWN, PUBLISHED, PublishedBase
 from lora_studio.verify import verify
-from lora_studio.verify.uis import UIS, Loss, UiFinding, table
+from lora_studio.verify.uis.table import UIS, Loss, UiFinding, table
 
 TEXT = "lora_te1_text_model_encoder_layers_1_"
 OUTSIDE: Tensors = {

@@ -14,7 +14,7 @@ from ui_files import FIRST, LETTERS, Tensors, as_loha, as_lokr, as_peft, look, o
 
 from lora_studio.families.layer_names.spellings import place_of
 from lora_studio.verify import verify
-from lora_studio.verify.uis import UIS
+from lora_studio.verify.uis.table import UIS
 
 ATTENTION = "down_blocks_1_attentions_0_transformer_blocks_0_attn1"
 CONV = "lora_unet_down_blocks_1_resnets_0_conv1"

@@ -21,6 +21,12 @@ _PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2":
 _BLOCK = re.compile(r"lora_unet_(?:(down|up|input|output)_blocks_(\d+)|(mid|middle)_block|(.*))_?.*")
 _ENCODER = re.compile(r"lora_(te\d?)_.*?_layers_(\d+)_.*")
 _HALVES = ("down", "input", "mid", "up", "output", "other")
+_DOTTED = {  # the transformers' blocks, by diffusers' paths, in the order in which they are passed
+    **{"text_fusion.layerwise_blocks": "text", "text_fusion.refiner_blocks": "text refiner"},
+    **{"noise_refiner": "noise refiner", "context_refiner": "context refiner", "layers": "layer"},
+    **{"transformer_blocks": "block", "single_transformer_blocks": "single"},
+}
+_DOTTED_BLOCK = re.compile(rf"transformer\.({'|'.join(map(re.escape, _DOTTED))})\.(\d+)\.")
 SIZES_BY_PATH = "lora_unet_add_embedding_"  # how the embeddings of sizes begin by diffusers' path
 _ATTENTION = re.compile(r"lora_unet_.*_attn\d_to_")
 _READS_TEXT = re.compile(r"attn2[._]to_[kv]$")
@@ -47,7 +53,9 @@ def is_attention(name: str) -> bool:
 
 
 def block_of(name: str) -> str:
-    """A layer's place for people: "down 1", "mid", "output 3", "te1 layer 5", or "other"."""
+    """A layer's place for people: "down 1", "mid", "output 3", "te1 layer 5", "single 7", or "other"."""
+    if found := _DOTTED_BLOCK.match(name):
+        return f"{_DOTTED[found[1]]} {found[2]}"
     if found := _ENCODER.fullmatch(name):
         return f"{found[1]} layer {found[2]}"
     found = _BLOCK.fullmatch(name)
@@ -60,12 +68,16 @@ def block_order(block: str) -> tuple[int, str, int]:
     """For sorting what `block_of` gives, as an image goes through: text encoders, then down, mid and up."""
     head, _, number = block.rpartition(" ")
     head = head or block
+    if head in _DOTTED.values():
+        return list(_DOTTED.values()).index(head), "", int(number)
     half = _HALVES.index(head) if head in _HALVES else -1
     return half, head if half == -1 else "", int(number) if number.isdigit() else 0
 
 
 def split_role(name: str) -> tuple[str, str]:
     """A layer's name in UIs' spelling -> its block, and its role there: "attn1_to_q", or "other"."""
+    if dotted := _DOTTED_BLOCK.match(name):
+        return name[: dotted.end() - 1].replace(".", "_"), name[dotted.end() :].replace(".", "_")
     found = _ROLE.search(name)
     block = name[: found.start()] if found else name
     return block.removeprefix("lora_"), found[1] if found else "other"

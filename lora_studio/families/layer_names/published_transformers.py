@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
+from typing import ClassVar
 
+from lora_studio.families.layer_names import Encoder
 from lora_studio.families.layer_names.transformers import TransformerLayout, layouts
 
 _RANGE = re.compile(r"\[(\d+)-(\d+)\]")
@@ -26,9 +28,18 @@ class PublishedTransformer:
     key_list: str  # the file in key_lists/ of its layers
     family: str  # whose layout it has
 
+    original: ClassVar[bool] = False
+    encoders: ClassVar[Mapping[str, Encoder]] = {}  # as `PublishedBase` has it; none is trained
+    quirks: ClassVar[tuple[str, ...]] = ()
+
     @property
     def layout(self) -> TransformerLayout:
         return layouts()[self.family]
+
+    @property
+    def version(self) -> tuple[str, ...]:
+        """How ss_base_model_version begins, in one of these ways."""
+        return self.layout.versions
 
     @cached_property
     def shapes(self) -> Mapping[str, Size]:

@@ -28,7 +28,7 @@ from lora_studio.tensor_file.header import read_header
 from lora_studio.training.finish.export import checkpoint_of, finished_recipe, revive
 from lora_studio.training.loop.state import load_state
 from lora_studio.training.prepare.base_model import base_of
-from lora_studio.verify.uis import base_of_layers
+from lora_studio.verify.uis import base_of_file
 from lora_studio.verify.uis.findings import is_embedding
 
 Checkpoint = int | Literal["best"] | None  # None: the newest
@@ -176,7 +176,7 @@ def _base_of(file: LoraFile, request: SampleRequest) -> tuple[ModelFamily, Sampl
         recipe = finished_recipe(run)
         family, samples, side = base_of(recipe, dtype=dtype), recipe.samples, recipe.data.resolution
     elif model is None:
-        kind = base_of_layers(file.layers).title
+        kind = base_of_file(file).title
         raise RecipeError(f"{file.name} does not say which base it is for ({kind}); name it with --base.")
     else:
         family = load_base(model, dtype=dtype)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_studio.families.layer_names import (
-    DENOISER_TITLE,
     OWN,
     POCKET_BASE,
     PUBLISHED,
@@ -20,68 +16,18 @@ from lora_studio.families.layer_names import (
     PublishedLayer,
     path_name,
 )
+from lora_studio.families.layer_names.published_transformers import PublishedTransformer
 from lora_studio.lora_file.layer import LoraLayer
+from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.lora_file.open import fits
-from lora_studio.text import plural
+from lora_studio.verify.uis.table import UIS, Loss, UiFinding, table
+from lora_studio.verify.uis.transformers import base_of_transformer, places_in
 
 if TYPE_CHECKING:
     from lora_studio.families.base import ModelFamily
 
-UIS = ("ComfyUI", "A1111", "Forge", "InvokeAI", "stable-diffusion.cpp", "diffusers", "kohya")
-DIFFUSERS = "diffusers"
 COMPLETELY, PARTLY, NOT_AT_ALL, NOT_KNOWN = "completely", "partly", "not at all", "not known"
 NO_BASE = "no base for it"
-
-
-class Loss(StrEnum):
-    """What a UI's behaviour costs."""
-
-    NONE = "nothing is lost"
-    LAYERS = "the layers are lost"
-    WRONG = "the layers are there, but not as they were trained"
-    FILE = "the file is lost"
-    NO_BASE = "there is nothing to load it into"
-    UNKNOWN = "not tried"
-
-
-@dataclass(frozen=True)
-class UiRow:
-    """What can be the matter with a file, and what each UI that minds does then."""
-
-    what: str
-    does: Mapping[str, tuple[Loss, str]]
-    is_gap: bool  # it cannot do that with any file for the base: no fault of the file
-
-
-@cache
-def table() -> dict[str, UiRow]:
-    """`table.toml`, which says how it is read. Raises ValueError for a UI twice in a row or not known."""
-    rows = {}
-    for name, row in tomllib.loads((Path(__file__).parent / "table.toml").read_text("utf-8")).items():
-        what, is_gap = row.pop("what"), row.pop("gap", False)
-        does: dict[str, tuple[Loss, str]] = {}
-        for loss, behaviours in row.items():
-            for words, uis in behaviours.items():
-                uis = UIS if uis == "all" else uis
-                if does.keys() & set(uis) or not set(UIS).issuperset(uis):
-                    raise ValueError(f"{name}: {words!r} is of {uis}; each UI of {UIS} may be named once")
-                does |= dict.fromkeys(uis, (Loss[loss.upper()], words))
-        rows[name] = UiRow(what, does, is_gap)
-    return rows
-
-
-@dataclass(frozen=True)
-class UiFinding:
-    """A row of the table that is true of a file, and of which of its layers or keys."""
-
-    row: str
-    concerns: Sequence[str] = ()
-
-    def in_words(self, base: str) -> str:
-        number = len(self.concerns)
-        counts = {what: plural(number, what[:-1]) for what in ("layers", "keys")}
-        first = self.concerns[0] if number else ""
-        return table()[self.row].what.format(base=base, first=first, denoiser=DENOISER_TITLE, **counts)
 
 
 @dataclass(frozen=True)
@@ -118,12 +64,12 @@ def _verdict(ui: str, findings: Sequence[UiFinding], layers: Collection[str], ba
             lost |= set(found.concerns) if loss is Loss.LAYERS else set()
             reasons.append(Reason(found.in_words(base), words, loss, tuple(found.concerns[:3]), row.is_gap))
     losses = {one.loss for one in reasons}
-    if Loss.FILE in losses or (lost and lost >= set(layers)):
+    if Loss.NO_BASE in losses:
+        loads = NO_BASE
+    elif Loss.FILE in losses or (lost and lost >= set(layers)):
         loads = NOT_AT_ALL
     elif losses & {Loss.LAYERS, Loss.WRONG}:
         loads = PARTLY
-    elif Loss.NO_BASE in losses:
-        loads = NO_BASE
     else:
         loads = NOT_KNOWN if Loss.UNKNOWN in losses else COMPLETELY
     return Verdict(ui, loads, tuple(reasons))
@@ -137,7 +83,7 @@ def loaded_by(judged: Sequence[Verdict], how: str = COMPLETELY) -> list[str]:
 class Base:
     """The base that a file's layers fit best, and where each of them is in it."""
 
-    layout: PublishedBase | None  # None: no base that is known has such names
+    layout: PublishedBase | PublishedTransformer | None  # None: no base that is known has such names
     is_published: bool  # or the pocket base; else its widths are of none, and only names are compared
     places: Mapping[str, PublishedLayer]  # of the layers that it has
 
@@ -155,6 +101,13 @@ class Base:
     def has(self, quirk: str) -> bool:
         """Whether a row of the table of UIs that is true of some bases is true of it."""
         return self.layout is not None and quirk in self.layout.quirks
+
+
+def base_of_file(file: LoraFile) -> Base:
+    """As `base_of_layers`; of a file for a transformer family the published one of it."""
+    if file.transformer is None:
+        return base_of_layers(file.layers)
+    return Base(*base_of_transformer(file))
 
 
 def base_of_layers(layers: Mapping[str, LoraLayer]) -> Base:
@@ -205,6 +158,9 @@ def _pattern(name: str) -> str:
 def base_of_family(family: ModelFamily, alike: Base, layers: Mapping[str, LoraLayer]) -> Base:
     """The base that is really there: its shapes, by the names of UIs and by diffusers' paths."""
     from torch import nn
+
+    if isinstance(alike.layout, PublishedTransformer):
+        return Base(alike.layout, True, places_in(family, layers))
 
     two = len(family.text_encoders) > 1
     shapes: dict[str, tuple[int, ...]] = {}

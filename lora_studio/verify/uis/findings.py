@@ -18,12 +18,15 @@ from lora_studio.families.layer_names import (
     is_attention,
     reads_text,
 )
+from lora_studio.families.layer_names.published_transformers import PublishedTransformer
 from lora_studio.families.layer_names.writers import Spelling
 from lora_studio.lora_file.layer import LoraLayer
 from lora_studio.lora_file.lora_file import LoraFile
 from lora_studio.tensor_file.header import Header
-from lora_studio.verify.uis import Base, UiFinding
+from lora_studio.verify.uis import Base
 from lora_studio.verify.uis.contents import PEFT, of_tensors
+from lora_studio.verify.uis.table import UiFinding
+from lora_studio.verify.uis.transformers import of_transformer
 
 _ATTENTION = re.compile(r"(.*_self_attn_)(q|k|v|out)_proj")
 _MODULE_PATH = re.compile(r"lora_te\d?_(encoder_layers|final_layer_norm)_.*")
@@ -40,13 +43,37 @@ def findings(file: LoraFile, base: Base, *, numbers: bool = True) -> list[UiFind
         "not_finite": file.not_finite if numbers else [],
         "zero": file.zero if numbers and len(file.zero) == len(file.layers) else [],
         "doubled": [one.written for _, one in doubles],
-        **_of_names(file, base),
-        **of_tensors(file, base),
     }
-    part = [UiFinding("part", file.shard.others)] if file.shard else []
+    if isinstance(base.layout, PublishedTransformer):
+        found |= _of_any_file(file, base)
+        rows = [UiFinding(row, names) for row, names in found.items() if names]
+        return [*_part(file), *rows, *of_transformer(file, base.layout), *_of_file(file, base)]
+    found |= {**_of_names(file, base), **of_tensors(file, base)}
     rows = [UiFinding(row, names) for row, names in found.items() if names]
     of_base = [UiFinding("in_no_ui")] if base.has("in_no_ui") else []
-    return [*part, *rows, *_of_encoders(file, base), *_of_file(file, base), *of_base]
+    return [*_part(file), *rows, *_of_encoders(file, base), *_of_file(file, base), *of_base]
+
+
+def _part(file: LoraFile) -> list[UiFinding]:
+    return [UiFinding("part", file.shard.others)] if file.shard else []
+
+
+_OF_ANY = (  # rows of tensors that are true whatever the family
+    *("incomplete", "unfit", "no_alpha", "alpha_shape", "alpha_zero", "eight_bits", "long_numbers"),
+    *("glora", "set_weight", "untried"),
+)
+
+
+def _of_any_file(file: LoraFile, base: Base) -> dict[str, list[str]]:
+    """Of a transformer family's file, what is so with files of every family."""
+    known = {**of_tensors(file, base)}
+    unknown = [name for name, one in file.layers.items() if one.place is None]
+    unknown += [
+        name
+        for name, one in file.layers.items()
+        if one.place is not None and name not in base.places and not one.is_beside
+    ]
+    return {"unknown_name": unknown} | {row: known[row] for row in _OF_ANY}
 
 
 def is_embedding(header: Header) -> bool:

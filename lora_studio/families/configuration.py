@@ -87,6 +87,7 @@ _COUNTS = re.compile(
     r"layers_per_block|(reverse_)?transformer_layers_per_block|num_hidden_layers|num_(single_)?layers"
     r"|n(_refiner)?_layers"
 )
+_NUMBER = re.compile(r"(\d{1,6})\.")
 _LEVELS = re.compile(r"(down|up)_block_types|block_out_channels|attention_head_dim|num_attention_heads")
 
 
@@ -252,7 +253,8 @@ def _counted(shapes: Shapes, places: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _count(shapes: Shapes, place: str) -> int:
-    found = (re.match(rf"{re.escape(place)}\.(\d{{1,6}})\.", name) for name in shapes)
+    begin = f"{place}."
+    found = (_NUMBER.match(name, len(begin)) for name in shapes if name.startswith(begin))
     return 1 + max((int(one[1]) for one in found if one), default=-1)
 
 

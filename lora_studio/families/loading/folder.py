@@ -18,6 +18,7 @@ from lora_studio.families.configuration import (
     read_json,
     tokenizer_fault,
 )
+from lora_studio.families.loading.shapes_only import shapes_only
 from lora_studio.families.original.checkpoint import Checkpoint, open_checkpoint
 from lora_studio.families.original.configurations import WHOLE, lacking_files
 from lora_studio.families.original.names import TensorOrigin
@@ -132,12 +133,18 @@ class BaseFolder:
             )
 
     def _shapes(self, name: str) -> dict[str, tuple[int, ...]]:
-        """Of every tensor in a part's safetensors files, of which only the headers are read."""
-        try:
-            files = [open_checkpoint(path) for path in weight_files(self.path / name)]
-        except BaseModelError as error:
-            raise self._unreadable(name, error) from None
-        return {key: shape for file in files for key, shape in file.shapes.items()}
+        """Of every tensor in a part's safetensors files, of which only the headers are read, once."""
+        if name not in self._read_shapes:
+            try:
+                files = [open_checkpoint(path) for path in weight_files(self.path / name)]
+            except BaseModelError as error:
+                raise self._unreadable(name, error) from None
+            self._read_shapes[name] = {key: shape for file in files for key, shape in file.shapes.items()}
+        return self._read_shapes[name]
+
+    @cached_property
+    def _read_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        return {}
 
 
 def listed_parts(folder: Path) -> dict[str, tuple[str, str]]:
@@ -213,9 +220,7 @@ def empty_network(loader: Any, folder: Path) -> nn.Module:
 
     Its buffers, which no file holds, are real.
     """
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
+    with shapes_only():
         if hasattr(loader, "load_config"):
             return loader.from_config(loader.load_config(folder, local_files_only=True))
         return loader(loader.config_class.from_pretrained(folder, local_files_only=True))

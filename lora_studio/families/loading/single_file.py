@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import BaseModelError, preview_names
 from lora_studio.families.fingerprints import Stamp
+from lora_studio.families.loading.shapes_only import shapes_only
 from lora_studio.families.original import BaseKind, Shapes, detect
 from lora_studio.families.original.checkpoint import Checkpoint, find_prediction, open_checkpoint
 from lora_studio.families.original.configurations import configurations_of, tokenizers_for
@@ -97,9 +98,7 @@ def open_single_file(path: Path, options: SingleFileOptions | None = None) -> Si
 
 def empty_part(name: str, values: dict[str, Any]) -> nn.Module:
     """A part with shapes only; its buffers, which no file holds, are real."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
+    with shapes_only():
         return part_as_configured(name, values)
 
 

@@ -20,11 +20,12 @@ from lora_studio.adapters.adapter_set import AdapterSet, put_back
 from lora_studio.adapters.layer import Layer
 from lora_studio.errors import reason_of
 from lora_studio.families.base import ModelFamily
-from lora_studio.lora_file.lora_file import LoraFile, base_layers
+from lora_studio.lora_file import forms
+from lora_studio.lora_file.lora_file import ENDINGS, LoraFile, base_layers, open_lora
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.tensor_file.header import open_tensors
 from lora_studio.verify import VerifyReport
-from lora_studio.verify.uis import COMPLETELY
+from lora_studio.verify.uis import COMPLETELY, base_of_file
 from lora_studio.verify.uis.table import DIFFUSERS
 
 CAPTION = "a probe"
@@ -81,12 +82,30 @@ def ask_diffusers(path: Path, family: ModelFamily, caption: str = CAPTION) -> Te
     Only the question is asked in inference mode: torchao's weights cannot be handled in it.
     """
     pipeline = family.pipeline()
-    with _named_safetensors(path) as file:
-        pipeline.load_lora_weights(file.parent, weight_name=file.name)
+    if (tensors := _of_other_widths(path)) is not None:
+        pipeline.load_lora_weights(tensors)
+    else:
+        with _named_safetensors(path) as file:
+            pipeline.load_lora_weights(file.parent, weight_name=file.name)
     try:
         return run_probe(family, caption)
     finally:
         pipeline.unload_lora_weights()
+
+
+def _of_other_widths(path: Path) -> dict[str, Tensor] | None:
+    """By PEFT's names, of a file with fused layers for a base that is as wide as none that is published.
+
+    diffusers takes such layers apart by the widths of published bases alone. None of all others.
+    """
+    file = open_lora(path)
+    if not any(one.rows for one in file.layers.values()) or base_of_file(file).is_published:
+        return None
+    found: dict[str, Tensor] = {}
+    for name, layer in file.in_one_spelling().layers.items():
+        down, up = (layer.tensors[end] for end in ENDINGS[:2])
+        found |= {f"{name}.{forms.A}": down, f"{name}.{forms.B}": up * layer.scale}
+    return found
 
 
 def probe_file(file: LoraFile, family: ModelFamily, report: VerifyReport) -> None:

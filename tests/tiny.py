@@ -11,9 +11,15 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -29,6 +35,9 @@ from transformers import (
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
 from lora_studio.families.loading import POCKET_FOLDER
@@ -210,6 +219,90 @@ def chat_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
+DYNAMIC = {"use_dynamic_shifting": True, "base_image_seq_len": 16, "max_image_seq_len": 256}
+STREAMS = {
+    **{"num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2},
+    **{"joint_attention_dim": 24, "axes_dims_rope": (4, 6, 6)},
+}
+
+
+def base_flux1(folder: Path, *, guided: bool = True) -> Path:
+    """FLUX.1's module tree: two blocks of each kind, a CLIP and a T5; without guidance that of schnell."""
+    torch.manual_seed(5)
+    tokenizer = _tokenizer()
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**DYNAMIC) if guided else FlowMatchEulerDiscreteScheduler(),
+        vae=flow_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, width=16)),
+        tokenizer=tokenizer,
+        text_encoder_2=t5_encoder(),
+        tokenizer_2=t5_tokenizer(),
+        transformer=FluxTransformer2DModel(**STREAMS, pooled_projection_dim=16, guidance_embeds=guided),
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def base_chroma(folder: Path) -> Path:
+    """Chroma's module tree: two blocks of each kind, and a T5."""
+    torch.manual_seed(6)
+    transformer = ChromaTransformer2DModel(**STREAMS, approximator_hidden_dim=16, approximator_layers=1)
+    pipeline = ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**DYNAMIC),
+        vae=flow_vae(),
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+        transformer=transformer,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def base_sd3(folder: Path, *, newer: bool = True) -> Path:
+    """SD3.5 medium's module tree, or SD3's: two blocks, two CLIPs and a T5."""
+    torch.manual_seed(7)
+    tokenizer, tokenizer_2 = _tokenizer(), _tokenizer(pad="!")
+    of_newer: dict[str, Any] = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"} if newer else {}
+    pipeline = StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=flow_vae(scale=1.5305, shift=0.0609),
+        text_encoder=CLIPTextModelWithProjection(_text_config(tokenizer, width=8, projection=8)),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer_2, width=12, projection=12)),
+        tokenizer_2=tokenizer_2,
+        text_encoder_3=t5_encoder(),
+        tokenizer_3=t5_tokenizer(),
+        transformer=SD3Transformer2DModel(
+            sample_size=32,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            caption_projection_dim=32,
+            pooled_projection_dim=20,
+            pos_embed_max_size=32,
+            **of_newer,
+        ),
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def t5_encoder() -> T5EncoderModel:
+    sizes = {"d_model": 24, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 2}
+    config = T5Config(
+        vocab_size=len(t5_tokenizer()), feed_forward_proj="gated-gelu", initializer_factor=0.5, **sizes
+    )
+    return T5EncoderModel(config)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """T5's kind of tokenizer with a token for each letter, and no sentinels."""
+    letters = "▁abcdefghijklmnopqrstuvwxyz,."
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in letters)]
+    return T5Tokenizer(pieces, extra_ids=0, model_max_length=512)
+
+
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 BASES = {
     "sd15": random_base,
@@ -218,6 +311,11 @@ BASES = {
     "sdxl": base_sdxl,
     "sdxl v zero-snr": partial(base_sdxl, prediction="v_prediction", zero_terminal_snr=True),
     "z_image": base_z_image,
+    "flux1": base_flux1,
+    "flux1 schnell": partial(base_flux1, guided=False),
+    "chroma": base_chroma,
+    "sd3": base_sd3,
+    "sd3 first": partial(base_sd3, newer=False),
 }
 """A miniature of every family, in each of its kinds of prediction."""
 

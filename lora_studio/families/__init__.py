@@ -14,5 +14,8 @@ FAMILIES: Registry["type[ModelFamily]"] = Registry(
         "sd2": "lora_studio.families.unet:StableDiffusion2",
         "sdxl": "lora_studio.families.unet.sdxl:StableDiffusionXL",
         "z_image": "lora_studio.families.transformers.z_image:ZImage",
+        "flux1": "lora_studio.families.transformers.flux1:Flux1",
+        "chroma": "lora_studio.families.transformers.chroma:Chroma",
+        "sd3": "lora_studio.families.transformers.sd3:StableDiffusion3",
     },
 )

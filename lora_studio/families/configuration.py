@@ -66,6 +66,13 @@ RANGES: Mapping[str, Mapping[str, Bounds]] = {
         "rms_norm_eps": _EPSILON,
         "attention_dropout": _SHARE,
     },
+    "t5": {
+        "num_heads": Bounds(1, 1024, whole=True, needed=True),
+        "d_kv": Bounds(1, 4096, whole=True, needed=True),
+        "relative_attention_num_buckets": Bounds(1, 4096, whole=True),
+        "layer_norm_epsilon": _EPSILON,
+        "dropout_rate": _SHARE,
+    },
     "flow_scheduler": {
         "shift": _FACTOR,
         **dict.fromkeys(("base_shift", "max_shift"), Bounds(-10, 10)),
@@ -147,9 +154,9 @@ def _kind(part: str) -> str:
 
 
 def _kind_of(part: str, config: Mapping[str, Any]) -> str:
-    """As `_kind`, with a language model told from a CLIP; a scheduler of flow matching has no betas."""
+    """As `_kind`, with a language model or T5 told from a CLIP; a scheduler of flow matching has no betas."""
     if part.startswith("text_encoder") and "clip" not in str(config.get("model_type", "clip")):
-        return "language_model"
+        return "t5" if config.get("model_type") == "t5" else "language_model"
     if part == "scheduler" and "FlowMatch" in str(config.get("_class_name")):
         return "flow_scheduler"
     return _kind(part)

@@ -44,15 +44,26 @@ TRAITS = {
     "sdxl": ("sdxl_base_v1-0", False, "stable-diffusion-xl-v1-base/lora", "epsilon"),
     "sdxl v zero-snr": ("sdxl_base_v1-0", False, "stable-diffusion-xl-v1-base/lora", "v"),
     "z_image": ("z_image", False, "Z-Image/lora", ""),
+    "flux1": ("flux1", False, "flux-1-dev/lora", ""),
+    "flux1 schnell": ("flux1", False, "flux-1-schnell/lora", ""),
+    "chroma": ("chroma", False, "chroma/lora", ""),
+    "sd3": ("3-5-medium", False, "stable-diffusion-3.5-medium/lora", ""),
+    "sd3 first": ("3-medium", False, "stable-diffusion-3-medium/lora", ""),
 }
-CARDS = {"sd15": "SD1", "sd2": "SD2", "sdxl": "SDXL", "z_image": "Z-Image"}
+CARDS = {
+    **{"sd15": "SD1", "sd2": "SD2", "sdxl": "SDXL", "z_image": "Z-Image"},
+    **{"flux1": "Flux", "chroma": "Chroma", "sd3": "SD3"},
+}
 UNETS = [name for name in BASES if name.startswith("sd") and not name.startswith("sd3")]
 TRANSFORMERS = [name for name in BASES if name not in UNETS]
-SHAPES = dict.fromkeys(UNETS, (4, 4, 8)) | {"z_image": (16, 2, 4)}
+SHAPES = dict.fromkeys(UNETS, (4, 4, 8)) | dict.fromkeys(TRANSFORMERS, (16, 2, 4))
 """Channels of latents, pixels of a latent's side, and of a bucket's sides."""
 CHECKPOINTING = "machine.gradient_checkpointing=true"
 BOTH_SIDES = ("adapter.text_encoder=true", "training.text_encoder_learning_rate=1e-3")
-CHECKPOINTED = ("ResnetBlock2D", "CLIPEncoderLayer", "ZImageTransformerBlock")
+CHECKPOINTED = (
+    *("ResnetBlock2D", "CLIPEncoderLayer", "ZImageTransformerBlock", "FluxTransformerBlock"),
+    *("ChromaTransformerBlock", "JointTransformerBlock"),
+)
 BaseOf = Callable[[str], Path]
 each_tree = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (" " in name)) for name in BASES], indirect=True
@@ -63,7 +74,13 @@ each_tree = pytest.mark.parametrize(
 each_unet = pytest.mark.parametrize("name", UNETS, indirect=True)
 
 
-@pytest.fixture(scope="module", params=BASES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] * (" " in name and name in TRANSFORMERS))
+        for name in BASES
+    ],
+)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -29,7 +29,8 @@ def _is_plain(attention: Any) -> bool:
     norms = (attention.spatial_norm, attention.group_norm, attention.norm_q, attention.norm_k)
     unused = (*norms, attention.norm_cross, attention.residual_connection, attention.only_cross_attention)
     usual = attention.rescale_output_factor == 1 and attention.inner_kv_dim == attention.inner_dim
-    return usual and not any(unused) and not attention.pre_only and not attention.to_out[1].p
+    own = type(attention.processor) is AttnProcessor2_0 and not attention.pre_only
+    return own and usual and not any(unused) and not attention.to_out[1].p
 
 
 def _attend(

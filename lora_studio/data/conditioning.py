@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
@@ -14,7 +14,8 @@ from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.families.base import Conditioning, ModelFamily
 from lora_studio.processes import ALONE, Processes, to_device
 
-MOST_TEXTS = 1000  # kept on the device: a quarter of a gigabyte of SD1.5's conditioning in float32
+MOST_TEXTS = 1000  # that are made ready if captions vary
+TEXT_BYTES = 2**30  # of conditioning on the device: all of a thousand captions of SD1.5 to SDXL's
 Join = Callable[[Sequence[Conditioning], Conditioning], Conditioning]  # as `ModelFamily.join`
 MOST_LOOKED_AT = 2_000_000  # showings: half a minute
 
@@ -62,15 +63,18 @@ class ConditioningCache:
     ) -> None:
         self._join = join
         self._ready = {caption: _to(value, device) for caption, value in ready.items()}
-        self._made = lru_cache(maxsize=MOST_TEXTS)(lambda caption: _sent(find(caption), device))
-        self.num_bytes = sum(
-            one.nbytes for value in self._ready.values() for one in value.values()
-        )  # of `ready`
+        self.num_bytes = sum(map(_bytes, self._ready.values()))
+        most = max(1, (TEXT_BYTES - self.num_bytes) // max(1, _bytes(ready.get("", {}))))
+        self._made = lru_cache(maxsize=min(MOST_TEXTS, most))(lambda caption: _sent(find(caption), device))
 
     def batch(self, captions: Sequence[str]) -> Conditioning:
         """The captions' conditioning in one batch, as long as the longest of them needs."""
         empty, *found = (self._ready.get(one) or self._made(one) for one in ["", *captions])
         return self._join(found, empty)
+
+
+def _bytes(conditioning: Conditioning) -> int:
+    return sum(tensor.nbytes for tensor in conditioning.values())
 
 
 def prepare_texts(
@@ -83,19 +87,24 @@ def prepare_texts(
 ) -> ConditioningCache:
     """Conditioning from the frozen text encoder, encoded beforehand if all captions are known.
 
-    At most `MOST_TEXTS` are on the device; more are read from the cache when they are shown. Of several
-    processes each encodes some; what it then does not find it encodes, too.
+    At most `TEXT_BYTES` are on the device; more are read from the cache when they are shown. Of several
+    processes each encodes some; what it then does not find it encodes, too. Text encoders that wait for their
+    turn are placed if anything is to be encoded.
     """
     captions = list(dict.fromkeys([*known.texts, *known.beside]))
-    encode, device = family.encode_text, family.device
-    held = captions if known.complete and len(captions) <= MOST_TEXTS else [""]
+    encode, device = partial(encode_in_turn, family), family.device
+    wanted = captions if known.complete else [""]
     with torch.no_grad():  # not inference_mode: its tensors may not enter a graph later
         if processes.count > 1:
-            own = (captions if known.complete else held)[processes.rank :: processes.count]
+            own = wanted[processes.rank :: processes.count]
             processes.each(lambda: cache.encode_missing(own, encode, on_progress=on_progress))
-        ready = cache.load_or_encode(held, encode, on_progress=on_progress)
-        if known.complete:
-            cache.encode_missing(captions, encode, on_progress=on_progress)
+        cache.encode_missing(wanted, encode, on_progress=on_progress)
+        ready, room = dict[str, Conditioning](), TEXT_BYTES
+        for caption in wanted:
+            found = cache.load_or_encode([caption], encode)[caption]
+            if (room := room - _bytes(found)) < 0 and ready:
+                break
+            ready[caption] = found
 
     def find(caption: str) -> Conditioning:
         if known.complete:
@@ -103,6 +112,17 @@ def prepare_texts(
         return cache.encode(caption, encode)
 
     return ConditioningCache(ready, find, family.join, device)
+
+
+def encode_in_turn(family: ModelFamily, captions: list[str]) -> Conditioning:
+    """By text encoders that are read now if they have waited for it."""
+    if not any(map(family.is_awaited, family.text_encoders)):
+        return family.encode_text(captions)
+    if family.denoiser in family.on_device:  # while it trains, of a cache that was damaged meanwhile
+        with family.also_placed(*family.text_encoders):
+            return family.encode_text(captions)
+    family.place(family.device, *family.text_encoders)
+    return family.encode_text(captions)
 
 
 def _to(conditioning: Conditioning, device: torch.device) -> Conditioning:

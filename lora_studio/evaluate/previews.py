@@ -15,12 +15,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from lora_studio.families.base import ModelFamily
+from lora_studio.families.base import ModelFamily, PromptTensors
 from lora_studio.recipe.training import SamplesConfig
 from lora_studio.rng import generator
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, DiffusionPipeline
 
 
 SHOWN_SIDE = 256  # smaller images are enlarged to about this, so that grids can be looked at
@@ -46,13 +46,13 @@ def render(
 
     pipeline, guided, images = family.pipeline(), config.guidance > 1, list[Image.Image]()
     with torch.no_grad(), in_its_precision(family):  # FSDP cannot take inference_mode's tensors back
-        with family.also_placed(*family.text_encoders):
-            encoded = [
-                family.encode_prompt(pipeline, prompt, config.negative_prompt, guided=guided)
-                for prompt in config.prompts
-            ]
+        wanted = [(prompt, config.negative_prompt, guided) for prompt in config.prompts]
+        encoded = encode_prompts(family, pipeline, wanted)
         with family.also_placed(family.denoiser):
             pipeline.vae = decoder_of(family)
+            for name in family.text_encoders:
+                if family.is_awaited(name):  # diffusers works where the first of its networks is
+                    setattr(pipeline, name, None)
             pipeline.vae.use_tiling = side * side > MOST_UNTILED
             at_once = drawn_together(side)
             for first in range(0, len(encoded), at_once):
@@ -71,14 +71,33 @@ def render(
     return images
 
 
+def keep_prompts(family: ModelFamily, prompts: Sequence[str], negative: str, *, guidance: float) -> None:
+    """Of a staged family: what `render` needs of its text encoders, so that these need not come again."""
+    wanted = [(prompt, negative, guidance > 1) for prompt in prompts]
+    if family.staged and any(one not in family.kept_prompts for one in wanted):
+        with torch.no_grad(), in_its_precision(family):
+            family.kept_prompts |= zip(wanted, encode_prompts(family, family.pipeline(), wanted), strict=True)
+
+
+def encode_prompts(
+    family: ModelFamily, pipeline: DiffusionPipeline, wanted: Sequence[tuple[str, str, bool]]
+) -> list[PromptTensors]:
+    """Of each prompt with its negative one, and whether it is guided, what the pipeline takes for it."""
+    if all(one in family.kept_prompts for one in wanted):
+        return [family.kept_prompts[one] for one in wanted]
+    with family.also_placed(*family.text_encoders):
+        return [
+            family.encode_prompt(pipeline, prompt, negative, guided=guided)
+            for prompt, negative, guided in wanted
+        ]
+
+
 def drawn_together(side: int) -> int:
     """How many images of side x side pixels are drawn in one pass, at most."""
     return max(1, MOST_TOGETHER // side**2)
 
 
-def _side_by_side(
-    prompts: Sequence[Mapping[str, Tensor | list[Tensor] | None]],
-) -> dict[str, Tensor | list[Tensor]]:
+def _side_by_side(prompts: Sequence[Mapping[str, Tensor | list[Tensor] | None]]) -> PromptTensors:
     """Without those that are None of every prompt, such as the negative ones where nothing is guided."""
     given = {name: [prompt[name] for prompt in prompts] for name in prompts[0]}
     return {name: _joined(values) for name, values in given.items() if values[0] is not None}

@@ -27,11 +27,12 @@ from lora_studio.families.fingerprints import (
 )
 from lora_studio.families.stored import drop_weights
 from lora_studio.objectives.base import Objective, ObjectiveOptions
-from lora_studio.quantization import has_tensors
+from lora_studio.quantization import has_tensors, linear_paths
 from lora_studio.recipe.data import MOST_CHUNKS
 
 Conditioning = dict[str, "Tensor"]
 """The text side, batch first. Only the family that wrote it reads it; cache and loop just carry it."""
+PromptTensors = dict[str, "Tensor | list[Tensor]"]
 Parts = dict[str, "nn.Module"]
 Tokenizers = dict[str, "PreTrainedTokenizerBase"]
 
@@ -93,6 +94,8 @@ class ModelFamily(ABC):
     file_layout: ClassVar[TransformerLayout | None] = None
     # Name of a choice of blocks -> part -> patterns of the layers that learn then, and no others.
     block_choices: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
+    # Whether its parts are so large that each is read when its turn comes, and fingerprinted by its files.
+    staged: ClassVar[bool] = False
     most_chunks: ClassVar[int] = MOST_CHUNKS  # windows that captions can fill; 1: they are read in one go
 
     max_chunks: int = 1  # windows of its text encoder that a caption may fill; to be set before encoding
@@ -108,6 +111,8 @@ class ModelFamily(ABC):
         self.parts, self.tokenizers, self.source = parts, tokenizers, source
         self.scheduler = dict(scheduler)
         self.sources: dict[str, PartSource] = {}  # of parts that are as their files have them
+        self.kept_texts: dict[str, Conditioning] = {}  # caption -> on the CPU
+        self.kept_prompts: dict[tuple[str, str, bool], PromptTensors] = {}  # what `encode_prompt` was asked
         for part in parts.values():
             part.requires_grad_(False)
             part.eval()
@@ -161,6 +166,10 @@ class ModelFamily(ABC):
     def convolutions(self) -> dict[str, tuple[str, ...]]:
         """Part -> the endings of further layers that learn where convolutions are adapted, too."""
         return {}
+
+    def quantised_paths(self) -> list[str]:
+        """Of the denoiser's linear layers that can be kept in fewer bits."""
+        return linear_paths(self.parts[self.denoiser], self.targets[self.denoiser])
 
     @property
     def together(self) -> dict[str, tuple[SameInput, ...]]:
@@ -248,7 +257,7 @@ class ModelFamily(ABC):
     @abstractmethod
     def encode_prompt(
         self, pipeline: DiffusionPipeline, prompt: str, negative_prompt: str, *, guided: bool
-    ) -> dict[str, Tensor | list[Tensor]]:
+    ) -> PromptTensors:
         """What its pipeline takes in place of a prompt, so that it needs no text encoder any more.
 
         Batch first, or one tensor in a list where its pipeline takes a list of unequal ones. `guided`: with
@@ -266,6 +275,26 @@ class ModelFamily(ABC):
 
     def tokenizer_of(self, text_encoder: str) -> PreTrainedTokenizerBase:
         return self.tokenizers[text_encoder.replace("text_encoder", "tokenizer")]
+
+    def keep_texts(self, captions: Sequence[str]) -> None:
+        """Of a staged family: encode them now, so that `conditioning_of` needs no text encoder for them."""
+        if wanted := [one for one in captions if self.staged and one not in self.kept_texts]:
+            with self.placed(*self.text_encoders):
+                for caption in wanted:
+                    found = self.encode_text([caption])
+                    self.kept_texts[caption] = {name: tensor.cpu() for name, tensor in found.items()}
+
+    def conditioning_of(self, captions: list[str]) -> Conditioning:
+        """As `encode_text`, of which some was kept."""
+        if any(one not in self.kept_texts for one in captions):
+            return self.encode_text(captions)
+        rows = [self.kept_texts[one] for one in captions]
+        return {name: tensor.to(self.device) for name, tensor in self.join(rows, rows[0]).items()}
+
+    @property
+    def probed(self) -> list[str]:
+        """The parts that a prediction takes."""
+        return [self.denoiser] if self.staged else [name for name in self.parts if name != "vae"]
 
     def fingerprint(self, part: str) -> str:
         """sha256 over a part's class, scale and weights: the key of everything that is cached from it."""
@@ -292,10 +321,38 @@ class ModelFamily(ABC):
     def exact(self, part: str, names: Sequence[str]) -> dict[str, Tensor]:
         """An unadapted part's tensors in float32, of which no digit is lost: what is cast is read again."""
         module, source = self.parts[part], self.sources.get(part)
-        if in_float32(module) or source is None:
+        if source is None or (in_float32(module) and not is_dropped(module)):
             state = module.state_dict()
             return {name: state[name].float() for name in names}
         return source.stored.exact(names)
+
+    def await_weights(self, dtype: torch.dtype) -> None:
+        """All parts have shapes only from now on, until each is placed; weights come in `dtype`."""
+        self._precision, self._on_device = dtype, ()
+        for name, part in self.parts.items():
+            if name in self.sources:
+                drop_weights(part, self.dtype_of(name))
+
+    def is_awaited(self, part: str) -> bool:
+        """Whether it is one of a staged family that has shapes only yet."""
+        return self.staged and part in self.sources and is_dropped(self.parts[part])
+
+    def read_denoiser(
+        self, device: torch.device, shrink: Callable[[list[str]], None], paths: Sequence[str]
+    ) -> None:
+        """Read it onto the device block by block, with `shrink` for those of these layers in each block."""
+        part = self.parts[self.denoiser]
+        blocks = set(innermost_blocks(part))
+        starts = [f"{path}." for path, module in part.named_modules() if module in blocks]
+        names = list(part.state_dict())
+        pieces = [[name for name in names if name.startswith(start)] for start in starts]
+        inside = {name for piece in pieces for name in piece}
+        pieces.append([name for name in names if name not in inside])
+        places = [[path for path in paths if path.startswith(start)] for start in starts]
+        places.append([path for path in paths if not path.startswith(tuple(starts))])
+        source, dtype = self.sources[self.denoiser], self.dtype_of(self.denoiser)
+        for layers, _ in zip(places, source.read_in_pieces(part, pieces, dtype, device), strict=True):
+            shrink(layers)
 
     def drop(self, *names: str) -> None:
         """Let go of the weights of unadapted parts, which `place` reads again when they are wanted."""
@@ -314,6 +371,8 @@ class ModelFamily(ABC):
         """Every part but the VAE in `dtype`, where it lies: half precision overflows in some VAEs."""
         self._precision = dtype
         for name, part in self.parts.items():
+            if is_dropped(part) and name in self.sources:  # it will be read so
+                continue
             if next(part.parameters()).dtype != self.dtype_of(name):  # diffusers warns about a cast of none
                 part.to(self.dtype_of(name))
 
@@ -326,7 +385,7 @@ class ModelFamily(ABC):
     def borrow(self, owner: ModelFamily) -> None:
         """Use the parts of another of the same base, as that has them and where they lie."""
         self.parts, self._device, self._precision = owner.parts, owner.device, owner.precision
-        self.sources = owner.sources
+        self.sources, self.kept_texts = owner.sources, owner.kept_texts
 
     def place(self, device: torch.device, *names: str) -> None:
         """Have these parts on the device; first the others go to main memory. Only what moves is visited."""
@@ -340,7 +399,10 @@ class ModelFamily(ABC):
                 if is_dropped(part):
                     if wanted is leaving or name not in self.sources:
                         continue
-                    self.whole(name)
+                    self.sources[name].read_again(part, self.dtype_of(name), device if self.staged else None)
+                elif wanted is leaving and self.staged and name in self.sources and name != self.denoiser:
+                    self.drop(name)
+                    continue
                 if name not in self.pinned_parts and next(part.parameters()).device != place:
                     part.to(place)
 

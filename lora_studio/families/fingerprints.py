@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -47,33 +47,56 @@ class PartSource:
     loaded: str  # at what lies in memory
     stored: StoredPart
     is_changed: bool = False  # by what is merged into it
+    by_files: bool = False  # its fingerprint is made of its files' bytes: all its numbers take minutes
+    marks: tuple[str, ...] = ()  # of what is merged into it
 
-    def read_again(self, part: nn.Module, dtype: torch.dtype) -> None:
+    def read_again(self, part: nn.Module, dtype: torch.dtype, device: torch.device | None = None) -> None:
         """Fill a part whose weights were dropped; BaseModelError if its files are not what they were."""
+        self._check_files()
+        self.stored.fill(part, dtype, copies=False, device=device)
+
+    def read_in_pieces(
+        self, part: nn.Module, pieces: Sequence[Sequence[str]], dtype: torch.dtype, device: torch.device
+    ) -> Iterator[None]:
+        """The same, some tensors after others, with whatever is to be done after each piece of them."""
+        self._check_files()
+        for names in pieces:
+            self.stored.fill_some(part, names, dtype, device)
+            yield
+
+    def _check_files(self) -> None:
         for path, stamp in self.stamps.items():
             if not _is_still(path, stamp):
-                raise BaseModelError(
-                    f"{path} was changed or taken away while the run needed it; put it back, and go on with "
-                    "--resume."
-                )
-        self.stored.fill(part, dtype, copies=False)
+                raise _changed_meanwhile(path)
 
-    def changed(self, name: str, change: Change) -> PartSource:
-        """Of a part that has one tensor otherwise, by a change of its float32."""
-        return replace(self, stored=self.stored.changed(name, change))
+    def changed(self, name: str, change: Change, mark: str) -> PartSource:
+        """Of a part that has one tensor otherwise, by a change of its float32; `mark` tells what of."""
+        marks = self.marks if mark in self.marks else (*self.marks, mark)
+        return replace(self, stored=self.stored.changed(name, change), marks=marks)
 
     def merged(self, part: nn.Module, names: Sequence[str]) -> PartSource:
         """The changed tensors are in the part from now on, which is no longer just what its files have."""
+        if is_dropped(part):  # they will be
+            return replace(self, is_changed=True)
         for name, tensor in self.stored.each(names):
             weight = part.get_parameter(name)
             weight.data = tensor.to(weight.dtype)
         return replace(self, loaded=glance_at(part), is_changed=True)
 
 
-def source_of(part: nn.Module, stored: StoredPart, stamps: Mapping[Path, Stamp]) -> PartSource:
-    """Of a part that was just filled from its files."""
+def _changed_meanwhile(path: Path) -> BaseModelError:
+    advice = "put it back, and go on with --resume"
+    return BaseModelError(f"{path} was changed or taken away while the run needed it; {advice}.")
+
+
+def source_of(
+    part: nn.Module, stored: StoredPart, stamps: Mapping[Path, Stamp], *, by_files: bool = False
+) -> PartSource:
+    """Of a part that was just filled from its files; `by_files` also of one that has shapes only yet."""
     import torch
 
+    if by_files:
+        return PartSource(stamps, "", "", stored, by_files=True)
     loaded = glance_at(part)
     exact = (
         loaded if in_float32(part) else _glance_over(stored.each(sorted(part.state_dict())), torch.float32)
@@ -124,6 +147,8 @@ def _glance_over(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | Non
 
 def part_fingerprint(part: nn.Module, source: PartSource | None) -> str:
     """As `ModelFamily.fingerprint`; looked up where weights and files are still what `source` says."""
+    if source is not None and source.by_files:
+        return _of_files(part, source)
     if source is None or not source.loaded or _is_changed(part, source):
         return _of_weights(part, sorted(part.state_dict().items()))
     if source.is_changed:
@@ -138,6 +163,19 @@ def part_fingerprint(part: nn.Module, source: PartSource | None) -> str:
         memory.parts[key] = _of_weights(part, _exact(part, source))
     memory.write()
     return memory.parts[key]
+
+
+def _of_files(part: nn.Module, source: PartSource) -> str:
+    """sha256 over class, scale, which tensors of the files it has, and all of the files' bytes."""
+    memory, digests = _Memory(cache_folder() / MEMORY), []
+    for path, stamp in sorted(source.stamps.items()):
+        if not (found := memory.digest(path, stamp)):
+            raise _changed_meanwhile(path)
+        digests.append(found)
+    memory.write()
+    tensors = sorted(f"{name} {one.origin}" for name, one in source.stored.tensors.items())
+    said = [type(part).__name__, _scale(part), tensors, sorted(digests), source.marks]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _is_changed(part: nn.Module, source: PartSource) -> bool:

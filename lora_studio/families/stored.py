@@ -78,21 +78,42 @@ class StoredPart:
         """With one more change of a tensor, which is given a float32 copy or its own to work on."""
         return replace(self, changes={**self.changes, name: (*self.changes.get(name, ()), change)})
 
-    def fill(self, part: nn.Module, dtype: torch.dtype, *, copies: bool) -> None:
-        """Give the part its weights in `dtype`, each cast by itself.
+    def fill(
+        self, part: nn.Module, dtype: torch.dtype, *, copies: bool, device: torch.device | None = None
+    ) -> None:
+        """Give the part its weights in `dtype`, each cast and sent to the device by itself.
 
         `copies`: of all; else what needs no cast stays mapped from the file and takes no memory of its own.
         """
-        import torch
-
-        weights: dict[str, Tensor] = {}
-        for name, tensor in self.each(part.state_dict()):
-            wanted = dtype if tensor.is_floating_point() else tensor.dtype
-            weights[name] = tensor.to(wanted, copy=copies, memory_format=torch.contiguous_format)
-            del tensor
+        weights = dict(self._made(part.state_dict(), dtype, device, copies=copies))
         part.load_state_dict(weights, assign=True)
         if getattr(part, "all_tied_weights_keys", None):  # of transformers: those that are one and the same
             part.tie_weights()  # type: ignore[operator]
+
+    def fill_some(
+        self, part: nn.Module, names: Iterable[str], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Give the part some of its weights, as `fill` does, on a device."""
+        import torch
+
+        for name, tensor in self._made(names, dtype, device, copies=False):
+            path, _, end = name.rpartition(".")
+            module = part.get_submodule(path)
+            if end in module._parameters:
+                module._parameters[end] = torch.nn.Parameter(tensor, requires_grad=False)
+            else:
+                module._buffers[end] = tensor
+
+    def _made(
+        self, names: Iterable[str], dtype: torch.dtype, device: torch.device | None, *, copies: bool
+    ) -> Iterator[tuple[str, Tensor]]:
+        import torch
+
+        for name, tensor in self.each(names):
+            wanted = dtype if tensor.is_floating_point() else tensor.dtype
+            place = tensor.device if device is None else device
+            yield name, tensor.to(place, wanted, copy=copies, memory_format=torch.contiguous_format)
+            del tensor
 
 
 def shapes_of(part: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -107,14 +128,18 @@ def stored_in(file: Checkpoint, part: nn.Module, found: Mapping[str, TensorOrigi
     )
 
 
-def drop_weights(part: nn.Module) -> None:
-    """Its parameters keep their shapes, and its buffers, which no file holds, their values."""
+def drop_weights(part: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Its parameters keep their shapes, and its buffers, which no file holds, their values.
+
+    `dtype`: that its weights will have, if not the same.
+    """
     import torch
 
     for module in part.modules():
         for end, one in module._parameters.items():
             if one is not None:
-                module._parameters[end] = torch.nn.Parameter(one.detach().to("meta"), requires_grad=False)
+                shape = torch.empty_like(one, device="meta", dtype=dtype if one.is_floating_point() else None)
+                module._parameters[end] = torch.nn.Parameter(shape, requires_grad=False)
 
 
 def squeezed(shape: Sequence[int]) -> tuple[int, ...]:

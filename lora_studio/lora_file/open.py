@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from lora_studio.errors import RecipeError, StudioError, preview_names
 from lora_studio.families.layer_names import DENOISER_TITLE, reads_text
+from lora_studio.files import digest
 from lora_studio.lora_file.lora_file import LoraFile, base_layers, open_lora, refuse_part
 from lora_studio.text import be, plural
 
@@ -229,13 +230,13 @@ def merge_plain(family: ModelFamily, wanted: Sequence[Merged]) -> tuple[str, ...
         shapes = {name: layer.weight.shape for name, layer in layers.items()}
         if fault := unknown_layers(file, layers) or unfit_layers(file, shapes):
             raise RecipeError(f"{option}: {fault}")
-        changed = 0
+        changed, mark = 0, f"{digest(one.file)} x {one.strength!r}"
         for name in file.layers:
             changed += bool(file.delta(name).any())
             part, path = places[layers[name]]
             if part in family.sources:
                 change = partial(_add, file, name, one.strength)
-                family.sources[part] = family.sources[part].changed(f"{path}.weight", change)
+                family.sources[part] = family.sources[part].changed(f"{path}.weight", change, mark)
                 merged.setdefault(part, {})[f"{path}.weight"] = None
         said.append(
             f"{one.file.name} is merged into it with a strength of {one.strength:g}: "

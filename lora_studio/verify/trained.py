@@ -41,15 +41,12 @@ class ProbeOutput:
     effect: float  # root mean square of tuned - base
 
 
-def probed(family: ModelFamily) -> list[str]:
-    return [name for name in family.parts if name != "vae"]
-
-
 @torch.no_grad()  # not inference_mode, whose tensors FSDP cannot take back
 def run_probe(family: ModelFamily, caption: str = CAPTION) -> Tensor:
     """The probe's prediction by the parts as they are: two fixed latents, an early and a late timestep."""
+    family.keep_texts([caption])
     latents, timestep, geometry = (one.to(family.device) for one in family.probe_inputs())
-    conditioning = family.encode_text([caption, caption])
+    conditioning = family.conditioning_of([caption, caption])
     return family.denoise(latents, timestep, conditioning, geometry).float().cpu()
 
 

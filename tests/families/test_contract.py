@@ -361,7 +361,7 @@ def _sides(name: str) -> tuple[str, ...]:
     return () if name in TRANSFORMERS else BOTH_SIDES
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl"], indirect=True)
+@each_tree
 def test_a_run_ends_with_a_file_that_diffusers_loads_whole(
     name: str, base_of: BaseOf, pipeline: DiffusionPipeline, images: Path, tmp_path: Path
 ) -> None:

@@ -181,7 +181,7 @@ def test_more_captions_than_are_held_are_encoded_once_and_read_back(
     images = image_folder(tmp_path / "images")
     held = batches(session_of(images=images))
     monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr(conditioning, "MOST_TEXTS", 2)
+    monkeypatch.setattr(conditioning, "TEXT_BYTES", 1)
     encoded.clear()
     session = session_of(images=images)
     assert len(encoded) == 6, "five captions and the empty one, before the first step"

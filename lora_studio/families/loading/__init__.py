@@ -38,18 +38,20 @@ def load_base(
     weights: bool = True,
     single_file: SingleFileOptions | None = None,
     dtype: torch.dtype | None = None,
+    staged: bool = False,
 ) -> ModelFamily:
     """The base called `model`, on the CPU, frozen; `vae` names another VAE than its own.
 
     In `dtype`, float32 by default, to which each tensor is cast as it is read; the VAE is float32 always.
     `prediction` is what it predicts where it says nothing of that itself; `single_file` says more of a base
     that is one file. Without `weights` its networks have shapes only: quick, for whoever asks for facts and
-    tokenizers. Raises BaseModelError when the base is missing, incomplete, contradicts itself, or is of a
+    tokenizers. `staged`: of a family whose bases are large the parts have shapes only until they are placed.
+    Raises BaseModelError when the base is missing, incomplete, contradicts itself, or is of a
     family that is not supported.
     """
     if _is_file(model):
         options = replace(single_file or SingleFileOptions(), vae=vae)
-        base = load_file(expanded(model), options, weights=weights, dtype=dtype)
+        base = load_file(expanded(model), options, weights=weights, dtype=dtype, staged=staged)
     elif single_file is not None and single_file.tokenizer is not None:
         raise BaseModelError(
             f"base.tokenizer is for a base in a single file, but {model} has a tokenizer of its own; "
@@ -61,7 +63,7 @@ def load_base(
             "leave base.text_encoder out."
         )
     else:
-        base = _load_folder(model, prediction, weights=weights, dtype=dtype)
+        base = _load_folder(model, prediction, weights=weights, dtype=dtype, staged=staged)
     if vae and weights:
         allow_pickle = single_file is not None and single_file.allow_pickle
         loaded = load_vae(vae, base.parts["vae"], allow_pickle=allow_pickle)
@@ -76,20 +78,26 @@ def load_file(
     *,
     weights: bool = True,
     dtype: torch.dtype | None = None,
+    staged: bool = False,
 ) -> ModelFamily:
     """The base in a single file, in `dtype` (float32 by default). Raises BaseModelError as load_base."""
+    import torch
+
     file = open_transformer_file(path, options) or open_single_file(path, options)
     family = _recognise(file.configurations, path.name)
     stamps = stamps_of([path])
     bitsandbytes_on_demand()
-    loaded = file.load(weights=weights, dtype=dtype)
+    waits = staged and family.staged
+    loaded = file.load(weights=weights, dtype=dtype, fill=not waits)
     scheduler = loaded.configurations["scheduler"]
     base = family(loaded.parts, loaded.tokenizers, source="", scheduler=scheduler)
     base.notes = loaded.notes
     base.sources = {
-        name: source_of(base.parts[name], one, loaded.stamps.get(name, stamps))
+        name: source_of(base.parts[name], one, loaded.stamps.get(name, stamps), by_files=family.staged)
         for name, one in loaded.stored.items()
     }
+    if waits and weights:
+        base.await_weights(dtype or torch.float32)
     return base
 
 
@@ -104,7 +112,9 @@ def load_tokenizers(
     return {name: folder.tokenizer(name) for name in folder.present if name.startswith("tokenizer")}
 
 
-def _load_folder(model: str, prediction: str, *, weights: bool, dtype: torch.dtype | None) -> ModelFamily:
+def _load_folder(
+    model: str, prediction: str, *, weights: bool, dtype: torch.dtype | None, staged: bool
+) -> ModelFamily:
     import torch
 
     from lora_studio.families.loading.trial import check_computes
@@ -125,9 +135,13 @@ def _load_folder(model: str, prediction: str, *, weights: bool, dtype: torch.dty
     base.notes = (pocket_note(),) if model == POCKET else ()
     if model != POCKET:
         check_computes(base, model, folder.configurations)
+    waits = staged and family.staged
     for name, part in parts.items() if weights else ():
-        stored = folder.fill(name, part, torch.float32 if name == "vae" else dtype)
-        base.sources[name] = source_of(part, stored, stamps[name])
+        wanted = torch.float32 if name == "vae" else dtype
+        stored = folder.fill(name, part, None if waits else wanted)
+        base.sources[name] = source_of(part, stored, stamps[name], by_files=family.staged)
+    if waits and weights:
+        base.await_weights(dtype)
     return base
 
 

@@ -79,8 +79,11 @@ class BaseFolder:
         """A part with shapes only."""
         return self._read(name, empty_network)
 
-    def fill(self, name: str, part: nn.Module, dtype: torch.dtype) -> StoredPart:
-        """Give a part its weights, on the CPU, from safetensors; what stays in its files' dtype is mapped."""
+    def fill(self, name: str, part: nn.Module, dtype: torch.dtype | None) -> StoredPart:
+        """Give a part its weights, on the CPU, from safetensors; what stays in its files' dtype is mapped.
+
+        Without a dtype it is only looked where they lie.
+        """
         return self._read(name, lambda loader, folder: fill_from_folder(part, folder, dtype))
 
     def tokenizer(self, name: str) -> PreTrainedTokenizerBase:
@@ -183,13 +186,14 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in heavy_files(path.name for path in folder.glob("*.safetensors"))]
 
 
-def fill_from_folder(part: nn.Module, folder: Path, dtype: torch.dtype) -> StoredPart:
+def fill_from_folder(part: nn.Module, folder: Path, dtype: torch.dtype | None) -> StoredPart:
     """Raises ValueError for weights that are missing or of another shape, OSError and BaseModelError."""
     files = [open_checkpoint(path) for path in weight_files(folder)]
     if not files:
         raise ValueError(f"there are no weights in {folder.name}, which are in safetensors files")
     stored = stored_part(part, {name: one for one in files for name in one.shapes})
-    stored.fill(part, dtype, copies=False)
+    if dtype is not None:
+        stored.fill(part, dtype, copies=False)
     return stored
 
 

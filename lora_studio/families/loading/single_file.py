@@ -61,7 +61,7 @@ class SingleFile:
         """Without its networks. Raises BaseModelError when the folder named for them does not hold them."""
         return tokenizers_for(self.kind, self.configurations, self.options.tokenizer)
 
-    def load(self, *, weights: bool = True, dtype: torch.dtype | None = None) -> Loaded:
+    def load(self, *, weights: bool = True, dtype: torch.dtype | None = None, fill: bool = True) -> Loaded:
         """All parts on the CPU in `dtype`, by default and the VAE always in float32; or shapes only.
 
         Weights are mapped and copied tensor by tensor, so that no more than one whole copy is ever held.
@@ -76,7 +76,8 @@ class SingleFile:
         notes = _check(self, parts, found)
         placed = parts.items() if weights else ()
         stored = {name: stored_in(self.checkpoint, part, found[name]) for name, part in placed}
-        for name, one in stored.items():  # copies, as a file that changes on disk must not change the base
+        # copies, as a file that changes on disk must not change the base
+        for name, one in stored.items() if fill else ():
             wanted = dtype if dtype is not None and name != "vae" else torch.float32
             one.fill(parts[name], wanted, copies=True)
         return Loaded(parts, stored, tokenizers, self.configurations, (*self.notes, *notes))

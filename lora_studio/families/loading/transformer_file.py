@@ -70,11 +70,12 @@ class TransformerFile:
             for one in self.found.kind.text
         }
 
-    def load(self, *, weights: bool = True, dtype: torch.dtype | None = None) -> Loaded:
+    def load(self, *, weights: bool = True, dtype: torch.dtype | None = None, fill: bool = True) -> Loaded:
         """All parts on the CPU in `dtype`, by default and the VAE always in float32; or shapes only.
 
-        What its file has in `dtype` stays mapped from it. A VAE that is not in the file has shapes only.
-        Raises BaseModelError that names what is missing or should not be there.
+        What its file has in `dtype` stays mapped from it; without `fill` it is only looked where it lies.
+        A VAE that is not in the file has shapes only. Raises BaseModelError that names what is missing or
+        should not be there.
         """
         import torch
 
@@ -87,7 +88,7 @@ class TransformerFile:
         if weights:
             stored = {name: stored_in(self.checkpoint, parts[name], own) for name, own in origins.items()}
             stored |= {name: one.stored(parts[name]) for name, one in self.texts.items()}
-        for name, one in stored.items():
+        for name, one in stored.items() if fill else ():
             wanted = torch.float32 if name == VAE or dtype is None else dtype
             one.fill(parts[name], wanted, copies=False)
         stamps = {name: one.stamps for name, one in self.texts.items()}

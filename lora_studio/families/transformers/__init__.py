@@ -17,6 +17,7 @@ from lora_studio.families.base import (
     Parts,
     ProbeInputs,
     Tokenizers,
+    innermost_blocks,
 )
 from lora_studio.families.flow_schedule import read_shift
 from lora_studio.families.layer_names.transformers import TransformerLayout
@@ -44,6 +45,7 @@ class FlowTransformer(ModelFamily):
 
     denoiser: ClassVar[str] = "transformer"
     most_chunks: ClassVar[int] = 1
+    staged: ClassVar[bool] = True
 
     network: ClassVar[str]  # the class of its transformer in diffusers
     relatives: ClassVar[Mapping[str, str]] = {}  # class of a transformer that is none of it -> what it is of
@@ -107,6 +109,14 @@ class FlowTransformer(ModelFamily):
     def latent_channels(self) -> int:
         vae: AutoencoderKL = self.parts["vae"]
         return int(vae.config.latent_channels)
+
+    def quantised_paths(self) -> list[str]:
+        """All linear layers within blocks; the embedders, the last layer and the norms keep their digits."""
+        denoiser = self.parts[self.denoiser]
+        starts = set(innermost_blocks(denoiser))
+        blocks = tuple(f"{path}." for path, module in denoiser.named_modules() if module in starts)
+        layers = denoiser.named_modules()
+        return [path for path, layer in layers if type(layer) is torch.nn.Linear and path.startswith(blocks)]
 
     @property
     def traits(self) -> FileTraits:

@@ -27,7 +27,6 @@ from lora_studio.verify.trained import (
     ProbeOutput,
     ask_diffusers,
     compare_probe,
-    probed,
     rms,
     run_probe,
 )
@@ -62,7 +61,7 @@ def probe(trained: TrainedRun, *, tokens: bool = True) -> ProbeOutput:
     """What the live adapters predict, with and without them; for a caption that has all learned tokens."""
     family, caption = trained.family, _caption(trained, tokens=tokens)
     mixed = in_mixed_precision(trained) if trained.adapters.trains_layers else nullcontext()
-    with family.placed(*probed(family)), mixed:
+    with family.placed(*family.probed), mixed:
         live = run_probe(family, caption)
         with trained.adapters.disabled():
             return ProbeOutput(live, rms(live - run_probe(family, caption)))
@@ -107,8 +106,8 @@ def _compare_probe(
     """In the run's own frozen parts, which are made sure to be the base's: there may be no room for two."""
     machine, family = trained.machine, trained.family
     lora = next((one.paths[0] for target, one in written.items() if EXPORTERS[target].probed), None)
-    with family.placed(*probed(family)), trained.adapters.taken_out(family.parts):
-        check_frozen(family, probed(family), machine, report)
+    with family.placed(*family.probed), trained.adapters.taken_out(family.parts):
+        check_frozen(family, family.probed, machine, report)
         untrained = job.bare_base()  # for its tokenizers, which know no learned word
         untrained.borrow(family)
         for path in written[EMBEDDING].paths if EMBEDDING in written else ():
@@ -127,7 +126,7 @@ def _compare_probe(
 def _file_rounding(trained: TrainedRun, expected: ProbeOutput, caption: str) -> float:
     """How far the live prediction moves when what was trained has the file's digits."""
     dtype, tensors = DTYPES[trained.recipe.export.dtype], trained.adapters.named_parameters().values()
-    with trained.family.placed(*probed(trained.family)), put_back(tensors):
+    with trained.family.placed(*trained.family.probed), put_back(tensors):
         with torch.no_grad():
             for one in tensors:
                 one.copy_(one.to(dtype))
@@ -175,10 +174,10 @@ def verify_base(path: Path, trained: TrainedRun, expected: ProbeOutput) -> Verif
     loaded = type(family)(parts, family.tokenizers, source="", scheduler=dict(pipeline.scheduler.config))
     machine.shrink(loaded)
     with family.placed():  # nowhere but in main memory: there may be no room for two
-        loaded.place(machine.device, *probed(family))
+        loaded.place(machine.device, *family.probed)
         prediction = run_probe(loaded)
         loaded.place(torch.device("cpu"))
-    with family.placed(*probed(family)), in_mixed_precision(trained), _rounded(trained):
+    with family.placed(*family.probed), in_mixed_precision(trained), _rounded(trained):
         rounded = run_probe(family)
     # the folder's prediction against the live one with the folder's digits, which has to be the same
     difference = rms(prediction - rounded) / rms(rounded)

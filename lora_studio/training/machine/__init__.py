@@ -19,7 +19,7 @@ from lora_studio.errors import OutOfMemory, RecipeError
 from lora_studio.families.base import ModelFamily, innermost_blocks
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.processes import ALONE, Processes, default_precision, find_device
-from lora_studio.quantization import NONE, QUANTIZERS, linear_paths
+from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.recipe.base import BaseConfig
 from lora_studio.recipe.training import MachineConfig
 
@@ -61,9 +61,21 @@ class Machine:
         return torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
 
     def shrink(self, family: ModelFamily) -> None:
-        """The base in its precision and, before any adapter, the denoiser as asked for."""
+        """The base in its precision and, before any adapter, the denoiser as asked for.
+
+        One that is still to be read is read block by block onto the device, each block in its bits at once.
+        """
         family.cast(self.dtype)
-        self.lay_out(family.parts[family.denoiser], family.targets[family.denoiser])
+        denoiser, paths = family.parts[family.denoiser], family.quantised_paths()
+        if not family.is_awaited(family.denoiser):
+            self.lay_out(denoiser, paths)
+            return
+        place = torch.device("cpu") if self.shards else self.device
+        family.read_denoiser(place, partial(self._quantize, denoiser), paths)
+        self.lay_out(denoiser, ())
+
+    def _quantize(self, denoiser: nn.Module, paths: Sequence[str]) -> None:
+        QUANTIZERS[self.quantize](denoiser, paths, self.dtype)
 
     def speed_up(self, family: ModelFamily, trained: Sequence[str]) -> None:
         """The denoiser with its adapters as asked for, and checkpointing in the other trained parts."""
@@ -74,12 +86,13 @@ class Machine:
             if self.config.gradient_checkpointing and part != family.denoiser:
                 checkpoint_gradients(family.parts[part])
 
-    def lay_out(self, denoiser: nn.Module, endings: Sequence[str]) -> None:
-        """Its precision, memory format, and the linear layers that end so quantised."""
+    def lay_out(self, denoiser: nn.Module, paths: Sequence[str]) -> None:
+        """Its precision, memory format, and the linear layers at these paths quantised."""
         allow_tf32(self.config.tf32)
         if next(denoiser.parameters()).dtype != self.dtype:
             denoiser.to(self.dtype)
-        QUANTIZERS[self.quantize](denoiser, linear_paths(denoiser, endings), self.dtype)
+        if paths:
+            self._quantize(denoiser, paths)
         for module in denoiser.modules() if self.config.channels_last else ():
             if isinstance(module, nn.Conv2d):  # a module's own `to` would touch quantised weights, too
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)

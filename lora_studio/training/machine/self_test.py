@@ -21,7 +21,7 @@ from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.errors import reason_of
 from lora_studio.families import FAMILIES
 from lora_studio.processes import ALONE, Processes, default_precision
-from lora_studio.quantization import NONE, QUANTIZERS
+from lora_studio.quantization import NONE, QUANTIZERS, linear_paths
 from lora_studio.recipe.base import BaseConfig
 from lora_studio.recipe.training import MachineConfig
 from lora_studio.rng import generator
@@ -152,7 +152,7 @@ def _step(machine: Machine) -> dict[str, Tensor]:
     """The predictions and the adapters' gradients, as float32 on the CPU."""
     tiny = FAMILIES[FAMILIES.names()[0]].miniature()
     denoiser = tiny.denoiser
-    machine.lay_out(denoiser, tiny.endings)
+    machine.lay_out(denoiser, linear_paths(denoiser, tiny.endings))
     options = AdapterOptions("lora", rank=4, alpha=4.0, seed=0)
     parts = {"denoiser": denoiser}
     adapters = inject(parts, {"denoiser": tiny.endings}, options, canonical_path=lambda part, path: path)

@@ -87,13 +87,16 @@ def prepare(
     passes = recipe.training.steps * recipe.training.gradient_accumulation
     machine = context.machine = choose_compile(machine, passes)
     exact = context.adapters.snapshot_float32(family)
-    machine.shrink(family)
+    if context.whole_base or not family.is_awaited(family.denoiser):
+        machine.shrink(family)
     found = with_regularization_images(context, found)
     encoded = encode(context, found)
     encodes_captions = encoded.texts is None or not encoded.caption_set.complete  # while it trains
-    if not recipe.samples.prompts:
+    if family.staged or not recipe.samples.prompts:
         family.drop("vae", *(() if encodes_captions else family.text_encoders))
         return_freed_memory()
+    if family.is_awaited(family.denoiser):  # until nothing else is in memory
+        machine.shrink(family)
     if machine.shards:
         shard(family, processes, machine.device, machine.dtype)
     adapters = context.adapters.inject(family, exact)

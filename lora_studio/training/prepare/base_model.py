@@ -39,16 +39,24 @@ INIT_FROM = "adapter.init_from"
 BATCH_PIXELS = 2**20  # on a GPU: four images of 512x512 at a time, or one of 1024x1024
 
 
-def base_of(recipe: Recipe, *, weights: bool = True, dtype: torch.dtype = torch.float32) -> ModelFamily:
+def base_of(
+    recipe: Recipe, *, weights: bool = True, dtype: torch.dtype = torch.float32, staged: bool = False
+) -> ModelFamily:
     """The frozen base that the recipe names, with its VAE, and with the LoRAs that are to be part of it.
 
-    In `dtype`, but for the VAE, which is float32.
+    In `dtype`, but for the VAE, which is float32; `staged` as for `load_base`.
     Raises BaseModelError as load_base, and RecipeError for a LoRA that cannot be merged.
     """
     base, prediction = recipe.base, recipe.base.prediction_type
     options = file_options(base)
     family = load_base(
-        base.model, vae=base.vae, prediction=prediction, weights=weights, single_file=options, dtype=dtype
+        base.model,
+        vae=base.vae,
+        prediction=prediction,
+        weights=weights,
+        single_file=options,
+        dtype=dtype,
+        staged=staged,
     )
     family.notes += merge_plain(family, [Merged(one.file, one.strength) for one in base.loras])
     return family

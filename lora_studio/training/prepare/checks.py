@@ -127,7 +127,7 @@ def _machine(recipe: Recipe, processes: Processes, faults: _Faults, *, trains: b
 def _base(recipe: Recipe, machine: Machine | None, faults: _Faults) -> ModelFamily | None:
     """Without its weights, which take their time, if there are faults already."""
     if not faults and machine is not None:
-        family = base_of(recipe, dtype=machine.dtype)
+        family = base_of(recipe, dtype=machine.dtype, staged=True)
         family.max_chunks = recipe.data.max_token_chunks
         return family
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,13 +14,20 @@ from lora_studio.data.batches import BatchPlan, each_view, entries
 from lora_studio.data.cache.encode import ImageEncoder
 from lora_studio.data.cache.store import Latents
 from lora_studio.data.captions.shown import ShownCaptions
-from lora_studio.data.conditioning import CaptionSet, ConditioningCache, captions_of_run, prepare_texts
+from lora_studio.data.conditioning import (
+    CaptionSet,
+    ConditioningCache,
+    captions_of_run,
+    encode_in_turn,
+    prepare_texts,
+)
 from lora_studio.data.doctor.finding import DoctorReport
 from lora_studio.data.doctor.look import Looks
 from lora_studio.data.feed import Feed
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.regularization_images import place_beside, regularization_rows
 from lora_studio.errors import RecipeError, preview_names, reason_of
+from lora_studio.evaluate.previews import keep_prompts
 from lora_studio.families.base import ModelFamily
 from lora_studio.metadata.provenance import MANIFEST
 from lora_studio.recipe import Recipe
@@ -40,6 +48,7 @@ from lora_studio.training.prepare.dataset import (
 )
 from lora_studio.training.prepare.regularization_images import draw_regularization_images, with_shown_captions
 from lora_studio.training.prepare.resume import refuse_other_images
+from lora_studio.verify.trained import CAPTION
 
 GIGABYTE = 10**9
 MOST_VIEWS = 10_000_000  # of all images in an epoch: a plan has an entry for each
@@ -120,13 +129,19 @@ def encode(context: BuildContext, found: ImageSet) -> EncodedSet:
     batches = batches_of(recipe, found.shown)
     beside = [record.caption for record in found.drawn] + validation_captions(recipe, validation)
     caption_set = captions_of_run(found.captions, batches, recipe.training.steps, beside)
-    family.place(device, *family.text_encoders)
+    family.place(device, *(() if family.staged else family.text_encoders))  # else when they are asked
     texts = None
     if not recipe.adapter.text_encoder and not recipe.tokens:  # one that has stopped learning is asked, too
         told = progress(context.listener, "captions")
         cache, processes = context.text_cache, context.processes
         with exact_products():
             texts = prepare_texts(cache, caption_set, family, on_progress=told, processes=processes)
+    with torch.no_grad():
+        samples = recipe.samples
+        keep_prompts(family, samples.prompts, samples.negative_prompt, guidance=samples.guidance)
+        if family.staged:  # what the finished file is probed with
+            encode_caption = partial(encode_in_turn, family)
+            family.kept_texts |= context.text_cache.load_or_encode([CAPTION], encode_caption)
     return EncodedSet(views, validation, latents, texts, caption_set, batches)
 
 

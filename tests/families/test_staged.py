@@ -1,0 +1,129 @@
+"""Large bases: each part is read when its turn comes, and is gone before the next one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import recipe_text
+from torch import nn
+
+from lora_studio.errors import BaseModelError
+from lora_studio.families.base import ModelFamily, innermost_blocks
+from lora_studio.families.fingerprints import is_dropped
+from lora_studio.families.loading import load_base
+from lora_studio.families.stored import StoredPart
+from lora_studio.recipe.load import load_recipe
+from lora_studio.training.session import train
+
+BaseOf = Callable[[str], Path]
+NAMES = ("z_image",)
+PREVIEW = '[samples]\nprompts = ["a red ball"]\nsteps = 2\nguidance = 2\n[validation]\ncount = 1\n'
+
+
+@pytest.fixture(params=NAMES)
+def base(request: pytest.FixtureRequest, base_of: BaseOf) -> Path:
+    return base_of(request.param)
+
+
+@pytest.fixture
+def recipe(base: Path, images: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe_text(images, str(base), steps=2, extra=PREVIEW), "utf-8")
+    return path
+
+
+def held(family: ModelFamily) -> set[str]:
+    """The parts with weights in memory."""
+    return {name for name, part in family.parts.items() if not is_dropped(part)}
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """What is in memory each time that a part has been placed or let go."""
+    seen: list[set[str]] = []
+    place = ModelFamily.place
+
+    def listen(self: ModelFamily, device: torch.device, *names: str) -> None:
+        place(self, device, *names)
+        seen.append(held(self))
+
+    monkeypatch.setattr(ModelFamily, "place", listen)
+    return seen
+
+
+def test_text_encoders_and_transformer_are_never_in_memory_together(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "cache"))
+    seen = watch(monkeypatch)
+    train(load_recipe(recipe), tmp_path / "run")
+    assert all({part} in seen for part in ("vae", "text_encoder", "transformer"))
+    assert not [now for now in seen if {"transformer", "text_encoder"} <= now]
+    del seen[:]
+    again = load_recipe(recipe, changes=("samples.prompts=[]", "validation.count=0"))
+    train(again, tmp_path / "again")  # all is in the caches
+    assert not [now for now in seen if "text_encoder" in now]
+
+
+def test_what_is_read_in_turn_is_what_is_read_at_once(base: Path) -> None:
+    at_once = load_base(str(base), dtype=torch.bfloat16)
+    staged = load_base(str(base), dtype=torch.bfloat16, staged=True)
+    assert not held(staged) and held(at_once) == set(staged.parts)
+    for name, part in at_once.parts.items():
+        assert staged.fingerprint(name) == at_once.fingerprint(name)
+        staged.place(torch.device("cpu"), name)
+        assert held(staged) - {staged.denoiser} == {name} - {staged.denoiser}
+        own, other = part.state_dict(), staged.parts[name].state_dict()
+        assert own.keys() == other.keys()
+        assert all(torch.equal(own[key], other[key]) and own[key].dtype == other[key].dtype for key in own)
+        buffers = dict(staged.parts[name].named_buffers())
+        assert all(torch.equal(one, buffers[key]) for key, one in part.named_buffers())
+    assert staged.precision == torch.bfloat16
+
+
+def test_the_transformer_is_read_block_by_block_and_each_has_its_bits_at_once(base: Path) -> None:
+    family = load_base(str(base), staged=True)
+    denoiser = family.parts[family.denoiser]
+    blocks, full = len(list(innermost_blocks(denoiser))), []
+
+    def shrink(paths: list[str]) -> None:
+        layers = [one for one in denoiser.modules() if isinstance(one, nn.Linear) and not one.weight.is_meta]
+        full.append(sum(one.weight.dtype == torch.float32 for one in layers))
+        for path in paths:
+            layer = denoiser.get_submodule(path)
+            layer.weight = nn.Parameter(layer.weight.half(), requires_grad=False)
+
+    paths = family.quantised_paths()
+    family.read_denoiser(torch.device("cpu"), shrink, paths)
+    assert len(full) == blocks + 1 and max(full[:-1]) * blocks <= len(paths) + blocks
+    halves = {
+        path
+        for path, one in denoiser.named_modules()
+        if isinstance(one, nn.Linear) and one.weight.dtype == torch.half
+    }
+    assert halves == set(paths) and not is_dropped(denoiser)
+    outside = [one for one in halves if not one.startswith(("layers.", "noise_refiner.", "context_refiner."))]
+    assert not outside, "no embedder and no last layer"
+
+
+def test_a_file_that_changes_before_its_turn_is_one_sentence(base_of: BaseOf, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(base_of("z_image"), tmp_path / "copy"))
+    family = load_base(str(copy), staged=True)
+    path = next((copy / "text_encoder").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes())
+    for ask in (
+        lambda: family.place(torch.device("cpu"), "text_encoder"),
+        lambda: family.fingerprint("text_encoder"),
+    ):
+        with pytest.raises(BaseModelError, match="was changed or taken away while the run needed it"):
+            ask()
+
+
+def test_a_fingerprint_reads_no_number(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StoredPart, "each", None)
+    family = load_base(str(base), staged=True)
+    prints = {family.fingerprint(name) for name in family.parts}
+    assert len(prints) == len(family.parts)

@@ -26,6 +26,8 @@ from figures import Share, criteria_table, machine, sha256_of, table, write_json
 from images import DEFAULT_BASE, LORA_GUIDANCE, STEPS, load_pipeline, save_sheet
 from judge import DEFAULT_FOLDER, load_or_train
 
+from lora_studio.pocket.samples import FLOW_STYLE, STYLE
+
 EXPERIMENTS = {"style": style_experiment, "subject": subject_experiment}
 _SHEET_COLUMNS = 8
 
@@ -46,12 +48,22 @@ def train_lora(recipe: Path, run_folder: Path) -> Path:
     return result.lora_file
 
 
+def _style(base: Path) -> str:
+    return FLOW_STYLE if (base / "transformer").is_dir() else STYLE
+
+
+def _name(base: Path) -> str:
+    return "pocket_flow" if (base / "transformer").is_dir() else "pocket"
+
+
 def lora_files(options: argparse.Namespace) -> dict[str, Path]:
     """The LoRA files by experiment: the ones given, or newly trained ones."""
     files: dict[str, Path] = {}
     for name in options.only or EXPERIMENTS:
         given: Path | None = getattr(options, f"{name}_lora")
-        files[name] = given or train_lora(options.recipes / f"pocket_{name}.toml", options.runs / name)
+        files[name] = given or train_lora(
+            options.recipes / f"{_name(options.base)}_{name}.toml", options.runs / name
+        )
         if not files[name].is_file():
             raise SystemExit(f"{files[name]}: there is no such LoRA file.")
     return files
@@ -60,7 +72,7 @@ def lora_files(options: argparse.Namespace) -> dict[str, Path]:
 def run_experiments(options: argparse.Namespace, files: dict[str, Path]) -> dict[str, Outcome]:
     """The outcome of every experiment that has a LoRA file."""
     judge = load_or_train(options.judge)
-    setting = Setting(load_pipeline(options.base), judge, options.guidance)
+    setting = Setting(load_pipeline(options.base), judge, options.guidance, _style(options.base))
     return {n: EXPERIMENTS[n](setting, file, options.prompts, options.seed) for n, file in files.items()}
 
 
@@ -73,10 +85,12 @@ def report_of(
         "prompts": options.prompts,
         "seed": options.seed,
         "guidance": options.guidance,
-        "ddim_steps": STEPS,
+        "steps": STEPS,
         "lora_sha256": {name: sha256_of(file) for name, file in files.items()},
-        "base_unet_sha256": {
-            f.name: sha256_of(f) for f in sorted((options.base / "unet").glob("*.safetensors"))
+        "base_denoiser_sha256": {
+            f.name: sha256_of(f)
+            for part in ("unet", "transformer")
+            for f in sorted((options.base / part).glob("*.safetensors"))
         },
         "judge_accuracy_on_renders": load_or_train(options.judge).accuracy_on_renders(),
         "machine": machine(),

@@ -145,12 +145,12 @@ def _train(recipe: Recipe, folder: Path, *, resume: bool) -> None:
 def _print_end(result: Finished, recipe: Recipe) -> None:
     from lora_studio.console import print_finished
     from lora_studio.console.next_steps import RunFacts, next_steps
-    from lora_studio.recipe.data import POCKET
+    from lora_studio.pocket import EMBEDDED
 
     print_finished(result, console)
     own = (one.trigger for one in recipe.data.sources if one.role == "instance" and one.trigger)
     triggers = tuple(dict.fromkeys(filter(None, (recipe.data.trigger, *own))))
     prompt = next(iter((*recipe.samples.prompts, *triggers)), "a prompt")
-    facts = RunFacts(triggers, prompt, recipe.base.model == POCKET)
+    facts = RunFacts(triggers, prompt, recipe.base.model in EMBEDDED)
     console.say()
     console.say_rows(next_steps(result, facts))

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from lora_studio.errors import BaseModelError
 from lora_studio.families.base import ModelFamily
-from lora_studio.families.loading import POCKET_FOLDER, load_base
+from lora_studio.families.loading import load_base
 from lora_studio.families.loading.hub import hub_folder, is_hub_id
 from lora_studio.families.loading.single_file import open_single_file
 from lora_studio.families.original.names import TensorOrigin, origins
 from lora_studio.files import expanded
-from lora_studio.recipe.data import POCKET
+from lora_studio.pocket import EMBEDDED
 from lora_studio.tensor_file.header import Header, read_header
 from lora_studio.text import plural
 
@@ -56,8 +56,8 @@ def open_weights(model: str) -> Weights:
     file.
     """
     family = load_base(model, weights=False)
-    path = POCKET_FOLDER if model == POCKET else expanded(model)
-    if model != POCKET and is_hub_id(model):
+    path = EMBEDDED[model] if model in EMBEDDED else expanded(model)
+    if model not in EMBEDDED and is_hub_id(model):
         path = hub_folder(model)
     found = dict(_in_file(path, family) if path.is_file() else _in_folder(path, family))
     places: dict[str, WeightPlace] = {}

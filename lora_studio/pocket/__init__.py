@@ -1,20 +1,32 @@
-"""The base that ships with the package: what it is good for, and the layers that it has."""
+"""The bases that ship with the package: what they are good for, and the layers that they have."""
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from lora_studio.recipe.data import POCKET
 from lora_studio.tensor_file.header import read_header
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
+EMBEDDED = {POCKET: WEIGHTS}
+"""What recipes call them, and their folders."""
+
+
+def embedded_base(metadata: Mapping[str, str]) -> str | None:
+    """The one that a LoRA file says it was trained on."""
+    name = metadata.get("lora_studio.base")
+    return name if name in EMBEDDED else None
 
 
 @cache
-def pocket_note() -> str:
-    """What whoever chooses it should know; its size is its configuration's."""
-    unet, vae = (json.loads((WEIGHTS / part / "config.json").read_text("utf-8")) for part in ("unet", "vae"))
-    side = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
-    drawn = f"it draws simple shapes at {side} x {side} pixels; photographs only try the way with it"
+def pocket_note(model: str) -> str:
+    """What whoever chooses the base of this name should know; its size is its configuration's."""
+    vae = json.loads((EMBEDDED[model] / "vae" / "config.json").read_text("utf-8"))
+    drawn = (
+        f"it draws simple shapes at {vae['sample_size']} x {vae['sample_size']} pixels; photographs only try "
+        "the way with it"
+    )
     return f"{drawn}: a real base, such as your UI's checkpoint, learns them"
 
 

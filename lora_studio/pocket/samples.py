@@ -1,7 +1,7 @@
 """Draw the sample images of README, recipes and tests: `python -m lora_studio.pocket.samples [--out DIR]`.
 
-A style and a subject, both never shown to the pocket base, in mixed sizes and file formats. The same command
-always draws the same images.
+A style for each pocket base and a subject for both, never shown to them, in mixed sizes and file formats. The
+same command always draws the same images.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from lora_studio.pocket.scenes import (
 )
 from lora_studio.pocket.shapes import CLASS_WORDS
 
-STYLE, SUBJECT = "woodcut", "bolt"
-STYLE_TRIGGER = "woodcut print in ink on paper"
+STYLE, FLOW_STYLE, SUBJECT = "woodcut", "riso", "bolt"
+TRIGGERS = {STYLE: "woodcut print in ink on paper", FLOW_STYLE: "riso print"}
+STYLE_TRIGGER = TRIGGERS[STYLE]
 SUBJECT_TRIGGER = f"vkq {CLASS_WORDS[SUBJECT]}"
 STYLE_FOLDER, SUBJECT_FOLDER = f"style_{STYLE}", f"subject_{SUBJECT}"
+FLOW_STYLE_FOLDER = f"style_{FLOW_STYLE}"
 IMAGE_SIZES = ((256, 256), (320, 192), (192, 320), (288, 224), (224, 288))  # width, height
 SUFFIXES = (".png", ".jpg", ".webp")
 _NUM_STYLE = 2 * len(OBJECT_NAMES)
@@ -80,8 +82,8 @@ def _path(folder: str, number: int, words: str) -> Path:
     return Path(folder) / f"{number + 1:02d}_{words}{SUFFIXES[number % len(SUFFIXES)]}"
 
 
-def style_samples() -> Iterator[Sample]:
-    """The style set: the base's objects drawn in `STYLE`, captions ending in the trigger phrase.
+def style_samples(style: str = STYLE) -> Iterator[Sample]:
+    """The set of a style of `TRIGGERS`: objects drawn in it, captions ending in its trigger phrase.
 
     Every second image has another object beside its own: what a set shows in more ways is learned as the
     style, and less of it as the object.
@@ -92,8 +94,8 @@ def style_samples() -> Iterator[Sample]:
         draws = (sample_scene(seed, **given, pairs=float(number % 2)) for seed in count(number, _NUM_STYLE))
         fitting = (scene for scene in draws if all(_fits(one, size) for one in scene.things))
         scene = next(scene for scene in fitting if not held_out(scene))
-        path = _path(STYLE_FOLDER, number, f"{thing.colour}_{thing.name}")
-        yield Sample(path, scene, *size, STYLE, scene.caption(STYLE_TRIGGER))
+        path = _path(f"style_{style}", number, f"{thing.colour}_{thing.name}")
+        yield Sample(path, scene, *size, style, scene.caption(TRIGGERS[style]))
 
 
 def _subject_thing(position: str, size: tuple[int, int], rng: random.Random) -> Thing:
@@ -118,9 +120,9 @@ def subject_samples() -> Iterator[Sample]:
 
 
 def write_samples(out: Path) -> list[Path]:
-    """Draw both sets below `out`, each image with its `.txt` caption beside it; the images' paths."""
+    """Draw all sets below `out`, each image with its `.txt` caption beside it; the images' paths."""
     written = []
-    for sample in (*style_samples(), *subject_samples()):
+    for sample in (*(one for style in TRIGGERS for one in style_samples(style)), *subject_samples()):
         path = out / sample.path
         path.parent.mkdir(parents=True, exist_ok=True)
         # Each format takes what it knows: JPEG its quality, WebP that it be lossless.
@@ -133,6 +135,6 @@ def write_samples(out: Path) -> list[Path]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m lora_studio.pocket.samples", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, default=Path("sample_images"), help="the folder that holds both sets"
+        "--out", type=Path, default=Path("sample_images"), help="the folder that holds the sets"
     )
     write_samples(parser.parse_args().out)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from lora_studio.files import expanded
-from lora_studio.recipe.data import FILE_ENDINGS, POCKET
+from lora_studio.recipe.data import FILE_ENDINGS, IN_THE_PACKAGE
 from lora_studio.recipe.section import Section, UserPath, check_path, folder_of, refuse_escapes
 
 
@@ -83,7 +83,7 @@ class BaseConfig(Section):
         """A base in the recipe's folder, or else in the working directory; other names as they are."""
         check_path(Path(name))
         folder = folder_of(info)
-        if folder is None or name in {"", POCKET}:
+        if folder is None or name in {"", *IN_THE_PACKAGE}:
             return name
         path = expanded(name)
         there = [place for place in (folder / path, path) if place.exists()]

@@ -222,5 +222,6 @@ def one_more_chunk(chunks: int, most: int = MOST_CHUNKS) -> str:
     return f"data.max_token_chunks = {chunks + 1}" if chunks < most else ""
 
 
-POCKET = "pocket"  # the base in the package
+POCKET = "pocket"
+IN_THE_PACKAGE = (POCKET,)  # bases that no file is named for
 FILE_ENDINGS = (".safetensors", ".ckpt")

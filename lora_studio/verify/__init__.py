@@ -17,7 +17,7 @@ from lora_studio.lora_file.layer import DTYPES
 from lora_studio.lora_file.lora_file import LoraFile, lora_file
 from lora_studio.lora_file.open import fits
 from lora_studio.metadata.write import MAX_BYTES
-from lora_studio.recipe.data import POCKET
+from lora_studio.pocket import embedded_base
 from lora_studio.tensor_file.header import Header, read_header
 from lora_studio.text import be, plural
 from lora_studio.verify.uis import (
@@ -167,7 +167,7 @@ def check_rules(file: LoraFile, report: VerifyReport) -> None:
 
 
 def verify(path: Path, *, base: str | None = None) -> VerifyReport:
-    """Look at a file as far as possible, against `base` or, if its metadata names that, the pocket base.
+    """Look at a file as far as possible, against `base` or, if its metadata names one, that in the package.
 
     It is a LoRA, or the embedding of a learned token, of which the probe is left out.
 
@@ -179,7 +179,7 @@ def verify(path: Path, *, base: str | None = None) -> VerifyReport:
         header = read_header(path)
     except DamagedFile as damage:
         return VerifyReport(path.name, faults=[str(damage)])
-    name = base or (POCKET if header.metadata.get("lora_studio.base") == POCKET else None)
+    name = base or embedded_base(header.metadata)
     said = name or "not known: only the file itself was looked at (name it with --base)"
     if is_embedding(header):
         return _verify_embedding(header, name, said)

@@ -257,6 +257,6 @@ def test_a_folder_at_a_glance_counts_what_a_scan_finds(bare) -> None:
 
 
 def test_the_pocket_base_says_what_it_draws_in_doctor_and_plan(images, capsys) -> None:
-    assert load_base("pocket", weights=False).notes == (pocket_note(),)
+    assert load_base("pocket", weights=False).notes == (pocket_note("pocket"),)
     code, out, _ = run(["doctor", str(images), "--base", "pocket"], capsys)
-    assert code == 0 and f"base: {pocket_note()}" in out
+    assert code == 0 and f"base: {pocket_note('pocket')}" in out

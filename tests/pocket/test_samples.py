@@ -6,10 +6,11 @@ import pytest
 from PIL import Image
 
 from lora_studio.pocket.samples import (
+    FLOW_STYLE_FOLDER,
     STYLE_FOLDER,
-    STYLE_TRIGGER,
     SUBJECT_FOLDER,
     SUBJECT_TRIGGER,
+    TRIGGERS,
     style_samples,
     subject_samples,
     write_samples,
@@ -17,7 +18,7 @@ from lora_studio.pocket.samples import (
 from lora_studio.pocket.scenes import BACKGROUNDS, COLOURS, OBJECT_NAMES, POSITIONS, held_out
 
 COMMITTED = Path(__file__).parents[2] / "sample_images"
-FOLDERS = (STYLE_FOLDER, SUBJECT_FOLDER)
+FOLDERS = (STYLE_FOLDER, FLOW_STYLE_FOLDER, SUBJECT_FOLDER)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,10 @@ def test_the_command_reproduces_the_images(drawn, folder):
         assert difference.mean() <= (1.0 if path.suffix == ".jpg" else 0.0), path.name
 
 
-@pytest.mark.parametrize(("folder", "least", "most"), [(STYLE_FOLDER, 24, 30), (SUBJECT_FOLDER, 8, 12)])
+@pytest.mark.parametrize(
+    ("folder", "least", "most"),
+    [(STYLE_FOLDER, 24, 30), (FLOW_STYLE_FOLDER, 24, 30), (SUBJECT_FOLDER, 8, 12)],
+)
 def test_committed_sets_mix_sizes_and_formats(folder, least, most):
     paths = _images(COMMITTED / folder)
     assert least <= len(paths) <= most
@@ -70,8 +74,9 @@ def test_committed_sets_mix_sizes_and_formats(folder, least, most):
     assert sum(path.stat().st_size for path in paths) < 500_000
 
 
-def test_style_set_is_balanced_and_shows_no_held_out_scene():
-    scenes = [sample.scene for sample in style_samples()]
+@pytest.mark.parametrize("style", TRIGGERS)
+def test_style_set_is_balanced_and_shows_no_held_out_scene(style):
+    scenes = [sample.scene for sample in style_samples(style)]
     things = [scene.things[0] for scene in scenes]
     assert Counter(thing.name for thing in things) == dict.fromkeys(OBJECT_NAMES, 2)
     for values, table in (
@@ -85,11 +90,12 @@ def test_style_set_is_balanced_and_shows_no_held_out_scene():
     assert [len(scene.things) for scene in scenes] == [1, 2] * (len(scenes) // 2)
 
 
-def test_style_captions_name_what_is_shown_and_end_in_the_trigger():
-    for sample in style_samples():
+@pytest.mark.parametrize(("style", "trigger"), TRIGGERS.items())
+def test_style_captions_name_what_is_shown_and_end_in_the_trigger(style, trigger):
+    for sample in style_samples(style):
         assert all(f"{thing.colour} {thing.name}" in sample.caption for thing in sample.scene.things)
         assert BACKGROUNDS[sample.scene.background] in sample.caption
-        assert sample.caption.endswith(f", {STYLE_TRIGGER}")
+        assert sample.caption.endswith(f", {trigger}")
 
 
 def test_subject_is_seen_in_every_background_and_position_without_a_colour_word():

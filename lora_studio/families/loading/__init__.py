@@ -1,4 +1,4 @@
-"""From the name of a base model to its family: the pocket base, a diffusers folder, a file, or a hub id."""
+"""From the name of a base model to its family: in the package, a diffusers folder, a file, or a hub id."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from lora_studio.families.loading.transformer_file import open_transformer_file
 from lora_studio.families.loading.vae import load_vae
 from lora_studio.families.noise_schedule import with_prediction
 from lora_studio.files import expanded
-from lora_studio.pocket import WEIGHTS, pocket_note
+from lora_studio.pocket import EMBEDDED, WEIGHTS, pocket_note
 from lora_studio.quiet import bitsandbytes_on_demand, paused_collector
-from lora_studio.recipe.data import FILE_ENDINGS, POCKET
+from lora_studio.recipe.data import FILE_ENDINGS
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
 POCKET_FOLDER = WEIGHTS
+_QUOTED = " or ".join(f'"{name}"' for name in EMBEDDED)
 
 
 @paused_collector()
@@ -131,9 +132,9 @@ def _load_folder(
     stamps = {name: stamps_of(weight_files(folder.path / name)) for name in networks}
     parts = {name: folder.network(name) for name in networks}
     folder.check_tokenizers(tokenizers, parts)
-    base = family(parts, tokenizers, source=model if model == POCKET else "", scheduler=scheduler)
-    base.notes = (pocket_note(),) if model == POCKET else ()
-    if model != POCKET:
+    base = family(parts, tokenizers, source=model if model in EMBEDDED else "", scheduler=scheduler)
+    base.notes = (pocket_note(model),) if model in EMBEDDED else ()
+    if model not in EMBEDDED:
         check_computes(base, model, folder.configurations)
     waits = staged and family.staged
     for name, part in parts.items() if weights else ():
@@ -151,12 +152,12 @@ def _is_file(model: str) -> bool:
 
 
 def _folder(model: str, *, weights: bool, half: bool = False) -> BaseFolder:
-    path = POCKET_FOLDER if model == POCKET else expanded(model)
-    if model != POCKET and is_hub_id(model):
+    path = EMBEDDED[model] if model in EMBEDDED else expanded(model)
+    if model not in EMBEDDED and is_hub_id(model):
         path = hub_folder(model, weights=weights, half=half)
     if not (path / INDEX).is_file():
         raise BaseModelError(
-            f'there is no base model at {model!r}: give "pocket", a diffusers folder (one that holds '
+            f"there is no base model at {model!r}: give {_QUOTED}, a diffusers folder (one that holds "
             f"{INDEX}), a .safetensors file, or the id of one on the hub."
         )
     return BaseFolder(path, model)

@@ -17,8 +17,8 @@ from lora_studio.families.original.transformers import (
     find_transformer,
 )
 from lora_studio.files import expanded
-from lora_studio.pocket import WEIGHTS, pocket_note
-from lora_studio.recipe.data import FILE_ENDINGS, POCKET
+from lora_studio.pocket import EMBEDDED, pocket_note
+from lora_studio.recipe.data import FILE_ENDINGS
 
 _LEAST_SIDE = 256  # pixels; what is below is a miniature
 _MOST_LEVELS = 12  # of a VAE
@@ -35,14 +35,14 @@ class BaseGlance:
 
     @property
     def title(self) -> str:
-        if self.model == POCKET:
-            return "the pocket base"
+        if self.model in EMBEDDED:
+            return "the pocket base" if self.model == "pocket" else f"the pocket base {self.model}"
         return self.kind.title if self.kind else "a base that is not known before it is loaded"
 
     @property
     def note(self) -> str:
         """What its user should know."""
-        return pocket_note() if self.model == POCKET else ""
+        return pocket_note(self.model) if self.model in EMBEDDED else ""
 
     def is_as(self, other: BaseGlance) -> bool:
         """Whether what suits one suits the other, a miniature or not, as far as both are known."""
@@ -53,7 +53,7 @@ class BaseGlance:
 
 def glance_at_base(model: str) -> BaseGlance:
     """Raises BaseModelError for a file or folder of another kind of model; what cannot be read is a doubt."""
-    path = WEIGHTS if model == POCKET else expanded(model)
+    path = EMBEDDED[model] if model in EMBEDDED else expanded(model)
     if path.is_file() or path.suffix in FILE_ENDINGS:
         try:
             checkpoint = open_checkpoint(path)

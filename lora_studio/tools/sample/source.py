@@ -18,9 +18,9 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.lora_file.lora_file import LoraFile, base_layers, lora_file, refuse_part
 from lora_studio.lora_file.open import fits, unknown_layers
+from lora_studio.pocket import EMBEDDED, embedded_base
 from lora_studio.processes import default_precision, find_device
 from lora_studio.quantization import NONE
-from lora_studio.recipe.data import POCKET
 from lora_studio.recipe.run_recipe import RUN_RECIPE
 from lora_studio.recipe.training import SamplesConfig
 from lora_studio.runs import ReadOnlyRun, step_of
@@ -33,7 +33,7 @@ from lora_studio.verify.uis.findings import is_embedding
 
 Checkpoint = int | Literal["best"] | None  # None: the newest
 AXES = ("prompts", "strengths", "checkpoints")
-POCKET_SAMPLES = SamplesConfig(guidance=4, steps=20)  # as its card has it
+POCKET_SAMPLES = SamplesConfig(guidance=4, steps=20)  # as their cards have it
 
 
 @dataclass(frozen=True)
@@ -166,12 +166,12 @@ class FileSource(SampleSource):
 
 
 def _base_of(file: LoraFile, request: SampleRequest) -> tuple[ModelFamily, SamplesConfig, int]:
-    """As named with --base, by the run's recipe beside the file, or by the file if it is the pocket base."""
+    """As named with --base, by the run's recipe beside the file, or by the file if it is in the package."""
     device = find_device(request.device)
     if device is None:
         raise RecipeError(f'--device is {request.device!r}, which this machine does not have; use "cpu".')
     dtype, run = default_precision(device), ReadOnlyRun(file.path.parent)
-    model = request.base or (POCKET if file.metadata.get("lora_studio.base") == POCKET else None)
+    model = request.base or embedded_base(file.metadata)
     if request.base is None and (run.folder / RUN_RECIPE).is_file():
         recipe = finished_recipe(run)
         family, samples, side = base_of(recipe, dtype=dtype), recipe.samples, recipe.data.resolution
@@ -180,7 +180,7 @@ def _base_of(file: LoraFile, request: SampleRequest) -> tuple[ModelFamily, Sampl
         raise RecipeError(f"{file.name} does not say which base it is for ({kind}); name it with --base.")
     else:
         family = load_base(model, dtype=dtype)
-        samples, side = POCKET_SAMPLES if model == POCKET else SamplesConfig(), family.native_side
+        samples, side = POCKET_SAMPLES if model in EMBEDDED else SamplesConfig(), family.native_side
     family.place(device, family.denoiser)
     return family, samples, side
 

@@ -17,9 +17,9 @@ from lora_studio.files import digest, expanded
 from lora_studio.metadata.provenance import provenance_keys
 from lora_studio.metadata.write import TrainingFacts, caption_table, trigger_table
 from lora_studio.objectives.noise import MOST_LEVELS
+from lora_studio.pocket import EMBEDDED
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import AdapterConfig
-from lora_studio.recipe.data import POCKET
 from lora_studio.recipe.training import ExportConfig
 from lora_studio.training.prepare import TrainedRun
 from lora_studio.training.prepare.base_model import objective_of
@@ -71,8 +71,8 @@ def training_facts(trained: TrainedRun) -> TrainingFacts:
 
 
 def public_name(model: str) -> str:
-    """A base's name that says the same everywhere: the pocket base or a hub id; empty for a path."""
-    return model if model == POCKET or is_hub_id(model) else ""
+    """A base's name that says the same everywhere: one in the package or a hub id; empty for a path."""
+    return model if model in EMBEDDED or is_hub_id(model) else ""
 
 
 def base_keys(model: str) -> dict[str, str]:

@@ -98,6 +98,16 @@ class _Whole:
                 "file with one layer each."
             )
 
+    def change(self) -> Tensor:
+        """Of the whole weight, [out, in]. Raises StudioError if its tensors do not go together."""
+        try:
+            change = self.layer.delta().flatten(1)
+        except (RuntimeError, ArithmeticError, LookupError, ValueError):  # torch's, of shapes and numbers
+            change = None
+        if change is None or tuple(change.shape) != self.layer.size:
+            raise StudioError(f"the tensors of {self.layer.written} do not fit together; get the file again.")
+        return change
+
     @cached_property
     def is_dense(self) -> bool:
         """Whether rows of its change are no change of the same kind."""
@@ -161,8 +171,7 @@ class Rows(LayerTensors):
         if self._whole.is_dense and end != BIAS:
             if end != "diff":
                 raise KeyError(end)
-            change = self._whole.layer.delta().flatten(1)
-            return change[self._first : self._last].clone()
+            return self._whole.change()[self._first : self._last].clone()
         tensor = self._whole.layer.tensors[end]
         ranks = self._whole.ranks[self._number]
         if end == ALPHA:

@@ -251,7 +251,7 @@ class LoraLayer:
         with np.errstate(all="ignore"):  # a damaged file may hold anything
             try:
                 norm = self.kind.norm(lambda end: self.tensors.array(end).astype(np.float32), self.shapes)
-            except ValueError:  # its tensors do not go together
+            except (ValueError, StudioError):  # its tensors do not go together
                 return None
         return None if norm is None else abs(self.scale) * norm
 

@@ -215,6 +215,6 @@ def block_norms(file: LoraFile) -> dict[str, float | None]:
     for name, layer in file.layers.items():
         block, norm = block_of(name), layer.norm()
         so_far = squares.get(block, 0.0)
-        squares[block] = None if norm is None or so_far is None else so_far + norm**2
+        squares[block] = None if norm is None or so_far is None else so_far + norm * norm
     ordered = sorted(squares.items(), key=lambda one: block_order(one[0]))
     return {block: None if one is None else math.sqrt(one) for block, one in ordered}

@@ -11,18 +11,16 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
-from tokenizers.pre_tokenizers import ByteLevel
+from tiny import chat_tokenizer, t5_tokenizer
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    Qwen2Tokenizer,
     Qwen3Config,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
-    T5Tokenizer,
 )
 
 from lora_studio.families.original.transformers.names import transformer_origins
@@ -60,7 +58,7 @@ TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
         "SD3Transformer2DModel",
         {
             **{"num_layers": 2, "num_attention_heads": 1, "caption_projection_dim": 64, "sample_size": 128},
-            **{"joint_attention_dim": TEXT, "pooled_projection_dim": POOLED + 40, "pos_embed_max_size": 16},
+            **{"joint_attention_dim": TEXT, "pooled_projection_dim": POOLED + 40, "pos_embed_max_size": 32},
             **{"dual_attention_layers": (0,), "qk_norm": "rms_norm"},
         },
     ),
@@ -112,33 +110,24 @@ def new_vae(family: str) -> AutoencoderKL:
     )
 
 
-def chat_tokenizer() -> Qwen2Tokenizer:
-    letters = sorted(ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate([*letters, "<|endoftext|>"])}
-    marks = {"eos_token": "<|im_end|>", "extra_special_tokens": ["<|im_start|>"]}
-    return Qwen2Tokenizer(vocabulary, [], **marks)
-
-
-def t5_tokenizer() -> T5Tokenizer:
-    """A token for each letter, and no sentinels."""
-    letters = "▁abcdefghijklmnopqrstuvwxyz,."
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in letters)]
-    return T5Tokenizer(pieces, extra_ids=0)
-
-
 def new_text(family: str, part: str) -> nn.Module:
     name = TEXTS[family][part]
     if name == "qwen3_4b":
         sizes = {"hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
         heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-        return Qwen3Model(Qwen3Config(vocab_size=len(chat_tokenizer()), **sizes, **heads))
+        rope = {"rope_theta": 1_000_000, "rope_type": "default"}  # as in the published ones
+        words = {"vocab_size": len(chat_tokenizer()), "rope_parameters": rope}
+        return Qwen3Model(Qwen3Config(**words, **sizes, **heads))
     if name == "t5xxl":
         sizes = {"d_model": TEXT, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 2}
         words = {"vocab_size": len(t5_tokenizer()) + 3, "feed_forward_proj": "gated-gelu"}
         return T5EncoderModel(T5Config(**sizes, **words))
     width, projection = (POOLED, POOLED) if name == "clip_l" else (36, 40)
     layers = {"num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 32}
-    config = CLIPTextConfig(vocab_size=WORDS, hidden_size=width, projection_dim=projection, **layers)
+    activation = "quick_gelu" if name == "clip_l" else "gelu"
+    config = CLIPTextConfig(
+        vocab_size=WORDS, hidden_size=width, projection_dim=projection, hidden_act=activation, **layers
+    )
     return (CLIPTextModelWithProjection if family == "sd3" else CLIPTextModel)(config)
 
 
@@ -191,10 +180,11 @@ def all_in_one(family: str, parts: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def write_tokenizers(family: str, folder: Path) -> Path:
-    """Those that the package has not: Qwen's or T5's."""
+    """Those that the package has not: T5's, or Qwen's, which has lost its template as it may."""
     for part, name in TEXTS[family].items():
         if not name.startswith("clip"):
             tokenizer = chat_tokenizer() if name == "qwen3_4b" else t5_tokenizer()
+            tokenizer.chat_template = None
             tokenizer.save_pretrained(folder / part.replace("text_encoder", "tokenizer"))
     return folder
 

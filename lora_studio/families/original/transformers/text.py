@@ -34,7 +34,7 @@ class TextKind:
 
 
 def _clip(shapes: Shapes, projects: bool) -> Configuration:
-    """CLIP-L or CLIP-G, whose activation and heads no shape shows."""
+    """CLIP-L, or CLIP-G but for its activation; heads are 64 wide."""
     words, width = shapes["text_model.embeddings.token_embedding.weight"]
     projection = shapes.get("text_projection.weight", (width, width))
     return {
@@ -47,7 +47,7 @@ def _clip(shapes: Shapes, projects: bool) -> Configuration:
         "num_attention_heads": max(1, width // 64),
         "max_position_embeddings": shapes["text_model.embeddings.position_embedding.weight"][0],
         "projection_dim": projection[0],
-        "hidden_act": "gelu" if width >= _CLIP_G else "quick_gelu",
+        "hidden_act": "quick_gelu",
         **{"bos_token_id": words - 2, "eos_token_id": words - 1, "pad_token_id": words - 1},
     }
 
@@ -94,7 +94,7 @@ def _qwen3(shapes: Shapes, projects: bool) -> Configuration:
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_theta": 1_000_000, "rope_type": "default"},
         "tie_word_embeddings": True,
-        **{"bos_token_id": 151643, "eos_token_id": 151645},
+        **({"bos_token_id": 151643, "eos_token_id": 151645} if words > 151645 else {}),
     }
 
 
@@ -149,7 +149,8 @@ def _kind_of(shapes: Shapes, prefix: str, wide: int) -> str:
 def text_configuration(name: str, found: FoundText, *, projects: bool) -> Configuration:
     """Raises BaseModelError for one that is not whole."""
     try:
-        return KINDS[found.kind].configure(found.shapes, projects)
+        values = KINDS[found.kind].configure(found.shapes, projects)
+        return values | {"hidden_act": "gelu"} if found.kind == "clip_g" else values
     except (KeyError, ValueError, IndexError, ZeroDivisionError):
         title = KINDS[found.kind].title
         raise BaseModelError(

@@ -122,7 +122,7 @@ def print_report(report: VerifyReport, screen: Screen) -> None:
     _print_checks(first, screen)
     if report.uis:
         print_verdicts(report.uis, screen)
-    if others := {name: value for name, value in report.checks.items() if name not in first}:
+    if others := {k: one for k, one in report.checks.items() if k not in first and one not in ([], "")}:
         screen.say("measured")
         _print_checks(others, screen)
 

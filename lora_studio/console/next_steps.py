@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_studio.text import command_of
+from lora_studio.verify.uis import NO_BASE, Verdict
 
 if TYPE_CHECKING:
     from lora_studio.training.finish import Finished
 
-_FOLDERS = "ComfyUI's models/loras, A1111's and Forge's models/Lora, or InvokeAI's model manager"
+_FOLDERS = {  # of the UIs that have one
+    ("ComfyUI",): "models/loras",
+    ("A1111", "Forge"): "models/Lora",
+    ("InvokeAI",): "model manager",
+}
 _EMBEDDING_FOLDERS = "ComfyUI's models/embeddings, A1111's embeddings, or InvokeAI's model manager"
 
 
@@ -29,6 +34,16 @@ def next_steps(result: Finished, facts: RunFacts) -> list[tuple[str, str]]:
     return [("next" if number == 0 else "", text) for number, text in enumerate(_sentences(result, facts))]
 
 
+def _places(judged: Sequence[Verdict]) -> str:
+    """The folders of those UIs that have bases of the file's kind."""
+    without = {one.ui for one in judged if one.loads == NO_BASE}
+    found = []
+    for uis, folder in _FOLDERS.items():
+        if having := [f"{ui}'s" for ui in uis if ui not in without]:
+            found.append(f"{' and '.join(having)} {folder}")
+    return ", or ".join([", ".join(found[:-1]), found[-1]]) if len(found) > 1 else found[0]
+
+
 def _sentences(result: Finished, facts: RunFacts) -> Iterable[str]:
     run, file = result.folder, result.lora_file
     is_base = file is not None and file.is_dir()
@@ -38,7 +53,7 @@ def _sentences(result: Finished, facts: RunFacts) -> Iterable[str]:
         if is_base:
             yield f"for UIs: {command_of('export', run, '--to', 'checkpoint')}"
         elif file is not None:
-            yield f"copy {file} to {_FOLDERS}"
+            yield f"copy {file} to {_places(result.report.uis)}"
         for path in result.embeddings.values():
             yield f"copy {path} to {_EMBEDDING_FOLDERS}"
     if facts.triggers:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 ENDINGS = (DOWN, UP, "alpha")  # of a layer of plain LoRA in the kohya format
 BUNDLED, SCALAR = "bundle_emb.", ".scalar"
 VERSION = "ss_base_model_version"
+_WITHOUT_ALPHA = (".lora_A.weight", ".lora_B.weight")
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,12 @@ class LoraFile:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        lacking = sum(one.alpha is None for one in self.layers.values())
+        """What was made of it; a transformer's layers by PEFT's names never have an alpha beside them."""
+        known = () if self.transformer is None else _WITHOUT_ALPHA
+        lacking = sum(
+            one.alpha is None and not any(key.endswith(known) for key in one.keys)
+            for one in self.layers.values()
+        )
         said = f"{self.name}: no alpha in {lacking} of {plural(len(self.layers), 'layer')}"
         return (*self.said, f"{said}; taken as a scale of 1, as UIs do") if lacking else self.said
 

@@ -24,7 +24,7 @@ from lora_studio.text import plural
 from lora_studio.tools import Report
 from lora_studio.tools.combine import Term
 
-_KEPT = (".json", ".txt", ".model", ".md")  # of a folder, beside its weights
+_KEPT = (".json", ".txt", ".model", ".jinja", ".md")  # of a folder, beside its weights
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lora_studio.console.next_steps import RunFacts, next_steps
 from lora_studio.export import EXPORTERS, target_named
 from lora_studio.training.finish import Finished
 from lora_studio.training.session import train
+from lora_studio.verify.uis import NO_BASE
 
 EXTRA = """
 [validation]
@@ -49,6 +50,18 @@ def test_what_is_opened_copied_and_written_into_prompts(finished) -> None:
     assert f"copy {finished.lora_file} to ComfyUI's models/loras" in text
     assert "write into prompts: zwx style" in text
     assert f"lora-studio sample '{finished.folder}' --prompt 'a fox, zwx style'" in text
+
+
+def test_a_file_goes_to_the_uis_that_have_bases_of_its_kind(finished) -> None:
+    everywhere = told(finished)
+    assert (
+        "ComfyUI's models/loras, A1111's and Forge's models/Lora, or InvokeAI's model manager" in everywhere
+    )
+    judged = [
+        replace(one, loads=NO_BASE) if one.ui in ("A1111", "InvokeAI") else one for one in finished.report.uis
+    ]
+    some = told(replace(finished, report=replace(finished.report, uis=judged)))
+    assert "to ComfyUI's models/loras, or Forge's models/Lora\n" in some
 
 
 def test_the_pocket_base_has_no_ui_to_copy_to(finished) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SMALL = (".json", ".txt", ".model")  # configurations and tokenizers
+_SMALL = (".json", ".txt", ".model", ".jinja")  # configurations and tokenizers
 _PIECES = ".safetensors.index.json"
 _VAE, _TOP = "vae", ""
 _TEXT = ("text_encoder", "tokenizer")

@@ -33,6 +33,7 @@ from lora_studio.recipe.data import MOST_CHUNKS
 Conditioning = dict[str, "Tensor"]
 """The text side, batch first. Only the family that wrote it reads it; cache and loop just carry it."""
 PromptTensors = dict[str, "Tensor | list[Tensor]"]
+PIPELINE = "pipeline"  # beside the parts' configurations: the class that a diffusers folder was saved by
 Parts = dict[str, "nn.Module"]
 Tokenizers = dict[str, "PreTrainedTokenizerBase"]
 
@@ -45,6 +46,7 @@ class FileTraits:
     is_v2: bool  # ss_v2
     architecture: str  # modelspec.architecture
     prediction_type: str  # modelspec.prediction_type; empty: the key is left out, as for flow matching
+    implementation: str = "https://github.com/Stability-AI/generative-models"  # modelspec.implementation
 
 
 class SameInput(NamedTuple):

@@ -150,7 +150,7 @@ def base_keys(traits: FileTraits) -> dict[str, str]:
         "ss_base_model_version": traits.base_model_version,
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": traits.architecture,
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.implementation": traits.implementation,
         **prediction,
     }
 

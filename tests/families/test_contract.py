@@ -37,18 +37,23 @@ from lora_studio.training.prepare import prepare
 from lora_studio.training.session import train
 
 CAPTIONS = ["", "a red ball in a meadow", "moon " * 40]
+STABILITY, FLUX = (
+    "https://github.com/Stability-AI/generative-models",
+    "https://github.com/black-forest-labs/flux",
+)
+Z_IMAGE, CHROMA = "https://github.com/Tongyi-MAI/Z-Image", "https://huggingface.co/lodestones/Chroma"
 TRAITS = {
-    "sd15": ("sd_v1", False, "stable-diffusion-v1/lora", "epsilon"),
-    "sd2": ("sd_v2", True, "stable-diffusion-v2-512/lora", "epsilon"),
-    "sd2 v": ("sd_v2_v", True, "stable-diffusion-v2-768-v/lora", "v"),
-    "sdxl": ("sdxl_base_v1-0", False, "stable-diffusion-xl-v1-base/lora", "epsilon"),
-    "sdxl v zero-snr": ("sdxl_base_v1-0", False, "stable-diffusion-xl-v1-base/lora", "v"),
-    "z_image": ("z_image", False, "Z-Image/lora", ""),
-    "flux1": ("flux1", False, "flux-1-dev/lora", ""),
-    "flux1 schnell": ("flux1", False, "flux-1-schnell/lora", ""),
-    "chroma": ("chroma", False, "chroma/lora", ""),
-    "sd3": ("3-5-medium", False, "stable-diffusion-3.5-medium/lora", ""),
-    "sd3 first": ("3-medium", False, "stable-diffusion-3-medium/lora", ""),
+    "sd15": ("sd_v1", False, "stable-diffusion-v1/lora", "epsilon", STABILITY),
+    "sd2": ("sd_v2", True, "stable-diffusion-v2-512/lora", "epsilon", STABILITY),
+    "sd2 v": ("sd_v2_v", True, "stable-diffusion-v2-768-v/lora", "v", STABILITY),
+    "sdxl": ("sdxl_base_v1-0", False, "stable-diffusion-xl-v1-base/lora", "epsilon", STABILITY),
+    "sdxl v zero-snr": ("sdxl_base_v1-0", False, "stable-diffusion-xl-v1-base/lora", "v", STABILITY),
+    "z_image": ("z_image", False, "Z-Image/lora", "", Z_IMAGE),
+    "flux1": ("flux1", False, "flux-1-dev/lora", "", FLUX),
+    "flux1 schnell": ("flux1", False, "flux-1-schnell/lora", "", FLUX),
+    "chroma": ("chroma", False, "chroma/lora", "", CHROMA),
+    "sd3": ("3-5-medium", False, "stable-diffusion-3.5-medium/lora", "", "diffusers"),
+    "sd3 first": ("3-medium", False, "stable-diffusion-3-medium/lora", "", "diffusers"),
 }
 CARDS = {
     **{"sd15": "SD1", "sd2": "SD2", "sdxl": "SDXL", "z_image": "Z-Image"},

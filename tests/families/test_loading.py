@@ -73,6 +73,12 @@ def test_an_inpainting_unet_is_refused(copy_of: Callable[[str], Path]) -> None:
     assert "inpainting" in refusal_of(folder)
 
 
+def test_an_editor_with_the_parts_of_a_plain_base_is_refused(copy_of: Callable[[str], Path]) -> None:
+    folder = without_weights(copy_of("flux1"))
+    edit(folder / "model_index.json", _class_name="FluxKontextPipeline")
+    assert "FLUX.1 Kontext, which edits an image (FluxKontextPipeline)" in refusal_of(folder)
+
+
 def test_a_unet_of_other_channels_is_refused(copy_of: Callable[[str], Path]) -> None:
     folder = without_weights(copy_of("sd15"))
     edit(folder / "unet/config.json", in_channels=8)

@@ -40,7 +40,7 @@ def lora_for(base: Weights, path: Path, *, every: int = 1) -> Path:
     return write_random_lora(path, rank=RANK, alpha=2.0, shapes=chosen)
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl"])
+@pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl", "z_image", "flux1"])
 def test_a_merged_folder_is_the_base_with_the_changes_and_gives_them_back(
     name: str, base_of: Callable[[str], Path], tmp_path: Path
 ) -> None:

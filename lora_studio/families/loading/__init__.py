@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import BaseModelError
 from lora_studio.families import FAMILIES
-from lora_studio.families.base import ModelFamily
+from lora_studio.families.base import PIPELINE, ModelFamily
 from lora_studio.families.fingerprints import source_of, stamps_of
 from lora_studio.families.loading.folder import INDEX, BaseFolder, weight_files
 from lora_studio.families.loading.hub import hub_folder, is_hub_id
@@ -122,7 +122,7 @@ def _load_folder(
 
     dtype = dtype or torch.float32
     folder = _folder(model, weights=weights, half=dtype.itemsize < torch.float32.itemsize)
-    family = _recognise(folder.configurations, model)
+    family = _recognise(folder.configurations | {PIPELINE: {"_class_name": folder.pipeline}}, model)
     folder.check_complete(family.needs)
     folder.check_configurations(family.needs)
     scheduler = with_prediction(folder.configurations["scheduler"], prediction)

@@ -51,6 +51,11 @@ class BaseFolder:
         return listed_parts(self.path)
 
     @property
+    def pipeline(self) -> str:
+        """The class that it was saved by: an editor of images can have the parts of a plain base."""
+        return str(read_json(self.path / INDEX).get("_class_name", ""))
+
+    @property
     def present(self) -> list[str]:
         return [name for name in self.parts if (self.path / name).is_dir()]
 

@@ -11,6 +11,7 @@ import torch
 
 from lora_studio.errors import BaseModelError
 from lora_studio.families.base import (
+    PIPELINE,
     Conditioning,
     FileTraits,
     ModelFamily,
@@ -48,7 +49,8 @@ class FlowTransformer(ModelFamily):
     staged: ClassVar[bool] = True
 
     network: ClassVar[str]  # the class of its transformer in diffusers
-    relatives: ClassVar[Mapping[str, str]] = {}  # class of a transformer that is none of it -> what it is of
+    # Class of a transformer that is none of it, or of a pipeline for another task -> what it is.
+    relatives: ClassVar[Mapping[str, str]] = {}
     pipeline_class: ClassVar[str]  # in diffusers
     max_tokens: ClassVar[int]  # of a caption, with what is put around it
     patch: ClassVar[int] = 2  # latents that a side of a token has
@@ -75,8 +77,9 @@ class FlowTransformer(ModelFamily):
     def refusal(cls, configurations: Configurations) -> str:
         """Of its relatives, which have another class of transformer or take more, by name."""
         name = _class_of(configurations)
-        if what := cls.relatives.get(name):
-            return f"it is {what} ({name}), and only plain text-to-image bases of this kind are supported"
+        for known in (name, str(configurations.get(PIPELINE, {}).get("_class_name", ""))):
+            if what := cls.relatives.get(known):
+                return f"it is {what} ({known}), and only plain text-to-image bases of this kind are supported"
         if name != cls.network:
             return ""
         if control := next((part for part in configurations if part.startswith("controlnet")), ""):

@@ -47,7 +47,7 @@ class Chroma(StreamTransformer):
     file_layout = layouts()["chroma"]
     card_version = "Chroma"
     file_traits: ClassVar[Mapping[str, FileTraits]] = {
-        VELOCITY: FileTraits("chroma", False, "chroma/lora", "")
+        VELOCITY: FileTraits("chroma", False, "chroma/lora", "", "https://huggingface.co/lodestones/Chroma")
     }
 
     @torch.no_grad()

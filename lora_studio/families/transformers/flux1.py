@@ -30,6 +30,7 @@ TEXT_STREAM = (
 SINGLE_INPUT, SINGLE_OUTPUT = "proj_mlp", "proj_out"
 TRAINED_GUIDANCE = 1.0
 TOKENS, FEW_TOKENS = 512, 256  # of T5; schnell's
+_IMPLEMENTATION = "https://github.com/black-forest-labs/flux"
 _OTHER_CHANNELS = {
     384: "it is FLUX.1 Fill, which also reads an image with a hole",
     128: "it is a FLUX.1 for control (Canny, Depth), which also reads an image",
@@ -113,13 +114,16 @@ class Flux1(StreamTransformer):
         *("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"),
     )
     network: ClassVar[str] = "FluxTransformer2DModel"
-    relatives: ClassVar[Mapping[str, str]] = {"FluxControlNetModel": "a ControlNet of FLUX.1"}
+    relatives: ClassVar[Mapping[str, str]] = {
+        "FluxControlNetModel": "a ControlNet of FLUX.1",
+        "FluxKontextPipeline": "FLUX.1 Kontext, which edits an image",
+    }
     pipeline_class: ClassVar[str] = "FluxPipeline"
     file_layout = layouts()["flux1"]
     card_version = "Flux"
     file_traits: ClassVar[Mapping[str, FileTraits]] = {
-        VELOCITY: FileTraits("flux1", False, "flux-1-dev/lora", ""),
-        "without guidance": FileTraits("flux1", False, "flux-1-schnell/lora", ""),
+        VELOCITY: FileTraits("flux1", False, "flux-1-dev/lora", "", _IMPLEMENTATION),
+        "without guidance": FileTraits("flux1", False, "flux-1-schnell/lora", "", _IMPLEMENTATION),
     }
 
     @classmethod

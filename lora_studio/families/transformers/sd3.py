@@ -47,9 +47,9 @@ class StableDiffusion3(FlowTransformer):
     file_layout = layouts()["sd3"]
     card_version = "SD3"
     file_traits: ClassVar[Mapping[str, FileTraits]] = {
-        VELOCITY: FileTraits("3-medium", False, "stable-diffusion-3-medium/lora", ""),
-        "3.5 medium": FileTraits("3-5-medium", False, "stable-diffusion-3.5-medium/lora", ""),
-        "3.5 large": FileTraits("3-5-large", False, "stable-diffusion-3.5-large/lora", ""),
+        VELOCITY: FileTraits("3-medium", False, "stable-diffusion-3-medium/lora", "", "diffusers"),
+        "3.5 medium": FileTraits("3-5-medium", False, "stable-diffusion-3.5-medium/lora", "", "diffusers"),
+        "3.5 large": FileTraits("3-5-large", False, "stable-diffusion-3.5-large/lora", "", "diffusers"),
     }
 
     def __init__(

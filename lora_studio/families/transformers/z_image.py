@@ -39,7 +39,7 @@ class ZImage(FlowTransformer):
     file_layout = layouts()["z_image"]
     card_version = "Z-Image"
     file_traits: ClassVar[Mapping[str, FileTraits]] = {
-        VELOCITY: FileTraits("z_image", False, "Z-Image/lora", "")
+        VELOCITY: FileTraits("z_image", False, "Z-Image/lora", "", "https://github.com/Tongyi-MAI/Z-Image")
     }
 
     @classmethod

@@ -44,8 +44,8 @@ def dense(path: Path) -> dict[str, Tensor]:
     tensors = load_file(path)
     found = {}
     for key in tensors:
-        name, _, end = key.partition(".")
-        if end != "lora_down.weight":
+        name, found_down, _ = key.partition(".lora_down.weight")
+        if not found_down:
             continue
         down, up = tensors[key].double(), tensors[f"{name}.lora_up.weight"].double()
         alpha = tensors.get(f"{name}.alpha", torch.tensor(float(len(down)))).double()

@@ -11,8 +11,11 @@ from torch import Tensor
 from lora_studio.errors import BaseModelError
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
+from lora_studio.families.loading.folder import stored_part, weight_files
 from lora_studio.families.loading.hub import hub_folder, is_hub_id
 from lora_studio.families.loading.single_file import open_single_file
+from lora_studio.families.loading.transformer_file import open_transformer_file
+from lora_studio.families.original.checkpoint import open_checkpoint
 from lora_studio.families.original.names import TensorOrigin, origins
 from lora_studio.files import expanded
 from lora_studio.pocket import EMBEDDED
@@ -74,26 +77,29 @@ def open_weights(model: str) -> Weights:
     return Weights(model, path, family, places)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a part that loaders take: the fp16 variant only if there is no other."""
-    files = sorted(folder.glob("*.safetensors"))
-    return [file for file in files if ".fp16" not in file.name] or files
-
-
 def _key(family: ModelFamily, part: str, name: str) -> str:
     path, _, end = name.rpartition(".")
     return f"{part}.{family.canonical_path(part, path)}.{end}"
 
 
 def _in_file(path: Path, family: ModelFamily) -> Iterator[tuple[str, tuple[Path, TensorOrigin]]]:
-    file = open_single_file(path)
-    for part, names in origins(file.kind, file.checkpoint.shapes, file.configurations).items():
+    if transformer := open_transformer_file(path):
+        found = transformer.origins(family.parts)
+    else:
+        file = open_single_file(path)
+        found = origins(file.kind, file.checkpoint.shapes, file.configurations)
+    for part, names in found.items():
         for name, origin in names.items():
             yield _key(family, part, name), (path, origin)
 
 
 def _in_folder(path: Path, family: ModelFamily) -> Iterator[tuple[str, tuple[Path, TensorOrigin]]]:
-    for part in family.parts:
-        for file in weight_files(path / part):
-            for name in read_header(file).entries:
-                yield _key(family, part, name), (file, TensorOrigin(name))
+    """By the names that loading knows; tensors that are one and the same lie in one place."""
+    for part, module in family.parts.items():
+        files = [open_checkpoint(file) for file in weight_files(path / part)]
+        try:
+            stored = stored_part(module, {name: file for file in files for name in file.shapes})
+        except ValueError as error:
+            raise BaseModelError(f"the {part} of {path} cannot be read: {error}.") from None
+        for name, (file, origin, _) in stored.tensors.items():
+            yield _key(family, part, name), (file.path, origin)

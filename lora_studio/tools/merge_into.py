@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lora_studio.errors import ExportMismatch, StudioError
-from lora_studio.families.loading.folder import INDEX
+from lora_studio.families.loading.folder import INDEX, weight_files
 from lora_studio.files import sync
-from lora_studio.lora_file.base_weights import WeightPlace, Weights, weight_files
+from lora_studio.lora_file.base_weights import WeightPlace, Weights
 from lora_studio.lora_file.lora_file import base_layers
 from lora_studio.lora_file.open import check_same_family, unfit_layers, unknown_layers
 from lora_studio.lora_file.rounding import Rounding

@@ -40,6 +40,11 @@ def lora_for(base: Weights, path: Path, *, every: int = 1) -> Path:
     return write_random_lora(path, rank=RANK, alpha=2.0, shapes=chosen)
 
 
+def _changes_of(path: Path) -> dict[str, torch.Tensor]:
+    file = open_plain(path)
+    return {layer: file.delta(layer).double() for layer in file.layers}
+
+
 @pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl", "z_image", "flux1"])
 def test_a_merged_folder_is_the_base_with_the_changes_and_gives_them_back(
     name: str, base_of: Callable[[str], Path], tmp_path: Path
@@ -62,7 +67,7 @@ def test_a_merged_folder_is_the_base_with_the_changes_and_gives_them_back(
         open_weights(str(tmp_path / "merged")), base, out, RankLimit(rank=RANK), dtype="float32"
     )
     wanted = dense(lora)
-    again = dense(out)
+    again = dense(out) if name.startswith("sd") else _changes_of(out)  # those have other names, and are fused
     assert not extracted.not_in_file and wanted.keys() <= again.keys()
     for layer, change in wanted.items():
         # float32 keeps a weight of 0.3 to 2e-8

@@ -82,7 +82,7 @@ class TransformerFile:
         tokenizers = self.tokenizers()
         names = (TRANSFORMER, VAE, *self.texts)
         parts = {name: empty_part(name, self.configurations[name]) for name in names}
-        origins = self._origins(parts)
+        origins = self.origins(parts)
         notes = self._check(parts, origins)
         stored: dict[str, StoredPart] = {}
         if weights:
@@ -94,7 +94,7 @@ class TransformerFile:
         stamps = {name: one.stamps for name, one in self.texts.items()}
         return Loaded(parts, stored, tokenizers, self.configurations, (*self.notes, *notes), stamps)
 
-    def _origins(self, parts: Mapping[str, nn.Module]) -> dict[str, dict[str, TensorOrigin]]:
+    def origins(self, parts: Mapping[str, nn.Module]) -> dict[str, dict[str, TensorOrigin]]:
         """Of the transformer, and of the VAE if it is in the file."""
         kind, prefix, shapes = self.found
         found = {TRANSFORMER: transformer_origins(kind.names, shapes, shapes_of(parts[TRANSFORMER]), prefix)}

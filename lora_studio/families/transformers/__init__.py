@@ -79,7 +79,7 @@ class FlowTransformer(ModelFamily):
         name = _class_of(configurations)
         for known in (name, str(configurations.get(PIPELINE, {}).get("_class_name", ""))):
             if what := cls.relatives.get(known):
-                return f"it is {what} ({known}), and only plain text-to-image bases of this kind are supported"
+                return f"it is {what} ({known}); only plain text-to-image bases of its kind are supported"
         if name != cls.network:
             return ""
         if control := next((part for part in configurations if part.startswith("controlnet")), ""):

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from lora_studio.families.base import ModelFamily, PromptTensors
+from lora_studio.families.base import ModelFamily, PromptTensors, UsualSampling
 from lora_studio.recipe.training import SamplesConfig
 from lora_studio.rng import generator
 
@@ -44,7 +44,8 @@ def render(
             after_step()
         return tensors
 
-    pipeline, guided, images = family.pipeline(), config.guidance > 1, list[Image.Image]()
+    steps, guidance = sampling_of(family, config)
+    pipeline, guided, images = family.pipeline(), guidance > 1, list[Image.Image]()
     with torch.no_grad(), in_its_precision(family):  # FSDP cannot take inference_mode's tensors back
         wanted = [(prompt, config.negative_prompt, guided) for prompt in config.prompts]
         encoded = encode_prompts(family, pipeline, wanted)
@@ -60,9 +61,9 @@ def render(
                 numbers = range(first, first + len(group))
                 drawn = pipeline(
                     **_side_by_side(group),
-                    **family.guided_by(config.guidance),
+                    **family.guided_by(guidance),
                     generator=[generator(config.seed, "preview", number) for number in numbers],
-                    num_inference_steps=config.steps,
+                    num_inference_steps=steps,
                     height=side,
                     width=side,
                     callback_on_step_end=after,
@@ -71,9 +72,16 @@ def render(
     return images
 
 
-def keep_prompts(family: ModelFamily, prompts: Sequence[str], negative: str, *, guidance: float) -> None:
+def sampling_of(family: ModelFamily, config: SamplesConfig) -> UsualSampling:
+    """As asked for, and else as is usual for the base."""
+    steps, guidance = family.usual_sampling
+    return UsualSampling(config.steps or steps, guidance if config.guidance is None else config.guidance)
+
+
+def keep_prompts(family: ModelFamily, config: SamplesConfig) -> None:
     """Of a staged family: what `render` needs of its text encoders, so that these need not come again."""
-    wanted = [(prompt, negative, guidance > 1) for prompt in prompts]
+    guided = sampling_of(family, config).guidance > 1
+    wanted = [(prompt, config.negative_prompt, guided) for prompt in config.prompts]
     if family.staged and any(one not in family.kept_prompts for one in wanted):
         with torch.no_grad(), in_its_precision(family):
             family.kept_prompts |= zip(wanted, encode_prompts(family, family.pipeline(), wanted), strict=True)

@@ -56,6 +56,13 @@ class SameInput(NamedTuple):
     argument: str = ""  # of the part's forward pass, if that is what all of them get
 
 
+class UsualSampling(NamedTuple):
+    """With what a base is sampled by default."""
+
+    steps: int
+    guidance: float  # classifier-free, as UIs count it: 1 is none
+
+
 class ProbeInputs(NamedTuple):
     """What a denoiser is asked when its predictions are compared; always the same for a family."""
 
@@ -96,11 +103,14 @@ class ModelFamily(ABC):
     file_layout: ClassVar[TransformerLayout | None] = None
     # Name of a choice of blocks -> part -> patterns of the layers that learn then, and no others.
     block_choices: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
+    # Whether some of its bases make images in a few steps, which their weights do not show.
+    has_distilled: ClassVar[bool] = False
     # Whether its parts are so large that each is read when its turn comes, and fingerprinted by its files.
     staged: ClassVar[bool] = False
     most_chunks: ClassVar[int] = MOST_CHUNKS  # windows that captions can fill; 1: they are read in one go
 
     max_chunks: int = 1  # windows of its text encoder that a caption may fill; to be set before encoding
+    distilled: bool = False  # it makes its images in a few steps
     pinned_parts: frozenset[str] = frozenset()  # that stay where they are, whatever `place` is told
     notes: tuple[str, ...] = ()  # what its user should know of how it was read, in short sentences
     _device: torch.device | None = None
@@ -159,6 +169,19 @@ class ModelFamily(ABC):
     def guidance_rescale(self) -> float:
         """How far its pipeline scales a guided prediction back to the other's spread: 0 not, 1 fully."""
         return 0.0
+
+    @property
+    def seems_distilled(self) -> bool | None:
+        """As `distilled`, by its own configuration; None: that does not tell."""
+        return None
+
+    @property
+    def usual_sampling(self) -> UsualSampling:
+        return UsualSampling(25, 7.5)
+
+    @property
+    def reads_negative_prompts(self) -> bool:
+        return True
 
     def guided_by(self, guidance: float) -> dict[str, object]:
         """What its pipeline takes for classifier-free guidance of this strength, of which 1 is none."""

@@ -42,6 +42,11 @@ class BaseConfig(Section):
         description="whether the base makes its images in a few steps (Turbo, schnell), which its weights do "
         "not show; auto: by its name",
     )
+    training_adapter: UserPath | None = Field(
+        None,
+        description="a LoRA file that a distilled base is trained with: it is there while it learns, and "
+        "neither in previews nor in the finished file",
+    )
     prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
         "auto", description="for a base that does not say; anything but what it says is refused"
     )

@@ -273,8 +273,18 @@ class SamplesConfig(Section):
     prompts: tuple[Prompt, ...] = Field((), description="one preview for each; none: no previews")
     negative_prompt: Prompt = Field("", description="of all previews, as in any UI")
     seed: int = Field(42, ge=0, le=MOST_SEED, description="of the previews' noise")
-    steps: int = Field(25, ge=1, le=1000, description="denoising steps of a preview")
-    guidance: float = Field(7.5, ge=1, le=100, description="classifier-free guidance; 1 turns it off")
+    steps: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="denoising steps of a preview; default: as is usual for the base",
+    )
+    guidance: float | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="classifier-free guidance; 1 turns it off; default: as for steps",
+    )
     every: int = Field(0, ge=0, le=MOST_STEPS, description="steps between previews; 0: only at the end")
 
 

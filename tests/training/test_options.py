@@ -118,6 +118,7 @@ ELSEWHERE = {
     "base.tokenizer": "../families/test_single_file.py",
     "base.allow_pickle": "../families/test_single_file.py",
     "base.dtype": "test_step.py",
+    "base.training_adapter": "test_training_adapter.py",
     "base.loras": "test_warm_start.py",
     "base.quantize": "../quantization/test_quantizers.py",
     "base.vae_dtype": "test_caches.py",

@@ -38,7 +38,7 @@ training.warmup_steps training.max_grad_norm training.loss_average training.ema 
 validation.fraction
 adapter.rslora adapter.conv adapter.conv_rank adapter.conv_alpha adapter.blocks adapter.layers adapter.start
 adapter.lora_plus_ratio adapter.rank_dropout adapter.module_dropout adapter.max_norm adapter.init_from
-base.loras tokens
+base.loras base.training_adapter tokens
 """
 """Whoever adds an option decides: either it is `free` in its section, or it is named here."""
 

@@ -13,7 +13,7 @@ from lora_studio.families.base import PIPELINE, ModelFamily
 from lora_studio.families.fingerprints import source_of, stamps_of
 from lora_studio.families.loading.folder import INDEX, BaseFolder, weight_files
 from lora_studio.families.loading.hub import hub_folder, is_hub_id
-from lora_studio.families.loading.single_file import SingleFileOptions, open_single_file
+from lora_studio.families.loading.single_file import SingleFileOptions, named_distilled, open_single_file
 from lora_studio.families.loading.transformer_file import open_transformer_file
 from lora_studio.families.loading.vae import load_vae
 from lora_studio.families.noise_schedule import with_prediction
@@ -65,12 +65,31 @@ def load_base(
         )
     else:
         base = _load_folder(model, prediction, weights=weights, dtype=dtype, staged=staged)
+    _tell_distilled(base, model, None if single_file is None else single_file.distilled)
     if vae and weights:
         allow_pickle = single_file is not None and single_file.allow_pickle
         loaded = load_vae(vae, base.parts["vae"], allow_pickle=allow_pickle)
         base.parts["vae"] = loaded.part.requires_grad_(False).eval()
         base.sources["vae"] = source_of(loaded.part, loaded.stored, loaded.stamps)
     return base
+
+
+def _tell_distilled(base: ModelFamily, model: str, said: bool | None) -> None:
+    """What its user says counts, then its configuration, then its name; what was assumed is noted."""
+    if not base.has_distilled:
+        if said is not None:
+            raise BaseModelError(
+                f"base.distilled is {str(said).lower()}, but for this kind of base it makes no difference; "
+                "leave it out."
+            )
+        return
+    known = base.seems_distilled if said is None else said
+    base.distilled = named_distilled(expanded(model).name) if known is None else known
+    if known is None:
+        name, isnt = ("its name says", "is not") if base.distilled else ("its name says nothing else", "is")
+        what = "distilled to a few steps" if base.distilled else "not distilled to a few steps"
+        setting = "false" if base.distilled else "true"
+        base.notes += (f"taken for {what}, as {name}; if it {isnt}, set base.distilled = {setting}",)
 
 
 def load_file(

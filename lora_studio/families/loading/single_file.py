@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase
+
+
+_DISTILLED = re.compile(r"turbo|schnell|lightning|hyper|distill|[-_.]\d+[-_]?steps?(?![a-z])", re.I)
+_UNDONE = re.compile(r"de[-_. ]?(turbo|distill)", re.I)
+
+
+def named_distilled(name: str) -> bool:
+    """Whether a base's name says that it makes its images in a few steps."""
+    return bool(_DISTILLED.search(name)) and not _UNDONE.search(name)
 
 
 @dataclass(frozen=True)

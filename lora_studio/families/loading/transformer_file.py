@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import BaseModelError, preview_names
-from lora_studio.families.loading.single_file import Loaded, SingleFileOptions, empty_part
+from lora_studio.families.loading.single_file import (
+    Loaded,
+    SingleFileOptions,
+    empty_part,
+    named_distilled,
+)
 from lora_studio.families.loading.text_encoders import (
     TextSource,
     assign,
@@ -40,7 +45,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TRANSFORMER, VAE = "transformer", "vae"
-_DISTILLED = re.compile(r"turbo|schnell|lightning|hyper|distill|[-_.]\d+[-_]?steps?(?![a-z])", re.I)
 _LEFTOVERS = re.compile(  # what a file may hold beside its parts
     r"^(model_ema\..*|.*norm_final\.weight|(vae|first_stage_model)\.(loss\..*|model_ema\..*)"
     r"|text_encoders\.\w+\.(logit_scale|spiece_model|tokenizer_json|transformer\.(logit_scale|lm_head\.weight"
@@ -170,7 +174,7 @@ def open_transformer_file(path: Path, options: SingleFileOptions | None = None) 
     texts = assign(kind, [*inside, *text_sources(options.text_encoders, allow_pickle=options.allow_pickle)])
     prefix = next((one for one in VAE_PREFIXES if f"{one}decoder.conv_in.weight" in checkpoint.shapes), None)
     _check_whole(path.name, found, texts, has_vae=prefix is not None or bool(options.vae))
-    distilled = bool(_DISTILLED.search(path.stem)) if options.distilled is None else options.distilled
+    distilled = named_distilled(path.stem) if options.distilled is None else options.distilled
     vae = None if prefix is None else _behind(prefix, checkpoint.shapes)
     transformer = transformer_configuration(path.name, found)
     of_texts = {one.part: texts[one.part].configuration(one.projects) for one in kind.text}

@@ -18,6 +18,7 @@ from lora_studio.families.base import (
     Parts,
     ProbeInputs,
     Tokenizers,
+    UsualSampling,
     innermost_blocks,
 )
 from lora_studio.families.flow_schedule import read_shift
@@ -47,12 +48,15 @@ class FlowTransformer(ModelFamily):
     denoiser: ClassVar[str] = "transformer"
     most_chunks: ClassVar[int] = 1
     staged: ClassVar[bool] = True
+    has_distilled: ClassVar[bool] = True
 
     network: ClassVar[str]  # the class of its transformer in diffusers
     # Class of a transformer that is none of it, or of a pipeline for another task -> what it is.
     relatives: ClassVar[Mapping[str, str]] = {}
     pipeline_class: ClassVar[str]  # in diffusers
     max_tokens: ClassVar[int]  # of a caption, with what is put around it
+    sampling: ClassVar[UsualSampling]  # of one that is not distilled
+    few_steps: ClassVar[int]  # of one that is, without guidance
     patch: ClassVar[int] = 2  # latents that a side of a token has
     file_layout: ClassVar[TransformerLayout]  # how files name its layers
 
@@ -90,6 +94,10 @@ class FlowTransformer(ModelFamily):
     def refusal_of(cls, transformer: Mapping[str, object], configurations: Configurations) -> str:
         """Why a base with its class of transformer cannot be trained; empty if it can."""
         return ""
+
+    @property
+    def usual_sampling(self) -> UsualSampling:
+        return UsualSampling(self.few_steps, 1.0) if self.distilled else self.sampling
 
     @property
     def native_side(self) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from lora_studio.families.base import Conditioning, FileTraits, Miniature
+from lora_studio.families.base import Conditioning, FileTraits, Miniature, UsualSampling
 from lora_studio.families.layer_names.transformers import layouts
 from lora_studio.families.transformers import MASK, VELOCITY
 from lora_studio.families.transformers.flux1 import (
@@ -43,6 +43,8 @@ class Chroma(StreamTransformer):
     needs: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     network: ClassVar[str] = "ChromaTransformer2DModel"
     pipeline_class: ClassVar[str] = "ChromaPipeline"
+    sampling: ClassVar[UsualSampling] = UsualSampling(28, 4.0)
+    few_steps: ClassVar[int] = 8
     max_tokens: ClassVar[int] = TOKENS
     file_layout = layouts()["chroma"]
     card_version = "Chroma"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_studio.families.base import Conditioning, FileTraits, Miniature, SameInput
+from lora_studio.families.base import Conditioning, FileTraits, Miniature, SameInput, UsualSampling
 from lora_studio.families.layer_names.transformers import layouts
 from lora_studio.families.transformers import VELOCITY, Configurations, FlowTransformer, width_fault
 from lora_studio.processes import to_device
@@ -119,6 +119,8 @@ class Flux1(StreamTransformer):
         "FluxKontextPipeline": "FLUX.1 Kontext, which edits an image",
     }
     pipeline_class: ClassVar[str] = "FluxPipeline"
+    sampling: ClassVar[UsualSampling] = UsualSampling(28, 3.5)
+    few_steps: ClassVar[int] = 4
     file_layout = layouts()["flux1"]
     card_version = "Flux"
     file_traits: ClassVar[Mapping[str, FileTraits]] = {
@@ -138,6 +140,15 @@ class Flux1(StreamTransformer):
     def is_guided(self) -> bool:
         """Whether it is told how strong its guidance is; schnell is not."""
         return bool(self.parts["transformer"].config.guidance_embeds)  # type: ignore[union-attr]
+
+    @property
+    def seems_distilled(self) -> bool:
+        """As schnell is, unless its user says that it was undone."""
+        return not self.is_guided
+
+    @property
+    def reads_negative_prompts(self) -> bool:
+        return False
 
     @property
     def traits(self) -> FileTraits:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 
-from lora_studio.families.base import Conditioning, FileTraits, Miniature, Parts, SameInput, Tokenizers
+from lora_studio.families.base import (
+    Conditioning,
+    FileTraits,
+    Miniature,
+    Parts,
+    SameInput,
+    Tokenizers,
+    UsualSampling,
+)
 from lora_studio.families.layer_names.transformers import layouts
 from lora_studio.families.transformers import VELOCITY, Configurations, FlowTransformer, width_fault
 from lora_studio.families.transformers.flux1 import IMAGE_STREAM, TEXT_STREAM, device_of, padded_ids
@@ -43,6 +51,8 @@ class StableDiffusion3(FlowTransformer):
     network: ClassVar[str] = "SD3Transformer2DModel"
     relatives: ClassVar[Mapping[str, str]] = {"SD3ControlNetModel": "a ControlNet of Stable Diffusion 3"}
     pipeline_class: ClassVar[str] = "StableDiffusion3Pipeline"
+    sampling: ClassVar[UsualSampling] = UsualSampling(28, 4.5)
+    few_steps: ClassVar[int] = 4
     max_tokens: ClassVar[int] = TOKENS
     file_layout = layouts()["sd3"]
     card_version = "SD3"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_studio.errors import BaseModelError, reason_of
-from lora_studio.families.base import Conditioning, FileTraits, Miniature, SameInput
+from lora_studio.families.base import Conditioning, FileTraits, Miniature, SameInput, UsualSampling
 from lora_studio.families.layer_names.transformers import layouts
 from lora_studio.families.transformers import (
     MASK,
@@ -36,6 +36,8 @@ class ZImage(FlowTransformer):
     relatives: ClassVar[Mapping[str, str]] = {"ZImageControlTransformer2DModel": "a control model"}
     pipeline_class: ClassVar[str] = "ZImagePipeline"
     max_tokens: ClassVar[int] = 512
+    sampling: ClassVar[UsualSampling] = UsualSampling(30, 4.0)
+    few_steps: ClassVar[int] = 9
     file_layout = layouts()["z_image"]
     card_version = "Z-Image"
     file_traits: ClassVar[Mapping[str, FileTraits]] = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from lora_studio.errors import RecipeError, StudioError, reason_of
-from lora_studio.evaluate.previews import as_png, drawn_together, render, sheet_of
+from lora_studio.evaluate.previews import as_png, drawn_together, render, sampling_of, sheet_of
 from lora_studio.files import say_unwritable, write_atomically
 from lora_studio.recipe.section import MOST_SEED
 from lora_studio.recipe.training import SamplesConfig
@@ -140,7 +140,7 @@ def _draw(
     listener: Listener,
 ) -> Columns:
     """Each variant's images, by prompt and then by seed."""
-    passes = math.ceil(len(config.prompts) / drawn_together(side)) * config.steps
+    passes = math.ceil(len(config.prompts) / drawn_together(side)) * sampling_of(source.family, config).steps
     total, done, columns = passes * len(seeds) * len(variants), count(1), Columns()
 
     def tell() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -48,6 +49,9 @@ class Loop:
     after_step: Callable[[int], bool] = lambda step: False  # measures the result; whether it is to be saved
     after_save: Callable[[int], None] = lambda step: None  # draws it, when nothing of it can be lost any more
     looks_after: Callable[[int], bool] = lambda step: True  # whether one of them does so after this step
+    beside: Callable[[], AbstractContextManager[None]] = (
+        nullcontext  # what the base has while it learns alone
+    )
     processes: Processes = ALONE
     reads_late: bool = False  # what a step came to is read while the next one is computed
     zero_last: bool = False  # a schedule that ends at 0 does so in the last step, not behind it
@@ -159,8 +163,9 @@ class Loop:
         total = torch.zeros((), device=self.family.device)
         for rows, share in self.split.passes_of(len(batch)):
             share /= self.config.gradient_accumulation
-            loss = share * self.compute_loss(batch.rows(rows), noisy.rows(rows), targets.rows(rows))
-            self.state.scale(loss).backward()
+            with self.beside():
+                loss = share * self.compute_loss(batch.rows(rows), noisy.rows(rows), targets.rows(rows))
+                self.state.scale(loss).backward()
             total += loss.detach()
         return total
 

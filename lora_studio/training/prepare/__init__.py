@@ -100,9 +100,11 @@ def prepare(
     if machine.shards:
         shard(family, processes, machine.device, machine.dtype)
     adapters = context.adapters.inject(family, exact)
+    helper = context.adapters.attach_training_adapter(family, machine.dtype)
     machine.speed_up(family, adapters.parts)
     family.place(machine.device, family.denoiser, *(family.text_encoders if encodes_captions else ()))
     loop = make_loop(context, adapters, make_feed(context, found, encoded))
+    loop.beside = helper.beside
     return Session(
         recipe=recipe,
         run=run,

@@ -17,8 +17,9 @@ from lora_studio.adapters.inject import choose_layers, inject_chosen
 from lora_studio.adapters.layer import shape_of
 from lora_studio.adapters.rules import AdapterOptions, LayerOptions
 from lora_studio.adapters.textual_inversion import inject_tokens
+from lora_studio.adapters.training_adapter import LinearFactors, TrainingAdapter
 from lora_studio.data.cache.encode import LatentCache, TextCache
-from lora_studio.errors import preview_names
+from lora_studio.errors import RecipeError, preview_names
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.families.loading.single_file import SingleFileOptions
@@ -32,10 +33,11 @@ from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig, TokenConfig
 from lora_studio.recipe.base import BaseConfig
 from lora_studio.runs import Run
+from lora_studio.text import plural
 from lora_studio.training.events import Listener
 from lora_studio.training.machine import Machine
 
-INIT_FROM = "adapter.init_from"
+INIT_FROM, TRAINING_ADAPTER = "adapter.init_from", "base.training_adapter"
 BATCH_PIXELS = 2**20  # on a GPU: four images of 512x512 at a time, or one of 1024x1024
 
 
@@ -59,7 +61,19 @@ def base_of(
         staged=staged,
     )
     family.notes += merge_plain(family, [Merged(one.file, one.strength) for one in base.loras])
+    family.notes += tuple(_notes_on_distilled(recipe, family))
     return family
+
+
+def _notes_on_distilled(recipe: Recipe, family: ModelFamily) -> Iterator[str]:
+    if (path := recipe.base.training_adapter) is not None:
+        yield f"{path.name} is beside it while it learns, and neither in previews nor in the finished file"
+    elif family.distilled and recipe.adapter.kind != NO_ADAPTER:
+        yield (
+            "warning: it is distilled to a few steps, and training it as it is blurs its images within some "
+            "hundred steps: name a LoRA that undoes this meanwhile in base.training_adapter, or train on the "
+            "base that it was distilled from"
+        )
 
 
 def file_options(base: BaseConfig) -> SingleFileOptions:
@@ -92,11 +106,21 @@ class AdapterPlan:
     steps: int
     part_rates: Mapping[str, float]  # part -> learning rate of what has none of its own
     init_from: Path | None  # a LoRA file
+    beside: Mapping[str, LinearFactors] = field(
+        default_factory=dict
+    )  # path in the denoiser -> a training adapter's
 
     def snapshot_float32(self, family: ModelFamily) -> dict[TensorPlace, Tensor]:
         """What layers that are trained themselves begin with, of which the base may have lost digits."""
         trains_layers = self.chosen and ADAPTERS[self.options.kind].trains_layers
         return exact_values(family.exact, self.chosen) if trains_layers else {}
+
+    def attach_training_adapter(self, family: ModelFamily, dtype: torch.dtype) -> TrainingAdapter:
+        """To the denoiser with its adapters in it; nothing is beside it without a file."""
+        made = TrainingAdapter()
+        if self.beside:
+            made.attach(family.parts[family.denoiser], self.beside, dtype)
+        return made
 
     def inject(
         self, family: ModelFamily, exact: Mapping[TensorPlace, Tensor] = MappingProxyType({})
@@ -119,6 +143,25 @@ class AdapterPlan:
         return adapters
 
 
+def training_adapter_factors(path: Path, family: ModelFamily) -> dict[str, LinearFactors]:
+    """Path in the denoiser -> factors. Raises RecipeError for what is no plain LoRA of its linear layers."""
+    file, layers = read_plain(path, TRAINING_ADAPTER), base_layers(family)
+    shapes = {name: shape_of(layer) for name, layer in layers.items()}
+    if fault := unknown_layers(file, layers) or unfit_layers(file, shapes):
+        raise RecipeError(f"{TRAINING_ADAPTER}: {fault}")
+    paths = {module: path for path, module in family.parts[family.denoiser].named_modules()}
+    if other := [name for name in file.layers if layers[name] not in paths or len(shapes[name]) > 2]:
+        raise RecipeError(
+            f"{TRAINING_ADAPTER}: {file.path.name} changes {plural(len(other), 'layer')} beside the linear "
+            f"ones of the denoiser, {preview_names(other)}; give one that changes these alone."
+        )
+    found = {}
+    for name, layer in file.layers.items():
+        down, up = (layer.tensors[f"lora_{end}.weight"].float().flatten(1) for end in ("down", "up"))
+        found[paths[layers[name]]] = LinearFactors(down, up * layer.scale)
+    return found
+
+
 def plan_adapters(recipe: Recipe, family: ModelFamily) -> AdapterPlan:
     """Choose what learns. Raises RecipeError for options that do not go with the kind or this base."""
     training, options, chosen = recipe.training, _options(recipe, family), Chosen()
@@ -127,7 +170,11 @@ def plan_adapters(recipe: Recipe, family: ModelFamily) -> AdapterPlan:
         chosen = choose_layers(family.parts, targets, options, canonical_path=canonical)
     rates = dict.fromkeys(family.parts, training.text_encoder_learning_rate)
     rates[family.denoiser] = training.learning_rate
-    return AdapterPlan(options, chosen, recipe.tokens, training.steps, rates, recipe.adapter.init_from)
+    path, beside = recipe.base.training_adapter, dict[str, LinearFactors]()
+    if path is not None:
+        beside = training_adapter_factors(path, family)
+    begun = recipe.adapter.init_from
+    return AdapterPlan(options, chosen, recipe.tokens, training.steps, rates, begun, beside)
 
 
 def _options(recipe: Recipe, family: ModelFamily) -> AdapterOptions:

@@ -204,6 +204,15 @@ def _family_faults(recipe: Recipe, family: ModelFamily) -> Iterator[str]:
             f"data.max_token_chunks is {chunks}, but this base reads a caption in one go, "
             f"up to {_tokens_read(family)} tokens of it; leave it out."
         )
+    if recipe.samples.negative_prompt and not family.reads_negative_prompts:
+        yield "samples.negative_prompt is given, but this kind of base reads none; leave it out."
+    drawn = recipe.data.regularization_images
+    if drawn.count and family.distilled and drawn.guidance > 1:
+        steps = family.usual_sampling.steps
+        yield (
+            f"data.regularization_images.guidance is {drawn.guidance:g}, but this base is distilled to a few "
+            f"steps and has no guidance; set it to 1, and data.regularization_images.steps to {steps}."
+        )
     if recipe.adapter.text_encoder and not any(part in family.targets for part in family.text_encoders):
         yield (
             "adapter.text_encoder is true, but the text encoders of this kind of base stay as they are; "

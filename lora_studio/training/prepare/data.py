@@ -137,8 +137,7 @@ def encode(context: BuildContext, found: ImageSet) -> EncodedSet:
         with exact_products():
             texts = prepare_texts(cache, caption_set, family, on_progress=told, processes=processes)
     with torch.no_grad():
-        samples = recipe.samples
-        keep_prompts(family, samples.prompts, samples.negative_prompt, guidance=samples.guidance)
+        keep_prompts(family, recipe.samples)
         if family.staged:  # what the finished file is probed with
             encode_caption = partial(encode_in_turn, family)
             family.kept_texts |= context.text_cache.load_or_encode([CAPTION], encode_caption)

@@ -67,6 +67,8 @@ def base_lora(number: int) -> str:
 def inputs_of(recipe: Recipe) -> dict[str, str]:
     """Option -> sha256 of the LoRA file that it names and that is there."""
     named = {base_lora(number): one.file for number, one in enumerate(recipe.base.loras)}
+    if recipe.base.training_adapter is not None:
+        named["base.training_adapter"] = recipe.base.training_adapter
     if recipe.adapter.init_from is not None:
         named["adapter.init_from"] = recipe.adapter.init_from
     return {option: digest(path) for option, path in named.items() if path.is_file()}

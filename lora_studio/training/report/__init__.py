@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from lora_studio.evaluate.previews import render
+from lora_studio.evaluate.previews import render, sampling_of
 from lora_studio.evaluate.validation import TIMESTEPS
 from lora_studio.text import PlanSection, duration, plural
 from lora_studio.training.events import TrainingPlan
@@ -187,7 +187,8 @@ def time_previews(session: Session) -> float:
     whole = draw_within_memory(session.family, lambda: _seconds(session, draw))
     if whole is None:
         return 0.0
-    return (whole + (samples.steps - 2) * (ends[1] - ends[0])) * len(samples.prompts)
+    steps = sampling_of(session.family, samples).steps
+    return (whole + (steps - 2) * (ends[1] - ends[0])) * len(samples.prompts)
 
 
 def _at_intervals(first_step: int, steps: int, every: int) -> int:

@@ -26,9 +26,11 @@ from transformer_files import (
 
 from lora_studio.errors import BaseModelError
 from lora_studio.families.loading import load_base
+from lora_studio.families.loading.published import published_base
 from lora_studio.families.loading.single_file import Loaded, SingleFileOptions
 from lora_studio.families.loading.transformer_file import open_transformer_file
 from lora_studio.families.loading.vae import load_vae
+from lora_studio.families.original.glance import glance_at_base
 from lora_studio.families.original.transformers import PREFIXES, find_transformer
 from lora_studio.families.original.transformers.configurations import transformer_configuration
 from lora_studio.families.original.transformers.names import transformer_origins
@@ -526,3 +528,33 @@ def test_a_recipe_names_what_the_file_lacks(
 def test_a_text_encoder_beside_a_folder_is_refused_instead_of_ignored(tiny_base: Path) -> None:
     with pytest.raises(BaseModelError, match=r"base\.text_encoder is for a base in a single file"):
         load_base(str(tiny_base), single_file=SingleFileOptions(text_encoders=("x",)))
+
+
+# Published bases, without a file
+
+MILLIONS = {  # as the makers count them; of FLUX.1 with its guidance
+    "Tongyi-MAI/Z-Image": 6155,
+    "black-forest-labs/FLUX.1-dev": 11901,
+    "black-forest-labs/FLUX.1-schnell": 11891,
+    "lodestones/Chroma1-HD": 8900,
+    "stabilityai/stable-diffusion-3-medium-diffusers": 2028,
+    "stabilityai/stable-diffusion-3.5-medium": 2243,
+    "stabilityai/stable-diffusion-3.5-large": 8057,
+}
+
+
+@pytest.mark.parametrize("model", MILLIONS)
+def test_a_published_base_is_known_without_a_file(model: str) -> None:
+    base = published_base(model)
+    assert base is not None
+    shapes = dict(base.parts["transformer"].state_dict())
+    table = {"ZImage": "z_image", "Flux1": "flux1", "Chroma": "chroma"}.get(type(base).__name__, "sd3")
+    name = {2028: "sd3_medium", 2243: "sd35_medium", 8057: "sd35_large"}.get(MILLIONS[model], table)
+    published = published_shapes(name)
+    origins = transformer_origins(
+        table, published, {key: tuple(one.shape) for key, one in shapes.items()}, ""
+    )
+    assert all(one.shape(published) == tuple(shapes[key].shape) for key, one in origins.items())
+    count = sum(one.numel() for one in base.parts["transformer"].parameters())
+    assert round(count / 1e6) == MILLIONS[model]
+    assert glance_at_base(model).side == base.native_side == 1024

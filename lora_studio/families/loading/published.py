@@ -2,20 +2,67 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from lora_studio.families import FAMILIES
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading.single_file import empty_part
-from lora_studio.families.original.configurations import tokenizers_for
+from lora_studio.families.loading.text_encoders import CHAT, PADS
+from lora_studio.families.original.configurations import clip_tokenizer, tokenizers_for
 from lora_studio.families.original.published import PUBLISHED, published_configurations
+from lora_studio.families.original.transformers import TextPart
+from lora_studio.families.original.transformers.published import (
+    PUBLISHED_TRANSFORMERS,
+    KnownTransformer,
+    published_transformer,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def published_base(model: str) -> ModelFamily | None:
     """The base with that id on the hub, its networks of shapes alone; None for one that is not known."""
+    if (transformer := PUBLISHED_TRANSFORMERS.get(model)) is not None:
+        return _transformer(transformer)
     if (base := PUBLISHED.get(model)) is None:
         return None
     configurations = published_configurations(base)
     names = ("unet", "vae", *(encoder.part for encoder in base.kind.text_encoders))
+    tokenizers = tokenizers_for(base.kind, configurations)
+    return _family(configurations, names, tokenizers)
+
+
+def _transformer(base: KnownTransformer) -> ModelFamily:
+    texts = base.kind.text
+    tokenizers = {one.part.replace("text_encoder", "tokenizer"): _tokenizer(one) for one in texts}
+    names = ("transformer", "vae", *(one.part for one in texts))
+    return _family(published_transformer(base), names, tokenizers)
+
+
+def _family(
+    configurations: dict[str, dict[str, Any]],
+    names: tuple[str, ...],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
+) -> ModelFamily:
     parts = {name: empty_part(name, configurations[name]) for name in names}
     family = next(FAMILIES[one] for one in FAMILIES.names() if FAMILIES[one].recognises(configurations))
-    tokenizers = tokenizers_for(base.kind, configurations)
     return family(parts, tokenizers, source="", scheduler=configurations["scheduler"])
+
+
+def _tokenizer(text: TextPart) -> PreTrainedTokenizerBase:
+    """CLIP's own, or in place of another a token for each word and mark: about a fifth too few."""
+    if text.kind in PADS:
+        return clip_tokenizer(None, PADS[text.kind], 77)
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    found = PreTrainedTokenizerFast(tokenizer_object=words, **marks, model_max_length=512)
+    found.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    found.chat_template = CHAT
+    return found

@@ -39,9 +39,9 @@ _PROJECTION = "text_projection.weight"
 _MODEL_TYPES = {"t5": "t5", "qwen3": "qwen3", "clip_text_model": "clip_l"}
 _TOKENIZERS = {"t5": "T5TokenizerFast", "qwen3": "Qwen2TokenizerFast"}
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
-_PADS = {"clip_l": "<|endoftext|>", "clip_g": "!"}
+PADS = {"clip_l": "<|endoftext|>", "clip_g": "!"}
 # As Qwen3's own, for messages of users alone; a tokenizer without one has lost it with its configuration.
-_CHAT = (
+CHAT = (
     "{% for one in messages %}<|im_start|>{{ one.role }}\n{{ one.content }}<|im_end|>\n{% endfor %}"
     "<|im_start|>assistant\n{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
 )
@@ -222,9 +222,9 @@ def tokenizer_for(part: TextPart, source: TextSource, folder: Path | None) -> Pr
     Raises BaseModelError that says which is missing.
     """
     values = source.configuration(part.projects)
-    if part.kind in _PADS:
+    if part.kind in PADS:
         own = next(_with_tokenizer(part, folder), source.tokenizer)
-        return clip_tokenizer(own, _PADS[part.kind], values["max_position_embeddings"])
+        return clip_tokenizer(own, PADS[part.kind], values["max_position_embeddings"])
     place = next(_with_tokenizer(part, folder), source.tokenizer)
     title = KINDS[part.kind].title
     if place is None:
@@ -241,7 +241,7 @@ def _with_tokenizer(part: TextPart, folder: Path | None) -> Iterator[Path]:
     if folder is None:
         return
     for place in (folder / part.part.replace("text_encoder", "tokenizer"), folder):
-        names = _TOKENIZER_FILES if part.kind not in _PADS else ("vocab.json",)
+        names = _TOKENIZER_FILES if part.kind not in PADS else ("vocab.json",)
         if any((place / name).is_file() for name in names):
             yield place
 
@@ -265,7 +265,7 @@ def _load_tokenizer(part: TextPart, folder: Path, words: int) -> PreTrainedToken
     if part.kind == "t5":
         found.model_max_length = min(found.model_max_length, _T5_TOKENS)
     elif not found.chat_template:
-        found.chat_template = _CHAT
+        found.chat_template = CHAT
     return found
 
 

@@ -16,6 +16,7 @@ from lora_studio.families.original.transformers import (
     TransformerKind,
     find_transformer,
 )
+from lora_studio.families.original.transformers.published import PUBLISHED_TRANSFORMERS
 from lora_studio.files import expanded
 from lora_studio.pocket import EMBEDDED, pocket_note
 from lora_studio.recipe.data import FILE_ENDINGS
@@ -65,6 +66,8 @@ def glance_at_base(model: str) -> BaseGlance:
         return _of_kind(model, detect(path.name, checkpoint.shapes))
     if path.is_dir():
         return _folder(model, path)
+    if (known := PUBLISHED_TRANSFORMERS.get(model)) is not None:
+        return BaseGlance(model, known.kind, known.kind.side)
     published = PUBLISHED.get(model)
     return _of_kind(model, published.kind) if published else BaseGlance(model)
 

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 
-from lora_studio.families.base import (
-    Conditioning,
-    FileTraits,
-    Miniature,
-    Parts,
-    SameInput,
-    Tokenizers,
-    UsualSampling,
-)
+from lora_studio.families.base import Conditioning, FileTraits, Miniature, SameInput, UsualSampling
 from lora_studio.families.layer_names.transformers import layouts
 from lora_studio.families.transformers import VELOCITY, Configurations, FlowTransformer, width_fault
 from lora_studio.families.transformers.flux1 import IMAGE_STREAM, TEXT_STREAM, device_of, padded_ids
@@ -61,14 +53,6 @@ class StableDiffusion3(FlowTransformer):
         "3.5 medium": FileTraits("3-5-medium", False, "stable-diffusion-3.5-medium/lora", "", "diffusers"),
         "3.5 large": FileTraits("3-5-large", False, "stable-diffusion-3.5-large/lora", "", "diffusers"),
     }
-
-    def __init__(
-        self, parts: Parts, tokenizers: Tokenizers, *, source: str, scheduler: Mapping[str, object]
-    ) -> None:
-        super().__init__(parts, tokenizers, source=source, scheduler=scheduler)
-        embedder: Any = parts["transformer"].pos_embed
-        if embedder.proj.weight.is_meta:  # a buffer that files have, unlike others
-            embedder.pos_embed = embedder.pos_embed.to("meta")
 
     @classmethod
     def refusal_of(cls, transformer: Mapping[str, object], configurations: Configurations) -> str:

@@ -70,7 +70,7 @@ def _t5(shapes: Shapes, projects: bool) -> Configuration:
         "relative_attention_max_distance": 128,
         "feed_forward_proj": "gated-gelu",
         "layer_norm_epsilon": 1e-6,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": True,  # of its two names for one table; there is no head
         **{"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
     }
 

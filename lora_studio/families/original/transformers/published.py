@@ -1,0 +1,103 @@
+"""The published transformer bases by their ids on the hub: configurations that need no file of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lora_studio.families.original import Shapes
+from lora_studio.families.original.transformers import (
+    CHROMA,
+    FLUX1,
+    SD3,
+    Z_IMAGE,
+    Found,
+    TransformerKind,
+)
+from lora_studio.families.original.transformers.configurations import (
+    scheduler_configuration,
+    vae_configuration,
+)
+from lora_studio.families.original.transformers.text import FoundText, text_configuration
+
+Configuration = dict[str, Any]
+_SD3_SIZES: dict[str, Any] = {"caption_projection_dim": 1536, "num_layers": 24, "num_attention_heads": 24}
+_SD3 = {"sample_size": 128, "joint_attention_dim": 4096, "pooled_projection_dim": 2048, **_SD3_SIZES}
+_SD3 |= {"pos_embed_max_size": 192, "dual_attention_layers": (), "qk_norm": None}
+_SD35_MEDIUM = _SD3 | {
+    **{"pos_embed_max_size": 384, "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13))}
+}
+_SD35_LARGE = _SD3 | {
+    **{"caption_projection_dim": 2432, "num_layers": 38, "num_attention_heads": 38, "qk_norm": "rms_norm"}
+}
+_GUIDED = {"guidance_embeds": True}
+
+
+class KnownTransformer(NamedTuple):
+    kind: TransformerKind
+    sizes: Mapping[str, Any] = {}  # beside those that its class in diffusers has by itself
+    distilled: bool = False
+
+
+PUBLISHED_TRANSFORMERS: Mapping[str, KnownTransformer] = {
+    "Tongyi-MAI/Z-Image": KnownTransformer(Z_IMAGE),
+    "Tongyi-MAI/Z-Image-Turbo": KnownTransformer(Z_IMAGE, distilled=True),
+    "black-forest-labs/FLUX.1-dev": KnownTransformer(FLUX1, _GUIDED),
+    "black-forest-labs/FLUX.1-Krea-dev": KnownTransformer(FLUX1, _GUIDED),
+    "black-forest-labs/FLUX.1-schnell": KnownTransformer(FLUX1, distilled=True),
+    "lodestones/Chroma1-HD": KnownTransformer(CHROMA),
+    "lodestones/Chroma1-Base": KnownTransformer(CHROMA),
+    "stabilityai/stable-diffusion-3-medium-diffusers": KnownTransformer(SD3, _SD3),
+    "stabilityai/stable-diffusion-3.5-medium": KnownTransformer(SD3, _SD35_MEDIUM),
+    "stabilityai/stable-diffusion-3.5-large": KnownTransformer(SD3, _SD35_LARGE),
+}
+_CLIP = "text_model.encoder.layers."
+_T5 = "encoder.block."
+_TEXT: Mapping[str, Shapes] = {  # the tensors that sizes are read from
+    "clip_l": {
+        "text_model.embeddings.token_embedding.weight": (49408, 768),
+        "text_model.embeddings.position_embedding.weight": (77, 768),
+        f"{_CLIP}0.mlp.fc1.weight": (3072, 768),
+        f"{_CLIP}11.mlp.fc1.weight": (3072, 768),
+    },
+    "clip_g": {
+        "text_model.embeddings.token_embedding.weight": (49408, 1280),
+        "text_model.embeddings.position_embedding.weight": (77, 1280),
+        f"{_CLIP}0.mlp.fc1.weight": (5120, 1280),
+        f"{_CLIP}31.mlp.fc1.weight": (5120, 1280),
+    },
+    "t5": {
+        "shared.weight": (32128, 4096),
+        f"{_T5}0.layer.0.SelfAttention.relative_attention_bias.weight": (32, 64),
+        f"{_T5}0.layer.0.SelfAttention.q.weight": (4096, 4096),
+        f"{_T5}0.layer.1.DenseReluDense.wi_0.weight": (10240, 4096),
+        f"{_T5}23.layer.0.layer_norm.weight": (4096,),
+    },
+    "qwen3": {
+        "model.embed_tokens.weight": (151936, 2560),
+        "model.layers.0.self_attn.q_norm.weight": (128,),
+        "model.layers.0.self_attn.q_proj.weight": (4096, 2560),
+        "model.layers.0.self_attn.k_proj.weight": (1024, 2560),
+        "model.layers.0.mlp.gate_proj.weight": (9728, 2560),
+        "model.layers.35.mlp.gate_proj.weight": (9728, 2560),
+    },
+}
+
+
+def published_transformer(base: KnownTransformer) -> dict[str, Configuration]:
+    """Part -> configuration, and "scheduler", as of the folder of such a base."""
+    kind = base.kind
+    guided: Shapes = {"guidance_in.in_layer.weight": (1, 1)} if "guidance_embeds" in base.sizes else {}
+    texts = {
+        one.part: text_configuration(
+            kind.title, FoundText(one.kind, "", _TEXT[one.kind]), projects=one.projects
+        )
+        for one in kind.text
+    }
+    return {
+        "transformer": {"_class_name": kind.class_name, **base.sizes},
+        "vae": vae_configuration(kind, None),
+        **texts,
+        **{one.part.replace("text_encoder", "tokenizer"): {} for one in kind.text},
+        "scheduler": scheduler_configuration(Found(kind, "", guided), distilled=base.distilled),
+    }

@@ -28,6 +28,9 @@ MOST_UNTILED = 1024**2  # pixels of an image that is decoded as a whole; tiles m
 MOST_TOGETHER = 128**2  # pixels that are drawn in one pass: several images only of the smallest bases
 
 
+AskedPrompt = tuple[str, str, bool]  # with its negative one, and whether it is guided
+
+
 def render(
     family: ModelFamily, config: SamplesConfig, *, side: int, after_step: Callable[[], object] | None = None
 ) -> list[Image.Image]:
@@ -50,17 +53,14 @@ def render(
         wanted = [(prompt, config.negative_prompt, guided) for prompt in config.prompts]
         encoded = encode_prompts(family, pipeline, wanted)
         with family.also_placed(family.denoiser):
-            pipeline.vae = decoder_of(family)
-            for name in family.text_encoders:
-                if family.is_awaited(name):  # diffusers works where the first of its networks is
-                    setattr(pipeline, name, None)
+            make_ready(pipeline, family)
             pipeline.vae.use_tiling = side * side > MOST_UNTILED
             at_once = drawn_together(side)
             for first in range(0, len(encoded), at_once):
                 group = encoded[first : first + at_once]
                 numbers = range(first, first + len(group))
                 drawn = pipeline(
-                    **_side_by_side(group),
+                    **side_by_side(group),
                     **family.guided_by(guidance),
                     generator=[generator(config.seed, "preview", number) for number in numbers],
                     num_inference_steps=steps,
@@ -72,6 +72,14 @@ def render(
     return images
 
 
+def make_ready(pipeline: DiffusionPipeline, family: ModelFamily) -> None:
+    """With its own decoder, and without text encoders that are not there."""
+    pipeline.vae = decoder_of(family)
+    for name in family.text_encoders:
+        if family.is_awaited(name):  # diffusers works where the first of its networks is
+            setattr(pipeline, name, None)
+
+
 def sampling_of(family: ModelFamily, config: SamplesConfig) -> UsualSampling:
     """As asked for, and else as is usual for the base."""
     steps, guidance = family.usual_sampling
@@ -81,14 +89,18 @@ def sampling_of(family: ModelFamily, config: SamplesConfig) -> UsualSampling:
 def keep_prompts(family: ModelFamily, config: SamplesConfig) -> None:
     """Of a staged family: what `render` needs of its text encoders, so that these need not come again."""
     guided = sampling_of(family, config).guidance > 1
-    wanted = [(prompt, config.negative_prompt, guided) for prompt in config.prompts]
+    keep(family, [(prompt, config.negative_prompt, guided) for prompt in config.prompts])
+
+
+def keep(family: ModelFamily, wanted: Sequence[AskedPrompt]) -> None:
+    """As `keep_prompts`, of prompts and negative ones."""
     if family.staged and any(one not in family.kept_prompts for one in wanted):
         with torch.no_grad(), in_its_precision(family):
             family.kept_prompts |= zip(wanted, encode_prompts(family, family.pipeline(), wanted), strict=True)
 
 
 def encode_prompts(
-    family: ModelFamily, pipeline: DiffusionPipeline, wanted: Sequence[tuple[str, str, bool]]
+    family: ModelFamily, pipeline: DiffusionPipeline, wanted: Sequence[AskedPrompt]
 ) -> list[PromptTensors]:
     """Of each prompt with its negative one, and whether it is guided, what the pipeline takes for it."""
     if all(one in family.kept_prompts for one in wanted):
@@ -105,7 +117,7 @@ def drawn_together(side: int) -> int:
     return max(1, MOST_TOGETHER // side**2)
 
 
-def _side_by_side(prompts: Sequence[Mapping[str, Tensor | list[Tensor] | None]]) -> PromptTensors:
+def side_by_side(prompts: Sequence[Mapping[str, Tensor | list[Tensor] | None]]) -> PromptTensors:
     """Without those that are None of every prompt, such as the negative ones where nothing is guided."""
     given = {name: [prompt[name] for prompt in prompts] for name in prompts[0]}
     return {name: _joined(values) for name, values in given.items() if values[0] is not None}

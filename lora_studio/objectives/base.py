@@ -67,6 +67,7 @@ def meaningless(options: ObjectiveOptions, why: Mapping[str, str], base: str) ->
 class Objective(ObjectiveOptions, ABC):
     """Noises clean latents, and weighs predictions; every random number comes from `rng` and `turn`."""
 
+    is_flow: ClassVar[bool] = False  # whether the way from image to noise is straight, and sigma its share
     weighs_by_snr: ClassVar[bool] = False  # whether `weighting` and `snr_gamma` mean anything to it
 
     @abstractmethod

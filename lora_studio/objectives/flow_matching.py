@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class FlowMatching(Objective):
     s is the share of the way and the `timestep` of the noisy batch, which each family turns into what its
     denoiser takes. Raises RecipeError for options that mean nothing here, one sentence each.
     """
+
+    is_flow: ClassVar[bool] = True
 
     schedule: FlowSchedule
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import recipe_text
-from torch import nn
+from torch import Tensor, nn
 
 from lora_studio.errors import BaseModelError
 from lora_studio.families.base import ModelFamily, innermost_blocks
@@ -17,6 +18,11 @@ from lora_studio.families.fingerprints import is_dropped
 from lora_studio.families.loading import load_base
 from lora_studio.families.stored import StoredPart
 from lora_studio.recipe.load import load_recipe
+from lora_studio.runs import Run
+from lora_studio.training.events import ignore_events
+from lora_studio.training.planning import plan
+from lora_studio.training.planning.untouched import untouched_error
+from lora_studio.training.prepare import prepare
 from lora_studio.training.session import train
 
 BaseOf = Callable[[str], Path]
@@ -127,3 +133,67 @@ def test_a_fingerprint_reads_no_number(base: Path, monkeypatch: pytest.MonkeyPat
     family = load_base(str(base), staged=True)
     prints = {family.fingerprint(name) for name in family.parts}
     assert len(prints) == len(family.parts)
+
+
+def test_the_plan_states_what_each_stage_holds_and_how_well_the_base_does(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "cache"))
+    counted: dict[str, int] = {}
+    place = ModelFamily.place
+
+    def listen(self: ModelFamily, device: torch.device, *names: str) -> None:
+        place(self, device, *names)
+        for name in names:
+            counted[name] = sum(one.nbytes for one in self.parts[name].parameters() if not one.is_meta)
+
+    monkeypatch.setattr(ModelFamily, "place", listen)
+    made = plan(load_recipe(recipe))
+    assert made.memory.stages == {"text encoders": counted["text_encoder"], "VAE": counted["vae"]}
+    assert made.memory.reading == 0, "on a CPU the parts are in main memory, and said as such"
+    rows = dict(made.rows)
+    assert made.base_error is not None and 0.9 < made.base_error < 3, "of random weights: nothing"
+    assert (
+        rows["base"]
+        == f"validation loss of the untouched base: {made.base_error:.2f} of the target's variance"
+    )
+    assert "no better than no prediction" in rows["warning"]
+    assert made.to_json()["base_error"] == made.base_error
+    larger = replace(made.memory, stages={"text encoders": 10**12})
+    assert larger.total == 10**12 and not larger.fits
+
+
+@pytest.mark.parametrize(("answer", "wanted"), [("velocity", 0.0), ("zero", 1.0), ("other sign", 4.0)])
+def test_a_wrong_sign_shows_in_the_plans_figure(
+    recipe: Path, tmp_path: Path, answer: str, wanted: float
+) -> None:
+    session = prepare(load_recipe(recipe), Run(tmp_path / "run"), ignore_events)
+    clean = session.loop.feed.micro_batch(1, 0).latents
+
+    def denoise(latents: Tensor, timestep: Tensor, *_: object) -> Tensor:
+        sigma = timestep.view(-1, 1, 1, 1)
+        velocity = (latents - (1 - sigma) * clean) / sigma - clean
+        return {"velocity": 1, "zero": 0, "other sign": -1}[answer] * velocity
+
+    session.family.denoise = denoise  # type: ignore[method-assign]
+    error = untouched_error(session)
+    session.run.close()
+    assert error == pytest.approx(wanted, abs=0.05 * max(wanted, 0.01))
+
+
+def test_regularization_images_are_drawn_in_stages_and_only_once(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORA_STUDIO_CACHE", str(tmp_path / "cache"))
+    drawn = [f"data.regularization_images.{one}" for one in ("count=2", "steps=2", "guidance=3")]
+    wanted = load_recipe(recipe, changes=(*drawn, "samples.prompts=[]"))
+    seen = watch(monkeypatch)
+    prints = []
+    for name in ("first", "second"):
+        del seen[:]
+        session = prepare(wanted, Run(tmp_path / name), ignore_events)
+        prints.append([one.sha256 for one in session.manifest.of_role("prior")])
+        session.run.close()
+        beside = [now for now in seen if {"transformer", "text_encoder"} <= now]
+        assert len(prints[-1]) == 2 and (name == "first" or not beside)
+    assert prints[0] == prints[1]

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import ReadOnlyRun, run_folder
 from lora_studio.text import Rows, duration, memory_size
 from lora_studio.training.events import Event, Listener, Progress, TrainingPlan, ignore_events
+from lora_studio.training.machine import unless_out_of_memory
 from lora_studio.training.planning.cards import memory_bytes
 from lora_studio.training.planning.memory import (
     Disk,
@@ -26,6 +28,7 @@ from lora_studio.training.planning.memory import (
     measure_disk,
     measure_memory,
 )
+from lora_studio.training.planning.untouched import error_rows, untouched_error
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.report import Timing, describe, time_everything
 
@@ -44,6 +47,7 @@ class RunPlan:
     cached: dict[str, int]  # what was made for the caches just now, e.g. {"latents": 28}
     advice: tuple[Advice, ...]  # empty if it fits; best first
     folder_in_use: bool  # the run folder holds a run already
+    base_error: float | None = None  # of flow matching: the untouched base's, by the target's variance
 
     @property
     def rows(self) -> Rows:
@@ -55,6 +59,7 @@ class RunPlan:
             *advice_rows(self.memory, self.advice),
             *self.disk.rows(),
             ("before it", f"{before}; {made} were computed and are cached now" if made else before),
+            *error_rows(self.base_error),
         ]
         if self.folder_in_use:
             folder = self.training.data["folder"]
@@ -99,6 +104,7 @@ def plan(
             cached=counter.cached,
             advice=advise(session, memory),
             folder_in_use=bool(run.checkpoints()),
+            base_error=unless_out_of_memory(partial(untouched_error, session)),
         )
 
 

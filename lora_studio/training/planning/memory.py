@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 from PIL import Image
 
 from lora_studio.evaluate.previews import as_png, drawn_together, render, sheet_of
+from lora_studio.families.base import ModelFamily
+from lora_studio.families.stored import MAPPED_BYTES
 from lora_studio.lora_file.factors import most_bytes
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.text import Rows, memory_size
@@ -38,6 +40,8 @@ class Memory:
     previews: int  # beside the weights, while they are drawn
     room: int  # on the device before anything was loaded, or what --memory says
     passes: int = 1  # in so many the largest micro-batch had to be trained
+    stages: dict[str, int] = field(default_factory=dict)  # parts that come and go before the first step
+    reading: int = 0  # in main memory, while a large base's parts are read onto another device
 
     @property
     def resident(self) -> int:
@@ -46,7 +50,8 @@ class Memory:
 
     @property
     def total(self) -> int:
-        return self.resident + max(self.gradients + self.activations, self.previews)
+        training = self.resident + max(self.gradients + self.activations, self.previews)
+        return max(training, *self.stages.values(), 0)
 
     @property
     def fits(self) -> bool:
@@ -71,6 +76,11 @@ class Memory:
         }
         rows = [("memory", f"{memory_size(self.total)} on {device}: {verdict} {memory_size(self.room)}")]
         rows += [("", f"{memory_size(size)} {what}") for what, size in held.items() if size]
+        if self.stages:
+            parts = ", then ".join(f"{memory_size(size)} {name}" for name, size in self.stages.items())
+            rows.append(("", f"before the first step, and gone by then: {parts}"))
+        if self.reading:
+            rows.append(("main memory", f"{memory_size(self.reading)} at a time, while parts are read"))
         if self.passes > 1:
             rows.append(("warning", f"memory ran out: the largest batch is trained in {self.passes} passes"))
         return rows
@@ -96,7 +106,33 @@ def measure_memory(session: Session, *, room: int) -> Memory:
         activations=measure_activations(session),
         room=room,
         passes=state.counters.passes,  # known when the activations are
+        stages=stage_bytes(session.family),
+        reading=0 if session.family.device.type == "cpu" else reading_bytes(session.family),
     )
+
+
+def stage_bytes(family: ModelFamily) -> dict[str, int]:
+    """What of a staged family is on the device before the denoiser is, one line after the other."""
+    if not family.staged:
+        return {}
+    encoders = sum(_part_bytes(family, name) for name in family.text_encoders)
+    return {"text encoders": encoders, "VAE": _part_bytes(family, "vae")}
+
+
+def reading_bytes(family: ModelFamily) -> int:
+    """What is mapped of the files at once, and the largest tensor in another dtype beside it."""
+    if not family.staged:
+        return 0
+    sizes = (
+        one.numel() * family.dtype_of(name).itemsize
+        for name, part in family.parts.items()
+        for one in part.parameters()
+    )
+    return MAPPED_BYTES + max(sizes)
+
+
+def _part_bytes(family: ModelFamily, name: str) -> int:
+    return sum(one.numel() for one in family.parts[name].parameters()) * family.dtype_of(name).itemsize
 
 
 def measure_activations(session: Session, *, rows: int | None = None) -> int:

@@ -87,7 +87,7 @@ def prepare(
     passes = recipe.training.steps * recipe.training.gradient_accumulation
     machine = context.machine = choose_compile(machine, passes)
     exact = context.adapters.snapshot_float32(family)
-    if context.whole_base or not family.is_awaited(family.denoiser):
+    if not family.is_awaited(family.denoiser):
         machine.shrink(family)
     found = with_regularization_images(context, found)
     encoded = encode(context, found)

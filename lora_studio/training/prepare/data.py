@@ -111,7 +111,8 @@ def find_images(context: BuildContext) -> ImageSet:
 
 def with_regularization_images(context: BuildContext, found: ImageSet) -> ImageSet:
     """Those that the frozen base draws, or drew for an earlier run, are among them."""
-    context.family.place(context.machine.device, *(context.family.parts if context.whole_base else ()))
+    at_once = context.whole_base and not context.family.staged
+    context.family.place(context.machine.device, *(context.family.parts if at_once else ()))
     drawing = draw_regularization_images(context, found.manifest)
     manifest = Manifest(found.manifest.records + tuple(drawing.records))
     _write_manifest(context, manifest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +20,14 @@ from lora_studio.data.regularization_images import (
     image_requests,
 )
 from lora_studio.errors import BaseModelError, DatasetError, OutOfMemory, RecipeError, preview_names
-from lora_studio.evaluate.previews import MOST_UNTILED, decoder_of, in_its_precision
+from lora_studio.evaluate.previews import (
+    MOST_UNTILED,
+    AskedPrompt,
+    in_its_precision,
+    keep,
+    make_ready,
+    side_by_side,
+)
 from lora_studio.families.base import ModelFamily
 from lora_studio.files import cache_folder
 from lora_studio.processes import ALONE
@@ -60,8 +67,9 @@ def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
     machine, family = checked.machine, checked.family
     context = BuildContext(recipe, run, machine, family, checked.adapters, listener, ALONE)
     manifest = read_dataset(recipe, family.stride)
-    machine.shrink(family)
-    family.place(machine.device, *family.parts)
+    if not family.staged:
+        machine.shrink(family)
+        family.place(machine.device, *family.parts)
     return draw_regularization_images(context, manifest)
 
 
@@ -88,7 +96,8 @@ def draw_regularization_images(context: BuildContext, manifest: Manifest) -> Dra
     if family.guidance_rescale:
         base += f", guidance rescaled by {family.guidance_rescale}"
     images = RegularizationImages(cache_folder() / "class_images", base, wanted)
-    draw, on_progress = drawer(family, wanted), progress(context.listener, "regularization images")
+    on_progress = progress(context.listener, "regularization images")
+    draw = _drawer_in_stages(context, wanted, requests) if family.staged else drawer(family, wanted)
     if context.machine.shards:
         draw = _refuse_to_draw
 
@@ -142,13 +151,35 @@ def _refuse_to_draw(requests: Sequence[ImageRequest]) -> list[Image.Image]:
     )
 
 
+def _drawer_in_stages(
+    context: BuildContext, wanted: RegularizationImagesConfig, requests: Sequence[ImageRequest]
+) -> Draw:
+    """Reads the text encoders for all prompts, and then what draws, as soon as there is anything to draw."""
+    family, made = context.family, list[Draw]()
+
+    def draw(some: Sequence[ImageRequest]) -> list[Image.Image]:
+        if not made:
+            keep(family, [_asked(one, wanted) for one in requests])
+            if family.is_awaited(family.denoiser):
+                context.machine.shrink(family)
+            family.place(context.machine.device, family.denoiser, "vae")
+            made.append(drawer(family, wanted))
+        return made[0](some)
+
+    return draw
+
+
+def _asked(request: ImageRequest, config: RegularizationImagesConfig) -> AskedPrompt:
+    return request.prompt, "", config.guidance > 1
+
+
 def drawer(family: ModelFamily, config: RegularizationImagesConfig) -> Draw:
     """What draws requests of one size together, or in halves if they do not fit into memory.
 
     Each has noise of its own, so that all images differ.
     """
     pipeline = family.pipeline()
-    pipeline.vae = decoder_of(family)
+    make_ready(pipeline, family)
 
     at_once: int | None = None  # all of a size; fewer once memory has run out
 
@@ -168,13 +199,19 @@ def drawer(family: ModelFamily, config: RegularizationImagesConfig) -> Draw:
 
         return within_memory(draw_all, use_fewer)
 
+    def _prompts(requests: Sequence[ImageRequest]) -> Mapping[str, object]:
+        kept = [family.kept_prompts.get(_asked(one, config)) for one in requests]
+        if not family.staged or None in kept:
+            return {"prompt": [one.prompt for one in requests]}
+        return side_by_side([one for one in kept if one is not None])
+
     def draw(requests: Sequence[ImageRequest]) -> list[Image.Image]:
         bucket = requests[0].bucket
         pipeline.vae.use_tiling = bucket.width * bucket.height > MOST_UNTILED
         names = [(request.prompt, bucket.name, request.number) for request in requests]
         with torch.inference_mode(), in_its_precision(family):
             pixels = pipeline(
-                prompt=[request.prompt for request in requests],
+                **_prompts(requests),
                 generator=[generator(config.seed, "class image", *name) for name in names],
                 num_inference_steps=config.steps,
                 **family.guided_by(config.guidance),

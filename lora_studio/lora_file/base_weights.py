@@ -69,7 +69,12 @@ def open_weights(model: str) -> Weights:
             key = _key(family, part, name)
             if key in found:
                 places[key] = WeightPlace(*found[key], tuple(tensor.shape))
-        lacking = [name for name, _ in module.named_parameters() if _key(family, part, name) not in places]
+        same: Mapping[str, str] = getattr(module, "_tied_weights_keys", None) or {}  # as T5's embeddings
+        lacking = [
+            name
+            for name, _ in module.named_parameters()
+            if not {_key(family, part, name), _key(family, part, same.get(name, name))} & places.keys()
+        ]
         if lacking:
             raise BaseModelError(
                 f"{model} lacks {plural(len(lacking), 'tensor')} of its {part}, first {lacking[0]}."

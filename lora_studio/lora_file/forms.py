@@ -72,12 +72,13 @@ class LayerSizes:
 def spell_form(plain: Plain, layout: TransformerLayout, form: FileForm, size_of: SizeOf) -> dict[str, Tensor]:
     """Key -> float32 tensor; layers that UIs look for are added, as zero.
 
-    Raises StudioError for a layer that the form has no name for, or if the size of one to add is not known.
+    Raises StudioError for a layer that the form has no name for, or if rows of a fused one are not known.
     """
     scale = _common_scale(plain)
     whole = {path: one for (part, path), one in plain.items() if part == TRANSFORMER}
     for path in layout.companions(whole, form):
-        whole[path] = _zero(path, size_of)
+        if (size := size_of(path)) is not None:  # of a base that is published, which alone UIs know
+            whole[path] = PlainLora(torch.zeros(1, size[1]), torch.zeros(size[0], 1), 1.0)
     if form.original:
         named = _in_original(whole, layout, scale, size_of)
     else:
@@ -98,16 +99,12 @@ def _common_scale(plain: Plain) -> float:
     return scale if in_reach else 1.0
 
 
-def _zero(path: str, size_of: SizeOf) -> PlainLora:
-    out, columns = _size(path, size_of)
-    return PlainLora(torch.zeros(1, columns), torch.zeros(out, 1), 1.0)
-
-
 def _size(path: str, size_of: SizeOf) -> tuple[int, int]:
     size = size_of(path)
     if size is None:
         raise StudioError(
-            f"UIs want {path} beside the other layers, and nothing tells its size; name the base with --base."
+            f"{path} is rows of one weight with other layers, and nothing tells how many; name the base with "
+            "--base."
         )
     return size
 

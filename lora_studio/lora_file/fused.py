@@ -31,6 +31,11 @@ _BY_ROWS = (UP, "hada_w1_a", "hada_w2_a", "diff", BIAS, "set_weight", "b1.weight
 _CORES = (MID, "hada_t1", "hada_t2", "bm.weight")
 
 
+_NOT_APART = (
+    "{} has {} of several layers in one, which cannot be taken apart; get the file with one layer each."
+)
+
+
 def fuse(layers: Sequence[PlainLora | None], rows: Sequence[int], columns: int, scale: float) -> PlainLora:
     """Plain LoRA of a weight [sum of rows, columns] whose rows are these layers; None: one that is unchanged.
 
@@ -64,16 +69,20 @@ def taken_apart(layer: LoraLayer, layout: TransformerLayout) -> list[LoraLayer]:
     """
     if not layer.rows:
         return [layer]
+    if layer.kind.name == "oft":
+        raise StudioError(_NOT_APART.format(layer.written, "OFT"))
     if layer.missing or layer.size is None:
         raise StudioError(f"{layer.written} is not complete, or its tensors do not fit together.")
     counts = row_counts(len(layer.rows), layer.size)
     if counts is None:
         raise StudioError(
-            f"{layer.written} has {layer.size[0]} rows, which are not those of {len(layer.rows)} layers."
+            f"{layer.written} changes a weight of {layer.size}, which is not that of {len(layer.rows)} "
+            "layers in one; it is for another kind of base."
         )
     ends = list(accumulate(counts, initial=0))
     whole = _Whole(layer, tuple(pairwise(ends)))
-    whole.check()
+    if MAGNITUDE in layer.entries and layer.shapes[MAGNITUDE][:1] != (layer.size[0],):
+        raise StudioError(_NOT_APART.format(layer.written, "a magnitude along the inputs"))
     return [
         replace(layer, name=layout.name(place), tensors=Rows(whole, number), place=place, rows=())
         for number, place in enumerate(layer.rows)
@@ -86,17 +95,6 @@ class _Whole:
 
     layer: LoraLayer
     spans: tuple[tuple[int, int], ...]
-
-    def check(self) -> None:
-        """Raise StudioError for tensors that no rows can be taken of."""
-        layer = self.layer
-        entries, rows = layer.entries, self.spans[-1][1]
-        if layer.kind.name == "oft" or (MAGNITUDE in entries and layer.shapes[MAGNITUDE][:1] != (rows,)):
-            what = "OFT" if layer.kind.name == "oft" else "a magnitude along the inputs"
-            raise StudioError(
-                f"{layer.written} has {what} of several layers in one, which cannot be taken apart; get the "
-                "file with one layer each."
-            )
 
     def change(self) -> Tensor:
         """Of the whole weight, [out, in]. Raises StudioError if its tensors do not go together."""

@@ -149,9 +149,9 @@ def test_the_velocity_of_a_model_that_knows_the_answer_has_no_error() -> None:
     torch.testing.assert_close(transformer.velocity(knowing, clean, sigma, []), noise - clean)  # type: ignore[arg-type]
 
 
-def test_sigmas_are_shifted_as_the_samplers_and_stratified() -> None:
+def test_half_of_the_sigmas_lie_at_high_noise_and_they_are_stratified() -> None:
     drawn = transformer.sigmas(1001, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(drawn.median(), torch.tensor(2 / 3), rtol=0, atol=5e-3)
+    torch.testing.assert_close(drawn.median(), torch.tensor(0.75), rtol=0, atol=5e-3)
     assert torch.equal(drawn, drawn.sort().values) and drawn[0] >= 0 and drawn[-1] <= 1
 
 

@@ -27,7 +27,8 @@ from lora_studio.pocket.stages.world import OBJECT_SHARE, World, load_latents, l
 
 BATCH = 32
 SHIFT = 2.0
-EASY_STEPS = 800  # what an object is shows first where it is large and alone
+DRAWN = LogitNormal(math.log(3), 1.2)  # what an object is gets settled at high noise: half lie above 0.75
+EASY_STEPS = 3000  # and it shows first where it is large and alone
 ASKED_AFTER = 3  # the number of the layer whose answer names the objects
 ASKED_WEIGHT = 0.2
 _FINE = 4  # pixels drawn for one latent pixel of the map of objects
@@ -48,9 +49,9 @@ def new_flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 def sigmas(count: int, generator: torch.Generator) -> Tensor:
-    """[count] of a logit-normal that is shifted as the sampler's sigmas are, stratified over the batch."""
+    """[count] of `DRAWN`, stratified over the batch."""
     even = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    return LogitNormal(math.log(SHIFT)).placed(even, 0.0, 1.0)
+    return DRAWN.placed(even, 0.0, 1.0)
 
 
 def velocity(transformer: nn.Module, noised: Tensor, sigma: Tensor, text: list[Tensor]) -> Tensor:

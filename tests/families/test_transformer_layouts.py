@@ -74,7 +74,9 @@ def test_rows_that_a_file_would_lack_are_named():
     assert flux.companions(late) == []  # fused, with zeros for the others
     assert set(flux.companions(late, DIFFUSERS)) == {
         *("single_transformer_blocks.3.attn.to_k", "single_transformer_blocks.3.proj_mlp"),
-        *("single_transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.add_q_proj"),
+        *(f"single_transformer_blocks.0.attn.to_{one}" for one in "qkv"),
+        "single_transformer_blocks.0.proj_mlp",
+        *(f"transformer_blocks.0.attn.add_{one}_proj" for one in "qkv"),
     }
     assert z_image.companions(["layers.1.attention.to_v"]) == [
         "layers.1.attention.to_q",

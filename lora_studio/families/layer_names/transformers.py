@@ -174,14 +174,13 @@ class TransformerLayout:
         what the file is for.
         """
         form, found = form or self.best, dict[str, None]()
-        if not form.original:
-            for path in paths:
-                if (layer := self.original(path)) is not None:
-                    found |= dict.fromkeys(layer.rows)
         for wanted in self.whole.get(form.prefix, ()):
             like = re.compile(re.escape(wanted).replace(r"\#", r"\d+"))
             if not any(map(like.fullmatch, paths)):
                 found[_numbered(wanted, "0")] = None
+        if not form.original:
+            wholes = (self.original(path) for path in (*paths, *found))
+            found |= {row: None for whole in wholes if whole is not None for row in whole.rows}
         return [path for path in found if path not in set(paths)]
 
 

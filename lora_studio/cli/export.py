@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lora_studio.training.events import Event
 
 KOHYA = "kohya (or comfyui, a1111, forge)"
-TARGETS = f"{KOHYA}, diffusers, native, embedding, a1111_bundle, merged or checkpoint"
+TARGETS = f"{KOHYA}, diffusers, comfy, sd_scripts, native, embedding, a1111_bundle, merged or checkpoint"
 
 
 def export(
@@ -77,7 +77,7 @@ def step_named(text: str) -> int | Literal["best"] | None:
 @paused_collector()
 def convert(
     file: LoraPath,
-    to: Annotated[str, value("NAME", f"{KOHYA} or diffusers", "--to")],
+    to: Annotated[str, value("NAME", f"{KOHYA}, diffusers, comfy or sd_scripts", "--to")],
     out: Annotated[
         Path | None, value("FILE", "the file to write; default: <name>_<to> beside it", "-o", "--out")
     ] = None,

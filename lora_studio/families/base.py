@@ -207,12 +207,15 @@ class ModelFamily(ABC):
         return {}
 
     def own_layers(self, part: str) -> tuple[str, ...]:
-        """Paths of a part's layers that have tensors of their own and act on its output."""
+        """Paths of a part's layers that have tensors of their own and act on its output.
+
+        Not the part itself, whose tensors, such as what fills up a row of tokens, are no layer's.
+        """
         idle = self.unread.get(part, ())
         return tuple(
             path
             for path, module in self.parts[part].named_modules()
-            if has_tensors(module) and not self.canonical_path(part, path).startswith(idle)
+            if path and has_tensors(module) and not self.canonical_path(part, path).startswith(idle)
         )
 
     @property

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import AtStep, interrupt
 from tiny import recipe_text
 from torch import Tensor
 
-from lora_studio.errors import BaseModelError, RecipeError
+from lora_studio.errors import BaseModelError, Interrupted, RecipeError
 from lora_studio.families import FAMILIES
 from lora_studio.families.loading import load_base
 from lora_studio.objectives.base import ObjectiveOptions
@@ -169,3 +170,30 @@ def test_captions_are_cached_as_long_as_they_are_and_padded_in_a_batch(recipe: P
         assert torch.equal(text[row, : one.shape[1]], one[0]) and not text[row, one.shape[1] :].any()
     both = texts.batch(["", batch.captions[0]])  # an empty one is the template's tokens alone
     assert both["mask"].sum(dim=1).tolist()[0] < both["text"].shape[1]
+
+
+def left_behind(folder: Path) -> dict[str, bytes]:
+    names = ("tiny.safetensors", "checkpoints/step_000002/state.json", "timesteps.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bytes(recipe: Path, tmp_path: Path) -> None:
+    wanted = load_recipe(recipe)
+    straight = train(wanted, tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        train(wanted, tmp_path / "stopped", on_event=AtStep(1, interrupt))
+    assert left_behind(train(tmp_path / "stopped", resume=True).folder) == left_behind(straight.folder)
+
+
+def test_all_of_the_transformer_is_trained_and_ends_as_a_folder(
+    base: Path, images: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.toml"
+    text = recipe_text(images, str(base), steps=2).replace("rank = 4\nalpha = 4\n", 'kind = "full"\n')
+    path.write_text(text, "utf-8")
+    result = train(load_recipe(path), tmp_path / "run")
+    before, after = (
+        load_base(str(one)).parts["transformer"].state_dict() for one in (base, result.lora_file)
+    )
+    still = {key for key, one in before.items() if torch.equal(one.half().float(), after[key].float())}
+    assert {"x_pad_token", "cap_pad_token"} <= still and "layers.0.attention.to_q.weight" not in still

@@ -213,7 +213,7 @@ def test_the_keys_of_the_json_are_those_that_are_promised(planned: RunPlan) -> N
     assert found["training"]["buckets"]["latents"] == found["training"]["images_used"]
     assert set(found) == {
         *("training", "memory", "disk", "timing", "advice", "cached"),
-        *("seconds_of_preparing", "folder_in_use"),
+        *("seconds_of_preparing", "folder_in_use", "base_error"),
     }
 
 

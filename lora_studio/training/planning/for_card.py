@@ -232,9 +232,13 @@ def plan_for(recipe: Recipe | Path | str, card: Card | str, *, memory_gib: float
 
 
 def main_memory(family: ModelFamily, dtype: torch.dtype) -> int:
-    """Bytes at most: the base, whose tensors are cast as they are read, and what programs take."""
+    """Bytes at most: the base, whose tensors are cast as they are read, and what programs take.
+
+    Of a staged base one part at a time is there, the largest at most.
+    """
     parts = ((part, torch.float32 if name == "vae" else dtype) for name, part in family.parts.items())
-    return sum(one.numel() * kept.itemsize for part, kept in parts for one in part.parameters()) + LIBRARIES
+    sizes = [kept.itemsize * sum(one.numel() for one in part.parameters()) for part, kept in parts]
+    return (max(sizes) if family.staged else sum(sizes)) + LIBRARIES
 
 
 def _notes(recipe: Recipe, card: Card, shapes: Shapes, dtype: torch.dtype) -> Iterator[str]:

@@ -206,6 +206,11 @@ def test_a_quantised_layer_keeps_its_bits_and_makes_a_whole_weight_for_a_moment(
         ("stable-diffusion-v1-5/stable-diffusion-v1-5", 0.860),
         ("stabilityai/stable-diffusion-2-1", 0.866),
         ("stabilityai/stable-diffusion-xl-base-1.0", 2.567),
+        ("Tongyi-MAI/Z-Image", 6.155),
+        ("black-forest-labs/FLUX.1-dev", 11.901),
+        ("lodestones/Chroma1-HD", 8.900),
+        ("stabilityai/stable-diffusion-3.5-medium", 2.243),
+        ("stabilityai/stable-diffusion-3.5-large", 8.057),
     ],
 )
 def test_a_published_base_needs_no_file(model: str, billions: float) -> None:

@@ -13,11 +13,12 @@ from lora_studio.data.batches import cut_by_bucket
 from lora_studio.data.regularization_images import BATCH_PIXELS as DRAWN_PIXELS
 from lora_studio.data.regularization_images import MAX_BATCH as DRAWN_AT_ONCE
 from lora_studio.data.regularization_images import ImageRequest
-from lora_studio.evaluate.previews import drawn_together, render
+from lora_studio.evaluate.previews import drawn_together, keep_prompts, render
 from lora_studio.evaluate.validation import TIMESTEPS
 from lora_studio.families.base import ModelFamily
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.recipe import Recipe
+from lora_studio.recipe.training import SamplesConfig
 from lora_studio.training.finish.verified import probe
 from lora_studio.training.loop.state import State
 from lora_studio.training.loop.step_result import GradientWatch
@@ -30,6 +31,7 @@ from lora_studio.training.prepare import Session
 from lora_studio.training.prepare.base_model import BATCH_PIXELS, plan_adapters
 from lora_studio.training.prepare.data import GIGABYTE, image_encoders
 from lora_studio.training.prepare.regularization_images import drawer
+from lora_studio.verify.trained import CAPTION
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,22 @@ class _Simulator:
         self._measure(ENCODING_IMAGES, lambda: encode(pixels.to(CPU)))
 
     def _encode_captions(self) -> None:
+        """With what a staged base keeps of its text encoders for later."""
+
+        def encode() -> None:
+            self.family.encode_text([self.shapes.caption])
+            keep_prompts(self.family, self._shown())
+            self.family.keep_texts([CAPTION])
+
         self.family.place(CPU, *self.family.text_encoders)
         with torch.no_grad():
-            self._measure(ENCODING_CAPTIONS, lambda: self.family.encode_text([self.shapes.caption]))
+            self._measure(ENCODING_CAPTIONS, encode)
+
+    def _shown(self) -> SamplesConfig:
+        """One step of the previews that are drawn together: the others are alike."""
+        samples = self.recipe.samples
+        prompts = samples.prompts[: drawn_together(self.recipe.data.resolution)]
+        return samples.model_copy(update={"steps": 1, "prompts": prompts})
 
     def _train(self, session: Session) -> Work:
         loop, adapters = session.loop, adapter_bytes(session)
@@ -156,17 +171,14 @@ class _Simulator:
 
     def _look(self, session: Session, stack: int) -> None:
         """`stack`: the bytes of weights that the run's first pass, which is validation's, lays together."""
-        state, samples = session.loop.state, self.recipe.samples
+        state, samples = session.loop.state, self._shown()
         if (validation := session.validation) is not None:
             rows = min(validation.rows_at_once, TIMESTEPS)
             first = stack + self._copies(session)
             look = partial(within, state.shown(), lambda: validation.try_out(rows))
             self._measure(VALIDATION, look, at_least=first)
         if samples.prompts:
-            side = self.recipe.data.resolution
-            shown = {"steps": 1, "prompts": samples.prompts[: drawn_together(side)]}  # the others are alike
-            one_step = samples.model_copy(update=shown)
-            draw = partial(render, self.family, one_step, side=side)
+            draw = partial(render, self.family, samples, side=self.recipe.data.resolution)
             self._measure(PREVIEWS, lambda: within(state.shown(), draw))
         self._measure(VERIFYING, lambda: probe(session))
 

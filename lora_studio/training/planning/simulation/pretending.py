@@ -33,6 +33,7 @@ IN_FLOAT32 = frozenset(
     )
 )
 GIVES_FLOAT32 = frozenset(("softmax", "log_softmax", "sum", "prod", "cumsum", "cumprod"))
+_STEP_OF_FLOW = "diffusers.FlowMatchEulerDiscreteScheduler.index_for_timestep"  # looked for among numbers
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -44,7 +45,8 @@ def pretending() -> Iterator[None]:
         _CudasPrecision(),
         patch("diffusers.image_processor.VaeImageProcessor.postprocess", _blank_images),
         patch.object(nn.Module, "_apply", _cast),
-        patch.dict(op_implementations_dict, {torch.ops.aten._local_scalar_dense.default: _number}),
+        patch(_STEP_OF_FLOW, lambda *_, **__: 0),
+        patch.dict(op_implementations_dict, _ASKED_FOR_CONTENT),
     ):
         yield
 
@@ -133,6 +135,18 @@ def _number(_mode: FakeTensorMode, _func: object, fake: FakeTensor) -> float:
     if fake.constant is not None:
         return fake.constant.item()
     return 1.0 if fake.is_floating_point() else True if fake.dtype == torch.bool else 1
+
+
+def _places(_mode: FakeTensorMode, _func: object, fake: FakeTensor) -> Tensor:
+    """Where it is true or not zero: everywhere, so that what is chosen by it is as large as can be."""
+    with _mode:
+        return torch.empty((fake.numel(), fake.dim()), dtype=torch.int64, device=fake.device)
+
+
+_ASKED_FOR_CONTENT = {
+    torch.ops.aten._local_scalar_dense.default: _number,
+    torch.ops.aten.nonzero.default: _places,
+}
 
 
 def _list(fake: FakeTensor) -> Any:

@@ -18,7 +18,7 @@ from lora_studio.training.planning.for_card import (
     usable_memory,
 )
 
-SIZES = (6, 8, 12, 16, 24)  # GiB
+SIZES = (6, 8, 12, 16, 24, 32)  # GiB
 EMBEDDED = "pocket_"  # their base is too small for the question
 
 

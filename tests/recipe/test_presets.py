@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from console import run
 
+from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import PRESET_FOLDER, load_recipe
 from lora_studio.recipe.presets import PresetInputs, fill, preset_names, preset_text
 from lora_studio.text import with_class
@@ -18,6 +19,11 @@ from lora_studio.training.prepare.checks import name_faults
 
 ROOT = Path(__file__).parents[2]
 OURS = {"sd15_style", "sd15_subject", "sd21_style", "sd21_subject", "sdxl_style", "sdxl_subject", "sdxl_8gb"}
+FLOW = {
+    f"{base}_{what}" for base in ("z_image", "flux1", "chroma", "sd35") for what in ("style", "subject")
+} | {
+    *("z_image_turbo", "z_image_12gb", "flux1_12gb"),
+}
 WITH_TOKENS = {"sd15_textual_inversion", "sdxl_pivotal", "pocket_pivotal"}
 
 
@@ -41,7 +47,25 @@ def test_every_preset_is_a_short_recipe_that_loads_and_names_what_exists(name: s
 
 
 def test_there_is_one_for_every_base_and_purpose() -> None:
-    assert set(preset_names()) >= OURS | WITH_TOKENS
+    assert set(preset_names()) >= OURS | FLOW | WITH_TOKENS
+
+
+@pytest.mark.parametrize("name", sorted(FLOW))
+def test_transformers_learn_slowly_one_image_at_a_time_and_nothing_that_diffusion_alone_has(
+    name: str,
+) -> None:
+    """1e-4 with AdamW and rank = alpha = 16; previews as is usual for the base."""
+    recipe = load_recipe(PRESET_FOLDER / f"{name}.toml")
+    training = recipe.training
+    assert recipe.adapter.rank == recipe.adapter.alpha == 16 and not recipe.adapter.text_encoder
+    assert training.learning_rate == 1e-4 and training.batch_size == 1 and training.optimizer == "adamw"
+    assert 1000 <= training.steps <= 3000 and training.checkpoint_every * 10 == training.steps
+    assert training.warmup_steps * 20 == training.steps
+    assert recipe.objective == Recipe.model_fields["objective"].get_default(call_default_factory=True)
+    assert recipe.samples.steps is None and recipe.samples.guidance is None
+    assert recipe.machine.gradient_checkpointing
+    assert recipe.data.resolution == (768 if name == "flux1_12gb" else 1024)
+    assert (recipe.base.training_adapter is not None) == (name == "z_image_turbo")
 
 
 @pytest.mark.parametrize("name", sorted(OURS))

@@ -207,6 +207,7 @@ def plan_for(recipe: Recipe | Path | str, card: Card | str, *, memory_gib: float
     if faults := name_faults(recipe):
         raise RecipeError("\n".join(faults))
     memory = memory_bytes(card.memory_gib if memory_gib is None else memory_gib)
+    recipe, absent = _without_absent_helper(recipe)
     dtype = base_dtype(recipe, card.precision)
     steps = recipe.training.steps if recipe.training.epochs is None else None
     if recipe.training.epochs is not None:
@@ -227,8 +228,18 @@ def plan_for(recipe: Recipe | Path | str, card: Card | str, *, memory_gib: float
         work=found.work,
         main_memory=in_main_memory,
         changes=changes,
-        notes=tuple(_notes(recipe, card, shapes, dtype)),
+        notes=(*absent, *_notes(recipe, card, shapes, dtype)),
     )
+
+
+def _without_absent_helper(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
+    """Without a training adapter that is still to be fetched, and a note on that."""
+    helper = recipe.base.training_adapter
+    if helper is None or helper.exists():
+        return recipe, ()
+    base = recipe.base.model_copy(update={"training_adapter": None})
+    note = f"base.training_adapter is not there and was left out: {helper.name} takes its size besides"
+    return recipe.model_copy(update={"base": base}), (note,)
 
 
 def main_memory(family: ModelFamily, dtype: torch.dtype) -> int:

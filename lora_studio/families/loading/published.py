@@ -57,10 +57,13 @@ def _tokenizer(text: TextPart) -> PreTrainedTokenizerBase:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
+    if text.kind == "t5":  # whose every caption ends with a mark
+        words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     found = PreTrainedTokenizerFast(tokenizer_object=words, **marks, model_max_length=512)
     found.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})

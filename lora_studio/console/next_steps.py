@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_studio.text import command_of
-from lora_studio.verify.uis import NO_BASE, Verdict
+from lora_studio.verify.uis import NO_BASE, NOT_AT_ALL, Verdict
 
 if TYPE_CHECKING:
     from lora_studio.training.finish import Finished
@@ -35,8 +35,8 @@ def next_steps(result: Finished, facts: RunFacts) -> list[tuple[str, str]]:
 
 
 def _places(judged: Sequence[Verdict]) -> str:
-    """The folders of those UIs that have bases of the file's kind."""
-    without = {one.ui for one in judged if one.loads == NO_BASE}
+    """The folders of those UIs that have bases of the file's kind, and load something of it."""
+    without = {one.ui for one in judged if one.loads in (NO_BASE, NOT_AT_ALL)}
     found = []
     for uis, folder in _FOLDERS.items():
         if having := [f"{ui}'s" for ui in uis if ui not in without]:

@@ -6,7 +6,7 @@ float64 throughout: the factors are narrow, and the tail of a spectrum is a diff
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -221,12 +221,16 @@ def _shaped(factors: Factors, shape: Sequence[int], left_out: float = 0.0) -> Pl
     return PlainLora(down.view(-1, *shape[1:]), up.view(*up.shape, *(1 for _ in shape[2:])), 1.0, left_out)
 
 
-def most_bytes(adapters: AdapterSet, dtype: str) -> int:
-    """That the tensors of their files can take at most, as plain LoRA."""
+def most_bytes(adapters: AdapterSet, dtype: str, rows_with: Callable[[str], int] = lambda path: 0) -> int:
+    """That the tensors of their files can take at most, as plain LoRA.
+
+    `rows_with`: how many rows the weight has that a layer is fused into in its file; its up has as many.
+    """
     numbers = 0
     for layer in adapters.layers:
         out, *along = shape_of(layer.module.get_base_layer())
         inputs = math.prod(along)
         exact = layer.factors()
-        numbers += (out + inputs) * (min(out, inputs) if exact is None else len(exact.down))
+        rank = min(out, inputs) if exact is None else len(exact.down)
+        numbers += (max(out, rows_with(layer.path)) + inputs) * rank
     return (numbers + sum(token.rows.numel() for token in adapters.tokens)) * DTYPES[dtype].itemsize

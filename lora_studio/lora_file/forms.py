@@ -69,6 +69,16 @@ class LayerSizes:
         return (side := columns.pop(), side) if len(columns) == 1 else None
 
 
+def rows_of_fused(family: ModelFamily, path: str) -> int:
+    """How many rows the weight has that a layer is a part of in the family's main file; 0 if it is none."""
+    layout = family.file_layout
+    whole = layout.original(path) if layout is not None and layout.best.original else None
+    if layout is None or whole is None or not whole.is_fused:
+        return 0
+    sizes = LayerSizes(layout, {}, family)
+    return sum(size[0] for one in whole.rows if (size := sizes(one)) is not None)
+
+
 def spell_form(plain: Plain, layout: TransformerLayout, form: FileForm, size_of: SizeOf) -> dict[str, Tensor]:
     """Key -> float32 tensor; layers that UIs look for are added, as zero.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from export.test_targets import FACTS
+from safetensors.torch import load_file
 from tiny import BASES
 
 from lora_studio.adapters.adapter_set import AdapterSet
@@ -19,6 +20,8 @@ from lora_studio.export.target import ExportJob
 from lora_studio.families import FAMILIES
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
+from lora_studio.lora_file.factors import most_bytes
+from lora_studio.lora_file.forms import rows_of_fused
 from lora_studio.verify import VerifyReport, verify
 from lora_studio.verify.trained import ask_diffusers, rms, run_probe
 
@@ -82,3 +85,19 @@ def test_other_kinds_are_plain_lora_in_the_main_file(
     family = load_base(base)
     path = written(base, "kohya", tmp_path, tuned(family, kind=kind), family, "float32")
     assert verify(path, base=base).ok
+
+
+@pytest.mark.parametrize("endings", [(), ("attn.to_q", "attn.to_k", "attn.to_v")])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_no_larger_than_the_plan_says(
+    name: str, endings: tuple[str, ...], base_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """With fused layers' zeros; FLUX.1's single blocks are fused with what is not trained."""
+    family = load_base(str(base_of(name)))
+    endings = tuple(one.replace("attn.", "attention.") for one in endings) if name == "z_image" else endings
+    adapters = tuned(family, *endings)
+    path = written(str(base_of(name)), "kohya", tmp_path, adapters, family, "float16")
+    numbers = sum(one.nbytes for key, one in load_file(path).items() if not key.endswith("alpha"))
+    most = most_bytes(adapters, "float16", partial(rows_of_fused, family))
+    beside = 2**14 if endings else 2**10  # zeros of rank 1 for the layers that UIs look for
+    assert 0.9 * most <= numbers <= most + beside

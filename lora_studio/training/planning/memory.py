@@ -13,6 +13,7 @@ from lora_studio.evaluate.previews import as_png, drawn_together, render, sheet_
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.stored import MAPPED_BYTES
 from lora_studio.lora_file.factors import most_bytes
+from lora_studio.lora_file.forms import rows_of_fused
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.text import Rows, memory_size
 from lora_studio.training.machine import unless_out_of_memory
@@ -238,7 +239,8 @@ def _result(session: Session) -> int:
     """The LoRA file and embeddings, or all of a base's parts."""
     dtype, adapters = session.recipe.export.dtype, session.adapters
     if not adapters.trains_layers:
-        return most_bytes(adapters, dtype) + len(adapters.trained) * HEADER_BYTES
+        rows = partial(rows_of_fused, session.family)
+        return most_bytes(adapters, dtype, rows) + len(adapters.trained) * HEADER_BYTES
     numbers = sum(one.numel() for part in session.family.parts.values() for one in part.parameters())
     return numbers * DTYPES[dtype].itemsize
 

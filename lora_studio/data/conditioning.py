@@ -126,9 +126,14 @@ def encode_in_turn(family: ModelFamily, captions: list[str]) -> Conditioning:
 
 
 def _to(conditioning: Conditioning, device: torch.device) -> Conditioning:
-    return {name: tensor.to(device) for name, tensor in conditioning.items()}
+    return {name: one if _stays(one) else one.to(device) for name, one in conditioning.items()}
 
 
 def _sent(conditioning: Conditioning, device: torch.device) -> Conditioning:
     """The same while a step is under way."""
-    return {name: to_device(tensor, device) for name, tensor in conditioning.items()}
+    return {name: one if _stays(one) else to_device(one, device) for name, one in conditioning.items()}
+
+
+def _stays(tensor: torch.Tensor) -> bool:
+    """A mask stays in main memory: the host asks it how long captions are, and waits for no GPU."""
+    return tensor.dtype == torch.bool

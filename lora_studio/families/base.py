@@ -31,7 +31,10 @@ from lora_studio.quantization import has_tensors, linear_paths
 from lora_studio.recipe.data import MOST_CHUNKS
 
 Conditioning = dict[str, "Tensor"]
-"""The text side, batch first. Only the family that wrote it reads it; cache and loop just carry it."""
+"""The text side, batch first. Only the family that wrote it reads it; cache and loop just carry it.
+
+On the family's device, but for masks (bool), which a run keeps in main memory.
+"""
 PromptTensors = dict[str, "Tensor | list[Tensor]"]
 PIPELINE = "pipeline"  # beside the parts' configurations: the class that a diffusers folder was saved by
 Parts = dict[str, "nn.Module"]

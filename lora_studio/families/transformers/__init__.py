@@ -211,8 +211,13 @@ def joined(rows: Sequence[Tensor]) -> Tensor:
     return full
 
 
+def has_numbers(mask: Tensor) -> bool:
+    """False of shapes only and of what is simulated, where a caption is as long as its tensor."""
+    return type(mask) is torch.Tensor and not mask.is_meta
+
+
 def own_tokens(states: Tensor, mask: Tensor) -> list[Tensor]:
     """[B, L, D] and [B, L] -> each caption's own tokens, which come first: [n, D]."""
-    if mask.is_meta:
+    if not has_numbers(mask):
         return list(states)
     return [row[:length] for row, length in zip(states, mask.sum(dim=1).tolist(), strict=True)]

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 
-from lora_studio.families.base import Conditioning, FileTraits, Miniature, UsualSampling
+from lora_studio.families.base import (
+    Conditioning,
+    FileTraits,
+    Miniature,
+    Parts,
+    Tokenizers,
+    UsualSampling,
+)
 from lora_studio.families.layer_names.transformers import layouts
-from lora_studio.families.transformers import MASK, VELOCITY
+from lora_studio.families.transformers import MASK, VELOCITY, has_numbers
 from lora_studio.families.transformers.flux1 import (
     IMAGE_STREAM,
     SINGLE_INPUT,
@@ -52,6 +59,18 @@ class Chroma(StreamTransformer):
         VELOCITY: FileTraits("chroma", False, "chroma/lora", "", "https://huggingface.co/lodestones/Chroma")
     }
 
+    def __init__(
+        self, parts: Parts, tokenizers: Tokenizers, *, source: str, scheduler: Mapping[str, object]
+    ) -> None:
+        super().__init__(parts, tokenizers, source=source, scheduler=scheduler)
+        embedding = cast("Any", parts["transformer"]).time_text_embed
+
+        def arrive(_: object, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(to_device(one, embedding.mod_proj.device) for one in given)
+
+        # it makes zeros in main memory at every pass, and would have the host wait until they are on a GPU
+        embedding.guidance_proj.register_forward_pre_hook(arrive)
+
     @torch.no_grad()
     def encode_text(self, captions: list[str], *, like: Sequence[str] = ()) -> Conditioning:
         """{"text": [B, L, D], "mask": [B, L]}: T5's last hidden state, L the longest and one of padding."""
@@ -73,8 +92,8 @@ class Chroma(StreamTransformer):
         transformer, (height, width) = self.parts["transformer"], latents.shape[-2:]
         text, tokens = conditioning["text"].to(self.precision), pack(latents.to(self.precision))
         mask: Tensor | None = None
-        if not conditioning[MASK].is_meta and not conditioning[MASK].all():
-            given = conditioning[MASK].bool()
+        if has_numbers(conditioning[MASK]) and not conditioning[MASK].all():
+            given = to_device(conditioning[MASK].bool(), tokens.device)
             mask = torch.cat([given, given.new_ones(tokens.shape[:2])], dim=1)
         with _mask_where_checkpointed(transformer, mask):
             found = transformer(

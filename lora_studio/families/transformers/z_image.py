@@ -120,12 +120,10 @@ class ZImage(FlowTransformer):
     def encode_prompt(
         self, pipeline: DiffusionPipeline, prompt: str, negative_prompt: str, *, guided: bool
     ) -> dict[str, Tensor | list[Tensor]]:
-        """By the pipeline's own `encode_prompt`, which gives a list of unequal tensors."""
-        given, negative = pipeline.encode_prompt(
-            prompt,
-            device=self.device,
-            do_classifier_free_guidance=guided,
-            negative_prompt=negative_prompt,
+        """As `encode_text` has captions: lists of unequal tensors [n, D]."""
+        given, negative = (
+            list(self.encode_text([text])["text"]) if wanted else []
+            for text, wanted in ((prompt, True), (negative_prompt, guided))
         )
         return {"prompt_embeds": given, "negative_prompt_embeds": negative}
 

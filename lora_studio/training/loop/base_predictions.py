@@ -143,7 +143,8 @@ def _question(noisy: NoisyBatch, batch: Batch, rows: Sequence[int], family: Mode
         captions = [batch.captions[row] for row in rows]
         conditioning = family.encode_text(captions, like=batch.like or batch.captions)
     else:
-        conditioning = {name: tensor[places] for name, tensor in batch.conditioning.items()}
+        asked = {"cpu": torch.tensor(rows), family.device.type: places}  # masks lie in main memory
+        conditioning = {name: one[asked[one.device.type]] for name, one in batch.conditioning.items()}
     return Question(noisy.latents[places], noisy.timestep[places], conditioning, batch.geometry[places])
 
 

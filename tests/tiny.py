@@ -14,6 +14,7 @@ from diffusers import (
     ChromaPipeline,
     ChromaTransformer2DModel,
     DDIMScheduler,
+    DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -142,6 +143,10 @@ def base_sdxl(folder: Path, *, prediction: str = "epsilon", zero_terminal_snr: b
 
 
 def base_z_image(folder: Path, *, shift: float = 3.0) -> Path:
+    return _saved(z_image_pipeline(shift=shift), folder)
+
+
+def z_image_pipeline(*, shift: float = 3.0) -> ZImagePipeline:
     """Z-Image's module tree: a refiner of each kind, two layers, a Qwen3, and 16 latent channels."""
     torch.manual_seed(4)
     tokenizer = chat_tokenizer()
@@ -175,6 +180,10 @@ def base_z_image(folder: Path, *, shift: float = 3.0) -> Path:
     for name, weight in pipeline.transformer.named_parameters():
         if "pad_token" in name:  # zero in one that was never trained: what is padded would not show
             torch.nn.init.normal_(weight)
+    return pipeline
+
+
+def _saved(pipeline: DiffusionPipeline, folder: Path) -> Path:
     pipeline.save_pretrained(folder)
     return folder
 
@@ -227,6 +236,10 @@ STREAMS = {
 
 
 def base_flux1(folder: Path, *, guided: bool = True) -> Path:
+    return _saved(flux1_pipeline(guided=guided), folder)
+
+
+def flux1_pipeline(*, guided: bool = True) -> FluxPipeline:
     """FLUX.1's module tree: two blocks of each kind, a CLIP and a T5; without guidance that of schnell."""
     torch.manual_seed(5)
     tokenizer = _tokenizer()
@@ -239,11 +252,14 @@ def base_flux1(folder: Path, *, guided: bool = True) -> Path:
         tokenizer_2=t5_tokenizer(),
         transformer=FluxTransformer2DModel(**STREAMS, pooled_projection_dim=16, guidance_embeds=guided),
     )
-    pipeline.save_pretrained(folder)
-    return folder
+    return pipeline
 
 
 def base_chroma(folder: Path) -> Path:
+    return _saved(chroma_pipeline(), folder)
+
+
+def chroma_pipeline() -> ChromaPipeline:
     """Chroma's module tree: two blocks of each kind, and a T5."""
     torch.manual_seed(6)
     transformer = ChromaTransformer2DModel(**STREAMS, approximator_hidden_dim=16, approximator_layers=1)
@@ -254,11 +270,14 @@ def base_chroma(folder: Path) -> Path:
         tokenizer=t5_tokenizer(),
         transformer=transformer,
     )
-    pipeline.save_pretrained(folder)
-    return folder
+    return pipeline
 
 
 def base_sd3(folder: Path, *, newer: bool = True) -> Path:
+    return _saved(sd3_pipeline(newer=newer), folder)
+
+
+def sd3_pipeline(*, newer: bool = True) -> StableDiffusion3Pipeline:
     """SD3.5 medium's module tree, or SD3's: two blocks, two CLIPs and a T5."""
     torch.manual_seed(7)
     tokenizer, tokenizer_2 = _tokenizer(), _tokenizer(pad="!")
@@ -284,8 +303,7 @@ def base_sd3(folder: Path, *, newer: bool = True) -> Path:
             **of_newer,
         ),
     )
-    pipeline.save_pretrained(folder)
-    return folder
+    return pipeline
 
 
 def t5_encoder() -> T5EncoderModel:

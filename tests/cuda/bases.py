@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from tiny import chroma_pipeline, flux1_pipeline, sd3_pipeline, z_image_pipeline
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -13,6 +14,10 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import POCKET_FOLDER
 from lora_studio.families.noise_schedule import STABLE_DIFFUSION
 from lora_studio.families.original.configurations import clip_merges, clip_vocabulary
+from lora_studio.families.transformers.chroma import Chroma
+from lora_studio.families.transformers.flux1 import Flux1
+from lora_studio.families.transformers.sd3 import StableDiffusion3
+from lora_studio.families.transformers.z_image import ZImage
 from lora_studio.families.unet import StableDiffusion2, StableDiffusion15
 from lora_studio.families.unet.sdxl import StableDiffusionXL
 
@@ -113,11 +118,24 @@ _SDXL_MINIATURE = {
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 20 + 6 * 8,
 }
+
+
+def _of_flow(family: type[ModelFamily], pipeline: DiffusionPipeline) -> ModelFamily:
+    parts = {name: one for name, one in pipeline.components.items() if isinstance(one, nn.Module)}
+    tokenizers = {name: one for name, one in pipeline.components.items() if name.startswith("tokenizer")}
+    scheduler = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
+    return family(parts, tokenizers, source="", scheduler=scheduler)
+
+
 _SD2 = {"cross_attention_dim": 16, "use_linear_projection": True}
 BASES: dict[str, Callable[[], ModelFamily]] = {
     "sd15": lambda: _miniature(StableDiffusion15, {"cross_attention_dim": 16}, {}),
     "sd2": lambda: _miniature(StableDiffusion2, _SD2, V_PREDICTION),
     "sdxl": lambda: _miniature(StableDiffusionXL, _SDXL_MINIATURE, ZERO_SNR, encoders=2),
+    "z_image": lambda: _of_flow(ZImage, z_image_pipeline()),
+    "flux1": lambda: _of_flow(Flux1, flux1_pipeline()),
+    "chroma": lambda: _of_flow(Chroma, chroma_pipeline()),
+    "sd3": lambda: _of_flow(StableDiffusion3, sd3_pipeline()),
     "SD1.5": lambda: _published(
         StableDiffusion15, {"cross_attention_dim": 768, "attention_head_dim": 8}, 512
     ),

@@ -1,13 +1,14 @@
 """Which runs are made on the pretended GPU, and which cannot be.
 
-Every kind of adapter, optimizer and bundle of options meets every family, and every bundle LoRA with AdamW;
-the dtypes are dealt out in turn.
+Every kind of adapter, optimizer and bundle of options meets every family that can have it, and every bundle
+LoRA with AdamW; the dtypes are dealt out in turn. Families that are like another have two runs of their own
+beside them; all of theirs are slow.
 Not every pair of a kind and a bundle occurs: that would be hundreds of runs of a second each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +18,10 @@ from PIL import Image
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
 
-FAMILIES = ("sd15", "sd2", "sdxl")  # names of `bases.BASES`
+FAMILIES = ("sd15", "sd2", "sdxl", "z_image", "flux1", "chroma", "sd3")  # names of `bases.BASES`
+FLOW = ("z_image", "flux1", "chroma", "sd3")  # transformers of rectified flow: frozen text, no convolutions
 DTYPES = ("bfloat16", "float16", "float32")
+USUAL = ("lora", "adamw")
 Changes = tuple[str, ...]  # of a recipe, as --set takes them
 
 PLAIN = ("adapter.rank=4", "adapter.alpha=4")
@@ -65,6 +68,13 @@ BUNDLES: dict[str, Changes] = {
         *("samples.prompts=['a', 'b']", "samples.steps=1"),
     ),
 }
+FLOW_OBJECTIVE = (
+    *("objective.density=weighted", "objective.sigma_weighting=bell", "objective.shift=2"),
+    *("objective.input_perturbation=0.1", "objective.loss=huber", "objective.timesteps=low_variance"),
+    *("data.extra_resolutions=[32]", "training.gradient_accumulation=2"),
+)
+"""The bundle "objective" of these."""
+NOT_OF_FLOW = ("conv", "none", "text encoder", "tokens")  # kinds and bundles that they refuse
 UNSIMULATED = {
     **dict.fromkeys(("adamw8bit", "bnb_int8", "bnb_nf4"), "bitsandbytes' kernels want real memory"),
     **dict.fromkeys(("torchao_int8", "torchao_float8"), "a tensor class over another that is fake here"),
@@ -114,6 +124,11 @@ class Case:
         parts = [self.family, self.kind, self.dtype, self.optimizer, self.bundle, self.device]
         return "-".join([*parts, *["planned"] * self.plans])
 
+    @property
+    def times(self) -> bool:
+        """Whether its plan tries out how long all takes: once for each kind of denoiser."""
+        return self.plans and self.family in ("sd15", "z_image")
+
     def recipe(self, folder: Path) -> Recipe:
         """On the images that `write_images` put there."""
         text = TEXT.format(folder=folder)
@@ -122,7 +137,9 @@ class Case:
             text += TOKENS.format(keep_norm=str(keep).lower(), rate=rate)
         path = folder / "recipe.toml"
         path.write_text(text, "utf-8")
-        changes = [*KINDS[self.kind], *OPTIMIZERS[self.optimizer], *BUNDLES[self.bundle]]
+        flows = self.family in FLOW and self.bundle == "objective"
+        bundle = FLOW_OBJECTIVE if flows else BUNDLES[self.bundle]
+        changes = [*KINDS[self.kind], *OPTIMIZERS[self.optimizer], *bundle]
         if self.optimizer == "prodigy" and self.bundle == "text encoder":
             changes.append("training.text_encoder_learning_rate=1")
         if self.kind == "none":
@@ -145,28 +162,55 @@ def goes_together(kind: str, optimizer: str, bundle: str) -> bool:
     return not (optimizer == "prodigy" and kind == "conv")  # it finds one rate for everything
 
 
+ALIKE = ("sd2", "flux1", "chroma", "sd3")  # as SD1.5, or as Z-Image, in all but what a family says itself
+OF_EACH_ALIKE = {"lora": "shown", "full": "frugal"}  # kind -> bundle; the others are slow
+
+
+def of_family(names: Iterable[str], family: str) -> list[str]:
+    """Of kinds or bundles those that bases of this family can be trained with."""
+    return [name for name in names if not (family in FLOW and name in NOT_OF_FLOW)]
+
+
 @cache
 def cases() -> tuple[Case, ...]:
-    """All of them, always in the same order."""
-    found = [case for place, family in enumerate(FAMILIES) for case in _of_family(family, place)]
-    for turn, bundle in enumerate(BUNDLES):  # with what recipes have when they say nothing
-        found.append(Case(FAMILIES[turn % len(FAMILIES)], "lora", DTYPES[turn % 2], "adamw", bundle))
-    usual = ("lora", "bfloat16", "adamw", "plain")
-    found += [Case(family, *usual, plans=True) for family in FAMILIES]
-    found.append(Case("sd15", *usual, device="cuda:1"))
-    found.append(Case("sd15", "lora", "auto", "adamw", "plain", capability=(7, 5)))
+    """All but the slow ones, always in the same order."""
+    found = [case for family in FAMILIES if family not in ALIKE for case in _of_family(family)]
+    for place, family in enumerate(ALIKE):
+        for turn, (kind, bundle) in enumerate(OF_EACH_ALIKE.items()):
+            dtype = DTYPES[(turn + place) % len(DTYPES)]
+            found.append(Case(family, kind, dtype, "adamw", bundle))
+    met = {case.bundle for case in found if (case.kind, case.optimizer) == USUAL}
+    for turn, bundle in enumerate(one for one in BUNDLES if one not in met):
+        family = ("sd15", "sdxl")[turn % 2]
+        found.append(Case(family, *USUAL[:1], DTYPES[turn % 2], *USUAL[1:], bundle))
+    found.append(Case("sd15", "lora", "auto", "adamw", "plain", device="cuda:1", capability=(7, 5)))
     return tuple(dict.fromkeys(found))
 
 
-def _of_family(family: str, first: int) -> Iterator[Case]:
-    """Every kind, optimizer and bundle at least once, each with the next of the others that go with it."""
-    optimizers, bundles = _turned([*OPTIMIZERS], first), _turned([*BUNDLES], 2 * first)
+@cache
+def slow_cases() -> tuple[Case, ...]:
+    """Of families that are alike every kind, optimizer and bundle."""
+    return tuple(case for family in ALIKE for case in _of_family(family))
+
+
+def _of_family(family: str) -> Iterator[Case]:
+    """Every kind, optimizer and bundle at least once, each with the next of the others that go with it.
+
+    LoRA with AdamW, as recipes have it that say nothing, and another bundle in each family; that is planned.
+    """
+    first = FAMILIES.index(family)
+    bundles = _turned(of_family(BUNDLES, family), 2 * first % len(BUNDLES))
+    optimizers = _turned([*OPTIMIZERS], first)
     new = {*optimizers, *bundles}
-    for turn, kind in enumerate(KINDS):
+    for turn, kind in enumerate(of_family(KINDS, family)):
         pairs = [(one, other) for one in optimizers for other in bundles if goes_together(kind, one, other)]
+        if usual := kind == USUAL[0]:
+            pairs = [pair for pair in pairs if pair[0] == USUAL[1]]
+        if kind == "locon" and family in FLOW:  # beside LoRA's the one that a transformer has for it
+            pairs = [pair for pair in pairs if pair[1] == "dropout"]
         optimizer, bundle = max(pairs, key=lambda pair: len(new & {*pair}))  # the first of equals
         new -= {optimizer, bundle}
-        yield Case(family, kind, DTYPES[(turn + first) % len(DTYPES)], optimizer, bundle)
+        yield Case(family, kind, DTYPES[(turn + first) % len(DTYPES)], optimizer, bundle, plans=usual)
 
 
 def _turned(values: Sequence[str], by: int) -> list[str]:

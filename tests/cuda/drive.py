@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 from audit import Audit, place_of
 from bases import make_base
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from pretend import CAPABILITY, pretended_cuda
@@ -70,10 +71,15 @@ def drive(
     capability: tuple[int, int] = CAPABILITY,
     count_bytes: bool = False,
     plans: bool = False,
+    times: bool = False,
 ) -> Outcome:
-    """Train the recipe on a base of `bases.py`; `plans`: and ask for its plan's memory."""
+    """Train the recipe on a base of `bases.py`, and ask for its plan's memory or times."""
     outcome, audit = Outcome(), Audit(count_bytes=count_bytes or plans)
-    with pretended_cuda(audit, capability), _without_numbers(base), _watched(audit, outcome, plans=plans):
+    with (
+        pretended_cuda(audit, capability),
+        _without_numbers(base),
+        _watched(audit, outcome, plans=plans, times=times),
+    ):
         try:
             train(recipe, folder / "run")
         except Exception as error:
@@ -104,6 +110,7 @@ def _without_numbers(base: str) -> Iterator[None]:
         # a fake tensor is a subclass, which is refused as quantised
         instead(inject, "_readable", lambda layer, name, options: layer.weight)
         instead(VaeImageProcessor, "postprocess", _blank_images)
+        instead(FlowMatchEulerDiscreteScheduler, "index_for_timestep", lambda *_, **__: 0)
         instead(session_module, "finish", _probe_and_preview)
         # the read-ahead's thread knows nothing of fake tensors
         instead(Prefetcher, "get", lambda ahead, step, number: ahead._make(step, number))
@@ -123,7 +130,7 @@ def _probe_and_preview(session: Session, previews: PreviewWatch, *_: object, **_
 
 
 @contextmanager
-def _watched(audit: Audit, outcome: Outcome, *, plans: bool) -> Iterator[None]:
+def _watched(audit: Audit, outcome: Outcome, *, plans: bool, times: bool) -> Iterator[None]:
     """Fills the outcome in while a run goes through its phases."""
 
     def phase(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,7 +168,7 @@ def _watched(audit: Audit, outcome: Outcome, *, plans: bool) -> Iterator[None]:
 
     trained, ran, prepare = Loop.train_step, Loop.run, session_module.prepare
     with ExitStack() as stack:
-        if not plans:
+        if not times:
             stack.enter_context(patch.object(session_module, "time_everything", counts))
         for owner, name, value in (
             (Loop, "train_step", phase("training", train_step)),

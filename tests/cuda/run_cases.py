@@ -1,4 +1,7 @@
-"""Runs cases where a GPU is pretended, some of so many parts of them: a line of JSON for each."""
+"""Runs cases where a GPU is pretended, some of so many parts of them: a line of JSON for each.
+
+`run_cases.py PART PARTS [slow]`
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,25 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from audit import Audit
-from cases import cases, write_images
+from cases import cases, slow_cases, write_images
 from drive import drive
 from pretend import pretended_cuda
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from waits import WAITS_AND_NOT
 
 gc.freeze()  # what was imported need not be searched for garbage again and again
-for number, case in enumerate(cases()):
-    part, parts = map(int, sys.argv[1:])
+part, parts = map(int, sys.argv[1:3])
+for number, case in enumerate(slow_cases() if "slow" in sys.argv else cases()):
     if number % parts != part:
         continue
     with TemporaryDirectory() as folder:
         write_images(Path(folder))
         recipe, began = case.recipe(Path(folder)), time.process_time()
-        outcome = drive(case.family, recipe, Path(folder), capability=case.capability, plans=case.plans)
+        asked: dict[str, Any] = {"capability": case.capability, "plans": case.plans, "times": case.times}
+        outcome = drive(case.family, recipe, Path(folder), **asked)
     seconds = round(time.process_time() - began, 2)
     print(json.dumps({"name": case.name, "seconds": seconds} | asdict(outcome)), flush=True)
 

@@ -5,11 +5,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import stub
-from cases import BUNDLES, DTYPES, FAMILIES, KINDS, OPTIMIZERS, UNSIMULATED, Case, cases
+from cases import (
+    BUNDLES,
+    DTYPES,
+    FAMILIES,
+    KINDS,
+    OPTIMIZERS,
+    UNSIMULATED,
+    USUAL,
+    Case,
+    cases,
+    of_family,
+    slow_cases,
+)
 from waits import GOES_ON, WAITS
 
 from lora_studio.adapters import ADAPTERS
@@ -32,23 +45,40 @@ EXCUSED = {
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return outcomes(tmp_path_factory.mktemp("pretended"))
+
+
+@pytest.fixture(scope="module")
+def found_slowly(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return outcomes(tmp_path_factory.mktemp("pretended"), "slow")
+
+
+def outcomes(folder: Path, *more: str) -> Found:
     """Some processes share the runs, so that the libraries are imported as often as there are cores."""
-    folder = tmp_path_factory.mktemp("pretended")
     library = stub.build(folder)
-    parts = [(str(part), str(PROCESSES)) for part in range(PROCESSES)]
+    parts = [(str(part), str(PROCESSES), *more) for part in range(PROCESSES)]
     started = [stub.start(library, "run_cases.py", part, folder / f"cache{part[0]}") for part in parts]
-    outcomes = {}
+    found = {}
     for process in started:
         printed, said = process.communicate(timeout=60 * stub.MINUTES)
         assert process.returncode == 0, said[-3000:]
         lines = (json.loads(line) for line in printed.splitlines() if line.startswith('{"name"'))
-        outcomes |= {line.pop("name"): line for line in lines}
-    return outcomes
+        found |= {line.pop("name"): line for line in lines}
+    return found
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 def test_a_whole_run_is_right_on_a_gpu(case: Case, found: Found) -> None:
-    outcome = found[case.name]
+    assert_right(case, found[case.name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", slow_cases(), ids=lambda case: case.name)
+def test_so_is_every_run_of_families_that_are_alike(case: Case, found_slowly: Found) -> None:
+    assert_right(case, found_slowly[case.name])
+
+
+def assert_right(case: Case, outcome: Mapping[str, Any]) -> None:
     assert outcome["fault"] == ""
     assert outcome["device"] == {"cuda": "cuda:0"}.get(case.device, case.device)
     assert outcome["dtype"] == f"torch.{'float16' if case.dtype == 'auto' else case.dtype}"
@@ -86,11 +116,13 @@ def test_what_does_not_wait_is_let_through(line: str, found: Found) -> None:
 
 def test_every_family_meets_every_kind_dtype_optimizer_and_bundle() -> None:
     for family in FAMILIES:
-        own = [case for case in cases() if case.family == family]
-        assert {case.kind for case in own} == {*KINDS}
+        own = [case for case in (*cases(), *slow_cases()) if case.family == family]
+        assert {case.kind for case in own} == {*of_family(KINDS, family)}
         assert {case.dtype for case in own} >= {*DTYPES}
         assert {case.optimizer for case in own} == {*OPTIMIZERS}
-        assert {case.bundle for case in own} == {*BUNDLES}
+        assert {case.bundle for case in own} == {*of_family(BUNDLES, family)}
+    usual = {case.bundle for case in cases() if (case.kind, case.optimizer) == USUAL}
+    assert usual == {*BUNDLES}
     assert len(cases()) == len({case.name for case in cases()}) == 43
 
 

@@ -13,6 +13,7 @@ from processes import AtStep, interrupt
 from tiny import recipe_text
 from torch import Tensor
 
+from lora_studio.data.captions.trigger import find_cut
 from lora_studio.errors import BaseModelError, Interrupted, RecipeError
 from lora_studio.families import FAMILIES
 from lora_studio.families.loading import load_base
@@ -143,6 +144,15 @@ def test_density_shift_and_weights_are_the_recipes(base: Path) -> None:
 
 
 # ---- a run
+
+
+def test_a_caption_is_cut_where_the_text_encoder_stops_and_said_so(base: Path) -> None:
+    family = load_base(str(base))
+    around = family.encode_text([""])["text"].shape[1]
+    cut = find_cut(family.caption_tokenizers.values(), "a.png", "m" * 512)
+    assert cut is not None and (cut.read, len(cut.lost)) == (512 - around, around)
+    assert find_cut(family.caption_tokenizers.values(), "a.png", "m" * (512 - around)) is None
+    assert family.encode_text(["m" * 600])["text"].shape[1] == 512
 
 
 def test_exactly_one_family_recognises_each_base(base_of: BaseOf) -> None:

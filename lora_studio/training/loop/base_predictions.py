@@ -143,7 +143,8 @@ def _question(noisy: NoisyBatch, batch: Batch, rows: Sequence[int], family: Mode
         captions = [batch.captions[row] for row in rows]
         conditioning = family.encode_text(captions, like=batch.like or batch.captions)
     else:
-        asked = {"cpu": torch.tensor(rows), family.device.type: places}  # masks lie in main memory
+        here = _indices(rows, torch.device("cpu"))  # masks lie in main memory
+        asked = {"cpu": here, family.device.type: places}
         conditioning = {name: one[asked[one.device.type]] for name, one in batch.conditioning.items()}
     return Question(noisy.latents[places], noisy.timestep[places], conditioning, batch.geometry[places])
 

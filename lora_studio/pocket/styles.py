@@ -154,9 +154,9 @@ def riso(shapes: list[Shape], size: tuple[int, int], rng: random.Random) -> Imag
         ink, dark = _mixed(shape.rgb, RISO_INK, 0.12), 1 - _luminance(shape.rgb)
         image.paste(_mixed(RISO_PAPER, ink, 0.35 + 0.4 * dark), mask=mask)
         image.paste(ink, mask=ImageChops.multiply(mask, _screen(size, side / 8, 0.2 + 0.35 * dark)))
-        across = [x for x, _ in shape.points]
-        if max(across) - min(across) > size[0] / 2:  # neither a star nor a stripe of a wall
-            draw_line(shape)
+        top = [(x + slip[0], y + slip[1]) for x, y in shape.points if 0 < y < size[1]]
+        if top and top[-1][0] - top[0][0] > size[0] / 2:  # neither a star nor a stripe of a wall
+            drawing.line(top, fill=RISO_INK, width=round(side / 34), joint="curve")  # and no frame around all
     for shape in (s for s in shapes if s.outlined):
         drawing.polygon(shape.points, fill=_mixed(shape.rgb, RISO_INK, 0.12))
         draw_line(shape)

@@ -115,13 +115,12 @@ def _own(key: str, family: str, like: str) -> str:
 def _inherited(rows: Mapping[str, UiRow], family: str, like: str) -> dict[str, UiRow]:
     """Those of the family that it is like, without the UIs that have no such base."""
     without = rows[f"{family}.no_base"].does
-    return {
-        _own(key, family, like): replace(
-            row, does={ui: one for ui, one in row.does.items() if ui not in without}
-        )
-        for key, row in rows.items()
-        if key.startswith(f"{like}.")
-    }
+    found = {}
+    for key, row in rows.items():
+        does = {ui: one for ui, one in row.does.items() if ui not in without}
+        if key.startswith(f"{like}.") and does:
+            found[_own(key, family, like)] = replace(row, does=does)
+    return found
 
 
 @dataclass(frozen=True)

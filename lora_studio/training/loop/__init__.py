@@ -49,9 +49,7 @@ class Loop:
     after_step: Callable[[int], bool] = lambda step: False  # measures the result; whether it is to be saved
     after_save: Callable[[int], None] = lambda step: None  # draws it, when nothing of it can be lost any more
     looks_after: Callable[[int], bool] = lambda step: True  # whether one of them does so after this step
-    beside: Callable[[], AbstractContextManager[None]] = (
-        nullcontext  # what the base has while it learns alone
-    )
+    beside: Callable[[], AbstractContextManager[None]] = nullcontext  # of what the base has while it learns
     processes: Processes = ALONE
     reads_late: bool = False  # what a step came to is read while the next one is computed
     zero_last: bool = False  # a schedule that ends at 0 does so in the last step, not behind it

@@ -106,9 +106,8 @@ class AdapterPlan:
     steps: int
     part_rates: Mapping[str, float]  # part -> learning rate of what has none of its own
     init_from: Path | None  # a LoRA file
-    beside: Mapping[str, LinearFactors] = field(
-        default_factory=dict
-    )  # path in the denoiser -> a training adapter's
+    # Path in the denoiser -> a training adapter's.
+    beside: Mapping[str, LinearFactors] = field(default_factory=dict)
 
     def snapshot_float32(self, family: ModelFamily) -> dict[TensorPlace, Tensor]:
         """What layers that are trained themselves begin with, of which the base may have lost digits."""

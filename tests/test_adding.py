@@ -113,7 +113,7 @@ def added_family(base_of: BaseOf, gelu_base: Path, monkeypatch: pytest.MonkeyPat
     """What the contract's tests are given."""
     monkeypatch.setattr(FAMILIES, "entries", {"gelu": "added:Gelu"} | FAMILIES.entries)
     monkeypatch.setitem(FAMILY.BASES, "gelu", shutil.copytree)
-    traits = ("sd_v1_gelu", False, "stable-diffusion-v1-gelu/lora", "epsilon")
+    traits = ("sd_v1_gelu", False, "stable-diffusion-v1-gelu/lora", "epsilon", FAMILY.STABILITY)
     monkeypatch.setitem(FAMILY.TRAITS, "gelu", traits)
     monkeypatch.setitem(FAMILY.CARDS, "gelu", "GELU")
     monkeypatch.setitem(FAMILY.SHAPES, "gelu", FAMILY.SHAPES["sd15"])

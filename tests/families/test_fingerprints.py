@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import BASES
 from torch import nn
 
 from lora_studio.families.base import ModelFamily
@@ -75,7 +74,7 @@ def other_weights(path: Path) -> bytes:
     return content
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", ["sd15", "sd2", "sd2 v", "sdxl"])  # larger ones go by their files
 def test_it_is_the_formulas_for_every_part_before_and_after_it_is_remembered(
     name: str, base_of: BaseOf, memory: Path
 ) -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 from published_names import BASES, FOLDER, listed
+from published_transformers import BASES as TRANSFORMERS
 from reference_files import keys_and_shapes
 
 from lora_studio.families.layer_names import OUTSIDE, OWN, PUBLISHED
@@ -15,7 +16,8 @@ LISTS = {"SD1": "sd15_conv", "SD2": "sd2_conv", "SDXL": "sdxl_conv"}
 
 def test_every_published_base_has_a_list_and_no_other_is_there() -> None:
     assert [base.key_list for base in PUBLISHED] == [f"{name}.txt" for name in BASES]
-    assert sorted(path.name for path in FOLDER.iterdir()) == sorted(base.key_list for base in PUBLISHED)
+    of_all = [base.key_list for base in PUBLISHED] + [f"{name}.txt" for name in TRANSFORMERS]
+    assert sorted(path.name for path in FOLDER.iterdir()) == sorted(of_all)
 
 
 @pytest.mark.parametrize("name", BASES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -51,7 +52,7 @@ def full_size(base: str) -> ModelFamily:
     """Without weights, text encoders and tokenizers."""
     kind = FAMILIES[TRAINED[base]]
     family = kind.__new__(kind)
-    family.parts = {"transformer": published(base)}
+    family.parts = {"transformer": deepcopy(published(base))}  # it gets adapters
     return family
 
 

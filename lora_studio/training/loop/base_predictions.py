@@ -73,7 +73,7 @@ class BasePredictions:
     batch_at: Callable[[int], tuple[Batch, NoisyBatch]]  # a micro-batch and its noise
     processes: Processes
     listener: Listener
-    _window: range = range(0)
+    window: range = range(0)  # of micro-batches, that the base was asked about last
     _found: dict[int, Tensor] = field(default_factory=dict)  # of the window: [N, C, H, W]
 
     def targets(self, batch: Batch, noisy: NoisyBatch, position: DrawPosition | None = None) -> Targets:
@@ -92,11 +92,11 @@ class BasePredictions:
         return [row for row in sorted({*batch.preserved, *batch.masked}) if own.start <= row < own.stop]
 
     def _of(self, number: int) -> Tensor:
-        if number not in self._window:
-            self._window, self._found = range(0), {}  # their memory is needed
+        if number not in self.window:
+            self.window, self._found = range(0), {}  # their memory is needed
             window = self._window_of(number)
             self._found = self._predict(lambda: ((one, *self.batch_at(one)) for one in window))
-            self._window = window
+            self.window = window
         return self._found[number]
 
     def _predict(self, micro_batches: Callable[[], Iterable[Numbered]]) -> dict[int, Tensor]:

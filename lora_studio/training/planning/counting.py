@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -106,11 +107,21 @@ class Work(TorchDispatchMode):
         self.bytes = 0  # read and written once each by all other operations
         self.launches = 0  # operations that compute something
 
-    def times(self, count: float) -> Work:
-        found = Work()
-        found.flops = Counter({dtype: round(flops * count) for dtype, flops in self.flops.items()})
-        found.bytes, found.launches = round(self.bytes * count), round(self.launches * count)
+    def plus(self, other: Work, count: float = 1) -> Work:
+        """And so many times another, which is taken away if they are less than none."""
+        found, dtypes = Work(), self.flops.keys() | other.flops.keys()
+        found.flops = Counter({one: round(self.flops[one] + count * other.flops[one]) for one in dtypes})
+        found.bytes = round(self.bytes + count * other.bytes)
+        found.launches = round(self.launches + count * other.launches)
         return found
+
+    @contextmanager
+    def part(self) -> Iterator[Work]:
+        """Work that is, behind it, what was counted within it."""
+        part, before = Work(), Work().plus(self)
+        yield part
+        found = self.plus(before, -1)
+        part.flops, part.bytes, part.launches = found.flops, found.bytes, found.launches
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -66,9 +66,14 @@ def test_checkpointing_keeps_less_and_computes_more(planned: CardPlan) -> None:
 
 @pytest.mark.slow
 def test_more_micro_batches_take_time_and_no_memory() -> None:
-    two, eight = (small_plan(training={"batch_size": 1, "gradient_accumulation": count}) for count in (2, 8))
-    assert two.peak("training") == eight.peak("training")
+    counts = (1, 2, 8)
+    one, two, eight = (
+        small_plan(training={"batch_size": 1, "gradient_accumulation": count}) for count in counts
+    )
+    assert one.peak("training") < two.peak("training") == eight.peak("training")  # beside gradients
     assert sum(eight.work.flops.values()) == pytest.approx(4 * sum(two.work.flops.values()))
+    of_micro_batch = two.work.launches - one.work.launches  # with the addition of gradients
+    assert eight.work.launches == one.work.launches + 7 * of_micro_batch  # and one optimizer step
 
 
 @pytest.mark.slow

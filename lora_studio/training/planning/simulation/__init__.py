@@ -25,6 +25,7 @@ from lora_studio.training.loop.step_result import GradientWatch
 from lora_studio.training.planning.counting import CUDAS_BLOCK, LiveBytes, Work
 from lora_studio.training.planning.memory import adapter_bytes
 from lora_studio.training.planning.simulation.images import Shapes
+from lora_studio.training.planning.simulation.one_step import SimulatedStep
 from lora_studio.training.planning.simulation.pretending import CPU, fake_like, make_fake, pretending
 from lora_studio.training.planning.simulation.session import SimulatedMachine, simulated_session
 from lora_studio.training.prepare import Session
@@ -77,9 +78,8 @@ class _Simulator:
 
     def __init__(self, recipe: Recipe, family: ModelFamily, dtype: torch.dtype, shapes: Shapes) -> None:
         training, self.wanted = recipe.training, recipe
-        accumulated = min(2, training.gradient_accumulation)  # more are alike
-        self.repeats = training.gradient_accumulation / accumulated
-        passes = {"gradient_accumulation": accumulated, **STAND_INS.get(training.optimizer, {})}
+        self.repeats = training.gradient_accumulation  # of a micro-batch, of which one is simulated
+        passes = {"gradient_accumulation": 1, **STAND_INS.get(training.optimizer, {})}
         self.recipe = recipe.model_copy(update={"training": training.model_copy(update=passes)})
         machine = recipe.machine.model_copy(update={"attention": "sdpa", "compile": False})
         self.machine = SimulatedMachine(CPU, dtype, recipe.base.quantize, machine)
@@ -102,7 +102,7 @@ class _Simulator:
             session, stack = made
             work = self._train(session)
             self._look(session, stack)
-        return Simulation(tuple(self.phases), work.times(self.repeats))
+        return Simulation(tuple(self.phases), work)
 
     def _draw_regularization_images(self) -> None:
         wanted, bucket = self.recipe.data.regularization_images, self.shapes.bucket
@@ -156,9 +156,9 @@ class _Simulator:
             "latents and captions": self._cached_bytes(session),
         }
         self.own = {id(one) for one in session.adapters.named_parameters().values()}
-        with Work() as work:
-            self._measure(TRAINING, lambda: loop.train_step(1, watch))
-        return work
+        step = SimulatedStep(loop, self.repeats)
+        self._measure(TRAINING, lambda: step.run(watch))
+        return step.work
 
     def _cached_bytes(self, session: Session) -> int:
         """Latents, if they stay on the device, and texts: of all images, or of a batch without them."""

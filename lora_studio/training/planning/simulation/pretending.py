@@ -143,7 +143,13 @@ def _places(_mode: FakeTensorMode, _func: object, fake: FakeTensor) -> Tensor:
         return torch.empty((fake.numel(), fake.dim()), dtype=torch.int64, device=fake.device)
 
 
+def _alike(_mode: FakeTensorMode, _func: object, one: Tensor, other: Tensor) -> bool:
+    """Whether two are equal: as far as shapes tell."""
+    return one.shape == other.shape
+
+
 _ASKED_FOR_CONTENT = {
+    torch.ops.aten.equal.default: _alike,
     torch.ops.aten._local_scalar_dense.default: _number,
     torch.ops.aten.nonzero.default: _places,
 }

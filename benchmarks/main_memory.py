@@ -55,15 +55,20 @@ def write_base(folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
 
 
-def write_recipe(folder: Path) -> Path:
+def write_images(folder: Path, side: int) -> Path:
+    """A folder of noise with captions, in this one."""
     images = folder / "images"
     images.mkdir()
     for number in range(NUM_IMAGES):
-        image = Image.effect_noise((SIDE, SIDE), 40 + number).convert("RGB")
+        image = Image.effect_noise((side, side), 40 + number).convert("RGB")
         image.save(images / f"{number}.png")
         (images / f"{number}.txt").write_text(f"number {number}, zwx style", "utf-8")
+    return images
+
+
+def write_recipe(folder: Path) -> Path:
     recipe = folder / "memory.toml"
-    values = {"base": folder / "base", "images": images, "side": SIDE, "steps": STEPS}
+    values = {"base": folder / "base", "images": write_images(folder, SIDE), "side": SIDE, "steps": STEPS}
     recipe.write_text(RECIPE.format(**values), "utf-8")
     return recipe
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+COMMAND_OUTPUT = "said.txt"  # in the scratch folder
 # Runs a command, and writes what it took into a file: seconds from start-up's end, processor seconds, peak
 # in MB. Not getrusage's peak, which includes that of the program which started this one.
 COMMAND = """
@@ -27,10 +28,14 @@ finally:
 
 
 def run_command(words: Sequence[str], scratch: Path, codes: Sequence[int] = (0, 1)) -> list[float]:
-    """Seconds, processor seconds and peak in MB of a command that may exit with one of these codes."""
+    """Seconds, processor seconds and peak in MB of a command that may exit with one of these codes.
+
+    What it prints is in the scratch folder, in COMMAND_OUTPUT.
+    """
     out = scratch / "figures.json"
     command = [sys.executable, "-c", COMMAND, "", *words, str(out)]
-    process = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with (scratch / COMMAND_OUTPUT).open("w", encoding="utf-8") as said:
+        process = subprocess.run(command, stdout=said, stderr=subprocess.PIPE, text=True)
     if process.returncode not in codes:
         raise RuntimeError(f"{words[0]} exits with {process.returncode}: {process.stderr[-500:]}")
     figures: list[float] = json.loads(out.read_text())

@@ -8,6 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lora_studio.families.freed import return_freed_memory
+
+KEPT_BYTES = 2**26  # that the C library may keep of what was laid elsewhere
+
 
 class Joined:
     """What the owners hold, in one tensor: they become views of it, so it takes no memory of its own."""
@@ -86,8 +90,14 @@ def _lay_together(owners: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def _lay_into(whole: Tensor, owners: Sequence[Tensor]) -> Tensor:
+    """Of large tensors the owners' own memory goes back to the system meanwhile: both may be too much."""
+    freed = 0
     for owner, view in zip(owners, whole.unbind(0), strict=True):
+        freed += owner.nbytes if owner.device.type == "cpu" else 0
         owner.data = view.copy_(owner)
+        if freed >= KEPT_BYTES:
+            return_freed_memory()
+            freed = 0
     return whole
 
 

@@ -430,7 +430,9 @@ class ModelFamily(ABC):
                 if is_dropped(part):
                     if wanted is leaving or name not in self.sources:
                         continue
-                    self.sources[name].read_again(part, self.dtype_of(name), device if self.staged else None)
+                    to, copies = device if self.staged else None, self.staged and name == self.denoiser
+                    # whose layers are laid elsewhere: of a mapped file they would be there twice
+                    self.sources[name].read_again(part, self.dtype_of(name), to, copies=copies)
                 elif wanted is leaving and self.staged and name in self.sources and name != self.denoiser:
                     self.drop(name)
                     continue

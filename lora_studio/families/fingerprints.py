@@ -50,10 +50,20 @@ class PartSource:
     by_files: bool = False  # its fingerprint is made of its files' bytes: all its numbers take minutes
     marks: tuple[str, ...] = ()  # of what is merged into it
 
-    def read_again(self, part: nn.Module, dtype: torch.dtype, device: torch.device | None = None) -> None:
-        """Fill a part whose weights were dropped; BaseModelError if its files are not what they were."""
+    def read_again(
+        self,
+        part: nn.Module,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        *,
+        copies: bool = False,
+    ) -> None:
+        """Fill a part whose weights were dropped; BaseModelError if its files are not what they were.
+
+        `copies` as for `StoredPart.fill`: a file stays mapped as a whole while one tensor is mapped from it.
+        """
         self._check_files()
-        self.stored.fill(part, dtype, copies=False, device=device)
+        self.stored.fill(part, dtype, copies=copies, device=device)
 
     def read_in_pieces(
         self, part: nn.Module, pieces: Sequence[Sequence[str]], dtype: torch.dtype, device: torch.device

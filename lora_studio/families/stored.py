@@ -93,10 +93,10 @@ class StoredPart:
     def fill_some(
         self, part: nn.Module, names: Iterable[str], dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Give the part some of its weights, as `fill` does, on a device."""
+        """Give the part copies of some of its weights, as `fill` does, on a device."""
         import torch
 
-        for name, tensor in self._made(names, dtype, device, copies=False):
+        for name, tensor in self._made(names, dtype, device, copies=True):
             path, _, end = name.rpartition(".")
             module = part.get_submodule(path)
             if end in module._parameters:

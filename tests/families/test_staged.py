@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from memory import needs_proc
 from tiny import recipe_text
 from torch import Tensor, nn
 
@@ -118,6 +119,20 @@ def test_the_transformer_is_read_block_by_block_and_each_has_its_bits_at_once(ba
     assert halves == set(paths) and not is_dropped(denoiser)
     outside = [one for one in halves if not one.startswith(BLOCKS)]
     assert not outside, "no embedder and no last layer"
+
+
+@needs_proc
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_the_transformers_files_are_let_go_when_it_is_read(base_of: BaseOf, in_pieces: bool) -> None:
+    """Its layers are laid elsewhere or quantised: what is mapped would be in memory beside that."""
+    family = load_base(str(base_of("z_image")), staged=True)
+    if in_pieces:
+        family.read_denoiser(torch.device("cpu"), lambda paths: None, [])
+    else:
+        family.place(torch.device("cpu"), family.denoiser)
+    mapped = Path("/proc/self/maps").read_text()
+    assert not is_dropped(family.parts[family.denoiser])
+    assert not [file for file in family.sources[family.denoiser].stamps if str(file) in mapped]
 
 
 def test_a_file_that_changes_before_its_turn_is_one_sentence(base_of: BaseOf, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lora_studio.evaluate.validation import validation_summary
+from lora_studio.families.freed import return_freed_memory
 from lora_studio.files import digest_of, size_of
 from lora_studio.metadata.sidecars import write_sidecars
 from lora_studio.metadata.write import left_out_in_words
@@ -31,7 +32,6 @@ from lora_studio.training.finish.verified import (
 )
 from lora_studio.training.loop import Loop
 from lora_studio.training.loop.watch import PreviewWatch
-from lora_studio.training.machine import return_freed_memory
 from lora_studio.training.prepare import Session
 from lora_studio.verify import VerifyReport
 from lora_studio.version import __version__

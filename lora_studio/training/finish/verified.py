@@ -16,6 +16,7 @@ from lora_studio.export import EXPORTERS
 from lora_studio.export.embedding import load_embedding
 from lora_studio.export.merged import check_folder, open_folder, put_in, write_folder
 from lora_studio.export.target import ExportJob, ExportResult
+from lora_studio.families.freed import return_freed_memory
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.training.finish.file_facts import training_facts
 from lora_studio.training.finish.frozen import check_frozen
@@ -106,6 +107,7 @@ def _compare_probe(
     """In the run's own frozen parts, which are made sure to be the base's: there may be no room for two."""
     machine, family = trained.machine, trained.family
     lora = next((one.paths[0] for target, one in written.items() if EXPORTERS[target].probed), None)
+    return_freed_memory()  # of the live probe, before the base's files are mapped beside it
     with family.placed(*family.probed), trained.adapters.taken_out(family.parts):
         check_frozen(family, family.probed, machine, report)
         untrained = job.bare_base()  # for its tokenizers, which know no learned word

@@ -285,14 +285,6 @@ def out_of_memory(where: str) -> OutOfMemory:
     return OutOfMemory(f"the memory ran out {where}; {ADVICE}")
 
 
-def return_freed_memory() -> None:
-    """Have the C library give back what a large base left behind, which it otherwise keeps to itself."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # another C library, another system
-        return
-
-
 def keep_freed_memory() -> bool:
     """Have the C library keep freed memory; whether it does (glibc, so on Linux).
 

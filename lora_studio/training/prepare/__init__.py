@@ -15,13 +15,14 @@ from lora_studio.data.feed import Feed, geometry
 from lora_studio.data.manifest import Manifest
 from lora_studio.evaluate.validation import Validation, ValidationImage, best_step
 from lora_studio.families.base import ModelFamily
+from lora_studio.families.freed import return_freed_memory
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.loop import Loop
 from lora_studio.training.loop.state import Ema, State, state_files
-from lora_studio.training.machine import Machine, return_freed_memory, shard
+from lora_studio.training.machine import Machine, shard
 from lora_studio.training.machine.self_test import choose_compile
 from lora_studio.training.optimizers.choose import (
     is_elementwise,

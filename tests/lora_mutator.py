@@ -10,7 +10,7 @@ import random
 import re
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -458,12 +458,19 @@ def run(folder: Path, numbers: range) -> tuple[dict[str, int], list[str]]:
     for number in numbers:
         what, content = mutated(random.Random(number))
         verbs.path.write_bytes(content)
-        for call in (*calls, verbs.resize, verbs.combine, verbs.compare):
-            began = time.process_time()
-            with tried(f"{number} ({what}): {call.__name__}", counts, crashes, is_said=in_one_line(1000)):
-                call()
-                counts["used"] += 1
-            if time.process_time() - began > SECONDS:
-                crashes.append(f"{number} ({what}): {call.__name__} took {time.process_time() - began:.0f} s")
+        try_calls((*calls, verbs.resize, verbs.combine, verbs.compare), f"{number} ({what})", counts, crashes)
         verbs.out.unlink(missing_ok=True)
     return counts, crashes
+
+
+def try_calls(
+    calls: Iterable[Callable[[], object]], file: str, counts: dict[str, int], crashes: list[str]
+) -> None:
+    """Each is used, refused in one line, or a crash; one that takes too long is that, too."""
+    for call in calls:
+        began = time.process_time()
+        with tried(f"{file}: {call.__name__}", counts, crashes, is_said=in_one_line(1000)):
+            call()
+            counts["used"] += 1
+        if time.process_time() - began > SECONDS:
+            crashes.append(f"{file}: {call.__name__} took {time.process_time() - began:.0f} s")

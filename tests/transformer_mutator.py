@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from fuzzing import damaged
-from lora_mutator import EXTRAS, KINDS, SECONDS, Tensors, Verbs, _key_twice, _saved, changed
+from lora_mutator import EXTRAS, KINDS, Tensors, Verbs, _key_twice, _saved, changed, try_calls
 from safetensors.torch import save_file
-from trying import in_one_line, tried
 
 QKV, LINEAR1 = (192, 64), (448, 64)
 LAYERS: dict[str, dict[str, tuple[int, int]]] = {
@@ -103,12 +101,6 @@ def run(folder: Path, numbers: range) -> tuple[dict[str, int], list[str]]:
             ),
             verbs.good,
         )
-        for call in calls_of(verbs):
-            began = time.process_time()
-            with tried(f"{number} ({what}): {call.__name__}", counts, crashes, is_said=in_one_line(1000)):
-                call()
-                counts["used"] += 1
-            if time.process_time() - began > SECONDS:
-                crashes.append(f"{number} ({what}): {call.__name__} took {time.process_time() - began:.0f} s")
+        try_calls(calls_of(verbs), f"{number} ({what})", counts, crashes)
         verbs.out.unlink(missing_ok=True)
     return counts, crashes

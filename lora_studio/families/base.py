@@ -29,6 +29,7 @@ from lora_studio.families.stored import drop_weights
 from lora_studio.objectives.base import Objective, ObjectiveOptions
 from lora_studio.quantization import has_tensors, linear_paths
 from lora_studio.recipe.data import MOST_CHUNKS
+from lora_studio.rng import generator
 
 Conditioning = dict[str, "Tensor"]
 """The text side, batch first. Only the family that wrote it reads it; cache and loop just carry it.
@@ -81,6 +82,17 @@ class Miniature:
     denoiser: nn.Module
     endings: tuple[str, ...]  # of the paths of its layers that learn
     predict: Callable[[torch.device, torch.dtype], Tensor]  # for inputs that are always the same
+
+
+def self_test_inputs(
+    shapes: Sequence[tuple[int, ...]], device: torch.device, dtype: torch.dtype
+) -> list[Tensor]:
+    """Normal numbers for a miniature's inputs of these shapes, always the same."""
+    import torch
+
+    return [
+        torch.randn(shape, generator=generator("self-test", shape[1])).to(device, dtype) for shape in shapes
+    ]
 
 
 def innermost_blocks(denoiser: nn.Module) -> Iterator[nn.Module]:

@@ -139,6 +139,13 @@ def with_negative(strength: float, negative: str) -> dict[str, Any]:
 
 
 SCHNELL = {"guidance_scale": 0.0, "max_sequence_length": 256}
+SD3 = Reference(
+    text=sd3_text,
+    spatial=as_they_are,
+    unguided={"guidance_scale": 1.0},
+    guided=with_negative,
+    velocity=sd3_velocity,
+)
 REFERENCES = {
     "flux1": Reference(
         text=flux_text,
@@ -161,20 +168,8 @@ REFERENCES = {
         guided=with_negative,
         velocity=chroma_velocity,
     ),
-    "sd3": Reference(
-        text=sd3_text,
-        spatial=as_they_are,
-        unguided={"guidance_scale": 1.0},
-        guided=with_negative,
-        velocity=sd3_velocity,
-    ),
-    "sd3 first": Reference(
-        text=sd3_text,
-        spatial=as_they_are,
-        unguided={"guidance_scale": 1.0},
-        guided=with_negative,
-        velocity=sd3_velocity,
-    ),
+    "sd3": SD3,
+    "sd3 first": SD3,
     "z_image": Reference(
         text=z_image_text,
         spatial=as_they_are,

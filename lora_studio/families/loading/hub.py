@@ -42,12 +42,7 @@ def hub_folder(model: str, *, weights: bool = True, half: bool = False) -> Path:
         return found.parent
 
     def wanted(hub: HfApi) -> list[str]:
-        files = hub.list_repo_files(model)
-        if INDEX not in files:
-            raise BaseModelError(
-                f"the hub's {model} has no {INDEX}, so it is no diffusers folder; give another id, or "
-                "download the .safetensors file of a base there and give its path."
-            )
+        files = _files_of_folder(hub, model, "base")
         return wanted_files(files, _fetched_parts(model), weights=weights, half=half)
 
     return _download(f"the base model {model}", model, wanted)
@@ -63,16 +58,22 @@ def hub_text_encoders(model: str) -> Path:
         return found.parent
 
     def wanted(hub: HfApi) -> list[str]:
-        files = hub.list_repo_files(model)
-        if INDEX not in files:
-            raise BaseModelError(
-                f"the hub's {model} has no {INDEX}, so it is no diffusers folder; give another id, or "
-                "download the .safetensors file of a text encoder there and give its path."
-            )
+        files = _files_of_folder(hub, model, "text encoder")
         parts = [part for part in _fetched_parts(model) if part.startswith(_TEXT)]
         return wanted_files(files, parts, networks=parts)
 
     return _download(f"the text encoder {model}", model, wanted)
+
+
+def _files_of_folder(hub: HfApi, model: str, what: str) -> list[str]:
+    """The names of what the hub has of a diffusers folder; BaseModelError if it is none."""
+    files = hub.list_repo_files(model)
+    if INDEX not in files:
+        raise BaseModelError(
+            f"the hub's {model} has no {INDEX}, so it is no diffusers folder; give another id, or "
+            f"download the .safetensors file of a {what} there and give its path."
+        )
+    return files
 
 
 def hub_vae(model: str) -> Path:

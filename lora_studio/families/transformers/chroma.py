@@ -24,18 +24,15 @@ from lora_studio.families.base import (
 from lora_studio.families.layer_names.transformers import layouts
 from lora_studio.families.transformers import MASK, VELOCITY, has_numbers
 from lora_studio.families.transformers.flux1 import (
-    IMAGE_STREAM,
-    SINGLE_INPUT,
-    TEXT_STREAM,
     TOKENS,
     StreamTransformer,
     device_of,
     pack,
     positions,
+    stream_miniature,
     unpack,
 )
 from lora_studio.processes import to_device
-from lora_studio.rng import generator
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -153,22 +150,7 @@ class Chroma(StreamTransformer):
                 approximator_layers=1,
             )
 
-        def predict(device: torch.device, dtype: torch.dtype) -> Tensor:
-            latents, text = (
-                torch.randn(shape, generator=generator("self-test", shape[1])).to(device, dtype)
-                for shape in ((2, 16, 8, 8), (2, 7, 48))
-            )
-            return transformer(
-                pack(latents),
-                encoder_hidden_states=text,
-                timestep=torch.tensor([0.1, 0.7], device=device),
-                img_ids=positions(8, 8, torch.device(device)),
-                txt_ids=torch.zeros(7, 3, device=device),
-                return_dict=False,
-            )[0]
-
-        endings = (*IMAGE_STREAM, *TEXT_STREAM, SINGLE_INPUT)
-        return Miniature(transformer.requires_grad_(False).eval(), endings, predict)
+        return stream_miniature(transformer, lambda text: {})
 
 
 def _pad(tokenizer: Any) -> int:

@@ -6,16 +6,22 @@ what is learned shows too weakly (sd-scripts, docs/flux_train_network.md). schne
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_studio.families.base import Conditioning, FileTraits, Miniature, SameInput, UsualSampling
+from lora_studio.families.base import (
+    Conditioning,
+    FileTraits,
+    Miniature,
+    SameInput,
+    UsualSampling,
+    self_test_inputs,
+)
 from lora_studio.families.layer_names.transformers import layouts
 from lora_studio.families.transformers import VELOCITY, Configurations, FlowTransformer, width_fault
 from lora_studio.processes import to_device
-from lora_studio.rng import generator
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -105,6 +111,27 @@ class StreamTransformer(FlowTransformer):
     def together(self) -> dict[str, tuple[SameInput, ...]]:
         """Queries, keys and values; in a block of one stream the feed-forward's first layer, too."""
         return {"transformer": (SameInput((*IMAGE_STREAM[:3], SINGLE_INPUT)), SameInput(TEXT_STREAM[:3]))}
+
+
+def stream_miniature(transformer: nn.Module, beside: Callable[[Tensor], dict[str, Tensor]]) -> Miniature:
+    """A tiny one that reads texts 48 wide, with what else it is given made of the text."""
+
+    def predict(device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The prediction for latents [2, 16, 8, 8] and texts [2, 7, 48], always the same ones."""
+        latents, text = self_test_inputs(((2, 16, 8, 8), (2, 7, 48)), device, dtype)
+        found: Tensor = transformer(
+            pack(latents),
+            encoder_hidden_states=text,
+            timestep=torch.tensor([0.1, 0.7], device=device),
+            img_ids=positions(8, 8, torch.device(device)),
+            txt_ids=torch.zeros(7, 3, device=device),
+            return_dict=False,
+            **beside(text),
+        )[0]
+        return found
+
+    endings = (*IMAGE_STREAM, *TEXT_STREAM, SINGLE_INPUT)
+    return Miniature(transformer.requires_grad_(False).eval(), endings, predict)
 
 
 class Flux1(StreamTransformer):
@@ -223,20 +250,4 @@ class Flux1(StreamTransformer):
                 axes_dims_rope=(4, 14, 14),
             )
 
-        def predict(device: torch.device, dtype: torch.dtype) -> Tensor:
-            latents, text = (
-                torch.randn(shape, generator=generator("self-test", shape[1])).to(device, dtype)
-                for shape in ((2, 16, 8, 8), (2, 7, 48))
-            )
-            return transformer(
-                pack(latents),
-                encoder_hidden_states=text,
-                pooled_projections=text[:, 0, :32],
-                timestep=torch.tensor([0.1, 0.7], device=device),
-                img_ids=positions(8, 8, torch.device(device)),
-                txt_ids=torch.zeros(7, 3, device=device),
-                return_dict=False,
-            )[0]
-
-        endings = (*IMAGE_STREAM, *TEXT_STREAM, SINGLE_INPUT)
-        return Miniature(transformer.requires_grad_(False).eval(), endings, predict)
+        return stream_miniature(transformer, lambda text: {"pooled_projections": text[:, 0, :32]})

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 
-from lora_studio.families.base import Conditioning, FileTraits, Miniature, SameInput, UsualSampling
+from lora_studio.families.base import (
+    Conditioning,
+    FileTraits,
+    Miniature,
+    SameInput,
+    UsualSampling,
+    self_test_inputs,
+)
 from lora_studio.families.layer_names.transformers import layouts
 from lora_studio.families.transformers import VELOCITY, Configurations, FlowTransformer, width_fault
 from lora_studio.families.transformers.flux1 import IMAGE_STREAM, TEXT_STREAM, device_of, padded_ids
-from lora_studio.rng import generator
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -175,10 +181,7 @@ class StableDiffusion3(FlowTransformer):
             )
 
         def predict(device: torch.device, dtype: torch.dtype) -> Tensor:
-            latents, text = (
-                torch.randn(shape, generator=generator("self-test", shape[1])).to(device, dtype)
-                for shape in ((2, 16, 8, 8), (2, 7, 48))
-            )
+            latents, text = self_test_inputs(((2, 16, 8, 8), (2, 7, 48)), device, dtype)
             return transformer(
                 latents,
                 encoder_hidden_states=text,

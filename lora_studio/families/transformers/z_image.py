@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_studio.errors import BaseModelError, reason_of
-from lora_studio.families.base import Conditioning, FileTraits, Miniature, SameInput, UsualSampling
+from lora_studio.families.base import (
+    Conditioning,
+    FileTraits,
+    Miniature,
+    SameInput,
+    UsualSampling,
+    self_test_inputs,
+)
 from lora_studio.families.layer_names.transformers import layouts
 from lora_studio.families.transformers import (
     MASK,
@@ -18,7 +25,6 @@ from lora_studio.families.transformers import (
     own_tokens,
     width_fault,
 )
-from lora_studio.rng import generator
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ZImageTransformer2DModel
@@ -139,10 +145,7 @@ class ZImage(FlowTransformer):
             transformer = ZImageTransformer2DModel(cap_feat_dim=48, **sizes, **axes)
 
         def predict(device: torch.device, dtype: torch.dtype) -> Tensor:
-            latents, text = (
-                torch.randn(shape, generator=generator("self-test", shape[1])).to(device, dtype)
-                for shape in ((2, 16, 1, 8, 8), (2, 7, 48))
-            )
+            latents, text = self_test_inputs(((2, 16, 1, 8, 8), (2, 7, 48)), device, dtype)
             timestep = torch.tensor([0.1, 0.7], device=device)
             return torch.stack(transformer(list(latents), timestep, list(text), return_dict=False)[0])
 

@@ -20,6 +20,7 @@ from lora_studio.families.base import (
     ProbeInputs,
     SameInput,
     Tokenizers,
+    self_test_inputs,
 )
 from lora_studio.families.layer_names.spellings import ONE_ENCODER, KohyaLayout, LayerPlace
 from lora_studio.families.noise_schedule import STABLE_DIFFUSION, NoiseSchedule, read_schedule
@@ -182,10 +183,7 @@ class StableDiffusion(ModelFamily):
             unet = UNet2DConditionModel(**types, **blocks, **sizes)
 
         def predict(device: torch.device, dtype: torch.dtype) -> Tensor:
-            latents, text = (
-                torch.randn(shape, generator=generator("self-test", shape[1])).to(device, dtype)
-                for shape in ((2, 4, 8, 8), (2, 7, 64))
-            )
+            latents, text = self_test_inputs(((2, 4, 8, 8), (2, 7, 64)), device, dtype)
             return unet(latents, torch.tensor([100, 700], device=device), text).sample
 
         return Miniature(unet.requires_grad_(False).eval(), ATTENTION + FEED_FORWARD[:2], predict)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lora_studio.tools.inspect import Damaged, Facts
     from lora_studio.tools.push import Upload
     from lora_studio.verify import VerifyReport
-    from lora_studio.verify.uis import Verdict
+    from lora_studio.verify.uis import UiVerdict
 
 _LONGEST = 200  # letters of a metadata value; --json has all
 _MOST = 100  # lines of metadata
@@ -101,7 +101,7 @@ def _span(values: Sequence[float]) -> str:
     return " to ".join(f"{one:g}" for one in dict.fromkeys(values))
 
 
-def print_verdicts(verdicts: Sequence[Verdict], screen: Screen) -> None:
+def print_verdicts(verdicts: Sequence[UiVerdict], screen: Screen) -> None:
     """A row for each UI, with what it does not load and what that leads to; the same is said once."""
     table, said = columns(("UI", "loads", "why"), whole=("UI", "loads")), dict[str, str]()
     for one in verdicts:

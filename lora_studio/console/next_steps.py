@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_studio.text import command_of
-from lora_studio.verify.uis import NO_BASE, NOT_AT_ALL, Verdict
+from lora_studio.verify.uis import NO_BASE, NOT_AT_ALL, UiVerdict
 
 if TYPE_CHECKING:
     from lora_studio.training.finish import Finished
@@ -34,7 +34,7 @@ def next_steps(result: Finished, facts: RunFacts) -> list[tuple[str, str]]:
     return [("next" if number == 0 else "", text) for number, text in enumerate(_sentences(result, facts))]
 
 
-def _places(judged: Sequence[Verdict]) -> str:
+def _places(judged: Sequence[UiVerdict]) -> str:
     """The folders of those UIs that have bases of the file's kind, and load something of it."""
     without = {one.ui for one in judged if one.loads in (NO_BASE, NOT_AT_ALL)}
     found = []

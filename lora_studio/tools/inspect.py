@@ -21,7 +21,7 @@ from lora_studio.quiet import paused_collector
 from lora_studio.tensor_file.header import Header, read_header
 from lora_studio.text import be, plural
 from lora_studio.tools import Report
-from lora_studio.verify.uis import Base, Verdict, base_of_file, verdicts
+from lora_studio.verify.uis import Base, UiVerdict, base_of_file, verdicts
 from lora_studio.verify.uis.findings import embedded_in, embedding_findings, findings, is_embedding
 from lora_studio.verify.uis.table import UiFinding
 
@@ -45,7 +45,7 @@ class Facts(Report):
     triggers: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
-    uis: tuple[Verdict, ...] = ()
+    uis: tuple[UiVerdict, ...] = ()
     notes: tuple[str, ...] = ()
 
 

@@ -25,7 +25,7 @@ from lora_studio.verify.uis import (
     NO_BASE,
     NOT_KNOWN,
     Base,
-    Verdict,
+    UiVerdict,
     base_of_family,
     base_of_file,
     loaded_by,
@@ -47,7 +47,7 @@ class VerifyReport:
     file: str
     faults: list[str] = field(default_factory=list)
     checks: dict[str, Any] = field(default_factory=dict)
-    uis: list[Verdict] = field(default_factory=list)
+    uis: list[UiVerdict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -46,7 +46,7 @@ class Sampled(Report):
 
 
 @dataclass(frozen=True)
-class Variant:
+class SampleVariant:
     """A column of the sheet."""
 
     title: str
@@ -114,26 +114,26 @@ def _side(source: SampleSource, request: SampleRequest) -> int:
     return side
 
 
-def _variants(source: SampleSource, request: SampleRequest) -> list[Variant]:
+def _variants(source: SampleSource, request: SampleRequest) -> list[SampleVariant]:
     """The base, then every strength of every checkpoint."""
     several = GRID_STRENGTHS if "strengths" in request.grid else (1.0,)
     strengths = tuple(dict.fromkeys(request.strengths or several))
     steps = source.steps_of(request.checkpoints, everything="checkpoints" in request.grid)
     source.check(strengths)
-    found = [Variant("base")]
+    found = [SampleVariant("base")]
     for step, strength in product(steps, strengths):
         title = f"step {step}" if step is not None else "tuned"
         shown = f"{title} at {strength:g}" if len(strengths) > 1 or strength != 1 else title
-        found.append(Variant(shown, step, strength))
+        found.append(SampleVariant(shown, step, strength))
     return found
 
 
-Columns = dict[Variant, list[Image.Image]]
+Columns = dict[SampleVariant, list[Image.Image]]
 
 
 def _draw(
     source: SampleSource,
-    variants: Sequence[Variant],
+    variants: Sequence[SampleVariant],
     config: SamplesConfig,
     seeds: Sequence[int],
     side: int,

@@ -43,7 +43,7 @@ class Targets(NamedTuple):
         return Targets(*(one[wanted] for one in self))
 
 
-class Question(NamedTuple):
+class BaseQuestion(NamedTuple):
     """Rows of a micro-batch that the base is asked about: N of them."""
 
     latents: Tensor  # [N, C, H, W]
@@ -57,9 +57,9 @@ class Question(NamedTuple):
         texts = [(name, one.shape[1:]) for name, one in sorted(self.conditioning.items())]
         return self.latents.shape[1:], tuple(texts)
 
-    def rows(self, wanted: slice) -> Question:
+    def rows(self, wanted: slice) -> BaseQuestion:
         texts = {name: one[wanted] for name, one in self.conditioning.items()}
-        return Question(self.latents[wanted], self.timestep[wanted], texts, self.geometry[wanted])
+        return BaseQuestion(self.latents[wanted], self.timestep[wanted], texts, self.geometry[wanted])
 
 
 @dataclass
@@ -105,7 +105,7 @@ class BasePredictions:
 
     @torch.no_grad()
     def _ask(self, micro_batches: Iterable[Numbered]) -> dict[int, Tensor]:
-        dtype, questions = self.machine.autocast, dict[int, Question]()
+        dtype, questions = self.machine.autocast, dict[int, BaseQuestion]()
         autocast = torch.autocast(self.family.device.type, dtype, enabled=dtype is not None)
         with autocast, self.state.adapters.disabled():
             for number, batch, noisy in micro_batches:
@@ -137,7 +137,7 @@ class BasePredictions:
         self.listener(Note(f"memory ran out: the base predicts for up to {images} at a time from now on"))
 
 
-def _question(noisy: NoisyBatch, batch: Batch, rows: Sequence[int], family: ModelFamily) -> Question:
+def _question(noisy: NoisyBatch, batch: Batch, rows: Sequence[int], family: ModelFamily) -> BaseQuestion:
     places = _indices(rows, family.device)
     if batch.conditioning is None:
         captions = [batch.captions[row] for row in rows]
@@ -146,10 +146,10 @@ def _question(noisy: NoisyBatch, batch: Batch, rows: Sequence[int], family: Mode
         here = _indices(rows, torch.device("cpu"))  # masks lie in main memory
         asked = {"cpu": here, family.device.type: places}
         conditioning = {name: one[asked[one.device.type]] for name, one in batch.conditioning.items()}
-    return Question(noisy.latents[places], noisy.timestep[places], conditioning, batch.geometry[places])
+    return BaseQuestion(noisy.latents[places], noisy.timestep[places], conditioning, batch.geometry[places])
 
 
-def predict(questions: Sequence[Question], family: ModelFamily, *, rows_a_pass: int) -> list[Tensor]:
+def predict(questions: Sequence[BaseQuestion], family: ModelFamily, *, rows_a_pass: int) -> list[Tensor]:
     """The base's prediction for the rows of each, [N, C, H, W]; those of one shape share their passes."""
     groups: dict[object, list[int]] = {}
     for place, one in enumerate(questions):
@@ -164,10 +164,10 @@ def predict(questions: Sequence[Question], family: ModelFamily, *, rows_a_pass: 
     return [found[place] for place in range(len(questions))]
 
 
-def _joined(questions: Sequence[Question]) -> Question:
+def _joined(questions: Sequence[BaseQuestion]) -> BaseQuestion:
     latents, timestep, conditioning, geometry = zip(*questions, strict=True)
     texts = {name: torch.cat([one[name] for one in conditioning]) for name in conditioning[0]}
-    return Question(torch.cat(latents), torch.cat(timestep), texts, torch.cat(geometry))
+    return BaseQuestion(torch.cat(latents), torch.cat(timestep), texts, torch.cat(geometry))
 
 
 def _replaced(noisy: NoisyBatch, batch: Batch, rows: Sequence[int], prediction: Tensor) -> Targets:

@@ -40,7 +40,7 @@ class Reason:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class UiVerdict:
     ui: str
     loads: str  # completely, partly, not at all, no base for it, not known
     reasons: tuple[Reason, ...] = ()
@@ -51,11 +51,11 @@ class Verdict:
         return any(one.loss not in (Loss.NONE, Loss.UNKNOWN) and not one.is_gap for one in self.reasons)
 
 
-def verdicts(findings: Sequence[UiFinding], layers: Collection[str], base: str) -> list[Verdict]:
+def verdicts(findings: Sequence[UiFinding], layers: Collection[str], base: str) -> list[UiVerdict]:
     return [_verdict(ui, findings, layers, base) for ui in UIS]
 
 
-def _verdict(ui: str, findings: Sequence[UiFinding], layers: Collection[str], base: str) -> Verdict:
+def _verdict(ui: str, findings: Sequence[UiFinding], layers: Collection[str], base: str) -> UiVerdict:
     reasons, lost = [], set()
     for found in findings:
         row = table()[found.row]
@@ -72,10 +72,10 @@ def _verdict(ui: str, findings: Sequence[UiFinding], layers: Collection[str], ba
         loads = PARTLY
     else:
         loads = NOT_KNOWN if Loss.UNKNOWN in losses else COMPLETELY
-    return Verdict(ui, loads, tuple(reasons))
+    return UiVerdict(ui, loads, tuple(reasons))
 
 
-def loaded_by(judged: Sequence[Verdict], how: str = COMPLETELY) -> list[str]:
+def loaded_by(judged: Sequence[UiVerdict], how: str = COMPLETELY) -> list[str]:
     return [one.ui for one in judged if one.loads == how]
 
 

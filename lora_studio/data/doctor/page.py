@@ -1,68 +1,42 @@
-"""The report as one HTML page that needs no other file, no script and no network.
-
-Names, captions and reasons come from files that anybody may have made: every text passes through `_text`.
-"""
+"""The report as one HTML page."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from functools import cache
-from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from PIL import Image
 
+from lora_studio import pages
 from lora_studio.data.buckets import crop_loss
 from lora_studio.data.doctor.finding import SEVERITIES, DoctorReport, Finding, refusals_of_the_disk
 from lora_studio.data.images import UnreadableFile, read_bytes
 from lora_studio.data.images.decode import data_url, decode
 from lora_studio.data.manifest import Manifest, Record
-from lora_studio.errors import DatasetError
-from lora_studio.files import write_atomically
-from lora_studio.text import in_words, plural, shown
+from lora_studio.pages import document, parts_of, text_of
+from lora_studio.text import in_words, plural
 
-_MARK = '<meta name="generator" content="lora-studio doctor">'
+_KIND = "doctor"
 _MOST_CARDS, _MOST_NAMES, _MOST_IMAGES = 60, 1000, 300  # a page with more opens slowly
 _WIDTH, _HEIGHT = 180, 150  # the box that thumbnails fit into, in CSS pixels
 _LARGEST_SIDE = 256  # pixels of an image's file: more than the page shows, for fine screens
 
 
 def write_page(path: Path, report: DoctorReport, manifest: Manifest, *, title: str) -> None:
-    """Write the page; an older one is replaced. Raises DatasetError if another file is in its place."""
+    """Write the page; an older one is replaced. Raises StudioError if another file is in its place."""
     with refusals_of_the_disk(path):
-        if path.exists() and not path.is_dir() and not _is_page(path):
-            raise DatasetError(f"{path} is there already, and no page of the doctor; choose another name.")
-        write_atomically(path, page(report, manifest, title=title).encode("utf-8"))
-
-
-def _is_page(path: Path) -> bool:
-    if not path.is_file():  # opening a pipe would wait for ever
-        return False
-    with path.open("rb") as file:
-        return _MARK.encode() in file.read(1000)
+        pages.write_page(path, page(report, manifest, title=title), kind=_KIND)
 
 
 def page(report: DoctorReport, manifest: Manifest, *, title: str) -> str:
     sections = [_section(findings, manifest) for _, findings in report.groups()]
     body = "\n".join([_head(report, title), *sections, _buckets(report.plan), _images(report, manifest)])
-    style = files(__package__).joinpath("page.css").read_text("utf-8")
-    return _fill("page", mark=_MARK, title=_text(title), style=style, body=body)
-
-
-@cache
-def _templates() -> dict[str, Template]:
-    """The parts of page.html, each of which follows a line with its name."""
-    text = files(__package__).joinpath("page.html").read_text("utf-8")
-    _, *parts = re.split(r"^<!-- (\w+) -->\n", text, flags=re.MULTILINE)
-    return {name: Template(part[:-1]) for name, part in zip(parts[::2], parts[1::2], strict=True)}
+    return document(title, body, parts_of(__package__), kind=_KIND)
 
 
 def _fill(part: str, **values: object) -> str:
-    return _templates()[part].substitute(values)
+    return parts_of(__package__).fill(part, **values)
 
 
 def _of_kind(part: str, finding: Finding, **values: object) -> str:
@@ -81,7 +55,7 @@ def _head(report: DoctorReport, title: str) -> str:
     found = plural(plan["files"], "file") + (" was" if plan["files"] == 1 else " were")
     good = "" if report.findings else '<p class="good">Nothing to mend. Have fun training.</p>'
     used = plural(plan["used"])
-    return _fill("head", title=_text(title), used=used, found=found, pills=pills, good=good, links=links)
+    return _fill("head", title=text_of(title), used=used, found=found, pills=pills, good=good, links=links)
 
 
 def _section(findings: Sequence[Finding], manifest: Manifest) -> str:
@@ -93,7 +67,7 @@ def _section(findings: Sequence[Finding], manifest: Manifest) -> str:
     )
     rest = ""
     if more := findings[_MOST_CARDS:]:
-        names = ", ".join(f"<bdi>{_text(finding.path)}</bdi>" for finding in more[:_MOST_NAMES])
+        names = ", ".join(f"<bdi>{text_of(finding.path)}</bdi>" for finding in more[:_MOST_NAMES])
         unnamed = "" if len(more) <= _MOST_NAMES else " and others, which --json names"
         rest = f'<p class="rest">And {len(more)} more: {names}{unnamed}</p>'
     heading, advice = in_words(first.kind).capitalize(), _advice(shared)
@@ -107,16 +81,16 @@ def _card(finding: Finding, records: dict[str, Record], *, advice: str) -> str:
     figures = list(thumbnails.values())
     pair = len(figures) == 2
     if pair:
-        figures = [_fill("figure", thumbnail=one, name=_text(name)) for name, one in thumbnails.items()]
+        figures = [_fill("figure", thumbnail=one, name=text_of(name)) for name, one in thumbnails.items()]
     images = f'<div class="thumbnails">{"".join(figures)}</div>' if figures else ""
-    name = "" if pair or not finding.path else f"<h3><bdi>{_text(finding.path)}</bdi></h3>"
-    texts = {"name": name, "detail": _text(finding.detail), "advice": _advice(advice)}
+    name = "" if pair or not finding.path else f"<h3><bdi>{text_of(finding.path)}</bdi></h3>"
+    texts = {"name": name, "detail": text_of(finding.detail), "advice": _advice(advice)}
     wide = " pair" if pair else "" if finding.path else " whole"  # one about all images needs no grid
     return _fill("finding", wide=wide, images=images, **texts)
 
 
 def _advice(text: str) -> str:
-    return f'<p class="advice">{_text(text)}</p>' if text else ""
+    return f'<p class="advice">{text_of(text)}</p>' if text else ""
 
 
 def _thumbnail(record: Record, *, with_crop: bool = False) -> str:
@@ -137,7 +111,7 @@ def _thumbnail(record: Record, *, with_crop: bool = False) -> str:
         shares = {"left": left / across, "top": top / down}
         shares |= {"width": (right - left) / across, "height": (bottom - top) / down}
         kept = _fill("kept", **{name: f"{share:.2%}" for name, share in shares.items()})
-    return _fill("thumbnail", width=width, height=height, uri=uri, name=_text(record.name), kept=kept)
+    return _fill("thumbnail", width=width, height=height, uri=uri, name=text_of(record.name), kept=kept)
 
 
 def _buckets(plan: dict[str, Any]) -> str:
@@ -168,11 +142,7 @@ def _image(record: Record, findings: Sequence[Finding]) -> str:
     role = "" if record.role == "instance" else f'<span class="pill role">{record.role}</span>'
     size = f"{record.width}x{record.height}" + (f" &rarr; {record.bucket.name}" if record.bucket else "")
     size += f", {crop_loss(record):.0%} cropped" if crop_loss(record) >= 0.005 else ""
-    caption = f'<p class="caption">{_text(record.caption)}</p>' if record.caption else ""
+    caption = f'<p class="caption">{text_of(record.caption)}</p>' if record.caption else ""
     pills = "".join(_of_kind("pill", finding) for finding in findings)
-    parts = {"thumbnail": _thumbnail(record, with_crop=True), "name": _text(record.name), "size": size}
+    parts = {"thumbnail": _thumbnail(record, with_crop=True), "name": text_of(record.name), "size": size}
     return _fill("image", **parts, caption=caption, role=role, pills=pills)
-
-
-def _text(text: str) -> str:
-    return escape(shown(text), quote=True)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lora_studio.data.doctor import DoctorOptions, examine_folder
 from lora_studio.data.doctor.page import page, write_page
-from lora_studio.errors import DatasetError
+from lora_studio.errors import StudioError
 
 WISHES = DoctorOptions(resolution=256, trigger="zwx style")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -123,7 +123,7 @@ def test_it_replaces_an_older_page_and_nothing_else(planted: Planted, tmp_path: 
     write_page(tmp_path / "a.html", report, manifest, title="second")
     assert "<title>second: doctor</title>" in (tmp_path / "a.html").read_text("utf-8")
     (tmp_path / "mine.html").write_text("my own")
-    with pytest.raises(DatasetError, match="is there already, and no page of the doctor"):
+    with pytest.raises(StudioError, match="is there already, and no page of the doctor"):
         write_page(tmp_path / "mine.html", report, manifest, title="third")
     assert (tmp_path / "mine.html").read_text() == "my own"
 

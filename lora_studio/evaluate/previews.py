@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -36,10 +36,34 @@ def render(
 ) -> list[Image.Image]:
     """One image a prompt, of side x side pixels, from the parts as they are.
 
+    An image depends on its prompt, its place and the seed alone; see `draw_asked`.
+    """
+    noises = [Noise(config.seed, number) for number in range(len(config.prompts))]
+    asked = list(zip(config.prompts, noises, strict=True))
+    return draw_asked(family, asked, config, side=side, after_step=after_step)
+
+
+class Noise(NamedTuple):
+    """What an image begins with."""
+
+    seed: int
+    place: int = 0  # among those of the seed
+
+
+def draw_asked(
+    family: ModelFamily,
+    asked: Sequence[tuple[str, Noise]],
+    config: SamplesConfig,
+    *,
+    side: int,
+    after_step: Callable[[], object] | None = None,
+) -> list[Image.Image]:
+    """One image for each prompt and its noise, of side x side pixels, from the parts as they are.
+
     One at a time unless they are tiny (`MOST_TOGETHER`), and with the text encoders gone before the denoiser
-    begins unless they were on the device anyway: so its memory is that of one image, however many there are,
-    and an image depends on its prompt, its place and the seed alone. Weights and global randomness stay
-    untouched. `after_step` is called after each of `config.steps` of a pass.
+    begins unless they were on the device anyway: so its memory is that of one image, however many there are.
+    Weights and global randomness stay untouched. `after_step` is called after each of `config.steps` of a
+    pass. Of `config` the prompts and the seed are not read.
     """
 
     def after(_pipeline: object, _step: int, _timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -50,19 +74,18 @@ def render(
     steps, guidance = sampling_of(family, config)
     pipeline, guided, images = family.pipeline(), guidance > 1, list[Image.Image]()
     with torch.no_grad(), in_its_precision(family):  # FSDP cannot take inference_mode's tensors back
-        wanted = [(prompt, config.negative_prompt, guided) for prompt in config.prompts]
-        encoded = encode_prompts(family, pipeline, wanted)
+        prompts = list(dict.fromkeys(prompt for prompt, _ in asked))
+        wanted = [(prompt, config.negative_prompt, guided) for prompt in prompts]
+        encoded = dict(zip(prompts, encode_prompts(family, pipeline, wanted), strict=True))
         with family.also_placed(family.denoiser):
             make_ready(pipeline, family)
             pipeline.vae.use_tiling = side * side > MOST_UNTILED
             at_once = drawn_together(side)
-            for first in range(0, len(encoded), at_once):
-                group = encoded[first : first + at_once]
-                numbers = range(first, first + len(group))
+            for group in (asked[first : first + at_once] for first in range(0, len(asked), at_once)):
                 drawn = pipeline(
-                    **side_by_side(group),
+                    **side_by_side([encoded[prompt] for prompt, _ in group]),
                     **family.guided_by(guidance),
-                    generator=[generator(config.seed, "preview", number) for number in numbers],
+                    generator=[generator(noise.seed, "preview", noise.place) for _, noise in group],
                     num_inference_steps=steps,
                     height=side,
                     width=side,

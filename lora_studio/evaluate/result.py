@@ -42,6 +42,9 @@ class Artist(Protocol):
     def draw(self, asked: Sequence[tuple[str, int]], variant: Variant | None) -> list[Image]:
         """One image for each prompt and seed; of the base alone without a variant."""
 
+    def learned(self, variant: Variant) -> str:
+        """SHA-256 of what it draws with: its images are cached by that; "" if they are not to be."""
+
 
 @dataclass(frozen=True)
 class Interval:

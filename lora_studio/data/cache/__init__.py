@@ -16,7 +16,12 @@ from pathlib import Path
 
 from lora_studio.errors import DatasetError
 
-KINDS = {"latents": "latents", "text": "text", "class_images": "regularization images"}  # folder -> content
+KINDS = {  # folder -> content
+    "latents": "latents",
+    "text": "text",
+    "class_images": "regularization images",
+    "drawn": "images of evaluations",
+}
 _ENTRY = re.compile(r"([0-9a-f]{64})\.(safetensors|png|json)")
 _LEFTOVER = re.compile(r"([0-9a-f]{64}\.[0-9a-f]{32}|\.lora-studio-[0-9a-f]{32})\.tmp")
 _LEFTOVER_AFTER = 3600  # seconds; a younger one may be in the hands of a running process

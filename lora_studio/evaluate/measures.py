@@ -1,0 +1,251 @@
+"""What the images of base and tuned model are measured by. Every figure is paired: same prompt, same seed.
+
+All but the validation loss are free of the encoder's scale: 0 is the base, and 1 what the definition says, so
+that thresholds hold for every encoder. Only figures of the same encoder can be compared, though.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lora_studio.evaluate.burn import burnt
+from lora_studio.evaluate.copies import Template, similarities
+from lora_studio.evaluate.questions import in_groups
+from lora_studio.evaluate.result import Group, Interval, Measured, Near, Question
+from lora_studio.evaluate.statistics import mean_of, ratio_of, share_of
+
+CALLED: tuple[Group, ...] = ("like_training", "new_contexts")
+"""Groups whose prompts call what was learned."""
+PLAIN: tuple[Group, ...] = ("class_alone", "unrelated")
+LEAST_MARGIN = 0.02  # a cosine; what two kinds of images differ by for an encoder that tells them apart
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What is known of images: features [..., D] and aligned [..., E] of length 1, aspects [..., 4]."""
+
+    features: Tensor
+    aligned: Tensor | None
+    aspects: Tensor
+    templates: Sequence[Template]  # in the order of rows
+
+    def by_question(self, questions: int) -> Looks:
+        """The rows as [questions, seeds]."""
+
+        def folded(one: Tensor) -> Tensor:
+            return one.unflatten(0, (questions, -1))
+
+        aligned = None if self.aligned is None else folded(self.aligned)
+        return Looks(folded(self.features), aligned, folded(self.aspects), self.templates)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The base's and the tuned images by question and seed, and all that they are compared with."""
+
+    questions: Sequence[Question]
+    seeds: Sequence[int]
+    base: Looks
+    tuned: Looks
+    texts: Tensor | None  # [Q, E]
+    references: Looks  # [R]
+    training: Looks  # [M]
+    training_names: Sequence[str]
+    references_are_training: bool
+
+    def numbers(self, groups: Sequence[Group]) -> list[int]:
+        """Of the questions of these groups."""
+        by_group = in_groups(self.questions)
+        return [number for group in groups for number in by_group[group]]
+
+
+def fidelity(compared: Compared) -> Measured | None:
+    """How far images with the trigger have moved from the base's to the references: 1 is all of the way.
+
+    An image's similarity is its mean cosine to the reference images (DreamBooth's DINO and CLIP-I, arXiv
+    2208.12242, section 4.2), less its mean cosine to the base's images without the trigger: raw cosines alone
+    do not tell a style from another (arXiv 2605.09030). From the base's figure, 0, it is counted in parts of
+    what a reference image has over the base's, leaving itself out.
+    """
+    return _gained("fidelity", compared, CALLED)
+
+
+def leakage(compared: Compared) -> Measured | None:
+    """The same of images without the trigger: fidelity where nothing called it (DreamBooth's PRES)."""
+    return _gained("leakage", compared, PLAIN)
+
+
+def _gained(name: str, compared: Compared, groups: Sequence[Group]) -> Measured | None:
+    numbers, plain = compared.numbers(groups), compared.numbers(PLAIN) or compared.numbers(CALLED)
+    references = compared.references.features
+    if not numbers or len(references) < 2:
+        return None
+    others = compared.base.features[plain].flatten(0, 1)
+
+    def margin(rows: Tensor) -> Tensor:
+        return rows @ references.mean(dim=0) - rows @ others.mean(dim=0)
+
+    own = (references @ references.sum(dim=0) - 1) / (len(references) - 1) - references @ others.mean(dim=0)
+    unlike = (others @ others.sum(dim=0) - 1) / (len(others) - 1)
+    base_margin = (others @ references.mean(dim=0) - unlike).mean()
+    whole = (own.mean() - base_margin).item()
+    if whole < LEAST_MARGIN:
+        return None
+    found = {name: margin(one.features[numbers]) / whole for name, one in _arms(compared).items()}
+    return _difference(name, numbers, found["base"], found["tuned"])
+
+
+def prompt_following(compared: Compared, groups: Sequence[Group] = CALLED) -> Measured | None:
+    """How much better images fit their text than the base's do, in parts of what the base's images fit it
+    better than the texts of other prompts: 0 is as well as the base, -1 is not at all any more.
+
+    An image's fit is its cosine to the text (CLIP score, arXiv 2104.08718) with the class words in the
+    trigger's place, less its mean cosine to the texts of the other questions.
+    """
+    name = "prompt_following" if tuple(groups) == CALLED else "plain_following"
+    numbers, texts = compared.numbers(groups), compared.texts
+    if texts is None or compared.base.aligned is None or len(numbers) < 2:
+        return None
+    texts = texts[numbers]
+    others = (texts.sum(dim=0) - texts) / (len(numbers) - 1)
+
+    def fits(looks: Looks) -> Tensor:
+        assert looks.aligned is not None
+        return torch.einsum("qse,qe->qs", looks.aligned[numbers], texts - others)
+
+    base, tuned = fits(compared.base), fits(compared.tuned)
+    whole = base.mean().item()
+    if whole < LEAST_MARGIN:
+        return None
+    return _difference(name, numbers, base / whole, tuned / whole)
+
+
+def plain_following(compared: Compared) -> Measured | None:
+    """The same of images without the trigger: whether what the base could draw is still there."""
+    return prompt_following(compared, PLAIN)
+
+
+def drift(compared: Compared, groups: Sequence[Group] = PLAIN) -> Measured | None:
+    """How much images without the trigger changed: 1 is as much as another seed changes the base's.
+
+    The mean distance (1 - cosine) of each image to the base's of the same seed, over the mean distance between
+    the base's images of two seeds.
+    """
+    numbers = compared.numbers(groups)
+    if not numbers or len(compared.seeds) < 2:
+        return None
+    base, tuned = compared.base.features[numbers], compared.tuned.features[numbers]
+    changed = (1 - (base * tuned).sum(dim=-1)).mean(dim=1)
+    return _ratio("drift" if tuple(groups) == PLAIN else "change", numbers, changed, _scatter(base))
+
+
+def change(compared: Compared) -> Measured | None:
+    """Drift's measure of the images with the trigger: 0 is that nothing was learned."""
+    return drift(compared, CALLED)
+
+
+def diversity(compared: Compared) -> Measured | None:
+    """How different images of one prompt with the trigger are from seed to seed: 1 is as the base's are.
+
+    The mean distance (1 - cosine) between two seeds, over the base's (DreamBooth's DIV, there by LPIPS).
+    """
+    numbers = compared.numbers(CALLED)
+    if not numbers or len(compared.seeds) < 2:
+        return None
+    base, tuned = compared.base.features[numbers], compared.tuned.features[numbers]
+    return _ratio("diversity", numbers, _scatter(tuned), _scatter(base))
+
+
+def burn(compared: Compared) -> Measured | None:
+    """The share of all tuned images that have more clipped colours, contrast, saturation or sharpness than
+    any of the base's and of the references, by a margin (`burn.burnt`).
+    """
+    usual = [compared.base.aspects.flatten(0, 1), compared.references.aspects]
+    found = burnt(compared.tuned.aspects, usual).mean(dim=1)
+    per_question = dict(enumerate(found.tolist()))
+    return Measured("burn", share_of(per_question), per_question)
+
+
+def memorisation(compared: Compared, threshold: float) -> tuple[Measured | None, list[Near]]:
+    """The share of images with the trigger that are copies of a training image, and the nearest pairs.
+
+    A copy is one whose similarity (`copies.similarities`) reaches the threshold, which is above all that
+    images that were not trained on reach (`copies.threshold_of`).
+    """
+    numbers, seeds = compared.numbers(CALLED), len(compared.seeds)
+    if not numbers or not compared.training.templates:
+        return None, []
+    rows = [number * seeds + place for number in numbers for place in range(seeds)]
+    found = similarities([compared.tuned.templates[row] for row in rows], compared.training.templates)
+    nearest, which = (one.unflatten(0, (len(numbers), seeds)) for one in found.max(dim=1))
+    copied = nearest >= threshold
+    shares = copied.float().mean(dim=1).tolist()
+    per_question = dict(zip(numbers, shares, strict=True))
+    near = [
+        Near(
+            question=number,
+            seed=seed,
+            training_image=compared.training_names[int(which[row, place])],
+            similarity=round(nearest[row, place].item(), 4),
+            copied=bool(copied[row, place]),
+        )
+        for row, number in enumerate(numbers)
+        for place, seed in enumerate(compared.seeds)
+    ]
+    near.sort(key=lambda one: -one.similarity)
+    return Measured("memorisation", share_of(per_question), per_question), near
+
+
+def validation_loss(relative: Mapping[str, float]) -> Measured | None:
+    """The loss on validation images, of the base's: 1 is the base's, more is worse (`evaluate.validation`).
+
+    `relative`: by image. Its interval is over images, in the place of questions.
+    """
+    per_image = dict(enumerate(one for one in relative.values() if math.isfinite(one)))
+    return Measured("validation_loss", mean_of(per_image), per_image) if per_image else None
+
+
+def measured(compared: Compared, relative_losses: Mapping[str, float]) -> list[Measured]:
+    """All but memorisation that could be measured."""
+    plain = (fidelity, leakage, prompt_following, plain_following, drift, change, diversity, burn)
+    found = [*(one(compared) for one in plain), validation_loss(relative_losses)]
+    return [one for one in found if one is not None]
+
+
+def _arms(compared: Compared) -> dict[str, Looks]:
+    return {"base": compared.base, "tuned": compared.tuned}
+
+
+def _difference(name: str, numbers: Sequence[int], base: Tensor, tuned: Tensor) -> Measured:
+    """Of [Q, S]."""
+    per_question = dict(zip(numbers, (tuned - base).mean(dim=1).tolist(), strict=True))
+    means = (base.mean().item(), tuned.mean().item())
+    return Measured(name, mean_of(per_question), per_question, *means)
+
+
+def _ratio(name: str, numbers: Sequence[int], top: Tensor, bottom: Tensor) -> Measured:
+    """Of [Q]; a question's own figure is its part over the mean of the others' wholes, which is not 0."""
+    pairs = dict(zip(numbers, zip(top.tolist(), bottom.tolist(), strict=True), strict=True))
+    mean = bottom.mean().item()
+    per_question = {number: one / mean if mean else math.nan for number, (one, _) in pairs.items()}
+    return Measured(name, ratio_of(pairs), per_question)
+
+
+def _scatter(rows: Tensor) -> Tensor:
+    """[Q, S, D] -> [Q], the mean of 1 - cosine over all pairs of seeds."""
+    seeds = rows.shape[1]
+    cosines = torch.einsum("qsd,qtd->qst", rows, rows)
+    return 1 - (cosines.sum(dim=(1, 2)) - seeds) / (seeds * (seeds - 1))
+
+
+def unit(rows: Tensor) -> Tensor:
+    return F.normalize(rows.float(), dim=-1)
+
+
+NOT_MEASURED = Interval(math.nan, math.nan, math.nan, 0)

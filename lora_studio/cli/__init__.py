@@ -14,6 +14,7 @@ from lora_studio.cli.captions import caption, captions
 from lora_studio.cli.combine import combine, compare, extract, merge_into, resize
 from lora_studio.cli.dataset import buckets, cache, class_images, regularization_images
 from lora_studio.cli.doctor import doctor, env
+from lora_studio.cli.evaluate import evaluate
 from lora_studio.cli.export import convert, export, push
 from lora_studio.cli.init import init, start
 from lora_studio.cli.inspect import inspect, metadata, sidecars, verify
@@ -35,7 +36,7 @@ DATASET = "Dataset"
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Start here": (start, init, doctor, plan, train, demo),
     DATASET: (caption, captions, buckets, regularization_images),
-    "Results": (sample, verify, export, metadata, sidecars, push),
+    "Results": (evaluate, sample, verify, export, metadata, sidecars, push),
     "LoRA files": (inspect, convert, combine, compare, resize, extract, merge_into),
     "Machine": (env,),
 }

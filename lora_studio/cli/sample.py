@@ -44,7 +44,7 @@ def sample(
     """Draw images with a finished LoRA or a run's checkpoints, the base beside them with equal seeds."""
     numbers = tuple(_number(text, "--strength") for text in _listed(strengths, "--strength"))
     chosen = tuple(step_named(text) for text in _listed(checkpoints, "--checkpoint"))
-    drawn = tuple(seed for text in _listed([seeds] if seeds else None, "--seeds") for seed in _seeds(text))
+    drawn = tuple(listed_seeds(seeds))
     from lora_studio.console.run import run_screen
     from lora_studio.tools.sample import SampleRequest
     from lora_studio.tools.sample import sample as draw
@@ -78,6 +78,11 @@ def _axes(grid: str) -> frozenset[str]:
     if grid and not axes:
         raise RecipeError("--grid has nothing in it; give it a value, or leave it out.")
     return axes
+
+
+def listed_seeds(text: str) -> list[int]:
+    """Of "1,2,3" or "1-4"; none of nothing. Raises RecipeError."""
+    return [seed for one in _listed([text] if text else None, "--seeds") for seed in _seeds(one)]
 
 
 def _listed(texts: list[str] | None, option: str) -> list[str]:

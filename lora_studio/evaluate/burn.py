@@ -1,4 +1,4 @@
-"""Colours, contrast and sharpness of images, and which images are beyond all that base and references show."""
+"""Colours, contrast and sharpness of images, and which are beyond all that base and references show."""
 
 from __future__ import annotations
 

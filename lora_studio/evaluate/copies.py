@@ -1,10 +1,10 @@
-"""Whether drawn images repeat training images: mirrored, cropped to two thirds, compressed or with noise, too.
+"""Whether drawn images repeat training images: mirrored, cropped, compressed or with noise, too.
 
 Two images are compared as signals: the normalised cross-correlation (Lewis 1995) of the drawn one with every
-window of the training image, of several sizes, and of its mirror image. What is bright where in coarse outline
-is taken out of both beforehand (the lowest frequencies of a discrete cosine transform), since images of one
-kind share that. So 1 is the same image whatever its contrast, and two images of the same thing in two places
-are far from it. Networks' features are made to ignore where things lie, and say less here.
+window of the training image, of several sizes, and of its mirror image. What is bright where in coarse
+outline is taken out of both beforehand (the lowest frequencies of a discrete cosine transform), since images
+of one kind share that. So 1 is the same image whatever its contrast, and two images of the same thing in two
+places are far from it. Networks' features are made to ignore where things lie, and say less here.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _lowest(side: int) -> Tensor:
 def threshold_of(training: Sequence[Template], references: Sequence[Template]) -> float:
     """From where on an image is a copy: `COPY`, or more where images that no one trained on come as near.
 
-    `references` are such. Those that are training images themselves, which are as near as can be, say nothing.
+    `references` are such. Those that are training images themselves are as near as can be and say nothing.
     """
     if not references or not training:
         return COPY

@@ -41,7 +41,9 @@ class Drawings:
     written when it is drawn: after a kill, only what is missing is drawn.
     """
 
-    def __init__(self, questions: Sequence[Question], seeds: Sequence[int], folder: Path | None = None) -> None:
+    def __init__(
+        self, questions: Sequence[Question], seeds: Sequence[int], folder: Path | None = None
+    ) -> None:
         self.questions, self.seeds = tuple(questions), tuple(seeds)
         self.folder = folder or cache_folder() / KIND
 

@@ -1,4 +1,4 @@
-"""`evaluate`: draw the questions with base and tuned model, look at the images, measure, and say what it means."""
+"""Draw the questions with base and tuned model, look at the images, measure, and say what it means."""
 
 from __future__ import annotations
 
@@ -168,8 +168,8 @@ def _check(asked: Asked) -> None:
         raise StudioError("there is nothing to ask: no trigger, no captions and no prompts are known.")
     if not FEWEST_SEEDS <= len(set(asked.seeds)) == len(asked.seeds) <= MOST_SEEDS:
         raise StudioError(
-            f"an evaluation has {len(asked.seeds)} seeds; it must be {FEWEST_SEEDS} to {MOST_SEEDS} different "
-            "ones, 3 are common."
+            f"an evaluation has {len(asked.seeds)} seeds; it must be {FEWEST_SEEDS} to {MOST_SEEDS} "
+            "different ones, 3 are common."
         )
 
 
@@ -198,6 +198,10 @@ def _lacking(found: Sequence[object], compared: Compared) -> list[str]:
         )
         notes.append(f"fidelity and leakage were not measured: {why}")
     if "prompt_following" not in there:
-        why = "the encoder reads no texts" if compared.texts is None else "the base's images do not fit their texts"
+        why = (
+            "the encoder reads no texts"
+            if compared.texts is None
+            else "the base's images do not fit their texts"
+        )
         notes.append(f"prompt following was not measured: {why}")
     return notes

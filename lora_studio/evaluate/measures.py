@@ -134,8 +134,8 @@ def plain_following(compared: Compared) -> Measured | None:
 def drift(compared: Compared, groups: Sequence[Group] = PLAIN) -> Measured | None:
     """How much images without the trigger changed: 1 is as much as another seed changes the base's.
 
-    The mean distance (1 - cosine) of each image to the base's of the same seed, over the mean distance between
-    the base's images of two seeds.
+    The mean distance (1 - cosine) of each image to the base's of the same seed, over the mean distance
+    between the base's images of two seeds.
     """
     numbers = compared.numbers(groups)
     if not numbers or len(compared.seeds) < 2:

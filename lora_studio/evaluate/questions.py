@@ -1,9 +1,8 @@
-"""What base and tuned model are asked: prompts in four groups, from what was taught and contexts of our own."""
+"""What base and tuned model are asked: prompts in four groups, of what was taught and contexts of our own."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,15 +10,18 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.captions.trigger import contains_trigger, needs_class_words, without_trigger
+from lora_studio.data.manifest import Record
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.result import GROUPS, Group, Question
 from lora_studio.families.text_chunks import Tokenizer
 from lora_studio.pocket.scenes import BACKGROUNDS, COLOURS, POSITIONS, held_out_scenes
+from lora_studio.recipe.data import DataConfig
 from lora_studio.rng import python_random
 from lora_studio.text import shown
 
-USUAL_COUNT = 8  # of each group: fewer make intervals of little use (`statistics.FEWEST`)
+USUAL_COUNT = 5  # of each group: ten that call what was learned, and ten that do not
 MOST_PROMPTS, MOST_LETTERS = 400, 2000
 _WHOLE_WORDS = 2.5  # tokens that a tokenizer makes of an English word, at most, if its model has read English
 _LEFT_OVER = re.compile(r",?(?:\s+(?:in|by|of|as|with|the|style))+$")  # "a fox in" of "a fox in zwx style"
@@ -38,12 +40,23 @@ class Taught:
     def is_subject(self) -> bool:
         """Whether the trigger names a thing, and not how something is drawn."""
         called = [one for one in self.captions if contains_trigger(one, self.trigger)]
-        return bool(self.class_words) or 2 * sum(needs_class_words(c, self.trigger) for c in called) > len(called)
+        return bool(self.class_words) or 2 * sum(needs_class_words(c, self.trigger) for c in called) > len(
+            called
+        )
 
     def text_of(self, prompt: str) -> str:
         """What its image is scored against: the encoder knows the class, and not the trigger."""
         plain = without_trigger(prompt, self.trigger, self.class_words) or prompt
         return plain if self.class_words else _LEFT_OVER.sub("", plain) or prompt
+
+
+def taught_by(records: Sequence[Record], data: DataConfig) -> Taught:
+    """What these images teach, with their captions as [data] words them before anything is drawn."""
+    captions, triggers = ShownCaptions(records, data, seed=0), [one for one in records if one.trigger]
+    first = triggers[0] if triggers else None
+    trigger, words = (first.trigger, first.class_words) if first else (data.trigger, data.class_words)
+    texts = (text for index in range(len(records)) for text in captions.written(index)[:1])
+    return Taught(trigger, words, tuple(dict.fromkeys(texts)))
 
 
 @dataclass(frozen=True)
@@ -137,7 +150,9 @@ def with_prompts(
     if not added and not instead:
         raise StudioError(f"{name} has no prompt in it; write one a line.")
     if len(added) + len(instead) > MOST_PROMPTS:
-        raise StudioError(f"{name} has {len(added) + len(instead)} prompts; at most {MOST_PROMPTS} are drawn.")
+        raise StudioError(
+            f"{name} has {len(added) + len(instead)} prompts; at most {MOST_PROMPTS} are drawn."
+        )
     replaced = {one.group for one in instead}
     kept = [one for one in questions if one.group not in replaced]
     return tuple(sorted(dict.fromkeys([*kept, *instead, *added]), key=lambda one: GROUPS.index(one.group)))
@@ -186,11 +201,14 @@ def _around(captions: Sequence[str], trigger: str) -> tuple[str, str]:
     ends = [one for one in captions if one.endswith(trigger) and one != trigger]
     starts = [one for one in captions if one.startswith(trigger) and one != trigger]
     if 2 * len(starts) > len(captions):
-        return trigger + (", " if sum(one[len(trigger)] == "," for one in starts) * 2 > len(starts) else " "), ""
+        return trigger + (
+            ", " if sum(one[len(trigger)] == "," for one in starts) * 2 > len(starts) else " "
+        ), ""
     if 2 * len(ends) <= len(captions) or len(ends) < 2:
         return "", f", {trigger}"
-    shared = os.path.commonprefix([one[::-1] for one in ends])[::-1]
-    lead = shared.removesuffix(trigger)
+    columns = zip(*(reversed(one.removesuffix(trigger)) for one in ends), strict=False)
+    shared = itertools.takewhile(lambda letters: len(set(letters)) == 1, columns)
+    lead = "".join(letters[0] for letters in shared)[::-1]
     joint = re.search(r"(,\s*|\s)(?:\w+\s+){0,4}$", lead)  # ", " or " in the style of "
     return "", f"{joint[0] if joint else ', '}{trigger}"
 

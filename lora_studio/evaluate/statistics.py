@@ -1,9 +1,9 @@
 """Means over questions with 95 % intervals, from resampling whole questions.
 
-What is measured of a question's images with several seeds is one number for each seed, paired with the base's
-of the same seed. Seeds of one prompt are more alike than prompts are, so a question is a cluster: clusters are
-drawn with replacement, each with all its seeds, since drawing seeds anew within them would count their
-scatter twice (Davison and Hinkley 1997, Bootstrap Methods, section 3.8).
+What is measured of a question's images with several seeds is one number for each seed, paired with the
+base's of the same seed. Seeds of one prompt are more alike than prompts are, so a question is a cluster:
+clusters are drawn with replacement, each with all its seeds, since drawing seeds anew within them would count
+their scatter twice (Davison and Hinkley 1997, Bootstrap Methods, section 3.8).
 """
 
 from __future__ import annotations
@@ -129,10 +129,10 @@ def students_share(value: float, freedom: int) -> float:
 
 
 def more_questions(interval: Interval, threshold: float) -> int:
-    """About how many more questions make the interval exclude the threshold, if the value stays; 0 if it does.
+    """About how many more questions would make the interval exclude the threshold; 0 if it does.
 
-    Its width falls with the square root of their number. At most `MOST_QUESTIONS`: what that many would not
-    decide is as good as on the threshold.
+    If the value stays: the width falls with the square root of their number. At most `MOST_QUESTIONS`: what
+    that many would not decide is as good as on the threshold.
     """
     if excludes(interval, threshold) or math.isnan(interval.value):
         return 0

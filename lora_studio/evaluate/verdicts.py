@@ -33,8 +33,8 @@ THRESHOLDS = (
         0.2,
         True,
         "with the trigger its images go {value:.0%} of the way from the base's to the reference images",
-        "a fifth of the way is where people begin to see it in images side by side; the base's own images with "
-        "the trigger are at 0",
+        "a fifth of the way is where people begin to see it in images side by side; the base's own images "
+        "with the trigger are at 0",
     ),
     Threshold(
         NO_EFFECT,
@@ -42,8 +42,8 @@ THRESHOLDS = (
         0.1,
         False,
         "with the trigger its images change {value:.0%} as much as with another seed",
-        "what changes images a tenth as much as another seed does cannot be seen; a file that UIs do not load, "
-        "or one of zeros, is at 0",
+        "what changes images a tenth as much as another seed does cannot be seen; a file that UIs do not "
+        "load, or one of zeros, is at 0",
     ),
     Threshold(
         "leaks",
@@ -51,7 +51,7 @@ THRESHOLDS = (
         0.15,
         True,
         "without the trigger its images go {value:.0%} of the way to the reference images, too",
-        "below it what was learned is not seen without the trigger; runs with preservation are at 0.05 or less",
+        "below it what was learned is not seen without the trigger; with preservation it is 0.05 or less",
     ),
     Threshold(
         "memorised",
@@ -59,7 +59,7 @@ THRESHOLDS = (
         0.02,
         True,
         "{value:.0%} of its images with the trigger are copies of training images",
-        "a copy is already beyond all that images reach that were not trained on, so that hardly any is chance",
+        "a copy is already beyond all that images reach that were not trained on, so hardly any is chance",
     ),
     Threshold(
         OVERFITTED,
@@ -67,7 +67,7 @@ THRESHOLDS = (
         -0.35,
         False,
         "with the trigger its images follow the rest of the prompt {value:.0%} of the base's margin worse",
-        "a style hides a part of what the encoder sees in plain images, which costs good runs up to a quarter",
+        "a style hides a part of what the encoder sees in plain images: good runs lose up to a quarter",
     ),
     Threshold(
         OVERFITTED,
@@ -150,4 +150,6 @@ def _undecided(one: Threshold, interval: Interval, more: int) -> str:
 def _sentence(one: Threshold, interval: Interval) -> str:
     size = abs(interval.value) if not one.above and interval.value < 0 else interval.value
     low, high = interval.low, interval.high
-    return f"{one.sentence.format(value=size)} (95 % interval {low:.2f} to {high:.2f}, threshold {one.value:g})"
+    return (
+        f"{one.sentence.format(value=size)} (95 % interval {low:.2f} to {high:.2f}, threshold {one.value:g})"
+    )

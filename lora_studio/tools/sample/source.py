@@ -16,14 +16,17 @@ from torch import Tensor
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
+from lora_studio.files import digest
 from lora_studio.lora_file.lora_file import LoraFile, base_layers, lora_file, refuse_part
 from lora_studio.lora_file.open import fits, unknown_layers
 from lora_studio.pocket import EMBEDDED, embedded_base
 from lora_studio.processes import default_precision, find_device
 from lora_studio.quantization import NONE
+from lora_studio.recipe import Recipe
 from lora_studio.recipe.run_recipe import RUN_RECIPE
 from lora_studio.recipe.training import SamplesConfig
-from lora_studio.runs import ReadOnlyRun, step_of
+from lora_studio.runs import ReadOnlyRun, Run, step_of
+from lora_studio.runs.reading import STATE
 from lora_studio.tensor_file.header import read_header
 from lora_studio.training.finish.export import checkpoint_of, finished_recipe, revive
 from lora_studio.training.loop.state import load_state
@@ -52,6 +55,9 @@ class SampleRequest:
     base: str | None = None  # of a file
     device: str = ""
     folder: Path | None = None  # None: samples/ in the run, <name>_samples beside a file
+    fingerprint: bool = (
+        False  # whether `SampleSource.base_fingerprint` is wanted, which reads all of the base
+    )
 
 
 class SampleSource(ABC):
@@ -61,6 +67,10 @@ class SampleSource(ABC):
     samples: SamplesConfig  # as it is usually drawn, with prompts of its own
     side: int  # pixels
     folder: Path  # for its images
+    base_name: str  # as a recipe or --base names it
+    base_fingerprint: str = ""  # of all that the base's own images depend on but the call, if it was wanted
+    recipe: Recipe | None  # of the run that made it, if that is there
+    run: Run | None
 
     @abstractmethod
     def steps_of(self, wanted: Sequence[Checkpoint], *, everything: bool) -> list[int | None]:
@@ -69,6 +79,10 @@ class SampleSource(ABC):
     @abstractmethod
     def check(self, strengths: Iterable[float]) -> None:
         """Raises StudioError for strengths that it cannot be shown with."""
+
+    @abstractmethod
+    def learned(self, step: int | None) -> str:
+        """SHA-256 of the checkpoint or the file."""
 
     @abstractmethod
     def drawing(self, step: int | None, strength: float | None) -> AbstractContextManager[ModelFamily]:
@@ -90,13 +104,18 @@ class RunSource(SampleSource):
     """With any kind of adapter, and learned tokens."""
 
     def __init__(self, folder: Path, request: SampleRequest) -> None:
-        self.run = ReadOnlyRun(folder)
-        recipe = finished_recipe(self.run)
+        self.run = self._run = run = ReadOnlyRun(folder)
+        recipe = finished_recipe(run)
         if request.device:
             machine = recipe.machine.model_copy(update={"device": request.device})
             recipe = recipe.model_copy(update={"machine": machine})
-        self._trained, self._state = revive(self.run, recipe)
+
+        def look(family: ModelFamily) -> None:
+            self.base_fingerprint = family.drawing_fingerprint() if request.fingerprint else ""
+
+        self._trained, self._state = revive(run, recipe, on_base=look)
         self._loaded: int | None = None
+        self.recipe, self.base_name = recipe, recipe.base.model
         self.family, self.samples, self.side = self._trained.family, recipe.samples, recipe.data.resolution
         if not self.samples.prompts and recipe.data.trigger:
             self.samples = self.samples.model_copy(update={"prompts": (recipe.data.trigger,)})
@@ -104,8 +123,8 @@ class RunSource(SampleSource):
 
     def steps_of(self, wanted: Sequence[Checkpoint], *, everything: bool) -> list[int | None]:
         if everything and not wanted:
-            wanted = [step_of(path) for path in self.run.checkpoints()]
-        return list(dict.fromkeys(checkpoint_of(self.run, one)[1] for one in wanted or [None]))
+            wanted = [step_of(path) for path in self._run.checkpoints()]
+        return list(dict.fromkeys(checkpoint_of(self._run, one)[1] for one in wanted or [None]))
 
     def check(self, strengths: Iterable[float]) -> None:
         """What is no change beside a frozen weight has one strength."""
@@ -114,6 +133,10 @@ class RunSource(SampleSource):
             why = "trained the base's own layers"
         if why and any(one != 1 for one in strengths):
             raise StudioError(f"this run {why}, so it can be shown with strength 1 alone.")
+
+    def learned(self, step: int | None) -> str:
+        """Of the state, which has the digests of all else in the checkpoint."""
+        return digest(checkpoint_of(self._run, step)[0] / STATE)
 
     @contextmanager
     def drawing(self, step: int | None, strength: float | None) -> Iterator[ModelFamily]:
@@ -124,7 +147,7 @@ class RunSource(SampleSource):
                 yield self.family
             return
         if step != self._loaded:
-            load_state(checkpoint_of(self.run, step)[0], self._state)
+            load_state(checkpoint_of(self._run, step)[0], self._state)
             self._loaded = step
         with self._state.shown(), ExitStack() as stack:
             if strength != 1:
@@ -147,7 +170,13 @@ class FileSource(SampleSource):
             raise StudioError(f"{path.name} is an embedding; give the folder of the run that made it.")
         file = lora_file(header)
         refuse_part(file)
-        self.family, self.samples, self.side = _base_of(file, request)
+        self._file, run = file, ReadOnlyRun(path.parent)
+        self.run = run if (run.folder / RUN_RECIPE).is_file() else None
+        self.recipe = None if self.run is None else finished_recipe(self.run)
+        self.base_name = _base_name(file, request, self.recipe)
+        self.family, self.samples, self.side = self._base(request)
+        if request.fingerprint:
+            self.base_fingerprint = self.family.drawing_fingerprint()
         self.folder = path.with_name(f"{path.stem}_samples")
         if not self.samples.prompts and file.trigger:
             self.samples = self.samples.model_copy(update={"prompts": (file.trigger,)})
@@ -159,30 +188,36 @@ class FileSource(SampleSource):
     def check(self, strengths: Iterable[float]) -> None:
         """It can be shown with any."""
 
+    def learned(self, step: int | None) -> str:
+        """Of the file's bytes."""
+        return digest(self._file.path)
+
+    def _base(self, request: SampleRequest) -> tuple[ModelFamily, SamplesConfig, int]:
+        """On the device, with how it is drawn and the side in pixels, of the run's if it is that base."""
+        device = find_device(request.device)
+        if device is None:
+            raise RecipeError(f'--device is {request.device!r}, which this machine does not have; use "cpu".')
+        dtype, model, recipe = default_precision(device), self.base_name, self.recipe
+        if recipe is not None and request.base is None:
+            family, samples, side = base_of(recipe, dtype=dtype), recipe.samples, recipe.data.resolution
+        else:
+            family = load_base(model, dtype=dtype)
+            samples, side = POCKET_SAMPLES if model in EMBEDDED else SamplesConfig(), family.native_side
+        family.place(device, family.denoiser)
+        return family, samples, side
+
     @contextmanager
     def drawing(self, step: int | None, strength: float | None) -> Iterator[ModelFamily]:
         with added(self._changes if strength else (), strength or 0.0):
             yield self.family
 
 
-def _base_of(file: LoraFile, request: SampleRequest) -> tuple[ModelFamily, SamplesConfig, int]:
+def _base_name(file: LoraFile, request: SampleRequest, recipe: Recipe | None) -> str:
     """As named with --base, by the run's recipe beside the file, or by the file if it is in the package."""
-    device = find_device(request.device)
-    if device is None:
-        raise RecipeError(f'--device is {request.device!r}, which this machine does not have; use "cpu".')
-    dtype, run = default_precision(device), ReadOnlyRun(file.path.parent)
-    model = request.base or embedded_base(file.metadata)
-    if request.base is None and (run.folder / RUN_RECIPE).is_file():
-        recipe = finished_recipe(run)
-        family, samples, side = base_of(recipe, dtype=dtype), recipe.samples, recipe.data.resolution
-    elif model is None:
-        kind = base_of_file(file).title
-        raise RecipeError(f"{file.name} does not say which base it is for ({kind}); name it with --base.")
-    else:
-        family = load_base(model, dtype=dtype)
-        samples, side = POCKET_SAMPLES if model in EMBEDDED else SamplesConfig(), family.native_side
-    family.place(device, family.denoiser)
-    return family, samples, side
+    if model := request.base or (recipe.base.model if recipe else embedded_base(file.metadata)):
+        return model
+    kind = base_of_file(file).title
+    raise RecipeError(f"{file.name} does not say which base it is for ({kind}); name it with --base.")
 
 
 Change = tuple[Tensor, Callable[[], Tensor]]  # a weight, and what makes its change in float32

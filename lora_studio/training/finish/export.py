@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from lora_studio.errors import CheckpointError, RecipeError, RunFolderError, Stu
 from lora_studio.evaluate.validation import best_step
 from lora_studio.export import EXPORTERS, target_named
 from lora_studio.export.target import ExportJob, ExportResult, Target
+from lora_studio.families.base import ModelFamily
 from lora_studio.files import check_ending, say_unwritable, set_aside, write_atomically
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.processes import ALONE
@@ -143,10 +144,16 @@ def checkpoint_of(run: Run, step: int | Literal["best"] | None) -> tuple[Path, i
     return steps[step], step
 
 
-def revive(run: Run, recipe: Recipe) -> tuple[TrainedRun, State]:
-    """The run's base with its adapters, at their start, to be loaded with a checkpoint."""
+def revive(
+    run: Run, recipe: Recipe, *, on_base: Callable[[ModelFamily], None] = lambda family: None
+) -> tuple[TrainedRun, State]:
+    """The run's base with its adapters, at their start, to be loaded with a checkpoint.
+
+    `on_base` gets the base before there are adapters in it.
+    """
     checked, manifest = check_recipe(recipe, run=run, trains=False), manifest_of(run)
     machine, family, plan = checked.machine, checked.family, checked.adapters
+    on_base(family)
     exact = plan.snapshot_float32(family)
     machine.shrink(family)
     adapters = plan.inject(family, exact)

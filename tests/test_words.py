@@ -36,7 +36,7 @@ KEPT = {  # room or page -> what stays there, as it is a format
         "|picture|",  # as cameras and programs call files
     ),
     "lora_studio/training": ('"class image"', '"class_images"', '"held_out"'),  # the last of `plan --json`
-    "lora_studio/evaluate": ('generator("holdout"',),
+    "lora_studio/evaluate": ('generator("holdout"', "held_out_scenes"),
     # keys in finished files and their hashes
     "lora_studio/metadata": (
         *("class_pictures", "num_pictures", "num_held_out", '"pictures"', "`pictures`", 'root_of("picture"'),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from lora_studio.cli.export import step_named
 from lora_studio.cli.options import BASES, Device, Json, Trigger, argument, print_json, value
 from lora_studio.cli.sample import listed_seeds
 from lora_studio.console import console, errors
+
+if TYPE_CHECKING:
+    from lora_studio.evaluate.result import Evaluation
 
 _IMAGES = "images of what was taught that were not trained on; default: the run's validation images"
 _PROMPTS = (
@@ -76,13 +79,17 @@ def evaluate(
             made, place = measure(target, replace(request, folder=folder), on_event=screen)
         told.append(made.evaluation.to_json() | {"folder": str(place)})
         if not as_json:
-            console.say_rows([("evaluation", f"{place / 'evaluation.json'}")])
-            for one in made.evaluation.measures:
-                ends = f"{one.interval.value:.3f} ({one.interval.low:.3f} to {one.interval.high:.3f})"
-                console.say_rows([(one.name, ends)])
-            for verdict in made.evaluation.verdicts:
-                console.say_rows([(verdict.word if verdict.decided else "?", verdict.sentence)])
-            for note in made.evaluation.notes:
-                console.say(f"note: {note}")
+            _say(made.evaluation, place)
     if as_json:
         print_json(told if len(told) > 1 else told[0])
+
+
+def _say(evaluation: Evaluation, folder: Path) -> None:
+    console.say_rows([("evaluation", str(folder / "evaluation.json"))])
+    for one in evaluation.measures:
+        ends = f"{one.interval.value:.3f} ({one.interval.low:.3f} to {one.interval.high:.3f})"
+        console.say_rows([(one.name, ends)])
+    for verdict in evaluation.verdicts:
+        console.say_rows([(verdict.word if verdict.decided else "?", verdict.sentence)])
+    for note in evaluation.notes:
+        console.say(f"note: {note}")

@@ -10,8 +10,6 @@ places are far from it. Networks' features are made to ignore where things lie, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -27,30 +25,20 @@ COPY = 0.8  # from here on an image is a copy: see docs/evaluate.md for what rea
 _QUIET = 0.2  # as added to the length of what is left, so that flat images are like nothing
 
 
-@dataclass(frozen=True)
-class Template:
-    """An image at `SIDE` x `SIDE`: [3, SIDE, SIDE] in 0..1."""
-
-    pixels: Tensor
-
-    @classmethod
-    def of(cls, image: Image.Image) -> Template:
-        """Squeezed to a square, as crops of a given share are crops of it again."""
-        small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
-        return cls(torch.from_numpy(np.asarray(small, np.float32) / 255).permute(2, 0, 1))
+def small(image: Image.Image) -> Tensor:
+    """[3, SIDE, SIDE] in 0..1: squeezed to a square, as crops of a given share are crops of it again."""
+    resized = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+    return torch.from_numpy(np.asarray(resized, np.float32) / 255).permute(2, 0, 1)
 
 
-def similarities(drawn: Sequence[Template], training: Sequence[Template]) -> Tensor:
-    """[N, M] up to 1, of each drawn image to each training image; windows are of the training images."""
-    if not drawn or not training:
-        return torch.zeros(len(drawn), len(training))
-    wanted = torch.stack([one.pixels for one in drawn])
+def similarities(drawn: Tensor, training: Tensor) -> Tensor:
+    """[N, 3, SIDE, SIDE] and [M, ...] -> [N, M] up to 1; windows are of the training images."""
     best = torch.full((len(drawn), len(training)), -1.0)
     for side in range(SMALLEST, SIDE + 1):
-        small = F.interpolate(wanted, size=(side, side), mode="bilinear", antialias=True)
-        asked = _without_outline(small.flatten(1), side)
+        shrunk = F.interpolate(drawn, size=(side, side), mode="bilinear", antialias=True)
+        asked = _without_outline(shrunk.flatten(1), side)
         for number, one in enumerate(training):
-            both = torch.stack([one.pixels, one.pixels.flip(-1)])
+            both = torch.stack([one, one.flip(-1)])
             windows = F.unfold(both, side).transpose(1, 2).flatten(0, 1)
             found = (_without_outline(windows, side) @ asked.T).amax(dim=0)
             best[:, number] = torch.maximum(best[:, number], found)
@@ -73,12 +61,12 @@ def _lowest(side: int) -> Tensor:
     return torch.einsum("ax,by->abxy", waves, waves).reshape(COARSE**2, side * side)
 
 
-def threshold_of(training: Sequence[Template], references: Sequence[Template]) -> float:
+def threshold_of(training: Tensor, references: Tensor) -> float:
     """From where on an image is a copy: `COPY`, or more where images that no one trained on come as near.
 
     `references` are such. Those that are training images themselves are as near as can be and say nothing.
     """
-    if not references or not training:
+    if not len(references) or not len(training):
         return COPY
     nearest = similarities(references, training).amax(dim=1)
     return max([COPY, *(one + 0.02 for one in nearest.tolist() if one < 0.97)])

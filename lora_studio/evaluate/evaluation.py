@@ -9,14 +9,15 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from lora_studio.data.images.decode import load_image
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.burn import ASPECTS, aspects_of
-from lora_studio.evaluate.copies import Template, threshold_of
+from lora_studio.evaluate.copies import SIDE, small, threshold_of
 from lora_studio.evaluate.drawings import Drawings, KeptImage, OnProgress
 from lora_studio.evaluate.encoders import ImageEncoder
-from lora_studio.evaluate.measures import Compared, Looks, measured, memorisation
+from lora_studio.evaluate.measures import Compared, Observed, measured, memorisation
 from lora_studio.evaluate.questions import in_groups
 from lora_studio.evaluate.result import Artist, Evaluation, Question, Variant
 from lora_studio.evaluate.verdicts import verdicts_of
@@ -28,7 +29,7 @@ FEWEST_SEEDS, MOST_SEEDS = 2, 32
 
 
 @dataclass(frozen=True)
-class Asked:
+class Inquiry:
     """What is drawn, and what it is compared with."""
 
     questions: Sequence[Question]
@@ -68,7 +69,7 @@ class Evaluator:
         self,
         artist: Artist,
         encoder: ImageEncoder,
-        asked: Asked,
+        asked: Inquiry,
         *,
         folder: Path | None = None,
         on_progress: OnProgress = lambda what, done, total: None,
@@ -77,8 +78,8 @@ class Evaluator:
         _check(asked)
         self.artist, self.encoder, self.asked, self.on_progress = artist, encoder, asked, on_progress
         self.drawings = Drawings(asked.questions, asked.seeds, folder)
-        self._base: tuple[list[KeptImage], Looks] | None = None
-        self._compared_with: tuple[Looks, Looks] | None = None
+        self._base: tuple[list[KeptImage], Observed] | None = None
+        self._compared_with: tuple[Observed, Observed] | None = None
         self._texts = encoder.texts([one.text for one in asked.questions])
 
     def evaluate(self, name: str, variant: Variant, facts: Mapping[str, str | int | float]) -> Evaluated:
@@ -103,8 +104,8 @@ class Evaluator:
             training_names=names,
             references_are_training=self.asked.references_are_training,
         )
-        own = [] if self.asked.references_are_training else references.templates
-        threshold = threshold_of(training.templates, own)
+        own = references.small[: 0 if self.asked.references_are_training else None]
+        threshold = threshold_of(training.small, own)
         copied, near = memorisation(compared, threshold)
         found = [*measured(compared, self.asked.relative_losses), *([copied] if copied else [])]
         told = dict(facts) | self._facts(threshold) | {"seconds": round(time.monotonic() - began, 1)}
@@ -132,7 +133,7 @@ class Evaluator:
             "copy_threshold": round(threshold, 4),
         }
 
-    def _references(self) -> tuple[Looks, Looks]:
+    def _references(self) -> tuple[Observed, Observed]:
         if self._compared_with is None:
             asked = self.asked
             references = self._look("looking at reference images", asked.references)
@@ -141,9 +142,9 @@ class Evaluator:
             self._compared_with = references, training
         return self._compared_with
 
-    def _look(self, what: str, images: Sequence[KeptImage] | Sequence[Path]) -> Looks:
+    def _look(self, what: str, images: Sequence[KeptImage] | Sequence[Path]) -> Observed:
         """At a few images at a time, of which only what is measured stays in memory."""
-        features, aligned, aspects, templates = [], [], list[list[float]](), list[Template]()
+        features, aligned, aspects, smaller = [], [], list[list[float]](), list[Tensor]()
         for first in range(0, len(images), AT_ONCE):
             self.on_progress(what, first, len(images))
             some = [self._opened(one) for one in images[first : first + AT_ONCE]]
@@ -151,19 +152,20 @@ class Evaluator:
             if (rows := self.encoder.aligned(some)) is not None:
                 aligned.append(rows)
             aspects += [aspects_of(one) for one in some]
-            templates += [Template.of(one) for one in some]
+            smaller += [small(one) for one in some]
         if not images:
             nothing = torch.zeros(0, 1)
-            return Looks(nothing, None, torch.zeros(0, len(ASPECTS)), [])
+            return Observed(nothing, None, torch.zeros(0, len(ASPECTS)), torch.zeros(0, 3, SIDE, SIDE))
         self.on_progress(what, len(images), len(images))
         of_texts = torch.cat(aligned) if aligned else None
-        return Looks(torch.cat(features), of_texts, torch.tensor(aspects, dtype=torch.float32), templates)
+        shown = torch.tensor(aspects, dtype=torch.float32)
+        return Observed(torch.cat(features), of_texts, shown, torch.stack(smaller))
 
     def _opened(self, one: KeptImage | Path) -> Image.Image:
         return load_image(one, background=self.asked.background) if isinstance(one, Path) else one.image()
 
 
-def _check(asked: Asked) -> None:
+def _check(asked: Inquiry) -> None:
     if not asked.questions:
         raise StudioError("there is nothing to ask: no trigger, no captions and no prompts are known.")
     if not FEWEST_SEEDS <= len(set(asked.seeds)) == len(asked.seeds) <= MOST_SEEDS:

@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lora_studio.evaluate.burn import burnt
-from lora_studio.evaluate.copies import Template, similarities
+from lora_studio.evaluate.copies import similarities
 from lora_studio.evaluate.questions import in_groups
-from lora_studio.evaluate.result import Group, Interval, Measured, Near, Question
+from lora_studio.evaluate.result import Group, Measured, Near, Question
 from lora_studio.evaluate.statistics import mean_of, ratio_of, share_of
 
 CALLED: tuple[Group, ...] = ("like_training", "new_contexts")
@@ -27,22 +26,22 @@ LEAST_MARGIN = 0.02  # a cosine; what two kinds of images differ by for an encod
 
 
 @dataclass(frozen=True)
-class Looks:
+class Observed:
     """What is known of images: features [..., D] and aligned [..., E] of length 1, aspects [..., 4]."""
 
     features: Tensor
     aligned: Tensor | None
     aspects: Tensor
-    templates: Sequence[Template]  # in the order of rows
+    small: Tensor  # [..., 3, H, W] in 0..1
 
-    def by_question(self, questions: int) -> Looks:
+    def by_question(self, questions: int) -> Observed:
         """The rows as [questions, seeds]."""
 
         def folded(one: Tensor) -> Tensor:
             return one.unflatten(0, (questions, -1))
 
         aligned = None if self.aligned is None else folded(self.aligned)
-        return Looks(folded(self.features), aligned, folded(self.aspects), self.templates)
+        return Observed(folded(self.features), aligned, folded(self.aspects), folded(self.small))
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,11 @@ class Compared:
 
     questions: Sequence[Question]
     seeds: Sequence[int]
-    base: Looks
-    tuned: Looks
+    base: Observed
+    tuned: Observed
     texts: Tensor | None  # [Q, E]
-    references: Looks  # [R]
-    training: Looks  # [M]
+    references: Observed  # [R]
+    training: Observed  # [M]
     training_names: Sequence[str]
     references_are_training: bool
 
@@ -115,7 +114,7 @@ def prompt_following(compared: Compared, groups: Sequence[Group] = CALLED) -> Me
     texts = texts[numbers]
     others = (texts.sum(dim=0) - texts) / (len(numbers) - 1)
 
-    def fits(looks: Looks) -> Tensor:
+    def fits(looks: Observed) -> Tensor:
         assert looks.aligned is not None
         return torch.einsum("qse,qe->qs", looks.aligned[numbers], texts - others)
 
@@ -134,14 +133,15 @@ def plain_following(compared: Compared) -> Measured | None:
 def drift(compared: Compared, groups: Sequence[Group] = PLAIN) -> Measured | None:
     """How much images without the trigger changed: 1 is as much as another seed changes the base's.
 
-    The mean distance (1 - cosine) of each image to the base's of the same seed, over the mean distance
-    between the base's images of two seeds.
+    The mean distance of each image to the base's of the same seed, over the mean distance between the base's
+    images of two seeds. A distance is the root mean square of the pixels' differences at 32 x 32: networks'
+    features are made to hardly see what another seed changes.
     """
     numbers = compared.numbers(groups)
     if not numbers or len(compared.seeds) < 2:
         return None
-    base, tuned = compared.base.features[numbers], compared.tuned.features[numbers]
-    changed = (1 - (base * tuned).sum(dim=-1)).mean(dim=1)
+    base, tuned = compared.base.small[numbers], compared.tuned.small[numbers]
+    changed = (base - tuned).flatten(2).square().mean(dim=2).sqrt().mean(dim=1)
     return _ratio("drift" if tuple(groups) == PLAIN else "change", numbers, changed, _scatter(base))
 
 
@@ -153,12 +153,12 @@ def change(compared: Compared) -> Measured | None:
 def diversity(compared: Compared) -> Measured | None:
     """How different images of one prompt with the trigger are from seed to seed: 1 is as the base's are.
 
-    The mean distance (1 - cosine) between two seeds, over the base's (DreamBooth's DIV, there by LPIPS).
+    The mean distance between two seeds, over the base's (DreamBooth's DIV, there by LPIPS), as for `drift`.
     """
     numbers = compared.numbers(CALLED)
     if not numbers or len(compared.seeds) < 2:
         return None
-    base, tuned = compared.base.features[numbers], compared.tuned.features[numbers]
+    base, tuned = compared.base.small[numbers], compared.tuned.small[numbers]
     return _ratio("diversity", numbers, _scatter(tuned), _scatter(base))
 
 
@@ -179,10 +179,9 @@ def memorisation(compared: Compared, threshold: float) -> tuple[Measured | None,
     images that were not trained on reach (`copies.threshold_of`).
     """
     numbers, seeds = compared.numbers(CALLED), len(compared.seeds)
-    if not numbers or not compared.training.templates:
+    if not numbers or not len(compared.training.small):
         return None, []
-    rows = [number * seeds + place for number in numbers for place in range(seeds)]
-    found = similarities([compared.tuned.templates[row] for row in rows], compared.training.templates)
+    found = similarities(compared.tuned.small[numbers].flatten(0, 1), compared.training.small)
     nearest, which = (one.unflatten(0, (len(numbers), seeds)) for one in found.max(dim=1))
     copied = nearest >= threshold
     shares = copied.float().mean(dim=1).tolist()
@@ -218,7 +217,7 @@ def measured(compared: Compared, relative_losses: Mapping[str, float]) -> list[M
     return [one for one in found if one is not None]
 
 
-def _arms(compared: Compared) -> dict[str, Looks]:
+def _arms(compared: Compared) -> dict[str, Observed]:
     return {"base": compared.base, "tuned": compared.tuned}
 
 
@@ -237,15 +236,8 @@ def _ratio(name: str, numbers: Sequence[int], top: Tensor, bottom: Tensor) -> Me
     return Measured(name, ratio_of(pairs), per_question)
 
 
-def _scatter(rows: Tensor) -> Tensor:
-    """[Q, S, D] -> [Q], the mean of 1 - cosine over all pairs of seeds."""
-    seeds = rows.shape[1]
-    cosines = torch.einsum("qsd,qtd->qst", rows, rows)
-    return 1 - (cosines.sum(dim=(1, 2)) - seeds) / (seeds * (seeds - 1))
-
-
-def unit(rows: Tensor) -> Tensor:
-    return F.normalize(rows.float(), dim=-1)
-
-
-NOT_MEASURED = Interval(math.nan, math.nan, math.nan, 0)
+def _scatter(images: Tensor) -> Tensor:
+    """[Q, S, 3, H, W] -> [Q], the mean distance over all pairs of seeds."""
+    seeds, rows = images.shape[1], images.flatten(2)
+    distances = (rows[:, :, None] - rows[:, None]).square().mean(dim=3).sqrt()
+    return distances.sum(dim=(1, 2)) / (seeds * (seeds - 1))

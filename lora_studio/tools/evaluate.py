@@ -15,7 +15,7 @@ from lora_studio.data.manifest import Record
 from lora_studio.errors import RecipeError, StudioError, reason_of
 from lora_studio.evaluate.artist import Brush
 from lora_studio.evaluate.encoders import ENCODERS, load_encoder, usual_encoder
-from lora_studio.evaluate.evaluation import USUAL_SEEDS, Asked, Evaluated, Evaluator
+from lora_studio.evaluate.evaluation import USUAL_SEEDS, Evaluated, Evaluator, Inquiry
 from lora_studio.evaluate.questions import (
     USUAL_COUNT,
     Taught,
@@ -24,9 +24,11 @@ from lora_studio.evaluate.questions import (
     taught_by,
     with_prompts,
 )
+from lora_studio.evaluate.report import Limit, ReportImages, write_report
 from lora_studio.evaluate.result import Evaluation, Question, Variant
+from lora_studio.evaluate.verdicts import THRESHOLDS
 from lora_studio.files import check_ending, digest, expanded, say_unwritable, write_atomically
-from lora_studio.runs import Run
+from lora_studio.runs import METRICS, Run
 from lora_studio.text import plural
 from lora_studio.tools.sample.source import Checkpoint, SampleRequest, SampleSource, open_source
 from lora_studio.training.events import Listener, Note, Progress, ignore_events
@@ -97,17 +99,24 @@ def evaluate(
                 raise
             raise out_of_memory(f"while images were drawn ({reason_of(error)})") from None
     folder = request.folder or source.folder.with_name(source.folder.name.replace("samples", "evaluation"))
-    write_evaluation(folder, made.evaluation)
+    write_evaluation(folder, made, source.run)
     return made, folder
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation) -> Path:
-    """`evaluation.json`, in place of an older one. Raises StudioError where it cannot be written."""
+def write_evaluation(folder: Path, made: Evaluated, run: Run | None = None) -> None:
+    """`evaluation.json`, its page and its image, in place of older ones. Raises StudioError."""
     path = folder / RESULT
     with say_unwritable(path):
-        text = json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False)
+        text = json.dumps(made.evaluation.to_json(), indent=2, ensure_ascii=False)
         write_atomically(path, f"{text}\n".encode("utf-8", "backslashreplace"))
-    return path
+    write_report(
+        folder,
+        made.evaluation,
+        ReportImages(made.drawn, made.training_image),
+        limits=[Limit(one.measure, one.word, one.value, one.above) for one in THRESHOLDS],
+        losses=[] if run is None else run.measurements(METRICS),
+        validation=[] if run is None else run.measurements(),
+    )
 
 
 def check_request(request: EvaluationRequest) -> None:
@@ -216,7 +225,7 @@ def _asked(
     questions: Sequence[Question],
     request: EvaluationRequest,
     step: int | None,
-) -> Asked:
+) -> Inquiry:
     references, notes = material.references, list(material.notes)
     are_training = len(references) < 2
     if are_training:
@@ -228,7 +237,7 @@ def _asked(
             else "there are no reference images; give a folder of them with --images"
         )
     background = "white" if source.recipe is None else source.recipe.data.background
-    return Asked(
+    return Inquiry(
         questions=questions,
         references=references,
         training=material.training,

@@ -64,26 +64,40 @@ def _options() -> argparse.Namespace:
             add(f"--{stage}-steps", type=int)
     add("--groups", type=int, default=FLOW_GROUPS, help="of 64 images that the flow base learns from")
     add("--processes", type=int, default=1, help="on a CPU, one for each core is fastest")
-    add("--start-from", type=Path, help="a finished base with a UNet to go on from")
+    add("--start-from", type=Path, help="a finished base of the same kind to go on from")
     return parser.parse_args()
 
 
-def adopt(base: Path, work: Path) -> None:
-    """Fill an empty `work` with the finished parts of `base`; its UNet is where the unet stage starts.
+def adopt(base: Path, work: Path, kind: str = "unet") -> None:
+    """Fill an empty `work` with the finished parts of `base`; its denoiser is where its stage starts.
 
     The optimizer's moments are not in a finished base, so training goes on with a new warm-up. The VAE's
-    encoder and the text encoder stay as they are, because the UNet has learned their language.
+    encoder and the text encoder stay as they are, because the denoiser has learned their language.
     """
-    if (work / "unet").exists():
+    denoiser = {"unet": "unet", "flow": "transformer"}[kind]
+    if not (base / denoiser).is_dir():
+        raise SystemExit(f"{base} has no {denoiser}: --start-from takes a finished base of --base {kind}.")
+    if (work / denoiser).exists():
         raise SystemExit(f"{work} holds a build already; name an empty folder with --work.")
     vae = AutoencoderKL.from_pretrained(base / "vae", dtype=torch.float32)
     for stage in ("vae", "decoder"):
         vae.save_pretrained(work / stage / "done")
+    if kind == "flow":
+        _adopt_flow(base, work)
+        return
     unet = UNet2DConditionModel.from_pretrained(base / "unet", dtype=torch.float32)
     unet.save_pretrained(work / "unet" / "start")
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
     tokenizer.save_pretrained(work / "clip" / "tokenizer")
     save_file(_pair_state(base, ClipPair(tokenizer)), work / "clip" / "pair.safetensors")
+
+
+def _adopt_flow(base: Path, work: Path) -> None:
+    transformer = ZImageTransformer2DModel.from_pretrained(base / "transformer", dtype=torch.float32)
+    transformer.save_pretrained(work / "transformer" / "start")
+    encoder = Qwen3Model.from_pretrained(base / "text_encoder", dtype=torch.float32)
+    encoder.save_pretrained(work / "text" / "done")
+    Qwen2Tokenizer.from_pretrained(base / "tokenizer").save_pretrained(work / "text" / "tokenizer")
 
 
 def _pair_state(base: Path, pair: ClipPair) -> dict[str, torch.Tensor]:
@@ -161,7 +175,8 @@ def write_flow_base(
 def main() -> None:
     """Run the stages asked for, in order; a stage that has its steps already only rewrites its result.
 
-    To train the shipped UNet further: --start-from lora_studio/pocket/weights --stages latents unet assemble.
+    To train the shipped UNet further: --start-from lora_studio/pocket/weights --stages latents unet assemble;
+    the transformer: --base flow, flow_weights for weights, transformer for unet.
     """
     options = _options()
     work, default = options.work or Path("runs") / f"pocket-build-{options.base}", DEFAULT_STEPS[options.base]
@@ -170,7 +185,7 @@ def main() -> None:
     if others := [stage for stage in options.stages or () if stage not in steps]:
         raise SystemExit(f"--base {options.base} has no stage {others[0]!r}, but {', '.join(steps)}.")
     if options.start_from is not None:
-        adopt(options.start_from, work)
+        adopt(options.start_from, work, options.base)
     run = partial(run_in_processes, options.processes, (work / "meeting").absolute())
     device, out = (
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),

@@ -176,9 +176,14 @@ def wording(scene: Scene, rng: random.Random) -> str:
     """
     text = rng.choice(_OPENINGS) + scene.caption()
     if rng.random() < 0.2:
-        word = "".join(rng.sample(_SYLLABLES, rng.choice((1, 2)))) + rng.choice(("", "k", "x", "n"))
+        word = made_up(rng)
         text += rng.choice((f", {word} style", f", in the style of {word}", f", {word}"))
     return text
+
+
+def made_up(rng: random.Random) -> str:
+    """A word that means nothing."""
+    return "".join(rng.sample(_SYLLABLES, rng.choice((1, 2)))) + rng.choice(("", "k", "x", "n"))
 
 
 def texture(rng: random.Random, width: int, height: int) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from lora_studio.pocket.scenes import (
     training_scene,
     wording,
 )
-from lora_studio.pocket.stages import text, transformer, vae
+from lora_studio.pocket.stages import dense, text, transformer, vae
 
 CAPTIONS = ["", "a red ball on a beach", "a small red ball and an orange house at night, wexzork style"]
 
@@ -138,6 +139,98 @@ def test_samples_are_the_pipelines(
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(16, 16), (12, 20), (18, 14)])
+@pytest.mark.parametrize("lengths", [(20, 32), (7, 45), (33, 64)])
+def test_whole_batches_get_the_modules_own_answers_and_gradients(
+    denoiser: ZImageTransformer2DModel, shape: tuple[int, int], lengths: tuple[int, ...]
+) -> None:
+    """Padding of captions and of images, the positions behind longer captions, masks, and every weight."""
+    torch.manual_seed(1)
+    noised, sigma = torch.randn(2, 16, *shape), torch.tensor([0.3, 0.8])
+    said = [torch.randn(count, 128) for count in lengths]
+    wanted = torch.randn(noised.shape)
+    answers, gradients = [], []
+    for is_dense in (False, True):
+        if is_dense:
+            captions = dense.padded(said)
+            turns = dense.turns(denoiser, captions.lengths, captions.features.shape[1], _halves(shape))
+            answer = -dense.forward(denoiser, noised, 1 - sigma, captions, turns, asked=1)[0]
+        else:
+            answer = transformer.velocity(denoiser, noised, sigma, said)
+        denoiser.zero_grad()
+        (answer * wanted).sum().backward()
+        answers.append(answer.detach())
+        gradients.append(
+            {name: p.grad.clone() for name, p in denoiser.named_parameters() if p.grad is not None}
+        )
+    torch.testing.assert_close(*answers, rtol=0, atol=1e-5)
+    for name, gradient in gradients[0].items():
+        spread = float(gradient.abs().max())
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-4 * spread + 1e-6, msg=name)
+
+
+def _halves(shape: tuple[int, int]) -> tuple[int, int]:
+    return shape[0] // 2, shape[1] // 2
+
+
+def test_a_scenes_wordings_are_read_once_and_an_empty_caption_is_none(
+    encoder: Qwen3Model, tokenizer: Qwen2Tokenizer, tmp_path: Path
+) -> None:
+    encoder.save_pretrained(tmp_path / "done")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    path = tmp_path / "captions.safetensors"
+    made = text.Wordings(tmp_path, path, 6, torch.device("cpu"))
+    written = path.read_bytes()
+    again = text.Wordings(tmp_path, path, 6, torch.device("cpu"))
+    assert path.read_bytes() == written
+    said, lengths = again.of([4, 2, 4], ["said", "", "said"], step=1)
+    assert said.shape == (3, 32, encoder.config.hidden_size) and torch.equal(
+        said, made.of([4, 2, 4], ["x", "", "x"], 1)[0]
+    )
+    empty = text.features(encoder, tokenizer, [""])[0]
+    torch.testing.assert_close(said[1, : len(empty)], empty, rtol=0, atol=1e-2)
+    assert lengths[1] == len(empty) and not said[1, len(empty) :].any()
+    scene = training_scene(4)
+    worded = [wording(scene, random.Random(2 * scene.seed + n)) for n in range(2)]
+    known = text.features(encoder, tokenizer, worded)
+    assert {len(one) for one in known} >= {int(lengths[0]), int(lengths[2])}
+    assert (
+        min(float((said[0, : len(one)] - one).abs().max()) for one in known if len(one) == lengths[0]) < 1e-2
+    )
+
+
+def test_long_captions_are_those_that_are_padded_to_64(tokenizer: Qwen2Tokenizer) -> None:
+    for caption in (CAPTIONS[1], CAPTIONS[2], "a red ball"):
+        longer = text.lengthened(tokenizer, caption, random.Random(1))
+        assert longer.startswith(f"{caption}, ") and longer == text.lengthened(
+            tokenizer, caption, random.Random(1)
+        )
+        assert 32 < text.tokens(tokenizer, [longer])[0].shape[1] <= 64
+
+
+def test_muon_has_the_blocks_matrices_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    def trained(folder: Path, *parts: int) -> dict[str, Tensor]:
+        for upto in parts:
+            torch.manual_seed(0)
+            small = stages.configuration("flow_transformer") | {"n_layers": 4}
+            asked = transformer.Asked(ZImageTransformer2DModel(**small))
+            config = stages.StageConfig("small", 8, 1e-3, matrix_rate=4e-3)
+            trainee = stages.Trainee(asked, config, folder, matrices=asked.matrices())
+            for step in range(trainee.step, upto):
+                rng = torch.Generator().manual_seed(step)
+                noised, said = torch.randn(2, 16, 4, 8, generator=rng), torch.randn(2, 32, 128, generator=rng)
+                answer, named = asked(noised, torch.tensor([0.2, 0.9]), said, torch.tensor([9, 30]))
+                trainee.update(answer.square().mean() + named.square().mean())
+            trainee.save()
+        assert len(asked.matrices()) == 7 * (4 + 2)
+        return {name: p.detach() for name, p in asked.named_parameters()} | trainee.average
+
+    whole, parted = trained(tmp_path / "whole", 4), trained(tmp_path / "parted", 2, 4)
+    assert all(torch.equal(parted[name], tensor) for name, tensor in whole.items())
+    states = [(tmp_path / name / "state.safetensors").read_bytes() for name in ("whole", "parted")]
+    assert states[0] == states[1]
+
+
 def test_the_velocity_of_a_model_that_knows_the_answer_has_no_error() -> None:
     clean, noise, sigma = torch.randn(2, 16, 4, 4), torch.randn(2, 16, 4, 4), torch.tensor([0.25, 0.75])
 
@@ -181,10 +274,10 @@ def test_a_new_transformer_answers_zero_and_learns_in_every_part(
     torch.manual_seed(0)
     asked = transformer.Asked(transformer.new_transformer())
     latents, sigma = torch.randn(2, 16, 16, 16), torch.tensor([0.3, 0.8])
-    said = text.features(encoder, tokenizer, CAPTIONS[1:])
+    said = dense.padded(text.features(encoder, tokenizer, CAPTIONS[1:]))
     optimizer = torch.optim.AdamW(asked.parameters(), lr=1e-3)
     for step in range(3):
-        answer, named = asked(latents, sigma, said)
+        answer, named = asked(latents, sigma, *said)
         assert answer.shape == latents.shape and named.shape == (2, 64, 4, len(OBJECT_NAMES) + 1)
         assert bool(answer.any()) == (step > 0)
         ((answer - latents).square().mean() + named.square().mean()).backward()

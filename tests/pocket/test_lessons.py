@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lora_studio.pocket.scenes import BACKGROUNDS, Scene, Thing
+from lora_studio.pocket.scenes import BACKGROUNDS, Scene, Thing, training_scene
 from lora_studio.pocket.stages.unet import new_scheduler, noised_batch
 from lora_studio.pocket.stages.world import GROUP, OBJECT_WEIGHT, World, object_weights
 
@@ -29,16 +29,16 @@ def test_an_objects_square_weighs_more_and_the_mean_stays_one() -> None:
 def test_large_single_objects_come_first_and_later_everything() -> None:
     groups = [torch.zeros(GROUP, 4, 16, 16) for _ in range(10)]
     world = World(groups, seed=3, steps=100, easy_steps=77)
-    latents, captions, weights, scenes = world.batch(0)
+    latents, captions, weights, scenes, numbers = world.batch(0)
     assert latents.shape == (GROUP, 4, 16, 16) and weights.shape == (GROUP, 1, 16, 16)
-    assert len(captions) == len(scenes) == GROUP
+    assert len(captions) == len(scenes) == GROUP and scenes == [training_scene(n) for n in numbers]
     assert all(
         caption == "" or scene.things[0].name in caption
         for caption, scene in zip(captions, scenes, strict=True)
     )
     assert not any(" and " in caption or "small" in caption for caption in captions)
     assert weights.max() / weights.min() > 1
-    last_latents, last, last_weights, _ = world.batch(99)
+    last_latents, last, last_weights, *_ = world.batch(99)
     assert len(last_latents) == GROUP
     assert any(" and " in caption for caption in last) and any("small" in caption for caption in last)
     assert torch.equal(last_weights, torch.ones(GROUP, 1, 16, 16))

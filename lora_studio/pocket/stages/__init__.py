@@ -5,11 +5,12 @@ That is a resumable training loop, averaged weights, and images as tensors.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.multiprocessing.spawn import spawn
 
 CHECKPOINT_SECONDS = 150
+_ADAMW, _MUON = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)  # what each knows of a parameter
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class StageConfig:
     decay_share: float = 0.3  # the last part of the steps, over which the learning rate falls to 2 %
     average_decay: float = 0.998
     weight_decay: float = 0.01
+    matrix_rate: float = 0.0  # with it, Muon's learning rate for the matrices that `Trainee` is told of
 
 
 def images_to_tensor(images: list[Image.Image]) -> Tensor:
@@ -99,14 +103,27 @@ def run_in_processes(size: int, meeting: Path, stage: Callable[..., None], *argu
 
 
 class Trainee:
-    """A module in training with AdamW, and its averaged copy; the whole state is kept in one folder."""
+    """A module in training, and its averaged copy; the whole state is kept in one folder.
 
-    def __init__(self, module: nn.Module, config: StageConfig, folder: Path) -> None:
+    AdamW trains all but the parameters called `matrices`: those are Muon's (torch.optim.Muon), whose
+    updates have all their singular values near 1.
+    """
+
+    def __init__(
+        self, module: nn.Module, config: StageConfig, folder: Path, *, matrices: Collection[str] = ()
+    ) -> None:
         self.module, self.config, self.folder, self.step = module, config, folder, 0
         self.parameters = dict(module.named_parameters())
         rate, decay = config.learning_rate, config.weight_decay
-        weights = self.parameters.values()
-        self.optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.99), weight_decay=decay)
+        others = [p for name, p in self.parameters.items() if name not in matrices]
+        adamw = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=decay)
+        self.optimizers: list[torch.optim.Optimizer] = [adamw]
+        if matrices:
+            flat = [self.parameters[name] for name in matrices]
+            muon = torch.optim.Muon(
+                flat, lr=config.matrix_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+            )
+            self.optimizers.append(muon)
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         folder.mkdir(parents=True, exist_ok=True)
         self._resume()
@@ -116,7 +133,7 @@ class Trainee:
         if rank_and_size()[0]:
             return
         names = {id(p): name for name, p in self.parameters.items()}
-        states = self.optimizer.state.items()
+        states = [item for optimizer in self.optimizers for item in optimizer.state.items()]
         tensors: dict[str, Tensor] = {f"weight/{name}": p for name, p in self.parameters.items()}
         tensors |= {f"average/{name}": mean for name, mean in self.average.items()}
         tensors |= {f"{key}/{names[id(p)]}": value for p, state in states for key, value in state.items()}
@@ -129,27 +146,36 @@ class Trainee:
         path = self.folder / "state.safetensors"
         if not path.is_file():
             return
+        names = {id(p): name for name, p in self.parameters.items()}
         tensors = load_file(path)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"weight/{name}"])
                 self.average[name].copy_(tensors[f"average/{name}"])
-                self.optimizer.state[parameter] = {
-                    key: tensors[f"{key}/{name}"].to(parameter.device if key != "step" else "cpu")
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+        for optimizer, keys in zip(self.optimizers, (_ADAMW, _MUON), strict=False):
+            for parameter in itertools.chain(*(group["params"] for group in optimizer.param_groups)):
+                optimizer.state[parameter] = {
+                    key: tensors[f"{key}/{names[id(parameter)]}"].to(
+                        parameter.device if key != "step" else "cpu"
+                    )
+                    for key in keys
                 }
-        self.step = round(float(tensors[f"step/{next(iter(self.parameters))}"]))
+        with safe_open(path, "pt") as file:
+            self.step = int(file.metadata()["step"])
 
     def update(self, loss: Tensor) -> None:
         """One optimizer step with all processes' gradients, and one of the weights' running average."""
         self.step += 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * learning_rate_factor(self.step, self.config)
+        rates = self.config.learning_rate, self.config.matrix_rate
+        for optimizer, rate in zip(self.optimizers, rates, strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * learning_rate_factor(self.step, self.config)
         loss.backward()
         self._average_gradients()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         decay = min(self.config.average_decay, self.step / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
@@ -24,6 +25,7 @@ from lora_studio.pocket.scenes import (
     SIZES,
     Scene,
     held_out_scenes,
+    made_up,
     training_scene,
     wording,
 )
@@ -37,6 +39,7 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_WORDINGS, _ROOM = 2, 32
 SAYS_LENGTH = 0.25  # what the next token counts beside what the scene holds
 UNSAID = "unsaid"
 _SLOTS: dict[str, tuple[str, ...]] = {
@@ -96,6 +99,52 @@ def features(encoder: Qwen3Model, tokenizer: Qwen2Tokenizer, captions: list[str]
     states = encoder(ids.to(device), attention_mask=mask.to(device), output_hidden_states=True)
     rows = zip(states.hidden_states[-2].float(), mask.bool(), strict=True)
     return [row[real.to(device)] for row, real in rows]
+
+
+def lengthened(tokenizer: Qwen2Tokenizer, caption: str, rng: random.Random) -> str:
+    """The caption with made-up words, until it is one of those that a Z-Image pads to 64 tokens."""
+    while tokens(tokenizer, [caption])[0].shape[1] <= _ROOM:
+        caption += f", {made_up(rng)} {made_up(rng)}"
+    return caption
+
+
+class Wordings:
+    """What a Z-Image is given for captions of training scenes, each read once and written to a file.
+
+    A scene has `_WORDINGS` of them. One that does not fit into `_ROOM` tokens is the plain caption.
+    """
+
+    def __init__(self, text: Path, path: Path, scenes: int, device: torch.device) -> None:
+        if not path.is_file():
+            _read_wordings(text, path, scenes, device)
+        stored = load_file(path)
+        self.features, self.lengths, self.device = stored["features"], stored["lengths"], device
+
+    def of(self, numbers: list[int], captions: list[str], step: int) -> tuple[Tensor, Tensor]:
+        """[B, 32, D] features in float32 and [B] lengths of scenes' captions; of "" where one is empty."""
+        rng = random.Random(step)
+        said = [1 + _WORDINGS * number + rng.randrange(_WORDINGS) for number in numbers]
+        rows = [row if caption else 0 for row, caption in zip(said, captions, strict=True)]
+        return self.features[rows].float().to(self.device), self.lengths[rows].to(self.device)
+
+
+def _read_wordings(folder: Path, path: Path, scenes: int, device: torch.device) -> None:
+    encoder, tokenizer = load_text(folder, device)
+    captions = [""]
+    for scene in map(training_scene, range(scenes)):
+        said = [wording(scene, random.Random(_WORDINGS * scene.seed + n)) for n in range(_WORDINGS)]
+        captions += [one if len(tokens(tokenizer, [one])[0][0]) <= _ROOM else scene.caption() for one in said]
+    features_of, lengths = (
+        torch.zeros(len(captions), _ROOM, encoder.config.hidden_size, dtype=torch.float16),
+        [],
+    )
+    for first in range(0, len(captions), BATCH):
+        for row, one in enumerate(features(encoder, tokenizer, captions[first : first + BATCH]), first):
+            features_of[row, : len(one)] = one.half()
+            lengths.append(len(one))
+    temporary = path.with_suffix(".tmp")
+    save_file({"features": features_of, "lengths": torch.tensor(lengths)}, temporary)
+    temporary.rename(path)
 
 
 def said(scene: Scene) -> list[int]:

@@ -8,6 +8,7 @@ The head that answers is left behind.
 from __future__ import annotations
 
 import math
+import random
 from functools import partial
 from pathlib import Path
 
@@ -22,15 +23,18 @@ from lora_studio.objectives.sigmas import LogitNormal
 from lora_studio.pocket import stages
 from lora_studio.pocket.scenes import OBJECT_NAMES, Scene, held_out_scenes
 from lora_studio.pocket.shapes import shapes_of
-from lora_studio.pocket.stages.text import features, load_text
-from lora_studio.pocket.stages.world import OBJECT_SHARE, World, load_latents, load_vae, preview
+from lora_studio.pocket.stages import dense
+from lora_studio.pocket.stages.text import Wordings, features, lengthened, load_text
+from lora_studio.pocket.stages.world import GROUP, OBJECT_SHARE, World, load_latents, load_vae, preview
 
 BATCH = 32
 SHIFT = 2.0
 DRAWN = LogitNormal(math.log(3), 1.2)  # what an object is gets settled at high noise: half lie above 0.75
-EASY_STEPS = 3000  # and it shows first where it is large and alone
+EASY_STEPS = 1500  # and it shows first where it is large and alone
+LONG_EVERY = 10  # steps: in one, captions have more than 32 tokens, and images lie behind 64
 ASKED_AFTER = 3  # the number of the layer whose answer names the objects
 ASKED_WEIGHT = 0.2
+MATRIX_RATE = 4e-3
 _FINE = 4  # pixels drawn for one latent pixel of the map of objects
 
 
@@ -87,19 +91,21 @@ class Asked(nn.Module):
         super().__init__()
         self.transformer, self.kinds = transformer, len(OBJECT_NAMES) + 1
         self.head = nn.Linear(transformer.dim, 4 * self.kinds)
-        self._heard: Tensor | None = None
-        transformer.layers[ASKED_AFTER].register_forward_hook(self._listen)
 
-    def _listen(self, layer: nn.Module, given: object, answer: Tensor) -> None:
-        self._heard = answer
-
-    def forward(self, noised: Tensor, sigma: Tensor, text: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, noised: Tensor, sigma: Tensor, said: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity, and [B, tokens, 4, kinds] logits of the object at each latent pixel."""
-        answer = velocity(self.transformer, noised, sigma, text)
-        heard, self._heard = self._heard, None
-        assert heard is not None
-        count = noised.shape[2] * noised.shape[3] // 4
-        return answer, self.head(heard[:, :count].float()).unflatten(2, (4, self.kinds))
+        captions, (h, w) = dense.Captions(said, lengths), noised.shape[2:]
+        turns = dense.turns(self.transformer, lengths, said.shape[1], (h // 2, w // 2))
+        answer, heard = dense.forward(self.transformer, noised, 1 - sigma, captions, turns, ASKED_AFTER)
+        return -answer, self.head(heard.float()).unflatten(2, (4, self.kinds))
+
+    def matrices(self) -> list[str]:
+        """The parameters that Muon trains: the matrices of attention and feed-forward in all blocks."""
+        return [
+            name
+            for name, p in self.named_parameters()
+            if p.ndim == 2 and (".attention." in name or ".feed_forward." in name)
+        ]
 
 
 @torch.inference_mode()
@@ -127,21 +133,32 @@ def build_transformer(work: Path, steps: int, device: torch.device) -> None:
     encoder, tokenizer = load_text(work / "text", device)
     text_of = partial(features, encoder, tokenizer)
     latents = load_latents(folder / "latents.safetensors")
-    world = World(latents, seed=3, steps=steps, easy_steps=EASY_STEPS, batch=BATCH * size)
-    transformer = new_transformer()
+    wordings = Wordings(work / "text", folder / "captions.safetensors", len(latents) * GROUP, device)
+    start = folder / "start"  # of a base that was adopted, which knows the easy lessons
+    adopted = start.is_dir()
+    easy = 0 if adopted else EASY_STEPS
+    world = World(latents, seed=3, steps=steps, easy_steps=easy, batch=BATCH * size)
+    transformer = ZImageTransformer2DModel.from_pretrained(start) if adopted else new_transformer()
     asked = Asked(transformer).to(device)
-    config = stages.StageConfig("transformer", steps, 1.5e-3, warmup_steps=200)
-    trainee = stages.Trainee(asked, config, folder)
+    rates = {"learning_rate": 1.5e-3, "matrix_rate": MATRIX_RATE}
+    config = stages.StageConfig("transformer", steps, **rates, warmup_steps=200, decay_share=0.5)
+    trainee = stages.Trainee(asked, config, folder, matrices=asked.matrices())
+
+    def heard(step: int, numbers: list[int], captions: list[str]) -> tuple[Tensor, Tensor]:
+        if step % LONG_EVERY:
+            return wordings.of(numbers, captions, step)
+        rng = random.Random(step)
+        return dense.padded(text_of([lengthened(tokenizer, one, rng) if one else "" for one in captions]))
 
     def loss_at(step: int) -> Tensor:
-        latents, captions, weights, scenes = world.batch(step)
+        latents, captions, weights, scenes, numbers = world.batch(step)
         rng, mine = torch.Generator().manual_seed(step), slice(rank, None, size)
         noise, sigma = torch.randn(latents.shape, generator=rng), sigmas(len(latents), rng)
         share = sigma.view(-1, 1, 1, 1)
         noised, target = (1 - share) * latents + share * noise, noise - latents
         noised, target, sigma, weights = (t[mine].to(device) for t in (noised, target, sigma, weights))
         with stages.half_precision(device):
-            answer, named = asked(noised, sigma, text_of(captions[mine]))
+            answer, named = asked(noised, sigma, *heard(step, numbers[mine], captions[mine]))
         loss = ((answer.float() - target).square() * weights).mean()
         if step >= OBJECT_SHARE * steps:
             return loss
@@ -154,5 +171,5 @@ def build_transformer(work: Path, steps: int, device: torch.device) -> None:
     print("previews:", *prompts, sep="\n  ", flush=True)
     draw = partial(sample, transformer, text_of(prompts), text_of([""])[0], seed=7, guidance=4.0, steps=20)
     look = partial(preview, trainee, vae, draw, 128)
-    if stages.train(trainee, loss_at, look=look, look_every=400):
+    if stages.train(trainee, loss_at, look=look, look_every=1000):
         transformer.save_pretrained(folder / "done")

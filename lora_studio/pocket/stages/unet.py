@@ -84,7 +84,7 @@ def build_unet(work: Path, steps: int, device: torch.device) -> None:
             return pair.text(token_ids(tokenizer, captions).to(device)).last_hidden_state
 
     def loss_at(step: int) -> Tensor:
-        latents, captions, shares, _ = world.batch(step)
+        latents, captions, shares, *_ = world.batch(step)
         noised, noise, timesteps, weight = noised_batch(latents, alphas, torch.Generator().manual_seed(step))
         batch, mine = (noised, noise, timesteps, weight, shares), slice(rank, None, size)
         noised, noise, timesteps, weight, shares = (tensor[mine].to(device) for tensor in batch)

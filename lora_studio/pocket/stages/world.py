@@ -28,6 +28,7 @@ class Lesson(NamedTuple):
     captions: list[str]
     weights: Tensor
     scenes: list[Scene]
+    numbers: list[int]  # of the scenes
 
 
 def load_vae(work: Path, device: torch.device) -> AutoencoderKL:
@@ -73,12 +74,14 @@ class World:
     ) -> None:
         self.seed, self.steps, self.easy_steps, self.size = seed, steps, easy_steps, batch
         self.buckets: dict[torch.Size, Tensor] = {}
-        self.scenes: dict[torch.Size, list[Scene]] = {}  # the scene of each of a bucket's rows
+        self.numbers: dict[torch.Size, list[int]] = {}  # of the scene of each of a bucket's rows
+        self.scenes: dict[torch.Size, list[Scene]] = {}
         self.easy: dict[torch.Size, list[int]] = {}  # the rows with one large object
         for shape in dict.fromkeys(group.shape[2:] for group in latents):
             groups = [number for number, group in enumerate(latents) if group.shape[2:] == shape]
             self.buckets[shape] = torch.cat([latents[number] for number in groups])
-            scenes = [training_scene(number * GROUP + i) for number in groups for i in range(GROUP)]
+            self.numbers[shape] = [number * GROUP + i for number in groups for i in range(GROUP)]
+            scenes = [training_scene(number) for number in self.numbers[shape]]
             is_easy = [[thing.size for thing in scene.things] == ["large"] for scene in scenes]
             self.scenes[shape], self.easy[shape] = scenes, [row for row, easy in enumerate(is_easy) if easy]
         self.turns = [group.shape[2:] for group in latents[: len(BUCKETS)]]
@@ -94,7 +97,8 @@ class World:
         captions = ["" if rng.random() < CAPTION_DROPOUT else wording(scene, rng) for scene in scenes]
         weighty = OBJECT_WEIGHT if step < OBJECT_SHARE * self.steps else 1.0
         weights = torch.stack([object_weights(scene, (shape[0], shape[1]), weighty) for scene in scenes])
-        return Lesson(self.buckets[shape][rows], captions, weights, scenes)
+        numbers = [self.numbers[shape][row] for row in rows]
+        return Lesson(self.buckets[shape][rows], captions, weights, scenes, numbers)
 
 
 def object_weights(scene: Scene, shape: tuple[int, int], weight: float) -> Tensor:

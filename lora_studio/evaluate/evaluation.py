@@ -192,9 +192,9 @@ def _lacking(found: Sequence[object], compared: Compared) -> list[str]:
         named = ", ".join(sorted(group.replace("_", " ") for group in groups))
         notes.append(f"nothing was asked of these groups of prompts: {named}")
     if "fidelity" not in there:
-        few = len(compared.references.features) < 2
+        few = len(compared.references.features) < 2 or len(compared.questions) < 4
         why = (
-            "there are fewer than two reference images"
+            "there are fewer than two reference images, or prompts of a kind"
             if few
             else "the encoder tells the reference images and the base's images hardly apart"
         )

@@ -18,11 +18,12 @@ from lora_studio.evaluate.copies import similarities
 from lora_studio.evaluate.questions import in_groups
 from lora_studio.evaluate.result import Group, Measured, Near, Question
 from lora_studio.evaluate.statistics import mean_of, ratio_of, share_of
+from lora_studio.evaluate.way import Way
 
 CALLED: tuple[Group, ...] = ("like_training", "new_contexts")
 """Groups whose prompts call what was learned."""
 PLAIN: tuple[Group, ...] = ("class_alone", "unrelated")
-LEAST_MARGIN = 0.02  # a cosine; what two kinds of images differ by for an encoder that tells them apart
+LEAST_MARGIN = 0.02  # a cosine, by which texts differ for an encoder that tells them apart
 
 
 @dataclass(frozen=True)
@@ -67,37 +68,26 @@ class Compared:
 def fidelity(compared: Compared) -> Measured | None:
     """How far images with the trigger have moved from the base's to the references: 1 is all of the way.
 
-    An image's similarity is its mean cosine to the reference images (DreamBooth's DINO and CLIP-I, arXiv
-    2208.12242, section 4.2), less its mean cosine to the base's images without the trigger: raw cosines alone
-    do not tell a style from another (arXiv 2605.09030). From the base's figure, 0, it is counted in parts of
-    what a reference image has over the base's, leaving itself out.
+    An image is measured by its similarity to the reference images less its similarity to the base's images of
+    these prompts: raw cosines alone do not tell one style from another (arXiv 2605.09030). What scatters less
+    among images of one kind counts for more (`way.Way`). So 0 is the base with the same prompts, whatever it
+    makes of a word that it does not know, and 1 is what a reference image reaches that is left out.
     """
     return _gained("fidelity", compared, CALLED)
 
 
 def leakage(compared: Compared) -> Measured | None:
-    """The same of images without the trigger: fidelity where nothing called it (DreamBooth's PRES)."""
+    """The same of images without the trigger: fidelity where nothing called it (as DreamBooth's PRES)."""
     return _gained("leakage", compared, PLAIN)
 
 
 def _gained(name: str, compared: Compared, groups: Sequence[Group]) -> Measured | None:
-    numbers, plain = compared.numbers(groups), compared.numbers(PLAIN) or compared.numbers(CALLED)
-    references = compared.references.features
-    if not numbers or len(references) < 2:
+    numbers, references = compared.numbers(groups), compared.references.features
+    if len(numbers) < 2 or len(references) < 2:
         return None
-    others = compared.base.features[plain].flatten(0, 1)
-
-    def margin(rows: Tensor) -> Tensor:
-        return rows @ references.mean(dim=0) - rows @ others.mean(dim=0)
-
-    own = (references @ references.sum(dim=0) - 1) / (len(references) - 1) - references @ others.mean(dim=0)
-    unlike = (others @ others.sum(dim=0) - 1) / (len(others) - 1)
-    base_margin = (others @ references.mean(dim=0) - unlike).mean()
-    whole = (own.mean() - base_margin).item()
-    if whole < LEAST_MARGIN:
-        return None
-    found = {name: margin(one.features[numbers]) / whole for name, one in _arms(compared).items()}
-    return _difference(name, numbers, found["base"], found["tuned"])
+    base, tuned = compared.base.features[numbers], compared.tuned.features[numbers]
+    way = Way.between(base, references)
+    return _difference(name, numbers, way.gone(base), way.gone(tuned)) if way.is_clear(base) else None
 
 
 def prompt_following(compared: Compared, groups: Sequence[Group] = CALLED) -> Measured | None:

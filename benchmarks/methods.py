@@ -119,7 +119,7 @@ METHODS = dict(_methods())
 
 def measure(method: str, seed: int, judge: Judge, *, prompts: int, runs: Path) -> Piece:
     """Train, draw and judge. Raises SystemExit if the run does not go to its end."""
-    one, folder = METHODS[method], runs / f"{_slug(method)}_{seed}"
+    one, folder = METHODS[method], runs / f"{slug_of(method)}_{seed}"
     recipe = recipe_of(method, seed)
     result = train(recipe, folder, resume=any(folder.glob("checkpoints/step_*")))
     if not isinstance(result, Finished):
@@ -133,7 +133,7 @@ def measure(method: str, seed: int, judge: Judge, *, prompts: int, runs: Path) -
     seen, unasked = judge.classify(called), judge.classify(after)
     shown = [v.style == STYLE if one.is_style else v.object == SUBJECT for v in seen]
     leaked = [v.style == STYLE if one.is_style else v.object == SUBJECT for v in unasked]
-    right = [_follows(one, v.object, v.background, q) for v, q in zip(seen, questions, strict=True)]
+    right = [follows(one.is_style, v.object, v.background, q) for v, q in zip(seen, questions, strict=True)]
     return Piece(
         method,
         seed,
@@ -141,7 +141,7 @@ def measure(method: str, seed: int, judge: Judge, *, prompts: int, runs: Path) -
         fidelity=round(mean(shown), 4),
         following=round(mean(right), 4),
         leaking=round(mean(leaked), 4),
-        drift=round(_distance(before, after) / _distance(before, otherwise), 4),
+        drift=round(distance(before, after) / distance(before, otherwise), 4),
         rests_on=rests_on(method, seed, prompts),
     )
 
@@ -159,24 +159,24 @@ def rests_on(method: str, seed: int, prompts: int) -> str:
     assert recipe.data.images is not None
     told = [
         recipe_hash(recipe),
-        _content(DEFAULT_BASE),
-        _content(recipe.data.images),
+        content_of(DEFAULT_BASE),
+        content_of(recipe.data.images),
         f"{prompts} {LORA_GUIDANCE}",
     ]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
 
 
 @cache
-def _content(folder: Path) -> str:
-    """Of the files that lie in it: their names and bytes."""
+def content_of(folder: Path) -> str:
+    """A hash of the files that lie in it: their names and bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     told = [f"{path.relative_to(folder).as_posix()} {sha256_of(path)}" for path in files]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
-def _follows(method: Method, thing: str, background: str, question: Question) -> bool:
+def follows(is_style: bool, thing: str, background: str, question: Question) -> bool:
     """Of a style the object stays what it was; of a subject the background is as asked for."""
-    return thing == question.object if method.is_style else background == question.background
+    return thing == question.object if is_style else background == question.background
 
 
 @cache
@@ -203,8 +203,8 @@ def _draw(pipe: StableDiffusionPipeline, prompts: Sequence[Prompt], name: str) -
     return generate(pipe, texts, guidance=LORA_GUIDANCE, name=name)
 
 
-def _distance(some: Sequence[Image.Image], others: Sequence[Image.Image]) -> float:
-    """Root mean square of the pixels' differences."""
+def distance(some: Sequence[Image.Image], others: Sequence[Image.Image]) -> float:
+    """Root mean square of the pixels' differences, in levels of 255."""
     pairs = zip(some, others, strict=True)
     return float(np.sqrt(mean(np.square(_levels(a) - _levels(b)).mean() for a, b in pairs)))
 
@@ -213,7 +213,8 @@ def _levels(image: Image.Image) -> npt.NDArray[np.float64]:
     return np.asarray(image, np.float64)
 
 
-def _slug(method: str) -> str:
+def slug_of(method: str) -> str:
+    """Of its files and folders."""
     return method.replace(", ", "-").replace(" ", "_")
 
 
@@ -262,7 +263,7 @@ def main() -> None:
 
 
 def _place(seed: int, method: str) -> Path:
-    return PIECES / f"{_slug(method)}_{seed}.json"
+    return PIECES / f"{slug_of(method)}_{seed}.json"
 
 
 if __name__ == "__main__":

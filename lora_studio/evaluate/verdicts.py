@@ -64,10 +64,10 @@ THRESHOLDS = (
     Threshold(
         OVERFITTED,
         "prompt_following",
-        -0.35,
+        -0.8,
         False,
         "with the trigger its images follow the rest of the prompt {value:.0%} of the base's margin worse",
-        "a style hides a part of what the encoder sees in plain images: good runs lose up to a quarter",
+        "an encoder that does not know a style loses 0.6 where 85 % of the objects are there; 1 is all of it",
     ),
     Threshold(
         OVERFITTED,

@@ -90,5 +90,5 @@ def test_names_beside_the_plot_stay_apart_and_within_it() -> None:
 
 def test_drift_is_one_where_images_changed_as_much_as_with_another_noise() -> None:
     black, grey, white = (Image.new("RGB", (4, 4), (level,) * 3) for level in (0, 100, 200))
-    assert methods._distance([black, grey], [grey, white]) == pytest.approx(100)
-    assert methods._distance([black], [white]) == pytest.approx(200)
+    assert methods.distance([black, grey], [grey, white]) == pytest.approx(100)
+    assert methods.distance([black], [white]) == pytest.approx(200)

@@ -21,22 +21,24 @@ from lora_studio.evaluate.result import (
 )
 
 FIGURES = {  # name -> value, half of the interval, base, tuned
-    "fidelity": (0.213, 0.05, 0.412, 0.625),
-    "prompt_following": (-0.012, 0.02, 0.291, 0.279),
+    "fidelity": (0.613, 0.05, 0.0, 0.613),
+    "leakage": (0.211, 0.03, 0.0, 0.211),
+    "prompt_following": (-0.112, 0.08, 1.0, 0.888),
+    "plain_following": (-0.012, 0.06, 1.0, 0.988),
     "drift": (0.48, 0.09, None, None),
-    "leakage": (0.11, 0.03, 0.402, 0.512),
-    "memorisation": (0.02, 0.03, 0.55, 0.57),
-    "diversity": (0.91, 0.08, 0.34, 0.31),
+    "change": (1.31, 0.11, None, None),
+    "diversity": (0.91, 0.08, None, None),
     "burn": (0.04, 0.02, None, None),
-    "validation_loss": (0.874, 0.03, 0.1021, 0.0892),
+    "validation_loss": (0.874, 0.03, None, None),
+    "memorisation": (0.02, 0.02, None, None),
 }
 VERDICTS = (
-    Verdict("learned", "fidelity", "Its images are 0.213 nearer to the reference images than the base's."),
+    Verdict("learned", "fidelity", "With the trigger its images go 61% of the way to the reference images."),
     Verdict("leaks", "leakage", "What was learned shows in prompts without the trigger, too."),
     Verdict(
         "memorised",
         "memorisation",
-        "Between copies and none lies the interval.",
+        "The interval holds the threshold.",
         decided=False,
         more_questions=24,
     ),

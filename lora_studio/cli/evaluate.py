@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
 from lora_studio.cli.export import step_named
 from lora_studio.cli.options import BASES, Device, Json, Trigger, argument, print_json, value
 from lora_studio.cli.sample import listed_seeds
 from lora_studio.console import console, errors
 
 if TYPE_CHECKING:
-    from lora_studio.evaluate.result import Evaluation
+    from lora_studio.evaluate.requirements import Requirement
+    from lora_studio.tools.evaluate import EvaluationRequest
 
 _IMAGES = "images of what was taught that were not trained on; default: the run's validation images"
 _PROMPTS = (
@@ -19,13 +22,12 @@ _PROMPTS = (
 )
 _ENCODER = "pocket, clip, siglip2 or dinov2, also clip:FOLDER or clip:HUB_ID; default: by the base"
 _OUT = "default: evaluation in the run, or <name>_evaluation beside the file"
+_REQUIRE = 'exit 1 unless whole intervals keep them, e.g. "fidelity>=0.3, drift<=0.6, leakage<=0.15"'
 _COUNT = "prompts of each of the four groups; more make narrower intervals; default: 5"
 
 
 def evaluate(
-    targets: Annotated[
-        list[Path], argument("RUN|FILE...", "a run's folder, or a LoRA file; several in turn")
-    ],
+    targets: Annotated[list[Path], argument("RUN|FILE", "a run's folder, or a LoRA file; several in turn")],
     base: Annotated[str | None, value("BASE", f"of a file: {BASES}")] = None,
     images: Annotated[Path | None, value("DIR", _IMAGES)] = None,
     prompts: Annotated[Path | None, value("FILE", _PROMPTS)] = None,
@@ -43,18 +45,17 @@ def evaluate(
     size: Annotated[int | None, value("PIXELS", "side of an image; default: what was trained")] = None,
     device: Device = "",
     out: Annotated[Path | None, value("DIR", _OUT, "-o", "--out")] = None,
+    require: Annotated[str, value("BOUNDS", _REQUIRE)] = "",
     as_json: Json = False,
 ) -> None:
     """Measure what a run or file has learned, beside its base: fidelity, prompt following, drift, leakage,
     memorisation, diversity and burn, with 95 % intervals and a verdict where they allow one."""
     numbers = tuple(listed_seeds(seeds))
     step = step_named(checkpoint) if checkpoint else None
-    from dataclasses import replace
-
-    from lora_studio.console.run import run_screen
+    from lora_studio.evaluate.requirements import requirements_of
     from lora_studio.tools.evaluate import EvaluationRequest
-    from lora_studio.tools.evaluate import evaluate as measure
 
+    required = requirements_of(require) if require else ()
     usual = EvaluationRequest()
     request = EvaluationRequest(
         strength=strength,
@@ -72,24 +73,38 @@ def evaluate(
         side=size,
         device=device,
     )
-    told = []
+    if missed := _measure(targets, request, required, out=out, as_json=as_json):
+        for one in missed:
+            errors.say(f"not kept: {one}")
+        raise typer.Exit(1)
+
+
+def _measure(
+    targets: list[Path],
+    request: EvaluationRequest,
+    required: tuple[Requirement, ...],
+    *,
+    out: Path | None,
+    as_json: bool,
+) -> list[str]:
+    """Each target in turn, printed; a sentence for each requirement that one has not kept."""
+    from dataclasses import replace
+
+    from lora_studio.console.evaluation import print_evaluation
+    from lora_studio.console.run import run_screen
+    from lora_studio.evaluate.report import PAGE
+    from lora_studio.evaluate.requirements import failures
+    from lora_studio.tools.evaluate import evaluate as measure
+
+    told, missed = [], list[str]()
     for target in targets:
         folder = out if out is None or len(targets) == 1 else out / target.stem
         with run_screen(errors) as screen:
             made, place = measure(target, replace(request, folder=folder), on_event=screen)
         told.append(made.evaluation.to_json() | {"folder": str(place)})
+        missed += [f"{made.evaluation.name}: {one}" for one in failures(required, made.evaluation)]
         if not as_json:
-            _say(made.evaluation, place)
+            print_evaluation(made.evaluation, console, written=[place / PAGE])
     if as_json:
         print_json(told if len(told) > 1 else told[0])
-
-
-def _say(evaluation: Evaluation, folder: Path) -> None:
-    console.say_rows([("evaluation", str(folder / "evaluation.json"))])
-    for one in evaluation.measures:
-        ends = f"{one.interval.value:.3f} ({one.interval.low:.3f} to {one.interval.high:.3f})"
-        console.say_rows([(one.name, ends)])
-    for verdict in evaluation.verdicts:
-        console.say_rows([(verdict.word if verdict.decided else "?", verdict.sentence)])
-    for note in evaluation.notes:
-        console.say(f"note: {note}")
+    return missed

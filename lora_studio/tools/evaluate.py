@@ -24,9 +24,9 @@ from lora_studio.evaluate.questions import (
     taught_by,
     with_prompts,
 )
-from lora_studio.evaluate.report import Limit, ReportImages, write_report
+from lora_studio.evaluate.report import ReportImages, write_report
 from lora_studio.evaluate.result import Evaluation, Question, Variant
-from lora_studio.evaluate.verdicts import THRESHOLDS
+from lora_studio.evaluate.saved import RESULT
 from lora_studio.files import check_ending, digest, expanded, say_unwritable, write_atomically
 from lora_studio.runs import METRICS, Run
 from lora_studio.text import plural
@@ -35,7 +35,6 @@ from lora_studio.training.events import Listener, Note, Progress, ignore_events
 from lora_studio.training.machine import is_out_of_memory, out_of_memory
 from lora_studio.training.prepare.data import manifest_of
 
-RESULT = "evaluation.json"
 MOST_STRENGTH, MOST_COUNT = 10.0, 100
 
 
@@ -113,7 +112,6 @@ def write_evaluation(folder: Path, made: Evaluated, run: Run | None = None) -> N
         folder,
         made.evaluation,
         ReportImages(made.drawn, made.training_image),
-        limits=[Limit(one.measure, one.word, one.value, one.above) for one in THRESHOLDS],
         losses=[] if run is None else run.measurements(METRICS),
         validation=[] if run is None else run.measurements(),
     )

@@ -12,12 +12,11 @@ from typing import Any
 from lora_studio.evaluate.report.page import KIND, report_page
 from lora_studio.evaluate.report.sheet import report_sheet
 from lora_studio.evaluate.report.thumbnails import ReportImages
-from lora_studio.evaluate.report.words import Limit
 from lora_studio.evaluate.result import Evaluation
 from lora_studio.files import say_unwritable, write_atomically
 from lora_studio.pages import write_page
 
-__all__ = ["PAGE", "SHEET", "Limit", "ReportImages", "write_report"]
+__all__ = ["PAGE", "SHEET", "ReportImages", "write_report"]
 
 PAGE, SHEET = "evaluation.html", "evaluation.png"
 
@@ -27,7 +26,6 @@ def write_report(
     evaluation: Evaluation,
     images: ReportImages,
     *,
-    limits: Sequence[Limit] = (),
     losses: Sequence[Mapping[str, Any]] = (),
     validation: Sequence[Mapping[str, Any]] = (),
 ) -> list[Path]:
@@ -38,8 +36,8 @@ def write_report(
     """
     page, sheet = folder / PAGE, folder / SHEET
     with say_unwritable(page):
-        content = report_page(evaluation, images, limits=limits, losses=losses, validation=validation)
+        content = report_page(evaluation, images, losses=losses, validation=validation)
         write_page(page, content, kind=KIND)
     with say_unwritable(sheet):
-        write_atomically(sheet, report_sheet(evaluation, images, limits=limits))
+        write_atomically(sheet, report_sheet(evaluation, images))
     return [page, sheet]

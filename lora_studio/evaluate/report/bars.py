@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_studio.evaluate.report.words import Limit, MeasureWords, figure, interval_in_words
+from lora_studio.evaluate.report.words import MeasureWords, figure, interval_in_words
 from lora_studio.evaluate.result import Interval
+from lora_studio.evaluate.verdicts import Threshold
 
 _MARGIN = 0.06  # of the scale, on both sides
 
@@ -20,10 +21,10 @@ class MeasureBar:
     value: float
     high: float
     unchanged: float
-    limits: tuple[tuple[Limit, float], ...]
+    limits: tuple[tuple[Threshold, float], ...]
 
 
-def bar_of(interval: Interval, words: MeasureWords, limits: Sequence[Limit]) -> MeasureBar:
+def bar_of(interval: Interval, words: MeasureWords, limits: Sequence[Threshold]) -> MeasureBar:
     """One whose scale holds the interval, what the base has, and the thresholds."""
     ends = [_finite(end, interval.value) for end in (interval.low, interval.high)]
     known = [*ends, interval.value, words.unchanged, *(one.value for one in limits)]
@@ -42,14 +43,14 @@ def _finite(value: float, instead: float) -> float:
     return value if math.isfinite(value) else instead
 
 
-def limits_in_words(limits: Sequence[Limit], words: MeasureWords) -> str:
+def limits_in_words(limits: Sequence[Threshold], words: MeasureWords) -> str:
     """ "leaks above 0.100; memorised above 0.300"."""
     sides = {True: "above", False: "below"}
     told = (f"{one.word} {sides[one.above]} {figure(one.value, words, signed=False)}" for one in limits)
     return "; ".join(told)
 
 
-def bar_in_words(interval: Interval, words: MeasureWords, limits: Sequence[Limit]) -> str:
+def bar_in_words(interval: Interval, words: MeasureWords, limits: Sequence[Threshold]) -> str:
     """What a screen reader says in place of the bar."""
     said = f"{words.title} {interval_in_words(interval, words)}, the base is at {words.unchanged:g}"
     told = limits_in_words(limits, words)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from lora_studio.evaluate.report.thumbnails import Thumbnails
-from lora_studio.evaluate.report.words import figure, measure_words
+from lora_studio.evaluate.report.words import figure, finite, measure_words
 from lora_studio.evaluate.result import Evaluation, Near
 from lora_studio.pages import parts_of, text_of
 
 _MOST_SEEDS = 4  # of a prompt are shown
-_OF_A_PROMPT = ("fidelity", "prompt_following", "drift", "leakage")  # measures that a single prompt has
+_OF_A_PROMPT = ("fidelity", "prompt_following", "leakage", "plain_following", "drift")  # by its own images
 
 
 class Cards:
@@ -40,8 +40,8 @@ class Cards:
         found = []
         for name in _OF_A_PROMPT:
             measured, words = self._evaluation.measure(name), measure_words(name)
-            if measured is not None and number in measured.per_question:
-                value = measured.per_question[number]
+            if measured is not None and number in (each := finite(measured.per_question)):
+                value = each[number]
                 told = {"exact": repr(value), "value": figure(value, words)}
                 found.append(_fill("figure", title=text_of(words.title.lower()), **told))
         return " ".join(found)

@@ -14,17 +14,19 @@ from lora_studio.evaluate.report.thumbnails import ReportImages, Thumbnails
 from lora_studio.evaluate.report.words import (
     GROUP_LINES,
     GROUP_TITLES,
-    Limit,
     fact_in_words,
     figure,
+    finite,
     gravest,
     gravity_of,
     headline,
     measure_words,
+    sentence_of,
     variant_in_words,
     without_folders,
 )
 from lora_studio.evaluate.result import GROUPS, Evaluation, Measured
+from lora_studio.evaluate.verdicts import THRESHOLDS, Threshold
 from lora_studio.pages import document, parts_of, text_of
 from lora_studio.text import in_words, plural
 
@@ -44,7 +46,6 @@ def report_page(
     evaluation: Evaluation,
     images: ReportImages,
     *,
-    limits: Sequence[Limit] = (),
     losses: Sequence[Mapping[str, Any]] = (),
     validation: Sequence[Mapping[str, Any]] = (),
 ) -> str:
@@ -53,7 +54,7 @@ def report_page(
     extremes, nearest = _extremes(evaluation, cards), _nearest(evaluation, cards)
     groups = _groups(evaluation, cards)  # what is seen first is drawn first, while there is room for images
     found = [
-        _Section("measures", "What was measured", _measures(evaluation, limits)),
+        _Section("measures", "What was measured", _measures(evaluation)),
         _Section("next", "What to try next", _next(evaluation)),
         _Section("extremes", "Best and worst prompts", extremes),
         *groups,
@@ -79,8 +80,8 @@ def _head(evaluation: Evaluation, sections: Iterable[_Section]) -> str:
         _fill(
             "sentence",
             gravity=gravity_of(one.word) if one.decided else "none",
-            word=text_of(one.word if one.decided else f"not decided: {one.word}"),
-            sentence=text_of(one.sentence),
+            word=text_of(one.word if one.decided else "not decided"),
+            sentence=text_of(sentence_of(one)),
         )
         for one in told
     ]
@@ -97,16 +98,18 @@ def _head(evaluation: Evaluation, sections: Iterable[_Section]) -> str:
     )
 
 
-def _measures(evaluation: Evaluation, limits: Sequence[Limit]) -> str:
+def _measures(evaluation: Evaluation) -> str:
     earned = {one.measure: gravity_of(one.word) for one in evaluation.verdicts if one.decided}
     rows = [
-        _measure(one, [limit for limit in limits if limit.measure == one.name], earned.get(one.name, ""))
+        _measure(one, [limit for limit in THRESHOLDS if limit.measure == one.name], earned.get(one.name, ""))
         for one in evaluation.measures
     ]
-    return '<ul class="measures">\n' + "\n".join(rows) + "\n</ul>" if rows else ""
+    line = "A bar is a 95 % interval; the grey line is the base, and a dashed line a verdict's threshold."
+    listed = f'<p class="about">{line}</p>\n<ul class="measures">\n' + "\n".join(rows) + "\n</ul>"
+    return listed if rows else ""
 
 
-def _measure(measured: Measured, limits: Sequence[Limit], gravity: str) -> str:
+def _measure(measured: Measured, limits: Sequence[Threshold], gravity: str) -> str:
     words, interval = measure_words(measured.name), measured.interval
     said = {"name": text_of(measured.name), "title": text_of(words.title), "line": text_of(words.line)}
     if interval.value != interval.value:
@@ -151,7 +154,7 @@ def _extremes(evaluation: Evaluation, cards: Cards) -> str:
         ("drift", GROUPS[2:], "Changed most without the trigger", ""),
     ):
         each = measured.per_question if (measured := evaluation.measure(name)) else {}
-        asked = [number for number in each if evaluation.questions[number].group in groups]
+        asked = [number for number in finite(each) if evaluation.questions[number].group in groups]
         if len(asked) < 2 * _RANKED:
             continue
         ranked = sorted(asked, key=lambda number: (-each[number], number))

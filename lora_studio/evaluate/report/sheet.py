@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lora_studio.evaluate.report.bars import bar_of
 from lora_studio.evaluate.report.thumbnails import ReportImages, png_of, small
 from lora_studio.evaluate.report.words import (
-    Limit,
+    GROUP_TITLES,
     gravest,
     headline,
     interval_in_words,
@@ -19,6 +18,7 @@ from lora_studio.evaluate.report.words import (
     variant_in_words,
 )
 from lora_studio.evaluate.result import GROUPS, Evaluation
+from lora_studio.evaluate.verdicts import THRESHOLDS
 from lora_studio.text import plural, shown
 
 _WIDTH, _EDGE = 1200, 32
@@ -28,8 +28,11 @@ _INK, _SOFT, _LINE, _REACH = "#23211e", "#6b655d", "#d8d2c7", "#a9bd97"
 _COLOURS = {"good": "#2e6b3a", "warning": "#8a5a00", "error": "#b3261e", "note": "#2b5f8f"}
 
 
-def report_sheet(evaluation: Evaluation, images: ReportImages, *, limits: Sequence[Limit] = ()) -> bytes:
-    """A PNG 1200 pixels wide; of each group the first prompt that has images of base and tuned model."""
+def report_sheet(evaluation: Evaluation, images: ReportImages) -> bytes:
+    """A PNG 1200 pixels wide; of each group the first prompt that has images of base and tuned model.
+
+    It goes where a file goes, so it has no prompt that may be a training image's caption.
+    """
     pairs = _pairs(evaluation, images)
     measures = [one for one in evaluation.measures if one.interval.value == one.interval.value]
     top = 150
@@ -39,10 +42,10 @@ def report_sheet(evaluation: Evaluation, images: ReportImages, *, limits: Sequen
     drawing = ImageDraw.Draw(sheet)
     _draw_head(drawing, evaluation)
     for row, one in enumerate(measures):
-        _draw_measure(drawing, evaluation, one.name, limits, top + row * _ROW)
-    for column, (prompt, base, tuned) in enumerate(pairs):
+        _draw_measure(drawing, evaluation, one.name, top + row * _ROW)
+    for column, (words, base, tuned) in enumerate(pairs):
         left = _EDGE + column * (_SIDE + _GAP + 22)
-        _draw_text(drawing, (left, below), prompt, size=15, width=_SIDE, fill=_SOFT)
+        _draw_text(drawing, (left, below), words, size=15, width=_SIDE, fill=_SOFT)
         for row, (label, image) in enumerate((("base", base), ("tuned", tuned))):
             y = below + 26 + row * (_SIDE + 24)
             sheet.paste(image, (left, y))
@@ -60,13 +63,11 @@ def _draw_head(drawing: ImageDraw.ImageDraw, evaluation: Evaluation) -> None:
     _draw_text(drawing, (_EDGE, 92), words, size=28, width=_WIDTH - 2 * _EDGE, fill=colour)
 
 
-def _draw_measure(
-    drawing: ImageDraw.ImageDraw, evaluation: Evaluation, name: str, limits: Sequence[Limit], top: int
-) -> None:
+def _draw_measure(drawing: ImageDraw.ImageDraw, evaluation: Evaluation, name: str, top: int) -> None:
     """Its title, the bar with the base as a line and thresholds in red, and the figures."""
     measured, words = evaluation.measure(name), measure_words(name)
     assert measured is not None
-    bar = bar_of(measured.interval, words, [one for one in limits if one.measure == name])
+    bar = bar_of(measured.interval, words, [one for one in THRESHOLDS if one.measure == name])
     _draw_text(drawing, (_EDGE, top), words.title, size=18, width=_BAR[0] - _EDGE - 12)
     start, end = _BAR
 
@@ -95,7 +96,8 @@ def _pairs(evaluation: Evaluation, images: ReportImages) -> list[tuple[str, Imag
                 images.drawn(number, evaluation.seeds[0], it) for it in (False, True)
             ]
             if drawn and drawn[0] is not None and drawn[1] is not None:
-                found.append((one.prompt, _framed(drawn[0]), _framed(drawn[1])))
+                words = GROUP_TITLES[group] if group == "like_training" else one.prompt
+                found.append((words, _framed(drawn[0]), _framed(drawn[1])))
                 break
     return found
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lora_studio.evaluate.result import Evaluation, Group, Interval, Variant
+from lora_studio.evaluate.result import Evaluation, Group, Interval, Variant, Verdict
 from lora_studio.text import in_words, shown
 
 
@@ -22,53 +22,52 @@ class MeasureWords:
     digits: int = 3
 
 
-@dataclass(frozen=True)
-class Limit:
-    """A threshold that a bar shows: the measure has earned the word beyond it."""
-
-    measure: str
-    word: str
-    value: float
-    above: bool  # else below
-
-
 MEASURES: Mapping[str, MeasureWords] = {
     "fidelity": MeasureWords(
         "Fidelity",
-        "How much more its images look like reference images that were not trained on than the base's do.",
+        "With the trigger: how far its images went to the reference images. 0 is the base, 1 is all the way.",
         signed=True,
     ),
     "prompt_following": MeasureWords(
         "Prompt following",
-        "How much better or worse its images show what the prompt says than the base's do.",
+        "With the trigger: how well its images show the rest of the prompt. 0 is as the base, -1 not at all.",
+        signed=True,
+    ),
+    "plain_following": MeasureWords(
+        "Plain prompt following",
+        "Without the trigger: how well its images show the prompt. 0 is as the base, -1 is not at all.",
         signed=True,
     ),
     "drift": MeasureWords(
         "Drift",
-        "How much images without the trigger changed: 0 is not at all, 1 is as much as by another seed.",
+        "Without the trigger: how much its images changed. 0 is not at all, 1 is as much as by another seed.",
     ),
     "leakage": MeasureWords(
         "Leakage",
-        "How much of what was learned shows where the trigger is not in the prompt.",
+        "Without the trigger: how far its images went to the reference images all the same. 0 is the base.",
         signed=True,
+    ),
+    "change": MeasureWords(
+        "Change",
+        "With the trigger: how much its images changed. 0 is not at all, 1 is as much as by another seed.",
     ),
     "memorisation": MeasureWords(
         "Memorisation",
-        "How much nearer its images come to single training images than other images of the kind do.",
-        signed=True,
+        "The share of its images with the trigger that are copies of training images.",
     ),
     "diversity": MeasureWords(
         "Diversity",
-        "How different images of one prompt are from seed to seed: 1 is as different as the base's.",
+        "With the trigger: how different its images of one prompt are. 1 is as different as the base's.",
         unchanged=1.0,
     ),
     "burn": MeasureWords(
         "Burn",
-        "How far clipped colours, contrast and sharpness are off those of the base and the reference images.",
+        "The share of its images whose colours, contrast or sharpness go beyond all of the base's and the "
+        "references'.",
     ),
     "validation_loss": MeasureWords(
         "Validation loss",
-        "The loss on images that were not trained on: 1 is the base's, less is better.",
+        "The loss on images that were not trained on. 1 is the base's, less is better.",
         unchanged=1.0,
     ),
 }
@@ -122,6 +121,11 @@ def variant_in_words(variant: Variant) -> str:
     return f"{step}strength {variant.strength:g}"
 
 
+def sentence_of(verdict: Verdict) -> str:
+    """Its sentence without the words that stand before it anyway."""
+    return verdict.sentence.removeprefix("not decided: ")
+
+
 def headline(evaluation: Evaluation) -> str:
     """The decided verdicts in a line: "learned, leaks"; or that there is none."""
     words = dict.fromkeys(one.word for one in evaluation.verdicts if one.decided)
@@ -156,3 +160,8 @@ def gravest(words: Iterable[str]) -> str:
     """The class of the worst of them, "none" of none."""
     found = {GRAVITY.get(word, "note") for word in words}
     return next((one for one in ("error", "warning", "good") if one in found), "none")
+
+
+def finite(per_question: Mapping[int, float]) -> dict[int, float]:
+    """Without the questions whose figure could not be told."""
+    return {number: value for number, value in per_question.items() if math.isfinite(value)}

@@ -14,12 +14,11 @@ from evaluations import drawn_image, evaluation, report_images, with_prompts
 from PIL import Image
 
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.report import Limit, ReportImages, write_report
+from lora_studio.evaluate.report import ReportImages, write_report
 from lora_studio.evaluate.report.page import report_page
 from lora_studio.evaluate.report.thumbnails import MOST_BYTES
 from lora_studio.evaluate.result import GROUPS, Interval, Variant, evaluation_of
 
-LIMITS = [Limit("fidelity", "learned", 0.05, True), Limit("drift", "overfitted", 0.8, True)]
 LOSSES = [{"step": step, "loss": 1 / step, "learning_rate": 1e-4} for step in range(1, 40)]
 VALIDATION = [{"step": step, "relative": 1 - step / 100} for step in range(0, 40, 10)]
 
@@ -51,7 +50,7 @@ class Elements(HTMLParser):
 
 def elements(**changed: object) -> Elements:
     known = replace(evaluation(), **changed)
-    return Elements(report_page(known, report_images(), limits=LIMITS, losses=LOSSES, validation=VALIDATION))
+    return Elements(report_page(known, report_images(), losses=LOSSES, validation=VALIDATION))
 
 
 def test_its_figures_are_those_of_the_json() -> None:
@@ -67,7 +66,7 @@ def test_its_figures_are_those_of_the_json() -> None:
             assert plain is None or f"{plain:.3f}" in page.text
     each = {measure["name"]: measure["per_question"] for measure in told["measures"]}
     for number, question in enumerate(told["questions"]):
-        of_prompt = [each[name][str(number)] for name in ("fidelity", "prompt_following", "drift", "leakage")]
+        of_prompt = [each[name][str(number)] for name in OF_A_PROMPT]
         assert [exact for exact, _ in page.data[f"question-{number}"]] == of_prompt
         assert question["prompt"] in page.text
     assert [near["similarity"] for near in told["nearest"]] == [
@@ -79,7 +78,7 @@ def test_verdicts_come_first_and_what_is_not_decided_is_not_said_as_one() -> Non
     page = elements()
     words = re.sub(r"\s+", " ", page.text)
     assert words.index("learned leaks") < words.index("What was measured")
-    assert "not decided: memorised" in words and "Ask about 24 prompts more" in words
+    assert "not decided The interval holds the threshold." in words and "Ask about 24 prompts more" in words
     pills = [
         attributes["class"] for _, attributes in page.tags if "pill" in attributes.get("class", "").split()
     ]
@@ -103,7 +102,7 @@ def test_whoever_cannot_see_it_is_told_what_is_drawn() -> None:
     drawn = [one for tag, one in page.tags if tag == "img"]
     assert drawn and all(one["alt"] for one in drawn)
     bars = [one for _, one in page.tags if one.get("role") == "img"]
-    assert "Fidelity +0.213 (+0.163 to +0.263), the base is at 0; learned above 0.050" in [
+    assert "Fidelity +0.613 (+0.563 to +0.663), the base is at 0; learned above 0.200" in [
         one["aria-label"] for one in bars
     ]
     headings = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
@@ -111,6 +110,7 @@ def test_whoever_cannot_see_it_is_told_what_is_drawn() -> None:
     assert all(later - former <= 1 for former, later in pairwise(headings))
 
 
+OF_A_PROMPT = ("fidelity", "prompt_following", "leakage", "plain_following", "drift")
 HOSTILE = "\"><img src=x onerror=alert(1)><script>alert(2)</script> \x1b[31m ${body} $style \u202e & 'x"
 
 
@@ -124,7 +124,7 @@ def test_hostile_texts_stay_texts() -> None:
         facts={HOSTILE: HOSTILE},
         notes=(HOSTILE,),
     )
-    document = report_page(known, report_images(), limits=[Limit(HOSTILE, HOSTILE, 0.1, False)])
+    document = report_page(known, report_images())
     page, calm = Elements(document), elements()
     assert {tag for tag, _ in page.tags} <= {tag for tag, _ in calm.tags}
     assert all(not name.startswith("on") for _, one in page.tags for name in one)

@@ -19,6 +19,7 @@ from lora_studio.cli.export import convert, export, push
 from lora_studio.cli.init import init, start
 from lora_studio.cli.inspect import inspect, metadata, sidecars, verify
 from lora_studio.cli.options import Command, Group
+from lora_studio.cli.runs import runs
 from lora_studio.cli.sample import sample
 from lora_studio.cli.start import demo, plan, train
 from lora_studio.console import console, errors
@@ -45,6 +46,7 @@ for group, verbs in GROUPS.items():
         app.command(cls=Command, rich_help_panel=group)(verb)
 app.command(cls=Command, hidden=True)(class_images)
 app.add_typer(cache, rich_help_panel=DATASET)
+app.add_typer(runs, rich_help_panel="Results")
 
 
 def _version(asked: bool) -> None:

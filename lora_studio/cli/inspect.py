@@ -85,6 +85,9 @@ def metadata(
     changes: Annotated[
         list[str] | None, value("KEY=VALUE", "e.g. modelspec.title=Woodcut; KEY= takes it out", "--set")
     ] = None,
+    evaluation: Annotated[
+        Path | None, value("RUN|FILE", "write the figures of its evaluation into it", "--evaluation")
+    ] = None,
     strip: Annotated[bool, flag("--strip", "take out all but what UIs need")] = False,
     out: Annotated[Path | None, value("FILE", "the file to write", "-o", "--out")] = None,
     in_place: Annotated[bool, flag("--in-place", "change the file itself")] = False,
@@ -98,8 +101,11 @@ def metadata(
 
     target = _target(file, out, in_place=in_place, force=force)
     wanted = parse_changes(tuple(changes or ()))
+    if evaluation is not None:
+        wanted |= _evaluated(evaluation)
     if target is None and (wanted or strip):
-        raise StudioError("--set and --strip write a file: name it with -o, or change it with --in-place.")
+        what = "--set, --evaluation and --strip write a file"
+        raise StudioError(f"{what}: name it with -o, or change it with --in-place.")
     before = None
     if target is not None:
         before = read_header(file).metadata
@@ -111,6 +117,13 @@ def metadata(
         print_json({"file": str(shown), "metadata": header.metadata, "tensor_hash": whole})
     else:
         print_metadata(shown, header.metadata, whole, console, before=before)
+
+
+def _evaluated(target: Path) -> dict[str, str]:
+    from lora_studio.evaluate.saved import saved_evaluation
+    from lora_studio.metadata.evaluated import evaluation_keys
+
+    return evaluation_keys(saved_evaluation(target))
 
 
 def _target(file: Path, out: Path | None, *, in_place: bool, force: bool) -> Path | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,14 @@ from lora_studio.families import FAMILIES
 from lora_studio.families.loading.hub import is_hub_id
 from lora_studio.files import digest, say_unwritable, write_atomically
 from lora_studio.metadata import key_table
+from lora_studio.metadata.evaluated import (
+    evaluation_in,
+    evaluation_in_short,
+    evaluation_keys,
+    evaluation_of_target,
+    evaluation_section,
+    sheet_of_target,
+)
 from lora_studio.metadata.write import STRENGTH, usage_hint
 from lora_studio.recipe.run_recipe import RUN_RECIPE, load_run_recipe
 from lora_studio.runs.reading import damaged, read_table
@@ -67,8 +75,11 @@ class Described:
         return named if is_hub_id(named) else ""
 
 
-def model_card(files: Sequence[Described], images: Sequence[CardImage]) -> str:
-    """The text of README.md: about the first of `files`; the others are used together with it."""
+def model_card(files: Sequence[Described], images: Sequence[CardImage], *, sheet: str = "") -> str:
+    """The text of README.md: about the first of `files`; the others are used together with it.
+
+    `sheet` is the path of evaluation.png, from the card; it is shown if the first was evaluated.
+    """
     first = files[0]
     title = first.metadata.get("modelspec.title") or first.name
     parts = [_front_matter(first), f"# {_plain(title)}"]
@@ -80,6 +91,8 @@ def model_card(files: Sequence[Described], images: Sequence[CardImage]) -> str:
         said = {"base": json.dumps(first.base or "path/to/the/base"), "file": json.dumps(first.name)}
         prompt = json.dumps(first.trigger or "a prompt", ensure_ascii=False)
         parts.append(_SNIPPET.format(prompt=prompt, strength=first.strength, **said))
+    if told := evaluation_in(first.metadata):
+        parts.append(evaluation_section({name: _plain(value) for name, value in told.items()}, sheet))
     facts = {words: first.metadata.get(key) for key, words in key_table("card").items()}
     rows = [f"| {words} | {_plain(value)} |" for words, value in facts.items() if value]
     rows += [f"| sha256 of `{one.name}` | {one.sha256} |" for one in files]
@@ -147,6 +160,15 @@ def describe_file(path: Path) -> Described:
     return Described(path.name, digest(path), metadata, is_embedding)
 
 
+def with_evaluation(files: Sequence[Described], target: Path) -> tuple[list[Described], str]:
+    """The files as a card tells of them, the first with the figures of the target's evaluation; its sheet."""
+    evaluation = evaluation_of_target(target)
+    if evaluation is None:
+        return list(files), ""
+    first = replace(files[0], metadata=dict(files[0].metadata) | evaluation_keys(evaluation))
+    return [first, *files[1:]], sheet_of_target(target)
+
+
 def shown_images(run: Path) -> list[CardImage]:
     """The last previews that a run keeps, with their prompts."""
     prompts = load_run_recipe(run).samples.prompts if (run / RUN_RECIPE).is_file() else ()
@@ -161,8 +183,9 @@ def image_beside(file: Path, title: str) -> list[CardImage]:
 
 
 def sidecars_of(target: Path) -> dict[Path, bytes]:
-    """Path -> content of all that belongs beside a run's files, or a file; no image if a run drew none.
+    """Path -> content of all that belongs beside a run's files, or a file.
 
+    No image if a run drew none and was not evaluated, whose sheet takes the place of a preview.
     Among other files the card is called like its own, not README.md.
     """
     if target.is_file():
@@ -172,26 +195,27 @@ def sidecars_of(target: Path) -> dict[Path, bytes]:
     else:
         run, files, images = target, finished_files(target), shown_images(target)
         described, card = [describe_file(path) for path in files], run / CARD
-    contents: dict[Path, bytes] = {card: model_card(described, images).encode()}
+    described, sheet = with_evaluation(described, target)
+    contents: dict[Path, bytes] = {card: model_card(described, images, sheet=sheet).encode()}
     for path, one in zip(files, described, strict=True):
         facts = json.dumps(card_facts(one), indent=2, ensure_ascii=False)
         contents[path.with_suffix(".json")] = f"{facts}\n".encode()
-        if images:
-            contents[path.with_suffix(".png")] = (run / images[0].path).read_bytes()
+        if image := images[0].path if images else sheet:
+            contents[path.with_suffix(".png")] = (run / image).read_bytes()
     return contents
 
 
 def card_facts(file: Described) -> dict[str, str | float]:
     """What A1111, Forge and InvokeAI read from `<name>.json`."""
     note = file.metadata.get("ss_training_comment", "")
-    hint = usage_hint(file.strength, file.trigger)
+    told = [usage_hint(file.strength, file.trigger), evaluation_in_short(evaluation_in(file.metadata)), note]
     return {
         "description": file.metadata.get("modelspec.description") or file.metadata.get("modelspec.title", ""),
         "sd version": card_version(file.metadata),
         "activation text": file.trigger,
         "preferred weight": file.strength,
         "negative text": "",
-        "notes": f"{hint}; {note}" if note else hint,
+        "notes": "; ".join(filter(None, told)),
     }
 
 

@@ -91,12 +91,17 @@ class RecipeChange(NamedTuple):
 
 def changes(old: Recipe, new: Recipe) -> list[RecipeChange]:
     """Every option whose value differs, in the order of the recipe; None where one recipe has none."""
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    before, after = flat_options(old), flat_options(new)
     return [
         RecipeChange(option, before.get(option), after.get(option))
         for option in dict.fromkeys([*before, *after])
         if before.get(option) != after.get(option)
     ]
+
+
+def flat_options(recipe: Recipe) -> dict[str, Any]:
+    """Every option's dotted name and its value as JSON has it."""
+    return _flat(recipe.model_dump(mode="json"))
 
 
 def fields(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[str, type[Section], str]]:

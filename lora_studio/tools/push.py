@@ -34,8 +34,9 @@ class Upload:
 
 
 def uploads_of(target: Path) -> list[Upload]:
-    """What belongs to a run's folder or to one file; a card that lies beside it is taken as it is.
+    """What belongs to a run's folder or to one file; a card that somebody has changed is taken as it is.
 
+    Of an evaluation its figures, in the card, and its sheet: evaluation.json and the page hold captions.
     Raises StudioError if there is no finished run or file.
     """
     is_run = target.is_dir()
@@ -44,12 +45,15 @@ def uploads_of(target: Path) -> list[Upload]:
     beside = [one.with_suffix(end) for one in files for end in (".png", ".json")]
     title = described[0].metadata.get("modelspec.title", "")
     images = sidecars.shown_images(run) if is_run else sidecars.image_beside(target, title)
+    evaluated, sheet = sidecars.with_evaluation(described, target)
     card: Path | bytes = run / sidecars.CARD
-    if not is_run or not (run / sidecars.CARD).is_file():
-        card = sidecars.model_card(described, images).encode()
+    ours = sidecars.model_card(described, images).encode()  # as the run's end wrote it, before an evaluation
+    if not is_run or not (run / sidecars.CARD).is_file() or (run / sidecars.CARD).read_bytes() == ours:
+        card = sidecars.model_card(evaluated, images, sheet=sheet).encode()
     uploads = [Upload(path.name, path) for path in files] + [Upload(sidecars.CARD, card)]
     uploads += [Upload(path.name, path) for path in beside if path.is_file()]
     uploads += [Upload(one.path, run / one.path) for one in images]
+    uploads += [Upload(sheet, run / sheet)] if sheet else []
     return list({one.name: one for one in uploads}.values())
 
 

@@ -35,7 +35,8 @@ def test_help_lists_every_verb_under_its_group() -> None:
             inside.append(match[1])
     assert panels["Start here"] == ["start", "init", "doctor", "plan", "train", "demo"]
     assert panels["Dataset"] == ["caption", "captions", "buckets", "regularization-images", "cache"]
-    assert panels["Results"] == ["sample", "verify", "export", "metadata", "sidecars", "push"]
+    results = ["evaluate", "sample", "verify", "export", "metadata", "sidecars", "push", "runs"]
+    assert panels["Results"] == results
     assert {"inspect", "convert", "combine", "merge-into"} <= set(panels["LoRA files"])
     assert panels["Machine"] == ["env"]
     assert set(panels) == {"Options", *cli.GROUPS} and "class-images" not in help_of()

@@ -14,8 +14,8 @@ from lora_studio.evaluate.report.words import MEASURES, headline, interval_in_wo
 from lora_studio.evaluate.result import Evaluation
 from lora_studio.evaluate.saved import RESULT, evaluation_folder, read_evaluation
 from lora_studio.files import digest
-from lora_studio.runs import Run
-from lora_studio.runs.reading import STATE
+from lora_studio.runs import Run, step_of
+from lora_studio.runs.reading import STATE, read_table
 from lora_studio.text import plural, shown
 
 EVALUATION = "lora_studio.evaluation."  # before the keys
@@ -94,7 +94,13 @@ def evaluation_of_target(target: Path) -> Evaluation | None:
 
 def _learned(target: Path) -> str:
     """As `tools.evaluate` tells what it has drawn with: of a run its checkpoint's state, else the file."""
-    return digest(Run(target).newest_checkpoint() / STATE if target.is_dir() else target)
+    if not target.is_dir():
+        return digest(target)
+    run = Run(target)
+    taken = read_table(target / "summary.json").get("checkpoint")  # of runs that could choose one
+    by_step = {step_of(one): one for one in run.checkpoints()}
+    step = taken.get("step") if isinstance(taken, dict) else None
+    return digest((by_step.get(step) or run.newest_checkpoint()) / STATE)
 
 
 def sheet_of_target(target: Path) -> str:

@@ -107,6 +107,26 @@ def test_hostile_metadata_makes_no_markup(wood: Path, capsys: pytest.CaptureFixt
     assert "<script>" not in card and "[a](b)" not in card
 
 
+def test_a_run_has_the_figures_of_the_checkpoint_that_its_file_is_of(
+    wood: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    for step in (10, 20):
+        (folder / "checkpoints" / f"step_0000{step}").mkdir(parents=True)
+        (folder / "checkpoints" / f"step_0000{step}" / "state.json").write_text(
+            f'{{"step": {step}}}', "utf-8"
+        )
+    wood.rename(folder / wood.name)
+    known = replace(evaluation(), facts={"learned_sha256": hashlib.sha256(b'{"step": 10}').hexdigest()})
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(known.to_json()), "utf-8")
+    for step in (10, 20):
+        summary = {"file": wood.name, "embeddings": {}, "checkpoint": {"step": step, "why": "best"}}
+        (folder / "summary.json").write_text(json.dumps(summary), "utf-8")
+        assert run(["sidecars", str(folder), "--force"], capsys)[0] == 0
+        assert ("## Evaluation" in (folder / "README.md").read_text("utf-8")) is (step == 10)
+
+
 def test_a_run_has_the_figures_of_its_last_checkpoint_only(
     wood: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_studio.evaluate.result import Evaluation
+from lora_studio.evaluate.statistics import MOST_QUESTIONS
 from lora_studio.text import plural
 
 
@@ -98,13 +99,15 @@ def advice_for(evaluation: Evaluation) -> list[Suggestion]:
     found = [one for word, several in _SUGGESTIONS.items() if word in decided for one in several]
     if decided - {"learned"}:  # single prompts come after what is wrong with all
         found = [one for one in found if one not in _SUGGESTIONS["learned"]]
-    undecided = [one for one in evaluation.verdicts if not one.decided and one.more_questions > 0]
+    undecided = [
+        one for one in evaluation.verdicts if not one.decided and 0 < one.more_questions < MOST_QUESTIONS
+    ]
     if undecided:
         more = max(one.more_questions for one in undecided)
         words = ", ".join(f"{one.word!r}" for one in undecided)
         found.append(
             Suggestion(
-                f"Ask about {plural(more, 'prompt')} more with --prompts.",
+                f"Ask about {plural(more, 'prompt')} more: --count, or --prompts.",
                 f"The intervals hold their thresholds, so that {words} can neither be said nor ruled out.",
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from lora_studio.pages import parts_of, text_of
@@ -21,7 +22,9 @@ def curve_sections(losses: Sequence[Mapping[str, Any]], validation: Sequence[Map
         steps = [row["step"] for row in rows]
         each = list(zip(steps, (row["loss"] for row in rows), strict=True))
         means = list(zip(steps, running_mean([value for _, value in each]), strict=True))
-        ends = f"its running mean went from {means[0][1]:.4f} to {means[-1][1]:.4f}"
+        tenth = max(1, len(each) // 10)
+        first, last = (fmean(value for _, value in some) for some in (each[:tenth], each[-tenth:]))
+        ends = f"its mean was {first:.4f} in the first tenth of them and {last:.4f} in the last"
         words = f"Loss of {len(rows):,} steps, up to step {steps[-1]:,}; {ends}."
         found.append(_curve(words, {"each": each, "mean": means}))
     if len(validation) > 1:

@@ -190,7 +190,7 @@ def _nearest(evaluation: Evaluation, cards: Cards) -> str:
     ranked = sorted(evaluation.nearest, key=lambda one: (not one.copied, -one.similarity))
     body = "\n".join(cards.near(one) for one in ranked[: 4 * _RANKED])
     line = "What it drew, and the training image nearest to it: 1 is the same image."
-    return f'<p class="about">{line}</p>\n<div class="questions">\n{body}\n</div>' if body else ""
+    return f'<p class="about">{line}</p>\n<div class="questions nearest">\n{body}\n</div>' if body else ""
 
 
 def _details(evaluation: Evaluation, left_out: int) -> str:

@@ -78,7 +78,10 @@ def test_verdicts_come_first_and_what_is_not_decided_is_not_said_as_one() -> Non
     page = elements()
     words = re.sub(r"\s+", " ", page.text)
     assert words.index("learned leaks") < words.index("What was measured")
-    assert "not decided The interval holds the threshold." in words and "Ask about 24 prompts more" in words
+    assert (
+        "not decided The interval holds the threshold." in words
+        and "Ask about 24 prompts more: --count" in words
+    )
     pills = [
         attributes["class"] for _, attributes in page.tags if "pill" in attributes.get("class", "").split()
     ]

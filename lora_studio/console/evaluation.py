@@ -78,12 +78,23 @@ def print_compared_runs(compared: ComparedRuns, screen: Screen, *, written: Sequ
     screen.print_rows([(one.name, one.verdict) for one in compared.runs])
     if compared.options:
         screen.say()
-        differing = columns(["run", *compared.options])
-        for one in compared.runs:
-            differing.add_row(shown(one.name), *(one.options.get(name, "-") for name in compared.options))
-        screen.print(differing)
+        _print_options(compared, screen)
     screen.say_rows([("note", note) for note in compared.notes], style="yellow")
     screen.say_rows([("plot", str(path)) for path in written])
+
+
+def _print_options(compared: ComparedRuns, screen: Screen) -> None:
+    """A row a run; of more options than a line has room for, a row an option."""
+    longest = max(len(one.name) for one in compared.runs)
+    if longest + sum(len(name) + 2 for name in compared.options) > screen.width:
+        runs = [one for one in compared.runs if one.options]
+        for name in compared.options:
+            screen.say_rows([(name, ", ".join(f"{one.options[name]} ({one.name})" for one in runs))])
+        return
+    differing = columns(["run", *compared.options])
+    for one in compared.runs:
+        differing.add_row(shown(one.name), *(one.options.get(name, "-") for name in compared.options))
+    screen.print(differing)
 
 
 def _short(interval: Interval | None) -> str:

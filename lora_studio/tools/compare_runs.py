@@ -171,7 +171,12 @@ def _plain(text: str) -> str:
 
 
 def comparison_plot(compared: ComparedRuns) -> bytes:
-    """A PNG: fidelity to the right, drift up, with both intervals; the best are at the lower right."""
+    """A PNG: fidelity to the right, drift up, with both intervals; the best are at the lower right.
+
+    Raises StudioError if no run has both.
+    """
+    if not any(one.interval("fidelity") and one.interval("drift") for one in compared.runs):
+        raise StudioError("no run has both fidelity and drift, so there is nothing to plot; leave out --out.")
     pyplot = headless_pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
     axes.axvline(0, color="#888", linewidth=0.8, linestyle="--")

@@ -56,6 +56,16 @@ def test_the_terminal_has_room_for_it(three: list[str], capsys: pytest.CaptureFi
     assert "0.60 [0.55, 0.65]" in out and "learned, leaks" in out and "0.001" in out
 
 
+def test_of_many_options_each_has_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = (
+        "adapter.rank = 64\nadapter.alpha = 8\ntraining.learning_rate = 1e-3\nobjective.preservation = 0.2\n"
+    )
+    one = make_run(tmp_path / "one", fidelity=0.3)
+    other = make_run(tmp_path / "other", fidelity=0.6, options=options)
+    _, out, _ = run(["runs", "compare", str(one), str(other)], capsys)
+    assert "adapter.rank 64 (other), 16 (one)" in " ".join(out.split())
+
+
 def test_markdown_is_one_table(three: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(["runs", "compare", *three, "--markdown"], capsys)
     lines = [line for line in out.splitlines() if line.startswith("|")]

@@ -105,7 +105,7 @@ def _measures(evaluation: Evaluation) -> str:
         for one in evaluation.measures
     ]
     line = "A bar is a 95 % interval; the grey line is the base, and a dashed line a verdict's threshold."
-    listed = f'<p class="about">{line}</p>\n<ul class="measures">\n' + "\n".join(rows) + "\n</ul>"
+    listed = f'<p class="about">{line}</p>\n<ul class="measures" role="list">\n' + "\n".join(rows) + "\n</ul>"
     return listed if rows else ""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.report.words import interval_in_words, measure_words
 from lora_studio.evaluate.result import Evaluation, Interval
-from lora_studio.evaluate.saved import saved_evaluation
+from lora_studio.evaluate.saved import RESULT, saved_evaluation
 from lora_studio.plots import headless_pyplot, png_bytes
 from lora_studio.recipe import Recipe, changes, flat_options
 from lora_studio.recipe.run_recipe import RUN_RECIPE, load_run_recipe
@@ -136,12 +136,18 @@ def _notes(evaluations: Sequence[Evaluation], recipes: Sequence[Recipe | None]) 
 
 def _names(targets: Sequence[Path]) -> list[str]:
     """As short as they can be told apart: the last part, or with folders where two are the same."""
-    whole = [one.resolve() for one in targets]
+    whole = [_named_after(one.resolve()) for one in targets]
     for depth in range(1, max(len(one.parts) for one in whole) + 1):
         names = ["/".join(one.parts[-depth:]) for one in whole]
         if len(set(names)) == len(set(whole)):
             return names
     return [str(one) for one in targets]
+
+
+def _named_after(path: Path) -> Path:
+    """Of an evaluation.json the run that it lies in."""
+    folder = path.parent if path.name == RESULT else path
+    return folder.parent if folder.name == "evaluation" else folder
 
 
 def _differences(recipes: Sequence[Recipe]) -> tuple[str, ...]:

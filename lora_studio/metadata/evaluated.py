@@ -99,7 +99,7 @@ def _learned(target: Path) -> str:
     run = Run(target)
     taken = read_table(target / "summary.json").get("checkpoint")  # of runs that could choose one
     by_step = {step_of(one): one for one in run.checkpoints()}
-    step = taken.get("step") if isinstance(taken, dict) else None
+    step = taken.get("step", -1) if isinstance(taken, dict) else -1
     return digest((by_step.get(step) or run.newest_checkpoint()) / STATE)
 
 

@@ -50,7 +50,7 @@ def at_most(name: str, value: float, limit: float) -> Criterion:
     return Criterion(name, round(value, 4), f"<= {limit:g}", value <= limit)
 
 
-def _interval(values: npt.NDArray[np.float64]) -> Share:
+def interval_of(values: npt.NDArray[np.float64]) -> Share:
     """The mean of one value per prompt; prompts are resampled with replacement, always by the same draws."""
     rows = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
     low, high = np.quantile(values[rows].mean(axis=1), (0.025, 0.975))
@@ -59,12 +59,12 @@ def _interval(values: npt.NDArray[np.float64]) -> Share:
 
 def share_of(hits: Sequence[bool]) -> Share:
     """How many of the hits are true."""
-    return _interval(np.asarray(hits, np.float64))
+    return interval_of(np.asarray(hits, np.float64))
 
 
 def difference_of(hits: Sequence[bool], others: Sequence[bool]) -> Share:
     """The share of `hits` less that of `others`, paired by prompt."""
-    return _interval(np.asarray(hits, np.float64) - np.asarray(others, np.float64))
+    return interval_of(np.asarray(hits, np.float64) - np.asarray(others, np.float64))
 
 
 def _cpu_model() -> str:

@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 
+from lora_studio.cli.assess import assess
 from lora_studio.cli.captions import caption, captions
+from lora_studio.cli.choose import choose
 from lora_studio.cli.combine import combine, compare, extract, merge_into, resize
 from lora_studio.cli.dataset import buckets, cache, class_images, regularization_images
 from lora_studio.cli.doctor import doctor, env
@@ -35,9 +37,9 @@ app = typer.Typer(
 
 DATASET = "Dataset"
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Start here": (start, init, doctor, plan, train, demo),
+    "Start here": (start, init, doctor, assess, plan, train, demo),
     DATASET: (caption, captions, buckets, regularization_images),
-    "Results": (evaluate, sample, verify, export, metadata, sidecars, push),
+    "Results": (evaluate, choose, sample, verify, export, metadata, sidecars, push),
     "LoRA files": (inspect, convert, combine, compare, resize, extract, merge_into),
     "Machine": (env,),
 }

@@ -34,7 +34,10 @@ def export(
         list[str] | None, value("NAME", f"{TARGETS}; can be repeated; default: kohya", "--to")
     ] = None,
     checkpoint: Annotated[
-        str, value("STEP", "of this step, or best, by the validation images; default: the newest")
+        str,
+        value(
+            "STEP", "of this step, or best, by best.json or else the validation images; default: the newest"
+        ),
     ] = "",
     dtype: Annotated[
         str | None, value("DTYPE", "float16, bfloat16 or float32; default: as the recipe says")

@@ -42,7 +42,7 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Draw images with a finished LoRA or a run's checkpoints, the base beside them with equal seeds."""
-    numbers = tuple(_number(text, "--strength") for text in _listed(strengths, "--strength"))
+    numbers = listed_numbers(strengths, "--strength")
     chosen = tuple(step_named(text) for text in _listed(checkpoints, "--checkpoint"))
     drawn = tuple(listed_seeds(seeds))
     from lora_studio.console.run import run_screen
@@ -91,6 +91,11 @@ def _listed(texts: list[str] | None, option: str) -> list[str]:
     if not all(listed):
         raise RecipeError(f"{option} has nothing in it; give it a value, or leave it out.")
     return [one for text in listed for one in text]
+
+
+def listed_numbers(texts: list[str] | None, option: str) -> tuple[float, ...]:
+    """What stands between commas and spaces, in all of them. Raises RecipeError for what is no number."""
+    return tuple(_number(one, option) for one in _listed(texts, option))
 
 
 def _number(text: str, option: str) -> float:

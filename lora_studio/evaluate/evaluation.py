@@ -19,7 +19,8 @@ from lora_studio.evaluate.drawings import Drawings, KeptImage, OnProgress
 from lora_studio.evaluate.encoders import ImageEncoder
 from lora_studio.evaluate.measures import Compared, Observed, measured, memorisation
 from lora_studio.evaluate.questions import in_groups
-from lora_studio.evaluate.result import Artist, Evaluation, Question, Variant
+from lora_studio.evaluate.result import Artist, Evaluation, Measured, Question, Variant
+from lora_studio.evaluate.transfer import setbacks_in_words
 from lora_studio.evaluate.verdicts import verdicts_of
 
 AT_ONCE = 16  # images that the encoder is given
@@ -118,9 +119,12 @@ class Evaluator:
             measures=tuple(found),
             verdicts=verdicts_of(found),
             nearest=tuple(near[:MOST_NEAR]),
-            notes=(*self.asked.notes, *_lacking(found, compared)),
+            notes=(*self.asked.notes, *_lacking(found, compared), *self._setbacks(found)),
         )
         return Evaluated(evaluation, base, tuned, dict(zip(names, self.asked.training, strict=True)))
+
+    def _setbacks(self, found: Sequence[Measured]) -> list[str]:
+        return [*setbacks_in_words(self.asked.questions, found, self.asked.relative_losses)]
 
     def _facts(self, threshold: float) -> dict[str, str | int | float]:
         drawn = {key: value for key, value in self.artist.drawn_with.items() if key != "base"}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from lora_studio.data.conditioning import ConditioningCache
-from lora_studio.families.base import ModelFamily
+from lora_studio.families.base import Conditioning, ModelFamily
 from lora_studio.objectives.base import Objective
 from lora_studio.rng import generator
 
@@ -53,6 +52,12 @@ class ValidationResult:
         return sorted(rows, key=lambda row: row["relative"])
 
 
+class KnownTexts(Protocol):
+    """Conditioning that was computed before, as `ConditioningCache` has it."""
+
+    def batch(self, captions: list[str]) -> Conditioning: ...
+
+
 @dataclass
 class Validation:
     """Measures the model as it is; weights and all other random numbers stay untouched.
@@ -61,7 +66,7 @@ class Validation:
     """
 
     images: Sequence[ValidationImage]
-    texts: ConditioningCache | None  # None when a text encoder is trained
+    texts: KnownTexts | None  # None when a text encoder is trained
     family: ModelFamily
     objective: Objective
     autocast: torch.dtype | None
@@ -74,12 +79,12 @@ class Validation:
 
     def measure_base(self) -> None:
         """To be called while the adapters are off."""
-        self._base = self._losses()
+        self._base = self.losses()
 
     def measure(self, step: int) -> ValidationResult:
         """The present model beside the base, which was measured before."""
         assert self._base is not None, "measure_base comes first"
-        losses = self._losses()
+        losses = self.losses()
         relative = (losses / self._base).mean(dim=1)
         return ValidationResult(step, self.names, losses.mean(dim=1), self._base.mean(dim=1), relative)
 
@@ -90,8 +95,8 @@ class Validation:
         self._rows(self.images[0], noise, (torch.arange(rows) + 0.5) / rows)
 
     @torch.no_grad()
-    def _losses(self) -> Tensor:
-        """[N, TIMESTEPS] on the CPU."""
+    def losses(self) -> Tensor:
+        """[N, TIMESTEPS] on the CPU: of the present model, at levels from clean to noisy."""
         found, shares = [], (torch.arange(TIMESTEPS) + 0.5) / TIMESTEPS
         for one in self.images:
             shape = (TIMESTEPS, *one.latents.shape)

@@ -26,7 +26,7 @@ from lora_studio.metadata.evaluated import (
     evaluation_section,
     sheet_of_target,
 )
-from lora_studio.metadata.write import STRENGTH, usage_hint
+from lora_studio.metadata.write import STRENGTH, STRENGTH_RANGE, usage_hint
 from lora_studio.recipe.run_recipe import RUN_RECIPE, load_run_recipe
 from lora_studio.runs.reading import damaged, read_table
 from lora_studio.tensor_file.header import read_header
@@ -208,7 +208,8 @@ def sidecars_of(target: Path) -> dict[Path, bytes]:
 def card_facts(file: Described) -> dict[str, str | float]:
     """What A1111, Forge and InvokeAI read from `<name>.json`."""
     note = file.metadata.get("ss_training_comment", "")
-    told = [usage_hint(file.strength, file.trigger), evaluation_in_short(evaluation_in(file.metadata)), note]
+    hint = usage_hint(file.strength, file.trigger, file.metadata.get(STRENGTH_RANGE, ""))
+    told = [hint, evaluation_in_short(evaluation_in(file.metadata)), note]
     return {
         "description": file.metadata.get("modelspec.description") or file.metadata.get("modelspec.title", ""),
         "sd version": card_version(file.metadata),

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MAX_BYTES = 64 * 1024  # of metadata as the header has it
 _LONGEST = 2000  # letters of a text that a user may make as long as he likes
 STRENGTH = "lora_studio.strength"
+STRENGTH_RANGE = "lora_studio.strength_range"  # in which it was measured to be of use
+CHECKPOINT = "lora_studio.checkpoint"  # of how many steps, and by what it was taken
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def build_metadata(facts: TrainingFacts, traits: FileTraits, tensor_block: bytes
     metadata = base_keys(traits) | _trained(facts) | {k: v for k, v in optional.items() if v}
     metadata |= {key: _shortened(value) for key, value in facts.spec.items()}
     metadata |= dict(facts.options) | _network(facts) | dict(facts.provenance)
-    hint, strength = usage_hint(facts.strength, trigger), f"{facts.strength:g}"
+    hint = usage_hint(facts.strength, trigger, facts.options.get(STRENGTH_RANGE, ""))
+    strength = f"{facts.strength:g}"
     metadata |= {"lora_studio.version": __version__, "lora_studio.base_fingerprint": facts.base_fingerprint}
     metadata |= {STRENGTH: strength, "modelspec.usage_hint": hint} | hashes([tensor_block])
     metadata |= tag_keys(facts.triggers, facts.tags, MAX_BYTES - size_of(metadata) - 2)
@@ -122,8 +125,10 @@ def size_of(metadata: Mapping[str, str]) -> int:
     return len(json.dumps(dict(metadata), separators=(",", ":"), ensure_ascii=False).encode())
 
 
-def usage_hint(strength: float, trigger: str) -> str:
-    return f"strength {strength:g}" + (f"; trigger words: {trigger}" if trigger else "")
+def usage_hint(strength: float, trigger: str, usable: str = "") -> str:
+    """`usable`: the range of strengths, "0.6 to 1.2", if it was measured."""
+    ranged = f", usable from {usable}" if usable else ""
+    return f"strength {strength:g}{ranged}" + (f"; trigger words: {trigger}" if trigger else "")
 
 
 def _shortened(text: str) -> str:

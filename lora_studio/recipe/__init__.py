@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from lora_studio.recipe.adapter import NO_ADAPTER, AdapterConfig, TokenConfig, token_faults
 from lora_studio.recipe.base import BaseConfig
 from lora_studio.recipe.data import DataConfig
+from lora_studio.recipe.evaluate import EvaluateConfig
 from lora_studio.recipe.section import Section, file_name_fault
 from lora_studio.recipe.training import (
     ExportConfig,
@@ -40,6 +41,7 @@ class Recipe(Section):
     training: TrainingConfig = TrainingConfig()
     machine: MachineConfig = MachineConfig()
     validation: ValidationConfig = ValidationConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     samples: SamplesConfig = SamplesConfig()
     export: ExportConfig = ExportConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -60,6 +62,16 @@ class Recipe(Section):
         if idle := [f"training.{key}" for key in given if not used[key]]:
             advice = "set adapter.text_encoder = true" if layers else "each of [[tokens]] has its own"
             raise ValueError(f"nothing is trained with {' and '.join(idle)}; leave it out, or {advice}.")
+        return self
+
+    @model_validator(mode="after")
+    def _exported_step_is_reached(self) -> Recipe:
+        step, last = self.export.checkpoint, self.training.steps
+        if isinstance(step, int) and self.training.epochs is None and step > last:
+            raise ValueError(
+                f"export.checkpoint is {step}, but the run has {last} steps; "
+                'name one of them, "best" or "last".'
+            )
         return self
 
     @model_validator(mode="after")

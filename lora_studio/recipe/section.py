@@ -25,6 +25,7 @@ _WINDOWS_NAMES = {
     *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)),
 }
 _RUN_FILES = {"checkpoints", "doctor", "exports", "holdout", "inputs", "lock", "loss", "manifest", "metrics"}
+_RUN_FILES |= {"best", "choice", "evaluation", "grid", "strengths"}
 _RUN_FILES |= {"previews", "readme", "recipe", "summary", "timesteps", "tracking", "validation", "verify"}
 _BREAK = re.compile("[\t\n\r\u2028\u2029]+")
 _BREAKS = {"Cc", "Zl", "Zp"}  # Unicode's categories of control characters and breaks

@@ -296,6 +296,11 @@ class ExportConfig(Section):
     dtype: Literal["float16", "bfloat16", "float32"] = Field(
         "float16", description="float16 is what UIs expect"
     )
+    checkpoint: Annotated[int, Field(ge=1, le=MOST_STEPS)] | Literal["auto", "best", "last"] = Field(
+        "auto",
+        description="what the run's file is made of: best (by best.json, else by the validation loss), last, "
+        "or the checkpoint of a step; auto: best with evaluate.choose, else last",
+    )
     title: str = Field("", max_length=200, description="shown by UIs; the recipe's name if empty")
     strength: float = Field(1.0, gt=0, le=10, description="recommended, in metadata and sidecars")
     sidecars: bool = Field(

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -16,12 +16,22 @@ from typing import Any
 from lora_studio.errors import CheckpointError, RunFolderError
 from lora_studio.files import _TEMPORARY, _write_synced, set_aside, sync, write_atomically
 from lora_studio.runs.lock import Holder, RunLock
-from lora_studio.runs.reading import MEASURED, STATE, measured_rows, read_lines, read_table
+from lora_studio.runs.reading import (
+    MEASURED,
+    STATE,
+    damaged,
+    measured_rows,
+    read_lines,
+    read_sealed,
+    read_table,
+)
 from lora_studio.text import command_of
 
 METRICS = "metrics.jsonl"  # a line a step
 VALIDATION = "validation.jsonl"  # a line a measurement
-_NUMBERS = {METRICS: ("loss", "learning_rate"), VALIDATION: ("loss", "relative")}
+CHOICE = "choice.jsonl"  # a line a checkpoint that was measured for the choice
+BEST = "best.json"  # which of them is taken, and why
+_NUMBERS = {METRICS: ("loss", "learning_rate"), VALIDATION: ("loss", "relative"), CHOICE: ()}
 _FIRST_VALIDATION = "holdout.jsonl"  # the same in runs of the first version, whose lines have "pictures"
 _UNFINISHED = re.compile(r"\.(step_[0-9]{6,12})\.(tmp|old)")
 PIN = "keep"  # a file of this name in a checkpoint's folder: it is never removed
@@ -109,7 +119,7 @@ class Run:
         return self.measurements(METRICS)
 
     def measurements(self, name: str = VALIDATION) -> list[dict[str, Any]]:
-        """The lines of validation.jsonl or metrics.jsonl, without damaged ones."""
+        """The lines of validation.jsonl, metrics.jsonl or choice.jsonl, without damaged ones."""
         return measured_rows(self.folder / name, _NUMBERS[name])[0]
 
     def measured_until(self, step: int) -> str:
@@ -119,7 +129,7 @@ class Run:
 
     def is_as_measured(self, step: int) -> bool:
         """Whether validation.jsonl has what it had when this checkpoint was saved, as far as that says so."""
-        return read_table(self._checkpoint_of(step) / STATE).get(MEASURED) in (
+        return read_table(self.checkpoint_of(step) / STATE).get(MEASURED) in (
             None,
             self.measured_until(step),
         )
@@ -133,12 +143,24 @@ class Run:
 
         How many were damaged and are taken out, too.
         """
+        return self.forget_where(name, lambda row: row["step"] <= step)
+
+    def forget_where(self, name: str, kept: Callable[[Mapping[str, Any]], bool]) -> int:
+        """Take out the lines of which that is not true, and damaged ones; how many were damaged."""
         if not os.path.lexists(self.folder / name):
             return 0
         self.close()
         rows, num_damaged = measured_rows(self.folder / name, _NUMBERS[name])
-        self.text(name, _as_lines(row for row in rows if row["step"] <= step))
+        self.text(name, _as_lines(row for row in rows if kept(row)))
         return num_damaged
+
+    def chosen_step(self) -> int | None:
+        """By best.json; None if there is none. Raises CheckpointError if it is not as the run wrote it."""
+        path = self.folder / BEST
+        step = read_sealed(path).get("step") if os.path.lexists(path) else None
+        if step is not None and type(step) is not int:
+            raise damaged(path, f"its step is {step!r}")
+        return step
 
     def adopt_first_validation(self) -> None:
         """Before resuming a run of the first version: its measurements go on in validation.jsonl."""
@@ -156,7 +178,7 @@ class Run:
         Only when everything in it is on the disk does it get its name. The newest `keep`, those of the steps
         `best`, and pinned ones stay.
         """
-        final = self._checkpoint_of(step)
+        final = self.checkpoint_of(step)
         temporary, former = (final.with_name(f".{final.name}.{end}") for end in ("tmp", "old"))
         with self.writing():
             try:
@@ -173,7 +195,7 @@ class Run:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(former, ignore_errors=True)
-            kept = {*self.checkpoints()[-keep:], *(self._checkpoint_of(one) for one in best)}
+            kept = {*self.checkpoints()[-keep:], *(self.checkpoint_of(one) for one in best)}
             for old in self.checkpoints():
                 if old not in kept and not (old / PIN).exists():
                     shutil.rmtree(old)
@@ -217,7 +239,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         return (self.folder / name).open("ab", buffering=0)
 
-    def _checkpoint_of(self, step: int) -> Path:
+    def checkpoint_of(self, step: int) -> Path:
+        """Its folder, which need not be there."""
         return self.checkpoints_folder / f"step_{step:06}"
 
 
@@ -255,13 +278,13 @@ class ReadOnlyRun(Run):
     def append(self, name: str, values: Mapping[str, Any]) -> None:
         pass
 
-    def forget_after(self, step: int, name: str = METRICS) -> int:
+    def forget_where(self, name: str, kept: Callable[[Mapping[str, Any]], bool]) -> int:
         return 0
 
     def checkpoint(
         self, step: int, files: Mapping[str, bytes], *, keep: int, best: Collection[int] = ()
     ) -> Path:
-        return self._checkpoint_of(step)
+        return self.checkpoint_of(step)
 
     def set_aside(self, checkpoint: Path) -> Path:
         return checkpoint

@@ -69,6 +69,14 @@ def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, SEAL: seal_of(values)}
 
 
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `sealed` made of the values of a JSON file. Raises CheckpointError if they are others by now."""
+    values = read_table(path)
+    if values.pop(SEAL, None) != seal_of(values):
+        raise damaged(path, "its digest is another")
+    return values
+
+
 def inputs_before(folder: Path) -> dict[str, str]:
     """What a run was made from when it began; empty of runs that did not write it down.
 

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL.Image import Image
 
-from lora_studio.data.images import decode_text, is_image, is_junk, is_mask, read_bytes
-from lora_studio.data.manifest import Record
+from lora_studio.data.images import decode_text, read_bytes
 from lora_studio.errors import RecipeError, StudioError, reason_of
 from lora_studio.evaluate.artist import Brush
 from lora_studio.evaluate.encoders import ENCODERS, load_encoder, usual_encoder
 from lora_studio.evaluate.evaluation import USUAL_SEEDS, Evaluated, Evaluator, Inquiry
+from lora_studio.evaluate.material import Material, images_in, material_of_run, relative_losses
 from lora_studio.evaluate.questions import (
     USUAL_COUNT,
     Taught,
     contexts_for,
     questions_for,
-    taught_by,
     with_prompts,
 )
-from lora_studio.evaluate.report import ReportImages, write_report
 from lora_studio.evaluate.result import Evaluation, Question, Variant
-from lora_studio.evaluate.saved import RESULT
-from lora_studio.files import check_ending, digest, expanded, say_unwritable, write_atomically
-from lora_studio.runs import METRICS, Run
-from lora_studio.text import plural
+from lora_studio.evaluate.written import write_evaluation
+from lora_studio.files import check_ending, expanded
 from lora_studio.tools.sample.source import Checkpoint, SampleRequest, SampleSource, open_source
 from lora_studio.training.events import Listener, Note, Progress, ignore_events
 from lora_studio.training.machine import is_out_of_memory, out_of_memory
@@ -57,16 +52,6 @@ class EvaluationRequest:
     class_words: str = ""
     device: str = ""
     folder: Path | None = None  # None: evaluation/ in the run, <name>_evaluation beside a file
-
-
-@dataclass(frozen=True)
-class Material:
-    """What is known of what was taught."""
-
-    taught: Taught
-    training: list[Path] = field(default_factory=list)
-    references: list[Path] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def evaluate(
@@ -100,21 +85,6 @@ def evaluate(
     folder = request.folder or source.folder.with_name(source.folder.name.replace("samples", "evaluation"))
     write_evaluation(folder, made, source.run)
     return made, folder
-
-
-def write_evaluation(folder: Path, made: Evaluated, run: Run | None = None) -> None:
-    """`evaluation.json`, its page and its image, in place of older ones. Raises StudioError."""
-    path = folder / RESULT
-    with say_unwritable(path):
-        text = json.dumps(made.evaluation.to_json(), indent=2, ensure_ascii=False)
-        write_atomically(path, f"{text}\n".encode("utf-8", "backslashreplace"))
-    write_report(
-        folder,
-        made.evaluation,
-        ReportImages(made.drawn, made.training_image),
-        losses=[] if run is None else run.measurements(METRICS),
-        validation=[] if run is None else run.measurements(),
-    )
 
 
 def check_request(request: EvaluationRequest) -> None:
@@ -178,43 +148,15 @@ class SourceArtist:
 
 def material_of(source: SampleSource, request: EvaluationRequest) -> Material:
     """What was taught, by the run's recipe and manifest, or as far as a file says it; and images of it."""
-    given = Taught(request.trigger, request.class_words)
     run, recipe = source.run, source.recipe
     if run is None or recipe is None:
         trigger = request.trigger or next(iter(source.samples.prompts), "")
-        material = Material(Taught(trigger, request.class_words))
-    else:
-        manifest = manifest_of(run)
-        taught = taught_by(manifest.used, recipe.data)
-        taught = Taught(
-            given.trigger or taught.trigger, given.class_words or taught.class_words, taught.captions
-        )
-        folders = [one.images for one in recipe.data.all_sources]
-        material = Material(taught, [*_found(manifest.used, folders)])
-        material.references.extend(_found(manifest.of_role("validation"), folders))
-        if lacking := len(manifest.used) - len(material.training):
-            what = f"{plural(lacking, 'training image')} of the run were not found again, or have changed"
-            material.notes.append(f"{what}: memorisation of them was not looked for")
-    if request.images is not None:
-        material.references[:] = _images_in(request.images)
-    return material
-
-
-def _found(records: Sequence[Record], folders: Sequence[Path]) -> Iterator[Path]:
-    """Where images of a manifest lie, which has no paths, if they are what they were."""
-    for record in records:
-        places = (folder / record.name for folder in folders)
-        yield from [one for one in places if one.is_file() and digest(one) == record.sha256][:1]
-
-
-def _images_in(folder: Path) -> list[Path]:
-    found = sorted(
-        one for one in folder.iterdir() if one.is_file() and is_image(one.name) and not is_junk(one.name)
-    )
-    found = [one for one in found if not is_mask(one.name)]
-    if len(found) < 2:
-        raise StudioError(f"--images is {folder}, with {plural(len(found))} in it; give 2 or more.")
-    return found
+        references = () if request.images is None else tuple(images_in(request.images, "--images"))
+        return Material(Taught(trigger, request.class_words), references=references)
+    found = material_of_run(manifest_of(run), recipe.data, request.images, option="--images")
+    known = found.taught
+    trigger, words = request.trigger or known.trigger, request.class_words or known.class_words
+    return replace(found, taught=Taught(trigger, words, known.captions))
 
 
 def _asked(
@@ -224,33 +166,17 @@ def _asked(
     request: EvaluationRequest,
     step: int | None,
 ) -> Inquiry:
-    references, notes = material.references, list(material.notes)
-    are_training = len(references) < 2
-    if are_training:
-        references = material.training
-        notes.append(
-            "fidelity was measured against the training images, as there are no others: it does not tell "
-            "learning from copying; keep two or more for validation, or give others with --images"
-            if references
-            else "there are no reference images; give a folder of them with --images"
-        )
-    background = "white" if source.recipe is None else source.recipe.data.background
+    references, are_training, notes = material.compared_with
     return Inquiry(
         questions=questions,
         references=references,
         training=material.training,
         seeds=request.seeds,
         references_are_training=are_training,
-        background=background,
-        relative_losses={} if source.run is None else _relative_losses(source.run, step),
+        background="white" if source.recipe is None else source.recipe.data.background,
+        relative_losses={} if source.run is None else relative_losses(source.run, step),
         notes=notes,
     )
-
-
-def _relative_losses(run: Run, step: int | None) -> dict[str, float]:
-    """By validation image, of the base's, as the run measured at this step, or last."""
-    rows = [row for row in run.measurements() if row["step"] > 0 and step in (None, row["step"])]
-    return dict(rows[-1].get("images", {})) if rows else {}
 
 
 def _questions(source: SampleSource, taught: Taught, request: EvaluationRequest) -> tuple[Question, ...]:

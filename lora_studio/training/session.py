@@ -24,11 +24,15 @@ from lora_studio.recipe import Recipe
 from lora_studio.recipe.adapter import NO_ADAPTER
 from lora_studio.recipe.load import load_recipe
 from lora_studio.recipe.run_recipe import FOLDER, RUN_RECIPE, load_run_recipe, with_seal
-from lora_studio.runs import METRICS, VALIDATION, ReadOnlyRun, Run, resuming, run_folder, step_of
+from lora_studio.runs import CHOICE, METRICS, VALIDATION, ReadOnlyRun, Run, resuming, run_folder, step_of
 from lora_studio.runs.reading import INPUTS, sealed
 from lora_studio.text import plural
+from lora_studio.training.evaluating.asked import RunMeasures, measures_of
+from lora_studio.training.evaluating.choice_watch import ChoiceWatch
+from lora_studio.training.evaluating.taken import take
 from lora_studio.training.events import Listener, Note, ignore_events, outliving_terminal
 from lora_studio.training.finish import Finished, finish
+from lora_studio.training.finish.export import checkpoint_of
 from lora_studio.training.loop.state import load_state
 from lora_studio.training.loop.watch import PreviewWatch, ValidationWatch, Watch
 from lora_studio.training.machine import is_out_of_memory, out_of_memory
@@ -97,6 +101,7 @@ def _train(
     session = prepare(recipe, run, on_event, processes, resumes=resume)
     if resume:
         step = _load_checkpoint(session)
+        _check_exported(recipe, run, step)
         run.adopt_first_validation()
         session.loop.zero_last = processes.from_main(lambda: has_zero_last(run))
     _write_down(session)
@@ -104,22 +109,33 @@ def _train(
     if processes.is_main:
         on_event.start(step)
     on_event(describe(session, first_step=step + 1, timing=time_everything(session, first_step=step + 1)))
-    watch = _watch(session, on_event)
+    measures = measures_of(session, on_event)
+    watch = _watch(session, measures, on_event)
     watch.previews.begin(step)
     training_began = time.monotonic()
     if watch.validation is not None:
         watch.validation.begin(step)
+    if watch.choice is not None:
+        watch.choice.begin(step)
     session.loop.after_step, session.loop.looks_after = watch.after_step, watch.due
-    session.loop.after_save = watch.previews.after_save
+    session.loop.after_save, session.loop.is_enough = watch.previews.after_save, watch.is_enough
     if not session.loop.run(step + 1):
         return Interrupted(run.folder, session.loop.state.counters.step)
     seconds = {"training": time.monotonic() - training_began, "before": training_began - began}
-    return finish(session, watch.previews, on_event, seconds=seconds)
+    taken = take(session, measures, on_event)
+    return finish(session, watch.previews, taken, measures, on_event, seconds=seconds)
+
+
+def _check_exported(recipe: Recipe, run: Run, step: int) -> None:
+    """Raises CheckpointError if a resumed run is past the step that its file is to be made of."""
+    wanted = recipe.export.checkpoint
+    if isinstance(wanted, int) and wanted <= step:
+        checkpoint_of(run, wanted)
 
 
 def _forget_after(step: int, run: Run, listener: Listener) -> None:
     """The lines of steps done again, or of a start without a save (-1). What is lost of others is said."""
-    for lines in (METRICS, VALIDATION):
+    for lines in (METRICS, VALIDATION, CHOICE):
         if num_damaged := run.forget_after(step, lines):
             listener(Note(f"{plural(num_damaged, 'line')} of {lines} cannot be used and were taken out"))
     if step > 0 and not run.is_as_measured(step):
@@ -141,13 +157,18 @@ def _write_down(session: Session) -> None:
         run.json(INPUTS, sealed(facts))
 
 
-def _watch(session: Session, listener: Listener) -> Watch:
+def _watch(session: Session, measures: RunMeasures | None, listener: Listener) -> Watch:
     recipe, run, state, processes = session.recipe, session.run, session.loop.state, session.processes
     steps, side, validation = recipe.training.steps, recipe.data.resolution, session.validation
-    every = recipe.validation.every
+    every, exported = recipe.validation.every, recipe.export.checkpoint
+    choice = None
+    if measures is not None and recipe.evaluate.every:
+        choice = ChoiceWatch(recipe.evaluate, measures, run, steps, listener, processes)
     return Watch(
         ValidationWatch(validation, state, run, every, steps, listener, processes) if validation else None,
         PreviewWatch(session.family, state, run, recipe.samples, side, steps, listener, processes),
+        choice,
+        exported if isinstance(exported, int) else None,
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lora_studio.evaluate.previews import render
 from lora_studio.recipe import options
+from lora_studio.recipe.evaluate import EvaluateConfig
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
@@ -123,6 +124,8 @@ ELSEWHERE = {
     "base.quantize": "../quantization/test_quantizers.py",
     "base.vae_dtype": "test_caches.py",
     "export.sidecars": "../metadata/test_sidecars.py",
+    **{f"evaluate.{option}": "test_evaluating.py" for option in EvaluateConfig.model_fields},
+    "export.checkpoint": "test_evaluating.py",
     "validation.count": "test_validation.py",
     "validation.fraction": "../data/test_validation.py",
     "validation.every": "test_validation.py",

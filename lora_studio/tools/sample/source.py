@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
-
-import torch
-from torch import Tensor
 
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.families.base import ModelFamily
@@ -21,13 +18,13 @@ from lora_studio.lora_file.lora_file import LoraFile, base_layers, lora_file, re
 from lora_studio.lora_file.open import fits, unknown_layers
 from lora_studio.pocket import EMBEDDED, embedded_base
 from lora_studio.processes import default_precision, find_device
-from lora_studio.quantization import NONE
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.run_recipe import RUN_RECIPE
 from lora_studio.recipe.training import SamplesConfig
 from lora_studio.runs import ReadOnlyRun, Run, step_of
 from lora_studio.runs.reading import STATE
 from lora_studio.tensor_file.header import read_header
+from lora_studio.training.evaluating.artist import WeightChange, added, at_strength, strength_fault
 from lora_studio.training.finish.export import checkpoint_of, finished_recipe, revive
 from lora_studio.training.loop.state import load_state
 from lora_studio.training.prepare.base_model import base_of
@@ -127,12 +124,8 @@ class RunSource(SampleSource):
         return list(dict.fromkeys(checkpoint_of(self._run, one)[1] for one in wanted or [None]))
 
     def check(self, strengths: Iterable[float]) -> None:
-        """What is no change beside a frozen weight has one strength."""
-        why = "has its base in few bits" if self._trained.machine.quantize != NONE else ""
-        if self._trained.adapters.trains_layers:
-            why = "trained the base's own layers"
-        if why and any(one != 1 for one in strengths):
-            raise StudioError(f"this run {why}, so it can be shown with strength 1 alone.")
+        if fault := strength_fault(self._trained, strengths):
+            raise StudioError(f"{fault}.")
 
     def learned(self, step: int | None) -> str:
         """Of the state, which has the digests of all else in the checkpoint."""
@@ -149,13 +142,7 @@ class RunSource(SampleSource):
         if step != self._loaded:
             load_state(checkpoint_of(self._run, step)[0], self._state)
             self._loaded = step
-        with self._state.shown(), ExitStack() as stack:
-            if strength != 1:
-                changes = [(one.module.get_base_layer().weight, one.delta) for one in adapters.layers]
-                stack.enter_context(added(changes, strength))
-                for one in adapters.layers:  # not the learned tokens
-                    one.module.enable_adapters(False)
-                    stack.callback(one.module.enable_adapters, True)
+        with self._state.shown(), at_strength(adapters, strength):
             yield self.family
 
 
@@ -220,12 +207,9 @@ def _base_name(file: LoraFile, request: SampleRequest, recipe: Recipe | None) ->
     raise RecipeError(f"{file.name} does not say which base it is for ({kind}); name it with --base.")
 
 
-Change = tuple[Tensor, Callable[[], Tensor]]  # a weight, and what makes its change in float32
-
-
-def _changes(file: LoraFile, family: ModelFamily) -> list[Change]:
+def _changes(file: LoraFile, family: ModelFamily) -> list[WeightChange]:
     """Raises StudioError for a file that is damaged, or of another kind of base."""
-    layers, changes = base_layers(family), list[Change]()
+    layers, changes = base_layers(family), list[WeightChange]()
     if fault := unknown_layers(file, layers):
         raise StudioError(fault)
     if not file.layers:
@@ -241,19 +225,3 @@ def _changes(file: LoraFile, family: ModelFamily) -> list[Change]:
             raise StudioError(f"{name} of {file.name}: {fault}; `lora-studio verify` says more.")
         changes.append((weight, partial(layer.delta, weight)))
     return changes
-
-
-@contextmanager
-def added(changes: Sequence[Change], strength: float) -> Iterator[None]:
-    """Within it the weights have their changes in them; afterwards they are what they were, bit for bit."""
-    before = list[tuple[Tensor, Tensor]]()
-    with torch.no_grad():
-        try:
-            for weight, change in changes:
-                before.append((weight, weight.detach().to("cpu", copy=True)))
-                moved = strength * change().to(weight.device).view(weight.shape)
-                weight.copy_(weight.float() + moved)
-            yield
-        finally:
-            for weight, value in before:
-                weight.copy_(value)

@@ -19,6 +19,8 @@ from lora_studio.files import digest_of, size_of
 from lora_studio.metadata.sidecars import write_sidecars
 from lora_studio.metadata.write import left_out_in_words
 from lora_studio.plots import headless_pyplot, legend_above, loss_plot, margins, png_bytes, validation_plot
+from lora_studio.training.evaluating.asked import RunMeasures, evaluate_result
+from lora_studio.training.evaluating.taken import Taken
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.finish.verified import (
     EMBEDDING,
@@ -52,10 +54,18 @@ class Finished:
 
 
 def finish(
-    session: Session, previews: PreviewWatch, listener: Listener, *, seconds: dict[str, float]
+    session: Session,
+    previews: PreviewWatch,
+    taken: Taken,
+    measures: RunMeasures | None,
+    listener: Listener,
+    *,
+    seconds: dict[str, float],
 ) -> Finished:
     """Export, verify, preview, plot and summarise; of the mean of the weights, if the recipe wants one.
 
+    `taken`: the checkpoint that the adapters hold. `measures`: with which the result is evaluated, if the
+    recipe wants that.
     Raises ExportMismatch, with the files set aside, if they are not what was trained.
     """
     processes = session.processes
@@ -65,6 +75,7 @@ def finish(
         expected = probe(session)
         return_freed_memory()
         job = job_of(session, session.run.folder)
+        job = replace(job, facts=taken.told(job.facts, session.recipe))
         written = processes.from_main(lambda: write_own(session, job))
         if session.machine.shards:  # then so is the base that the file is tried on
             with processes.folder_of_main(session.run.folder) as folder:
@@ -75,7 +86,8 @@ def finish(
         processes.from_main(lambda: refuse_mismatch(written, report))
         _tell(session, written, report, listener)
         previews.finish()
-        return processes.from_main(lambda: _wrap_up(session, written, report, seconds))
+        evaluate_result(measures, taken.step, listener)
+        return processes.from_main(lambda: _wrap_up(session, taken, written, report, seconds))
 
 
 def _within(folder: Path, written: Written) -> Written:
@@ -97,7 +109,9 @@ def _tell(session: Session, written: Written, report: VerifyReport, listener: Li
         listener(Note("export.sidecars is for LoRA files and embeddings, so a whole base gets none"))
 
 
-def _wrap_up(session: Session, written: Written, report: VerifyReport, seconds: dict[str, float]) -> Finished:
+def _wrap_up(
+    session: Session, taken: Taken, written: Written, report: VerifyReport, seconds: dict[str, float]
+) -> Finished:
     run, draws = session.run, count_draws(session.loop)
     run.file("loss.png", loss_plot(run.metrics()))
     run.json("timesteps.json", asdict(draws))
@@ -105,7 +119,7 @@ def _wrap_up(session: Session, written: Written, report: VerifyReport, seconds: 
     if measured := run.measurements():
         run.file("validation.png", validation_plot(measured))
     words = {path.stem: path for path in written[EMBEDDING].paths} if EMBEDDING in written else {}
-    summary = summarise(session, paths_of(written)[0], words, seconds)
+    summary = summarise(session, taken, paths_of(written)[0], words, seconds)
     run.json("summary.json", summary)
     if session.recipe.export.sidecars and not session.adapters.trains_layers:
         write_sidecars(run.folder, overwrite=True)
@@ -114,9 +128,11 @@ def _wrap_up(session: Session, written: Written, report: VerifyReport, seconds: 
 
 
 def summarise(
-    session: Session, path: Path, embeddings: Mapping[str, Path], seconds: dict[str, float]
+    session: Session, taken: Taken, path: Path, embeddings: Mapping[str, Path], seconds: dict[str, float]
 ) -> dict[str, Any]:
     """What happened, with the clock and the machine, which stay out of the files; `path`: the main file."""
+    usable = None if taken.strengths is None else taken.strengths.to_json()["usable"]
+    strength = None if taken.strengths is None else taken.strengths.recommended
     rows = session.run.metrics()
     losses = [row["loss"] for row in rows if row["loss"] is not None] or [math.nan]
     tenth = max(1, len(losses) // 10)
@@ -127,9 +143,11 @@ def summarise(
         "sha256": digest_of(path),
         "file_bytes": size_of(path),
         "embeddings": words,
-        "steps": session.loop.state.counters.step,
-        "passes": session.loop.state.counters.passes,  # more than one if memory ran out
-        "steps_skipped": session.loop.state.counters.skipped,
+        "steps": taken.ended.step,
+        "checkpoint": {"step": taken.step, "why": taken.why or "the last one"},
+        "strength": {"recommended": strength, "usable": usable},
+        "passes": taken.ended.passes,  # more than one if memory ran out
+        "steps_skipped": taken.ended.skipped,
         "validation": validation_summary(session.run.measurements()),
         "loss_first_tenth": sum(losses[:tenth]) / tenth,
         "loss_last_tenth": sum(losses[-tenth:]) / tenth,

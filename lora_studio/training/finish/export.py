@@ -125,7 +125,7 @@ def checkpoint_of(run: Run, step: int | Literal["best"] | None) -> tuple[Path, i
     steps = {step_of(path): path for path in run.checkpoints()}
     if not steps:
         raise CheckpointError(f"there is no checkpoint in {run.folder}; there is nothing to export yet.")
-    if step == "best":
+    if step == "best" and (step := run.chosen_step()) is None:
         step = best_step(run.measurements())
         if step is None:
             raise CheckpointError(

@@ -49,6 +49,7 @@ class Loop:
     after_step: Callable[[int], bool] = lambda step: False  # measures the result; whether it is to be saved
     after_save: Callable[[int], None] = lambda step: None  # draws it, when nothing of it can be lost any more
     looks_after: Callable[[int], bool] = lambda step: True  # whether one of them does so after this step
+    is_enough: Callable[[], bool] = lambda: False  # whether it ends early, by what was measured
     beside: Callable[[], AbstractContextManager[None]] = nullcontext  # of what the base has while it learns
     processes: Processes = ALONE
     reads_late: bool = False  # what a step came to is read while the next one is computed
@@ -82,6 +83,8 @@ class Loop:
         watch = GradientWatch(self.state.adapters, half=self.state.scaler is not None)
         with interruptible(lambda: self.listener(StopAsked())) as self._interrupted:
             for step in range(first_step, self.config.steps + 1):
+                if self.is_enough():
+                    return True
                 stopping = self.train_step(step, watch)
                 last = step == self.config.steps
                 to_save = last or stopping or step % self.config.checkpoint_every == 0

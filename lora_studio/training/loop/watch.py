@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from PIL import Image
 
@@ -152,12 +152,12 @@ class PreviewWatch:
                 self._show(step, self.base_images, self._draw())
 
     def finish(self) -> None:
-        """The last sheet, and its images as files; to be called while the state is `shown`."""
+        """The sheet of what the run ends with, and its images as files; to be called while it is `shown`."""
         if self.base_images:
             tuned = self._draw()
             for number, image in enumerate(tuned):
                 self.run.file(tuned_image(number), as_png(image))
-            self._show(self.steps, self.base_images, tuned)
+            self._show(self.state.counters.step, self.base_images, tuned)
 
     def _draw(self) -> list[Image.Image]:
         """An image a prompt; none, and a note, if there is not enough memory for them: the run goes on."""
@@ -182,13 +182,35 @@ def _sheet(step: int) -> str:
 class Watch:
     validation: ValidationWatch | None  # none without validation images
     previews: PreviewWatch
+    choice: CheckpointWatch | None = None  # none without a choice of checkpoints
+    exported: int | None = None  # a step that the file is made of
 
     def due(self, step: int) -> bool:
-        return self.previews.due(step) or (self.validation is not None and self.validation.due(step))
+        watching = self.previews, self.validation, self.choice
+        return step == self.exported or any(one is not None and one.due(step) for one in watching)
 
     def after_step(self, step: int) -> bool:
-        """Before a step is saved; whether it is the best so far and a checkpoint of it is wanted."""
-        return self.validation is not None and self.validation.after_step(step)
+        """Before a step is saved; whether a checkpoint of it is wanted, as of the best so far."""
+        best = self.validation is not None and self.validation.after_step(step)
+        measured = self.choice is not None and self.choice.after_step(step)
+        return best or measured or step == self.exported
+
+    def is_enough(self) -> bool:
+        """Whether more steps are in vain, as far as was measured."""
+        return self.choice is not None and self.choice.is_enough()
+
+
+class CheckpointWatch(Protocol):
+    """Measures checkpoints while a run trains: see `training.evaluating.choice_watch`."""
+
+    def begin(self, step: int = 0) -> None: ...
+
+    def due(self, step: int) -> bool: ...
+
+    def after_step(self, step: int) -> bool:
+        """Whether it was measured, and its checkpoint is to be kept."""
+
+    def is_enough(self) -> bool: ...
 
 
 @contextmanager

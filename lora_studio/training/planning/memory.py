@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from lora_studio.evaluate.material import asked_of
 from lora_studio.evaluate.previews import as_png, drawn_together, render, sheet_of
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.stored import MAPPED_BYTES
@@ -182,9 +183,15 @@ def latent_bytes(session: Session) -> int:
 
 
 def _draw_a_step(session: Session, *, number: int | None = None) -> list[Image.Image]:
-    """The first previews after one step: nearly noise, which no format makes smaller."""
+    """The first previews after one step: nearly noise, which no format makes smaller.
+
+    Of a `number` at most; without previews the first that [evaluate] asks for, if it asks for any.
+    """
     samples = session.recipe.samples
-    samples = samples.model_copy(update={"steps": 1, "prompts": samples.prompts[:number]})
+    prompts = samples.prompts or tuple(
+        one.prompt for one in asked_of(session.recipe, session.manifest, session.family)
+    )
+    samples = samples.model_copy(update={"steps": 1, "prompts": prompts[:number]})
     return render(session.family, samples, side=session.recipe.data.resolution) if samples.prompts else []
 
 
@@ -198,6 +205,7 @@ class Disk:
     previews: int
     file: int
     free: int  # on the run folder's disk
+    drawn: int = 0  # images of evaluations in the caches, shared with other runs on the base
 
     @property
     def total(self) -> int:
@@ -212,6 +220,8 @@ class Disk:
             ("", f"{memory_size(self.previews)} previews, {memory_size(self.file)} the finished files"),
             ("", f"{memory_size(self.caches)} in the caches for all runs"),
         ]
+        if self.drawn:
+            rows.append(("", f"{memory_size(self.drawn)} there for images of the evaluation"))
         if self.total > self.free:
             rows.append(("warning", "that is more than is free: make room, or keep fewer checkpoints"))
         return rows
@@ -223,16 +233,29 @@ def measure_disk(session: Session, timing: Timing, *, optimizer: int) -> Disk:
     made = -(-training.steps // training.checkpoint_every)
     # the newest ones, the best, and a new one before an old one goes
     count = min(made, training.keep_checkpoints + (session.validation is not None) + 1)
+    if every := session.recipe.evaluate.every:  # each that is measured stays
+        measured = {*range(every, training.steps, every), training.steps}
+        others = {*range(training.checkpoint_every, training.steps, training.checkpoint_every)} - measured
+        count = len(measured) + min(len(others), count)
     means = 0 if session.loop.state.ema is None else adapters
     folder = session.run.folder.resolve()
     return Disk(
         caches=latent_bytes(session) + _texts(session),
         checkpoints=count * (adapters + optimizer + means),
         num_checkpoints=count,
-        previews=_previews(session, timing),
+        previews=_previews(session, timing) if session.recipe.samples.prompts else 0,
         file=_result(session),
+        drawn=_evaluated(session),
         free=shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.is_dir())).free,
     )
+
+
+def _evaluated(session: Session) -> int:
+    """The base's images, those of the result, and those of one checkpoint at a time."""
+    recipe = session.recipe
+    number = len(asked_of(recipe, session.manifest, session.family)) * recipe.evaluate.seeds
+    drawn = unless_out_of_memory(lambda: _draw_a_step(session, number=1)) if number else None
+    return 2 * number * len(as_png(drawn[0])) if drawn else 0
 
 
 def _result(session: Session) -> int:

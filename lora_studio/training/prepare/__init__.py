@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -18,7 +18,7 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.families.freed import return_freed_memory
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
-from lora_studio.runs import Run
+from lora_studio.runs import CHOICE, Run
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.loop import Loop
 from lora_studio.training.loop.state import Ema, State, state_files
@@ -57,6 +57,7 @@ class TrainedRun:
     processes: Processes
     batches: BatchPlan
     inputs: Mapping[str, str]  # option -> sha256 of the LoRA file that it names, or of weights
+    whole_base: str = field(default="", kw_only=True)  # a fingerprint, if it was wanted: see `Brush.base`
 
 
 @dataclass
@@ -93,7 +94,7 @@ def prepare(
     found = with_regularization_images(context, found)
     encoded = encode(context, found)
     encodes_captions = encoded.texts is None or not encoded.caption_set.complete  # while it trains
-    if family.staged or not recipe.samples.prompts:
+    if family.staged or (recipe.evaluate.off and not recipe.samples.prompts):
         family.drop("vae", *(() if encodes_captions else family.text_encoders))
         return_freed_memory()
     if family.is_awaited(family.denoiser):  # until nothing else is in memory
@@ -121,6 +122,7 @@ def prepare(
         validation=make_validation(context, loop, encoded),
         processes=processes,
         inputs=checked.inputs,
+        whole_base=context.whole_base,
     )
 
 
@@ -144,7 +146,8 @@ def make_loop(context: BuildContext, adapters: AdapterSet, feed: Feed) -> Loop:
     def write(step: int) -> None:
         best, keep = best_step(run.measurements()), recipe.training.keep_checkpoints
         files = state_files(state, measured=run.measured_until(step) if best is not None else "")
-        run.checkpoint(step, files, keep=keep, best=[] if best is None else [best])
+        wanted = {best, recipe.export.checkpoint, *(row["step"] for row in run.measurements(CHOICE))}
+        run.checkpoint(step, files, keep=keep, best=[one for one in wanted if isinstance(one, int)])
 
     def save(step: int) -> None:
         processes.from_main(lambda: write(step))

@@ -288,10 +288,11 @@ class BuildContext:
     resumes: bool = False  # the run goes on from its checkpoint
     latent_cache: LatentCache = field(init=False)
     text_cache: TextCache = field(init=False)
-    whole_base: str = field(init=False)  # its fingerprint, if regularization images are drawn with it
+    whole_base: str = field(init=False)  # its fingerprint, if images are drawn that are kept for others
 
     def __post_init__(self) -> None:
-        family, draws = self.family, self.recipe.data.regularization_images.count
+        family, recipe = self.family, self.recipe
+        draws = recipe.data.regularization_images.count or not recipe.evaluate.off
         precision = "" if self.vae_dtype == torch.float32 else f" in {self.vae_dtype}"
         vae_key = family.fingerprint("vae") + precision
         at_once = 0 if self.machine.device.type == "cpu" else BATCH_PIXELS

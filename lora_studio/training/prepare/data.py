@@ -27,6 +27,8 @@ from lora_studio.data.feed import Feed
 from lora_studio.data.manifest import Manifest, Record
 from lora_studio.data.regularization_images import place_beside, regularization_rows
 from lora_studio.errors import RecipeError, preview_names, reason_of
+from lora_studio.evaluate.artist import Brush
+from lora_studio.evaluate.material import asked_of
 from lora_studio.evaluate.previews import keep_prompts
 from lora_studio.families.base import ModelFamily
 from lora_studio.metadata.provenance import MANIFEST
@@ -111,7 +113,8 @@ def find_images(context: BuildContext) -> ImageSet:
 
 def with_regularization_images(context: BuildContext, found: ImageSet) -> ImageSet:
     """Those that the frozen base draws, or drew for an earlier run, are among them."""
-    at_once = context.whole_base and not context.family.staged
+    recipe = context.recipe
+    at_once = recipe.data.regularization_images.count and not context.family.staged
     context.family.place(context.machine.device, *(context.family.parts if at_once else ()))
     drawing = draw_regularization_images(context, found.manifest)
     manifest = Manifest(found.manifest.records + tuple(drawing.records))
@@ -139,6 +142,9 @@ def encode(context: BuildContext, found: ImageSet) -> EncodedSet:
             texts = prepare_texts(cache, caption_set, family, on_progress=told, processes=processes)
     with torch.no_grad():
         keep_prompts(family, recipe.samples)
+        if family.staged and not recipe.evaluate.off:
+            brush = Brush.like_previews(family, recipe.samples, recipe.data.resolution, context.whole_base)
+            brush.keep_texts(asked_of(recipe, found.manifest, family))
         if family.staged:  # what the finished file is probed with
             encode_caption = partial(encode_in_turn, family)
             family.kept_texts |= context.text_cache.load_or_encode([CAPTION], encode_caption)

@@ -9,8 +9,14 @@ from functools import partial
 
 import torch
 
-from lora_studio.evaluate.previews import render, sampling_of
+from lora_studio.data.manifest import Manifest
+from lora_studio.evaluate.artist import Brush
+from lora_studio.evaluate.material import asked_of
+from lora_studio.evaluate.previews import drawn_together, render, sampling_of
 from lora_studio.evaluate.validation import TIMESTEPS
+from lora_studio.families.base import ModelFamily
+from lora_studio.recipe import Recipe
+from lora_studio.recipe.training import SamplesConfig
 from lora_studio.text import PlanSection, duration, plural
 from lora_studio.training.events import TrainingPlan
 from lora_studio.training.loop.watch import draw_within_memory, measure_within_memory
@@ -121,25 +127,33 @@ class Timing:
     validations: int = 0
     preview: float = 0.0  # all prompts
     previews: int = 0
+    drawing: float = 0.0  # images of a question, for [evaluate]
+    drawings: int = 0
 
     @property
     def total(self) -> float:
-        return self.step * self.steps + self.validation * self.validations + self.preview * self.previews
+        own = self.step * self.steps + self.validation * self.validations + self.preview * self.previews
+        return own + self.drawing * self.drawings
 
     def section(self) -> PlanSection:
         """The expected duration of steps, validation and previews; in JSON seconds."""
         validation, previews = self.validation * self.validations, self.preview * self.previews
+        evaluation = self.drawing * self.drawings
         parts = {"the steps": self.step * self.steps, "validation images": validation, "previews": previews}
+        parts["evaluation"] = evaluation
         listed = ", ".join(f"{duration(seconds)} for {what}" for what, seconds in parts.items() if seconds)
-        total = f"{duration(self.total)}: " if validation or previews else ""
+        total = f"{duration(self.total)}: " if validation or previews or evaluation else ""
         data = {"seconds_of_validation": validation, "seconds_of_previews": previews}
+        data["seconds_of_evaluation"] = evaluation
         return PlanSection([("time", f"about {total}{listed}")], {"seconds_per_step": self.step} | data)
 
 
 def time_everything(session: Session, *, first_step: int = 1) -> Timing:
     """By a step of the largest micro-batch, a part of a validation, and a preview of two steps."""
     left, step = counts(session, first_step=first_step), time_a_step(session)
-    return replace(left, step=step, validation=time_validation(session), preview=time_previews(session))
+    drawing = time_drawing(session) if left.drawings else 0.0
+    validation, preview = time_validation(session), time_previews(session)
+    return replace(left, step=step, validation=validation, preview=preview, drawing=drawing)
 
 
 def counts(session: Session, *, first_step: int = 1) -> Timing:
@@ -148,7 +162,9 @@ def counts(session: Session, *, first_step: int = 1) -> Timing:
     validations = _at_intervals(first_step, steps, recipe.validation.every) + (2 if new else 1)
     previews = _at_intervals(first_step, steps, recipe.samples.every) + new
     left = {"steps": steps - first_step + 1, "validations": validations if session.validation else 0}
-    return Timing(step=0.0, **left, previews=previews if recipe.samples.prompts else 0)
+    drawings = questions_left(recipe, session.manifest, session.family, first_step=first_step)
+    previews = previews if recipe.samples.prompts else 0
+    return Timing(step=0.0, **left, previews=previews, drawings=drawings)
 
 
 def time_a_step(session: Session) -> float:
@@ -177,18 +193,51 @@ def time_validation(session: Session) -> float:
 
 def time_previews(session: Session) -> float:
     """Seconds of all prompts' images, from the first with two steps; 0 if there is no memory for them."""
-    samples, device = session.recipe.samples, session.family.device
-    if not samples.prompts:
+    samples = session.recipe.samples
+    steps = sampling_of(session.family, samples).steps
+    return _time_images(session, samples, samples.prompts[:1], steps) * len(samples.prompts)
+
+
+def time_drawing(session: Session) -> float:
+    """Seconds of the images of one question, from a pass with two steps; 0 if there is no memory for it."""
+    recipe, side = session.recipe, session.recipe.data.resolution
+    brush, at_once = Brush.like_previews(session.family, recipe.samples, side, ""), drawn_together(side)
+    prompts = tuple(one.prompt for one in asked_of(recipe, session.manifest, session.family)[:1])
+    steps = sampling_of(session.family, brush.config).steps
+    together = prompts * min(recipe.evaluate.seeds, at_once)
+    return _time_images(session, brush.config, together, steps) * -(-recipe.evaluate.seeds // at_once)
+
+
+def questions_left(recipe: Recipe, manifest: Manifest, family: ModelFamily, *, first_step: int = 1) -> int:
+    """How often images of a question are still to be drawn for [evaluate], the base's among them."""
+    config, steps = recipe.evaluate, recipe.training.steps
+    if config.off:
+        return 0
+
+    def number(**wanted: object) -> int:
+        only = config.model_copy(update={"every": 0, "strengths": (), "at_end": False, **wanted})
+        return len(asked_of(recipe.model_copy(update={"evaluate": only}), manifest, family))
+
+    few = number(strengths=(1.0,))
+    measured = _at_intervals(first_step, steps, config.every) if config.every else 0
+    at_end = number(at_end=True) if config.at_end else 0
+    base = len(asked_of(recipe, manifest, family)) if first_step == 1 else 0
+    return base + few * (measured + len(config.strengths)) + at_end
+
+
+def _time_images(session: Session, samples: SamplesConfig, prompts: tuple[str, ...], steps: int) -> float:
+    """Seconds of the images of these prompts in so many steps, from two of them."""
+    device = session.family.device
+    if not prompts:
         return 0.0
     ends: list[float] = []
-    trial = samples.model_copy(update={"prompts": samples.prompts[:1], "steps": 2})
+    trial = samples.model_copy(update={"prompts": prompts, "steps": 2})
     side = session.recipe.data.resolution
     draw = partial(render, session.family, trial, side=side, after_step=lambda: ends.append(_now(device)))
     whole = draw_within_memory(session.family, lambda: _seconds(session, draw))
     if whole is None:
         return 0.0
-    steps = sampling_of(session.family, samples).steps
-    return (whole + (steps - 2) * (ends[1] - ends[0])) * len(samples.prompts)
+    return whole + (steps - 2) * (ends[1] - ends[0])
 
 
 def _at_intervals(first_step: int, steps: int, every: int) -> int:

@@ -136,9 +136,10 @@ class _Simulator:
             self._measure(ENCODING_CAPTIONS, encode)
 
     def _shown(self) -> SamplesConfig:
-        """One step of the previews that are drawn together: the others are alike."""
-        samples = self.recipe.samples
-        prompts = samples.prompts[: drawn_together(self.recipe.data.resolution)]
+        """One step of the previews that are drawn together, or of images for [evaluate]: others are alike."""
+        samples, evaluates = self.recipe.samples, not self.recipe.evaluate.off
+        prompts = samples.prompts or ((CAPTION,) * self.recipe.evaluate.seeds if evaluates else ())
+        prompts = prompts[: drawn_together(self.recipe.data.resolution)]
         return samples.model_copy(update={"steps": 1, "prompts": prompts})
 
     def _train(self, session: Session) -> Work:

@@ -4,7 +4,7 @@
 
 The shipped recipes of the pocket base's style and subject, trained three times too long. The checkpoints are
 measured on a few prompts, beside renders of what was taught that no run was trained on, and one is chosen by
-the rule of `evaluate.choose`. Then the judge, which knows nothing of that, counts what images of the chosen
+the rule of `evaluate.choosing`. Then the judge, which knows nothing of that, counts what images of the chosen
 and of the last checkpoint show, with prompts that the choice never saw, and fidelity less drift of the one is
 compared with that of the other, question by question. Training, choice and judgement of each run are pieces
 with results of their own, so this may be stopped and called again.

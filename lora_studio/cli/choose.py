@@ -11,7 +11,7 @@ from lora_studio.console import console, errors
 
 if TYPE_CHECKING:
     from lora_studio.console import Screen
-    from lora_studio.tools.choose import Chosen
+    from lora_studio.tools.choose import RunChoice
 
 _STRENGTHS = "also measure these strengths of it, e.g. 0.4,0.6,0.8,1,1.2,1.4, and draw a sheet of them"
 _IMAGES = "images of what was taught that were not trained on; default: the run's validation images"
@@ -51,7 +51,7 @@ def choose(
         print_chosen(found, console)
 
 
-def print_chosen(found: Chosen, screen: Screen) -> None:
+def print_chosen(found: RunChoice, screen: Screen) -> None:
     """A line a checkpoint, then which it is, and why."""
     rows = []
     for one in found.choice.candidates:

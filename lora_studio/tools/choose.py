@@ -8,8 +8,8 @@ from typing import Any
 
 from lora_studio.errors import CheckpointError, RecipeError, StudioError, reason_of
 from lora_studio.evaluate.artist import Brush
-from lora_studio.evaluate.choose import Choice, choose
-from lora_studio.evaluate.strength import StrengthChoice
+from lora_studio.evaluate.choosing import Choice, choose
+from lora_studio.evaluate.choosing.strength import StrengthChoice
 from lora_studio.families.base import ModelFamily
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.evaluate import EvaluateConfig
@@ -41,7 +41,7 @@ class ChoiceRequest:
 
 
 @dataclass(frozen=True)
-class Chosen(Report):
+class RunChoice(Report):
     """What was found, and the files that tell it."""
 
     choice: Choice
@@ -53,7 +53,7 @@ class Chosen(Report):
         return {"best": self.choice.to_json(), "strengths": strengths, "files": list(self.files)}
 
 
-def choose_of_run(folder: Path, request: ChoiceRequest, *, on_event: Listener = ignore_events) -> Chosen:
+def choose_of_run(folder: Path, request: ChoiceRequest, *, on_event: Listener = ignore_events) -> RunChoice:
     """Measure all checkpoints that a run has kept, and write best.json, and strengths.json if it is wanted.
 
     What was measured with the same questions before is not measured again. Raises StudioError for what the
@@ -87,7 +87,9 @@ def _recipe_of(run: Run, request: ChoiceRequest) -> Recipe:
     return recipe.model_copy(update={"evaluate": evaluate, "machine": machine})
 
 
-def _choose(run: Run, recipe: Recipe, steps: list[int], request: ChoiceRequest, listener: Listener) -> Chosen:
+def _choose(
+    run: Run, recipe: Recipe, steps: list[int], request: ChoiceRequest, listener: Listener
+) -> RunChoice:
     base = list[str]()
 
     def look(family: ModelFamily) -> None:
@@ -111,4 +113,4 @@ def _choose(run: Run, recipe: Recipe, steps: list[int], request: ChoiceRequest, 
         files.append(str(run.file(STRENGTHS_GRID, grid_of(measures, wanted))))
     if request.grid:
         files.append(str(run.file(CHECKPOINTS_GRID, grid_of(measures, of_checkpoints(steps)))))
-    return Chosen(choice, strengths, tuple(files))
+    return RunChoice(choice, strengths, tuple(files))

@@ -176,7 +176,7 @@ def _watched(audit: Audit, outcome: Outcome, *, plans: bool, times: bool) -> Ite
             (session_module, "prepare", prepared),
             (data_module, "_latents", phase("images", data_module._latents)),
             (data_module, "prepare_texts", phase("captions", data_module.prepare_texts)),
-            (Validation, "_losses", phase("validation", Validation._losses)),
+            (Validation, "losses", phase("validation", Validation.losses)),
             (watch_module, "render", phase("previews", watch_module.render)),
         ):
             stack.enter_context(patch.object(owner, name, value))

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from lora_studio.evaluate.choose import (
+from lora_studio.evaluate.choosing import (
     Budget,
     Candidate,
     candidate_of,
@@ -17,8 +17,8 @@ from lora_studio.evaluate.choose import (
     measured_candidate,
     measured_in_vain,
 )
+from lora_studio.evaluate.choosing.strength import choose_strength
 from lora_studio.evaluate.result import Evaluation, Interval, Measured, Variant, Verdict
-from lora_studio.evaluate.strength import choose_strength
 
 BUDGET = Budget(drift=0.6, leakage=0.05)
 NAN = math.nan

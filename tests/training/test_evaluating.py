@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -91,6 +92,8 @@ def test_the_evaluation_of_the_result_lies_beside_it(measured: Finished) -> None
     found = evaluation_of(json.loads((measured.folder / "evaluation" / "evaluation.json").read_text("utf-8")))
     assert found.variant == Variant(8) and found.name == "tiny" and found.measures
     assert found.facts["encoder"] == "pocket" and len(found.seeds) == 2
+    state = measured.folder / "checkpoints" / "step_000008" / "state.json"
+    assert found.facts["learned_sha256"] == hashlib.sha256(state.read_bytes()).hexdigest()
 
 
 def test_a_resumed_run_measures_the_same_and_ends_with_the_same_file(
@@ -347,7 +350,7 @@ def test_the_plan_tells_time_and_disk_of_what_is_asked(recipe_file: Path) -> Non
     asked = ("evaluate.every=2", "evaluate.at_end=true", "evaluate.strengths=[0.5, 1.0]")
     found = plan(load_recipe(recipe_file, changes=(*SMALL, "training.steps=8", *asked)))
     assert plain.timing.drawings == plain.disk.drawn == plain.memory.previews == 0
-    questions, times = 6, 1 + 4 + 2 + 1  # the base's, four checkpoints, two strengths, and the end
+    questions, times = 8, 1 + 4 + 2 + 1  # the base's, four checkpoints, two strengths, and the end
     assert found.timing.drawings == questions * times and found.timing.drawing > 0
     assert found.disk.drawn > 0 and found.memory.previews > 0
     assert found.disk.num_checkpoints == 4 and "evaluation" in str(found.training.rows)

@@ -15,7 +15,9 @@ from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.artist import Brush
 from lora_studio.evaluate.result import Variant
+from lora_studio.files import digest
 from lora_studio.quantization import NONE
+from lora_studio.runs.reading import STATE
 from lora_studio.training.loop.state import State, load_state
 from lora_studio.training.prepare import TrainedRun
 
@@ -46,7 +48,14 @@ class TrainedArtist:
             return self.brush.draw(asked)
 
     def learned(self, variant: Variant) -> str:
-        """SHA-256 over all that was learned, as it is shown; the strength is not in it."""
+        """SHA-256 of the checkpoint's state, which has the digests of all else in it.
+
+        Of what is not saved yet over all that was learned, as it is shown; the strength is not in it.
+        """
+        if variant.step is not None:
+            path = self.trained.run.checkpoint_of(variant.step) / STATE
+            if path.is_file():
+                return digest(path)
         self.load(variant.step)
         seen = hashlib.sha256()
         with self.state.shown():

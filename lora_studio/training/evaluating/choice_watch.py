@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lora_studio.evaluate.choose import (
+from lora_studio.evaluate.choosing import (
     Budget,
     Candidate,
     candidate_of,

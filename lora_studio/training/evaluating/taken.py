@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-from lora_studio.evaluate.choose import Budget, candidate_of
+from lora_studio.evaluate.choosing import Budget, candidate_of
+from lora_studio.evaluate.choosing.strength import StrengthChoice, choose_strength
 from lora_studio.evaluate.result import Variant
-from lora_studio.evaluate.strength import StrengthChoice, choose_strength
 from lora_studio.evaluate.validation import best_step
 from lora_studio.metadata.write import CHECKPOINT, STRENGTH_RANGE, TrainingFacts
 from lora_studio.recipe import Recipe

@@ -197,7 +197,7 @@ KEYS = """
 name base images_used images_excluded captions captioned_by captions_without_trigger preservation
 preserved_caption captions_cut buckets steps first_step images_per_step views_per_image num_parameters
 most_image_weight num_layers compile device precision learning_rate seconds_per_step folder
-seconds_of_validation seconds_of_previews device_note
+seconds_of_validation seconds_of_previews seconds_of_evaluation device_note
 held_out validation_every repeats processes batch_size regularization_images masks masked_preservation
 backgrounds token_chunks variation caption_warnings triggers base_notes adapter_notes warmup_note num_tokens
 notes findings

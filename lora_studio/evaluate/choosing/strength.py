@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_studio.evaluate.choose import Budget, Candidate, Choice, choose
+from lora_studio.evaluate.choosing import Budget, Candidate, Choice, choose
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from lora_studio.cli.export import convert, export, push
 from lora_studio.cli.init import init, start
 from lora_studio.cli.inspect import inspect, metadata, sidecars, verify
 from lora_studio.cli.options import Command, Group
+from lora_studio.cli.queue import queue
 from lora_studio.cli.runs import runs
 from lora_studio.cli.sample import sample
 from lora_studio.cli.start import demo, plan, train
@@ -35,12 +36,13 @@ app = typer.Typer(
     cls=Group, pretty_exceptions_enable=False, help="A folder of images becomes a verified LoRA file."
 )
 
-DATASET = "Dataset"
+DATASET, MANY = "Dataset", "Many runs"
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Start here": (start, init, doctor, assess, plan, train, demo),
     DATASET: (caption, captions, buckets, regularization_images),
     "Results": (evaluate, choose, sample, verify, export, metadata, sidecars, push),
     "LoRA files": (inspect, convert, combine, compare, resize, extract, merge_into),
+    MANY: (),
     "Machine": (env,),
 }
 for group, verbs in GROUPS.items():
@@ -48,7 +50,8 @@ for group, verbs in GROUPS.items():
         app.command(cls=Command, rich_help_panel=group)(verb)
 app.command(cls=Command, hidden=True)(class_images)
 app.add_typer(cache, rich_help_panel=DATASET)
-app.add_typer(runs, rich_help_panel="Results")
+app.add_typer(queue, rich_help_panel=MANY)
+app.add_typer(runs, rich_help_panel=MANY)
 
 
 def _version(asked: bool) -> None:

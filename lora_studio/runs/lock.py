@@ -112,7 +112,7 @@ class RunLock:
         """The file, open and locked, and whether its disk has locks."""
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            given = _system_lock(descriptor)
+            given = system_lock(descriptor)
             if given is False:
                 holder = _read(descriptor, seconds=1)
                 os.close(descriptor)
@@ -153,7 +153,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _system_lock(descriptor: int) -> bool | None:
+def system_lock(descriptor: int) -> bool | None:
     """Whether the system gives the lock to this process; None if the file's disk has none."""
     try:
         import fcntl

@@ -1,0 +1,202 @@
+"""Does the queue's jobs, each in a process of its own, one at a time on each device."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_studio.errors import RecipeError, StudioError
+from lora_studio.files import digest
+from lora_studio.jobs import Job, Queue, State
+from lora_studio.runs import ReadOnlyRun
+from lora_studio.text import plain_line
+
+CPU = "cpu"
+POLL_SECONDS, BEAT_SECONDS = 0.2, 5.0
+ASKED_TO_STOP = 130  # the exit code of a verb that was stopped and can go on
+_LAST_BYTES = 4096  # of a log, where its last line is
+
+
+@dataclass
+class Slot:
+    """A device, and the process that has it."""
+
+    device: str
+    job: Job | None = None
+    process: subprocess.Popen[bytes] | None = None
+    lock: int = -1  # the job's, open until its end is written down: until then it is not lost
+    beat_at: float = 0.0
+    told_to_stop: bool = False
+
+
+def command_of(job: Job) -> list[str]:
+    """What a job is started with; a training that has checkpoints goes on from the newest."""
+    again = ["--resume"] if job.run and ReadOnlyRun(Path(job.run)).checkpoints() else []
+    return [sys.executable, "-m", "lora_studio", *job.arguments, *again]
+
+
+def devices_found() -> list[str]:
+    """A slot for each GPU, or one for the processor."""
+    import torch
+
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or [CPU]
+
+
+def devices_named(words: str) -> list[str]:
+    """As "cuda:0,cuda:1" or "cpu" as slots; every GPU without words. Raises RecipeError for anything else."""
+    named = [one.strip() for one in words.split(",") if one.strip()]
+    for one in named:
+        if one != CPU and not re.fullmatch(r"cuda:[0-9]{1,3}", one):
+            raise RecipeError(f"--devices has {one!r}; name cuda:0, cuda:1 and so on, or cpu.")
+    if len(set(named)) < len(named):
+        raise RecipeError(
+            f"--devices names {max(named, key=named.count)} twice; a device does one job at a time."
+        )
+    return named or devices_found()
+
+
+class Worker:
+    """Takes jobs until the queue is empty, or for good; any number of them can share a queue."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        devices: Sequence[str],
+        *,
+        command: Callable[[Job], list[str]] = command_of,
+        on_change: Callable[[Job], None] = lambda job: None,
+        on_trouble: Callable[[StudioError], None] = lambda error: None,
+    ) -> None:
+        self.queue, self.slots = queue, [Slot(device) for device in devices]
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self._command, self._on_change, self._on_trouble = command, on_change, on_trouble
+
+    def work(self, *, until_empty: bool) -> None:
+        """Ends when nothing can be started and nothing runs, if `until_empty`.
+
+        A queue that cannot be written, on a full disk say, is tried again until it can: the jobs go on.
+        KeyboardInterrupt is passed on once every job has written its checkpoint and ended.
+        """
+        try:
+            while True:
+                troubled = [self._in_trouble(self._look_after, slot) for slot in self.slots]
+                if until_empty and not any(troubled) and all(slot.job is None for slot in self.slots):
+                    return
+                time.sleep(BEAT_SECONDS if any(troubled) else POLL_SECONDS)
+        finally:
+            for slot in self.slots:
+                self._tell_to_stop(slot)
+            for slot in self.slots:
+                if slot.process is not None:
+                    slot.process.wait()
+                    self._in_trouble(self._finish, slot)
+
+    def _in_trouble(self, act: Callable[[Slot], None], slot: Slot) -> bool:
+        """Whether the queue could not be used."""
+        try:
+            act(slot)
+        except StudioError as error:
+            self._on_trouble(error)
+            return True
+        return False
+
+    def _look_after(self, slot: Slot) -> None:
+        if slot.process is not None and slot.process.poll() is not None:
+            self._finish(slot)
+        while slot.job is None and (taken := self.queue.take(self.name, slot.device)):
+            self._start(slot, *taken)
+        if slot.job is None or slot.process is None:
+            return
+        if time.monotonic() - slot.beat_at > BEAT_SECONDS or slot.beat_at == 0:
+            slot.beat_at = time.monotonic()
+            if self.queue.beat(slot.job.id, slot.process.pid) == "stopping":
+                self._tell_to_stop(slot)
+
+    def _start(self, slot: Slot, job: Job, lock: int) -> None:
+        try:
+            _refuse_changed_recipe(job)
+            with self.queue.log(job.id).open("ab") as log:
+                slot.process = subprocess.Popen(
+                    self._command(job),
+                    cwd=job.folder,
+                    env=_environment(slot.device),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C is for the worker, which passes it on
+                    pass_fds=() if os.name == "nt" else (lock,),
+                )
+        except (StudioError, OSError) as error:
+            reason = str(error) if isinstance(error, StudioError) else _of_system(error)
+            try:
+                self._on_change(self.queue.ended(job.id, "failed", reason))
+            finally:
+                os.close(lock)
+            return
+        slot.job, slot.lock, slot.beat_at, slot.told_to_stop = job, lock, 0.0, False
+        self._on_change(job)
+
+    def _tell_to_stop(self, slot: Slot) -> None:
+        if slot.process is not None and not slot.told_to_stop:
+            slot.told_to_stop = True
+            slot.process.send_signal(signal.SIGTERM)
+
+    def _finish(self, slot: Slot) -> None:
+        assert slot.job is not None and slot.process is not None
+        state, reason = _ending(slot.process.returncode, self.queue.log(slot.job.id))
+        ended = self.queue.ended(slot.job.id, state, reason)
+        os.close(slot.lock)
+        slot.job = slot.process = None
+        self._on_change(ended)
+
+
+def _environment(device: str) -> dict[str, str]:
+    """A job on one of several GPUs sees that one alone; on the processor none."""
+    number = device.removeprefix("cuda").removeprefix(":") or "0"
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "" if device == CPU else number}
+
+
+def _refuse_changed_recipe(job: Job) -> None:
+    if not job.recipe:
+        return
+    if not Path(job.recipe).is_file():
+        raise StudioError(f"the recipe {job.recipe} is not there any more.")
+    if digest(Path(job.recipe)) != job.recipe_sha256:
+        raise StudioError(
+            f"the recipe {job.recipe} was changed since the job was added; `queue resume {job.id}` trains it "
+            "as it is now."
+        )
+
+
+def _ending(code: int, log: Path) -> tuple[State, str]:
+    if code == 0:
+        return "done", ""
+    if code in (ASKED_TO_STOP, -signal.SIGTERM):
+        return "stopped", "stopped when it was asked to"
+    if code < 0:
+        return "failed", f"its process was ended by signal {-code}; 9 often means that memory ran out"
+    return "failed", _last_line(log) or f"it ended with exit code {code}"
+
+
+def _last_line(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _LAST_BYTES))
+            lines = [plain_line(line) for line in file.read().decode("utf-8", "replace").splitlines()]
+    except OSError:
+        return ""
+    told = [line for line in lines if line]
+    return next((line for line in reversed(told) if line.startswith("error:")), told[-1] if told else "")
+
+
+def _of_system(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    return f"its process could not be started: {error.strerror or error}{where}."

@@ -30,6 +30,7 @@ from PIL import Image
 
 from lora_studio.pocket.samples import STYLE, SUBJECT
 from lora_studio.pocket.scenes import NATIVE, draw, held_out_scenes, sample_scene
+from lora_studio.recipe.evaluate import EvaluateConfig
 from lora_studio.recipe.load import PRESET_FOLDER, load_recipe
 from lora_studio.runs import Run, step_of
 from lora_studio.tools.choose import ChoiceRequest, choose_of_run
@@ -42,7 +43,7 @@ PIECES, REPORT, TABLE = RESULTS / "choice", RESULTS / "choice.json", RESULTS / "
 TOO_LONG = 3
 CHECKPOINTS = 12  # of a run, all of which are kept
 REFERENCES, REFERENCE_SEED = 24, 31
-BUDGET = {"drift": 0.6, "leakage": 0.05}
+BUDGET = {name: EvaluateConfig.model_fields[name].default for name in ("drift", "leakage")}
 ABOUT = """# The chosen checkpoint and the last one
 
 The shipped recipes of the pocket base's style and subject, trained three times too long, by

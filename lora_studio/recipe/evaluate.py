@@ -38,13 +38,17 @@ class EvaluateConfig(Section):
         description="the run ends when so many measured checkpoints in a row were no better choice; 0: never",
     )
     drift: float = Field(
-        0.6,
+        1.0,
         gt=0,
         le=100,
-        description="budget: how far images without the trigger may change; 1: as far as with another seed",
+        description="budget: how far images without the trigger may change; 1: as far as with another seed, "
+        "where good styles come to 0.3 to 0.5, good subjects to 1, and what leaks to more",
     )
     leakage: float = Field(
-        0.05, ge=0, le=2, description="budget: fidelity that images without the trigger may gain"
+        0.15,
+        ge=0,
+        le=2,
+        description="budget: fidelity that images without the trigger may gain; at more it is said to leak",
     )
     checkpoint_prompts: int = Field(
         4, ge=1, le=100, description="prompts of each group that every measured checkpoint is asked"

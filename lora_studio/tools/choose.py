@@ -97,7 +97,8 @@ def _choose(
 
     trained, state = revive(run, recipe, on_base=look)
     brush = Brush.like_previews(trained.family, recipe.samples, recipe.data.resolution, base[0])
-    measures = RunMeasures(TrainedArtist(trained, state, brush), listener)
+    option = "--images" if "images" in request.changes else "evaluate.images"
+    measures = RunMeasures(TrainedArtist(trained, state, brush), listener, option=option)
     measures.check()
     brush.keep_texts(measures.questions(recipe.evaluate.checkpoint_prompts))
     watch = ChoiceWatch(recipe.evaluate, measures, run, max(steps), listener)

@@ -19,6 +19,8 @@ from lora_studio.evaluate.choosing import (
 )
 from lora_studio.evaluate.choosing.strength import choose_strength
 from lora_studio.evaluate.result import Evaluation, Interval, Measured, Variant, Verdict
+from lora_studio.evaluate.verdicts import THRESHOLDS
+from lora_studio.recipe.evaluate import EvaluateConfig
 
 BUDGET = Budget(drift=0.6, leakage=0.05)
 NAN = math.nan
@@ -203,3 +205,8 @@ def test_no_range_is_claimed_where_nothing_is_surely_learned() -> None:
     assert found is not None and found.lowest is None and found.to_json()["usable"] is None
     assert found.in_words == "strength 1, though none is surely of use within the budgets"
     assert choose_strength([], BUDGET) is None
+
+
+def test_the_budget_of_leakage_is_where_the_verdict_begins() -> None:
+    (leaks,) = [one for one in THRESHOLDS if one.word == "leaks"]
+    assert EvaluateConfig().leakage == leaks.value

@@ -44,6 +44,7 @@ class RunMeasures:
     artist: TrainedArtist
     listener: Listener = ignore_events
     encoder_device: str = "cpu"  # where there is room for it beside what is trained
+    option: str = "evaluate.images"  # what the folder of references was given with
     _evaluators: dict[int, Evaluator] = field(default_factory=dict)
 
     @property
@@ -54,7 +55,7 @@ class RunMeasures:
     def material(self) -> Material:
         """Raises StudioError if the folder of reference images holds too few."""
         images, manifest = self.recipe.evaluate.images, self.artist.trained.manifest
-        return material_of_run(manifest, self.recipe.data, images, option="evaluate.images")
+        return material_of_run(manifest, self.recipe.data, images, option=self.option)
 
     @cached_property
     def encoder(self) -> ImageEncoder:

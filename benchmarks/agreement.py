@@ -12,9 +12,7 @@ with a result of its own, so that this may be stopped and called again; a piece 
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
-import inspect
 import json
 import time
 from collections.abc import Sequence
@@ -31,7 +29,7 @@ from images import DEFAULT_BASE, LORA_GUIDANCE
 from judge import DEFAULT_FOLDER, Judge, Verdict, load_or_train
 from methods import content_of, distance, follows
 from PIL import Image
-from taught import ARMS, FEW_OF_STYLE, OTHER_STYLE, QUESTIONS, SEEDS, Known, drawn
+from taught import ARMS, FEW_OF_STYLE, OTHER_STYLE, QUESTIONS, SEEDS, Known, drawn, meaning_of
 
 from lora_studio.evaluate import measures, way
 from lora_studio.evaluate.copies import small
@@ -159,14 +157,7 @@ def rests_on(known: Known, encoder: ImageEncoder, runs: Path) -> str:
 
 @cache
 def _definitions() -> str:
-    """What the measures and the features do, whatever their comments and docstrings say."""
-    functions = [getattr(measures, name) for name in DEFINED_BY]
-    trees = [ast.parse(inspect.getsource(one)) for one in (*functions, pooling, way)]
-    for tree in trees:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.Module) and ast.get_docstring(node) is not None:
-                node.body = node.body[1:]
-    return "\n".join(map(ast.dump, trees))
+    return meaning_of(*(getattr(measures, name) for name in DEFINED_BY), pooling, way)
 
 
 def pieces(folder: Path, encoder: ImageEncoder, runs: Path) -> list[Agreed]:

@@ -26,9 +26,10 @@ from methods import content_of
 from PIL.Image import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from taught import MEMORISES, OTHER_STYLE, Known
+from taught import MEMORISES, OTHER_STYLE, Known, meaning_of
 
-from lora_studio.evaluate.encoders import load_encoder
+from lora_studio.evaluate import burn, copies, measures, questions, way
+from lora_studio.evaluate.encoders import load_encoder, pooling
 from lora_studio.evaluate.evaluation import Evaluator, Inquiry
 from lora_studio.evaluate.questions import Taught, pocket_contexts, questions_for
 from lora_studio.evaluate.result import Evaluation, Interval, Measured, Variant
@@ -196,7 +197,7 @@ ITSELF = "the base against itself"
 
 
 def rests_on(case: str, seed: int, runs: Path) -> str:
-    """The start of a hash of recipe, base, images and encoder; not of thresholds, which `said` applies."""
+    """The start of a hash of recipe, base, images, encoder and measures; not of thresholds: see `said`."""
     known = Known(CASES[case].run, seed)
     recipe = known.recipe(runs)
     assert recipe.data.images is not None
@@ -205,6 +206,7 @@ def rests_on(case: str, seed: int, runs: Path) -> str:
         content_of(DEFAULT_BASE),
         content_of(recipe.data.images),
         load_encoder("pocket").digest,
+        meaning_of(measures, burn, copies, way, pooling, questions),
         *(digest(path) for path in sorted(_references(known, runs).glob("*.png"))),
     ]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]

@@ -6,11 +6,14 @@ again, and an image that was drawn is kept as a PNG.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from diffusers import StableDiffusionPipeline
 from experiments import Question, style_questions, subject_questions
@@ -127,6 +130,16 @@ class Known:
         folder = self.recipe(runs).data.images
         assert folder is not None
         return sorted(one for one in folder.iterdir() if one.suffix != ".txt")
+
+
+def meaning_of(*things: ModuleType | Callable[..., object]) -> str:
+    """What modules and functions do, whatever their comments and docstrings say."""
+    trees = [ast.parse(inspect.getsource(one)) for one in things]
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.Module) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+    return "\n".join(map(ast.dump, trees))
 
 
 def few_images(name: str, runs: Path) -> Path:

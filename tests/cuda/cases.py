@@ -1,8 +1,8 @@
 """Which runs are made on the pretended GPU, and which cannot be.
 
 Every kind of adapter, optimizer and bundle of options meets every family that can have it, and every bundle
-LoRA with AdamW; the dtypes are dealt out in turn. Families that are like another have two runs of their own
-beside them; all of theirs are slow.
+LoRA with AdamW; the dtypes are dealt out in turn. A family that is like another has a run of its own beside
+it; all of theirs are slow.
 Not every pair of a kind and a bundle occurs: that would be hundreds of runs of a second each.
 """
 
@@ -162,8 +162,7 @@ def goes_together(kind: str, optimizer: str, bundle: str) -> bool:
     return not (optimizer == "prodigy" and kind == "conv")  # it finds one rate for everything
 
 
-ALIKE = ("sd2", "flux1", "chroma", "sd3")  # as SD1.5, or as Z-Image, in all but what a family says itself
-OF_EACH_ALIKE = {"lora": "shown", "full": "frugal"}  # kind -> bundle; the others are slow
+ALIKE = ("sd2", "sdxl", "flux1", "chroma", "sd3")  # as SD1.5 or Z-Image in all but what a family says itself
 
 
 def of_family(names: Iterable[str], family: str) -> list[str]:
@@ -176,9 +175,7 @@ def cases() -> tuple[Case, ...]:
     """All but the slow ones, always in the same order."""
     found = [case for family in FAMILIES if family not in ALIKE for case in _of_family(family)]
     for place, family in enumerate(ALIKE):
-        for turn, (kind, bundle) in enumerate(OF_EACH_ALIKE.items()):
-            dtype = DTYPES[(turn + place) % len(DTYPES)]
-            found.append(Case(family, kind, dtype, "adamw", bundle))
+        found.append(Case(family, "lora", DTYPES[place % len(DTYPES)], "adamw", "shown", plans=True))
     met = {case.bundle for case in found if (case.kind, case.optimizer) == USUAL}
     for turn, bundle in enumerate(one for one in BUNDLES if one not in met):
         family = ("sd15", "sdxl")[turn % 2]

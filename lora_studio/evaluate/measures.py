@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lora_studio.evaluate.burn import burnt
-from lora_studio.evaluate.copies import similarities
+from lora_studio.evaluate.copies import nearest
 from lora_studio.evaluate.questions import in_groups
 from lora_studio.evaluate.result import Group, Measured, Near, Question
 from lora_studio.evaluate.statistics import mean_of, ratio_of, share_of
@@ -23,7 +23,7 @@ from lora_studio.evaluate.way import Way
 CALLED: tuple[Group, ...] = ("like_training", "new_contexts")
 """Groups whose prompts call what was learned."""
 PLAIN: tuple[Group, ...] = ("class_alone", "unrelated")
-LEAST_MARGIN = 0.02  # a cosine, by which texts differ for an encoder that tells them apart
+SHARPNESS = 30.0  # of the softmax over texts; CLIP learns one of 100, by which hardly anything is in between
 
 
 @dataclass(frozen=True)
@@ -91,28 +91,33 @@ def _gained(name: str, compared: Compared, groups: Sequence[Group]) -> Measured 
 
 
 def prompt_following(compared: Compared, groups: Sequence[Group] = CALLED) -> Measured | None:
-    """How much better images fit their text than the base's do, in parts of what the base's images fit it
-    better than the texts of other prompts: 0 is as well as the base, -1 is not at all any more.
+    """How surely the encoder finds an image's prompt among those of all questions, less how surely in the
+    base's image: 0 is as well as the base, -1 is never again what it always found.
 
-    An image's fit is its cosine to the text (CLIP score, arXiv 2104.08718) with the class words in the
-    trigger's place, less its mean cosine to the texts of the other questions.
+    The softmax of an image's cosines to all texts, with the class words in the trigger's place (as CLIP is
+    trained, arXiv 2103.00020; with the highest alone it is R-precision, arXiv 1711.10485). From each text's
+    cosines its mean over all these images is taken before: a style moves images towards some texts and away
+    from others, whatever is in them.
     """
     name = "prompt_following" if tuple(groups) == CALLED else "plain_following"
     numbers, texts = compared.numbers(groups), compared.texts
     if texts is None or compared.base.aligned is None or len(numbers) < 2:
         return None
-    texts = texts[numbers]
-    others = (texts.sum(dim=0) - texts) / (len(numbers) - 1)
+    found = {arm: _prompt_shares(compared, looks, numbers, texts) for arm, looks in _arms(compared).items()}
+    return _difference(name, numbers, found["base"], found["tuned"])
 
-    def fits(looks: Observed) -> Tensor:
-        assert looks.aligned is not None
-        return torch.einsum("qse,qe->qs", looks.aligned[numbers], texts - others)
 
-    base, tuned = fits(compared.base), fits(compared.tuned)
-    whole = base.mean().item()
-    if whole < LEAST_MARGIN:
-        return None
-    return _difference(name, numbers, base / whole, tuned / whole)
+def _prompt_shares(compared: Compared, looks: Observed, numbers: Sequence[int], texts: Tensor) -> Tensor:
+    """[Q, S], 0 to 1; texts that are the same as an image's own are none of the others."""
+    assert looks.aligned is not None
+    cosines = torch.einsum("qse,te->qst", looks.aligned[numbers], texts)
+    cosines = (cosines - cosines.mean(dim=(0, 1))) * SHARPNESS
+    words = [one.text for one in compared.questions]
+    twice = torch.tensor(
+        [[n != own and words[n] == words[own] for n in range(len(words))] for own in numbers]
+    )
+    shares = cosines.masked_fill(twice[:, None], float("-inf")).softmax(dim=2)
+    return shares[torch.arange(len(numbers)), :, numbers]
 
 
 def plain_following(compared: Compared) -> Measured | None:
@@ -124,7 +129,7 @@ def drift(compared: Compared, groups: Sequence[Group] = PLAIN) -> Measured | Non
     """How much images without the trigger changed: 1 is as much as another seed changes the base's.
 
     The mean distance of each image to the base's of the same seed, over the mean distance between the base's
-    images of two seeds. A distance is the root mean square of the pixels' differences at 32 x 32: networks'
+    images of two seeds. A distance is the root mean square of the pixels' differences at 48 x 48: networks'
     features are made to hardly see what another seed changes.
     """
     numbers = compared.numbers(groups)
@@ -163,17 +168,18 @@ def burn(compared: Compared) -> Measured | None:
 
 
 def memorisation(compared: Compared, threshold: float) -> tuple[Measured | None, list[Near]]:
-    """The share of images with the trigger that are copies of a training image, and the nearest pairs.
+    """The share of images of captions trained on that are copies of a training image, and the nearest pairs.
 
-    A copy is one whose similarity (`copies.similarities`) reaches the threshold, which is above all that
+    Of other prompts with the trigger if there are none of those, of which most would be copied.
+    A copy is one whose similarity (`copies.nearest`) reaches the threshold, which is above all that
     images that were not trained on reach (`copies.threshold_of`).
     """
-    numbers, seeds = compared.numbers(CALLED), len(compared.seeds)
+    numbers, seeds = compared.numbers(CALLED[:1]) or compared.numbers(CALLED), len(compared.seeds)
     if not numbers or not len(compared.training.small):
         return None, []
-    found = similarities(compared.tuned.small[numbers].flatten(0, 1), compared.training.small)
-    nearest, which = (one.unflatten(0, (len(numbers), seeds)) for one in found.max(dim=1))
-    copied = nearest >= threshold
+    found = nearest(compared.tuned.small[numbers].flatten(0, 1), compared.training.small)
+    similarity, which = (one.unflatten(0, (len(numbers), seeds)) for one in found)
+    copied = similarity >= threshold
     shares = copied.float().mean(dim=1).tolist()
     per_question = dict(zip(numbers, shares, strict=True))
     near = [
@@ -181,7 +187,7 @@ def memorisation(compared: Compared, threshold: float) -> tuple[Measured | None,
             question=number,
             seed=seed,
             training_image=compared.training_names[int(which[row, place])],
-            similarity=round(nearest[row, place].item(), 4),
+            similarity=round(similarity[row, place].item(), 4),
             copied=bool(copied[row, place]),
         )
         for row, number in enumerate(numbers)

@@ -140,7 +140,7 @@ def more_questions(interval: Interval, threshold: float) -> int:
     distance = abs(interval.value - threshold)
     if not math.isfinite(reach) or distance * math.sqrt(MOST_QUESTIONS / interval.questions) < reach:
         return MOST_QUESTIONS
-    needed = math.ceil(interval.questions * (reach / distance) ** 2)
+    needed = math.ceil(interval.questions * (reach / distance) ** 2 - 1e-9)
     return min(MOST_QUESTIONS, max(1, needed - interval.questions))
 
 

@@ -58,16 +58,16 @@ THRESHOLDS = (
         "memorisation",
         0.02,
         True,
-        "{value:.0%} of its images with the trigger are copies of training images",
+        "{value:.0%} of its images of captions that were trained on are copies of training images",
         "a copy is already beyond all that images reach that were not trained on, so hardly any is chance",
     ),
     Threshold(
         OVERFITTED,
         "prompt_following",
-        -0.8,
+        -0.5,
         False,
-        "with the trigger its images follow the rest of the prompt {value:.0%} of the base's margin worse",
-        "an encoder that does not know a style loses 0.6 where 85 % of the objects are there; 1 is all of it",
+        "of its images with the trigger the encoder finds the prompts {value:.0%} less surely",
+        "a style hides a part of what the encoder knows of plain images: good runs lose up to two fifths",
     ),
     Threshold(
         OVERFITTED,
@@ -99,8 +99,8 @@ THRESHOLDS = (
         "plain_following",
         -0.15,
         False,
-        "without the trigger its images follow the prompt {value:.0%} of the base's margin worse",
-        "a seventh of the margin is about an object in ten that the base drew and it does not",
+        "of its images without the trigger the encoder finds the prompts {value:.0%} less surely",
+        "that is one prompt in seven that the base drew and it does not; good runs lose none",
     ),
 )
 EFFECTS = {"leaks", "memorised", OVERFITTED}
@@ -130,11 +130,16 @@ def _open(by_name: Mapping[str, Measured], decided: Mapping[str, Verdict]) -> li
         said = {*decided, *(verdict.word for verdict in found)}
         if measured is None or one.word in said or measured.interval.value != measured.interval.value:
             continue
-        if excludes(measured.interval, one.value):
+        if excludes(measured.interval, one.value) or _shows_nothing(one, measured):
             continue
         more = more_questions(measured.interval, one.value)
         found.append(Verdict(one.word, one.measure, _undecided(one, measured.interval, more), False, more))
     return found
+
+
+def _shows_nothing(one: Threshold, measured: Measured) -> bool:
+    """Whether no image has what the word is about: how rare it may yet be the interval says."""
+    return one.above and not any(measured.per_question.values())
 
 
 def _undecided(one: Threshold, interval: Interval, more: int) -> str:

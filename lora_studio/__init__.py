@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         caption,
         compare,
         doctor,
+        evaluate,
         export,
         load_recipe,
         plan,
@@ -38,8 +39,10 @@ if TYPE_CHECKING:
     from lora_studio.data.doctor import DoctorOptions
     from lora_studio.data.doctor.finding import DoctorReport
     from lora_studio.errors import Interrupted, StudioError
+    from lora_studio.evaluate.result import Evaluation
     from lora_studio.recipe import Recipe
     from lora_studio.tools.compare import Comparison
+    from lora_studio.tools.evaluate import EvaluationRequest
     from lora_studio.tools.sample import Sampled, SampleRequest
     from lora_studio.training.finish import Finished
     from lora_studio.training.finish.export import Exported
@@ -53,6 +56,8 @@ __all__ = [
     "Comparison",
     "DoctorOptions",
     "DoctorReport",
+    "Evaluation",
+    "EvaluationRequest",
     "Exported",
     "Finished",
     "Interrupted",
@@ -68,6 +73,7 @@ __all__ = [
     "caption",
     "compare",
     "doctor",
+    "evaluate",
     "export",
     "load_recipe",
     "plan",
@@ -83,6 +89,8 @@ _MODULES = {
     "Comparison": "tools.compare",
     "DoctorOptions": "data.doctor",
     "DoctorReport": "data.doctor.finding",
+    "Evaluation": "evaluate.result",
+    "EvaluationRequest": "tools.evaluate",
     "Exported": "training.finish.export",
     "Finished": "training.finish",
     "Interrupted": "errors",

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from lora_studio.data.captioners.write import Captioned, CaptioningResult, Replace
     from lora_studio.data.doctor import DoctorOptions
     from lora_studio.data.doctor.finding import DoctorReport
+    from lora_studio.evaluate.result import Evaluation
     from lora_studio.recipe import Recipe
     from lora_studio.tools.compare import Comparison
+    from lora_studio.tools.evaluate import EvaluationRequest
     from lora_studio.tools.sample import Sampled, SampleRequest
     from lora_studio.training.events import Listener
     from lora_studio.training.finish import Finished
@@ -247,6 +249,44 @@ def sample(
         folder=asked.folder if out is None else Path(out),
     )
     return draw(Path(target), request, on_event=on_event or ignore_events)
+
+
+@quietly
+def evaluate(
+    target: Place,
+    *,
+    checkpoint: int | Literal["best"] | None = None,
+    strength: float | None = None,
+    base: Place | None = None,
+    images: Place | None = None,
+    prompts: Place | None = None,
+    options: EvaluationRequest | None = None,
+    out: Place | None = None,
+    on_event: Listener | None = None,
+) -> Evaluation:
+    """What a run's checkpoint or a LoRA file has learned and what that cost, with 95 % intervals.
+
+    `measure("fidelity").interval` and so on, and `verdicts`. `images`: a folder of images of what was taught
+    that were not trained on. `prompts`: a text file, a prompt a line. What is not given is taken from
+    `options` (seeds, prompts a group, encoder and more). `out`: the folder of evaluation.json and its page;
+    None: evaluation in the run, or <name>_evaluation beside the file. Images that were drawn before are not
+    drawn again. Raises StudioError for what cannot be evaluated.
+    """
+    from lora_studio.tools.evaluate import EvaluationRequest
+    from lora_studio.tools.evaluate import evaluate as measure
+    from lora_studio.training.events import ignore_events
+
+    asked = options or EvaluationRequest()
+    request = with_values(
+        asked,
+        checkpoint=asked.checkpoint if checkpoint is None else checkpoint,
+        strength=asked.strength if strength is None else strength,
+        base=asked.base if base is None else str(base),
+        images=asked.images if images is None else Path(images),
+        prompts=asked.prompts if prompts is None else Path(prompts),
+        folder=asked.folder if out is None else Path(out),
+    )
+    return measure(Path(target), request, on_event=on_event or ignore_events)[0].evaluation
 
 
 def _recipe(recipe: Recipe | Place, set: Changes | None = None) -> Recipe:

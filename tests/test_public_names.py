@@ -55,7 +55,7 @@ def test_another_name_is_an_error_that_names_it() -> None:
 def test_what_is_missing_is_one_sentence_whatever_the_kind_of_path(tmp_path: Path) -> None:
     none = tmp_path / "none"
     calls = [lora_studio.doctor, lora_studio.caption, lora_studio.verify, lora_studio.train, lora_studio.plan]
-    calls.append(lora_studio.sample)
+    calls += [lora_studio.sample, lora_studio.evaluate]
     calls.append(lambda path: lora_studio.export(path, "kohya"))
     calls.append(lambda path: lora_studio.compare(path, path))
     for call in calls:

@@ -22,6 +22,9 @@ from lora_studio.rng import key
 Array = npt.NDArray[np.float64]
 RESAMPLES = 4000
 COVERAGE = 0.95
+FEW = (
+    12  # questions; of fewer the interval holds Student's, too: resamples of few skewed values say too little
+)
 FEWEST = 8  # questions to resample; of fewer it is Student's interval, which knows no skew
 MOST_QUESTIONS = 1000  # that more could be advised
 
@@ -76,8 +79,11 @@ def bootstrap(columns: Sequence[Array], statistic: Callable[..., Array]) -> Inte
     rows = draws(number)
     found = statistic(*(one[rows] for one in columns))
     found = found[np.isfinite(found)]
-    low, high = np.percentile(found, [100 * share for share in expanded(number)])
-    return Interval(value, float(low), float(high), number)
+    low, high = map(float, np.percentile(found, [100 * share for share in expanded(number)]))
+    if number < FEW:
+        students = _students(columns, statistic, value)
+        low, high = min(low, students.low), max(high, students.high)
+    return Interval(value, low, high, number)
 
 
 @cache

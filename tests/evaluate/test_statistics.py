@@ -32,7 +32,7 @@ def test_students_quantile_is_scipys(freedom, share) -> None:
     assert students_quantile(share, freedom) == pytest.approx(stats.t.ppf(share, freedom), rel=1e-9)
 
 
-@pytest.mark.parametrize("number", [8, 12, 40])
+@pytest.mark.parametrize("number", [12, 20, 40])
 def test_a_means_interval_is_scipys_bootstrap_at_the_expanded_level(number) -> None:
     values = np.random.default_rng(3).gamma(3, 1, number)
     low, high = expanded(number)

@@ -34,12 +34,6 @@ def saved_evaluation(target: Path) -> Evaluation:
     raise StudioError(f"{target} has no evaluation; {advice}")
 
 
-def evaluation_beside(target: Path) -> tuple[Evaluation, Path] | None:
-    """That of a run or file, and its folder, if it was evaluated and can be read; else nothing."""
-    folder = evaluation_folder(target)
-    return (read_evaluation(folder / RESULT), folder) if (folder / RESULT).is_file() else None
-
-
 def read_evaluation(path: Path) -> Evaluation:
     """What an evaluation.json says. Raises StudioError if it is something else."""
     if why := unreadable(path, most_bytes=MOST_BYTES):

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from lora_studio.recipe.data import POCKET
+from lora_studio.recipe.data import POCKET, POCKET_FLOW
 from lora_studio.tensor_file.header import read_header
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-EMBEDDED = {POCKET: WEIGHTS}
+FLOW_WEIGHTS = WEIGHTS.with_name("flow_weights")
+EMBEDDED = {POCKET: WEIGHTS, POCKET_FLOW: FLOW_WEIGHTS}
 """What recipes call them, and their folders."""
 
 
@@ -30,17 +31,20 @@ def pocket_note(model: str) -> str:
     return f"{drawn}: a real base, such as your UI's checkpoint, learns them"
 
 
-_LEARNING = {"unet": "diffusion_pytorch_model", "text_encoder": "model"}  # parts that LoRA files change
+_LEARNING = {  # parts that LoRA files change
+    POCKET: {"unet": "diffusion_pytorch_model", "text_encoder": "model"},
+    POCKET_FLOW: {"transformer": "diffusion_pytorch_model"},
+}
 
 
 @cache
-def layer_shapes() -> dict[tuple[str, str], tuple[int, ...]]:
+def layer_shapes(model: str = POCKET) -> dict[tuple[str, str], tuple[int, ...]]:
     """(part, path of diffusers) -> the shape of the weight, of every linear layer and convolution."""
     found = {}
-    for part, name in _LEARNING.items():
-        for key, one in read_header(WEIGHTS / part / f"{name}.safetensors").entries.items():
+    for part, name in _LEARNING[model].items():
+        for key, one in read_header(EMBEDDED[model] / part / f"{name}.safetensors").entries.items():
             path = key.removesuffix(".weight")
             if path != key and len(one.shape) > 1 and not path.endswith("_embedding"):
-                start = "text_model." if part != "unet" and not path.startswith("text_model.") else ""
+                start = "text_model." if part == "text_encoder" and not path.startswith("text_model.") else ""
                 found[part, start + path] = one.shape
     return found

@@ -43,7 +43,7 @@ from lora_studio.pocket.stages.world import encode_world
 
 DEFAULT_STEPS = {
     "unet": {"vae": 1450, "clip": 900, "latents": 0, "unet": 5600, "decoder": 400, "assemble": 0},
-    "flow": {"vae": 2600, "text": 300, "latents": 0, "transformer": 6000, "decoder": 400, "assemble": 0},
+    "flow": {"vae": 2600, "text": 300, "latents": 0, "transformer": 8700, "decoder": 400, "assemble": 0},
 }
 """The stages of each base in their order, and their steps; none for what is not trained."""
 OUT = {"unet": Path(__file__).parent / "weights", "flow": Path(__file__).parent / "flow_weights"}

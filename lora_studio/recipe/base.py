@@ -25,7 +25,8 @@ class BaseConfig(Section):
     resume_safe: ClassVar[frozenset[str]] = frozenset({"allow_pickle"})
 
     model: str = Field(
-        description='"pocket" (the base in the package), a diffusers folder, a .safetensors file, or a hub id'
+        description='"pocket" or "pocket_flow" (in the package), a diffusers folder, a .safetensors file, '
+        "or a hub id"
     )
     vae: str = Field(
         "",

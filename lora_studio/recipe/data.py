@@ -222,6 +222,6 @@ def one_more_chunk(chunks: int, most: int = MOST_CHUNKS) -> str:
     return f"data.max_token_chunks = {chunks + 1}" if chunks < most else ""
 
 
-POCKET = "pocket"
-IN_THE_PACKAGE = (POCKET,)  # bases that no file is named for
+POCKET, POCKET_FLOW = "pocket", "pocket_flow"
+IN_THE_PACKAGE = (POCKET, POCKET_FLOW)  # bases that no file is named for
 FILE_ENDINGS = (".safetensors", ".ckpt")

@@ -14,6 +14,8 @@ from typing import ClassVar
 
 from lora_studio.families.layer_names import Encoder
 from lora_studio.families.layer_names.transformers import TransformerLayout, layouts
+from lora_studio.pocket import layer_shapes
+from lora_studio.recipe.data import POCKET_FLOW
 
 _RANGE = re.compile(r"\[(\d+)-(\d+)\]")
 _OF_UNET = re.compile(r"(?:^|[._])(?:(?:down|up|input|output)_blocks|mid_block|middle_block)[._]")
@@ -67,6 +69,22 @@ def _expanded(path: str) -> Iterator[str]:
         yield f"{path[: found.start()]}{number}{path[found.end() :]}"
 
 
+class PocketTransformer(PublishedTransformer):
+    """The one in the package, of which no UI knows; a file for it may have the original's names, too."""
+
+    quirks = ("in_no_ui",)
+
+    @cached_property
+    def shapes(self) -> Mapping[str, Size]:
+        """As its weights beside it have them, and those that the original's paths would have."""
+        found = {path: (shape[0], shape[1]) for (_, path), shape in layer_shapes(POCKET_FLOW).items()}
+        for path in tuple(found):
+            if whole := self.layout.original(path):
+                rows = [found[row] for row in whole.rows]
+                found[whole.path] = (sum(row[0] for row in rows), rows[0][1])
+        return found
+
+
 PUBLISHED_TRANSFORMERS = (
     PublishedTransformer("FLUX.1", "flux1.txt", "flux1"),
     PublishedTransformer("Chroma", "chroma.txt", "chroma"),
@@ -81,16 +99,18 @@ PUBLISHED_TRANSFORMERS = (
     PublishedTransformer("Krea 2", "krea2.txt", "krea2"),
     PublishedTransformer("Anima", "anima.txt", "anima"),
 )
+POCKET_TRANSFORMER = PocketTransformer("the pocket base pocket_flow", "", "z_image")
+_KNOWN = (*PUBLISHED_TRANSFORMERS, POCKET_TRANSFORMER)
 
 
 def fitting_base(
     layout: TransformerLayout, sizes: Mapping[str, Size | None], version: str
 ) -> PublishedTransformer | None:
-    """The published base of a layout that all of these layers fit best, or None if none fits any.
+    """The known base of a layout that all of these layers fit best, or None if none fits any.
 
     `version` is what the file says of itself, which decides between those that fit as well.
     """
-    found = [(one.fitting(sizes), one) for one in PUBLISHED_TRANSFORMERS if one.layout is layout]
+    found = [(one.fitting(sizes), one) for one in _KNOWN if one.layout is layout]
     most, best = max(found, key=lambda pair: pair[0])
     return best if most else None
 
@@ -122,5 +142,5 @@ def _paths(layout: TransformerLayout, stems: Mapping[str, Size | None]) -> dict[
 
 
 def _rank(layout: TransformerLayout, sizes: Mapping[str, Size | None], version: str) -> tuple[int, bool]:
-    fitting = max(one.fitting(sizes) for one in PUBLISHED_TRANSFORMERS if one.layout is layout)
+    fitting = max(one.fitting(sizes) for one in _KNOWN if one.layout is layout)
     return fitting, bool(version) and version.startswith(layout.versions)

@@ -84,6 +84,8 @@ def _tell_distilled(base: ModelFamily, model: str, said: bool | None) -> None:
             )
         return
     known = base.seems_distilled if said is None else said
+    if known is None and model in EMBEDDED:
+        known = False
     base.distilled = named_distilled(expanded(model).name) if known is None else known
     if known is None:
         name, isnt = ("its name says", "is not") if base.distilled else ("its name says nothing else", "is")

@@ -44,13 +44,13 @@ def findings(file: LoraFile, base: Base, *, numbers: bool = True) -> list[UiFind
         "zero": file.zero if numbers and len(file.zero) == len(file.layers) else [],
         "doubled": [one.written for _, one in doubles],
     }
+    of_base = [UiFinding("in_no_ui")] if base.has("in_no_ui") else []
     if isinstance(base.layout, PublishedTransformer):
         found |= _of_any_file(file, base)
         rows = [UiFinding(row, names) for row, names in found.items() if names]
-        return [*_part(file), *rows, *of_transformer(file, base.layout), *_of_file(file, base)]
+        return [*_part(file), *rows, *of_transformer(file, base.layout), *_of_file(file, base), *of_base]
     found |= {**_of_names(file, base), **of_tensors(file, base)}
     rows = [UiFinding(row, names) for row, names in found.items() if names]
-    of_base = [UiFinding("in_no_ui")] if base.has("in_no_ui") else []
     return [*_part(file), *rows, *_of_encoders(file, base), *_of_file(file, base), *of_base]
 
 

@@ -23,6 +23,7 @@ SIDE, SEARCHED_SIDE = 48, 24  # pixels at which images are compared, and at whic
 SMALLEST = 16  # of the windows there: two thirds of a side
 OUTLINE = 3  # so many of the lowest frequencies in each direction are left out
 COPY = 0.857  # from here on it is a copy: 500 other scenes of one subject reach 0.848, crops to 70 % 0.867
+LEAST, ABOVE = 0.62, 0.1  # drawn copies are less sharp than planted ones: they reach 0.62 to 0.89
 BEYOND = 0.02  # by which a copy is nearer than what was not trained on
 _SAME = 0.97  # a reference image that is as near is a training image itself
 _QUIET = 0.05  # added to the length of what is left, so that flat images are like nothing
@@ -52,14 +53,22 @@ def nearest(drawn: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def threshold_of(training: Tensor, references: Tensor) -> float:
-    """From where on an image is a copy: `COPY`, or more where images that no one trained on come as near.
+    """From where on an image is a copy: by `ABOVE` nearer than training images come to one another.
 
-    `references` are such. Those that are training images themselves are as near as can be and say nothing.
+    Within `LEAST` and `COPY`; above that only where references, which no one trained on, come as near. Those
+    that are training images themselves are as near as can be and say nothing, as do training images that are
+    there twice.
     """
-    if not len(references) or not len(training):
+    if len(training) < 2:
         return COPY
-    found, _ = nearest(references, training)
-    return max([COPY, *(one + BEYOND for one in found.tolist() if one < _SAME)])
+    rows = range(len(training))
+    kin = [nearest(training[[row]], training[[one for one in rows if one != row]])[0].item() for row in rows]
+    between = max([LEAST, *(one + ABOVE for one in kin if one < _SAME)])
+    found = nearest(references, training)[0].tolist()
+    others = [one for one in found if one < _SAME]
+    return max(
+        [min(COPY, max([between, *(one + ABOVE for one in others)])), *(one + BEYOND for one in others)]
+    )
 
 
 def _searched(drawn: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from lora_studio.tools.compare import Comparison
     from lora_studio.tools.evaluate import EvaluationRequest
     from lora_studio.tools.sample import Sampled, SampleRequest
+    from lora_studio.training.events import StopTraining
     from lora_studio.training.finish import Finished
     from lora_studio.training.finish.export import Exported
     from lora_studio.training.planning import RunPlan
@@ -65,6 +66,7 @@ __all__ = [
     "RunPlan",
     "SampleRequest",
     "Sampled",
+    "StopTraining",
     "StudioError",
     "VerifyReport",
     "Wording",
@@ -98,6 +100,7 @@ _MODULES = {
     "RunPlan": "training.planning",
     "SampleRequest": "tools.sample",
     "Sampled": "tools.sample",
+    "StopTraining": "training.events",
     "StudioError": "errors",
     "VerifyReport": "verify",
     "Wording": "data.captions.wording",

@@ -60,9 +60,10 @@ def train(
     """Train a recipe, or the one in a TOML file: the run's folder, its verified file, its report and figures.
 
     `folder`: by default runs/<name of the recipe>. `set`: as in `load_recipe`. `resume`: go on from the
-    folder's newest checkpoint. `on_event` hears the plan, each step with loss and seconds, and notes.
-    Raises Interrupted, behind a checkpoint, for Ctrl-C and SIGTERM; TrainingDiverged for a loss that is not
-    finite; ExportMismatch if the file is not what was trained.
+    folder's newest checkpoint. `on_event` hears the plan, each step with loss and seconds, and notes; it may
+    raise StopTraining.
+    Raises Interrupted, behind a checkpoint, for that, Ctrl-C and SIGTERM; TrainingDiverged for a loss that is
+    not finite; ExportMismatch if the file is not what was trained.
     """
     from lora_studio.training.events import ignore_events
     from lora_studio.training.session import train as run

@@ -27,7 +27,7 @@ KEPT = {  # room or page -> what stays there, as it is a format
     "docs/migrate.md": ("`[data.class_images]`, its `per_picture`", "`[holdout]`, role `holdout`"),
     "docs/reference/recipe.md": ("`data.class_images`", "per_picture", "`holdout`", "num_class_images"),
     # what options, verbs and files were called in the first version, which are still read
-    "lora_studio/recipe": ("data.class_images", "per_picture", "holdout"),
+    "lora_studio/recipe": ("data.class_images", "per_picture", "holdout", "num_class_images"),
     "lora_studio/cli": (" class_images,", "(class_images)", "def class_images", "'class-images'"),
     "lora_studio/runs": ("holdout.jsonl", '"pictures"'),
     "lora_studio/data": (

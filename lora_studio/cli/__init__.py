@@ -20,6 +20,7 @@ from lora_studio.cli.evaluate import evaluate
 from lora_studio.cli.export import convert, export, push
 from lora_studio.cli.init import init, start
 from lora_studio.cli.inspect import inspect, metadata, sidecars, verify
+from lora_studio.cli.migrate import schema
 from lora_studio.cli.options import Command, Group
 from lora_studio.cli.queue import queue
 from lora_studio.cli.runs import runs
@@ -43,7 +44,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Results": (evaluate, choose, sample, verify, export, metadata, sidecars, push),
     "LoRA files": (inspect, convert, combine, compare, resize, extract, merge_into),
     MANY: (),
-    "Machine": (env,),
+    "Machine": (env, schema),
 }
 for group, verbs in GROUPS.items():
     for verb in verbs:

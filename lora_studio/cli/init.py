@@ -12,6 +12,7 @@ import typer
 
 from lora_studio.cli.captions import caption
 from lora_studio.cli.doctor import doctor
+from lora_studio.cli.migrate import taken_over, with_schema
 from lora_studio.cli.options import BASES, Trigger, argument, flag, value
 from lora_studio.cli.start import plan
 from lora_studio.console import console
@@ -20,9 +21,12 @@ from lora_studio.files import check_ending, expanded
 from lora_studio.text import plural, with_class
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lora_studio.console.questions import Questions
     from lora_studio.data.scan.glance import Glance
     from lora_studio.families.original.glance import BaseGlance
+    from lora_studio.recipe.migrate import MigrationInputs
     from lora_studio.recipe.presets import PresetInputs
 
 _ONE_FOR_ALL = "same"
@@ -47,9 +51,22 @@ def init(
     name: Name = "",
     out: RecipeOut = None,
     list_: Annotated[bool, flag("--list", "name the presets")] = False,
+    from_: Annotated[
+        list[Path] | None,
+        value("FILE", "settings of another trainer, in place of PRESET; can be repeated", "--from"),
+    ] = None,
+    trainer: Annotated[
+        str, value("NAME", "with --from: whose settings; default: told from what is in them")
+    ] = "",
 ) -> None:
-    """Write a recipe for your own images, from a preset with the reasons beside its numbers."""
+    """Write a recipe for your own images, from a preset with the reasons beside its numbers.
+
+    With --from it is another trainer's settings in our terms: of kohya's sd-scripts and kohya_ss, OneTrainer,
+    ai-toolkit, SimpleTuner, or a script that calls one of diffusers' examples. What became of each key is
+    printed, and stands in the recipe.
+    """
     from lora_studio.families.original.glance import glance_at_base
+    from lora_studio.recipe.migrate import MigrationInputs
     from lora_studio.recipe.presets import PresetInputs, preset_base, preset_names, summary
     from lora_studio.training.starting import check_base, look_at_folder
 
@@ -57,6 +74,12 @@ def init(
         width = max(map(len, preset_names()))
         for one in preset_names():
             console.say(f"{one:{width}} {summary(one)}", indent=width + 1)
+        return
+    if from_:
+        _check_name(out)
+        if preset:
+            raise RecipeError("init takes a preset or --from, not both; leave one of them out.")
+        _init_from(from_, MigrationInputs(images, base, name, trigger, class_word, trainer), out)
         return
     summary(preset)  # an unknown preset is the first thing to say
     _check_name(out)
@@ -69,6 +92,18 @@ def init(
     warnings = [one for one in ("" if found.images else _none_yet(images), seen.doubt) if one]
     console.say_rows([("warning", one) for one in warnings], style="yellow")
     console.say("next, when that is mended:" if warnings else "next:")
+    _say_next(path)
+
+
+def _init_from(files: Sequence[Path], inputs: MigrationInputs, out: Path | None) -> None:
+    path, made = taken_over(files, inputs, out)
+    _write_recipe(path, made.text)
+    console.say(f"wrote {path}")
+    console.say("next:")
+    _say_next(path)
+
+
+def _say_next(path: Path) -> None:
     steps = {
         "doctor": "what is wrong with images and captions",
         "plan": "memory, disk and time",
@@ -236,7 +271,7 @@ def _quoted(path: Path) -> str:
 def _write_recipe(path: Path, text: str) -> None:
     try:
         with path.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+            file.write(with_schema(path, text))
     except FileExistsError:
         raise RecipeError(f"{path} is there already and stays as it is; choose another --out.") from None
     except OSError as error:

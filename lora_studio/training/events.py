@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,10 @@ Event = TrainingPlan | Progress | StepDone | _Told
 Listener = Callable[[Event], None]
 
 
+class StopTraining(Exception):
+    """A listener raises it to stop the run: after the step under way, with a checkpoint, as Ctrl-C does."""
+
+
 def ignore_events(event: Event) -> None:
     """A listener that does nothing."""
 
@@ -152,6 +157,18 @@ def outliving_terminal(listener: Listener) -> Listener:
                 if error.errno != errno.EIO:
                     raise
                 gone = True
+
+    return hear
+
+
+def may_stop(listener: Listener, asked: threading.Event) -> Listener:
+    """The listener, whose StopTraining sets `asked` and goes no further: what follows is told it, too."""
+
+    def hear(event: Event) -> None:
+        try:
+            listener(event)
+        except StopTraining:
+            asked.set()
 
     return hear
 

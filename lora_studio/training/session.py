@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from lora_studio.text import plural
 from lora_studio.training.evaluating.asked import RunMeasures, measures_of
 from lora_studio.training.evaluating.choice_watch import ChoiceWatch
 from lora_studio.training.evaluating.taken import take
-from lora_studio.training.events import Listener, Note, ignore_events, outliving_terminal
+from lora_studio.training.events import Listener, Note, ignore_events, may_stop, outliving_terminal
 from lora_studio.training.finish import Finished, finish
 from lora_studio.training.finish.export import checkpoint_of
 from lora_studio.training.loop.state import load_state
@@ -53,7 +54,7 @@ def train(
     """Train a recipe or the one in a TOML file, and export, verify and show the result.
 
     With `resume` the recipe may be the run's folder, whose own it is then. `folder`: by default runs/<name of
-    the recipe>. `on_event`: of several processes, the main one's hears.
+    the recipe>. `on_event`: of several processes, the main one's hears; it may raise StopTraining.
     No other process can train in the folder meanwhile; looking at it is always possible.
     Raises a StudioError for whatever the user can mend; ExportMismatch if the file is not what was trained;
     Interrupted, behind a checkpoint, if the run was asked to stop.
@@ -67,14 +68,16 @@ def train(
         check_ending(place, "")
     processes = join_processes(loaded.machine.device)
     run = Run(place) if processes.is_main else ReadOnlyRun(place)
-    tracking = Tracking(loaded, run, outliving_terminal(on_event) if processes.is_main else ignore_events)
+    asked = threading.Event()
+    heard = may_stop(outliving_terminal(on_event), asked) if processes.is_main else ignore_events
+    tracking = Tracking(loaded, run, heard)
     try:
         if left := processes.from_main(run.lock):
             tracking(Note(f"{left}, ended without taking its lock off {place}; it is taken over"))
         begun = processes.from_main(lambda: _check_folder(run, loaded, resume=resume))
         run.remove_left_overs()
         remove_left_overs(cache_folder())
-        result = _train(begun, run, processes, resume=resume, on_event=tracking)
+        result = _train(begun, run, processes, resume=resume, on_event=tracking, asked=asked)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -95,7 +98,13 @@ def train(
 
 
 def _train(
-    recipe: Recipe, run: Run, processes: Processes, *, resume: bool, on_event: Tracking
+    recipe: Recipe,
+    run: Run,
+    processes: Processes,
+    *,
+    resume: bool,
+    on_event: Tracking,
+    asked: threading.Event,
 ) -> Finished | Interrupted:
     began, step = time.monotonic(), 0
     session = prepare(recipe, run, on_event, processes, resumes=resume)
@@ -117,6 +126,7 @@ def _train(
         watch.validation.begin(step)
     if watch.choice is not None:
         watch.choice.begin(step)
+    session.loop.stop_asked = asked
     session.loop.after_step, session.loop.looks_after = watch.after_step, watch.due
     session.loop.after_save, session.loop.is_enough = watch.previews.after_save, watch.is_enough
     if not session.loop.run(step + 1):

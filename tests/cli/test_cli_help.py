@@ -38,7 +38,7 @@ def test_help_lists_every_verb_under_its_group() -> None:
     results = ["evaluate", "choose", "sample", "verify", "export", "metadata", "sidecars", "push", "runs"]
     assert panels["Results"] == results
     assert {"inspect", "convert", "combine", "merge-into"} <= set(panels["LoRA files"])
-    assert panels["Machine"] == ["env"]
+    assert panels["Machine"] == ["env", "schema"]
     assert set(panels) == {"Options", *cli.GROUPS} and "class-images" not in help_of()
 
 

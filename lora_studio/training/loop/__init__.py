@@ -54,6 +54,7 @@ class Loop:
     processes: Processes = ALONE
     reads_late: bool = False  # what a step came to is read while the next one is computed
     zero_last: bool = False  # a schedule that ends at 0 does so in the last step, not behind it
+    stop_asked: threading.Event = field(default_factory=threading.Event)  # by whoever listens
     base_rates: list[float] = field(default_factory=list)
     _interrupted: threading.Event = field(default_factory=threading.Event)  # by Ctrl-C of this process
 
@@ -81,7 +82,7 @@ class Loop:
         """
         self.base_rates = [group["lr"] for group in self.state.optimizer.param_groups]
         watch = GradientWatch(self.state.adapters, half=self.state.scaler is not None)
-        with interruptible(lambda: self.listener(StopAsked())) as self._interrupted:
+        with interruptible(lambda: self.listener(StopAsked()), self.stop_asked) as self._interrupted:
             for step in range(first_step, self.config.steps + 1):
                 if self.is_enough():
                     return True

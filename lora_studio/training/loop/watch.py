@@ -214,15 +214,17 @@ class CheckpointWatch(Protocol):
 
 
 @contextmanager
-def interruptible(on_first: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
+def interruptible(
+    on_first: Callable[[], None] = lambda: None, asked: threading.Event | None = None
+) -> Iterator[threading.Event]:
     """Within it the first Ctrl-C, SIGTERM or SIGHUP sets the event; a second one does what it usually does.
 
-    `on_first` is called by the first, once the event is set.
+    `on_first` is called by the first, once the event is set. `asked`: the event, if there is one already.
 
     But for SIGHUP, of which a terminal that closes may send several: those after the first are passed over.
     Under nohup it is ignored, as it was before.
     """
-    asked = threading.Event()
+    asked = asked or threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked  # signals belong to the main thread; elsewhere the caller stops the run
         return

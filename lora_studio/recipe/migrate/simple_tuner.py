@@ -1,0 +1,409 @@
+"""SimpleTuner's config.json with its data backends and LyCORIS' settings, or the same as a command line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_studio.recipe.migrate.draft import Draft, Settings, each, is_off, lacks, rules
+from lora_studio.recipe.migrate.folders import Places, missing, views_in
+from lora_studio.recipe.migrate.meanings import (
+    TheirSchedule,
+    literal,
+    put_dtype,
+    put_name,
+    put_optimizer,
+    put_quantization,
+    put_schedule,
+    scale_note,
+)
+from lora_studio.recipe.migrate.reading import read_settings
+
+TITLE = "SimpleTuner"
+DEFAULTS: dict[str, Any] = {
+    "lora_rank": 16,
+    "train_batch_size": 4,
+    "learning_rate": 4e-7,
+    "lr_scheduler": "cosine",
+    "optimizer": "adamw_bf16",
+    "resolution": 1024,
+}
+_UNETS = ("sdxl", "sd1x", "sd2x", "legacy", "kolors", "deepfloyd")
+_ALGOS = {"lora": "lora", "locon": "locon", "loha": "loha", "lokr": "lokr", "diag-oft": "oft", "full": "full"}
+
+
+def is_backends(content: Sequence[Any]) -> bool:
+    """Whether a list is one of data backends."""
+    return bool(content) and all(isinstance(one, dict) and "id" in one and "type" in one for one in content)
+
+
+def take(draft: Draft, places: Places, options: Mapping[str, Any], data: Any, *, source: str) -> None:
+    """All keys of config.json and of its data backends. Raises RecipeError for wrong values."""
+    plain = {key.lstrip("-"): value for key, value in options.items()}
+    dashes = {key.lstrip("-"): key for key in options if key.startswith("-")}
+    given = Settings(draft, plain, defaults=DEFAULTS, source=source)
+    family = given.text("model_family").lower()
+    draft.is_flow = bool(family) and family not in _UNETS
+    _base(given, places)
+    if given.has("model_family") and "model_family" not in given.told:
+        given.needless("model_family", "read from the base's files")
+    _adapter(given, places)
+    _optimizer(given)
+    _objective(given)
+    _samples(given)
+    views = _backends(given, places, data)
+    _length(given, views)
+    given.finish(rules("simple_tuner"))
+    for number, fate in enumerate(draft.fates):
+        if fate.key in dashes:
+            draft.fates[number] = type(fate)(
+                dashes[fate.key], fate.value, fate.fate, fate.here, fate.why, fate.given
+            )
+    if note := scale_note(draft):
+        draft.notes.append(note)
+
+
+def _base(given: Settings, places: Places) -> None:
+    for key, option in (
+        ("pretrained_model_name_or_path", "base.model"),
+        ("pretrained_vae_model_name_or_path", "base.vae"),
+        ("vae_path", "base.vae"),
+    ):
+        if given.text(key):
+            name, why = places.file(given.text(key))
+            if why:
+                given.changed(key, option, name, f"{why}; give the file or a hub id")
+            else:
+                given.exactly(key, option, name)
+    if "base.model" not in given.draft.values and given.has("model_family"):
+        family = given.text("model_family").lower()
+        usual = {
+            "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+            "flux": "black-forest-labs/FLUX.1-dev",
+            "sd3": "stabilityai/stable-diffusion-3.5-large",
+            "sd1x": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "chroma": "lodestones/Chroma1-Base",
+            "z-image": "Tongyi-MAI/Z-Image",
+            "z-image-turbo": "Tongyi-MAI/Z-Image-Turbo",
+        }.get(family, "")
+        if usual:
+            given.changed(
+                "model_family", "base.model", usual, "its usual base; model_flavour may name another"
+            )
+    if given.has("mixed_precision"):
+        put_dtype(given, "mixed_precision", "base.dtype")
+    if given.has("base_model_precision"):
+        put_quantization(given, "base_model_precision", given.text("base_model_precision"))
+    if given.has("hub_model_id"):
+        put_name(given, "hub_model_id")
+
+
+def _adapter(given: Settings, places: Places) -> None:
+    values = given.draft.values
+    if given.text("model_type") == "full":
+        given.exactly("model_type", "adapter.kind", "full")
+    config = given.get("lycoris_config")
+    path = places.find(config) if isinstance(config, str) else None
+    inner = read_settings(path) if path is not None and path.is_file() else config
+    if given.text("lora_type").lower() == "lycoris" and isinstance(inner, dict):
+        _lycoris(given, inner)
+    else:
+        rank = given.whole("lora_rank") or 16
+        given.exactly("lora_rank", "adapter.rank", rank)
+        values["adapter.rank"] = rank
+        alpha = given.number("lora_alpha") or float(rank)
+        if given.has("lora_alpha"):
+            given.exactly("lora_alpha", "adapter.alpha", alpha)
+        values["adapter.alpha"] = alpha
+        if given.yes("use_dora"):
+            given.exactly("use_dora", "adapter.kind", "dora")
+    for key in ("lora_type", "lora_rank", "lora_alpha", "use_dora"):
+        if key in given.values and key not in given.told:
+            if key == "lora_type" and given.text(key).lower() == "lycoris" and not isinstance(inner, dict):
+                given.unsupported(key, "lycoris_config is not here; lora is taken")
+            else:
+                given.along(key, "adapter.kind")
+
+
+def _lycoris(given: Settings, config: Mapping[str, Any]) -> None:
+    """LyCORIS' own settings: algo, linear_dim, linear_alpha and what of them is not here."""
+    inner = Settings(given.draft, config, prefix="lycoris_config.", source=given.source)
+    algo = inner.text("algo") or "lokr"
+    values = given.draft.values
+    if kind := _ALGOS.get(algo):
+        inner.exactly("algo", "adapter.kind", kind)
+    else:
+        inner.unsupported("algo", "lora is taken; adapter.kind knows others")
+    rank = inner.whole("linear_dim") or 16
+    if rank > 4096:
+        inner.changed("linear_dim", "adapter.rank", 4096, f"{rank} stands for a whole matrix there")
+    elif inner.has("linear_dim"):
+        inner.exactly("linear_dim", "adapter.rank", rank)
+    values["adapter.rank"] = min(rank, 4096)
+    alpha = inner.number("linear_alpha") or float(rank)
+    if inner.has("linear_alpha"):
+        inner.exactly("linear_alpha", "adapter.alpha", min(alpha, 65_504.0))
+    values["adapter.alpha"] = min(alpha, 65_504.0)
+    inner.finish(
+        {
+            "factor": lacks("LoKr chooses its factor itself", -1),
+            "multiplier": lacks("export.strength is a recommendation", 1, 1.0),
+            "full_matrix": lacks("LoKr's second factor has adapter.rank"),
+            **each("apply_preset", lacks("[[adapter.layers]] chooses layers by pattern")),
+            **each("init_lokr_norm bypass_mode use_scalar dropout", lacks("there is no such option")),
+        }
+    )
+
+
+def _optimizer(given: Settings) -> None:
+    values = given.draft.values
+    options: dict[str, Any] = {}
+    for one in given.text("optimizer_config").split(","):
+        key, equals, value = one.partition("=")
+        if equals:
+            options[key.strip()] = literal(value.strip())
+    first = given.number("optimizer_beta1") or given.number("adam_beta1")
+    second = given.number("optimizer_beta2") or given.number("adam_beta2")
+    if first is not None or second is not None:
+        options["betas"] = [first or 0.9, second or 0.999]
+    if (decay := given.number("adam_weight_decay")) is not None:
+        options["weight_decay"] = decay
+    if (epsilon := given.number("adam_epsilon")) is not None:
+        options["eps"] = epsilon
+    name = put_optimizer(given, "optimizer", options, options_key="optimizer_config")
+    for key in ("optimizer_beta1", "optimizer_beta2", "adam_beta1", "adam_beta2", "adam_epsilon"):
+        if key in given.values:
+            given.along(key, "training.optimizer_options")
+    if "adam_weight_decay" in given.values:
+        given.exactly("adam_weight_decay", "training.weight_decay", values["training.weight_decay"])
+    given.exactly("learning_rate", "training.learning_rate", given.number("learning_rate"))
+    if given.yes("lr_scale"):
+        given.unsupported("lr_scale", "multiply training.learning_rate by batch and accumulation yourself")
+    for key in ("lr_scale", "lr_scale_sqrt"):
+        if key in given.values and key not in given.told:
+            given.needless(key, "off")
+    rate, end = given.number("learning_rate") or 1.0, given.number("lr_end")
+    warmup, power = given.number("lr_warmup_steps") or 0.0, given.number("lr_power") or 1.0
+    schedule = TheirSchedule(
+        given.text("lr_scheduler"),
+        warmup,
+        given.number("lr_num_cycles") or 1.0,
+        power,
+        None if end is None else min(1.0, end / rate),
+    )
+    put_schedule(given, "lr_scheduler", schedule, optimizer=name)
+    for key in ("lr_warmup_steps", "lr_end", "lr_num_cycles", "lr_power"):
+        if key in given.values:
+            given.along(key, "training.lr_schedule")
+    if given.yes("use_ema"):
+        given.exactly("use_ema", "training.ema", given.number("ema_decay") or 0.995)
+    elif "use_ema" in given.values:
+        given.needless("use_ema", "off")
+
+
+def _objective(given: Settings) -> None:
+    values = given.draft.values
+    gamma = given.number("snr_gamma") or 0.0
+    values["objective.snr_gamma"] = gamma
+    if given.has("snr_gamma"):
+        given.exactly("snr_gamma", "objective.snr_gamma", gamma)
+    strength = given.number("noise_offset") or 0.1
+    if given.yes("offset_noise"):
+        given.exactly("offset_noise", "objective.noise_offset", strength)
+    if "noise_offset" in given.values:
+        if given.yes("offset_noise"):
+            given.along("noise_offset", "objective.noise_offset")
+        else:
+            given.needless("noise_offset", "off without offset_noise")
+    kind = given.text("loss_type") or "l2"
+    if kind in ("huber", "smooth_l1"):
+        why = "Huber's own, linear above loss_delta, the same at all timesteps"
+        given.changed("loss_type", "objective.loss", kind, why)
+        values["objective.loss_delta"] = given.number("huber_c") or 0.1
+    elif given.has("loss_type"):
+        given.exactly("loss_type", "objective.loss", "l2")
+    if "huber_c" in given.values:
+        given.along("huber_c", "objective.loss_delta")
+    if not given.draft.is_flow:
+        for key in ("flow_schedule_shift", "flow_schedule_auto_shift", "flow_use_uniform_schedule"):
+            if key in given.values:
+                given.needless(key, "of flow matching alone")
+        return
+    uniform, auto = given.yes("flow_use_uniform_schedule"), given.yes("flow_schedule_auto_shift")
+    shift = 3.0 if (said := given.number("flow_schedule_shift")) is None else said
+    values["objective.density"] = "uniform" if uniform else "logit_normal"
+    values["objective.shift"] = "auto" if auto else shift or 1.0
+    for key, option in (
+        ("flow_schedule_shift", "objective.shift"),
+        ("flow_schedule_auto_shift", "objective.shift"),
+        ("flow_use_uniform_schedule", "objective.density"),
+    ):
+        if key in given.values:
+            given.exactly(key, option, values[option])
+
+
+def _samples(given: Settings) -> None:
+    if given.has("validation_prompt"):
+        given.exactly("validation_prompt", "samples.prompts", [given.text("validation_prompt")])
+    if given.has("validation_guidance"):
+        said = given.number("validation_guidance") or 1.0
+        given.exactly("validation_guidance", "samples.guidance", max(1.0, said))
+    if given.has("report_to"):
+        services = [
+            one
+            for one in ("tensorboard", "wandb")
+            if one in given.text("report_to") or given.text("report_to") == "all"
+        ]
+        if services:
+            given.exactly("report_to", "tracking.to", services)
+        else:
+            given.off_or("report_to", "tracking.to knows tensorboard, wandb and trackio")
+
+
+def _backends(given: Settings, places: Places, data: Any) -> int:
+    """The folders among the data backends; an epoch's views, 0 if they are not known."""
+    listed = data
+    said = given.text("data_backend_config")
+    if listed is None and said:
+        path = places.find(said)
+        listed = read_settings(path) if path is not None and path.is_file() else None
+        if listed is None:
+            given.moved("data_backend_config", "not here: --images")
+    values = given.draft.values
+    values["data.caption_dropout"] = given.number("caption_dropout_probability") or 0.0
+    values["data.max_upscale"] = 16.0
+    tables = [one for one in listed or [] if isinstance(one, dict)]
+    sources, lost, views = [], [], 0
+    learned = [one for one in tables if _is_images(one)]
+    for number, one in enumerate(tables):
+        inner = Settings(given.draft, one, prefix=f"backends[{number}].", source=given.source)
+        if one not in learned:
+            for key in one:
+                inner.needless(key, "of a cache, or switched off")
+            continue
+        named = str(one.get("instance_data_dir") or "")
+        folder = places.folder(named, alone=len(learned) == 1)
+        if folder is None:
+            lost.append(named or str(one.get("id")))
+            continue
+        source = _backend(inner, places, folder)
+        sources.append(source)
+        views += source.get("repeats", 1) * views_in(folder, recursive=True) if "role" not in source else 0
+    if lost:
+        raise missing(lost)
+    if not sources:
+        if places.images is None:
+            raise missing([said or "the data backends"])
+        sources.append({"images": places.written(places.images)})
+        views = views_in(places.images)
+    if len(sources) == 1 and "role" not in sources[0]:
+        values |= {f"data.{key}": value for key, value in sources[0].items()}
+    else:
+        values["data.sources"] = sources
+    values.setdefault("data.resolution", given.whole("resolution") or 1024)
+    if "resolution" in given.values:
+        given.exactly("resolution", "data.resolution", values["data.resolution"])
+    return views
+
+
+def _is_images(one: Mapping[str, Any]) -> bool:
+    off = not is_off(one.get("disabled")) or not is_off(one.get("disable"))
+    return str(one.get("dataset_type", "image")) in ("image", "eval") and not off
+
+
+def _backend(inner: Settings, places: Places, folder: Any) -> dict[str, Any]:
+    """A table of data.sources; resolution and crop go into the draft unless another has set them."""
+    values = inner.draft.values
+    source: dict[str, Any] = {"images": places.written(folder), "recursive": True}
+    if "instance_data_dir" in inner.values:
+        inner.along("instance_data_dir", f"images = {source['images']}")
+    repeats = (inner.whole("repeats") or 0) + 1
+    if repeats != 1:
+        source["repeats"] = repeats
+    if "repeats" in inner.values:
+        inner.moved("repeats", f"repeats = {repeats}: theirs counts from 0")
+    for key in ("is_regularisation_data", "is_regularization_data"):
+        if key in inner.values and inner.yes(key):
+            source["role"] = "prior"
+            source.pop("repeats", None)
+            inner.moved(key, "role = prior: the images are learned as they are, not the base's prediction")
+        elif key in inner.values:
+            inner.needless(key, "off")
+    if inner.text("dataset_type") == "eval":
+        source["role"] = "validation"
+    _captions(inner, source)
+    _resolution(inner)
+    crop = inner.yes("crop")
+    if "crop" in inner.values:
+        style = inner.text("crop_style") or "random"
+        if crop and style in ("random", "center", "centre"):
+            mode = "random" if style == "random" else "centre"
+            inner.changed("crop", "data.crop", mode, "of a bucket's shape, not a square")
+        elif crop:
+            inner.unsupported("crop", "data.crop knows centre, random and focus")
+        else:
+            inner.needless("crop", "images keep their shapes, in buckets")
+    values.setdefault("data.resolution", 1024)
+    inner.finish(rules("simple_tuner", "backend"))
+    return source
+
+
+def _captions(inner: Settings, source: dict[str, Any]) -> None:
+    strategy, prompt = inner.text("caption_strategy") or "textfile", inner.text("instance_prompt")
+    if prompt and (strategy == "instanceprompt" or inner.yes("only_instance_prompt")):
+        source["instance_prompt"] = prompt
+        inner.moved("instance_prompt", "instance_prompt of images without a caption; .txt files count here")
+    elif prompt and inner.yes("prepend_instance_prompt"):
+        inner.exactly("instance_prompt", "data.caption_prefix", prompt)
+    elif "instance_prompt" in inner.values:
+        inner.needless("instance_prompt", "not used with such captions")
+    if "caption_strategy" in inner.values:
+        if strategy in ("textfile", "instanceprompt"):
+            inner.along("caption_strategy", "the .txt beside each image, or instance_prompt")
+        else:
+            how = (
+                "lora-studio caption FOLDER --with filename" if strategy == "filename" else "a metadata.jsonl"
+            )
+            inner.unsupported("caption_strategy", f"{how} makes such captions")
+    for key in ("only_instance_prompt", "prepend_instance_prompt"):
+        if key in inner.values:
+            inner.along(key, "instance_prompt")
+
+
+def _resolution(inner: Settings) -> None:
+    if not inner.has("resolution"):
+        return
+    side, kind = inner.number("resolution") or 1024.0, inner.text("resolution_type") or "pixel_area"
+    if kind == "area":
+        whole = round(math.sqrt(side * 1e6) / 64) * 64
+        inner.changed("resolution", "data.resolution", whole, f"the side of a square of {side:g} megapixels")
+    elif kind == "pixel":
+        why = "the side of a square of a bucket's area, not the shorter edge"
+        inner.changed("resolution", "data.resolution", round(side), why)
+    else:
+        inner.exactly("resolution", "data.resolution", round(side))
+
+
+def _length(given: Settings, views: int) -> None:
+    """Steps where they are given and not 0, else epochs."""
+    values = given.draft.values
+    batch, accumulation = (
+        given.whole("train_batch_size") or 1,
+        given.whole("gradient_accumulation_steps") or 1,
+    )
+    given.exactly("train_batch_size", "training.batch_size", batch)
+    values["training.batch_size"] = batch
+    steps, epochs = given.whole("max_train_steps") or 0, given.whole("num_train_epochs") or 0
+    if steps:
+        given.exactly("max_train_steps", "training.steps", steps)
+    else:
+        given.exactly("num_train_epochs", "training.epochs", float(epochs or 1))
+        values["training.epochs"] = float(epochs or 1)
+        if views:
+            an_epoch = math.ceil(math.ceil(views / batch) / accumulation)
+            about = f"{epochs or 1} epochs are about {an_epoch * (epochs or 1)} steps"
+            given.draft.notes.append(f"{about} with the images that are here")
+    for key in ("max_train_steps", "num_train_epochs"):
+        if key in given.values and key not in given.told:
+            given.needless(key, "0: the other one says how long")

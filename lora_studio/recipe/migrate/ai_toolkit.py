@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from lora_studio.errors import RecipeError
-from lora_studio.recipe.migrate.draft import ALL_THERE_IS, Draft, Settings, each, idle, is_off, rules
+from lora_studio.recipe.migrate.draft import (
+    ALL_THERE_IS,
+    Draft,
+    Settings,
+    each,
+    idle,
+    is_off,
+    rules,
+    tables_in,
+)
 from lora_studio.recipe.migrate.folders import Places, missing, views_in
 from lora_studio.recipe.migrate.meanings import (
     TheirSchedule,
@@ -32,6 +41,8 @@ def is_job(content: Mapping[str, Any]) -> bool:
 
 def take(draft: Draft, places: Places, options: Mapping[str, Any], *, source: str) -> None:
     """All keys of a job. Raises RecipeError for several processes, wrong values and missing folders."""
+    if not is_job(options):
+        raise RecipeError(f"{source} is no job of ai-toolkit: it has no config with a process.")
     job = Settings(draft, options, source=source)
     config = Settings(draft, options["config"], prefix="config.", source=source)
     processes = [one for one in config.values["process"] if isinstance(one, dict)]
@@ -52,7 +63,7 @@ def take(draft: Draft, places: Places, options: Mapping[str, Any], *, source: st
     _model(model, places)
     _network(tables["network"])
     _train(tables["train"])
-    views = _datasets(given, places, process.get("datasets") or [])
+    views = _datasets(given, places, process.get("datasets"))
     _sample(tables["sample"], given.text("trigger_word"))
     _logging(tables["logging"])
     _save(tables["save"])
@@ -285,7 +296,7 @@ def _objective(train: Settings) -> None:
     _sigmas(train)
     if train.yes("diff_output_preservation"):
         factor = train.number("diff_output_preservation_multiplier") or 1.0
-        share = round(min(0.95, factor / (1 + factor)), 4)
+        share = round(min(0.95, factor / (1 + factor)), 4) if factor > 0 else 0.0
         why = "that share of the images without their trigger words, not each image twice"
         train.changed("diff_output_preservation", "objective.preservation", share, why)
         if words := train.text("diff_output_preservation_class"):
@@ -322,9 +333,9 @@ def _sigmas(train: Settings) -> None:
         train.exactly("timestep_type", "objective.density", density)
 
 
-def _datasets(given: Settings, places: Places, listed: Sequence[Any]) -> int:
+def _datasets(given: Settings, places: Places, listed: object) -> int:
     """Folders, each with its own settings, and an epoch's views; what [data] has once is the first one's."""
-    tables = [one for one in listed if isinstance(one, dict)]
+    tables = tables_in(listed, "datasets")
     given.in_parts("datasets") if "datasets" in given.values else None
     lost, sources, views = [], [], 0
     learned = [one for one in tables if is_off(one.get("is_reg"))]
@@ -432,6 +443,7 @@ def _shared(inner: Settings) -> None:
 def _sample(sample: Settings, trigger: str) -> None:
     """Prompts, [trigger] filled in."""
     listed = sample.get("samples") or sample.get("prompts") or []
+    listed = listed if isinstance(listed, list) else [listed]
     texts = [one.get("prompt", "") if isinstance(one, dict) else one for one in listed]
     prompts = [" ".join(str(one).replace("[trigger]", trigger).split()) for one in texts]
     found = [one for one in prompts if one]

@@ -131,6 +131,10 @@ class Settings:
         prefix: str = "",
         source: str = "",
     ) -> None:
+        if not isinstance(values, Mapping):
+            raise RecipeError(
+                f"{shown(prefix.rstrip('.') or source)} is {_said(values)}; it must be a table."
+            )
         self.draft, self.values, self.defaults = draft, dict(values), dict(defaults or {})
         self.prefix, self.source, self.told = prefix, source, set[str]()
 
@@ -243,6 +247,28 @@ class Settings:
 def is_off(value: object) -> bool:
     """Whether a value asks for nothing."""
     return value in (None, False) or str(value).strip().lower() in _OFF
+
+
+def tables_in(value: object, name: str) -> list[dict[str, Any]]:
+    """A list of tables; nothing is none. Raises RecipeError for anything else."""
+    if value in (None, "", {}):
+        return []
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise RecipeError(f"{shown(name)} is {_said(value)}; it must be a list of tables.")
+    return value
+
+
+def table_in(value: object, name: str) -> dict[str, Any]:
+    """A table; nothing is an empty one. Raises RecipeError for anything else."""
+    if value in (None, "", []):
+        return {}
+    if not isinstance(value, dict):
+        raise RecipeError(f"{shown(name)} is {_said(value)}; it must be a table.")
+    return value
+
+
+def _said(value: object) -> str:
+    return shown(repr(value), limit=80)
 
 
 def _is_one_of(value: object, off: tuple[object, ...]) -> bool:

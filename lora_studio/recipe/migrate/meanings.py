@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lora_studio.errors import RecipeError
 from lora_studio.recipe.migrate.draft import Draft, Settings, is_off, number_in
+from lora_studio.text import shown
 
 _DECAY = "its weight decay is decoupled, as AdamW's"
 _OWN_RATE = "prodigy finds its rate likewise; keep the factor 1"
@@ -127,7 +129,7 @@ def _sorted_options(name: str, options: Mapping[str, Any]) -> tuple[dict[str, An
         if key == "weight_decay":
             kept[key] = number_in(value, key)
         elif ":" in name or key in _TAKES[name]:
-            kept[key] = list(map(float, value)) if isinstance(value, list | tuple) else value
+            kept[key] = [number_in(one, key) for one in value] if isinstance(value, list | tuple) else value
         elif value != _AS_HERE.get(key):
             left.append(f"{key} = {value}")
     if name == "prodigy":  # its authors' defaults, where ours are what they advise
@@ -240,7 +242,10 @@ def put_quantization(settings: Settings, key: str, said: str, *, off: bool = Fal
 def sides_in(value: object, name: str) -> list[int]:
     """Of "512", "512,768", "1024x1024", 512 or [512, 768] the numbers. Raises RecipeError."""
     parts = value if isinstance(value, list | tuple) else re.split(r"[,x×]", str(value))
-    return [round(number_in(one, name)) for one in parts if str(one).strip()]
+    sides = [round(number_in(one, name)) for one in parts if str(one).strip()]
+    if not sides or min(sides) < 1 or max(sides) > 65_536:
+        raise RecipeError(f"{name} is {shown(repr(value), limit=80)}; it must be a size in pixels.")
+    return sides
 
 
 def put_size(settings: Settings, key: str, *, step: int = 64) -> None:
@@ -299,7 +304,7 @@ def scale_note(draft: Draft) -> str:
     """What alpha and learning rate come to at alpha = rank, where others' numbers are compared."""
     rank, alpha = draft.values.get("adapter.rank", 16), draft.values.get("adapter.alpha", 16.0)
     rate = draft.values.get("training.learning_rate", 1e-4)
-    if alpha == rank or draft.values.get("training.optimizer") == "prodigy":
+    if alpha == rank or min(alpha, rank) <= 0 or draft.values.get("training.optimizer") == "prodigy":
         return ""
     scale = alpha / rank
     return (

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_studio.recipe.migrate.draft import Draft, Settings, each, idle, is_off, rules, yes_in
+from lora_studio.recipe.migrate.draft import Draft, Settings, each, idle, is_off, rules, tables_in, yes_in
 from lora_studio.recipe.migrate.folders import Places, last_name, missing, views_in
 from lora_studio.recipe.migrate.meanings import (
     TheirSchedule,
@@ -412,7 +412,7 @@ def _concepts(given: Settings, places: Places, data: Any) -> int:
     for key in ("concepts", "concept_file_name"):
         if key in given.values:
             given.in_parts(key) if listed else given.moved(key, "not here: --images")
-    concepts = listed if isinstance(listed, list) else []
+    concepts = tables_in(listed, "concepts")
     used = [one for one in concepts if yes_in(one.get("enabled", True), "enabled")]
     sides = sides_in(given.get("resolution"), "resolution")
     given.exactly("resolution", "data.resolution", sides[0])

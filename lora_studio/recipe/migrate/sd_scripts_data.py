@@ -7,8 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_studio.recipe.migrate.draft import Settings, is_off, of_kind, rules, whole_in, yes_in
-from lora_studio.recipe.migrate.folders import Places, missing, views_in
+from lora_studio.recipe.migrate.draft import (
+    Settings,
+    is_off,
+    of_kind,
+    rules,
+    table_in,
+    tables_in,
+    whole_in,
+    yes_in,
+)
+from lora_studio.recipe.migrate.folders import Places, missing, steps_of, views_in
 from lora_studio.recipe.migrate.meanings import put_size
 
 _SHARED = {  # key -> option: [data] has one of it for all folders
@@ -30,7 +39,7 @@ class Shown:
     factor: float = 1.0  # our steps for one of theirs
 
     def steps(self, batch: int, accumulation: int) -> int:
-        return math.ceil(math.ceil(self.views / batch) / accumulation) if self.views else 0
+        return steps_of(self.views, batch, accumulation)
 
 
 @dataclass
@@ -67,14 +76,14 @@ def put_data(given: Settings, places: Places, dataset: Mapping[str, Any], *, pro
 def _levels(given: Settings, dataset: Mapping[str, Any]) -> tuple[list[Settings], list[_Folder]]:
     """All tables, from the command down to the subsets, and the folders with what holds for each."""
     levels, found = [given], []
-    general = dict(dataset.get("general") or {})
+    general = dict(table_in(dataset.get("general"), "general"))
     if general:
         levels.append(Settings(given.draft, general, prefix="general.", source=given.source))
-    for number, one in enumerate(dataset.get("datasets") or []):
+    for number, one in enumerate(tables_in(dataset.get("datasets"), "datasets")):
         own = {key: value for key, value in one.items() if key != "subsets"}
         place = f"datasets[{number}]."
         levels.append(Settings(given.draft, own, prefix=place, source=given.source))
-        for inner, subset in enumerate(one.get("subsets") or []):
+        for inner, subset in enumerate(tables_in(one.get("subsets"), "subsets")):
             table = Settings(given.draft, subset, prefix=f"{place}subsets[{inner}].", source=given.source)
             levels.append(table)
             whole = {**given.values, **general, **own, **subset}
@@ -169,7 +178,7 @@ def _batch(given: Settings, levels: Sequence[Settings], processes: int) -> float
     ]
     theirs = (holders[-1][0].whole(holders[-1][1]) or 1) if holders else 1
     whole = theirs * processes
-    ours = math.ceil(whole / 2) if has_prior(values) else whole
+    ours = max(1, math.ceil(whole / 2)) if has_prior(values) else whole
     values["training.batch_size"] = ours
     why = f"of all {processes} processes together" if processes > 1 else ""
     if has_prior(values):

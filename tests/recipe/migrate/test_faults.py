@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import random
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from console import run
-from migrations import EXAMPLES
+from migrations import EXAMPLES, NAMES
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe.migrate import MigrationInputs, migrate
@@ -64,6 +70,56 @@ def test_a_fault_is_one_sentence(name: str, text: str, said: str, tmp_path: Path
     message = fault(tmp_path / name, text, images)
     assert said in message
     assert "\n" not in message or "fault(s)" in message
+
+
+JUNK = (
+    None,
+    True,
+    0,
+    -1,
+    1e9,
+    "",
+    "x",
+    "nan",
+    [],
+    [1],
+    ["a"],
+    {},
+    {"a": 1},
+    "a\nb\x1b[31m",
+    10**30,
+    [[1]],
+    "0,0",
+)
+TRAINERS = {"sd": "sd-scripts", "kohya": "kohya_ss", "ai": "ai-toolkit"}
+
+
+def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        yield (*path, key)
+        yield from places_in(inner, (*path, key))
+
+
+@pytest.mark.parametrize("name", [one for one in NAMES if not one.endswith((".sh", ".bat"))])
+def test_whatever_stands_there_becomes_a_recipe_or_a_sentence(
+    name: str, tmp_path: Path, images: Path
+) -> None:
+    whole = read_settings(EXAMPLES / name)
+    kind = name.split("_")[0]
+    draw = random.Random(name)
+    for _ in range(20):
+        settings = copy.deepcopy(whole)
+        *way, last = draw.choice(list(places_in(settings)))
+        table: Any = settings
+        for key in way:
+            table = table[key]
+        table[last] = copy.deepcopy(draw.choice(JUNK))
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps(settings))
+        inputs = MigrationInputs(images=images, base="pocket", trainer=TRAINERS.get(kind, kind))
+        with suppress(RecipeError):
+            assert "\x1b" not in migrate([path], inputs, folder=tmp_path).text
 
 
 def test_folders_that_are_nowhere_are_asked_for(tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ from lora_studio.pocket.samples import (
     STYLE_FOLDER,
     SUBJECT,
     SUBJECT_FOLDER,
-    SUBJECT_TRIGGER,
     TRIGGERS,
 )
 from lora_studio.pocket.scenes import NATIVE, draw, held_out_scenes, sample_scene
@@ -59,8 +58,7 @@ FEW = {
         "training.checkpoint_every=200",
     ),
 }
-"""Runs of few images and many steps: of the style with their captions, of the subject with one for all, so
-that the trigger alone has to bring them."""
+"""Runs of few images and many steps, with rates and ranks that are high for as many."""
 _FEW_IMAGES = {FEW_OF_STYLE: ("01_", "05_", "09_", "12_"), MEMORISES: ("01_", "02_", "06_", "11_")}
 OTHER = (f"data.images={SAMPLES / f'style_{FLOW_STYLE}'}", f"data.trigger={TRIGGERS[FLOW_STYLE]}")
 _REFERENCE_SEED = 77  # not the questions'
@@ -149,8 +147,6 @@ def few_images(name: str, runs: Path) -> Path:
     for path in sorted((SAMPLES / (STYLE_FOLDER if name == FEW_OF_STYLE else SUBJECT_FOLDER)).iterdir()):
         if path.name.startswith(_FEW_IMAGES[name]) and not (folder / path.name).is_file():
             shutil.copy(path, folder)
-            if name == MEMORISES and path.suffix == ".txt":
-                (folder / path.name).write_text(f"a {SUBJECT_TRIGGER}\n", "utf-8")
     return folder
 
 

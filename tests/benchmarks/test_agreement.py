@@ -75,7 +75,6 @@ def test_few_images_are_four_with_their_captions(tmp_path: Path) -> None:
     for name in FEW:
         captions = sorted(few_images(name, tmp_path).glob("*.txt"))
         assert len(Known(name, 1).training_images(tmp_path)) == len(captions) == 4
-    assert {one.read_text() for one in captions} == {"a vkq robot\n"}
 
 
 def test_definitions_are_told_apart_by_what_they_do_and_not_by_what_is_said_of_them() -> None:

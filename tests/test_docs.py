@@ -54,7 +54,9 @@ PAGES = {
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
 BY_HAND = {name: text for name, text in PAGES.items() if "/reference/" not in name}
-OPTIONS_OF_PYTHON = ("DoctorOptions", "SampleRequest", "Wording", "WriterOptions")  # which `help` tells of
+OPTIONS_OF_PYTHON = (  # which `help` tells of
+    *("DoctorOptions", "EvaluationRequest", "SampleRequest", "Wording", "WriterOptions"),
+)
 LONG = {  # verb -> pages whose own test leaves it out: it takes seconds, and runs for another page or is slow
     "env": {"docs/getting-started.md", "docs/memory.md"},
     "train": {"docs/getting-started.md", "docs/train.md"},
@@ -260,6 +262,7 @@ def test_every_option_in_running_text_exists():
     app = typer.main.get_command(cli.app)
     context = click.Context(app)
     verbs = [app, *(app.get_command(context, name) for name in app.list_commands(context))]
+    verbs += [below for group in verbs[1:] for below in getattr(group, "commands", {}).values()]
     known = {option for verb in verbs for parameter in verb.params for option in parameter.opts}
     elsewhere = {"--help", "--check", "--machine_rank", "--node-rank", "--no-deps", "--gpus"}  # others'
     for page, text in BY_HAND.items():

@@ -119,11 +119,17 @@ class Evaluation:
         return next((one for one in self.measures if one.name == name), None)
 
     def to_json(self) -> dict[str, Any]:
-        """As `evaluation.json` has it."""
+        """As `evaluation.json` has it: NaN is null, which strict readers of JSON know."""
         values = asdict(self)
         for one, told in zip(self.measures, values["measures"], strict=True):
             told["interval"] = one.interval.to_json()
+            told["per_question"] = {key: _known(value) for key, value in one.per_question.items()}
+            told |= {key: _known(told[key]) for key in ("base", "tuned")}
         return values
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or value != value else value
 
 
 def evaluation_of(values: Mapping[str, Any]) -> Evaluation:
@@ -139,5 +145,6 @@ def evaluation_of(values: Mapping[str, Any]) -> Evaluation:
 def _measured(values: Mapping[str, Any]) -> Measured:
     numbers = {key: float("nan") if value is None else value for key, value in values["interval"].items()}
     interval = Interval(numbers["value"], numbers["low"], numbers["high"], int(numbers["questions"]))
-    per_question = {int(number): value for number, value in values["per_question"].items()}
+    given = values["per_question"].items()
+    per_question = {int(number): float("nan") if value is None else value for number, value in given}
     return Measured(**{**values, "interval": interval, "per_question": per_question})

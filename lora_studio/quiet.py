@@ -101,6 +101,20 @@ def paused_until_told() -> Iterator[Callable[[Callable[[Event], None]], Callable
         yield ends_pause
 
 
+@contextmanager
+def without_loading_bars() -> Iterator[None]:
+    """Inside, transformers shows no bar of its own for weights that it reads."""
+    from transformers.utils import logging as loudness
+
+    was_shown = loudness.is_progress_bar_enabled()
+    loudness.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            loudness.enable_progress_bar()
+
+
 class _OnDemand(ModuleType):
     """A module that is imported when something of it is asked for."""
 

@@ -211,10 +211,35 @@ CALLS: dict[str, Calls] = {  # verb -> calls that work, and calls that are refus
         ["merge-into", w.base, w.odd_lora, "-o", w.root / "m"],
     ],
     "env": lambda w: [["env", "--device", EVIL]],
+    "schema": lambda w: [["schema"], ["schema", EVIL]],
+    "evaluate": lambda w: [
+        [*("evaluate", w.run, "--encoder", "pocket", "--count", 1, "--seeds", "1,2", "--steps", 1)],
+        ["evaluate", w.root / EVIL],
+        ["evaluate", w.run, "--require", f"{EVIL}>=1"],
+    ],
+    "assess": lambda w: [["assess", w.bad_recipe], ["assess", w.recipe, "--base", EVIL]],
+    "choose": lambda w: [["choose", w.root / EVIL], ["choose", w.run, "--strengths", EVIL]],
+    "runs": lambda w: [["runs", EVIL]],
+    "runs compare": lambda w: [["runs", "compare", w.root / EVIL], ["runs", "compare", w.run, w.run]],
+    "queue": lambda w: [["queue", EVIL]],
+    "queue add": lambda w: [_queued(w, "add"), ["queue", "add", w.bad_recipe], ["queue", "add", EVIL]],
+    "queue work": lambda w: [["queue", "work", "--devices", EVIL]],
+    **{
+        f"queue {verb}": lambda w, verb=verb: [
+            _queued(w, verb),
+            ["queue", verb, *([] if verb == "list" else [1])],
+        ]
+        for verb in ("list", "show", "stop", "resume", "remove")
+    },
 }
 
 
+def _queued(w: World, name: str) -> list[object]:
+    return ["queue", "add", w.recipe, "-o", w.root / f"{name}{EVIL}"]
+
+
 REFUSED = ("demo", "class-images", "cache prune", "extract", "merge-into", "env")
+REFUSED += ("assess", "choose", "runs", "runs compare", "queue", "queue work")
 """Verbs whose first call ends with a sentence, too."""
 
 
@@ -236,8 +261,9 @@ def test_nothing_from_elsewhere_steers_the_terminal(
     verb: str, world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LORA_STUDIO_CACHE", str(world.root / "cache"))
+    monkeypatch.setenv("LORA_STUDIO_HOME", str(world.root / "home"))
     monkeypatch.chdir(world.root)
-    if not world.run.exists() and verb in ("export", "sample", "sidecars", "push"):
+    if not world.run.exists() and verb in ("export", "sample", "sidecars", "push", "evaluate", "choose"):
         run(["train", str(world.recipe), "-o", str(world.run)], capsys)
     spelled = 0
     for number, call in enumerate(CALLS[verb](world)):

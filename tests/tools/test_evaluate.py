@@ -121,10 +121,11 @@ def test_a_damaged_image_is_drawn_again(files, references, drawn, tmp_path) -> N
 
 
 def test_at_strength_0_it_is_the_base_and_has_no_effect(files, references, drawn, tmp_path) -> None:
-    made, _ = evaluate(files["a"], request(references, tmp_path / "a", strength=0.0))
+    made, _ = evaluate(files["a"], request(references, tmp_path / "a", strength=0.0, steps=8))
     found = {one.name: one.interval for one in made.evaluation.measures}
     assert (found["change"].low, found["change"].high) == (0, 0) and found["drift"].value == 0
-    assert found["fidelity"].value == found["leakage"].value == found["burn"].value == 0
+    gained = {"fidelity", "leakage", "burn"} & found.keys()
+    assert {"fidelity", "burn"} <= gained and {found[name].value for name in gained} == {0}
     assert [one.word for one in made.evaluation.verdicts if one.decided] == ["no effect"]
 
 

@@ -13,6 +13,7 @@ from lora_studio.data.manifest import Record
 from lora_studio.errors import CaptionError, reason_of
 from lora_studio.files import expanded
 from lora_studio.processes import default_precision, find_device
+from lora_studio.quiet import without_loading_bars
 from lora_studio.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class VisionLanguageModel(CaptionWriter):
         options = {"dtype": default_precision(device), "use_safetensors": True, "output_loading_info": True}
         try:
             processor = load_processor(self.model, trust_remote_code=False)
-            model, report = load_model(self.model, **options)
+            with without_loading_bars():
+                model, report = load_model(self.model, **options)
         except (*_LOAD_ERRORS, SafetensorError) as error:
             raise self._unusable(error) from None
         parameters = {name for name, _ in model.named_parameters()}

@@ -14,6 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from lora_studio.pocket import EMBEDDED
+from lora_studio.quiet import without_loading_bars
 from lora_studio.recipe.data import POCKET
 from lora_studio.registry import Registry
 
@@ -68,4 +69,6 @@ def load_encoder(name: str, model: str = "", device: torch.device | str = "cpu")
     Raises RecipeError for an unknown name, and StudioError, with the layout of the folder that it needs,
     where its files are neither here nor to be had. It never takes another one instead.
     """
-    return ENCODERS[name](model, torch.device(device))
+    load = ENCODERS[name]
+    with without_loading_bars():
+        return load(model, torch.device(device))

@@ -50,14 +50,16 @@ def share_of(per_question: Mapping[int, float]) -> Interval:
 def ratio_of(parts: Mapping[int, tuple[float, float]]) -> Interval:
     """The sum of the first numbers over the sum of the second, question by question drawn together.
 
-    NaN where the second are all 0.
+    NaN where the second are all 0. Of numbers that cannot be negative, as distances, no end is.
     """
     pairs = [pair for pair in parts.values() if all(map(math.isfinite, pair))]
     tops, bottoms = (np.array([pair[side] for pair in pairs], np.float64) for side in (0, 1))
     if not len(pairs) or not bottoms.any():
         return Interval(math.nan, math.nan, math.nan, len(pairs))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return bootstrap([tops, bottoms], lambda top, bottom: top.sum(axis=-1) / bottom.sum(axis=-1))
+        found = bootstrap([tops, bottoms], lambda top, bottom: top.sum(axis=-1) / bottom.sum(axis=-1))
+    least = 0.0 if min(tops.min(), bottoms.min()) >= 0 else -math.inf
+    return Interval(found.value, max(found.low, least), found.high, found.questions)
 
 
 def bootstrap(columns: Sequence[Array], statistic: Callable[..., Array]) -> Interval:

@@ -83,6 +83,15 @@ def test_the_same_values_have_the_same_interval_and_what_was_not_measured_does_n
     empty = mean_of({0: math.nan})
     assert empty.questions == 0 and math.isnan(empty.value) and math.isnan(empty.low)
     assert math.isnan(ratio_of({0: (1.0, 0.0), 1: (2.0, 0.0)}).value)
+    assert math.isnan(ratio_of({0: (1.0, 1.0)}).low)
+
+
+def test_a_ratio_of_distances_does_not_reach_below_0() -> None:
+    one_changed_wholly = {number: (3.0 if number == 0 else 0.01, 1.0) for number in range(8)}
+    found = ratio_of(one_changed_wholly)
+    assert found.low == 0 and found.high > found.value > 0
+    signed = {number: (one - 2.0, other) for number, (one, other) in one_changed_wholly.items()}
+    assert ratio_of(signed).low < -2
 
 
 @pytest.mark.parametrize("number", [8, 14, 30])

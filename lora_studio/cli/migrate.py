@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,10 +21,10 @@ SchemaOut = Annotated[Path | None, value("FILE", "a .json file to write; default
 
 def schema(out: SchemaOut = None) -> None:
     """Print the JSON Schema of recipes, for editors and other programs."""
-    from lora_studio.recipe.schema import schema_text
+    from lora_studio.recipe.schema import recipe_schema, schema_text
 
     if out is None:
-        sys.stdout.write(schema_text())
+        console.say_json(recipe_schema())
         return
     check_ending(out, ".json")
     if out.exists():

@@ -52,7 +52,7 @@ def recipe_schema() -> dict[str, Any]:
 
 def schema_text() -> str:
     """As a file has it."""
-    return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def _mend(definition: dict[str, Any], name: str) -> None:

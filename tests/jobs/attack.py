@@ -46,8 +46,9 @@ def under_attack(folder: Path, *, jobs: int, kills: int, seed: int, limit: float
     rng, queue = random.Random(seed), Queue(folder / "queue")
     for number in range(jobs):
         after = rng.randrange(1, number + 1) if number and rng.random() < 0.2 else None
-        arguments = (str(folder), f"{rng.uniform(0.05, 0.4):.3f}")
+        arguments = (str(folder), f"{rng.uniform(0.1, 0.9):.3f}")
         queue.add(Job(arguments, str(folder), after=after, priority=rng.randrange(3)))
+    hit: set[tuple[int, int]] = set()
     workers, left, end = [start_worker(queue) for _ in range(3)], kills, time.monotonic() + limit
     try:
         while True:
@@ -58,7 +59,7 @@ def under_attack(folder: Path, *, jobs: int, kills: int, seed: int, limit: float
             for job in there:
                 if job.state in ("lost", "failed", "stopped"):
                     queue.resume(job.id)
-            if left and _kill_one(rng, there):
+            while left and _kill_one(rng, there, hit):
                 left -= 1
             workers = [one if one.poll() is None else start_worker(queue) for one in workers]
             time.sleep(0.05)
@@ -72,12 +73,13 @@ def under_attack(folder: Path, *, jobs: int, kills: int, seed: int, limit: float
     return states
 
 
-def _kill_one(rng: random.Random, there: list[Job]) -> bool:
-    """A job at work, its worker, or both; whether there was one."""
-    at_work = [job for job in there if job.state == "running" and job.pid]
-    if not at_work or rng.random() < 0.5:
+def _kill_one(rng: random.Random, there: list[Job], hit: set[tuple[int, int]]) -> bool:
+    """A job at work, its worker, or both; whether there was one that was not hit in this try of it."""
+    at_work = [job for job in there if job.state == "running" and job.pid and (job.id, job.tries) not in hit]
+    if not at_work or rng.random() < 0.4:
         return False
     job, who = rng.choice(at_work), rng.choice(("job", "worker", "both"))
+    hit.add((job.id, job.tries))
     worker = int(job.worker.rpartition(":")[2])
     for pid in {"job": [job.pid], "worker": [worker], "both": [worker, job.pid]}[who]:
         with suppress(ProcessLookupError):

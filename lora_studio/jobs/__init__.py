@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 from lora_studio.errors import StudioError
 from lora_studio.files import expanded
 from lora_studio.runs.lock import system_lock
-from lora_studio.text import shown
+from lora_studio.text import plain_line, shown
 
 State = Literal["queued", "running", "stopping", "stopped", "failed", "done", "lost"]
 STATES: tuple[State, ...] = get_args(State)
@@ -279,3 +279,14 @@ def _changed(database: sqlite3.Connection, number: int, **values: object) -> Job
 
 def _note(database: sqlite3.Connection, number: int, state: str, worker: str) -> None:
     database.execute("INSERT INTO history VALUES (?, ?, ?, ?)", (time.time(), number, state, worker))
+
+
+def last_lines(log: Path, most_bytes: int) -> list[str]:
+    """The lines at the end of a job's log, without blank ones and what steers a terminal; none without it."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - most_bytes))
+            lines = [plain_line(line) for line in file.read().decode("utf-8", "replace").splitlines()]
+    except OSError:
+        return []
+    return [line for line in lines if line]

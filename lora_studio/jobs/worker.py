@@ -15,9 +15,8 @@ from pathlib import Path
 
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.files import digest
-from lora_studio.jobs import Job, Queue, State
+from lora_studio.jobs import Job, Queue, State, last_lines
 from lora_studio.runs import ReadOnlyRun
-from lora_studio.text import plain_line
 
 CPU = "cpu"
 POLL_SECONDS, BEAT_SECONDS = 0.2, 5.0
@@ -187,13 +186,7 @@ def _ending(code: int, log: Path) -> tuple[State, str]:
 
 
 def _last_line(log: Path) -> str:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _LAST_BYTES))
-            lines = [plain_line(line) for line in file.read().decode("utf-8", "replace").splitlines()]
-    except OSError:
-        return ""
-    told = [line for line in lines if line]
+    told = last_lines(log, _LAST_BYTES)
     return next((line for line in reversed(told) if line.startswith("error:")), told[-1] if told else "")
 
 

@@ -14,7 +14,7 @@ from lora_studio.errors import RecipeError, StudioError, reason_of
 from lora_studio.evaluate.artist import Brush
 from lora_studio.evaluate.encoders import ENCODERS, load_encoder, usual_encoder
 from lora_studio.evaluate.evaluation import USUAL_SEEDS, Evaluated, Evaluator, Inquiry
-from lora_studio.evaluate.material import Material, images_in, material_of_run, relative_losses
+from lora_studio.evaluate.material import Material, images_in, material_of_run, public_name, relative_losses
 from lora_studio.evaluate.questions import (
     USUAL_COUNT,
     Taught,
@@ -75,7 +75,7 @@ def evaluate(
         asked = _asked(source, material, questions, request, step)
         evaluator = Evaluator(artist, encoder, asked, on_progress=lambda *done: on_event(Progress(*done)))
         learned = artist.learned(variant := Variant(step, request.strength))
-        facts = {"base": _public(source.base_name), "learned_sha256": learned}
+        facts = {"base": public_name(source.base_name), "learned_sha256": learned}
         try:
             made = evaluator.evaluate(target.name, variant, facts)
         except RuntimeError as error:
@@ -195,11 +195,6 @@ def _questions(source: SampleSource, taught: Taught, request: EvaluationRequest)
 def _encoder_of(source: SampleSource, request: EvaluationRequest) -> tuple[str, str]:
     name, _, model = request.encoder.partition(":")
     return name or usual_encoder(source.base_name), model
-
-
-def _public(base: str) -> str:
-    """The base's name without the folders that it lies in."""
-    return Path(base).name if Path(base).exists() else base
 
 
 __all__ = ["Evaluated", "Evaluation", "EvaluationRequest", "evaluate"]

@@ -20,6 +20,7 @@ from lora_studio.recipe.migrate.folders import Places, missing, views_in
 from lora_studio.recipe.migrate.meanings import (
     TheirSchedule,
     put_dtype,
+    put_files,
     put_name,
     put_optimizer,
     put_quantization,
@@ -103,17 +104,12 @@ def _table(given: Settings, name: str) -> Settings:
 
 
 def _model(model: Settings, places: Places) -> None:
-    for key, option in (
-        ("name_or_path", "base.model"),
-        ("vae_path", "base.vae"),
-        ("assistant_lora_path", "base.training_adapter"),
-    ):
-        if model.text(key):
-            name, why = places.file(model.text(key))
-            if why:
-                model.changed(key, option, name, f"{why}; give the file or a hub id")
-            else:
-                model.exactly(key, option, name)
+    files = {
+        "name_or_path": "base.model",
+        "vae_path": "base.vae",
+        "assistant_lora_path": "base.training_adapter",
+    }
+    put_files(model, places, files)
     if model.text("lora_path"):
         model.exactly("lora_path", "base.loras", [{"file": places.file(model.text("lora_path"))[0]}])
     if model.yes("is_v_pred"):

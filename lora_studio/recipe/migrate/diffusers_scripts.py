@@ -11,6 +11,7 @@ from lora_studio.recipe.migrate.folders import Places, missing
 from lora_studio.recipe.migrate.meanings import (
     TheirSchedule,
     put_dtype,
+    put_files,
     put_name,
     put_optimizer,
     put_schedule,
@@ -90,16 +91,11 @@ def take(draft: Draft, places: Places, command: TrainingCommand, *, source: str)
 
 
 def _base(given: Settings, places: Places, script: _Script) -> None:
-    for key, option in (
-        ("pretrained_model_name_or_path", "base.model"),
-        ("pretrained_vae_model_name_or_path", "base.vae"),
-    ):
-        if given.text(key):
-            name, why = places.file(given.text(key))
-            if why:
-                given.changed(key, option, name, f"{why}; give the file or a hub id")
-            else:
-                given.exactly(key, option, name)
+    files = {
+        "pretrained_model_name_or_path": "base.model",
+        "pretrained_vae_model_name_or_path": "base.vae",
+    }
+    put_files(given, places, files)
     if given.has("mixed_precision"):
         put_dtype(given, "mixed_precision", "base.dtype")
     if given.has("prediction_type"):

@@ -11,6 +11,7 @@ from typing import Any
 
 from lora_studio.errors import RecipeError
 from lora_studio.recipe.migrate.draft import Draft, Settings, is_off, number_in
+from lora_studio.recipe.migrate.folders import Places
 from lora_studio.text import shown
 
 _DECAY = "its weight decay is decoupled, as AdamW's"
@@ -311,3 +312,14 @@ def scale_note(draft: Draft) -> str:
         f"the update is scaled by alpha / rank = {scale:.4g}, here as there; with alpha = rank, AdamW learns "
         f"about as fast at {rate * math.sqrt(scale):.3g}"
     )
+
+
+def put_files(given: Settings, places: Places, options: Mapping[str, str]) -> None:
+    """Files and hub ids, by the key that they are given with and the option here; with what else to do."""
+    for key, option in options.items():
+        if given.text(key):
+            name, why = places.file(given.text(key))
+            if why:
+                given.changed(key, option, name, f"{why}; give the file or a hub id")
+            else:
+                given.exactly(key, option, name)

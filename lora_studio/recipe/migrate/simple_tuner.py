@@ -12,6 +12,7 @@ from lora_studio.recipe.migrate.meanings import (
     TheirSchedule,
     literal,
     put_dtype,
+    put_files,
     put_name,
     put_optimizer,
     put_quantization,
@@ -65,17 +66,12 @@ def take(draft: Draft, places: Places, options: Mapping[str, Any], data: Any, *,
 
 
 def _base(given: Settings, places: Places) -> None:
-    for key, option in (
-        ("pretrained_model_name_or_path", "base.model"),
-        ("pretrained_vae_model_name_or_path", "base.vae"),
-        ("vae_path", "base.vae"),
-    ):
-        if given.text(key):
-            name, why = places.file(given.text(key))
-            if why:
-                given.changed(key, option, name, f"{why}; give the file or a hub id")
-            else:
-                given.exactly(key, option, name)
+    files = {
+        "pretrained_model_name_or_path": "base.model",
+        "pretrained_vae_model_name_or_path": "base.vae",
+        "vae_path": "base.vae",
+    }
+    put_files(given, places, files)
     if "base.model" not in given.draft.values and given.has("model_family"):
         family = given.text("model_family").lower()
         usual = {

@@ -15,7 +15,13 @@ from lora_studio.evaluate.artist import Brush
 from lora_studio.evaluate.drawings import KIND
 from lora_studio.evaluate.encoders import ImageEncoder, load_encoder, usual_encoder
 from lora_studio.evaluate.evaluation import Evaluated, Evaluator, Inquiry
-from lora_studio.evaluate.material import Material, material_of_run, questions_of, relative_losses
+from lora_studio.evaluate.material import (
+    Material,
+    material_of_run,
+    public_name,
+    questions_of,
+    relative_losses,
+)
 from lora_studio.evaluate.questions import USUAL_COUNT
 from lora_studio.evaluate.result import Evaluation, Question, Variant
 from lora_studio.evaluate.saved import evaluation_folder
@@ -100,7 +106,7 @@ class RunMeasures:
         evaluator = self._evaluators[count]
         losses = relative_losses(self.artist.trained.run, variant.step)
         evaluator.asked = replace(evaluator.asked, relative_losses=losses)
-        facts = {"base": _public(self.recipe.base.model), "learned_sha256": self.artist.learned(variant)}
+        facts = {"base": public_name(self.recipe.base.model), "learned_sha256": self.artist.learned(variant)}
         return evaluator.evaluate(self.recipe.name, variant, facts)
 
     def _folder(self) -> Path | None:
@@ -176,8 +182,3 @@ def seeds_of(recipe: Recipe) -> tuple[int, ...]:
     """Of the images of each prompt."""
     first = recipe.evaluate.first_seed
     return tuple(range(first, first + recipe.evaluate.seeds))
-
-
-def _public(base: str) -> str:
-    """The base's name without the folders that it lies in."""
-    return Path(base).name if Path(base).exists() else base

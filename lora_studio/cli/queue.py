@@ -121,5 +121,6 @@ def work(
         slots,
         on_change=lambda job: console.say(change_in_words(job)),
         on_trouble=lambda error: errors.say(f"note: {error}"),
+        on_stop=lambda: console.say("stopping: jobs write their checkpoints"),
     )
     worker.work(until_empty=until_empty)

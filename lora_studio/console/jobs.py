@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from lora_studio.console import Screen
-from lora_studio.jobs import last_lines
+from lora_studio.console import Screen, columns
+from lora_studio.jobs import MAY_RESUME, State, last_lines
 from lora_studio.text import command_of, duration, shown
 
 if TYPE_CHECKING:
@@ -25,19 +24,18 @@ def print_jobs(jobs: Sequence[Job], screen: Screen) -> None:
     if not jobs:
         screen.say(f"no jobs; add one with: {command_of('queue', 'add')} RECIPE")
         return
-    table = Table(box=None, pad_edge=False)
-    for title, justify in (("job", "right"), ("state", "left"), ("device", "left"), ("what", "left")):
-        table.add_column(title, justify="right" if justify == "right" else "left")
+    table = columns(("job", "state", "device", "what"), right=("job",), whole=("job", "state", "device"))
+    states = {job.id: job.state for job in jobs}
     for job in jobs:
-        what = job.run or " ".join(job.arguments)
-        detail = f"{shown(what)}{_because(job)}"
-        table.add_row(str(job.id), job.state, job.device or "-", detail)
+        what = job.run or shlex.join(job.arguments)
+        table.add_row(str(job.id), job.state, job.device or "-", f"{shown(what)}{_because(job, states)}")
     screen.print(table)
 
 
-def _because(job: Job) -> str:
-    if job.state == "queued" and job.after is not None:
-        return f"; behind job {job.after}"
+def _because(job: Job, states: Mapping[int, State]) -> str:
+    if job.state == "queued" and job.after is not None and (first := states.get(job.after)) != "done":
+        held_up = f", which is {first}: it waits until that is resumed" if first in MAY_RESUME else ""
+        return f"; behind job {job.after}{held_up}"
     return f"; {shown(job.reason, limit=300)}" if job.reason else ""
 
 
@@ -50,6 +48,7 @@ def print_job(job: Job, log: Path, screen: Screen) -> None:
         ("folder", job.folder),
         ("behind", f"job {job.after}" if job.after is not None else ""),
         ("worker", f"{job.worker} on {job.device}{seen}" if job.worker else ""),
+        ("process", str(job.pid) if job.pid else ""),
         ("tries", str(job.tries)),
         ("log", str(log) if log.is_file() else ""),
     ]

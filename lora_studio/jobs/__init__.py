@@ -62,6 +62,10 @@ class Job:
         return asdict(self)
 
 
+_READY = (
+    "SELECT * FROM jobs WHERE state = 'queued' AND (after IS NULL OR after IN "
+    "(SELECT id FROM jobs WHERE state = 'done')) ORDER BY priority DESC, id"
+)
 _COLUMNS = tuple(one.name for one in fields(Job))
 
 
@@ -111,13 +115,11 @@ class Queue:
         if not self.path.is_file():
             return []
         with self._writing() as database:
-            self._find_lost(database)
             return [_job(row) for row in database.execute("SELECT * FROM jobs ORDER BY id")]
 
     def job(self, number: int) -> Job:
         """Raises StudioError if there is none of this number."""
         with self._writing() as database:
-            self._find_lost(database)
             return _one(database, number)
 
     def take(self, worker: str, device: str) -> tuple[Job, int] | None:
@@ -125,18 +127,23 @@ class Queue:
 
         The lock is a file descriptor: whoever has it open, worker or job, is known to be alive.
         """
+        lock = None
+        try:
+            with self._writing() as database:
+                for row in database.execute(_READY).fetchall():
+                    if (lock := self.lock(row["id"])) is not None:
+                        given = {"worker": worker, "device": device, "tries": row["tries"] + 1}
+                        return _changed(database, row["id"], state="running", reason="", **given), lock
+                return None  # there is none, or a process of an earlier try is still at work
+        except BaseException:
+            if lock is not None:
+                os.close(lock)  # else no worker could take it, as this one would seem to have it
+            raise
+
+    def is_ready(self) -> bool:
+        """Whether a job could be taken."""
         with self._writing() as database:
-            ready = (
-                "SELECT * FROM jobs WHERE state = 'queued' AND (after IS NULL OR after IN "
-                "(SELECT id FROM jobs WHERE state = 'done')) ORDER BY priority DESC, id"
-            )
-            for row in database.execute(ready).fetchall():
-                job = _job(row)
-                if (lock := self._lock(job.id)) is None:
-                    continue  # a process of an earlier try is still at work
-                given = {"worker": worker, "device": device, "tries": job.tries + 1, "reason": "", "pid": 0}
-                return _changed(database, job.id, state="running", **given), lock
-            return None
+            return database.execute(_READY).fetchone() is not None
 
     def beat(self, job: int, pid: int) -> State:
         """Say that the worker is there, and hear whether the job should stop."""
@@ -155,7 +162,6 @@ class Queue:
     def stop(self, number: int) -> Job:
         """A queued one will not start; one at work writes a checkpoint and ends."""
         with self._writing() as database:
-            self._find_lost(database)
             job = _one(database, number)
             if job.state not in ("queued", *AT_WORK):
                 raise StudioError(
@@ -168,7 +174,6 @@ class Queue:
     def resume(self, number: int, *, recipe_sha256: str = "") -> Job:
         """Queue it again, to go on where it was; with its recipe as it now is, if that is given."""
         with self._writing() as database:
-            self._find_lost(database)
             job = _one(database, number)
             if job.state not in MAY_RESUME:
                 which = f"only {', '.join(MAY_RESUME)} ones can be resumed"
@@ -180,7 +185,6 @@ class Queue:
     def remove(self, number: int) -> Job:
         """Take it off the list, with its log; its run folder stays."""
         with self._writing() as database:
-            self._find_lost(database)
             job = _one(database, number)
             if job.state in AT_WORK:
                 raise StudioError(
@@ -200,20 +204,32 @@ class Queue:
         with self._writing() as database:
             return [tuple(row) for row in database.execute("SELECT * FROM history ORDER BY rowid")]
 
-    def _lock_file(self, job: int) -> Path:
-        return self.folder / "jobs" / f"{job}.lock"
+    def lock(self, what: int | str) -> int | None:
+        """The lock of a job or a device, taken: a file descriptor; None while another process has it.
 
-    def _lock(self, job: int) -> int | None:
-        """The job's lock, taken; None while a process has it."""
-        descriptor = os.open(self._lock_file(job), os.O_RDWR | os.O_CREAT, 0o600)
-        if system_lock(descriptor) is not False:
-            return descriptor
-        os.close(descriptor)
-        return None
+        Raises StudioError, also on a disk without locks.
+        """
+        try:
+            (self.folder / "jobs").mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._lock_file(what), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise self._unusable(error) from None
+        given = system_lock(descriptor)
+        if not given:
+            os.close(descriptor)
+        if given is None:
+            raise StudioError(
+                f"the disk of {self.folder} has no locks, without which two workers could do one job; "
+                "set LORA_STUDIO_HOME to a folder on a disk of this machine."
+            )
+        return descriptor if given else None
+
+    def _lock_file(self, what: int | str) -> Path:
+        return self.folder / "jobs" / f"{what}.lock"
 
     def _find_lost(self, database: sqlite3.Connection) -> None:
-        for row in database.execute("SELECT * FROM jobs WHERE state IN ('running', 'stopping')").fetchall():
-            if (lock := self._lock(row["id"])) is not None:
+        for row in database.execute("SELECT id FROM jobs WHERE state IN ('running', 'stopping')").fetchall():
+            if (lock := self.lock(row["id"])) is not None:
                 why = "its worker and its process ended without a word; `queue resume` goes on with it"
                 _changed(database, row["id"], state="lost", reason=why, pid=0)
                 os.close(lock)
@@ -228,18 +244,28 @@ class Queue:
                 database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = FULL")
                 database.execute("BEGIN IMMEDIATE")
-                self._have_tables(database)
                 try:
+                    self._have_tables(database)
+                    self._find_lost(database)
                     yield database
                 except BaseException:
-                    database.execute("ROLLBACK")
+                    if database.in_transaction:  # which a full disk has ended already
+                        database.execute("ROLLBACK")
                     raise
                 database.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
-            raise StudioError(
-                f"the queue {self.path} cannot be used ({error}); if the disk is full, make room; if it "
-                "is damaged, move it away: runs and recipes are not in it."
-            ) from None
+            raise self._unusable(error) from None
+        except OverflowError:
+            raise StudioError("numbers of jobs and priorities have at most 18 digits.") from None
+        except UnicodeError as error:
+            raise StudioError(f"a name of a folder is no UTF-8 text ({error}); rename it.") from None
+
+    def _unusable(self, error: Exception) -> StudioError:
+        return StudioError(
+            f"the queue {self.path} cannot be used ({error}); if its disk is full, make room; if it may not "
+            "be written, set LORA_STUDIO_HOME to a folder of yours; if it is damaged, move it away: runs and "
+            "recipes are not in it."
+        )
 
     def _have_tables(self, database: sqlite3.Connection) -> None:
         (there,) = database.execute("PRAGMA user_version").fetchone()

@@ -8,10 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.files import digest
@@ -31,9 +34,14 @@ class Slot:
     device: str
     job: Job | None = None
     process: subprocess.Popen[bytes] | None = None
-    lock: int = -1  # the job's, open until its end is written down: until then it is not lost
+    locks: tuple[int, ...] = ()  # of device and job: held until both processes have ended
     beat_at: float = 0.0
     told_to_stop: bool = False
+    waits: bool = False  # for a GPU that another worker has
+
+    @property
+    def is_idle(self) -> bool:
+        return self.job is None and not self.waits
 
 
 def command_of(job: Job) -> list[str]:
@@ -49,8 +57,11 @@ def devices_found() -> list[str]:
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or [CPU]
 
 
-def devices_named(words: str) -> list[str]:
-    """As "cuda:0,cuda:1" or "cpu" as slots; every GPU without words. Raises RecipeError for anything else."""
+def devices_named(words: str, found: Callable[[], list[str]] = devices_found) -> list[str]:
+    """As "cuda:0,cuda:1" or "cpu" as slots; every GPU without words.
+
+    Raises RecipeError for anything else, and for a GPU that is not there: all jobs would fail on it.
+    """
     named = [one.strip() for one in words.split(",") if one.strip()]
     for one in named:
         if one != CPU and not re.fullmatch(r"cuda:[0-9]{1,3}", one):
@@ -59,7 +70,14 @@ def devices_named(words: str) -> list[str]:
         raise RecipeError(
             f"--devices names {max(named, key=named.count)} twice; a device does one job at a time."
         )
-    return named or devices_found()
+    if named == [CPU]:
+        return named
+    there = found()
+    if missing := [one for one in named if one != CPU and one not in there]:
+        raise RecipeError(
+            f"--devices has {missing[0]}, which is not there; this machine has {', '.join(there)}."
+        )
+    return named or there
 
 
 class Worker:
@@ -73,30 +91,38 @@ class Worker:
         command: Callable[[Job], list[str]] = command_of,
         on_change: Callable[[Job], None] = lambda job: None,
         on_trouble: Callable[[StudioError], None] = lambda error: None,
+        on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.queue, self.slots = queue, [Slot(device) for device in devices]
         self.name = f"{socket.gethostname()}:{os.getpid()}"
-        self._command, self._on_change, self._on_trouble = command, on_change, on_trouble
+        self._command, self._on_change = command, on_change
+        self._on_trouble, self._on_stop = on_trouble, on_stop
 
     def work(self, *, until_empty: bool) -> None:
-        """Ends when nothing can be started and nothing runs, if `until_empty`.
+        """Ends when no job is left that could begin and none runs, if `until_empty`.
 
         A queue that cannot be written, on a full disk say, is tried again until it can: the jobs go on.
-        KeyboardInterrupt is passed on once every job has written its checkpoint and ended.
+        Raises KeyboardInterrupt for Ctrl-C, SIGTERM and SIGHUP, once the jobs have written their checkpoints.
         """
-        try:
-            while True:
-                troubled = [self._in_trouble(self._look_after, slot) for slot in self.slots]
-                if until_empty and not any(troubled) and all(slot.job is None for slot in self.slots):
-                    return
-                time.sleep(BEAT_SECONDS if any(troubled) else POLL_SECONDS)
-        finally:
-            for slot in self.slots:
-                self._tell_to_stop(slot)
-            for slot in self.slots:
-                if slot.process is not None:
-                    slot.process.wait()
-                    self._in_trouble(self._finish, slot)
+        with _signals() as asked:
+            try:
+                while not asked.is_set():
+                    troubled = any([self._in_trouble(self._look_after, slot) for slot in self.slots])
+                    if until_empty and not troubled and all(slot.is_idle for slot in self.slots):
+                        return
+                    asked.wait(BEAT_SECONDS if troubled else POLL_SECONDS)
+                self._on_stop()
+            finally:
+                self._stop_all()
+        raise KeyboardInterrupt
+
+    def _stop_all(self) -> None:
+        for slot in self.slots:
+            self._tell_to_stop(slot)
+        for slot in self.slots:
+            if slot.process is not None:
+                slot.process.wait()
+                self._in_trouble(self._finish, slot)
 
     def _in_trouble(self, act: Callable[[Slot], None], slot: Slot) -> bool:
         """Whether the queue could not be used."""
@@ -110,8 +136,8 @@ class Worker:
     def _look_after(self, slot: Slot) -> None:
         if slot.process is not None and slot.process.poll() is not None:
             self._finish(slot)
-        while slot.job is None and (taken := self.queue.take(self.name, slot.device)):
-            self._start(slot, *taken)
+        while slot.job is None and self._take(slot):
+            pass
         if slot.job is None or slot.process is None:
             return
         if time.monotonic() - slot.beat_at > BEAT_SECONDS or slot.beat_at == 0:
@@ -119,7 +145,24 @@ class Worker:
             if self.queue.beat(slot.job.id, slot.process.pid) == "stopping":
                 self._tell_to_stop(slot)
 
-    def _start(self, slot: Slot, job: Job, lock: int) -> None:
+    def _take(self, slot: Slot) -> bool:
+        """Begins the next job, unless the GPU is another worker's, or of a job whose worker was killed."""
+        device = None if slot.device == CPU else self.queue.lock(_lock_of(slot.device))
+        slot.waits = device is None and slot.device != CPU and self.queue.is_ready()
+        if device is None and slot.device != CPU:
+            return False
+        slot.locks = () if device is None else (device,)
+        taken = None
+        try:
+            if taken := self.queue.take(self.name, slot.device):
+                slot.locks += (taken[1],)
+                self._start(slot, taken[0])
+        finally:
+            if slot.job is None:
+                _close(slot)
+        return taken is not None
+
+    def _start(self, slot: Slot, job: Job) -> None:
         try:
             _refuse_changed_recipe(job)
             with self.queue.log(job.id).open("ab") as log:
@@ -131,16 +174,13 @@ class Worker:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,  # Ctrl-C is for the worker, which passes it on
-                    pass_fds=() if os.name == "nt" else (lock,),
+                    pass_fds=() if os.name == "nt" else slot.locks,
                 )
         except (StudioError, OSError) as error:
             reason = str(error) if isinstance(error, StudioError) else _of_system(error)
-            try:
-                self._on_change(self.queue.ended(job.id, "failed", reason))
-            finally:
-                os.close(lock)
+            self._on_change(self.queue.ended(job.id, "failed", reason))
             return
-        slot.job, slot.lock, slot.beat_at, slot.told_to_stop = job, lock, 0.0, False
+        slot.job, slot.beat_at, slot.told_to_stop = job, 0.0, False
         self._on_change(job)
 
     def _tell_to_stop(self, slot: Slot) -> None:
@@ -152,15 +192,59 @@ class Worker:
         assert slot.job is not None and slot.process is not None
         state, reason = _ending(slot.process.returncode, self.queue.log(slot.job.id))
         ended = self.queue.ended(slot.job.id, state, reason)
-        os.close(slot.lock)
+        _close(slot)
         slot.job = slot.process = None
         self._on_change(ended)
 
 
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """The event is set by the first signal to stop; a second one does what it usually does.
+
+    So none comes between a job's start and its place in a slot. Outside of the main thread there are none.
+    """
+    asked, before = threading.Event(), dict[int, Any]()
+
+    def on_signal(number: int, frame: object) -> None:
+        asked.set()
+        restore()
+
+    def restore() -> None:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+        before |= {one: signal.getsignal(one) for one in numbers if one is not None}
+        before = {one: handler for one, handler in before.items() if handler != signal.SIG_IGN}
+        for one in before:
+            signal.signal(one, on_signal)
+    try:
+        yield asked
+    finally:
+        restore()
+
+
+def _close(slot: Slot) -> None:
+    for lock in slot.locks:
+        os.close(lock)
+    slot.locks = ()
+
+
 def _environment(device: str) -> dict[str, str]:
     """A job on one of several GPUs sees that one alone; on the processor none."""
-    number = device.removeprefix("cuda").removeprefix(":") or "0"
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": "" if device == CPU else number}
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "" if device == CPU else _gpu_of(device)}
+
+
+def _gpu_of(device: str) -> str:
+    """What CUDA_VISIBLE_DEVICES calls it: of those that this worker sees itself, if not all are its."""
+    number = int(device.removeprefix("cuda:"))
+    seen = [one.strip() for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one.strip()]
+    return seen[number] if number < len(seen) else str(number)
+
+
+def _lock_of(device: str) -> str:
+    return re.sub(r"[^\w.-]", "_", f"{socket.gethostname()}-gpu-{_gpu_of(device)}")
 
 
 def _refuse_changed_recipe(job: Job) -> None:
@@ -187,7 +271,8 @@ def _ending(code: int, log: Path) -> tuple[State, str]:
 
 def _last_line(log: Path) -> str:
     told = last_lines(log, _LAST_BYTES)
-    return next((line for line in reversed(told) if line.startswith("error:")), told[-1] if told else "")
+    fault = next((line for line in reversed(told) if line.startswith("error:")), told[-1] if told else "")
+    return fault.removeprefix("error: ")
 
 
 def _of_system(error: OSError) -> str:

@@ -32,7 +32,7 @@ from lora_studio.evaluate import burn, copies, measures, questions, way
 from lora_studio.evaluate.encoders import load_encoder, pooling
 from lora_studio.evaluate.evaluation import Evaluator, Inquiry
 from lora_studio.evaluate.questions import Taught, pocket_contexts, questions_for
-from lora_studio.evaluate.result import Evaluation, Interval, Measured, Variant
+from lora_studio.evaluate.result import Evaluation, Interval, Measured, Size, Variant
 from lora_studio.evaluate.verdicts import verdicts_of
 from lora_studio.files import digest
 from lora_studio.metadata.provenance import recipe_hash
@@ -158,9 +158,11 @@ class BaseTwice:
     def learned(self, variant: Variant) -> str:
         return "the base"
 
-    def draw(self, asked: Sequence[tuple[str, int]], variant: Variant | None) -> list[Image]:
+    def draw(
+        self, asked: Sequence[tuple[str, int]], variant: Variant | None, size: Size | None = None
+    ) -> list[Image]:
         """Of each prompt's pool, in an order of the resample's own, the first ones or, as tuned, the last."""
-        prompt = asked[0][0]
+        prompt = asked[0][0]  # of `Taught` without sizes: all are squares
         order = random.Random(f"{self.resample} {prompt}").sample(range(POOL), POOL)
         dealt = order[: len(asked)] if variant is None else order[-len(asked) :]
         lacking = [(prompt, seed) for seed in dealt if (prompt, seed) not in self.drawn]

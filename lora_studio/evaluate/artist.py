@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL.Image import Image
 
 from lora_studio.evaluate.previews import Noise, draw_asked, keep, sampling_of
-from lora_studio.evaluate.result import Question
+from lora_studio.evaluate.result import Question, Size
 from lora_studio.families.base import ModelFamily
 from lora_studio.recipe.training import SamplesConfig
 from lora_studio.rng import key
@@ -57,7 +57,7 @@ class Brush:
         guided = sampling_of(self.family, self.config).guidance > 1
         keep(self.family, [(one.prompt, self.config.negative_prompt, guided) for one in questions])
 
-    def draw(self, asked: Sequence[tuple[str, int]]) -> list[Image]:
+    def draw(self, asked: Sequence[tuple[str, int]], size: Size | None = None) -> list[Image]:
         """From the parts as they are now. The noise is keyed by prompt and seed: no two prompts share it."""
         noises = [(prompt, Noise(seed, key("evaluation", prompt))) for prompt, seed in asked]
-        return draw_asked(self.family, noises, self.config, side=self.side)
+        return draw_asked(self.family, noises, self.config, size=size or (self.side, self.side))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lora_studio.data.cache.store import mark_as_used
 from lora_studio.evaluate.previews import as_png
-from lora_studio.evaluate.result import Artist, Question, Variant
+from lora_studio.evaluate.result import Artist, Question, Size, Variant
 from lora_studio.files import cache_folder, say_unwritable, write_atomically
 
 KIND = "drawn"  # its folder in the cache
@@ -50,12 +50,13 @@ class Drawings:
     def of(self, artist: Artist, variant: Variant | None, on_progress: OnProgress) -> list[KeptImage]:
         """By question and then by seed. Raises StudioError if they cannot be kept."""
         title = "base's images" if variant is None else "tuned images"
-        keys = {one.prompt: self._paths(artist, variant, one.prompt) for one in self.questions}
-        missing = [prompt for prompt, paths in keys.items() if not all(map(is_whole, paths))]
-        for done, prompt in enumerate(missing):
+        asked = dict.fromkeys((one.prompt, one.size) for one in self.questions)
+        places = {one: self._paths(artist, variant, *one) for one in asked}
+        missing = [one for one, paths in places.items() if not all(map(is_whole, paths))]
+        for done, (prompt, size) in enumerate(missing):
             on_progress(title, done * len(self.seeds), len(missing) * len(self.seeds))
-            drawn = artist.draw([(prompt, seed) for seed in self.seeds], variant)
-            for path, image in zip(keys[prompt], drawn, strict=True):
+            drawn = artist.draw([(prompt, seed) for seed in self.seeds], variant, size)
+            for path, image in zip(places[prompt, size], drawn, strict=True):
                 with say_unwritable(path):
                     write_atomically(path, as_png(image.convert("RGB")))
         if missing:
@@ -63,12 +64,14 @@ class Drawings:
         return [
             KeptImage(number, seed, path)
             for number, question in enumerate(self.questions)
-            for seed, path in zip(self.seeds, keys[question.prompt], strict=True)
+            for seed, path in zip(self.seeds, places[question.prompt, question.size], strict=True)
         ]
 
-    def _paths(self, artist: Artist, variant: Variant | None, prompt: str) -> list[Path]:
+    def _paths(self, artist: Artist, variant: Variant | None, prompt: str, size: Size | None) -> list[Path]:
         learned = "" if variant is None else artist.learned(variant) or _unlike_any_other()
         told = dict(artist.drawn_with) | {"prompt": prompt, "learned": learned, "seeds": list(self.seeds)}
+        if size is not None:
+            told["size"] = list(size)
         if learned and variant is not None:
             told["strength"] = variant.strength
         names = [json.dumps(told | {"seed": seed}, sort_keys=True) for seed in self.seeds]

@@ -17,7 +17,7 @@ from lora_studio.evaluate.burn import burnt
 from lora_studio.evaluate.copies import nearest
 from lora_studio.evaluate.questions import in_groups
 from lora_studio.evaluate.result import Group, Measured, Near, Question
-from lora_studio.evaluate.statistics import mean_of, ratio_of, share_of
+from lora_studio.evaluate.statistics import counted_share_of, mean_of, ratio_of, share_of
 from lora_studio.evaluate.way import Way
 
 CALLED: tuple[Group, ...] = ("like_training", "new_contexts")
@@ -172,7 +172,8 @@ def memorisation(compared: Compared, threshold: float) -> tuple[Measured | None,
 
     Of other prompts with the trigger if there are none of those, of which most would be copied.
     A copy is one whose similarity (`copies.nearest`) reaches the threshold, which is above all that
-    images that were not trained on reach (`copies.threshold_of`).
+    images that were not trained on reach (`copies.threshold_of`). Its interval is of the captions that were
+    asked (`statistics.counted_share_of`): what is copied is, whatever comes of other captions.
     """
     numbers, seeds = compared.numbers(CALLED[:1]) or compared.numbers(CALLED), len(compared.seeds)
     if not numbers or not len(compared.training.small):
@@ -194,7 +195,7 @@ def memorisation(compared: Compared, threshold: float) -> tuple[Measured | None,
         for place, seed in enumerate(compared.seeds)
     ]
     near.sort(key=lambda one: -one.similarity)
-    return Measured("memorisation", share_of(per_question), per_question), near
+    return Measured("memorisation", counted_share_of(per_question, seeds), per_question), near
 
 
 def validation_loss(relative: Mapping[str, float]) -> Measured | None:

@@ -40,7 +40,7 @@ def render(
     """
     noises = [Noise(config.seed, number) for number in range(len(config.prompts))]
     asked = list(zip(config.prompts, noises, strict=True))
-    return draw_asked(family, asked, config, side=side, after_step=after_step)
+    return draw_asked(family, asked, config, size=(side, side), after_step=after_step)
 
 
 class Noise(NamedTuple):
@@ -55,10 +55,10 @@ def draw_asked(
     asked: Sequence[tuple[str, Noise]],
     config: SamplesConfig,
     *,
-    side: int,
+    size: tuple[int, int],
     after_step: Callable[[], object] | None = None,
 ) -> list[Image.Image]:
-    """One image for each prompt and its noise, of side x side pixels, from the parts as they are.
+    """One image for each prompt and its noise, of a width and height, from the parts as they are.
 
     One at a time unless they are tiny (`MOST_TOGETHER`), and with the text encoders gone before the denoiser
     begins unless they were on the device anyway: so its memory is that of one image, however many there are.
@@ -73,22 +73,23 @@ def draw_asked(
 
     steps, guidance = sampling_of(family, config)
     pipeline, guided, images = family.pipeline(), guidance > 1, list[Image.Image]()
+    width, height = size
     with torch.no_grad(), in_its_precision(family):  # FSDP cannot take inference_mode's tensors back
         prompts = list(dict.fromkeys(prompt for prompt, _ in asked))
         wanted = [(prompt, config.negative_prompt, guided) for prompt in prompts]
         encoded = dict(zip(prompts, encode_prompts(family, pipeline, wanted), strict=True))
         with family.also_placed(family.denoiser):
             make_ready(pipeline, family)
-            pipeline.vae.use_tiling = side * side > MOST_UNTILED
-            at_once = drawn_together(side)
+            pipeline.vae.use_tiling = width * height > MOST_UNTILED
+            at_once = drawn_together(math.sqrt(width * height))
             for group in (asked[first : first + at_once] for first in range(0, len(asked), at_once)):
                 drawn = pipeline(
                     **side_by_side([encoded[prompt] for prompt, _ in group]),
                     **family.guided_by(guidance),
                     generator=[generator(noise.seed, "preview", noise.place) for _, noise in group],
                     num_inference_steps=steps,
-                    height=side,
-                    width=side,
+                    height=height,
+                    width=width,
                     callback_on_step_end=after,
                 )
                 images += drawn.images
@@ -135,9 +136,9 @@ def encode_prompts(
         ]
 
 
-def drawn_together(side: int) -> int:
-    """How many images of side x side pixels are drawn in one pass, at most."""
-    return max(1, MOST_TOGETHER // side**2)
+def drawn_together(side: float) -> int:
+    """How many images as large as side x side pixels are drawn in one pass, at most."""
+    return max(1, int(MOST_TOGETHER / side**2))
 
 
 def side_by_side(prompts: Sequence[Mapping[str, Tensor | list[Tensor] | None]]) -> PromptTensors:

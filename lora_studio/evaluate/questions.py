@@ -6,25 +6,28 @@ import itertools
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
+from typing import TypeVar
 
 from lora_studio.data.captions.shown import ShownCaptions
 from lora_studio.data.captions.trigger import contains_trigger, needs_class_words, without_trigger
 from lora_studio.data.manifest import Record
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.result import GROUPS, Group, Question
+from lora_studio.evaluate.result import GROUPS, Group, Question, Size
 from lora_studio.families.text_chunks import Tokenizer
 from lora_studio.pocket.scenes import BACKGROUNDS, COLOURS, POSITIONS, held_out_scenes
 from lora_studio.recipe.data import DataConfig
 from lora_studio.rng import python_random
 from lora_studio.text import shown
 
+T = TypeVar("T")
 USUAL_COUNT = 5  # of each group: ten that call what was learned, and ten that do not
 MOST_PROMPTS, MOST_LETTERS = 400, 2000
 _WHOLE_WORDS = 2.5  # tokens that a tokenizer makes of an English word, at most, if its model has read English
 _LEFT_OVER = re.compile(r",?(?:\s+(?:in|by|of|as|with|the|style))+$")  # "a fox in" of "a fox in zwx style"
+_SQUARE: Size = (0, 0)  # of the usual side
 _POCKET_SCENES = {"style": 21, "unrelated": 22}  # seeds of scenes that no base was trained on
 
 
@@ -35,6 +38,7 @@ class Taught:
     trigger: str = ""
     class_words: str = ""
     captions: tuple[str, ...] = ()
+    sizes: Mapping[str, tuple[Size, ...]] = field(default_factory=dict)  # of a caption's training images
 
     @property
     def is_subject(self) -> bool:
@@ -55,8 +59,12 @@ def taught_by(records: Sequence[Record], data: DataConfig) -> Taught:
     captions, triggers = ShownCaptions(records, data, seed=0), [one for one in records if one.trigger]
     first = triggers[0] if triggers else None
     trigger, words = (first.trigger, first.class_words) if first else (data.trigger, data.class_words)
-    texts = (text for index in range(len(records)) for text in captions.written(index)[:1])
-    return Taught(trigger, words, tuple(dict.fromkeys(texts)))
+    sizes = dict[str, dict[Size, None]]()
+    for index, record in enumerate(records):
+        for text in captions.written(index)[:1]:
+            bucket = record.bucket
+            sizes.setdefault(text, {}).update({} if bucket is None else {(bucket.width, bucket.height): None})
+    return Taught(trigger, words, tuple(sizes), {text: tuple(of) for text, of in sizes.items()})
 
 
 @dataclass(frozen=True)
@@ -103,10 +111,12 @@ def pocket_contexts() -> Contexts:
 def questions_for(taught: Taught, contexts: Contexts, *, count: int = USUAL_COUNT) -> tuple[Question, ...]:
     """Up to `count` of each group; the same for the same arguments.
 
-    Without a trigger what was learned is called by every prompt, so there is no class without it.
+    Captions are drawn at the sizes that their images were trained at: at another one what was memorised is
+    arranged anew, and no copy is found. Without a trigger what was learned is called by every prompt, so
+    there is no class without it.
     """
     trigger, called = taught.trigger, _captions_of(taught)
-    prompts: dict[Group, Iterable[str]] = {"like_training": _evenly(called, count)}
+    prompts: dict[Group, Iterable[str]] = {}
     if taught.is_subject and trigger:
         subject = _with_article(taught)
         fresh = [one for one in contexts.subject if one.format(subject) not in called]
@@ -121,11 +131,27 @@ def questions_for(taught: Taught, contexts: Contexts, *, count: int = USUAL_COUN
         prompts["class_alone"] = contexts.style if trigger else ()
     lacking = re.compile(rf"\b{re.escape(taught.class_words)}s?\b" if taught.class_words else r"(?!)")
     prompts["unrelated"] = (one for one in contexts.unrelated if not lacking.search(one))
-    return tuple(
-        Question(group, prompt, taught.text_of(prompt))
-        for group in GROUPS
-        for prompt in itertools.islice(dict.fromkeys(prompts.get(group, ())), count)
+    sized = [(caption, size) for caption in called for size in taught.sizes.get(caption) or (_SQUARE,)]
+    return (
+        *(
+            Question("like_training", caption, taught.text_of(caption), *size)
+            for caption, size in _evenly(sized, count)
+        ),
+        *(
+            Question(group, prompt, taught.text_of(prompt))
+            for group in GROUPS[1:]
+            for prompt in itertools.islice(dict.fromkeys(prompts.get(group, ())), count)
+        ),
     )
+
+
+def at_other_side(questions: Sequence[Question], share: float, stride: int) -> tuple[Question, ...]:
+    """With the sizes that they name times `share`, in whole strides."""
+
+    def scaled(side: int) -> int:
+        return side and max(1, round(side * share / stride)) * stride
+
+    return tuple(replace(one, width=scaled(one.width), height=scaled(one.height)) for one in questions)
 
 
 def with_prompts(
@@ -145,7 +171,8 @@ def with_prompts(
                     f"{name} has a prompt of {len(prompt)} letters; at most {MOST_LETTERS} are read: "
                     f"{shown(prompt, limit=60)}"
                 )
-            asked = Question(_group_of(prompt, taught), prompt, taught.text_of(prompt))
+            size = next(iter(taught.sizes.get(prompt, ())), _SQUARE)
+            asked = Question(_group_of(prompt, taught), prompt, taught.text_of(prompt), *size)
             (added if line.startswith("+") else instead).append(asked)
     if not added and not instead:
         raise StudioError(f"{name} has no prompt in it; write one a line.")
@@ -174,7 +201,7 @@ def _captions_of(taught: Taught) -> list[str]:
     return called or [one for one in [_with_article(taught) if taught.is_subject else taught.trigger] if one]
 
 
-def _evenly(listed: Sequence[str], count: int) -> list[str]:
+def _evenly(listed: Sequence[T], count: int) -> list[T]:
     """`count` of them, from all over the list; all of them if there are no more."""
     if len(listed) <= count:
         return list(listed)

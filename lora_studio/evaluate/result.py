@@ -16,13 +16,27 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 """Captions like those trained on, the trigger in new contexts, the class without it, anything else."""
 
 
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and the words that its image is scored against: with the class in the trigger's place."""
+    """A prompt, and the words that its image is scored against: with the class in the trigger's place.
+
+    Of a caption that was trained on width and height are its training image's; of others 0, a square.
+    """
 
     group: Group
     prompt: str
     text: str
+    width: int = 0
+    height: int = 0
+
+    @property
+    def size(self) -> Size | None:
+        """None: a square of the artist's side."""
+        return (self.width, self.height) if self.width and self.height else None
 
 
 @dataclass(frozen=True)
@@ -39,8 +53,10 @@ class Artist(Protocol):
     drawn_with: Mapping[str, str | int | float]
     """What a base's image depends on beside prompt and seed: fingerprint, sampler, steps, guidance, side."""
 
-    def draw(self, asked: Sequence[tuple[str, int]], variant: Variant | None) -> list[Image]:
-        """One image for each prompt and seed; of the base alone without a variant."""
+    def draw(
+        self, asked: Sequence[tuple[str, int]], variant: Variant | None, size: Size | None = None
+    ) -> list[Image]:
+        """One image for each prompt and seed, a square if no size is given; of the base without a variant."""
 
     def learned(self, variant: Variant) -> str:
         """SHA-256 of what it draws with: its images are cached by that; "" if they are not to be."""

@@ -26,6 +26,7 @@ FEW = (
     12  # questions; of fewer the interval holds Student's, too: resamples of few skewed values say too little
 )
 FEWEST = 8  # questions to resample; of fewer it is Student's interval, which knows no skew
+TRIMMED, LEAST_TRIMMED = 8, 4  # questions of which one is left out at each end; of fewer none is
 MOST_QUESTIONS = 1000  # that more could be advised
 
 
@@ -41,10 +42,56 @@ def share_of(per_question: Mapping[int, float]) -> Interval:
     """
     found = mean_of(per_question)
     if found.questions and found.value in (0.0, 1.0):
-        reach = 1 - ((1 - COVERAGE) / 2) ** (1 / found.questions)
-        low, high = (0.0, reach) if found.value == 0 else (1 - reach, 1.0)
+        low, high = clopper_pearson(round(found.value) * found.questions, found.questions)
         return Interval(found.value, low, high, found.questions)
     return Interval(found.value, max(0.0, found.low), min(1.0, found.high), found.questions)
+
+
+def counted_share_of(per_question: Mapping[int, float], seeds: int) -> Interval:
+    """A share of images that each have something or not, of the questions that were asked.
+
+    The lower end is Clopper and Pearson's over images: what it shows with these questions and any seeds,
+    whatever others would. It is on the safe side where questions differ, as then the count scatters less
+    (Hoeffding 1956). The upper end is no lower than over questions: others may show more.
+    """
+    found = share_of(per_question)
+    if not found.questions:
+        return found
+    images = found.questions * seeds
+    low, high = clopper_pearson(round(found.value * images), images)
+    return Interval(found.value, low, max(high, found.high), found.questions)
+
+
+def clopper_pearson(count: int, number: int) -> tuple[float, float]:
+    """The exact interval of a share of which `count` of `number` were seen (Clopper and Pearson 1934)."""
+    return _least_share(count, number), 1 - _least_share(number - count, number)
+
+
+def _least_share(count: int, number: int) -> float:
+    """That of which so many or more are seen as rarely as the interval's end allows, by bisection."""
+    if not count:
+        return 0.0
+    seen = np.arange(count, number + 1)
+    ways = np.array(
+        [math.lgamma(number + 1) - math.lgamma(k + 1) - math.lgamma(number - k + 1) for k in seen]
+    )
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        chances = np.exp(ways + seen * math.log(middle) + (number - seen) * math.log1p(-middle))
+        low, high = (middle, high) if chances.sum() < (1 - COVERAGE) / 2 else (low, middle)
+    return (low + high) / 2
+
+
+def usual_of(per_question: Mapping[int, float]) -> Interval:
+    """The trimmed mean: without one of `TRIMMED` questions at each end, which a few that differ do not move.
+
+    Where one question of ten may change wholly, the mean of few questions says by how many of these it met;
+    this says what happens to the others (Tukey and McLaughlin 1963, Sankhya A 25).
+    """
+    values = _finite(list(per_question.values()))
+    out = max(len(values) >= LEAST_TRIMMED, len(values) // TRIMMED)
+    return bootstrap([values], lambda one: np.sort(one)[..., out : one.shape[-1] - out].mean(axis=-1))
 
 
 def ratio_of(parts: Mapping[int, tuple[float, float]]) -> Interval:

@@ -18,11 +18,12 @@ from lora_studio.evaluate.material import Material, images_in, material_of_run, 
 from lora_studio.evaluate.questions import (
     USUAL_COUNT,
     Taught,
+    at_other_side,
     contexts_for,
     questions_for,
     with_prompts,
 )
-from lora_studio.evaluate.result import Evaluation, Question, Variant
+from lora_studio.evaluate.result import Evaluation, Question, Size, Variant
 from lora_studio.evaluate.written import write_evaluation
 from lora_studio.files import check_ending, expanded
 from lora_studio.tools.sample.source import Checkpoint, SampleRequest, SampleSource, open_source
@@ -136,14 +137,16 @@ class SourceArtist:
         """Of the checkpoint or the file."""
         return self._source.learned(variant.step)
 
-    def draw(self, asked: Sequence[tuple[str, int]], variant: Variant | None) -> list[Image]:
+    def draw(
+        self, asked: Sequence[tuple[str, int]], variant: Variant | None, size: Size | None = None
+    ) -> list[Image]:
         """One image for each prompt and seed."""
         if variant != self._present:
             self._stack.close()
             strength, step = (None, None) if variant is None else (variant.strength, variant.step)
             self._stack.enter_context(self._source.drawing(step, strength))
             self._present = variant
-        return self.brush.draw(asked)
+        return self.brush.draw(asked, size)
 
 
 def material_of(source: SampleSource, request: EvaluationRequest) -> Material:
@@ -156,7 +159,7 @@ def material_of(source: SampleSource, request: EvaluationRequest) -> Material:
     found = material_of_run(manifest_of(run), recipe.data, request.images, option="--images")
     known = found.taught
     trigger, words = request.trigger or known.trigger, request.class_words or known.class_words
-    return replace(found, taught=Taught(trigger, words, known.captions))
+    return replace(found, taught=replace(known, trigger=trigger, class_words=words))
 
 
 def _asked(
@@ -182,14 +185,16 @@ def _asked(
 def _questions(source: SampleSource, taught: Taught, request: EvaluationRequest) -> tuple[Question, ...]:
     tokenizer = next(iter(source.family.tokenizers.values()))
     built = questions_for(taught, contexts_for(tokenizer), count=request.count)
+    share = (request.side or source.side) / source.side
     if request.prompts is None:
-        return built
+        return at_other_side(built, share, source.family.stride)
     path = expanded(request.prompts)
     try:
         text = decode_text(read_bytes(path, max_bytes=10**6))
     except (StudioError, UnicodeDecodeError) as error:
         raise StudioError(f"{path} cannot be read as a text file of prompts: {reason_of(error)}.") from None
-    return with_prompts(built, text, taught, name=path.name)
+    asked = with_prompts(built, text, taught, name=path.name)
+    return at_other_side(asked, share, source.family.stride)
 
 
 def _encoder_of(source: SampleSource, request: EvaluationRequest) -> tuple[str, str]:

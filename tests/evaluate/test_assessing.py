@@ -91,7 +91,7 @@ def assessed(tiny_base: Path) -> tuple[BaseAssessment, BaseAssessment]:
     renders = targets_of([draw(sample_scene(n), 64, 64, style="woodcut") for n in range(3)])
     found = assess_base("tiny", family, renders, encoder, SAMPLES, side=64)
     asked = [(one.plain, Noise(SAMPLES.seed, place)) for place, one in enumerate(renders)]
-    own = targets_of(draw_asked(family, asked, SAMPLES, side=64))
+    own = targets_of(draw_asked(family, asked, SAMPLES, size=(64, 64)))
     again = assess_base("tiny", family, own, encoder, SAMPLES, side=64)
     assert all(torch.equal(one, before[name]) for name, one in family.parts["unet"].state_dict().items())
     return found, again

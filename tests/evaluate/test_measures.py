@@ -25,6 +25,7 @@ from lora_studio.evaluate.measures import (
     validation_loss,
 )
 from lora_studio.evaluate.result import GROUPS, Interval, Measured, Question
+from lora_studio.evaluate.statistics import counted_share_of
 from lora_studio.evaluate.verdicts import THRESHOLDS, verdicts_of
 
 QUESTIONS = tuple(
@@ -148,9 +149,37 @@ def test_memorisation_counts_copies_among_captions_trained_on_and_names_the_pair
     given = replace(given, tuned=replace(given.tuned, small=planted), training=training)
     found, near = memorisation(given, 0.84)
     assert found.interval.value == pytest.approx(4 / 12) and found.per_question[1] == pytest.approx(1 / 3)
+    assert [one.word for one in verdicts_of([found])] == ["memorised"]
     copied = {(one.question, one.seed, one.training_image) for one in near if one.copied}
     assert copied == {(0, 1, "d"), (0, 2, "d"), (0, 3, "d"), (1, 3, "e")}
     assert [one.copied for one in near[:4]] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("shares", "decided"),
+    [
+        ([1, 1 / 3, 0, 0], True),  # of four training images
+        ([1, 0, 0, 0], True),  # one of them, whatever the seed
+        ([1 / 3, 1 / 3, 0, 0], True),
+        ([1 / 3, 0, 0, 0], False),  # a single image may be chance
+        ([1 / 3, 1 / 3, 0, 0, 0], False),
+        ([1, 0, 0, 0, 0], True),
+    ],
+)
+def test_that_it_is_memorised_rests_on_the_number_of_copies(shares, decided) -> None:
+    per_question = dict(enumerate(shares))
+    (said,) = verdicts_of([Measured("memorisation", counted_share_of(per_question, 3), per_question)])
+    assert (said.word, said.decided) == ("memorised", decided)
+
+
+def test_copies_that_are_chance_are_hardly_ever_called_memorised() -> None:
+    """At the most that 500 other scenes without one allow: 1 in 167."""
+    draw, said = np.random.default_rng(3), 0
+    for _ in range(1000):
+        per_question = dict(enumerate(draw.binomial(3, 1 / 167, 5) / 3))
+        found = verdicts_of([Measured("memorisation", counted_share_of(per_question, 3), per_question)])
+        said += any(one.decided for one in found)
+    assert said <= 2
 
 
 def test_validation_loss_is_the_mean_over_images() -> None:

@@ -9,6 +9,7 @@ import pytest
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.questions import (
     Taught,
+    at_other_side,
     contexts_for,
     everyday_contexts,
     in_groups,
@@ -117,6 +118,23 @@ def test_a_file_of_prompts_takes_the_place_of_its_groups_or_adds_to_them() -> No
     assert told["class_alone"][-1] == "a robot dancing" and len(told["class_alone"]) == 3
     assert told["unrelated"][-1] == "a pink cat" and len(told["like_training"]) == 2
     assert asked[in_groups(asked)["new_contexts"][0]].text == "a robot dancing"
+
+
+def test_captions_are_drawn_at_the_sizes_of_their_training_images_and_other_prompts_as_squares() -> None:
+    sizes = {"a vkq robot": ((32, 96), (96, 32)), "a vkq robot on a hill": ((64, 64),)}
+    taught = Taught("vkq robot", "robot", tuple(sizes), sizes)
+    asked = questions_for(taught, pocket_contexts(), count=3)
+    drawn = [(one.prompt, one.size) for one in asked]
+    assert drawn[:3] == [
+        *[("a vkq robot", size) for size in sizes["a vkq robot"]],
+        ("a vkq robot on a hill", (64, 64)),
+    ]
+    assert not any(size for _, size in drawn[3:])
+    own = with_prompts(asked, "a vkq robot\na vkq robot dancing", taught)
+    assert [one.size for one in own if one.prompt.startswith("a vkq robot")][:2] == [(32, 96), None]
+    halved = at_other_side(asked, 0.5, 16)
+    assert [one.size for one in halved[:3]] == [(16, 48), (48, 16), (32, 32)]
+    assert [one.size for one in at_other_side(asked, 1.0, 8)] == [one.size for one in asked]
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "x" * 3000, "\n".join(f"a{n}" for n in range(500))])

@@ -12,12 +12,15 @@ from lora_studio.evaluate.result import Interval
 from lora_studio.evaluate.statistics import (
     MOST_QUESTIONS,
     RESAMPLES,
+    clopper_pearson,
+    counted_share_of,
     expanded,
     mean_of,
     more_questions,
     ratio_of,
     share_of,
     students_quantile,
+    usual_of,
 )
 from lora_studio.rng import key
 
@@ -102,6 +105,41 @@ def test_shares_that_are_all_alike_have_clopper_and_pearsons_other_end(number) -
     assert (every.low, every.high) == pytest.approx((1 - exact.high, 1.0))
 
 
+@pytest.mark.parametrize("number", [4, 8, 9, 16, 40])
+def test_what_is_usual_is_scipys_trimmed_mean(number) -> None:
+    values = np.random.default_rng(number).gamma(1, 1, number)
+    found = usual_of(numbered(values))
+    assert found.value == pytest.approx(stats.trim_mean(values, max(1, number // 8) / number))
+    assert found.low < found.value < found.high and found.questions == number
+    assert usual_of(numbered([1, 2, 6])).value == 3
+
+
+@pytest.mark.parametrize(("count", "number"), [(0, 4), (1, 12), (2, 12), (3, 15), (12, 12), (700, 1200)])
+def test_the_interval_of_a_count_is_scipys(count, number) -> None:
+    exact = stats.binomtest(count, number).proportion_ci(0.95, method="exact")
+    assert clopper_pearson(count, number) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+def test_a_counted_share_is_of_these_questions_below_and_of_all_above() -> None:
+    found = counted_share_of(numbered([1, 1 / 3, 0, 0]), 3)
+    over_images, over_questions = clopper_pearson(4, 12), share_of(numbered([1, 1 / 3, 0, 0]))
+    assert found.value == pytest.approx(1 / 3) and found.low == over_images[0] > over_questions.low
+    assert found.high == max(over_images[1], over_questions.high) and found.questions == 4
+    assert counted_share_of(numbered([0] * 5), 3).high == share_of(numbered([0] * 5)).high
+    assert math.isnan(counted_share_of({0: math.nan}, 3).value)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 5.0])
+def test_what_is_counted_is_hardly_ever_less_than_its_lower_end(spread) -> None:
+    """Whether the questions are alike or most of them show nothing."""
+    draw, below = np.random.default_rng(2), 0
+    for _ in range(500):
+        chances = np.clip(0.2 * (1 + spread * draw.normal(size=5)), 0, 1)
+        shares = draw.binomial(3, chances) / 3
+        below += counted_share_of(numbered(shares), 3).low > chances.mean()
+    assert below / 500 <= 0.025 + 2.6 * math.sqrt(0.025 * 0.975 / 500)
+
+
 def test_how_many_more_questions_would_decide() -> None:
     assert more_questions(Interval(0.5, 0.0, 1.0, 10), 0.25) == 30  # half as wide needs four times as many
     assert more_questions(Interval(0.3, 0.25, 0.35, 10), 0.2) == 0
@@ -125,6 +163,10 @@ def _ratio(draw: np.random.Generator, number: int) -> tuple[Interval, float]:
     return ratio_of(dict(enumerate(zip(tops.tolist(), bottoms.tolist(), strict=True)))), 0.5
 
 
+def _usual(draw: np.random.Generator, number: int) -> tuple[Interval, float]:
+    return usual_of(numbered(draw.normal(0.4, 0.2, number))), 0.4
+
+
 def coverage(make, number: int, trials: int) -> float:
     draw = np.random.default_rng(1)
     found = [make(draw, number) for _ in range(trials)]
@@ -133,7 +175,7 @@ def coverage(make, number: int, trials: int) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [8, 10, 12, 24, 48])
-@pytest.mark.parametrize("make", [_mean, _skewed, _ratio])
+@pytest.mark.parametrize("make", [_mean, _skewed, _ratio, _usual])
 def test_the_interval_holds_the_truth_in_95_of_100_trials(make, number) -> None:
     assert 0.93 <= coverage(make, number, 1000) <= 0.97
 

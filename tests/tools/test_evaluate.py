@@ -18,7 +18,9 @@ from lora_studio.evaluate.result import Variant, evaluation_of
 from lora_studio.families.loading import load_base
 from lora_studio.lora_file.lora_file import base_layers
 from lora_studio.pocket.samples import subject_samples
+from lora_studio.runs import Run
 from lora_studio.tools.evaluate import EvaluationRequest, evaluate
+from lora_studio.training.prepare.data import manifest_of
 from lora_studio.training.session import train
 
 COUNT, SEEDS = 2, (1, 2)
@@ -139,6 +141,11 @@ def test_a_run_is_asked_by_its_own_captions_and_checkpoints(tiny_base, images, d
     assert folder == tmp_path / "run" / "evaluation" and found.variant == Variant(2, 1.0)
     captions = {path.read_text("utf-8").strip() for path in images.glob("*.txt")}
     assert {one.prompt for one in found.questions if one.group == "like_training"} <= captions
+    buckets = {(one.bucket.width, one.bucket.height) for one in manifest_of(Run(tmp_path / "run")).used}
+    sizes = {one.size for one in found.questions if one.group == "like_training"}
+    assert sizes <= buckets and any(wide != high for wide, high in sizes)
+    for one in made.tuned:
+        assert one.image().size == (found.questions[one.question].size or (64, 64))
     assert found.facts["training_images"] > 0 and "training images" in " ".join(found.notes)
     assert not any(str(tmp_path) in json.dumps(one) for one in (found.facts, found.notes))
 

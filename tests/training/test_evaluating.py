@@ -137,7 +137,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Variant]:
             seeds=(1, 2),
             measures=(
                 Measured("fidelity", Interval(low + 0.1, low, low + 0.2, 4), {}),
-                Measured("drift", Interval(drift, drift, drift, 4), {}),
+                Measured("drift", Interval(drift, drift, drift, 4), dict.fromkeys(range(4), drift)),
                 Measured("leakage", Interval(0.0, 0.0, 0.0, 4), {}),
             ),
             verdicts=(),

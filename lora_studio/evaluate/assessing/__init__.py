@@ -187,7 +187,7 @@ def _drawn(
     family: ModelFamily, prompts: Sequence[str], samples: SamplesConfig, side: int
 ) -> list[Image.Image]:
     asked = [(prompt, Noise(samples.seed, place)) for place, prompt in enumerate(prompts)]
-    return [square(one, side) for one in draw_asked(family, asked, samples, side=side)]
+    return [square(one, side) for one in draw_asked(family, asked, samples, size=(side, side))]
 
 
 @torch.no_grad()

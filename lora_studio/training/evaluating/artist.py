@@ -14,7 +14,7 @@ from torch import Tensor
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.artist import Brush
-from lora_studio.evaluate.result import Variant
+from lora_studio.evaluate.result import Size, Variant
 from lora_studio.files import digest
 from lora_studio.quantization import NONE
 from lora_studio.runs.reading import STATE
@@ -42,10 +42,12 @@ class TrainedArtist:
         own = {"quantized": quantized} if quantized != NONE else {}
         self.drawn_with = dict(self.brush.drawn_with) | own
 
-    def draw(self, asked: Sequence[tuple[str, int]], variant: Variant | None) -> list[Image.Image]:
+    def draw(
+        self, asked: Sequence[tuple[str, int]], variant: Variant | None, size: Size | None = None
+    ) -> list[Image.Image]:
         """One image for each prompt and seed; of the base alone without a variant."""
         with self.showing(variant):
-            return self.brush.draw(asked)
+            return self.brush.draw(asked, size)
 
     def learned(self, variant: Variant) -> str:
         """SHA-256 of the checkpoint's state, which has the digests of all else in it.

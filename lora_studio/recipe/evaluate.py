@@ -41,8 +41,8 @@ class EvaluateConfig(Section):
         1.0,
         gt=0,
         le=100,
-        description="budget: how far images without the trigger may change; 1: as far as with another seed, "
-        "where good styles come to 0.3 to 0.5, good subjects to 1, and what leaks to more",
+        description="budget: how far images without the trigger may change, of most prompts; 1: as far as "
+        "with another seed, where good styles come to 0.3 to 0.5, good subjects to 1, and what leaks to more",
     )
     leakage: float = Field(
         0.15,

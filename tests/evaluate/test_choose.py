@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from lora_studio.evaluate.choosing import (
@@ -19,6 +21,7 @@ from lora_studio.evaluate.choosing import (
 )
 from lora_studio.evaluate.choosing.strength import choose_strength
 from lora_studio.evaluate.result import Evaluation, Interval, Measured, Variant, Verdict
+from lora_studio.evaluate.statistics import mean_of
 from lora_studio.evaluate.verdicts import THRESHOLDS
 from lora_studio.recipe.evaluate import EvaluateConfig
 
@@ -174,6 +177,35 @@ def test_an_evaluation_becomes_a_candidate_by_its_decided_verdicts() -> None:
     assert candidate_of(whole) == Candidate(Variant(100), {"fidelity": interval}, ("burnt",))
     undecided = replace(whole, verdicts=(replace(verdicts[0], decided=False),))
     assert candidate_of(undecided).spoiled == ()
+
+
+def of_drifts(drifts: Sequence[float]) -> Candidate:
+    """What the rule knows of a run whose prompts without the trigger changed so far."""
+    per_question = dict(enumerate(drifts))
+    found = Evaluation(
+        "a", Variant(100), {}, (), (1,), (Measured("drift", mean_of(per_question), per_question),), ()
+    )
+    return candidate_of(found)
+
+
+def test_one_prompt_that_changes_wholly_does_not_break_the_budget_and_many_that_change_do() -> None:
+    budget = Budget(drift=1.0, leakage=0.15)
+    assert not of_drifts([0.2, 0.3, 0.4, 0.3, 0.2, 0.3, 0.4, 9.0]).beyond(budget)
+    assert of_drifts([0.2, 0.3, 0.4, 9.0, 9.0, 9.0, 0.4, 9.0]).beyond(budget)
+
+
+def test_good_runs_are_hardly_ever_refused_for_chance_in_few_prompts_and_what_leaks_is() -> None:
+    """Simulated: one prompt of ten changes wholly, by 5, the others by 0.3; in what leaks they do by 2.7."""
+    draw, budget, refused = np.random.default_rng(5), Budget(drift=1.0, leakage=0.15), dict[str, float]()
+    for kind, usual, trials in (("good", 0.3, 300), ("leaks", 2.7, 50)):
+        found = [
+            np.where(draw.random(8) < 0.1, draw.gamma(4, 5 / 4, 8), usual * draw.gamma(4, 1 / 4, 8))
+            for _ in range(trials)
+        ]
+        refused[kind] = sum(bool(of_drifts(one.tolist()).beyond(budget)) for one in found) / trials
+        refused[f"{kind}, by the mean"] = sum(one.mean() > 1 for one in found) / trials
+    assert refused["good"] <= 0.12 < 0.22 <= refused["good, by the mean"]  # of many trials 0.08 and 0.28
+    assert refused["leaks"] >= 0.98
 
 
 def strengths(*rows: tuple[float, float, float]) -> list[Candidate]:

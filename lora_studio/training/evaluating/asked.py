@@ -25,6 +25,7 @@ from lora_studio.evaluate.material import (
 from lora_studio.evaluate.questions import USUAL_COUNT
 from lora_studio.evaluate.result import Evaluation, Question, Variant
 from lora_studio.evaluate.saved import evaluation_folder
+from lora_studio.evaluate.statistics import TRIMMED
 from lora_studio.evaluate.written import write_evaluation
 from lora_studio.files import cache_folder, digest
 from lora_studio.recipe import Recipe
@@ -134,7 +135,9 @@ class RunMeasures:
         drawn = {key: value for key, value in self.artist.drawn_with.items() if key != "base"}
         return {
             "questions": [one.prompt for one in self.questions(count)],
+            "sizes": [one.size for one in self.questions(count)],
             "seeds": list(seeds_of(self.recipe)),
+            "drift_without_one_of": TRIMMED,
             "encoder": self.encoder.name,
             "encoder_sha256": self.encoder.digest,
             "references": len(references),

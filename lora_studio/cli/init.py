@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -130,18 +130,13 @@ def _none_yet(images: Path) -> str:
 
 
 def _write(preset: str, inputs: PresetInputs, found: Glance, out: Path | None) -> Path:
-    """The recipe's file; says what images without a caption are learned with.
-
-    Those of a subject get a sentence, others what `inputs` has for them.
-    """
-    from lora_studio.recipe.presets import fill, recipe_name, summary
-    from lora_studio.training.starting import one_caption
+    """The recipe's file; says what images without a caption are learned with."""
+    from lora_studio.recipe.presets import recipe_name, summary
+    from lora_studio.training.starting import first_recipe
 
     bare, words = found.images - len(found.captions), with_class(inputs.trigger, inputs.class_words)
-    if bare and inputs.class_words and not inputs.instance_prompt:
-        inputs = replace(inputs, instance_prompt=one_caption(words, of_style=False))
     path = out or Path(f"{inputs.name or recipe_name(inputs.images)}.toml")
-    text, recipe = fill(preset, replace(inputs, captions=found.captions), folder=path.parent)
+    text, recipe = first_recipe(preset, inputs, found, folder=path.parent)
     _write_recipe(path, text)
     console.say(f"wrote {path}: {summary(preset)}")
     if recipe.data.trigger != inputs.trigger:

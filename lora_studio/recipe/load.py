@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -179,12 +179,40 @@ def option_named(word: str) -> str:
     return names_elsewhere().get(word) or next(iter([*first, *named]), "")
 
 
+class RecipeFault(NamedTuple):
+    """What is wrong, and where."""
+
+    place: str  # "training.steps", "tokens[0].token", of what concerns a whole table its name, or ""
+    sentence: str
+
+
+def find_faults(values: dict[str, Any], *, folder: Path) -> list[RecipeFault]:
+    """What `recipe_from` refuses these values for, each with its place; none if it takes them."""
+    values, doubled = with_current_names(values, lambda old, new: None)
+    faults = [RecipeFault("", sentence) for sentence in doubled]
+    try:
+        Recipe.model_validate(values, context={"folder": folder})
+    except ValidationError as error:
+        faults += _faults(error.errors(), Recipe)
+    return faults
+
+
 def sentences(errors: Sequence[ErrorDetails], recipe: type[BaseModel]) -> list[str]:
     """One for each of pydantic's errors: where, what, and what is allowed. A table's keys are listed once."""
+    return [fault.sentence for fault in _faults(errors, recipe)]
+
+
+def _faults(errors: Sequence[ErrorDetails], recipe: type[BaseModel]) -> list[RecipeFault]:
     told: set[tuple[int | str, ...]] = set()
     errors = _without_branches(errors)
     known = [_sentence(detail, recipe, told) for detail in errors[:_MOST_FAULTS]]
-    return known + [f"{detail['msg']}." for detail in errors[_MOST_FAULTS:]]  # are only counted
+    known += [f"{detail['msg']}." for detail in errors[_MOST_FAULTS:]]  # are only counted
+    places = [_dotted_place(detail["loc"]) for detail in errors]
+    return [RecipeFault(place, sentence) for place, sentence in zip(places, known, strict=True)]
+
+
+def _dotted_place(location: tuple[int | str, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)[1:]
 
 
 def _without_branches(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
@@ -204,7 +232,7 @@ def _sentence(detail: ErrorDetails, recipe: type[BaseModel], told: set[tuple[int
     if detail["type"] == "value_error":  # a check of ours, in our own words
         return str(detail["ctx"]["error"])
     location, value = detail["loc"], _said(detail["input"])
-    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)[1:]
+    dotted = _dotted_place(location)
     if detail["type"] == "extra_forbidden":
         return f"unknown key {dotted}{_hint(location, recipe, told)}."
     if detail["type"] == "missing":

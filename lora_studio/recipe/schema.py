@@ -75,3 +75,6 @@ def _mend(definition: dict[str, Any], name: str) -> None:
             }
             option["anyOf"] = [said, other]
         option.pop("format", None)
+        for ours, theirs in (("ge", "minimum"), ("le", "maximum")):  # pydantic leaves those of int | float
+            if ours in option:
+                option[theirs] = option.pop(ours)

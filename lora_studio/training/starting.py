@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_studio.data.scan.glance import Glance, glance
 from lora_studio.errors import BaseModelError, DatasetError, RecipeError
 from lora_studio.families.original.glance import BaseGlance, glance_at_base
+from lora_studio.recipe import Recipe
 from lora_studio.recipe.data import POCKET
-from lora_studio.recipe.presets import preset_base, preset_names, summary
+from lora_studio.recipe.presets import PresetInputs, fill, preset_base, preset_names, summary
 from lora_studio.registry import unknown
+from lora_studio.text import with_class
 
 STYLE, SUBJECT, FACE = PURPOSES = ("style", "subject", "face")
 SMALL, SMALL_GIB = "_8gb", 11.0  # how presets for less GPU memory end: docs/reference/what-fits.md
@@ -93,6 +95,17 @@ def new_word(name: str) -> str:
 def one_caption(words: str, *, of_style: bool) -> str:
     """What images without one are learned with: something is named beside a style, which can be preserved."""
     return f"an image, {words}" if of_style else f"a photo of {words}"
+
+
+def first_recipe(preset: str, inputs: PresetInputs, found: Glance, *, folder: Path) -> tuple[str, Recipe]:
+    """The preset filled in for the images: its text, and that recipe; raises RecipeError.
+
+    Those of a subject that have no caption get a sentence, others what `inputs` has for them.
+    """
+    bare, words = found.images - len(found.captions), with_class(inputs.trigger, inputs.class_words)
+    if bare and inputs.class_words and not inputs.instance_prompt:
+        inputs = replace(inputs, instance_prompt=one_caption(words, of_style=False))
+    return fill(preset, replace(inputs, captions=found.captions), folder=folder)
 
 
 @dataclass(frozen=True)

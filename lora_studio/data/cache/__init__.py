@@ -16,13 +16,15 @@ from pathlib import Path
 
 from lora_studio.errors import DatasetError
 
+THUMBNAILS = "thumbnails"
 KINDS = {  # folder -> content
     "latents": "latents",
     "text": "text",
     "class_images": "regularization images",
     "drawn": "images of evaluations",
+    THUMBNAILS: "thumbnails of the page",
 }
-_ENTRY = re.compile(r"([0-9a-f]{64})\.(safetensors|png|json)")
+_ENTRY = re.compile(r"([0-9a-f]{64})\.(safetensors|png|json|jpg)")
 _LEFTOVER = re.compile(r"([0-9a-f]{64}\.[0-9a-f]{32}|\.lora-studio-[0-9a-f]{32})\.tmp")
 _LEFTOVER_AFTER = 3600  # seconds; a younger one may be in the hands of a running process
 _SECONDS = {"h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}

@@ -18,6 +18,7 @@ from lora_studio.recipe.migrate.draft import (
 )
 from lora_studio.recipe.migrate.folders import Places, missing, views_in
 from lora_studio.recipe.migrate.meanings import (
+    FREE_RATE,
     TheirSchedule,
     put_dtype,
     put_files,
@@ -132,7 +133,7 @@ def _network(network: Settings) -> None:
     else:
         network.unsupported("type", "lora is taken; adapter.kind knows others")
     key = "rank" if network.has("rank") else "linear"
-    rank = network.whole(key) or 16
+    rank = network.whole(key) or 4
     full = network.yes("lokr_full_rank")
     if rank > 4096 or full:
         network.moved(key, "a whole matrix there; adapter.rank is at most 4096")
@@ -185,14 +186,19 @@ def _train(train: Settings) -> None:
     values = train.draft.values
     _length(train)
     params = train.get("optimizer_params")
-    options = {"weight_decay": 0.01} if train.text("optimizer").lower().startswith("adamw") else {}
+    said = train.text("optimizer").lower()
+    options = {"weight_decay": 0.01} if said.startswith("adamw") else {}
+    options |= {"eps": 1e-6} if said.startswith("adam") else {}  # ai-toolkit's own
     options |= params if isinstance(params, dict) else {}
     if "betas" in options and isinstance(options["betas"], str):
         options.pop("betas")
     name = put_optimizer(train, "optimizer", options, options_key="optimizer_params")
     key = "unet_lr" if train.has("unet_lr") else "lr"
     rate = train.number(key) or 1e-6
-    if train.has(key):
+    if name in FREE_RATE and rate < 0.1:
+        train.changed(key, "training.learning_rate", 1.0, "below 0.1 it is 1 there, as the optimizer wants")
+        rate = 1.0
+    elif train.has(key):
         train.exactly(key, "training.learning_rate", rate)
     values["training.learning_rate"] = rate
     if key == "unet_lr" and train.has("lr"):

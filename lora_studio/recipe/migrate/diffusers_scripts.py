@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_studio.recipe.migrate.draft import Draft, Settings, rules
@@ -34,6 +34,7 @@ class _Script:
     is_flow: bool = False
     dreambooth: bool = True
     encoder_rate: float | None = None  # None: the denoiser's
+    alpha: float | None = None  # None: the rank
 
 
 _TEXT_TO_IMAGE = _Script(epochs=100, batch=16, dreambooth=False)
@@ -42,10 +43,10 @@ SCRIPTS = {
     "train_text_to_image_lora.py": _TEXT_TO_IMAGE,
     "train_text_to_image_lora_sdxl.py": _Script(epochs=100, batch=16, resolution=1024, dreambooth=False),
     "train_dreambooth_lora.py": _Script(rate=5e-4),
-    "train_dreambooth_lora_sdxl.py": _LATER,
+    "train_dreambooth_lora_sdxl.py": replace(_LATER, alpha=4.0),
     "train_dreambooth_lora_sdxl_advanced.py": _LATER,
     "train_dreambooth_lora_sd15_advanced.py": _Script(decay=1e-4, encoder_rate=5e-6),
-    "train_dreambooth_lora_flux.py": _Script(decay=1e-4, is_flow=True, encoder_rate=5e-6),
+    "train_dreambooth_lora_flux.py": _Script(decay=1e-4, is_flow=True, encoder_rate=5e-6, alpha=4.0),
     "train_dreambooth_lora_flux_advanced.py": _Script(decay=1e-4, is_flow=True, encoder_rate=5e-6),
     "train_dreambooth_lora_sd3.py": _Script(decay=1e-4, is_flow=True, encoder_rate=5e-6),
 }
@@ -107,13 +108,15 @@ def _layers(given: Settings, script: _Script, *, is_flux: bool) -> None:
     values = given.draft.values
     rank = given.whole("rank") or 4
     given.exactly("rank", "adapter.rank", rank)
+    alpha = script.alpha or float(rank)
     if given.has("lora_alpha"):
         given.exactly("lora_alpha", "adapter.alpha", given.number("lora_alpha"))
-    else:
+    elif alpha != rank:
         given.draft.notes.append(
-            "alpha is the rank, as the scripts had it before they got --lora_alpha (then 4)"
+            f"alpha is {alpha:g} unless --lora_alpha says another; before June 2025 the script had none, and "
+            f"it was the rank: for a diffusers of then set adapter.alpha = {rank}"
         )
-    values["adapter.alpha"] = given.number("lora_alpha") or float(rank)
+    values["adapter.alpha"] = given.number("lora_alpha") or alpha
     if given.yes("use_dora"):
         given.exactly("use_dora", "adapter.kind", "dora")
     encoder = given.yes("train_text_encoder")

@@ -18,7 +18,14 @@ _LYCORIS = {  # algo -> our kind, and what differs
     "dylora": ("lora", "all ranks together, not one at a time"),
     "full": ("full", "the base's own layers"),
 }
-_NO_CONV = ("attn-mlp", "attn-only", "unet-transformer-only", "full-lin")
+# LyCORIS' presets (its config.py): those with convolutions, without text encoders, and what some leave out
+_WITH_CONV = ("full", "unet-only", "unet-convblock-only")
+_UNET_ALONE = ("unet-only", "unet-transformer-only", "unet-convblock-only")
+_LEFT_OUT = {
+    "attn-only": ("*.ff.net.*", "*.proj_in", "*.proj_out", "text_encoder*.fc1", "text_encoder*.fc2"),
+    "unet-convblock-only": ("*.attentions.*",),
+}
+_PRESETS = (*_WITH_CONV, *_UNET_ALONE, *_LEFT_OUT, "full-lin", "attn-mlp")
 _LARGEST = 4096
 _LAYERS = "[[adapter.layers]] gives layers ranks, alphas and learning rates by pattern"
 _UNSUPPORTED = {
@@ -35,6 +42,11 @@ _UNSUPPORTED = {
             "train_block_indices",
             "reg_dims",
             "reg_lrs",
+            "network_reg_dims",
+            "network_reg_lrs",
+            "exclude_patterns",
+            "include_patterns",
+            "train_blocks",
             "train_double_block_indices",
             "train_single_block_indices",
             "in_dims",
@@ -77,6 +89,9 @@ _UNSUPPORTED = {
     "loraplus_text_encoder_lr_ratio": "adapter.lora_plus_ratio is the same everywhere",
     "split_qkv": "queries, keys and values are layers of their own anyway",
     "train_t5xxl": "T5 stays frozen",
+    "train_llm_adapter": "there is no such adapter",
+    "wd_on_output": "DoRA's magnitudes are of the outputs",
+    "disable_conv_cp": "convolutions have two factors",
     "ggpo_sigma": "there is no such noise on the gradients",
     "ggpo_beta": "there is no such noise on the gradients",
     "verbose": "",
@@ -98,6 +113,9 @@ def put_network(given: Settings, *, is_flow: bool) -> None:
     values["adapter.kind"] = kind
     rank = _ranks(given, 4)
     _conv(given, args, rank, convs=convs and kind != "locon", is_flow=is_flow)
+    if (left := _LEFT_OUT.get(args.get("preset", ""))) and _is_lycoris(module):
+        kept = [one for one in left if not (trains_unet_alone(given) and one.startswith("text_encoder"))]
+        values["adapter.layers"] = [{"pattern": one, "train": False} for one in kept]
     for key, option in (
         ("rank_dropout", "adapter.rank_dropout"),
         ("module_dropout", "adapter.module_dropout"),
@@ -112,12 +130,24 @@ def put_network(given: Settings, *, is_flow: bool) -> None:
     _tell_args(given, args)
 
 
+def _is_lycoris(module: str) -> bool:
+    return "lycoris" in module or "locon" in module
+
+
+def trains_unet_alone(given: Settings) -> bool:
+    """Whether the text encoders are told to stay: by a switch, or by LyCORIS' preset."""
+    preset = pairs_of(given.get("network_args"), "network_args").get("preset")
+    by_preset = _is_lycoris(given.text("network_module")) and preset in _UNET_ALONE
+    return by_preset or given.yes("network_train_unet_only")
+
+
 def _kind(module: str, args: Mapping[str, str], *, is_flow: bool) -> tuple[str, str, bool]:
     """Ours, what differs, and whether convolutions are trained without their being asked for."""
-    if "lycoris" in module or "locon" in module:
+    if _is_lycoris(module):
         algo = args.get("algo", "lora").lower()
         kind, why = _LYCORIS.get(algo, ("", ""))
-        convs = args.get("preset", "full") not in _NO_CONV and not is_flow
+        has_none = "conv_dim" in args and is_off(args["conv_dim"])
+        convs = args.get("preset", "full") in _WITH_CONV and not has_none and not is_flow
         if kind == "lora" and yes_in(args.get("dora_wd", "false"), "dora_wd"):
             return "dora", why, convs
         return ("locon" if kind == "lora" and convs else kind), why, convs
@@ -152,7 +182,7 @@ def _ranks(given: Settings, usual: int) -> int:
 
 
 def _conv(given: Settings, args: Mapping[str, str], rank: int, *, convs: bool, is_flow: bool) -> None:
-    """Convolutions larger than 1 x 1; their alpha is 1 unless it is given."""
+    """Convolutions larger than 1 x 1; an alpha that is not given is 1, LyCORIS' that of the others."""
     said = whole_in(args["conv_dim"], "network_args conv_dim") if not is_off(args.get("conv_dim")) else 0
     wanted = bool(said) or convs
     values = given.draft.values
@@ -164,7 +194,7 @@ def _conv(given: Settings, args: Mapping[str, str], rank: int, *, convs: bool, i
         values["adapter.conv_rank"] = min(said, _LARGEST)
     alpha: Any = args.get("conv_alpha")
     if said and is_off(alpha):
-        alpha = 1.0
+        alpha = values.get("adapter.alpha", float(rank)) if _is_lycoris(given.text("network_module")) else 1.0
     if not is_off(alpha):
         values["adapter.conv_alpha"] = number_in(alpha, "network_args conv_alpha")
 
@@ -186,9 +216,13 @@ def _tell_args(given: Settings, args: Mapping[str, str]) -> None:
             inner.exactly(key, option, values[option])
         elif key in args:
             inner.needless(key, "off" if is_off(args[key]) else "as the other layers")
-    for key in ("algo", "dora_wd", "preset"):
+    for key in ("algo", "dora_wd"):
         if key in args:
             inner.along(key, "adapter.kind")
+    if args.get("preset") in _PRESETS:
+        inner.along("preset", "adapter.conv, adapter.text_encoder and [[adapter.layers]]")
+    elif "preset" in args:
+        inner.unsupported("preset", _LAYERS)
     for key in ("use_cp", "use_tucker", "use_conv_cp"):
         inner.off_or(key, "convolutions have two factors")
     for key, why in _UNSUPPORTED.items():

@@ -44,6 +44,7 @@ _PARTS = (
     "text_encoder_3",
     "text_encoder_4",
 )
+_ENCODER_DEFAULTS = {"train": True, "stop_training_after": 30, "stop_training_after_unit": "EPOCH"}
 _FREE = "what lies where is chosen by itself; base.quantize and gradient_checkpointing need less memory"
 
 
@@ -253,9 +254,12 @@ def _parts(given: Settings) -> None:
     for part in _PARTS:
         table = given.get(part)
         if not isinstance(table, dict):
-            continue
-        inner = Settings(given.draft, table, prefix=f"{part}.", source=given.source)
-        trains = inner.yes("train") if inner.has("train") else not part.startswith("text_encoder")
+            if not _is_trained_unasked(given, part):
+                continue
+            table = {}
+        usual = _ENCODER_DEFAULTS if part.startswith("text_encoder") else {}
+        inner = Settings(given.draft, table, defaults=usual, prefix=f"{part}.", source=given.source)
+        trains = inner.yes("train") if inner.has("train") or usual else True
         if part.startswith("text_encoder"):
             encoders |= trains and _encoder(inner, part, given)
         elif inner.has("learning_rate"):
@@ -279,7 +283,8 @@ def _parts(given: Settings) -> None:
             }
         )
         given.told.add(part)
-        given.in_parts(part)
+        if part in given.values:
+            given.in_parts(part)
     for part in ("vae",):
         if part in given.values:
             given.needless(part, "float32; base.vae names another")
@@ -301,13 +306,28 @@ def _encoder(inner: Settings, part: str, given: Settings) -> bool:
     if inner.has("learning_rate"):
         inner.exactly("learning_rate", "training.text_encoder_learning_rate", rate)
     values.setdefault("training.text_encoder_learning_rate", rate)
-    if (after := inner.whole("stop_training_after")) and inner.text("stop_training_after_unit") == "EPOCH":
-        share = min(1.0, after / (given.whole("epochs") or 100))
-        if share < 1:
-            rule = {"pattern": f"{part}.*", "stop_at": share}
-            rules = [*values.get("adapter.layers", []), rule]
-            inner.changed("stop_training_after", "adapter.layers", rules, "a share of the steps")
+    never = "stop_training_after" in inner.values and not inner.has("stop_training_after")
+    if not never and inner.text("stop_training_after_unit") == "EPOCH":
+        _stop_at(inner, "stop_training_after", part, given)
     return True
+
+
+def _stop_at(inner: Settings, key: str, part: str, given: Settings) -> None:
+    """From then on the text encoder stays as it is."""
+    share = (inner.whole(key) or 0) / (given.whole("epochs") or 100)
+    if 0 < share < 1:
+        rule = {"pattern": f"{part}.*", "stop_at": round(share, 6)}
+        rules = [*given.draft.values.get("adapter.layers", []), rule]
+        inner.changed(key, "adapter.layers", rules, "a share of the steps")
+    elif key in inner.values:
+        inner.needless(key, "not before the end")
+
+
+def _is_trained_unasked(given: Settings, part: str) -> bool:
+    """Text encoders that the settings do not name are; those of flow matching stay frozen here."""
+    named = f"train_{part}" in given.values or f"train_{part}_epochs" in given.values
+    there = part == "text_encoder" or (part == "text_encoder_2" and "XL" in given.text("model_type"))
+    return there and not named and not given.draft.is_flow
 
 
 def _old_parts(given: Settings) -> None:
@@ -323,8 +343,11 @@ def _old_parts(given: Settings) -> None:
             given.exactly(f"train_{part}", "adapter.text_encoder", True)
             rate = given.number(f"{part}_learning_rate") or values["training.learning_rate"]
             values["training.text_encoder_learning_rate"] = rate
+            _stop_at(given, f"train_{part}_epochs", part, given)
         elif given.has(f"train_{part}"):
             given.needless(f"train_{part}", "off")
+        if f"train_{part}_epochs" in given.values and f"train_{part}_epochs" not in given.told:
+            given.needless(f"train_{part}_epochs", "the text encoder stays frozen")
         if given.has(f"{part}_learning_rate"):
             given.along(f"{part}_learning_rate", "training.text_encoder_learning_rate")
         if given.has(f"{part}_weight_dtype"):

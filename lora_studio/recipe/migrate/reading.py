@@ -8,7 +8,8 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ _ASSIGNED = (  # in sh, in a .bat file, in PowerShell
 _COMMENT = re.compile(r"^\s*(?:#|::|rem\b)", re.IGNORECASE)
 _GOES_ON = re.compile(r"[ \t]*[\\^`][ \t]*$")
 _VARIABLE = re.compile(r"\$\{(?:env:)?(\w+)\}|\$(?:env:)?([A-Za-z_]\w*)|%([A-Za-z_]\w*)%")
+_JSON_COMMENT = re.compile(r"""("(?:[^"\\]|\\.)*")|//[^\n]*|/\*.*?\*/""", re.DOTALL)
+_LAST_COMMA = re.compile(r"""("(?:[^"\\]|\\.)*")|,(\s*[}\]])""")
 _BACKSLASH_PATH = re.compile(r"(?:^|[\s\"'=])(?:[A-Za-z]:|\.{1,2})?\\[\w$%.]")
 
 
@@ -54,9 +57,9 @@ def read_settings(path: Path) -> Content:
     """
     text = _text_of(path)
     start = text.lstrip()[:1]
-    if start in ("{", "["):
+    if start in ("{", "[", "/"):
         try:
-            return _checked(json.loads(text), path)
+            return _checked(_json(text, path), path)
         except RecursionError:
             raise _too_deep(path) from None
         except ValueError as error:
@@ -72,7 +75,9 @@ def read_settings(path: Path) -> Content:
     if command := command_in(text, str(path)):
         return command
     try:
-        found = yaml.safe_load(text)
+        found = _yaml(text)
+    except _Twice as error:
+        raise RecipeError(f"{path} has the key {shown(error.args[0])} twice; keep one of them.") from None
     except (yaml.YAMLError, RecursionError, ValueError):
         found = None
     if isinstance(found, dict | list):
@@ -83,6 +88,50 @@ def read_settings(path: Path) -> Content:
         f"{path} is neither TOML, JSON, YAML nor a script with a training command; give the file with the "
         "other trainer's settings."
     )
+
+
+class _Twice(Exception):
+    """A key that a table has twice: the other trainers take the last one, and say nothing."""
+
+
+def _yaml(text: str) -> Any:
+    """Raises _Twice for a key that a table has twice, and YAMLError."""
+    nodes, seen = [yaml.compose(text, yaml.SafeLoader)], set[int]()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))  # what has several aliases is looked at once
+        if isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            _refuse_twice([name for name in names if name != "<<"])
+            nodes += [value for _, value in node.value]
+        else:
+            nodes += node.value
+    return yaml.safe_load(text)
+
+
+def _refuse_twice(names: Sequence[str]) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise _Twice(twice[0])
+
+
+def _json(text: str, path: Path) -> Any:
+    """JSON, also with comments and commas behind the last value. Raises RecipeError for a key twice."""
+
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _refuse_twice([name for name, _ in pairs])
+        return dict(pairs)
+
+    try:
+        try:
+            return json.loads(text, object_pairs_hook=table)
+        except json.JSONDecodeError:
+            plain = _JSON_COMMENT.sub(lambda found: found[1] or "", text)
+            plain = _LAST_COMMA.sub(lambda found: found[1] or found[2], plain)
+            return json.loads(plain, object_pairs_hook=table)
+    except _Twice as error:
+        raise RecipeError(f"{path} has the key {shown(error.args[0])} twice; keep one of them.") from None
 
 
 def _text_of(path: Path) -> str:

@@ -19,7 +19,7 @@ from lora_studio.recipe.migrate.meanings import (
     put_schedule,
     scale_note,
 )
-from lora_studio.recipe.migrate.networks import put_network
+from lora_studio.recipe.migrate.networks import put_network, trains_unet_alone
 from lora_studio.recipe.migrate.reading import Content, TrainingCommand, pairs_of, read_settings
 
 TITLE = "kohya's sd-scripts"
@@ -206,7 +206,7 @@ def _rates(given: Settings, *, is_flow: bool) -> None:
 
 def _text_encoders(given: Settings, *, is_flow: bool) -> None:
     """They are trained unless it is said otherwise; those of FLUX and Stable Diffusion 3 stay frozen here."""
-    alone = given.yes("network_train_unet_only")
+    alone = trains_unet_alone(given)
     cached = given.yes("cache_text_encoder_outputs")
     said = given.get("text_encoder_lr")
     rates = said if isinstance(said, list) else [said] if said not in (None, "") else []

@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "lora_rank": 16,
     "train_batch_size": 4,
     "learning_rate": 4e-7,
-    "lr_scheduler": "cosine",
+    "lr_scheduler": "constant_with_warmup",
     "optimizer": "adamw_bf16",
     "resolution": 1024,
 }
@@ -114,6 +114,8 @@ def _adapter(given: Settings, places: Places) -> None:
         values["adapter.alpha"] = alpha
         if given.yes("use_dora"):
             given.exactly("use_dora", "adapter.kind", "dora")
+        if not given.has("lora_dropout"):
+            given.draft.notes.append("SimpleTuner leaves out a tenth of a LoRA's inputs; here none")
     for key in ("lora_type", "lora_rank", "lora_alpha", "use_dora"):
         if key in given.values and key not in given.told:
             if key == "lora_type" and given.text(key).lower() == "lycoris" and not isinstance(inner, dict):
@@ -180,7 +182,7 @@ def _optimizer(given: Settings) -> None:
         if key in given.values and key not in given.told:
             given.needless(key, "off")
     rate, end = given.number("learning_rate") or 1.0, given.number("lr_end")
-    warmup, power = given.number("lr_warmup_steps") or 0.0, given.number("lr_power") or 1.0
+    warmup, power = given.number("lr_warmup_steps") or 0.0, given.number("lr_power") or 0.8
     schedule = TheirSchedule(
         given.text("lr_scheduler"),
         warmup,
@@ -192,10 +194,23 @@ def _optimizer(given: Settings) -> None:
     for key in ("lr_warmup_steps", "lr_end", "lr_num_cycles", "lr_power"):
         if key in given.values:
             given.along(key, "training.lr_schedule")
+    _clipping(given)
     if given.yes("use_ema"):
         given.exactly("use_ema", "training.ema", given.number("ema_decay") or 0.995)
     elif "use_ema" in given.values:
         given.needless("use_ema", "off")
+
+
+def _clipping(given: Settings) -> None:
+    """Values of gradients are clipped there, one by one, unless they are told to look at the norm."""
+    norm = given.number("max_grad_norm") or 0.0
+    if given.has("max_grad_norm") and given.text("grad_clip_method") == "norm":
+        given.exactly("max_grad_norm", "training.max_grad_norm", norm or 1e6)
+    elif given.has("max_grad_norm"):
+        why = "of the norm, which is at least as large as any of the values that are clipped there"
+        given.changed("max_grad_norm", "training.max_grad_norm", norm or 1e6, why)
+    if "grad_clip_method" in given.values:
+        given.along("grad_clip_method", "training.max_grad_norm")
 
 
 def _objective(given: Settings) -> None:

@@ -24,7 +24,9 @@ from lora_studio.recipe.migrate import (
 )
 from lora_studio.recipe.migrate.draft import Draft
 from lora_studio.recipe.migrate.folders import Places
+from lora_studio.recipe.migrate.one_trainer.concepts import is_concepts
 from lora_studio.recipe.migrate.reading import Content, TrainingCommand, read_settings
+from lora_studio.recipe.migrate.simple_tuner.backends import is_backends
 from lora_studio.recipe.migrate.writing import text_of
 from lora_studio.recipe.presets import recipe_name
 
@@ -136,9 +138,9 @@ def _names_of(path: Path, content: Content) -> list[str]:
     if isinstance(content, TrainingCommand):
         return [_of_script(path, content)]
     if isinstance(content, list):
-        if one_trainer.is_concepts(content):
+        if is_concepts(content):
             return ["onetrainer"]
-        return ["simpletuner"] if simple_tuner.is_backends(content) else []
+        return ["simpletuner"] if is_backends(content) else []
     if ai_toolkit.is_job(content):
         return ["ai-toolkit"]
     if isinstance(content.get("base"), dict) and isinstance(content.get("data"), dict):

@@ -13,10 +13,10 @@ from lora_studio.recipe.migrate.meanings import (
     put_dtype,
     put_files,
     put_name,
-    put_optimizer,
     put_schedule,
     put_size,
 )
+from lora_studio.recipe.migrate.optimizers import put_optimizer
 from lora_studio.recipe.migrate.reading import TrainingCommand
 
 TITLE = "diffusers' example scripts"
@@ -92,11 +92,8 @@ def take(draft: Draft, places: Places, command: TrainingCommand, *, source: str)
 
 
 def _base(given: Settings, places: Places, script: _Script) -> None:
-    files = {
-        "pretrained_model_name_or_path": "base.model",
-        "pretrained_vae_model_name_or_path": "base.vae",
-    }
-    put_files(given, places, files)
+    vae = "pretrained_vae_model_name_or_path"
+    put_files(given, places, {"pretrained_model_name_or_path": "base.model", vae: "base.vae"})
     if given.has("mixed_precision"):
         put_dtype(given, "mixed_precision", "base.dtype")
     if given.has("prediction_type"):
@@ -156,9 +153,7 @@ def _data(given: Settings, places: Places, script: _Script) -> None:
         given.exactly("center_crop", "data.crop", "centre")
     else:
         values["data.crop"] = "random"
-        given.draft.notes.append(
-            "without --center_crop the crop is random: of a square there, of a bucket here"
-        )
+        given.draft.notes.append("without --center_crop the crop is random: of a square, here of a bucket")
     values["data.max_upscale"] = 16.0
     if given.has("random_flip"):
         given.exactly("random_flip", "data.flip", 0.5)
@@ -167,15 +162,9 @@ def _data(given: Settings, places: Places, script: _Script) -> None:
 
 def _prior(given: Settings, places: Places) -> None:
     """Prior preservation: an image of the class beside each image, here as there."""
-    keys = (
-        "class_data_dir",
-        "class_prompt",
-        "num_class_images",
-        "prior_loss_weight",
-        "with_prior_preservation",
-    )
+    keys = "class_data_dir class_prompt num_class_images prior_loss_weight with_prior_preservation"
     if not given.yes("with_prior_preservation"):
-        for key in keys:
+        for key in keys.split():
             if given.has(key):
                 given.needless(key, "without --with_prior_preservation")
         return
@@ -201,10 +190,8 @@ def _prior(given: Settings, places: Places) -> None:
 
 def _training(given: Settings, script: _Script, processes: int) -> None:
     values = given.draft.values
-    batch, accumulation = (
-        given.whole("train_batch_size") or 1,
-        given.whole("gradient_accumulation_steps") or 1,
-    )
+    batch = given.whole("train_batch_size") or 1
+    accumulation = given.whole("gradient_accumulation_steps") or 1
     if processes > 1:
         why = f"of all {processes} processes together"
         given.changed("train_batch_size", "training.batch_size", batch * processes, why)

@@ -6,9 +6,10 @@ import math
 import ntpath
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lora_studio.errors import RecipeError
 from lora_studio.files import expanded
@@ -61,6 +62,12 @@ class Places:
             return said.strip(), ""
         return said.strip(), "not on this machine"
 
+    def instead(self, said: str) -> dict[str, Any]:
+        """--images as the source of settings that name no folder. Raises RecipeError without it."""
+        if self.images is None:
+            raise missing([said])
+        return {"images": self.written(self.images)}
+
     def folder(self, said: str, *, alone: bool) -> Path | None:
         """A folder of images, or what --images has in its place; None if neither is here.
 
@@ -94,6 +101,26 @@ def missing(said: Iterable[str]) -> RecipeError:
     """Of folders of images that are not here."""
     names = ", ".join(shown(one, limit=200) for one in said)
     return RecipeError(f"there is no {names} on this machine; give --images the folder of your images.")
+
+
+def put_sources(values: dict[str, Any], sources: Sequence[dict[str, Any]], lost: Sequence[str]) -> None:
+    """Folders as [data] has one, or as [[data.sources]] where they are several or one says more.
+
+    `lost`: folders that are not here, for which RecipeError is raised.
+    """
+    if lost:
+        raise missing(lost)
+    if len(sources) == 1 and not {"role", "weight"} & sources[0].keys():
+        values |= {f"data.{key}": value for key, value in sources[0].items()}
+    else:
+        values["data.sources"] = list(sources)
+    drop_idle_tags(values)
+
+
+def drop_idle_tags(values: dict[str, Any]) -> None:
+    """Tags that stay in front are of no meaning where none are shuffled or left out."""
+    if not (values.get("data.shuffle_tags") or values.get("data.tag_dropout")):
+        values.pop("data.keep_tags", None)
 
 
 def repeats_of(folder: Path) -> dict[Path, int]:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from lora_studio.recipe.migrate import sd_scripts
-from lora_studio.recipe.migrate.draft import Draft, Settings, is_off, number_in, rules, yes_in
+from lora_studio.recipe.migrate.draft import Draft, Settings, rules
 from lora_studio.recipe.migrate.folders import Places
 from lora_studio.recipe.migrate.meanings import put_samples
+from lora_studio.recipe.migrate.values import is_off, number_in, yes_in
 
 TITLE = "the kohya_ss GUI"
 _NAMES = {  # of the GUI -> of sd-scripts

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lora_studio.recipe.migrate.draft import Settings, is_off, number_in, whole_in, yes_in
+from lora_studio.recipe.migrate.draft import Settings
 from lora_studio.recipe.migrate.reading import pairs_of
+from lora_studio.recipe.migrate.values import is_off, number_in, whole_in, yes_in
 
 _LYCORIS = {  # algo -> our kind, and what differs
     "lora": ("lora", ""),

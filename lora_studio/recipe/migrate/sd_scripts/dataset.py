@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_studio.recipe.migrate.draft import (
-    Settings,
-    is_off,
-    of_kind,
-    rules,
-    table_in,
-    tables_in,
-    whole_in,
-    yes_in,
+from lora_studio.recipe.migrate.draft import Settings, rules
+from lora_studio.recipe.migrate.folders import (
+    Places,
+    drop_idle_tags,
+    missing,
+    put_sources,
+    steps_of,
+    views_in,
 )
-from lora_studio.recipe.migrate.folders import Places, missing, steps_of, views_in
 from lora_studio.recipe.migrate.meanings import put_size
+from lora_studio.recipe.migrate.values import is_off, of_kind, table_in, tables_in, whole_in, yes_in
 
 _SHARED = {  # key -> option: [data] has one of it for all folders
     "caption_dropout_rate": "data.caption_dropout",
@@ -106,10 +105,7 @@ def _shared(given: Settings, levels: Sequence[Settings], folders: Sequence[Mappi
         values[option] = of_kind(option, next(one for one in said if not is_off(one)), key)
         alike = len({str(one) for one in said}) == 1
         _tell_all(levels, key, _taker(option, values[option], "" if alike else "the same for all folders"))
-    if values.get("data.keep_tags") and not (
-        values.get("data.shuffle_tags") or values.get("data.tag_dropout")
-    ):
-        values.pop("data.keep_tags")
+    drop_idle_tags(values)
     for key, option, value in (
         ("flip_aug", "data.flip", 0.5),
         ("random_crop", "data.crop", "random"),
@@ -173,9 +169,8 @@ def _sizes(given: Settings, levels: Sequence[Settings]) -> None:
 def _batch(given: Settings, levels: Sequence[Settings], processes: int) -> float:
     """The batch of all processes; where half of it would be regularization images, of the others alone."""
     values = given.draft.values
-    holders = [
-        (level, key) for level in levels for key in ("batch_size", "train_batch_size") if level.has(key)
-    ]
+    keys = ("batch_size", "train_batch_size")
+    holders = [(level, key) for level in levels for key in keys if level.has(key)]
     theirs = (holders[-1][0].whole(holders[-1][1]) or 1) if holders else 1
     whole = theirs * processes
     ours = max(1, math.ceil(whole / 2)) if has_prior(values) else whole
@@ -257,21 +252,11 @@ def _sources(given: Settings, places: Places, found: Sequence[_Folder]) -> int:
             continue
         sources.append(_source(one, places, folder))
         views += 0 if one.is_prior else one.repeats * views_in(folder, recursive=False)
-    if lost:
-        raise missing(lost)
     weight = given.number("prior_loss_weight")
-    if len(sources) == 1 and "role" not in sources[0]:
-        renamed = {
-            "images": "data.images",
-            "repeats": "data.repeats",
-            "instance_prompt": "data.instance_prompt",
-        }
-        values |= {renamed.get(key, f"data.{key}"): value for key, value in sources[0].items()}
-    else:
-        for source in sources:
-            if source.get("role") == "prior" and weight not in (None, 1.0):
-                source["weight"] = weight
-        values["data.sources"] = sources
+    for source in sources:
+        if source.get("role") == "prior" and weight not in (None, 1.0):
+            source["weight"] = weight
+    put_sources(values, sources, lost)
     for key in ("train_data_dir", "reg_data_dir"):
         if given.has(key):
             given.along(key, "the dataset configuration, which names folders")

@@ -8,12 +8,16 @@ SETUP_DONE := $(VENV)/.setup-done
 #   make demo TORCH="torch==2.13.0 --index-url <the index that pytorch.org names for it>"
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint docs what-fits setup clean
+.PHONY: demo web test lint docs what-fits setup clean
 .DEFAULT_GOAL := test
 
 demo: setup
 	@echo "demo: trains a woodcut style on the pocket base, 2 to 4 minutes on two cores"
 	@$(BIN)/lora-studio demo
+
+# The studio in the browser; what it needs is part of the set-up.
+web: setup
+	@$(BIN)/lora-studio web
 
 # A process a core with one thread each: the tests are many small things, which several threads do not make faster.
 WORKERS ?= logical

@@ -26,6 +26,7 @@ from lora_studio.cli.queue import queue
 from lora_studio.cli.runs import runs
 from lora_studio.cli.sample import sample
 from lora_studio.cli.start import demo, plan, train
+from lora_studio.cli.web import web
 from lora_studio.console import console, errors
 from lora_studio.console.terminal import answer_interrupts, output_fault, use_terminal_streams
 from lora_studio.errors import ExportMismatch, ProcessLost, RenamedOption, StudioError, TrainingDiverged
@@ -39,7 +40,7 @@ app = typer.Typer(
 
 DATASET, MANY = "Dataset", "Many runs"
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Start here": (start, init, doctor, assess, plan, train, demo),
+    "Start here": (start, web, init, doctor, assess, plan, train, demo),
     DATASET: (caption, captions, buckets, regularization_images),
     "Results": (evaluate, choose, sample, verify, export, metadata, sidecars, push),
     "LoRA files": (inspect, convert, combine, compare, resize, extract, merge_into),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from lora_studio.families.base import ModelFamily, PromptTensors, UsualSampling
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline
 
 
-SHOWN_SIDE = 256  # smaller images are enlarged to about this, so that grids can be looked at
 MOST_UNTILED = 1024**2  # pixels of an image that is decoded as a whole; tiles may differ a little in tone
 MOST_TOGETHER = 128**2  # pixels that are drawn in one pass: several images only of the smallest bases
 
@@ -179,34 +178,6 @@ def in_its_precision(family: ModelFamily) -> AbstractContextManager[object]:
     """What a pipeline of its parts runs in."""
     dtype = family.precision
     return torch.autocast(family.device.type, dtype, enabled=dtype != torch.float32)
-
-
-def sheet_of(prompts: Sequence[str], columns: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
-    """A sheet with a row a prompt: its words, then its image in every column, whose titles stand above."""
-    first = next(iter(columns.values()))[0]
-    scale = max(1, round(SHOWN_SIDE / max(first.size)))
-    width, height = first.width * scale, first.height * scale
-    gap, line = 12, 26
-    wide = len(columns) * (width + gap) + gap
-    sheet = Image.new("RGB", (wide, line + len(prompts) * (height + line + gap)), "white")
-    drawing = ImageDraw.Draw(sheet)
-    drawing.font = ImageFont.load_default(size=15)
-    for row, prompt in enumerate(prompts):
-        place = (gap, line + row * (height + line + gap) + 4)
-        drawing.text(place, _shortened(prompt, drawing, wide - 2 * gap), fill="#444")
-    for column, (title, images) in enumerate(columns.items()):
-        left = gap + column * (width + gap)
-        drawing.text((left, 5), _shortened(title, drawing, width), fill="black")
-        for row, image in enumerate(images):
-            large = image.resize((width, height), Image.Resampling.BICUBIC)
-            sheet.paste(large, (left, 2 * line + row * (height + line + gap)))
-    return sheet
-
-
-def _shortened(text: str, drawing: ImageDraw.ImageDraw, width: int) -> str:
-    while drawing.textlength(text) > width:
-        text = text[:-4].rstrip() + "..."
-    return text
 
 
 def as_png(image: Image.Image) -> bytes:

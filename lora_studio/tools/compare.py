@@ -155,7 +155,8 @@ def compare_images(
 
     Raises StudioError if a file does not fit the base.
     """
-    from lora_studio.evaluate.previews import render, sheet_of
+    from lora_studio.evaluate.preview_sheet import sheet_of
+    from lora_studio.evaluate.previews import render
     from lora_studio.families.loading import load_base
     from lora_studio.recipe.training import SamplesConfig
 

@@ -221,6 +221,7 @@ CALLS: dict[str, Calls] = {  # verb -> calls that work, and calls that are refus
     "choose": lambda w: [["choose", w.root / EVIL], ["choose", w.run, "--strengths", EVIL]],
     "runs": lambda w: [["runs", EVIL]],
     "runs compare": lambda w: [["runs", "compare", w.root / EVIL], ["runs", "compare", w.run, w.run]],
+    "web": lambda w: [["web", "--folder", w.root / EVIL], ["web", "--host", EVIL, "--token", EVIL]],
     "queue": lambda w: [["queue", EVIL]],
     "queue add": lambda w: [_queued(w, "add"), ["queue", "add", w.bad_recipe], ["queue", "add", EVIL]],
     "queue work": lambda w: [["queue", "work", "--devices", EVIL]],
@@ -239,7 +240,7 @@ def _queued(w: World, name: str) -> list[object]:
 
 
 REFUSED = ("demo", "class-images", "cache prune", "extract", "merge-into", "env")
-REFUSED += ("assess", "choose", "runs", "runs compare", "queue", "queue work")
+REFUSED += ("assess", "choose", "runs", "runs compare", "queue", "queue work", "web")
 """Verbs whose first call ends with a sentence, too."""
 
 

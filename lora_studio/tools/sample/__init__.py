@@ -12,7 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from lora_studio.errors import RecipeError, StudioError, reason_of
-from lora_studio.evaluate.previews import as_png, drawn_together, render, sampling_of, sheet_of
+from lora_studio.evaluate.preview_sheet import sheet_of
+from lora_studio.evaluate.previews import as_png, drawn_together, render, sampling_of
 from lora_studio.files import say_unwritable, write_atomically
 from lora_studio.recipe.section import MOST_SEED
 from lora_studio.recipe.training import SamplesConfig

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
-from lora_studio.evaluate.previews import as_png, sheet_of
+from lora_studio.evaluate.preview_sheet import sheet_of
+from lora_studio.evaluate.previews import as_png
 from lora_studio.evaluate.questions import in_groups
 from lora_studio.evaluate.result import GROUPS, Question, Variant
 from lora_studio.training.evaluating.asked import RunMeasures

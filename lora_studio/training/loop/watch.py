@@ -13,7 +13,8 @@ from typing import Protocol, TypeVar
 from PIL import Image
 
 from lora_studio.errors import preview_names
-from lora_studio.evaluate.previews import as_png, load_images, render, sheet_of
+from lora_studio.evaluate.preview_sheet import sheet_of
+from lora_studio.evaluate.previews import as_png, load_images, render
 from lora_studio.evaluate.validation import TIMESTEPS, Validation, ValidationResult, best_step
 from lora_studio.families.base import ModelFamily
 from lora_studio.metadata.sidecars import tuned_image

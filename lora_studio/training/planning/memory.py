@@ -10,7 +10,8 @@ from typing import Any
 from PIL import Image
 
 from lora_studio.evaluate.material import asked_of
-from lora_studio.evaluate.previews import as_png, drawn_together, render, sheet_of
+from lora_studio.evaluate.preview_sheet import sheet_of
+from lora_studio.evaluate.previews import as_png, drawn_together, render
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.stored import MAPPED_BYTES
 from lora_studio.lora_file.factors import most_bytes

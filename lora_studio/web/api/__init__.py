@@ -1,0 +1,12 @@
+"""The REST API: /api, for programs. The pages stand on the same functions."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+
+def routers() -> list[APIRouter]:
+    """One for each kind of thing."""
+    from lora_studio.web.api import jobs, runs, uploads, written
+
+    return [jobs.router, runs.router, uploads.router, written.router]

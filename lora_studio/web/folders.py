@@ -56,6 +56,7 @@ class AllowedFolders:
         return resolved
 
     def allows(self, path: str | Path) -> bool:
+        """Whether `resolve` would give it."""
         try:
             self.resolve(path)
         except NotAllowed:

@@ -16,7 +16,7 @@ from lora_studio.version import __version__
 from lora_studio.web.studio import studio
 
 
-class Place(NamedTuple):
+class NavigationEntry(NamedTuple):
     """An entry of the navigation."""
 
     address: str
@@ -25,9 +25,9 @@ class Place(NamedTuple):
 
 
 PLACES = (
-    Place("/", "Runs", "stacked_line_chart"),
-    Place("/results", "Results", "fact_check"),
-    Place("/files", "LoRA files", "layers"),
+    NavigationEntry("/", "Runs", "stacked_line_chart"),
+    NavigationEntry("/results", "Results", "fact_check"),
+    NavigationEntry("/files", "LoRA files", "layers"),
 )
 
 # Before the page is drawn, so that it is never white at night; the choice stays in the browser alone.
@@ -82,7 +82,7 @@ def frame(title: str, *, here: str = "", wide: bool = False) -> Iterator[None]:
         ui.link("REST API", "/api", new_tab=True)
 
 
-def _entry(place: Place, *, current: bool) -> None:
+def _entry(place: NavigationEntry, *, current: bool) -> None:
     with ui.link(target=place.address).classes("entry" + (" current" if current else "")) as link:
         ui.icon(place.icon).props("aria-hidden=true")
         ui.label(place.title)

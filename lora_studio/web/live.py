@@ -29,7 +29,7 @@ _MOST_BYTES = 2**20  # of a small file in a run's folder
 
 @dataclass(frozen=True)
 class RunNow:
-    """A run as it is now."""
+    """What a run has come to, as a list or a page of its own shows it."""
 
     id: str  # in addresses
     name: str

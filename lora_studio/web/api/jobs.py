@@ -72,7 +72,7 @@ def _with(job: Any, new: NewJob) -> Any:
 
 @router.get("/{number}")
 def show_job(number: int) -> dict[str, Any]:
-    """One job."""
+    """Its command, state and device, and how it ended."""
     return studio().queue.job(number).to_json()
 
 

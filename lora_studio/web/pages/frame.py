@@ -17,7 +17,7 @@ from lora_studio.web.studio import studio
 
 
 class NavigationEntry(NamedTuple):
-    """An entry of the navigation."""
+    """Where a page lies, and how it is called."""
 
     address: str
     title: str

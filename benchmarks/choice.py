@@ -123,9 +123,9 @@ def measure(task: str, seed: int, judge: Judge, *, prompts: int, runs: Path) -> 
     assert step is not None
     questions = (style_questions if task == "style" else subject_questions)(prompts, 0)
     plain = [Prompt(one.without_trigger, one.seed) for one in questions]
-    before, otherwise = _of_base(tuple(plain))
+    before, otherwise = of_base(tuple(plain))
     rows = {one: _scores(folder, one, task, questions, judge, before) for one in {step, last}}
-    usual = float(np.mean(_distances(before, otherwise)))
+    usual = float(np.mean(distances(before, otherwise)))
     score = {one: shown - moved / usual for one, (shown, moved, _) in rows.items()}
     judged = {
         one: Judged(one, *(round(float(value), 4) for value in (shown.mean(), moved.mean() / usual, leak)))
@@ -157,7 +157,7 @@ def _scores(
     called = generate(pipe, with_trigger, guidance=LORA_GUIDANCE, name=f"{name}, called")
     after = generate(pipe, without, guidance=LORA_GUIDANCE, name=f"{name}, plain")
     shown, leaked = ([_shows(task, one) for one in judge.classify(some)] for some in (called, after))
-    return np.asarray(shown, np.float64), _distances(before, after), float(np.mean(leaked))
+    return np.asarray(shown, np.float64), distances(before, after), float(np.mean(leaked))
 
 
 def _shows(task: str, seen: object) -> bool:
@@ -165,14 +165,14 @@ def _shows(task: str, seen: object) -> bool:
 
 
 @cache
-def _of_base(prompts: tuple[Prompt, ...]) -> tuple[list[Image.Image], list[Image.Image]]:
+def of_base(prompts: tuple[Prompt, ...]) -> tuple[list[Image.Image], list[Image.Image]]:
     """The base's images, and those with another noise."""
     base, others = load_pipeline(DEFAULT_BASE), [Prompt(p.text, p.seed + 500_000) for p in prompts]
     own = generate(base, list(prompts), guidance=LORA_GUIDANCE, name="base")
     return own, generate(base, others, guidance=LORA_GUIDANCE, name="base, other noise")
 
 
-def _distances(some: Sequence[Image.Image], others: Sequence[Image.Image]) -> np.ndarray:
+def distances(some: Sequence[Image.Image], others: Sequence[Image.Image]) -> np.ndarray:
     """Of each pair, the root mean square of the pixels' differences."""
     pairs = zip(some, others, strict=True)
     return np.array([np.sqrt(np.square(_levels(a) - _levels(b)).mean()) for a, b in pairs])

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
         load_recipe,
         plan,
         plan_for,
+        queue,
         sample,
+        sweep,
         train,
         verify,
     )
@@ -40,7 +42,9 @@ if TYPE_CHECKING:
     from lora_studio.data.doctor.finding import DoctorReport
     from lora_studio.errors import Interrupted, StudioError
     from lora_studio.evaluate.result import Evaluation
+    from lora_studio.jobs import Job
     from lora_studio.recipe import Recipe
+    from lora_studio.sweep.result import SweepResult
     from lora_studio.tools.compare import Comparison
     from lora_studio.tools.evaluate import EvaluationRequest
     from lora_studio.tools.sample import Sampled, SampleRequest
@@ -62,12 +66,14 @@ __all__ = [
     "Exported",
     "Finished",
     "Interrupted",
+    "Job",
     "Recipe",
     "RunPlan",
     "SampleRequest",
     "Sampled",
     "StopTraining",
     "StudioError",
+    "SweepResult",
     "VerifyReport",
     "Wording",
     "WriterOptions",
@@ -80,7 +86,9 @@ __all__ = [
     "load_recipe",
     "plan",
     "plan_for",
+    "queue",
     "sample",
+    "sweep",
     "train",
     "verify",
 ]
@@ -96,12 +104,14 @@ _MODULES = {
     "Exported": "training.finish.export",
     "Finished": "training.finish",
     "Interrupted": "errors",
+    "Job": "jobs",
     "Recipe": "recipe",
     "RunPlan": "training.planning",
     "SampleRequest": "tools.sample",
     "Sampled": "tools.sample",
     "StopTraining": "training.events",
     "StudioError": "errors",
+    "SweepResult": "sweep.result",
     "VerifyReport": "verify",
     "Wording": "data.captions.wording",
     "WriterOptions": "data.captioners",

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from lora_studio.data.doctor import DoctorOptions
     from lora_studio.data.doctor.finding import DoctorReport
     from lora_studio.evaluate.result import Evaluation
+    from lora_studio.jobs import Job
     from lora_studio.recipe import Recipe
+    from lora_studio.recipe.sweep import Value
+    from lora_studio.sweep.result import SweepResult
+    from lora_studio.sweep.running import TrialChange
     from lora_studio.tools.compare import Comparison
     from lora_studio.tools.evaluate import EvaluationRequest
     from lora_studio.tools.sample import Sampled, SampleRequest
@@ -288,6 +292,62 @@ def evaluate(
         folder=asked.folder if out is None else Path(out),
     )
     return measure(Path(target), request, on_event=on_event or ignore_events)[0].evaluation
+
+
+@quietly
+def sweep(
+    recipe: Recipe | Place,
+    vary: Mapping[str, str | Sequence[Value]] | None = None,
+    *,
+    trials: int | None = None,
+    seeds: int | None = None,
+    by: Literal["evaluation", "validation"] | None = None,
+    set: Changes | None = None,
+    devices: str = "",
+    retry: bool = False,
+    out: Place | None = None,
+    on_change: Callable[[TrialChange], None] = lambda change: None,
+) -> SweepResult:
+    """Train a recipe with other values, measure each, and recommend one: `recommended`, `recipe`, `why`.
+
+    `vary`: option -> a list of values, "log:1e-4..1e-3" or "lin:0..0.5"; None, as of `trials`, `seeds` and
+    `by`: as the recipe's [sweep] has it. `devices`: as "cuda:0,cuda:1"; empty: all GPUs. `out`: the sweep's
+    folder; None: runs/<name>_sweep. What is finished there is not trained again, and what failed only to
+    `retry`. Trials are processes of their own; `on_change` hears when one begins or ends.
+    Raises RecipeError for what cannot be varied or trained, before anything begins.
+    """
+    from lora_studio.jobs.worker import devices_named
+    from lora_studio.runs import run_folder
+    from lora_studio.sweep import plan_sweep
+    from lora_studio.sweep.folder import SweepFolder
+    from lora_studio.sweep.running import run_sweep
+
+    loaded = _recipe(recipe, set)
+    plan = plan_sweep(loaded, vary, trials=trials, seeds=seeds, by=by)
+    folder = SweepFolder(run_folder(f"{loaded.name}_sweep") if out is None else Path(out))
+    return run_sweep(plan, folder, devices=devices_named(devices), retry=retry, on_change=on_change)
+
+
+@quietly
+def queue(
+    recipe: Place,
+    folder: Place | None = None,
+    *,
+    changes: Sequence[str] = (),
+    after: int | None = None,
+    priority: int = 0,
+) -> Job:
+    """Add the training of a recipe's file to the queue of `lora-studio queue work`: its job, with `id`.
+
+    `folder`: the run's; None: runs/<name of the recipe>. `changes`: as of the command line's --set. `after`:
+    the number of a job that has to be done first. Higher ones of `priority` come first.
+    Raises RecipeError for all that is wrong with the recipe, StudioError if the queue cannot be written.
+    """
+    from lora_studio.jobs import Queue
+    from lora_studio.jobs.adding import training
+
+    job = training(Path(recipe), changes, None if folder is None else Path(folder))
+    return Queue().add(with_values(job, after=after, priority=priority))
 
 
 def _recipe(recipe: Recipe | Place, set: Changes | None = None) -> Recipe:

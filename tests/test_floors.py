@@ -13,7 +13,7 @@ import lora_studio
 
 ROOT = Path(lora_studio.__file__).parent
 ROOMS = (  # from the top floor down; a room uses the ones below it
-    *("cli", "web", "sweep", "console", "api", "jobs", "tools", "training", "export", "verify", "metadata"),
+    *("cli", "web", "console", "api", "sweep", "jobs", "tools", "training", "export", "verify", "metadata"),
     *("lora_file", "evaluate", "adapters", "data", "families", "pocket", "quantization", "recipe"),
     *("objectives", "runs", "tensor_file", "pages"),
 )

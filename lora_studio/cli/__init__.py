@@ -26,6 +26,7 @@ from lora_studio.cli.queue import queue
 from lora_studio.cli.runs import runs
 from lora_studio.cli.sample import sample
 from lora_studio.cli.start import demo, plan, train
+from lora_studio.cli.sweep import sweep
 from lora_studio.cli.web import web
 from lora_studio.console import console, errors
 from lora_studio.console.terminal import answer_interrupts, output_fault, use_terminal_streams
@@ -44,7 +45,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     DATASET: (caption, captions, buckets, regularization_images),
     "Results": (evaluate, choose, sample, verify, export, metadata, sidecars, push),
     "LoRA files": (inspect, convert, combine, compare, resize, extract, merge_into),
-    MANY: (),
+    MANY: (sweep,),
     "Machine": (env, schema),
 }
 for group, verbs in GROUPS.items():

@@ -69,10 +69,11 @@ _COMPARED = ("fidelity", "drift", "leakage")  # as many as a line of 80 has room
 
 def print_compared_runs(compared: ComparedRuns, screen: Screen, *, written: Sequence[Path] = ()) -> None:
     """A row a run, the best first: measures with intervals, verdicts, and the options that differ."""
-    titles = [measure_words(name).title.lower() for name in _COMPARED]
+    names = [name for name in compared.shown if name in _COMPARED] or compared.shown
+    titles = [measure_words(name).title.lower() for name in names]
     table = columns(["run", *titles], whole=titles)
     for one in compared.runs:
-        table.add_row(shown(one.name), *(_short(one.interval(name)) for name in _COMPARED))
+        table.add_row(shown(one.name), *(_short(one.interval(name)) for name in names))
     screen.print(table)
     screen.say()
     screen.print_rows([(one.name, one.verdict) for one in compared.runs])

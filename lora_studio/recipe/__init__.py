@@ -15,6 +15,7 @@ from lora_studio.recipe.base import BaseConfig
 from lora_studio.recipe.data import DataConfig
 from lora_studio.recipe.evaluate import EvaluateConfig
 from lora_studio.recipe.section import Section, file_name_fault
+from lora_studio.recipe.sweep import SweepConfig
 from lora_studio.recipe.training import (
     ExportConfig,
     MachineConfig,
@@ -45,6 +46,7 @@ class Recipe(Section):
     samples: SamplesConfig = SamplesConfig()
     export: ExportConfig = ExportConfig()
     tracking: TrackingConfig = TrackingConfig()
+    sweep: SweepConfig = SweepConfig()
 
     @field_validator("name")
     @classmethod
@@ -112,8 +114,8 @@ def changes(old: Recipe, new: Recipe) -> list[RecipeChange]:
 
 
 def flat_options(recipe: Recipe) -> dict[str, Any]:
-    """Every option's dotted name and its value as JSON has it."""
-    return _flat(recipe.model_dump(mode="json"))
+    """Every option's dotted name and its value as JSON has it; [sweep] is about other runs than this."""
+    return _flat(recipe.model_dump(mode="json", exclude={"sweep"}))
 
 
 def fields(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[str, type[Section], str]]:

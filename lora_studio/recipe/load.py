@@ -115,7 +115,7 @@ def _apply_change(values: dict[str, Any], change: str, on_old: OnOld) -> None:
     dotted, equals, text = change.partition("=")
     if not equals or not dotted.strip() or dotted.count(".") > _DOTS:
         raise RecipeError(f"--set {change!r} is not key=value; write for example --set training.steps=200.")
-    _put(values, dotted.strip(), _value_of(text, dotted.strip()), on_old)
+    _put(values, dotted.strip(), value_of(text, dotted.strip()), on_old)
 
 
 def _dotted(given: Mapping[str, object]) -> dict[str, object]:
@@ -148,7 +148,7 @@ def _put(values: dict[str, Any], dotted: str, value: object, on_old: OnOld) -> N
     table[last] = value
 
 
-def _value_of(text: str, option: str) -> Any:
+def value_of(text: str, option: str) -> Any:
     """As TOML, or as a bare string."""
     try:
         values = plain_values(f"value = {text}", f"--set {option}")

@@ -63,7 +63,7 @@ def with_current_names(
         for key, value in values.items():
             option = f"{place}{key}"
             name = RENAMED.get(option, option)
-            last = name.rpartition(".")[2]
+            last = key if name == option else name.rpartition(".")[2]  # a key may have dots of its own
             if name != option and last in values:
                 faults.append(f"{option} is the old name of {name}, and both are there; keep {name}.")
                 continue

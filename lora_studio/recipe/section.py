@@ -122,7 +122,7 @@ class Section(BaseModel):
         """Python counts true as 1, and so does pydantic."""
         values = value if isinstance(value, list | tuple) else (value,)
         if any(isinstance(one, bool) for one in values):
-            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+            kinds = kinds_of(cls.model_fields[str(info.field_name)].annotation)
             if kinds & {int, float} and not kinds & {bool, Any}:
                 raise PydanticCustomError("yes_or_no", "it must be a number, not true or false")
         return value
@@ -135,9 +135,9 @@ class Section(BaseModel):
         return value
 
 
-def _kinds(annotation: Any) -> set[Any]:
+def kinds_of(annotation: Any) -> set[Any]:
     """The types that an annotation is made of."""
-    return {annotation} | {kind for part in get_args(annotation) for kind in _kinds(part)}
+    return {annotation} | {kind for part in get_args(annotation) for kind in kinds_of(part)}
 
 
 def _size_fault(value: Any) -> str:

@@ -50,6 +50,7 @@ class ComparedRuns:
     runs: tuple[EvaluatedRun, ...]
     options: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    shown: tuple[str, ...] = SHOWN
 
     def to_json(self) -> dict[str, Any]:
         """Every measure with its interval, and the options that differ."""
@@ -70,20 +71,27 @@ class ComparedRuns:
 
     def to_markdown(self) -> str:
         """A table with a row a run: verdicts, measures with intervals, options that differ."""
-        titles = ["run", "verdict", *(measure_words(name).title.lower() for name in SHOWN), *self.options]
+        titles = ["run", "verdict", *(measure_words(name).title.lower() for name in self.shown)]
         rows = [
-            [one.name, one.verdict, *cells(one), *(one.options.get(name, "") for name in self.options)]
+            [
+                *(one.name, one.verdict, *cells(one, self.shown)),
+                *(one.options.get(name, "") for name in self.options),
+            ]
             for one in self.runs
         ]
-        lines = [titles, ["---"] * len(titles), *rows]
-        table = "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
-        notes = "".join(f"\n{_plain(note)}\n" for note in self.notes)
-        return f"{table}\n{notes}"
+        notes = "".join(f"\n{plain_cell(note)}\n" for note in self.notes)
+        return f"{markdown_table([*titles, *self.options], rows)}\n{notes}"
 
 
-def cells(run: EvaluatedRun) -> list[str]:
+def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Whatever letters the cells have."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(map(plain_cell, line))} |" for line in lines)
+
+
+def cells(run: EvaluatedRun, shown: Sequence[str] = SHOWN) -> list[str]:
     """Each shown measure with its interval, "-" of what was not measured."""
-    intervals = [(one, measure_words(name)) for name in SHOWN for one in [run.interval(name)]]
+    intervals = [(one, measure_words(name)) for name in shown for one in [run.interval(name)]]
     return ["-" if one is None else interval_in_words(one, words) for one, words in intervals]
 
 
@@ -171,9 +179,20 @@ def _in_words(value: object) -> str:
     return ntpath.basename(text.rstrip("/\\")) if ntpath.isabs(text) or text.startswith(("/", "~")) else text
 
 
-def _plain(text: str) -> str:
+def plain_cell(text: str) -> str:
     """One line of Markdown that shows it as it is."""
     return " ".join(shown(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+
+
+@dataclass(frozen=True)
+class PlottedPoint:
+    """A run's or a setting's place in the plot; `parts` are its seeds'."""
+
+    label: str
+    fidelity: Interval
+    drift: Interval
+    parts: tuple[tuple[float, float], ...] = ()
+    marked: bool = False
 
 
 def comparison_plot(compared: ComparedRuns) -> bytes:
@@ -181,22 +200,36 @@ def comparison_plot(compared: ComparedRuns) -> bytes:
 
     Raises StudioError if no run has both.
     """
-    if not any(one.interval("fidelity") and one.interval("drift") for one in compared.runs):
+    points = [
+        PlottedPoint(one.name, fidelity, drift)
+        for one in compared.runs
+        if (fidelity := one.interval("fidelity")) and (drift := one.interval("drift"))
+    ]
+    if not points:
         raise StudioError("no run has both fidelity and drift, so there is nothing to plot; leave out --out.")
+    return fidelity_drift_plot(points)
+
+
+def fidelity_drift_plot(points: Sequence[PlottedPoint], *, most_drift: float | None = None) -> bytes:
+    """A PNG of all; `most_drift` is the budget, as a line."""
     pyplot = headless_pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
     axes.axvline(0, color="#888", linewidth=0.8, linestyle="--")
-    for number, run in enumerate(compared.runs):
-        fidelity, drift = run.interval("fidelity"), run.interval("drift")
-        if fidelity is None or drift is None:
-            continue
+    if most_drift is not None and most_drift < 1.5 * max(one.drift.high for one in points):
+        axes.axhline(most_drift, color="#b33", linewidth=0.8, linestyle=":", label="budget of drift")
+    for number, one in enumerate(points):
         colour = pyplot.get_cmap("tab10")(number % 10)
+        fidelity, drift = one.fidelity, one.drift
         across = [[fidelity.value - fidelity.low], [fidelity.high - fidelity.value]]
         up = [[drift.value - drift.low], [drift.high - drift.value]]
-        axes.errorbar(fidelity.value, drift.value, xerr=across, yerr=up, fmt="o", color=colour, capsize=3)
-        label = shown(run.name, limit=40).replace("$", r"\$")  # with which matplotlib begins a formula
+        middle, size = (fidelity.value, drift.value), 10 if one.marked else 6
+        style = {"fmt": "*" if one.marked else "o", "markersize": size, "color": colour, "capsize": 3}
+        axes.errorbar(*middle, xerr=across, yerr=up, linewidth=0.9, **style)
+        for part in one.parts if len(one.parts) > 1 else ():
+            axes.plot(*zip(middle, part, strict=True), color=colour, linewidth=0.7, marker=".", markersize=4)
+        label = shown(one.label, limit=40).replace("$", r"\$")  # with which matplotlib begins a formula
         place = {"textcoords": "offset points", "xytext": (6, 6), "fontsize": 8, "color": colour}
-        axes.annotate(label, (fidelity.value, drift.value), **place)
+        axes.annotate(label, middle, **place)
     axes.set_xlabel("fidelity: how far it went to the reference images (95 % interval)")
     axes.set_ylabel("drift: what else changed (1: as by another seed)")
     axes.set_title("better: to the right and down", fontsize=9, loc="right", color="#666")

@@ -188,7 +188,8 @@ def to_toml(recipe: Recipe) -> str:
 
     kind = recipe.adapter.kind
     unused = () if kind == NO_ADAPTER else ADAPTERS[kind].unused  # refused if they are given
-    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True, exclude={"adapter": set(unused)}))
+    left_out: dict[str, set[str] | bool] = {"adapter": set(unused), "sweep": True}
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True, exclude=left_out))
 
 
 def is_finished(folder: Path) -> bool:

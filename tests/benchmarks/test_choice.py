@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from choice import Judged, Piece, _distances, markdown, pieces, references
+from choice import Judged, Piece, distances, markdown, pieces, references
 from figures import Share, interval_of, write_json
 from PIL import Image
 
@@ -39,7 +39,7 @@ def test_references_show_what_was_taught_and_are_drawn_once(tmp_path: Path) -> N
 
 def test_the_distance_is_the_root_mean_square_of_levels() -> None:
     black, grey = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), (30, 30, 30))
-    assert _distances([black, grey], [grey, grey]).tolist() == [30.0, 0.0]
+    assert distances([black, grey], [grey, grey]).tolist() == [30.0, 0.0]
 
 
 def test_the_interval_of_a_constant_is_it() -> None:

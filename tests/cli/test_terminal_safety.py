@@ -222,6 +222,11 @@ CALLS: dict[str, Calls] = {  # verb -> calls that work, and calls that are refus
     "runs": lambda w: [["runs", EVIL]],
     "runs compare": lambda w: [["runs", "compare", w.root / EVIL], ["runs", "compare", w.run, w.run]],
     "web": lambda w: [["web", "--folder", w.root / EVIL], ["web", "--host", EVIL, "--token", EVIL]],
+    "sweep": lambda w: [
+        ["sweep", w.recipe, "--vary", f"adapter.rank=4,{EVIL}"],
+        ["sweep", w.recipe, "--vary", f"{EVIL}=1,2"],
+        ["sweep", w.bad_recipe],
+    ],
     "queue": lambda w: [["queue", EVIL]],
     "queue add": lambda w: [_queued(w, "add"), ["queue", "add", w.bad_recipe], ["queue", "add", EVIL]],
     "queue work": lambda w: [["queue", "work", "--devices", EVIL]],
@@ -240,7 +245,7 @@ def _queued(w: World, name: str) -> list[object]:
 
 
 REFUSED = ("demo", "class-images", "cache prune", "extract", "merge-into", "env")
-REFUSED += ("assess", "choose", "runs", "runs compare", "queue", "queue work", "web")
+REFUSED += ("assess", "choose", "runs", "runs compare", "queue", "queue work", "web", "sweep")
 """Verbs whose first call ends with a sentence, too."""
 
 

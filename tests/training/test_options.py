@@ -20,6 +20,7 @@ from lora_studio.evaluate.previews import render
 from lora_studio.recipe import options
 from lora_studio.recipe.evaluate import EvaluateConfig
 from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.sweep import SweepConfig
 from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish.verified import job_of, paths_of, write_own
@@ -125,6 +126,7 @@ ELSEWHERE = {
     "base.vae_dtype": "test_caches.py",
     "export.sidecars": "../metadata/test_sidecars.py",
     **{f"evaluate.{option}": "test_evaluating.py" for option in EvaluateConfig.model_fields},
+    **{f"sweep.{option}": "../sweep/test_trials.py" for option in SweepConfig.model_fields},
     "export.checkpoint": "test_evaluating.py",
     "validation.count": "test_validation.py",
     "validation.fraction": "../data/test_validation.py",

@@ -10,7 +10,7 @@ changes one prompt of ten wholly, and whether eight prompts hold one of these is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,15 +106,27 @@ class Choice:
 
 
 def choose(
-    candidates: Sequence[Candidate], budget: Budget, facts: Mapping[str, Any] | None = None
+    candidates: Sequence[Candidate],
+    budget: Budget,
+    facts: Mapping[str, Any] | None = None,
+    *,
+    titled: Callable[[Candidate], str] | None = None,
+    kind: str = "",
 ) -> Choice | None:
-    """The one to take; None if fidelity could be measured of none."""
+    """The one to take; None if fidelity could be measured of none.
+
+    `titled` and `kind` are words for `why`, where candidates are neither checkpoints nor strengths.
+    """
     known = [one for one in candidates if not math.isnan(one.fidelity.low)]
     if not known:
         return None
     taken = min(known, key=lambda one: _rank(one, budget))
     within = not taken.beyond(budget) and not taken.spoiled
-    why = _why(taken, known, budget, within=within)
+    several = len({one.variant.strength for one in known}) > 1
+    title = f"strength {taken.variant.strength:g}" if several else f"step {taken.variant.step}"
+    several = several and len({one.variant.step for one in known}) == 1
+    kind = kind or ("strength" if several else "checkpoint")
+    why = _why(titled(taken) if titled else title, kind, taken, known, budget)
     return Choice(taken, tuple(candidates), budget, within, why, facts or {})
 
 
@@ -125,13 +137,10 @@ def _rank(one: Candidate, budget: Budget) -> tuple[bool, float, float, float, fl
     return bool(one.spoiled), excess, -one.fidelity.low, step, one.variant.strength
 
 
-def _why(taken: Candidate, known: Sequence[Candidate], budget: Budget, *, within: bool) -> str:
-    steps, strengths = {one.variant.step for one in known}, {one.variant.strength for one in known}
-    title = f"strength {taken.variant.strength:g}" if len(strengths) > 1 else f"step {taken.variant.step}"
-    kind = "strength" if len(strengths) > 1 and len(steps) == 1 else "checkpoint"
+def _why(title: str, kind: str, taken: Candidate, known: Sequence[Candidate], budget: Budget) -> str:
     limits = f"drift {budget.drift:g} and leakage {budget.leakage:g}"
     low = f"{title}: fidelity of at least {taken.fidelity.low:+.3f} (mean {taken.fidelity.value:+.3f})"
-    if not within:
+    if taken.beyond(budget) or taken.spoiled:
         over = ", ".join(
             f"{name} {taken.measures[name].value:.3f} for {budget.of(name):g}"
             for name in taken.beyond(budget)

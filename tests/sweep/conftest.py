@@ -12,7 +12,7 @@ import pytest
 from evaluations import evaluation
 
 from lora_studio.evaluate.result import Interval
-from lora_studio.jobs import Job
+from lora_studio.jobs import Job, worker
 
 STUB = """
 import json, pathlib, sys
@@ -63,6 +63,12 @@ class Stub:
     def began(self) -> list[str]:
         """Trials in the order in which they were started, again and again."""
         return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+@pytest.fixture(autouse=True)
+def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that last as long as a look are begun one after the other without waits."""
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)
 
 
 @pytest.fixture

@@ -65,10 +65,13 @@ def test_the_highest_fidelity_within_the_budgets_is_recommended_with_its_reason(
         assert plot.width > 600
     table = (tmp_path / "sweep" / "sweep.md").read_text("utf-8")
     assert "| 2 (recommended) |" in table and table.index("| 2 (rec") < table.index("| 3 |")
+    seeds_are_pooled_as_the_statistics_books_say(result)
+    (tmp_path / "sweep").rename(tmp_path / "moved")
+    again = work(plan(), tmp_path / "moved", stub)
+    assert len(stub.began) == 6 and again.to_json()["recommended"] == told["recommended"]
 
 
-def test_seeds_are_pooled_as_the_statistics_books_say(plan, stub_of, tmp_path) -> None:
-    result = work(plan(), tmp_path / "sweep", stub_of(FIGURES))
+def seeds_are_pooled_as_the_statistics_books_say(result: SweepResult) -> None:
     pairs = [(0.40, 0.42), (0.60, 0.66), (0.80, 0.90)]
     variance = sum((one - other) ** 2 / 2 for one, other in pairs) / 3  # of three settings, pooled
     reach = stats.t.ppf(0.975, 3) * math.sqrt(variance / 2)
@@ -152,14 +155,6 @@ def test_by_validation_the_lowest_loss_is_recommended(plan, stub_of, tmp_path) -
     assert result.pooled[1].measure("validation_loss").interval.value == pytest.approx(0.41)
     with Image.open(tmp_path / "sweep" / "sweep.png") as plot:
         assert plot.width > 600
-
-
-def test_a_sweep_that_is_moved_is_not_trained_again(plan, stub_of, tmp_path) -> None:
-    stub = stub_of(FIGURES)
-    work(plan(), tmp_path / "sweep", stub)
-    (tmp_path / "sweep").rename(tmp_path / "moved")
-    result = work(plan(), tmp_path / "moved", stub)
-    assert len(stub.began) == 6 and result.recommended is not None
 
 
 def test_the_plan_says_every_setting_and_how_long_it_takes(plan) -> None:

@@ -15,7 +15,7 @@ from lora_studio.evaluate.questions import USUAL_COUNT
 from lora_studio.evaluate.result import GROUPS
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import changed
-from lora_studio.sweep.trials import Setting, Trial, settings_of, trials_of, whole_paths
+from lora_studio.sweep.trials import Setting, SweepTrial, settings_of, trials_of, whole_paths
 from lora_studio.sweep.varied import Varied, varied_of
 
 By = Literal["evaluation", "validation"]
@@ -28,7 +28,7 @@ class SweepPlan:
     recipe: Recipe  # as it was given, with the [sweep] that is done
     varied: tuple[Varied, ...]
     settings: tuple[Setting, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[SweepTrial, ...]
 
     @property
     def by(self) -> By:

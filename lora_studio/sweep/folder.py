@@ -23,7 +23,7 @@ from lora_studio.recipe.load import recipe_from
 from lora_studio.recipe.sweep import SweepConfig
 from lora_studio.runs.lock import system_lock
 from lora_studio.sweep import SweepPlan
-from lora_studio.sweep.trials import Trial, settings_of
+from lora_studio.sweep.trials import SweepTrial, settings_of
 from lora_studio.sweep.varied import varied_of
 
 ASKED, RESULT = "asked.toml", "sweep.json"
@@ -34,7 +34,7 @@ _MACHINE = "machine."  # options by which figures stay what they are
 class Placed:
     """A trial, its run folder, and its job in the sweep's queue; None before the sweep has begun."""
 
-    trial: Trial
+    trial: SweepTrial
     folder: Path
     job: Job | None
 
@@ -125,10 +125,10 @@ class SweepFolder:
             write_atomically(path, content if isinstance(content, bytes) else content.encode())
         return path
 
-    def _is_finished(self, trial: Trial) -> bool:
+    def _is_finished(self, trial: SweepTrial) -> bool:
         return (self.path / trial.name / "summary.json").is_file()
 
-    def _add(self, trial: Trial) -> None:
+    def _add(self, trial: SweepTrial) -> None:
         recipe = self.path / "recipes" / f"{trial.name}.toml"
         write_atomically(recipe, as_toml(trial.recipe).encode())
         job = self.queue.add(training(recipe, (), self.path / trial.name))

@@ -66,6 +66,7 @@ class SweepResult:
 
     @property
     def why(self) -> str:
+        """The reason in a sentence, of a sweep by validation with losses."""
         if self.choice is None or self.recommended is None:
             return "nothing was measured"
         if self.plan.by == "evaluation":

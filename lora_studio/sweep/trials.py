@@ -21,7 +21,7 @@ Setting = Mapping[str, Value]  # option -> value
 
 
 @dataclass(frozen=True)
-class Trial:
+class SweepTrial:
     """One training: a setting with a seed."""
 
     setting: int  # its number, from 1
@@ -88,14 +88,14 @@ def _draws(varied: Sequence[Varied], seed: int, trial: int) -> Iterator[Setting]
         yield {one.option: one.drawn(python_random(seed, trial, attempt, one.option)) for one in varied}
 
 
-def trials_of(recipe: Recipe, settings: Sequence[Setting], seeds: int) -> list[Trial]:
+def trials_of(recipe: Recipe, settings: Sequence[Setting], seeds: int) -> list[SweepTrial]:
     """Every setting with the first seed, then with the next one. Raises RecipeError for what is refused."""
     first = recipe.training.seed
-    found, faults = list[Trial](), dict[str, str]()
+    found, faults = list[SweepTrial](), dict[str, str]()
     for seed in range(first, first + seeds):
         for number, values in enumerate(settings, start=1):
             try:
-                found.append(Trial(number, seed, values, with_values(recipe, values, seed)))
+                found.append(SweepTrial(number, seed, values, with_values(recipe, values, seed)))
             except RecipeError as error:
                 _, _, fault = str(error).partition("\n")
                 said = " ".join((fault or str(error)).split())

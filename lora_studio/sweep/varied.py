@@ -53,6 +53,7 @@ class Varied:
 
     @property
     def in_words(self) -> str:
+        """What it may be, for people."""
         if self.scale == "list":
             return ", ".join(map(shown_value, self.values))
         what = "whole numbers" if self.whole else "numbers"

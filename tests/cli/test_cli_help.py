@@ -37,7 +37,7 @@ def test_help_lists_every_verb_under_its_group() -> None:
     assert panels["Dataset"] == ["caption", "captions", "buckets", "regularization-images", "cache"]
     results = ["evaluate", "choose", "sample", "verify", "export", "metadata", "sidecars", "push"]
     assert panels["Results"] == results
-    assert panels["Many runs"] == ["queue", "runs"]
+    assert panels["Many runs"] == ["sweep", "queue", "runs"]
     assert {"inspect", "convert", "combine", "merge-into"} <= set(panels["LoRA files"])
     assert panels["Machine"] == ["env", "schema"]
     assert set(panels) == {"Options", *cli.GROUPS} and "class-images" not in help_of()

@@ -196,7 +196,14 @@ def _pooled(parts: Sequence[Measured], reach: float) -> Measured:
     below = math.hypot(mean(one.value - one.low for one in intervals), reach)
     above = math.hypot(mean(one.high - one.value for one in intervals), reach)
     interval = Interval(value, value - below, value + above, intervals[0].questions)
-    return Measured(parts[0].name, interval, {})
+    questions = sorted({number for one in parts for number in one.per_question})
+    return Measured(parts[0].name, interval, {number: _over_seeds(parts, number) for number in questions})
+
+
+def _over_seeds(parts: Sequence[Measured], question: int) -> float:
+    values = [one.per_question.get(question, math.nan) for one in parts]
+    known = [one for one in values if math.isfinite(one)]
+    return mean(known) if known else math.nan
 
 
 def seeds_reach(name: str, tried: Sequence[Tried]) -> float:

@@ -50,13 +50,12 @@ class Stub:
         """With intervals of 0.05 to either side."""
         found = dict(zip(("fidelity", "drift", "leakage"), self.figures[name], strict=False))
         known = evaluation(name=name)
-        measures = [
-            replace(
-                one, interval=Interval(found[one.name], found[one.name] - 0.05, found[one.name] + 0.05, 9)
-            )
-            for one in known.measures
-            if one.name in found
-        ]
+        measures = []
+        for one in known.measures:
+            if (value := found.get(one.name)) is not None:
+                each = dict.fromkeys(one.per_question, value)
+                interval = Interval(value, value - 0.05, value + 0.05, 9)
+                measures.append(replace(one, interval=interval, per_question=each))
         return replace(known, measures=tuple(measures), verdicts=())
 
     @property

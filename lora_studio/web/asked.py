@@ -15,7 +15,7 @@ VERB_OPTIONS: dict[str, tuple[str, ...]] = {
     "evaluate": ("count", "strength", "checkpoint", "seeds", "encoder", "trigger", "class-word", "steps"),
     "choose": ("strengths", "count", "drift", "leakage", "encoder", "grid"),
     "export": ("to", "checkpoint", "dtype", "force"),
-    "sample": ("prompt", "negative", "seeds", "strengths", "checkpoint", "grid", "steps", "guidance", "size"),
+    "sample": ("prompt", "negative", "seeds", "strength", "checkpoint", "grid", "steps", "guidance", "size"),
     "verify": ("base",),
     "assess": (),
 }

@@ -43,7 +43,8 @@ class VerbRunner:
         process, self._ready = self._ready, None
         if process is None or process.returncode is not None:
             process = await self._start()
-        line = json.dumps([*arguments, "--json"]).encode() + b"\n"
+        words = _with_json(arguments)
+        line = json.dumps(words).encode() + b"\n"
         try:
             output, errors = await process.communicate(line)
         except BaseException:
@@ -93,3 +94,9 @@ def _fault(errors: bytes, code: int | None) -> str:
     if begins:
         return "\n".join(line for line in lines[begins[-1] :] if line).removeprefix("error: ")
     return next((line for line in reversed(lines) if line), f"the command ended with exit code {code}.")
+
+
+def _with_json(arguments: tuple[str, ...]) -> list[str]:
+    """Before a "--", behind which all are paths."""
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    return [*arguments[:place], "--json", *arguments[place:]]

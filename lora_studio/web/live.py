@@ -22,7 +22,7 @@ from lora_studio.runs.lock import LOCK, Holder
 from lora_studio.text import duration, shown
 from lora_studio.web.folders import AllowedFolders
 
-JOBS_SECONDS, RUNS_SECONDS = 0.4, 0.4  # how old what a page is told may be
+JOBS_SECONDS, RUNS_SECONDS = 3.0, 0.4  # how old what a page is told may be
 _LAST_STEPS = 20  # by which the time that is left is told
 _MOST_BYTES = 2**20  # of a small file in a run's folder
 
@@ -72,12 +72,15 @@ class LiveRuns:
 
     def jobs(self) -> list[Job]:
         """By number. A queue that cannot be read keeps what was last seen; `fault` says so."""
-        if time.monotonic() - self._jobs_at > JOBS_SECONDS:
-            try:
-                self._jobs, self.fault = self.queue.jobs(), ""
-            except StudioError as error:
-                self.fault = str(error)
-            self._jobs_at = time.monotonic()
+        return self.read_jobs() if time.monotonic() - self._jobs_at > JOBS_SECONDS else self._jobs
+
+    def read_jobs(self) -> list[Job]:
+        """From the disk, which may wait for whoever writes there: called often by a thread of its own."""
+        try:
+            self._jobs, self.fault = self.queue.jobs(), ""
+        except StudioError as error:
+            self.fault = str(error)
+        self._jobs_at = time.monotonic()
         return self._jobs
 
     def look_again(self) -> None:

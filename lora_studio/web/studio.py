@@ -17,8 +17,8 @@ from lora_studio.web.security import Keys
 from lora_studio.web.settings import WebSettings
 from lora_studio.web.work import begin_work, startable
 
-_LOOK_SECONDS = 1.0
-_PATIENCE = 2  # looks, in which a worker that was started by hand takes what waits
+_LOOK_SECONDS = 0.5
+_PATIENCE = 3  # looks, in which a worker that was started by hand takes what waits
 
 
 @dataclass
@@ -79,7 +79,7 @@ class WebStudio:
     async def _have_work_done(self) -> None:
         waited = 0
         while True:
-            jobs = await asyncio.to_thread(self.live.jobs)
+            jobs = await asyncio.to_thread(self.live.read_jobs)
             waited = waited + 1 if startable(jobs) else 0
             if self.starts_workers and waited >= _PATIENCE:
                 try:

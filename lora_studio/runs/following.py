@@ -19,10 +19,14 @@ class FollowedRows:
         self._rows: dict[int, dict[str, Any]] = {}
         self._file: tuple[int, int] = (0, 0)
         self._read = 0  # bytes, up to the end of a line
+        self._list: list[dict[str, Any]] = []
+        self._listed = 0  # the version that `_list` is of
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        return [*self._rows.values()]
+        if self._listed != self.version:
+            self._list, self._listed = [*self._rows.values()], self.version
+        return self._list
 
     def look(self) -> bool:
         """Whether there is anything new. A file that was written again, as by a resume, is read anew.
@@ -35,6 +39,7 @@ class FollowedRows:
                 identity = (status.st_dev, status.st_ino)
                 if identity != self._file or status.st_size < self._read:
                     self._file, self._read, self._rows = identity, 0, {}
+                    self.version += 1
                 if status.st_size == self._read:
                     return False
                 file.seek(self._read)

@@ -9,6 +9,7 @@ import time
 import tomllib
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +25,7 @@ from lora_studio.web.folders import AllowedFolders
 
 JOBS_SECONDS, RUNS_SECONDS = 3.0, 0.4  # how old what a page is told may be
 _LAST_STEPS = 20  # by which the time that is left is told
+_POINTS = 60  # of the course in a list
 _MOST_BYTES = 2**20  # of a small file in a run's folder
 
 
@@ -69,6 +71,7 @@ class LiveRuns:
         self._jobs_at = self._runs_at = 0.0
         self._runs: dict[str, RunNow] = {}
         self._followed: dict[Path, FollowedRows] = {}
+        self._losses: dict[Path, tuple[int, tuple[float, ...]]] = {}  # with the version that they are of
 
     def jobs(self) -> list[Job]:
         """By number. A queue that cannot be read keeps what was last seen; `fault` says so."""
@@ -111,6 +114,15 @@ class LiveRuns:
         followed.look()
         return followed
 
+    def _course(self, folder: Path, metrics: FollowedRows) -> tuple[float, ...]:
+        """Its losses, thinned; made again when there are new ones."""
+        version, losses = self._losses.get(folder, (-1, ()))
+        if version != metrics.version:
+            found = [float(row["loss"]) for row in metrics.rows if _is_number(row.get("loss"))]
+            losses = tuple(thinned(found, _POINTS))
+            self._losses[folder] = metrics.version, losses
+        return losses
+
     def _places(self, jobs: dict[Path, Job]) -> list[Path]:
         found = dict.fromkeys(one for one in jobs if self.folders.allows(one))
         for root in self.folders.roots:
@@ -141,7 +153,7 @@ class LiveRuns:
             steps,
             last.get("loss"),
             left,
-            tuple(thinned([row["loss"] for row in metrics.rows if _is_number(row.get("loss"))], 60)),
+            self._course(folder, metrics),
             preview,
             "" if job is None else job.reason,
             _changed_at(folder),
@@ -170,10 +182,19 @@ def _state_of(folder: Path) -> str:
 
 def steps_of(folder: Path) -> int | None:
     """By the recipe in a run's folder, of which no more is asked."""
-    with suppress(OSError, ValueError, RecursionError):
-        if (folder / RUN_RECIPE).stat().st_size < _MOST_BYTES:
-            steps = tomllib.loads((folder / RUN_RECIPE).read_text("utf-8"))["training"]["steps"]
-            return steps if type(steps) is int and steps > 0 else None
+    try:
+        status = (folder / RUN_RECIPE).stat()
+    except OSError:
+        return None
+    return _steps_in(folder / RUN_RECIPE, status.st_mtime_ns) if status.st_size < _MOST_BYTES else None
+
+
+@lru_cache(maxsize=1000)
+def _steps_in(recipe: Path, changed_at: int) -> int | None:
+    """`changed_at` has it read again when it is another."""
+    with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+        steps = tomllib.loads(recipe.read_text("utf-8"))["training"]["steps"]
+        return steps if type(steps) is int and steps > 0 else None
     return None
 
 

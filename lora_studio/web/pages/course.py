@@ -12,12 +12,13 @@ from lora_studio.web.live import thinned
 from lora_studio.web.pages.frame import heading, text
 from lora_studio.web.studio import studio
 
-_POINTS = 400
+_POINTS = 300
+_EVERY = 6  # looks of the page: a chart is worth no more than every third second
 _COLOURS = {"loss": "#3f86c6", "validation": "#c8772b", "learning rate": "#8b8b8b"}
 
 
 class CourseChart:
-    """Drawn again at most once a second, and only when there is something new."""
+    """Drawn again every few seconds, and only when there is something new."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -37,7 +38,7 @@ class CourseChart:
         live = studio().live
         metrics, validation = live.rows(self._folder), live.rows(self._folder, VALIDATION)
         version = (metrics.version, validation.version)
-        if version == self._version or (self._looks % 2 == 0 and self._version is not None):
+        if version == self._version or (self._looks % _EVERY != 0 and self._version is not None):
             return
         self._version = version
         rows = metrics.rows

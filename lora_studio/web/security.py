@@ -9,32 +9,30 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+from lora_studio.web.answers import FILE_POLICY as FILE_POLICY
+from lora_studio.web.answers import (
+    HEADERS,
+    STATIC_POLICY,
+    AsgiApp,
+    Message,
+    MeteredRequest,
+    PageAnswer,
+    Receive,
+    Scope,
+    Send,
+    TooLarge,
+)
 from lora_studio.web.settings import BODY_BYTES, UPLOAD_BYTES, WebSettings
 from lora_studio.web.sign_in import bounce_page, sign_in_page
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SIGN_IN = "/sign-in"
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _UPLOADS = ("/api/uploads/", "/_nicegui/client/")  # paths below which files are sent
-_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "SAMEORIGIN",
-    "referrer-policy": "same-origin",  # with less, browsers say Origin: null for a form
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(), microphone=(), geolocation=()",
-}
 
 
 @dataclass
@@ -61,42 +59,6 @@ class Keys:
 
 def _equal(given: str, kept: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), kept.encode())
-
-
-def content_policy(nonce: str, host: str) -> str:
-    """Scripts are the page's own alone: none in a caption or a file's name runs, however it got there.
-
-    Vue compiles its templates in the browser, which needs 'unsafe-eval'.
-    """
-    return "; ".join(
-        (
-            "default-src 'self'",
-            f"script-src 'self' 'nonce-{nonce}' 'unsafe-eval'",
-            "style-src 'self' 'unsafe-inline'",
-            "img-src 'self' data: blob:",
-            "font-src 'self'",
-            f"connect-src 'self' ws://{host}",
-            "frame-src 'self'",
-            "worker-src 'self' blob:",
-            "object-src 'none'",
-            "base-uri 'none'",
-            "form-action 'self'",
-            "frame-ancestors 'self'",
-        )
-    )
-
-
-STATIC_POLICY = (
-    "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; form-action 'self'; "
-    "frame-ancestors 'self'; base-uri 'none'"
-)
-"""Of pages without scripts: whatever stands in them, nothing of it runs."""
-FILE_POLICY = STATIC_POLICY.replace("form-action 'self'", "form-action 'none'") + "; sandbox"
-"""Of reports and other files: not even of this page's origin."""
-
-
-class TooLarge(Exception):
-    """A request has more bytes than are taken."""
 
 
 class Guard:
@@ -199,64 +161,19 @@ class Guard:
         if not said.isdecimal() or int(said) > most:
             await _refuse(scope, send, 413, f"that has more than the {most:,} bytes that are taken here.")
             return
+        taken = MeteredRequest(receive, most)
         begun = False
 
-        async def note_start(message: Message) -> None:
+        async def send_on(message: Message) -> None:
             nonlocal begun
-            begun = begun or message["type"] == "http.response.start"
-            await send(message)
+            if begun or not taken.too_large:  # frameworks have answers of their own to a body that breaks off
+                begun = True
+                await send(message)
 
-        answer = PageAnswer(note_start, headers["host"])
-        try:
-            await self.app(scope, _limited(receive, most), answer)
-        except TooLarge:
-            if not begun:
-                await _refuse(scope, send, 413, f"that has more than the {most:,} bytes that are taken here.")
-
-
-class PageAnswer:
-    """Sends on what the application answers, with the headers; a page's own scripts get the nonce.
-
-    NiceGUI escapes every `<` of texts in its pages, so each `<script` in them is its own.
-    """
-
-    def __init__(self, send: Send, host: str) -> None:
-        self._send, self._host = send, host
-        self._nonce = secrets.token_urlsafe(16)
-        self._start: Message | None = None
-        self._parts: list[bytes] = []
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            found = {key.lower(): value for key, value in message["headers"]}
-            is_page = b"x-nicegui-content" in found and b"content-encoding" not in found
-            message["headers"] = _with_headers(message["headers"], found, self._nonce, self._host)
-            if is_page:
-                self._start = message
-                return
-        elif self._start is not None and message["type"] == "http.response.body":
-            self._parts.append(message.get("body", b""))
-            if not message.get("more_body"):
-                await self._send_page()
-            return
-        await self._send(message)
-
-    async def _send_page(self) -> None:
-        assert self._start is not None
-        body = b"".join(self._parts).replace(b"<script", f'<script nonce="{self._nonce}"'.encode())
-        kept = [(key, value) for key, value in self._start["headers"] if key.lower() != b"content-length"]
-        self._start["headers"] = [*kept, (b"content-length", str(len(body)).encode())]
-        await self._send(self._start)
-        await self._send({"type": "http.response.body", "body": body})
-
-
-def _with_headers(
-    headers: list[tuple[bytes, bytes]], found: dict[bytes, bytes], nonce: str, host: str
-) -> list[tuple[bytes, bytes]]:
-    """An own policy of an answer stays."""
-    given = {**_HEADERS, "content-security-policy": content_policy(nonce, host)}
-    added = ((key.encode(), value.encode()) for key, value in given.items() if key.encode() not in found)
-    return [*headers, *added]
+        with suppress(TooLarge):
+            await self.app(scope, taken, PageAnswer(send_on, headers["host"]))
+        if taken.too_large and not begun:
+            await _refuse(scope, send, 413, f"that has more than the {most:,} bytes that are taken here.")
 
 
 def _tokens(scope: Scope) -> list[str]:
@@ -282,21 +199,6 @@ async def _body(receive: Receive, most: int) -> bytes:
     return content[:most]
 
 
-def _limited(receive: Receive, most: int) -> Receive:
-    """Raises TooLarge when a request goes on beyond what it is allowed, whatever length it gave."""
-    taken = 0
-
-    async def limited() -> Message:
-        nonlocal taken
-        message = await receive()
-        taken += len(message.get("body", b""))
-        if taken > most:
-            raise TooLarge
-        return message
-
-    return limited
-
-
 async def _refuse(scope: Scope, send: Send, status: int, fault: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
@@ -309,7 +211,7 @@ async def _refuse(scope: Scope, send: Send, status: int, fault: str) -> None:
 async def _answer(send: Send, status: int, text: str, headers: dict[str, str] | None = None) -> None:
     body = text.encode("utf-8", "backslashreplace")
     given = {"content-type": "text/html; charset=utf-8", "content-security-policy": STATIC_POLICY}
-    given |= {**_HEADERS, "content-length": str(len(body)), **(headers or {})}
+    given |= {**HEADERS, "content-length": str(len(body)), **(headers or {})}
     encoded = [(key.encode(), value.encode("latin-1")) for key, value in given.items()]
     await send({"type": "http.response.start", "status": status, "headers": encoded})
     await send({"type": "http.response.body", "body": body})

@@ -60,7 +60,8 @@ def serve(
     from lora_studio.web.app import application
     from lora_studio.web.studio import open_studio
 
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    for name in ("uvicorn.error", "nicegui"):  # each address that is not there would be a line
+        logging.getLogger(name).setLevel(logging.ERROR)
     studio = open_studio(settings)
     config = uvicorn.Config(
         application(studio),

@@ -18,8 +18,8 @@ from lora_studio.evaluate.saved import saved_evaluation
 from lora_studio.recipe.run_recipe import load_run_recipe
 from lora_studio.runs import METRICS, VALIDATION
 from lora_studio.text import shown
+from lora_studio.web.answers import FILE_POLICY
 from lora_studio.web.live import checkpoints_of, preview_sheets
-from lora_studio.web.security import FILE_POLICY
 from lora_studio.web.studio import studio
 
 router = APIRouter(prefix="/api/runs", tags=["runs"])

@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse
 
 from lora_studio.pages import document, parts_of, text_of
 from lora_studio.version import __version__
-from lora_studio.web.security import STATIC_POLICY
+from lora_studio.web.answers import STATIC_POLICY
 from lora_studio.web.studio import studio
 
 router = APIRouter(prefix="/api", tags=["about"])

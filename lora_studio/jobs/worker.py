@@ -8,18 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.files import digest
 from lora_studio.jobs import Job, Queue, State, last_lines
 from lora_studio.runs import ReadOnlyRun
+from lora_studio.runs.interrupts import interruptible
 
 CPU = "cpu"
 POLL_SECONDS, BEAT_SECONDS = 0.2, 5.0
@@ -104,14 +102,13 @@ class Worker:
         A queue that cannot be written, on a full disk say, is tried again until it can: the jobs go on.
         Raises KeyboardInterrupt for Ctrl-C, SIGTERM and SIGHUP, once the jobs have written their checkpoints.
         """
-        with _signals() as asked:
+        with interruptible(self._on_stop) as asked:
             try:
                 while not asked.is_set():
                     troubled = any([self._in_trouble(self._look_after, slot) for slot in self.slots])
                     if until_empty and not troubled and all(slot.is_idle for slot in self.slots):
                         return
                     asked.wait(BEAT_SECONDS if troubled else POLL_SECONDS)
-                self._on_stop()
             finally:
                 self._stop_all()
         raise KeyboardInterrupt
@@ -195,34 +192,6 @@ class Worker:
         _close(slot)
         slot.job = slot.process = None
         self._on_change(ended)
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """The event is set by the first signal to stop; a second one does what it usually does.
-
-    So none comes between a job's start and its place in a slot. Outside of the main thread there are none.
-    """
-    asked, before = threading.Event(), dict[int, Any]()
-
-    def on_signal(number: int, frame: object) -> None:
-        asked.set()
-        restore()
-
-    def restore() -> None:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-    if threading.current_thread() is threading.main_thread():
-        numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
-        before |= {one: signal.getsignal(one) for one in numbers if one is not None}
-        before = {one: handler for one, handler in before.items() if handler != signal.SIG_IGN}
-        for one in before:
-            signal.signal(one, on_signal)
-    try:
-        yield asked
-    finally:
-        restore()
 
 
 def _close(slot: Slot) -> None:

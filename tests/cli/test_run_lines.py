@@ -18,8 +18,8 @@ from lora_studio.console import Screen
 from lora_studio.console.run import RunLines, RunScreen, run_screen
 from lora_studio.console.terminal import answer_interrupts
 from lora_studio.errors import Interrupted
+from lora_studio.runs.interrupts import interruptible
 from lora_studio.training.events import Note, Progress, StepDone, StopAsked
-from lora_studio.training.loop.watch import interruptible
 from lora_studio.training.session import train
 
 

@@ -17,10 +17,10 @@ from tiny import recipe_text
 
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import Run
+from lora_studio.runs.interrupts import interruptible
 from lora_studio.runs.lock import LOCK
 from lora_studio.training.events import Event
 from lora_studio.training.finish import Finished
-from lora_studio.training.loop.watch import interruptible
 from lora_studio.training.session import train
 
 needs_hangup = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")

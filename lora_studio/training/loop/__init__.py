@@ -23,12 +23,12 @@ from lora_studio.objectives.timesteps import DrawPosition
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe.training import TrainingConfig
 from lora_studio.rng import generator
+from lora_studio.runs.interrupts import interruptible
 from lora_studio.training.events import Listener, StopAsked
 from lora_studio.training.loop.base_predictions import BasePredictions, Targets
 from lora_studio.training.loop.batch_split import BatchSplit, all_reduce_gradients
 from lora_studio.training.loop.state import State
 from lora_studio.training.loop.step_result import AsyncScalars, GradientWatch, PendingStep, Row, StepReporter
-from lora_studio.training.loop.watch import interruptible
 from lora_studio.training.machine import Machine
 from lora_studio.training.optimizers import factor, make_schedule
 

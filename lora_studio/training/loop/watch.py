@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -26,7 +23,6 @@ from lora_studio.training.loop.state import State
 from lora_studio.training.machine import out_of_memory, unless_out_of_memory, within_memory
 
 T = TypeVar("T")
-HANGUP = "SIGHUP"
 LESS_FOR_PREVIEWS = (
     'a smaller data.resolution or base.quantize = "bnb_nf4" takes less, and samples.prompts = [] draws none'
 )
@@ -212,40 +208,3 @@ class CheckpointWatch(Protocol):
         """Whether it was measured, and its checkpoint is to be kept."""
 
     def is_enough(self) -> bool: ...
-
-
-@contextmanager
-def interruptible(
-    on_first: Callable[[], None] = lambda: None, asked: threading.Event | None = None
-) -> Iterator[threading.Event]:
-    """Within it the first Ctrl-C, SIGTERM or SIGHUP sets the event; a second one does what it usually does.
-
-    `on_first` is called by the first, once the event is set. `asked`: the event, if there is one already.
-
-    But for SIGHUP, of which a terminal that closes may send several: those after the first are passed over.
-    Under nohup it is ignored, as it was before.
-    """
-    asked = asked or threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # signals belong to the main thread; elsewhere the caller stops the run
-        return
-    # batch systems send SIGTERM before they take a machine away, and launchers when a process has ended; a
-    # terminal that closes or a lost ssh connection sends SIGHUP, which Windows does not have
-    names = [name for name in ("SIGINT", "SIGTERM", HANGUP) if hasattr(signal, name)]
-    before = {signal.Signals[name]: signal.getsignal(signal.Signals[name]) for name in names}
-    caught = [one for one, handler in before.items() if one.name != HANGUP or handler != signal.SIG_IGN]
-
-    def on_interrupt(number: int, frame: object) -> None:
-        asked.set()
-        for one in caught:
-            signal.signal(one, signal.SIG_IGN if one.name == HANGUP else before[one])
-        with suppress(RuntimeError, OSError):  # a stream that is being written to takes no second writer
-            on_first()
-
-    for one in caught:
-        signal.signal(one, on_interrupt)
-    try:
-        yield asked
-    finally:
-        for one in caught:
-            signal.signal(one, before[one])

@@ -214,6 +214,13 @@ def _take(trainer: str, draft: Draft, places: Places, found: _Sorted) -> None:
 def _finish(draft: Draft, inputs: MigrationInputs, places: Places) -> None:
     """What was asked for beside the settings, and what only another base can have."""
     values = draft.values
+    for option, said in (
+        ("base.model", inputs.base),
+        ("name", inputs.name),
+        ("data.trigger", inputs.trigger),
+    ):
+        if said:
+            draft.overrule(option, f"--{option.rpartition('.')[2].replace('model', 'base')} comes first")
     if inputs.base:
         values["base.model"] = places.file(inputs.base)[0]
     if not values.get("base.model"):

@@ -107,10 +107,15 @@ class Draft:
     def drop(self, option: str, why: str) -> None:
         """Take an option back, and say of the keys that led to it that they are not supported."""
         self.values.pop(option, None)
+        self._tell_of(option, "not supported", why)
+
+    def overrule(self, option: str, why: str) -> None:
+        """Another value takes the place of the one that keys led to."""
+        self._tell_of(option, "not needed", why)
+
+    def _tell_of(self, option: str, fate: Fate, why: str) -> None:
         self.fates = [
-            replace(one, fate="not supported", here="", why=why)
-            if one.here.partition(" = ")[0] == option
-            else one
+            replace(one, fate=fate, here="", why=why) if one.here.partition(" = ")[0] == option else one
             for one in self.fates
         ]
 

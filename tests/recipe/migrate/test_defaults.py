@@ -216,3 +216,11 @@ def test_odd_files_are_read_as_their_trainers_would(images: Path) -> None:
 def test_a_key_that_is_there_twice_is_a_sentence(name: str, text: str, images: Path) -> None:
     with pytest.raises(RecipeError, match="has the key lora_rank twice; keep one of them"):
         made(text, images, name)
+
+
+def test_what_is_asked_for_beside_the_settings_comes_first(images: Path) -> None:
+    text = KOHYA + 'pretrained_model_name_or_path = "C:/gone.safetensors"\noutput_name = "theirs"\n'
+    found = made(text, images, name="a.toml")
+    fates = {one.key: one.fate for one in found.draft.fates}
+    assert fates["pretrained_model_name_or_path"] == "not needed" and fates["output_name"] == "exactly"
+    assert (found.recipe.base.model, found.recipe.name) == ("pocket", "theirs")

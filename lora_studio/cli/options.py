@@ -54,6 +54,9 @@ SkipUnknown = Annotated[bool, flag("--skip-unknown", "leave out tensors that no 
 Json = Annotated[bool, flag("--json", "print the result as JSON")]
 Dtype = Annotated[str, value("DTYPE", "float16, bfloat16 or float32")]
 Device = Annotated[str, value("DEVICE", "cpu, cuda, cuda:1; default: a GPU if there is one")]
+RayAddress = Annotated[
+    str | None, value("ADDRESS", 'on a Ray cluster: "auto", or ray://HOST:10001; docs/queue.md', "--ray")
+]
 Trigger = Annotated[str, value("WORDS", 'the trigger words, e.g. "zwx style"')]
 Recursive = Annotated[
     bool, flag("--recursive", "also all subfolders; without it only those named <repeats>_<name>")

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from lora_studio.cli.options import Changes, Command, Group, Json, argument, flag, print_json, value
+from lora_studio.cli.options import (
+    Changes,
+    Command,
+    Group,
+    Json,
+    RayAddress,
+    argument,
+    flag,
+    print_json,
+    value,
+)
 from lora_studio.console import console, errors
 from lora_studio.text import command_of
 
@@ -108,19 +118,23 @@ def work(
         str, value("DEVICES", "e.g. cuda:0,cuda:1, or cpu; default: every GPU, or the processor", "--devices")
     ] = "",
     until_empty: Annotated[bool, flag("--until-empty", "end when nothing is left to begin")] = False,
+    ray: RayAddress = None,
 ) -> None:
     """Do the jobs of the queue, one at a time on each device; Ctrl-C stops them behind checkpoints."""
     from lora_studio.console.jobs import change_in_words
     from lora_studio.jobs import Queue
+    from lora_studio.jobs.cluster import RayWorker
     from lora_studio.jobs.worker import Worker, devices_named
 
-    slots = devices_named(devices)
-    console.say(f"at work on {', '.join(slots)}; Ctrl-C stops with checkpoints")
-    worker = Worker(
-        Queue(),
-        slots,
-        on_change=lambda job: console.say(change_in_words(job)),
-        on_trouble=lambda error: errors.say(f"note: {error}"),
-        on_stop=lambda: console.say("stopping: jobs write their checkpoints"),
-    )
+    heard: dict[str, Any] = {
+        "on_change": lambda job: console.say(change_in_words(job)),
+        "on_trouble": lambda error: errors.say(f"note: {error}"),
+        "on_stop": lambda: console.say("stopping: jobs write their checkpoints"),
+    }
+    if ray is None:
+        worker = Worker(Queue(), devices_named(devices), **heard)
+    else:
+        worker = RayWorker(Queue(), ray, **heard)
+    names = ", ".join(slot.device for slot in worker.slots)
+    console.say(f"at work on {names}; Ctrl-C stops with checkpoints")
     worker.work(until_empty=until_empty)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_studio.cli.options import Changes, Json, RecipeFile, flag, print_json, value
+from lora_studio.cli.options import Changes, Json, RayAddress, RecipeFile, flag, print_json, value
 from lora_studio.console import console, errors
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ def sweep(
     count: Annotated[int | None, value("N", _COUNT, min=1)] = None,
     search_seed: Annotated[int | None, value("N", "other values are drawn; default: 0", min=0)] = None,
     devices: Annotated[str, value("DEVICES", _DEVICES)] = "",
+    ray: RayAddress = None,
     retry: Annotated[bool, flag("--retry", "train again what failed")] = False,
     dry_run: Annotated[bool, flag("--dry-run", "say what will be trained, and how long that takes")] = False,
     out: Annotated[Path | None, value("DIR", _OUT, "-o", "--out")] = None,
@@ -43,6 +43,7 @@ def sweep(
 
     What is varied may stand in the recipe's [sweep]. Stopped or killed, it goes on when it is called again.
     """
+    from lora_studio.jobs.cluster import slots_of
     from lora_studio.jobs.worker import devices_named
     from lora_studio.recipe.load import load_recipe
     from lora_studio.runs import run_folder
@@ -55,7 +56,7 @@ def sweep(
     given = None if vary is None else read_vary(vary)
     found = plan_sweep(loaded, given, trials=trials, seeds=seeds, search_seed=search_seed, by=by)
     place = out or run_folder(f"{loaded.name}_sweep")
-    folder, slots = SweepFolder(place), devices_named(devices)
+    folder, slots = SweepFolder(place), devices_named(devices) if ray is None else slots_of(ray)
     folder.check(found)
     screen = errors if as_json else console
     if dry_run:
@@ -63,7 +64,7 @@ def sweep(
         return
     _tell(found, place, slots, is_new=not place.exists(), quiet=as_json)
     screen.say(f"at work on {', '.join(slots)}; Ctrl-C stops behind a checkpoint, and the same call goes on")
-    _work(found, folder, slots, retry=retry, as_json=as_json)
+    _work(found, folder, slots, ray=ray, retry=retry, as_json=as_json)
 
 
 def _tell(
@@ -86,20 +87,29 @@ def _tell(
         print_sweep_plan(plan, place, found, errors if quiet else console)
 
 
-def _work(plan: SweepPlan, folder: SweepFolder, slots: list[str], *, retry: bool, as_json: bool) -> None:
+def _work(
+    plan: SweepPlan,
+    folder: SweepFolder,
+    slots: list[str],
+    *,
+    ray: str | None,
+    retry: bool,
+    as_json: bool,
+) -> None:
     from lora_studio.console.sweep import print_sweep, trial_in_words
     from lora_studio.sweep.report import files_of
     from lora_studio.sweep.running import run_sweep
 
     screen = errors if as_json else console
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # of batch systems: as Ctrl-C
     result = run_sweep(
         plan,
         folder,
         devices=slots,
+        ray=ray,
         retry=retry,
         on_change=lambda change: screen.say(trial_in_words(change)),
         on_trouble=lambda error: errors.say(f"note: {error}"),
+        on_stop=lambda: screen.say("stopping: trials write their checkpoints"),
     )
     if as_json:
         print_json(result.to_json())

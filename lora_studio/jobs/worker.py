@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.files import digest
@@ -25,13 +26,28 @@ ASKED_TO_STOP = 130  # the exit code of a verb that was stopped and can go on
 _LAST_BYTES = 4096  # of a log, where its last line is
 
 
+class JobProcess(Protocol):
+    """What a worker asks of a job's process, here or on a cluster."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """The exit code once it has ended."""
+
+    def wait(self) -> int:
+        """The exit code."""
+
+    def send_signal(self, number: int) -> None:
+        """SIGTERM: write a checkpoint and end."""
+
+
 @dataclass
 class Slot:
     """A device, and the process that has it."""
 
     device: str
     job: Job | None = None
-    process: subprocess.Popen[bytes] | None = None
+    process: JobProcess | None = None
     locks: tuple[int, ...] = ()  # of device and job: held until both processes have ended
     beat_at: float = 0.0
     told_to_stop: bool = False
@@ -144,9 +160,10 @@ class Worker:
 
     def _take(self, slot: Slot) -> bool:
         """Begins the next job, unless the GPU is another worker's, or of a job whose worker was killed."""
-        device = None if slot.device == CPU else self.queue.lock(_lock_of(slot.device))
-        slot.waits = device is None and slot.device != CPU and self.queue.is_ready()
-        if device is None and slot.device != CPU:
+        is_gpu = slot.device.startswith("cuda")
+        device = self.queue.lock(_lock_of(slot.device)) if is_gpu else None
+        slot.waits = is_gpu and device is None and self.queue.is_ready()
+        if is_gpu and device is None:
             return False
         slot.locks = () if device is None else (device,)
         taken = None
@@ -162,23 +179,26 @@ class Worker:
     def _start(self, slot: Slot, job: Job) -> None:
         try:
             _refuse_changed_recipe(job)
-            with self.queue.log(job.id).open("ab") as log:
-                slot.process = subprocess.Popen(
-                    self._command(job),
-                    cwd=job.folder,
-                    env=_environment(slot.device),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,  # Ctrl-C is for the worker, which passes it on
-                    pass_fds=() if os.name == "nt" else slot.locks,
-                )
+            slot.process = self._begin(slot, job)
         except (StudioError, OSError) as error:
             reason = str(error) if isinstance(error, StudioError) else _of_system(error)
             self._on_change(self.queue.ended(job.id, "failed", reason))
             return
         slot.job, slot.beat_at, slot.told_to_stop = job, 0.0, False
         self._on_change(job)
+
+    def _begin(self, slot: Slot, job: Job) -> JobProcess:
+        with self.queue.log(job.id).open("ab") as log:
+            return subprocess.Popen(
+                self._command(job),
+                cwd=job.folder,
+                env=_environment(slot.device),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the worker, which passes it on
+                pass_fds=() if os.name == "nt" else slot.locks,
+            )
 
     def _tell_to_stop(self, slot: Slot) -> None:
         if slot.process is not None and not slot.told_to_stop:
@@ -187,7 +207,7 @@ class Worker:
 
     def _finish(self, slot: Slot) -> None:
         assert slot.job is not None and slot.process is not None
-        state, reason = _ending(slot.process.returncode, self.queue.log(slot.job.id))
+        state, reason = _ending(slot.process.wait(), self.queue.log(slot.job.id))
         ended = self.queue.ended(slot.job.id, state, reason)
         _close(slot)
         slot.job = slot.process = None

@@ -14,6 +14,7 @@ from typing import Any
 
 from lora_studio.errors import StudioError
 from lora_studio.jobs import Job
+from lora_studio.jobs.cluster import RayWorker
 from lora_studio.jobs.worker import Worker, command_of
 from lora_studio.sweep import SweepPlan
 from lora_studio.sweep.folder import RESULT, Placed, SweepFolder, as_toml
@@ -46,12 +47,16 @@ def run_sweep(
     folder: SweepFolder,
     *,
     devices: Sequence[str],
+    ray: str | None = None,
     retry: bool = False,
     command: Callable[[Job], list[str]] = command_of,
     on_change: Callable[[TrialChange], None] = lambda change: None,
     on_trouble: Callable[[StudioError], None] = lambda error: None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> SweepResult:
     """Do all trials that have no result, one at a time on each device, and write what was found.
+
+    `ray`: the address of a Ray cluster, whose GPUs they are given in place of `devices`.
 
     It may be stopped and called again, and called by several processes at a time. KeyboardInterrupt is passed
     on once every trial at work has written its checkpoint. Raises StudioError as `SweepFolder.begin` does.
@@ -61,9 +66,13 @@ def run_sweep(
     def changed(job: Job) -> None:
         result = result_of(plan, folder)
         folder.write(RESULT, result.to_json())
-        on_change(_change(result, job, len(devices)))
+        on_change(_change(result, job, len(worker.slots)))
 
-    worker = Worker(folder.queue, devices, command=command, on_change=changed, on_trouble=on_trouble)
+    heard: dict[str, Any] = {"on_change": changed, "on_trouble": on_trouble, "on_stop": on_stop}
+    if ray is None:
+        worker = Worker(folder.queue, devices, command=command, **heard)
+    else:
+        worker = RayWorker(folder.queue, ray, command=command, **heard)
     worker.work(until_empty=True)
     result = result_of(plan, folder)
     write_result(result, folder)

@@ -150,7 +150,8 @@ class SweepFolder:
 
 def as_toml(recipe: Recipe) -> str:
     """What the recipe gives, without defaults."""
-    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_unset=True, exclude_none=True))
+    values = recipe.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    return tomli_w.dumps({name: table for name, table in values.items() if table != {}})
 
 
 def _other_sweep(before: SweepConfig, plan: SweepPlan) -> list[str]:

@@ -132,8 +132,8 @@ def test_what_a_lost_machine_was_at_goes_on_elsewhere_to_the_same_bytes(
     def lose_it() -> None:
         while not ReadOnlyRun(tmp_path / "run").checkpoints():
             time.sleep(0.1)
-        cluster.add_node(num_cpus=1)
         cluster.remove_node(first, allow_graceful=False)
+        cluster.add_node(num_cpus=1)
 
     thread = threading.Thread(target=lose_it)
     thread.start()

@@ -23,6 +23,7 @@ _PROMPTS = (
 _ENCODER = "pocket, clip, siglip2 or dinov2, also clip:FOLDER or clip:HUB_ID; default: by the base"
 _OUT = "default: evaluation in the run, or <name>_evaluation beside the file"
 _REQUIRE = 'exit 1 unless whole intervals keep them, e.g. "fidelity>=0.3, drift<=0.6, leakage<=0.15"'
+_CHECKPOINT = "of a run, or best; default: that of its file, else the newest"
 _COUNT = "prompts of each of the four groups; more make narrower intervals; default: 5"
 
 
@@ -33,7 +34,7 @@ def evaluate(
     prompts: Annotated[Path | None, value("FILE", _PROMPTS)] = None,
     count: Annotated[int | None, value("N", _COUNT)] = None,
     strength: Annotated[float, value("NUMBER", "of the LoRA")] = 1.0,
-    checkpoint: Annotated[str, value("STEP", "of a run, or best; default: the newest")] = "",
+    checkpoint: Annotated[str, value("STEP", _CHECKPOINT)] = "",
     seeds: Annotated[str, value("NUMBERS", "e.g. 1,2,3 or 1-4; default: 1000-1002")] = "",
     encoder: Annotated[str, value("NAME", _ENCODER)] = "",
     trigger: Trigger = "",
@@ -95,10 +96,10 @@ def _measure(
     from lora_studio.evaluate.report import PAGE
     from lora_studio.evaluate.requirements import failures
     from lora_studio.tools.evaluate import evaluate as measure
+    from lora_studio.tools.evaluate import folders_for
 
     told, missed = [], list[str]()
-    for target in targets:
-        folder = out if out is None or len(targets) == 1 else out / target.stem
+    for target, folder in folders_for(targets, out).items():
         with run_screen(errors) as screen:
             made, place = measure(target, replace(request, folder=folder), on_event=screen)
         told.append(made.evaluation.to_json() | {"folder": str(place)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from lora_studio.data.images.decode import load_image
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.burn import ASPECTS, aspects_of
-from lora_studio.evaluate.copies import SIDE, small, threshold_of
+from lora_studio.evaluate.copies import SIDE, nearest, small, threshold_of
 from lora_studio.evaluate.drawings import Drawings, KeptImage, OnProgress
 from lora_studio.evaluate.encoders import ImageEncoder
 from lora_studio.evaluate.measures import Compared, Observed, measured, memorisation
@@ -24,6 +24,7 @@ from lora_studio.evaluate.transfer import setbacks_in_words
 from lora_studio.evaluate.verdicts import verdicts_of
 
 AT_ONCE = 16  # images that the encoder is given
+MOST_KIN = 32  # training images that are compared with one another, which takes the square of their number
 MOST_NEAR = 12  # pairs that an evaluation names
 USUAL_SEEDS = (1000, 1001, 1002)
 FEWEST_SEEDS, MOST_SEEDS = 2, 32
@@ -81,6 +82,7 @@ class Evaluator:
         self.drawings = Drawings(asked.questions, asked.seeds, folder)
         self._base: tuple[list[KeptImage], Observed] | None = None
         self._compared_with: tuple[Observed, Observed] | None = None
+        self._threshold: float | None = None
         self._texts = encoder.texts([one.text for one in asked.questions])
 
     def evaluate(self, name: str, variant: Variant, facts: Mapping[str, str | int | float]) -> Evaluated:
@@ -105,8 +107,10 @@ class Evaluator:
             training_names=names,
             references_are_training=self.asked.references_are_training,
         )
-        own = references.small[: 0 if self.asked.references_are_training else None]
-        threshold = threshold_of(training.small, own)
+        if self._threshold is None:
+            own = references.small[: 0 if self.asked.references_are_training else None]
+            self._threshold = copy_threshold(training.small, own)
+        threshold = self._threshold
         copied, near = memorisation(compared, threshold)
         found = [*measured(compared, self.asked.relative_losses), *([copied] if copied else [])]
         told = dict(facts) | self._facts(threshold) | {"seconds": round(time.monotonic() - began, 1)}
@@ -142,9 +146,17 @@ class Evaluator:
             asked = self.asked
             references = self._look("looking at reference images", asked.references)
             same = list(asked.training) == list(asked.references)
-            training = references if same else self._look("looking at training images", asked.training)
+            training = references if same else self._glance(asked.training)
             self._compared_with = references, training
         return self._compared_with
+
+    def _glance(self, images: Sequence[Path]) -> Observed:
+        """What copies are found by, of images that may be very many: no encoder sees them."""
+        what, smaller = "looking at training images", list[Tensor]()
+        for done, path in enumerate(images):
+            self.on_progress(what, done, len(images))
+            smaller.append(small(self._opened(path)))
+        return replace(_nothing(), small=torch.stack(smaller)) if smaller else _nothing()
 
     def _look(self, what: str, images: Sequence[KeptImage] | Sequence[Path]) -> Observed:
         """At a few images at a time, of which only what is measured stays in memory."""
@@ -158,8 +170,7 @@ class Evaluator:
             aspects += [aspects_of(one) for one in some]
             smaller += [small(one) for one in some]
         if not images:
-            nothing = torch.zeros(0, 1)
-            return Observed(nothing, None, torch.zeros(0, len(ASPECTS)), torch.zeros(0, 3, SIDE, SIDE))
+            return _nothing()
         self.on_progress(what, len(images), len(images))
         of_texts = torch.cat(aligned) if aligned else None
         shown = torch.tensor(aspects, dtype=torch.float32)
@@ -169,12 +180,35 @@ class Evaluator:
         return load_image(one, background=self.asked.background) if isinstance(one, Path) else one.image()
 
 
+def copy_threshold(training: Tensor, references: Tensor) -> float:
+    """`threshold_of`, which compares all training images with all, by at most `MOST_KIN` of them.
+
+    From all over the folder, and with those that the references come nearest to.
+    """
+    number = len(training)
+    chosen = (
+        {place * number // MOST_KIN for place in range(MOST_KIN)} if number > MOST_KIN else {*range(number)}
+    )
+    if number > MOST_KIN and len(references):
+        chosen |= {*nearest(references, training)[1].tolist()}
+    return threshold_of(training[sorted(chosen)], references)
+
+
+def _nothing() -> Observed:
+    return Observed(torch.zeros(0, 1), None, torch.zeros(0, len(ASPECTS)), torch.zeros(0, 3, SIDE, SIDE))
+
+
 def _check(asked: Inquiry) -> None:
     if not asked.questions:
         raise StudioError("there is nothing to ask: no trigger, no captions and no prompts are known.")
-    if not FEWEST_SEEDS <= len(set(asked.seeds)) == len(asked.seeds) <= MOST_SEEDS:
+    check_seeds(asked.seeds)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raises StudioError if there are too few or too many, or one twice."""
+    if not FEWEST_SEEDS <= len(set(seeds)) == len(seeds) <= MOST_SEEDS:
         raise StudioError(
-            f"an evaluation has {len(asked.seeds)} seeds; it must be {FEWEST_SEEDS} to {MOST_SEEDS} "
+            f"an evaluation has {len(seeds)} seeds; it must be {FEWEST_SEEDS} to {MOST_SEEDS} "
             "different ones, 3 are common."
         )
 

@@ -117,9 +117,14 @@ def read_plain(path: Path, option: str) -> LoraFile:
             f"{': ' + preview_names(invalid) if invalid else ''}; `lora-studio verify` says more."
         )
     try:
-        return file.in_one_spelling() if file.transformer is None else _single_layers(file)
+        return in_base_names(file)
     except StudioError as error:
         raise RecipeError(f"{option}: {error}") from None
+
+
+def in_base_names(file: LoraFile) -> LoraFile:
+    """A file in any spelling with its layers named as `base_layers` names a base's. Raises StudioError."""
+    return file.in_one_spelling() if file.transformer is None else _single_layers(file)
 
 
 def _what_else(file: LoraFile) -> str:

@@ -14,8 +14,8 @@ from lora_studio.evaluate.report.words import MEASURES, headline, interval_in_wo
 from lora_studio.evaluate.result import Evaluation
 from lora_studio.evaluate.saved import RESULT, evaluation_folder, read_evaluation
 from lora_studio.files import digest
-from lora_studio.runs import Run, step_of
-from lora_studio.runs.reading import STATE, read_table
+from lora_studio.runs import Run
+from lora_studio.runs.reading import STATE
 from lora_studio.text import plural, shown
 
 EVALUATION = "lora_studio.evaluation."  # before the keys
@@ -97,10 +97,8 @@ def _learned(target: Path) -> str:
     if not target.is_dir():
         return digest(target)
     run = Run(target)
-    taken = read_table(target / "summary.json").get("checkpoint")  # of runs that could choose one
-    by_step = {step_of(one): one for one in run.checkpoints()}
-    step = taken.get("step", -1) if isinstance(taken, dict) else -1
-    return digest((by_step.get(step) or run.newest_checkpoint()) / STATE)
+    step = run.file_step()
+    return digest((run.newest_checkpoint() if step is None else run.checkpoint_of(step)) / STATE)
 
 
 def sheet_of_target(target: Path) -> str:

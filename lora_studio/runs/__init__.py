@@ -29,6 +29,7 @@ from lora_studio.text import command_of
 
 METRICS = "metrics.jsonl"  # a line a step
 VALIDATION = "validation.jsonl"  # a line a measurement
+SUMMARY = "summary.json"  # of a finished run
 CHOICE = "choice.jsonl"  # a line a checkpoint that was measured for the choice
 BEST = "best.json"  # which of them is taken, and why
 _NUMBERS = {METRICS: ("loss", "learning_rate"), VALIDATION: ("loss", "relative"), CHOICE: ()}
@@ -161,6 +162,16 @@ class Run:
         if step is not None and type(step) is not int:
             raise damaged(path, f"its step is {step!r}")
         return step
+
+    def file_step(self) -> int | None:
+        """The step that a finished run's file is made of; None if it is not finished, or that step not kept.
+
+        Raises StudioError if its summary is damaged.
+        """
+        path = self.folder / SUMMARY
+        taken = read_table(path).get("checkpoint") if path.is_file() else None
+        step = taken.get("step") if isinstance(taken, dict) else None
+        return step if step in map(step_of, self.checkpoints()) else None
 
     def adopt_first_validation(self) -> None:
         """Before resuming a run of the first version: its measurements go on in validation.jsonl."""

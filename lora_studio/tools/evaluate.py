@@ -13,7 +13,7 @@ from lora_studio.data.images import decode_text, read_bytes
 from lora_studio.errors import RecipeError, StudioError, reason_of
 from lora_studio.evaluate.artist import Brush
 from lora_studio.evaluate.encoders import ENCODERS, load_encoder, usual_encoder
-from lora_studio.evaluate.evaluation import USUAL_SEEDS, Evaluated, Evaluator, Inquiry
+from lora_studio.evaluate.evaluation import USUAL_SEEDS, Evaluated, Evaluator, Inquiry, check_seeds
 from lora_studio.evaluate.material import Material, images_in, material_of_run, public_name, relative_losses
 from lora_studio.evaluate.questions import (
     USUAL_COUNT,
@@ -26,12 +26,14 @@ from lora_studio.evaluate.questions import (
 from lora_studio.evaluate.result import Evaluation, Question, Size, Variant
 from lora_studio.evaluate.written import write_evaluation
 from lora_studio.files import check_ending, expanded
+from lora_studio.tools.sample import check_request as check_drawn
+from lora_studio.tools.sample import side_of
 from lora_studio.tools.sample.source import Checkpoint, SampleRequest, SampleSource, open_source
 from lora_studio.training.events import Listener, Note, Progress, ignore_events
 from lora_studio.training.machine import is_out_of_memory, out_of_memory
 from lora_studio.training.prepare.data import manifest_of
 
-MOST_STRENGTH, MOST_COUNT = 10.0, 100
+MOST_COUNT = 100
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,11 @@ def evaluate(
     """
     check_request(request)
     on_event(Note("reading the base"))
-    source = open_source(target, _sample_request(request))
-    (step,) = source.steps_of([request.checkpoint], everything=False)
+    source = open_source(target, sample_request(request))
+    own = None if source.run is None else source.run.file_step()
+    (step,) = source.steps_of([own if request.checkpoint is None else request.checkpoint], everything=False)
     source.check([request.strength])
+    request = replace(request, side=side_of(source, request.side))
     material = material_of(source, request)
     questions = _questions(source, material.taught, request)
     encoder = load_encoder(*_encoder_of(source, request), device=source.family.device)
@@ -78,7 +82,7 @@ def evaluate(
         learned = artist.learned(variant := Variant(step, request.strength))
         facts = {"base": public_name(source.base_name), "learned_sha256": learned}
         try:
-            made = evaluator.evaluate(target.name, variant, facts)
+            made = evaluator.evaluate(target.resolve().name, variant, facts)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -88,25 +92,54 @@ def evaluate(
     return made, folder
 
 
+def folders_for(targets: Sequence[Path], out: Path | None) -> dict[Path, Path | None]:
+    """Where each goes: into `out`, of several into folders in it; of two of a name the second says so.
+
+    Raises StudioError for those that are not there, before the first is evaluated.
+    """
+    if lacking := [one for one in targets if not one.exists()]:
+        raise StudioError(
+            f"there is no {lacking[0]}; give a run's folder, such as runs/my_style, or a LoRA file."
+        )
+    several = list(dict.fromkeys(targets))
+    if out is None or len(several) == 1:
+        return dict.fromkeys(several, out)
+    names = [one.resolve().name.removesuffix(".safetensors") for one in several]
+    numbers = [names[:place].count(name) + 1 for place, name in enumerate(names)]
+    folders = [
+        f"{name}_{number}" if number > 1 else name for name, number in zip(names, numbers, strict=True)
+    ]
+    return {one: out / folder for one, folder in zip(several, folders, strict=True)}
+
+
 def check_request(request: EvaluationRequest) -> None:
     """Raises StudioError for what is no evaluation of anything, before the base is read."""
-    if not abs(request.strength) <= MOST_STRENGTH:
-        most = f"{MOST_STRENGTH:g}"
-        raise RecipeError(f"--strength is {request.strength:g}; it must be a number from -{most} to {most}.")
+    check_drawn(sample_request(request))
+    check_seeds(request.seeds)
     if not 1 <= request.count <= MOST_COUNT:
         raise RecipeError(f"--count is {request.count}; it must be from 1 to {MOST_COUNT} prompts a group.")
     if request.encoder:
         ENCODERS.check(request.encoder.partition(":")[0])
-    for option, folder in (("--images", request.images),):
-        if folder is not None and not folder.is_dir():
-            raise StudioError(f"{option} is {folder}; give a folder of images that were not trained on.")
+    if request.images is not None:
+        images_in(request.images, "--images")
+    if request.prompts is not None:
+        _text_of(request.prompts)
     if request.folder is not None:
         check_ending(request.folder, "")
 
 
-def _sample_request(request: EvaluationRequest) -> SampleRequest:
-    checkpoints = () if request.checkpoint is None else (request.checkpoint,)
-    return SampleRequest(checkpoints=checkpoints, base=request.base, device=request.device, fingerprint=True)
+def sample_request(request: EvaluationRequest) -> SampleRequest:
+    """What of it says how images are drawn."""
+    return SampleRequest(
+        strengths=(request.strength,),
+        checkpoints=() if request.checkpoint is None else (request.checkpoint,),
+        seeds=request.seeds,
+        steps=request.steps,
+        guidance=request.guidance,
+        base=request.base,
+        device=request.device,
+        fingerprint=True,
+    )
 
 
 class SourceArtist:
@@ -170,6 +203,9 @@ def _asked(
     step: int | None,
 ) -> Inquiry:
     references, are_training, notes = material.compared_with
+    if source.lacking_words:
+        words = ", ".join(source.lacking_words)
+        notes += (f"drawn without the embedding of {words}, a file of its own; evaluate the run's folder",)
     return Inquiry(
         questions=questions,
         references=references,
@@ -188,13 +224,15 @@ def _questions(source: SampleSource, taught: Taught, request: EvaluationRequest)
     share = (request.side or source.side) / source.side
     if request.prompts is None:
         return at_other_side(built, share, source.family.stride)
-    path = expanded(request.prompts)
+    asked = with_prompts(built, _text_of(request.prompts), taught, name=request.prompts.name)
+    return at_other_side(asked, share, source.family.stride)
+
+
+def _text_of(path: Path) -> str:
     try:
-        text = decode_text(read_bytes(path, max_bytes=10**6))
+        return decode_text(read_bytes(expanded(path), max_bytes=10**6))
     except (StudioError, UnicodeDecodeError) as error:
         raise StudioError(f"{path} cannot be read as a text file of prompts: {reason_of(error)}.") from None
-    asked = with_prompts(built, text, taught, name=path.name)
-    return at_other_side(asked, share, source.family.stride)
 
 
 def _encoder_of(source: SampleSource, request: EvaluationRequest) -> tuple[str, str]:

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from lora_studio.evaluate import evaluation
+from lora_studio.evaluate.copies import COPY, small, threshold_of
 from lora_studio.evaluate.encoders import load_encoder
-from lora_studio.evaluate.evaluation import Evaluated, Evaluator, Inquiry
+from lora_studio.evaluate.evaluation import Evaluated, Evaluator, Inquiry, copy_threshold
 from lora_studio.evaluate.questions import Taught, pocket_contexts, questions_for
 from lora_studio.evaluate.result import Size, Variant
 from lora_studio.pocket.scenes import draw, held_out_scenes
@@ -75,3 +78,15 @@ def test_copies_of_training_images_of_other_aspect_ratios_are_found_and_no_other
     assert "memorised" in [one.word for one in found.verdicts if one.decided]
     copied = {(one.question, one.training_image) for one in found.nearest if one.copied}
     assert copied == {(number, f"{number}.png") for number in range(3)}
+
+
+def test_of_many_training_images_some_and_those_like_references_say_what_a_copy_is(monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "MOST_KIN", 3)
+    images = [draw(one, 48, 48, style="woodcut") for one in held_out_scenes(7, seed=5)]
+    training, own = torch.stack([small(one) for one in images]), torch.zeros(0, 3, 48, 48)
+    assert copy_threshold(training[:2], own) == threshold_of(training[:2], own)
+    assert copy_threshold(training, own) == threshold_of(training[[0, 2, 4]], own)
+    near = torch.stack(
+        [small(Image.blend(images[5], images[6], 0.2))]
+    )  # of the sixth, which is not of the three
+    assert copy_threshold(training, near) == threshold_of(training, near) > COPY

@@ -19,7 +19,7 @@ from lora_studio.families.loading import load_base
 from lora_studio.lora_file.lora_file import base_layers
 from lora_studio.pocket.samples import subject_samples
 from lora_studio.runs import Run
-from lora_studio.tools.evaluate import EvaluationRequest, evaluate
+from lora_studio.tools.evaluate import EvaluationRequest, evaluate, folders_for
 from lora_studio.training.prepare.data import manifest_of
 from lora_studio.training.session import train
 
@@ -154,7 +154,11 @@ def test_a_run_is_asked_by_its_own_captions_and_checkpoints(tiny_base, images, d
     ("words", "message"),
     [
         (["--strength", "99"], "--strength is 99"),
+        (["--strength", "nan"], "--strength is nan"),
         (["--count", "0"], "--count is 0"),
+        (["--steps", "100000"], "--steps is 100000"),
+        (["--guidance", "1000"], "--guidance is 1000"),
+        (["--size", "50"], "must be a multiple of 8 from 8 to"),
         (["--encoder", "clop"], "did you mean 'clip'"),
         (["--images", "nowhere"], "--images is nowhere"),
         (["--seeds", "1"], "has 1 seeds"),
@@ -164,6 +168,26 @@ def test_a_run_is_asked_by_its_own_captions_and_checkpoints(tiny_base, images, d
 def test_a_mistake_is_one_sentence(words, message, files, drawn, capsys) -> None:
     code, _, told = run(["evaluate", str(files["a"]), "--base", "pocket", *words], capsys)
     assert code == 2 and message in told and "Traceback" not in told and not drawn
+
+
+def test_several_have_folders_of_their_own_and_one_that_lacks_is_said_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [tmp_path / "a" / "fox.safetensors", tmp_path / "b" / "fox.safetensors", tmp_path / "my.v2"]
+    for one in places:
+        one.mkdir(parents=True)
+    found = folders_for([*places, places[0]], Path("out"))
+    assert list(found.items()) == [
+        (places[0], Path("out/fox")),
+        (places[1], Path("out/fox_2")),
+        (places[2], Path("out/my.v2")),
+    ]
+    assert folders_for(places[:1], Path("out")) == {places[0]: Path("out")}
+    assert folders_for(places, None) == dict.fromkeys(places)
+    monkeypatch.chdir(places[2])
+    assert folders_for([Path(), places[0]], Path("out"))[Path()] == Path("out/my.v2")
+    with pytest.raises(StudioError, match=r"there is no .*none"):
+        folders_for([places[0], tmp_path / "none"], None)
 
 
 def test_the_public_function_gives_the_evaluation(files, references, drawn, tmp_path) -> None:

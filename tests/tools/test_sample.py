@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from console import run
 from lora_files import write_random_lora
 from PIL import Image
+from safetensors.torch import save_file
 from tiny import SD15_LAYERS, recipe_text
 
 from lora_studio.evaluate.previews import render
@@ -129,6 +131,23 @@ def test_a_learned_word_is_in_a_runs_images_at_every_strength(tiny_base, images,
     ).images
     assert difference(found[0].file, found[1].file) > 0  # at 0 the word alone
     assert difference(found[1].file, found[2].file) > 5
+    alone = FileSource(folder / "tiny.safetensors", SampleRequest())
+    assert alone.lacking_words == ("zwx",)  # an embedding of its own, which an evaluation says
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model", "transformer"])
+def test_a_transformers_file_is_added_to_its_base_in_any_spelling(base_of, tmp_path, prefix) -> None:
+    path, base = "layers.1.attention.to_q", base_of("z_image")
+    draw, width = torch.Generator().manual_seed(0), load_base(str(base)).parts["transformer"].config.dim
+    down, up = torch.randn(4, width, generator=draw), torch.randn(width, 4, generator=draw)
+    tensors = {f"{prefix}.{path}.lora_A.weight": down, f"{prefix}.{path}.lora_B.weight": up}
+    save_file(tensors, tmp_path / "a.safetensors")
+    source = FileSource(tmp_path / "a.safetensors", SampleRequest(base=str(base)))
+    weight = source.family.layer("transformer", path).weight
+    before = weight.detach().clone()
+    with source.drawing(None, 0.5):
+        assert torch.allclose(weight, before + 0.5 * up @ down, atol=1e-5)
+    assert weight.equal(before)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,7 @@ def test_the_chosen_checkpoint_is_the_file_and_everything_says_so(
     assert [one.step for one in figures] == [2, 4, 6, 8]
     assert read_sealed(found.folder / "best.json")["step"] == 4  # 8 is beyond the budget of drift
     assert found.summary["checkpoint"] == {"step": 4, "why": "by evaluation"}
+    assert Run(found.folder).file_step() == 4  # of which `evaluate` is then, too
     assert found.summary["steps"] == 8
     assert any("made of step 4 of 8, by evaluation: step 4: fidelity" in str(one) for one in heard)
     assert found.lora_file is not None

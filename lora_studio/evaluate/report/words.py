@@ -53,7 +53,7 @@ MEASURES: Mapping[str, MeasureWords] = {
     ),
     "memorisation": MeasureWords(
         "Memorisation",
-        "The share of its images with the trigger that are copies of training images.",
+        "The share of its images of captions trained on that are copies of training images.",
     ),
     "diversity": MeasureWords(
         "Diversity",

@@ -61,7 +61,7 @@ def sample(target: Path, request: SampleRequest, *, on_event: Listener = ignore_
     With equal prompts and seeds in every column. Nothing that is there is replaced. Raises StudioError for
     what cannot be drawn, before anything is.
     """
-    _check(request)
+    check_request(request)
     on_event(Note("reading the base"))
     source = open_source(target, request)
     prompts, seeds = _prompts(source, request), request.seeds or (source.samples.seed,)
@@ -69,7 +69,7 @@ def sample(target: Path, request: SampleRequest, *, on_event: Listener = ignore_
     if (number := len(prompts) * len(seeds) * len(variants)) > MOST_IMAGES:
         raise StudioError(f"that would be {number} images; at most {MOST_IMAGES} are drawn at a time.")
     config = source.samples.model_copy(update={"prompts": prompts} | _given(request))
-    side = _side(source, request)
+    side = side_of(source, request.side)
     try:
         columns = _draw(source, variants, config, seeds, side, on_event)
     except RuntimeError as error:
@@ -79,7 +79,8 @@ def sample(target: Path, request: SampleRequest, *, on_event: Listener = ignore_
     return _write(request.folder or source.folder, columns, list(product(prompts, seeds)))
 
 
-def _check(request: SampleRequest) -> None:
+def check_request(request: SampleRequest) -> None:
+    """Raises RecipeError for numbers with which nothing can be drawn, before the base is read."""
     if wrong := [one for one in request.strengths if not abs(one) <= MOST_STRENGTH]:
         most = f"{MOST_STRENGTH:g}"
         raise RecipeError(f"--strength is {wrong[0]:g}; it must be a number from -{most} to {most}.")
@@ -106,8 +107,9 @@ def _prompts(source: SampleSource, request: SampleRequest) -> tuple[str, ...]:
     return tuple(dict.fromkeys(prompts))
 
 
-def _side(source: SampleSource, request: SampleRequest) -> int:
-    side = source.side if request.side is None else request.side
+def side_of(source: SampleSource, side: int | None) -> int:
+    """The side in pixels that is asked for, or the source's own. Raises RecipeError if it cannot be drawn."""
+    side = source.side if side is None else side
     stride, most = source.family.stride, 16 * source.family.native_side
     if side % stride or not stride <= side <= most:
         what = f"a multiple of {stride} from {stride} to {most}"

@@ -15,7 +15,7 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import load_base
 from lora_studio.files import digest
 from lora_studio.lora_file.lora_file import LoraFile, base_layers, lora_file, refuse_part
-from lora_studio.lora_file.open import fits, unknown_layers
+from lora_studio.lora_file.open import fits, in_base_names, unknown_layers
 from lora_studio.pocket import EMBEDDED, embedded_base
 from lora_studio.processes import default_precision, find_device
 from lora_studio.recipe import Recipe
@@ -66,6 +66,7 @@ class SampleSource(ABC):
     folder: Path  # for its images
     base_name: str  # as a recipe or --base names it
     base_fingerprint: str = ""  # of all that the base's own images depend on but the call, if it was wanted
+    lacking_words: tuple[str, ...] = ()  # that its run learned, and it does not have
     recipe: Recipe | None  # of the run that made it, if that is there
     run: Run | None
 
@@ -160,6 +161,7 @@ class FileSource(SampleSource):
         self._file, run = file, ReadOnlyRun(path.parent)
         self.run = run if (run.folder / RUN_RECIPE).is_file() else None
         self.recipe = None if self.run is None else finished_recipe(self.run)
+        self.lacking_words = tuple(one.token for one in self.recipe.tokens) if self.recipe else ()
         self.base_name = _base_name(file, request, self.recipe)
         self.family, self.samples, self.side = self._base(request)
         if request.fingerprint:
@@ -209,7 +211,7 @@ def _base_name(file: LoraFile, request: SampleRequest, recipe: Recipe | None) ->
 
 def _changes(file: LoraFile, family: ModelFamily) -> list[WeightChange]:
     """Raises StudioError for a file that is damaged, or of another kind of base."""
-    layers, changes = base_layers(family), list[WeightChange]()
+    file, layers, changes = in_base_names(file), base_layers(family), list[WeightChange]()
     if fault := unknown_layers(file, layers):
         raise StudioError(fault)
     if not file.layers:

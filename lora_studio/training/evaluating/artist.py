@@ -39,7 +39,9 @@ class TrainedArtist:
 
     def __post_init__(self) -> None:
         quantized = self.trained.recipe.base.quantize
-        own = {"quantized": quantized} if quantized != NONE else {}
+        own: dict[str, str | int | float] = {"quantized": quantized} if quantized != NONE else {}
+        if rank := self.trained.processes.rank:  # each of several takes away its own, once measured
+            own["process"] = rank
         self.drawn_with = dict(self.brush.drawn_with) | own
 
     def draw(

@@ -7,12 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import RecipeError
 from lora_studio.evaluate.artist import Brush
-from lora_studio.evaluate.drawings import KIND
 from lora_studio.evaluate.encoders import ImageEncoder, load_encoder, usual_encoder
 from lora_studio.evaluate.evaluation import Evaluated, Evaluator, Inquiry
 from lora_studio.evaluate.material import (
@@ -27,7 +25,7 @@ from lora_studio.evaluate.result import Evaluation, Question, Variant
 from lora_studio.evaluate.saved import evaluation_folder
 from lora_studio.evaluate.statistics import TRIMMED
 from lora_studio.evaluate.written import write_evaluation
-from lora_studio.files import cache_folder, digest
+from lora_studio.files import digest
 from lora_studio.recipe import Recipe
 from lora_studio.training.evaluating.artist import TrainedArtist
 from lora_studio.training.events import Listener, Note, Progress, ignore_events
@@ -101,7 +99,6 @@ class RunMeasures:
                 self.artist,
                 self.encoder,
                 asked,
-                folder=self._folder(),
                 on_progress=lambda *done: tell(Progress(*done)),
             )
         evaluator = self._evaluators[count]
@@ -109,11 +106,6 @@ class RunMeasures:
         evaluator.asked = replace(evaluator.asked, relative_losses=losses)
         facts = {"base": public_name(self.recipe.base.model), "learned_sha256": self.artist.learned(variant)}
         return evaluator.evaluate(self.recipe.name, variant, facts)
-
-    def _folder(self) -> Path | None:
-        """Of the images: the cache's; but each of several processes takes away its own, once measured."""
-        rank = self.artist.trained.processes.rank
-        return cache_folder() / KIND / f"process_{rank}" if rank else None
 
     def _asked(self, questions: Sequence[Question]) -> Inquiry:
         references, are_training, notes = self.material.compared_with

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -82,7 +83,7 @@ def evaluate(
         learned = artist.learned(variant := Variant(step, request.strength))
         facts = {"base": public_name(source.base_name), "learned_sha256": learned}
         try:
-            made = evaluator.evaluate(target.resolve().name, variant, facts)
+            made = evaluator.evaluate(_name(target), variant, facts)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -104,12 +105,17 @@ def folders_for(targets: Sequence[Path], out: Path | None) -> dict[Path, Path | 
     several = list(dict.fromkeys(targets))
     if out is None or len(several) == 1:
         return dict.fromkeys(several, out)
-    names = [one.resolve().name.removesuffix(".safetensors") for one in several]
+    names = [_name(one).removesuffix(".safetensors") for one in several]
     numbers = [names[:place].count(name) + 1 for place, name in enumerate(names)]
     folders = [
         f"{name}_{number}" if number > 1 else name for name, number in zip(names, numbers, strict=True)
     ]
     return {one: out / folder for one, folder in zip(several, folders, strict=True)}
+
+
+def _name(target: Path) -> str:
+    """Also of "." and "..", which have none."""
+    return Path(os.path.abspath(target)).name
 
 
 def check_request(request: EvaluationRequest) -> None:

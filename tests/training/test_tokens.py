@@ -24,6 +24,7 @@ from lora_studio.recipe.adapter import TokenConfig
 from lora_studio.recipe.load import load_recipe, recipe_from
 from lora_studio.rng import generator
 from lora_studio.runs import Run
+from lora_studio.training.evaluating.artist import strength_fault
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.finish.verified import job_of, probe, refuse_mismatch, verify_written, write_own
@@ -182,6 +183,7 @@ def test_one_step_equals_a_plain_reference_step(
     """The usual way: diffusers' pipeline with larger tables, of which only the new rows are stepped."""
     recipe = recipe_of(name, *ALONE, "data.caption_dropout=0", "objective.snr_gamma=0")
     session = prepared(recipe, tmp_path)
+    assert "learned words alone" in strength_fault(session, [0.5]) and not strength_fault(session, [1.0])
     (batch,) = session.loop.feed.of_step(1)
     seed = recipe.training.seed
     noise = torch.randn(batch.latents.shape, generator=generator(seed, 1, 0, "noise"))

@@ -218,6 +218,27 @@ def test_a_base_that_is_spread_over_the_processes_trains_as_a_whole_one(
     assert (folder / "previews/step_000003.png").is_file()
 
 
+@pytest.mark.slow
+def test_several_processes_measure_checkpoints_together_and_agree_on_the_best(
+    tmp_path: Path, recipe: Path
+) -> None:
+    asked = without(recipe, "[validation]", tmp_path)
+    few = 'encoder = "pocket"\ncheckpoint_prompts = 1\nprompts = 1\nseeds = 2\n'
+    text = (
+        asked.read_text("utf-8") + f"[evaluate]\nevery = 1\nchoose = true\npatience = 1\nat_end = true\n{few}"
+    )
+    asked.write_text(text + "[samples]\nsteps = 1\n", "utf-8")
+    folder, cache = tmp_path / "run", tmp_path / "cache"
+    started = processes.start_several(asked, folder, [{"LORA_STUDIO_CACHE": str(cache)}] * 2)
+    codes = processes.ends_of(started, seconds=300)
+    assert codes == [0, 0], processes.said(folder) + processes.said(folder, 1)
+    run = Run(folder)
+    steps = [row["step"] for row in run.measurements("choice.jsonl")]
+    assert steps == list(range(1, len(steps) + 1)) and run.file_step() == run.chosen_step()
+    assert (folder / "evaluation" / "evaluation.json").is_file()
+    assert all(one.is_file() for one in (cache / "drawn").iterdir())
+
+
 def hold_a_part(base: Path, environment: dict[str, str], answer: Path) -> None:
     os.environ.update(environment)
     import torch

@@ -171,7 +171,7 @@ class Run:
         path = self.folder / SUMMARY
         taken = read_table(path).get("checkpoint") if path.is_file() else None
         step = taken.get("step") if isinstance(taken, dict) else None
-        return step if step in map(step_of, self.checkpoints()) else None
+        return step if isinstance(step, int) and step in map(step_of, self.checkpoints()) else None
 
     def adopt_first_validation(self) -> None:
         """Before resuming a run of the first version: its measurements go on in validation.jsonl."""

@@ -165,8 +165,8 @@ def evaluation_panel(run: RunNow) -> None:
             return
         address = api_address(run.id, "files", "evaluation/evaluation.html")
         ui.link("Open the report", address, new_tab=True)
-        report = ui.element("iframe").classes("report").props("sandbox loading=lazy title=Evaluation")
-        report._props["src"] = address
+        report = ui.element("iframe").classes("report").props("loading=lazy title=Evaluation")
+        report._props["sandbox"], report._props["src"] = "allow-popups", address
 
 
 def grids_panel(run: RunNow) -> None:

@@ -94,12 +94,12 @@ def test_keys_alone_reach_another_page(visits: Visit):
 def test_from_images_to_an_exported_file(visits: Visit):
     page = visits.page
     visits.open("/new")
-    images = sorted(SAMPLES.glob("*.png"))[:12]
+    images = sorted(one for one in SAMPLES.iterdir() if one.suffix in (".jpg", ".png"))[:12]
     dropped = [*images, *(one.with_suffix(".txt") for one in images)]
     page.set_input_files("input[type=file]", [one for one in dropped if one.is_file()])
     page.get_by_text("12 images").first.wait_for()
-    page.get_by_label("Base model").fill("pocket")
-    page.get_by_label("Name, also of the file").fill("way")
+    page.get_by_role("textbox", name="Base model").fill("pocket")
+    page.get_by_role("textbox", name="Name, also").fill("way")
     page.get_by_role("button", name="Make the recipe").click()
     page.get_by_role("button", name="Start").wait_for()
     recipe = page.locator("textarea").last

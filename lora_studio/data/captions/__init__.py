@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from lora_studio.data.images import (
@@ -39,11 +39,11 @@ class CaptionFile:
     fault: str = ""  # why it cannot be read; such a file is never written over
     unread: tuple[str, ...] = field(default=(), compare=False)  # other files of the image that say otherwise
 
-    @property
+    @cached_property
     def lines(self) -> tuple[str, ...]:
         return () if self.fault or self.data is None else caption_lines(self.data)
 
-    @property
+    @cached_property
     def text(self) -> str:
         return " ".join(self.lines)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.data.captions import find_captions
-from lora_studio.data.images import is_caption, is_image, is_mask, place
+from lora_studio.data.images import MASK_SUFFIX, is_caption, is_image, is_mask, place
 from lora_studio.data.manifest import Record
 from lora_studio.data.scan.layouts import LEFT_OUT, find, is_by_choice
 from lora_studio.data.sources import Source, source_labels, sources_at
@@ -129,6 +129,25 @@ class Dataset:
         text, listed = "\n".join(file.lines), image.caption if file.data is None else ""
         self.images[name] = replace(image, caption=text or listed, caption_fault=file.fault)
         return self.images[name]
+
+    def mark(self, name: str, *, left_out: bool) -> None:
+        """As the recipe's list has it now."""
+        image, lists = self.images[name], {one.reading.exclude.name for one in self.sources}
+        reason = LEFT_OUT + (next(filter(None, lists), "") or "the recipe's list")
+        self.images[name] = replace(image, excluded=reason if left_out else "")
+
+    def place(self, name: str, focus: tuple[Share, Share] | None) -> None:
+        """The point of its crop, which the next look lays around it."""
+        self.images[name] = replace(self.images[name], focus=focus)
+
+    def read_mask(self, name: str) -> None:
+        """Whether there is one beside it now, or where it was."""
+        image = self.images[name]
+        path = (
+            Path(image.mask_path) if image.mask_path else image.path.with_name(image.path.stem + MASK_SUFFIX)
+        )
+        there = (path.name, str(path)) if path.is_file() else ("", "")
+        self.images[name] = replace(image, mask=there[0], mask_path=there[1])
 
     def take_look(self, found: Mapping[str, Any]) -> None:
         """What `looking` saw: sizes, buckets, crops and findings of each image."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class SafeWriter:
 
     folder: Path
     steps: list[list[FileChange]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)  # of the steps
     _written: dict[Path, bytes | None] = field(default_factory=dict)
     _backup: Backup | None = None
     _kept: set[Path] = field(default_factory=set)
@@ -49,7 +51,8 @@ class SafeWriter:
         finally:
             if done:
                 self.steps.append(done)
-                del self.steps[:-_MOST_UNDOS]
+                self.times.append(time.monotonic())
+                del self.steps[:-_MOST_UNDOS], self.times[:-_MOST_UNDOS]
 
     def undo(self) -> list[Path]:
         """Take the last step back: its files. Raises DatasetError if one has changed since."""
@@ -61,6 +64,7 @@ class SafeWriter:
         for one in last:
             self._write(FileChange(one.path, one.after, one.before))
         self.steps.pop()
+        self.times.pop()
         return [one.path for one in last]
 
     def _check(self, path: Path, expected: bytes | None) -> None:
@@ -98,6 +102,11 @@ class SafeWriter:
     def place(self) -> Path:
         """Where the copies are."""
         return self.folder / BACKUPS
+
+    @property
+    def last_at(self) -> float:
+        """When the last step was, to compare with another writer's; below 0 without one."""
+        return self.times[-1] if self.times else -1.0
 
 
 def current(path: Path) -> bytes | None:

@@ -18,6 +18,7 @@ from lora_studio.families.text_chunks import Tokenizer
 from lora_studio.text import printable, shown
 from lora_studio.web.dataset import Dataset, DatasetImage
 from lora_studio.web.dataset.backups import FileChange, SafeWriter
+from lora_studio.web.forms.words import tokenizers_of
 
 _MOST_LETTERS = 20_000
 _KEPT = "\n\t"
@@ -92,6 +93,11 @@ def count_tokens(caption: str, tokenizers: Mapping[str, Tokenizer], *, max_chunk
 def clip_tokenizers() -> Mapping[str, Tokenizer]:
     """CLIP's, which needs no torch: what images without a recipe are counted with, as the doctor does."""
     return {"CLIP": ClipTokenizer()}
+
+
+def count_for(base: str, caption: str, max_chunks: int) -> TokenCount:
+    """As the base reads it, which may bring torch: for a process of its own."""
+    return count_tokens(caption, tokenizers_of(base), max_chunks=max_chunks)
 
 
 def changes_in(dataset: Dataset, find: str, replace: str, *, regex: bool = False) -> list[CaptionChange]:

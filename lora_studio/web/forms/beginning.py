@@ -64,6 +64,12 @@ def suggest(inputs: FirstInputs, folder: Path) -> Suggestions:
     return Suggestions(said, found, base, choice, tuple(starting.presets_for(base)))
 
 
+def asks_the_gpu(inputs: FirstInputs, folder: Path) -> bool:
+    """Whether `suggest` will, which brings torch: there is a preset for less memory."""
+    base = glance_at_base(inputs.base or starting.default_base(folder))
+    return not inputs.preset and any(one.endswith(starting.SMALL) for one in starting.presets_for(base))
+
+
 def begin(suggestions: Suggestions, folder: Path) -> RecipeDraft:
     """The preset filled in, for a recipe that will lie in `folder`. Raises RecipeError."""
     said, found = suggestions.inputs, suggestions.found

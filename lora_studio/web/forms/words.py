@@ -6,11 +6,12 @@ Tokenizers of transformers bring torch, so they are asked in a process of their 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
+from typing import ParamSpec, TypeVar
 
 from lora_studio.data.captions.trigger import tokens_in_words
 from lora_studio.data.doctor import CHECKS, ClipTokenizer
@@ -24,6 +25,8 @@ from lora_studio.files import expanded
 from lora_studio.pocket import EMBEDDED
 from lora_studio.text import same_text, with_class
 
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 _CHECK = "trigger_known"
 
 
@@ -36,7 +39,7 @@ class TriggerVerdict:
 
 
 class TriggerReader:
-    """Asks tokenizers, of which one process keeps those of the last bases."""
+    """Asks tokenizers, and whatever else brings torch, in a process that is kept."""
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
@@ -52,15 +55,21 @@ class TriggerReader:
             return _failed(error)
         if seen.doubt:
             return _failed(StudioError(seen.doubt))
-        if _reads_with_clip(seen):
+        if reads_with_clip(seen):
             return _done(verdict(words, class_words, {"CLIP": ClipTokenizer()}))
+        return self.call(_verdict_of, base, words, class_words)
+
+    def call(
+        self, function: Callable[Given, Found], *given: Given.args, **named: Given.kwargs
+    ) -> Future[Found]:
+        """What a function returns there that may bring torch; its StudioError is raised from the result."""
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         try:
-            return self._pool.submit(_verdict_of, base, words, class_words)
+            return self._pool.submit(function, *given, **named)
         except BrokenProcessPool:  # somebody ended it
             self.close()
-            return _failed(StudioError("the tokenizer's process has ended; type again."))
+            return self.call(function, *given, **named)
 
     def close(self) -> None:
         if self._pool is not None:
@@ -78,25 +87,26 @@ def verdict(trigger: str, class_words: str, tokenizers: Mapping[str, Tokenizer])
     return TriggerVerdict(reading)
 
 
-def _reads_with_clip(base: BaseGlance) -> bool:
+def reads_with_clip(base: BaseGlance) -> bool:
     """Whether its text encoders are all CLIP's or OpenCLIP's, which read alike; folders have their own."""
     has_own = base.model in EMBEDDED or expanded(base.model).is_dir()
     return isinstance(base.kind, BaseKind) and not has_own
 
 
 def _verdict_of(base: str, trigger: str, class_words: str) -> TriggerVerdict:
-    return verdict(trigger, class_words, _tokenizers(base))
+    return verdict(trigger, class_words, tokenizers_of(base))
 
 
-@cache
-def _tokenizers(base: str) -> Mapping[str, Tokenizer]:
+@lru_cache(maxsize=4)
+def tokenizers_of(base: str) -> Mapping[str, Tokenizer]:
+    """A base's own, without its weights; brings torch."""
     from lora_studio.families.loading import load_base
 
     return load_base(base, weights=False).caption_tokenizers
 
 
-def _done(found: TriggerVerdict) -> Future[TriggerVerdict]:
-    future: Future[TriggerVerdict] = Future()
+def _done(found: Found) -> Future[Found]:
+    future: Future[Found] = Future()
     future.set_result(found)
     return future
 
@@ -105,3 +115,7 @@ def _failed(error: Exception) -> Future[TriggerVerdict]:
     future: Future[TriggerVerdict] = Future()
     future.set_exception(error)
     return future
+
+
+reader = TriggerReader()
+"""Of this server."""

@@ -26,6 +26,8 @@ class NavigationEntry(NamedTuple):
 
 PLACES = (
     NavigationEntry("/", "Runs", "stacked_line_chart"),
+    NavigationEntry("/new", "New training", "add_circle_outline"),
+    NavigationEntry("/dataset", "Dataset", "photo_library"),
     NavigationEntry("/results", "Results", "fact_check"),
     NavigationEntry("/files", "LoRA files", "layers"),
 )

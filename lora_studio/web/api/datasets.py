@@ -1,0 +1,57 @@
+"""/api/datasets: thumbnails and masks of the images that a page has open."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from lora_studio.data.images import UnreadableFile
+from lora_studio.errors import StudioError
+from lora_studio.web.dataset.masks import MOST_PAINTED_BYTES, painted, save_mask
+from lora_studio.web.dataset.opened import opened
+from lora_studio.web.dataset.thumbnails import SIDES, thumbnail
+from lora_studio.web.security import FILE_POLICY
+from lora_studio.web.studio import studio
+
+router = APIRouter(prefix="/api/datasets", tags=["data sets"])
+_HEADERS = {"content-security-policy": FILE_POLICY, "cache-control": "private, max-age=60"}
+
+
+@router.get("/{dataset}/{image}/thumbnail.jpg")
+async def small_image(dataset: str, image: str, side: int = SIDES[0]) -> Response:
+    """A small JPEG of an image of a set that is open. `side`: 256, or 1600 pixels."""
+    path = studio().folders.resolve(opened.at(dataset).image(image).path)
+    try:
+        made = await asyncio.to_thread(thumbnail, path, SIDES[0] if side <= SIDES[0] else SIDES[1])
+    except UnreadableFile as reason:
+        raise StudioError(f"this image cannot be shown ({reason}).") from None
+    return Response(made, media_type="image/jpeg", headers=_HEADERS)
+
+
+@router.get("/{dataset}/{image}/mask.png")
+async def mask_of(dataset: str, image: str) -> Response:
+    """Its loss mask, white where it is learned; 404 without one."""
+    found = opened.at(dataset).image(image)
+    if found.mask_path:
+        studio().folders.resolve(Path(found.mask_path))
+    made = await asyncio.to_thread(painted, found, 1024)
+    headers = {**_HEADERS, "cache-control": "no-store"}
+    return Response(made or b"", status_code=200 if made else 404, media_type="image/png", headers=headers)
+
+
+@router.put("/{dataset}/{image}/mask.png")
+async def paint_mask(dataset: str, image: str, request: Request) -> dict[str, Any]:
+    """Save a painted mask, a PNG of the image's shape as the body; an older one is kept in the backup."""
+    there = opened.at(dataset)
+    found = there.image(image)
+    studio().folders.resolve(found.path.parent)
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > MOST_PAINTED_BYTES:
+            raise StudioError(f"a painted mask has at most {MOST_PAINTED_BYTES:,} bytes.")
+    path = await asyncio.to_thread(save_mask, there.dataset, found, bytes(data), there.writer)
+    return {"mask": path.name}

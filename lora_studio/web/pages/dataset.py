@@ -1,0 +1,263 @@
+"""The page of a set of images: a grid of thousands, filters, and one image large with its tools."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from nicegui import background_tasks, ui
+from nicegui.events import GenericEventArguments
+
+from lora_studio.errors import StudioError
+from lora_studio.text import plural, shown
+from lora_studio.web.dataset import DatasetImage
+from lora_studio.web.dataset.captions import save_caption
+from lora_studio.web.dataset.opened import OpenDataset, opened
+from lora_studio.web.dataset.watching import watch
+from lora_studio.web.pages.caption_tools import CaptionTools
+from lora_studio.web.pages.frame import (
+    fault_box,
+    frame,
+    heading,
+    say_fault,
+    shown_lines,
+    text,
+    told,
+    told_later,
+)
+from lora_studio.web.pages.image_view import ImageView
+from lora_studio.web.pages.parts import Bar
+from lora_studio.web.pages.picker import PathField
+from lora_studio.web.pages.styles import add_style
+from lora_studio.web.studio import studio
+
+_WHICH = {
+    "all": "all images",
+    "used": "used",
+    "left_out": "not used",
+    "uncaptioned": "without a caption",
+    "masked": "with a mask",
+}
+_LOOKING = "lora_studio.web.dataset.looking"
+
+
+class ImageGrid(ui.element, component="image_grid.js"):
+    """Tells "open" and "caption" of an image by its key."""
+
+    def __init__(self, address: str, images: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self._props["address"] = address
+        self._props["images"] = images
+
+    def show(self, images: list[dict[str, Any]]) -> None:
+        """Others, or in another order."""
+        self._props["images"] = images
+        self.update()
+
+
+@ui.page("/dataset")
+def dataset(target: str = "") -> None:
+    """`target`: a folder of images or a recipe, below the folders that the page may use."""
+    with frame("Dataset", here="/dataset", wide=True):
+        add_style("dataset.css")
+        DatasetPage(target)
+
+
+class DatasetPage:
+    """What is chosen, and the set once it is open."""
+
+    def __init__(self, target: str) -> None:
+        self.there: OpenDataset | None = None
+        self._look: asyncio.Task[None] | None = None
+        with ui.element("div").classes("row spread"):
+            heading("Dataset")
+        self.field = PathField(
+            "A folder of images, or a recipe", endings=(".toml",), on_choose=told_later(self.open)
+        )
+        self.box = ui.element("div").classes("stack dataset")
+        if target:
+            self.field.value = shown(target, limit=4000)
+            ui.timer(0.01, told_later(self.open), once=True)
+        else:
+            with self.box, ui.element("div").classes("empty"):
+                text("Choose a folder of images, or a recipe, to see what is trained on.")
+
+    async def open(self) -> None:
+        """List the images at once, and then have the doctor look at them."""
+        if self._look is not None:
+            self._look.cancel()
+        self.box.clear()
+        try:
+            path = self.field.resolved()
+            self.there = await asyncio.to_thread(opened.open, path, studio().folders)
+        except StudioError as error:
+            with self.box:
+                fault_box(str(error))
+            return
+        with self.box:
+            self._draw(self.there)
+        self._look = background_tasks.create(self._examine(path))
+
+    def _draw(self, there: OpenDataset) -> None:
+        with ui.element("div").classes("row spread"):
+            with ui.element("div").classes("row"):
+                self.count = text("")
+                self.progress = Bar("images that the doctor has looked at")
+                self.progress.classes("look-bar")
+                self.cancel = ui.button("Stop looking", on_click=self._cancel).props("flat dense no-caps")
+                self.cancel.classes("quiet small-button")
+            with ui.element("div").classes("row"):
+                self.undo = ui.button("Undo", icon="undo", on_click=told(self._undo)).props(
+                    "flat dense no-caps"
+                )
+                self.undo.classes("quiet")
+                CaptionTools(self)
+        self.general = ui.element("div").classes("stack tight")
+        self._filters()
+        self.view = ImageView(self)
+        self.grid = ImageGrid(f"/api/datasets/{there.key}/", self._rows())
+        self.grid.on("open", self._opened)
+        self.grid.on("caption", self._edited)
+        self._counted()
+
+    def _filters(self) -> None:
+        with ui.element("div").classes("row filters").props("role=search"):
+            self.words = ui.input("Find in names and captions", on_change=self.show)
+            self.words.props("outlined dense debounce=250 clearable").classes("grow")
+            self.which = ui.select(_WHICH, value="all", label="Which", on_change=self.show).props(
+                "outlined dense"
+            )
+            self.kind = ui.select({"": "any finding"}, value="", label="Finding", on_change=self.show)
+            self.kind.props("outlined dense").classes("kind")
+
+    def _chosen(self) -> list[DatasetImage]:
+        assert self.there is not None
+        chosen = {"words": self.words.value or "", "kind": self.kind.value or "", "which": self.which.value}
+        return self.there.dataset.shown(**chosen)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [row_of(one) for one in self._chosen()]
+
+    def show(self) -> None:
+        """The grid, as filters have it."""
+        self.grid.show(self._rows())
+        self._counted()
+
+    def _counted(self) -> None:
+        assert self.there is not None
+        images = self.there.dataset.images
+        seen = len(self._chosen())
+        self.count.say(plural(len(images)) if seen == len(images) else f"{seen:,} of {plural(len(images))}")
+        self.undo.set_enabled(self.there.last_writer is not None)
+
+    async def _examine(self, path: Path) -> None:
+        there = self.there
+        assert there is not None
+
+        def tell(done: int, total: int) -> None:
+            with self.box:
+                self.progress.share(done / total if total else 1.0)
+
+        try:
+            found = await watch(_LOOKING, str(path), on_progress=tell)
+        except StudioError as error:
+            with self.box, self.general:
+                fault_box(str(error))
+        else:
+            if there is self.there:
+                there.dataset.take_look(found)
+                self._looked()
+        finally:
+            if there is self.there:
+                self.progress.set_visibility(False)
+                self.cancel.set_visibility(False)
+
+    def _looked(self) -> None:
+        assert self.there is not None
+        dataset = self.there.dataset
+        with self.box:
+            self.kind.set_options(
+                {"": "any finding"}
+                | {kind: f"{kind.replace('_', ' ')} ({n})" for kind, n in dataset.kinds().items()}
+            )
+            with self.general:
+                for one in dataset.general:
+                    with ui.element("div").classes("row finding"):
+                        text(one.title, tag="span").classes(f"pill {one.severity}")
+                        text(f"{one.detail}. {one.advice}", tag="span").classes("grow small")
+            self.show()
+            self.view.refresh()
+
+    def _cancel(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+
+    def changed(self, name: str) -> None:
+        """An image was changed: show it as it is."""
+        assert self.there is not None
+        image = self.there.dataset.images[name]
+        self.grid.run_method("patch", image.key, row_of(image))
+        self._counted()
+
+    def _opened(self, event: GenericEventArguments) -> None:
+        assert self.there is not None
+        with suppress(StudioError):
+            self.view.open(self.there.image(str(event.args["key"])))
+
+    def _edited(self, event: GenericEventArguments) -> None:
+        assert self.there is not None
+        try:
+            image = self.there.image(str(event.args["key"]))
+            self.save(image, str(event.args["text"]))
+        except StudioError as error:
+            say_fault(error)
+            self.show()
+
+    def save(self, image: DatasetImage, caption: str) -> None:
+        """Write its caption. Raises StudioError."""
+        assert self.there is not None
+        studio().folders.resolve(image.path.parent)
+        save_caption(image, caption, self.there.writer)
+        self.there.dataset.read_again(image.name)
+        self.changed(image.name)
+        self.view.refresh()
+
+    async def reopen(self) -> None:
+        """Read everything again, as a captioner or another program has changed it."""
+        await self.open()
+
+    def _undo(self) -> None:
+        assert self.there is not None
+        writer = self.there.last_writer
+        paths = writer.undo() if writer else []
+        ui.notify(shown_lines(f"taken back: {', '.join(one.name for one in paths[:3])}"), type="info")
+        background_tasks.create(told_later(self.open)())
+
+
+def row_of(image: DatasetImage) -> dict[str, Any]:
+    """What the grid shows of it; all of it is text."""
+    size = f"{image.size[0]}×{image.size[1]}" if image.size else ""
+    badges = [
+        {"severity": one.severity, "title": shown(one.title), "detail": shown(one.detail)}
+        for one in image.badges
+    ]
+    if image.caption_fault:
+        badges.insert(0, {"severity": "error", "title": "no text", "detail": shown(image.caption_fault)})
+    if image.excluded:
+        badges.insert(0, {"severity": "", "title": "not used", "detail": shown(image.excluded)})
+    return {
+        "key": image.key,
+        "name": shown(image.name),
+        "label": shown(image.label, limit=400),
+        "caption": shown_lines(image.caption),
+        "facts": f"{size} → {image.bucket}" if size and image.bucket else size,
+        "badges": badges,
+        "mask": bool(image.mask),
+        "excluded": bool(image.excluded),
+        "unreadable": bool(image.caption_fault),
+        "focus": image.focus,
+        "crop": image.crop,
+        "ratio": image.size[0] / image.size[1] if image.size else None,
+    }

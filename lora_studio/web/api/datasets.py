@@ -7,17 +7,40 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
 from lora_studio.data.images import UnreadableFile
 from lora_studio.errors import StudioError
+from lora_studio.text import shown
+from lora_studio.web.dataset import DatasetImage
 from lora_studio.web.dataset.masks import MOST_PAINTED_BYTES, painted, save_mask
 from lora_studio.web.dataset.opened import opened
 from lora_studio.web.dataset.thumbnails import SIDES, thumbnail
 from lora_studio.web.security import FILE_POLICY
 from lora_studio.web.studio import studio
 
+
+class AskedDataset(BaseModel):
+    """What is to be looked at."""
+
+    target: str  # a folder of images, or a recipe
+
+
 router = APIRouter(prefix="/api/datasets", tags=["data sets"])
 _HEADERS = {"content-security-policy": FILE_POLICY, "cache-control": "private, max-age=60"}
+
+
+@router.post("", status_code=201)
+async def open_set(asked: AskedDataset) -> dict[str, Any]:
+    """Open a folder of images, or a recipe's: its key, and each image with its key, caption and mask."""
+    path = studio().folders.resolve(asked.target)
+    there = await asyncio.to_thread(opened.open, path, studio().folders)
+    return {"dataset": there.key, "images": [_listed(one) for one in there.dataset.images.values()]}
+
+
+def _listed(image: DatasetImage) -> dict[str, Any]:
+    words = {"name": shown(image.name), "caption": image.caption, "excluded": shown(image.excluded)}
+    return {"image": image.key, **words, "mask": shown(image.mask), "fault": shown(image.caption_fault)}
 
 
 @router.get("/{dataset}/{image}/thumbnail.jpg")

@@ -71,6 +71,7 @@ class DatasetPage:
     def __init__(self, target: str) -> None:
         self.there: OpenDataset | None = None
         self._look: asyncio.Task[None] | None = None
+        ui.context.client.on_delete(self._cancel)
         with ui.element("div").classes("row spread"):
             heading("Dataset")
         self.field = PathField(
@@ -157,22 +158,27 @@ class DatasetPage:
         assert there is not None
 
         def tell(done: int, total: int) -> None:
-            with self.box:
+            if self._is_open(there):
                 self.progress.share(done / total if total else 1.0)
 
         try:
             found = await watch(_LOOKING, str(path), on_progress=tell)
         except StudioError as error:
-            with self.box, self.general:
-                fault_box(str(error))
+            if self._is_open(there):
+                with self.general:
+                    fault_box(str(error))
         else:
-            if there is self.there:
+            if self._is_open(there):
                 there.dataset.take_look(found)
                 self._looked()
         finally:
-            if there is self.there:
+            if self._is_open(there):
                 self.progress.set_visibility(False)
                 self.cancel.set_visibility(False)
+
+    def _is_open(self, there: OpenDataset) -> bool:
+        """Whether these images are still shown, and the page is not closed."""
+        return there is self.there and not self.box.is_deleted
 
     def _looked(self) -> None:
         assert self.there is not None

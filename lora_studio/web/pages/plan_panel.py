@@ -26,6 +26,7 @@ class PlanPanel:
         self.page = page
         self._work: asyncio.Task[None] | None = None
         self._planned = ""
+        ui.context.client.on_delete(self._cancel)
         with ui.element("section").classes("panel"):
             heading("Plan", level=2)
             self.state = text("What it takes is measured by a trial step.")
@@ -94,6 +95,8 @@ class PlanPanel:
         else:
             fault = None
         self._work = None
+        if self.found.is_deleted:  # the page was closed
+            return
         with self.found:
             self.found.clear()
             if fault is None:

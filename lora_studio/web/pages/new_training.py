@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from urllib.parse import quote
 
 from nicegui import events, ui
 
@@ -27,7 +28,7 @@ from lora_studio.web.forms.beginning import (
 )
 from lora_studio.web.forms.draft import RecipeDraft
 from lora_studio.web.forms.words import reader
-from lora_studio.web.pages.frame import Words, frame, heading, say_fault, text, told_later
+from lora_studio.web.pages.frame import Words, frame, heading, say_fault, text, told, told_later
 from lora_studio.web.pages.parts import table
 from lora_studio.web.pages.picker import PathField
 from lora_studio.web.pages.plan_panel import PlanPanel
@@ -107,7 +108,8 @@ class TrainingPage:
             ui.button("Make the recipe", on_click=told_later(self.make)).props("flat no-caps").classes(
                 "primary"
             )
-            ui.link("Look at the images", "/dataset").classes("small")
+            look = ui.button("Look at the images", on_click=told(self._show_images))
+            look.props("flat no-caps").classes("quiet")
         with (
             ui.expansion("From a recipe, or another trainer's settings").classes("soft").props("dense"),
             ui.element("div").classes("stack"),
@@ -126,6 +128,10 @@ class TrainingPage:
                 on_choose=told_later(self.take),
             )
             ui.button("Take over", on_click=told_later(self.take)).props("flat no-caps").classes("quiet")
+
+    def _show_images(self) -> None:
+        path = studio().folders.shortened(self.images.resolved())
+        ui.navigate.to(f"/dataset?target={quote(path)}", new_tab=True)
 
     async def look(self) -> None:
         """Fill in what `lora-studio start` would answer. Raises StudioError."""

@@ -7,6 +7,6 @@ from fastapi import APIRouter
 
 def routers() -> list[APIRouter]:
     """One for each kind of thing."""
-    from lora_studio.web.api import datasets, jobs, runs, uploads, written
+    from lora_studio.web.api import datasets, drops, jobs, runs, uploads, written
 
-    return [datasets.router, jobs.router, runs.router, uploads.router, written.router]
+    return [datasets.router, drops.router, jobs.router, runs.router, uploads.router, written.router]

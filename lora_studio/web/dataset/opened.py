@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from lora_studio.errors import StudioError
 from lora_studio.recipe.load import load_recipe
 from lora_studio.web.dataset import Dataset, DatasetImage, open_dataset
 from lora_studio.web.dataset.backups import SafeWriter
+from lora_studio.web.dataset.dropping import DropFolder
 from lora_studio.web.folders import AllowedFolders
 
 _MOST_OPEN = 16
@@ -46,6 +48,7 @@ class OpenedSets:
 
     def __init__(self) -> None:
         self._sets: OrderedDict[str, OpenDataset] = OrderedDict()
+        self._drops: OrderedDict[str, DropFolder] = OrderedDict()
 
     def open(self, target: Path, folders: AllowedFolders) -> OpenDataset:
         """Look at the folder or recipe again. Raises StudioError, also for images in folders not allowed."""
@@ -67,6 +70,20 @@ class OpenedSets:
         while len(self._sets) > _MOST_OPEN:
             self._sets.popitem(last=False)
         return found
+
+    def new_drop(self, folder: DropFolder) -> str:
+        """The key by which files may be sent into the folder."""
+        key = secrets.token_urlsafe(12)
+        self._drops[key] = folder
+        while len(self._drops) > _MOST_OPEN:
+            self._drops.popitem(last=False)
+        return key
+
+    def drop(self, key: str) -> DropFolder:
+        """Raises StudioError if no page has this key."""
+        if key not in self._drops:
+            raise StudioError("this page takes no files any more; load it again.")
+        return self._drops[key]
 
     def at(self, key: str) -> OpenDataset:
         """Raises StudioError if it is not open."""

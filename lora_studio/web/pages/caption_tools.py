@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from nicegui import background_tasks, ui
 
@@ -14,12 +14,10 @@ from lora_studio.data.captions.statistics import Statistics
 from lora_studio.errors import StudioError
 from lora_studio.text import plural, shown
 from lora_studio.web.dataset.captions import apply, changes_in, statistics
+from lora_studio.web.dataset.opened import OpenDataset
 from lora_studio.web.dataset.watching import watch
 from lora_studio.web.pages.frame import Words, fault_box, heading, say_fault, text, told, told_later
 from lora_studio.web.pages.parts import Bar, facts, table
-
-if TYPE_CHECKING:
-    from lora_studio.web.pages.dataset import DatasetPage
 
 _MOST_SHOWN = 100
 _CAPTIONING = "lora_studio.web.dataset.captioning"
@@ -30,10 +28,19 @@ _REPLACE = {
 }
 
 
+class CaptionsPage(Protocol):
+    """What shows the set."""
+
+    there: OpenDataset | None
+    box: ui.element
+
+    async def reopen(self) -> None: ...
+
+
 class CaptionTools:
     """Three buttons, each with a dialog."""
 
-    def __init__(self, page: DatasetPage) -> None:
+    def __init__(self, page: CaptionsPage) -> None:
         self.page = page
         self._found: list[CaptionChange] = []
         self._work: asyncio.Task[None] | None = None
@@ -45,7 +52,7 @@ class CaptionTools:
             ui.button(title, icon=icon, on_click=act).props("flat dense no-caps").classes("quiet")
 
     def _find(self) -> None:
-        with ui.dialog() as dialog, ui.card().classes("tool-card"):
+        with ui.dialog().props("aria-label='Find and replace'") as dialog, ui.card().classes("tool-card"):
             heading("Find and replace in captions", level=2)
             with ui.element("div").classes("row"):
                 self.find = (
@@ -105,7 +112,8 @@ class CaptionTools:
     async def _statistics(self) -> None:
         assert self.page.there is not None
         found = await asyncio.to_thread(statistics, self.page.there.dataset)
-        with self.page.box, ui.dialog() as dialog, ui.card().classes("tool-card"):
+        named = "aria-label='Statistics of the captions'"
+        with self.page.box, ui.dialog().props(named) as dialog, ui.card().classes("tool-card"):
             heading("What the captions have in common", level=2)
             with ui.element("div").classes("tool-body"):
                 _show_statistics(found)
@@ -116,7 +124,10 @@ class CaptionTools:
     def _write(self) -> None:
         there = self.page.there
         assert there is not None
-        with ui.dialog().props("persistent") as dialog, ui.card().classes("tool-card"):
+        with (
+            ui.dialog().props("persistent aria-label='Write captions'") as dialog,
+            ui.card().classes("tool-card"),
+        ):
             heading("Write captions", level=2)
             names = [name for name in CAPTION_WRITERS.names() if name != "endpoint"]
             self.writer = ui.select(names, value="filename", label="Captioner").props("outlined dense")

@@ -133,13 +133,14 @@ class DatasetPage:
             self.kind = ui.select({"": "any finding"}, value="", label="Finding", on_change=self.show)
             self.kind.props("outlined dense").classes("kind")
 
-    def _chosen(self) -> list[DatasetImage]:
+    def chosen(self) -> list[DatasetImage]:
+        """As the filters have it."""
         assert self.there is not None
         chosen = {"words": self.words.value or "", "kind": self.kind.value or "", "which": self.which.value}
         return self.there.dataset.shown(**chosen)
 
     def _rows(self) -> list[dict[str, Any]]:
-        return [row_of(one) for one in self._chosen()]
+        return [row_of(one) for one in self.chosen()]
 
     def show(self) -> None:
         """The grid, as filters have it."""
@@ -149,7 +150,7 @@ class DatasetPage:
     def _counted(self) -> None:
         assert self.there is not None
         images = self.there.dataset.images
-        seen = len(self._chosen())
+        seen = len(self.chosen())
         self.count.say(plural(len(images)) if seen == len(images) else f"{seen:,} of {plural(len(images))}")
         self.undo.set_enabled(self.there.last_writer is not None)
 

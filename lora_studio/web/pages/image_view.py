@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from nicegui import ui
 from nicegui.events import GenericEventArguments
@@ -16,13 +16,23 @@ from lora_studio.web.dataset.captions import TokenCount, clip_tokenizers, count_
 from lora_studio.web.dataset.exclude import set_left_out
 from lora_studio.web.dataset.focus import set_focus
 from lora_studio.web.dataset.masks import remove_mask
+from lora_studio.web.dataset.opened import OpenDataset
 from lora_studio.web.forms.words import reader, reads_with_clip
 from lora_studio.web.pages.frame import Words, heading, say_fault, text, told
 from lora_studio.web.pages.parts import facts
 from lora_studio.web.studio import studio
 
-if TYPE_CHECKING:
-    from lora_studio.web.pages.dataset import DatasetPage
+
+class ImagesPage(Protocol):
+    """What shows the set."""
+
+    there: OpenDataset | None
+
+    def chosen(self) -> list[DatasetImage]: ...
+
+    def changed(self, name: str) -> None: ...
+
+    def save(self, image: DatasetImage, caption: str) -> None: ...
 
 
 class ImagePainter(ui.element, component="image_painter.js"):
@@ -36,7 +46,7 @@ class ImagePainter(ui.element, component="image_painter.js"):
 class ImageView:
     """A dialog over the grid; the arrow buttons go through the images as they are filtered."""
 
-    def __init__(self, page: DatasetPage) -> None:
+    def __init__(self, page: ImagesPage) -> None:
         self.page, self._counting = page, 0
         self.image: DatasetImage | None = None
         with (
@@ -130,7 +140,7 @@ class ImageView:
             facts([(title, words) for title, words in rows if words])
 
     def _go(self, step: int) -> None:
-        images = self.page._chosen()
+        images = self.page.chosen()
         names = [one.name for one in images]
         if self.image is not None and self.image.name in names:
             self.open(images[(names.index(self.image.name) + step) % len(images)])

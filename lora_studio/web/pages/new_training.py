@@ -6,17 +6,15 @@ import asyncio
 from pathlib import Path
 from urllib.parse import quote
 
-from nicegui import events, ui
+from nicegui import ui
 
-from lora_studio.data.images import METADATA_NAMES
 from lora_studio.errors import StudioError
 from lora_studio.jobs import Job
 from lora_studio.jobs.adding import training
 from lora_studio.recipe.data import FILE_ENDINGS, IN_THE_PACKAGE
 from lora_studio.recipe.toml import read_toml
-from lora_studio.text import plural, shown
+from lora_studio.text import shown
 from lora_studio.web.dataset.backups import SafeWriter, current
-from lora_studio.web.dataset.dropping import MOST_BYTES, MOST_FILES, DropFolder, new_folder
 from lora_studio.web.forms.beginning import (
     PURPOSES,
     FirstInputs,
@@ -28,7 +26,8 @@ from lora_studio.web.forms.beginning import (
 )
 from lora_studio.web.forms.draft import RecipeDraft
 from lora_studio.web.forms.words import reader
-from lora_studio.web.pages.frame import Words, frame, heading, say_fault, text, told, told_later
+from lora_studio.web.pages.drop_zone import DropZone
+from lora_studio.web.pages.frame import Words, frame, heading, text, told, told_later
 from lora_studio.web.pages.parts import table
 from lora_studio.web.pages.picker import PathField
 from lora_studio.web.pages.plan_panel import PlanPanel
@@ -57,7 +56,6 @@ class TrainingPage:
     def __init__(self) -> None:
         self.draft: RecipeDraft | None = None
         self.path: Path | None = None  # that the recipe lies at
-        self.drop: DropFolder | None = None
         self._saved: bytes | None = None
         self._asked = 0
         with ui.element("section").classes("panel"):
@@ -72,15 +70,7 @@ class TrainingPage:
                 self.images = PathField("Folder of images", on_choose=told_later(self.look))
                 self.seen = Words("p", "")
                 self.seen.classes("small soft").props("aria-live=polite")
-                self.upload = ui.upload(
-                    label="or drop images here: they are copied",
-                    multiple=True,
-                    auto_upload=True,
-                    max_file_size=MOST_BYTES,
-                    max_files=MOST_FILES,
-                    on_upload=self._dropped,
-                    on_rejected=self._rejected,
-                ).props(f'accept="image/*,.txt,.caption,{",".join(METADATA_NAMES)}" flat')
+                DropZone(self._dropped)
             with ui.element("div").classes("stack"):
                 self.base = PathField(
                     "Base model: a file, a folder, a hub id or pocket",
@@ -189,22 +179,9 @@ class TrainingPage:
             self.verdict.say(f"{found.reading}{advice}")
             self.verdict.classes(replace=f"verdict {found.severity or 'soft'}")
 
-    async def _dropped(self, event: events.UploadEventArguments) -> None:
-        try:
-            if self.drop is None:
-                self.drop = DropFolder(new_folder(studio().folders.project, self.name.value or "dropped"))
-            data = await event.file.read()
-            await asyncio.to_thread(self.drop.take, event.file.name, data)
-        except StudioError as error:
-            say_fault(error)
-            return
-        self.images.value = studio().folders.shortened(self.drop.folder)
-        self.seen.say(f"{plural(len(self.drop.taken), 'file')} copied")
-        ui.timer(1.0, told_later(self.look), once=True)
-
-    def _rejected(self) -> None:
-        limit = f"at most {MOST_FILES:,} images and captions of {MOST_BYTES // 10**6} MB each"
-        say_fault(StudioError(f"some of these files are not taken; {limit} are."))
+    async def _dropped(self, folder: Path) -> None:
+        self.images.value = studio().folders.shortened(folder)
+        await told_later(self.look)()
 
     async def make(self) -> None:
         """The preset, filled in. Raises StudioError."""

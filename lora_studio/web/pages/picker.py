@@ -48,7 +48,7 @@ class PathField:
         return studio().folders.resolve(self.value)
 
     def _browse(self) -> None:
-        with ui.dialog() as dialog, ui.card().classes("picker"):
+        with ui.dialog().props("aria-label='Choose'") as dialog, ui.card().classes("picker"):
             heading("Choose a folder" if not self.endings else "Choose", level=2)
             self._box = ui.element("div").classes("stack tight")
         self._dialog = dialog

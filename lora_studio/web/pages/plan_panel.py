@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from nicegui import background_tasks, ui
 
 from lora_studio.errors import StudioError
+from lora_studio.jobs import Job
 from lora_studio.text import shown
+from lora_studio.web.forms.draft import RecipeDraft
 from lora_studio.web.pages.frame import fault_box, heading, text, told
 from lora_studio.web.pages.parts import facts
 from lora_studio.web.pages.plan_rows import plan_rows
 from lora_studio.web.studio import studio
 
-if TYPE_CHECKING:
-    from lora_studio.web.pages.new_training import TrainingPage
+
+class PlannedPage(Protocol):
+    """What has the recipe."""
+
+    draft: RecipeDraft | None
+
+    def save(self) -> Path: ...
+
+    def queue(self) -> Job: ...
 
 
 class PlanPanel:
     """Draws itself; `refresh` when the recipe has changed."""
 
-    def __init__(self, page: TrainingPage) -> None:
+    def __init__(self, page: PlannedPage) -> None:
         self.page = page
         self._work: asyncio.Task[None] | None = None
         self._planned = ""

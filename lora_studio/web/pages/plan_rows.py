@@ -36,8 +36,6 @@ def plan_rows(found: Mapping[str, Any]) -> tuple[Rows, str]:
 
 def _images(training: Mapping[str, Any]) -> str:
     words = [f"{training['images_used']} are trained on"]
-    if held := training["held_out"]:
-        words.append(f"{len(held)} measure")
     if excluded := training["images_excluded"]:
         names = (one if isinstance(one, str) else str(one[0]) for one in excluded)
         words.append(f"{len(excluded)} not used: {preview_names(names)}")

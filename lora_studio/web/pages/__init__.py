@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-_MODULES = ("home", "new_training", "dataset", "run", "results", "lora_files")
+_MODULES = ("home", "training.new_training", "dataset", "run", "results", "lora_files")
 """A page is added here, and in `frame.PLACES` if it is to be in the navigation."""
 
 

@@ -26,13 +26,13 @@ from lora_studio.web.forms.beginning import (
 )
 from lora_studio.web.forms.draft import RecipeDraft
 from lora_studio.web.forms.words import reader
-from lora_studio.web.pages.drop_zone import DropZone
 from lora_studio.web.pages.frame import Words, frame, heading, text, told, told_later
 from lora_studio.web.pages.parts import table
 from lora_studio.web.pages.picker import PathField
-from lora_studio.web.pages.plan_panel import PlanPanel
-from lora_studio.web.pages.recipe_form import RecipeForm
 from lora_studio.web.pages.styles import add_style
+from lora_studio.web.pages.training.drop_zone import DropZone
+from lora_studio.web.pages.training.plan_panel import PlanPanel
+from lora_studio.web.pages.training.recipe_form import RecipeForm
 from lora_studio.web.studio import studio
 
 _SETTINGS = (".json", ".toml", ".yaml", ".yml", ".sh", ".txt", ".bat", ".ps1")

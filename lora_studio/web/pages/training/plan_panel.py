@@ -15,7 +15,7 @@ from lora_studio.text import shown
 from lora_studio.web.forms.draft import RecipeDraft
 from lora_studio.web.pages.frame import fault_box, heading, text, told
 from lora_studio.web.pages.parts import facts
-from lora_studio.web.pages.plan_rows import plan_rows
+from lora_studio.web.pages.training.plan_rows import plan_rows
 from lora_studio.web.studio import studio
 
 

@@ -11,7 +11,7 @@ from lora_studio.web.forms import FormField, form_tables, search
 from lora_studio.web.forms.draft import RecipeDraft
 from lora_studio.web.forms.entries import Entry
 from lora_studio.web.pages.frame import heading, say_fault, text
-from lora_studio.web.pages.recipe_fields import OptionField
+from lora_studio.web.pages.training.recipe_fields import OptionField
 
 _SIMPLE, _CHANGED, _ALL = "simple", "changed", "all"
 _WHICH = {_SIMPLE: "Simple", _CHANGED: "Changed", _ALL: "All"}

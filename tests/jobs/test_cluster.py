@@ -129,16 +129,14 @@ def test_what_a_lost_machine_was_at_goes_on_elsewhere_to_the_same_bytes(
     queue = Queue(tmp_path / "queue")
     job = queue.add(training(path, (), tmp_path / "run"))
 
-    def lose_it() -> None:
+    worker = RayWorker(queue, "auto")
+    thread = threading.Thread(target=worker.work, kwargs={"until_empty": True})
+    thread.start()
+    try:  # Ray's machines come and go in the main thread alone
         while not ReadOnlyRun(tmp_path / "run").checkpoints():
             time.sleep(0.1)
         cluster.remove_node(first, allow_graceful=False)
         cluster.add_node(num_cpus=1)
-
-    thread = threading.Thread(target=lose_it)
-    thread.start()
-    try:
-        RayWorker(queue, "auto").work(until_empty=True)
     finally:
         thread.join()
         ray.shutdown()

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from lora_studio.web.answers import FILE_POLICY as FILE_POLICY
 from lora_studio.web.answers import (
     HEADERS,
     STATIC_POLICY,

@@ -12,11 +12,11 @@ from pydantic import BaseModel
 from lora_studio.data.images import UnreadableFile
 from lora_studio.errors import StudioError
 from lora_studio.text import shown
+from lora_studio.web.answers import FILE_POLICY
 from lora_studio.web.dataset import DatasetImage
 from lora_studio.web.dataset.masks import MOST_PAINTED_BYTES, painted, save_mask
 from lora_studio.web.dataset.opened import opened
 from lora_studio.web.dataset.thumbnails import SIDES, thumbnail
-from lora_studio.web.security import FILE_POLICY
 from lora_studio.web.studio import studio
 
 

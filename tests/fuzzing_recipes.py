@@ -18,6 +18,7 @@ from lora_studio.errors import RenamedOption
 from lora_studio.recipe import Recipe, fields
 from lora_studio.recipe.load import changed, load_recipe, names_elsewhere
 from lora_studio.recipe.renamed import RENAMED
+from lora_studio.recipe.sweep import SweepConfig
 from lora_studio.training.events import Event, StepDone
 from lora_studio.training.prepare.checks import name_faults
 from lora_studio.training.session import to_toml, train
@@ -163,7 +164,8 @@ def run(
             recipe = load_recipe(path, changes=changes)
             again = path.with_name("again.toml")
             again.write_text(to_toml(recipe), "utf-8") if not name_faults(recipe) else None
-            if again.is_file() and load_recipe(again) != recipe:
+            of_run = recipe.model_copy(update={"sweep": SweepConfig()})  # which is about other runs
+            if again.is_file() and load_recipe(again) != of_run:
                 crashes.append(f"{number}: written down it is another recipe")
             again.unlink(missing_ok=True)
             counts["accepted"] += 1

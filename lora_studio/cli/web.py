@@ -21,7 +21,7 @@ def web(
     port: Annotated[int | None, value("PORT", "default: 7861, or a free one if that is taken", min=1)] = None,
     host: Annotated[str, value("ADDRESS", _HOST)] = "127.0.0.1",
     token: Annotated[str, value("TOKEN", _TOKEN)] = "",
-    browser: Annotated[bool, flag("--browser/--no-browser", "open the page in the browser")] = True,
+    no_browser: Annotated[bool, flag("--no-browser", "only print the page's address")] = False,
 ) -> None:
     """Open the studio in the browser: runs, previews, results and LoRA files, and a REST API; Ctrl-C ends it.
 
@@ -54,4 +54,4 @@ def web(
         )
         sys.stdout.flush()  # whoever started this through a pipe waits for the address
 
-    serve(settings, listening, on_ready=say, opens_browser=browser)
+    serve(settings, listening, on_ready=say, opens_browser=not no_browser)

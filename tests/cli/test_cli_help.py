@@ -33,7 +33,7 @@ def test_help_lists_every_verb_under_its_group() -> None:
             panels[match[1]] = inside = []
         elif match := re.match(r"│ ([a-z][a-z-]*)  ", line):
             inside.append(match[1])
-    assert panels["Start here"] == ["start", "init", "doctor", "assess", "plan", "train", "demo"]
+    assert panels["Start here"] == ["start", "web", "init", "doctor", "assess", "plan", "train", "demo"]
     assert panels["Dataset"] == ["caption", "captions", "buckets", "regularization-images", "cache"]
     results = ["evaluate", "choose", "sample", "verify", "export", "metadata", "sidecars", "push"]
     assert panels["Results"] == results

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
 
 from lora_studio.api import caption
 from lora_studio.data.captioners.write import Captioned
 from lora_studio.errors import StudioError
 from lora_studio.text import printable
+from lora_studio.web.dataset.watching import tell
 
 
 def main(asked: str) -> int:
@@ -30,18 +30,14 @@ def main(asked: str) -> int:
             on_image=_say_progress,
         )
     except StudioError as error:
-        _say({"error": str(error)})
+        tell({"error": str(error)})
         return 2
-    _say({"written": outcome.written, "faults": [[printable(name), why] for name, why in outcome.faults]})
+    tell({"written": outcome.written, "faults": [[printable(name), why] for name, why in outcome.faults]})
     return 0
 
 
 def _say_progress(one: Captioned) -> None:
-    _say({"done": one.done, "total": one.total, "name": printable(one.name), "fault": one.fault})
-
-
-def _say(what: dict[str, Any]) -> None:
-    print(json.dumps(what), flush=True)
+    tell({"done": one.done, "total": one.total, "name": printable(one.name), "fault": one.fault})
 
 
 if __name__ == "__main__":

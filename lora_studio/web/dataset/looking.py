@@ -5,7 +5,6 @@ Prints a JSON object a line: {"done", "total"} while it looks, then {"report", "
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from lora_studio.data.manifest import Manifest, Record
 from lora_studio.errors import StudioError
 from lora_studio.quiet import quietly
 from lora_studio.text import printable
+from lora_studio.web.dataset.watching import tell
 
 _FIELDS = ("width", "height", "resize", "crop", "role")
 
@@ -46,19 +46,15 @@ def _image(record: Record) -> dict[str, Any]:
 
 
 def _say_progress(done: int, total: int) -> None:
-    _say({"done": done, "total": total})
-
-
-def _say(what: dict[str, Any]) -> None:
-    print(json.dumps(what), flush=True)
+    tell({"done": done, "total": total})
 
 
 def main(target: str) -> int:
     """Exit 0, or 2 for what the user can mend."""
     try:
-        _say(seen_json(*look(Path(target))))
+        tell(seen_json(*look(Path(target))))
     except StudioError as error:
-        _say({"error": str(error)})
+        tell({"error": str(error)})
         return 2
     return 0
 

@@ -51,3 +51,8 @@ async def watch(module: str, *arguments: str, on_progress: Callable[[int, int], 
     if "error" in found:
         raise StudioError(str(found["error"]))
     return found
+
+
+def tell(what: dict[str, Any]) -> None:
+    """Of such a process: one line for whoever watches it, in ASCII alone."""
+    print(json.dumps(what), flush=True)

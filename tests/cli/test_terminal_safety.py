@@ -342,7 +342,7 @@ def test_on_a_terminal_only_our_own_colours_and_bars_are_left(monkeypatch: pytes
 def test_no_module_writes_past_the_screen() -> None:
     """`print`, `input` with words, and the streams themselves.
 
-    The pocket base's own builder is no verb, and `watching` tells the page's server, through a pipe, in ASCII.
+    The pocket base's own builder is no verb; `watching` tells the page's server, through a pipe, in ASCII.
     """
     root = Path(cli.__file__).parents[1]
     found = []

@@ -21,6 +21,7 @@ from lora_studio.jobs.adding import training
 from lora_studio.recipe import Recipe, changes
 from lora_studio.recipe.load import recipe_from
 from lora_studio.recipe.sweep import SweepConfig
+from lora_studio.runs import SUMMARY
 from lora_studio.runs.lock import system_lock
 from lora_studio.sweep import SweepPlan
 from lora_studio.sweep.trials import SweepTrial, settings_of
@@ -126,7 +127,7 @@ class SweepFolder:
         return path
 
     def _is_finished(self, trial: SweepTrial) -> bool:
-        return (self.path / trial.name / "summary.json").is_file()
+        return (self.path / trial.name / SUMMARY).is_file()
 
     def _add(self, trial: SweepTrial) -> None:
         recipe = self.path / "recipes" / f"{trial.name}.toml"

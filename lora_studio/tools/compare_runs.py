@@ -69,18 +69,22 @@ class ComparedRuns:
             "notes": list(self.notes),
         }
 
-    def to_markdown(self) -> str:
-        """A table with a row a run: verdicts, measures with intervals, options that differ."""
-        titles = ["run", "verdict", *(measure_words(name).title.lower() for name in self.shown)]
-        rows = [
+    @property
+    def rows(self) -> list[list[str]]:
+        """Of each run its name, its verdict, the shown measures and the options that differ."""
+        return [
             [
                 *(one.name, one.verdict, *cells(one, self.shown)),
                 *(one.options.get(name, "") for name in self.options),
             ]
             for one in self.runs
         ]
+
+    def to_markdown(self) -> str:
+        """A table with a row a run: verdicts, measures with intervals, options that differ."""
+        titles = ["run", "verdict", *(measure_words(name).title.lower() for name in self.shown)]
         notes = "".join(f"\n{plain_cell(note)}\n" for note in self.notes)
-        return f"{markdown_table([*titles, *self.options], rows)}\n{notes}"
+        return f"{markdown_table([*titles, *self.options], self.rows)}\n{notes}"
 
 
 def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from lora_studio.errors import StudioError
 from lora_studio.jobs import AT_WORK, Job, Queue
 from lora_studio.recipe.run_recipe import RUN_RECIPE
-from lora_studio.runs import METRICS, VALIDATION, ReadOnlyRun
+from lora_studio.runs import METRICS, SUMMARY, VALIDATION, ReadOnlyRun, step_of
 from lora_studio.runs.following import FollowedRows
 from lora_studio.runs.lock import LOCK, Holder
 from lora_studio.text import duration, shown
@@ -177,7 +177,7 @@ def _state_of(folder: Path) -> str:
     with suppress(OSError, ValueError, TypeError, RecursionError):
         if Holder(**json.loads((folder / LOCK).read_bytes()[:4096])).runs:
             return "training"
-    return "finished" if (folder / "summary.json").is_file() else "stopped"
+    return "finished" if (folder / SUMMARY).is_file() else "stopped"
 
 
 def steps_of(folder: Path) -> int | None:
@@ -238,4 +238,4 @@ def thinned(values: list[float], most: int) -> list[float]:
 
 def checkpoints_of(folder: Path) -> list[int]:
     """The steps of a run's checkpoints."""
-    return [int(one.name.removeprefix("step_")) for one in ReadOnlyRun(folder).checkpoints()]
+    return [*map(step_of, ReadOnlyRun(folder).checkpoints())]

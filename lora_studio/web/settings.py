@@ -29,7 +29,6 @@ class WebSettings:
     port: int
     host: str = LOOPBACK
     token: str = field(default="", repr=False)
-    names: tuple[str, ...] = ()  # other names that browsers may know this machine by
 
     @classmethod
     def checked(cls, folders: list[Path], *, host: str, port: int, token: str) -> WebSettings:
@@ -64,7 +63,7 @@ class WebSettings:
             return False
         if self.host in (LOOPBACK, "localhost", "::1"):
             return name in (LOOPBACK, "localhost", "::1")
-        known = {self.host.lower(), socket.gethostname().lower(), "localhost", *self.names}
+        known = {self.host.lower(), socket.gethostname().lower(), "localhost"}
         return name in known or _is_address(name)
 
 

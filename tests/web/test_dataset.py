@@ -30,12 +30,13 @@ from lora_studio.web.dataset.captions import (
     save_caption,
     statistics,
 )
-from lora_studio.web.dataset.dropping import MOST_FILES, DropFolder, harmless_name, new_folder
+from lora_studio.web.dataset.dropping import DropFolder, harmless_name, new_folder
 from lora_studio.web.dataset.exclude import set_left_out
 from lora_studio.web.dataset.focus import set_focus
 from lora_studio.web.dataset.looking import look, main, seen_json
 from lora_studio.web.dataset.masks import painted, remove_mask, save_mask
 from lora_studio.web.dataset.thumbnails import SIDES, thumbnail
+from lora_studio.web.settings import MOST_UPLOADS
 
 SCRIPT = "<img src=x onerror=alert(1)>.png"
 
@@ -390,7 +391,7 @@ def test_dropped_files_are_copied_and_nothing_is_replaced(folder, tmp_path):
 def test_more_files_than_a_folder_takes_are_refused(folder, tmp_path):
     taken = DropFolder(tmp_path / "drop")
     taken.folder.mkdir()
-    for number in range(MOST_FILES):
+    for number in range(MOST_UPLOADS):
         (taken.folder / f"{number}.txt").touch()
     with pytest.raises(DatasetError, match="at most"):
         taken.take("one.txt", b"more")

@@ -192,6 +192,12 @@ class Settings:
         """A table or list, of whose parts each is told of by itself."""
         self._tell(key, "exactly", why=IN_PARTS)
 
+    def part(self, key: str) -> Settings:
+        """The table with this name in it; empty if there is none. `in_parts` tells of the name itself."""
+        found = self.get(key)
+        values = found if isinstance(found, dict) else {}
+        return Settings(self.draft, values, prefix=f"{self.prefix}{key}.", source=self.source)
+
     def first(self, key: str, winner: str) -> None:
         """What another key of the settings takes the place of."""
         self._tell(key, "not needed", why=f"{winner} comes first")

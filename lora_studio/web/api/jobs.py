@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -61,13 +61,7 @@ def add_job(new: NewJob) -> dict[str, Any]:
         job = job_of(str(recipe), (), tuple(new.changes), out)
         if not there.folders.allows(job.run):
             raise NotAllowed(f"the run folder {shown(job.run)} is outside of the folders of this page.")
-    return there.add(_with(job, new)).to_json()
-
-
-def _with(job: Any, new: NewJob) -> Any:
-    from dataclasses import replace
-
-    return replace(job, after=new.after, priority=new.priority)
+    return there.add(replace(job, after=new.after, priority=new.priority)).to_json()
 
 
 @router.get("/{number}")
@@ -100,6 +94,3 @@ def resume_job(number: int) -> dict[str, Any]:
 def remove_job(number: int) -> dict[str, Any]:
     """Take it and its log off the list; its run folder stays."""
     return studio().remove(number).to_json()
-
-
-__all__ = ["Path", "router"]

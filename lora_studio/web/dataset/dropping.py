@@ -15,9 +15,8 @@ from lora_studio.errors import DatasetError
 from lora_studio.files import write_atomically
 from lora_studio.recipe.section import file_name_fault
 from lora_studio.text import shown
+from lora_studio.web.settings import IMAGE_BYTES, MOST_UPLOADS
 
-MOST_FILES = 5000
-MOST_BYTES = 100_000_000  # of a file
 MOST_BYTES_IN_ALL = 20_000_000_000
 _LONGEST = 120  # bytes of a name without its ending
 _ODD = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f]|[\ud800-\udfff]')
@@ -54,8 +53,8 @@ class DropFolder:
         Raises DatasetError for anything else, damaged images, too much, and what the disk refuses.
         """
         name = harmless_name(given)
-        if len(data) > MOST_BYTES or self.num_bytes + len(data) > MOST_BYTES_IN_ALL:
-            limit = f"{MOST_BYTES // 10**6} MB, and {MOST_BYTES_IN_ALL // 10**9} GB in all"
+        if len(data) > IMAGE_BYTES or self.num_bytes + len(data) > MOST_BYTES_IN_ALL:
+            limit = f"{IMAGE_BYTES // 10**6} MB, and {MOST_BYTES_IN_ALL // 10**9} GB in all"
             raise DatasetError(
                 f"{shown(name)} is too large; at most {limit} are taken here: name the folder instead."
             )
@@ -63,9 +62,9 @@ class DropFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             there = {one.casefold() for one in os.listdir(self.folder)}
-            if len(there) >= MOST_FILES:
+            if len(there) >= MOST_UPLOADS:
                 raise DatasetError(
-                    f"at most {MOST_FILES:,} files are taken here; put them into a folder and name that."
+                    f"at most {MOST_UPLOADS:,} files are taken here; put them into a folder and name that."
                 )
             name = _free(name, there)
             write_atomically(self.folder / name, data)

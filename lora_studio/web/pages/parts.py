@@ -16,6 +16,10 @@ def run_address(run: str) -> str:
     return f"/run/{quote(run, safe='')}"
 
 
+def results_address(run: str) -> str:
+    return f"/results/{quote(run, safe='')}"
+
+
 def api_address(run: str, *parts: str) -> str:
     """Of something of a run in the API, for images and links."""
     return "/".join(["/api/runs", quote(run, safe=""), *(quote(one) for one in parts)])

@@ -13,15 +13,15 @@ from nicegui import ui
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.report.words import measure_words
 from lora_studio.evaluate.saved import RESULT, evaluation_folder
-from lora_studio.runs import BEST
+from lora_studio.runs import BEST, SUMMARY
 from lora_studio.text import shown
-from lora_studio.tools.compare_runs import SHOWN, ComparedRuns, cells, compare_runs, comparison_plot
+from lora_studio.tools.compare_runs import ComparedRuns, compare_runs, comparison_plot
 from lora_studio.web.api.runs import read_facts
 from lora_studio.web.asked import AskedVerb, verb_job
 from lora_studio.web.live import RunNow
 from lora_studio.web.pages.file_metadata import MetadataEditor
 from lora_studio.web.pages.frame import fault_box, frame, heading, text, told, told_later
-from lora_studio.web.pages.parts import api_address, facts, pill, run_address, table
+from lora_studio.web.pages.parts import api_address, facts, pill, results_address, run_address, table
 from lora_studio.web.studio import studio
 
 _GRIDS = {"Strengths": "grid/strengths.png", "Checkpoints": "grid/checkpoints.png"}
@@ -63,7 +63,7 @@ class RunComparison:
                 box = ui.checkbox()
                 box._props["aria-label"] = f"Compare {run.name}"
                 self._chosen[run.id] = box
-                ui.link(run.name, f"/results/{run_address(run.id).removeprefix('/run/')}")
+                ui.link(run.name, results_address(run.id))
             with ui.element("div").classes("row"):
                 if has_evaluation(run.folder):
                     pill("evaluated").classes("good")
@@ -84,14 +84,10 @@ class RunComparison:
 
 def show_comparison(compared: ComparedRuns, plot: bytes, folders: list[Path]) -> None:
     """The table of `runs compare`, its plot, and the same prompts in columns."""
-    titles = ["run", "verdict", *(measure_words(name).title for name in SHOWN), *compared.options]
-    rows = [
-        [one.name, one.verdict, *cells(one), *(one.options.get(name, "") for name in compared.options)]
-        for one in compared.runs
-    ]
+    titles = ["run", "verdict", *(measure_words(name).title for name in compared.shown), *compared.options]
     with ui.element("section").classes("panel"):
         heading("Side by side, the best first", level=2)
-        table(titles, rows)
+        table(titles, compared.rows)
         for note in compared.notes:
             text(note).classes("soft small")
         if plot:
@@ -190,7 +186,7 @@ def grids_panel(run: RunNow) -> None:
 def choice_panel(run: RunNow) -> None:
     """Which checkpoint is best, and why."""
     best: Mapping[str, Any] = read_facts(run.folder, BEST)
-    summary = read_facts(run.folder, "summary.json")
+    summary = read_facts(run.folder, SUMMARY)
     with ui.element("section").classes("panel"):
         heading("Checkpoint", level=2)
         if best:

@@ -12,7 +12,7 @@ from lora_studio.web.live import RunNow
 from lora_studio.web.pages.checkpoints import CheckpointTable
 from lora_studio.web.pages.course import CourseChart
 from lora_studio.web.pages.frame import Words, fault_box, frame, heading, text, told
-from lora_studio.web.pages.parts import Bar, api_address, pill
+from lora_studio.web.pages.parts import Bar, api_address, pill, results_address
 from lora_studio.web.pages.previews import PreviewTimeline
 from lora_studio.web.studio import studio
 
@@ -118,7 +118,7 @@ def run_buttons(run: RunNow) -> None:
     elif run.state == "training":
         text("It was started in a terminal; Ctrl-C there stops it.").classes("soft small")
     if run.state == "finished":
-        ui.link("Results", f"/results/{run.id}").classes("action")
+        ui.link("Results", results_address(run.id)).classes("action")
 
 
 def stop_and_export(run: RunNow, job: Job) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_studio.recipe.migrate.draft import Draft, Settings, rules
 from lora_studio.recipe.migrate.folders import Places, last_name
-from lora_studio.recipe.migrate.meanings import put_dtype, put_name, scale_note
+from lora_studio.recipe.migrate.meanings import put_dtype, put_files, put_name, scale_note
 from lora_studio.recipe.migrate.one_trainer.concepts import put_concepts
 from lora_studio.recipe.migrate.one_trainer.parts import put_parts, put_rates
 from lora_studio.recipe.migrate.optimizers import put_optimizer
@@ -54,13 +54,8 @@ def take(draft: Draft, places: Places, options: Mapping[str, Any], data: Any, *,
 
 def _base(given: Settings, places: Places) -> None:
     for key, option in (("base_model_name", "base.model"), ("lora_model_name", "adapter.init_from")):
-        if given.text(key):
-            name, why = places.file(given.text(key))
-            if why:
-                given.changed(key, option, name, f"{why}; give the file or a hub id")
-            else:
-                given.exactly(key, option, name)
-        elif key in given.values:
+        put_files(given, places, {key: option})
+        if key in given.values and not given.text(key):
             given.needless(key, "left blank")
     for key, option in (("train_dtype", "base.dtype"), ("output_dtype", "export.dtype")):
         if given.has(key):

@@ -104,13 +104,7 @@ def _concept(inner: Settings, places: Places, folder: Any) -> tuple[dict[str, An
 
 
 def _concept_image(inner: Settings) -> None:
-    table = inner.get("image")
-    given = Settings(
-        inner.draft,
-        table if isinstance(table, dict) else {},
-        prefix=f"{inner.prefix}image.",
-        source=inner.source,
-    )
+    given = inner.part("image")
     if given.values.get("enable_random_flip", True):
         inner.draft.values["data.flip"] = 0.5
     if "enable_random_flip" in given.values:
@@ -127,13 +121,7 @@ def _concept_image(inner: Settings) -> None:
 
 def _concept_text(inner: Settings, places: Places) -> str:
     """What captions are made of; the prompt of images without one."""
-    table = inner.get("text")
-    given = Settings(
-        inner.draft,
-        table if isinstance(table, dict) else {},
-        prefix=f"{inner.prefix}text.",
-        source=inner.source,
-    )
+    given = inner.part("text")
     prompt, kind = "", given.text("prompt_source") or "sample"
     if kind == "concept" and (path := places.find(given.text("prompt_path"))) is not None and path.is_file():
         lines = [line.strip() for line in path.read_text("utf-8", "replace").splitlines() if line.strip()]

@@ -202,16 +202,17 @@ def export(
     run: Place,
     to: str | Sequence[str],
     *,
-    checkpoint: int | Literal["best"] | None = None,
+    checkpoint: int | Literal["best", "newest"] | None = None,
     dtype: str | None = None,
     out: Place | None = None,
     force: bool = False,
 ) -> list[Exported]:
     """A run's checkpoint in other forms, each with its paths (`made.paths`) and what was checked (`report`).
 
-    `to`: one or more of `lora-studio export --to`. `checkpoint`: of this step, or "best" on the validation
-    images; None: the newest. `dtype`: "float16", "bfloat16" or "float32"; None: as the recipe says. `out`: a
-    folder; None: exports/step_<number> in the run's own. Files that are there are replaced with `force` only.
+    `to`: one or more of `lora-studio export --to`. `checkpoint`: of this step, "best" on the validation
+    images or "newest"; None: what the run's file is made of. `dtype`: "float16", "bfloat16" or "float32";
+    None: as the recipe says. `out`: a folder; None: exports/step_<number> in the run's own. Files that are
+    there are replaced with `force` only.
     Raises ExportMismatch, with the files set aside, if one is not what was trained.
     """
     from lora_studio.training.finish.export import ExportRequest, export_run
@@ -260,7 +261,7 @@ def sample(
 def evaluate(
     target: Place,
     *,
-    checkpoint: int | Literal["best"] | None = None,
+    checkpoint: int | Literal["best", "newest"] | None = None,
     strength: float | None = None,
     base: Place | None = None,
     images: Place | None = None,

@@ -36,7 +36,7 @@ def export(
     checkpoint: Annotated[
         str,
         value(
-            "STEP", "of this step, or best, by best.json or else the validation images; default: the newest"
+            "STEP", "of this step, or best, by best.json or else the validation images; default: its file's"
         ),
     ] = "",
     dtype: Annotated[
@@ -66,14 +66,16 @@ def export(
         print_exported(found, console)
 
 
-def step_named(text: str) -> int | Literal["best"] | None:
-    """Raises RecipeError for what is neither a step nor "best"."""
-    if text in ("", "newest", "last"):
+def step_named(text: str) -> int | Literal["best", "newest"] | None:
+    """Raises RecipeError for what is neither a step, "best" nor "newest"."""
+    if not text:
         return None
     if text == "best":
         return "best"
+    if text in ("newest", "last"):
+        return "newest"
     if not text.isdecimal():
-        raise RecipeError(f"--checkpoint is {text!r}; it must be a step, such as 300, or best.")
+        raise RecipeError(f"--checkpoint is {text!r}; it must be a step, such as 300, best or newest.")
     return int(text)
 
 

@@ -19,7 +19,7 @@ Strengths = Annotated[
 ]
 Seeds = Annotated[str, value("NUMBERS", "e.g. 1,2,3 or 1-4; default: the previews', or 42")]
 Checkpoints = Annotated[
-    list[str] | None, value("STEPS", "of a run, e.g. 100,200,best; default: the newest", "--checkpoint")
+    list[str] | None, value("STEPS", "of a run, e.g. 100,200,best; default: its file's", "--checkpoint")
 ]
 _GRID = 'several of what is not given: "prompts x strengths x checkpoints", or some of these'
 _OUT = "default: samples in the run, or <name>_samples beside the file"

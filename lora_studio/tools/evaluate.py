@@ -29,8 +29,9 @@ from lora_studio.evaluate.written import write_evaluation
 from lora_studio.files import check_ending, expanded
 from lora_studio.tools.sample import check_request as check_drawn
 from lora_studio.tools.sample import side_of
-from lora_studio.tools.sample.source import Checkpoint, SampleRequest, SampleSource, open_source
+from lora_studio.tools.sample.source import SampleRequest, SampleSource, open_source
 from lora_studio.training.events import Listener, Note, Progress, ignore_events
+from lora_studio.training.finish.export import Checkpoint
 from lora_studio.training.machine import is_out_of_memory, out_of_memory
 from lora_studio.training.prepare.data import manifest_of
 
@@ -69,8 +70,7 @@ def evaluate(
     check_request(request)
     on_event(Note("reading the base"))
     source = open_source(target, sample_request(request))
-    own = None if source.run is None else source.run.file_step()
-    (step,) = source.steps_of([own if request.checkpoint is None else request.checkpoint], everything=False)
+    (step,) = source.steps_of([request.checkpoint], everything=False)
     source.check([request.strength])
     request = replace(request, side=side_of(source, request.side))
     material = material_of(source, request)

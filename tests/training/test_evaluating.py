@@ -23,7 +23,13 @@ from lora_studio.training.evaluating.artist import TrainedArtist
 from lora_studio.training.evaluating.asked import RunMeasures, encoder_named, seeds_of
 from lora_studio.training.events import Event, Note
 from lora_studio.training.finish import Finished
-from lora_studio.training.finish.export import ExportRequest, export_run, finished_recipe, revive
+from lora_studio.training.finish.export import (
+    ExportRequest,
+    checkpoint_of,
+    export_run,
+    finished_recipe,
+    revive,
+)
 from lora_studio.training.planning import plan
 from lora_studio.training.session import train
 
@@ -156,7 +162,9 @@ def test_the_chosen_checkpoint_is_the_file_and_everything_says_so(
     assert [one.step for one in figures] == [2, 4, 6, 8]
     assert read_sealed(found.folder / "best.json")["step"] == 4  # 8 is beyond the budget of drift
     assert found.summary["checkpoint"] == {"step": 4, "why": "by evaluation"}
-    assert Run(found.folder).file_step() == 4  # of which `evaluate` is then, too
+    assert Run(found.folder).file_step() == 4
+    shown = {which: checkpoint_of(Run(found.folder), which)[1] for which in (None, "best", "newest", 6)}
+    assert shown == {None: 4, "best": 4, "newest": 8, 6: 6}  # by `evaluate`, `sample` and `export`
     assert found.summary["steps"] == 8
     assert any("made of step 4 of 8, by evaluation: step 4: fidelity" in str(one) for one in heard)
     assert found.lora_file is not None

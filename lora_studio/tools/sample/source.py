@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.families.base import ModelFamily
@@ -25,13 +24,12 @@ from lora_studio.runs import ReadOnlyRun, Run, step_of
 from lora_studio.runs.reading import STATE
 from lora_studio.tensor_file.header import read_header
 from lora_studio.training.evaluating.artist import WeightChange, added, at_strength, strength_fault
-from lora_studio.training.finish.export import checkpoint_of, finished_recipe, revive
+from lora_studio.training.finish.export import Checkpoint, checkpoint_of, finished_recipe, revive
 from lora_studio.training.loop.state import load_state
 from lora_studio.training.prepare.base_model import base_of
 from lora_studio.verify.uis import base_of_file
 from lora_studio.verify.uis.findings import is_embedding
 
-Checkpoint = int | Literal["best"] | None  # None: the newest
 AXES = ("prompts", "strengths", "checkpoints")
 POCKET_SAMPLES = SamplesConfig(guidance=4, steps=20)  # as their cards have it
 

@@ -38,6 +38,8 @@ from lora_studio.training.prepare.data import batches_of, manifest_of
 from lora_studio.training.prepare.resume import run_recipe
 from lora_studio.verify import VerifyReport
 
+Checkpoint = int | Literal["best", "newest"] | None
+"""A step, or the best by what was measured; None: what the run's file is made of, else the newest."""
 REPORT = "verify.json"  # of all targets in a folder, with what earlier exports said of theirs
 
 
@@ -46,7 +48,7 @@ class ExportRequest:
     """What is to be written of a run."""
 
     targets: tuple[str, ...]
-    checkpoint: int | Literal["best"] | None = None  # best: on the validation images; None: the newest
+    checkpoint: Checkpoint = None
     dtype: str | None = None  # None: as the recipe says
     folder: Path | None = None  # None: exports/step_<number> in the run's own
     force: bool = False  # replace what is there
@@ -120,8 +122,8 @@ def finished_recipe(run: Run) -> Recipe:
     return recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"init_from": None})})
 
 
-def checkpoint_of(run: Run, step: int | Literal["best"] | None) -> tuple[Path, int]:
-    """Its folder and step; of None the newest. Raises CheckpointError for one that is not there."""
+def checkpoint_of(run: Run, step: Checkpoint) -> tuple[Path, int]:
+    """Its folder and step. Raises CheckpointError for one that is not there."""
     steps = {step_of(path): path for path in run.checkpoints()}
     if not steps:
         raise CheckpointError(f"there is no checkpoint in {run.folder}; there is nothing to export yet.")
@@ -137,7 +139,9 @@ def checkpoint_of(run: Run, step: int | Literal["best"] | None) -> tuple[Path, i
                 f"{run.folder / VALIDATION} is not as the run wrote it, so its best checkpoint is not known; "
                 f"name one of {', '.join(map(str, steps))}."
             )
-    step = max(steps) if step is None else step
+    if step is None:
+        step = run.file_step() or "newest"
+    step = max(steps) if step == "newest" else step
     if step not in steps:
         known = f"there are those of {', '.join(map(str, steps))}"
         raise CheckpointError(f"there is no checkpoint of step {step} in {run.folder}; {known}.")

@@ -303,6 +303,8 @@ def sweep(
     trials: int | None = None,
     seeds: int | None = None,
     by: Literal["evaluation", "validation"] | None = None,
+    search: Literal["chance", "tpe"] | None = None,
+    stop_early: bool | None = None,
     set: Changes | None = None,
     devices: str = "",
     retry: bool = False,
@@ -311,10 +313,10 @@ def sweep(
 ) -> SweepResult:
     """Train a recipe with other values, measure each, and recommend one: `recommended`, `recipe`, `why`.
 
-    `vary`: option -> a list of values, "log:1e-4..1e-3" or "lin:0..0.5"; None, as of `trials`, `seeds` and
-    `by`: as the recipe's [sweep] has it. `devices`: as "cuda:0,cuda:1"; empty: all GPUs. `out`: the sweep's
-    folder; None: runs/<name>_sweep. What is finished there is not trained again, and what failed only to
-    `retry`. Trials are processes of their own; `on_change` hears when one begins or ends.
+    `vary`: option -> a list of values, "log:1e-4..1e-3" or "lin:0..0.5"; None, as of `trials`, `seeds`, `by`,
+    `search` and `stop_early`: as the recipe's [sweep] has it. `devices`: as "cuda:0,cuda:1"; empty: all GPUs.
+    `out`: the sweep's folder; None: runs/<name>_sweep. What is finished there is not trained again, and what
+    failed only to `retry`. Trials are processes of their own; `on_change` hears when one begins or ends.
     Raises RecipeError for what cannot be varied or trained, before anything begins.
     """
     from lora_studio.jobs.worker import devices_named
@@ -324,7 +326,8 @@ def sweep(
     from lora_studio.sweep.running import run_sweep
 
     loaded = _recipe(recipe, set)
-    plan = plan_sweep(loaded, vary, trials=trials, seeds=seeds, by=by)
+    how = {"search": search, "stop_early": stop_early}
+    plan = plan_sweep(loaded, vary, trials=trials, seeds=seeds, by=by, **how)
     folder = SweepFolder(run_folder(f"{loaded.name}_sweep") if out is None else Path(out))
     return run_sweep(plan, folder, devices=devices_named(devices), retry=retry, on_change=on_change)
 

@@ -19,6 +19,8 @@ _TRIALS = "settings that are drawn; default: all that lists make"
 _SEEDS = "trainings of each setting; default: 1, where 2 say how much a seed changes"
 _COUNT = "prompts of each of the four groups that every trial is asked; default: 5"
 _BY = "evaluation (fidelity within the budgets), or validation (the loss); default: evaluation"
+_SEARCH = "chance, or tpe: after 8 settings by what was found, with Optuna; default: chance"
+_STOP_EARLY = "end trainings that are not among the best third after a ninth or a third of their steps"
 _DEVICES = "e.g. cuda:0,cuda:1, or cpu; default: every GPU, or the processor"
 _OUT = "the sweep's folder; default: runs/<name of the recipe>_sweep"
 
@@ -31,6 +33,8 @@ def sweep(
     changes: Changes = None,
     by: Annotated[str | None, value("WHAT", _BY)] = None,
     count: Annotated[int | None, value("N", _COUNT, min=1)] = None,
+    search: Annotated[str | None, value("HOW", _SEARCH)] = None,
+    stop_early: Annotated[bool, flag("--stop-early", _STOP_EARLY)] = False,
     search_seed: Annotated[int | None, value("N", "other values are drawn; default: 0", min=0)] = None,
     devices: Annotated[str, value("DEVICES", _DEVICES)] = "",
     ray: RayAddress = None,
@@ -54,7 +58,8 @@ def sweep(
     asked = (*(changes or ()), *(() if count is None else (f"evaluate.prompts={count}",)))
     loaded = load_recipe(recipe, changes=asked)
     given = None if vary is None else read_vary(vary)
-    found = plan_sweep(loaded, given, trials=trials, seeds=seeds, search_seed=search_seed, by=by)
+    how = {"search": search, "search_seed": search_seed, "stop_early": stop_early or None}
+    found = plan_sweep(loaded, given, trials=trials, seeds=seeds, by=by, **how)
     place = out or run_folder(f"{loaded.name}_sweep")
     folder, slots = SweepFolder(place), devices_named(devices) if ray is None else slots_of(ray)
     folder.check(found)

@@ -27,7 +27,11 @@ def print_sweep_plan(plan: SweepPlan, folder: Path, found: Estimate | None, scre
     seeds = sorted({one.seed for one in plan.trials})
     trials = f"{plural(len(plan.settings), 'setting')} x {plural(len(seeds), 'seed')}"
     rows = [("trials", f"{len(plan.trials)}: {trials} ({', '.join(map(str, seeds))}), into {folder}")]
+    if more := plan.total - len(plan.trials):
+        rows.append(("then", f"{plural(more, 'trial')} more, with values that go by what these have found"))
     rows += [(one.option, one.in_words) for one in plan.varied]
+    if plan.recipe.sweep.stop_early:
+        rows.append(("ended early", "what after a ninth or a third of its steps is not among the best third"))
     rows.append(("compared", _measured_by(plan)))
     if found is not None:
         rows.append(("time", _time_in_words(found)))

@@ -104,12 +104,13 @@ class Worker:
         *,
         command: Callable[[Job], list[str]] = command_of,
         on_change: Callable[[Job], None] = lambda job: None,
+        on_beat: Callable[[Job], None] = lambda job: None,
         on_trouble: Callable[[StudioError], None] = lambda error: None,
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.queue, self.slots = queue, [Slot(device) for device in devices]
         self.name = f"{socket.gethostname()}:{os.getpid()}"
-        self._command, self._on_change = command, on_change
+        self._command, self._on_change, self._on_beat = command, on_change, on_beat
         self._on_trouble, self._on_stop = on_trouble, on_stop
 
     def work(self, *, until_empty: bool) -> None:
@@ -157,6 +158,7 @@ class Worker:
             slot.beat_at = time.monotonic()
             if self.queue.beat(slot.job.id, slot.process.pid) == "stopping":
                 self._tell_to_stop(slot)
+            self._on_beat(slot.job)
 
     def _take(self, slot: Slot) -> bool:
         """Begins the next job, unless the GPU is another worker's, or of a job whose worker was killed."""

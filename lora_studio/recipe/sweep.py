@@ -39,6 +39,15 @@ class SweepConfig(Section):
         description="trainings of each setting, from training.seed upwards; 2 say how much a seed changes",
     )
     search_seed: int = Field(0, ge=0, le=MOST_SEED, description="of the values that are drawn")
+    search: Literal["chance", "tpe"] = Field(
+        "chance",
+        description="how settings are drawn: by chance; or after 8 by what was found, with Optuna's tpe",
+    )
+    stop_early: bool = Field(
+        False,
+        description="end a training that after a ninth or a third of its steps is not among the best third, "
+        "as measured every evaluate.every (or validation.every) steps",
+    )
     by: Literal["evaluation", "validation"] = Field(
         "evaluation",
         description="evaluation: fidelity within the budgets of [evaluate]; validation: the validation loss",

@@ -24,10 +24,10 @@ from lora_studio.recipe.sweep import SweepConfig
 from lora_studio.runs import SUMMARY
 from lora_studio.runs.lock import system_lock
 from lora_studio.sweep import SweepPlan
-from lora_studio.sweep.trials import SweepTrial, settings_of
+from lora_studio.sweep.trials import Setting, SweepTrial, settings_of
 from lora_studio.sweep.varied import varied_of
 
-ASKED, RESULT = "asked.toml", "sweep.json"
+ASKED, RESULT, SETTINGS = "asked.toml", "sweep.json", "settings.json"
 _MACHINE = "machine."  # options by which figures stay what they are
 
 
@@ -55,14 +55,16 @@ class SweepFolder:
         self.path = path.absolute()
         self.queue = Queue(self.path / "queue")
 
-    def begin(self, plan: SweepPlan, *, retry: bool = False) -> None:
+    def begin(self, plan: SweepPlan, *, retry: bool = False) -> SweepPlan:
         """Write down what is asked, and queue what has no result; failed trials only to `retry`.
 
-        Raises StudioError for a folder with anything else in it, or a sweep of something else.
+        The plan with the settings that were added to it here. Raises StudioError for a folder with anything
+        else in it, or a sweep of something else.
         """
         self.check(plan)
         with say_unwritable(self.path), self._alone():
             write_atomically(self.path / ASKED, as_toml(plan.recipe).encode())
+            plan = self.grown(plan)
             known = {Path(job.run).name: job for job in self.queue.jobs() if job.run}
             for trial in plan.trials:
                 job = known.get(trial.name)
@@ -75,6 +77,7 @@ class SweepFolder:
                     self.queue.ended(job.id, "done", "")  # its worker was killed, and it went on to its end
                 elif job.state in ("stopped", "lost") or (retry and job.state == "failed"):
                     self.queue.resume(job.id)
+        return plan
 
     def check(self, plan: SweepPlan) -> None:
         """Raises StudioError if the folder is not this sweep's, nor empty."""
@@ -103,6 +106,29 @@ class SweepFolder:
         """Each trial with what became of it."""
         known = {Path(job.run).name: job for job in self.queue.jobs()}
         return [Placed(one, self.path / one.name, known.get(one.name)) for one in plan.trials]
+
+    def grown(self, plan: SweepPlan) -> SweepPlan:
+        """With the settings that were added to it here. Raises StudioError if they are damaged."""
+        if not (path := self.path / SETTINGS).is_file():
+            return plan
+        try:
+            names = [one.option for one in plan.varied]
+            read = [{name: one[name] for name in names} for one in json.loads(path.read_bytes())]
+            added = [{n: tuple(v) if isinstance(v, list) else v for n, v in one.items()} for one in read]
+            return plan.with_settings(added)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StudioError(f"{path} cannot be read ({reason_of(error)}); choose another --out.") from None
+
+    def grow(self, plan: SweepPlan, setting: Setting) -> SweepPlan:
+        """Add and queue a setting behind those of the plan, unless another process has added one."""
+        with say_unwritable(self.path), self._alone():
+            if (there := self.grown(plan)).settings != plan.settings:
+                return there
+            grown = plan.with_settings([*plan.added, setting])
+            write_atomically(self.path / SETTINGS, json.dumps([dict(one) for one in grown.added]).encode())
+            for trial in grown.trials[len(plan.trials) :]:
+                self._add(trial)
+            return grown
 
     def seconds(self) -> dict[str, float]:
         """How long each finished trial was at work, by its name, all tries together."""
@@ -158,10 +184,10 @@ def as_toml(recipe: Recipe) -> str:
 def _other_sweep(before: SweepConfig, plan: SweepPlan) -> list[str]:
     """What would give the trials that are there other values, or leave some out."""
     now, found = plan.recipe.sweep, []
-    for name in ("varied", "by", "search_seed"):
+    for name in ("varied", "by", "search", "search_seed"):
         if getattr(before, name) != getattr(now, name):
             found.append(f"sweep.{name}: {getattr(before, name)} -> {getattr(now, name)}")
-    there = [] if found else settings_of(varied_of(before.varied), before)
+    there = [] if found or now.search == "tpe" else settings_of(varied_of(before.varied), before)
     if there != list(plan.settings[: len(there)]):
         found.append(f"sweep.trials: {before.trials} -> {now.trials}")
     if before.seeds > now.seeds:

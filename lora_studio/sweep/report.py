@@ -85,7 +85,8 @@ def failures(result: SweepResult) -> list[tuple[str, str]]:
             if one.job is not None and one.job.state == "failed":
                 found.append((one.trial.name, one.reason))
             elif one.job is not None and one.job.state == "done" and measured(one, result.plan) is None:
-                found.append((one.trial.name, "it was trained, but not measured; its log says why"))
+                why = one.job.reason or "it was trained, but not measured; its log says why"
+                found.append((one.trial.name, why))
     return found
 
 

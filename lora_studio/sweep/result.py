@@ -11,7 +11,7 @@ from statistics import mean
 from typing import Any
 
 from lora_studio.errors import StudioError
-from lora_studio.evaluate.choosing import FIDELITY, Budget, Candidate, Choice, candidate_of, choose
+from lora_studio.evaluate.choosing import FIDELITY, Candidate, Choice, candidate_of, choose, score_of
 from lora_studio.evaluate.result import Evaluation, Interval, Measured, Variant
 from lora_studio.evaluate.saved import saved_evaluation
 from lora_studio.evaluate.statistics import COVERAGE, students_quantile
@@ -19,6 +19,7 @@ from lora_studio.evaluate.verdicts import verdicts_of
 from lora_studio.recipe import Recipe, RecipeChange, changes
 from lora_studio.sweep import By, SweepPlan
 from lora_studio.sweep.folder import Placed, SweepFolder
+from lora_studio.sweep.halving import measurements
 from lora_studio.sweep.trials import Setting, setting_in_words, with_values
 from lora_studio.text import plural
 
@@ -81,6 +82,19 @@ class SweepResult:
         """Trials that have no end yet, here or in another process."""
         ended = ("done", "failed")
         return [p for one in self.tried for p in one.trials if p.job is None or p.job.state not in ended]
+
+    def scores(self) -> dict[int, float | None]:
+        """Of each setting, the higher the better; None while it is being tried, nothing if it failed."""
+        budget, by = self.plan.budget, self.plan.by
+        found = dict[int, float | None]()
+        for one in self.tried:
+            if one.number in self.pooled:
+                found[one.number] = score_of(_candidate(0, self.pooled[one.number], by), budget)
+            elif any(each in self.unfinished for each in one.trials):
+                found[one.number] = None
+            elif known := [last for each in one.trials for last in measurements(each, self.plan)[-1:]]:
+                found[one.number] = known[0].score  # it was ended early
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """As `sweep.json` has it: the plan, each trial's and each setting's figures, the recommendation."""
@@ -229,7 +243,7 @@ def _choose(
     """By the rule that chooses checkpoints; of equals that of fewer images shown, or less file."""
     ordered = sorted(tried, key=lambda one: (one.cost, one.number))
     candidates = [_candidate(place, pooled[one.number], plan.by) for place, one in enumerate(ordered)]
-    budget = Budget(plan.recipe.evaluate.drift, plan.recipe.evaluate.leakage)
+    budget = plan.budget
 
     def tried_of(one: Candidate) -> Tried:
         return ordered[one.variant.step or 0]

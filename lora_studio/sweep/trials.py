@@ -71,7 +71,7 @@ def settings_of(varied: Sequence[Varied], config: SweepConfig) -> list[Setting]:
     assert config.trials is not None
     found: dict[str, Setting] = {}
     for trial in range(1, config.trials + 1):
-        for one in _draws(varied, config.search_seed, trial):
+        for one in draws(varied, config.search_seed, trial):
             if repr(one) not in found:
                 found[repr(one)] = one
                 break
@@ -83,7 +83,8 @@ def settings_of(varied: Sequence[Varied], config: SweepConfig) -> list[Setting]:
     return list(found.values())
 
 
-def _draws(varied: Sequence[Varied], seed: int, trial: int) -> Iterator[Setting]:
+def draws(varied: Sequence[Varied], seed: int, trial: int) -> Iterator[Setting]:
+    """Settings by chance, one as good as the next."""
     for attempt in range(_TRIES):
         yield {one.option: one.drawn(python_random(seed, trial, attempt, one.option)) for one in varied}
 

@@ -48,6 +48,10 @@ class Varied:
             value = math.exp(math.log(self.low) + share * math.log(self.high / self.low))
         else:
             value = self.low + share * (self.high - self.low)
+        return self.rounded(value)
+
+    def rounded(self, value: float) -> Value:
+        """A number of the range as it is tried and written."""
         value = float(f"{value:.{_DIGITS}g}")
         return round(value) if self.whole else min(max(value, self.low), self.high)
 

@@ -20,6 +20,7 @@ from lora_studio.text import plural
 
 FIDELITY, DRIFT, LEAKAGE = "fidelity", "drift", "leakage"  # of `evaluate.measures`
 SPOILED = frozenset({"burnt"})  # decided verdicts with which nothing is worth having
+_BEYOND, _MOST_EXCESS = -4.0, 1e3  # in scores
 LEAST_BUDGET = 0.01  # by which an excess is divided, if the budget is less
 
 
@@ -135,6 +136,16 @@ def _rank(one: Candidate, budget: Budget) -> tuple[bool, float, float, float, fl
     excess = sum(one.beyond(budget).values())
     step = math.inf if one.variant.step is None else one.variant.step
     return bool(one.spoiled), excess, -one.fidelity.low, step, one.variant.strength
+
+
+def score_of(one: Candidate, budget: Budget) -> float:
+    """A number for who knows nothing of the rule: the higher, the sooner it would be taken.
+
+    The lower bound of fidelity, which is at least -2; beyond a budget below that by the excess alone.
+    """
+    excess, low = sum(one.beyond(budget).values()), one.fidelity.low
+    score = _BEYOND - min(excess, _MOST_EXCESS) if excess or math.isnan(low) else low
+    return score - 2 * _MOST_EXCESS if one.spoiled else score
 
 
 def _why(title: str, kind: str, taken: Candidate, known: Sequence[Candidate], budget: Budget) -> str:

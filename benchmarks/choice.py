@@ -41,7 +41,7 @@ from lora_studio.training.session import is_finished, train
 RESULTS = Path(__file__).parent / "results"
 PIECES, REPORT, TABLE = RESULTS / "choice", RESULTS / "choice.json", RESULTS / "choice.md"
 TOO_LONG = 3
-CHECKPOINTS = 12  # of a run, all of which are kept
+CHECKPOINTS = 6  # of a run, all of which are kept
 REFERENCES, REFERENCE_SEED = 24, 31
 BUDGET = {name: EvaluateConfig.model_fields[name].default for name in ("drift", "leakage")}
 ABOUT = """# The chosen checkpoint and the last one

@@ -102,3 +102,20 @@ def test_pages_show_what_is_in_their_address_as_text(site: Site, page: str):
         )
     assert answer.status_code == 200
     assert "<img src=x" not in answer.text and "<script>alert(9)" not in answer.text
+
+
+def test_images_are_listed_in_blocks_as_a_filter_chooses_them(site: Site, images):
+    address, keys = images
+    with site.browser() as client:
+
+        def ask(**asked: object) -> tuple[int, list[str]]:
+            answer = client.get(f"{address}/images", params=asked).json()
+            return answer["count"], [one["key"] for one in answer["images"]]
+
+        count, every = ask()
+        assert count == len(keys) and sorted(every) == sorted(keys.values())
+        assert [ask(first=first, count=2)[1] for first in (0, 2, count)] == [every[:2], every[2:4], []]
+        assert ask(words="ALERT") == (1, [keys[f"{EVIL_NAME}.png"]])
+        for asked in ({"count": 1001}, {"count": 0}, {"first": -1}):
+            assert client.get(f"{address}/images", params=asked).status_code == 422
+        assert client.get("/api/datasets/nothing/images").status_code == 400

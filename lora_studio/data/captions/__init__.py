@@ -53,12 +53,13 @@ def find_captions(records: Iterable[Record]) -> list[CaptionFile]:
     beside = cache(caption_files)  # each folder is listed once
     found = []
     for record in records:
-        path = Path(record.path)
-        candidates = [read_caption_file(one) for one in beside(path.parent).get(stem_key(record.name), [])]
-        candidates.append(CaptionFile(path.with_suffix(CAPTION_SUFFIXES[0])))
+        there = beside(os.path.dirname(record.path)).get(stem_key(record.name), [])
+        candidates = [read_caption_file(one) for one in there]
+        if not candidates:
+            candidates = [CaptionFile(Path(record.path).with_suffix(CAPTION_SUFFIXES[0]))]
         chosen = next((file for file in candidates if file.fault or file.text), candidates[0])
-        others = (file for file in candidates if file.text and file.text != chosen.text)
-        found.append(replace(chosen, unread=tuple(file.path.name for file in others)))
+        others = tuple(file.path.name for file in candidates if file.text and file.text != chosen.text)
+        found.append(replace(chosen, unread=others) if others else chosen)
     return found
 
 
@@ -67,14 +68,14 @@ def read_caption_file(path: Path) -> CaptionFile:
     if not os.path.lexists(path):
         return CaptionFile(path)
     try:
-        data = read_bytes(path, max_bytes=MAX_CAPTION_BYTES)
+        found = CaptionFile(path, read_bytes(path, max_bytes=MAX_CAPTION_BYTES))
     except UnreadableFile as reason:
         return CaptionFile(path, fault=str(reason).removeprefix("cannot be read: "))
     try:
-        caption_lines(data)
+        _ = found.lines  # kept
     except UnicodeDecodeError:
-        return CaptionFile(path, data, fault="neither UTF-8 nor UTF-16 with its mark")
-    return CaptionFile(path, data)
+        return replace(found, fault="neither UTF-8 nor UTF-16 with its mark")
+    return found
 
 
 def caption_lines(data: bytes) -> tuple[str, ...]:

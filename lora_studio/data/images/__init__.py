@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import stat
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path
 
 from lora_studio.errors import DatasetError
 from lora_studio.text import same_text
@@ -80,23 +80,24 @@ def is_mask(name: str) -> bool:
 
 
 def stem_key(name: str) -> str:
-    return same_text(PurePath(name).stem)
+    return same_text(os.path.splitext(os.path.basename(name))[0])
 
 
 def place(name: str) -> tuple[str, str]:
     """What an image, its caption and its mask have in common: their folder, relative, and their stem."""
     folder, _, file = name.rpartition("/")
-    stem = file[: -len(MASK_SUFFIX)] if is_mask(file) else PurePosixPath(file).stem
+    stem = file[: -len(MASK_SUFFIX)] if is_mask(file) else os.path.splitext(file)[0]
     return same_text(folder), same_text(stem)
 
 
-def caption_files(folder: Path) -> dict[str, list[Path]]:
+def caption_files(folder: Path | str) -> dict[str, list[Path]]:
     """Stem -> its caption files, the preferred one first."""
+    folder = Path(folder)
     try:
-        names = sorted(one.name for one in folder.iterdir() if is_caption(one.name) and not is_junk(one.name))
+        names = sorted(one for one in os.listdir(folder) if is_caption(one) and not is_junk(one))
     except OSError as error:
         raise DatasetError(f"the folder {folder} cannot be read: {error.strerror or error}.") from None
     found: dict[str, list[Path]] = {}
-    for name in sorted(names, key=lambda one: CAPTION_SUFFIXES.index(PurePath(one).suffix.lower())):
+    for name in sorted(names, key=lambda one: CAPTION_SUFFIXES.index(os.path.splitext(one)[1].lower())):
         found.setdefault(stem_key(name), []).append(folder / name)
     return found

@@ -48,14 +48,14 @@ def find(folder: Path, *, recursive: bool = False, masks: Path | None = None) ->
     sets = {} if recursive else _repeat_folders(top)
     masks = masks and masks.resolve()
 
-    def refusal(path: Path) -> str:
-        if masks and path.resolve() == masks:
+    def refusal(path: os.DirEntry[str]) -> str:
+        if masks and Path(path).resolve() == masks:
             return MASK_FOLDER
         if not recursive and path.name not in sets:
             return _NOT_SEARCHED
         return "a link to a folder; links are not followed" if path.is_symlink() and recursive else ""
 
-    found = {one.name: one for one in _search(folder, refusal)}
+    found = {one.name: one for one in _search(folder, top, refusal)}
     lists = [one for one in found.values() if not one.excluded and is_metadata(Path(one.path).name)]
     for one in lists:
         del found[one.name]
@@ -63,7 +63,7 @@ def find(folder: Path, *, recursive: bool = False, masks: Path | None = None) ->
     return sorted(_with_listed(found, folder, lists), key=lambda one: one.name)
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """What lies in the folder. Raises DatasetError if it cannot be looked at or is empty."""
     try:
         if entries := _inside(folder):
@@ -79,27 +79,35 @@ def _entries(folder: Path) -> list[Path]:
     raise DatasetError(f"the folder of images {folder} {reason}; {advice}.") from None
 
 
-def _inside(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if not is_own(path.name)]
+def _inside(folder: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return [path for path in entries if not is_own(path.name)]
 
 
-def _search(top: Path, refusal: Callable[[Path], str]) -> Iterator[Record]:
+def _is_folder(path: os.DirEntry[str]) -> bool:
+    """Without asking the disk about each file: what a folder lists says what it is, but for links."""
+    return os.path.isdir(path) if path.is_symlink() else path.is_dir(follow_symlinks=False)
+
+
+def _search(
+    top: Path, entries: list[os.DirEntry[str]], refusal: Callable[[os.DirEntry[str]], str]
+) -> Iterator[Record]:
     """Without recursion: folders may lie as deep as paths can be long."""
-    waiting = [(Record(path=str(top), name=""), _inside(top))]
+    waiting = [(Record(path=str(top), name=""), entries)]
     while waiting:
         folder, entries = waiting.pop()
         prefix = f"{folder.name}/" if folder.name else ""
         for path in entries:
-            found = Record(path=str(path), name=prefix + path.name)
+            found = Record(path=path.path, name=prefix + path.name)
             if is_junk(path.name):
                 yield replace(found, excluded="junk")
-            elif not os.path.isdir(path):
+            elif not _is_folder(path):
                 yield found
             elif reason := refusal(path):
                 yield replace(found, excluded=reason)
             else:
                 try:
-                    inside = _inside(path)
+                    inside = _inside(path.path)
                 except OSError as error:
                     yield replace(found, excluded=f"cannot be read: {error.strerror}")
                     continue
@@ -109,17 +117,17 @@ def _search(top: Path, refusal: Callable[[Path], str]) -> Iterator[Record]:
                     yield replace(found, excluded="empty")
 
 
-def _repeat_folders(entries: list[Path]) -> dict[str, tuple[int, str]]:
+def _repeat_folders(entries: list[os.DirEntry[str]]) -> dict[str, tuple[int, str]]:
     """Folder name -> repeats and what it shows, if the folder is laid out so. Raises DatasetError."""
     if any(is_image(path.name) and not is_junk(path.name) and os.path.isfile(path) for path in entries):
         return {}
     sets = {}
     for path in entries:
-        if (match := _REPEATS_AND_NAME.fullmatch(path.name)) and os.path.isdir(path):
+        if (match := _REPEATS_AND_NAME.fullmatch(path.name)) and _is_folder(path):
             repeats = int(match[1])
             if not 1 <= repeats <= MAX_REPEATS:
                 raise DatasetError(
-                    f"the name of the folder {path} asks for {repeats} repeats; 1 to {MAX_REPEATS} are "
+                    f"the name of the folder {path.path} asks for {repeats} repeats; 1 to {MAX_REPEATS} are "
                     "possible: rename it, or set recursive = true if the number is no repeat count."
                 )
             sets[path.name] = (repeats, match[2])
@@ -235,6 +243,8 @@ class ExcludeList:
 
     def chosen(self, names: Iterable[str]) -> frozenset[str]:
         """Which of a source's files are left out: by relative path, else by the bare name in any folder."""
+        if not self.entries:
+            return frozenset()
         by_path: dict[str, str] = {}
         by_name: dict[str, list[str]] = {}
         for name in names:

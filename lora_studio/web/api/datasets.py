@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
 from lora_studio.data.images import UnreadableFile
@@ -16,6 +16,7 @@ from lora_studio.web.answers import FILE_POLICY
 from lora_studio.web.dataset import DatasetImage
 from lora_studio.web.dataset.masks import MOST_PAINTED_BYTES, painted, save_mask
 from lora_studio.web.dataset.opened import opened
+from lora_studio.web.dataset.rows import BLOCK, row_of
 from lora_studio.web.dataset.thumbnails import SIDES, thumbnail
 from lora_studio.web.studio import studio
 
@@ -26,6 +27,7 @@ class AskedDataset(BaseModel):
     target: str  # a folder of images, or a recipe
 
 
+_MOST_ROWS = 1000
 router = APIRouter(prefix="/api/datasets", tags=["data sets"])
 _HEADERS = {"content-security-policy": FILE_POLICY, "cache-control": "private, max-age=60"}
 
@@ -41,6 +43,20 @@ async def open_set(asked: AskedDataset) -> dict[str, Any]:
 def _listed(image: DatasetImage) -> dict[str, Any]:
     words = {"name": shown(image.name), "caption": image.caption, "excluded": shown(image.excluded)}
     return {"image": image.key, **words, "mask": shown(image.mask), "fault": shown(image.caption_fault)}
+
+
+@router.get("/{dataset}/images")
+def list_images(
+    dataset: str,
+    first: int = Query(0, ge=0),
+    count: int = Query(BLOCK, ge=1, le=_MOST_ROWS),
+    words: str = "",
+    kind: str = "",
+    which: str = "all",
+) -> dict[str, Any]:
+    """Images of an open set from the `first` on, of those that the filter chooses; and how many these are."""
+    chosen = opened.at(dataset).dataset.shown(words=words, kind=kind, which=which)
+    return {"count": len(chosen), "images": [*map(row_of, chosen[first : first + count])]}
 
 
 @router.get("/{dataset}/{image}/thumbnail.jpg")

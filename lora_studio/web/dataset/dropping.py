@@ -34,7 +34,7 @@ def harmless_name(given: str) -> str:
     stem = stem.encode()[:_LONGEST].decode("utf-8", "ignore").strip(" .")
     if not stem or is_junk(last) or is_junk(plain) or file_name_fault(stem).startswith("which cannot"):
         raise DatasetError(
-            f"{shown(given, limit=100)} cannot be the name of an image or a caption; rename it."
+            f"{shown(given, limit=100)!r} cannot be the name of a file that is dropped here; rename it."
         )
     return stem + ending.lower()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from nicegui import background_tasks, ui
 from nicegui.events import GenericEventArguments
@@ -15,6 +15,7 @@ from lora_studio.text import plural, shown
 from lora_studio.web.dataset import DatasetImage
 from lora_studio.web.dataset.captions import save_caption
 from lora_studio.web.dataset.opened import OpenDataset, opened
+from lora_studio.web.dataset.rows import BLOCK, ImageFilter, row_of
 from lora_studio.web.dataset.watching import watch
 from lora_studio.web.pages.caption_tools import CaptionTools
 from lora_studio.web.pages.frame import (
@@ -44,16 +45,16 @@ _LOOKING = "lora_studio.web.dataset.looking"
 
 
 class ImageGrid(ui.element, component="image_grid.js"):
-    """Tells "open" and "caption" of an image by its key."""
+    """Tells "open" and "caption" of an image by its key; what lies below the first block it asks for."""
 
-    def __init__(self, address: str, images: list[dict[str, Any]]) -> None:
+    def __init__(self, address: str) -> None:
         super().__init__()
-        self._props["address"] = address
-        self._props["images"] = images
+        self._props |= {"address": address, "block": BLOCK, "version": 0, "count": 0, "rows": [], "query": ""}
 
-    def show(self, images: list[dict[str, Any]]) -> None:
-        """Others, or in another order."""
-        self._props["images"] = images
+    def show(self, images: list[DatasetImage], chosen: ImageFilter) -> None:
+        """Those that the filter chooses, as they are now."""
+        self._props["version"] += 1
+        self._props |= {"count": len(images), "query": chosen.query, "rows": [*map(row_of, images[:BLOCK])]}
         self.update()
 
 
@@ -118,10 +119,10 @@ class DatasetPage:
         self.general = ui.element("div").classes("stack tight")
         self._filters()
         self.view = ImageView(self)
-        self.grid = ImageGrid(f"/api/datasets/{there.key}/", self._rows())
+        self.grid = ImageGrid(f"/api/datasets/{there.key}/")
         self.grid.on("open", self._opened)
         self.grid.on("caption", self._edited)
-        self._counted()
+        self.show()
 
     def _filters(self) -> None:
         with ui.element("div").classes("row filters").props("role=search"):
@@ -133,24 +134,23 @@ class DatasetPage:
             self.kind = ui.select({"": "any finding"}, value="", label="Finding", on_change=self.show)
             self.kind.props("outlined dense").classes("kind")
 
+    def _filter(self) -> ImageFilter:
+        return ImageFilter(str(self.words.value or ""), str(self.kind.value or ""), str(self.which.value))
+
     def chosen(self) -> list[DatasetImage]:
         """As the filters have it."""
         assert self.there is not None
-        chosen = {"words": self.words.value or "", "kind": self.kind.value or "", "which": self.which.value}
-        return self.there.dataset.shown(**chosen)
-
-    def _rows(self) -> list[dict[str, Any]]:
-        return [row_of(one) for one in self.chosen()]
+        return self.there.dataset.shown(**asdict(self._filter()))
 
     def show(self) -> None:
         """The grid, as filters have it."""
-        self.grid.show(self._rows())
-        self._counted()
+        images = self.chosen()
+        self.grid.show(images, self._filter())
+        self._counted(len(images))
 
-    def _counted(self) -> None:
+    def _counted(self, seen: int) -> None:
         assert self.there is not None
         images = self.there.dataset.images
-        seen = len(self.chosen())
         self.count.say(plural(len(images)) if seen == len(images) else f"{seen:,} of {plural(len(images))}")
         self.undo.set_enabled(self.there.last_writer is not None)
 
@@ -206,7 +206,7 @@ class DatasetPage:
         assert self.there is not None
         image = self.there.dataset.images[name]
         self.grid.run_method("patch", image.key, row_of(image))
-        self._counted()
+        self._counted(len(self.chosen()))
 
     def _opened(self, event: GenericEventArguments) -> None:
         assert self.there is not None
@@ -241,30 +241,3 @@ class DatasetPage:
         paths = writer.undo() if writer else []
         ui.notify(shown_lines(f"taken back: {', '.join(one.name for one in paths[:3])}"), type="info")
         background_tasks.create(told_later(self.open)())
-
-
-def row_of(image: DatasetImage) -> dict[str, Any]:
-    """What the grid shows of it; all of it is text."""
-    size = f"{image.size[0]}×{image.size[1]}" if image.size else ""
-    badges = [
-        {"severity": one.severity, "title": shown(one.title), "detail": shown(one.detail)}
-        for one in image.badges
-    ]
-    if image.caption_fault:
-        badges.insert(0, {"severity": "error", "title": "no text", "detail": shown(image.caption_fault)})
-    if image.excluded:
-        badges.insert(0, {"severity": "", "title": "not used", "detail": shown(image.excluded)})
-    return {
-        "key": image.key,
-        "name": shown(image.name),
-        "label": shown(image.label, limit=400),
-        "caption": shown_lines(image.caption),
-        "facts": f"{size} → {image.bucket}" if size and image.bucket else size,
-        "badges": badges,
-        "mask": bool(image.mask),
-        "excluded": bool(image.excluded),
-        "unreadable": bool(image.caption_fault),
-        "focus": image.focus,
-        "crop": image.crop,
-        "ratio": image.size[0] / image.size[1] if image.size else None,
-    }

@@ -1,8 +1,9 @@
-// A grid of thousands of images: only the rows in view are in the document. Every text is set as text by Vue.
+// A grid of thousands of images: only the rows in view are in the document, and of the images those blocks are asked
+// for that come into view. Every text is set as text by Vue.
 export default {
   template: `
-    <div class="image-grid" ref="box" role="grid" :aria-rowcount="rows" aria-label="Images"
-         :style="{ height: rows * rowHeight + 'px' }" @keydown="move">
+    <div class="image-grid" ref="box" role="grid" :aria-rowcount="rowCount" aria-label="Images"
+         :style="{ height: rowCount * rowHeight + 'px' }" @keydown="move">
       <div v-for="row in inView" :key="row.number" role="row" :aria-rowindex="row.number + 1" class="image-row"
            :style="{ top: row.number * rowHeight + 'px', gridTemplateColumns: 'repeat(' + columns + ', minmax(0, 1fr))' }">
         <div v-for="one in row.images" :key="one.key" role="gridcell" class="image-card"
@@ -26,45 +27,73 @@ export default {
             <span v-if="one.badges.length > 2" class="pill">+{{ one.badges.length - 2 }}</span>
             <span v-if="one.mask" class="pill">mask</span>
           </div>
-          <textarea class="image-caption" :value="one.caption" :aria-label="'Caption of ' + one.name" tabindex="-1"
-                    placeholder="no caption" :readonly="one.unreadable" @change="edited(one, $event)"
+          <textarea class="image-caption" :value="drafts[one.key] ?? one.caption" :aria-label="'Caption of ' + one.name"
+                    tabindex="-1" placeholder="no caption" :readonly="one.unreadable"
+                    @input="drafts[one.key] = $event.target.value" @change="edited(one, $event)"
                     @keydown.stop="typed(one, $event)"></textarea>
         </div>
       </div>
     </div>`,
-  props: { images: Array, address: String },
-  data: () => ({ columns: 4, first: 0, last: 6, focused: 0, chosen: "", ratios: {}, broken: {}, patches: {} }),
+  props: { rows: Array, count: Number, block: Number, query: String, version: Number, address: String },
+  data: () => ({ columns: 4, first: 0, last: 6, focused: 0, chosen: "", ratios: {}, broken: {}, patches: {}, blocks: {},
+    drafts: {} }),  // what is being typed, which nothing that is drawn again may take away
   computed: {
     rowHeight: () => 316,
-    rows() { return Math.ceil(this.images.length / this.columns); },
+    rowCount() { return Math.ceil(this.count / this.columns); },
     inView() {
       const found = [];
-      for (let number = this.first; number < Math.min(this.last, this.rows); number++) {
-        const start = number * this.columns;
-        const images = this.images.slice(start, start + this.columns);
-        found.push({ number, images: images.map((one, at) => ({ ...one, ...this.patches[one.key], at: start + at })) });
+      for (let number = this.first; number < Math.min(this.last, this.rowCount); number++) {
+        const images = [];
+        for (let at = number * this.columns; at < Math.min((number + 1) * this.columns, this.count); at++) {
+          const one = this.blocks[Math.floor(at / this.block)]?.rows[at % this.block];
+          if (one) images.push({ ...one, ...this.patches[one.key], at });
+        }
+        found.push({ number, images });
       }
       return found;
     },
   },
+  created() { this.take(); },
   mounted() {
     this.look = this.look.bind(this);
     this.watcher = new ResizeObserver(this.look);
     this.watcher.observe(this.$refs.box);
-    window.addEventListener("scroll", this.look, { passive: true });
+    for (const one of ["scroll", "resize"]) window.addEventListener(one, this.look, { passive: true });
     this.look();
   },
   unmounted() {
     this.watcher.disconnect();
-    window.removeEventListener("scroll", this.look);
+    for (const one of ["scroll", "resize"]) window.removeEventListener(one, this.look);
   },
-  watch: { images() { this.patches = {}; this.focused = 0; this.$nextTick(this.look); } },
+  watch: {
+    version() {
+      if (this.query !== this.asked) { this.blocks = {}; this.focused = 0; }
+      this.take();
+      this.$nextTick(this.look);
+    },
+  },
   methods: {
+    take() {  // the first block came along; older ones stay until they are asked for again
+      this.asked = this.query;
+      this.patches = {};
+      this.blocks[0] = { version: this.version, rows: this.rows };
+    },
+    async ask(number) {
+      const version = this.version;
+      if (this.blocks[number]?.version === version) return;
+      this.blocks[number] = { version, rows: this.blocks[number]?.rows || [] };
+      const place = `${this.address}images?first=${number * this.block}&count=${this.block}&${this.query}`;
+      const answer = await fetch(place).then((one) => one.ok ? one.json() : null, () => null);
+      if (answer && version === this.version) this.blocks[number] = { version, rows: answer.images };
+      else if (version === this.version) this.blocks[number].version = -1;  // asked for again by the next look
+    },
     look() {
       const box = this.$refs.box.getBoundingClientRect();
       this.columns = Math.max(1, Math.floor((box.width + 12) / 222));
       this.first = Math.max(0, Math.floor(-box.top / this.rowHeight) - 2);
       this.last = Math.ceil((window.innerHeight - box.top) / this.rowHeight) + 2;
+      const most = Math.min(this.last * this.columns, this.count) - 1;
+      for (let at = Math.floor(this.first * this.columns / this.block); at <= Math.floor(most / this.block); at++) this.ask(at);
     },
     frame(one) {
       const ratio = one.ratio || this.ratios[one.key] || 1;
@@ -74,9 +103,14 @@ export default {
       ["left", "top", "width", "height"].map((side, at) => [side, 100 * one.crop[at] + "%"])),
     loaded(one, event) { this.ratios[one.key] = event.target.naturalWidth / event.target.naturalHeight; },
     open(one) { this.chosen = one.key; this.focused = one.at; this.$emit("open", { key: one.key }); },
-    edited(one, event) { this.$emit("caption", { key: one.key, text: event.target.value }); },
+    edited(one, event) {
+      const caption = event.target.value;
+      this.patches[one.key] = { ...this.patches[one.key], caption };
+      delete this.drafts[one.key];
+      this.$emit("caption", { key: one.key, text: caption });
+    },
     typed(one, event) {
-      if (event.key === "Escape") { event.target.value = one.caption; this.focusCard(one.at); }
+      if (event.key === "Escape") { delete this.drafts[one.key]; event.target.value = one.caption; this.focusCard(one.at); }
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.target.blur(); this.focusCard(one.at); }
     },
     patch(key, values) { this.patches[key] = { ...this.patches[key], ...values }; delete this.broken[key]; },
@@ -88,7 +122,7 @@ export default {
         event.target.closest(".image-card")?.querySelector("textarea")?.focus();
       } else if (event.key in steps) {
         event.preventDefault();
-        this.focusCard(Math.min(this.images.length - 1, Math.max(0, this.focused + steps[event.key])));
+        this.focusCard(Math.min(this.count - 1, Math.max(0, this.focused + steps[event.key])));
       }
     },
     focusCard(at) {

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from lora_studio.recipe.preview_prompts import prompts_in
 
 SHOWN_SIDE = 256  # smaller images are enlarged to about this, so that grids can be looked at
 _GAP, _LINE = 12, 26  # pixels
+_PROMPTS = "prompts"  # in a sheet's file, where they are not the recipe's
 
 
 def sheet_of(prompts: Sequence[str], columns: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
@@ -53,3 +60,21 @@ def cell_of(
         raise ValueError(f"a sheet of {size} with {grid} images has none at {place}")
     left, top = _GAP + column * (width + _GAP), 2 * _LINE + row * (height + _LINE + _GAP)
     return left, top, left + width, top + height
+
+
+def png_with_prompts(sheet: Image.Image, prompts: Sequence[str]) -> bytes:
+    """The sheet's file, which says itself what it shows: prompts that are not the recipe's."""
+    said, buffer = PngInfo(), io.BytesIO()
+    said.add_itxt(_PROMPTS, json.dumps(list(prompts), ensure_ascii=False))
+    sheet.save(buffer, "png", pnginfo=said)
+    return buffer.getvalue()
+
+
+def prompts_on(sheet: Path) -> tuple[str, ...] | None:
+    """What a sheet's file says that it shows; None if that is the recipe's prompts, or it cannot be read."""
+    try:
+        with Image.open(sheet, formats=["PNG"]) as image:
+            said = image.info.get(_PROMPTS)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return prompts_in(said) if isinstance(said, str) else None

@@ -13,14 +13,17 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from noise import grey_noise
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import image_folder, recipe_text
 
-from lora_studio.errors import CheckpointError
+from lora_studio.errors import CheckpointError, RecipeError
+from lora_studio.evaluate.preview_sheet import prompts_on
 from lora_studio.evaluate.validation import TIMESTEPS, best_step
 from lora_studio.recipe.load import load_recipe
+from lora_studio.recipe.preview_prompts import ask_for_prompts, asked_prompts
 from lora_studio.rng import generator
 from lora_studio.runs import PIN, Run
-from lora_studio.training.events import Event, Note, ValidationMeasured, ignore_events
+from lora_studio.training.events import Event, Note, PreviewsDrawn, ValidationMeasured, ignore_events
 from lora_studio.training.finish import Finished
 from lora_studio.training.finish.export import checkpoint_of
 from lora_studio.training.loop.watch import PreviewWatch, ValidationWatch
@@ -237,3 +240,46 @@ def test_measurements_that_are_lost_or_changed_are_not_made_up_and_the_best_is_n
     told = "\n".join(one.text for one in heard if isinstance(one, Note))
     assert "warning: validation.jsonl is not as the run wrote it up to step 2" in told
     assert "metrics.jsonl lacks 2 steps up to 2" in told
+
+
+def test_prompts_of_previews_can_be_changed_while_a_run_is_at_work(
+    tmp_path: Path, tiny_base: Path, images: Path
+) -> None:
+    """Sheets in between show the new ones and say so; the last one and what is learned stay as they were."""
+    samples = '[samples]\nprompts = ["a fox"]\nevery = 1\nsteps = 1\n'
+    (recipe := tmp_path / "tiny.toml").write_text(recipe_text(images, str(tiny_base), steps=4) + samples)
+    asked = ("a dog", "größer als ein Haus")
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, PreviewsDrawn) and event.step == 1:
+            ask_for_prompts(tmp_path / "changed", [*asked])
+
+    for folder, listener in (("usual", ignore_events), ("changed", on_event)):
+        train(
+            load_recipe(recipe, changes=("training.checkpoint_every=1",)),
+            tmp_path / folder,
+            on_event=listener,
+        )
+    usual, changed = tmp_path / "usual", tmp_path / "changed"
+    sheets = [f"previews/step_00000{step}.png" for step in range(5)]
+    assert [prompts_on(changed / one) for one in sheets] == [None, None, asked, asked, None]
+    assert [prompts_on(usual / one) for one in sheets] == [None] * 5
+    assert [(usual / one).read_bytes() == (changed / one).read_bytes() for one in sheets] == [
+        *(True, True, False, False, True)
+    ]
+    first, second = (load_file(next(one.glob("*.safetensors"))) for one in (usual, changed))
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("asked", [[], ["a"] * 101, ["\ud800"]], ids=["none", "many", "half"])
+def test_prompts_that_no_recipe_could_have_are_refused(tmp_path: Path, asked: list[str]) -> None:
+    with pytest.raises(RecipeError):
+        ask_for_prompts(tmp_path, asked)
+    assert asked_prompts(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["", "[", "[1]", "{}", "[" * 9999, '"a"', "[]"])
+def test_a_damaged_list_of_prompts_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "previews").mkdir()
+    (tmp_path / "previews" / "prompts.json").write_text(content)
+    assert asked_prompts(tmp_path) is None

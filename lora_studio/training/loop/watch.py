@@ -10,12 +10,13 @@ from typing import Protocol, TypeVar
 from PIL import Image
 
 from lora_studio.errors import preview_names
-from lora_studio.evaluate.preview_sheet import sheet_of
+from lora_studio.evaluate.preview_sheet import png_with_prompts, sheet_of
 from lora_studio.evaluate.previews import as_png, load_images, render
 from lora_studio.evaluate.validation import TIMESTEPS, Validation, ValidationResult, best_step
 from lora_studio.families.base import ModelFamily
 from lora_studio.metadata.sidecars import tuned_image
 from lora_studio.processes import ALONE, Processes
+from lora_studio.recipe.preview_prompts import asked_prompts
 from lora_studio.recipe.training import SamplesConfig
 from lora_studio.runs import VALIDATION, Run
 from lora_studio.training.events import Listener, Note, PreviewsDrawn, ValidationMeasured
@@ -110,6 +111,7 @@ class PreviewWatch:
     listener: Listener
     processes: Processes = ALONE
     base_images: Sequence[Image.Image] = ()
+    _asked: tuple[SamplesConfig, Sequence[Image.Image]] | None = None  # other prompts, with the base's images
 
     def begin(self, step: int = 0) -> None:
         """The base's images, drawn once a run, and the sheet of step 0.
@@ -121,10 +123,10 @@ class PreviewWatch:
         if images is None:
             self.listener(Note("drawing the base's previews"))
             with self.state.adapters.disabled():
-                images = self._draw()
+                images = self._draw(self.config)
             for number, image in enumerate(images):
                 self.run.file(f"previews/base_{number:02}.png", as_png(image))
-            self._show(0, images, images)
+            self._show(0, self.config, images, images)
         self.base_images = images
         if step and self.due(step) and not self.processes.from_main((self.run.folder / _sheet(step)).exists):
             self.after_save(step)
@@ -145,30 +147,48 @@ class PreviewWatch:
 
     def after_save(self, step: int) -> None:
         if self.due(step):
+            config, base = self._asked_for()
             with self.state.shown():
-                self._show(step, self.base_images, self._draw())
+                self._show(step, config, base, self._draw(config))
+
+    def _asked_for(self) -> tuple[SamplesConfig, Sequence[Image.Image]]:
+        """What is drawn by now, with the base's images: prompts can be changed while a run is at work."""
+        prompts = self.processes.from_main(lambda: asked_prompts(self.run.folder))
+        if prompts is None or prompts == self.config.prompts:
+            return self.config, self.base_images
+        if self._asked is None or self._asked[0].prompts != prompts:
+            config = self.config.model_copy(update={"prompts": prompts})
+            with self.state.adapters.disabled():
+                self._asked = config, self._draw(config)
+        return self._asked
 
     def finish(self) -> None:
-        """The sheet of what the run ends with, and its images as files; to be called while it is `shown`."""
+        """The sheet of what the run ends with, and its images as files; to be called while it is `shown`.
+
+        They are of the recipe's prompts, which stand beside them on the model's card.
+        """
         if self.base_images:
-            tuned = self._draw()
+            tuned = self._draw(self.config)
             for number, image in enumerate(tuned):
                 self.run.file(tuned_image(number), as_png(image))
-            self._show(self.state.counters.step, self.base_images, tuned)
+            self._show(self.state.counters.step, self.config, self.base_images, tuned)
 
-    def _draw(self) -> list[Image.Image]:
+    def _draw(self, config: SamplesConfig) -> list[Image.Image]:
         """An image a prompt; none, and a note, if there is not enough memory for them: the run goes on."""
-        images = draw_within_memory(self.family, lambda: render(self.family, self.config, side=self.side))
+        images = draw_within_memory(self.family, lambda: render(self.family, config, side=self.side))
         if images is None:
             what = f"{self.family.device} has not enough memory for one beside what is trained"
             self.listener(Note(f"warning: no previews are drawn: {what}; {LESS_FOR_PREVIEWS}"))
         return images or []
 
-    def _show(self, step: int, base: Sequence[Image.Image], tuned: Sequence[Image.Image]) -> None:
-        if tuned:
-            sheet = as_png(sheet_of(self.config.prompts, {"base": base, "tuned": tuned}))
-            path = self.run.file(_sheet(step), sheet)
-            self.listener(PreviewsDrawn(step, path, self.config.prompts, tuple(tuned)))
+    def _show(
+        self, step: int, config: SamplesConfig, base: Sequence[Image.Image], tuned: Sequence[Image.Image]
+    ) -> None:
+        if base and tuned:
+            sheet, prompts = sheet_of(config.prompts, {"base": base, "tuned": tuned}), config.prompts
+            usual = prompts == self.config.prompts
+            path = self.run.file(_sheet(step), as_png(sheet) if usual else png_with_prompts(sheet, prompts))
+            self.listener(PreviewsDrawn(step, path, prompts, tuple(tuned)))
 
 
 def _sheet(step: int) -> str:

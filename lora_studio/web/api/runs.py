@@ -11,10 +11,12 @@ from typing import Any
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import FileResponse
 from PIL import Image
+from pydantic import BaseModel
 
 from lora_studio.errors import StudioError, reason_of
-from lora_studio.evaluate.preview_sheet import cell_of
+from lora_studio.evaluate.preview_sheet import cell_of, prompts_on
 from lora_studio.evaluate.saved import saved_evaluation
+from lora_studio.recipe.preview_prompts import ask_for_prompts
 from lora_studio.recipe.run_recipe import load_run_recipe
 from lora_studio.runs import METRICS, VALIDATION
 from lora_studio.text import shown
@@ -84,6 +86,23 @@ def read_run_evaluation(run: str) -> dict[str, Any]:
     return saved_evaluation(studio().live.run(run).folder).to_json()
 
 
+class AskedPrompts(BaseModel):
+    """What the next previews of a run are to show."""
+
+    prompts: list[str]
+
+
+@router.put("/{run}/prompts")
+def change_prompts(run: str, asked: AskedPrompts) -> dict[str, Any]:
+    """Other prompts for the next previews of a run that is at work; the last ones have the recipe's again."""
+    now = studio().live.look_at(run)
+    if not now.at_work:
+        raise StudioError(f"{now.name} is {now.state}; prompts are changed while a run is at work.")
+    if not load_run_recipe(now.folder).samples.every:
+        raise StudioError("samples.every is 0: the run draws no previews before its end; try a prompt.")
+    return {"prompts": ask_for_prompts(studio().folders.resolve(now.folder), asked.prompts)}
+
+
 @router.get("/{run}/previews/{sheet}/{row}/{column}.png")
 def read_preview(run: str, sheet: str, row: int, column: int) -> Response:
     """An image of a sheet of previews: the row is the prompt's, column 0 the base, 1 what was tuned."""
@@ -91,12 +110,9 @@ def read_preview(run: str, sheet: str, row: int, column: int) -> Response:
     if sheet not in preview_sheets(folder):
         raise StudioError(f"there is no sheet {shown(sheet, limit=100)} of this run.")
     path = studio().folders.resolve(f"previews/{sheet}", within=folder)
-    content = cut_image(path, (row, column), (num_prompts(folder), 2))
+    prompts = prompts_on(path) or load_run_recipe(folder).samples.prompts
+    content = cut_image(path, (row, column), (max(1, len(prompts)), 2))
     return Response(content, media_type="image/png", headers={"cache-control": "private, max-age=60"})
-
-
-def num_prompts(folder: Path) -> int:
-    return max(1, len(load_run_recipe(folder).samples.prompts))
 
 
 def cut_image(path: Path, place: tuple[int, int], grid: tuple[int, int]) -> bytes:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -66,6 +67,7 @@ _READY = (
     "SELECT * FROM jobs WHERE state = 'queued' AND (after IS NULL OR after IN "
     "(SELECT id FROM jobs WHERE state = 'done')) ORDER BY priority DESC, id"
 )
+_WORKER = "worker-"  # begins the name of the lock that a worker holds as long as it lives
 _COLUMNS = tuple(one.name for one in fields(Job))
 
 
@@ -223,6 +225,31 @@ class Queue:
                 "set LORA_STUDIO_HOME to a folder on a disk of this machine."
             )
         return descriptor if given else None
+
+    @contextmanager
+    def in_sight(self, worker: str) -> Iterator[None]:
+        """Within it `has_worker` is true, however this process ends; a full disk keeps nobody from work."""
+        sign, held = f"{_WORKER}{re.sub(r'[^A-Za-z0-9_.-]', '_', worker)}", None
+        with suppress(StudioError):
+            held = self.lock(sign)
+        try:
+            yield
+        finally:
+            self._take_away(sign, held)
+
+    def has_worker(self) -> bool:
+        """Whether a worker is there, at work or idle; the signs of those that were killed are taken away."""
+        for sign in [path.stem for path in (self.folder / "jobs").glob(f"{_WORKER}*.lock")]:
+            if (held := self.lock(sign)) is None:
+                return True
+            self._take_away(sign, held)
+        return False
+
+    def _take_away(self, sign: str, held: int | None) -> None:
+        if held is not None:
+            os.close(held)  # Windows removes no file that is open
+            with suppress(OSError):
+                self._lock_file(sign).unlink()
 
     def _lock_file(self, what: int | str) -> Path:
         return self.folder / "jobs" / f"{what}.lock"

@@ -119,7 +119,7 @@ class Worker:
         A queue that cannot be written, on a full disk say, is tried again until it can: the jobs go on.
         Raises KeyboardInterrupt for Ctrl-C, SIGTERM and SIGHUP, once the jobs have written their checkpoints.
         """
-        with interruptible(self._on_stop) as asked:
+        with interruptible(self._on_stop) as asked, self.queue.in_sight(self.name):
             try:
                 while not asked.is_set():
                     troubled = any([self._in_trouble(self._look_after, slot) for slot in self.slots])

@@ -21,13 +21,13 @@ def startable(jobs: Sequence[Job]) -> bool:
 
 
 def begin_work(queue: Queue, jobs: Sequence[Job]) -> bool:
-    """Start a worker if a job waits and none is at work; whether it was started.
+    """Start a worker if a job waits and there is none, at work or idle; whether it was started.
 
-    It ends when the queue is empty. Its lock, which only it has open, says that it is there: a server that is
-    started again does not start a second one.
-    Raises StudioError if the process cannot be started.
+    It ends when the queue is empty. Its lock, which only it has open, says that it is there from its first
+    moment on: a server that is started again does not start a second one.
+    Raises StudioError if the process cannot be started, and for a queue that cannot be used.
     """
-    if not startable(jobs) or any(job.state in AT_WORK for job in jobs):
+    if not startable(jobs) or any(job.state in AT_WORK for job in jobs) or queue.has_worker():
         return False
     try:
         queue.folder.mkdir(parents=True, exist_ok=True)

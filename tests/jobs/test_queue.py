@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from lora_studio.errors import RecipeError, StudioError
 from lora_studio.jobs import Job, Queue
 from lora_studio.jobs.adding import job_of
 from lora_studio.jobs.worker import CPU, Worker, devices_named
+from lora_studio.web.work import begin_work
 
 
 @pytest.fixture
@@ -355,3 +357,20 @@ def raising(error: Exception) -> Callable[..., None]:
         raise error
 
     return fail
+
+
+def test_a_worker_is_in_sight_as_long_as_it_lives(queue: Queue) -> None:
+    """So that the page starts none beside one that only waits."""
+    waits = "import sys, time; from lora_studio.jobs import Queue; from pathlib import Path\n"
+    waits += "with Queue(Path(sys.argv[1])).in_sight('a host:1'):\n print(flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", waits, str(queue.folder)]
+    assert not queue.has_worker()
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None and worker.stdout.readline()
+        assert queue.has_worker() and not begin_work(queue, [Job((), "", id=1)])
+        worker.kill()
+        worker.wait()
+        assert not queue.has_worker()
+    with queue.in_sight("b"):
+        assert queue.has_worker()
+    assert not queue.has_worker() and not [*queue.folder.glob("jobs/worker*")]

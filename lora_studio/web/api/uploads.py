@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-import unicodedata
 from asyncio import Semaphore
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from fastapi import APIRouter, Request
 from lora_studio.errors import StudioError
 from lora_studio.files import check_ending, writing_atomically
 from lora_studio.text import file_size, shown
+from lora_studio.web.dataset.dropping import harmless_name
 from lora_studio.web.settings import MOST_UPLOADS, UPLOAD_BYTES, UPLOADS_AT_ONCE
 from lora_studio.web.studio import studio
 
@@ -44,29 +43,12 @@ async def upload(name: str, request: Request) -> dict[str, Any]:
     return {"file": studio().folders.shortened(path), "bytes": taken}
 
 
-def safe_name(name: str) -> str:
-    """A file's name without what leads to another folder or cannot be seen; Unicode stays.
-
-    Raises StudioError for one of which nothing is left.
-    """
-    last = unicodedata.normalize("NFC", re.split(r"[/\\]", name)[-1])
-    kept = "".join(one for one in last if unicodedata.category(one)[0] != "C" and one not in '<>:"|?*')
-    kept = kept.strip().lstrip(".")
-    stem, dot, ending = kept.rpartition(".")
-    if not kept or not (stem if dot else kept):
-        raise StudioError(f"{shown(name, limit=100)!r} is no name for a file.")
-    while len(kept.encode()) > 200:
-        stem = stem[:-1]
-        kept = f"{stem}.{ending}"
-    return kept
-
-
 def free_place(folder: Path, name: str) -> Path:
     """Where a dropped file may be written: a number is added to a name that is there.
 
     Raises StudioError if the folder or the disk is full.
     """
-    wanted = safe_name(name)
+    wanted = harmless_name(name)
     folder.mkdir(parents=True, exist_ok=True)
     if sum(1 for _ in folder.iterdir()) >= MOST_UPLOADS:
         raise StudioError(f"{folder} holds {MOST_UPLOADS:,} files already; move some away, then drop more.")

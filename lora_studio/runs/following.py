@@ -16,17 +16,10 @@ class FollowedRows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.version = 0  # another one whenever `rows` has changed
-        self._rows: dict[int, dict[str, Any]] = {}
+        self.rows: list[dict[str, Any]] = []  # another list once it is read anew, else it only grows
+        self._steps: set[int] = set()
         self._file: tuple[int, int] = (0, 0)
         self._read = 0  # bytes, up to the end of a line
-        self._list: list[dict[str, Any]] = []
-        self._listed = 0  # the version that `_list` is of
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        if self._listed != self.version:
-            self._list, self._listed = [*self._rows.values()], self.version
-        return self._list
 
     def look(self) -> bool:
         """Whether there is anything new. A file that was written again, as by a resume, is read anew.
@@ -38,14 +31,16 @@ class FollowedRows:
                 status = os.fstat(file.fileno())
                 identity = (status.st_dev, status.st_ino)
                 if identity != self._file or status.st_size < self._read:
-                    self._file, self._read, self._rows = identity, 0, {}
-                    self.version += 1
+                    self._begin(identity)
                 if status.st_size == self._read:
                     return False
                 file.seek(self._read)
                 content = file.read(_MOST_BYTES)
         except OSError:
-            return self._forget()
+            had = bool(self.rows)
+            if had or self._read:
+                self._begin((0, 0))
+            return had
         whole = content[: content.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.split(b"\n"):
@@ -53,15 +48,16 @@ class FollowedRows:
         self.version += bool(whole)
         return bool(whole)
 
-    def _forget(self) -> bool:
-        had, self._rows, self._read, self._file = bool(self._rows), {}, 0, (0, 0)
-        self.version += had
-        return had
+    def _begin(self, identity: tuple[int, int]) -> None:
+        self._file, self._read, self.rows, self._steps = identity, 0, [], set()
+        self.version += 1
 
     def _take(self, line: bytes) -> None:
         try:
             row = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError):
             return
-        if isinstance(row, dict) and type(row.get("step")) is int and row["step"] >= 0:
-            self._rows.setdefault(row["step"], row)
+        step = row.get("step") if isinstance(row, dict) else None
+        if type(step) is int and step >= 0 and step not in self._steps:
+            self._steps.add(step)
+            self.rows.append(row)

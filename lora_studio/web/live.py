@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import time
 import tomllib
@@ -21,11 +20,12 @@ from lora_studio.runs import METRICS, SUMMARY, VALIDATION, ReadOnlyRun, step_of
 from lora_studio.runs.following import FollowedRows
 from lora_studio.runs.lock import LOCK, Holder
 from lora_studio.text import duration, shown
+from lora_studio.web.curves import FollowedCurve, Point, is_number, thinned
 from lora_studio.web.folders import AllowedFolders
 
-JOBS_SECONDS, RUNS_SECONDS = 3.0, 0.4  # how old what a page is told may be
+JOBS_SECONDS, RUNS_SECONDS, PLACES_SECONDS = 3.0, 0.4, 2.0  # how old what a page is told may be
 _LAST_STEPS = 20  # by which the time that is left is told
-_POINTS = 60  # of the course in a list
+_POINTS, _SPARKS = 600, 60  # of a curve in a chart, and in a list
 _MOST_BYTES = 2**20  # of a small file in a run's folder
 
 
@@ -38,6 +38,7 @@ class RunNow:
     folder: Path
     state: str  # a job's, or training, finished, stopped
     job: int | None
+    device: str  # of its job while that is at work; else ""
     step: int
     steps: int | None  # None before its recipe is written
     loss: float | None
@@ -68,10 +69,11 @@ class LiveRuns:
         self.folders, self.queue = folders, queue
         self.fault = ""  # why the queue cannot be read
         self._jobs: list[Job] = []
-        self._jobs_at = self._runs_at = 0.0
+        self._jobs_at = self._runs_at = self._places_at = 0.0
+        self._places: dict[str, Path] = {}
         self._runs: dict[str, RunNow] = {}
         self._followed: dict[Path, FollowedRows] = {}
-        self._losses: dict[Path, tuple[int, tuple[float, ...]]] = {}  # with the version that they are of
+        self._curves: dict[tuple[Path, str], FollowedCurve] = {}
 
     def jobs(self) -> list[Job]:
         """By number. A queue that cannot be read keeps what was last seen; `fault` says so."""
@@ -88,24 +90,30 @@ class LiveRuns:
 
     def look_again(self) -> None:
         """Something was changed: the next look is at the disk."""
-        self._jobs_at = self._runs_at = 0.0
+        self._jobs_at = self._runs_at = self._places_at = 0.0
 
     def runs(self) -> list[RunNow]:
         """The newest first."""
         if time.monotonic() - self._runs_at > RUNS_SECONDS:
-            jobs = {Path(job.run): job for job in self.jobs() if job.run}
-            places = self._places(jobs)
-            names = _ids(places)
-            self._runs = {names[one]: self._now(names[one], one, jobs.get(one)) for one in places}
+            jobs = self._jobs_by_run()
+            self._runs = {name: self._now(name, one, jobs.get(one)) for name, one in self.places().items()}
             self._runs_at = time.monotonic()
         return sorted(self._runs.values(), key=lambda one: (not one.at_work, -one.changed_at))
 
     def run(self, number: str) -> RunNow:
-        """Raises StudioError if there is no run of that id."""
+        """As a list has it. Raises StudioError if there is no run of that id."""
         self.runs()
-        if number not in self._runs:
+        return self._runs[number] if number in self._runs else self.look_at(number)
+
+    def look_at(self, number: str) -> RunNow:
+        """One run, at once, and at no other. Raises StudioError as `run` does."""
+        if number not in self.places():
             raise StudioError(f"there is no run {shown(number, limit=100)} here; it may have been moved.")
-        return self._runs[number]
+        folder = self._places[number]
+        return self._now(number, folder, self._jobs_by_run().get(folder))
+
+    def _jobs_by_run(self) -> dict[Path, Job]:
+        return {Path(job.run): job for job in self.jobs() if job.run}
 
     def rows(self, folder: Path, name: str = METRICS) -> FollowedRows:
         """The measurements in a run's folder, as of now."""
@@ -114,22 +122,22 @@ class LiveRuns:
         followed.look()
         return followed
 
-    def _course(self, folder: Path, metrics: FollowedRows) -> tuple[float, ...]:
-        """Its losses, thinned; made again when there are new ones."""
-        version, losses = self._losses.get(folder, (-1, ()))
-        if version != metrics.version:
-            found = [float(row["loss"]) for row in metrics.rows if _is_number(row.get("loss"))]
-            losses = tuple(thinned(found, _POINTS))
-            self._losses[folder] = metrics.version, losses
-        return losses
+    def curve(self, folder: Path, name: str, file: str = METRICS) -> list[Point]:
+        """The course of one of the measurements in a run's folder, thinned, as far as `rows` has read it."""
+        followed = self.rows(folder, file)
+        return self._curves.setdefault((followed.path, name), FollowedCurve(followed, name, _POINTS)).points()
 
-    def _places(self, jobs: dict[Path, Job]) -> list[Path]:
-        found = dict.fromkeys(one for one in jobs if self.folders.allows(one))
-        for root in self.folders.roots:
-            for parent in (root / "runs", root):
-                with suppress(OSError):
-                    found |= dict.fromkeys(one for one in sorted(parent.iterdir()) if self._is_run(one))
-        return [*found]
+    def places(self) -> dict[str, Path]:
+        """Id -> folder, of runs in the allowed folders and of those that jobs are to make there."""
+        if time.monotonic() - self._places_at > PLACES_SECONDS:
+            found = dict.fromkeys(one for one in self._jobs_by_run() if self.folders.allows(one))
+            for root in self.folders.roots:
+                for parent in (root / "runs", root):
+                    with suppress(OSError):
+                        found |= dict.fromkeys(one for one in sorted(parent.iterdir()) if self._is_run(one))
+            self._places = {name: folder for folder, name in _ids([*found]).items()}
+            self._places_at = time.monotonic()
+        return self._places
 
     def _is_run(self, folder: Path) -> bool:
         return (folder / RUN_RECIPE).is_file() and self.folders.allows(folder)
@@ -149,11 +157,12 @@ class LiveRuns:
             folder,
             state,
             None if job is None else job.id,
+            job.device if job is not None and job.state in AT_WORK else "",
             step,
             steps,
             last.get("loss"),
             left,
-            self._course(folder, metrics),
+            tuple(thinned([value for _, value in self.curve(folder, "loss")], _SPARKS)),
             preview,
             "" if job is None else job.reason,
             _changed_at(folder),
@@ -200,14 +209,10 @@ def _steps_in(recipe: Path, changed_at: int) -> int | None:
 
 def _seconds_left(rows: list[dict[str, Any]], steps: int | None) -> float | None:
     """By the steps alone; previews and validation come on top."""
-    told = [row["seconds"] for row in rows[-_LAST_STEPS:] if _is_number(row.get("seconds"))]
+    told = [row["seconds"] for row in rows[-_LAST_STEPS:] if is_number(row.get("seconds"))]
     if not told or steps is None:
         return None
     return float(median(told) * max(0, steps - int(rows[-1]["step"])))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
 def preview_sheets(folder: Path) -> list[str]:
@@ -226,14 +231,6 @@ def _changed_at(folder: Path) -> float:
         with suppress(OSError):
             return (folder / name).stat().st_mtime
     return 0.0
-
-
-def thinned(values: list[float], most: int) -> list[float]:
-    """The means of as many equal parts, or the values themselves if they are no more."""
-    if len(values) <= most:
-        return values
-    ends = [round(part * len(values) / most) for part in range(most + 1)]
-    return [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(ends)]
 
 
 def checkpoints_of(folder: Path) -> list[int]:

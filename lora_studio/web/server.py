@@ -68,6 +68,7 @@ def serve(
         log_level="error",
         access_log=False,
         server_header=False,
+        ws_per_message_deflate=False,  # nothing goes far, and small updates cost more to pack than to send
         timeout_graceful_shutdown=2,
     )
     address = f"{settings.address}/?token={studio.keys.launch}"

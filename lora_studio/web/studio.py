@@ -11,7 +11,9 @@ from lora_studio.errors import StudioError
 from lora_studio.jobs import Job, Queue
 from lora_studio.jobs.adding import resumed_digest
 from lora_studio.web.commands import VerbRunner
+from lora_studio.web.feed import RunFeed
 from lora_studio.web.folders import AllowedFolders
+from lora_studio.web.gpu_memory import GpuMemory
 from lora_studio.web.live import LiveRuns
 from lora_studio.web.security import Keys
 from lora_studio.web.settings import WebSettings
@@ -34,6 +36,8 @@ class WebStudio:
     trouble: str = ""  # why no worker could be started
     on_ready: Callable[[], None] = lambda: None
     _watching: asyncio.Task[None] | None = field(default=None, repr=False)
+    _feeds: dict[str, RunFeed] = field(default_factory=dict, repr=False)
+    _gpus: GpuMemory = field(default_factory=GpuMemory, repr=False)
 
     @property
     def folders(self) -> AllowedFolders:
@@ -62,6 +66,10 @@ class WebStudio:
         job = self.queue.remove(number)
         self.live.look_again()
         return job
+
+    def feed(self, run: str) -> RunFeed:
+        """The one that all pages of a run look through."""
+        return self._feeds.setdefault(run, RunFeed(self.live, self.queue, self._gpus, run))
 
     async def begin(self) -> None:
         """Called once the server runs."""

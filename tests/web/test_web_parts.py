@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,10 @@ from lora_studio.evaluate.preview_sheet import cell_of, sheet_of
 from lora_studio.jobs import Job
 from lora_studio.runs.following import FollowedRows
 from lora_studio.web.asked import VERB_OPTIONS, AskedVerb
+from lora_studio.web.curves import FollowedCurve, ThinnedCurve, thinned
 from lora_studio.web.folders import AllowedFolders, NotAllowed
-from lora_studio.web.live import thinned
+from lora_studio.web.gpu_memory import GpuMemory
+from lora_studio.web.live import RunNow
 from lora_studio.web.server import bind
 from lora_studio.web.settings import PORT, WebSettings
 from lora_studio.web.work import startable
@@ -145,10 +149,61 @@ def test_long_courses_are_thinned_by_means():
     assert thinned([1.0, 3.0, 5.0, 7.0], 2) == [2.0, 6.0]
 
 
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 50, 1000])
+def test_a_curve_of_any_length_has_few_points_and_the_mean_of_all(count: int):
+    curve, values = ThinnedCurve(8), [float(step**2 % 17) for step in range(count)]
+    for step, value in enumerate(values):
+        curve.add(step, value)
+    points = curve.points
+    assert len(points) == count if count < 7 else 3 <= len(points) <= 8
+    steps = [step for step, _ in points]
+    assert steps == sorted(steps) and all(0 <= step < count for step in steps)
+    each = round(steps[1] - steps[0]) if len(steps) > 1 else 1  # measurements in every point but the last
+    weights = [each] * (len(points) - 1) + [count - each * (len(points) - 1)]
+    mean = sum(weight * value for weight, (_, value) in zip(weights, points, strict=True)) / count
+    assert mean == pytest.approx(sum(values) / count)
+
+
+def test_a_curve_goes_on_where_it_was_and_begins_anew_with_another_file(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    followed = FollowedRows(path)
+    curve = FollowedCurve(followed, "loss", 600)
+    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": NaN}\n')
+    followed.look()
+    assert curve.points() == [(1.0, 1.0)]
+    with path.open("a") as file:
+        file.write('{"step": 3, "loss": 0.5}\n')
+    followed.look()
+    assert curve.points() == curve.points() == [(1.0, 1.0), (3.0, 0.5)]
+    path.write_text('{"step": 1, "loss": 2.0}\n')
+    followed.look()
+    assert curve.points() == [(1.0, 2.0)]
+
+
+SMI = """#!/bin/sh
+echo "$@" >> {asked}
+echo "NVIDIA <b>X</b>, 5120, 24576"
+echo "nonsense"
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script stands for the program")
+def test_a_gpus_memory_is_asked_for_while_a_run_is_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (program := tmp_path / "nvidia-smi").write_text(SMI.format(asked=tmp_path / "asked"))
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    run = RunNow("a", "a", tmp_path, "running", 1, "cpu", 0, 4, None, None, (), "", "", 0.0, ())
+    gpus = GpuMemory()
+    for device in ("cpu", "cuda:3"):
+        assert gpus.words == ""
+        asyncio.run(gpus.look(replace(run, device=device)))
+    asyncio.run(gpus.look(replace(run, state="finished", device="")))
+    assert gpus.words == "5.00 GiB of 24.00 GiB on NVIDIA <b>X</b>"
+    assert len((asked := (tmp_path / "asked").read_text()).splitlines()) == 1 and "--id=3" in asked
+
+
 @pytest.mark.slow  # torch is imported three times
 def test_a_verb_is_answered_as_the_command_line_does(tmp_path: Path):
-    import asyncio
-
     from lora_studio.web.commands import VerbRunner
 
     async def ask() -> object:

@@ -164,6 +164,7 @@ class CaptionTools:
                 found = await watch(_CAPTIONING, json.dumps(asked), on_progress=self._progress)
             except StudioError as error:
                 self.said.say(str(error))
+                self.begin.set_enabled(True)
                 return
             written, faults, total = written + found["written"], faults + len(found["faults"]), total + 1
         why = f"; {plural(faults)} still without one" if faults else ""

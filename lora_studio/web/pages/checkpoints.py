@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nicegui import ui
 
 from lora_studio.errors import StudioError
 from lora_studio.runs import PIN, ReadOnlyRun, Run
 from lora_studio.text import shown
 from lora_studio.web.asked import AskedVerb, verb_job
-from lora_studio.web.live import RunNow, checkpoints_of
+from lora_studio.web.live import RunNow
 from lora_studio.web.pages.frame import heading, text, told
 from lora_studio.web.studio import studio
 
@@ -26,14 +28,12 @@ class CheckpointTable:
             self._target = ui.select(list(TARGETS), value="kohya", label="Export as").props("outlined dense")
             self._target.classes("full")
             self._box = ui.element("div").classes("stack tight")
-        self.look()
 
-    def look(self) -> None:
+    def look(self, steps: Sequence[int]) -> None:
         """Drawn again when one was added or removed."""
-        steps = checkpoints_of(self._run.folder)
-        if steps == self._shown:
+        if [*steps] == self._shown:
             return
-        self._shown = steps
+        self._shown = [*steps]
         self._target.set_visibility(bool(steps))
         self._box.clear()
         with self._box:

@@ -2,67 +2,72 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from nicegui import ui
 
 from lora_studio.runs import VALIDATION
-from lora_studio.web.live import thinned
+from lora_studio.web.curves import Point
 from lora_studio.web.pages.frame import heading, text
 from lora_studio.web.studio import studio
 
-_POINTS = 300
-_EVERY = 6  # looks of the page: a chart is worth no more than every third second
 _COLOURS = {"loss": "#3f86c6", "validation": "#c8772b", "learning rate": "#8b8b8b"}
 
 
 class CourseChart:
-    """Drawn again every few seconds, and only when there is something new."""
+    """Drawn again when there is something new."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._version: tuple[int, int] | None = None
-        self._looks = 0
+        self._version = (0, 0)
         with ui.element("section").classes("panel"):
             heading("Course", level=2)
             self._none = text("No step is done yet.").classes("soft")
-            self._chart = ui.echart(_options([], [])).classes("chart")
+            self._chart = ui.echart(_options()).classes("chart")
             self._chart.props('role=img aria-label="Loss, validation and learning rate over the steps"')
         self._chart.set_visibility(False)
-        self.look()
 
-    def look(self) -> None:
-        """Show what was measured since."""
-        self._looks += 1
-        live = studio().live
-        metrics, validation = live.rows(self._folder), live.rows(self._folder, VALIDATION)
-        version = (metrics.version, validation.version)
-        if version == self._version or (self._looks % _EVERY != 0 and self._version is not None):
+    def show(self, version: tuple[int, int]) -> None:
+        """What was measured since."""
+        if version == self._version:
             return
         self._version = version
-        rows = metrics.rows
-        self._none.set_visibility(not rows)
-        self._chart.set_visibility(bool(rows))
-        if rows:
-            self._chart.options.update(_options(rows, validation.rows))
-            self._chart.update()
+        series = series_of(self._folder, version)
+        self._none.set_visibility(series == "[]")
+        self._chart.set_visibility(series != "[]")
+        self._chart.options[":series"] = series  # one text: NiceGUI would look at each of a thousand numbers
 
 
-def _points(rows: list[dict[str, Any]], name: str) -> list[list[float]]:
-    found = [(float(row["step"]), row[name]) for row in rows if isinstance(row.get(name), int | float)]
-    steps = thinned([step for step, _ in found], _POINTS)
-    values = thinned([float(value) for _, value in found], _POINTS)
-    return [[round(step, 1), value] for step, value in zip(steps, values, strict=True)]
-
-
-def _options(rows: list[dict[str, Any]], validation: list[dict[str, Any]]) -> dict[str, Any]:
-    """Two axes: the losses to the left, the rate to the right."""
-    series = {
-        "loss": (_points(rows, "loss"), 0),
-        "validation": (_points(validation, "loss"), 0),
-        "learning rate": (_points(rows, "learning_rate"), 1),
+@lru_cache(maxsize=8)
+def series_of(folder: Path, version: tuple[int, int]) -> str:
+    """The curves of a run as JSON, for all pages that show it. `version`: of the measurements."""
+    live = studio().live
+    curves = {
+        "loss": live.curve(folder, "loss"),
+        "validation": live.curve(folder, "loss", VALIDATION),
+        "learning rate": live.curve(folder, "learning_rate"),
     }
+    return json.dumps([_line(name, points) for name, points in curves.items() if points])
+
+
+def _line(name: str, points: list[Point]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": "line",
+        "data": [[round(step, 1), float(f"{value:.5g}")] for step, value in points],
+        "yAxisIndex": int(name == "learning rate"),
+        "showSymbol": name == "validation",
+        "symbolSize": 6,
+        "lineStyle": {"width": 1.5, "type": "dashed" if name == "learning rate" else "solid"},
+        "itemStyle": {"color": _COLOURS[name]},
+    }
+
+
+def _options() -> dict[str, Any]:
+    """Two axes: the losses to the left, the rate to the right."""
     label = {"color": "#8b8b8b"}
     line = {"splitLine": {"lineStyle": {"color": "rgba(128,128,128,0.25)", "width": 1}}, "axisLabel": label}
     return {
@@ -73,20 +78,7 @@ def _options(rows: list[dict[str, Any]], validation: list[dict[str, Any]]) -> di
         "xAxis": {"type": "value", "max": "dataMax", "axisLabel": label, "splitLine": {"show": False}},
         "yAxis": [
             {"type": "value", "scale": True, **line},
-            {"type": "value", "axisLabel": label, "show": True},
+            {"type": "value", "axisLabel": label, "splitLine": {"show": False}},
         ],
-        "series": [
-            {
-                "name": name,
-                "type": "line",
-                "data": points,
-                "yAxisIndex": axis,
-                "showSymbol": name == "validation",
-                "symbolSize": 6,
-                "lineStyle": {"width": 1.5, "type": "dashed" if name == "learning rate" else "solid"},
-                "itemStyle": {"color": _COLOURS[name]},
-            }
-            for name, (points, axis) in series.items()
-            if points
-        ],
+        ":series": "[]",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ class FileTools:
         found = await self._run("compare", "--", str(one), str(other))
         self._answer.clear()
         with self._answer:
-            show_compared(found)
+            show_compared(found, tuple(map(studio().folders.shortened, (one, other))))
 
     def _combining(self) -> None:
         with ui.element("section").classes("panel"):
@@ -201,7 +201,8 @@ def _plain(report: Any) -> list[tuple[str, str]]:
     """What a tool says in numbers and words; tables of layers are left out."""
     if not isinstance(report, dict):
         return []
-    kept = ((in_words(key), value) for key, value in report.items() if isinstance(value, str | int | float))
+    told = ((key, value) for key, value in report.items() if key not in ("file", "bytes"))
+    kept = ((in_words(key), value) for key, value in told if isinstance(value, str | int | float))
     return [(key, f"{value:.4g}" if type(value) is float else str(value)) for key, value in kept]
 
 
@@ -251,12 +252,12 @@ def facts_row(title: str, value: float, share: float) -> None:
     text(f"{value:.3g}", tag="span").classes("small numbers")
 
 
-def show_compared(found: Mapping[str, Any]) -> None:
-    """What `compare` says of two files."""
+def show_compared(found: Mapping[str, Any], files: Sequence[str]) -> None:
+    """What `compare` says of two files; `files`: their paths, as names of runs' files may be the same."""
     with ui.element("section").classes("panel"):
         heading(f"Verdict: {found['verdict']}", level=2)
         rows = [
-            ("files", " and ".join(map(str, found["files"]))),
+            ("files", " and ".join(files)),
             ("norms", ", ".join(f"{one:.3g}" for one in found["norms"])),
             ("cosine", f"{found['cosine']:.3f}"),
             ("shared layers", str(len(found["shared"]))),

@@ -65,6 +65,7 @@ class Bar(ui.element):
     def __init__(self, label: str) -> None:
         super().__init__("div")
         self.classes("bar").props(f'role=progressbar aria-valuemin=0 aria-valuemax=100 aria-label="{label}"')
+        self._percent = -1
         with self:
             self._inner = ui.element("div")
         self.share(0.0)
@@ -72,6 +73,9 @@ class Bar(ui.element):
     def share(self, done: float) -> None:
         """0 to 1."""
         percent = round(100 * min(1.0, max(0.0, done)))
+        if percent == self._percent:
+            return
+        self._percent = percent
         self.props(f"aria-valuenow={percent}")
         self._inner.style(f"width: {percent}%")
 

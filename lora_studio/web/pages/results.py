@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,14 @@ def result_page(run: str) -> None:
             MetadataEditor(path)
 
 
-def queue_button(title: str, run: RunNow, verb: str, options: Mapping[str, str | bool] | None = None) -> None:
-    """Queues a verb about the run."""
+Options = Mapping[str, str | float | int | bool]
+
+
+def queue_button(title: str, run: RunNow, verb: str, options: Callable[[], Options] = dict) -> None:
+    """Queues a verb about the run, with the options as they are when it is clicked."""
 
     def add() -> None:
-        job = studio().add(verb_job(AskedVerb(verb, run.folder, dict(options or {}))))
+        job = studio().add(verb_job(AskedVerb(verb, run.folder, options())))
         ui.notify(f"Job {job.id}: {verb}. Its progress is on the page of runs.")
 
     ui.button(title, on_click=told(add)).props("flat no-caps").classes("quiet self-start")
@@ -157,7 +161,13 @@ def evaluation_panel(run: RunNow) -> None:
         heading("Evaluation", level=2)
         if not has_evaluation(run.folder):
             text("What it has learned and what that cost was not measured yet; that takes minutes.")
-            queue_button("Evaluate", run, "evaluate")
+            count = ui.number("Prompts of each of the four groups; empty: as usual", min=1, precision=0)
+            count.props("outlined dense")
+
+            def given() -> Options:
+                return {"count": int(count.value)} if count.value else {}
+
+            queue_button("Evaluate", run, "evaluate", given)
             return
         address = api_address(run.id, "files", "evaluation/evaluation.html")
         ui.link("Open the report", address, new_tab=True)
@@ -180,7 +190,7 @@ def grids_panel(run: RunNow) -> None:
         if not drawn and not sheets:
             text("No sheet was drawn yet.").classes("soft")
         grid = {"grid": "strengths x checkpoints"}
-        queue_button("Draw strengths by checkpoints", run, "sample", grid)
+        queue_button("Draw strengths by checkpoints", run, "sample", grid.copy)
 
 
 def choice_panel(run: RunNow) -> None:
@@ -227,7 +237,7 @@ def actions_panel(run: RunNow) -> None:
     with ui.element("section").classes("panel"):
         heading("Files for UIs", level=2)
         for title, target in (("Export for diffusers", "diffusers"), ("Export for ComfyUI", "comfy")):
-            queue_button(title, run, "export", {"to": target, "force": True})
+            queue_button(title, run, "export", partial(dict, to=target, force=True))
 
         async def sidecars() -> None:
             made = await studio().verbs.run("sidecars", "--force", "--", str(run.folder))

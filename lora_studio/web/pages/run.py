@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from nicegui import ui
+from nicegui import background_tasks, ui
 
 from lora_studio.errors import StudioError
-from lora_studio.jobs import AT_WORK, MAY_RESUME, Job, last_lines
+from lora_studio.jobs import AT_WORK, MAY_RESUME, Job
 from lora_studio.text import shown
 from lora_studio.web.asked import AskedVerb, verb_job
+from lora_studio.web.feed import RunSeen
 from lora_studio.web.live import RunNow
 from lora_studio.web.pages.checkpoints import CheckpointTable
 from lora_studio.web.pages.course import CourseChart
 from lora_studio.web.pages.frame import Words, fault_box, frame, heading, text, told
 from lora_studio.web.pages.parts import Bar, api_address, pill, results_address
-from lora_studio.web.pages.previews import PreviewTimeline
+from lora_studio.web.pages.previews import PreviewPrompts, PreviewTimeline
 from lora_studio.web.studio import studio
-
-_SECONDS = 0.5
-_LOG_BYTES, _LOG_LINES = 40_000, 200
 
 
 @ui.page("/run/{run}")
@@ -25,7 +23,7 @@ def run_page(run: str) -> None:
     """Everything about one run, kept up to date."""
     with frame(run, here="/"):
         try:
-            now = studio().live.run(run)
+            now = studio().feed(run).now()
         except StudioError as error:
             heading("Run")
             fault_box(str(error))
@@ -35,9 +33,10 @@ def run_page(run: str) -> None:
 
 
 class RunView:
-    """The page's parts, which look at the same run."""
+    """The page's parts, each of which shows what is new of what was seen."""
 
-    def __init__(self, run: RunNow) -> None:
+    def __init__(self, seen: RunSeen) -> None:
+        run = seen.run
         self._id, self._state = run.id, ""
         with ui.element("div").classes("row spread"):
             with ui.element("div").classes("row"):
@@ -50,35 +49,43 @@ class RunView:
             with ui.element("div").classes("row spread numbers"):
                 self._steps, self._numbers, self._left = (Words("span", "") for _ in range(3))
                 self._numbers.classes("soft")
+            self._gpu = Words("span", "")
+            self._gpu.classes("soft numbers")
         with ui.element("div").classes("columns main-aside"):
             with ui.element("div").classes("stack"):
                 self._previews = PreviewTimeline(run)
                 self._course = CourseChart(run.folder)
             with ui.element("div").classes("stack"):
                 self._checkpoints = CheckpointTable(run)
+                self._prompts = PreviewPrompts(run)
                 PromptForm(run)
                 files_panel(run)
         self._log = LogPanel()
-        self.look()
-        ui.timer(_SECONDS, self.look)
+        self.show(seen)
+        following = background_tasks.create(self._follow())
+        ui.context.client.on_delete(following.cancel)
 
-    def look(self) -> None:
-        """Show what is new."""
-        try:
-            run = studio().live.run(self._id)
-        except StudioError:
-            return
+    async def _follow(self) -> None:
+        async for seen in studio().feed(self._id).changes():
+            self.show(seen)
+
+    def show(self, seen: RunSeen) -> None:
+        """What is new of it."""
+        run = seen.run
         if run.state != self._state:
             self._state = run.state
             self._show_state(run)
         self._bar.share(run.step / run.steps if run.steps else 0.0)
         self._steps.say(f"step {run.step} of {run.steps}" if run.steps else "preparing: base, images, caches")
         self._left.say(run.time_left)
-        self._numbers.say(_numbers(run))
-        self._course.look()
-        self._previews.look(run)
-        self._checkpoints.look()
-        self._log.look(run.job)
+        self._numbers.say(seen.numbers)
+        self._gpu.say(f"GPU memory: {seen.gpu}")
+        self._gpu.set_visibility(bool(seen.gpu))
+        self._course.show(seen.course)
+        self._previews.look(run, seen.sheets)
+        self._checkpoints.look(seen.checkpoints)
+        self._prompts.look(run)
+        self._log.show(run.job, seen.log)
 
     def _show_state(self, run: RunNow) -> None:
         self._pill.clear()
@@ -92,17 +99,6 @@ class RunView:
             with self._fault:
                 log = f"/api/jobs/{run.job}/log" if run.job is not None else ""
                 fault_box(run.reason, log=log) if run.state != "stopped" else text(run.reason)
-
-
-def _numbers(run: RunNow) -> str:
-    rows = studio().live.rows(run.folder).rows
-    if not rows:
-        return ""
-    last = rows[-1]
-    told_of = {"loss": last.get("loss"), "learning rate": last.get("learning_rate")}
-    words = [f"{name} {value:.4g}" for name, value in told_of.items() if isinstance(value, int | float)]
-    seconds = last.get("seconds")
-    return ", ".join(words + ([f"{seconds:.2f} s a step"] if isinstance(seconds, int | float) else []))
 
 
 def run_buttons(run: RunNow) -> None:
@@ -142,29 +138,22 @@ class LogPanel:
     """The end of what the run's job has printed."""
 
     def __init__(self) -> None:
-        self._shown: tuple[int, float] = (0, 0.0)
         with ui.element("section").classes("panel") as self._panel:
             with ui.element("div").classes("row spread"):
                 heading("Log, with the plan at its beginning", level=2)
                 self._link = ui.link("All of it", "#", new_tab=True).classes("small")
             self._text = Words("pre", "")
             self._text.classes("log").props('tabindex=0 role=region aria-label="Log"')
+        self._shown = ""
         self._panel.set_visibility(False)
 
-    def look(self, job: int | None) -> None:
-        """Read again if it has grown."""
-        if job is None:
-            return
-        path = studio().queue.log(job)
-        try:
-            now = (job, path.stat().st_mtime)
-        except OSError:
-            return
-        if now != self._shown:
-            self._shown = now
+    def show(self, job: int | None, words: str) -> None:
+        """Its last lines."""
+        if job is not None and words != self._shown:
+            self._shown = words
             self._panel.set_visibility(True)
             self._link.props(f"href=/api/jobs/{job}/log")
-            self._text.say("\n".join(last_lines(path, _LOG_BYTES)[-_LOG_LINES:]))
+            self._text.say(words)
 
 
 class PromptForm:

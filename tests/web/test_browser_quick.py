@@ -1,0 +1,63 @@
+"""The page in a real browser, in seconds; skipped where there is none, or no playwright."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("nicegui")
+from browser import Visit, visit_to
+from PIL import Image
+from sites import Site
+
+PAGES = ("/", "/new", "/dataset", "/run/plain", "/results", "/results/plain", "/files")
+
+
+@pytest.fixture(scope="module")
+def visit(site: Site) -> Iterator[Visit]:
+    with visit_to(site) as made:
+        yield made
+
+
+def test_every_page_opens_without_complaints_and_fits_a_narrow_screen(visit: Visit):
+    for path in PAGES:
+        visit.page.set_viewport_size({"width": 1400, "height": 900})
+        visit.open(path)
+        assert visit.page.evaluate("document.querySelectorAll('img[onerror]').length") == 0, path
+        visit.page.set_viewport_size({"width": 420, "height": 900})
+        visit.page.wait_for_timeout(100)
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 420, path
+        # the newest preview of a run is damaged, which is refused with 400
+        assert [one for one in visit.complaints if "400" not in one] == [], path
+
+
+def test_keys_alone_reach_another_page(visit: Visit):
+    visit.page.set_viewport_size({"width": 1400, "height": 900})
+    visit.open("/")
+    for _ in range(12):
+        visit.page.keyboard.press("Tab")
+        if visit.page.evaluate("document.activeElement.textContent").strip().endswith("LoRA files"):
+            break
+    visit.page.keyboard.press("Enter")
+    visit.page.wait_for_url("**/files")
+
+
+def test_the_last_of_many_images_is_shown_once_it_is_scrolled_to(visit: Visit):
+    folder = visit.site.project / "many"
+    folder.mkdir()
+    for number in range(300):
+        Image.new("RGB", (8, 8), (number % 256, 0, 0)).save(folder / f"{number:03}.png")
+        (folder / f"{number:03}.txt").write_text(f"a square, number {number}")
+    visit.open("/dataset?target=many")
+    visit.page.get_by_text("300 images").wait_for()
+    visit.page.get_by_label("Caption of 000.png").wait_for()
+    assert visit.page.get_by_label("Caption of 299.png").count() == 0
+    visit.page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    last = visit.page.get_by_label("Caption of 299.png")
+    last.wait_for()
+    last.fill("the last of them")
+    last.blur()
+    visit.page.get_by_role("textbox", name="Find in names and captions").fill("the last")
+    visit.page.get_by_text("1 of 300 images").wait_for()
+    assert (folder / "299.txt").read_text("utf-8") == "the last of them\n" and visit.complaints == []

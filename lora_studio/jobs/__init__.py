@@ -228,7 +228,7 @@ class Queue:
 
     @contextmanager
     def in_sight(self, worker: str) -> Iterator[None]:
-        """Within it `has_worker` is true, however this process ends; a full disk keeps nobody from work."""
+        """Within it `has_worker` is true, however this process ends; a full disk does not stop it."""
         sign, held = f"{_WORKER}{re.sub(r'[^A-Za-z0-9_.-]', '_', worker)}", None
         with suppress(StudioError):
             held = self.lock(sign)

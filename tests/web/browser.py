@@ -39,8 +39,12 @@ class Visit:
         self.complaints: list[str] = []
         page.set_default_timeout(MINUTE)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("console", lambda told: self.complaints.append(told.text) if told.type == "error" else None)
+        page.on("console", self._hear)
         page.on("request", self._note)
+
+    def _hear(self, told: sync_api.ConsoleMessage) -> None:
+        if told.type == "error" and "status of 400" not in told.text:  # a damaged image, say, is refused
+            self.complaints.append(told.text)
 
     def _note(self, request: sync_api.Request) -> None:
         if not request.url.startswith((self.site.address, "data:", "blob:")):

@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+# Nothing waits for the disk, which only a power cut would tell; that the file is open is still asked.
+# Programs that tests start, such as the commands of the documentation, do wait.
+os.fsync = os.fstat
+
 LONGEST = (
     *("test_contract.py", "test_exact.py", "test_processes.py", "test_full.py", "test_caches.py"),
     *(

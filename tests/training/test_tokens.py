@@ -249,6 +249,9 @@ def test_a_faulty_file_is_set_aside_with_the_others(recipe_of: Callable[..., Rec
     written = write_own(session, job)
     expected, (path,) = probe(session), written["embedding"].paths
     assert verify_written(session, job, written, expected).ok
+    bare = job.bare_base()  # made once; the probe has used a copy of it
+    assert bare is job.bare_base() and "zwx" not in bare.tokenizers["tokenizer"].get_vocab()
+    assert all(one.is_meta for one in bare.parts["unet"].parameters())
     good = load_file(path)["emb_params"]
     for faulty, words in [
         ({"emb_params": good.flip(0).contiguous()}, "differs from the trained one"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from copy import copy, deepcopy
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ Written = Mapping[str, ExportResult]  # by target; BASE is what full fine-tuning
 def job_of(trained: TrainedRun, folder: Path) -> ExportJob:
     """What was trained, to be written into a folder. Slow for a base in one file, whose hash is taken."""
     facts, dtype, recipe = training_facts(trained), trained.recipe.export.dtype, trained.recipe
-    bases = (partial(base_of, recipe), partial(bare_base_of, recipe))
+    bases = (partial(base_of, recipe), cache(partial(bare_base_of, recipe)))  # SDXL's modules take seconds
     return ExportJob(trained.family, trained.adapters, facts, folder, dtype, *bases)
 
 
@@ -110,8 +111,10 @@ def _compare_probe(
     return_freed_memory()  # of the live probe, before the base's files are mapped beside it
     with family.placed(*family.probed), trained.adapters.taken_out(family.parts):
         check_frozen(family, family.probed, machine, report)
-        untrained = job.bare_base()  # for its tokenizers, which know no learned word
+        untrained = copy(job.bare_base())  # for its tokenizers, which know no learned word
         untrained.borrow(family)
+        if EMBEDDING in written:
+            untrained.tokenizers = deepcopy(untrained.tokenizers)
         for path in written[EMBEDDING].paths if EMBEDDING in written else ():
             load_embedding(path, path.stem, untrained)
         caption = _caption(trained, tokens=EMBEDDING in written)

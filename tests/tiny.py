@@ -146,8 +146,8 @@ def base_z_image(folder: Path, *, shift: float = 3.0) -> Path:
     return _saved(z_image_pipeline(shift=shift), folder)
 
 
-def z_image_pipeline(*, shift: float = 3.0) -> ZImagePipeline:
-    """Z-Image's module tree: a refiner of each kind, two layers, a Qwen3, and 16 latent channels."""
+def z_image_pipeline(*, shift: float = 3.0, layers: int = 2) -> ZImagePipeline:
+    """Z-Image's module tree: a refiner of each kind, its layers, a Qwen3, and 16 latent channels."""
     torch.manual_seed(4)
     tokenizer = chat_tokenizer()
     pipeline = ZImagePipeline(
@@ -158,7 +158,7 @@ def z_image_pipeline(*, shift: float = 3.0) -> ZImagePipeline:
                 vocab_size=len(tokenizer),
                 hidden_size=24,
                 intermediate_size=32,
-                num_hidden_layers=3,
+                num_hidden_layers=layers + 1,
                 num_attention_heads=2,
                 num_key_value_heads=1,
                 head_dim=8,
@@ -168,7 +168,7 @@ def z_image_pipeline(*, shift: float = 3.0) -> ZImagePipeline:
         tokenizer=tokenizer,
         transformer=ZImageTransformer2DModel(
             dim=32,
-            n_layers=2,
+            n_layers=layers,
             n_refiner_layers=1,
             n_heads=2,
             n_kv_heads=2,

@@ -132,7 +132,7 @@ BASES: dict[str, Callable[[], ModelFamily]] = {
     "sd15": lambda: _miniature(StableDiffusion15, {"cross_attention_dim": 16}, {}),
     "sd2": lambda: _miniature(StableDiffusion2, _SD2, V_PREDICTION),
     "sdxl": lambda: _miniature(StableDiffusionXL, _SDXL_MINIATURE, ZERO_SNR, encoders=2),
-    "z_image": lambda: _of_flow(ZImage, z_image_pipeline()),
+    "z_image": lambda: _of_flow(ZImage, z_image_pipeline(layers=1)),
     "flux1": lambda: _of_flow(Flux1, flux1_pipeline()),
     "chroma": lambda: _of_flow(Chroma, chroma_pipeline()),
     "sd3": lambda: _of_flow(StableDiffusion3, sd3_pipeline()),

@@ -1,8 +1,8 @@
 """Which runs are made on the pretended GPU, and which cannot be.
 
 Every kind of adapter, optimizer and bundle of options meets every family that can have it, and every bundle
-LoRA with AdamW; the dtypes are dealt out in turn. A family that is like another has a run of its own beside
-it; all of theirs are slow.
+LoRA with AdamW, several of them in one run; the dtypes are dealt out in turn. A family that is like another
+has a run of its own beside it; all of theirs are slow.
 Not every pair of a kind and a bundle occurs: that would be hundreds of runs of a second each.
 """
 
@@ -114,14 +114,14 @@ class Case:
     kind: str
     dtype: str
     optimizer: str
-    bundle: str
+    bundles: tuple[str, ...]
     device: str = "cuda"
     capability: tuple[int, int] = (8, 6)
     plans: bool = False  # the plan's memory is asked for, too
 
     @property
     def name(self) -> str:
-        parts = [self.family, self.kind, self.dtype, self.optimizer, self.bundle, self.device]
+        parts = [self.family, self.kind, self.dtype, self.optimizer, "+".join(self.bundles), self.device]
         return "-".join([*parts, *["planned"] * self.plans])
 
     @property
@@ -132,15 +132,15 @@ class Case:
     def recipe(self, folder: Path) -> Recipe:
         """On the images that `write_images` put there."""
         text = TEXT.format(folder=folder)
-        if self.bundle == "tokens" or self.kind == "none":
+        if "tokens" in self.bundles or self.kind == "none":
             keep, rate = self.optimizer != "schedule_free", 1.0 if self.optimizer == "prodigy" else 0.001
             text += TOKENS.format(keep_norm=str(keep).lower(), rate=rate)
         path = folder / "recipe.toml"
         path.write_text(text, "utf-8")
-        flows = self.family in FLOW and self.bundle == "objective"
-        bundle = FLOW_OBJECTIVE if flows else BUNDLES[self.bundle]
-        changes = [*KINDS[self.kind], *OPTIMIZERS[self.optimizer], *bundle]
-        if self.optimizer == "prodigy" and self.bundle == "text encoder":
+        own = BUNDLES | {"objective": FLOW_OBJECTIVE} if self.family in FLOW else BUNDLES
+        bundled = [one for bundle in self.bundles for one in own[bundle]]
+        changes = [*KINDS[self.kind], *OPTIMIZERS[self.optimizer], *bundled]
+        if self.optimizer == "prodigy" and "text encoder" in self.bundles:
             changes.append("training.text_encoder_learning_rate=1")
         if self.kind == "none":
             changes = [one for one in changes if not one.startswith("training.learning_rate")]
@@ -175,12 +175,12 @@ def cases() -> tuple[Case, ...]:
     """All but the slow ones, always in the same order."""
     found = [case for family in FAMILIES if family not in ALIKE for case in _of_family(family)]
     for place, family in enumerate(ALIKE):
-        found.append(Case(family, "lora", DTYPES[place % len(DTYPES)], "adamw", "shown", plans=True))
-    met = {case.bundle for case in found if (case.kind, case.optimizer) == USUAL}
-    for turn, bundle in enumerate(one for one in BUNDLES if one not in met):
-        family = ("sd15", "sdxl")[turn % 2]
-        found.append(Case(family, *USUAL[:1], DTYPES[turn % 2], *USUAL[1:], bundle))
-    found.append(Case("sd15", "lora", "auto", "adamw", "plain", device="cuda:1", capability=(7, 5)))
+        found.append(Case(family, "lora", DTYPES[place % len(DTYPES)], "adamw", ("shown",), plans=True))
+    met = {bundle for case in found if (case.kind, case.optimizer) == USUAL for bundle in case.bundles}
+    left = [bundle for bundle in BUNDLES if bundle not in met]
+    for family, dtype, bundles in (("sd15", "bfloat16", left[::2]), ("sdxl", "float16", left[1::2])):
+        found.append(Case(family, *USUAL[:1], dtype, *USUAL[1:], tuple(bundles)))
+    found.append(Case("sd15", "lora", "auto", "adamw", ("plain",), device="cuda:1", capability=(7, 5)))
     return tuple(dict.fromkeys(found))
 
 
@@ -207,7 +207,7 @@ def _of_family(family: str) -> Iterator[Case]:
             pairs = [pair for pair in pairs if pair[1] == "dropout"]
         optimizer, bundle = max(pairs, key=lambda pair: len(new & {*pair}))  # the first of equals
         new -= {optimizer, bundle}
-        yield Case(family, kind, DTYPES[(turn + first) % len(DTYPES)], optimizer, bundle, plans=usual)
+        yield Case(family, kind, DTYPES[(turn + first) % len(DTYPES)], optimizer, (bundle,), plans=usual)
 
 
 def _turned(values: Sequence[str], by: int) -> list[str]:

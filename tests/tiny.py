@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
     DDIMScheduler,
@@ -19,6 +20,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -33,6 +36,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3Model,
@@ -212,8 +217,8 @@ TEMPLATE = (  # of Qwen3's, what a message of the user's alone comes to
 )
 
 
-def chat_tokenizer() -> Qwen2Tokenizer:
-    """Qwen's kind of tokenizer with a token for each byte, and its chat template."""
+def chat_tokenizer(words: Sequence[str] = ()) -> Qwen2Tokenizer:
+    """Qwen's kind of tokenizer with a token for each byte and these words, and its chat template."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = sorted(ByteLevel.alphabet())
@@ -224,6 +229,7 @@ def chat_tokenizer() -> Qwen2Tokenizer:
         extra_special_tokens=["<|im_start|>"],
         model_max_length=1024,
     )
+    tokenizer.add_tokens(list(words))
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
@@ -306,6 +312,53 @@ def sd3_pipeline(*, newer: bool = True) -> StableDiffusion3Pipeline:
     return pipeline
 
 
+QWEN_WORDS = (  # what Qwen-Image's template has, so that it is as many tokens as of Qwen's own tokenizer
+    *("system", "Describe", " the", " image", " by", " detailing", " color", " shape", " size", " texture"),
+    *(" quantity", " text", " spatial", " relationships", " of", " objects", " and", " background", "user"),
+    "assistant",
+)
+
+
+def base_qwen_image(folder: Path) -> Path:
+    return _saved(qwen_image_pipeline(), folder)
+
+
+def qwen_image_pipeline() -> QwenImagePipeline:
+    """Qwen-Image's module tree: two blocks, a Qwen2.5-VL that could read images, and a video's VAE."""
+    torch.manual_seed(8)
+    tokenizer = chat_tokenizer(QWEN_WORDS)
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**DYNAMIC, shift_terminal=0.02),
+        vae=video_vae(),
+        text_encoder=qwen_vl(len(tokenizer)),
+        tokenizer=tokenizer,
+        transformer=QwenImageTransformer2DModel(
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            axes_dims_rope=(4, 6, 6),
+        ),
+    )
+
+
+def video_vae() -> AutoencoderKLQwenImage:
+    """Two levels, with every channel's mean and deviation as published."""
+    return AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True])
+
+
+def qwen_vl(words: int) -> Qwen2_5_VLForConditionalGeneration:
+    text = {
+        **{"vocab_size": words, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2},
+        **{"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 1536},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 2, 2]},
+        **{"bos_token_id": None, "eos_token_id": None},
+    }
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 24}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
 def t5_encoder() -> T5EncoderModel:
     sizes = {"d_model": 24, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 2}
     config = T5Config(
@@ -334,6 +387,7 @@ BASES = {
     "chroma": base_chroma,
     "sd3": base_sd3,
     "sd3 first": partial(base_sd3, newer=False),
+    "qwen_image": base_qwen_image,
 }
 """A miniature of every family, in each of its kinds of prediction."""
 

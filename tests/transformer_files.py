@@ -9,7 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 from safetensors.torch import save_file
 from tiny import chat_tokenizer, t5_tokenizer
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLTextModel,
     Qwen3Config,
     Qwen3Model,
     T5Config,
@@ -62,12 +64,20 @@ TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
             **{"dual_attention_layers": (0,), "qk_norm": "rms_norm"},
         },
     ),
+    "qwen_image": (
+        "QwenImageTransformer2DModel",
+        {
+            **{"num_layers": 2, "attention_head_dim": 32, "num_attention_heads": 2},
+            **{"joint_attention_dim": TEXT, "axes_dims_rope": (4, 14, 14)},
+        },
+    ),
 }
 TEXTS = {  # part -> its name in an all-in-one file
     "z_image": {"text_encoder": "qwen3_4b"},
     "flux1": {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
     "chroma": {"text_encoder": "t5xxl"},
     "sd3": {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"},
+    "qwen_image": {"text_encoder": "qwen25_7b"},
 }
 
 
@@ -94,7 +104,13 @@ def new_transformer(family: str) -> nn.Module:
     return transformer
 
 
-def new_vae(family: str) -> AutoencoderKL:
+def new_vae(family: str) -> nn.Module:
+    if family == "qwen_image":
+        vae = AutoencoderKLQwenImage(base_dim=8)
+        with torch.no_grad():
+            for weight in vae.parameters():
+                weight.normal_(std=0.1)
+        return vae
     scale, shift = (1.5305, 0.0609) if family == "sd3" else (0.3611, 0.1159)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -118,6 +134,13 @@ def new_text(family: str, part: str) -> nn.Module:
         rope = {"rope_theta": 1_000_000, "rope_type": "default"}  # as in the published ones
         words = {"vocab_size": len(chat_tokenizer()), "rope_parameters": rope}
         return Qwen3Model(Qwen3Config(**words, **sizes, **heads))
+    if name == "qwen25_7b":
+        rope = {"rope_theta": 1_000_000, "rope_type": "default", "mrope_section": [3, 4, 5]}
+        sizes = {"hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": 2, "rms_norm_eps": 1e-6}
+        heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+        marks = {"bos_token_id": None, "eos_token_id": None}
+        words = {"vocab_size": len(chat_tokenizer()), "rope_parameters": rope}
+        return Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**words, **sizes, **heads, **marks))
     if name == "t5xxl":
         sizes = {"d_model": TEXT, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 2}
         words = {"vocab_size": len(t5_tokenizer()) + 3, "feed_forward_proj": "gated-gelu"}
@@ -147,17 +170,44 @@ def original_transformer(family: str, transformer: nn.Module) -> dict[str, Tenso
     }
 
 
-def original_vae(vae: AutoencoderKL) -> dict[str, Tensor]:
+_IN_RESIDUAL = {"norm1": 0, "conv1": 2, "norm2": 3, "conv2": 6}
+_OF_VIDEO = (  # a name of diffusers -> the original's, whose decoder counts its layers through
+    (r"^quant_conv", "conv1"),
+    (r"^post_quant_conv", "conv2"),
+    (r"coder\.conv_in", "coder.conv1"),
+    (r"coder\.norm_out", "coder.head.0"),
+    (r"coder\.conv_out", "coder.head.2"),
+    (r"mid_block\.resnets\.(\d)", lambda found: f"middle.{2 * int(found[1])}"),
+    (r"mid_block\.attentions\.0", "middle.1"),
+    (r"down_blocks", "downsamples"),
+    (r"up_blocks\.(\d)\.resnets\.(\d)", lambda found: f"upsamples.{4 * int(found[1]) + int(found[2])}"),
+    (r"up_blocks\.(\d)\.upsamplers\.0", lambda found: f"upsamples.{4 * int(found[1]) + 3}"),
+    (r"conv_shortcut", "shortcut"),
+    *((rf"(?<=\d)\.{own}(?=\.)", f".residual.{place}") for own, place in _IN_RESIDUAL.items()),
+)
+
+
+def original_vae(vae: nn.Module) -> dict[str, Tensor]:
     from original_layout import vae_name
 
+    if isinstance(vae, AutoencoderKLQwenImage):
+        found = {}
+        for key, tensor in vae.state_dict().items():
+            for pattern, name in _OF_VIDEO:
+                key = re.sub(pattern, name, key)
+            found[key] = tensor
+        return found
     return {vae_name(key, 4): tensor for key, tensor in vae.state_dict().items()}
 
 
 def original_text(module: nn.Module) -> dict[str, Tensor]:
     """As files for ComfyUI have it: a CLIP with `text_model.`, Qwen3 with `model.`, T5 with one embedding."""
-    start = {CLIPTextModel: "text_model.", Qwen3Model: "model."}.get(type(module), "")
+    starts = {CLIPTextModel: "text_model.", **dict.fromkeys((Qwen3Model, Qwen2_5_VLTextModel), "model.")}
+    start = starts.get(type(module), "")
     state = {start + key: tensor for key, tensor in module.state_dict().items()}
     state.pop("encoder.embed_tokens.weight", None)
+    if isinstance(module, Qwen2_5_VLTextModel):  # with what reads images
+        state |= {"visual.merger.ln_q.weight": torch.ones(4), "lm_head.weight": torch.ones(4, 4)}
     return {key: tensor for key, tensor in state.items() if "position_ids" not in key}
 
 
@@ -183,7 +233,7 @@ def write_tokenizers(family: str, folder: Path) -> Path:
     """Those that the package has not: T5's, or Qwen's, which has lost its template as it may."""
     for part, name in TEXTS[family].items():
         if not name.startswith("clip"):
-            tokenizer = chat_tokenizer() if name == "qwen3_4b" else t5_tokenizer()
+            tokenizer = chat_tokenizer() if name.startswith("qwen") else t5_tokenizer()
             tokenizer.chat_template = None
             tokenizer.save_pretrained(folder / part.replace("text_encoder", "tokenizer"))
     return folder

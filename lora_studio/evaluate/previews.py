@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from lora_studio.families.base import ModelFamily, PromptTensors, UsualSampling
+from lora_studio.families.transformers import joined
 from lora_studio.recipe.training import SamplesConfig
 from lora_studio.rng import generator
 
@@ -149,7 +150,7 @@ def side_by_side(prompts: Sequence[Mapping[str, Tensor | list[Tensor] | None]]) 
 def _joined(given: Sequence[Tensor | list[Tensor] | None]) -> Tensor | list[Tensor]:
     if isinstance(given[0], list):
         return [tensor for one in given if isinstance(one, list) for tensor in one]
-    return torch.cat([one for one in given if isinstance(one, Tensor)])
+    return joined([one for one in given if isinstance(one, Tensor)])
 
 
 def decoder_of(family: ModelFamily) -> AutoencoderKL:

@@ -17,5 +17,6 @@ FAMILIES: Registry["type[ModelFamily]"] = Registry(
         "flux1": "lora_studio.families.transformers.flux1:Flux1",
         "chroma": "lora_studio.families.transformers.chroma:Chroma",
         "sd3": "lora_studio.families.transformers.sd3:StableDiffusion3",
+        "qwen_image": "lora_studio.families.transformers.qwen_image:QwenImage",
     },
 )

@@ -92,10 +92,14 @@ _WORDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 _COUNTS = re.compile(
     r"layers_per_block|(reverse_)?transformer_layers_per_block|num_hidden_layers|num_(single_)?layers"
+    r"|num_res_blocks"
     r"|n(_refiner)?_layers"
 )
 _NUMBER = re.compile(r"(\d{1,6})\.")
-_LEVELS = re.compile(r"(down|up)_block_types|block_out_channels|attention_head_dim|num_attention_heads")
+_LEVELS = re.compile(
+    r"(down|up)_block_types|block_out_channels|attention_head_dim|num_attention_heads|dim_mult"
+    r"|temperal_downsample"
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -117,6 +121,13 @@ def read_json(path: Path) -> dict[str, Any]:
             what = f"{path} says {key} = {value:g}, and numbers up to {_MOST_NUMBER:,.0f} are possible"
             raise BaseModelError(f"{what}; download the base model again.")
     return values
+
+
+def text_alone(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a model of text and images what concerns its text; all of another's."""
+    own = {key: value for key, value in config.items() if key not in ("text_config", "vision_config")}
+    text = config.get("text_config") if "vision_config" in config else None
+    return own | (text if isinstance(text, dict) else {})
 
 
 def _values(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -232,7 +243,8 @@ def facts_of_shapes(part: str, shapes: Shapes) -> dict[str, Any]:
         sides = {
             "in_channels": ("encoder.conv_in.weight", 1),
             "out_channels": ("decoder.conv_out.weight", 0),
-            "latent_channels": ("decoder.conv_in.weight", 1),
+            **dict.fromkeys(("latent_channels", "z_dim"), ("decoder.conv_in.weight", 1)),
+            "base_dim": ("encoder.conv_in.weight", 0),  # of a video's, with z_dim
         }
         return _read(shapes, sides) | _levels(shapes, "encoder.down_blocks")
     if kind != "unet":

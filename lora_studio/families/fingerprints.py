@@ -206,8 +206,11 @@ def _exact(part: nn.Module, source: PartSource) -> Iterable[tuple[str, Tensor]]:
 
 
 def _scale(part: nn.Module) -> str:
-    shift = getattr(part.config, "shift_factor", None)
-    return f"{getattr(part.config, 'scaling_factor', '')}{'' if shift is None else f' - {shift}'}"
+    config = part.config
+    if not hasattr(config, "scaling_factor"):  # of a VAE whose channels have each their own
+        return "".join(str(getattr(config, key, "")) for key in ("latents_mean", "latents_std"))
+    shift = getattr(config, "shift_factor", None)
+    return f"{config.scaling_factor}{'' if shift is None else f' - {shift}'}"
 
 
 def _of_weights(part: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
-from tiny import chroma_pipeline, flux1_pipeline, sd3_pipeline, z_image_pipeline
+from tiny import chroma_pipeline, flux1_pipeline, qwen_image_pipeline, sd3_pipeline, z_image_pipeline
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -16,6 +16,7 @@ from lora_studio.families.noise_schedule import STABLE_DIFFUSION
 from lora_studio.families.original.configurations import clip_merges, clip_vocabulary
 from lora_studio.families.transformers.chroma import Chroma
 from lora_studio.families.transformers.flux1 import Flux1
+from lora_studio.families.transformers.qwen_image import QwenImage
 from lora_studio.families.transformers.sd3 import StableDiffusion3
 from lora_studio.families.transformers.z_image import ZImage
 from lora_studio.families.unet import StableDiffusion2, StableDiffusion15
@@ -127,6 +128,13 @@ def _of_flow(family: type[ModelFamily], pipeline: DiffusionPipeline) -> ModelFam
     return family(parts, tokenizers, source="", scheduler=scheduler)
 
 
+def _qwen_image() -> ModelFamily:
+    """With what reads text alone, as it is loaded."""
+    pipeline = qwen_image_pipeline()
+    pipeline.text_encoder = pipeline.text_encoder.model.language_model
+    return _of_flow(QwenImage, pipeline)
+
+
 _SD2 = {"cross_attention_dim": 16, "use_linear_projection": True}
 BASES: dict[str, Callable[[], ModelFamily]] = {
     "sd15": lambda: _miniature(StableDiffusion15, {"cross_attention_dim": 16}, {}),
@@ -136,6 +144,7 @@ BASES: dict[str, Callable[[], ModelFamily]] = {
     "flux1": lambda: _of_flow(Flux1, flux1_pipeline()),
     "chroma": lambda: _of_flow(Chroma, chroma_pipeline()),
     "sd3": lambda: _of_flow(StableDiffusion3, sd3_pipeline()),
+    "qwen_image": _qwen_image,
     "SD1.5": lambda: _published(
         StableDiffusion15, {"cross_attention_dim": 768, "attention_head_dim": 8}, 512
     ),

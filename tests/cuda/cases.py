@@ -18,8 +18,8 @@ from PIL import Image
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
 
-FAMILIES = ("sd15", "sd2", "sdxl", "z_image", "flux1", "chroma", "sd3")  # names of `bases.BASES`
-FLOW = ("z_image", "flux1", "chroma", "sd3")  # transformers of rectified flow: frozen text, no convolutions
+FLOW = ("z_image", "flux1", "chroma", "sd3", "qwen_image")  # rectified flow: frozen text, no convolutions
+FAMILIES = ("sd15", "sd2", "sdxl", *FLOW)  # names of `bases.BASES`
 DTYPES = ("bfloat16", "float16", "float32")
 USUAL = ("lora", "adamw")
 Changes = tuple[str, ...]  # of a recipe, as --set takes them
@@ -162,7 +162,8 @@ def goes_together(kind: str, optimizer: str, bundle: str) -> bool:
     return not (optimizer == "prodigy" and kind == "conv")  # it finds one rate for everything
 
 
-ALIKE = ("sd2", "sdxl", "flux1", "chroma", "sd3")  # as SD1.5 or Z-Image in all but what a family says itself
+# As SD1.5 or Z-Image in all but what a family says itself.
+ALIKE = ("sd2", "sdxl", "flux1", "chroma", "sd3", "qwen_image")
 
 
 def of_family(names: Iterable[str], family: str) -> list[str]:

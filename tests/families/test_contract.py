@@ -54,21 +54,24 @@ TRAITS = {
     "flux1 schnell": ("flux1", False, "flux-1-schnell/lora", "", FLUX),
     "chroma": ("chroma", False, "chroma/lora", "", CHROMA),
     "sd3": ("3-5-medium", False, "stable-diffusion-3.5-medium/lora", "", "diffusers"),
+    "qwen_image": ("qwen_image", False, "Qwen-Image/lora", "", "https://github.com/QwenLM/Qwen-Image"),
     "sd3 first": ("3-medium", False, "stable-diffusion-3-medium/lora", "", "diffusers"),
 }
 CARDS = {
     **{"sd15": "SD1", "sd2": "SD2", "sdxl": "SDXL", "z_image": "Z-Image"},
     **{"flux1": "Flux", "chroma": "Chroma", "sd3": "SD3"},
+    "qwen_image": "Qwen-Image",
 }
 UNETS = [name for name in BASES if name.startswith("sd") and not name.startswith("sd3")]
 TRANSFORMERS = [name for name in BASES if name not in UNETS]
-SHAPES = dict.fromkeys(UNETS, (4, 4, 8)) | dict.fromkeys(TRANSFORMERS, (16, 2, 4))
-"""Channels of latents, pixels of a latent's side, and of a bucket's sides."""
+SHAPES = dict.fromkeys(UNETS, (4, 4, 8, 64)) | dict.fromkeys(TRANSFORMERS, (16, 2, 4, 64))
+SHAPES["qwen_image"] = (16, 2, 4, 256)  # 128 latents, as its pipeline has it by itself
+"""Channels of latents, pixels of a latent's side, of a bucket's sides, and of a native image's."""
 CHECKPOINTING = "machine.gradient_checkpointing=true"
 BOTH_SIDES = ("adapter.text_encoder=true", "training.text_encoder_learning_rate=1e-3")
 CHECKPOINTED = (
     *("ResnetBlock2D", "CLIPEncoderLayer", "ZImageTransformerBlock", "FluxTransformerBlock"),
-    *("ChromaTransformerBlock", "JointTransformerBlock"),
+    *("ChromaTransformerBlock", "JointTransformerBlock", "QwenImageTransformerBlock"),
 )
 BaseOf = Callable[[str], Path]
 each_tree = pytest.mark.parametrize(
@@ -124,8 +127,8 @@ def test_the_file_says_of_its_base_what_uis_look_for(name: str, family: ModelFam
 
 
 def test_shapes_of_images_texts_and_answers(name: str, family: ModelFamily) -> None:
-    channels, pixels, stride = SHAPES[name]
-    assert (family.native_side, family.stride, family.pixels_per_latent) == (64, stride, pixels)
+    channels, pixels, stride, side = SHAPES[name]
+    assert (family.native_side, family.stride, family.pixels_per_latent) == (side, stride, pixels)
     with torch.no_grad():
         mean, std = family.encode_image(torch.zeros(2, 3, 64, 72))
         conditioning = family.encode_text(CAPTIONS[:2])

@@ -63,6 +63,10 @@ def flux_text(pipeline: DiffusionPipeline, caption: str) -> dict[str, Tensor]:
     return {"text": text[0], "pooled": pooled[0]}
 
 
+def qwen_latents(pipeline: DiffusionPipeline, latents: Tensor, height: int, width: int) -> Tensor:
+    return pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)[:, :, 0]
+
+
 def flux_latents(pipeline: DiffusionPipeline, latents: Tensor, height: int, width: int) -> Tensor:
     """`height` and `width` in pixels; the VAE of the miniatures halves them."""
     return pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
@@ -134,6 +138,27 @@ def sd3_velocity(transformer: Any, noisy: Tensor, sigma: Tensor, texts: list[dic
     return transformer(noisy, **inputs, return_dict=False)[0]
 
 
+def qwen_text(pipeline: DiffusionPipeline, caption: str) -> dict[str, Tensor]:
+    text, _ = pipeline.encode_prompt([caption], device="cpu")
+    return {"text": text[0]}
+
+
+def qwen_velocity(transformer: Any, noisy: Tensor, sigma: Tensor, texts: list[dict[str, Tensor]]) -> Tensor:
+    """One after the other, so that there is nothing to mask."""
+    height, width = noisy.shape[-2:]
+    found = [
+        transformer(
+            in_tokens(noisy[row : row + 1]),
+            encoder_hidden_states=one["text"][None],
+            timestep=sigma[row : row + 1],
+            img_shapes=[(1, height // 2, width // 2)],
+            return_dict=False,
+        )[0]
+        for row, one in enumerate(texts)
+    ]
+    return in_latents(torch.cat(found), height, width)
+
+
 def with_negative(strength: float, negative: str) -> dict[str, Any]:
     return {"guidance_scale": strength, "negative_prompt": negative}
 
@@ -167,6 +192,13 @@ REFERENCES = {
         unguided={"guidance_scale": 1.0},
         guided=with_negative,
         velocity=chroma_velocity,
+    ),
+    "qwen_image": Reference(
+        text=qwen_text,
+        spatial=qwen_latents,
+        unguided={"true_cfg_scale": 1.0},
+        guided=lambda strength, negative: {"true_cfg_scale": strength, "negative_prompt": negative},
+        velocity=qwen_velocity,
     ),
     "sd3": SD3,
     "sd3 first": SD3,
@@ -233,11 +265,16 @@ def test_images_become_latents_that_its_pipeline_decodes(
     pixels = torch.rand(2, 3, 64, 72, generator=generator("p")) * 2 - 1
     mean, std = family.encode_image(pixels)
     config = pipeline.vae.config
+    is_video = "z_dim" in config
     with torch.no_grad():
-        theirs = pipeline.vae.encode(pixels).latent_dist
-    # as every pipeline puts it: decode(latents / scaling_factor + shift_factor)
-    close(mean / config.scaling_factor + (config.shift_factor or 0), theirs.mean)
-    close(std / config.scaling_factor, theirs.std)
+        theirs = pipeline.vae.encode(pixels[:, :, None] if is_video else pixels).latent_dist
+    if is_video:  # decode(latents / (1 / latents_std) + latents_mean), of one frame
+        means, deviations = (torch.tensor(config[f"latents_{one}"])[:, None, None] for one in ("mean", "std"))
+        close(mean * deviations + means, theirs.mean[:, :, 0])
+        close(std * deviations, theirs.std[:, :, 0])
+    else:  # as the other pipelines put it: decode(latents / scaling_factor + shift_factor)
+        close(mean / config.scaling_factor + (config.shift_factor or 0), theirs.mean)
+        close(std / config.scaling_factor, theirs.std)
 
 
 def test_at_each_step_of_its_pipeline_our_prediction_is_what_its_scheduler_is_given(

@@ -37,7 +37,7 @@ from lora_studio.families.original.transformers.names import transformer_origins
 from lora_studio.recipe.load import load_recipe
 from lora_studio.training.prepare.base_model import file_options
 
-TRAINED = ("z_image", "flux1", "chroma", "sd3")
+TRAINED = ("z_image", "flux1", "chroma", "sd3", "qwen_image")
 PUBLISHED = {  # list of tensors -> title, and the table of names of one that is trained
     "z_image": ("Z-Image", "z_image"),
     "flux1": ("FLUX.1", "flux1"),
@@ -49,7 +49,7 @@ PUBLISHED = {  # list of tensors -> title, and the table of names of one that is
     "flux2_klein_9b": ("FLUX.2 klein 9B", ""),
     "flux2_dev": ("FLUX.2 dev", ""),
     "krea2": ("Krea 2", ""),
-    "qwen_image": ("Qwen-Image", ""),
+    "qwen_image": ("Qwen-Image", "qwen_image"),
     "anima": ("Anima", ""),
     "lumina2": ("Lumina-Image 2", ""),
 }
@@ -142,6 +142,10 @@ SIZES: dict[str, dict[str, Any]] = {  # of the published configurations, as FAMI
     "sd3_medium": {"num_layers": 24, "num_attention_heads": 24, "pos_embed_max_size": 192, "qk_norm": None},
     "sd35_medium": {"pos_embed_max_size": 384, "qk_norm": "rms_norm", "dual_attention_layers": [*range(13)]},
     "sd35_large": {"num_layers": 38, "num_attention_heads": 38, "dual_attention_layers": []},
+    "qwen_image": {
+        **{"num_layers": 60, "attention_head_dim": 128, "num_attention_heads": 24, "out_channels": 16},
+        **{"in_channels": 64, "joint_attention_dim": 3584, "axes_dims_rope": [16, 56, 56]},
+    },
 }
 
 
@@ -175,8 +179,9 @@ def test_every_tensor_is_what_diffusers_converter_makes_of_it(name: str) -> None
     rng = torch.Generator().manual_seed(0)
     tensors = {key: torch.rand(shape, generator=rng) for key, shape in narrow.items()}
     table = PUBLISHED[name][1]
-    converter = {"z_image": "z_image", "flux1": "flux", "chroma": "chroma", "sd3": "sd3"}[table]
-    theirs = getattr(converters, f"convert_{converter}_transformer_checkpoint_to_diffusers")(dict(tensors))
+    theirs = dict(tensors)
+    if converter := {"z_image": "z_image", "flux1": "flux", "chroma": "chroma", "sd3": "sd3"}.get(table, ""):
+        theirs = getattr(converters, f"convert_{converter}_transformer_checkpoint_to_diffusers")(theirs)
     origins = transformer_origins(table, narrow, {key: tuple(one.shape) for key, one in theirs.items()}, "")
     assert_equal({key: one.take(tensors[one.name]) for key, one in origins.items()}, theirs)
     assert {one.name for one in origins.values()} == narrow.keys()
@@ -295,7 +300,7 @@ def to_fp8(tensors: Mapping[str, Tensor], ending: str = "") -> dict[str, Tensor]
     return found
 
 
-@pytest.mark.parametrize("family", ["z_image", "flux1"])
+@pytest.mark.parametrize("family", ["z_image", "flux1", "qwen_image"])
 @pytest.mark.parametrize("ending", ["", ".weight_scale", ".scale_weight"])
 def test_weights_of_8_bits_are_multiplied_with_their_scales(
     family: str, ending: str, bases: Any, tmp_path: Path
@@ -326,7 +331,11 @@ def test_weights_of_8_bits_are_multiplied_with_their_scales(
     assert ("multiplied with their scales" in eight.notes[0]) == bool(ending)
 
 
-_SOME = {"z_image": "layers.0.attention.to_k.weight", "flux1": "single_transformer_blocks.0.proj_mlp.weight"}
+_SOME = {
+    "z_image": "layers.0.attention.to_k.weight",
+    "flux1": "single_transformer_blocks.0.proj_mlp.weight",
+    "qwen_image": "transformer_blocks.0.img_mlp.net.2.weight",
+}
 
 
 # Refused by name
@@ -399,7 +408,13 @@ VARIANTS = [
         "a variant with further inputs: its first layer reads 128",
     ),
     ("qwen_image", {"time_text_embed.addition_t_embedding.weight": (2, 4)}, "Qwen-Image Layered"),
-    ("qwen_image", {"__index_timestep_zero__": (1,)}, "Qwen-Image Edit"),
+    ("qwen_image", {"__index_timestep_zero__": (1,)}, "Qwen-Image Edit, which edits an image"),
+    (
+        "qwen_image",
+        {"img_in.weight": (3072, 132)},
+        "a variant with further inputs: its first layer reads 132",
+    ),
+    ("qwen_image", {"controlnet_blocks.0.weight": (4, 4)}, "a ControlNet of Qwen-Image"),
     ("sd3_medium", {"x_embedder.proj.weight": (1536, 33, 2, 2)}, "an inpainting model of Stable Diffusion 3"),
     ("sd35_large", {"pos_embed_input.proj.weight": (4, 4)}, "a ControlNet of Stable Diffusion 3"),
 ]
@@ -410,6 +425,7 @@ STRANGERS = {
     "blocks.0.cross_attn.norm_k.weight": "Wan",
     "y_embedder.y_proj.fc1.weight": "PixArt",
     "blocks.0.mlp.layer1.weight": "Cosmos",
+    "txt_in.text_norm.weight": r"Qwen-Image 2\.1",
 }
 PIECES = {
     "single_transformer_blocks.0.attn.to_q.weight": "FLUX.1",
@@ -441,6 +457,7 @@ def test_other_models_and_pieces_of_folders_are_refused_by_name() -> None:
         ("z_image", "layers.29.", "it has 29 of 30 layers, 2 of 2 noise_refiner"),
         ("flux1", "single_blocks.37.", "it has 19 of 19 double_blocks, 37 of 38 single_blocks"),
         ("sd35_large", "joint_blocks.37.", "it has 37 of 38 joint_blocks"),
+        ("qwen_image", "transformer_blocks.59.", "it has 59 of 60 transformer_blocks"),
     ],
 )
 def test_a_published_base_without_its_last_block_is_no_smaller_one(name: str, lost: str, words: str) -> None:
@@ -478,10 +495,9 @@ def test_text_encoders_of_other_bases_are_refused_by_name(bases: Any, tmp_path: 
         path, text_encoders=(str(t5),), vae="x"
     )
     strangers = {
-        "visual.blocks.0.attn.qkv.weight": "a Qwen-VL",
+        "visual.blocks.0.mlp.linear_fc1.weight": "a Qwen2-VL or Qwen3-VL",
         "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight": "UMT5",
         "model.layers.0.pre_feedforward_layernorm.weight": "Gemma",
-        "model.layers.0.self_attn.q_proj.bias": "Qwen2.5",
         "vision_model.embeddings.class_embedding": "a CLIP with its image encoder",
     }
     for key, words in strangers.items():
@@ -540,6 +556,8 @@ MILLIONS = {  # as the makers count them; of FLUX.1 with its guidance
     "stabilityai/stable-diffusion-3-medium-diffusers": 2028,
     "stabilityai/stable-diffusion-3.5-medium": 2243,
     "stabilityai/stable-diffusion-3.5-large": 8057,
+    "Qwen/Qwen-Image": 20430,
+    "Qwen/Qwen-Image-2512": 20430,
 }
 
 
@@ -548,7 +566,8 @@ def test_a_published_base_is_known_without_a_file(model: str) -> None:
     base = published_base(model)
     assert base is not None
     shapes = dict(base.parts["transformer"].state_dict())
-    table = {"ZImage": "z_image", "Flux1": "flux1", "Chroma": "chroma"}.get(type(base).__name__, "sd3")
+    tables = {"ZImage": "z_image", "Flux1": "flux1", "Chroma": "chroma", "QwenImage": "qwen_image"}
+    table = tables.get(type(base).__name__, "sd3")
     name = {2028: "sd3_medium", 2243: "sd35_medium", 8057: "sd35_large"}.get(MILLIONS[model], table)
     published = published_shapes(name)
     origins = transformer_origins(

@@ -33,17 +33,19 @@ from lora_studio.training.finish import Finished
 from lora_studio.training.session import train
 
 BaseOf = Callable[[str], Path]
-FAMILIES = ("z_image", "flux1", "chroma", "sd3")
+FAMILIES = ("z_image", "flux1", "chroma", "sd3", "qwen_image")
 PIPELINES = {
     "z_image": "ZImagePipeline",
     "flux1": "FluxPipeline",
     "chroma": "ChromaPipeline",
     "sd3": "StableDiffusion3Pipeline",
+    "qwen_image": "QwenImagePipeline",
 }
 FIRST_LAYER = {  # how the best spelling of each begins
     "flux1": "lora_unet_double_blocks_0_",
     "chroma": "lora_unet_double_blocks_0_",
     "sd3": "transformer.transformer_blocks.0.",
+    "qwen_image": "lora_unet_transformer_blocks_0_",
 }
 
 
@@ -86,7 +88,7 @@ def test_a_file_answers_as_the_folder_of_the_same_base(family: str, tmp_path: Pa
     tokenizers = {
         part: clip_tokenizer(None, pads[name], 77)
         if name in pads
-        else (chat_tokenizer() if name == "qwen3_4b" else t5_tokenizer())
+        else (chat_tokenizer() if name.startswith("qwen") else t5_tokenizer())
         for part, name in names.items()
     }
     pipeline = getattr(diffusers, PIPELINES[family])(

@@ -28,6 +28,7 @@ from lora_studio.evaluate.previews import Noise, decoder_of, draw_asked, in_its_
 from lora_studio.evaluate.result import Interval
 from lora_studio.evaluate.statistics import mean_of
 from lora_studio.evaluate.validation import TIMESTEPS, Validation, ValidationImage
+from lora_studio.families import vaes
 from lora_studio.families.base import Conditioning, ModelFamily
 from lora_studio.objectives.base import ObjectiveOptions
 from lora_studio.recipe.training import SamplesConfig
@@ -202,8 +203,7 @@ def _through_the_vae(
             pixels = torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
             mean, _ = family.encode_image(pixels.to(family.device))
             latents.append(mean[0].float())
-            scale, shift = decoder.config.scaling_factor, getattr(decoder.config, "shift_factor", None) or 0.0
-            decoded = decoder.decode(mean / scale + shift, return_dict=False)[0][0].float().cpu()
+            decoded = vaes.decode(decoder, mean)[0].float().cpu()
             levels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
             back.append(Image.fromarray(levels.permute(1, 2, 0).numpy()))
     return latents, back

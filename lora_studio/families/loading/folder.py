@@ -16,6 +16,7 @@ from lora_studio.families.configuration import (
     facts_of_shapes,
     fault_of,
     read_json,
+    text_alone,
     tokenizer_fault,
 )
 from lora_studio.families.loading.shapes_only import shapes_only
@@ -36,6 +37,8 @@ HEADED = "model."  # likewise of a language model's, in a file of one with its h
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_)?model(\.fp16)?(?P<piece>-\d{5}-of-\d{5})?(\.fp16)?\.safetensors"
 )
+# A model of text and images -> what reads the text in it, which is all that is asked of it.
+TEXT_ALONE = {"Qwen2_5_VLForConditionalGeneration": "Qwen2_5_VLTextModel"}
 UNUSED = ("feature_extractor", "safety_checker", "image_encoder", "watermarker")
 
 
@@ -65,7 +68,7 @@ class BaseFolder:
         found = {}
         for name in self.present:
             if not name.startswith("tokenizer"):
-                config = read_json(self.path / name / config_name(name))
+                config = text_alone(read_json(self.path / name / config_name(name)))
                 shapes = self._shapes(name)
                 self._refuse(name, contradiction(name, config, shapes))
                 found[name] = config if name != "unet" else facts_of_shapes(name, shapes) | config
@@ -109,7 +112,9 @@ class BaseFolder:
     def _read(self, name: str, read: Callable[[Any, Path], Any]) -> Any:
         library, class_name = self.parts[name]
         try:
-            return read(getattr(import_module(library), class_name), self.path / name)
+            return read(
+                getattr(import_module(library), TEXT_ALONE.get(class_name, class_name)), self.path / name
+            )
         except Exception as error:  # libraries meet a configuration that somebody made up with any error
             raise self._unreadable(name, error) from None
 
@@ -220,8 +225,9 @@ def stored_part(part: nn.Module, files: Mapping[str, Checkpoint]) -> StoredPart:
 
 
 def _spelled(name: str) -> tuple[str, ...]:
-    """By libraries' versions, and with or without the head that a language model was published with."""
-    return (name, f"{TREE}{name}", name.removeprefix(TREE), f"{HEADED}{name}", name.removeprefix(HEADED))
+    """By libraries' versions, and with or without what a language model was published with."""
+    bare = name.removeprefix(TREE), name.removeprefix(HEADED)
+    return (name, f"{TREE}{name}", *bare, f"{HEADED}{name}", f"{HEADED}language_model.{name}")
 
 
 def empty_network(loader: Any, folder: Path) -> nn.Module:

@@ -50,18 +50,21 @@ def _family(
     return family(parts, tokenizers, source="", scheduler=configurations["scheduler"])
 
 
+_MARKED = {"t5": "", "qwen3": r"|\n", "qwen2_5_vl": r"|\n"}  # what else is a token
+
+
 def _tokenizer(text: TextPart) -> PreTrainedTokenizerBase:
     """CLIP's own, or in place of another a token for each word and mark: about a fifth too few."""
     if text.kind in PADS:
         return clip_tokenizer(None, PADS[text.kind], 77)
-    from tokenizers import Tokenizer
+    from tokenizers import Regex, Tokenizer
     from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.pre_tokenizers import Split
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
-    words.pre_tokenizer = Whitespace()
+    words.pre_tokenizer = Split(Regex(r"\w+|[^\w\s]+" + _MARKED[text.kind]), "removed", invert=True)
     if text.kind == "t5":  # whose every caption ends with a mark
         words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}

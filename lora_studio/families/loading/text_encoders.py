@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import BaseModelError, reason_of
-from lora_studio.families.configuration import read_json
+from lora_studio.families.configuration import read_json, text_alone
 from lora_studio.families.fingerprints import Stamp, stamps_of
 from lora_studio.families.loading.folder import INDEX, BaseFolder, stored_part, weight_files
 from lora_studio.families.loading.hub import hub_text_encoders, is_hub_id
@@ -36,8 +36,12 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 _PROJECTION = "text_projection.weight"
-_MODEL_TYPES = {"t5": "t5", "qwen3": "qwen3", "clip_text_model": "clip_l"}
-_TOKENIZERS = {"t5": "T5TokenizerFast", "qwen3": "Qwen2TokenizerFast"}
+_MODEL_TYPES = {
+    **{"t5": "t5", "qwen3": "qwen3", "clip_text_model": "clip_l"},
+    **dict.fromkeys(("qwen2_5_vl", "qwen2_5_vl_text"), "qwen2_5_vl"),
+}
+_CLASSES = {"t5": "T5EncoderModel", "qwen3": "Qwen3Model", "qwen2_5_vl": "Qwen2_5_VLTextModel"}
+_TOKENIZERS = {"t5": "T5TokenizerFast", **dict.fromkeys(("qwen3", "qwen2_5_vl"), "Qwen2TokenizerFast")}
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
 PADS = {"clip_l": "<|endoftext|>", "clip_g": "!"}
 # As Qwen3's own, for messages of users alone; a tokenizer without one has lost it with its configuration.
@@ -136,7 +140,7 @@ def _no_projection(path: Path, shape: tuple[int, ...]) -> StoredTensor:
 
 
 def _in_folder(folder: Path, name: str) -> TextSource:
-    values = read_json(folder / CONFIG)
+    values = text_alone(read_json(folder / CONFIG))
     kind = _MODEL_TYPES.get(str(values.get("model_type")), "")
     if not kind:
         raise BaseModelError(
@@ -146,9 +150,8 @@ def _in_folder(folder: Path, name: str) -> TextSource:
     paths = weight_files(folder)
 
     def configuration(projects: bool) -> dict[str, Any]:
-        classes = {"t5": "T5EncoderModel", "qwen3": "Qwen3Model"}
         clip = "CLIPTextModelWithProjection" if projects else "CLIPTextModel"
-        return values | {"architectures": [classes.get(kind, clip)]}
+        return values | {"architectures": [_CLASSES.get(kind, clip)]}
 
     def stored(part: nn.Module) -> StoredPart:
         if not paths:

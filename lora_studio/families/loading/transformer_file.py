@@ -26,7 +26,7 @@ from lora_studio.families.loading.text_encoders import (
 )
 from lora_studio.families.original import Shapes
 from lora_studio.families.original.checkpoint import Checkpoint, open_checkpoint
-from lora_studio.families.original.names import VAE_PREFIXES, TensorOrigin, vae_origins
+from lora_studio.families.original.names import VAE_FIRSTS, VAE_PREFIXES, TensorOrigin, vae_origins
 from lora_studio.families.original.quantized import in_plain_numbers
 from lora_studio.families.original.transformers import Found, find_transformer
 from lora_studio.families.original.transformers.configurations import (
@@ -172,7 +172,8 @@ def open_transformer_file(path: Path, options: SingleFileOptions | None = None) 
     kind, own = found.kind, {key: one for key, one in checkpoint.shapes.items() if is_text_name(key)}
     inside = sources_in(replace(checkpoint, shapes=own)) if own else []
     texts = assign(kind, [*inside, *text_sources(options.text_encoders, allow_pickle=options.allow_pickle)])
-    prefix = next((one for one in VAE_PREFIXES if f"{one}decoder.conv_in.weight" in checkpoint.shapes), None)
+    firsts = {one: {one + first for first in VAE_FIRSTS} for one in VAE_PREFIXES}
+    prefix = next((one for one, names in firsts.items() if names & checkpoint.shapes.keys()), None)
     _check_whole(path.name, found, texts, has_vae=prefix is not None or bool(options.vae))
     distilled = named_distilled(path.stem) if options.distilled is None else options.distilled
     vae = None if prefix is None else _behind(prefix, checkpoint.shapes)

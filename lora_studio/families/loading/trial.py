@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lora_studio.errors import BaseModelError, reason_of
+from lora_studio.families import vaes
 from lora_studio.families.base import ModelFamily
 
 _SHAPES_ONLY = torch.device("meta")
@@ -48,7 +49,7 @@ def _compute(base: ModelFamily, model: str) -> None:
 def try_vae(vae: Any, side: int) -> None:
     """Raises whatever a VAE of shapes only raises that cannot compute; `side` is in pixels."""
     pixels = torch.empty(1, 3, side, side, device=_SHAPES_ONLY)
-    vae.decode(vae.encode(pixels).latent_dist.mean)
+    vaes.decode(vae, vaes.encode(vae, pixels)[0])
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_studio.errors import BaseModelError, reason_of
+from lora_studio.families import vaes
 from lora_studio.families.configuration import contradiction, fault_of, read_json
 from lora_studio.families.fingerprints import Stamp, stamps_of
 from lora_studio.families.loading.folder import (
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 CONFIG, SUBFOLDER = "config.json", "vae"
-_ORIGINAL = ("encoder.down.", "decoder.up.")  # how names begin in the original layout alone
+# How names begin in the original layout alone, of an image's VAE and of a video's.
+_ORIGINAL = ("encoder.down.", "decoder.up.", "encoder.downsamples.", "decoder.upsamples.")
 _TRIED_SIDE = 64  # pixels
 _FIRST = "decoder.conv_in.weight"  # reads the latents; of the same name in both layouts
 
@@ -67,21 +69,20 @@ def load_vae(name: str, own: AutoencoderKL, *, allow_pickle: bool = False) -> Lo
 
 def _of_folder(name: str, folder: Path, own: AutoencoderKL) -> LoadedVae:
     import torch
-    from diffusers import AutoencoderKL
 
     from lora_studio.families.loading.trial import try_vae
 
     folder = folder if (folder / CONFIG).is_file() else folder / SUBFOLDER
     configuration = read_json(folder / CONFIG)
     kind = configuration.get("_class_name", "AutoencoderKL")
-    if kind != "AutoencoderKL":
-        raise ValueError(f"it is a {kind}, not an AutoencoderKL as the base's")
+    if kind != (wanted := type(own).__name__):
+        raise ValueError(f"it is of the kind {kind}, not {wanted} as the base's")
     stamps, files = stamps_of(weight_files(folder)), map(open_checkpoint, weight_files(folder))
     shapes = {key: one for file in files for key, one in file.shapes.items()}
     for look in (contradiction, fault_of):
         if fault := look(SUBFOLDER, configuration, shapes):
             raise ValueError(f"its {CONFIG} {fault}")
-    vae: Any = empty_network(AutoencoderKL, folder)
+    vae: Any = empty_network(type(own), folder)
     _check_latents(name, vae.config, own)
     try_vae(vae, _TRIED_SIDE)
     return LoadedVae(vae, fill_from_folder(vae, folder, torch.float32), stamps)
@@ -100,7 +101,8 @@ def _of_file(name: str, path: Path, own: AutoencoderKL, *, allow_pickle: bool) -
     sizes: dict[str, Any] = {}
     if next(own.parameters()).is_meta:  # of a transformer without one: sizes that are assumed
         sizes = vae_sizes({one.removeprefix(prefix): shape for one, shape in file.shapes.items()})
-    vae: Any = empty_part("vae", {**own.config, **sizes, **latents})
+    said = {key: value for key, value in own.config.items() if not key.startswith("_")}  # not of defaults
+    vae: Any = empty_part("vae", {"_class_name": type(own).__name__, **said, **sizes, **latents})
     _check_latents(name, vae.config, own)
     stored = _stored(vae, file, prefix)
     stored.fill(vae, torch.float32, copies=True)
@@ -123,15 +125,20 @@ def _stored(vae: AutoencoderKL, file: Checkpoint, prefix: str) -> StoredPart:
     return stored_in(file, vae, found).checked(squeezed)
 
 
+_SCALES = {
+    **{"latent_channels": "channels", "z_dim": "channels", "scaling_factor": "scale"},
+    **{"shift_factor": "shift", "latents_mean": "shift", "latents_std": "scale"},
+}
+
+
 def _check_latents(name: str, config: Mapping[str, Any], own: AutoencoderKL) -> None:
     """A VAE of another family would train without complaint on latents that the UNet cannot read."""
     fault = ""
-    scales = ("latent_channels", "channels"), ("scaling_factor", "scale"), ("shift_factor", "shift")
-    for key, called in scales:
+    for key, called in _SCALES.items():
         other, wanted = config.get(key), own.config.get(key)
         if other != wanted and not fault:
-            fault = f"of another kind: their {called} is {other}, the base's {wanted}"
-    if not fault and len(config["block_out_channels"]) != len(own.config.block_out_channels):
+            fault = f"of another kind: their {called} is {other!s:.60}, the base's {wanted!s:.60}"
+    if not fault and vaes.pixels_per_latent(config) != vaes.pixels_per_latent(own.config):
         fault = "of another size than the base's"
     if fault:
         advice = "take one that was made for this family of bases"

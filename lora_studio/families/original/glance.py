@@ -17,6 +17,7 @@ from lora_studio.families.original.transformers import (
     find_transformer,
 )
 from lora_studio.families.original.transformers.published import PUBLISHED_TRANSFORMERS
+from lora_studio.families.vaes import native_side
 from lora_studio.files import expanded
 from lora_studio.pocket import EMBEDDED, pocket_note
 from lora_studio.recipe.data import FILE_ENDINGS
@@ -89,6 +90,8 @@ def _folder(model: str, path: Path) -> BaseGlance:
     for kind in TRAINED if unet is None else ():
         if transformer.get("_class_name") == kind.class_name:
             side = vae.get("sample_size")
+            if isinstance(levels := vae.get("temperal_downsample"), list) and len(levels) < _MOST_LEVELS:
+                side = native_side(vae)
             return BaseGlance(model, kind, side if isinstance(side, int) else kind.side)
     if unet is None:
         raise BaseModelError(

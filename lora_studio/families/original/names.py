@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 VAE_PREFIXES = (VAE_PREFIX, "vae.")  # in Stable Diffusion 1 to 3, and in what came later
-VAE_STARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+VAE_STARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "conv1.", "conv2.")
+VAE_FIRSTS = ("decoder.conv_in.weight", "decoder.conv1.weight")  # of an image's VAE, and of a video's
 _JOINED = (".in_proj_weight", ".in_proj_bias")  # OpenCLIP's q, k and v, one below the other
 
 
@@ -74,14 +75,21 @@ def origins(
 
 def vae_origins(shapes: Shapes, configuration: Mapping[str, Any]) -> dict[str, TensorOrigin]:
     """Of a whole base, or of a VAE's own file, in which the prefix may be missing."""
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint, convert_wan_vae_to_diffusers
 
-    prefixed = (
-        [key for key in shapes if key.startswith(start) and key.startswith(VAE_STARTS, len(start))]
-        for start in VAE_PREFIXES
-    )
-    names = next(filter(None, prefixed), None) or [key for key in shapes if key.startswith(VAE_STARTS)]
-    return _origins(names, shapes, partial(convert_ldm_vae_checkpoint, config=configuration))
+    prefixed = {
+        start: [key for key in shapes if key.startswith(start) and key.startswith(VAE_STARTS, len(start))]
+        for start in (*VAE_PREFIXES, "")
+    }
+    start, names = next((pair for pair in prefixed.items() if pair[1]), ("", []))
+
+    def of_video(tensors: dict[str, Any]) -> dict[str, Any]:
+        bare = {key.removeprefix(start): one for key, one in tensors.items()}
+        found: dict[str, Any] = convert_wan_vae_to_diffusers(bare)
+        return found
+
+    of_image = partial(convert_ldm_vae_checkpoint, config=configuration)
+    return _origins(names, shapes, of_video if start + VAE_FIRSTS[1] in shapes else of_image)
 
 
 def _text_origins(encoder: TextEncoder, shapes: Shapes) -> dict[str, TensorOrigin]:

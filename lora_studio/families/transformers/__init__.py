@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lora_studio.errors import BaseModelError
+from lora_studio.families import vaes
 from lora_studio.families.base import (
     PIPELINE,
     Conditioning,
@@ -29,12 +30,12 @@ from lora_studio.objectives.sigmas import FlowSchedule
 from lora_studio.rng import generator
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, DiffusionPipeline
+    from diffusers import DiffusionPipeline
     from torch import Tensor
 
 VELOCITY = "velocity"  # the one prediction that `file_traits` has an entry for
 MASK = "mask"  # of the conditioning, [B, L]: which tokens are a caption's; they come first
-PROBED_SIDE = 512  # pixels, at most
+PROBED_TOKENS = 32  # of an image's side, at most: 512 pixels of a published base
 Configurations = Mapping[str, Mapping[str, object]]
 
 
@@ -102,14 +103,12 @@ class FlowTransformer(ModelFamily):
     @property
     def native_side(self) -> int:
         """1024 for published bases, by their VAE's configuration."""
-        vae: AutoencoderKL = self.parts["vae"]
-        return int(vae.config.sample_size)
+        return vaes.native_side(self.parts["vae"].config)  # type: ignore[arg-type]
 
     @property
     def pixels_per_latent(self) -> int:
         """8 for published bases."""
-        vae: AutoencoderKL = self.parts["vae"]
-        return int(2 ** (len(vae.config.block_out_channels) - 1))
+        return vaes.pixels_per_latent(self.parts["vae"].config)  # type: ignore[arg-type]
 
     @property
     def stride(self) -> int:
@@ -118,8 +117,7 @@ class FlowTransformer(ModelFamily):
 
     @property
     def latent_channels(self) -> int:
-        vae: AutoencoderKL = self.parts["vae"]
-        return int(vae.config.latent_channels)
+        return vaes.latent_channels(self.parts["vae"].config)  # type: ignore[arg-type]
 
     def quantised_paths(self) -> list[str]:
         """All linear layers within blocks; the embedders, the last layer and the norms keep their digits."""
@@ -141,11 +139,7 @@ class FlowTransformer(ModelFamily):
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] in -1..1 -> mean and standard deviation of the shifted and scaled latents."""
-        vae: AutoencoderKL = self.parts["vae"]
-        weight = next(vae.parameters())
-        posterior = vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
-        scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
-        return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+        return vaes.encode(self.parts["vae"], pixels)
 
     def join(self, rows: Sequence[Conditioning], empty: Conditioning) -> Conditioning:
         """Shorter ones end in zeros, which their masks leave out."""
@@ -153,7 +147,7 @@ class FlowTransformer(ModelFamily):
 
     def probe_inputs(self) -> ProbeInputs:
         """Square images of the native size, at most 512 pixels, at sigmas 0.15 and 0.7."""
-        side = min(self.native_side, PROBED_SIDE)
+        side = min(self.native_side, PROBED_TOKENS * self.stride)
         latent = side // self.pixels_per_latent
         latents = torch.randn((2, self.latent_channels, latent, latent), generator=generator("probe"))
         geometry = torch.tensor([[float(side), float(side), 0, 0, float(side), float(side)]] * 2)
@@ -190,6 +184,11 @@ class FlowTransformer(ModelFamily):
 
 def _class_of(configurations: Configurations) -> str:
     return str(configurations.get("transformer", {}).get("_class_name", ""))
+
+
+def in_all_but_last(blocks: int, endings: Sequence[str]) -> tuple[str, ...]:
+    """Paths of layers that nothing reads in the last of so many `transformer_blocks`, in all the others."""
+    return tuple(f"transformer_blocks.{number}.{one}" for number in range(blocks - 1) for one in endings)
 
 
 def width_fault(given: object, taken: object) -> str:

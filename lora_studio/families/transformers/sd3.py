@@ -17,7 +17,13 @@ from lora_studio.families.base import (
     self_test_inputs,
 )
 from lora_studio.families.layer_names.transformers import layouts
-from lora_studio.families.transformers import VELOCITY, Configurations, FlowTransformer, width_fault
+from lora_studio.families.transformers import (
+    VELOCITY,
+    Configurations,
+    FlowTransformer,
+    in_all_but_last,
+    width_fault,
+)
 from lora_studio.families.transformers.flux1 import IMAGE_STREAM, TEXT_STREAM, device_of, padded_ids
 
 if TYPE_CHECKING:
@@ -89,7 +95,7 @@ class StableDiffusion3(FlowTransformer):
     def targets(self) -> dict[str, tuple[str, ...]]:
         """Attention and feed-forward; of the text's queries not the last, which nothing reads (`unread`)."""
         rest = (one for one in TEXT_STREAM if one != TEXT_QUERIES)
-        queries = (f"transformer_blocks.{number}.{TEXT_QUERIES}" for number in range(self.num_blocks - 1))
+        queries = in_all_but_last(self.num_blocks, [TEXT_QUERIES])
         return {"transformer": (*IMAGE_STREAM, *rest, *SECOND_ATTENTION, *queries)}
 
     @property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from lora_studio.families import vaes
 from lora_studio.families.base import (
     Conditioning,
     FileTraits,
@@ -34,7 +35,7 @@ from lora_studio.processes import to_device
 from lora_studio.rng import generator
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+    from diffusers import DiffusionPipeline, UNet2DConditionModel
     from torch import Tensor
 
 
@@ -96,8 +97,7 @@ class StableDiffusion(ModelFamily):
     @property
     def pixels_per_latent(self) -> int:
         """8 for every published base."""
-        vae: AutoencoderKL = self.parts["vae"]
-        return int(2 ** (len(vae.config.block_out_channels) - 1))
+        return vaes.pixels_per_latent(self.parts["vae"].config)  # type: ignore[arg-type]
 
     @property
     def targets(self) -> dict[str, tuple[str, ...]]:
@@ -127,11 +127,7 @@ class StableDiffusion(ModelFamily):
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] in -1..1 -> mean and standard deviation of the scaled latents."""
-        vae: AutoencoderKL = self.parts["vae"]
-        weight = next(vae.parameters())
-        posterior = vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
-        scale = vae.config.scaling_factor
-        return posterior.mean.float() * scale, posterior.std.float() * scale
+        return vaes.encode(self.parts["vae"], pixels)
 
     def encode_text(self, captions: list[str], *, like: Sequence[str] = ()) -> Conditioning:
         """{"text": [B, L, D]}, the encoder's last hidden state; L is 77 for each window that is needed.

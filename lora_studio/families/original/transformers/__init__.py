@@ -33,6 +33,7 @@ class TransformerKind:
     class_name: str  # of the transformer in diffusers
     names: str = ""  # the table of `names.py`; empty: the family cannot be trained yet
     text: tuple[TextPart, ...] = ()
+    vae: str = "AutoencoderKL"  # its class in diffusers
     latents: tuple[float, float] = (0.3611, 0.1159)  # the VAE's scale and shift
     side: int = 1024  # pixels of the square images that the published ones were made for
     repository: str = ""  # the id of a published one on the hub, for whoever lacks a part
@@ -75,13 +76,20 @@ SD3 = TransformerKind(
     latents=(1.5305, 0.0609),
     repository="stabilityai/stable-diffusion-3.5-medium",
 )
-TRAINED = (Z_IMAGE, FLUX1, CHROMA, SD3)
+QWEN_IMAGE = TransformerKind(
+    "Qwen-Image",
+    "QwenImageTransformer2DModel",
+    "qwen_image",
+    (TextPart("text_encoder", "qwen2_5_vl"),),
+    vae="AutoencoderKLQwenImage",
+    repository="Qwen/Qwen-Image",
+)
+TRAINED = (Z_IMAGE, FLUX1, CHROMA, SD3, QWEN_IMAGE)
 FLUX2 = TransformerKind("FLUX.2", "Flux2Transformer2DModel")
 KREA2 = TransformerKind("Krea 2", "Krea2Transformer2DModel")
-QWEN_IMAGE = TransformerKind("Qwen-Image", "QwenImageTransformer2DModel")
 ANIMA = TransformerKind("Anima", "CosmosTransformer3DModel")
 LUMINA2 = TransformerKind("Lumina-Image 2", "Lumina2Transformer2DModel")
-SUPPORTED = "Z-Image, FLUX.1, Chroma and Stable Diffusion 3 and 3.5"
+SUPPORTED = ", ".join(kind.title for kind in TRAINED)
 
 
 class Found(NamedTuple):
@@ -149,6 +157,7 @@ _STRANGERS = (  # a tensor that no other model has -> the model
     ("blocks.0.mlp.layer1.weight", "Cosmos"),
     ("clip_text_pooled_proj.0.weight", "NewBie"),
     ("y_embedder.y_proj.fc1.weight", "PixArt"),
+    ("txt_in.text_norm.weight", "Qwen-Image 2.1"),
 )
 _DIFFUSERS = (  # how layers are called in diffusers' layout alone
     ("Z-Image", ("all_x_embedder.2-1.weight",)),
@@ -190,6 +199,7 @@ _FIRST = {  # the layer that reads the latents, and its columns
     "flux1": ("img_in.weight", 64),
     "chroma": ("img_in.weight", 64),
     "sd3": ("x_embedder.proj.weight", 16),
+    "qwen_image": ("img_in.weight", 64),
 }
 _MORE_COLUMNS = {
     ("FLUX.1", 384): "FLUX.1 Fill",
@@ -211,14 +221,14 @@ _VARIANTS = (  # tensors, whose, what it is, what to do
     (
         r"time_text_embed\.addition_t_embedding",
         "Qwen-Image",
-        "Qwen-Image Layered, which cannot be trained yet",
-        f"supported: {SUPPORTED}",
+        "Qwen-Image Layered, whose images have layers",
+        _PLAIN,
     ),
     (
         r"__index_timestep_zero__",
         "Qwen-Image",
-        "Qwen-Image Edit, which cannot be trained yet",
-        f"supported: {SUPPORTED}",
+        "Qwen-Image Edit, which edits an image",
+        _PLAIN,
     ),
 )
 _SIZES = {3072: "FLUX.2 klein 4B", 4096: "FLUX.2 klein 9B", 6144: "FLUX.2 dev"}

@@ -6,7 +6,7 @@ that missing ones are found; one of another width, such as a miniature, has thos
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lora_studio.errors import BaseModelError
@@ -21,8 +21,12 @@ _DEPTHS: Mapping[str, Mapping[int, tuple[dict[str, int], ...]]] = {
     "flux1": {3072: tuple({"double_blocks": d, "single_blocks": s} for d, s in ((19, 38), (8, 38), (5, 10)))},
     "chroma": {3072: ({"double_blocks": 19, "single_blocks": 38, "norms": 5},)},
     "sd3": {1536: ({"joint_blocks": 24},), 2432: ({"joint_blocks": 38},)},
+    "qwen_image": {3072: ({"transformer_blocks": 60},)},
 }
-_AXES = {"z_image": (4, 6, 6), "flux1": (2, 7, 7), "chroma": (2, 7, 7)}  # sixteenths of a head's numbers
+_AXES = {  # sixteenths of a head's numbers
+    "z_image": (4, 6, 6),
+    **dict.fromkeys(("flux1", "chroma", "qwen_image"), (2, 7, 7)),
+}
 _SD3_HEAD = 64
 _VAE_CHANNELS, _VAE_BLOCKS, _MOST_BLOCKS = (128, 256, 512, 512), 2, 16
 
@@ -31,7 +35,7 @@ def transformer_configuration(name: str, found: Found) -> Configuration:
     """Of the transformer in the file called `name`. Raises BaseModelError for one that is not whole."""
     read, kind = _Sizes(name, found.shapes), found.kind
     counts = block_counts(found.shapes)
-    values = {"z_image": _z_image, "flux1": _flux1, "chroma": _chroma, "sd3": _sd3}[kind.names](read, counts)
+    values = _READERS[kind.names](read, counts)
     _check_depth(name, kind, _WIDTH[kind.names](read), counts)
     return {"_class_name": kind.class_name, **values}
 
@@ -65,6 +69,7 @@ _WIDTH = {
     "flux1": lambda read: read("img_in.weight"),
     "chroma": lambda read: read("img_in.weight"),
     "sd3": lambda read: read("x_embedder.proj.weight"),
+    "qwen_image": lambda read: read("img_in.weight"),
 }
 
 
@@ -141,11 +146,36 @@ def _sd3(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
     }
 
 
+def _qwen_image(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
+    width, head = read("img_in.weight"), read("transformer_blocks.0.attn.norm_k.weight")
+    return {
+        "patch_size": 2,
+        "in_channels": read("img_in.weight", axis=1),
+        "out_channels": read("proj_out.weight") // 4,
+        "num_layers": counts.get("transformer_blocks", 0),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": read("txt_in.weight", axis=1),
+        "axes_dims_rope": _axes("qwen_image", head),
+    }
+
+
+_READERS: Mapping[str, Callable[[_Sizes, Mapping[str, int]], Configuration]] = {
+    "z_image": _z_image,
+    "flux1": _flux1,
+    "chroma": _chroma,
+    "sd3": _sd3,
+    "qwen_image": _qwen_image,
+}
+
+
 def vae_configuration(kind: TransformerKind, shapes: Shapes | None) -> Configuration:
     """Of the VAE in a file's `shapes` (without a prefix) of a base of that kind; None: of the published."""
+    if kind.vae != "AutoencoderKL":  # all else is as its class has it by itself
+        return {"_class_name": kind.vae, **(vae_sizes(shapes) if shapes is not None else {})}
     scale, shift = kind.latents
     return {
-        **{"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": 16},
+        **{"_class_name": kind.vae, "in_channels": 3, "out_channels": 3, "latent_channels": 16},
         **_levels(_VAE_CHANNELS, _VAE_BLOCKS),
         **(vae_sizes(shapes) if shapes is not None else {}),
         "sample_size": kind.side,
@@ -158,6 +188,9 @@ def vae_configuration(kind: TransformerKind, shapes: Shapes | None) -> Configura
 
 def vae_sizes(shapes: Shapes) -> Configuration:
     """Those that a VAE's tensors show, in the original or in diffusers' layout."""
+    for name in ("encoder.conv1.weight", "encoder.conv_in.weight"):
+        if len(shape := shapes.get(name, ())) == 5:  # of a video's
+            return {"base_dim": shape[0]}
     facts, level = facts_of_shapes("vae", shapes), 0
     if facts.get("block_out_channels"):
         sizes = _levels(facts["block_out_channels"], facts["layers_per_block"][0])
@@ -190,6 +223,9 @@ def scheduler_configuration(found: Found, *, distilled: bool) -> Configuration:
     table = found.kind.names
     if table == "flux1" and "guidance_in.in_layer.weight" not in found.shapes:
         return values | {"shift": 1.0, "use_dynamic_shifting": False}
+    if table == "qwen_image":
+        line = dynamic | {"max_shift": 0.9, "max_image_seq_len": 8192}
+        return values | {"shift": 1.0, "use_dynamic_shifting": True, "shift_terminal": 0.02, **line}
     if table in ("flux1", "chroma"):
         return values | {"shift": 3.0, "use_dynamic_shifting": True, **dynamic}
     static = 6.0 if table == "z_image" and not distilled else 3.0

@@ -103,7 +103,10 @@ y_embedder.mlp.2 = time_text_embed.text_embedder.linear_2
 final_layer.linear = proj_out
 final_layer.adaLN_modulation.1 ~ norm_out.linear
 """
-TABLES = {"flux1": _STREAMS + _FLUX1, "chroma": _STREAMS + _CHROMA, "z_image": _Z_IMAGE, "sd3": _SD3}
+TABLES = {
+    **{"flux1": _STREAMS + _FLUX1, "chroma": _STREAMS + _CHROMA, "z_image": _Z_IMAGE, "sd3": _SD3},
+    "qwen_image": "",  # diffusers has the original's names
+}
 _LAST = "transformer_blocks"  # whose last block `$` is
 
 

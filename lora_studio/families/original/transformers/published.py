@@ -9,6 +9,7 @@ from lora_studio.families.original import Shapes
 from lora_studio.families.original.transformers import (
     CHROMA,
     FLUX1,
+    QWEN_IMAGE,
     SD3,
     Z_IMAGE,
     Found,
@@ -50,6 +51,8 @@ PUBLISHED_TRANSFORMERS: Mapping[str, KnownTransformer] = {
     "stabilityai/stable-diffusion-3-medium-diffusers": KnownTransformer(SD3, _SD3),
     "stabilityai/stable-diffusion-3.5-medium": KnownTransformer(SD3, _SD35_MEDIUM),
     "stabilityai/stable-diffusion-3.5-large": KnownTransformer(SD3, _SD35_LARGE),
+    "Qwen/Qwen-Image": KnownTransformer(QWEN_IMAGE),
+    "Qwen/Qwen-Image-2512": KnownTransformer(QWEN_IMAGE),
 }
 _CLIP = "text_model.encoder.layers."
 _T5 = "encoder.block."
@@ -80,6 +83,12 @@ _TEXT: Mapping[str, Shapes] = {  # the tensors that sizes are read from
         "model.layers.0.self_attn.k_proj.weight": (1024, 2560),
         "model.layers.0.mlp.gate_proj.weight": (9728, 2560),
         "model.layers.35.mlp.gate_proj.weight": (9728, 2560),
+    },
+    "qwen2_5_vl": {
+        "model.embed_tokens.weight": (152064, 3584),
+        "model.layers.0.self_attn.k_proj.weight": (512, 3584),
+        "model.layers.0.mlp.gate_proj.weight": (18944, 3584),
+        "model.layers.27.mlp.gate_proj.weight": (18944, 3584),
     },
 }
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from lora_studio.errors import BaseModelError
 from lora_studio.families.original import Shapes
 from lora_studio.families.original.names import TensorOrigin
+from lora_studio.families.original.transformers import TRAINED, TransformerKind
 
 Configuration = dict[str, Any]
 _PREFIX = re.compile(r"^(?:text_encoders\.\w+\.)?(?:transformer\.)?")
@@ -98,6 +99,32 @@ def _qwen3(shapes: Shapes, projects: bool) -> Configuration:
     }
 
 
+def _qwen2_5_vl(shapes: Shapes, projects: bool) -> Configuration:
+    """What reads text in Qwen2.5-VL, whose heads are 128 wide and have three axes of places."""
+    words, width = shapes["model.embed_tokens.weight"]
+    first = "model.layers.0."
+    heads = max(1, width // 128)
+    half = width // heads // 2
+    return {
+        "model_type": "qwen2_5_vl_text",
+        "architectures": ["Qwen2_5_VLTextModel"],
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": shapes[f"{first}mlp.gate_proj.weight"][0],
+        "num_hidden_layers": _count(shapes, "model.layers."),
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(1, shapes[f"{first}self_attn.k_proj.weight"][0] * heads // width),
+        "hidden_act": "silu",
+        "max_position_embeddings": 128000,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {
+            **{"rope_theta": 1_000_000, "rope_type": "default"},
+            "mrope_section": [half // 4, half * 3 // 8, half - half // 4 - half * 3 // 8],
+        },
+        **({"bos_token_id": 151643, "eos_token_id": 151645} if words > 151645 else {}),
+    }
+
+
 _CLIP_G = 1280
 _TOKENS = "text_model.embeddings.token_embedding.weight"
 KINDS: Mapping[str, TextKind] = {
@@ -105,15 +132,24 @@ KINDS: Mapping[str, TextKind] = {
     "clip_g": TextKind("CLIP-G", _TOKENS, _clip),
     "t5": TextKind("T5-XXL", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", _t5),
     "qwen3": TextKind("Qwen3", "model.layers.0.self_attn.q_norm.weight", _qwen3),
+    "qwen2_5_vl": TextKind("Qwen2.5-VL", "model.layers.0.self_attn.q_proj.bias", _qwen2_5_vl),
 }
+
+
+def _titles(kind: TransformerKind) -> str:
+    return " and ".join(KINDS[one.kind].title for one in kind.text)
+
+
 _STRANGERS = (  # tensors, what has them
-    (r"visual\.|model\.visual\.", "a Qwen-VL, which also reads images (Krea 2's or Qwen-Image's)"),
+    (r"(model\.)?visual\.blocks\.0\.mlp\.(linear_)?fc1\.", "a Qwen2-VL or Qwen3-VL (Krea 2's)"),
     (r"encoder\.block\.1\.layer\.0\.SelfAttention\.relative_attention_bias", "UMT5 (Wan's)"),
     (r"model\.layers\.0\.(pre|post)_feedforward_layernorm", "Gemma (Lumina-Image's)"),
-    (r"model\.layers\.0\.self_attn\.q_proj\.bias", "Qwen2.5 (Qwen-Image's)"),
     (r"transformer\.resblocks|text_model\.transformer\.resblocks", "a CLIP in OpenCLIP's layout"),
     (r"vision_model\.", "a CLIP with its image encoder"),
 )
+
+
+_READ = ", ".join(f"{kind.title} reads {_titles(kind)}" for kind in TRAINED)
 
 
 def find_text(name: str, shapes: Shapes, *, wide: int = _CLIP_G) -> list[FoundText]:
@@ -130,10 +166,7 @@ def find_text(name: str, shapes: Shapes, *, wide: int = _CLIP_G) -> list[FoundTe
     for prefix, own in groups.items():
         for pattern, what in _STRANGERS:
             if any(re.match(pattern, key) for key in own):
-                raise BaseModelError(
-                    f"{name} holds {what}; a text encoder of Z-Image is Qwen3-4B, of FLUX.1 CLIP-L and "
-                    "T5-XXL, of Chroma T5-XXL, and of Stable Diffusion 3 CLIP-L, CLIP-G and T5-XXL."
-                )
+                raise BaseModelError(f"{name} holds {what}; {_READ}.")
         if kind := _kind_of(own, prefix, wide):
             found.append(FoundText(kind, prefix, own))
     return found
@@ -143,7 +176,7 @@ def _kind_of(shapes: Shapes, prefix: str, wide: int) -> str:
     if _TOKENS in shapes:
         named = next((one for one in ("clip_l", "clip_g") if f".{one}." in prefix), "")
         return named or ("clip_g" if shapes[_TOKENS][1] >= wide else "clip_l")
-    return next((key for key in ("t5", "qwen3") if KINDS[key].sign in shapes), "")
+    return next((key for key in KINDS if not key.startswith("clip") and KINDS[key].sign in shapes), "")
 
 
 def text_configuration(name: str, found: FoundText, *, projects: bool) -> Configuration:

@@ -44,7 +44,7 @@ _DRAWN = """() => {
     const box = one.getBoundingClientRect();
     return box.top < innerHeight && box.bottom > 0;
   });
-  return seen.length >= 12 && seen.every((one) => one.complete && one.naturalWidth);
+  return seen.length >= 5 && seen.every((one) => one.complete && one.naturalWidth);
 }"""
 
 
@@ -90,12 +90,14 @@ def served(project: Path, home: Path) -> Iterator[tuple[str, psutil.Process, flo
     own = {"LORA_STUDIO_HOME": str(home), "XDG_CACHE_HOME": str(home), "LORA_STUDIO_WEB_TOKEN": TOKEN}
     begun = time.perf_counter()
     with subprocess.Popen(command, env=os.environ | own, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        found = re.search(r"(http://\S+?)/\?token=", process.stdout.readline())
-        assert found is not None
-        httpx.get(found[1], trust_env=False)
-        yield found[1], psutil.Process(process.pid), time.perf_counter() - begun
-        process.terminate()
+        try:
+            assert process.stdout is not None
+            found = re.search(r"(http://\S+?)/\?token=", process.stdout.readline())
+            assert found is not None
+            httpx.get(found[1], trust_env=False)
+            yield found[1], psutil.Process(process.pid), time.perf_counter() - begun
+        finally:
+            process.terminate()
 
 
 def first_screens(page: Page, address: str, server: psutil.Process, rounds: int) -> dict[str, list[float]]:
@@ -162,6 +164,7 @@ def measured(folder: Path, options: argparse.Namespace) -> tuple[dict[str, objec
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         pages = [(context := browser.new_context()).new_page()]
         pages += [context.new_page() for _ in range(PAGES - 1)]
+        context.set_default_timeout(300_000)  # milliseconds
         pages[0].goto(address)
         pages[0].fill("#token", TOKEN)
         pages[0].get_by_role("button", name="Open the studio").click()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
@@ -18,6 +19,9 @@ from diffusers import (
     DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     QwenImagePipeline,
@@ -36,6 +40,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -279,6 +286,102 @@ def chroma_pipeline() -> ChromaPipeline:
     return pipeline
 
 
+def base_flux2(folder: Path, *, guided: bool = False) -> Path:
+    return _saved(flux2_pipeline(guided=guided), folder)
+
+
+def flux2_pipeline(*, guided: bool = False) -> Flux2KleinPipeline | Flux2Pipeline:
+    """FLUX.2's module tree: a block of each kind, and a language model with a layer more than is read of it.
+
+    As klein has it a Qwen3; guided, as dev, a Mistral with eyes.
+    """
+    torch.manual_seed(8)
+    pipeline = (Flux2Pipeline if guided else Flux2KleinPipeline)(
+        scheduler=FlowMatchEulerDiscreteScheduler(**DYNAMIC),
+        vae=flux2_vae(),
+        text_encoder=mistral_with_eyes() if guided else Qwen3Model(Qwen3Config(**_language_model(28))),
+        tokenizer=mistral_tokenizer() if guided else chat_tokenizer(),
+        transformer=Flux2Transformer2DModel(
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=guided,
+        ),
+    )
+    return pipeline
+
+
+def flux2_vae(*, levels: int = 2) -> AutoencoderKLFlux2:
+    """Of 32 channels, with statistics that are not those of a new one."""
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * levels,
+        layers_per_block=1,
+        norm_num_groups=2,
+        sample_size=64,
+    )
+    torch.nn.init.normal_(vae.bn.running_mean)
+    torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
+    return vae
+
+
+def _language_model(layers: int) -> dict[str, Any]:
+    """8 wide."""
+    return {
+        "vocab_size": len(chat_tokenizer()),
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 1024,
+    }
+
+
+def mistral_with_eyes() -> Mistral3ForConditionalGeneration:
+    eyes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1}
+    eyes |= {"patch_size": 14}
+    far = {"rope_type": "default", "rope_theta": 1e9}
+    return Mistral3ForConditionalGeneration(
+        Mistral3Config(
+            text_config={"model_type": "mistral", **_language_model(31), "rope_parameters": far},
+            vision_config={
+                "model_type": "pixtral",
+                "head_dim": 8,
+                "image_size": 28,
+                "patch_size": 14,
+                **eyes,
+            },
+            image_token_index=3,
+        )
+    )
+
+
+def mistral_tokenizer() -> PreTrainedTokenizerFast:
+    """Mistral's kind of tokenizer with a token for each byte, which pads on the left; and a chat template."""
+    tokenizer = chat_tokenizer()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=1024,
+        padding_side="left",
+    )
+    made.chat_template = (
+        "{{ bos_token }}{% for one in messages %}{% set text = one['content'][0]['text'] %}"
+        "{% if one['role'] == 'system' %}[SYSTEM_PROMPT]{{ text }}[/SYSTEM_PROMPT]"
+        "{% else %}[INST]{{ text }}[/INST]{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}answer{% endif %}"
+    )
+    return made
+
+
 def base_sd3(folder: Path, *, newer: bool = True) -> Path:
     return _saved(sd3_pipeline(newer=newer), folder)
 
@@ -385,6 +488,8 @@ BASES = {
     "flux1": base_flux1,
     "flux1 schnell": partial(base_flux1, guided=False),
     "chroma": base_chroma,
+    "flux2": base_flux2,
+    "flux2 dev": partial(base_flux2, guided=True),
     "sd3": base_sd3,
     "sd3 first": partial(base_sd3, newer=False),
     "qwen_image": base_qwen_image,

@@ -9,14 +9,16 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLQwenImage
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
 from safetensors.torch import save_file
-from tiny import chat_tokenizer, t5_tokenizer
+from tiny import chat_tokenizer, mistral_tokenizer, t5_tokenizer
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    MistralConfig,
+    MistralModel,
     Qwen2_5_VLTextConfig,
     Qwen2_5_VLTextModel,
     Qwen3Config,
@@ -40,6 +42,11 @@ _STREAMS = {
     "joint_attention_dim": TEXT,
     "axes_dims_rope": (4, 14, 14),
 }
+_FLUX2 = {
+    **{"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 32, "num_attention_heads": 2},
+    **{"joint_attention_dim": 3 * TEXT, "axes_dims_rope": (8, 8, 8, 8)},
+}
+TABLES = {"flux2_klein": "flux2", "flux2_dev": "flux2"}  # family -> its table of names, if not its own
 TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "z_image": (
         "ZImageTransformer2DModel",
@@ -56,6 +63,8 @@ TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
         "ChromaTransformer2DModel",
         _STREAMS | {"approximator_hidden_dim": 16, "approximator_layers": 2},
     ),
+    "flux2_klein": ("Flux2Transformer2DModel", _FLUX2 | {"guidance_embeds": False}),
+    "flux2_dev": ("Flux2Transformer2DModel", _FLUX2 | {"guidance_embeds": True}),
     "sd3": (
         "SD3Transformer2DModel",
         {
@@ -78,6 +87,8 @@ TEXTS = {  # part -> its name in an all-in-one file
     "chroma": {"text_encoder": "t5xxl"},
     "sd3": {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"},
     "qwen_image": {"text_encoder": "qwen25_7b"},
+    "flux2_klein": {"text_encoder": "qwen3_4b"},
+    "flux2_dev": {"text_encoder": "mistral_3_small"},
 }
 
 
@@ -111,6 +122,11 @@ def new_vae(family: str) -> nn.Module:
             for weight in vae.parameters():
                 weight.normal_(std=0.1)
         return vae
+    if family in TABLES:
+        vae = AutoencoderKLFlux2(block_out_channels=(32,) * 4, layers_per_block=1)
+        torch.nn.init.normal_(vae.bn.running_mean)
+        torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
+        return vae
     scale, shift = (1.5305, 0.0609) if family == "sd3" else (0.3611, 0.1159)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -129,7 +145,8 @@ def new_vae(family: str) -> nn.Module:
 def new_text(family: str, part: str) -> nn.Module:
     name = TEXTS[family][part]
     if name == "qwen3_4b":
-        sizes = {"hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+        layers = 28 if family in TABLES else 2  # of which 27 are read
+        sizes = {"hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": layers, "head_dim": 8}
         heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
         rope = {"rope_theta": 1_000_000, "rope_type": "default"}  # as in the published ones
         words = {"vocab_size": len(chat_tokenizer()), "rope_parameters": rope}
@@ -141,6 +158,12 @@ def new_text(family: str, part: str) -> nn.Module:
         marks = {"bos_token_id": None, "eos_token_id": None}
         words = {"vocab_size": len(chat_tokenizer()), "rope_parameters": rope}
         return Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**words, **sizes, **heads, **marks))
+    if name == "mistral_3_small":
+        sizes = {"hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": 30, "head_dim": 128}
+        rope = {"rope_theta": 1_000_000_000, "rope_type": "default"}
+        words = {"vocab_size": len(mistral_tokenizer()), "rope_parameters": rope, "rms_norm_eps": 1e-5}
+        heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "sliding_window": None}
+        return MistralModel(MistralConfig(**words, **sizes, **heads))
     if name == "t5xxl":
         sizes = {"d_model": TEXT, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 2}
         words = {"vocab_size": len(t5_tokenizer()) + 3, "feed_forward_proj": "gated-gelu"}
@@ -157,8 +180,9 @@ def new_text(family: str, part: str) -> nn.Module:
 def original_transformer(family: str, transformer: nn.Module) -> dict[str, Tensor]:
     """Without a prefix. Which layer is which is checked against diffusers' converters beside this."""
     state = transformer.state_dict()
-    published = published_shapes({"sd3": "sd35_medium"}.get(family, family))
-    origins = transformer_origins(family, published, shapes_of(transformer), "")
+    names = {"sd3": "sd35_medium", "flux2_klein": "flux2_klein_4b"}
+    published, table = published_shapes(names.get(family, family)), TABLES.get(family, family)
+    origins = transformer_origins(table, published, shapes_of(transformer), "")
     pieces: dict[str, list[tuple[int, Tensor]]] = {}
     for key, origin in origins.items():
         tensor = torch.cat(state[key].chunk(2)[::-1]) if origin.swapped else state[key]
@@ -197,15 +221,24 @@ def original_vae(vae: nn.Module) -> dict[str, Tensor]:
                 key = re.sub(pattern, name, key)
             found[key] = tensor
         return found
-    return {vae_name(key, 4): tensor for key, tensor in vae.state_dict().items()}
+    found = {vae_name(key, 4): tensor for key, tensor in vae.state_dict().items()}
+    if isinstance(vae, AutoencoderKLFlux2):  # which has them within, and may lack a counter
+        del found["bn.num_batches_tracked"]
+        within = {"quant_conv": "encoder.quant_conv", "post_quant_conv": "decoder.post_quant_conv"}
+        found = {re.sub(r"^\w*quant_conv", lambda m: within[m[0]], key): one for key, one in found.items()}
+    return found
 
 
 def original_text(module: nn.Module) -> dict[str, Tensor]:
     """As files for ComfyUI have it: a CLIP with `text_model.`, Qwen3 with `model.`, T5 with one embedding."""
-    starts = {CLIPTextModel: "text_model.", **dict.fromkeys((Qwen3Model, Qwen2_5_VLTextModel), "model.")}
+    models = (Qwen3Model, Qwen2_5_VLTextModel, MistralModel)
+    starts = {CLIPTextModel: "text_model.", **dict.fromkeys(models, "model.")}
     start = starts.get(type(module), "")
     state = {start + key: tensor for key, tensor in module.state_dict().items()}
     state.pop("encoder.embed_tokens.weight", None)
+    if isinstance(module, MistralModel):  # FLUX.2's ends with the last layer that is read, without a norm
+        state = {key: one for key, one in state.items() if key != "model.norm.weight"}
+        state["tekken_model"] = torch.zeros(4, dtype=torch.uint8)
     if isinstance(module, Qwen2_5_VLTextModel):  # with what reads images
         state |= {"visual.merger.ln_q.weight": torch.ones(4), "lm_head.weight": torch.ones(4, 4)}
     return {key: tensor for key, tensor in state.items() if "position_ids" not in key}
@@ -229,11 +262,18 @@ def all_in_one(family: str, parts: Mapping[str, Any]) -> dict[str, Tensor]:
     return found
 
 
+def tokenizer_of(name: str) -> Any:
+    """Of a text encoder that is no CLIP."""
+    if name == "mistral_3_small":
+        return mistral_tokenizer()
+    return chat_tokenizer() if name.startswith("qwen") else t5_tokenizer()
+
+
 def write_tokenizers(family: str, folder: Path) -> Path:
-    """Those that the package has not: T5's, or Qwen's, which has lost its template as it may."""
+    """Those that the package has not: T5's, Qwen's or Mistral's, which lost its template as it may."""
     for part, name in TEXTS[family].items():
         if not name.startswith("clip"):
-            tokenizer = chat_tokenizer() if name.startswith("qwen") else t5_tokenizer()
+            tokenizer = tokenizer_of(name)
             tokenizer.chat_template = None
             tokenizer.save_pretrained(folder / part.replace("text_encoder", "tokenizer"))
     return folder

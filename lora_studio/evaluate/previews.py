@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lora_studio.families.base import ModelFamily, PromptTensors, UsualSampling
 from lora_studio.families.transformers import joined
+from lora_studio.families.vaes import pixels_per_own
 from lora_studio.recipe.training import SamplesConfig
 from lora_studio.rng import generator
 
@@ -171,7 +172,7 @@ def decoder_of(family: ModelFamily) -> AutoencoderKL:
 
     vae.decode = without_autocast
     vae.tile_sample_min_size = math.isqrt(MOST_UNTILED)
-    vae.tile_latent_min_size = vae.tile_sample_min_size // family.pixels_per_latent
+    vae.tile_latent_min_size = vae.tile_sample_min_size // pixels_per_own(vae.config)
     return vae
 
 

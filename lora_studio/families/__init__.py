@@ -16,6 +16,8 @@ FAMILIES: Registry["type[ModelFamily]"] = Registry(
         "z_image": "lora_studio.families.transformers.z_image:ZImage",
         "flux1": "lora_studio.families.transformers.flux1:Flux1",
         "chroma": "lora_studio.families.transformers.chroma:Chroma",
+        "flux2_klein": "lora_studio.families.transformers.flux2:Flux2Klein",
+        "flux2_dev": "lora_studio.families.transformers.flux2:Flux2Dev",
         "sd3": "lora_studio.families.transformers.sd3:StableDiffusion3",
         "qwen_image": "lora_studio.families.transformers.qwen_image:QwenImage",
     },

@@ -120,12 +120,14 @@ class ModelFamily(ABC):
     block_choices: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
     # Whether some of its bases make images in a few steps, which their weights do not show.
     has_distilled: ClassVar[bool] = False
+    undistilled: ClassVar[str] = ""  # on the hub, what to train on for those
     # Whether its parts are so large that each is read when its turn comes, and fingerprinted by its files.
     staged: ClassVar[bool] = False
     most_chunks: ClassVar[int] = MOST_CHUNKS  # windows that captions can fill; 1: they are read in one go
 
     max_chunks: int = 1  # windows of its text encoder that a caption may fill; to be set before encoding
     distilled: bool = False  # it makes its images in a few steps
+    told_distilled: bool | None = None  # so the folder's own index says, if it does
     pinned_parts: frozenset[str] = frozenset()  # that stay where they are, whatever `place` is told
     notes: tuple[str, ...] = ()  # what its user should know of how it was read, in short sentences
     _device: torch.device | None = None
@@ -188,7 +190,7 @@ class ModelFamily(ABC):
     @property
     def seems_distilled(self) -> bool | None:
         """As `distilled`, by its own configuration; None: that does not tell."""
-        return None
+        return self.told_distilled
 
     @property
     def usual_sampling(self) -> UsualSampling:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 MAX_BYTES = 1_000_000  # of a configuration's file
-_MOST_NUMBER = 1e6  # of any number
+_MOST_NUMBER = 1e6  # of any number but these
+_MOST = {"rope_theta": 1e12}
 _MOST_LAYERS = 100  # where there are no weights to count them in
 _FEWEST_TOKENS = 3
 
@@ -117,8 +118,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise BaseModelError(f"{path} does not hold a JSON object; download the base model again.")
     for key, value in _values(values):
-        if isinstance(value, int | float) and not abs(value) <= _MOST_NUMBER:  # which no number is not
-            what = f"{path} says {key} = {value:g}, and numbers up to {_MOST_NUMBER:,.0f} are possible"
+        most = _MOST.get(key, _MOST_NUMBER)
+        if isinstance(value, int | float) and not abs(value) <= most:  # which no number is not
+            what = f"{path} says {key} = {value:g}, and numbers up to {most:,.0f} are possible"
             raise BaseModelError(f"{what}; download the base model again.")
     return values
 

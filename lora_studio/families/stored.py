@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+_COUNTER = "num_batches_tracked"  # of a batch norm: no number of its depends on it, and files may lack it
 MAPPED_BYTES = 2**28  # of a file that are mapped at a time, while something is made of them
 Change = Callable[["Tensor"], "Tensor"]
 
@@ -85,7 +86,7 @@ class StoredPart:
 
         `copies`: of all; else what needs no cast stays mapped from the file and takes no memory of its own.
         """
-        weights = dict(self._made(part.state_dict(), dtype, device, copies=copies))
+        weights = dict(self._made(shapes_of(part), dtype, device, copies=copies))
         part.load_state_dict(weights, assign=True)
         if getattr(part, "all_tied_weights_keys", None):  # of transformers: those that are one and the same
             part.tie_weights()  # type: ignore[operator]
@@ -117,15 +118,15 @@ class StoredPart:
 
 
 def shapes_of(part: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Of all of its tensors."""
-    return {name: tuple(tensor.shape) for name, tensor in part.state_dict().items()}
+    """Of all of its tensors that a file has to have."""
+    tensors = part.state_dict().items()
+    return {name: tuple(tensor.shape) for name, tensor in tensors if not name.endswith(_COUNTER)}
 
 
 def stored_in(file: Checkpoint, part: nn.Module, found: Mapping[str, TensorOrigin]) -> StoredPart:
     """Where all tensors of a part lie in one file, by the part's own names."""
-    return StoredPart(
-        {key: StoredTensor(file, found[key], tuple(one.shape)) for key, one in part.state_dict().items()}
-    )
+    shapes = shapes_of(part).items()
+    return StoredPart({key: StoredTensor(file, found[key], shape) for key, shape in shapes})
 
 
 def drop_weights(part: nn.Module, dtype: torch.dtype | None = None) -> None:

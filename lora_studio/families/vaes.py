@@ -1,4 +1,8 @@
-"""What differs between the kinds of VAE: how latents are scaled, and whether an image is a video's frame."""
+"""What differs between the kinds of VAE: how latents are scaled, and of what an image is a part or a whole.
+
+An image may be a video's frame. A latent of the denoiser may be a cell of several of the VAE's own, channel
+by channel, scaled by what a batch norm in the VAE has counted (FLUX.2).
+"""
 
 from __future__ import annotations
 
@@ -34,10 +38,26 @@ def scale_of(config: Mapping[str, Any]) -> LatentScale:
     return LatentScale(means, 1 / deviations)
 
 
+def _counted(vae: Any) -> LatentScale:
+    """By the mean and variance that its batch norm has counted."""
+    deviations = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
+    return LatentScale(vae.bn.running_mean[:, None, None], 1 / deviations[:, None, None])
+
+
 def pixels_per_latent(config: Mapping[str, Any]) -> int:
     """How many times an image's side is its latents'."""
+    return pixels_per_own(config) * cell_of(config)
+
+
+def pixels_per_own(config: Mapping[str, Any]) -> int:
+    """Likewise of the VAE's own latents."""
     halvings = config.get("temperal_downsample", config.get("block_out_channels", ())[1:])
     return int(2 ** len(halvings))
+
+
+def cell_of(config: Mapping[str, Any]) -> int:
+    """How many of the VAE's own latents a side of one of the denoiser's is."""
+    return int(config["patch_size"][0]) if "batch_norm_eps" in config else 1
 
 
 def native_side(config: Mapping[str, Any]) -> int:
@@ -47,25 +67,30 @@ def native_side(config: Mapping[str, Any]) -> int:
 
 
 def latent_channels(config: Mapping[str, Any]) -> int:
-    return int(config.get("latent_channels") or config["z_dim"])
+    return int(config.get("latent_channels") or config["z_dim"]) * cell_of(config) ** 2
 
 
 def encode(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """[B, 3, H, W] in -1..1 -> mean and deviation of the denoiser's latents, each [B, C, h, w] in float32."""
+    from torch.nn.functional import pixel_unshuffle
+
     weight = next(vae.parameters())
     given = pixels.to(weight.device, weight.dtype)
     posterior = vae.encode(given.unsqueeze(2) if weight.dim() == _VIDEO else given).latent_dist
     mean, std = posterior.mean.float(), posterior.std.float()
     if weight.dim() == _VIDEO:
         mean, std = mean.squeeze(2), std.squeeze(2)
-    shift, factor = _beside(mean, vae.config)
+    mean, std = (pixel_unshuffle(one, cell_of(vae.config)) for one in (mean, std))
+    shift, factor = _beside(mean, vae)
     return (mean - shift) * factor, std * factor
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """The denoiser's latents [B, C, h, w] -> [B, 3, H, W], about -1..1."""
-    shift, factor = _beside(latents, vae.config)
-    given = latents / factor + shift
+    from torch.nn.functional import pixel_shuffle
+
+    shift, factor = _beside(latents, vae)
+    given = pixel_shuffle(latents / factor + shift, cell_of(vae.config))
     if next(vae.parameters()).dim() == _VIDEO:
         video: Tensor = vae.decode(given.unsqueeze(2), return_dict=False)[0]
         return video.squeeze(2)
@@ -73,6 +98,6 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     return image
 
 
-def _beside(latents: Tensor, config: Mapping[str, Any]) -> LatentScale:
-    scale = scale_of(config)
+def _beside(latents: Tensor, vae: Any) -> LatentScale:
+    scale = scale_of(vae.config) if cell_of(vae.config) == 1 else _counted(vae)
     return LatentScale(*(one if isinstance(one, float) else to_device(one, latents.device) for one in scale))

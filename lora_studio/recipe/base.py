@@ -40,8 +40,8 @@ class BaseConfig(Section):
     )
     distilled: bool | Literal["auto"] = Field(
         "auto",
-        description="whether the base makes its images in a few steps (Turbo, schnell), which its weights do "
-        "not show; auto: by its name",
+        description="whether the base makes its images in a few steps (Turbo, schnell, klein without base), "
+        "which its weights do not show; auto: by its name",
     )
     training_adapter: UserPath | None = Field(
         None,

@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
-from tiny import chroma_pipeline, flux1_pipeline, qwen_image_pipeline, sd3_pipeline, z_image_pipeline
+from tiny import (
+    chroma_pipeline,
+    flux1_pipeline,
+    flux2_pipeline,
+    qwen_image_pipeline,
+    sd3_pipeline,
+    z_image_pipeline,
+)
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -16,6 +23,7 @@ from lora_studio.families.noise_schedule import STABLE_DIFFUSION
 from lora_studio.families.original.configurations import clip_merges, clip_vocabulary
 from lora_studio.families.transformers.chroma import Chroma
 from lora_studio.families.transformers.flux1 import Flux1
+from lora_studio.families.transformers.flux2 import Flux2Klein
 from lora_studio.families.transformers.qwen_image import QwenImage
 from lora_studio.families.transformers.sd3 import StableDiffusion3
 from lora_studio.families.transformers.z_image import ZImage
@@ -144,6 +152,7 @@ BASES: dict[str, Callable[[], ModelFamily]] = {
     "flux1": lambda: _of_flow(Flux1, flux1_pipeline()),
     "chroma": lambda: _of_flow(Chroma, chroma_pipeline()),
     "sd3": lambda: _of_flow(StableDiffusion3, sd3_pipeline()),
+    "flux2": lambda: _of_flow(Flux2Klein, flux2_pipeline()),
     "qwen_image": _qwen_image,
     "SD1.5": lambda: _published(
         StableDiffusion15, {"cross_attention_dim": 768, "attention_head_dim": 8}, 512

@@ -23,6 +23,7 @@ from lora_studio.lora_file.forms import LayerSizes, spell_form
 
 TRAINED = {
     **{"flux1": "flux1", "chroma": "chroma", "z_image": "z_image", "qwen_image": "qwen_image"},
+    **{"flux2_klein_4b": "flux2_klein", "flux2_klein_9b": "flux2_klein", "flux2_dev": "flux2_dev"},
     **dict.fromkeys(("sd3_medium", "sd35_medium", "sd35_large"), "sd3"),
 }  # published base -> the family that trains it
 
@@ -59,7 +60,9 @@ def full_size(base: str) -> ModelFamily:
 @pytest.mark.parametrize(
     "base",
     [
-        one if one in ("flux1", "z_image", "sd35_medium") else pytest.param(one, marks=pytest.mark.slow)
+        one
+        if one in ("flux1", "z_image", "sd35_medium", "flux2_klein_4b")
+        else pytest.param(one, marks=pytest.mark.slow)
         for one in TRAINED
     ],
 )

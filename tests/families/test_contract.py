@@ -43,6 +43,7 @@ STABILITY, FLUX = (
     "https://github.com/black-forest-labs/flux",
 )
 Z_IMAGE, CHROMA = "https://github.com/Tongyi-MAI/Z-Image", "https://huggingface.co/lodestones/Chroma"
+FLUX2 = "https://github.com/black-forest-labs/flux2"
 TRAITS = {
     "sd15": ("sd_v1", False, "stable-diffusion-v1/lora", "epsilon", STABILITY),
     "sd2": ("sd_v2", True, "stable-diffusion-v2-512/lora", "epsilon", STABILITY),
@@ -53,18 +54,21 @@ TRAITS = {
     "flux1": ("flux1", False, "flux-1-dev/lora", "", FLUX),
     "flux1 schnell": ("flux1", False, "flux-1-schnell/lora", "", FLUX),
     "chroma": ("chroma", False, "chroma/lora", "", CHROMA),
+    "flux2": ("flux_2_klein_4b", False, "Flux.2-klein-4b/lora", "", FLUX2),
+    "flux2 dev": ("flux_2_dev", False, "Flux.2-dev/lora", "", FLUX2),
     "sd3": ("3-5-medium", False, "stable-diffusion-3.5-medium/lora", "", "diffusers"),
     "qwen_image": ("qwen_image", False, "Qwen-Image/lora", "", "https://github.com/QwenLM/Qwen-Image"),
     "sd3 first": ("3-medium", False, "stable-diffusion-3-medium/lora", "", "diffusers"),
 }
 CARDS = {
     **{"sd15": "SD1", "sd2": "SD2", "sdxl": "SDXL", "z_image": "Z-Image"},
-    **{"flux1": "Flux", "chroma": "Chroma", "sd3": "SD3"},
+    **{"flux1": "Flux", "flux2": "Flux.2", "chroma": "Chroma", "sd3": "SD3"},
     "qwen_image": "Qwen-Image",
 }
 UNETS = [name for name in BASES if name.startswith("sd") and not name.startswith("sd3")]
 TRANSFORMERS = [name for name in BASES if name not in UNETS]
 SHAPES = dict.fromkeys(UNETS, (4, 4, 8, 64)) | dict.fromkeys(TRANSFORMERS, (16, 2, 4, 64))
+SHAPES |= dict.fromkeys(("flux2", "flux2 dev"), (128, 4, 4, 64))
 SHAPES["qwen_image"] = (16, 2, 4, 256)  # 128 latents, as its pipeline has it by itself
 """Channels of latents, pixels of a latent's side, of a bucket's sides, and of a native image's."""
 CHECKPOINTING = "machine.gradient_checkpointing=true"
@@ -72,6 +76,7 @@ BOTH_SIDES = ("adapter.text_encoder=true", "training.text_encoder_learning_rate=
 CHECKPOINTED = (
     *("ResnetBlock2D", "CLIPEncoderLayer", "ZImageTransformerBlock", "FluxTransformerBlock"),
     *("ChromaTransformerBlock", "JointTransformerBlock", "QwenImageTransformerBlock"),
+    "Flux2TransformerBlock",
 )
 BaseOf = Callable[[str], Path]
 each_tree = pytest.mark.parametrize(
@@ -384,7 +389,7 @@ def test_a_run_ends_with_a_file_that_diffusers_loads_whole(
     assert file.metadata["ss_v2"] == str(TRAITS[name][1])
     assert file.metadata.get("modelspec.prediction_type", "") == TRAITS[name][3]
     loadable = result.lora_file
-    if name.startswith(("flux1", "chroma")):  # of its fused files diffusers knows the published widths alone
+    if name.startswith(("flux", "chroma")):  # whose fused layers are several for diffusers
         loadable = Path(convert(loadable, "diffusers", out=tmp_path / "own.safetensors").path)
     pipeline.load_lora_weights(loadable.parent, weight_name=loadable.name)
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]

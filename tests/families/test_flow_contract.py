@@ -31,14 +31,22 @@ SIZES = [(64, 64), (72, 44), (36, 100)]  # height, width
 BaseOf = Callable[[str], Path]
 
 
+def by_one_scale(pipeline: DiffusionPipeline, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """As pipelines put it: decode(latents / scaling_factor + shift_factor)."""
+    config = pipeline.vae.config
+    return mean / config.scaling_factor + (config.shift_factor or 0), std / config.scaling_factor
+
+
 class Reference(NamedTuple):
     """How diffusers' pipeline of a family is asked."""
 
     text: Callable[[DiffusionPipeline, str], dict[str, Tensor]]  # a caption's conditioning, [n, D] and [P]
     spatial: Callable[[DiffusionPipeline, Tensor, int, int], Tensor]  # its latents -> [B, C, h, w]
     unguided: dict[str, Any]
-    guided: Callable[[float, str], dict[str, Any]]  # strength as UIs have it, and a negative prompt
+    guided: Callable[[DiffusionPipeline, float, str], dict[str, Any]]  # as strong as UIs have it, and against
     velocity: Callable[[Any, Tensor, Tensor, list[dict[str, Tensor]]], Tensor]  # of its transformer, by hand
+    # Mean and deviation of latents -> as the VAE itself has them.
+    decoded: Callable[[DiffusionPipeline, Tensor, Tensor], tuple[Tensor, Tensor]] = by_one_scale
 
 
 def as_they_are(pipeline: DiffusionPipeline, latents: Tensor, height: int, width: int) -> Tensor:
@@ -125,6 +133,52 @@ def chroma_velocity(transformer: Any, noisy: Tensor, sigma: Tensor, texts: list[
     return in_latents(torch.cat(found), *noisy.shape[-2:])
 
 
+def flux2_text(pipeline: DiffusionPipeline, caption: str) -> dict[str, Tensor]:
+    return {"text": pipeline.encode_prompt([caption], device="cpu")[0][0]}
+
+
+def flux2_latents(pipeline: DiffusionPipeline, latents: Tensor, height: int, width: int) -> Tensor:
+    """Of sides in pixels, of which the miniature's tokens have four."""
+    rows, columns = height // 4, width // 4
+    places = pipeline._prepare_latent_ids(torch.empty(len(latents), 1, rows, columns))
+    return pipeline._unpack_latents_with_ids(latents, places)
+
+
+def flux2_decoded(pipeline: DiffusionPipeline, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    bn, eps = pipeline.vae.bn, pipeline.vae.config.batch_norm_eps
+    center, spread = bn.running_mean[:, None, None], (bn.running_var + eps).sqrt()[:, None, None]
+    whole = pipeline._unpatchify_latents
+    return whole(mean * spread + center), whole(std * spread)
+
+
+def flux2_velocity(transformer: Any, noisy: Tensor, sigma: Tensor, texts: list[dict[str, Tensor]]) -> Tensor:
+    batch, _, height, width = noisy.shape
+    text = torch.stack([one["text"] for one in texts])
+    places = [(0, row, column, 0) for row in range(height) for column in range(width)]
+    found = transformer(
+        hidden_states=torch.stack([noisy[:, :, y, x] for _, y, x, _ in places], dim=1),
+        encoder_hidden_states=text,
+        timestep=sigma,
+        img_ids=torch.tensor([places] * batch),
+        txt_ids=torch.tensor([[(0, 0, 0, place) for place in range(text.shape[1])]] * batch),
+        guidance=torch.ones(batch) if transformer.config.guidance_embeds else None,
+        return_dict=False,
+    )[0]
+    return (
+        torch.stack([found[:, number].T for number in range(len(places))])
+        .permute(2, 1, 0)
+        .reshape(noisy.shape)
+    )
+
+
+def flux2_guided(pipeline: DiffusionPipeline, strength: float, negative: str) -> dict[str, Any]:
+    """klein's pipeline takes no negative prompt, but its tokens; dev is guided without."""
+    guided = {"guidance_scale": strength}
+    if pipeline.transformer.config.guidance_embeds:
+        return guided
+    return guided | {"negative_prompt_embeds": flux2_text(pipeline, negative)["text"][None]}
+
+
 def sd3_text(pipeline: DiffusionPipeline, caption: str) -> dict[str, Tensor]:
     text, _, pooled, _ = pipeline.encode_prompt(
         [caption], None, None, device="cpu", do_classifier_free_guidance=False
@@ -159,10 +213,25 @@ def qwen_velocity(transformer: Any, noisy: Tensor, sigma: Tensor, texts: list[di
     return in_latents(torch.cat(found), height, width)
 
 
-def with_negative(strength: float, negative: str) -> dict[str, Any]:
+def video_decoded(pipeline: DiffusionPipeline, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """decode(latents / (1 / latents_std) + latents_mean), of one frame."""
+    config = pipeline.vae.config
+    means, deviations = (torch.tensor(config[f"latents_{one}"])[:, None, None] for one in ("mean", "std"))
+    return (mean * deviations + means)[:, :, None], (std * deviations)[:, :, None]
+
+
+def with_negative(pipeline: DiffusionPipeline, strength: float, negative: str) -> dict[str, Any]:
     return {"guidance_scale": strength, "negative_prompt": negative}
 
 
+FLUX2 = Reference(
+    text=flux2_text,
+    spatial=flux2_latents,
+    unguided={"guidance_scale": 1.0},
+    guided=flux2_guided,
+    velocity=flux2_velocity,
+    decoded=flux2_decoded,
+)
 SCHNELL = {"guidance_scale": 0.0, "max_sequence_length": 256}
 SD3 = Reference(
     text=sd3_text,
@@ -176,14 +245,14 @@ REFERENCES = {
         text=flux_text,
         spatial=flux_latents,
         unguided={"guidance_scale": 1.0},
-        guided=lambda strength, negative: {"guidance_scale": strength},
+        guided=lambda pipeline, strength, negative: {"guidance_scale": strength},
         velocity=flux_velocity,
     ),
     "flux1 schnell": Reference(
         text=flux_text,
         spatial=flux_latents,
         unguided=SCHNELL,
-        guided=lambda strength, negative: SCHNELL,
+        guided=lambda pipeline, strength, negative: SCHNELL,
         velocity=flux_velocity,
     ),
     "chroma": Reference(
@@ -197,16 +266,19 @@ REFERENCES = {
         text=qwen_text,
         spatial=qwen_latents,
         unguided={"true_cfg_scale": 1.0},
-        guided=lambda strength, negative: {"true_cfg_scale": strength, "negative_prompt": negative},
+        guided=lambda pipeline, strength, negative: {"true_cfg_scale": strength, "negative_prompt": negative},
         velocity=qwen_velocity,
+        decoded=video_decoded,
     ),
+    "flux2": FLUX2,
+    "flux2 dev": FLUX2,
     "sd3": SD3,
     "sd3 first": SD3,
     "z_image": Reference(
         text=z_image_text,
         spatial=as_they_are,
         unguided={"guidance_scale": 0},
-        guided=lambda strength, negative: {"guidance_scale": strength - 1, "negative_prompt": negative},
+        guided=lambda pipeline, strength, negative: with_negative(pipeline, strength - 1, negative),
         velocity=z_image_velocity,
     ),
 }
@@ -260,21 +332,16 @@ def test_each_caption_is_encoded_as_its_pipeline_does(
 
 
 def test_images_become_latents_that_its_pipeline_decodes(
-    family: ModelFamily, pipeline: DiffusionPipeline
+    name: str, family: ModelFamily, pipeline: DiffusionPipeline
 ) -> None:
     pixels = torch.rand(2, 3, 64, 72, generator=generator("p")) * 2 - 1
     mean, std = family.encode_image(pixels)
-    config = pipeline.vae.config
-    is_video = "z_dim" in config
+    is_video = "z_dim" in pipeline.vae.config
     with torch.no_grad():
         theirs = pipeline.vae.encode(pixels[:, :, None] if is_video else pixels).latent_dist
-    if is_video:  # decode(latents / (1 / latents_std) + latents_mean), of one frame
-        means, deviations = (torch.tensor(config[f"latents_{one}"])[:, None, None] for one in ("mean", "std"))
-        close(mean * deviations + means, theirs.mean[:, :, 0])
-        close(std * deviations, theirs.std[:, :, 0])
-    else:  # as the other pipelines put it: decode(latents / scaling_factor + shift_factor)
-        close(mean / config.scaling_factor + (config.shift_factor or 0), theirs.mean)
-        close(std / config.scaling_factor, theirs.std)
+    mean, std = REFERENCES[name].decoded(pipeline, mean, std)
+    close(mean, theirs.mean)
+    close(std, theirs.std)
 
 
 def test_at_each_step_of_its_pipeline_our_prediction_is_what_its_scheduler_is_given(
@@ -293,7 +360,7 @@ def test_at_each_step_of_its_pipeline_our_prediction_is_what_its_scheduler_is_gi
     for height, width in SIZES:
         del seen[:]
         draws = {"generator": generator("noise"), "output_type": "latent", "num_inference_steps": 2}
-        pipeline(list(CAPTIONS), height=height, width=width, **draws, **reference.unguided)
+        pipeline(prompt=list(CAPTIONS), height=height, width=width, **draws, **reference.unguided)
         geometry = torch.tensor([[float(height), width, 0, 0, height, width]] * len(CAPTIONS))
         assert len(seen) == 2
         for output, timestep, sample in seen:
@@ -312,10 +379,12 @@ def test_a_preview_is_what_its_pipeline_draws(
         prompts=tuple(CAPTIONS[1:]), negative_prompt="a tree", steps=3, guidance=strength, seed=5
     )
     ours = render(family, config, side=64)
-    wanted = REFERENCES[name].unguided if strength == 1 else REFERENCES[name].guided(strength, "a tree")
+    reference = REFERENCES[name]
+    wanted = reference.unguided if strength == 1 else reference.guided(pipeline, strength, "a tree")
     for number, prompt in enumerate(config.prompts):
         noise = generator(5, "preview", number)
-        theirs = pipeline(prompt, height=64, width=64, num_inference_steps=3, generator=noise, **wanted)
+        size = {"height": 64, "width": 64, "num_inference_steps": 3}
+        theirs = pipeline(prompt=prompt, generator=noise, **size, **wanted)
         apart = np.asarray(ours[number]).astype(int) - np.asarray(theirs.images[0]).astype(int)
         assert abs(apart).max() <= 1 and np.asarray(ours[number]).std() > 1
 

@@ -27,7 +27,7 @@ from transformer_files import (
 from lora_studio.errors import BaseModelError
 from lora_studio.families.loading import load_base
 from lora_studio.families.loading.published import published_base
-from lora_studio.families.loading.single_file import Loaded, SingleFileOptions
+from lora_studio.families.loading.single_file import Loaded, SingleFileOptions, named_distilled
 from lora_studio.families.loading.transformer_file import open_transformer_file
 from lora_studio.families.loading.vae import load_vae
 from lora_studio.families.original.glance import glance_at_base
@@ -37,7 +37,7 @@ from lora_studio.families.original.transformers.names import transformer_origins
 from lora_studio.recipe.load import load_recipe
 from lora_studio.training.prepare.base_model import file_options
 
-TRAINED = ("z_image", "flux1", "chroma", "sd3", "qwen_image")
+TRAINED = ("z_image", "flux1", "chroma", "sd3", "qwen_image", "flux2_klein", "flux2_dev")
 PUBLISHED = {  # list of tensors -> title, and the table of names of one that is trained
     "z_image": ("Z-Image", "z_image"),
     "flux1": ("FLUX.1", "flux1"),
@@ -45,9 +45,9 @@ PUBLISHED = {  # list of tensors -> title, and the table of names of one that is
     "sd3_medium": ("Stable Diffusion 3", "sd3"),
     "sd35_medium": ("Stable Diffusion 3", "sd3"),
     "sd35_large": ("Stable Diffusion 3", "sd3"),
-    "flux2_klein_4b": ("FLUX.2 klein 4B", ""),
-    "flux2_klein_9b": ("FLUX.2 klein 9B", ""),
-    "flux2_dev": ("FLUX.2 dev", ""),
+    "flux2_klein_4b": ("FLUX.2 klein", "flux2"),
+    "flux2_klein_9b": ("FLUX.2 klein", "flux2"),
+    "flux2_dev": ("FLUX.2 dev", "flux2"),
     "krea2": ("Krea 2", ""),
     "qwen_image": ("Qwen-Image", "qwen_image"),
     "anima": ("Anima", ""),
@@ -124,12 +124,8 @@ def test_norms_are_called_weight_where_comfyui_saved_them() -> None:
         shapes = {
             key.replace("norm.scale", "norm.weight"): one for key, one in published_shapes(name).items()
         }
-        if name == "flux2_dev":
-            with pytest.raises(BaseModelError, match=r"is FLUX\.2 dev"):
-                find_transformer("x", shapes)
-        else:
-            found = find_transformer("x", shapes)
-            assert found is not None and found.kind.names == name
+        found = find_transformer("x", shapes)
+        assert found is not None and (found.kind.title, found.kind.names) == PUBLISHED[name]
 
 
 SIZES: dict[str, dict[str, Any]] = {  # of the published configurations, as FAMILIES' makers wrote them
@@ -139,6 +135,18 @@ SIZES: dict[str, dict[str, Any]] = {  # of the published configurations, as FAMI
         **{"joint_attention_dim": 4096, "pooled_projection_dim": 768, "axes_dims_rope": [16, 56, 56]},
     },
     "chroma": {"approximator_hidden_dim": 5120, "approximator_layers": 5, "approximator_num_channels": 64},
+    "flux2_klein_4b": {
+        **{"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "guidance_embeds": False},
+        **{"joint_attention_dim": 7680, "axes_dims_rope": [32, 32, 32, 32], "in_channels": 128},
+    },
+    "flux2_klein_9b": {
+        **{"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "guidance_embeds": False},
+        "joint_attention_dim": 12288,
+    },
+    "flux2_dev": {
+        **{"num_layers": 8, "num_single_layers": 48, "num_attention_heads": 48, "guidance_embeds": True},
+        "joint_attention_dim": 15360,
+    },
     "sd3_medium": {"num_layers": 24, "num_attention_heads": 24, "pos_embed_max_size": 192, "qk_norm": None},
     "sd35_medium": {"pos_embed_max_size": 384, "qk_norm": "rms_norm", "dual_attention_layers": [*range(13)]},
     "sd35_large": {"num_layers": 38, "num_attention_heads": 38, "dual_attention_layers": []},
@@ -180,7 +188,8 @@ def test_every_tensor_is_what_diffusers_converter_makes_of_it(name: str) -> None
     tensors = {key: torch.rand(shape, generator=rng) for key, shape in narrow.items()}
     table = PUBLISHED[name][1]
     theirs = dict(tensors)
-    if converter := {"z_image": "z_image", "flux1": "flux", "chroma": "chroma", "sd3": "sd3"}.get(table, ""):
+    names = {"z_image": "z_image", "flux1": "flux", "chroma": "chroma", "sd3": "sd3", "flux2": "flux2"}
+    if converter := names.get(table, ""):
         theirs = getattr(converters, f"convert_{converter}_transformer_checkpoint_to_diffusers")(theirs)
     origins = transformer_origins(table, narrow, {key: tuple(one.shape) for key, one in theirs.items()}, "")
     assert_equal({key: one.take(tensors[one.name]) for key, one in origins.items()}, theirs)
@@ -271,6 +280,20 @@ def test_a_clip_without_its_projection_is_as_one_that_changes_nothing(bases: Any
     loaded = load(write(tmp_path / "base.safetensors", whole), tokenizer=folder)
     projection = loaded.parts["text_encoder"].text_projection.weight
     assert torch.equal(projection, torch.eye(len(projection)))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_distilled"),
+    [
+        ("flux-2-klein-4b", True),
+        ("flux-2-klein-base-4b", False),
+        ("FLUX.2-klein-9B", True),
+        ("flux2_klein_base_9b_fp8", False),
+        ("flux2-dev", False),
+    ],
+)
+def test_of_klein_the_one_that_is_called_base_is_not_distilled(name: str, is_distilled: bool) -> None:
+    assert named_distilled(name) == is_distilled
 
 
 @pytest.mark.parametrize(("name", "shift"), [("z_image_turbo_bf16", 3.0), ("z_image_bf16", 6.0)])
@@ -415,6 +438,12 @@ VARIANTS = [
         "a variant with further inputs: its first layer reads 132",
     ),
     ("qwen_image", {"controlnet_blocks.0.weight": (4, 4)}, "a ControlNet of Qwen-Image"),
+    (
+        "flux2_klein_4b",
+        {"img_in.weight": (3072, 256)},
+        "a variant with further inputs: its first layer reads 256 numbers a token, not 128",
+    ),
+    ("flux2_dev", {"control_img_in.weight": (4, 4)}, "a ControlNet of FLUX.2 dev"),
     ("sd3_medium", {"x_embedder.proj.weight": (1536, 33, 2, 2)}, "an inpainting model of Stable Diffusion 3"),
     ("sd35_large", {"pos_embed_input.proj.weight": (4, 4)}, "a ControlNet of Stable Diffusion 3"),
 ]
@@ -457,6 +486,7 @@ def test_other_models_and_pieces_of_folders_are_refused_by_name() -> None:
         ("z_image", "layers.29.", "it has 29 of 30 layers, 2 of 2 noise_refiner"),
         ("flux1", "single_blocks.37.", "it has 19 of 19 double_blocks, 37 of 38 single_blocks"),
         ("sd35_large", "joint_blocks.37.", "it has 37 of 38 joint_blocks"),
+        ("flux2_klein_9b", "single_blocks.23.", "it has 8 of 8 double_blocks, 23 of 24 single_blocks"),
         ("qwen_image", "transformer_blocks.59.", "it has 59 of 60 transformer_blocks"),
     ],
 )
@@ -517,6 +547,14 @@ def test_a_text_encoder_of_another_width_is_refused(bases: Any, tmp_path: Path) 
     assert "the text encoder is Qwen3 24 wide, but this Z-Image reads text 23 wide" in message
 
 
+def test_the_text_encoder_of_another_klein_is_refused(bases: Any, tmp_path: Path) -> None:
+    parts, folder = bases["flux2_klein"]
+    whole = all_in_one("flux2_klein", parts)
+    content = whole | {f"{PREFIX}txt_in.weight": torch.zeros(64, 96)}
+    message = refusal(write(tmp_path / "base.safetensors", content), tokenizer=folder)
+    assert "Qwen3 24 wide, but this FLUX.2 klein reads text 96 wide (3 layers of 32)" in message
+
+
 # Named in a recipe
 
 
@@ -556,6 +594,9 @@ MILLIONS = {  # as the makers count them; of FLUX.1 with its guidance
     "stabilityai/stable-diffusion-3-medium-diffusers": 2028,
     "stabilityai/stable-diffusion-3.5-medium": 2243,
     "stabilityai/stable-diffusion-3.5-large": 8057,
+    "black-forest-labs/FLUX.2-klein-base-4B": 3876,
+    "black-forest-labs/FLUX.2-klein-9B": 9079,
+    "black-forest-labs/FLUX.2-dev": 32223,
     "Qwen/Qwen-Image": 20430,
     "Qwen/Qwen-Image-2512": 20430,
 }
@@ -567,8 +608,11 @@ def test_a_published_base_is_known_without_a_file(model: str) -> None:
     assert base is not None
     shapes = dict(base.parts["transformer"].state_dict())
     tables = {"ZImage": "z_image", "Flux1": "flux1", "Chroma": "chroma", "QwenImage": "qwen_image"}
+    tables |= {"Flux2Klein": "flux2", "Flux2Dev": "flux2"}
     table = tables.get(type(base).__name__, "sd3")
-    name = {2028: "sd3_medium", 2243: "sd35_medium", 8057: "sd35_large"}.get(MILLIONS[model], table)
+    name = {2028: "sd3_medium", 2243: "sd35_medium", 8057: "sd35_large"}
+    name |= {3876: "flux2_klein_4b", 9079: "flux2_klein_9b", 32223: "flux2_dev"}
+    name = name.get(MILLIONS[model], table)
     published = published_shapes(name)
     origins = transformer_origins(
         table, published, {key: tuple(one.shape) for key, one in shapes.items()}, ""

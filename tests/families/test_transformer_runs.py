@@ -11,7 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from processes import AtStep, interrupt
 from safetensors import safe_open
-from tiny import chat_tokenizer, recipe_text, t5_tokenizer
+from tiny import recipe_text
 from transformer_files import (
     TEXTS,
     all_in_one,
@@ -19,6 +19,7 @@ from transformer_files import (
     original_text,
     original_transformer,
     original_vae,
+    tokenizer_of,
     write,
     write_tokenizers,
 )
@@ -33,19 +34,22 @@ from lora_studio.training.finish import Finished
 from lora_studio.training.session import train
 
 BaseOf = Callable[[str], Path]
-FAMILIES = ("z_image", "flux1", "chroma", "sd3", "qwen_image")
+FAMILIES = ("z_image", "flux1", "chroma", "sd3", "qwen_image", "flux2_klein", "flux2_dev")
 PIPELINES = {
     "z_image": "ZImagePipeline",
     "flux1": "FluxPipeline",
     "chroma": "ChromaPipeline",
     "sd3": "StableDiffusion3Pipeline",
     "qwen_image": "QwenImagePipeline",
+    "flux2_klein": "Flux2KleinPipeline",
+    "flux2_dev": "Flux2Pipeline",
 }
 FIRST_LAYER = {  # how the best spelling of each begins
     "flux1": "lora_unet_double_blocks_0_",
     "chroma": "lora_unet_double_blocks_0_",
     "sd3": "transformer.transformer_blocks.0.",
     "qwen_image": "lora_unet_transformer_blocks_0_",
+    "flux2": "lora_unet_double_blocks_0_",
 }
 
 
@@ -86,9 +90,7 @@ def test_a_file_answers_as_the_folder_of_the_same_base(family: str, tmp_path: Pa
     names = {part.replace("text_encoder", "tokenizer"): name for part, name in TEXTS[family].items()}
     pads = {"clip_l": "<|endoftext|>", "clip_g": "!"}
     tokenizers = {
-        part: clip_tokenizer(None, pads[name], 77)
-        if name in pads
-        else (chat_tokenizer() if name.startswith("qwen") else t5_tokenizer())
+        part: clip_tokenizer(None, pads[name], 77) if name in pads else tokenizer_of(name)
         for part, name in names.items()
     }
     pipeline = getattr(diffusers, PIPELINES[family])(
@@ -105,7 +107,7 @@ def test_a_file_answers_as_the_folder_of_the_same_base(family: str, tmp_path: Pa
         assert ours.keys() == theirs.keys()
         assert not [key for key, one in theirs.items() if not torch.equal(ours[key], one)]
     captions = ["a red ball, zwx style", ""]
-    latents = torch.randn(2, 16, 8, 12, generator=generator("l"))
+    latents = torch.randn(2, file.latent_channels, 8, 12, generator=generator("l"))
     pixels = torch.rand(1, 3, 64, 64, generator=generator("p")) * 2 - 1
     found = []
     for one in (file, folder):

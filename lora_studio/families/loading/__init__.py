@@ -155,6 +155,7 @@ def _load_folder(
     folder.check_tokenizers(tokenizers, parts)
     base = family(parts, tokenizers, source=model if model in EMBEDDED else "", scheduler=scheduler)
     base.notes = (pocket_note(model),) if model in EMBEDDED else ()
+    base.told_distilled = folder.is_distilled
     if model not in EMBEDDED:
         check_computes(base, model, folder.configurations)
     waits = staged and family.staged

@@ -23,7 +23,7 @@ from lora_studio.families.loading.shapes_only import shapes_only
 from lora_studio.families.original.checkpoint import Checkpoint, open_checkpoint
 from lora_studio.families.original.configurations import WHOLE, lacking_files
 from lora_studio.families.original.names import TensorOrigin
-from lora_studio.families.stored import StoredPart, StoredTensor
+from lora_studio.families.stored import StoredPart, StoredTensor, shapes_of
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,12 @@ WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_)?model(\.fp16)?(?P<piece>-\d{5}-of-\d{5})?(\.fp16)?\.safetensors"
 )
 # A model of text and images -> what reads the text in it, which is all that is asked of it.
-TEXT_ALONE = {"Qwen2_5_VLForConditionalGeneration": "Qwen2_5_VLTextModel"}
+TEXT_ALONE = {
+    "Qwen2_5_VLForConditionalGeneration": "Qwen2_5_VLTextModel",
+    "Mistral3ForConditionalGeneration": "MistralModel",
+    "PixtralProcessor": "PreTrainedTokenizerFast",
+    "Qwen3ForCausalLM": "Qwen3Model",  # without its head
+}
 UNUSED = ("feature_extractor", "safety_checker", "image_encoder", "watermarker")
 
 
@@ -57,6 +62,12 @@ class BaseFolder:
     def pipeline(self) -> str:
         """The class that it was saved by: an editor of images can have the parts of a plain base."""
         return str(read_json(self.path / INDEX).get("_class_name", ""))
+
+    @property
+    def is_distilled(self) -> bool | None:
+        """As its pipeline is told, if it is."""
+        said = read_json(self.path / INDEX).get("is_distilled")
+        return said if isinstance(said, bool) else None
 
     @property
     def present(self) -> list[str]:
@@ -213,12 +224,12 @@ def stored_part(part: nn.Module, files: Mapping[str, Checkpoint]) -> StoredPart:
     if hasattr(part, "_fix_state_dict_keys_on_load"):  # diffusers' own memory of its older names
         part._fix_state_dict_keys_on_load(renamed)  # type: ignore[operator]
     found, tied = {}, getattr(part, "_tied_weights_keys", None) or {}  # which files hold once
-    for name, tensor in part.state_dict().items():
+    for name, shape in shapes_of(part).items():
         spelled = _spelled(name) + (_spelled(tied[name]) if name in tied else ())
         stored = next((renamed[one] for one in spelled if one in renamed), None)
         if stored is not None:
-            found[name] = StoredTensor(files[stored], TensorOrigin(stored), tuple(tensor.shape))
-    missing = sorted(part.state_dict().keys() - found.keys())
+            found[name] = StoredTensor(files[stored], TensorOrigin(stored), shape)
+    missing = sorted(shapes_of(part).keys() - found.keys())
     if missing:
         raise ValueError(f"its file lacks {len(missing)} tensors, first {missing[0]}")
     return StoredPart(found).checked()
@@ -227,7 +238,8 @@ def stored_part(part: nn.Module, files: Mapping[str, Checkpoint]) -> StoredPart:
 def _spelled(name: str) -> tuple[str, ...]:
     """By libraries' versions, and with or without what a language model was published with."""
     bare = name.removeprefix(TREE), name.removeprefix(HEADED)
-    return (name, f"{TREE}{name}", *bare, f"{HEADED}{name}", f"{HEADED}language_model.{name}")
+    before = (HEADED, f"{HEADED}language_model.", f"language_model.{HEADED}", "language_model.")
+    return (name, f"{TREE}{name}", *bare, *(start + name for start in before))
 
 
 def empty_network(loader: Any, folder: Path) -> nn.Module:

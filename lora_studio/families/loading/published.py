@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lora_studio.families import FAMILIES
 from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading.single_file import empty_part
-from lora_studio.families.loading.text_encoders import CHAT, PADS
+from lora_studio.families.loading.text_encoders import CHAT, CHATS, PADS
 from lora_studio.families.original.configurations import clip_tokenizer, tokenizers_for
 from lora_studio.families.original.published import PUBLISHED, published_configurations
 from lora_studio.families.original.transformers import TextPart
@@ -50,7 +50,7 @@ def _family(
     return family(parts, tokenizers, source="", scheduler=configurations["scheduler"])
 
 
-_MARKED = {"t5": "", "qwen3": r"|\n", "qwen2_5_vl": r"|\n"}  # what else is a token
+_MARKED = {"t5": "", "mistral": "", "qwen3": r"|\n", "qwen2_5_vl": r"|\n"}  # what else is a token
 
 
 def _tokenizer(text: TextPart) -> PreTrainedTokenizerBase:
@@ -70,5 +70,5 @@ def _tokenizer(text: TextPart) -> PreTrainedTokenizerBase:
     marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     found = PreTrainedTokenizerFast(tokenizer_object=words, **marks, model_max_length=512)
     found.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    found.chat_template = CHAT
+    found.chat_template = CHATS.get(text.kind, CHAT)
     return found

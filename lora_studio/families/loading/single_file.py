@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_DISTILLED = re.compile(r"turbo|schnell|lightning|hyper|distill|[-_.]\d+[-_]?steps?(?![a-z])", re.I)
-_UNDONE = re.compile(r"de[-_. ]?(turbo|distill)", re.I)
+_DISTILLED = re.compile(r"turbo|schnell|lightning|hyper|distill|klein|[-_.]\d+[-_]?steps?(?![a-z])", re.I)
+_UNDONE = re.compile(r"de[-_. ]?(turbo|distill)|klein.*base|base.*klein", re.I)  # FLUX.2 klein-base-4B
 
 
 def named_distilled(name: str) -> bool:

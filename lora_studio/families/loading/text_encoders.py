@@ -35,13 +35,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONFIG = "config.json"
-_PROJECTION = "text_projection.weight"
+_PROJECTION, _NORM = "text_projection.weight", "norm.weight"
 _MODEL_TYPES = {
     **{"t5": "t5", "qwen3": "qwen3", "clip_text_model": "clip_l"},
     **dict.fromkeys(("qwen2_5_vl", "qwen2_5_vl_text"), "qwen2_5_vl"),
+    **dict.fromkeys(("mistral", "mistral3"), "mistral"),
 }
-_CLASSES = {"t5": "T5EncoderModel", "qwen3": "Qwen3Model", "qwen2_5_vl": "Qwen2_5_VLTextModel"}
-_TOKENIZERS = {"t5": "T5TokenizerFast", **dict.fromkeys(("qwen3", "qwen2_5_vl"), "Qwen2TokenizerFast")}
+_CLASSES = {
+    **{"t5": "T5EncoderModel", "qwen3": "Qwen3Model", "qwen2_5_vl": "Qwen2_5_VLTextModel"},
+    "mistral": "MistralModel",
+}
+_TOKENIZERS = {
+    **dict.fromkeys(("qwen3", "qwen2_5_vl"), "Qwen2TokenizerFast"),
+    **{"t5": "T5TokenizerFast", "mistral": "PreTrainedTokenizerFast"},
+}
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
 PADS = {"clip_l": "<|endoftext|>", "clip_g": "!"}
 # As Qwen3's own, for messages of users alone; a tokenizer without one has lost it with its configuration.
@@ -49,6 +56,11 @@ CHAT = (
     "{% for one in messages %}<|im_start|>{{ one.role }}\n{{ one.content }}<|im_end|>\n{% endfor %}"
     "<|im_start|>assistant\n{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
 )
+CHATS = {  # kind -> of one that has another
+    "mistral": "{{ bos_token }}{% for one in messages %}{% set text = one.content[0].text %}"
+    "{% if one.role == 'system' %}[SYSTEM_PROMPT]{{ text }}[/SYSTEM_PROMPT]"
+    "{% else %}[INST]{{ text }}[/INST]{% endif %}{% endfor %}"
+}
 _T5_TOKENS = 512
 
 
@@ -112,8 +124,9 @@ def _in_file(file: Checkpoint, found: FoundText) -> TextSource:
             key: StoredTensor(file, origin, wanted[key])
             for key, origin in text_origins(found, wanted).items()
         }
-        if _PROJECTION in places and places[_PROJECTION].origin.name not in file.shapes:
-            places[_PROJECTION] = _no_projection(file.path, wanted[_PROJECTION])
+        for key in (_PROJECTION, *[_NORM] * (found.kind == "mistral")):
+            if key in places and places[key].origin.name not in file.shapes:
+                places[key] = _changing_nothing(file.path, key, wanted[key])
         if missing := [key for key, one in places.items() if one.origin.name not in one.file.shapes]:
             raise BaseModelError(
                 f"{name} lacks {len(missing)} tensors of {KINDS[found.kind].title}, first {missing[0]}; "
@@ -131,12 +144,14 @@ def _in_file(file: Checkpoint, found: FoundText) -> TextSource:
     )
 
 
-def _no_projection(path: Path, shape: tuple[int, ...]) -> StoredTensor:
-    """Of a CLIP-L whose file has none: the one that changes nothing, as ComfyUI and diffusers take it."""
+def _changing_nothing(path: Path, key: str, shape: tuple[int, ...]) -> StoredTensor:
+    """A projection of a CLIP-L whose file has none, as ComfyUI and diffusers take it, or an unread norm."""
     import torch
 
-    made = Checkpoint(path, {_PROJECTION: shape}, {}, lambda: {_PROJECTION: torch.eye(*shape)}, False)
-    return StoredTensor(made, TensorOrigin(_PROJECTION), shape)
+    def tensors() -> dict[str, torch.Tensor]:
+        return {key: torch.eye(*shape) if len(shape) > 1 else torch.ones(shape)}
+
+    return StoredTensor(Checkpoint(path, {key: shape}, {}, tensors, False), TensorOrigin(key), shape)
 
 
 def _in_folder(folder: Path, name: str) -> TextSource:
@@ -202,10 +217,11 @@ def check_widths(
         width = int(values.get("hidden_size") or values["d_model"])
         if part.kind.startswith("clip"):
             pooled += values["projection_dim"] if part.projects else width
-        elif width != wide:
+        elif part.layers * width != wide:
+            of = f" ({part.layers} layers of {wide / part.layers:g})" if wide and part.layers > 1 else ""
             raise BaseModelError(
                 f"the text encoder is {KINDS[part.kind].title} {width} wide, but this {kind.title} reads "
-                f"text {wide} wide; they are parts of different models."
+                f"text {wide} wide{of}; they are parts of different models."
             )
     if pools is not None and pooled != pools:
         raise BaseModelError(
@@ -268,7 +284,8 @@ def _load_tokenizer(part: TextPart, folder: Path, words: int) -> PreTrainedToken
     if part.kind == "t5":
         found.model_max_length = min(found.model_max_length, _T5_TOKENS)
     elif not found.chat_template:
-        found.chat_template = CHAT
+        found.chat_template = CHATS.get(part.kind, CHAT)
+        found.padding_side = "left" if part.kind in CHATS else found.padding_side
     return found
 
 

@@ -46,8 +46,10 @@ if TYPE_CHECKING:
 
 TRANSFORMER, VAE = "transformer", "vae"
 _LEFTOVERS = re.compile(  # what a file may hold beside its parts
-    r"^(model_ema\..*|.*norm_final\.weight|(vae|first_stage_model)\.(loss\..*|model_ema\..*)"
-    r"|text_encoders\.\w+\.(logit_scale|spiece_model|tokenizer_json|transformer\.(logit_scale|lm_head\.weight"
+    r"^(model_ema\..*|.*norm_final\.weight|vae\.bn\.num_batches_tracked"
+    r"|(vae|first_stage_model)\.(loss\..*|model_ema\..*)"
+    r"|text_encoders\.\w+\.(logit_scale|spiece_model|tekken_model|tokenizer_json"
+    r"|transformer\.(logit_scale|lm_head\.weight"
     r"|text_projection\.weight|text_model\.embeddings\.position_ids|decoder\..*|encoder\.embed_tokens\.weight"
     r"|shared\.weight)))$"
 )

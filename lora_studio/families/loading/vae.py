@@ -21,7 +21,7 @@ from lora_studio.families.loading.single_file import empty_part
 from lora_studio.families.original.checkpoint import Checkpoint, open_checkpoint
 from lora_studio.families.original.names import VAE_PREFIXES, VAE_STARTS, vae_origins
 from lora_studio.families.original.transformers.configurations import vae_sizes
-from lora_studio.families.stored import StoredPart, squeezed, stored_in
+from lora_studio.families.stored import StoredPart, shapes_of, squeezed, stored_in
 from lora_studio.files import expanded
 from lora_studio.recipe.data import FILE_ENDINGS
 
@@ -120,7 +120,7 @@ def _stored(vae: AutoencoderKL, file: Checkpoint, prefix: str) -> StoredPart:
     if not any(one.startswith(tuple(prefix + start for start in _ORIGINAL)) for one in file.shapes):
         return stored_part(vae, dict.fromkeys(file.shapes, file))
     found = vae_origins(file.shapes, vae.config)
-    if missing := sorted(vae.state_dict().keys() - found.keys()):
+    if missing := sorted(shapes_of(vae).keys() - found.keys()):
         raise ValueError(f"it lacks {len(missing)} tensors of a VAE built as the base's, first {missing[0]}")
     return stored_in(file, vae, found).checked(squeezed)
 

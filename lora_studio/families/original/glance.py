@@ -88,7 +88,8 @@ def _folder(model: str, path: Path) -> BaseGlance:
         what = f"{path} is no diffusers folder that can be read ({reason_of(error)})"
         return BaseGlance(model, doubt=f"{what}; give one, or a .safetensors file.")
     for kind in TRAINED if unet is None else ():
-        if transformer.get("_class_name") == kind.class_name:
+        guided = transformer.get("guidance_embeds", True)
+        if transformer.get("_class_name") == kind.class_name and kind.guided in (None, guided):
             side = vae.get("sample_size")
             if isinstance(levels := vae.get("temperal_downsample"), list) and len(levels) < _MOST_LEVELS:
                 side = native_side(vae)

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 VAE_PREFIXES = (VAE_PREFIX, "vae.")  # in Stable Diffusion 1 to 3, and in what came later
-VAE_STARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "conv1.", "conv2.")
+VAE_STARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "conv1.", "conv2.", "bn.")
 VAE_FIRSTS = ("decoder.conv_in.weight", "decoder.conv1.weight")  # of an image's VAE, and of a video's
+_WITHIN = re.compile(r"\b(?:encoder|decoder)\.((?:post_)?quant_conv\.)")
 _JOINED = (".in_proj_weight", ".in_proj_bias")  # OpenCLIP's q, k and v, one below the other
 
 
@@ -88,7 +89,12 @@ def vae_origins(shapes: Shapes, configuration: Mapping[str, Any]) -> dict[str, T
         found: dict[str, Any] = convert_wan_vae_to_diffusers(bare)
         return found
 
-    of_image = partial(convert_ldm_vae_checkpoint, config=configuration)
+    def of_image(tensors: dict[str, Any]) -> dict[str, Any]:
+        """FLUX.2's has the convolutions between encoder and decoder within them, and a batch norm."""
+        named = {_WITHIN.sub(r"\1", key): one for key, one in tensors.items()}
+        counted = {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(f"{start}bn.")}
+        return convert_ldm_vae_checkpoint(named, config=configuration) | counted
+
     return _origins(names, shapes, of_video if start + VAE_FIRSTS[1] in shapes else of_image)
 
 

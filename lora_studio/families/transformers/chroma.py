@@ -97,7 +97,7 @@ class Chroma(StreamTransformer):
                 tokens,
                 encoder_hidden_states=text,
                 timestep=timestep,
-                img_ids=positions(height, width, latents.device),
+                img_ids=positions(height // 2, width // 2, latents.device),
                 txt_ids=torch.zeros(text.shape[1], 3, device=latents.device),
                 attention_mask=mask,
                 return_dict=False,

@@ -57,11 +57,10 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     return latents.reshape(batch, numbers // 4, height, width)
 
 
-def positions(height: int, width: int, device: torch.device) -> Tensor:
-    """[h/2 w/2, 3] of the image's tokens: 0, row, column."""
-    rows = torch.arange(height // 2, device=device, dtype=torch.float32)
-    columns = torch.arange(width // 2, device=device, dtype=torch.float32)
-    grid = torch.meshgrid(rows, columns, indexing="ij")
+def positions(rows: int, columns: int, device: torch.device) -> Tensor:
+    """[rows columns, 3] of the image's tokens: 0, row, column."""
+    sides = (torch.arange(side, device=device, dtype=torch.float32) for side in (rows, columns))
+    grid = torch.meshgrid(*sides, indexing="ij")
     return torch.stack([torch.zeros_like(grid[0]), *grid], dim=-1).reshape(-1, 3)
 
 
@@ -123,7 +122,7 @@ def stream_miniature(transformer: nn.Module, beside: Callable[[Tensor], dict[str
             pack(latents),
             encoder_hidden_states=text,
             timestep=torch.tensor([0.1, 0.7], device=device),
-            img_ids=positions(8, 8, torch.device(device)),
+            img_ids=positions(4, 4, torch.device(device)),
             txt_ids=torch.zeros(7, 3, device=device),
             return_dict=False,
             **beside(text),
@@ -213,7 +212,7 @@ class Flux1(StreamTransformer):
             encoder_hidden_states=text,
             pooled_projections=conditioning["pooled"].to(self.precision),
             timestep=timestep,
-            img_ids=positions(height, width, latents.device),
+            img_ids=positions(height // 2, width // 2, latents.device),
             txt_ids=torch.zeros(text.shape[1], 3, device=latents.device),
             guidance=guidance,
             return_dict=False,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from lora_studio.errors import BaseModelError, reason_of
 from lora_studio.families.base import (
     Conditioning,
     FileTraits,
@@ -25,6 +24,7 @@ from lora_studio.families.transformers import (
     own_tokens,
     width_fault,
 )
+from lora_studio.families.transformers.language import chat_prompts, user_message
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ZImageTransformer2DModel
@@ -44,6 +44,7 @@ class ZImage(FlowTransformer):
     max_tokens: ClassVar[int] = 512
     sampling: ClassVar[UsualSampling] = UsualSampling(30, 4.0)
     few_steps: ClassVar[int] = 9
+    undistilled: ClassVar[str] = "Tongyi-MAI/Z-Image"
     file_layout = layouts()["z_image"]
     card_version = "Z-Image"
     file_traits: ClassVar[Mapping[str, FileTraits]] = {
@@ -75,18 +76,8 @@ class ZImage(FlowTransformer):
 
     def _prompts(self, captions: Sequence[str]) -> list[str]:
         """As ZImagePipeline has them: a message of the user's, and the answer begun."""
-        tokenizer, found = self.tokenizers["tokenizer"], []
-        for caption in captions:
-            message = [{"role": "user", "content": caption}]
-            try:
-                prompt = tokenizer.apply_chat_template(
-                    message, tokenize=False, add_generation_prompt=True, enable_thinking=True
-                )
-            except Exception as error:  # of a template from a file: whatever that one makes of it
-                fault = f"the base's tokenizer has no chat template that works ({reason_of(error)})"
-                raise BaseModelError(f"{fault}; download the base again.") from None
-            found.append(str(prompt))
-        return found
+        messages = [[user_message(caption)] for caption in captions]
+        return chat_prompts(self.tokenizers["tokenizer"], messages, thinks=True)
 
     @torch.no_grad()
     def encode_text(self, captions: list[str], *, like: Sequence[str] = ()) -> Conditioning:

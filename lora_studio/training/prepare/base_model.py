@@ -72,7 +72,7 @@ def _notes_on_distilled(recipe: Recipe, family: ModelFamily) -> Iterator[str]:
         yield (
             "warning: it is distilled to a few steps, and training it as it is blurs its images within some "
             "hundred steps: name a LoRA that undoes this meanwhile in base.training_adapter, or train on the "
-            "base that it was distilled from"
+            f"base that it was distilled from{family.undistilled and f' ({family.undistilled})'}"
         )
 
 

@@ -14,6 +14,7 @@ from lora_studio.errors import BaseModelError
 from lora_studio.families.original import Shapes
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.", "")  # the longest first
+GUIDANCE = "guidance_in.in_layer.weight"  # that one has which is told how strong its guidance is
 TEXT_PREFIX = "text_encoders."  # of an all-in-one file, followed by a name and `transformer.`
 
 
@@ -23,6 +24,7 @@ class TextPart(NamedTuple):
     part: str
     kind: str
     projects: bool = False  # its projected pooled output is used
+    layers: int = 1  # of how many the states are read, side by side
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class TransformerKind:
     vae: str = "AutoencoderKL"  # its class in diffusers
     latents: tuple[float, float] = (0.3611, 0.1159)  # the VAE's scale and shift
     side: int = 1024  # pixels of the square images that the published ones were made for
+    guided: bool | None = None  # whether it is told how strong its guidance is, if that tells it from others
     repository: str = ""  # the id of a published one on the hub, for whoever lacks a part
 
     @property
@@ -84,8 +87,25 @@ QWEN_IMAGE = TransformerKind(
     vae="AutoencoderKLQwenImage",
     repository="Qwen/Qwen-Image",
 )
-TRAINED = (Z_IMAGE, FLUX1, CHROMA, SD3, QWEN_IMAGE)
-FLUX2 = TransformerKind("FLUX.2", "Flux2Transformer2DModel")
+FLUX2_KLEIN = TransformerKind(
+    "FLUX.2 klein",
+    "Flux2Transformer2DModel",
+    "flux2",
+    (TextPart("text_encoder", "qwen3", layers=3),),
+    vae="AutoencoderKLFlux2",
+    guided=False,
+    repository="black-forest-labs/FLUX.2-klein-base-4B",
+)
+FLUX2_DEV = TransformerKind(
+    "FLUX.2 dev",
+    "Flux2Transformer2DModel",
+    "flux2",
+    (TextPart("text_encoder", "mistral", layers=3),),
+    vae="AutoencoderKLFlux2",
+    guided=True,
+    repository="black-forest-labs/FLUX.2-dev",
+)
+TRAINED = (Z_IMAGE, FLUX1, CHROMA, SD3, QWEN_IMAGE, FLUX2_KLEIN, FLUX2_DEV)
 KREA2 = TransformerKind("Krea 2", "Krea2Transformer2DModel")
 ANIMA = TransformerKind("Anima", "CosmosTransformer3DModel")
 LUMINA2 = TransformerKind("Lumina-Image 2", "Lumina2Transformer2DModel")
@@ -133,7 +153,7 @@ def _kind(shapes: Shapes) -> TransformerKind | None:
         return SD3
     if _has(shapes, "double_blocks.0.img_attn.norm.key_norm.scale") and not _has(shapes, _HUNYUAN):
         if _has(shapes, "double_stream_modulation_img.lin.weight"):
-            return FLUX2
+            return FLUX2_DEV if _has(shapes, GUIDANCE) else FLUX2_KLEIN
         return CHROMA if _has(shapes, "distilled_guidance_layer.norms.0.scale") else FLUX1
     if _has(shapes, "cap_embedder.1.weight", "layers.0.attention.qkv.weight"):
         return Z_IMAGE if "cap_pad_token" in shapes else LUMINA2
@@ -181,7 +201,7 @@ def _variant(kind: TransformerKind, shapes: Shapes) -> str:
         if of in ("", title) and any(re.match(pattern, key) for key in shapes):
             return f"{what.format(title)}; {advice}."
     if not kind.is_trained:
-        return f"{_size_of(kind, shapes)}, which cannot be trained yet; supported: {SUPPORTED}."
+        return f"{kind.title}, which cannot be trained yet; supported: {SUPPORTED}."
     name, per_token = _FIRST[kind.names]
     first = shapes.get(name, ())
     columns = first[1] if len(first) > 1 else per_token
@@ -198,6 +218,7 @@ _FIRST = {  # the layer that reads the latents, and its columns
     "z_image": ("x_embedder.weight", 64),
     "flux1": ("img_in.weight", 64),
     "chroma": ("img_in.weight", 64),
+    "flux2": ("img_in.weight", 128),
     "sd3": ("x_embedder.proj.weight", 16),
     "qwen_image": ("img_in.weight", 64),
 }
@@ -213,7 +234,8 @@ _VARIANTS = (  # tensors, whose, what it is, what to do
     (r"dec_net\.", "Z-Image", "a Z-Image that makes pixels", _PLAIN),
     (r"siglip_(embedder|refiner)", "Z-Image", "Z-Image Omni or Edit, which also reads images", _PLAIN),
     (
-        r"controlnet_|control_(layers|noise_refiner|all_x_embedder)|input_hint_block|pos_embed_input",
+        r"controlnet_|control_(layers|noise_refiner|all_x_embedder|img_in|transformer_blocks)"
+        r"|input_hint_block|pos_embed_input",
         "",
         "a ControlNet of {}, which steers a base and is none",
         "give the base itself",
@@ -231,12 +253,6 @@ _VARIANTS = (  # tensors, whose, what it is, what to do
         _PLAIN,
     ),
 )
-_SIZES = {3072: "FLUX.2 klein 4B", 4096: "FLUX.2 klein 9B", 6144: "FLUX.2 dev"}
-
-
-def _size_of(kind: TransformerKind, shapes: Shapes) -> str:
-    wide = shapes.get("img_in.weight", (0,))[0]
-    return _SIZES.get(wide, kind.title) if kind is FLUX2 else kind.title
 
 
 def _unsupported(name: str, title: str) -> BaseModelError:

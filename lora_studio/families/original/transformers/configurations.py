@@ -12,7 +12,7 @@ from typing import Any
 from lora_studio.errors import BaseModelError
 from lora_studio.families.configuration import facts_of_shapes
 from lora_studio.families.original import Shapes
-from lora_studio.families.original.transformers import Found, TransformerKind, block_counts
+from lora_studio.families.original.transformers import GUIDANCE, Found, TransformerKind, block_counts
 
 Configuration = dict[str, Any]
 # Family -> width -> how many blocks its published ones have. FLUX.1 also as Flex and Lite, and as Mini.
@@ -20,12 +20,17 @@ _DEPTHS: Mapping[str, Mapping[int, tuple[dict[str, int], ...]]] = {
     "z_image": {3840: ({"layers": 30, "noise_refiner": 2, "context_refiner": 2},)},
     "flux1": {3072: tuple({"double_blocks": d, "single_blocks": s} for d, s in ((19, 38), (8, 38), (5, 10)))},
     "chroma": {3072: ({"double_blocks": 19, "single_blocks": 38, "norms": 5},)},
+    "flux2": {
+        width: ({"double_blocks": double, "single_blocks": single},)
+        for width, double, single in ((3072, 5, 20), (4096, 8, 24), (6144, 8, 48))
+    },
     "sd3": {1536: ({"joint_blocks": 24},), 2432: ({"joint_blocks": 38},)},
     "qwen_image": {3072: ({"transformer_blocks": 60},)},
 }
 _AXES = {  # sixteenths of a head's numbers
     "z_image": (4, 6, 6),
     **dict.fromkeys(("flux1", "chroma", "qwen_image"), (2, 7, 7)),
+    "flux2": (4, 4, 4, 4),
 }
 _SD3_HEAD = 64
 _VAE_CHANNELS, _VAE_BLOCKS, _MOST_BLOCKS = (128, 256, 512, 512), 2, 16
@@ -68,6 +73,7 @@ _WIDTH = {
     "z_image": lambda read: read("x_embedder.weight"),
     "flux1": lambda read: read("img_in.weight"),
     "chroma": lambda read: read("img_in.weight"),
+    "flux2": lambda read: read("img_in.weight"),
     "sd3": lambda read: read("x_embedder.proj.weight"),
     "qwen_image": lambda read: read("img_in.weight"),
 }
@@ -112,8 +118,12 @@ def _streams(read: _Sizes, counts: Mapping[str, int], table: str) -> Configurati
 def _flux1(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
     return _streams(read, counts, "flux1") | {
         "pooled_projection_dim": read("vector_in.in_layer.weight", axis=1),
-        "guidance_embeds": "guidance_in.in_layer.weight" in read.shapes,
+        "guidance_embeds": GUIDANCE in read.shapes,
     }
+
+
+def _flux2(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
+    return _streams(read, counts, "flux2") | {"guidance_embeds": GUIDANCE in read.shapes}
 
 
 def _chroma(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
@@ -164,6 +174,7 @@ _READERS: Mapping[str, Callable[[_Sizes, Mapping[str, int]], Configuration]] = {
     "z_image": _z_image,
     "flux1": _flux1,
     "chroma": _chroma,
+    "flux2": _flux2,
     "sd3": _sd3,
     "qwen_image": _qwen_image,
 }
@@ -221,12 +232,12 @@ def scheduler_configuration(found: Found, *, distilled: bool) -> Configuration:
     values: Configuration = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
     dynamic = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
     table = found.kind.names
-    if table == "flux1" and "guidance_in.in_layer.weight" not in found.shapes:
+    if table == "flux1" and GUIDANCE not in found.shapes:
         return values | {"shift": 1.0, "use_dynamic_shifting": False}
     if table == "qwen_image":
         line = dynamic | {"max_shift": 0.9, "max_image_seq_len": 8192}
         return values | {"shift": 1.0, "use_dynamic_shifting": True, "shift_terminal": 0.02, **line}
-    if table in ("flux1", "chroma"):
+    if table in ("flux1", "chroma", "flux2"):
         return values | {"shift": 3.0, "use_dynamic_shifting": True, **dynamic}
     static = 6.0 if table == "z_image" and not distilled else 3.0
     return values | {"shift": static, "use_dynamic_shifting": False}

@@ -15,18 +15,26 @@ from typing import NamedTuple
 from lora_studio.families.original import Shapes
 from lora_studio.families.original.names import TensorOrigin
 
-_STREAMS = """
+_TWO_STREAMS = """
 [double_blocks.# = transformer_blocks.#]
 img_attn.qkv = attn.to_q attn.to_k attn.to_v
 img_attn.norm.query_norm = attn.norm_q
 img_attn.norm.key_norm = attn.norm_k
 img_attn.proj = attn.to_out.0
-img_mlp.0 = ff.net.0.proj
-img_mlp.2 = ff.net.2
 txt_attn.qkv = attn.add_q_proj attn.add_k_proj attn.add_v_proj
 txt_attn.norm.query_norm = attn.norm_added_q
 txt_attn.norm.key_norm = attn.norm_added_k
 txt_attn.proj = attn.to_add_out
+"""
+_EMBEDDERS = """
+[]
+img_in = x_embedder
+txt_in = context_embedder
+final_layer.linear = proj_out
+"""
+_STREAMS = f"""{_TWO_STREAMS}
+img_mlp.0 = ff.net.0.proj
+img_mlp.2 = ff.net.2
 txt_mlp.0 = ff_context.net.0.proj
 txt_mlp.2 = ff_context.net.2
 img_mod.lin = norm1.linear
@@ -37,11 +45,7 @@ linear2 = proj_out
 norm.query_norm = attn.norm_q
 norm.key_norm = attn.norm_k
 modulation.lin = norm.linear
-[]
-img_in = x_embedder
-txt_in = context_embedder
-final_layer.linear = proj_out
-"""
+{_EMBEDDERS}"""
 _FLUX1 = """
 time_in.in_layer = time_text_embed.timestep_embedder.linear_1
 time_in.out_layer = time_text_embed.timestep_embedder.linear_2
@@ -55,6 +59,26 @@ _CHROMA = """
 [distilled_guidance_layer.layers.# = distilled_guidance_layer.layers.#]
 in_layer = linear_1
 out_layer = linear_2
+"""
+_FLUX2 = f"""{_TWO_STREAMS}
+img_mlp.0 = ff.linear_in
+img_mlp.2 = ff.linear_out
+txt_mlp.0 = ff_context.linear_in
+txt_mlp.2 = ff_context.linear_out
+[single_blocks.# = single_transformer_blocks.#]
+linear1 = attn.to_qkv_mlp_proj
+linear2 = attn.to_out
+norm.query_norm = attn.norm_q
+norm.key_norm = attn.norm_k
+{_EMBEDDERS}
+double_stream_modulation_img.lin = double_stream_modulation_img.linear
+double_stream_modulation_txt.lin = double_stream_modulation_txt.linear
+single_stream_modulation.lin = single_stream_modulation.linear
+time_in.in_layer = time_guidance_embed.timestep_embedder.linear_1
+time_in.out_layer = time_guidance_embed.timestep_embedder.linear_2
+guidance_in.in_layer = time_guidance_embed.guidance_embedder.linear_1
+guidance_in.out_layer = time_guidance_embed.guidance_embedder.linear_2
+final_layer.adaLN_modulation.1 ~ norm_out.linear
 """
 _IN_Z_IMAGE_BLOCK = """
 attention.qkv = attention.to_q attention.to_k attention.to_v
@@ -105,6 +129,7 @@ final_layer.adaLN_modulation.1 ~ norm_out.linear
 """
 TABLES = {
     **{"flux1": _STREAMS + _FLUX1, "chroma": _STREAMS + _CHROMA, "z_image": _Z_IMAGE, "sd3": _SD3},
+    "flux2": _FLUX2,
     "qwen_image": "",  # diffusers has the original's names
 }
 _LAST = "transformer_blocks"  # whose last block `$` is

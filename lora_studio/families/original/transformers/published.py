@@ -9,6 +9,9 @@ from lora_studio.families.original import Shapes
 from lora_studio.families.original.transformers import (
     CHROMA,
     FLUX1,
+    FLUX2_DEV,
+    FLUX2_KLEIN,
+    GUIDANCE,
     QWEN_IMAGE,
     SD3,
     Z_IMAGE,
@@ -32,12 +35,19 @@ _SD35_LARGE = _SD3 | {
     **{"caption_projection_dim": 2432, "num_layers": 38, "num_attention_heads": 38, "qk_norm": "rms_norm"}
 }
 _GUIDED = {"guidance_embeds": True}
+_KLEIN = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "guidance_embeds": False}
+_KLEIN_4B = _KLEIN | {"joint_attention_dim": 7680}
+_KLEIN_9B = _KLEIN | {
+    **{"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288}
+}
+_QWEN_8B = {"qwen3": "qwen3_8b"}
 
 
 class KnownTransformer(NamedTuple):
     kind: TransformerKind
     sizes: Mapping[str, Any] = {}  # beside those that its class in diffusers has by itself
     distilled: bool = False
+    texts: Mapping[str, str] = {}  # kind of a text encoder -> its key in `_TEXT`, if another
 
 
 PUBLISHED_TRANSFORMERS: Mapping[str, KnownTransformer] = {
@@ -51,6 +61,11 @@ PUBLISHED_TRANSFORMERS: Mapping[str, KnownTransformer] = {
     "stabilityai/stable-diffusion-3-medium-diffusers": KnownTransformer(SD3, _SD3),
     "stabilityai/stable-diffusion-3.5-medium": KnownTransformer(SD3, _SD35_MEDIUM),
     "stabilityai/stable-diffusion-3.5-large": KnownTransformer(SD3, _SD35_LARGE),
+    "black-forest-labs/FLUX.2-klein-base-4B": KnownTransformer(FLUX2_KLEIN, _KLEIN_4B),
+    "black-forest-labs/FLUX.2-klein-4B": KnownTransformer(FLUX2_KLEIN, _KLEIN_4B, distilled=True),
+    "black-forest-labs/FLUX.2-klein-base-9B": KnownTransformer(FLUX2_KLEIN, _KLEIN_9B, texts=_QWEN_8B),
+    "black-forest-labs/FLUX.2-klein-9B": KnownTransformer(FLUX2_KLEIN, _KLEIN_9B, True, _QWEN_8B),
+    "black-forest-labs/FLUX.2-dev": KnownTransformer(FLUX2_DEV, _GUIDED),
     "Qwen/Qwen-Image": KnownTransformer(QWEN_IMAGE),
     "Qwen/Qwen-Image-2512": KnownTransformer(QWEN_IMAGE),
 }
@@ -84,6 +99,21 @@ _TEXT: Mapping[str, Shapes] = {  # the tensors that sizes are read from
         "model.layers.0.mlp.gate_proj.weight": (9728, 2560),
         "model.layers.35.mlp.gate_proj.weight": (9728, 2560),
     },
+    "qwen3_8b": {
+        "model.embed_tokens.weight": (151936, 4096),
+        "model.layers.0.self_attn.q_norm.weight": (128,),
+        "model.layers.0.self_attn.q_proj.weight": (4096, 4096),
+        "model.layers.0.self_attn.k_proj.weight": (1024, 4096),
+        "model.layers.0.mlp.gate_proj.weight": (12288, 4096),
+        "model.layers.35.mlp.gate_proj.weight": (12288, 4096),
+    },
+    "mistral": {
+        "model.embed_tokens.weight": (131072, 5120),
+        "model.layers.0.self_attn.q_proj.weight": (4096, 5120),
+        "model.layers.0.self_attn.k_proj.weight": (1024, 5120),
+        "model.layers.0.mlp.gate_proj.weight": (32768, 5120),
+        "model.layers.39.mlp.gate_proj.weight": (32768, 5120),
+    },
     "qwen2_5_vl": {
         "model.embed_tokens.weight": (152064, 3584),
         "model.layers.0.self_attn.k_proj.weight": (512, 3584),
@@ -96,10 +126,12 @@ _TEXT: Mapping[str, Shapes] = {  # the tensors that sizes are read from
 def published_transformer(base: KnownTransformer) -> dict[str, Configuration]:
     """Part -> configuration, and "scheduler", as of the folder of such a base."""
     kind = base.kind
-    guided: Shapes = {"guidance_in.in_layer.weight": (1, 1)} if "guidance_embeds" in base.sizes else {}
+    guided: Shapes = {GUIDANCE: (1, 1)} if base.sizes.get("guidance_embeds") else {}
     texts = {
         one.part: text_configuration(
-            kind.title, FoundText(one.kind, "", _TEXT[one.kind]), projects=one.projects
+            kind.title,
+            FoundText(one.kind, "", _TEXT[base.texts.get(one.kind, one.kind)]),
+            projects=one.projects,
         )
         for one in kind.text
     }

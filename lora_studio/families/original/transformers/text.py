@@ -125,6 +125,29 @@ def _qwen2_5_vl(shapes: Shapes, projects: bool) -> Configuration:
     }
 
 
+def _mistral(shapes: Shapes, projects: bool) -> Configuration:
+    """Mistral-Small 3, whose heads are 128 wide; a file of it may end with the last layer FLUX.2 reads."""
+    words, width = shapes["model.embed_tokens.weight"]
+    first, head = "model.layers.0.", 128
+    return {
+        "model_type": "mistral",
+        "architectures": ["MistralModel"],
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": shapes[f"{first}mlp.gate_proj.weight"][0],
+        "num_hidden_layers": _count(shapes, "model.layers."),
+        "num_attention_heads": max(1, shapes[f"{first}self_attn.q_proj.weight"][0] // head),
+        "num_key_value_heads": max(1, shapes[f"{first}self_attn.k_proj.weight"][0] // head),
+        "head_dim": head,
+        "hidden_act": "silu",
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_theta": 1_000_000_000, "rope_type": "default"},
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+    }
+
+
 _CLIP_G = 1280
 _TOKENS = "text_model.embeddings.token_embedding.weight"
 KINDS: Mapping[str, TextKind] = {
@@ -133,6 +156,8 @@ KINDS: Mapping[str, TextKind] = {
     "t5": TextKind("T5-XXL", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", _t5),
     "qwen3": TextKind("Qwen3", "model.layers.0.self_attn.q_norm.weight", _qwen3),
     "qwen2_5_vl": TextKind("Qwen2.5-VL", "model.layers.0.self_attn.q_proj.bias", _qwen2_5_vl),
+    # Which the two before it have, too.
+    "mistral": TextKind("Mistral-Small", "model.layers.0.self_attn.q_proj.weight", _mistral),
 }
 
 

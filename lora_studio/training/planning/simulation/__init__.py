@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, partial
 
+import numpy as np
 import torch
 
 from lora_studio.data.batches import cut_by_bucket
@@ -180,7 +181,8 @@ class _Simulator:
             self._measure(VALIDATION, look, at_least=first)
         if samples.prompts:
             draw = partial(render, self.family, samples, side=self.recipe.data.resolution)
-            self._measure(PREVIEWS, lambda: within(state.shown(), draw))
+            with np.errstate(invalid="ignore"):  # one step, stretched to its end, is 0 / 0
+                self._measure(PREVIEWS, lambda: within(state.shown(), draw))
         self._measure(VERIFYING, lambda: probe(session))
 
     def _copies(self, session: Session) -> int:

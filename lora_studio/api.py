@@ -91,8 +91,14 @@ def plan(
     """
     from lora_studio.training.events import ignore_events
     from lora_studio.training.planning import plan as make
+    from lora_studio.training.planning.for_card import fewest_blocks_in_main_memory
 
-    return make(_recipe(recipe, set), memory_gib=memory_gib, on_event=on_event or ignore_events)
+    return make(
+        _recipe(recipe, set),
+        memory_gib=memory_gib,
+        on_event=on_event or ignore_events,
+        choose_offload=fewest_blocks_in_main_memory,
+    )
 
 
 @quietly

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_studio.adapters.layer import Layer, Toggleable
 from lora_studio.adapters.rules import AdapterOptions
-from lora_studio.adapters.stack import Place, Places, Stack
+from lora_studio.adapters.stack import Joined, Place, Places, Stack
 from lora_studio.adapters.textual_inversion import Token
 from lora_studio.errors import CheckpointError
 from lora_studio.processes import to_device
@@ -28,12 +28,14 @@ class AdapterSet:
         *,
         beside: Sequence[Toggleable] = (),
         stacks: Sequence[Stack] = (),
+        joined: Sequence[Joined] = (),
     ) -> None:
         """`beside`: layers that are not trained, and not as the base has them while others are.
 
-        `stacks`: in which tensors of several layers lie together.
+        `stacks`: in which tensors of several layers lie together; `joined`: the same of frozen weights.
         """
-        self.layers, self.options, self._beside, self.stacks = layers, options, beside, stacks
+        self.layers, self.options, self._beside = layers, options, beside
+        self.stacks, self.joined = stacks, joined
         self.stack_of: Places = {
             one: Place(stack, number) for stack in stacks for number, one in enumerate(stack.owners)
         }

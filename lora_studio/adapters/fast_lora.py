@@ -43,9 +43,10 @@ class LoraStack:
         self.stacks = tuple(Stack([getattr(one, end) for one in layers]) for end in ("down", "up"))
         self.units = [Unit(unit, argument) for unit in units]
         weight, self.direct = self.first.base.weight, self.first.is_direct  # as it is before any pass
-        self.weights = None
-        if self.direct and (argument or self.k > 1 or weight.numel() <= SMALL):
-            self.weights = Joined([one.base.weight for one in layers])
+        # Frozen weights that a pass reads in one: of all layers when it begins, else of a unit in its turn.
+        at_once = bool(argument) or (weight.dtype == torch.float32 and weight.numel() <= SMALL)
+        in_one = ([layers] if at_once else units) if self.direct and (at_once or self.k > 1) else []
+        self.joined = [Joined([layer.base.weight for layer in some], at_once=at_once) for some in in_one]
 
     def masters(self) -> list[Tensor]:
         """The factors as they are, down [n * k, r, in] with the scale in it and up [n * k, out, r]."""
@@ -64,16 +65,18 @@ class LoraStack:
         direct = self.direct and weight.dtype == dtype
         direct = direct and (weight.dim() == 2 or not is_small or is_tiny)
         merged: Sequence[Tensor | None] = [None] * len(down)
-        if (is_tiny if self.argument else is_small) and direct and self.weights is not None:
+        if (is_tiny if self.argument else is_small) and direct:
             with torch.set_grad_enabled(is_tiny and torch.is_grad_enabled()):
-                sums = torch.baddbmm(self.weights.whole.flatten(2), up, down)
+                sums = torch.baddbmm(self.joined[0].whole.flatten(2), up, down)
             merged = [sums] if self.argument else sums.unbind(0)
         downs = down.unflatten(0, (-1, k)).flatten(1, 2).unbind(0)
         ups = [up.transpose(1, 2)] if self.argument else _beside_each_other(up, k).unbind(0)
         values = [PassValues(*one) for one in zip(downs, ups, merged, strict=len(merged) == len(downs))]
         weights: Sequence[Tensor | None] = [None] * len(self.units)
-        if (self.argument or k > 1) and direct and self.weights is not None:
-            weights = self.weights.whole.unflatten(0, (-1, k)).unbind(0)
+        if direct and self.argument:
+            weights = self.joined[0].whole.unflatten(0, (-1, k)).unbind(0)
+        elif direct and k > 1:
+            weights = [one.whole for one in self.joined]  # as they are: they may have no memory yet
         of_unit = self.k // k
         for number, (unit, own) in enumerate(zip(self.units, weights, strict=True)):
             unit.set(values[number * of_unit : (number + 1) * of_unit], direct=direct, weight=own)
@@ -97,8 +100,8 @@ def renew(groups: Sequence[LoraStack]) -> None:
         group.renew(*factors[2 * number : 2 * number + 2])
 
 
-def speed_up(part: nn.Module, layers: Sequence[PlainLayer], together: Sequence[SameInput]) -> list[Stack]:
-    """Give layers that PEFT put in their fast passes, and the stacks of their factors."""
+def speed_up(part: nn.Module, layers: Sequence[PlainLayer], together: Sequence[SameInput]) -> list[LoraStack]:
+    """Give layers that PEFT put in their fast passes."""
     groups: dict[tuple[object, ...], list[list[PlainLayer]]] = {}
     for of_unit, argument in _units(layers, together):
         groups.setdefault((argument, len(of_unit), *of_unit[0].likeness), []).append(of_unit)
@@ -118,7 +121,7 @@ def speed_up(part: nn.Module, layers: Sequence[PlainLayer], together: Sequence[S
     for group in made:
         for unit in group.units:
             unit.begin = begin
-    return [stack for group in made for stack in group.stacks]
+    return made
 
 
 def _units(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,14 @@ from lora_studio.adapters.rules import (
     check_rules,
     layer_options,
 )
-from lora_studio.adapters.stack import Stack
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import SameInput
 from lora_studio.quantization import layer_paths
 from lora_studio.quiet import bitsandbytes_on_demand
 from lora_studio.rng import generator
+
+if TYPE_CHECKING:
+    from lora_studio.adapters.fast_lora import LoraStack
 
 Together = Mapping[str, Sequence[SameInput]]
 
@@ -113,11 +115,16 @@ def inject_chosen(
         place = part, canonical_path(part, path)
         module, tensors = make(parts[part], place, path, one, options)
         layers.append(Layer(part, place[1], module, tensors, kind, *one))
-    stacks = [stack for part in adapted for stack in _speed_up(parts, part, chosen, together)]
-    return AdapterSet(layers, options, stacks=stacks)
+    fast = [one for part in adapted for one in _speed_up(parts, part, chosen, together)]
+    return AdapterSet(
+        layers,
+        options,
+        stacks=[stack for one in fast for stack in one.stacks],
+        joined=[weights for one in fast for weights in one.joined],
+    )
 
 
-def _speed_up(parts: Parts, part: str, chosen: Chosen, together: Together) -> list[Stack]:
+def _speed_up(parts: Parts, part: str, chosen: Chosen, together: Together) -> list[LoraStack]:
     """Its layers that PEFT made get our passes."""
     from lora_studio.adapters.fast_lora import speed_up
     from lora_studio.adapters.lora_unit import PlainLayer

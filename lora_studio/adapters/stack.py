@@ -16,15 +16,20 @@ KEPT_BYTES = 2**26  # that the C library may keep of what was laid elsewhere
 class Joined:
     """What the owners hold, in one tensor: they become views of it, so it takes no memory of its own."""
 
-    def __init__(self, owners: Sequence[Tensor]) -> None:
-        self.owners, self._whole = owners, _lay_together(owners)
+    def __init__(self, owners: Sequence[Tensor], *, at_once: bool = False) -> None:
+        """`at_once`: a pass reads all of it when it begins."""
+        self.owners, self._whole, self.at_once = owners, _lay_together(owners), at_once
 
     @property
     def whole(self) -> Tensor:
         """[n, ...]; laid together again where a module was moved."""
+        self.renew()
+        return self._whole
+
+    def renew(self) -> None:
+        """Lay them together again, if they were moved."""
         if not _lies_in(self.owners[0], self._whole):
             self._whole = _lay_together(self.owners)
-        return self._whole
 
 
 class Stack:

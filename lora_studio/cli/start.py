@@ -59,9 +59,10 @@ def plan(
     from lora_studio.console import print_needs, print_plan
     from lora_studio.console.run import run_screen
     from lora_studio.training.planning import plan as make
+    from lora_studio.training.planning.for_card import fewest_blocks_in_main_memory
 
     with run_screen(errors) as screen:
-        found = make(loaded, memory_gib=memory, on_event=screen)
+        found = make(loaded, memory_gib=memory, on_event=screen, choose_offload=fewest_blocks_in_main_memory)
     if not as_json:
         print_plan(found.training, console)
     show(found, print_needs, as_json=as_json)

@@ -129,6 +129,7 @@ class ModelFamily(ABC):
     distilled: bool = False  # it makes its images in a few steps
     told_distilled: bool | None = None  # so the folder's own index says, if it does
     pinned_parts: frozenset[str] = frozenset()  # that stay where they are, whatever `place` is told
+    is_spread: bool = False  # over several processes, which all have to run it at once
     notes: tuple[str, ...] = ()  # what its user should know of how it was read, in short sentences
     _device: torch.device | None = None
     _on_device: tuple[str, ...] | None = None  # all parts, where they were loaded
@@ -431,6 +432,7 @@ class ModelFamily(ABC):
         """Use the parts of another of the same base, as that has them and where they lie."""
         self.parts, self._device, self._precision = owner.parts, owner.device, owner.precision
         self.sources, self.kept_texts = owner.sources, owner.kept_texts
+        self.pinned_parts = owner.pinned_parts
 
     def place(self, device: torch.device, *names: str) -> None:
         """Have these parts on the device; first the others go to main memory. Only what moves is visited."""

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lora_studio.registry import Registry
 
@@ -29,6 +30,15 @@ PEFTS_WARNING = "TorchaoLoraLinear was instantiated without"  # it cannot merge;
 def has_tensors(module: nn.Module) -> bool:
     """Whether something in the module itself, and not in one within it, can be trained."""
     return any(tensor is not None for tensor in module._parameters.values())
+
+
+def insides(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that a quantised one is made of; else itself."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from insides(getattr(tensor, name))
 
 
 def layer_paths(network: nn.Module, endings: Sequence[str], wanted: Callable[[nn.Module], bool]) -> list[str]:

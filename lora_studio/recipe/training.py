@@ -157,6 +157,9 @@ class ValidationConfig(Section):
         return min(MOST_VALIDATION, math.ceil(VALIDATION_SHARE * images))
 
 
+MOST_BLOCKS = 1000  # of a denoiser; the largest ones have about 100
+
+
 class MachineConfig(Section):
     """How the run uses the machine; what is learned changes by rounding only."""
 
@@ -168,6 +171,11 @@ class MachineConfig(Section):
     )
     gradient_checkpointing: bool = Field(
         False, description="keeps far less of the forward pass, and computes it again: about a third slower"
+    )
+    offload_blocks: Annotated[int, Field(ge=0, le=MOST_BLOCKS)] | Literal["auto"] = Field(
+        0,
+        description="blocks of the denoiser whose frozen weights wait in main memory and come to the GPU for "
+        "use: for a base too large for it; steps may wait for them; auto: the fewest with which it fits",
     )
     compile: bool | Literal["auto"] = Field(
         "auto",

@@ -37,6 +37,7 @@ from lora_studio.training.finish.export import checkpoint_of
 from lora_studio.training.loop.state import load_state
 from lora_studio.training.loop.watch import PreviewWatch, ValidationWatch, Watch
 from lora_studio.training.machine import is_out_of_memory, out_of_memory
+from lora_studio.training.planning.for_card import fewest_blocks_in_main_memory
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.prepare.data import in_steps, manifest_of
 from lora_studio.training.prepare.resume import RECIPE, SCHEDULE_END, has_zero_last, learned_hash
@@ -107,7 +108,9 @@ def _train(
     asked: threading.Event,
 ) -> Finished | Interrupted:
     began, step = time.monotonic(), 0
-    session = prepare(recipe, run, on_event, processes, resumes=resume)
+    session = prepare(
+        recipe, run, on_event, processes, resumes=resume, choose_offload=fewest_blocks_in_main_memory
+    )
     if resume:
         step = _load_checkpoint(session)
         _check_exported(recipe, run, step)

@@ -29,7 +29,7 @@ class LiveBytes:
 
     def __init__(self) -> None:
         self.now = self.peak = 0
-        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, list[int]] = weakref.WeakKeyDictionary()
 
     def restart(self) -> None:
         self.peak = self.now
@@ -39,14 +39,20 @@ class LiveBytes:
             if isinstance(one, Tensor) and one.device.type == "cuda":
                 storage = one.untyped_storage()
                 if storage not in self._known:
-                    self._known[storage] = None
-                    size = -(-storage.nbytes() // BLOCK) * BLOCK
-                    self.now += size
-                    self.peak = max(self.peak, self.now)
+                    self._known[storage] = size = [0]
+                    self.resized(storage)
                     weakref.finalize(storage, self._freed, size)
 
-    def _freed(self, size: int) -> None:
-        self.now -= size
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """Count it as it is now, if it lies on a GPU."""
+        if (size := self._known.get(storage)) is not None:
+            self._freed(size)
+            size[0] = -(-storage.nbytes() // BLOCK) * BLOCK
+            self.now += size[0]
+            self.peak = max(self.peak, self.now)
+
+    def _freed(self, size: list[int]) -> None:
+        self.now -= size[0]
 
 
 class Audit(TorchDispatchMode):
@@ -58,6 +64,7 @@ class Audit(TorchDispatchMode):
         self.found: Counter[str] = Counter()
         self.reads_back = 0  # asynchronously, in this step
         self.events: list[torch.device] = []  # on whose streams they were recorded
+        self.stream, self.order = "compute", list[str]()  # what is launched where, and waits for what
         self.bytes, self.counts_bytes = LiveBytes(), count_bytes
 
     @classmethod
@@ -68,6 +75,7 @@ class Audit(TorchDispatchMode):
     def of_step(self, step: int) -> Iterator[None]:
         self.step, self.reads_back = step, 0
         self.events.clear()
+        self.order.clear()
         try:
             with nullcontext() if self.counts_bytes else self:
                 yield
@@ -77,6 +85,11 @@ class Audit(TorchDispatchMode):
     def note(self, what: str) -> None:
         if self.step is not None:
             self.found[f"{what}, {place_of(traceback.extract_stack())}"] += 1
+
+    def orders(self, what: str) -> None:
+        """Once for what goes on."""
+        if self.step is not None and self.order[-1:] != [what]:
+            self.order.append(what)
 
     def sees_read(self, tensor: Tensor, what: str) -> None:
         if tensor.device.type == "cuda":
@@ -89,6 +102,8 @@ class Audit(TorchDispatchMode):
         if self.step is not None:
             self._look(func.overloadpacket.__name__, args, kwargs)
         result = func(*args, **kwargs)
+        if any(one.device.type == "cuda" for one in tree_leaves(result) if isinstance(one, Tensor)):
+            self.orders(self.stream)
         if self.counts_bytes:
             self.bytes.see(result)
         return result

@@ -61,6 +61,10 @@ class Outcome:
     denoiser_bytes: int = 0  # of its frozen weights
     planned_bytes: int = 0  # what the plan says of them
     phases: dict[str, Peak] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)  # of the last audited step: see `Audit.orders`
+    offloaded: dict[str, int] = field(
+        default_factory=dict
+    )  # bytes that come and go, and of them there at most
 
 
 def drive(
@@ -152,6 +156,7 @@ def _watched(audit: Audit, outcome: Outcome, *, plans: bool, times: bool) -> Ite
             stops = trained(loop, step, *arguments)
         outcome.reads_back.append(audit.reads_back)
         outcome.events = sorted({*outcome.events, *map(str, audit.events)})
+        outcome.order = [*audit.order]
         return stops
 
     def run(loop: Loop, first_step: int) -> bool:
@@ -162,6 +167,9 @@ def _watched(audit: Audit, outcome: Outcome, *, plans: bool, times: bool) -> Ite
     def prepared(*arguments: Any, **named: Any) -> Session:
         session = prepare(*arguments, **named)
         outcome.device, outcome.dtype = str(session.machine.device), str(session.machine.dtype)
+        if session.offloaded is not None:
+            sizes = sorted(session.offloaded.sizes)
+            outcome.offloaded = {"all": sum(sizes), "there": sum(sizes[-2:])}
         if plans:
             _plan(session, outcome)
         return session

@@ -27,17 +27,13 @@ TOTAL_MEMORY = 24 * 2**30
 def pretended_cuda(audit: Audit, capability: tuple[int, int] = CAPABILITY) -> Iterator[None]:
     """Inside, tensors are fake, and what would wait for a GPU is told to the audit."""
     with ExitStack() as stack:
-        for patched in (*_torch_cuda(audit, capability), *_fake_tensors(audit), *_pinned_memory()):
+        memory = (*_pinned_memory(), _resized(audit))
+        for patched in (*_torch_cuda(audit, capability), *_fake_tensors(audit), *memory):
             stack.enter_context(patched)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         if audit.counts_bytes:  # else it looks on in audited steps alone, since it takes its time
             stack.enter_context(audit)
         yield
-
-
-class _Stream:
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
 
 
 def _torch_cuda(audit: Audit, capability: tuple[int, int]) -> Iterator[object]:
@@ -51,10 +47,36 @@ def _torch_cuda(audit: Audit, capability: tuple[int, int]) -> Iterator[object]:
     def set_device(device: torch.device) -> None:
         chosen["device"] = index(device)
 
+    class Stream:
+        """One beside the compute stream; what waits for what is noted."""
+
+        def __init__(self, device: object = None, name: str = "copies") -> None:
+            self.device, self.name = torch.device("cuda", index(device)), name
+
+        def wait_stream(self, other: Stream) -> None:
+            audit.orders(f"{self.name} wait for {other.name}")
+
+        def record_event(self) -> Event:
+            event = Event()
+            event.record(self)
+            return event
+
+        def wait_event(self, event: Event) -> None:
+            audit.orders(f"{self.name} waits for {event.number}")
+
+    @contextmanager
+    def stream(chosen: Stream) -> Iterator[None]:
+        before, audit.stream = audit.stream, chosen.name
+        yield
+        audit.stream = before
+
     class Event:
-        def record(self, stream: _Stream | None = None) -> None:
+        def record(self, stream: Stream | None = None) -> None:
             self.of_step = audit.step
-            audit.events.append((stream or _Stream(torch.device("cuda", index()))).device)
+            audit.events.append((stream or Stream()).device)
+            self.number = len(audit.events)
+            if stream is not None:
+                audit.orders(f"{stream.name} done: {self.number}")
 
         def synchronize(self) -> None:
             if self.of_step == audit.step:  # the event of an earlier step may be waited for
@@ -65,7 +87,9 @@ def _torch_cuda(audit: Audit, capability: tuple[int, int]) -> Iterator[object]:
         "device_count": lambda: 2,
         "current_device": index,
         "set_device": set_device,
-        "current_stream": lambda device=None: _Stream(torch.device("cuda", index(device))),
+        "current_stream": lambda device=None: Stream(device, "compute"),
+        "Stream": Stream,
+        "stream": stream,
         "Event": Event,
         "synchronize": lambda device=None: audit.note("torch.cuda.synchronize"),
         "empty_cache": lambda: None,
@@ -166,6 +190,18 @@ def _attention(
 
 
 _plain_attention = F.scaled_dot_product_attention
+
+
+def _resized(audit: Audit) -> object:
+    """Memory that is taken from under a tensor, or given back."""
+    resize = torch.UntypedStorage.resize_
+
+    def resize_(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+        resize(storage, size)
+        audit.bytes.resized(storage)
+        return storage
+
+    return patch.object(torch.UntypedStorage, "resize_", resize_)
 
 
 def _pinned_memory() -> Iterator[object]:

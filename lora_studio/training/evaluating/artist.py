@@ -90,6 +90,8 @@ class TrainedArtist:
 def strength_fault(trained: TrainedRun, strengths: Iterable[float]) -> str:
     """Why not all of them can be shown, as what is no change of a weight has one; empty if they can."""
     why = "has its base in few bits" if trained.machine.quantize != NONE else ""
+    if trained.machine.offloads:
+        why = "has blocks of its base in main memory"
     if not trained.adapters.layers:
         why = "learned words alone"
     if trained.adapters.trains_layers:

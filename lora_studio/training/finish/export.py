@@ -32,6 +32,7 @@ from lora_studio.training.finish.verified import (
     verify_written,
 )
 from lora_studio.training.loop.state import State, load_state
+from lora_studio.training.machine.offload import offload
 from lora_studio.training.prepare import TrainedRun, make_state
 from lora_studio.training.prepare.checks import check_recipe
 from lora_studio.training.prepare.data import batches_of, manifest_of
@@ -161,6 +162,7 @@ def revive(
     exact = plan.snapshot_float32(family)
     machine.shrink(family)
     adapters = plan.inject(family, exact)
+    offloaded = offload(family, machine, adapters.joined)
     family.place(machine.device, family.denoiser)
     trained = TrainedRun(
         recipe=recipe,
@@ -173,6 +175,7 @@ def revive(
         processes=ALONE,
         batches=batches_of(recipe, entries(manifest.used)),
         inputs=checked.inputs,
+        offloaded=offloaded,
     )
     return trained, make_state(recipe, machine, plan, adapters)
 

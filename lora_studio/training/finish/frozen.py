@@ -12,6 +12,7 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.rng import generator
 from lora_studio.training.machine import Machine
+from lora_studio.training.machine.offload import BlockOffload
 from lora_studio.verify import VerifyReport
 from lora_studio.verify.trained import rms
 
@@ -20,11 +21,17 @@ LESS_EXACT = 1.05  # times the quantiser's own error that a layer's may be: devi
 
 
 @torch.no_grad()
-def check_frozen(family: ModelFamily, parts: Sequence[str], machine: Machine, report: VerifyReport) -> None:
+def check_frozen(
+    family: ModelFamily,
+    parts: Sequence[str],
+    machine: Machine,
+    report: VerifyReport,
+    offloaded: BlockOffload | None = None,
+) -> None:
     """Every tensor of the unadapted parts against its files', cast as it was: bit for bit.
 
     One by one, as the files are read; a quantised layer is to be as near to the file's weight as quantising
-    that weight makes it.
+    that weight makes it. `offloaded`: what brings weights that are not on the device.
     """
     wrong, num_tensors = list[str](), 0
     for part in parts:
@@ -32,6 +39,8 @@ def check_frozen(family: ModelFamily, parts: Sequence[str], machine: Machine, re
         for name, exact in family.sources[part].stored.each():
             expected = exact.to(dtype) if exact.is_floating_point() else exact
             num_tensors += 1
+            if offloaded is not None:
+                offloaded.bring(module.get_submodule(name.rpartition(".")[0]))
             if not _is_same(module, name, expected, machine):
                 wrong.append(f"{part}.{name}")
     report.checks["base_tensors"] = num_tensors

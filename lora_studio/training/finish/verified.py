@@ -110,7 +110,7 @@ def _compare_probe(
     lora = next((one.paths[0] for target, one in written.items() if EXPORTERS[target].probed), None)
     return_freed_memory()  # of the live probe, before the base's files are mapped beside it
     with family.placed(*family.probed), trained.adapters.taken_out(family.parts):
-        check_frozen(family, family.probed, machine, report)
+        check_frozen(family, family.probed, machine, report, trained.offloaded)
         untrained = copy(job.bare_base())  # for its tokenizers, which know no learned word
         untrained.borrow(family)
         if EMBEDDING in written:

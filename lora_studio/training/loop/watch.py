@@ -84,7 +84,7 @@ def measure_within_memory(validation: Validation, measure: Callable[[], T]) -> T
 
     def use_fewer_rows() -> None:
         rows, family = min(validation.rows_at_once, TIMESTEPS), validation.family
-        if rows == 1 or family.pinned_parts:  # of several processes with one base the others would wait
+        if rows == 1 or family.is_spread:  # of several processes with one base the others would wait
             raise out_of_memory(f"while validation images were measured on {family.device}")
         validation.rows_at_once = (rows + 1) // 2
 
@@ -93,7 +93,7 @@ def measure_within_memory(validation: Validation, measure: Callable[[], T]) -> T
 
 def draw_within_memory(family: ModelFamily, draw: Callable[[], T]) -> T | None:
     """What `draw` returns; None if memory runs out, since a run can do without previews."""
-    if family.pinned_parts:  # spread over the processes: the others would wait for this one
+    if family.is_spread:  # the other processes would wait for this one
         return draw()
     return unless_out_of_memory(draw)
 

@@ -7,7 +7,7 @@ import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -44,6 +44,16 @@ class Machine:
         return None if self.dtype == torch.float32 else self.dtype
 
     @property
+    def offloads(self) -> bool:
+        """Whether weights of some blocks lie in main memory, with "auto" on a GPU alone."""
+        blocks = self.config.offload_blocks
+        return blocks > 0 if isinstance(blocks, int) else self.device.type == "cuda"
+
+    def with_offload(self, blocks: int) -> Machine:
+        """The same with so many in main memory."""
+        return replace(self, config=self.config.model_copy(update={"offload_blocks": blocks}))
+
+    @property
     def widens_norms(self) -> bool:
         """Whether autocast computes norms in float32; the CPU's does not."""
         return self.autocast is not None and self.device.type != "cpu"
@@ -63,14 +73,15 @@ class Machine:
     def shrink(self, family: ModelFamily) -> None:
         """The base in its precision and, before any adapter, the denoiser as asked for.
 
-        One that is still to be read is read block by block onto the device, each block in its bits at once.
+        One that is still to be read is read block by block onto the device, or into main memory if it is to
+        be laid out from there, each block in its bits at once.
         """
         family.cast(self.dtype)
         denoiser, paths = family.parts[family.denoiser], family.quantised_paths()
         if not family.is_awaited(family.denoiser):
             self.lay_out(denoiser, paths)
             return
-        place = torch.device("cpu") if self.shards else self.device
+        place = torch.device("cpu") if self.shards or self.offloads else self.device
         family.read_denoiser(place, partial(self._quantize, denoiser), paths)
         self.lay_out(denoiser, ())
 
@@ -203,7 +214,7 @@ def shard(family: ModelFamily, processes: Processes, device: torch.device, dtype
 
     mesh = init_device_mesh(device.type, (processes.count,))
     denoiser = family.parts[family.denoiser]
-    family.pinned_parts = frozenset({family.denoiser})  # FSDP2 keeps references to its shards
+    family.is_spread, family.pinned_parts = True, frozenset({family.denoiser})  # FSDP2 refers to its shards
     if next(denoiser.parameters()).dtype != dtype:
         denoiser.to(dtype)
     for block in [*innermost_blocks(denoiser), denoiser]:

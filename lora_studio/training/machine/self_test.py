@@ -92,8 +92,8 @@ def choose_compile(machine: Machine, passes: int) -> Machine:
     """With machine.compile "auto" decided: on a GPU where it works, for a run of so many passes."""
     if machine.config.compile != "auto":
         return machine
-    worthwhile = machine.device.type == "cuda" and not machine.shards and passes >= COMPILE_FROM
-    chosen = worthwhile and try_option(COMPILE_OPTION, machine.device).works
+    can = machine.device.type == "cuda" and not machine.shards and not machine.offloads
+    chosen = can and passes >= COMPILE_FROM and try_option(COMPILE_OPTION, machine.device).works
     return replace(machine, config=machine.config.model_copy(update={"compile": chosen}))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from lora_studio.training.planning.memory import (
     measure_memory,
 )
 from lora_studio.training.planning.untouched import error_rows, untouched_error
-from lora_studio.training.prepare import Session, prepare
+from lora_studio.training.prepare import Session, all_blocks, prepare
 from lora_studio.training.report import Timing, describe, time_everything
 
 GIB = 2**30
@@ -77,13 +77,18 @@ class RunPlan:
 
 
 def plan(
-    recipe: Recipe | Path | str, *, memory_gib: float | None = None, on_event: Listener = ignore_events
+    recipe: Recipe | Path | str,
+    *,
+    memory_gib: float | None = None,
+    on_event: Listener = ignore_events,
+    choose_offload: Callable[..., int] = all_blocks,
 ) -> RunPlan:
     """What a run of the recipe, or of the one in a TOML file, will train and take.
 
     Images and captions that are not in the caches yet are encoded, and regularization images drawn, as a run
-    would do; nothing else is written. `memory_gib`: instead of what this machine's device has free. Raises
-    StudioError for whatever the user can fix.
+    would do; nothing else is written. `memory_gib`: instead of what this machine's device has free.
+    `choose_offload`: as for `prepare`, with `room` in bytes. Raises StudioError for whatever the user can
+    fix.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(Path(recipe))
@@ -91,7 +96,7 @@ def plan(
     began = time.perf_counter()
     with torch.random.fork_rng():  # libraries draw first values of adapters, which ours then replace
         room = _free_memory(recipe) if memory_gib is None else memory_bytes(memory_gib)
-        session = prepare(recipe, run, counter)
+        session = prepare(recipe, run, counter, choose_offload=partial(choose_offload, room=room))
         prepared = time.perf_counter() - began
         timing = time_everything(session)
         memory = measure_memory(session, room=room)

@@ -68,7 +68,8 @@ def changes_until_it_fits(
         tried.add(candidate.words)
         changed = candidate.applied(recipe)
         family = base_without_weights(changed)
-        after = simulate(changed, family, base_dtype(changed, dtype), shapes_of(changed, family))
+        shapes = shapes_of(changed, family)
+        after = simulate(changed, family, base_dtype(changed, dtype), shapes, usable=usable)
         if after.fullest.peak < full.peak:
             recipe, found, full = changed, after, after.fullest
             yield CardChange(candidate.words, candidate.cost, full.name, full.peak, full.peak <= usable)
@@ -95,12 +96,15 @@ def _candidates(recipe: Recipe, phase: str) -> Iterator[_Candidate]:
         yield _Candidate({"training": {"optimizer": "adamw8bit"}}, "moments in 8 bits; needs bitsandbytes")
     if phase == PREVIEWS:
         yield _Candidate({"samples": {"prompts": ()}}, "no previews; draw them elsewhere")
+    if recipe.machine.offload_blocks != "auto" and _can_be_quantized(recipe):
+        cost = "the same result; steps may wait for weights from main memory"
+        yield _Candidate({"machine": {"offload_blocks": "auto"}}, cost)
     if (lower := lower_side(side)) is not None:
         yield _Candidate({"data": {"resolution": lower}}, "details are learned less well")
 
 
 def _can_be_quantized(recipe: Recipe) -> bool:
-    """A denoiser whose own layers are neither trained nor read."""
+    """A denoiser whose own layers are neither trained nor read; so it can be offloaded, too."""
     if recipe.adapter.kind == NO_ADAPTER:
         return True
     kind = ADAPTERS[recipe.adapter.kind]

@@ -17,10 +17,12 @@ from lora_studio.quiet import paused_collector
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe, with_steps
 from lora_studio.text import Rows, duration, memory_size
+from lora_studio.training.machine import Machine
 from lora_studio.training.planning import GIB
 from lora_studio.training.planning.card_changes import CardChange, base_dtype, changes_until_it_fits
 from lora_studio.training.planning.cards import Card, find_card, memory_bytes
 from lora_studio.training.planning.counting import Work
+from lora_studio.training.planning.offloading import BUS_GBS, Offloading
 from lora_studio.training.planning.simulation import (
     Phase,
     simulate,
@@ -53,8 +55,13 @@ class Range:
 FAST, SLOW = (0.60, 0.85, 5e-6), (0.25, 0.50, 20e-6)
 
 
-def step_seconds(work: Work, card: Card, *, tf32: bool) -> Range | None:
-    """Of one optimizer step; None for a card without rates."""
+def bus_seconds(size: int) -> Range:
+    """Of so many bytes from pinned main memory."""
+    return Range(*(size / (rate * 1e9) for rate in BUS_GBS))
+
+
+def step_seconds(work: Work, card: Card, *, tf32: bool, copied: int = 0) -> Range | None:
+    """Of one optimizer step, beside which so many bytes come over the bus; None for a card without rates."""
     if card.matrix_tflops is None or card.float32_tflops is None or card.bandwidth_gbs is None:
         return None
     float32 = card.matrix_tflops / 2 if tf32 and card.capability >= BFLOAT16_FROM else card.float32_tflops
@@ -68,7 +75,8 @@ def step_seconds(work: Work, card: Card, *, tf32: bool) -> Range | None:
         device = products + work.bytes / (of_bandwidth * (card.bandwidth_gbs or 0) * 1e9)
         return max(device, work.launches * launch)
 
-    return Range(seconds(*FAST), seconds(*SLOW))
+    bus = bus_seconds(copied)
+    return Range(max(seconds(*FAST), bus.low), max(seconds(*SLOW), bus.high))
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,8 @@ class CardPlan:
     main_memory: int  # bytes of the machine's
     changes: tuple[CardChange, ...]  # none if it fits
     notes: tuple[str, ...]
+    offloading: Offloading
+    copied: int  # bytes that come from main memory in a step
 
     @property
     def usable(self) -> int:
@@ -105,7 +115,8 @@ class CardPlan:
 
     @property
     def rows(self) -> Rows:
-        return [*self._memory_rows(), *self._change_rows(), *self._time_rows(), *self._other_rows()]
+        rows = [*self._memory_rows(), *self._offload_rows(), *self._change_rows()]
+        return [*rows, *self._time_rows(), *self._other_rows()]
 
     def to_json(self) -> dict[str, Any]:
         """Bytes, flops and seconds by name; `fits` is what the exit code says."""
@@ -124,6 +135,9 @@ class CardPlan:
             "bytes_moved": self.work.bytes,
             "launches": self.work.launches,
             "main_memory": self.main_memory,
+            "offload_blocks": self.offloading.blocks,
+            "offloaded_bytes": sum(self.offloading.waiting),
+            "copied": self.copied,
             "notes": list(self.notes),
         }
 
@@ -137,6 +151,15 @@ class CardPlan:
             ("", f"{spare}: {memory_size(CONTEXT)} for CUDA itself, {GAPS:.0%} for gaps between tensors"),
         ]
         return rows + [(one.name, _phase_in_words(one)) for one in self.phases]
+
+    def _offload_rows(self) -> Rows:
+        if not self.offloading.blocks:
+            return []
+        blocks, size = self.offloading.blocks, memory_size(sum(self.offloading.waiting))
+        what = f"{blocks} of {len(self.offloading.sizes)} blocks of the base wait in main memory, {size}"
+        time, rates = bus_seconds(self.copied), "{:g} or {:g} GB/s".format(*BUS_GBS)
+        cost = f"a step copies {memory_size(self.copied)}, {time} at {rates}, while it computes"
+        return [("offload", what), ("", f"{cost}: it takes as long as the longer of the two")]
 
     def _change_rows(self) -> Rows:
         rows = [
@@ -215,21 +238,36 @@ def plan_for(recipe: Recipe | Path | str, card: Card | str, *, memory_gib: float
     with torch.random.fork_rng():
         family = base_without_weights(recipe)
         shapes, in_main_memory = shapes_of(recipe, family), main_memory(family, dtype)
-        found = simulate(recipe, family, dtype, shapes)
-        changes = tuple(changes_until_it_fits(recipe, dtype, found, usable_memory(memory)))
+        usable = usable_memory(memory)
+        found = simulate(recipe, family, dtype, shapes, usable=usable)
+        changes = tuple(changes_until_it_fits(recipe, dtype, found, usable))
+    copied = found.offloading.copied(recipe.training.gradient_accumulation)
     return CardPlan(
         name=recipe.name,
         card=card,
         precision=str(dtype).removeprefix("torch."),
         memory=memory,
         phases=found.phases,
-        step=step_seconds(found.work, card, tf32=recipe.machine.tf32),
+        step=step_seconds(found.work, card, tf32=recipe.machine.tf32, copied=copied),
         steps=steps,
         work=found.work,
         main_memory=in_main_memory,
         changes=changes,
         notes=(*absent, *_notes(recipe, card, shapes, dtype)),
+        offloading=found.offloading,
+        copied=copied,
     )
+
+
+def fewest_blocks_in_main_memory(recipe: Recipe, machine: Machine, room: int | None = None) -> int:
+    """How many a run needs there to fit on the GPU, by simulation; `room`: bytes in place of what is free."""
+    if room is None:
+        room = torch.cuda.mem_get_info(machine.device)[0]
+    recipe, _ = _without_absent_helper(recipe)
+    with torch.random.fork_rng():
+        family = base_without_weights(recipe)
+        shapes, usable = shapes_of(recipe, family), usable_memory(room)
+        return simulate(recipe, family, machine.dtype, shapes, usable=usable).offloading.blocks
 
 
 def _without_absent_helper(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:

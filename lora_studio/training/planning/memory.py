@@ -21,6 +21,7 @@ from lora_studio.text import Rows, memory_size
 from lora_studio.training.machine import unless_out_of_memory
 from lora_studio.training.optimizers.choose import optimizer_bytes
 from lora_studio.training.planning.counting import peak_bytes
+from lora_studio.training.planning.offloading import Offloading
 from lora_studio.training.prepare import Session
 from lora_studio.training.report import Timing
 
@@ -159,6 +160,8 @@ def _weights(session: Session) -> dict[str, int]:
     for name, part in family.parts.items():
         tensors = [one for one in (*part.parameters(), *part.buffers()) if id(one) not in ours]
         found[name] = sum(one.nbytes for one in tensors if one.device == device)
+    if (offloaded := session.offloaded) is not None:
+        found[family.denoiser] -= Offloading(offloaded.sizes, len(offloaded.sizes)).freed
     return {name: size for name, size in found.items() if size}
 
 

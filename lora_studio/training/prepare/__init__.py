@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,11 +18,13 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.families.freed import return_freed_memory
 from lora_studio.processes import ALONE, Processes
 from lora_studio.recipe import Recipe
+from lora_studio.recipe.training import MOST_BLOCKS
 from lora_studio.runs import CHOICE, Run
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.loop import Loop
 from lora_studio.training.loop.state import Ema, State, state_files
 from lora_studio.training.machine import Machine, shard
+from lora_studio.training.machine.offload import BlockOffload, offload
 from lora_studio.training.machine.self_test import choose_compile
 from lora_studio.training.optimizers.choose import (
     is_elementwise,
@@ -58,6 +60,7 @@ class TrainedRun:
     batches: BatchPlan
     inputs: Mapping[str, str]  # option -> sha256 of the LoRA file that it names, or of weights
     whole_base: str = field(default="", kw_only=True)  # a fingerprint, if it was wanted: see `Brush.base`
+    offloaded: BlockOffload | None = field(default=None, kw_only=True)  # if blocks lie in main memory
 
 
 @dataclass
@@ -70,12 +73,24 @@ class Session(TrainedRun):
     validation: Validation | None
 
 
+def all_blocks(recipe: Recipe, machine: Machine, room: int = 0) -> int:
+    """More than any base has."""
+    return MOST_BLOCKS
+
+
 def prepare(
-    recipe: Recipe, run: Run, listener: Listener, processes: Processes = ALONE, *, resumes: bool = False
+    recipe: Recipe,
+    run: Run,
+    listener: Listener,
+    processes: Processes = ALONE,
+    *,
+    resumes: bool = False,
+    choose_offload: Callable[[Recipe, Machine], int] = all_blocks,
 ) -> Session:
     """Everything up to the first step. Raises a StudioError for whatever the user can mend.
 
     `resumes`: the run goes on from its checkpoint, so recipe, images and base have to be what it began with.
+    `choose_offload`: says how many blocks "auto" means for a recipe on a machine.
     """
     checked = check_recipe(recipe, processes, run=run if resumes else None)
     machine, family = checked.machine, checked.family
@@ -83,11 +98,8 @@ def prepare(
         apply_recipe_changes(run, checked.changes, listener)
     context = BuildContext(recipe, run, machine, family, checked.adapters, listener, processes, resumes)
     found = find_images(context)
-    if context.recipe is not recipe:  # its epochs are steps now, by which some of what learns may stop
-        recipe = context.recipe
-        context.adapters = plan_adapters(recipe, family)
-    passes = recipe.training.steps * recipe.training.gradient_accumulation
-    machine = context.machine = choose_compile(machine, passes)
+    machine = context.machine = _decided(context, recipe, choose_offload)
+    recipe = context.recipe
     exact = context.adapters.snapshot_float32(family)
     if not family.is_awaited(family.denoiser):
         machine.shrink(family)
@@ -104,6 +116,7 @@ def prepare(
     adapters = context.adapters.inject(family, exact)
     helper = context.adapters.attach_training_adapter(family, machine.dtype)
     machine.speed_up(family, adapters.parts)
+    offloaded = offload(family, machine, adapters.joined)
     family.place(machine.device, family.denoiser, *(family.text_encoders if encodes_captions else ()))
     loop = make_loop(context, adapters, make_feed(context, found, encoded))
     loop.beside = helper.beside
@@ -123,7 +136,21 @@ def prepare(
         processes=processes,
         inputs=checked.inputs,
         whole_base=context.whole_base,
+        offloaded=offloaded,
     )
+
+
+def _decided(
+    context: BuildContext, recipe: Recipe, choose_offload: Callable[[Recipe, Machine], int]
+) -> Machine:
+    """The machine without "auto"; and what learns, if the recipe has steps now in place of epochs."""
+    machine, training = context.machine, context.recipe.training
+    if context.recipe is not recipe:  # some of what learns may stop by its steps
+        context.adapters = plan_adapters(context.recipe, context.family)
+    machine = choose_compile(machine, training.steps * training.gradient_accumulation)
+    if machine.offloads and machine.config.offload_blocks == "auto":
+        machine = machine.with_offload(choose_offload(context.recipe, machine))
+    return machine
 
 
 def make_state(recipe: Recipe, machine: Machine, plan: AdapterPlan, adapters: AdapterSet) -> State:

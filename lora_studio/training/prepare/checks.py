@@ -10,7 +10,7 @@ from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.textual_inversion import check_tokens
 from lora_studio.data.captioners import CAPTIONERS
 from lora_studio.errors import BaseModelError, RecipeError
-from lora_studio.families.base import ModelFamily
+from lora_studio.families.base import ModelFamily, innermost_blocks
 from lora_studio.lora_file.open import read_plain
 from lora_studio.processes import ALONE, Processes
 from lora_studio.quantization import NONE, QUANTIZERS
@@ -113,7 +113,7 @@ def check_recipe(
 def _machine(recipe: Recipe, processes: Processes, faults: _Faults, *, trains: bool) -> Machine | None:
     """If it is there; all is checked that needs no base."""
     unknown = name_faults(recipe)
-    faults += unknown + _sharding_faults(recipe, processes)
+    faults += unknown + _sharding_faults(recipe, processes) + offload_faults(recipe, processes)
     for number, one in enumerate(recipe.base.loras):
         if not one.file.is_file():
             faults.of(lambda path=one.file, number=number: read_plain(path, base_lora(number)))  # type: ignore[misc]
@@ -184,6 +184,22 @@ def _sharding_faults(recipe: Recipe, processes: Processes) -> list[str]:
     return faults
 
 
+def offload_faults(recipe: Recipe, processes: Processes) -> list[str]:
+    """What needs no base; sentences."""
+    faults, option = list[str](), "machine.offload_blocks"
+    if not recipe.machine.offload_blocks:
+        return faults
+    if processes.count > 1:
+        why = "each would keep the blocks in main memory again"
+        faults.append(f"{option} is for one process, as {why}; leave it out, or launch one.")
+    if recipe.machine.compile is True:
+        faults.append(
+            f"{option} and machine.compile do not go together, as a compiled block keeps the weights that it "
+            "was compiled with; leave one out."
+        )
+    return faults
+
+
 def _adapters(recipe: Recipe, family: ModelFamily, faults: _Faults, *, shards: bool) -> AdapterPlan | None:
     if (config := recipe.adapter).kind != NO_ADAPTER and config.kind not in ADAPTERS.names():
         return None
@@ -206,6 +222,10 @@ def _family_faults(recipe: Recipe, family: ModelFamily) -> Iterator[str]:
         )
     if recipe.samples.negative_prompt and not family.reads_negative_prompts:
         yield "samples.negative_prompt is given, but this kind of base reads none; leave it out."
+    blocks, wanted = len([*innermost_blocks(family.parts[family.denoiser])]), recipe.machine.offload_blocks
+    if isinstance(wanted, int) and wanted > blocks:
+        has = f"this base has {blocks} blocks"
+        yield f'machine.offload_blocks is {wanted}, but {has}; give 0 to {blocks}, or "auto".'
     drawn = recipe.data.regularization_images
     if drawn.count and family.distilled and drawn.guidance > 1:
         steps = family.usual_sampling.steps
@@ -244,17 +264,19 @@ def _kind_faults(recipe: Recipe, family: ModelFamily, *, shards: bool) -> list[s
         )
     if config.lora_plus_ratio != 1 and not kind.faster and "lora_plus_ratio" not in kind.unused:
         faults.append(f"adapter.lora_plus_ratio does not go with the kind {config.kind!r}; leave it out.")
-    if recipe.base.quantize == NONE and not shards:
+    if recipe.base.quantize == NONE and not shards and not recipe.machine.offload_blocks:
         return faults
     if kind.trains_layers:
         faults.append(
             f"adapter.kind = {config.kind!r} trains the base's weights, which can be neither in fewer "
-            'bits nor spread over processes; leave base.quantize and machine.shard_base out, or use "lora".'
+            "bits nor spread over processes nor in main memory; leave base.quantize, machine.shard_base and "
+            'machine.offload_blocks out, or use "lora".'
         )
     elif kind.reads_weight or config.start != "default":
         faults.append(
             f"adapter.kind = {config.kind!r} with adapter.start = {config.start!r} reads the frozen weights, "
-            "which goes neither with base.quantize nor with machine.shard_base; leave one out."
+            "which goes with none of base.quantize, machine.shard_base and machine.offload_blocks; leave "
+            "one out."
         )
     return faults
 

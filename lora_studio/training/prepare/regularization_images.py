@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from PIL import Image
@@ -37,6 +38,7 @@ from lora_studio.rng import generator
 from lora_studio.runs import ReadOnlyRun, run_folder
 from lora_studio.training.events import Listener, progress
 from lora_studio.training.machine import within_memory
+from lora_studio.training.machine.offload import offload
 from lora_studio.training.prepare.base_model import BuildContext
 from lora_studio.training.prepare.dataset import captions_of, read_dataset
 
@@ -69,14 +71,16 @@ def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
     manifest = read_dataset(recipe, family.stride)
     if not family.staged:
         machine.shrink(family)
+        offload(family, machine)
         family.place(machine.device, *family.parts)
-    return draw_regularization_images(context, manifest)
+    return draw_regularization_images(context, manifest, ahead=True)
 
 
-def draw_regularization_images(context: BuildContext, manifest: Manifest) -> Drawing:
+def draw_regularization_images(context: BuildContext, manifest: Manifest, *, ahead: bool = False) -> Drawing:
     """The regularization images that the recipe has the base draw; those in the cache are taken from there.
 
-    Of several processes each draws some; what it then does not find it draws, too.
+    Of several processes each draws some; what it then does not find it draws, too. `ahead`: of a run, whose
+    base gets adapters that need all of it in one place.
     Raises DatasetError if they, or those in folders, would be shown with a trigger.
     """
     recipe, family, processes = context.recipe, context.family, context.processes
@@ -99,7 +103,9 @@ def draw_regularization_images(context: BuildContext, manifest: Manifest) -> Dra
     on_progress = progress(context.listener, "regularization images")
     draw = _drawer_in_stages(context, wanted, requests) if family.staged else drawer(family, wanted)
     if context.machine.shards:
-        draw = _refuse_to_draw
+        draw = partial(_refuse_to_draw, "shard_base", "all processes would have to draw each")
+    elif context.machine.offloads and not ahead:
+        draw = partial(_refuse_to_draw, "offload_blocks", "adapters are put into a whole base")
 
     def load_or_draw(some: Sequence[ImageRequest]) -> list[Record]:
         return images.load_or_draw(some, draw, on_progress=on_progress)
@@ -143,11 +149,11 @@ def _refuse_triggers(captions: Sequence[tuple[str, str]], manifest: Manifest) ->
         )
 
 
-def _refuse_to_draw(requests: Sequence[ImageRequest]) -> list[Image.Image]:
+def _refuse_to_draw(option: str, why: str, requests: Sequence[ImageRequest]) -> list[Image.Image]:
     raise RecipeError(
-        "with machine.shard_base no regularization images are drawn, because all processes would have to "
-        "draw each; draw them ahead in one process with lora-studio regularization-images, with "
-        "--set machine.device=cpu if need be, and the base.dtype of the training."
+        f"with machine.{option} a run draws no regularization images, because {why}; draw them ahead in one "
+        "process with lora-studio regularization-images, with --set machine.device=cpu if need be, and the "
+        "base.dtype of the training."
     )
 
 
@@ -162,6 +168,7 @@ def _drawer_in_stages(
             keep(family, [_asked(one, wanted) for one in requests])
             if family.is_awaited(family.denoiser):
                 context.machine.shrink(family)
+                offload(family, context.machine)
             family.place(context.machine.device, family.denoiser, "vae")
             made.append(drawer(family, wanted))
         return made[0](some)

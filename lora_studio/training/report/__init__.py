@@ -17,7 +17,7 @@ from lora_studio.evaluate.validation import TIMESTEPS
 from lora_studio.families.base import ModelFamily
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.training import SamplesConfig
-from lora_studio.text import PlanSection, duration, plural
+from lora_studio.text import PlanSection, duration, memory_size, plural
 from lora_studio.training.events import TrainingPlan
 from lora_studio.training.loop.watch import draw_within_memory, measure_within_memory
 from lora_studio.training.machine.self_test import COMPILE_FROM
@@ -102,7 +102,13 @@ def _device(session: Session) -> PlanSection:
     if session.machine.device.type == "cuda" and session.recipe.machine.compile == "auto":
         pays = f"compiling is estimated to pay from {COMPILE_FROM:,} passes on, where it works"
         rows.append(("", f"{'compiled' if compiles else 'not compiled'}: {pays} (machine.compile)"))
-    return PlanSection(rows, {"device": device, "precision": dtype, "compile": compiles, "device_note": note})
+    data = {"device": device, "precision": dtype, "compile": compiles, "device_note": note}
+    if (offloaded := session.offloaded) is not None:
+        count, size = len(offloaded.sizes), sum(offloaded.sizes)
+        what = f"{plural(count, 'block')} of the base, {memory_size(size)}, in main memory"
+        rows.append(("", f"{what}: forward and backward each copy them to the device"))
+        data |= {"offloaded_blocks": count, "offloaded_bytes": size}
+    return PlanSection(rows, data)
 
 
 def _learning_rate(session: Session) -> PlanSection:

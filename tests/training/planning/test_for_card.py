@@ -14,11 +14,15 @@ from torch import nn
 from write_what_fits import inputs_hash, presets
 
 from lora_studio.errors import RecipeError
+from lora_studio.families.base import innermost_blocks
+from lora_studio.families.loading import load_base
 from lora_studio.families.loading.published import published_base
 from lora_studio.recipe.load import recipe_from
 from lora_studio.training.planning.cards import Card, find_card, known_cards, memory_bytes
 from lora_studio.training.planning.counting import LiveBytes, Work
 from lora_studio.training.planning.for_card import CONTEXT, GAPS, CardPlan, plan_for, step_seconds
+from lora_studio.training.planning.offloading import Offloading
+from lora_studio.training.planning.simulation import Phase, Simulation
 from lora_studio.training.planning.simulation.pretending import make_fake, pretending
 from lora_studio.training.planning.simulation.quantized import BITS, in_fewer_bits
 
@@ -96,6 +100,53 @@ def test_more_micro_batches_take_time_and_no_memory() -> None:
 def test_every_way_to_train_is_planned(sections: dict[str, object]) -> None:
     found = small_plan(**sections)
     assert found.peak("training") > 0 and found.precision == "float16"  # of a T4
+
+
+def offloadable(dtype_bytes: int) -> list[int]:
+    """Bytes of the pocket base's blocks: weights of their own; keys and values of the text lie together."""
+    unet = load_base("pocket").parts["unet"]
+    return [
+        sum(
+            dtype_bytes * one.numel()
+            for name, one in block.named_parameters()
+            if one.dim() > 1 and not name.startswith(("attn2.to_k", "attn2.to_v"))
+        )
+        for block in innermost_blocks(unet)
+    ]
+
+
+def test_blocks_in_main_memory_free_what_they_take_but_for_two(planned: CardPlan) -> None:
+    sizes, prompts = offloadable(2), {"prompts": ["a red ball", "a blue cat"]}
+    found = small_plan("RTX 4060", samples=prompts, machine={"offload_blocks": 5})
+    waiting = [sizes[number * len(sizes) // 5] for number in range(5)]
+    peaks = {one.name: one.peak for one in planned.phases}
+    for one in found.phases:
+        freed = sum(sorted(waiting)[:3]) if "unet" in one.weights else 0
+        assert one.peak == peaks[one.name] - freed
+    assert found.copied == 2 * sum(waiting)  # forward and backward
+    assert f"5 of {len(sizes)} blocks" in dict(found.rows)["offload"]
+    assert found.to_json()["offload_blocks"] == 5
+    assert not planned.offloading.blocks and "offload" not in dict(planned.rows)
+
+
+def test_auto_is_the_fewest_blocks_with_which_all_phases_fit() -> None:
+    """Ten blocks of 10 bytes of a denoiser of 120; with n of them 10 n - 20 are freed."""
+    phases = (Phase("training", {"unet": 120}, {}, 50), Phase("encoding images", {"vae": 90}, {}, 0))
+    whole = Simulation(phases, Work(), "unet", Offloading([10] * 10, 0))
+    found = [whole.fitting(usable) for usable in (170, 169, 150, 100, 90, 10)]
+    assert [one.offloading.blocks for one in found] == [0, 3, 4, 9, 10, 10]
+    assert [one.fullest.peak for one in found] == [170, 160, 150, 100, 90, 90]
+
+
+def test_a_step_takes_as_long_as_its_copies_or_its_computing() -> None:
+    """25 GB/s at best, 6 at worst."""
+    idle, busy = Work(), Work()
+    busy.flops[torch.bfloat16] = 10**15
+    card = find_card("RTX 4090")
+    found = step_seconds(idle, card, tf32=True, copied=50 * 10**9)
+    assert found is not None and (found.low, found.high) == pytest.approx((2.0, 50 / 6))
+    alone = step_seconds(busy, card, tf32=True)
+    assert step_seconds(busy, card, tf32=True, copied=10**9) == alone
 
 
 @pytest.mark.slow

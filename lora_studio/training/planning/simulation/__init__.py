@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import numpy as np
@@ -16,15 +16,17 @@ from lora_studio.data.regularization_images import MAX_BATCH as DRAWN_AT_ONCE
 from lora_studio.data.regularization_images import ImageRequest
 from lora_studio.evaluate.previews import drawn_together, keep_prompts, render
 from lora_studio.evaluate.validation import TIMESTEPS
-from lora_studio.families.base import ModelFamily
+from lora_studio.families.base import ModelFamily, innermost_blocks
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.training import SamplesConfig
 from lora_studio.training.finish.verified import probe
 from lora_studio.training.loop.state import State
 from lora_studio.training.loop.step_result import GradientWatch
+from lora_studio.training.machine.offload import own_weights
 from lora_studio.training.planning.counting import CUDAS_BLOCK, LiveBytes, Work
 from lora_studio.training.planning.memory import adapter_bytes
+from lora_studio.training.planning.offloading import Offloading
 from lora_studio.training.planning.simulation.images import Shapes
 from lora_studio.training.planning.simulation.one_step import SimulatedStep
 from lora_studio.training.planning.simulation.pretending import CPU, fake_like, make_fake, pretending
@@ -63,15 +65,43 @@ REGULARIZATION = "drawing regularization images"
 class Simulation:
     phases: tuple[Phase, ...]  # in the order of a run
     work: Work  # of an optimizer step
+    denoiser: str  # the part
+    offloading: Offloading  # of its blocks
 
     @property
     def fullest(self) -> Phase:
         return max(self.phases, key=lambda one: one.peak)
 
+    def offloaded(self, blocks: int) -> Simulation:
+        """The same with so many blocks in main memory; at most all."""
+        sizes = self.offloading.sizes
+        offloading = Offloading(sizes, min(blocks, len(sizes)))
+        phases = [
+            replace(
+                one, weights={**one.weights, self.denoiser: one.weights[self.denoiser] - offloading.freed}
+            )
+            if self.denoiser in one.weights
+            else one
+            for one in self.phases
+        ]
+        return replace(self, phases=tuple(phases), offloading=offloading)
 
-def simulate(recipe: Recipe, family: ModelFamily, dtype: torch.dtype, shapes: Shapes) -> Simulation:
-    """Every phase of a run whose base is in `dtype`; `family` has shapes alone, and is used up."""
-    return _Simulator(recipe, family, dtype, shapes).run()
+    def fitting(self, usable: int) -> Simulation:
+        """With the fewest blocks in main memory with which it fits; with all if not even that does."""
+        most = len(self.offloading.sizes)
+        tried = (self.offloaded(blocks) for blocks in range(most + 1))
+        return next((one for one in tried if one.fullest.peak <= usable), self.offloaded(most))
+
+
+def simulate(
+    recipe: Recipe, family: ModelFamily, dtype: torch.dtype, shapes: Shapes, *, usable: int = 0
+) -> Simulation:
+    """Every phase of a run whose base is in `dtype`; `family` has shapes alone, and is used up.
+
+    `usable`: the bytes of the device, for machine.offload_blocks = "auto".
+    """
+    found, blocks = _Simulator(recipe, family, dtype, shapes).run(), recipe.machine.offload_blocks
+    return found.offloaded(blocks) if isinstance(blocks, int) else found.fitting(usable)
 
 
 class _Simulator:
@@ -82,7 +112,8 @@ class _Simulator:
         self.repeats = training.gradient_accumulation  # of a micro-batch, of which one is simulated
         passes = {"gradient_accumulation": 1, **STAND_INS.get(training.optimizer, {})}
         self.recipe = recipe.model_copy(update={"training": training.model_copy(update=passes)})
-        machine = recipe.machine.model_copy(update={"attention": "sdpa", "compile": False})
+        plain = {"attention": "sdpa", "compile": False, "offload_blocks": 0}  # which is arithmetic
+        machine = recipe.machine.model_copy(update=plain)
         self.machine = SimulatedMachine(CPU, dtype, recipe.base.quantize, machine)
         self.family, self.shapes = family, shapes
         self.exact = plan_adapters(recipe, family).snapshot_float32(family)
@@ -103,7 +134,11 @@ class _Simulator:
             session, stack = made
             work = self._train(session)
             self._look(session, stack)
-        return Simulation(tuple(self.phases), work)
+            denoiser = self.family.parts[self.family.denoiser]
+            joined = session.adapters.joined
+            blocks = [own_weights(one, joined) for one in innermost_blocks(denoiser)]
+        offloading = Offloading([sum(one.nbytes for one in own) for own in blocks], 0)
+        return Simulation(tuple(self.phases), work, self.family.denoiser, offloading)
 
     def _draw_regularization_images(self) -> None:
         wanted, bucket = self.recipe.data.regularization_images, self.shapes.bucket

@@ -32,7 +32,7 @@ class FewerBits(nn.Linear):
     def __init__(self, layer: nn.Linear, bits: Bits, dtype: torch.dtype) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
         size = math.ceil(layer.weight.numel() * bits.per_number + layer.out_features * bits.per_row)
-        stored = torch.empty(size, dtype=torch.uint8, device=layer.weight.device)
+        stored = torch.empty(size, 1, dtype=torch.uint8, device=layer.weight.device)
         self.weight = nn.Parameter(stored, requires_grad=False)
         self.register_parameter("bias", layer.bias)
         self.shape, self.dtype = layer.weight.shape, dtype

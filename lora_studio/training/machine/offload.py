@@ -182,7 +182,7 @@ def offload(family: ModelFamily, machine: Machine, joined: Sequence[Joined] = ()
     family.pinned_parts |= {family.denoiser}
     denoiser, count = family.parts[family.denoiser], machine.config.offload_blocks
     blocks = [*innermost_blocks(denoiser)]
-    most = min(count, len(blocks)) if isinstance(count, int) else len(blocks)  # where nobody has chosen
+    most = min(count, len(blocks)) if isinstance(count, int) else len(blocks)  # where none was chosen
     return BlockOffload(denoiser, spread_evenly(blocks, most), machine.device, joined)
 
 

@@ -14,7 +14,7 @@ import lora_studio
 ROOT = Path(lora_studio.__file__).parent
 SOURCES = {path: path.read_text("utf-8") for path in sorted(ROOT.rglob("*.py"))}
 TREES = {path: ast.parse(text) for path, text in SOURCES.items()}
-MOST_LINES, MOST_FILES = 68_000, 460  # with FLUX.2, Qwen-Image, a page, sweeps that learn and blocks that wait
+MOST_LINES, MOST_FILES = 68_000, 460  # with FLUX.2, Qwen-Image, a page, a search and offload
 MOST_AT_THE_ROOT, MOST_IN_A_FOLDER = 12, 20
 MOST_LINES_OF_A_FUNCTION = 60
 MOST_LINES_WITHOUT_DOCSTRING = 5

@@ -89,7 +89,7 @@ def test_a_whole_base_is_for_uis_as_one_file_and_a_word_is_copied_elsewhere(fini
 @pytest.mark.parametrize("word", ["3rd", "-1", "first"])
 def test_a_checkpoint_that_is_none_is_a_sentence(word: str, finished, capsys) -> None:
     code, _, err = run(["export", str(finished.folder), "--to", "kohya", f"--checkpoint={word}"], capsys)
-    assert code == 2 and "must be a step, such as 300, or best" in err
+    assert code == 2 and "must be a step, such as 300, best or newest" in err
 
 
 def test_targets_are_also_known_by_the_program_that_reads_them() -> None:

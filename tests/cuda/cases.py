@@ -79,6 +79,7 @@ NOT_OF_FLOW = ("conv", "none", "text encoder", "tokens")  # kinds and bundles th
 UNSIMULATED = {
     **dict.fromkeys(("adamw8bit", "bnb_int8", "bnb_nf4"), "bitsandbytes' kernels want real memory"),
     **dict.fromkeys(("torchao_int8", "torchao_float8"), "a tensor class over another that is fake here"),
+    "flux2_dev": "it is klein's code with another text encoder, and is told a guidance as FLUX.1 is",
     "xformers": "its kernels are not in a build for CPUs",
     "compile": "the compiler makes kernels for the GPU that it finds",
     "several processes, shard_base": "NCCL needs as many GPUs",

@@ -154,7 +154,8 @@ def test_blocks_are_compiled_where_the_compiler_works_and_the_run_is_long_enough
 @pytest.mark.parametrize("compiles", [True, False])
 def test_the_plan_says_whether_a_gpu_is_handed_compiled_blocks(compiles: bool) -> None:
     machine = Machine(torch.device("cuda:0"), torch.bfloat16, config=MachineConfig(compile=compiles))
-    session: Any = SimpleNamespace(machine=machine, recipe=SimpleNamespace(machine=MachineConfig()))
+    recipe = SimpleNamespace(machine=MachineConfig())
+    session: Any = SimpleNamespace(machine=machine, recipe=recipe, offloaded=None)
     section = _device(session)
     assert section.data["compile"] is compiles
     assert section.rows[1][1].startswith("compiled: " if compiles else "not compiled: ")

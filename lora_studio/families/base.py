@@ -84,6 +84,15 @@ class Miniature:
     predict: Callable[[torch.device, torch.dtype], Tensor]  # for inputs that are always the same
 
 
+def random_network(make: Callable[..., nn.Module], **sizes: object) -> nn.Module:
+    """Frozen, of these sizes, with random weights that are always the same; no other draw is changed."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make(**sizes).requires_grad_(False).eval()
+
+
 def self_test_inputs(
     shapes: Sequence[tuple[int, ...]], device: torch.device, dtype: torch.dtype
 ) -> list[Tensor]:

@@ -20,6 +20,7 @@ from lora_studio.families.base import (
     Parts,
     Tokenizers,
     UsualSampling,
+    random_network,
 )
 from lora_studio.families.layer_names.transformers import layouts
 from lora_studio.families.transformers import MASK, VELOCITY, has_numbers
@@ -137,18 +138,17 @@ class Chroma(StreamTransformer):
         """A block of each kind, of 64 channels."""
         from diffusers import ChromaTransformer2DModel
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            transformer = ChromaTransformer2DModel(
-                num_layers=1,
-                num_single_layers=1,
-                attention_head_dim=32,
-                num_attention_heads=2,
-                joint_attention_dim=48,
-                axes_dims_rope=(4, 14, 14),
-                approximator_hidden_dim=32,
-                approximator_layers=1,
-            )
+        transformer = random_network(
+            ChromaTransformer2DModel,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            axes_dims_rope=(4, 14, 14),
+            approximator_hidden_dim=32,
+            approximator_layers=1,
+        )
 
         return stream_miniature(transformer, lambda text: {})
 

@@ -17,6 +17,7 @@ from lora_studio.families.base import (
     Miniature,
     SameInput,
     UsualSampling,
+    random_network,
     self_test_inputs,
 )
 from lora_studio.families.layer_names.transformers import layouts
@@ -130,7 +131,7 @@ def stream_miniature(transformer: nn.Module, beside: Callable[[Tensor], dict[str
         return found
 
     endings = (*IMAGE_STREAM, *TEXT_STREAM, SINGLE_INPUT)
-    return Miniature(transformer.requires_grad_(False).eval(), endings, predict)
+    return Miniature(transformer, endings, predict)
 
 
 class Flux1(StreamTransformer):
@@ -237,16 +238,15 @@ class Flux1(StreamTransformer):
         """A block of each kind, of 64 channels."""
         from diffusers import FluxTransformer2DModel
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            transformer = FluxTransformer2DModel(
-                num_layers=1,
-                num_single_layers=1,
-                attention_head_dim=32,
-                num_attention_heads=2,
-                joint_attention_dim=48,
-                pooled_projection_dim=32,
-                axes_dims_rope=(4, 14, 14),
-            )
+        transformer = random_network(
+            FluxTransformer2DModel,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            pooled_projection_dim=32,
+            axes_dims_rope=(4, 14, 14),
+        )
 
         return stream_miniature(transformer, lambda text: {"pooled_projections": text[:, 0, :32]})

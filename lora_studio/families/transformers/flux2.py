@@ -20,6 +20,7 @@ from lora_studio.families.base import (
     SameInput,
     Tokenizers,
     UsualSampling,
+    random_network,
     self_test_inputs,
 )
 from lora_studio.families.layer_names.transformers import layouts
@@ -140,24 +141,23 @@ class Flux2(FlowTransformer):
         """A block of each kind, of 64 channels."""
         from diffusers import Flux2Transformer2DModel
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            transformer = Flux2Transformer2DModel(
-                num_layers=1,
-                num_single_layers=1,
-                attention_head_dim=32,
-                num_attention_heads=2,
-                joint_attention_dim=48,
-                axes_dims_rope=(8, 8, 8, 8),
-                guidance_embeds=False,
-            )
+        transformer = random_network(
+            Flux2Transformer2DModel,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            axes_dims_rope=(8, 8, 8, 8),
+            guidance_embeds=False,
+        )
 
         def answer(device: torch.device, dtype: torch.dtype) -> Tensor:
             latents, text = self_test_inputs(((2, CHANNELS, 4, 4), (2, 7, 48)), device, dtype)
             return predict(transformer, latents, torch.tensor([0.1, 0.7], device=device), text)
 
         endings = (*IMAGE, *TEXT, *FEED_FORWARD, *SINGLE)
-        return Miniature(transformer.requires_grad_(False).eval(), endings, answer)
+        return Miniature(transformer, endings, answer)
 
 
 def predict(

@@ -18,6 +18,7 @@ from lora_studio.families.base import (
     Miniature,
     SameInput,
     UsualSampling,
+    random_network,
     self_test_inputs,
 )
 from lora_studio.families.layer_names.transformers import layouts
@@ -179,15 +180,14 @@ class QwenImage(FlowTransformer):
         """Two blocks of 64 channels."""
         from diffusers import QwenImageTransformer2DModel
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            transformer = QwenImageTransformer2DModel(
-                num_layers=2,
-                attention_head_dim=32,
-                num_attention_heads=2,
-                joint_attention_dim=48,
-                axes_dims_rope=(4, 14, 14),
-            )
+        transformer = random_network(
+            QwenImageTransformer2DModel,
+            num_layers=2,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            axes_dims_rope=(4, 14, 14),
+        )
 
         def predict(device: torch.device, dtype: torch.dtype) -> Tensor:
             latents, text = self_test_inputs(((2, 16, 8, 8), (2, 7, 48)), device, dtype)
@@ -200,4 +200,4 @@ class QwenImage(FlowTransformer):
             )[0]
 
         endings = (*IMAGE_STREAM, *TEXT_KEYS, *in_all_but_last(2, TEXT_ANSWERS))
-        return Miniature(transformer.requires_grad_(False).eval(), endings, predict)
+        return Miniature(transformer, endings, predict)

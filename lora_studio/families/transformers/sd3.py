@@ -14,6 +14,7 @@ from lora_studio.families.base import (
     Miniature,
     SameInput,
     UsualSampling,
+    random_network,
     self_test_inputs,
 )
 from lora_studio.families.layer_names.transformers import layouts
@@ -171,20 +172,19 @@ class StableDiffusion3(FlowTransformer):
         """Two blocks of 64 channels, the first with a second attention."""
         from diffusers import SD3Transformer2DModel
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            transformer = SD3Transformer2DModel(
-                sample_size=8,
-                num_layers=2,
-                attention_head_dim=32,
-                num_attention_heads=2,
-                joint_attention_dim=48,
-                caption_projection_dim=64,
-                pooled_projection_dim=32,
-                pos_embed_max_size=8,
-                dual_attention_layers=(0,),
-                qk_norm="rms_norm",
-            )
+        transformer = random_network(
+            SD3Transformer2DModel,
+            sample_size=8,
+            num_layers=2,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            caption_projection_dim=64,
+            pooled_projection_dim=32,
+            pos_embed_max_size=8,
+            dual_attention_layers=(0,),
+            qk_norm="rms_norm",
+        )
 
         def predict(device: torch.device, dtype: torch.dtype) -> Tensor:
             latents, text = self_test_inputs(((2, 16, 8, 8), (2, 7, 48)), device, dtype)
@@ -197,4 +197,4 @@ class StableDiffusion3(FlowTransformer):
             )[0]
 
         endings = (*IMAGE_STREAM, *SECOND_ATTENTION, *TEXT_STREAM[1:])
-        return Miniature(transformer.requires_grad_(False).eval(), endings, predict)
+        return Miniature(transformer, endings, predict)

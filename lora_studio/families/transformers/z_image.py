@@ -13,6 +13,7 @@ from lora_studio.families.base import (
     Miniature,
     SameInput,
     UsualSampling,
+    random_network,
     self_test_inputs,
 )
 from lora_studio.families.layer_names.transformers import layouts
@@ -131,13 +132,11 @@ class ZImage(FlowTransformer):
 
         sizes = {"dim": 64, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
         axes = {"axes_dims": (8, 12, 12), "axes_lens": (64, 32, 32)}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            transformer = ZImageTransformer2DModel(cap_feat_dim=48, **sizes, **axes)
+        transformer = random_network(ZImageTransformer2DModel, cap_feat_dim=48, **sizes, **axes)
 
         def predict(device: torch.device, dtype: torch.dtype) -> Tensor:
             latents, text = self_test_inputs(((2, 16, 1, 8, 8), (2, 7, 48)), device, dtype)
             timestep = torch.tensor([0.1, 0.7], device=device)
             return torch.stack(transformer(list(latents), timestep, list(text), return_dict=False)[0])
 
-        return Miniature(transformer.requires_grad_(False).eval(), ATTENTION + FEED_FORWARD, predict)
+        return Miniature(transformer, ATTENTION + FEED_FORWARD, predict)

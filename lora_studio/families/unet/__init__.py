@@ -21,6 +21,7 @@ from lora_studio.families.base import (
     ProbeInputs,
     SameInput,
     Tokenizers,
+    random_network,
     self_test_inputs,
 )
 from lora_studio.families.layer_names.spellings import ONE_ENCODER, KohyaLayout, LayerPlace
@@ -174,15 +175,13 @@ class StableDiffusion(ModelFamily):
         types = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",)}
         blocks = {"mid_block_type": None, "block_out_channels": (64,), "layers_per_block": 1}
         sizes = {"sample_size": 8, "attention_head_dim": 2, "cross_attention_dim": 64, "norm_num_groups": 8}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            unet = UNet2DConditionModel(**types, **blocks, **sizes)
+        unet = random_network(UNet2DConditionModel, **types, **blocks, **sizes)
 
         def predict(device: torch.device, dtype: torch.dtype) -> Tensor:
             latents, text = self_test_inputs(((2, 4, 8, 8), (2, 7, 64)), device, dtype)
             return unet(latents, torch.tensor([100, 700], device=device), text).sample
 
-        return Miniature(unet.requires_grad_(False).eval(), ATTENTION + FEED_FORWARD[:2], predict)
+        return Miniature(unet, ATTENTION + FEED_FORWARD[:2], predict)
 
     def canonical_path(self, part: str, path: str) -> str:
         """transformers 5 dropped `text_model.` from CLIPTextModel's paths; every file and UI has it."""

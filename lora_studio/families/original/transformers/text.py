@@ -76,21 +76,29 @@ def _t5(shapes: Shapes, projects: bool) -> Configuration:
     }
 
 
-def _qwen3(shapes: Shapes, projects: bool) -> Configuration:
+def _decoder(shapes: Shapes) -> Configuration:
+    """What Qwen and Mistral have in common."""
     words, width = shapes["model.embed_tokens.weight"]
+    return {
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": shapes["model.layers.0.mlp.gate_proj.weight"][0],
+        "num_hidden_layers": _count(shapes, "model.layers."),
+        "hidden_act": "silu",
+    }
+
+
+def _qwen3(shapes: Shapes, projects: bool) -> Configuration:
+    words = shapes["model.embed_tokens.weight"][0]
     first = "model.layers.0."
     (head,) = shapes[f"{first}self_attn.q_norm.weight"]
     return {
         "model_type": "qwen3",
         "architectures": ["Qwen3Model"],
-        "vocab_size": words,
-        "hidden_size": width,
-        "intermediate_size": shapes[f"{first}mlp.gate_proj.weight"][0],
-        "num_hidden_layers": _count(shapes, "model.layers."),
+        **_decoder(shapes),
         "num_attention_heads": shapes[f"{first}self_attn.q_proj.weight"][0] // head,
         "num_key_value_heads": shapes[f"{first}self_attn.k_proj.weight"][0] // head,
         "head_dim": head,
-        "hidden_act": "silu",
         "max_position_embeddings": 40960,
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_theta": 1_000_000, "rope_type": "default"},
@@ -108,13 +116,9 @@ def _qwen2_5_vl(shapes: Shapes, projects: bool) -> Configuration:
     return {
         "model_type": "qwen2_5_vl_text",
         "architectures": ["Qwen2_5_VLTextModel"],
-        "vocab_size": words,
-        "hidden_size": width,
-        "intermediate_size": shapes[f"{first}mlp.gate_proj.weight"][0],
-        "num_hidden_layers": _count(shapes, "model.layers."),
+        **_decoder(shapes),
         "num_attention_heads": heads,
         "num_key_value_heads": max(1, shapes[f"{first}self_attn.k_proj.weight"][0] * heads // width),
-        "hidden_act": "silu",
         "max_position_embeddings": 128000,
         "rms_norm_eps": 1e-6,
         "rope_parameters": {
@@ -127,19 +131,14 @@ def _qwen2_5_vl(shapes: Shapes, projects: bool) -> Configuration:
 
 def _mistral(shapes: Shapes, projects: bool) -> Configuration:
     """Mistral-Small 3, whose heads are 128 wide; a file of it may end with the last layer FLUX.2 reads."""
-    words, width = shapes["model.embed_tokens.weight"]
     first, head = "model.layers.0.", 128
     return {
         "model_type": "mistral",
         "architectures": ["MistralModel"],
-        "vocab_size": words,
-        "hidden_size": width,
-        "intermediate_size": shapes[f"{first}mlp.gate_proj.weight"][0],
-        "num_hidden_layers": _count(shapes, "model.layers."),
+        **_decoder(shapes),
         "num_attention_heads": max(1, shapes[f"{first}self_attn.q_proj.weight"][0] // head),
         "num_key_value_heads": max(1, shapes[f"{first}self_attn.k_proj.weight"][0] // head),
         "head_dim": head,
-        "hidden_act": "silu",
         "max_position_embeddings": 131072,
         "rms_norm_eps": 1e-5,
         "rope_parameters": {"rope_theta": 1_000_000_000, "rope_type": "default"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("nicegui")
 from browser import MINUTE, Visit, visit_to
 from lora_files import write_random_lora
+from playwright.sync_api import expect
 from sites import start_site, write_project
 from tiny import image_folder, recipe_text
 
@@ -97,8 +99,7 @@ def write_captions(visit: Visit) -> None:
     tab.get_by_role("button", name="Begin", exact=True).click()
     tab.get_by_text("12 captions").first.wait_for()
     tab.get_by_role("button", name="Stop and close").click()
-    tab.get_by_label("Caption of 01_orange_ball.png").wait_for()
-    assert TRIGGER in tab.get_by_label("Caption of 01_orange_ball.png").input_value()
+    expect(tab.get_by_label("Caption of 01_orange_ball.png")).to_have_value(re.compile(re.escape(TRIGGER)))
     tab.close()
 
 

@@ -14,6 +14,7 @@ from lora_studio.web.commands import VerbRunner
 from lora_studio.web.feed import RunFeed
 from lora_studio.web.folders import AllowedFolders
 from lora_studio.web.gpu_memory import GpuMemory
+from lora_studio.web.kept_process import KeptProcess
 from lora_studio.web.live import LiveRuns
 from lora_studio.web.security import Keys
 from lora_studio.web.settings import WebSettings
@@ -32,6 +33,7 @@ class WebStudio:
     queue: Queue
     live: LiveRuns
     verbs: VerbRunner
+    kept: KeptProcess = field(default_factory=KeptProcess)  # for tokenizers, and whatever else brings torch
     starts_workers: bool = True
     trouble: str = ""  # why no worker could be started
     on_ready: Callable[[], None] = lambda: None
@@ -82,6 +84,7 @@ class WebStudio:
             self._watching.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watching
+        self.kept.close()
         await self.verbs.close()
 
     async def _have_work_done(self) -> None:

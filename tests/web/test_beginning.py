@@ -15,7 +15,8 @@ from lora_studio.cli import app
 from lora_studio.data.doctor import ClipTokenizer
 from lora_studio.errors import RecipeError, StudioError
 from lora_studio.web.forms.beginning import FirstInputs, begin, from_settings, suggest
-from lora_studio.web.forms.words import TriggerReader, verdict
+from lora_studio.web.forms.words import read_trigger, verdict
+from lora_studio.web.kept_process import KeptProcess
 
 BOLT = Path(__file__).parents[2] / "sample_images" / "subject_bolt"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -74,25 +75,25 @@ def test_settings_of_another_trainer_are_taken_over_with_what_became_of_each_key
 
 @pytest.mark.parametrize("trigger, severity", [("dog", "warning"), ("sks", "note"), ("vkq", ""), ("", "")])
 def test_the_trigger_is_judged_as_the_doctor_does(trigger, severity):
-    reader = TriggerReader()
-    found = reader.read(SDXL, trigger, "robot").result() if trigger else reader.read(SDXL, " ", "").result()
+    words = (trigger, "robot") if trigger else (" ", "")
+    found = read_trigger(KeptProcess(), SDXL, *words).result()
     assert found.severity == severity and (not trigger or f'"{trigger} robot"' in found.reading)
 
 
 def test_a_base_that_is_not_there_is_a_sentence_of_the_verdict(tmp_path):
     for base in (str(tmp_path), str(tmp_path / "gone.safetensors")):
-        assert isinstance(TriggerReader().read(base, "vkq").exception(), StudioError)
+        assert isinstance(read_trigger(KeptProcess(), base, "vkq").exception(), StudioError)
 
 
 @pytest.mark.slow
 def test_a_base_with_a_tokenizer_of_its_own_is_asked_in_a_process_of_its_own():
     from lora_studio.families.loading import load_base
 
-    own, reader = load_base("pocket", weights=False).caption_tokenizers, TriggerReader()
+    own, kept = load_base("pocket", weights=False).caption_tokenizers, KeptProcess()
     for words in ("vkq robot", "woodcut print", "größe", "sks"):
-        found = reader.read("pocket", words).result(timeout=60)
+        found = read_trigger(kept, "pocket", words).result(timeout=60)
         assert found == verdict(words, "", own) != verdict(words, "", {"CLIP": ClipTokenizer()})
-    reader.close()
+    kept.close()
 
 
 def test_forms_and_data_sets_need_no_torch():

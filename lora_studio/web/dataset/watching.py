@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_studio.errors import StudioError
 
+ENDED = "the work ended without a word; there may be too little memory for it."
 _MOST_LINE_BYTES = 256 * 2**20  # of the doctor's report on a very large set
 
 
@@ -47,7 +48,7 @@ async def watch(module: str, *arguments: str, on_progress: Callable[[int, int], 
         await process.wait()
         raise
     if found is None or "total" in found:
-        raise StudioError("the work ended without a word; there may be too little memory for it.")
+        raise StudioError(ENDED)
     if "error" in found:
         raise StudioError(str(found["error"]))
     return found

@@ -5,13 +5,10 @@ Tokenizers of transformers bring torch, so they are asked in a process of their 
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ParamSpec, TypeVar
 
 from lora_studio.data.captions.trigger import tokens_in_words
 from lora_studio.data.doctor import CHECKS, ClipTokenizer
@@ -24,9 +21,8 @@ from lora_studio.families.text_chunks import Tokenizer
 from lora_studio.files import expanded
 from lora_studio.pocket import EMBEDDED
 from lora_studio.text import same_text, with_class
+from lora_studio.web.kept_process import KeptProcess
 
-Given = ParamSpec("Given")
-Found = TypeVar("Found")
 _CHECK = "trigger_known"
 
 
@@ -38,43 +34,22 @@ class TriggerVerdict:
     advice: str = ""
 
 
-class TriggerReader:
-    """Asks tokenizers, and whatever else brings torch, in a process that is kept."""
-
-    def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
-
-    def read(self, base: str, trigger: str, class_words: str = "") -> Future[TriggerVerdict]:
-        """The verdict, at once for bases that read with CLIP alone. StudioError: the base cannot be read."""
-        words = with_class(same_text(trigger.strip()), same_text(class_words.strip()))
-        if not words:
-            return _done(TriggerVerdict(""))
-        try:
-            seen = glance_at_base(base)
-        except StudioError as error:
-            return _failed(error)
-        if seen.doubt:
-            return _failed(StudioError(seen.doubt))
-        if reads_with_clip(seen):
-            return _done(verdict(words, class_words, {"CLIP": ClipTokenizer()}))
-        return self.call(_verdict_of, base, words, class_words)
-
-    def call(
-        self, function: Callable[Given, Found], *given: Given.args, **named: Given.kwargs
-    ) -> Future[Found]:
-        """What a function returns there that may bring torch; its StudioError is raised from the result."""
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-        try:
-            return self._pool.submit(function, *given, **named)
-        except BrokenProcessPool:  # somebody ended it
-            self.close()
-            return self.call(function, *given, **named)
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+def read_trigger(
+    process: KeptProcess, base: str, trigger: str, class_words: str = ""
+) -> Future[TriggerVerdict]:
+    """The verdict, at once for bases that read with CLIP alone. StudioError: the base cannot be read."""
+    words = with_class(same_text(trigger.strip()), same_text(class_words.strip()))
+    if not words:
+        return _done(TriggerVerdict(""))
+    try:
+        seen = glance_at_base(base)
+    except StudioError as error:
+        return _failed(error)
+    if seen.doubt:
+        return _failed(StudioError(seen.doubt))
+    if reads_with_clip(seen):
+        return _done(verdict(words, class_words, {"CLIP": ClipTokenizer()}))
+    return process.call(_verdict_of, base, words, class_words)
 
 
 def verdict(trigger: str, class_words: str, tokenizers: Mapping[str, Tokenizer]) -> TriggerVerdict:
@@ -105,8 +80,8 @@ def tokenizers_of(base: str) -> Mapping[str, Tokenizer]:
     return load_base(base, weights=False).caption_tokenizers
 
 
-def _done(found: Found) -> Future[Found]:
-    future: Future[Found] = Future()
+def _done(found: TriggerVerdict) -> Future[TriggerVerdict]:
+    future: Future[TriggerVerdict] = Future()
     future.set_result(found)
     return future
 
@@ -115,7 +90,3 @@ def _failed(error: Exception) -> Future[TriggerVerdict]:
     future: Future[TriggerVerdict] = Future()
     future.set_exception(error)
     return future
-
-
-reader = TriggerReader()
-"""Of this server."""

@@ -17,7 +17,7 @@ from lora_studio.web.dataset.exclude import set_left_out
 from lora_studio.web.dataset.focus import set_focus
 from lora_studio.web.dataset.masks import remove_mask
 from lora_studio.web.dataset.opened import OpenDataset
-from lora_studio.web.forms.words import reader, reads_with_clip
+from lora_studio.web.forms.words import reads_with_clip
 from lora_studio.web.pages.frame import Words, heading, say_fault, text, told
 from lora_studio.web.pages.parts import facts
 from lora_studio.web.studio import studio
@@ -155,7 +155,7 @@ class ImageView:
             if not there.base or reads_with_clip(glance_at_base(there.base)):
                 found = count_tokens(words, clip_tokenizers(), max_chunks=there.max_chunks)
             else:
-                asked = reader.call(count_for, there.base, words, there.max_chunks)
+                asked = studio().kept.call(count_for, there.base, words, there.max_chunks)
                 found = await asyncio.wrap_future(asked)
         except StudioError as error:
             self.tokens.say(f"tokens cannot be counted: {error}")

@@ -25,7 +25,7 @@ from lora_studio.web.forms.beginning import (
     suggest,
 )
 from lora_studio.web.forms.draft import RecipeDraft
-from lora_studio.web.forms.words import reader
+from lora_studio.web.forms.words import read_trigger
 from lora_studio.web.pages.frame import Words, frame, heading, text, told, told_later
 from lora_studio.web.pages.parts import table
 from lora_studio.web.pages.picker import PathField
@@ -138,7 +138,7 @@ class TrainingPage:
         asked = FirstInputs(images, base, str(self.purpose.value or ""), *self._words(), self._preset())
         project = studio().folders.project
         if await asyncio.to_thread(asks_the_gpu, asked, project):
-            said = await asyncio.wrap_future(reader.call(suggest, asked, project))
+            said = await asyncio.wrap_future(studio().kept.call(suggest, asked, project))
         else:
             said = await asyncio.to_thread(suggest, asked, project)
         self._fill(said)
@@ -170,7 +170,7 @@ class TrainingPage:
         mine, base = self._asked, self.base.value or "pocket"
         _, trigger, word = self._words()
         try:
-            found = await asyncio.wrap_future(reader.read(base, trigger, word))
+            found = await asyncio.wrap_future(read_trigger(studio().kept, base, trigger, word))
         except StudioError as error:
             found = None
             self.verdict.say(str(error))

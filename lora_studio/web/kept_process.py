@@ -10,7 +10,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from threading import Lock
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar, cast
 
 from lora_studio.errors import StudioError
 from lora_studio.web.dataset.watching import ENDED
@@ -60,7 +60,7 @@ class KeptProcess:
             raise StudioError(ENDED) from None
         if error is not None:
             raise error
-        return found  # type: ignore[no-any-return]
+        return cast(Found, found)
 
     def _pipe(self) -> Connection:
         with self._lock:
@@ -82,7 +82,6 @@ def _answer(pipe: Connection) -> None:
         while True:
             function, given, named = pipe.recv()
             try:
-                answer = function(*given, **named), None
+                pipe.send((function(*given, **named), None))
             except Exception as error:
-                answer = None, error
-            pipe.send(answer)
+                pipe.send((None, error))

@@ -75,7 +75,10 @@ def _options() -> dict[str, Any]:
         "grid": {"left": 52, "right": 60, "top": 34, "bottom": 28},
         "legend": {"top": 0, "left": 0, "textStyle": label, "itemHeight": 8},
         "tooltip": {"trigger": "axis"},
-        "xAxis": {"type": "value", "max": "dataMax", "axisLabel": label, "splitLine": {"show": False}},
+        "xAxis": {
+            **{"type": "value", "max": "dataMax", "splitLine": {"show": False}},
+            "axisLabel": label | {"showMaxLabel": False},  # the last of the steps is no round number
+        },
         "yAxis": [
             {"type": "value", "scale": True, **line},
             {"type": "value", "axisLabel": label, "splitLine": {"show": False}},

@@ -78,6 +78,7 @@ class DatasetPage:
         self.field = PathField(
             "A folder of images, or a recipe", endings=(".toml",), on_choose=told_later(self.open)
         )
+        self.view = ImageView(self)  # before it is needed: it costs as much as all that opening a set draws
         self.box = ui.element("div").classes("stack dataset")
         if target:
             self.field.value = shown(target, limit=4000)
@@ -90,6 +91,7 @@ class DatasetPage:
         """List the images at once, and then have the doctor look at them."""
         if self._look is not None:
             self._look.cancel()
+        self.view.close()
         self.box.clear()
         try:
             path = self.field.resolved()
@@ -118,7 +120,6 @@ class DatasetPage:
                 CaptionTools(self)
         self.general = ui.element("div").classes("stack tight")
         self._filters()
-        self.view = ImageView(self)
         self.grid = ImageGrid(f"/api/datasets/{there.key}/")
         self.grid.on("open", self._opened)
         self.grid.on("caption", self._edited)

@@ -95,6 +95,11 @@ class ImageView:
         self._draw()
         self.dialog.open()
 
+    def close(self) -> None:
+        """It is of no image any more."""
+        self.image = None
+        self.dialog.close()
+
     def refresh(self) -> None:
         """Show what has changed of it."""
         there = self.page.there

@@ -36,6 +36,7 @@ class PreviewTimeline:
             self._none = text("None are drawn yet.").classes("soft")
             self._slider = ui.slider(min=0, max=0, step=1, value=0, on_change=self._moved)
             self._slider._props["aria-label"] = "Step of the previews"
+            self._slider.set_visibility(False)
             self._grid = ui.element("div").classes("previews")
 
     def look(self, run: RunNow, sheets: Sequence[str]) -> None:

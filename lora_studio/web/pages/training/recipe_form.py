@@ -25,9 +25,7 @@ class RecipeForm:
         self._fields: dict[str, OptionField] = {}
         self._extra: frozenset[str] = frozenset()  # shown among the simple ones, as the recipe has them
         with ui.element("div").classes("row"):
-            self.which = ui.toggle(_WHICH, value=_SIMPLE, on_change=self.draw).props(
-                "no-caps dense unelevated"
-            )
+            self.which = ui.toggle(_WHICH, value=_SIMPLE, on_change=self.draw).props("no-caps unelevated")
             self.which._props["aria-label"] = "Which options"
             self.words = ui.input("Search all options", on_change=self.draw)
             self.words.props("outlined dense clearable debounce=250").classes("grow")

@@ -24,6 +24,8 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Krea2Pipeline,
+    Krea2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -48,6 +50,8 @@ from transformers import (
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -382,6 +386,38 @@ def mistral_tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
+def base_krea2(folder: Path) -> Path:
+    return _saved(krea2_pipeline(), folder)
+
+
+def krea2_pipeline() -> Krea2Pipeline:
+    """Krea 2's module tree: a block of each kind, and a Qwen3-VL that could read images."""
+    torch.manual_seed(9)
+    tokenizer = chat_tokenizer(QWEN_WORDS)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    return Krea2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**DYNAMIC),
+        vae=video_vae(),
+        text_encoder=qwen3_vl(len(tokenizer)),
+        tokenizer=tokenizer,
+        transformer=Krea2Transformer2DModel(
+            **{"num_layers": 1, "num_layerwise_text_blocks": 1, "num_refiner_text_blocks": 1},
+            **{"attention_head_dim": 16, "intermediate_size": 32, "timestep_embed_dim": 16, **heads},
+            **{"text_hidden_dim": 8, "text_intermediate_size": 16, "axes_dims_rope": (4, 6, 6)},
+            **{f"text_{name}": count for name, count in heads.items()},
+        ),
+    )
+
+
+def qwen3_vl(words: int) -> Qwen3VLModel:
+    """Of 36 layers, of which 35 are read."""
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    text = _language_model(36) | {"vocab_size": words, "rope_parameters": rope}
+    eyes = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": 8}
+    eyes |= {"num_position_embeddings": 4, "deepstack_visual_indexes": [0]}
+    return Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=eyes))
+
+
 def base_sd3(folder: Path, *, newer: bool = True) -> Path:
     return _saved(sd3_pipeline(newer=newer), folder)
 
@@ -490,6 +526,7 @@ BASES = {
     "chroma": base_chroma,
     "flux2": base_flux2,
     "flux2 dev": partial(base_flux2, guided=True),
+    "krea2": base_krea2,
     "sd3": base_sd3,
     "sd3 first": partial(base_sd3, newer=False),
     "qwen_image": base_qwen_image,

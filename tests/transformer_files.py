@@ -23,6 +23,8 @@ from transformers import (
     Qwen2_5_VLTextModel,
     Qwen3Config,
     Qwen3Model,
+    Qwen3VLTextConfig,
+    Qwen3VLTextModel,
     T5Config,
     T5EncoderModel,
 )
@@ -63,6 +65,16 @@ TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
         "ChromaTransformer2DModel",
         _STREAMS | {"approximator_hidden_dim": 16, "approximator_layers": 2},
     ),
+    "krea2": (
+        "Krea2Transformer2DModel",
+        {
+            **{"num_layers": 1, "num_layerwise_text_blocks": 1, "num_refiner_text_blocks": 1},
+            **{"attention_head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1},
+            **{"intermediate_size": 48, "timestep_embed_dim": 16, "text_hidden_dim": TEXT},
+            **{"text_num_attention_heads": 3, "text_num_key_value_heads": 3, "text_intermediate_size": 40},
+            "axes_dims_rope": (8, 12, 12),
+        },
+    ),
     "flux2_klein": ("Flux2Transformer2DModel", _FLUX2 | {"guidance_embeds": False}),
     "flux2_dev": ("Flux2Transformer2DModel", _FLUX2 | {"guidance_embeds": True}),
     "sd3": (
@@ -87,6 +99,7 @@ TEXTS = {  # part -> its name in an all-in-one file
     "chroma": {"text_encoder": "t5xxl"},
     "sd3": {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"},
     "qwen_image": {"text_encoder": "qwen25_7b"},
+    "krea2": {"text_encoder": "qwen3vl_4b"},
     "flux2_klein": {"text_encoder": "qwen3_4b"},
     "flux2_dev": {"text_encoder": "mistral_3_small"},
 }
@@ -116,7 +129,7 @@ def new_transformer(family: str) -> nn.Module:
 
 
 def new_vae(family: str) -> nn.Module:
-    if family == "qwen_image":
+    if family in ("qwen_image", "krea2"):
         vae = AutoencoderKLQwenImage(base_dim=8)
         with torch.no_grad():
             for weight in vae.parameters():
@@ -151,6 +164,12 @@ def new_text(family: str, part: str) -> nn.Module:
         rope = {"rope_theta": 1_000_000, "rope_type": "default"}  # as in the published ones
         words = {"vocab_size": len(chat_tokenizer()), "rope_parameters": rope}
         return Qwen3Model(Qwen3Config(**words, **sizes, **heads))
+    if name == "qwen3vl_4b":
+        rope = {"rope_theta": 5_000_000, "rope_type": "default", "mrope_section": [2, 1, 1]}
+        sizes = {"hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": 35, "head_dim": 8}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
+        words = {"vocab_size": len(chat_tokenizer()), "rope_parameters": rope | {"mrope_interleaved": True}}
+        return Qwen3VLTextModel(Qwen3VLTextConfig(**words, **sizes, **heads))
     if name == "qwen25_7b":
         rope = {"rope_theta": 1_000_000, "rope_type": "default", "mrope_section": [3, 4, 5]}
         sizes = {"hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": 2, "rms_norm_eps": 1e-6}
@@ -186,6 +205,7 @@ def original_transformer(family: str, transformer: nn.Module) -> dict[str, Tenso
     pieces: dict[str, list[tuple[int, Tensor]]] = {}
     for key, origin in origins.items():
         tensor = torch.cat(state[key].chunk(2)[::-1]) if origin.swapped else state[key]
+        tensor = tensor.flatten() if origin.sides else tensor
         pieces.setdefault(origin.name, []).append((origin.rows[0] if origin.rows else 0, tensor))
     ordered = {name: sorted(own, key=lambda one: one[0]) for name, own in pieces.items()}
     return {
@@ -231,7 +251,7 @@ def original_vae(vae: nn.Module) -> dict[str, Tensor]:
 
 def original_text(module: nn.Module) -> dict[str, Tensor]:
     """As files for ComfyUI have it: a CLIP with `text_model.`, Qwen3 with `model.`, T5 with one embedding."""
-    models = (Qwen3Model, Qwen2_5_VLTextModel, MistralModel)
+    models = (Qwen3Model, Qwen2_5_VLTextModel, Qwen3VLTextModel, MistralModel)
     starts = {CLIPTextModel: "text_model.", **dict.fromkeys(models, "model.")}
     start = starts.get(type(module), "")
     state = {start + key: tensor for key, tensor in module.state_dict().items()}
@@ -239,6 +259,9 @@ def original_text(module: nn.Module) -> dict[str, Tensor]:
     if isinstance(module, MistralModel):  # FLUX.2's ends with the last layer that is read, without a norm
         state = {key: one for key, one in state.items() if key != "model.norm.weight"}
         state["tekken_model"] = torch.zeros(4, dtype=torch.uint8)
+    if isinstance(module, Qwen3VLTextModel):  # as its makers and transformers name it
+        state = {key.replace("model.", "model.language_model.", 1): one for key, one in state.items()}
+        state["model.visual.deepstack_merger_list.0.norm.weight"] = torch.ones(4)
     if isinstance(module, Qwen2_5_VLTextModel):  # with what reads images
         state |= {"visual.merger.ln_q.weight": torch.ones(4), "lm_head.weight": torch.ones(4, 4)}
     return {key: tensor for key, tensor in state.items() if "position_ids" not in key}

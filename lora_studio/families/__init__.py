@@ -18,6 +18,7 @@ FAMILIES: Registry["type[ModelFamily]"] = Registry(
         "chroma": "lora_studio.families.transformers.chroma:Chroma",
         "flux2_klein": "lora_studio.families.transformers.flux2:Flux2Klein",
         "flux2_dev": "lora_studio.families.transformers.flux2:Flux2Dev",
+        "krea2": "lora_studio.families.transformers.krea2:Krea2",
         "sd3": "lora_studio.families.transformers.sd3:StableDiffusion3",
         "qwen_image": "lora_studio.families.transformers.qwen_image:QwenImage",
     },

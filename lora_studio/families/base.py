@@ -25,7 +25,7 @@ from lora_studio.families.fingerprints import (
     part_fingerprint,
     reading_fingerprint,
 )
-from lora_studio.families.stored import drop_weights
+from lora_studio.families.stored import cast_weights, drop_weights
 from lora_studio.objectives.base import Objective, ObjectiveOptions
 from lora_studio.quantization import has_tensors, linear_paths
 from lora_studio.recipe.data import MOST_CHUNKS
@@ -37,7 +37,7 @@ Conditioning = dict[str, "Tensor"]
 On the family's device, but for masks (bool), which a run keeps in main memory.
 """
 PromptTensors = dict[str, "Tensor | list[Tensor]"]
-PIPELINE = "pipeline"  # beside the parts' configurations: the class that a diffusers folder was saved by
+PIPELINE = "pipeline"  # beside the parts' configurations: what a diffusers folder says of its own
 Parts = dict[str, "nn.Module"]
 Tokenizers = dict[str, "PreTrainedTokenizerBase"]
 
@@ -428,8 +428,8 @@ class ModelFamily(ABC):
         for name, part in self.parts.items():
             if is_dropped(part) and name in self.sources:  # it will be read so
                 continue
-            if next(part.parameters()).dtype != self.dtype_of(name):  # diffusers warns about a cast of none
-                part.to(self.dtype_of(name))
+            if next(part.parameters()).dtype != self.dtype_of(name):
+                cast_weights(part, self.dtype_of(name))
 
     def dtype_of(self, part: str) -> torch.dtype:
         """Of its frozen weights."""

@@ -86,7 +86,7 @@ class StoredPart:
 
         `copies`: of all; else what needs no cast stays mapped from the file and takes no memory of its own.
         """
-        weights = dict(self._made(shapes_of(part), dtype, device, copies=copies))
+        weights = dict(self._made(part, shapes_of(part), dtype, device, copies=copies))
         part.load_state_dict(weights, assign=True)
         if getattr(part, "all_tied_weights_keys", None):  # of transformers: those that are one and the same
             part.tie_weights()  # type: ignore[operator]
@@ -97,7 +97,7 @@ class StoredPart:
         """Give the part copies of some of its weights, as `fill` does, on a device."""
         import torch
 
-        for name, tensor in self._made(names, dtype, device, copies=True):
+        for name, tensor in self._made(part, names, dtype, device, copies=True):
             path, _, end = name.rpartition(".")
             module = part.get_submodule(path)
             if end in module._parameters:
@@ -106,15 +106,40 @@ class StoredPart:
                 module._buffers[end] = tensor
 
     def _made(
-        self, names: Iterable[str], dtype: torch.dtype, device: torch.device | None, *, copies: bool
+        self,
+        part: nn.Module,
+        names: Iterable[str],
+        dtype: torch.dtype,
+        device: torch.device | None,
+        *,
+        copies: bool,
     ) -> Iterator[tuple[str, Tensor]]:
         import torch
 
         for name, tensor in self.each(names):
-            wanted = dtype if tensor.is_floating_point() else tensor.dtype
+            wanted = dtype_within(part, name, dtype) if tensor.is_floating_point() else tensor.dtype
             place = tensor.device if device is None else device
             yield name, tensor.to(place, wanted, copy=copies, memory_format=torch.contiguous_format)
             del tensor
+
+
+def dtype_within(part: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
+    """Of a tensor of a part in `dtype`: float32 where diffusers' class of it keeps that in any precision.
+
+    The lists of transformers' classes are for float16 alone.
+    """
+    import torch
+    from diffusers import ModelMixin
+
+    kept = getattr(part, "_keep_in_fp32_modules", None) if isinstance(part, ModelMixin) else None
+    return dtype if set(kept or ()).isdisjoint(name.split(".")) else torch.float32
+
+
+def cast_weights(part: nn.Module, dtype: torch.dtype) -> None:
+    """As they come from files in that dtype, where they lie."""
+    for name, one in part.state_dict(keep_vars=True).items():
+        if one.is_floating_point():
+            one.data = one.data.to(dtype_within(part, name, dtype))
 
 
 def shapes_of(part: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -136,10 +161,12 @@ def drop_weights(part: nn.Module, dtype: torch.dtype | None = None) -> None:
     """
     import torch
 
-    for module in part.modules():
+    for path, module in part.named_modules():
         for end, one in module._parameters.items():
             if one is not None:
-                shape = torch.empty_like(one, device="meta", dtype=dtype if one.is_floating_point() else None)
+                wanted = dtype_within(part, f"{path}.{end}", dtype or one.dtype)
+                is_number = one.is_floating_point()
+                shape = torch.empty_like(one, device="meta", dtype=wanted if is_number else None)
                 module._parameters[end] = torch.nn.Parameter(shape, requires_grad=False)
 
 

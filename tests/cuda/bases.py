@@ -10,6 +10,7 @@ from tiny import (
     chroma_pipeline,
     flux1_pipeline,
     flux2_pipeline,
+    krea2_pipeline,
     qwen_image_pipeline,
     sd3_pipeline,
     z_image_pipeline,
@@ -24,6 +25,7 @@ from lora_studio.families.original.configurations import clip_merges, clip_vocab
 from lora_studio.families.transformers.chroma import Chroma
 from lora_studio.families.transformers.flux1 import Flux1
 from lora_studio.families.transformers.flux2 import Flux2Klein
+from lora_studio.families.transformers.krea2 import Krea2
 from lora_studio.families.transformers.qwen_image import QwenImage
 from lora_studio.families.transformers.sd3 import StableDiffusion3
 from lora_studio.families.transformers.z_image import ZImage
@@ -143,6 +145,13 @@ def _qwen_image() -> ModelFamily:
     return _of_flow(QwenImage, pipeline)
 
 
+def _krea2() -> ModelFamily:
+    """Likewise."""
+    pipeline = krea2_pipeline()
+    pipeline.text_encoder = pipeline.text_encoder.language_model
+    return _of_flow(Krea2, pipeline)
+
+
 _SD2 = {"cross_attention_dim": 16, "use_linear_projection": True}
 BASES: dict[str, Callable[[], ModelFamily]] = {
     "sd15": lambda: _miniature(StableDiffusion15, {"cross_attention_dim": 16}, {}),
@@ -153,6 +162,7 @@ BASES: dict[str, Callable[[], ModelFamily]] = {
     "chroma": lambda: _of_flow(Chroma, chroma_pipeline()),
     "sd3": lambda: _of_flow(StableDiffusion3, sd3_pipeline()),
     "flux2": lambda: _of_flow(Flux2Klein, flux2_pipeline()),
+    "krea2": _krea2,
     "qwen_image": _qwen_image,
     "SD1.5": lambda: _published(
         StableDiffusion15, {"cross_attention_dim": 768, "attention_head_dim": 8}, 512

@@ -24,6 +24,7 @@ from lora_studio.lora_file.forms import LayerSizes, spell_form
 TRAINED = {
     **{"flux1": "flux1", "chroma": "chroma", "z_image": "z_image", "qwen_image": "qwen_image"},
     **{"flux2_klein_4b": "flux2_klein", "flux2_klein_9b": "flux2_klein", "flux2_dev": "flux2_dev"},
+    "krea2": "krea2",
     **dict.fromkeys(("sd3_medium", "sd35_medium", "sd35_large"), "sd3"),
 }  # published base -> the family that trains it
 

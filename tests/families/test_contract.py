@@ -54,6 +54,7 @@ TRAITS = {
     "flux1": ("flux1", False, "flux-1-dev/lora", "", FLUX),
     "flux1 schnell": ("flux1", False, "flux-1-schnell/lora", "", FLUX),
     "chroma": ("chroma", False, "chroma/lora", "", CHROMA),
+    "krea2": ("krea2", False, "Krea-2/lora", "", "https://huggingface.co/krea/Krea-2-Raw"),
     "flux2": ("flux_2_klein_4b", False, "Flux.2-klein-4b/lora", "", FLUX2),
     "flux2 dev": ("flux_2_dev", False, "Flux.2-dev/lora", "", FLUX2),
     "sd3": ("3-5-medium", False, "stable-diffusion-3.5-medium/lora", "", "diffusers"),
@@ -63,20 +64,22 @@ TRAITS = {
 CARDS = {
     **{"sd15": "SD1", "sd2": "SD2", "sdxl": "SDXL", "z_image": "Z-Image"},
     **{"flux1": "Flux", "flux2": "Flux.2", "chroma": "Chroma", "sd3": "SD3"},
-    "qwen_image": "Qwen-Image",
+    **{"qwen_image": "Qwen-Image", "krea2": "Krea 2"},
 }
 UNETS = [name for name in BASES if name.startswith("sd") and not name.startswith("sd3")]
 TRANSFORMERS = [name for name in BASES if name not in UNETS]
 SHAPES = dict.fromkeys(UNETS, (4, 4, 8, 64)) | dict.fromkeys(TRANSFORMERS, (16, 2, 4, 64))
 SHAPES |= dict.fromkeys(("flux2", "flux2 dev"), (128, 4, 4, 64))
-SHAPES["qwen_image"] = (16, 2, 4, 256)  # 128 latents, as its pipeline has it by itself
+SHAPES |= dict.fromkeys(
+    ("qwen_image", "krea2"), (16, 2, 4, 256)
+)  # 128 latents, as its pipeline has it by itself
 """Channels of latents, pixels of a latent's side, of a bucket's sides, and of a native image's."""
 CHECKPOINTING = "machine.gradient_checkpointing=true"
 BOTH_SIDES = ("adapter.text_encoder=true", "training.text_encoder_learning_rate=1e-3")
 CHECKPOINTED = (
     *("ResnetBlock2D", "CLIPEncoderLayer", "ZImageTransformerBlock", "FluxTransformerBlock"),
     *("ChromaTransformerBlock", "JointTransformerBlock", "QwenImageTransformerBlock"),
-    "Flux2TransformerBlock",
+    *("Flux2TransformerBlock", "Krea2TransformerBlock"),
 )
 BaseOf = Callable[[str], Path]
 each_tree = pytest.mark.parametrize(

@@ -179,6 +179,32 @@ def flux2_guided(pipeline: DiffusionPipeline, strength: float, negative: str) ->
     return guided | {"negative_prompt_embeds": flux2_text(pipeline, negative)["text"][None]}
 
 
+def krea2_text(pipeline: DiffusionPipeline, caption: str) -> dict[str, Tensor]:
+    text, mask = pipeline.encode_prompt([caption], device="cpu")
+    return {"text": text[0, mask[0]]}
+
+
+def krea2_latents(pipeline: DiffusionPipeline, latents: Tensor, height: int, width: int) -> Tensor:
+    return pipeline._unpack_latents(latents, height, width)[:, :, 0]
+
+
+def krea2_velocity(transformer: Any, noisy: Tensor, sigma: Tensor, texts: list[dict[str, Tensor]]) -> Tensor:
+    """One after the other, so that there is nothing to mask."""
+    height, width = noisy.shape[-2:]
+    of_image = [(0, row, column) for row in range(height // 2) for column in range(width // 2)]
+    found = [
+        transformer(
+            in_tokens(noisy[row : row + 1]),
+            encoder_hidden_states=one["text"][None],
+            timestep=sigma[row : row + 1],
+            position_ids=torch.tensor([(0, 0, 0)] * len(one["text"]) + of_image),
+            return_dict=False,
+        )[0]
+        for row, one in enumerate(texts)
+    ]
+    return in_latents(torch.cat(found), height, width)
+
+
 def sd3_text(pipeline: DiffusionPipeline, caption: str) -> dict[str, Tensor]:
     text, _, pooled, _ = pipeline.encode_prompt(
         [caption], None, None, device="cpu", do_classifier_free_guidance=False
@@ -268,6 +294,14 @@ REFERENCES = {
         unguided={"true_cfg_scale": 1.0},
         guided=lambda pipeline, strength, negative: {"true_cfg_scale": strength, "negative_prompt": negative},
         velocity=qwen_velocity,
+        decoded=video_decoded,
+    ),
+    "krea2": Reference(
+        text=krea2_text,
+        spatial=krea2_latents,
+        unguided={"guidance_scale": 0.0},
+        guided=lambda pipeline, strength, negative: with_negative(pipeline, strength - 1, negative),
+        velocity=krea2_velocity,
         decoded=video_decoded,
     ),
     "flux2": FLUX2,
@@ -428,7 +462,9 @@ def plain_step(
 ) -> dict[str, Tensor]:
     """The weights after a step of diffusers, PEFT and torch.optim, from the same first values and draws."""
     pipeline = DiffusionPipeline.from_pretrained(base, dtype=torch.float32, local_files_only=True)
-    transformer: Any = pipeline.transformer.to(dtype)
+    transformer: Any = type(pipeline.transformer).from_pretrained(
+        base / "transformer", torch_dtype=dtype, local_files_only=True
+    )
     for name, part in pipeline.components.items():
         if name.startswith("text_encoder"):
             part.to(dtype)

@@ -37,7 +37,7 @@ from lora_studio.families.original.transformers.names import transformer_origins
 from lora_studio.recipe.load import load_recipe
 from lora_studio.training.prepare.base_model import file_options
 
-TRAINED = ("z_image", "flux1", "chroma", "sd3", "qwen_image", "flux2_klein", "flux2_dev")
+TRAINED = ("z_image", "flux1", "chroma", "sd3", "qwen_image", "flux2_klein", "flux2_dev", "krea2")
 PUBLISHED = {  # list of tensors -> title, and the table of names of one that is trained
     "z_image": ("Z-Image", "z_image"),
     "flux1": ("FLUX.1", "flux1"),
@@ -48,7 +48,7 @@ PUBLISHED = {  # list of tensors -> title, and the table of names of one that is
     "flux2_klein_4b": ("FLUX.2 klein", "flux2"),
     "flux2_klein_9b": ("FLUX.2 klein", "flux2"),
     "flux2_dev": ("FLUX.2 dev", "flux2"),
-    "krea2": ("Krea 2", ""),
+    "krea2": ("Krea 2", "krea2"),
     "qwen_image": ("Qwen-Image", "qwen_image"),
     "anima": ("Anima", ""),
     "lumina2": ("Lumina-Image 2", ""),
@@ -135,6 +135,11 @@ SIZES: dict[str, dict[str, Any]] = {  # of the published configurations, as FAMI
         **{"joint_attention_dim": 4096, "pooled_projection_dim": 768, "axes_dims_rope": [16, 56, 56]},
     },
     "chroma": {"approximator_hidden_dim": 5120, "approximator_layers": 5, "approximator_num_channels": 64},
+    "krea2": {
+        **{"num_layers": 28, "num_attention_heads": 48, "num_key_value_heads": 12, "attention_head_dim": 128},
+        **{"intermediate_size": 16384, "text_hidden_dim": 2560, "text_num_attention_heads": 20},
+        **{"text_intermediate_size": 6912, "num_text_layers": 12, "axes_dims_rope": [32, 48, 48]},
+    },
     "flux2_klein_4b": {
         **{"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "guidance_embeds": False},
         **{"joint_attention_dim": 7680, "axes_dims_rope": [32, 32, 32, 32], "in_channels": 128},
@@ -189,6 +194,7 @@ def test_every_tensor_is_what_diffusers_converter_makes_of_it(name: str) -> None
     table = PUBLISHED[name][1]
     theirs = dict(tensors)
     names = {"z_image": "z_image", "flux1": "flux", "chroma": "chroma", "sd3": "sd3", "flux2": "flux2"}
+    names["krea2"] = "krea2"
     if converter := names.get(table, ""):
         theirs = getattr(converters, f"convert_{converter}_transformer_checkpoint_to_diffusers")(theirs)
     origins = transformer_origins(table, narrow, {key: tuple(one.shape) for key, one in theirs.items()}, "")
@@ -230,7 +236,11 @@ def test_a_transformer_alone_with_text_encoders_and_vae_in_files(
     loaded = load(path, tokenizer=folder, text_encoders=names, vae=str(vae), dtype=torch.bfloat16)
     for name, module in parts.items():
         if name != "vae":
-            halved = {key: one.to(torch.bfloat16) for key, one in module.state_dict().items()}
+            whole = family == "krea2" and name == "transformer"  # whose norms stay in float32
+            halved = {
+                key: one if whole and "norm" in key else one.to(torch.bfloat16)
+                for key, one in module.state_dict().items()
+            }
             assert_equal(loaded.parts[name].state_dict(), halved)
     module = load_vae(str(vae), loaded.parts["vae"])  # type: ignore[arg-type]
     assert_equal(module.part.state_dict(), parts["vae"].state_dict())
@@ -487,6 +497,7 @@ def test_other_models_and_pieces_of_folders_are_refused_by_name() -> None:
         ("flux1", "single_blocks.37.", "it has 19 of 19 double_blocks, 37 of 38 single_blocks"),
         ("sd35_large", "joint_blocks.37.", "it has 37 of 38 joint_blocks"),
         ("flux2_klein_9b", "single_blocks.23.", "it has 8 of 8 double_blocks, 23 of 24 single_blocks"),
+        ("krea2", "blocks.27.", "it has 27 of 28 blocks, 2 of 2 layerwise_blocks"),
         ("qwen_image", "transformer_blocks.59.", "it has 59 of 60 transformer_blocks"),
     ],
 )
@@ -525,7 +536,7 @@ def test_text_encoders_of_other_bases_are_refused_by_name(bases: Any, tmp_path: 
         path, text_encoders=(str(t5),), vae="x"
     )
     strangers = {
-        "visual.blocks.0.mlp.linear_fc1.weight": "a Qwen2-VL or Qwen3-VL",
+        "visual.blocks.0.mlp.fc1.weight": "a Qwen2-VL",
         "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight": "UMT5",
         "model.layers.0.pre_feedforward_layernorm.weight": "Gemma",
         "vision_model.embeddings.class_embedding": "a CLIP with its image encoder",
@@ -597,6 +608,7 @@ MILLIONS = {  # as the makers count them; of FLUX.1 with its guidance
     "black-forest-labs/FLUX.2-klein-base-4B": 3876,
     "black-forest-labs/FLUX.2-klein-9B": 9079,
     "black-forest-labs/FLUX.2-dev": 32223,
+    "krea/Krea-2-Raw": 12820,
     "Qwen/Qwen-Image": 20430,
     "Qwen/Qwen-Image-2512": 20430,
 }
@@ -608,7 +620,7 @@ def test_a_published_base_is_known_without_a_file(model: str) -> None:
     assert base is not None
     shapes = dict(base.parts["transformer"].state_dict())
     tables = {"ZImage": "z_image", "Flux1": "flux1", "Chroma": "chroma", "QwenImage": "qwen_image"}
-    tables |= {"Flux2Klein": "flux2", "Flux2Dev": "flux2"}
+    tables |= {"Flux2Klein": "flux2", "Flux2Dev": "flux2", "Krea2": "krea2"}
     table = tables.get(type(base).__name__, "sd3")
     name = {2028: "sd3_medium", 2243: "sd35_medium", 8057: "sd35_large"}
     name |= {3876: "flux2_klein_4b", 9079: "flux2_klein_9b", 32223: "flux2_dev"}

@@ -34,7 +34,7 @@ from lora_studio.training.finish import Finished
 from lora_studio.training.session import train
 
 BaseOf = Callable[[str], Path]
-FAMILIES = ("z_image", "flux1", "chroma", "sd3", "qwen_image", "flux2_klein", "flux2_dev")
+FAMILIES = ("z_image", "flux1", "chroma", "sd3", "qwen_image", "flux2_klein", "flux2_dev", "krea2")
 PIPELINES = {
     "z_image": "ZImagePipeline",
     "flux1": "FluxPipeline",
@@ -43,6 +43,7 @@ PIPELINES = {
     "qwen_image": "QwenImagePipeline",
     "flux2_klein": "Flux2KleinPipeline",
     "flux2_dev": "Flux2Pipeline",
+    "krea2": "Krea2Pipeline",
 }
 FIRST_LAYER = {  # how the best spelling of each begins
     "flux1": "lora_unet_double_blocks_0_",
@@ -50,6 +51,7 @@ FIRST_LAYER = {  # how the best spelling of each begins
     "sd3": "transformer.transformer_blocks.0.",
     "qwen_image": "lora_unet_transformer_blocks_0_",
     "flux2": "lora_unet_double_blocks_0_",
+    "krea2": "diffusion_model.blocks.0.",
 }
 
 
@@ -63,7 +65,7 @@ def test_a_run_ends_with_a_verified_file_of_the_familys_spelling(
     assert isinstance(result, Finished) and result.report.ok
     with safe_open(result.lora_file, "pt") as file:
         assert next(iter(file.keys())).startswith(FIRST_LAYER[family])
-        assert ("alpha" in str(file.keys())) == (family != "sd3")
+        assert ("alpha" in str(file.keys())) == (family not in ("sd3", "krea2"))
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def _load_folder(
 
     dtype = dtype or torch.float32
     folder = _folder(model, weights=weights, half=dtype.itemsize < torch.float32.itemsize)
-    family = _recognise(folder.configurations | {PIPELINE: {"_class_name": folder.pipeline}}, model)
+    family = _recognise(folder.configurations | {PIPELINE: folder.index}, model)
     folder.check_complete(family.needs)
     folder.check_configurations(family.needs)
     scheduler = with_prediction(folder.configurations["scheduler"], prediction)

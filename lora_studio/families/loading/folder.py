@@ -42,6 +42,7 @@ TEXT_ALONE = {
     "Qwen2_5_VLForConditionalGeneration": "Qwen2_5_VLTextModel",
     "Mistral3ForConditionalGeneration": "MistralModel",
     "PixtralProcessor": "PreTrainedTokenizerFast",
+    **dict.fromkeys(("Qwen3VLModel", "Qwen3VLForConditionalGeneration"), "Qwen3VLTextModel"),
     "Qwen3ForCausalLM": "Qwen3Model",  # without its head
 }
 UNUSED = ("feature_extractor", "safety_checker", "image_encoder", "watermarker")
@@ -58,15 +59,15 @@ class BaseFolder:
     def parts(self) -> dict[str, tuple[str, str]]:
         return listed_parts(self.path)
 
-    @property
-    def pipeline(self) -> str:
-        """The class that it was saved by: an editor of images can have the parts of a plain base."""
-        return str(read_json(self.path / INDEX).get("_class_name", ""))
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """With the class that it was saved by: an editor of images can have the parts of a plain base."""
+        return read_json(self.path / INDEX)
 
     @property
     def is_distilled(self) -> bool | None:
         """As its pipeline is told, if it is."""
-        said = read_json(self.path / INDEX).get("is_distilled")
+        said = self.index.get("is_distilled")
         return said if isinstance(said, bool) else None
 
     @property

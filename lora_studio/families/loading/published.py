@@ -50,7 +50,13 @@ def _family(
     return family(parts, tokenizers, source="", scheduler=configurations["scheduler"])
 
 
-_MARKED = {"t5": "", "mistral": "", "qwen3": r"|\n", "qwen2_5_vl": r"|\n"}  # what else is a token
+_MARKED = {
+    "t5": "",
+    "mistral": "",
+    "qwen3_vl": r"|\n",
+    "qwen3": r"|\n",
+    "qwen2_5_vl": r"|\n",
+}  # what else is a token
 
 
 def _tokenizer(text: TextPart) -> PreTrainedTokenizerBase:

@@ -40,13 +40,14 @@ _MODEL_TYPES = {
     **{"t5": "t5", "qwen3": "qwen3", "clip_text_model": "clip_l"},
     **dict.fromkeys(("qwen2_5_vl", "qwen2_5_vl_text"), "qwen2_5_vl"),
     **dict.fromkeys(("mistral", "mistral3"), "mistral"),
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_text"), "qwen3_vl"),
 }
 _CLASSES = {
     **{"t5": "T5EncoderModel", "qwen3": "Qwen3Model", "qwen2_5_vl": "Qwen2_5_VLTextModel"},
-    "mistral": "MistralModel",
+    **{"mistral": "MistralModel", "qwen3_vl": "Qwen3VLTextModel"},
 }
 _TOKENIZERS = {
-    **dict.fromkeys(("qwen3", "qwen2_5_vl"), "Qwen2TokenizerFast"),
+    **dict.fromkeys(("qwen3", "qwen3_vl", "qwen2_5_vl"), "Qwen2TokenizerFast"),
     **{"t5": "T5TokenizerFast", "mistral": "PreTrainedTokenizerFast"},
 }
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
@@ -62,6 +63,7 @@ CHATS = {  # kind -> of one that has another
     "{% else %}[INST]{{ text }}[/INST]{% endif %}{% endfor %}"
 }
 _T5_TOKENS = 512
+_TEXT_WIDTHS = ("cap_feat_dim", "text_hidden_dim", "joint_attention_dim")  # what a transformer calls it
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ def check_widths(
     kind: TransformerKind, transformer: Mapping[str, Any], texts: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Raise BaseModelError for text encoders that are not as wide as what the transformer reads."""
-    wide = transformer.get("cap_feat_dim", transformer.get("joint_attention_dim"))
+    wide = next((transformer[one] for one in _TEXT_WIDTHS if one in transformer), None)
     pooled, pools = 0, transformer.get("pooled_projection_dim")
     for part in kind.text:
         values = texts[part.part]

@@ -39,12 +39,15 @@ class TensorOrigin:
     transposed: bool = False
     rows: tuple[int, int] | None = None  # of a tensor that holds several layers; behind the last is the end
     swapped: bool = False  # its second half stands before its first one
+    sides: tuple[int, ...] | None = None  # of a tensor that the file has in one line
 
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
         """That `take` gives of a file with these shapes."""
         shape = shapes[self.name]
         if self.rows is not None:
             return (max(0, min(self.rows[1], shape[0]) - self.rows[0]), *shape[1:])
+        if self.sides is not None and math.prod(self.sides) == math.prod(shape):
+            return self.sides
         if self.third is not None:
             return (shape[0] // 3, *shape[1:])
         return shape[::-1] if self.transposed else shape
@@ -55,6 +58,8 @@ class TensorOrigin:
             return tensor[slice(*self.rows)]
         if self.swapped:
             return tensor.roll(len(tensor) // 2, 0)
+        if self.sides is not None:
+            return tensor.reshape(self.sides)
         if self.third is not None:
             return tensor.chunk(3)[self.third]
         return tensor.T if self.transposed else tensor

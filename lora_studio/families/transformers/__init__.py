@@ -164,6 +164,10 @@ class FlowTransformer(ModelFamily):
             "a base of this kind cannot be written as a single file yet; export the LoRA, which UIs load."
         )
 
+    def pipeline_options(self) -> dict[str, object]:
+        """What else its pipeline is made with."""
+        return {}
+
     def pipeline(self) -> DiffusionPipeline:
         """diffusers' own for this kind of base, over these parts, with the base's own scheduler."""
         import diffusers
@@ -171,11 +175,27 @@ class FlowTransformer(ModelFamily):
 
         made = getattr(diffusers, self.pipeline_class)(
             scheduler=FlowMatchEulerDiscreteScheduler.from_config(self.scheduler),
+            **self.pipeline_options(),
             **self.parts,
             **self.tokenizers,
         )
         made.set_progress_bar_config(disable=True)
         return made
+
+    def masked_prompts(
+        self, prompt: str, negative_prompt: str, *, guided: bool
+    ) -> dict[str, Tensor | list[Tensor]]:
+        """As `encode_text` has captions, with their masks, for pipelines that take both.
+
+        The two are as long: of some the length of the first counts for both.
+        """
+        texts = [prompt, *[negative_prompt] * guided]
+        encoded = self.encode_text(texts)
+        found: dict[str, Tensor | list[Tensor]] = {}
+        for row, start in enumerate(("", "negative_")[: len(texts)]):
+            found[f"{start}prompt_embeds"] = encoded["text"][row : row + 1]
+            found[f"{start}prompt_embeds_mask"] = encoded[MASK][row : row + 1]
+        return found
 
     @abstractmethod
     def encode_text(self, captions: list[str], *, like: Sequence[str] = ()) -> Conditioning:

@@ -168,12 +168,7 @@ class QwenImage(FlowTransformer):
         self, pipeline: DiffusionPipeline, prompt: str, negative_prompt: str, *, guided: bool
     ) -> dict[str, Tensor | list[Tensor]]:
         """As `encode_text` has captions, with their masks."""
-        found: dict[str, Tensor | list[Tensor]] = {}
-        for start, text in (("", prompt), *[("negative_", negative_prompt)] * guided):
-            encoded = self.encode_text([text])
-            found[f"{start}prompt_embeds"] = encoded["text"]
-            found[f"{start}prompt_embeds_mask"] = encoded[MASK]
-        return found
+        return self.masked_prompts(prompt, negative_prompt, guided=guided)
 
     @classmethod
     def miniature(cls) -> Miniature:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_studio.families.base import ModelFamily
+from lora_studio.families.stored import dtype_within
 from lora_studio.quantization import NONE, QUANTIZERS
 from lora_studio.rng import generator
 from lora_studio.training.machine import Machine
@@ -37,7 +38,7 @@ def check_frozen(
     for part in parts:
         module, dtype = family.parts[part], family.dtype_of(part)
         for name, exact in family.sources[part].stored.each():
-            expected = exact.to(dtype) if exact.is_floating_point() else exact
+            expected = exact.to(dtype_within(module, name, dtype)) if exact.is_floating_point() else exact
             num_tensors += 1
             if offloaded is not None:
                 offloaded.bring(module.get_submodule(name.rpartition(".")[0]))

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lora_studio.errors import OutOfMemory, RecipeError
 from lora_studio.families.base import ModelFamily, innermost_blocks
+from lora_studio.families.stored import cast_weights
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.processes import ALONE, Processes, default_precision, find_device
 from lora_studio.quantization import NONE, QUANTIZERS
@@ -216,7 +217,7 @@ def shard(family: ModelFamily, processes: Processes, device: torch.device, dtype
     denoiser = family.parts[family.denoiser]
     family.is_spread, family.pinned_parts = True, frozenset({family.denoiser})  # FSDP2 refers to its shards
     if next(denoiser.parameters()).dtype != dtype:
-        denoiser.to(dtype)
+        cast_weights(denoiser, dtype)
     for block in [*innermost_blocks(denoiser), denoiser]:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
 

@@ -105,8 +105,15 @@ FLUX2_DEV = TransformerKind(
     guided=True,
     repository="black-forest-labs/FLUX.2-dev",
 )
-TRAINED = (Z_IMAGE, FLUX1, CHROMA, SD3, QWEN_IMAGE, FLUX2_KLEIN, FLUX2_DEV)
-KREA2 = TransformerKind("Krea 2", "Krea2Transformer2DModel")
+KREA2 = TransformerKind(
+    "Krea 2",
+    "Krea2Transformer2DModel",
+    "krea2",
+    (TextPart("text_encoder", "qwen3_vl"),),
+    vae="AutoencoderKLQwenImage",
+    repository="krea/Krea-2-Raw",
+)
+TRAINED = (Z_IMAGE, FLUX1, CHROMA, SD3, QWEN_IMAGE, FLUX2_KLEIN, FLUX2_DEV, KREA2)
 ANIMA = TransformerKind("Anima", "CosmosTransformer3DModel")
 LUMINA2 = TransformerKind("Lumina-Image 2", "Lumina2Transformer2DModel")
 SUPPORTED = ", ".join(kind.title for kind in TRAINED)
@@ -219,6 +226,7 @@ _FIRST = {  # the layer that reads the latents, and its columns
     "flux1": ("img_in.weight", 64),
     "chroma": ("img_in.weight", 64),
     "flux2": ("img_in.weight", 128),
+    "krea2": ("first.weight", 64),
     "sd3": ("x_embedder.proj.weight", 16),
     "qwen_image": ("img_in.weight", 64),
 }
@@ -263,6 +271,6 @@ def block_counts(shapes: Iterable[str]) -> dict[str, int]:
     """Block list -> how many blocks it has, by the highest number, such as double_blocks -> 19."""
     found: dict[str, int] = {}
     for name in shapes:
-        if match := re.match(r"(?:distilled_guidance_layer\.)?(\w+)\.(\d{1,4})\.", name):
+        if match := re.match(r"(?:distilled_guidance_layer\.|txtfusion\.)?(\w+)\.(\d{1,4})\.", name):
             found[match[1]] = max(found.get(match[1], 0), int(match[2]) + 1)
     return found

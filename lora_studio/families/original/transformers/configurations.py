@@ -25,10 +25,11 @@ _DEPTHS: Mapping[str, Mapping[int, tuple[dict[str, int], ...]]] = {
         for width, double, single in ((3072, 5, 20), (4096, 8, 24), (6144, 8, 48))
     },
     "sd3": {1536: ({"joint_blocks": 24},), 2432: ({"joint_blocks": 38},)},
+    "krea2": {6144: ({"blocks": 28, "layerwise_blocks": 2, "refiner_blocks": 2},)},
     "qwen_image": {3072: ({"transformer_blocks": 60},)},
 }
 _AXES = {  # sixteenths of a head's numbers
-    "z_image": (4, 6, 6),
+    **dict.fromkeys(("z_image", "krea2"), (4, 6, 6)),
     **dict.fromkeys(("flux1", "chroma", "qwen_image"), (2, 7, 7)),
     "flux2": (4, 4, 4, 4),
 }
@@ -75,6 +76,7 @@ _WIDTH = {
     "chroma": lambda read: read("img_in.weight"),
     "flux2": lambda read: read("img_in.weight"),
     "sd3": lambda read: read("x_embedder.proj.weight"),
+    "krea2": lambda read: read("first.weight"),
     "qwen_image": lambda read: read("img_in.weight"),
 }
 
@@ -156,6 +158,33 @@ def _sd3(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
     }
 
 
+def _krea2(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
+    width, head = read("first.weight"), read(*_norms("blocks.0."))
+    text = "txtfusion.layerwise_blocks.0."
+    wide, of_text = read(f"{text}attn.wq.weight", axis=1), read(*_norms(text))
+    return {
+        "in_channels": read("first.weight", axis=1),
+        "num_layers": counts.get("blocks", 0),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "num_key_value_heads": read("blocks.0.attn.wk.weight") // head,
+        "intermediate_size": read("blocks.0.mlp.up.weight"),
+        "timestep_embed_dim": read("tmlp.0.weight", axis=1),
+        "text_hidden_dim": wide,
+        "num_text_layers": read("txtfusion.projector.weight", axis=1),
+        "text_num_attention_heads": wide // of_text,
+        "text_num_key_value_heads": read(f"{text}attn.wk.weight") // of_text,
+        "text_intermediate_size": read(f"{text}mlp.up.weight"),
+        "num_layerwise_text_blocks": counts.get("layerwise_blocks", 0),
+        "num_refiner_text_blocks": counts.get("refiner_blocks", 0),
+        "axes_dims_rope": _axes("krea2", head),
+    }
+
+
+def _norms(block: str) -> tuple[str, ...]:
+    return tuple(f"{block}attn.qknorm.knorm.{end}" for end in ("scale", "weight"))
+
+
 def _qwen_image(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
     width, head = read("img_in.weight"), read("transformer_blocks.0.attn.norm_k.weight")
     return {
@@ -176,6 +205,7 @@ _READERS: Mapping[str, Callable[[_Sizes, Mapping[str, int]], Configuration]] = {
     "chroma": _chroma,
     "flux2": _flux2,
     "sd3": _sd3,
+    "krea2": _krea2,
     "qwen_image": _qwen_image,
 }
 
@@ -234,6 +264,9 @@ def scheduler_configuration(found: Found, *, distilled: bool) -> Configuration:
     table = found.kind.names
     if table == "flux1" and GUIDANCE not in found.shapes:
         return values | {"shift": 1.0, "use_dynamic_shifting": False}
+    if table == "krea2":
+        line = dynamic | {"max_image_seq_len": 6400}
+        return values | {"shift": 1.0, "use_dynamic_shifting": True, **line}
     if table == "qwen_image":
         line = dynamic | {"max_shift": 0.9, "max_image_seq_len": 8192}
         return values | {"shift": 1.0, "use_dynamic_shifting": True, "shift_terminal": 0.02, **line}

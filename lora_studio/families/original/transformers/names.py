@@ -127,9 +127,46 @@ y_embedder.mlp.2 = time_text_embed.text_embedder.linear_2
 final_layer.linear = proj_out
 final_layer.adaLN_modulation.1 ~ norm_out.linear
 """
+_IN_KREA2_BLOCK = """
+attn.wq = attn.to_q
+attn.wk = attn.to_k
+attn.wv = attn.to_v
+attn.wo = attn.to_out.0
+attn.gate = attn.to_gate
+attn.qknorm.qnorm = attn.norm_q
+attn.qknorm.knorm = attn.norm_k
+mlp.gate = ff.gate
+mlp.up = ff.up
+mlp.down = ff.down
+prenorm = norm1
+postnorm = norm2
+mod.lin = scale_shift_table
+"""
+_KREA2_BLOCKS = "".join(
+    f"[{original}.# = {own}.#]{_IN_KREA2_BLOCK}"
+    for original, own in (
+        ("blocks", "transformer_blocks"),
+        ("txtfusion.layerwise_blocks", "text_fusion.layerwise_blocks"),
+        ("txtfusion.refiner_blocks", "text_fusion.refiner_blocks"),
+    )
+)
+_KREA2 = f"""{_KREA2_BLOCKS}[]
+first = img_in
+tmlp.0 = time_embed.linear_1
+tmlp.2 = time_embed.linear_2
+tproj.1 = time_mod_proj
+txtmlp.0 = txt_in.norm
+txtmlp.1 = txt_in.linear_1
+txtmlp.3 = txt_in.linear_2
+txtfusion.projector = text_fusion.projector
+last.linear = final_layer.linear
+last.norm = final_layer.norm
+last.modulation.lin = final_layer.scale_shift_table
+"""
 TABLES = {
     **{"flux1": _STREAMS + _FLUX1, "chroma": _STREAMS + _CHROMA, "z_image": _Z_IMAGE, "sd3": _SD3},
     "flux2": _FLUX2,
+    "krea2": _KREA2,
     "qwen_image": "",  # diffusers has the original's names
 }
 _LAST = "transformer_blocks"  # whose last block `$` is
@@ -160,9 +197,11 @@ def transformer_origins(table: str, shapes: Shapes, wanted: Shapes, prefix: str)
         original = _spelled(place.original + ending, shapes)
         above = [wanted.get(f"{one}{ending}", (0,)) for one in place.above]
         start = sum(shape[0] for shape in above)
-        whole = shapes.get(original, wanted[key])[:1] == wanted[key][:1]
-        rows = None if whole or not wanted[key] else (start, start + wanted[key][0])
-        found[key] = TensorOrigin(prefix + original, rows=rows, swapped=place.swapped)
+        given, own = shapes.get(original, wanted[key]), wanted[key]
+        in_line = own if len(given) == 1 < len(own) else None
+        whole = given[:1] == own[:1] or in_line is not None
+        rows = None if whole or not own else (start, start + own[0])
+        found[key] = TensorOrigin(prefix + original, rows=rows, swapped=place.swapped, sides=in_line)
     return found
 
 

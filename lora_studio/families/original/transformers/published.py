@@ -12,6 +12,7 @@ from lora_studio.families.original.transformers import (
     FLUX2_DEV,
     FLUX2_KLEIN,
     GUIDANCE,
+    KREA2,
     QWEN_IMAGE,
     SD3,
     Z_IMAGE,
@@ -40,7 +41,7 @@ _KLEIN_4B = _KLEIN | {"joint_attention_dim": 7680}
 _KLEIN_9B = _KLEIN | {
     **{"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288}
 }
-_QWEN_8B = {"qwen3": "qwen3_8b"}
+_QWEN_8B, _QWEN_VL = {"qwen3": "qwen3_8b"}, {"qwen3_vl": "qwen3"}  # whose layers are as large
 
 
 class KnownTransformer(NamedTuple):
@@ -66,6 +67,8 @@ PUBLISHED_TRANSFORMERS: Mapping[str, KnownTransformer] = {
     "black-forest-labs/FLUX.2-klein-base-9B": KnownTransformer(FLUX2_KLEIN, _KLEIN_9B, texts=_QWEN_8B),
     "black-forest-labs/FLUX.2-klein-9B": KnownTransformer(FLUX2_KLEIN, _KLEIN_9B, True, _QWEN_8B),
     "black-forest-labs/FLUX.2-dev": KnownTransformer(FLUX2_DEV, _GUIDED),
+    "krea/Krea-2-Raw": KnownTransformer(KREA2, texts=_QWEN_VL),
+    "krea/Krea-2-Turbo": KnownTransformer(KREA2, distilled=True, texts=_QWEN_VL),
     "Qwen/Qwen-Image": KnownTransformer(QWEN_IMAGE),
     "Qwen/Qwen-Image-2512": KnownTransformer(QWEN_IMAGE),
 }

@@ -17,6 +17,10 @@ from lora_studio.families.original.transformers import TRAINED, TransformerKind
 
 Configuration = dict[str, Any]
 _PREFIX = re.compile(r"^(?:text_encoders\.\w+\.)?(?:transformer\.)?")
+_NESTED = (
+    (re.compile(r"^(?:model\.)?language_model\."), "model."),
+    (re.compile(r"^model\.visual\."), "visual."),
+)
 
 
 class FoundText(NamedTuple):
@@ -24,7 +28,8 @@ class FoundText(NamedTuple):
 
     kind: str  # of `KINDS`
     prefix: str
-    shapes: Shapes  # without the prefix
+    shapes: Shapes  # without the prefix, of one that can read images as of one that cannot
+    spelled: Mapping[str, str] = {}  # how the file has these names, behind the prefix, if not so
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,20 @@ def _qwen3(shapes: Shapes, projects: bool) -> Configuration:
     }
 
 
+def _qwen3_vl(shapes: Shapes, projects: bool) -> Configuration:
+    """What reads text in Qwen3-VL: a Qwen3 with three axes of places."""
+    found = _qwen3(shapes, projects)
+    half = found["head_dim"] // 2
+    side = half * 5 // 16
+    rope = {"rope_theta": 5_000_000, "rope_type": "default", "mrope_interleaved": True}
+    return found | {
+        "model_type": "qwen3_vl_text",
+        "architectures": ["Qwen3VLTextModel"],
+        "max_position_embeddings": 262144,
+        "rope_parameters": rope | {"mrope_section": [half - 2 * side, side, side]},
+    }
+
+
 def _qwen2_5_vl(shapes: Shapes, projects: bool) -> Configuration:
     """What reads text in Qwen2.5-VL, whose heads are 128 wide and have three axes of places."""
     words, width = shapes["model.embed_tokens.weight"]
@@ -153,6 +172,7 @@ KINDS: Mapping[str, TextKind] = {
     "clip_l": TextKind("CLIP-L", _TOKENS, _clip),
     "clip_g": TextKind("CLIP-G", _TOKENS, _clip),
     "t5": TextKind("T5-XXL", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", _t5),
+    "qwen3_vl": TextKind("Qwen3-VL", "visual.deepstack_merger_list.0.norm.weight", _qwen3_vl),
     "qwen3": TextKind("Qwen3", "model.layers.0.self_attn.q_norm.weight", _qwen3),
     "qwen2_5_vl": TextKind("Qwen2.5-VL", "model.layers.0.self_attn.q_proj.bias", _qwen2_5_vl),
     # Which the two before it have, too.
@@ -165,7 +185,7 @@ def _titles(kind: TransformerKind) -> str:
 
 
 _STRANGERS = (  # tensors, what has them
-    (r"(model\.)?visual\.blocks\.0\.mlp\.(linear_)?fc1\.", "a Qwen2-VL or Qwen3-VL (Krea 2's)"),
+    (r"(model\.)?visual\.blocks\.0\.mlp\.fc1\.", "a Qwen2-VL"),
     (r"encoder\.block\.1\.layer\.0\.SelfAttention\.relative_attention_bias", "UMT5 (Wan's)"),
     (r"model\.layers\.0\.(pre|post)_feedforward_layernorm", "Gemma (Lumina-Image's)"),
     (r"transformer\.resblocks|text_model\.transformer\.resblocks", "a CLIP in OpenCLIP's layout"),
@@ -176,23 +196,32 @@ _STRANGERS = (  # tensors, what has them
 _READ = ", ".join(f"{kind.title} reads {_titles(kind)}" for kind in TRAINED)
 
 
+def _plain(name: str) -> str:
+    """Of a tensor of a model that can read images, as one that cannot has it."""
+    for pattern, instead in _NESTED:
+        name = pattern.sub(instead, name)
+    return name
+
+
 def find_text(name: str, shapes: Shapes, *, wide: int = _CLIP_G) -> list[FoundText]:
     """All text encoders in the file called `name`; a CLIP at least `wide` is CLIP-G.
 
     Raises BaseModelError that names one that no family here reads.
     """
-    groups: dict[str, dict[str, tuple[int, ...]]] = {}
-    for key, shape in shapes.items():
+    groups: dict[str, dict[str, str]] = {}  # prefix -> plain name -> the one in the file, behind the prefix
+    for key in shapes:
         match = _PREFIX.match(key)
         prefix = match[0] if match else ""
-        groups.setdefault(prefix, {})[key.removeprefix(prefix)] = shape
+        behind = key.removeprefix(prefix)
+        groups.setdefault(prefix, {})[_plain(behind)] = behind
     found = []
-    for prefix, own in groups.items():
+    for prefix, spelled in groups.items():
+        own = {plain: shapes[prefix + behind] for plain, behind in spelled.items()}
         for pattern, what in _STRANGERS:
             if any(re.match(pattern, key) for key in own):
                 raise BaseModelError(f"{name} holds {what}; {_READ}.")
         if kind := _kind_of(own, prefix, wide):
-            found.append(FoundText(kind, prefix, own))
+            found.append(FoundText(kind, prefix, own, spelled))
     return found
 
 
@@ -225,7 +254,7 @@ def text_origins(found: FoundText, wanted: Shapes) -> dict[str, TensorOrigin]:
             key.replace("shared", "encoder.embed_tokens"),
         ]
         own = next((one for one in spelled if one in found.shapes), key)
-        origins[key] = TensorOrigin(found.prefix + own)
+        origins[key] = TensorOrigin(found.prefix + found.spelled.get(own, own))
     return origins
 
 

@@ -2,7 +2,7 @@
 
 KEYS is a folder of lists, each line a tensor's name, a tab and its shape: `<base>_checkpoint_original.txt`,
 and `<base>_<spelling>.txt` of LoRA files as UIs expect them. Of the former, and of diffusers' own models at
-published sizes without weights, is made `families/layer_names/key_lists/<base>.txt`: whose name it is, the
+published sizes without weights, are made the lists in `families/layer_names/layouts/`: whose name it is, the
 name with the numbers of the blocks that have such a layer, and its weight's shape. The latter are written to
 `tests/reference/`, with the blocks' numbers as ranges, too.
 """
@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 from lora_studio.families import layer_names
+from lora_studio.families.layer_names.transformers import layouts
 
-FOLDER = Path(layer_names.__file__).parent / "key_lists"
+FOLDER = Path(layer_names.__file__).parent / "layouts"
 SD3 = {"sample_size": 128, "joint_attention_dim": 4096, "pooled_projection_dim": 2048}
 KLEIN = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "guidance_embeds": False}
 # published base -> its class in diffusers, and what of its configuration is not the class's default
@@ -86,7 +87,8 @@ def linear_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def listed(base: str) -> dict[str, dict[str, tuple[int, ...]]]:
     """As the package has it: whose -> path -> the weight's shape."""
     found: dict[str, dict[str, tuple[int, ...]]] = {"diffusers": {}, "original": {}}
-    for line in (FOLDER / f"{base}.txt").read_text("utf-8").splitlines():
+    (text,) = (layout.published[base][1] for layout in layouts().values() if base in layout.published)
+    for line in text.splitlines():
         whose, name, *shape = line.split(" ")
         found[whose] |= {path: tuple(map(int, shape)) for path in expanded(name)}
     return found
@@ -163,4 +165,7 @@ if __name__ == "__main__":
             "original": original_shapes(Path(sys.argv[1]), name),
         }
         lines = [f"{line}\n" for whose, shapes in lists.items() for line in lines_of(whose, shapes)]
-        (FOLDER / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+        for path in FOLDER.glob("*.toml"):
+            start = rf'(\[published\.{name}\]\ntitle = .*\nlayers = """\n)[^"]*'
+            text = re.sub(start, rf"\g<1>{''.join(lines)}", path.read_text("utf-8"))
+            path.write_text(text, encoding="utf-8")

@@ -10,14 +10,16 @@ from published_transformers import BASES as TRANSFORMERS
 from reference_files import keys_and_shapes
 
 from lora_studio.families.layer_names import OUTSIDE, OWN, PUBLISHED
+from lora_studio.families.layer_names.transformers import layouts
 
 LISTS = {"SD1": "sd15_conv", "SD2": "sd2_conv", "SDXL": "sdxl_conv"}
 
 
 def test_every_published_base_has_a_list_and_no_other_is_there() -> None:
     assert [base.key_list for base in PUBLISHED] == [f"{name}.txt" for name in BASES]
-    of_all = [base.key_list for base in PUBLISHED] + [f"{name}.txt" for name in TRANSFORMERS]
-    assert sorted(path.name for path in FOLDER.iterdir()) == sorted(of_all)
+    assert sorted(path.name for path in FOLDER.iterdir()) == sorted(base.key_list for base in PUBLISHED)
+    listed_bases = [base for layout in layouts().values() for base in layout.published]
+    assert sorted(listed_bases) == sorted(TRANSFORMERS)
 
 
 @pytest.mark.parametrize("name", BASES)

@@ -1,6 +1,7 @@
-"""The layers of the published transformer bases, from lists, and the base that a file's layers fit.
+"""The layers of the published transformer bases, and the base that a file's layers fit.
 
-The lists are written by tests/published_transformers.py: what names the layers of a run has no part in them.
+Their lists, in the files of their families, are written by tests/published_transformers.py: what names the
+layers of a run has no part in them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from typing import ClassVar
 
 from lora_studio.families.layer_names import Encoder
@@ -27,16 +27,16 @@ class PublishedTransformer:
     """A base that UIs know."""
 
     title: str
-    key_list: str  # the file in key_lists/ of its layers
-    family: str  # whose layout it has
+    listed: str  # its layers: whose path, the path, its weight's sides
+    layout: TransformerLayout  # of its family
 
     original: ClassVar[bool] = False
     encoders: ClassVar[Mapping[str, Encoder]] = {}  # as `PublishedBase` has it; none is trained
     quirks: ClassVar[tuple[str, ...]] = ()
 
     @property
-    def layout(self) -> TransformerLayout:
-        return layouts()[self.family]
+    def family(self) -> str:
+        return self.layout.key
 
     @property
     def version(self) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ class PublishedTransformer:
     def shapes(self) -> Mapping[str, Size]:
         """The path of a layer, in diffusers or in the original checkpoint -> its weight's [out, in]."""
         found: dict[str, Size] = {}
-        for line in files(__package__).joinpath("key_lists", self.key_list).read_text("utf-8").splitlines():
+        for line in self.listed.splitlines():
             _, path, rows, columns = line.split(" ")
             found |= dict.fromkeys(_expanded(path), (int(rows), int(columns)))
         return found
@@ -85,21 +85,10 @@ class PocketTransformer(PublishedTransformer):
         return found
 
 
-PUBLISHED_TRANSFORMERS = (
-    PublishedTransformer("FLUX.1", "flux1.txt", "flux1"),
-    PublishedTransformer("Chroma", "chroma.txt", "chroma"),
-    PublishedTransformer("FLUX.2 klein 4B", "flux2_klein_4b.txt", "flux2"),
-    PublishedTransformer("FLUX.2 klein 9B", "flux2_klein_9b.txt", "flux2"),
-    PublishedTransformer("FLUX.2 dev", "flux2_dev.txt", "flux2"),
-    PublishedTransformer("SD3 medium", "sd3_medium.txt", "sd3"),
-    PublishedTransformer("SD3.5 medium", "sd35_medium.txt", "sd3"),
-    PublishedTransformer("SD3.5 large", "sd35_large.txt", "sd3"),
-    PublishedTransformer("Z-Image", "z_image.txt", "z_image"),
-    PublishedTransformer("Qwen-Image", "qwen_image.txt", "qwen_image"),
-    PublishedTransformer("Krea 2", "krea2.txt", "krea2"),
-    PublishedTransformer("Anima", "anima.txt", "anima"),
+PUBLISHED_TRANSFORMERS = tuple(
+    PublishedTransformer(*one, layout) for layout in layouts().values() for one in layout.published.values()
 )
-POCKET_TRANSFORMER = PocketTransformer("the pocket base pocket_flow", "", "z_image")
+POCKET_TRANSFORMER = PocketTransformer("the pocket base pocket_flow", "", layouts()["z_image"])
 _KNOWN = (*PUBLISHED_TRANSFORMERS, POCKET_TRANSFORMER)
 
 

@@ -2,7 +2,7 @@
 
 A layer's place is its part and diffusers' path. Files have that path or the original checkpoint's, behind
 one of several prefixes; where the original holds q, k and v in one weight, a file with its paths holds them
-fused. `layouts.toml` says for every family which is which.
+fused. `layouts/<family>.toml` says which is which; that of flux1 says how it is read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lora_studio.families.layer_names.spellings import SECOND_TEXT, TEXT, LayerPlace
 
@@ -88,7 +88,7 @@ def row_counts(number: int, shape: Sequence[int]) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True, eq=False)  # each is itself alone
 class TransformerLayout:
-    """How files name the layers of a family; see layouts.toml."""
+    """How files name the layers of a family; see layouts/flux1.toml."""
 
     key: str  # the family's name
     title: str
@@ -97,6 +97,7 @@ class TransformerLayout:
     trainer: FileForm  # of kohya's own trainers
     layers: Mapping[str, tuple[str, ...]]  # the original's path -> diffusers', with # for a block's number
     whole: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    published: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # base -> title, list of layers
 
     def name(self, place: LayerPlace) -> str:
         """What a layer is called by itself in our hands; in a file it may be a part of a fused one."""
@@ -201,26 +202,31 @@ def _numbered(path: str, number: str) -> str:
 
 @cache
 def layouts() -> dict[str, TransformerLayout]:
-    """Every transformer family's, by its name."""
-    table = tomllib.loads((Path(__file__).parent / "layouts.toml").read_text("utf-8"))
-    return {key: _layout(key, row, table) for key, row in table.items()}
+    """Every transformer family's, by its name; those that are like others come behind them."""
+    tables = layout_tables()
+    return {key: _layout(key, row, tables) for key, row in tables.items()}
 
 
-def _layout(
-    key: str, row: Mapping[str, object], table: Mapping[str, Mapping[str, object]]
-) -> TransformerLayout:
-    origin = table[str(row.get("like", key))]
-    layers: Mapping[str, str | list[str]] = origin["layers"]  # type: ignore[assignment]
-    whole: Mapping[str, list[str]] = origin.get("whole", {})  # type: ignore[assignment]
-    best, trainer = (_form(row[which]) for which in ("best", "trainer"))  # type: ignore[arg-type]
+def layout_tables() -> dict[str, dict[str, Any]]:
+    """Family -> what its file in layouts/ has, in the order of `layouts`."""
+    tables = {
+        path.stem: tomllib.loads(path.read_text("utf-8"))
+        for path in sorted((Path(__file__).parent / "layouts").glob("*.toml"))
+    }
+    return dict(sorted(tables.items(), key=lambda pair: "like" in pair[1]))
+
+
+def _layout(key: str, row: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> TransformerLayout:
+    origin = tables[row.get("like", key)]
     return TransformerLayout(
         key,
-        str(row["title"]),
-        tuple(row["versions"]),  # type: ignore[arg-type]
-        best,
-        trainer,
-        {path: (rows,) if isinstance(rows, str) else tuple(rows) for path, rows in layers.items()},
-        {prefix: tuple(paths) for prefix, paths in whole.items()},
+        row["title"],
+        tuple(row["versions"]),
+        _form(row["best"]),
+        _form(row["trainer"]),
+        {path: (rows,) if isinstance(rows, str) else tuple(rows) for path, rows in origin["layers"].items()},
+        {prefix: tuple(paths) for prefix, paths in origin.get("whole", {}).items()},
+        {base: (one["title"], one["layers"]) for base, one in row["published"].items()},
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.families.layer_names import DENOISER_TITLE
+from lora_studio.families.layer_names.transformers import layout_tables
 from lora_studio.text import plural
 
 UIS = ("ComfyUI", "A1111", "Forge", "InvokeAI", "stable-diffusion.cpp", "diffusers", "kohya")
@@ -39,7 +40,7 @@ class UiRow:
 
 @cache
 def table() -> dict[str, UiRow]:
-    """`table.toml`, which says how it is read, and the rows of `transformers.toml`. Raises as `read_rows`."""
+    """`table.toml`, which says how it is read, and the rows of transformers. Raises as `read_rows`."""
     return read_rows(_toml("table.toml")) | dict(transformer_rows().rows)
 
 
@@ -85,12 +86,12 @@ class TransformerRows:
 
 @cache
 def transformer_rows() -> TransformerRows:
-    """`<family>.<row>` -> the row. Raises ValueError as `read_rows`."""
-    tables = _toml("transformers.toml")
+    """`<family>.<row>` -> the row: each family's own, and `transformers.toml`. Raises as `read_rows`."""
     rows: dict[str, UiRow] = {}
     when: dict[str, WhenTrue] = {}
-    for family, table in tables.items():
-        like = table.pop("like", None)
+    tables = layout_tables()
+    of_families = [(family, table["uis"], table.get("like")) for family, table in tables.items()]
+    for family, table, like in [*of_families, (ANY, _toml("transformers.toml"), None)]:
         for name, row in table.items():
             about = {key: row.pop(key) for key in _ABOUT_FILES if key in row}
             when[f"{family}.{name}"] = _when(about)

@@ -6,6 +6,7 @@ from lora_studio.registry import Registry
 
 if TYPE_CHECKING:
     from lora_studio.families.base import ModelFamily
+    from lora_studio.families.original.transformers import TransformerKind
 
 FAMILIES: Registry["type[ModelFamily]"] = Registry(
     "model family",
@@ -23,3 +24,5 @@ FAMILIES: Registry["type[ModelFamily]"] = Registry(
         "qwen_image": "lora_studio.families.transformers.qwen_image:QwenImage",
     },
 )
+SINGLE_FILES: Registry["TransformerKind"] = Registry("kind of single file", {})
+"""What tells a transformer's file in the original layout, of families that say it in a file of their own."""

@@ -61,10 +61,12 @@ class LayerSizes:
         return self._beside(path)
 
     def _beside(self, path: str) -> tuple[int, int] | None:
-        """All but the last of more than three rows are square; so are three."""
+        """All but the last of more than three rows are square; so are three, or the first of grouped ones."""
         whole = self.layout.original(path)
         if whole is None or (len(whole.rows) > 3 and path == whole.rows[-1]):
             return None
+        if self.layout.grouped and path != whole.rows[0]:
+            return next((self.known[one] for one in whole.rows[1:] if one in self.known), None)
         columns = {self.known[one][1] for one in whole.rows if one in self.known}
         return (side := columns.pop(), side) if len(columns) == 1 else None
 
@@ -138,7 +140,7 @@ def _in_original(
         one = next(whole[path] for path in layer.rows if path in whole)
         sizes = [_size(path, size_of) if path not in whole else _shape(whole[path]) for path in layer.rows]
         rows, columns = tuple(out for out, _ in sizes), one.down[0].numel()
-        if row_counts(len(rows), (sum(rows), columns)) != rows:
+        if row_counts(len(rows), (sum(rows), columns), grouped=layout.grouped) != rows:
             raise StudioError(f"the sizes of the layers that are {layer.path} do not go together.")
         found[layer.path] = fuse([whole.get(path) for path in layer.rows], rows, columns, scale)
     return found

@@ -73,7 +73,7 @@ def taken_apart(layer: LoraLayer, layout: TransformerLayout) -> list[LoraLayer]:
         raise StudioError(_NOT_APART.format(layer.written, "OFT"))
     if layer.missing or layer.size is None:
         raise StudioError(f"{layer.written} is not complete, or its tensors do not fit together.")
-    counts = row_counts(len(layer.rows), layer.size)
+    counts = row_counts(len(layer.rows), layer.size, grouped=layout.grouped)
     if counts is None:
         raise StudioError(
             f"{layer.written} changes a weight of {layer.size}, which is not that of {len(layer.rows)} "

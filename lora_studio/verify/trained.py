@@ -25,7 +25,8 @@ from lora_studio.lora_file.lora_file import ENDINGS, LoraFile, base_layers, open
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.tensor_file.header import open_tensors
 from lora_studio.verify import VerifyReport
-from lora_studio.verify.uis import COMPLETELY, base_of_file
+from lora_studio.verify.uis import COMPLETELY, base_of_file, loaded_by, verdicts
+from lora_studio.verify.uis.findings import findings
 from lora_studio.verify.uis.table import DIFFUSERS
 
 CAPTION = "a probe"
@@ -79,7 +80,7 @@ def ask_diffusers(path: Path, family: ModelFamily, caption: str = CAPTION) -> Te
     Only the question is asked in inference mode: torchao's weights cannot be handled in it.
     """
     pipeline = family.pipeline()
-    if (tensors := _of_other_widths(path)) is not None:
+    if (tensors := _of_other_names(path)) is not None:
         pipeline.load_lora_weights(tensors)
     else:
         with _named_safetensors(path) as file:
@@ -90,13 +91,17 @@ def ask_diffusers(path: Path, family: ModelFamily, caption: str = CAPTION) -> Te
         pipeline.unload_lora_weights()
 
 
-def _of_other_widths(path: Path) -> dict[str, Tensor] | None:
-    """By PEFT's names, of a file with fused layers for a base that is as wide as none that is published.
+def _of_other_names(path: Path) -> dict[str, Tensor] | None:
+    """By PEFT's names, of a file with fused layers that diffusers does not take apart. None of all others.
 
-    diffusers takes such layers apart by the widths of published bases alone. None of all others.
+    It does so by the widths of published bases alone, and of some families not at all.
     """
     file = open_lora(path)
-    if not any(one.rows for one in file.layers.values()) or base_of_file(file).is_published:
+    if not any(one.rows for one in file.layers.values()):
+        return None
+    base = base_of_file(file)
+    judged = verdicts(findings(file, base), file.layers, base.title)
+    if base.is_published and DIFFUSERS in loaded_by(judged):
         return None
     found: dict[str, Tensor] = {}
     for name, layer in file.in_one_spelling().layers.items():

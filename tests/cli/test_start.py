@@ -19,7 +19,7 @@ from lora_studio.data.scan.glance import Glance, glance, shared_words
 from lora_studio.errors import BaseModelError, RecipeError
 from lora_studio.families.loading import POCKET_FOLDER, load_base
 from lora_studio.families.original.glance import BaseGlance, glance_at_base
-from lora_studio.families.original.transformers import LUMINA2
+from lora_studio.families.original.transformers import TransformerKind
 from lora_studio.pocket import pocket_note
 from lora_studio.recipe.load import load_recipe
 from lora_studio.recipe.presets import preset_base, preset_names
@@ -174,9 +174,12 @@ def test_a_folder_that_is_no_base_is_a_doubt_and_a_transformer_a_refusal() -> No
         glance_at_base("x")
 
 
+WITHOUT = TransformerKind("Made-up", "MadeUpTransformer2DModel")
+
+
 def test_a_base_that_no_preset_is_made_for_is_refused_with_what_to_do() -> None:
-    with pytest.raises(RecipeError, match=r"^no preset is made for Lumina-Image 2 yet; "):
-        starting.choose_preset(BaseGlance("x", LUMINA2, 1024), "style", Glance(3, (), 0))
+    with pytest.raises(RecipeError, match=r"^no preset is made for Made-up yet; "):
+        starting.choose_preset(BaseGlance("x", WITHOUT, 1024), "style", Glance(3, (), 0))
 
 
 def preset(base: str, purpose: str, *, masks: int = 0) -> str:

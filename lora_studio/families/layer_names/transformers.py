@@ -74,12 +74,17 @@ class WrittenLayer(NamedTuple):
     rows: tuple[LayerPlace, ...]
 
 
-def row_counts(number: int, shape: Sequence[int]) -> tuple[int, ...] | None:
+def row_counts(number: int, shape: Sequence[int], *, grouped: bool = False) -> tuple[int, ...] | None:
     """How many rows of a weight [out, in] each of its layers has: as many as columns, the last one the rest.
 
-    None if it has not so many, or q, k and v are not alike.
+    `grouped`: k and v share what q leaves, with fewer heads. None if it has not so many rows, or q, k and v
+    do not go together.
     """
     out, columns = shape
+    if grouped:
+        each = (out - columns) // 2
+        whole = each > 0 and columns + 2 * each == out and columns % each == 0
+        return (columns, each, each) if whole else None
     last = out - (number - 1) * columns
     if last <= 0 or (number == 3 and last != columns):
         return None
@@ -97,6 +102,7 @@ class TransformerLayout:
     trainer: FileForm  # of kohya's own trainers
     layers: Mapping[str, tuple[str, ...]]  # the original's path -> diffusers', with # for a block's number
     whole: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    grouped: bool = False  # queries have more heads than the keys and values in one weight with them
     published: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # base -> title, list of layers
 
     def name(self, place: LayerPlace) -> str:
@@ -226,6 +232,7 @@ def _layout(key: str, row: Mapping[str, Any], tables: Mapping[str, Mapping[str, 
         _form(row["trainer"]),
         {path: (rows,) if isinstance(rows, str) else tuple(rows) for path, rows in origin["layers"].items()},
         {prefix: tuple(paths) for prefix, paths in origin.get("whole", {}).items()},
+        row.get("grouped", False),
         {base: (one["title"], one["layers"]) for base, one in row["published"].items()},
     )
 

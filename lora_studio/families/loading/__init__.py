@@ -186,13 +186,16 @@ def _folder(model: str, *, weights: bool, half: bool = False) -> BaseFolder:
 
 
 def _recognise(configurations: dict[str, dict[str, Any]], model: str) -> type[ModelFamily]:
-    """Each family looks at the denoiser's class first, so that their order says nothing."""
+    """Each family looks at the denoiser's class first, so that their order says nothing.
+
+    What one refuses another may train.
+    """
     families = [FAMILIES[name] for name in FAMILIES.names()]
+    for family in families:
+        if family.recognises(configurations) and not family.refusal(configurations):
+            return family
     if reason := next(filter(None, (family.refusal(configurations) for family in families)), ""):
         raise BaseModelError(f"the base model {model} cannot be trained: {reason}.")
-    for family in families:
-        if family.recognises(configurations):
-            return family
     raise BaseModelError(f"the base model {model} {_kind(configurations)}; supported: {_supported()}.")
 
 

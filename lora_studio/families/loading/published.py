@@ -12,10 +12,11 @@ from lora_studio.families.original.configurations import clip_tokenizer, tokeniz
 from lora_studio.families.original.published import PUBLISHED, published_configurations
 from lora_studio.families.original.transformers import TextPart
 from lora_studio.families.original.transformers.published import (
-    PUBLISHED_TRANSFORMERS,
     KnownTransformer,
+    known_transformer,
     published_transformer,
 )
+from lora_studio.families.original.transformers.text import text_kinds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def published_base(model: str) -> ModelFamily | None:
     """The base with that id on the hub, its networks of shapes alone; None for one that is not known."""
-    if (transformer := PUBLISHED_TRANSFORMERS.get(model)) is not None:
+    if (transformer := known_transformer(model)) is not None:
         return _transformer(transformer)
     if (base := PUBLISHED.get(model)) is None:
         return None
@@ -70,11 +71,14 @@ def _tokenizer(text: TextPart) -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
-    words.pre_tokenizer = Split(Regex(r"\w+|[^\w\s]+" + _MARKED[text.kind]), "removed", invert=True)
-    if text.kind == "t5":  # whose every caption ends with a mark
-        words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    found = PreTrainedTokenizerFast(tokenizer_object=words, **marks, model_max_length=512)
+    kind = text_kinds()[text.kind]
+    marks = kind.marks or _MARKED.get(text.kind, "")
+    words.pre_tokenizer = Split(Regex(r"\w+|[^\w\s]+" + marks), "removed", invert=True)
+    if text.kind == "t5" or kind.begins:  # a mark behind or in front of every caption
+        around = "</s> $A" if kind.begins else "$A </s>"
+        words.post_processor = TemplateProcessing(single=around, special_tokens=[("</s>", 1)])
+    named = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    found = PreTrainedTokenizerFast(tokenizer_object=words, **named, model_max_length=512)
     found.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     found.chat_template = CHATS.get(text.kind, CHAT)
     return found

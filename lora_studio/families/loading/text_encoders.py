@@ -20,11 +20,12 @@ from lora_studio.families.original.names import TensorOrigin
 from lora_studio.families.original.quantized import in_plain_numbers
 from lora_studio.families.original.transformers import TextPart, TransformerKind
 from lora_studio.families.original.transformers.text import (
-    KINDS,
     FoundText,
     find_text,
     text_configuration,
+    text_kinds,
     text_origins,
+    title_of,
 )
 from lora_studio.families.stored import StoredPart, StoredTensor, shapes_of
 from lora_studio.files import expanded
@@ -131,7 +132,7 @@ def _in_file(file: Checkpoint, found: FoundText) -> TextSource:
                 places[key] = _changing_nothing(file.path, key, wanted[key])
         if missing := [key for key, one in places.items() if one.origin.name not in one.file.shapes]:
             raise BaseModelError(
-                f"{name} lacks {len(missing)} tensors of {KINDS[found.kind].title}, first {missing[0]}; "
+                f"{name} lacks {len(missing)} tensors of {title_of(found.kind)}, first {missing[0]}; "
                 "download it again."
             )
         return StoredPart(places).checked()
@@ -158,17 +159,19 @@ def _changing_nothing(path: Path, key: str, shape: tuple[int, ...]) -> StoredTen
 
 def _in_folder(folder: Path, name: str) -> TextSource:
     values = text_alone(read_json(folder / CONFIG))
-    kind = _MODEL_TYPES.get(str(values.get("model_type")), "")
+    said = str(values.get("model_type"))
+    brought = (key for key, one in text_kinds().items() if said in one.model_types)
+    kind = next(brought, _MODEL_TYPES.get(said, ""))
     if not kind:
         raise BaseModelError(
-            f"the text encoder {name} is of the kind {str(values.get('model_type'))!r:.60}; those of the "
-            f"transformers that can be trained are {', '.join(one.title for one in KINDS.values())}."
+            f"the text encoder {name} is of the kind {said!r:.60}; those of the transformers "
+            f"that can be trained are {', '.join(one.title for one in text_kinds().values())}."
         )
     paths = weight_files(folder)
 
     def configuration(projects: bool) -> dict[str, Any]:
         clip = "CLIPTextModelWithProjection" if projects else "CLIPTextModel"
-        return values | {"architectures": [_CLASSES.get(kind, clip)]}
+        return values | {"architectures": [text_kinds()[kind].class_name or _CLASSES.get(kind, clip)]}
 
     def stored(part: nn.Module) -> StoredPart:
         if not paths:
@@ -201,9 +204,9 @@ def assign(kind: TransformerKind, found: Sequence[TextSource]) -> dict[str, Text
     used = {id(one) for one in chosen.values()}
     for one in found:
         if id(one) not in used and not any(part.kind == one.kind for part in kind.text):
-            wanted = " and ".join(KINDS[part.kind].title for part in kind.text)
+            wanted = " and ".join(title_of(part.kind) for part in kind.text)
             raise BaseModelError(
-                f"the text encoder {one.model} is {KINDS[one.kind].title}; {kind.title} reads {wanted}."
+                f"the text encoder {one.model} is {title_of(one.kind)}; {kind.title} reads {wanted}."
             )
     return chosen
 
@@ -222,7 +225,7 @@ def check_widths(
         elif part.layers * width != wide:
             of = f" ({part.layers} layers of {wide / part.layers:g})" if wide and part.layers > 1 else ""
             raise BaseModelError(
-                f"the text encoder is {KINDS[part.kind].title} {width} wide, but this {kind.title} reads "
+                f"the text encoder is {title_of(part.kind)} {width} wide, but this {kind.title} reads "
                 f"text {wide} wide{of}; they are parts of different models."
             )
     if pools is not None and pooled != pools:
@@ -247,7 +250,7 @@ def tokenizer_for(part: TextPart, source: TextSource, folder: Path | None) -> Pr
         own = next(_with_tokenizer(part, folder), source.tokenizer)
         return clip_tokenizer(own, PADS[part.kind], values["max_position_embeddings"])
     place = next(_with_tokenizer(part, folder), source.tokenizer)
-    title = KINDS[part.kind].title
+    title = title_of(part.kind)
     if place is None:
         raise BaseModelError(
             f"the tokenizer of {title} is in no file of a text encoder: set base.tokenizer to a folder with "
@@ -270,8 +273,9 @@ def _with_tokenizer(part: TextPart, folder: Path | None) -> Iterator[Path]:
 def _load_tokenizer(part: TextPart, folder: Path, words: int) -> PreTrainedTokenizerBase:
     import transformers
 
-    loader = getattr(transformers, _TOKENIZERS[part.kind])
-    title = KINDS[part.kind].title
+    own = text_kinds()[part.kind].tokenizer
+    loader = getattr(transformers, own or _TOKENIZERS[part.kind])
+    title = title_of(part.kind)
     try:
         found: PreTrainedTokenizerBase = loader.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # libraries meet a configuration that somebody made up with any error
@@ -285,7 +289,7 @@ def _load_tokenizer(part: TextPart, folder: Path, words: int) -> PreTrainedToken
         )
     if part.kind == "t5":
         found.model_max_length = min(found.model_max_length, _T5_TOKENS)
-    elif not found.chat_template:
+    elif not own and not found.chat_template:
         found.chat_template = CHATS.get(part.kind, CHAT)
         found.padding_side = "left" if part.kind in CHATS else found.padding_side
     return found

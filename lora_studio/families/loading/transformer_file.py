@@ -35,7 +35,7 @@ from lora_studio.families.original.transformers.configurations import (
     vae_configuration,
 )
 from lora_studio.families.original.transformers.names import transformer_origins
-from lora_studio.families.original.transformers.text import KINDS
+from lora_studio.families.original.transformers.text import title_of
 from lora_studio.families.stored import StoredPart, shapes_of, sides, squeezed, stored_in
 from lora_studio.text import plural
 
@@ -200,7 +200,7 @@ def _behind(prefix: str, shapes: Shapes) -> Shapes:
 
 def _check_whole(name: str, found: Found, texts: Mapping[str, TextSource], *, has_vae: bool) -> None:
     kind = found.kind
-    lacking = [KINDS[one.kind].title for one in kind.text if one.part not in texts]
+    lacking = [title_of(one.kind) for one in kind.text if one.part not in texts]
     settings = ["base.text_encoder"] * bool(lacking) + ["base.vae"] * (not has_vae)
     if not settings:
         return

@@ -11,12 +11,12 @@ from lora_studio.families.original import KINDS, BaseKind, detect
 from lora_studio.families.original.checkpoint import open_checkpoint
 from lora_studio.families.original.published import PUBLISHED
 from lora_studio.families.original.transformers import (
-    SUPPORTED,
-    TRAINED,
     TransformerKind,
     find_transformer,
+    supported,
+    trained,
 )
-from lora_studio.families.original.transformers.published import PUBLISHED_TRANSFORMERS
+from lora_studio.families.original.transformers.published import known_transformer
 from lora_studio.families.vaes import native_side
 from lora_studio.files import expanded
 from lora_studio.pocket import EMBEDDED, pocket_note
@@ -67,7 +67,7 @@ def glance_at_base(model: str) -> BaseGlance:
         return _of_kind(model, detect(path.name, checkpoint.shapes))
     if path.is_dir():
         return _folder(model, path)
-    if (known := PUBLISHED_TRANSFORMERS.get(model)) is not None:
+    if (known := known_transformer(model)) is not None:
         return BaseGlance(model, known.kind, known.kind.side)
     published = PUBLISHED.get(model)
     return _of_kind(model, published.kind) if published else BaseGlance(model)
@@ -87,7 +87,7 @@ def _folder(model: str, path: Path) -> BaseGlance:
     except BaseModelError as error:
         what = f"{path} is no diffusers folder that can be read ({reason_of(error)})"
         return BaseGlance(model, doubt=f"{what}; give one, or a .safetensors file.")
-    for kind in TRAINED if unet is None else ():
+    for kind in trained() if unet is None else ():
         guided = transformer.get("guidance_embeds", True)
         if transformer.get("_class_name") == kind.class_name and kind.guided in (None, guided):
             side = vae.get("sample_size")
@@ -97,7 +97,7 @@ def _folder(model: str, path: Path) -> BaseGlance:
     if unet is None:
         raise BaseModelError(
             f"the base model {model} has no UNet and no transformer that can be trained, so it is no Stable "
-            f"Diffusion 1.x, 2.x or XL, and no {SUPPORTED}; give another base."
+            f"Diffusion 1.x, 2.x or XL, and no {supported()}; give another base."
         )
     levels, size = vae.get("block_out_channels"), unet.get("sample_size")
     side = 0

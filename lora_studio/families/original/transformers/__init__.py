@@ -1,17 +1,24 @@
 """Which transformer a file in the original layout holds, told from tensor names and shapes alone.
 
-The rules are those of ComfyUI's model detection, tried in this order.
+The rules are those of ComfyUI's model detection, tried in this order. A family says all of it in a file of
+its own beside this one (`FileFacts`), which `SINGLE_FILES` lists.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_studio.errors import BaseModelError
+from lora_studio.families import SINGLE_FILES
 from lora_studio.families.original import Shapes
+
+if TYPE_CHECKING:
+    from lora_studio.families.original.transformers.configurations import Sizes
+    from lora_studio.families.original.transformers.text import TextKind
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.", "")  # the longest first
 GUIDANCE = "guidance_in.in_layer.weight"  # that one has which is told how strong its guidance is
@@ -28,6 +35,22 @@ class TextPart(NamedTuple):
 
 
 @dataclass(frozen=True)
+class FileFacts:
+    """What a family knows of its transformer's single files and of its published bases."""
+
+    signs: tuple[str, ...]  # tensors that every file of it has
+    first: tuple[str, int]  # the layer that reads the latents, as wide as the transformer, and its columns
+    layers: str  # which tensor is which of diffusers', as in `names.py`
+    configure: Callable[[Sizes, Mapping[str, int]], dict[str, Any]]  # from sizes and numbers of blocks
+    scheduler: Mapping[str, object]
+    lacks: tuple[str, ...] = ()  # tensors that a relative has beside the signs
+    depths: Mapping[int, Mapping[str, int]] = field(default_factory=dict)  # width -> blocks of the published
+    # Id on the hub -> what of the transformer's configuration is not as its class has it by itself.
+    published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    text_kinds: Mapping[str, TextKind] = field(default_factory=dict)  # that no other family reads
+
+
+@dataclass(frozen=True)
 class TransformerKind:
     """What all bases of one family share. A depth is only checked of those as wide as the published."""
 
@@ -40,6 +63,7 @@ class TransformerKind:
     side: int = 1024  # pixels of the square images that the published ones were made for
     guided: bool | None = None  # whether it is told how strong its guidance is, if that tells it from others
     repository: str = ""  # the id of a published one on the hub, for whoever lacks a part
+    facts: FileFacts | None = None  # None: they stand in the tables of the modules here
 
     @property
     def is_trained(self) -> bool:
@@ -115,8 +139,20 @@ KREA2 = TransformerKind(
 )
 TRAINED = (Z_IMAGE, FLUX1, CHROMA, SD3, QWEN_IMAGE, FLUX2_KLEIN, FLUX2_DEV, KREA2)
 ANIMA = TransformerKind("Anima", "CosmosTransformer3DModel")
-LUMINA2 = TransformerKind("Lumina-Image 2", "Lumina2Transformer2DModel")
-SUPPORTED = ", ".join(kind.title for kind in TRAINED)
+
+
+@cache
+def trained() -> tuple[TransformerKind, ...]:
+    return (*TRAINED, *(SINGLE_FILES[name] for name in SINGLE_FILES.names()))
+
+
+def facts_of(names: str) -> FileFacts | None:
+    """Of the family with that table of names, if it says them itself."""
+    return SINGLE_FILES[names].facts if names in SINGLE_FILES.names() else None
+
+
+def supported() -> str:
+    return ", ".join(kind.title for kind in trained())
 
 
 class Found(NamedTuple):
@@ -156,14 +192,17 @@ def _has(shapes: Shapes, *names: str) -> bool:
 
 
 def _kind(shapes: Shapes) -> TransformerKind | None:
+    for kind in trained():
+        if (own := kind.facts) and _has(shapes, *own.signs) and not any(one in shapes for one in own.lacks):
+            return kind
     if _has(shapes, "joint_blocks.0.context_block.attn.qkv.weight", "x_embedder.proj.weight"):
         return SD3
     if _has(shapes, "double_blocks.0.img_attn.norm.key_norm.scale") and not _has(shapes, _HUNYUAN):
         if _has(shapes, "double_stream_modulation_img.lin.weight"):
             return FLUX2_DEV if _has(shapes, GUIDANCE) else FLUX2_KLEIN
         return CHROMA if _has(shapes, "distilled_guidance_layer.norms.0.scale") else FLUX1
-    if _has(shapes, "cap_embedder.1.weight", "layers.0.attention.qkv.weight"):
-        return Z_IMAGE if "cap_pad_token" in shapes else LUMINA2
+    if _has(shapes, "cap_embedder.1.weight", "layers.0.attention.qkv.weight", "cap_pad_token"):
+        return Z_IMAGE
     if _has(shapes, "txtfusion.projector.weight"):
         return KREA2
     if _has(shapes, "transformer_blocks.0.attn.add_q_proj.weight", "txt_norm.weight"):
@@ -208,8 +247,8 @@ def _variant(kind: TransformerKind, shapes: Shapes) -> str:
         if of in ("", title) and any(re.match(pattern, key) for key in shapes):
             return f"{what.format(title)}; {advice}."
     if not kind.is_trained:
-        return f"{kind.title}, which cannot be trained yet; supported: {SUPPORTED}."
-    name, per_token = _FIRST[kind.names]
+        return f"{kind.title}, which cannot be trained yet; supported: {supported()}."
+    name, per_token = kind.facts.first if kind.facts else _FIRST[kind.names]
     first = shapes.get(name, ())
     columns = first[1] if len(first) > 1 else per_token
     if columns != per_token:
@@ -264,7 +303,7 @@ _VARIANTS = (  # tensors, whose, what it is, what to do
 
 
 def _unsupported(name: str, title: str) -> BaseModelError:
-    return BaseModelError(f"{name} is {title}, which cannot be trained; supported: {SUPPORTED}.")
+    return BaseModelError(f"{name} is {title}, which cannot be trained; supported: {supported()}.")
 
 
 def block_counts(shapes: Iterable[str]) -> dict[str, int]:

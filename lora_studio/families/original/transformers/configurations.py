@@ -16,7 +16,7 @@ from lora_studio.families.original.transformers import GUIDANCE, Found, Transfor
 
 Configuration = dict[str, Any]
 # Family -> width -> how many blocks its published ones have. FLUX.1 also as Flex and Lite, and as Mini.
-_DEPTHS: Mapping[str, Mapping[int, tuple[dict[str, int], ...]]] = {
+_DEPTHS: Mapping[str, Mapping[int, tuple[Mapping[str, int], ...]]] = {
     "z_image": {3840: ({"layers": 30, "noise_refiner": 2, "context_refiner": 2},)},
     "flux1": {3072: tuple({"double_blocks": d, "single_blocks": s} for d, s in ((19, 38), (8, 38), (5, 10)))},
     "chroma": {3072: ({"double_blocks": 19, "single_blocks": 38, "norms": 5},)},
@@ -39,14 +39,15 @@ _VAE_CHANNELS, _VAE_BLOCKS, _MOST_BLOCKS = (128, 256, 512, 512), 2, 16
 
 def transformer_configuration(name: str, found: Found) -> Configuration:
     """Of the transformer in the file called `name`. Raises BaseModelError for one that is not whole."""
-    read, kind = _Sizes(name, found.shapes), found.kind
+    read, kind = Sizes(name, found.shapes), found.kind
     counts = block_counts(found.shapes)
-    values = _READERS[kind.names](read, counts)
-    _check_depth(name, kind, _WIDTH[kind.names](read), counts)
+    own = kind.facts
+    values = own.configure(read, counts) if own else _READERS[kind.names](read, counts)
+    _check_depth(name, kind, read(own.first[0]) if own else _WIDTH[kind.names](read), counts)
     return {"_class_name": kind.class_name, **values}
 
 
-class _Sizes:
+class Sizes:
     """Sizes read from shapes, with a sentence for what is missing."""
 
     def __init__(self, name: str, shapes: Shapes) -> None:
@@ -63,7 +64,10 @@ class _Sizes:
 
 
 def _check_depth(name: str, kind: TransformerKind, width: int, counts: Mapping[str, int]) -> None:
-    known = _DEPTHS[kind.names].get(width, ())
+    if kind.facts is None:
+        known = _DEPTHS[kind.names].get(width, ())
+    else:
+        known = (kind.facts.depths[width],) if width in kind.facts.depths else ()
     if known and not any(all(counts.get(key) == count for key, count in one.items()) for one in known):
         has = ", ".join(f"{counts.get(key, 0)} of {count} {key}" for key, count in known[0].items())
         raise BaseModelError(f"{name} is no whole {kind.title}: it has {has}; download the file again.")
@@ -85,7 +89,7 @@ def _axes(table: str, head: int) -> list[int]:
     return [share * head // 16 for share in _AXES[table]]
 
 
-def _z_image(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
+def _z_image(read: Sizes, counts: Mapping[str, int]) -> Configuration:
     width, head = read("x_embedder.weight"), read("layers.0.attention.k_norm.weight")
     heads = width // head
     return {
@@ -103,7 +107,7 @@ def _z_image(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
     }
 
 
-def _streams(read: _Sizes, counts: Mapping[str, int], table: str) -> Configuration:
+def _streams(read: Sizes, counts: Mapping[str, int], table: str) -> Configuration:
     width, head = read("img_in.weight"), read(*_HEAD_OF_STREAM)
     return {
         "patch_size": 1,
@@ -117,18 +121,18 @@ def _streams(read: _Sizes, counts: Mapping[str, int], table: str) -> Configurati
     }
 
 
-def _flux1(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
+def _flux1(read: Sizes, counts: Mapping[str, int]) -> Configuration:
     return _streams(read, counts, "flux1") | {
         "pooled_projection_dim": read("vector_in.in_layer.weight", axis=1),
         "guidance_embeds": GUIDANCE in read.shapes,
     }
 
 
-def _flux2(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
+def _flux2(read: Sizes, counts: Mapping[str, int]) -> Configuration:
     return _streams(read, counts, "flux2") | {"guidance_embeds": GUIDANCE in read.shapes}
 
 
-def _chroma(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
+def _chroma(read: Sizes, counts: Mapping[str, int]) -> Configuration:
     return _streams(read, counts, "chroma") | {
         "approximator_num_channels": read("distilled_guidance_layer.in_proj.weight", axis=1),
         "approximator_hidden_dim": read("distilled_guidance_layer.in_proj.weight"),
@@ -136,7 +140,7 @@ def _chroma(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
     }
 
 
-def _sd3(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
+def _sd3(read: Sizes, counts: Mapping[str, int]) -> Configuration:
     width, depth = read("x_embedder.proj.weight"), counts.get("joint_blocks", 0)
     normed = "joint_blocks.0.x_block.attn.ln_q.weight" in read.shapes
     head = read("joint_blocks.0.x_block.attn.ln_q.weight") if normed else _SD3_HEAD
@@ -158,7 +162,7 @@ def _sd3(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
     }
 
 
-def _krea2(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
+def _krea2(read: Sizes, counts: Mapping[str, int]) -> Configuration:
     width, head = read("first.weight"), read(*_norms("blocks.0."))
     text = "txtfusion.layerwise_blocks.0."
     wide, of_text = read(f"{text}attn.wq.weight", axis=1), read(*_norms(text))
@@ -185,7 +189,7 @@ def _norms(block: str) -> tuple[str, ...]:
     return tuple(f"{block}attn.qknorm.knorm.{end}" for end in ("scale", "weight"))
 
 
-def _qwen_image(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
+def _qwen_image(read: Sizes, counts: Mapping[str, int]) -> Configuration:
     width, head = read("img_in.weight"), read("transformer_blocks.0.attn.norm_k.weight")
     return {
         "patch_size": 2,
@@ -199,7 +203,7 @@ def _qwen_image(read: _Sizes, counts: Mapping[str, int]) -> Configuration:
     }
 
 
-_READERS: Mapping[str, Callable[[_Sizes, Mapping[str, int]], Configuration]] = {
+_READERS: Mapping[str, Callable[[Sizes, Mapping[str, int]], Configuration]] = {
     "z_image": _z_image,
     "flux1": _flux1,
     "chroma": _chroma,
@@ -261,6 +265,8 @@ def scheduler_configuration(found: Found, *, distilled: bool) -> Configuration:
     """That of the published base, for sampling and for the shift that it is trained with."""
     values: Configuration = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
     dynamic = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+    if found.kind.facts is not None:
+        return values | dict(found.kind.facts.scheduler)
     table = found.kind.names
     if table == "flux1" and GUIDANCE not in found.shapes:
         return values | {"shift": 1.0, "use_dynamic_shifting": False}

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from lora_studio.families.original import Shapes
 from lora_studio.families.original.names import TensorOrigin
+from lora_studio.families.original.transformers import facts_of
 
 _TWO_STREAMS = """
 [double_blocks.# = transformer_blocks.#]
@@ -225,7 +226,8 @@ def _spelled(name: str, shapes: Shapes) -> str:
 
 @cache
 def _places(table: str) -> dict[str, _Place]:
-    return dict(_read(TABLES[table]))
+    own = facts_of(table)
+    return dict(_read(TABLES[table] if own is None else own.layers))
 
 
 def _read(text: str) -> Iterator[tuple[str, _Place]]:

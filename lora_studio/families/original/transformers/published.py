@@ -18,12 +18,13 @@ from lora_studio.families.original.transformers import (
     Z_IMAGE,
     Found,
     TransformerKind,
+    trained,
 )
 from lora_studio.families.original.transformers.configurations import (
     scheduler_configuration,
     vae_configuration,
 )
-from lora_studio.families.original.transformers.text import FoundText, text_configuration
+from lora_studio.families.original.transformers.text import FoundText, text_configuration, text_kinds
 
 Configuration = dict[str, Any]
 _SD3_SIZES: dict[str, Any] = {"caption_projection_dim": 1536, "num_layers": 24, "num_attention_heads": 24}
@@ -126,6 +127,17 @@ _TEXT: Mapping[str, Shapes] = {  # the tensors that sizes are read from
 }
 
 
+def known_transformer(model: str) -> KnownTransformer | None:
+    """The published base with that id on the hub."""
+    own = {
+        name: KnownTransformer(kind, sizes)
+        for kind in trained()
+        if kind.facts
+        for name, sizes in kind.facts.published.items()
+    }
+    return PUBLISHED_TRANSFORMERS.get(model) or own.get(model)
+
+
 def published_transformer(base: KnownTransformer) -> dict[str, Configuration]:
     """Part -> configuration, and "scheduler", as of the folder of such a base."""
     kind = base.kind
@@ -133,7 +145,9 @@ def published_transformer(base: KnownTransformer) -> dict[str, Configuration]:
     texts = {
         one.part: text_configuration(
             kind.title,
-            FoundText(one.kind, "", _TEXT[base.texts.get(one.kind, one.kind)]),
+            FoundText(
+                one.kind, "", text_kinds()[one.kind].sizes or _TEXT[base.texts.get(one.kind, one.kind)]
+            ),
             projects=one.projects,
         )
         for one in kind.text

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 from lora_studio.errors import BaseModelError
 from lora_studio.families.original import Shapes
 from lora_studio.families.original.names import TensorOrigin
-from lora_studio.families.original.transformers import TRAINED, TransformerKind
+from lora_studio.families.original.transformers import TransformerKind, trained
 
 Configuration = dict[str, Any]
 _PREFIX = re.compile(r"^(?:text_encoders\.\w+\.)?(?:transformer\.)?")
@@ -37,6 +38,13 @@ class TextKind:
     title: str
     sign: str  # a tensor that only such a text encoder has
     configure: Callable[[Shapes, bool], Configuration]
+    # Of those that a family brings; of the others in the tables of `loading/`:
+    model_types: tuple[str, ...] = ()  # as its configuration says
+    class_name: str = ""  # in transformers
+    tokenizer: str = ""  # likewise
+    marks: str = ""  # a regular expression, from "|" on, of what is a token beside words and marks
+    begins: bool = False  # its tokenizer puts a mark in front of every caption
+    sizes: Shapes = field(default_factory=dict)  # of the published: the tensors that `configure` reads
 
 
 def _clip(shapes: Shapes, projects: bool) -> Configuration:
@@ -81,8 +89,8 @@ def _t5(shapes: Shapes, projects: bool) -> Configuration:
     }
 
 
-def _decoder(shapes: Shapes) -> Configuration:
-    """What Qwen and Mistral have in common."""
+def decoder(shapes: Shapes) -> Configuration:
+    """What language models have in common, such as Qwen and Mistral."""
     words, width = shapes["model.embed_tokens.weight"]
     return {
         "vocab_size": words,
@@ -100,7 +108,7 @@ def _qwen3(shapes: Shapes, projects: bool) -> Configuration:
     return {
         "model_type": "qwen3",
         "architectures": ["Qwen3Model"],
-        **_decoder(shapes),
+        **decoder(shapes),
         "num_attention_heads": shapes[f"{first}self_attn.q_proj.weight"][0] // head,
         "num_key_value_heads": shapes[f"{first}self_attn.k_proj.weight"][0] // head,
         "head_dim": head,
@@ -135,7 +143,7 @@ def _qwen2_5_vl(shapes: Shapes, projects: bool) -> Configuration:
     return {
         "model_type": "qwen2_5_vl_text",
         "architectures": ["Qwen2_5_VLTextModel"],
-        **_decoder(shapes),
+        **decoder(shapes),
         "num_attention_heads": heads,
         "num_key_value_heads": max(1, shapes[f"{first}self_attn.k_proj.weight"][0] * heads // width),
         "max_position_embeddings": 128000,
@@ -154,7 +162,7 @@ def _mistral(shapes: Shapes, projects: bool) -> Configuration:
     return {
         "model_type": "mistral",
         "architectures": ["MistralModel"],
-        **_decoder(shapes),
+        **decoder(shapes),
         "num_attention_heads": max(1, shapes[f"{first}self_attn.q_proj.weight"][0] // head),
         "num_key_value_heads": max(1, shapes[f"{first}self_attn.k_proj.weight"][0] // head),
         "head_dim": head,
@@ -180,20 +188,27 @@ KINDS: Mapping[str, TextKind] = {
 }
 
 
+@cache
+def text_kinds() -> dict[str, TextKind]:
+    """All that a family reads; those that families bring come first, as Mistral's sign is in many."""
+    own = (kind.facts.text_kinds for kind in trained() if kind.facts)
+    return {key: one for kinds in (*own, KINDS) for key, one in kinds.items()}
+
+
+def title_of(kind: str) -> str:
+    return text_kinds()[kind].title
+
+
 def _titles(kind: TransformerKind) -> str:
-    return " and ".join(KINDS[one.kind].title for one in kind.text)
+    return " and ".join(title_of(one.kind) for one in kind.text)
 
 
 _STRANGERS = (  # tensors, what has them
     (r"(model\.)?visual\.blocks\.0\.mlp\.fc1\.", "a Qwen2-VL"),
     (r"encoder\.block\.1\.layer\.0\.SelfAttention\.relative_attention_bias", "UMT5 (Wan's)"),
-    (r"model\.layers\.0\.(pre|post)_feedforward_layernorm", "Gemma (Lumina-Image's)"),
     (r"transformer\.resblocks|text_model\.transformer\.resblocks", "a CLIP in OpenCLIP's layout"),
     (r"vision_model\.", "a CLIP with its image encoder"),
 )
-
-
-_READ = ", ".join(f"{kind.title} reads {_titles(kind)}" for kind in TRAINED)
 
 
 def _plain(name: str) -> str:
@@ -219,7 +234,8 @@ def find_text(name: str, shapes: Shapes, *, wide: int = _CLIP_G) -> list[FoundTe
         own = {plain: shapes[prefix + behind] for plain, behind in spelled.items()}
         for pattern, what in _STRANGERS:
             if any(re.match(pattern, key) for key in own):
-                raise BaseModelError(f"{name} holds {what}; {_READ}.")
+                read = ", ".join(f"{kind.title} reads {_titles(kind)}" for kind in trained())
+                raise BaseModelError(f"{name} holds {what}; {read}.")
         if kind := _kind_of(own, prefix, wide):
             found.append(FoundText(kind, prefix, own, spelled))
     return found
@@ -229,16 +245,17 @@ def _kind_of(shapes: Shapes, prefix: str, wide: int) -> str:
     if _TOKENS in shapes:
         named = next((one for one in ("clip_l", "clip_g") if f".{one}." in prefix), "")
         return named or ("clip_g" if shapes[_TOKENS][1] >= wide else "clip_l")
-    return next((key for key in KINDS if not key.startswith("clip") and KINDS[key].sign in shapes), "")
+    kinds = text_kinds().items()
+    return next((key for key, one in kinds if not key.startswith("clip") and one.sign in shapes), "")
 
 
 def text_configuration(name: str, found: FoundText, *, projects: bool) -> Configuration:
     """Raises BaseModelError for one that is not whole."""
     try:
-        values = KINDS[found.kind].configure(found.shapes, projects)
+        values = text_kinds()[found.kind].configure(found.shapes, projects)
         return values | {"hidden_act": "gelu"} if found.kind == "clip_g" else values
     except (KeyError, ValueError, IndexError, ZeroDivisionError):
-        title = KINDS[found.kind].title
+        title = title_of(found.kind)
         raise BaseModelError(
             f"{name} lacks tensors of {title} that say its size; download the file again."
         ) from None

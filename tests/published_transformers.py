@@ -58,6 +58,7 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "z_image": ("ZImageTransformer2DModel", {}),
     "qwen_image": ("QwenImageTransformer2DModel", {}),
     "krea2": ("Krea2Transformer2DModel", {}),
+    "lumina2": ("Lumina2Transformer2DModel", {"cap_feat_dim": 2304}),
     "anima": (
         "CosmosTransformer3DModel",
         {"num_attention_heads": 16, "extra_pos_embed_type": None, "rope_scale": (1.0, 4.0, 4.0)},

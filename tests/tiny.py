@@ -26,6 +26,8 @@ from diffusers import (
     FluxTransformer2DModel,
     Krea2Pipeline,
     Krea2Transformer2DModel,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -42,6 +44,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     PreTrainedTokenizerFast,
@@ -58,6 +63,7 @@ from transformers import (
 )
 
 from lora_studio.families.loading import POCKET_FOLDER
+from lora_studio.families.transformers.lumina2 import TEMPLATE as TEMPLATE_OF_LUMINA2
 from lora_studio.pocket.build import write_base
 from lora_studio.pocket.scenes import draw, sample_scene
 from lora_studio.pocket.stages.clip import ClipPair, new_tokenizer
@@ -204,12 +210,14 @@ def _saved(pipeline: DiffusionPipeline, folder: Path) -> Path:
     return folder
 
 
-def flow_vae(*, channels: int = 16, shift: float | None = 0.1159, scale: float = 0.3611) -> AutoencoderKL:
-    """Two levels, so that latents have half of the image's sides and a token four pixels."""
+def flow_vae(
+    *, channels: int = 16, shift: float | None = 0.1159, scale: float = 0.3611, levels: int = 2
+) -> AutoencoderKL:
+    """With two levels latents have half of the image's sides and a token four pixels."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * levels,
         latent_channels=channels,
         norm_num_groups=2,
         sample_size=64,
@@ -498,6 +506,49 @@ def qwen_vl(words: int) -> Qwen2_5_VLForConditionalGeneration:
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
+def base_lumina2(folder: Path) -> Path:
+    return _saved(lumina2_pipeline(), folder)
+
+
+def lumina2_pipeline() -> Lumina2Pipeline:
+    """Lumina-Image 2's module tree: a refiner of each kind, two layers, a Gemma 2, and a VAE of four levels.
+
+    By those its pipeline counts, whatever the VAE says.
+    """
+    torch.manual_seed(9)
+    tokenizer = gemma_tokenizer()
+    text = {
+        **{"vocab_size": len(tokenizer), "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3},
+        **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "query_pre_attn_scalar": 8},
+    }
+    return Lumina2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=flow_vae(levels=4),
+        text_encoder=Gemma2Model(Gemma2Config(**text)),
+        tokenizer=tokenizer,
+        transformer=Lumina2Transformer2DModel(
+            hidden_size=48,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            axes_dim_rope=(8, 8, 8),
+            cap_feat_dim=24,
+        ),
+    )
+
+
+def gemma_tokenizer() -> GemmaTokenizer:
+    """Gemma's kind of tokenizer with a token for each letter, and for the words of the template."""
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"▁abcdefghijklmnopqrstuvwxyz,."]
+    tokenizer = GemmaTokenizer(
+        {piece: number for number, piece in enumerate(pieces)}, [], add_bos_token=True, model_max_length=1024
+    )
+    tokenizer.add_tokens(list(dict.fromkeys(TEMPLATE_OF_LUMINA2.split())))
+    return tokenizer
+
+
 def t5_encoder() -> T5EncoderModel:
     sizes = {"d_model": 24, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 2}
     config = T5Config(
@@ -530,6 +581,7 @@ BASES = {
     "sd3": base_sd3,
     "sd3 first": partial(base_sd3, newer=False),
     "qwen_image": base_qwen_image,
+    "lumina2": base_lumina2,
 }
 """A miniature of every family, in each of its kinds of prediction."""
 

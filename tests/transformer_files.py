@@ -11,12 +11,14 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
 from safetensors.torch import save_file
-from tiny import chat_tokenizer, mistral_tokenizer, t5_tokenizer
+from tiny import chat_tokenizer, gemma_tokenizer, mistral_tokenizer, t5_tokenizer
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
     MistralConfig,
     MistralModel,
     Qwen2_5_VLTextConfig,
@@ -85,6 +87,13 @@ TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
             **{"dual_attention_layers": (0,), "qk_norm": "rms_norm"},
         },
     ),
+    "lumina2": (
+        "Lumina2Transformer2DModel",
+        {
+            **{"hidden_size": 48, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 2},
+            **{"num_kv_heads": 1, "axes_dim_rope": [8, 8, 8], "cap_feat_dim": TEXT},
+        },
+    ),
     "qwen_image": (
         "QwenImageTransformer2DModel",
         {
@@ -102,6 +111,7 @@ TEXTS = {  # part -> its name in an all-in-one file
     "krea2": {"text_encoder": "qwen3vl_4b"},
     "flux2_klein": {"text_encoder": "qwen3_4b"},
     "flux2_dev": {"text_encoder": "mistral_3_small"},
+    "lumina2": {"text_encoder": "gemma_2_2b"},
 }
 
 
@@ -183,6 +193,10 @@ def new_text(family: str, part: str) -> nn.Module:
         words = {"vocab_size": len(mistral_tokenizer()), "rope_parameters": rope, "rms_norm_eps": 1e-5}
         heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "sliding_window": None}
         return MistralModel(MistralConfig(**words, **sizes, **heads))
+    if name == "gemma_2_2b":
+        sizes = {"hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": 3, "head_dim": 256}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+        return Gemma2Model(Gemma2Config(vocab_size=len(gemma_tokenizer()), **sizes, **heads))
     if name == "t5xxl":
         sizes = {"d_model": TEXT, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 2}
         words = {"vocab_size": len(t5_tokenizer()) + 3, "feed_forward_proj": "gated-gelu"}
@@ -251,7 +265,7 @@ def original_vae(vae: nn.Module) -> dict[str, Tensor]:
 
 def original_text(module: nn.Module) -> dict[str, Tensor]:
     """As files for ComfyUI have it: a CLIP with `text_model.`, Qwen3 with `model.`, T5 with one embedding."""
-    models = (Qwen3Model, Qwen2_5_VLTextModel, Qwen3VLTextModel, MistralModel)
+    models = (Qwen3Model, Qwen2_5_VLTextModel, Qwen3VLTextModel, MistralModel, Gemma2Model)
     starts = {CLIPTextModel: "text_model.", **dict.fromkeys(models, "model.")}
     start = starts.get(type(module), "")
     state = {start + key: tensor for key, tensor in module.state_dict().items()}
@@ -285,10 +299,13 @@ def all_in_one(family: str, parts: Mapping[str, Any]) -> dict[str, Tensor]:
     return found
 
 
+TOKENIZERS = {"mistral_3_small": mistral_tokenizer, "gemma_2_2b": gemma_tokenizer}
+
+
 def tokenizer_of(name: str) -> Any:
     """Of a text encoder that is no CLIP."""
-    if name == "mistral_3_small":
-        return mistral_tokenizer()
+    if name in TOKENIZERS:
+        return TOKENIZERS[name]()
     return chat_tokenizer() if name.startswith("qwen") else t5_tokenizer()
 
 

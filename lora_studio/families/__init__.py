@@ -22,7 +22,10 @@ FAMILIES: Registry["type[ModelFamily]"] = Registry(
         "krea2": "lora_studio.families.transformers.krea2:Krea2",
         "sd3": "lora_studio.families.transformers.sd3:StableDiffusion3",
         "qwen_image": "lora_studio.families.transformers.qwen_image:QwenImage",
+        "lumina2": "lora_studio.families.transformers.lumina2:Lumina2",
     },
 )
-SINGLE_FILES: Registry["TransformerKind"] = Registry("kind of single file", {})
+SINGLE_FILES: Registry["TransformerKind"] = Registry(
+    "kind of single file", {"lumina2": "lora_studio.families.original.transformers.lumina2:LUMINA2"}
+)
 """What tells a transformer's file in the original layout, of families that say it in a file of their own."""

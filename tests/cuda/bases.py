@@ -11,6 +11,7 @@ from tiny import (
     flux1_pipeline,
     flux2_pipeline,
     krea2_pipeline,
+    lumina2_pipeline,
     qwen_image_pipeline,
     sd3_pipeline,
     z_image_pipeline,
@@ -26,6 +27,7 @@ from lora_studio.families.transformers.chroma import Chroma
 from lora_studio.families.transformers.flux1 import Flux1
 from lora_studio.families.transformers.flux2 import Flux2Klein
 from lora_studio.families.transformers.krea2 import Krea2
+from lora_studio.families.transformers.lumina2 import Lumina2
 from lora_studio.families.transformers.qwen_image import QwenImage
 from lora_studio.families.transformers.sd3 import StableDiffusion3
 from lora_studio.families.transformers.z_image import ZImage
@@ -164,6 +166,7 @@ BASES: dict[str, Callable[[], ModelFamily]] = {
     "flux2": lambda: _of_flow(Flux2Klein, flux2_pipeline()),
     "krea2": _krea2,
     "qwen_image": _qwen_image,
+    "lumina2": lambda: _of_flow(Lumina2, lumina2_pipeline()),
     "SD1.5": lambda: _published(
         StableDiffusion15, {"cross_attention_dim": 768, "attention_head_dim": 8}, 512
     ),

@@ -25,6 +25,7 @@ TRAINED = {
     **{"flux1": "flux1", "chroma": "chroma", "z_image": "z_image", "qwen_image": "qwen_image"},
     **{"flux2_klein_4b": "flux2_klein", "flux2_klein_9b": "flux2_klein", "flux2_dev": "flux2_dev"},
     "krea2": "krea2",
+    "lumina2": "lumina2",
     **dict.fromkeys(("sd3_medium", "sd35_medium", "sd35_large"), "sd3"),
 }  # published base -> the family that trains it
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +47,7 @@ class Reference(NamedTuple):
     velocity: Callable[[Any, Tensor, Tensor, list[dict[str, Tensor]]], Tensor]  # of its transformer, by hand
     # Mean and deviation of latents -> as the VAE itself has them.
     decoded: Callable[[DiffusionPipeline, Tensor, Tensor], tuple[Tensor, Tensor]] = by_one_scale
+    sizes: Sequence[tuple[int, int]] = SIZES
 
 
 def as_they_are(pipeline: DiffusionPipeline, latents: Tensor, height: int, width: int) -> Tensor:
@@ -239,6 +240,24 @@ def qwen_velocity(transformer: Any, noisy: Tensor, sigma: Tensor, texts: list[di
     return in_latents(torch.cat(found), height, width)
 
 
+def lumina2_text(pipeline: DiffusionPipeline, caption: str) -> dict[str, Tensor]:
+    text, mask, *_ = pipeline.encode_prompt([caption], device="cpu", do_classifier_free_guidance=False)
+    return {"text": text[0, : int(mask.sum())]}
+
+
+def lumina2_velocity(
+    transformer: Any, noisy: Tensor, sigma: Tensor, texts: list[dict[str, Tensor]]
+) -> Tensor:
+    """One after the other, so that there is nothing to mask; the model counts from noise to image."""
+    found = []
+    for row, one in enumerate(texts):
+        text = one["text"][None]
+        mask = torch.ones(text.shape[:2], dtype=torch.bool)
+        inputs = (noisy[row : row + 1], 1 - sigma[row : row + 1], text, mask)
+        found.append(-transformer(*inputs, return_dict=False)[0])
+    return torch.cat(found)
+
+
 def video_decoded(pipeline: DiffusionPipeline, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """decode(latents / (1 / latents_std) + latents_mean), of one frame."""
     config = pipeline.vae.config
@@ -303,6 +322,14 @@ REFERENCES = {
         guided=lambda pipeline, strength, negative: with_negative(pipeline, strength - 1, negative),
         velocity=krea2_velocity,
         decoded=video_decoded,
+    ),
+    "lumina2": Reference(
+        text=lumina2_text,
+        spatial=as_they_are,
+        unguided={"guidance_scale": 1.0},
+        guided=with_negative,
+        velocity=lumina2_velocity,
+        sizes=[(64, 64), (80, 48), (32, 112)],  # its pipeline takes multiples of 16 alone
     ),
     "flux2": FLUX2,
     "flux2 dev": FLUX2,
@@ -391,7 +418,7 @@ def test_at_each_step_of_its_pipeline_our_prediction_is_what_its_scheduler_is_gi
 
     monkeypatch.setattr(type(pipeline.scheduler), "step", listen)
     reference, conditioning = REFERENCES[name], family.encode_text(CAPTIONS)
-    for height, width in SIZES:
+    for height, width in reference.sizes:
         del seen[:]
         draws = {"generator": generator("noise"), "output_type": "latent", "num_inference_steps": 2}
         pipeline(prompt=list(CAPTIONS), height=height, width=width, **draws, **reference.unguided)

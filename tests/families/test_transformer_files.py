@@ -37,7 +37,7 @@ from lora_studio.families.original.transformers.names import transformer_origins
 from lora_studio.recipe.load import load_recipe
 from lora_studio.training.prepare.base_model import file_options
 
-TRAINED = ("z_image", "flux1", "chroma", "sd3", "qwen_image", "flux2_klein", "flux2_dev", "krea2")
+TRAINED = ("z_image", "flux1", "chroma", "sd3", "qwen_image", "flux2_klein", "flux2_dev", "krea2", "lumina2")
 PUBLISHED = {  # list of tensors -> title, and the table of names of one that is trained
     "z_image": ("Z-Image", "z_image"),
     "flux1": ("FLUX.1", "flux1"),
@@ -51,6 +51,7 @@ PUBLISHED = {  # list of tensors -> title, and the table of names of one that is
     "krea2": ("Krea 2", "krea2"),
     "qwen_image": ("Qwen-Image", "qwen_image"),
     "anima": ("Anima", ""),
+    "lumina2": ("Lumina-Image 2", "lumina2"),
 }
 Parts = dict[str, nn.Module]
 
@@ -154,6 +155,10 @@ SIZES: dict[str, dict[str, Any]] = {  # of the published configurations, as FAMI
     "sd3_medium": {"num_layers": 24, "num_attention_heads": 24, "pos_embed_max_size": 192, "qk_norm": None},
     "sd35_medium": {"pos_embed_max_size": 384, "qk_norm": "rms_norm", "dual_attention_layers": [*range(13)]},
     "sd35_large": {"num_layers": 38, "num_attention_heads": 38, "dual_attention_layers": []},
+    "lumina2": {
+        **{"hidden_size": 2304, "num_layers": 26, "num_refiner_layers": 2, "num_attention_heads": 24},
+        **{"num_kv_heads": 8, "cap_feat_dim": 2304, "axes_dim_rope": [32, 32, 32], "in_channels": 16},
+    },
     "qwen_image": {
         **{"num_layers": 60, "attention_head_dim": 128, "num_attention_heads": 24, "out_channels": 16},
         **{"in_channels": 64, "joint_attention_dim": 3584, "axes_dims_rope": [16, 56, 56]},
@@ -194,6 +199,8 @@ def test_every_tensor_is_what_diffusers_converter_makes_of_it(name: str) -> None
     theirs = dict(tensors)
     names = {"z_image": "z_image", "flux1": "flux", "chroma": "chroma", "sd3": "sd3", "flux2": "flux2"}
     names["krea2"] = "krea2"
+    if table == "lumina2":
+        theirs = converters.convert_lumina2_to_diffusers(theirs)
     if converter := names.get(table, ""):
         theirs = getattr(converters, f"convert_{converter}_transformer_checkpoint_to_diffusers")(theirs)
     origins = transformer_origins(table, narrow, {key: tuple(one.shape) for key, one in theirs.items()}, "")
@@ -498,6 +505,7 @@ def test_other_models_and_pieces_of_folders_are_refused_by_name() -> None:
         ("flux2_klein_9b", "single_blocks.23.", "it has 8 of 8 double_blocks, 23 of 24 single_blocks"),
         ("krea2", "blocks.27.", "it has 27 of 28 blocks, 2 of 2 layerwise_blocks"),
         ("qwen_image", "transformer_blocks.59.", "it has 59 of 60 transformer_blocks"),
+        ("lumina2", "context_refiner.1.", "it has 26 of 26 layers, 2 of 2 noise_refiner, 1 of 2 context"),
     ],
 )
 def test_a_published_base_without_its_last_block_is_no_smaller_one(name: str, lost: str, words: str) -> None:
@@ -609,6 +617,7 @@ MILLIONS = {  # as the makers count them; of FLUX.1 with its guidance
     "krea/Krea-2-Raw": 12820,
     "Qwen/Qwen-Image": 20430,
     "Qwen/Qwen-Image-2512": 20430,
+    "Alpha-VLLM/Lumina-Image-2.0": 2610,
 }
 
 
@@ -618,7 +627,7 @@ def test_a_published_base_is_known_without_a_file(model: str) -> None:
     assert base is not None
     shapes = dict(base.parts["transformer"].state_dict())
     tables = {"ZImage": "z_image", "Flux1": "flux1", "Chroma": "chroma", "QwenImage": "qwen_image"}
-    tables |= {"Flux2Klein": "flux2", "Flux2Dev": "flux2", "Krea2": "krea2"}
+    tables |= {"Flux2Klein": "flux2", "Flux2Dev": "flux2", "Krea2": "krea2", "Lumina2": "lumina2"}
     table = tables.get(type(base).__name__, "sd3")
     name = {2028: "sd3_medium", 2243: "sd35_medium", 8057: "sd35_large"}
     name |= {3876: "flux2_klein_4b", 9079: "flux2_klein_9b", 32223: "flux2_dev"}

@@ -34,7 +34,7 @@ from lora_studio.training.finish import Finished
 from lora_studio.training.session import train
 
 BaseOf = Callable[[str], Path]
-FAMILIES = ("z_image", "flux1", "chroma", "sd3", "qwen_image", "flux2_klein", "flux2_dev", "krea2")
+FAMILIES = ("z_image", "flux1", "chroma", "sd3", "qwen_image", "flux2_klein", "flux2_dev", "krea2", "lumina2")
 PIPELINES = {
     "z_image": "ZImagePipeline",
     "flux1": "FluxPipeline",
@@ -44,6 +44,7 @@ PIPELINES = {
     "flux2_klein": "Flux2KleinPipeline",
     "flux2_dev": "Flux2Pipeline",
     "krea2": "Krea2Pipeline",
+    "lumina2": "Lumina2Pipeline",
 }
 FIRST_LAYER = {  # how the best spelling of each begins
     "flux1": "lora_unet_double_blocks_0_",
@@ -52,6 +53,7 @@ FIRST_LAYER = {  # how the best spelling of each begins
     "qwen_image": "lora_unet_transformer_blocks_0_",
     "flux2": "lora_unet_double_blocks_0_",
     "krea2": "diffusion_model.blocks.0.",
+    "lumina2": "lora_unet_context_refiner_0_",
 }
 
 

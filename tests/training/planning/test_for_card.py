@@ -269,6 +269,7 @@ def test_a_quantised_layer_keeps_its_bits_and_makes_a_whole_weight_for_a_moment(
         ("krea/Krea-2-Raw", 12.820),
         ("stabilityai/stable-diffusion-3.5-medium", 2.243),
         ("stabilityai/stable-diffusion-3.5-large", 8.057),
+        ("Alpha-VLLM/Lumina-Image-2.0", 2.610),
     ],
 )
 def test_a_published_base_needs_no_file(model: str, billions: float) -> None:

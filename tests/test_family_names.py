@@ -12,6 +12,7 @@ import lora_studio
 ROOT = Path(lora_studio.__file__).parent
 MAY_KNOW = {"families", "pocket"}  # below lora_studio/; recipes/ and tests/ lie outside it
 OTHER_TRAINERS = "recipe/migrate/"  # whose scripts, options and their values have names of families in them
+ENGLISH = re.compile(r"animat(ed|ion)")  # words that begin as a family's name does
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -37,7 +38,11 @@ def _words(source: str) -> Iterator[tuple[int, str]]:
 def named_families(source: str, families: list[str]) -> list[str]:
     """Where a source names one of the families, also as part of a word as in `SdxlFamily`."""
     name = re.compile("|".join(rf"(?<![a-z0-9]){re.escape(family.lower())}(?!\d)" for family in families))
-    return [f"line {line}: {text!r}" for line, text in _words(source) if name.search(text.lower())]
+    return [
+        f"line {line}: {text!r}"
+        for line, text in _words(source)
+        if name.search(ENGLISH.sub("", text.lower()))
+    ]
 
 
 # What is true of one family's network alone: its name and its parts' names, and how its latents are sized.

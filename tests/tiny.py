@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AnimaAutoBlocks,
+    AnimaTextConditioner,
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
+    CosmosTransformer3DModel,
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
@@ -28,6 +31,7 @@ from diffusers import (
     Krea2Transformer2DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
+    ModularPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -489,6 +493,43 @@ def qwen_image_pipeline() -> QwenImagePipeline:
     )
 
 
+def base_anima(folder: Path) -> Path:
+    """As its makers' folder is written: with the index of a modular pipeline."""
+    anima_pipeline().save_pretrained(str(folder), overwrite_modular_index=True)
+    return folder
+
+
+def anima_pipeline() -> ModularPipeline:
+    """Anima's module tree: two blocks, a Qwen3, a text conditioner of T5's words, and a video's VAE."""
+    torch.manual_seed(9)
+    pipeline = AnimaAutoBlocks().init_pipeline()
+    pipeline.update_components(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=video_vae(),
+        text_encoder=Qwen3Model(Qwen3Config(**_language_model(2))),
+        tokenizer=chat_tokenizer(),
+        t5_tokenizer=t5_tokenizer(),
+        text_conditioner=AnimaTextConditioner(
+            source_dim=8,
+            target_dim=24,
+            model_dim=16,
+            num_layers=1,
+            num_attention_heads=2,
+            target_vocab_size=len(t5_tokenizer()),
+        ),
+        transformer=CosmosTransformer3DModel(
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            text_embed_dim=24,
+            adaln_lora_dim=8,
+            rope_scale=(1.0, 4.0, 4.0),
+            extra_pos_embed_type=None,
+        ),
+    )
+    return pipeline
+
+
 def video_vae() -> AutoencoderKLQwenImage:
     """Two levels, with every channel's mean and deviation as published."""
     return AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True])
@@ -582,6 +623,7 @@ BASES = {
     "sd3 first": partial(base_sd3, newer=False),
     "qwen_image": base_qwen_image,
     "lumina2": base_lumina2,
+    "anima": base_anima,
 }
 """A miniature of every family, in each of its kinds of prediction."""
 

@@ -50,6 +50,10 @@ _FLUX2 = {
     **{"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 32, "num_attention_heads": 2},
     **{"joint_attention_dim": 3 * TEXT, "axes_dims_rope": (8, 8, 8, 8)},
 }
+_ANIMA = {
+    **{"num_layers": 2, "attention_head_dim": 32, "num_attention_heads": 2, "text_embed_dim": 20},
+    **{"adaln_lora_dim": 8, "rope_scale": (1.0, 4.0, 4.0), "extra_pos_embed_type": None},
+}
 TABLES = {"flux2_klein": "flux2", "flux2_dev": "flux2"}  # family -> its table of names, if not its own
 TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "z_image": (
@@ -94,6 +98,7 @@ TRANSFORMERS: Mapping[str, tuple[str, dict[str, Any]]] = {
             **{"num_kv_heads": 1, "axes_dim_rope": [8, 8, 8], "cap_feat_dim": TEXT},
         },
     ),
+    "anima": ("CosmosTransformer3DModel", _ANIMA),
     "qwen_image": (
         "QwenImageTransformer2DModel",
         {
@@ -109,6 +114,7 @@ TEXTS = {  # part -> its name in an all-in-one file
     "sd3": {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"},
     "qwen_image": {"text_encoder": "qwen25_7b"},
     "krea2": {"text_encoder": "qwen3vl_4b"},
+    "anima": {"text_encoder": "qwen3_06b"},
     "flux2_klein": {"text_encoder": "qwen3_4b"},
     "flux2_dev": {"text_encoder": "mistral_3_small"},
     "lumina2": {"text_encoder": "gemma_2_2b"},
@@ -139,7 +145,7 @@ def new_transformer(family: str) -> nn.Module:
 
 
 def new_vae(family: str) -> nn.Module:
-    if family in ("qwen_image", "krea2"):
+    if family in ("qwen_image", "krea2", "anima"):
         vae = AutoencoderKLQwenImage(base_dim=8)
         with torch.no_grad():
             for weight in vae.parameters():
@@ -167,7 +173,7 @@ def new_vae(family: str) -> nn.Module:
 
 def new_text(family: str, part: str) -> nn.Module:
     name = TEXTS[family][part]
-    if name == "qwen3_4b":
+    if name.startswith("qwen3"):
         layers = 28 if family in TABLES else 2  # of which 27 are read
         sizes = {"hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": layers, "head_dim": 8}
         heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
@@ -210,8 +216,12 @@ def new_text(family: str, part: str) -> nn.Module:
     return (CLIPTextModelWithProjection if family == "sd3" else CLIPTextModel)(config)
 
 
-def original_transformer(family: str, transformer: nn.Module) -> dict[str, Tensor]:
-    """Without a prefix. Which layer is which is checked against diffusers' converters beside this."""
+def original_transformer(family: str, parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Without a prefix, and with a text conditioner's, which lies in the same file.
+
+    Which layer is which is checked against diffusers' converters beside this.
+    """
+    transformer = parts["transformer"]
     state = transformer.state_dict()
     names = {"sd3": "sd35_medium", "flux2_klein": "flux2_klein_4b"}
     published, table = published_shapes(names.get(family, family)), TABLES.get(family, family)
@@ -222,10 +232,13 @@ def original_transformer(family: str, transformer: nn.Module) -> dict[str, Tenso
         tensor = tensor.flatten() if origin.sides else tensor
         pieces.setdefault(origin.name, []).append((origin.rows[0] if origin.rows else 0, tensor))
     ordered = {name: sorted(own, key=lambda one: one[0]) for name, own in pieces.items()}
-    return {
+    found = {
         name: own[0][1] if len(own) == 1 else torch.cat([one for _, one in own])
         for name, own in ordered.items()
     }
+    if "text_conditioner" in parts:
+        found |= {f"llm_adapter.{key}": one for key, one in parts["text_conditioner"].state_dict().items()}
+    return found
 
 
 _IN_RESIDUAL = {"norm1": 0, "conv1": 2, "norm2": 3, "conv2": 6}
@@ -284,12 +297,17 @@ def original_text(module: nn.Module) -> dict[str, Tensor]:
 def new_parts(family: str) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     texts = {part: new_text(family, part) for part in TEXTS[family]}
-    return {"transformer": new_transformer(family), "vae": new_vae(family), **texts}
+    parts = {"transformer": new_transformer(family), "vae": new_vae(family), **texts}
+    if family == "anima":
+        sizes = {"source_dim": TEXT, "target_dim": 20, "model_dim": 32, "num_layers": 2, "mlp_ratio": 2.0}
+        words = {"target_vocab_size": len(t5_tokenizer()) + 3, "num_attention_heads": 2}
+        parts["text_conditioner"] = diffusers.AnimaTextConditioner(**sizes, **words)
+    return parts
 
 
 def all_in_one(family: str, parts: Mapping[str, Any]) -> dict[str, Tensor]:
     vae = "first_stage_model." if family == "sd3" else "vae."
-    found = {PREFIX + key: one for key, one in original_transformer(family, parts["transformer"]).items()}
+    found = {PREFIX + key: one for key, one in original_transformer(family, parts).items()}
     found |= {vae + key: one for key, one in original_vae(parts["vae"]).items()}
     for part, name in TEXTS[family].items():
         start = f"text_encoders.{name}."
@@ -316,6 +334,8 @@ def write_tokenizers(family: str, folder: Path) -> Path:
             tokenizer = tokenizer_of(name)
             tokenizer.chat_template = None
             tokenizer.save_pretrained(folder / part.replace("text_encoder", "tokenizer"))
+    if family == "anima":
+        t5_tokenizer().save_pretrained(folder / "t5_tokenizer")
     return folder
 
 

@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from safetensors import safe_open
@@ -19,6 +19,7 @@ from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.errors import reason_of
 from lora_studio.export.target import ExportJob, ExportResult, Target, report_wrong
 from lora_studio.families.base import ModelFamily
+from lora_studio.families.configuration import INDEXES, index_of
 from lora_studio.files import sync
 from lora_studio.lora_file.rounding import Rounding
 from lora_studio.lora_file.write import DTYPES, cast_error, write_large
@@ -69,12 +70,16 @@ def write_folder(path: Path, family: ModelFamily, *, changed: Collection[str], d
 
 def open_folder(path: Path, report: VerifyReport) -> DiffusionPipeline | None:
     """What diffusers loads from it, in float32; none, and a fault in the report, if it loads nothing."""
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, ModularPipeline
     from diffusers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     how = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
     try:
+        if index_of(path).name == INDEXES[1]:
+            blocks = ModularPipeline.from_pretrained(path, local_files_only=True)
+            blocks.load_components(**how)
+            return cast("DiffusionPipeline", blocks)
         pipeline: DiffusionPipeline = DiffusionPipeline.from_pretrained(path, **how)
     except (OSError, ValueError, RuntimeError) as error:
         report.faults.append(f"diffusers does not load it: {reason_of(error)}")

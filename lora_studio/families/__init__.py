@@ -23,6 +23,7 @@ FAMILIES: Registry["type[ModelFamily]"] = Registry(
         "sd3": "lora_studio.families.transformers.sd3:StableDiffusion3",
         "qwen_image": "lora_studio.families.transformers.qwen_image:QwenImage",
         "lumina2": "lora_studio.families.transformers.lumina2:Lumina2",
+        "anima": "lora_studio.families.transformers.anima:Anima",
     },
 )
 SINGLE_FILES: Registry["TransformerKind"] = Registry(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Shapes = Mapping[str, tuple[int, ...]]
+CONDITIONER, WORDS = "text_conditioner", "t5_tokenizer"  # a part, and what makes the tokens that it knows
+INDEXES = ("model_index.json", "modular_model_index.json")  # of a diffusers folder, and of a modular one
 MAX_BYTES = 1_000_000  # of a configuration's file
 _MOST_NUMBER = 1e6  # of any number but these
 _MOST = {"rope_theta": 1e12}
@@ -74,6 +76,10 @@ RANGES: Mapping[str, Mapping[str, Bounds]] = {
         "layer_norm_epsilon": _EPSILON,
         "dropout_rate": _SHARE,
     },
+    "text_conditioner": {
+        "num_attention_heads": Bounds(1, 1024, whole=True),
+        "min_sequence_length": Bounds(0, 4096, whole=True),
+    },
     "flow_scheduler": {
         "shift": _FACTOR,
         **dict.fromkeys(("base_shift", "max_shift"), Bounds(-10, 10)),
@@ -123,6 +129,12 @@ def read_json(path: Path) -> dict[str, Any]:
             what = f"{path} says {key} = {value:g}, and numbers up to {most:,.0f} are possible"
             raise BaseModelError(f"{what}; download the base model again.")
     return values
+
+
+def index_of(folder: Path) -> Path:
+    """The file that lists a diffusers folder's parts; the usual one where there is none."""
+    found = (folder / name for name in INDEXES if (folder / name).is_file())
+    return next(found, folder / INDEXES[0])
 
 
 def text_alone(config: Mapping[str, Any]) -> dict[str, Any]:

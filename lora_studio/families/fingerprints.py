@@ -305,9 +305,12 @@ def reading_fingerprint(
 
 def _facts(config: PretrainedConfig) -> str:
     """Of a CLIP the two that published ones differ in; of another all that is no fact of a library."""
-    if "clip" in config.model_type:
+    if "clip" in getattr(config, "model_type", ""):
         return f"{config.hidden_act} {config.num_attention_heads}"
-    said = {key: value for key, value in config.to_dict().items() if key not in _OF_LIBRARIES}
+    if isinstance(config, dict):  # of diffusers, which puts a line before what is its own
+        said = {key: value for key, value in config.items() if not key.startswith("_")}
+    else:
+        said = {key: value for key, value in config.to_dict().items() if key not in _OF_LIBRARIES}
     return json.dumps(said, sort_keys=True, default=str)
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lora_studio.errors import ExportMismatch, StudioError
-from lora_studio.families.loading.folder import INDEX, weight_files
+from lora_studio.families.configuration import index_of
+from lora_studio.families.loading.folder import weight_files
 from lora_studio.files import sync
 from lora_studio.lora_file.base_weights import WeightPlace, Weights
 from lora_studio.lora_file.lora_file import base_layers
@@ -138,7 +139,7 @@ def _write_folder(folder: Path, out: Path, adding: _Adding) -> int:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        index = json.loads((folder / INDEX).read_text("utf-8"))
+        index = json.loads(index_of(folder).read_text("utf-8"))
         listed = [name for name, entry in index.items() if isinstance(entry, list) and entry[0]]
         left_out = 0
         for source in _files(folder, listed):

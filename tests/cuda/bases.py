@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, ModularPipeline, UNet2DConditionModel
 from tiny import (
+    anima_pipeline,
     chroma_pipeline,
     flux1_pipeline,
     flux2_pipeline,
@@ -23,6 +24,7 @@ from lora_studio.families.base import ModelFamily
 from lora_studio.families.loading import POCKET_FOLDER
 from lora_studio.families.noise_schedule import STABLE_DIFFUSION
 from lora_studio.families.original.configurations import clip_merges, clip_vocabulary
+from lora_studio.families.transformers.anima import Anima
 from lora_studio.families.transformers.chroma import Chroma
 from lora_studio.families.transformers.flux1 import Flux1
 from lora_studio.families.transformers.flux2 import Flux2Klein
@@ -133,9 +135,9 @@ _SDXL_MINIATURE = {
 }
 
 
-def _of_flow(family: type[ModelFamily], pipeline: DiffusionPipeline) -> ModelFamily:
+def _of_flow(family: type[ModelFamily], pipeline: DiffusionPipeline | ModularPipeline) -> ModelFamily:
     parts = {name: one for name, one in pipeline.components.items() if isinstance(one, nn.Module)}
-    tokenizers = {name: one for name, one in pipeline.components.items() if name.startswith("tokenizer")}
+    tokenizers = {name: one for name, one in pipeline.components.items() if "tokenizer" in name}
     scheduler = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
     return family(parts, tokenizers, source="", scheduler=scheduler)
 
@@ -167,6 +169,7 @@ BASES: dict[str, Callable[[], ModelFamily]] = {
     "krea2": _krea2,
     "qwen_image": _qwen_image,
     "lumina2": lambda: _of_flow(Lumina2, lumina2_pipeline()),
+    "anima": lambda: _of_flow(Anima, anima_pipeline()),
     "SD1.5": lambda: _published(
         StableDiffusion15, {"cross_attention_dim": 768, "attention_head_dim": 8}, 512
     ),

@@ -19,7 +19,7 @@ from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe
 
 # Rectified flow: frozen text, no convolutions.
-FLOW = ("z_image", "flux1", "chroma", "sd3", "qwen_image", "flux2", "krea2", "lumina2")
+FLOW = ("z_image", "flux1", "chroma", "sd3", "qwen_image", "flux2", "krea2", "lumina2", "anima")
 FAMILIES = ("sd15", "sd2", "sdxl", *FLOW)  # names of `bases.BASES`
 DTYPES = ("bfloat16", "float16", "float32")
 USUAL = ("lora", "adamw")
@@ -165,7 +165,7 @@ def goes_together(kind: str, optimizer: str, bundle: str) -> bool:
 
 
 # As SD1.5 or Z-Image in all but what a family says itself.
-ALIKE = ("sd2", "sdxl", "flux1", "chroma", "sd3", "qwen_image", "flux2", "krea2", "lumina2")
+ALIKE = ("sd2", "sdxl", "flux1", "chroma", "sd3", "qwen_image", "flux2", "krea2", "lumina2", "anima")
 
 
 def of_family(names: Iterable[str], family: str) -> list[str]:

@@ -26,6 +26,7 @@ TRAINED = {
     **{"flux2_klein_4b": "flux2_klein", "flux2_klein_9b": "flux2_klein", "flux2_dev": "flux2_dev"},
     "krea2": "krea2",
     "lumina2": "lumina2",
+    "anima": "anima",
     **dict.fromkeys(("sd3_medium", "sd35_medium", "sd35_large"), "sd3"),
 }  # published base -> the family that trains it
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from anima_blocks import open_pipeline
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, SchedulerMixin
 from tiny import BASES, NOISE, recipe_text
 from torch import Tensor
@@ -61,19 +62,23 @@ TRAITS = {
     "sd3": ("3-5-medium", False, "stable-diffusion-3.5-medium/lora", "", "diffusers"),
     "qwen_image": ("qwen_image", False, "Qwen-Image/lora", "", "https://github.com/QwenLM/Qwen-Image"),
     "lumina2": ("lumina2", False, "lumina-2/lora", "", LUMINA2),
+    "anima": (
+        *("anima", False, "anima-preview/lora", ""),
+        "https://huggingface.co/circlestone-labs/Anima",
+    ),
     "sd3 first": ("3-medium", False, "stable-diffusion-3-medium/lora", "", "diffusers"),
 }
 CARDS = {
     **{"sd15": "SD1", "sd2": "SD2", "sdxl": "SDXL", "z_image": "Z-Image"},
     **{"flux1": "Flux", "flux2": "Flux.2", "chroma": "Chroma", "sd3": "SD3"},
-    **{"qwen_image": "Qwen-Image", "krea2": "Krea 2", "lumina2": "Lumina-Image 2"},
+    **{"qwen_image": "Qwen-Image", "krea2": "Krea 2", "lumina2": "Lumina-Image 2", "anima": "Anima"},
 }
 UNETS = [name for name in BASES if name.startswith("sd") and not name.startswith("sd3")]
 TRANSFORMERS = [name for name in BASES if name not in UNETS]
 SHAPES = dict.fromkeys(UNETS, (4, 4, 8, 64)) | dict.fromkeys(TRANSFORMERS, (16, 2, 4, 64))
 SHAPES |= dict.fromkeys(("flux2", "flux2 dev"), (128, 4, 4, 64))
 SHAPES |= dict.fromkeys(
-    ("qwen_image", "krea2"), (16, 2, 4, 256)
+    ("qwen_image", "krea2", "anima"), (16, 2, 4, 256)
 )  # 128 latents, as its pipeline has it by itself
 SHAPES["lumina2"] = (16, 8, 16, 64)
 """Channels of latents, pixels of a latent's side, of a bucket's sides, and of a native image's."""
@@ -83,6 +88,7 @@ CHECKPOINTED = (
     *("ResnetBlock2D", "CLIPEncoderLayer", "ZImageTransformerBlock", "FluxTransformerBlock"),
     *("ChromaTransformerBlock", "JointTransformerBlock", "QwenImageTransformerBlock"),
     *("Flux2TransformerBlock", "Krea2TransformerBlock", "Lumina2TransformerBlock"),
+    "CosmosTransformerBlock",
 )
 NEVER_AGAIN = {"lumina2": "refiner"}  # blocks that diffusers does not checkpoint
 BaseOf = Callable[[str], Path]
@@ -114,7 +120,7 @@ def family(name: str, base_of: BaseOf) -> ModelFamily:
 @pytest.fixture
 def pipeline(name: str, base_of: BaseOf) -> DiffusionPipeline:
     """diffusers' own, from the folder, without a line of ours."""
-    loaded = DiffusionPipeline.from_pretrained(base_of(name), dtype=torch.float32, local_files_only=True)
+    loaded: DiffusionPipeline = open_pipeline(base_of(name))
     loaded.set_progress_bar_config(disable=True)
     return loaded
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from anima_blocks import open_pipeline, torchvision_there
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from tiny import recipe_text
@@ -258,6 +259,23 @@ def lumina2_velocity(
     return torch.cat(found)
 
 
+def anima_text(pipeline: Any, caption: str) -> dict[str, Tensor]:
+    return {"text": pipeline.text(caption)}
+
+
+def anima_velocity(transformer: Any, noisy: Tensor, sigma: Tensor, texts: list[dict[str, Tensor]]) -> Tensor:
+    """Of a video of one frame, with 512 tokens of text, none of them masked."""
+    text = torch.stack([F.pad(one["text"], (0, 0, 0, 512 - len(one["text"]))) for one in texts])
+    mask = noisy.new_zeros(1, 1, *noisy.shape[-2:])
+    with torchvision_there():
+        found = transformer(noisy[:, :, None], sigma, text, padding_mask=mask, return_dict=False)[0]
+    return found[:, :, 0]
+
+
+def of_one_frame(pipeline: DiffusionPipeline, latents: Tensor, height: int, width: int) -> Tensor:
+    return latents[:, :, 0]
+
+
 def video_decoded(pipeline: DiffusionPipeline, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """decode(latents / (1 / latents_std) + latents_mean), of one frame."""
     config = pipeline.vae.config
@@ -331,6 +349,14 @@ REFERENCES = {
         velocity=lumina2_velocity,
         sizes=[(64, 64), (80, 48), (32, 112)],  # its pipeline takes multiples of 16 alone
     ),
+    "anima": Reference(
+        text=anima_text,
+        spatial=of_one_frame,
+        unguided={"guidance_scale": 1.0},
+        guided=with_negative,
+        velocity=anima_velocity,
+        decoded=video_decoded,
+    ),
     "flux2": FLUX2,
     "flux2 dev": FLUX2,
     "sd3": SD3,
@@ -361,7 +387,7 @@ def family(name: str, base_of: BaseOf) -> ModelFamily:
 @pytest.fixture(scope="module")
 def pipeline(name: str, base_of: BaseOf) -> DiffusionPipeline:
     """diffusers' own, from the folder, without a line of ours."""
-    loaded = DiffusionPipeline.from_pretrained(base_of(name), dtype=torch.float32, local_files_only=True)
+    loaded = open_pipeline(base_of(name))
     loaded.set_progress_bar_config(disable=True)
     if name == "chroma":  # whose own adds its mask, of numbers, to the logits
         prepare = loaded._prepare_attention_mask
@@ -488,12 +514,12 @@ def plain_step(
     session: Session, base: Path, reference: Reference, *, dtype: torch.dtype, make: Callable[..., Any]
 ) -> dict[str, Tensor]:
     """The weights after a step of diffusers, PEFT and torch.optim, from the same first values and draws."""
-    pipeline = DiffusionPipeline.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    pipeline = open_pipeline(base)
     transformer: Any = type(pipeline.transformer).from_pretrained(
         base / "transformer", torch_dtype=dtype, local_files_only=True
     )
     for name, part in pipeline.components.items():
-        if name.startswith("text_encoder"):
+        if name.startswith("text_"):
             part.to(dtype)
     layers = session.adapters.layers
     transformer.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=[layer.path for layer in layers]))

@@ -27,7 +27,7 @@ from lora_studio.training.prepare import prepare
 from lora_studio.training.session import train
 
 BaseOf = Callable[[str], Path]
-NAMES = ("z_image", "flux1", "chroma", "sd3", "qwen_image", "flux2", "krea2", "lumina2")
+NAMES = ("z_image", "flux1", "chroma", "sd3", "qwen_image", "flux2", "krea2", "lumina2", "anima")
 BLOCKS = (
     *("layers.", "noise_refiner.", "context_refiner."),
     *("transformer_blocks.", "single_transformer_blocks.", "text_fusion.layerwise", "text_fusion.refiner"),

@@ -11,7 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from processes import AtStep, interrupt
 from safetensors import safe_open
-from tiny import recipe_text
+from tiny import recipe_text, t5_tokenizer
 from transformer_files import (
     TEXTS,
     all_in_one,
@@ -34,7 +34,18 @@ from lora_studio.training.finish import Finished
 from lora_studio.training.session import train
 
 BaseOf = Callable[[str], Path]
-FAMILIES = ("z_image", "flux1", "chroma", "sd3", "qwen_image", "flux2_klein", "flux2_dev", "krea2", "lumina2")
+FAMILIES = (
+    "z_image",
+    "flux1",
+    "chroma",
+    "sd3",
+    "qwen_image",
+    "flux2_klein",
+    "flux2_dev",
+    "krea2",
+    "lumina2",
+    "anima",
+)
 PIPELINES = {
     "z_image": "ZImagePipeline",
     "flux1": "FluxPipeline",
@@ -54,6 +65,7 @@ FIRST_LAYER = {  # how the best spelling of each begins
     "flux2": "lora_unet_double_blocks_0_",
     "krea2": "diffusion_model.blocks.0.",
     "lumina2": "lora_unet_context_refiner_0_",
+    "anima": "diffusion_model.blocks.0.",
 }
 
 
@@ -67,7 +79,7 @@ def test_a_run_ends_with_a_verified_file_of_the_familys_spelling(
     assert isinstance(result, Finished) and result.report.ok
     with safe_open(result.lora_file, "pt") as file:
         assert next(iter(file.keys())).startswith(FIRST_LAYER[family])
-        assert ("alpha" in str(file.keys())) == (family not in ("sd3", "krea2"))
+        assert ("alpha" in str(file.keys())) == (family not in ("sd3", "krea2", "anima"))
 
 
 @pytest.mark.slow
@@ -97,10 +109,13 @@ def test_a_file_answers_as_the_folder_of_the_same_base(family: str, tmp_path: Pa
         part: clip_tokenizer(None, pads[name], 77) if name in pads else tokenizer_of(name)
         for part, name in names.items()
     }
-    pipeline = getattr(diffusers, PIPELINES[family])(
-        **parts, **tokenizers, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0)
-    )
-    pipeline.save_pretrained(tmp_path / "folder")
+    components = {**parts, **tokenizers, "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0)}
+    if family == "anima":
+        blocks = diffusers.AnimaAutoBlocks().init_pipeline()
+        blocks.update_components(**components, t5_tokenizer=t5_tokenizer())
+        blocks.save_pretrained(str(tmp_path / "folder"), overwrite_modular_index=True)
+    else:
+        getattr(diffusers, PIPELINES[family])(**components).save_pretrained(tmp_path / "folder")
     write_tokenizers(family, tmp_path / "tokenizers")
     options = SingleFileOptions(tokenizer=tmp_path / "tokenizers")
     file, folder = load_base(str(path), single_file=options), load_base(str(tmp_path / "folder"))
@@ -128,7 +143,7 @@ def test_a_run_on_a_transformers_file_with_its_text_encoders_and_vae_beside(
     family: str, images: Path, tmp_path: Path
 ) -> None:
     parts = new_parts(family)
-    write(tmp_path / "model.safetensors", original_transformer(family, parts["transformer"]))
+    write(tmp_path / "model.safetensors", original_transformer(family, parts))
     write(tmp_path / "ae.safetensors", original_vae(parts["vae"]))  # type: ignore[arg-type]
     for part, name in TEXTS[family].items():
         write(tmp_path / f"{name}.safetensors", original_text(parts[part]))

@@ -19,9 +19,10 @@ from lora_studio.training.prepare.checks import name_faults
 
 ROOT = Path(__file__).parents[2]
 OURS = {"sd15_style", "sd15_subject", "sd21_style", "sd21_subject", "sdxl_style", "sdxl_subject", "sdxl_8gb"}
-FLOW_BASES = ("z_image", "flux1", "flux2_klein", "chroma", "sd35", "qwen_image", "krea2", "lumina2")
+FLOW_BASES = ("z_image", "flux1", "flux2_klein", "chroma", "sd35", "qwen_image", "krea2", "lumina2", "anima")
 FLOW = {f"{base}_{what}" for base in FLOW_BASES for what in ("style", "subject")} | {
     *("z_image_turbo", "z_image_12gb", "flux1_12gb", "flux2_klein_8gb", "krea2_16gb", "qwen_image_24gb"),
+    "anima_8gb",
 }
 WITH_TOKENS = {"sd15_textual_inversion", "sdxl_pivotal", "pocket_pivotal"}
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from lora_studio.errors import BaseModelError
 from lora_studio.families import FAMILIES
 from lora_studio.families.base import PIPELINE, ModelFamily
+from lora_studio.families.configuration import index_of
 from lora_studio.families.fingerprints import source_of, stamps_of
-from lora_studio.families.loading.folder import INDEX, BaseFolder, weight_files
+from lora_studio.families.loading.folder import INDEX, BaseFolder, is_tokenizer, weight_files
 from lora_studio.families.loading.hub import hub_folder, is_hub_id
 from lora_studio.families.loading.single_file import SingleFileOptions, named_distilled, open_single_file
 from lora_studio.families.loading.transformer_file import open_transformer_file
@@ -131,7 +132,7 @@ def load_tokenizers(
         path = expanded(model)
         return (open_transformer_file(path, single_file) or open_single_file(path, single_file)).tokenizers()
     folder = _folder(model, weights=False)
-    return {name: folder.tokenizer(name) for name in folder.present if name.startswith("tokenizer")}
+    return {name: folder.tokenizer(name) for name in folder.present if is_tokenizer(name)}
 
 
 def _load_folder(
@@ -147,7 +148,7 @@ def _load_folder(
     folder.check_complete(family.needs)
     folder.check_configurations(family.needs)
     scheduler = with_prediction(folder.configurations["scheduler"], prediction)
-    tokenizers = {name: folder.tokenizer(name) for name in family.needs if name.startswith("tokenizer")}
+    tokenizers = {name: folder.tokenizer(name) for name in family.needs if is_tokenizer(name)}
     networks = [name for name in family.needs if name not in (*tokenizers, "scheduler")]
     bitsandbytes_on_demand()
     stamps = {name: stamps_of(weight_files(folder.path / name)) for name in networks}
@@ -177,7 +178,7 @@ def _folder(model: str, *, weights: bool, half: bool = False) -> BaseFolder:
     path = EMBEDDED[model] if model in EMBEDDED else expanded(model)
     if model not in EMBEDDED and is_hub_id(model):
         path = hub_folder(model, weights=weights, half=half)
-    if not (path / INDEX).is_file():
+    if not index_of(path).is_file():
         raise BaseModelError(
             f"there is no base model at {model!r}: give {_QUOTED}, a diffusers folder (one that holds "
             f"{INDEX}), a .safetensors file, or the id of one on the hub."

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import BaseModelError, reason_of
 from lora_studio.families.configuration import (
+    CONDITIONER,
+    INDEXES,
+    WORDS,
     contradiction,
     facts_of_shapes,
     fault_of,
+    index_of,
     read_json,
     text_alone,
     tokenizer_fault,
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-INDEX = "model_index.json"
+INDEX = INDEXES[0]
 LIBRARIES = ("diffusers", "transformers")  # classes are taken from these two alone, never from the folder
 TREE = "text_model."  # in front of the names of a CLIP's layers, as libraries' versions have it or not
 HEADED = "model."  # likewise of a language model's, in a file of one with its head
@@ -45,7 +49,11 @@ TEXT_ALONE = {
     **dict.fromkeys(("Qwen3VLModel", "Qwen3VLForConditionalGeneration"), "Qwen3VLTextModel"),
     "Qwen3ForCausalLM": "Qwen3Model",  # without its head
 }
-UNUSED = ("feature_extractor", "safety_checker", "image_encoder", "watermarker")
+UNUSED = (
+    *("feature_extractor", "safety_checker", "image_encoder", "watermarker"),
+    *("guider", "image_processor"),
+)
+READERS = {WORDS: CONDITIONER}  # whose network is not called as the tokenizer is
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class BaseFolder:
     @cached_property
     def index(self) -> dict[str, Any]:
         """With the class that it was saved by: an editor of images can have the parts of a plain base."""
-        return read_json(self.path / INDEX)
+        return read_json(index_of(self.path))
 
     @property
     def is_distilled(self) -> bool | None:
@@ -79,7 +87,7 @@ class BaseFolder:
         """By part, also the scheduler's, checked by the shapes of its weights, which complete the UNet's."""
         found = {}
         for name in self.present:
-            if not name.startswith("tokenizer"):
+            if not is_tokenizer(name):
                 config = text_alone(read_json(self.path / name / config_name(name)))
                 shapes = self._shapes(name)
                 self._refuse(name, contradiction(name, config, shapes))
@@ -145,9 +153,10 @@ class BaseFolder:
     ) -> None:
         """Raise BaseModelError for one whose tokens its text encoder cannot read."""
         for name, tokenizer in tokenizers.items():
-            facts = parts[name.replace("tokenizer", "text_encoder")].config
+            facts = parts[READERS.get(name, name.replace("tokenizer", "text_encoder"))].config
             places = getattr(facts, "max_position_embeddings", tokenizer.model_max_length)
-            fault = tokenizer_fault(tokenizer, facts.vocab_size, places)
+            words = facts.target_vocab_size if name in READERS else facts.vocab_size
+            fault = tokenizer_fault(tokenizer, words, places)
             self._refuse(name, fault)
 
     def _refuse(self, name: str, fault: str) -> None:
@@ -173,18 +182,33 @@ class BaseFolder:
 
 
 def listed_parts(folder: Path) -> dict[str, tuple[str, str]]:
-    """Part -> (library, class) from model_index.json, without the parts that training has no use for."""
+    """Part -> (library, class) from a folder's index, without the parts that training has no use for."""
+    listed = {name: _class_of(entry) for name, entry in read_json(index_of(folder)).items()}
     return {
         name: (str(entry[0]), str(entry[1]))
-        for name, entry in read_json(folder / INDEX).items()
-        if isinstance(entry, list) and len(entry) == 2 and entry[0] in LIBRARIES and name not in UNUSED
+        for name, entry in listed.items()
+        if len(entry) == 2 and entry[0] in LIBRARIES and name not in UNUSED
     }
+
+
+def _class_of(entry: object) -> list[object]:
+    """Library and class; a modular pipeline's have what they are loaded from beside them."""
+    if not isinstance(entry, list):
+        return []
+    if len(entry) == 3 and isinstance(entry[2], dict) and entry[0] is None:  # saved before it was loaded
+        hint = entry[2].get("type_hint")
+        return hint if isinstance(hint, list) else []
+    return entry[:2] if len(entry) == 3 and isinstance(entry[2], dict) else entry
+
+
+def is_tokenizer(part: str) -> bool:
+    return "tokenizer" in part
 
 
 def config_name(part: str) -> str:
     if part == "scheduler":
         return "scheduler_config.json"
-    return "tokenizer_config.json" if part.startswith("tokenizer") else "config.json"
+    return "tokenizer_config.json" if is_tokenizer(part) else "config.json"
 
 
 def is_half(name: str) -> bool:

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 
 from lora_studio.errors import BaseModelError, reason_of
 from lora_studio.families import FAMILIES
-from lora_studio.families.loading.folder import INDEX, config_name, heavy_files, listed_parts, weight_files
+from lora_studio.families.configuration import INDEXES
+from lora_studio.families.loading.folder import (
+    INDEX,
+    config_name,
+    heavy_files,
+    is_tokenizer,
+    listed_parts,
+    weight_files,
+)
 from lora_studio.files import expanded
 
 if TYPE_CHECKING:
@@ -24,7 +32,7 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL = (".json", ".txt", ".model", ".jinja")  # configurations and tokenizers
 _PIECES = ".safetensors.index.json"
 _VAE, _TOP = "vae", ""
-_TEXT = ("text_encoder", "tokenizer")
+_TEXT = ("text_encoder", "tokenizer", "t5_tokenizer")
 
 
 def is_hub_id(model: str) -> bool:
@@ -37,13 +45,13 @@ def hub_folder(model: str, *, weights: bool = True, half: bool = False) -> Path:
 
     `half`: its networks, but for the VAE, are going to compute in a half precision. Raises BaseModelError.
     """
-    found = _cached(model, INDEX)
-    if found is not None and _is_whole(found.parent, weights=weights):
-        return found.parent
+    found = _cached_folder(model)
+    if found is not None and _is_whole(found, weights=weights):
+        return found
 
     def wanted(hub: HfApi) -> list[str]:
         files = _files_of_folder(hub, model, "base")
-        return wanted_files(files, _fetched_parts(model), weights=weights, half=half)
+        return wanted_files(files, _fetched_parts(model, files), weights=weights, half=half)
 
     return _download(f"the base model {model}", model, wanted)
 
@@ -53,13 +61,13 @@ def hub_text_encoders(model: str) -> Path:
 
     Raises BaseModelError.
     """
-    found = _cached(model, INDEX)
-    if found is not None and _is_whole(found.parent, weights=True, only=_TEXT):
-        return found.parent
+    found = _cached_folder(model)
+    if found is not None and _is_whole(found, weights=True, only=_TEXT):
+        return found
 
     def wanted(hub: HfApi) -> list[str]:
         files = _files_of_folder(hub, model, "text encoder")
-        parts = [part for part in _fetched_parts(model) if part.startswith(_TEXT)]
+        parts = [part for part in _fetched_parts(model, files) if part.startswith(_TEXT)]
         return wanted_files(files, parts, networks=parts)
 
     return _download(f"the text encoder {model}", model, wanted)
@@ -68,7 +76,7 @@ def hub_text_encoders(model: str) -> Path:
 def _files_of_folder(hub: HfApi, model: str, what: str) -> list[str]:
     """The names of what the hub has of a diffusers folder; BaseModelError if it is none."""
     files = hub.list_repo_files(model)
-    if INDEX not in files:
+    if not any(index in files for index in INDEXES):
         raise BaseModelError(
             f"the hub's {model} has no {INDEX}, so it is no diffusers folder; give another id, or "
             f"download the .safetensors file of a {what} there and give its path."
@@ -98,6 +106,10 @@ def hub_vae(model: str) -> Path:
     return folder if (folder / config_name(_VAE)).is_file() else folder / _VAE
 
 
+def _cached_folder(model: str) -> Path | None:
+    return next((found.parent for index in INDEXES if (found := _cached(model, index))), None)
+
+
 def _cached(model: str, file: str) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -108,10 +120,11 @@ def _cached(model: str, file: str) -> Path | None:
         return None
 
 
-def _fetched_parts(model: str) -> Collection[str]:
+def _fetched_parts(model: str, files: Collection[str]) -> Collection[str]:
     from huggingface_hub import hf_hub_download
 
-    return listed_parts(Path(hf_hub_download(model, INDEX)).parent)
+    index = next(one for one in INDEXES if one in files)
+    return listed_parts(Path(hf_hub_download(model, index)).parent)
 
 
 def _download(what: str, model: str, wanted: Callable[[HfApi], list[str]]) -> Path:
@@ -152,7 +165,8 @@ def wanted_files(
     `networks`: whose weights are wanted, by default those that any family needs.
     """
     networks = networks or {name for family in FAMILIES.names() for name in FAMILIES[family].needs}
-    wanted = [INDEX]
+    files = list(files)
+    wanted = [next((index for index in INDEXES if index in files), INDEX)]
     for part, names in _by_folder(files).items():
         if part not in parts or config_name(part) not in names:
             continue
@@ -181,7 +195,7 @@ def _is_whole(folder: Path, *, weights: bool, only: tuple[str, ...] = ("",)) -> 
     for part in (one for one in listed_parts(folder) if one.startswith(only)):
         if not (folder / part / config_name(part)).is_file():
             return False
-        is_network = part != "scheduler" and not part.startswith("tokenizer")
+        is_network = part != "scheduler" and not is_tokenizer(part)
         if weights and is_network and not _has_weights(folder / part):
             return False
     return True

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from lora_studio.families import FAMILIES
 from lora_studio.families.base import ModelFamily
+from lora_studio.families.configuration import CONDITIONER, WORDS
 from lora_studio.families.loading.single_file import empty_part
 from lora_studio.families.loading.text_encoders import CHAT, CHATS, PADS
 from lora_studio.families.original.configurations import clip_tokenizer, tokenizers_for
 from lora_studio.families.original.published import PUBLISHED, published_configurations
-from lora_studio.families.original.transformers import TextPart
+from lora_studio.families.original.transformers import OF_WORDS, TextPart
 from lora_studio.families.original.transformers.published import (
     KnownTransformer,
     known_transformer,
@@ -38,6 +39,8 @@ def _transformer(base: KnownTransformer) -> ModelFamily:
     texts = base.kind.text
     tokenizers = {one.part.replace("text_encoder", "tokenizer"): _tokenizer(one) for one in texts}
     names = ("transformer", "vae", *(one.part for one in texts))
+    if base.kind.conditioner:
+        names, tokenizers[WORDS] = (*names, CONDITIONER), _tokenizer(OF_WORDS)
     return _family(published_transformer(base), names, tokenizers)
 
 

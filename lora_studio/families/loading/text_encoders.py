@@ -18,7 +18,7 @@ from lora_studio.families.original.checkpoint import Checkpoint, open_checkpoint
 from lora_studio.families.original.configurations import clip_tokenizer
 from lora_studio.families.original.names import TensorOrigin
 from lora_studio.families.original.quantized import in_plain_numbers
-from lora_studio.families.original.transformers import TextPart, TransformerKind
+from lora_studio.families.original.transformers import OF_WORDS, TextPart, TransformerKind
 from lora_studio.families.original.transformers.text import (
     FoundText,
     find_text,
@@ -64,7 +64,7 @@ CHATS = {  # kind -> of one that has another
     "{% else %}[INST]{{ text }}[/INST]{% endif %}{% endfor %}"
 }
 _T5_TOKENS = 512
-_TEXT_WIDTHS = ("cap_feat_dim", "text_hidden_dim", "joint_attention_dim")  # what a transformer calls it
+_TEXT_WIDTHS = ("source_dim", "cap_feat_dim", "text_hidden_dim", "joint_attention_dim")  # of what reads it
 
 
 @dataclass(frozen=True)
@@ -258,6 +258,23 @@ def tokenizer_for(part: TextPart, source: TextSource, folder: Path | None) -> Pr
             "base.text_encoder to a diffusers folder or the id of one on the hub, which has it."
         )
     return _load_tokenizer(part, place, values["vocab_size"])
+
+
+def words_tokenizer(words: int, beside: Path | None, folder: Path | None) -> PreTrainedTokenizerBase:
+    """Of T5, whose `words` a text conditioner knows: in the user's `folder`, or `beside` the text encoder's.
+
+    Raises BaseModelError that says that it is missing.
+    """
+    near = None if beside is None else beside.parent / OF_WORDS.part
+    own = near if near is not None and any((near / name).is_file() for name in _TOKENIZER_FILES) else None
+    place = next(_with_tokenizer(OF_WORDS, folder), own)
+    if place is None:
+        raise BaseModelError(
+            "the tokenizer of T5, whose tokens this base reads, too, is in no file: set base.tokenizer to a "
+            f"folder that holds {OF_WORDS.part}/ and tokenizer/ (those of the diffusers folder of the same "
+            "base), or base.text_encoder to a diffusers folder or the id of one on the hub, which has both."
+        )
+    return _load_tokenizer(OF_WORDS, place, words)
 
 
 def _with_tokenizer(part: TextPart, folder: Path | None) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_studio.errors import BaseModelError, preview_names
+from lora_studio.families.configuration import CONDITIONER, WORDS
 from lora_studio.families.loading.single_file import (
     Loaded,
     SingleFileOptions,
@@ -23,13 +24,19 @@ from lora_studio.families.loading.text_encoders import (
     sources_in,
     text_sources,
     tokenizer_for,
+    words_tokenizer,
 )
 from lora_studio.families.original import Shapes
 from lora_studio.families.original.checkpoint import Checkpoint, open_checkpoint
 from lora_studio.families.original.names import VAE_FIRSTS, VAE_PREFIXES, TensorOrigin, vae_origins
 from lora_studio.families.original.quantized import in_plain_numbers
-from lora_studio.families.original.transformers import Found, find_transformer
+from lora_studio.families.original.transformers import (
+    ADAPTER,
+    Found,
+    find_transformer,
+)
 from lora_studio.families.original.transformers.configurations import (
+    conditioner_configuration,
     scheduler_configuration,
     transformer_configuration,
     vae_configuration,
@@ -47,6 +54,7 @@ if TYPE_CHECKING:
 TRANSFORMER, VAE = "transformer", "vae"
 _LEFTOVERS = re.compile(  # what a file may hold beside its parts
     r"^(model_ema\..*|.*norm_final\.weight|vae\.bn\.num_batches_tracked"
+    r"|([\w.]+\.)?(pos_embedder\.(seq|dim_(spatial|temporal)_range)|accum_\w+|_extra_state)"
     r"|(vae|first_stage_model)\.(loss\..*|model_ema\..*)"
     r"|text_encoders\.\w+\.(logit_scale|spiece_model|tekken_model|tokenizer_json"
     r"|transformer\.(logit_scale|lm_head\.weight"
@@ -69,12 +77,17 @@ class TransformerFile:
 
     def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
         """Raises BaseModelError that says which one is missing."""
-        return {
+        found = {
             one.part.replace("text_encoder", "tokenizer"): tokenizer_for(
                 one, self.texts[one.part], self.options.tokenizer
             )
             for one in self.found.kind.text
         }
+        if self.found.kind.conditioner:
+            words = self.configurations[CONDITIONER]["target_vocab_size"]
+            beside = self.texts[self.found.kind.text[0].part].tokenizer
+            found[WORDS] = words_tokenizer(words, beside, self.options.tokenizer)
+        return found
 
     def load(self, *, weights: bool = True, dtype: torch.dtype | None = None, fill: bool = True) -> Loaded:
         """All parts on the CPU in `dtype`, by default and the VAE always in float32; or shapes only.
@@ -86,7 +99,7 @@ class TransformerFile:
         import torch
 
         tokenizers = self.tokenizers()
-        names = (TRANSFORMER, VAE, *self.texts)
+        names = (TRANSFORMER, VAE, *self.texts, *[CONDITIONER] * bool(self.found.kind.conditioner))
         parts = {name: empty_part(name, self.configurations[name]) for name in names}
         origins = self.origins(parts)
         notes = self._check(parts, origins)
@@ -101,9 +114,12 @@ class TransformerFile:
         return Loaded(parts, stored, tokenizers, self.configurations, (*self.notes, *notes), stamps)
 
     def origins(self, parts: Mapping[str, nn.Module]) -> dict[str, dict[str, TensorOrigin]]:
-        """Of the transformer, and of the VAE if it is in the file."""
+        """Of the transformer, of its text conditioner, and of the VAE if it is in the file."""
         kind, prefix, shapes = self.found
         found = {TRANSFORMER: transformer_origins(kind.names, shapes, shapes_of(parts[TRANSFORMER]), prefix)}
+        if kind.conditioner:
+            own = shapes_of(parts[CONDITIONER])
+            found[CONDITIONER] = {key: TensorOrigin(prefix + ADAPTER + key) for key in own}
         if self.vae_prefix is not None:
             found[VAE] = vae_origins(self.checkpoint.shapes, self.configurations[VAE])
         return found
@@ -181,11 +197,13 @@ def open_transformer_file(path: Path, options: SingleFileOptions | None = None) 
     vae = None if prefix is None else _behind(prefix, checkpoint.shapes)
     transformer = transformer_configuration(path.name, found)
     of_texts = {one.part: texts[one.part].configuration(one.projects) for one in kind.text}
-    check_widths(kind, transformer, of_texts)
+    conditioner = conditioner_configuration(path.name, found) if kind.conditioner else {}
+    check_widths(kind, transformer | conditioner, of_texts)
     configurations = {
         TRANSFORMER: transformer,
         VAE: vae_configuration(kind, vae),
         **of_texts,
+        **({CONDITIONER: conditioner} if conditioner else {}),
         **{one.part.replace("text_encoder", "tokenizer"): {} for one in kind.text},
         "scheduler": scheduler_configuration(found, distilled=distilled),
     }

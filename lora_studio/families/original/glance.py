@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_studio.errors import BaseModelError, reason_of
-from lora_studio.families.configuration import read_json
+from lora_studio.families.configuration import index_of, read_json
 from lora_studio.families.original import KINDS, BaseKind, detect
 from lora_studio.families.original.checkpoint import open_checkpoint
 from lora_studio.families.original.published import PUBLISHED
@@ -80,7 +80,7 @@ def _of_kind(model: str, kind: BaseKind) -> BaseGlance:
 def _folder(model: str, path: Path) -> BaseGlance:
     """By its parts and its denoiser's configuration; `load_base` looks closer."""
     try:
-        listed = read_json(path / "model_index.json")
+        listed = read_json(index_of(path))
         unet = read_json(path / "unet" / "config.json") if "unet" in listed else None
         transformer = read_json(path / "transformer" / "config.json") if "transformer" in listed else {}
         vae = read_json(path / "vae" / "config.json") if "vae" in listed else {}

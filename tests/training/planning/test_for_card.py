@@ -268,6 +268,7 @@ def test_a_quantised_layer_keeps_its_bits_and_makes_a_whole_weight_for_a_moment(
         ("black-forest-labs/FLUX.2-klein-base-4B", 3.876),
         ("krea/Krea-2-Raw", 12.820),
         ("stabilityai/stable-diffusion-3.5-medium", 2.243),
+        ("circlestone-labs/Anima-Base-v1.0-Diffusers", 1.956),
         ("stabilityai/stable-diffusion-3.5-large", 8.057),
         ("Alpha-VLLM/Lumina-Image-2.0", 2.610),
     ],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_studio.errors import BaseModelError
 from lora_studio.families import SINGLE_FILES
+from lora_studio.families.configuration import WORDS
 from lora_studio.families.original import Shapes
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.", "")  # the longest first
 GUIDANCE = "guidance_in.in_layer.weight"  # that one has which is told how strong its guidance is
+ADAPTER = "llm_adapter."  # how a text conditioner's names begin in a transformer's file
 TEXT_PREFIX = "text_encoders."  # of an all-in-one file, followed by a name and `transformer.`
 
 
@@ -32,6 +34,9 @@ class TextPart(NamedTuple):
     kind: str
     projects: bool = False  # its projected pooled output is used
     layers: int = 1  # of how many the states are read, side by side
+
+
+OF_WORDS = TextPart(WORDS, "t5")  # of whose tokens a text conditioner has vectors of its own
 
 
 @dataclass(frozen=True)
@@ -56,18 +61,15 @@ class TransformerKind:
 
     title: str
     class_name: str  # of the transformer in diffusers
-    names: str = ""  # the table of `names.py`; empty: the family cannot be trained yet
+    names: str  # the table of `names.py`
     text: tuple[TextPart, ...] = ()
     vae: str = "AutoencoderKL"  # its class in diffusers
     latents: tuple[float, float] = (0.3611, 0.1159)  # the VAE's scale and shift
     side: int = 1024  # pixels of the square images that the published ones were made for
+    conditioner: str = ""  # the class in diffusers of a text conditioner that lies in the transformer's file
     guided: bool | None = None  # whether it is told how strong its guidance is, if that tells it from others
     repository: str = ""  # the id of a published one on the hub, for whoever lacks a part
     facts: FileFacts | None = None  # None: they stand in the tables of the modules here
-
-    @property
-    def is_trained(self) -> bool:
-        return bool(self.names)
 
 
 Z_IMAGE = TransformerKind(
@@ -137,8 +139,16 @@ KREA2 = TransformerKind(
     vae="AutoencoderKLQwenImage",
     repository="krea/Krea-2-Raw",
 )
-TRAINED = (Z_IMAGE, FLUX1, CHROMA, SD3, QWEN_IMAGE, FLUX2_KLEIN, FLUX2_DEV, KREA2)
-ANIMA = TransformerKind("Anima", "CosmosTransformer3DModel")
+ANIMA = TransformerKind(
+    "Anima",
+    "CosmosTransformer3DModel",
+    "anima",
+    (TextPart("text_encoder", "qwen3"),),
+    vae="AutoencoderKLQwenImage",
+    conditioner="AnimaTextConditioner",
+    repository="circlestone-labs/Anima-Base-v1.0-Diffusers",
+)
+TRAINED = (Z_IMAGE, FLUX1, CHROMA, SD3, QWEN_IMAGE, FLUX2_KLEIN, FLUX2_DEV, KREA2, ANIMA)
 
 
 @cache
@@ -232,6 +242,7 @@ _DIFFUSERS = (  # how layers are called in diffusers' layout alone
     ("FLUX.1", ("single_transformer_blocks.0.attn.to_q.weight",)),
     ("Stable Diffusion 3", ("transformer_blocks.0.attn.add_q_proj.weight", "pos_embed.proj.weight")),
     ("Krea 2", ("text_fusion.projector.weight",)),
+    ("Anima or Cosmos", ("transformer_blocks.0.attn2.to_q.weight", "time_embed.t_embedder.linear_1.weight")),
     ("Lumina-Image 2", ("time_caption_embed.caption_embedder.1.weight",)),
 )
 
@@ -246,8 +257,6 @@ def _variant(kind: TransformerKind, shapes: Shapes) -> str:
     for pattern, of, what, advice in _VARIANTS:
         if of in ("", title) and any(re.match(pattern, key) for key in shapes):
             return f"{what.format(title)}; {advice}."
-    if not kind.is_trained:
-        return f"{kind.title}, which cannot be trained yet; supported: {supported()}."
     name, per_token = kind.facts.first if kind.facts else _FIRST[kind.names]
     first = shapes.get(name, ())
     columns = first[1] if len(first) > 1 else per_token
@@ -268,6 +277,7 @@ _FIRST = {  # the layer that reads the latents, and its columns
     "krea2": ("first.weight", 64),
     "sd3": ("x_embedder.proj.weight", 16),
     "qwen_image": ("img_in.weight", 64),
+    "anima": ("x_embedder.proj.1.weight", 68),
 }
 _MORE_COLUMNS = {
     ("FLUX.1", 384): "FLUX.1 Fill",

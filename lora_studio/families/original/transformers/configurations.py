@@ -12,7 +12,13 @@ from typing import Any
 from lora_studio.errors import BaseModelError
 from lora_studio.families.configuration import facts_of_shapes
 from lora_studio.families.original import Shapes
-from lora_studio.families.original.transformers import GUIDANCE, Found, TransformerKind, block_counts
+from lora_studio.families.original.transformers import (
+    ADAPTER,
+    GUIDANCE,
+    Found,
+    TransformerKind,
+    block_counts,
+)
 
 Configuration = dict[str, Any]
 # Family -> width -> how many blocks its published ones have. FLUX.1 also as Flex and Lite, and as Mini.
@@ -27,6 +33,7 @@ _DEPTHS: Mapping[str, Mapping[int, tuple[Mapping[str, int], ...]]] = {
     "sd3": {1536: ({"joint_blocks": 24},), 2432: ({"joint_blocks": 38},)},
     "krea2": {6144: ({"blocks": 28, "layerwise_blocks": 2, "refiner_blocks": 2},)},
     "qwen_image": {3072: ({"transformer_blocks": 60},)},
+    "anima": {2048: ({"blocks": 28},)},
 }
 _AXES = {  # sixteenths of a head's numbers
     **dict.fromkeys(("z_image", "krea2"), (4, 6, 6)),
@@ -34,6 +41,7 @@ _AXES = {  # sixteenths of a head's numbers
     "flux2": (4, 4, 4, 4),
 }
 _SD3_HEAD = 64
+ANIMA_PLACES: Configuration = {"rope_scale": [1.0, 4.0, 4.0], "extra_pos_embed_type": None}
 _VAE_CHANNELS, _VAE_BLOCKS, _MOST_BLOCKS = (128, 256, 512, 512), 2, 16
 
 
@@ -82,6 +90,7 @@ _WIDTH = {
     "sd3": lambda read: read("x_embedder.proj.weight"),
     "krea2": lambda read: read("first.weight"),
     "qwen_image": lambda read: read("img_in.weight"),
+    "anima": lambda read: read("x_embedder.proj.1.weight"),
 }
 
 
@@ -203,6 +212,39 @@ def _qwen_image(read: Sizes, counts: Mapping[str, int]) -> Configuration:
     }
 
 
+def _anima(read: Sizes, counts: Mapping[str, int]) -> Configuration:
+    """Beside the latents' channels it reads one of a mask."""
+    width, head = read("x_embedder.proj.1.weight"), read("blocks.0.self_attn.k_norm.weight")
+    return {
+        "in_channels": read("x_embedder.proj.1.weight", axis=1) // 4 - 1,
+        "out_channels": read("final_layer.linear.weight") // 4,
+        "num_layers": counts.get("blocks", 0),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "mlp_ratio": read("blocks.0.mlp.layer1.weight") / width,
+        "text_embed_dim": read("blocks.0.cross_attn.k_proj.weight", axis=1),
+        "adaln_lora_dim": read("blocks.0.adaln_modulation_self_attn.1.weight"),
+        **ANIMA_PLACES,
+    }
+
+
+def conditioner_configuration(name: str, found: Found) -> Configuration:
+    """Of the text conditioner in the file called `name`. Raises BaseModelError for one that is not whole."""
+    own = {key.removeprefix(ADAPTER): one for key, one in found.shapes.items() if key.startswith(ADAPTER)}
+    read = Sizes(name, own)
+    width = read("blocks.0.cross_attn.q_proj.weight")
+    return {
+        "_class_name": found.kind.conditioner,
+        "source_dim": read("blocks.0.cross_attn.k_proj.weight", axis=1),
+        "target_dim": read("embed.weight", axis=1),
+        "target_vocab_size": read("embed.weight"),
+        "model_dim": width,
+        "num_layers": block_counts(own).get("blocks", 0),
+        "num_attention_heads": width // read("blocks.0.cross_attn.q_norm.weight"),
+        "mlp_ratio": read("blocks.0.mlp.0.weight") / width,
+    }
+
+
 _READERS: Mapping[str, Callable[[Sizes, Mapping[str, int]], Configuration]] = {
     "z_image": _z_image,
     "flux1": _flux1,
@@ -211,6 +253,7 @@ _READERS: Mapping[str, Callable[[Sizes, Mapping[str, int]], Configuration]] = {
     "sd3": _sd3,
     "krea2": _krea2,
     "qwen_image": _qwen_image,
+    "anima": _anima,
 }
 
 

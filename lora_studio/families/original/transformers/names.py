@@ -164,10 +164,40 @@ last.linear = final_layer.linear
 last.norm = final_layer.norm
 last.modulation.lin = final_layer.scale_shift_table
 """
+_ANIMA = """
+[blocks.# = transformer_blocks.#]
+self_attn.q_proj = attn1.to_q
+self_attn.k_proj = attn1.to_k
+self_attn.v_proj = attn1.to_v
+self_attn.output_proj = attn1.to_out.0
+self_attn.q_norm = attn1.norm_q
+self_attn.k_norm = attn1.norm_k
+cross_attn.q_proj = attn2.to_q
+cross_attn.k_proj = attn2.to_k
+cross_attn.v_proj = attn2.to_v
+cross_attn.output_proj = attn2.to_out.0
+cross_attn.q_norm = attn2.norm_q
+cross_attn.k_norm = attn2.norm_k
+mlp.layer1 = ff.net.0.proj
+mlp.layer2 = ff.net.2
+adaln_modulation_self_attn.1 = norm1.linear_1
+adaln_modulation_self_attn.2 = norm1.linear_2
+adaln_modulation_cross_attn.1 = norm2.linear_1
+adaln_modulation_cross_attn.2 = norm2.linear_2
+adaln_modulation_mlp.1 = norm3.linear_1
+adaln_modulation_mlp.2 = norm3.linear_2
+[]
+x_embedder.proj.1 = patch_embed.proj
+t_embedder.1.linear_1 = time_embed.t_embedder.linear_1
+t_embedder.1.linear_2 = time_embed.t_embedder.linear_2
+t_embedding_norm = time_embed.norm
+final_layer.adaln_modulation.1 = norm_out.linear_1
+final_layer.adaln_modulation.2 = norm_out.linear_2
+final_layer.linear = proj_out
+"""
 TABLES = {
     **{"flux1": _STREAMS + _FLUX1, "chroma": _STREAMS + _CHROMA, "z_image": _Z_IMAGE, "sd3": _SD3},
-    "flux2": _FLUX2,
-    "krea2": _KREA2,
+    **{"flux2": _FLUX2, "krea2": _KREA2, "anima": _ANIMA},
     "qwen_image": "",  # diffusers has the original's names
 }
 _LAST = "transformer_blocks"  # whose last block `$` is

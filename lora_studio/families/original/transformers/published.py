@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from lora_studio.families.configuration import CONDITIONER
 from lora_studio.families.original import Shapes
 from lora_studio.families.original.transformers import (
+    ANIMA,
     CHROMA,
     FLUX1,
     FLUX2_DEV,
@@ -21,6 +23,7 @@ from lora_studio.families.original.transformers import (
     trained,
 )
 from lora_studio.families.original.transformers.configurations import (
+    ANIMA_PLACES,
     scheduler_configuration,
     vae_configuration,
 )
@@ -43,6 +46,8 @@ _KLEIN_9B = _KLEIN | {
     **{"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288}
 }
 _QWEN_8B, _QWEN_VL = {"qwen3": "qwen3_8b"}, {"qwen3_vl": "qwen3"}  # whose layers are as large
+_QWEN_06B = {"qwen3": "qwen3_06b"}
+_ANIMA = {"num_attention_heads": 16, **ANIMA_PLACES}
 
 
 class KnownTransformer(NamedTuple):
@@ -72,6 +77,7 @@ PUBLISHED_TRANSFORMERS: Mapping[str, KnownTransformer] = {
     "krea/Krea-2-Turbo": KnownTransformer(KREA2, distilled=True, texts=_QWEN_VL),
     "Qwen/Qwen-Image": KnownTransformer(QWEN_IMAGE),
     "Qwen/Qwen-Image-2512": KnownTransformer(QWEN_IMAGE),
+    "circlestone-labs/Anima-Base-v1.0-Diffusers": KnownTransformer(ANIMA, _ANIMA, texts=_QWEN_06B),
 }
 _CLIP = "text_model.encoder.layers."
 _T5 = "encoder.block."
@@ -102,6 +108,14 @@ _TEXT: Mapping[str, Shapes] = {  # the tensors that sizes are read from
         "model.layers.0.self_attn.k_proj.weight": (1024, 2560),
         "model.layers.0.mlp.gate_proj.weight": (9728, 2560),
         "model.layers.35.mlp.gate_proj.weight": (9728, 2560),
+    },
+    "qwen3_06b": {
+        "model.embed_tokens.weight": (151936, 1024),
+        "model.layers.0.self_attn.q_norm.weight": (128,),
+        "model.layers.0.self_attn.q_proj.weight": (2048, 1024),
+        "model.layers.0.self_attn.k_proj.weight": (1024, 1024),
+        "model.layers.0.mlp.gate_proj.weight": (3072, 1024),
+        "model.layers.27.mlp.gate_proj.weight": (3072, 1024),
     },
     "qwen3_8b": {
         "model.embed_tokens.weight": (151936, 4096),
@@ -156,6 +170,7 @@ def published_transformer(base: KnownTransformer) -> dict[str, Configuration]:
         "transformer": {"_class_name": kind.class_name, **base.sizes},
         "vae": vae_configuration(kind, None),
         **texts,
+        **({CONDITIONER: {"_class_name": kind.conditioner}} if kind.conditioner else {}),
         **{one.part.replace("text_encoder", "tokenizer"): {} for one in kind.text},
         "scheduler": scheduler_configuration(Found(kind, "", guided), distilled=base.distilled),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,7 +13,9 @@ import pytest
 
 pytest.importorskip("nicegui")
 import httpx
-from sites import EVIL_NAME, TOKEN, Site
+from sites import EVIL_NAME, TOKEN, Site, write_run
+
+from lora_studio.web.live import PLACES_SECONDS
 
 SOCKET = "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
 PAGES = ("/", "/run/plain", "/results", "/results/plain", "/files")
@@ -220,6 +223,19 @@ def bomb() -> bytes:
         + chunk(b"IDAT", zlib.compress(b"\x00" * 10**6))
         + chunk(b"IEND", b"")
     )
+
+
+def test_files_of_results_that_lie_elsewhere_or_are_broken_are_a_sentence(site: Site):
+    run = write_run(site.project / "runs" / "files")
+    (run / "exports" / "step_4").mkdir(parents=True)
+    (site.outside / "other.safetensors").write_bytes(b"of others")
+    (run / "a.safetensors").symlink_to(site.outside / "other.safetensors")
+    (run / "exports" / "step_4" / "b.safetensors").write_bytes(b"broken")
+    time.sleep(PLACES_SECONDS)  # so old may the list of runs be
+    with site.browser() as browser:
+        answer = browser.get("/results/files")
+    assert answer.status_code == 200 and "is outside of the folders of this page" in answer.text
+    assert "exports/step_4/b.safetensors" in answer.text and "of others" not in answer.text
 
 
 def test_broken_previews_are_told(site: Site):

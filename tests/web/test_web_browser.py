@@ -35,6 +35,9 @@ def visit(tmp_path: Path) -> Iterator[Visit]:
         with visit_to(site) as made:
             yield made
     finally:
+        with site.api() as api:  # what a test that failed has left at work would go on
+            for job in api.get("/api/jobs").json():
+                api.post(f"/api/jobs/{job['id']}/stop")
         site.end()
 
 
@@ -74,7 +77,7 @@ def test_from_dropped_images_to_an_exported_file(visit: Visit):
     page.get_by_text("By a trial step on this machine:").wait_for(timeout=5 * MINUTE)
     visit.click("Start")
     page.get_by_role("link", name="way", exact=True).first.click(timeout=5 * MINUTE)
-    page.get_by_text("step 6 of 6").wait_for(timeout=10 * MINUTE)  # watched, not loaded again
+    page.get_by_text("step 6 of 6", exact=True).wait_for(timeout=10 * MINUTE)  # watched, not loaded again
     page.get_by_text("finished").first.wait_for(timeout=10 * MINUTE)
     assert page.locator(".compare img").first.evaluate("(one) => one.naturalWidth") > 0
     page.get_by_role("link", name="Results").last.click()
@@ -105,7 +108,7 @@ def write_captions(visit: Visit) -> None:
 
 def test_a_run_is_watched_stopped_and_resumed_by_clicks(visit: Visit, tiny_base: Path):
     page, project = visit.page, visit.site.project
-    text = recipe_text(project / "images", str(tiny_base), steps=3000)
+    text = recipe_text(project / "images", str(tiny_base), steps=3000).replace('"tiny"', '"watched"')
     text += '[samples]\nprompts = ["a fox"]\nevery = 2\nsteps = 1\n'
     (project / "watched.toml").write_text(text)
     rows = project / "runs" / "watched" / "metrics.jsonl"

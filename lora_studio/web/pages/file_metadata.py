@@ -29,10 +29,10 @@ class MetadataEditor:
     """The fields that people read; a changed copy is written beside the file, which stays as it is."""
 
     def __init__(self, path: Path) -> None:
-        self._path = studio().folders.resolve(path)
         with ui.element("section").classes("panel"):
             heading(f"What {shown(path.name)} says of itself", level=2)
             try:
+                self._path = studio().folders.resolve(path)
                 self._before = read_header(self._path).metadata
             except StudioError as error:
                 fault_box(str(error))

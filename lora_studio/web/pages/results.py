@@ -138,8 +138,7 @@ def result_page(run: str) -> None:
                 choice_panel(now)
                 verify_panel(read_facts(now.folder, "verify.json"))
                 actions_panel(now)
-        for path in sorted(now.folder.glob("*.safetensors")):
-            MetadataEditor(path)
+        metadata_panel(now.folder)
 
 
 Options = Mapping[str, str | float | int | bool]
@@ -246,6 +245,26 @@ def actions_panel(run: RunNow) -> None:
         button = ui.button("Write sidecars", on_click=told_later(sidecars))
         button.props("flat no-caps").classes("quiet self-start")
         PushForm(run)
+
+
+def metadata_panel(folder: Path) -> None:
+    """What one of the run's files says of itself, its exports among them; which, is chosen."""
+    files = [path for where in ("*", "exports/**/*") for path in sorted(folder.glob(f"{where}.safetensors"))]
+    with ui.element("div").classes("stack"):
+        if len(files) > 1:
+            names = {number: shown(str(path.relative_to(folder))) for number, path in enumerate(files)}
+            ui.select(names, value=0, label="File", on_change=lambda chosen: show(chosen.value)).props(
+                "outlined dense"
+            )
+        box = ui.element("div")
+
+    def show(number: int) -> None:
+        box.clear()
+        with box:
+            MetadataEditor(files[number])
+
+    if files:
+        show(0)
 
 
 class PushForm:

@@ -83,3 +83,23 @@ def states_side_by_side(
     ids, read = (to_device(given[name], device) for name in ("input_ids", "attention_mask"))
     states = encoder(input_ids=ids, attention_mask=read, output_hidden_states=True).hidden_states
     return torch.cat([states[number] for number in layers], dim=-1)
+
+
+def states_before_last(
+    encoder: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, most: int
+) -> tuple[Tensor, Tensor]:
+    """[B, L, D]: the states before the last layer, and [B, L]: which are a prompt's own, and not zeros.
+
+    They come first; L is the longest prompt's number of tokens, which are cut behind `most`.
+    """
+    given = tokenizer(
+        list(prompts),
+        padding="longest",
+        padding_side="right",
+        truncation=True,
+        max_length=most,
+        return_tensors="pt",
+    ).to(next(encoder.parameters()).device)
+    mask = given["attention_mask"].bool()
+    states = encoder(input_ids=given["input_ids"], attention_mask=mask, output_hidden_states=True)
+    return states.hidden_states[-2] * mask[:, :, None], mask

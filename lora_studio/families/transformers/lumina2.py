@@ -27,6 +27,7 @@ from lora_studio.families.transformers import (
     joined,
     width_fault,
 )
+from lora_studio.families.transformers.language import states_before_last
 from lora_studio.processes import to_device
 
 if TYPE_CHECKING:
@@ -86,18 +87,9 @@ class Lumina2(FlowTransformer):
         return self._read([TEMPLATE.format(caption) for caption in captions])
 
     def _read(self, texts: list[str]) -> Conditioning:
-        encoder = self.parts["text_encoder"]
-        tokens = self.tokenizers["tokenizer"](
-            texts,
-            padding="longest",
-            padding_side="right",
-            truncation=True,
-            max_length=self.max_tokens,
-            return_tensors="pt",
-        ).to(next(encoder.parameters()).device)
-        mask = tokens["attention_mask"].bool()
-        states = encoder(input_ids=tokens["input_ids"], attention_mask=mask, output_hidden_states=True)
-        return {"text": states.hidden_states[-2] * mask[:, :, None], MASK: mask}
+        encoder, tokenizer = self.parts["text_encoder"], self.tokenizers["tokenizer"]
+        text, mask = states_before_last(encoder, tokenizer, texts, most=self.max_tokens)
+        return {"text": text, MASK: mask}
 
     def denoise(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor

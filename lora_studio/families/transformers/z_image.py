@@ -25,7 +25,7 @@ from lora_studio.families.transformers import (
     own_tokens,
     width_fault,
 )
-from lora_studio.families.transformers.language import chat_prompts, user_message
+from lora_studio.families.transformers.language import chat_prompts, states_before_last, user_message
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ZImageTransformer2DModel
@@ -85,17 +85,9 @@ class ZImage(FlowTransformer):
         """{"text": [B, L, D], "mask": [B, L]}: the hidden states before Qwen3's last layer, L the longest."""
         encoder = self.parts["text_encoder"]
         encoder = getattr(encoder, "model", encoder)  # without the head that it was published with
-        tokens = self.tokenizers["tokenizer"](
-            self._prompts(captions),
-            padding="longest",
-            padding_side="right",
-            truncation=True,
-            max_length=self.max_tokens,
-            return_tensors="pt",
-        ).to(next(encoder.parameters()).device)
-        mask = tokens["attention_mask"].bool()
-        states = encoder(input_ids=tokens["input_ids"], attention_mask=mask, output_hidden_states=True)
-        return {"text": states.hidden_states[-2] * mask[:, :, None], MASK: mask}
+        tokenizer, prompts = self.tokenizers["tokenizer"], self._prompts(captions)
+        text, mask = states_before_last(encoder, tokenizer, prompts, most=self.max_tokens)
+        return {"text": text, MASK: mask}
 
     def denoise(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor

@@ -18,7 +18,15 @@ from lora_studio.families.freed import return_freed_memory
 from lora_studio.files import digest_of, size_of
 from lora_studio.metadata.sidecars import write_sidecars
 from lora_studio.metadata.write import left_out_in_words
-from lora_studio.plots import headless_pyplot, legend_above, loss_plot, margins, png_bytes, validation_plot
+from lora_studio.plots import (
+    TICKS,
+    headless_pyplot,
+    legend_above,
+    loss_plot,
+    margins,
+    png_bytes,
+    validation_plot,
+)
 from lora_studio.training.evaluating.asked import RunMeasures, evaluate_result
 from lora_studio.training.evaluating.taken import Taken
 from lora_studio.training.events import Listener, Note
@@ -198,6 +206,7 @@ def timesteps_plot(draws: Draws) -> bytes:
     axes.set_xlabel("timestep, from clean (0) to noise (1)")
     axes.set_ylabel("images")
     axes.set_xlim(0, 1)
+    axes.locator_params(nbins=TICKS)
     axes.yaxis.get_major_locator().set_params(integer=True)
     legend_above(axes)
     return png_bytes(figure)

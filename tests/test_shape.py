@@ -7,13 +7,12 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import lora_studio
 
 ROOT = Path(lora_studio.__file__).parent
-SOURCES = {path: path.read_text("utf-8") for path in sorted(ROOT.rglob("*.py"))}
-TREES = {path: ast.parse(text) for path, text in SOURCES.items()}
 MOST_LINES, MOST_FILES = 68_000, 460  # with FLUX.2, Qwen-Image, a page, a search and offload
 MOST_AT_THE_ROOT, MOST_IN_A_FOLDER = 12, 20
 MOST_LINES_OF_A_FUNCTION = 60
@@ -26,6 +25,16 @@ SAYS_NOTHING = frozenset(
         "whether",
     )
 )
+
+
+@cache
+def sources() -> dict[Path, str]:
+    return {path: path.read_text("utf-8") for path in sorted(ROOT.rglob("*.py"))}
+
+
+@cache  # seconds, which a process that collects tests need not spend
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(text) for path, text in sources().items()}
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -48,12 +57,12 @@ def repeats(name: str, docstring: str) -> bool:
 
 
 def test_the_package_is_no_larger_than_it_needs_to_be():
-    lines = sum(text.count("\n") for text in SOURCES.values())
-    assert (lines <= MOST_LINES, len(SOURCES) <= MOST_FILES) == (True, True), (lines, len(SOURCES))
+    lines = sum(text.count("\n") for text in sources().values())
+    assert (lines <= MOST_LINES, len(sources()) <= MOST_FILES) == (True, True), (lines, len(sources()))
 
 
 def test_no_folder_is_a_drawer():
-    flat = Counter(path.parent.relative_to(ROOT).as_posix() for path in SOURCES)
+    flat = Counter(path.parent.relative_to(ROOT).as_posix() for path in sources())
     assert flat.pop(".") <= MOST_AT_THE_ROOT
     assert {folder: count for folder, count in flat.items() if count > MOST_IN_A_FOLDER} == {}
 
@@ -61,7 +70,7 @@ def test_no_folder_is_a_drawer():
 def test_no_function_is_longer_than_a_page():
     long = [
         f"{path.relative_to(ROOT)}: {node.name}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in functions(tree)
         if node.end_lineno - node.lineno + 1 > MOST_LINES_OF_A_FUNCTION
     ]
@@ -81,7 +90,7 @@ def test_longer_public_functions_say_what_their_names_do_not():
     """What a few lines say at a glance needs no docstring; everything longer has one."""
     silent = [
         f"{path.relative_to(ROOT)}: {node.name}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in public_functions(tree)
         if ast.get_docstring(node) is None
         and node.end_lineno - node.lineno + 1 > MOST_LINES_WITHOUT_DOCSTRING
@@ -91,7 +100,7 @@ def test_longer_public_functions_say_what_their_names_do_not():
 
 def test_no_class_name_stands_twice():
     names = Counter(
-        node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+        node.name for tree in trees().values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
     )
     assert [name for name, count in names.items() if count > 1] == []
 
@@ -99,7 +108,7 @@ def test_no_class_name_stands_twice():
 def test_no_docstring_repeats_the_name():
     found = [
         f'{path.relative_to(ROOT)}: {node.name} """{docstring}"""'
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         and (docstring := ast.get_docstring(node)) is not None

@@ -58,17 +58,23 @@ def kept_in(name: str) -> tuple[str, ...]:
     return next((kept for place, kept in KEPT.items() if re.match(rf"{place}(?:/|\.|$)", name)), ())
 
 
-@pytest.mark.parametrize("path", SEARCHED, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_older_words_are_gone(path):
+def older_words(path: Path) -> list[str]:
+    """Where they stand, and what is said now."""
     name, text = path.relative_to(ROOT).as_posix(), path.read_text("utf-8")
     for kept in kept_in(name):
         text = text.replace(kept, "")
-    found = [
+    return [
         f"{name}:{number}: {match[0]!r} ({better}): {line.strip()}"
-        for number, line in enumerate(text.splitlines(), start=1)
         for word, better in WORDS.items()
+        if re.search(word, text)  # few files have any: line by line only these
+        for number, line in enumerate(text.splitlines(), start=1)
         if (match := re.search(word, line))
     ]
+
+
+def test_older_words_are_gone():
+    assert len(SEARCHED) > 400
+    found = [one for path in SEARCHED for one in older_words(path)]
     assert not found, "\n".join(found)
 
 

@@ -399,8 +399,9 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path):
         TextCache(tmp_path / "file", "clip").load_or_encode(["a cat"], lengths)
 
 
+# Forked, so that what they import is imported once.
 TWO_AT_ONCE = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
 from lora_studio.data.buckets import assign
 from lora_studio.data.cache.encode import LatentCache
@@ -410,10 +411,17 @@ torch.set_num_threads(1)
 def encode(pixels):
     mean = torch.nn.functional.avg_pool2d(pixels, 8)
     return mean, mean.abs() + 0.1
-cache = LatentCache(Path(sys.argv[2]), "vae")
-data = DataConfig(images=sys.argv[1], resolution=64)
-latents = cache.load_or_encode(assign(scan(data.images), data, stride=8).used, encode)
-print(cache.encoded, sum(latent.mean.double().sum().item() for latent in latents))
+def run():
+    cache = LatentCache(Path(sys.argv[2]), "vae")
+    data = DataConfig(images=sys.argv[1], resolution=64)
+    latents = cache.load_or_encode(assign(scan(data.images), data, stride=8).used, encode)
+    print(cache.encoded, sum(latent.mean.double().sum().item() for latent in latents), flush=True)
+for _ in range(2):
+    if os.fork() == 0:
+        run()
+        os._exit(0)
+assert [os.wait()[1] for _ in range(2)] == [0, 0]
+run()
 """
 
 
@@ -421,29 +429,26 @@ def test_two_processes_that_encode_the_same_images_at_once_agree(folder, store):
     many(folder, 24)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", TWO_AT_ONCE, str(folder), str(store)]
-    processes = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    answers = [process.communicate(timeout=120)[0].split() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert answers[0][1] == answers[1][1]
+    ended = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=120
+    )
+    (_, one), (_, other), third = (line.split() for line in ended.stdout.splitlines())
+    assert one == other and third == ["0", one]
     assert len(files(store)) == len(list(store.iterdir())) == 24
-    third = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    assert third.stdout.split() == ["0", answers[0][1]]
 
 
 def test_processes_that_share_a_cache_leave_whole_files_only(tmp_path, store):
     script = (
-        "import sys, torch; from pathlib import Path; from lora_studio.data.cache.store import TensorStore\n"
-        "store = TensorStore(Path(sys.argv[1]))\n"
+        "import os, sys, torch; from pathlib import Path\n"
+        "from lora_studio.data.cache.store import TensorStore\n"
+        "store, other = TensorStore(Path(sys.argv[1])), os.fork()\n"
         "for _ in range(150):\n"
         "    store.save('key', {'x': torch.arange(5000)})\n"
         "    assert torch.equal(store.load('key')['x'], torch.arange(5000))\n"
+        "assert not other or os.wait()[1] == 0\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, "-c", script, str(store)]] * 2
-    processes = [subprocess.Popen(command, env=environment) for command in commands]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    subprocess.run([sys.executable, "-c", script, str(store)], env=environment, check=True, timeout=120)
     assert [path.name for path in store.iterdir()] == ["key.safetensors"]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from anima_blocks import open_pipeline
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, SchedulerMixin
 from tiny import BASES, NOISE, recipe_text
@@ -273,8 +274,19 @@ def test_gradient_checkpointing_computes_again_and_changes_no_gradient(name: str
         torch.testing.assert_close(found[1][key], gradient, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ADAPTERS.names() if kind != "lora"])
-@each_tree
+KINDS = [kind for kind in ADAPTERS.names() if kind != "lora"]
+ALL_KINDS = ("sd15", "z_image")
+
+
+def kinds_of_trees() -> Iterator[ParameterSet]:
+    """All kinds in a UNet and in a transformer, two of them in turn in every other base, the rest slowly."""
+    for place, name in enumerate(BASES):
+        for number, kind in enumerate(KINDS):
+            slow = " " in name or (name not in ALL_KINDS and (number - 2 * place) % len(KINDS) > 1)
+            yield pytest.param(name, kind, marks=[pytest.mark.slow] * slow)
+
+
+@pytest.mark.parametrize(("name", "kind"), [*kinds_of_trees()], indirect=["name"])
 def test_every_kind_of_adapter_keeps_its_promises_in_every_family(
     name: str, kind: str, base_of: BaseOf
 ) -> None:

@@ -32,7 +32,7 @@ LONGEST = (
         "test_plan.py",
     ),
     *("test_resume.py", "test_tokens.py", "test_options.py", "test_loop.py", "test_dreambooth.py"),
-    "test_docs.py",
+    *("test_docs.py", "test_matrix.py"),
 )
 """Begun first, so that no process is left with one of them when the others have nothing to do any more."""
 

@@ -39,6 +39,7 @@ On the family's device, but for masks (bool), which a run keeps in main memory.
 PromptTensors = dict[str, "Tensor | list[Tensor]"]
 PIPELINE = "pipeline"  # beside the parts' configurations: what a diffusers folder says of its own
 Parts = dict[str, "nn.Module"]
+Arrange = Callable[["nn.Module"], Callable[[], None]]  # what undoes it
 Tokenizers = dict[str, "PreTrainedTokenizerBase"]
 
 
@@ -152,6 +153,9 @@ class ModelFamily(ABC):
         self.sources: dict[str, PartSource] = {}  # of parts that are as their files have them
         self.kept_texts: dict[str, Conditioning] = {}  # caption -> on the CPU
         self.kept_prompts: dict[tuple[str, str, bool], PromptTensors] = {}  # what `encode_prompt` was asked
+        # Of a staged family: part -> how it comes from main memory, where it is read, to the device.
+        self.arranged: dict[str, Arrange] = {}
+        self._undo: dict[str, Callable[[], None]] = {}
         for part in parts.values():
             part.requires_grad_(False)
             part.eval()
@@ -414,6 +418,7 @@ class ModelFamily(ABC):
         for name in names:
             if name in self.sources and name not in self.pinned_parts:
                 drop_weights(self.parts[name])
+                self._undo.pop(name, lambda: None)()
 
     def whole(self, part: str) -> nn.Module:
         """A part with its weights, which are read again if they were dropped."""
@@ -441,7 +446,7 @@ class ModelFamily(ABC):
         """Use the parts of another of the same base, as that has them and where they lie."""
         self.parts, self._device, self._precision = owner.parts, owner.device, owner.precision
         self.sources, self.kept_texts = owner.sources, owner.kept_texts
-        self.pinned_parts = owner.pinned_parts
+        self.pinned_parts, self.arranged, self._undo = owner.pinned_parts, owner.arranged, owner._undo
 
     def place(self, device: torch.device, *names: str) -> None:
         """Have these parts on the device; first the others go to main memory. Only what moves is visited."""
@@ -455,9 +460,12 @@ class ModelFamily(ABC):
                 if is_dropped(part):
                     if wanted is leaving or name not in self.sources:
                         continue
-                    to, copies = device if self.staged else None, self.staged and name == self.denoiser
+                    at_once = self.staged and name not in self.arranged
+                    to, copies = device if at_once else None, self.staged and name == self.denoiser
                     # whose layers are laid elsewhere: of a mapped file they would be there twice
                     self.sources[name].read_again(part, self.dtype_of(name), to, copies=copies)
+                    if name in self.arranged:
+                        self._undo[name] = self.arranged[name](part)
                 elif wanted is leaving and self.staged and name in self.sources and name != self.denoiser:
                     self.drop(name)
                     continue

@@ -175,7 +175,8 @@ class MachineConfig(Section):
     offload_blocks: Annotated[int, Field(ge=0, le=MOST_BLOCKS)] | Literal["auto"] = Field(
         0,
         description="blocks of the denoiser whose frozen weights wait in main memory and come to the GPU for "
-        "use: for a base too large for it; steps may wait for them; auto: the fewest with which it fits",
+        "use: for a base too large for it; steps may wait for them; auto: the fewest with which it fits, "
+        "and of a large text encoder, too",
     )
     compile: bool | Literal["auto"] = Field(
         "auto",

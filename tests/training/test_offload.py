@@ -28,7 +28,15 @@ from lora_studio.recipe.training import MachineConfig
 from lora_studio.rng import generator
 from lora_studio.training.events import Event, StepDone, StopTraining
 from lora_studio.training.machine import Machine
-from lora_studio.training.machine.offload import BlockOffload, offload, pieces, spread_evenly
+from lora_studio.training.machine.offload import (
+    BlockOffload,
+    blocks_of_text,
+    offload,
+    offload_text,
+    pieces,
+    spread_evenly,
+)
+from lora_studio.training.planning.memory import stage_bytes
 from lora_studio.training.prepare.checks import check_recipe, offload_faults
 from lora_studio.training.session import train
 
@@ -223,6 +231,51 @@ def test_a_gradient_of_blocks_that_come_and_go_is_that_of_the_formula() -> None:
         slope = 1 - (weight @ given + bias).tanh() ** 2
         grad = grad + weight.t() @ (slope * grad)
     torch.testing.assert_close(x.grad, grad)
+
+
+@pytest.mark.parametrize("kind", ["z_image", "flux1", "flux2", "qwen_image"])
+def test_a_text_encoder_whose_blocks_wait_reads_the_same_and_leaves_nothing(
+    kind: str, base_of: BaseOf
+) -> None:
+    def reader(blocks: int) -> ModelFamily:
+        family = load_base(str(base_of(kind)), dtype=torch.bfloat16, staged=True)
+        offload_text(family, Machine(CPU, torch.bfloat16, text_blocks=blocks))
+        return family
+
+    plain, waits = reader(0), reader(99)
+    name, blocks = blocks_of_text(waits)
+    for captions in (["a red ball"], ["a blue cat and a dog"]):
+        for family in (plain, waits):
+            family.place(CPU, *family.text_encoders)
+        expected, found = plain.encode_text(captions), waits.encode_text(captions)
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+        there = [any(w.untyped_storage().nbytes() for w in matrices(block)) for block in blocks]
+        assert sum(there) == min(2, len(blocks)) and len(there) > 1
+        waits.place(CPU, "vae")
+        assert all(one.is_meta for one in waits.parts[name].parameters())
+        hooks = [
+            [len(one._forward_hooks) + len(one._forward_pre_hooks) for one in family.parts[name].modules()]
+            for family in (plain, waits)
+        ]
+        assert hooks[0] == hooks[1]  # transformers' own
+
+
+def test_a_plan_counts_what_is_left_of_a_text_encoder(base_of: BaseOf) -> None:
+    """In bfloat16, all but the matrices of blocks that are not the two largest."""
+    family = load_base(str(base_of("z_image")), dtype=torch.bfloat16, staged=True)
+    encoder = load_base(str(base_of("z_image"))).parts["text_encoder"]
+    sizes = sorted(sum(2 * one.numel() for one in matrices(block)) for block in innermost_blocks(encoder))
+    whole = sum(2 * one.numel() for one in encoder.parameters())
+    assert stage_bytes(family)["text encoders"] == whole
+    assert stage_bytes(family, 99)["text encoders"] == whole - sum(sizes[:-2])
+
+
+def test_with_auto_a_text_encoder_waits_whole_where_nothing_was_chosen(base_of: BaseOf) -> None:
+    cuda = torch.device("cuda")
+    for blocks, waits in (("auto", True), (3, False), (0, False)):
+        family = load_base(str(base_of("z_image")), dtype=torch.bfloat16, staged=True)
+        offload_text(family, Machine(cuda, torch.bfloat16, config=MachineConfig(offload_blocks=blocks)))  # type: ignore[arg-type]
+        assert (list(family.arranged) == ["text_encoder"]) == waits
 
 
 def test_blocks_are_spread_evenly() -> None:

@@ -32,7 +32,7 @@ from lora_studio.training.finish.verified import (
     verify_written,
 )
 from lora_studio.training.loop.state import State, load_state
-from lora_studio.training.machine.offload import offload
+from lora_studio.training.machine.offload import offload, offload_text
 from lora_studio.training.prepare import TrainedRun, make_state
 from lora_studio.training.prepare.checks import check_recipe
 from lora_studio.training.prepare.data import batches_of, manifest_of
@@ -158,6 +158,7 @@ def revive(
     """
     checked, manifest = check_recipe(recipe, run=run, trains=False), manifest_of(run)
     machine, family, plan = checked.machine, checked.family, checked.adapters
+    offload_text(family, machine)
     on_base(family)
     exact = plan.snapshot_float32(family)
     machine.shrink(family)

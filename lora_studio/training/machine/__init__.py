@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,13 @@ T = TypeVar("T")
 MOST_COMPILATIONS = 1024  # of one block's code: every width, size and mode has its own; torch stops at 8
 
 
+class Waiting(NamedTuple):
+    """How many blocks wait in main memory."""
+
+    denoiser: int
+    text_encoder: int = 0  # of a staged base, of the largest one, while captions are encoded
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where a run happens and in which precision its frozen base lies."""
@@ -37,6 +44,7 @@ class Machine:
     quantize: str = NONE
     config: MachineConfig = field(default_factory=MachineConfig)
     shards: bool = False  # the frozen denoiser is spread over the processes
+    text_blocks: int = 0  # of the largest text encoder that wait in main memory while it is used
     note: str = ""  # on how it was chosen
 
     @property
@@ -50,9 +58,10 @@ class Machine:
         blocks = self.config.offload_blocks
         return blocks > 0 if isinstance(blocks, int) else self.device.type == "cuda"
 
-    def with_offload(self, blocks: int) -> Machine:
+    def with_offload(self, waiting: Waiting) -> Machine:
         """The same with so many in main memory."""
-        return replace(self, config=self.config.model_copy(update={"offload_blocks": blocks}))
+        config = self.config.model_copy(update={"offload_blocks": waiting.denoiser})
+        return replace(self, config=config, text_blocks=waiting.text_encoder)
 
     @property
     def widens_norms(self) -> bool:

@@ -9,7 +9,7 @@ pass: the views keep every block there, or gradients are computed of weights tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from lora_studio.adapters.stack import Joined
 from lora_studio.families.base import ModelFamily, innermost_blocks
@@ -86,6 +87,7 @@ class BlockOffload:
         self._there: list[OffloadedBlock] = []  # on the device
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._hooks: list[RemovableHandle] = []
         for module, weights in [(one, own_weights(one, joined)) for one in blocks]:
             module.to(device)
             inside = {id(weight) for weight in weights}
@@ -108,8 +110,13 @@ class BlockOffload:
         self._release(block)
         self.blocks.append(block)
         self._block_of |= dict.fromkeys(module.modules(), block)
-        module.register_forward_pre_hook(lambda *_: self._present(block))
-        module.register_forward_hook(partial(self._watch, block))
+        self._hooks.append(module.register_forward_pre_hook(lambda *_: self._present(block)))
+        self._hooks.append(module.register_forward_hook(partial(self._watch, block)))
+
+    def end(self) -> None:
+        """Let go of the weights, of which the network has none any more."""
+        for one in self._hooks:
+            one.remove()
 
     def _watch(self, block: OffloadedBlock, _module: nn.Module, _given: object, output: object) -> None:
         """Have its weights there when the gradient of what it gave arrives."""
@@ -184,6 +191,31 @@ def offload(family: ModelFamily, machine: Machine, joined: Sequence[Joined] = ()
     blocks = [*innermost_blocks(denoiser)]
     most = min(count, len(blocks)) if isinstance(count, int) else len(blocks)  # where none was chosen
     return BlockOffload(denoiser, spread_evenly(blocks, most), machine.device, joined)
+
+
+def blocks_of_text(family: ModelFamily) -> tuple[str, list[nn.Module]]:
+    """Of a staged base the largest text encoder, and those of its blocks that can wait in main memory."""
+    if not family.staged:
+        return "", []
+    name = max(family.text_encoders, key=lambda one: sum(p.numel() for p in family.parts[one].parameters()))
+    return name, [*innermost_blocks(family.parts[name])]
+
+
+def offload_text(family: ModelFamily, machine: Machine) -> None:
+    """Have blocks of a staged base's largest text encoder wait, whenever it is read, as the machine says.
+
+    All where "auto" has not chosen. A number in the recipe is of the denoiser's blocks alone.
+    """
+    name, blocks = blocks_of_text(family)
+    unchosen = machine.offloads and machine.config.offload_blocks == "auto"
+    count = len(blocks) if unchosen else min(machine.text_blocks, len(blocks))
+
+    def arrange(encoder: nn.Module) -> Callable[[], None]:
+        waiting = spread_evenly([*innermost_blocks(encoder)], count)
+        return BlockOffload(encoder, waiting, machine.device, ()).end
+
+    if count:
+        family.arranged[name] = arrange
 
 
 def spread_evenly(blocks: Sequence[T], count: int) -> list[T]:

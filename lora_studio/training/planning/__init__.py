@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,23 +13,31 @@ from typing import Any
 import psutil
 import torch
 
+from lora_studio.adapters import ADAPTERS
+from lora_studio.families.base import innermost_blocks
 from lora_studio.processes import find_device
 from lora_studio.recipe import Recipe
+from lora_studio.recipe.adapter import NO_ADAPTER
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import ReadOnlyRun, run_folder
 from lora_studio.text import Rows, duration, memory_size
 from lora_studio.training.events import Event, Listener, Progress, TrainingPlan, ignore_events
-from lora_studio.training.machine import unless_out_of_memory
+from lora_studio.training.machine import Waiting, unless_out_of_memory
+from lora_studio.training.machine.offload import own_weights
 from lora_studio.training.planning.cards import memory_bytes
 from lora_studio.training.planning.memory import (
+    TEXT_ENCODERS,
     Disk,
     Memory,
     measure_activations,
     measure_disk,
     measure_memory,
+    sizes_of_text_blocks,
 )
+from lora_studio.training.planning.offloading import Offloading
 from lora_studio.training.planning.untouched import error_rows, untouched_error
 from lora_studio.training.prepare import Session, all_blocks, prepare
+from lora_studio.training.prepare.checks import offload_faults
 from lora_studio.training.report import Timing, describe, time_everything
 
 GIB = 2**30
@@ -81,7 +89,7 @@ def plan(
     *,
     memory_gib: float | None = None,
     on_event: Listener = ignore_events,
-    choose_offload: Callable[..., int] = all_blocks,
+    choose_offload: Callable[..., Waiting] = all_blocks,
 ) -> RunPlan:
     """What a run of the recipe, or of the one in a TOML file, will train and take.
 
@@ -149,6 +157,7 @@ class Advice:
     activations: float = 1.0
     previews: float = 1.0
     parts: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
     saves: int = 0  # bytes, alone
     enough: bool = False  # alone
 
@@ -158,8 +167,13 @@ class Advice:
             memory,
             activations=round(memory.activations * self.activations),
             previews=round(memory.previews * self.previews),
-            parts={name: round(size * self.parts.get(name, 1.0)) for name, size in memory.parts.items()},
+            parts=_scaled(memory.parts, self.parts),
+            stages=_scaled(memory.stages, self.stages),
         )
+
+
+def _scaled(sizes: Mapping[str, int], shares: Mapping[str, float]) -> dict[str, int]:
+    return {name: round(size * shares.get(name, 1.0)) for name, size in sizes.items()}
 
 
 def advise(session: Session, memory: Memory) -> tuple[Advice, ...]:
@@ -206,6 +220,8 @@ def _candidates(session: Session, memory: Memory) -> Iterator[Advice]:
     yield from _checkpointing(session, memory)
     yield from _smaller_batch(session, memory)
     yield from _fewer_bits(session, memory)
+    if session.family.device.type != "cpu":
+        yield from in_main_memory(session, memory)
     yield from _lower_resolution(session)
     if session.recipe.samples.prompts:
         yield Advice("samples.prompts = []", "no previews to judge by", True, False, previews=0.0)
@@ -244,8 +260,7 @@ def _fewer_bits(session: Session, memory: Memory) -> Iterator[Advice]:
     if session.machine.dtype == torch.float32:
         parts = {name: BFLOAT16_SHARE for name in memory.parts if name != "vae"}
         yield Advice('base.dtype = "bfloat16"', "the base is a little less exact", False, False, parts=parts)
-    frozen = family.denoiser in memory.parts and not session.adapters.trains_layers
-    if recipe.base.quantize != "none" or not frozen:
+    if recipe.base.quantize != "none" or family.denoiser not in memory.parts or not stays_whole(recipe):
         return
     adapted = [layer for layer in session.adapters.layers if layer.part == family.denoiser]
     weights = [layer.module.get_base_layer().weight for layer in adapted]
@@ -254,6 +269,36 @@ def _fewer_bits(session: Session, memory: Memory) -> Iterator[Advice]:
     share = 1 - saved / memory.parts[family.denoiser]
     cost = "the base is less exact, and slower; needs bitsandbytes"
     yield Advice('base.quantize = "bnb_nf4"', cost, False, False, parts={family.denoiser: share})
+
+
+def in_main_memory(session: Session, memory: Memory) -> Iterator[Advice]:
+    """All blocks of the denoiser and of the text encoder: the most that "auto" can have wait."""
+    family, recipe = session.family, session.recipe
+    machine = recipe.machine.model_copy(update={"offload_blocks": "auto"})
+    asked = recipe.model_copy(update={"machine": machine})
+    refused = not stays_whole(recipe) or offload_faults(asked, session.processes)
+    if recipe.machine.offload_blocks or refused or family.denoiser not in memory.parts:
+        return
+    joined, denoiser = session.adapters.joined, family.parts[family.denoiser]
+    blocks = [own_weights(one, joined) for one in innermost_blocks(denoiser)]
+    sizes = {
+        family.denoiser: [sum(one.nbytes for one in own) for own in blocks],
+        TEXT_ENCODERS: sizes_of_text_blocks(family),
+    }
+    held = {**memory.parts, **memory.stages}
+    left = {
+        name: 1 - Offloading(of, len(of)).freed / held[name] for name, of in sizes.items() if name in held
+    }
+    cost = "the same result; steps may wait for weights from main memory"
+    yield Advice('machine.offload_blocks = "auto"', cost, True, False, parts=left, stages=left)
+
+
+def stays_whole(recipe: Recipe) -> bool:
+    """Whether the denoiser's own layers are neither trained nor read: it can be quantised and offloaded."""
+    if recipe.adapter.kind == NO_ADAPTER:
+        return True
+    kind = ADAPTERS[recipe.adapter.kind]
+    return not kind.trains_layers and not kind.reads_weight and recipe.adapter.start == "default"
 
 
 def lower_side(side: int) -> int | None:

@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lora_studio.adapters import ADAPTERS
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.quantization import NONE
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.adapter import NO_ADAPTER
-from lora_studio.training.planning import lower_side
+from lora_studio.training.planning import lower_side, stays_whole
 from lora_studio.training.planning.simulation import (
     ENCODING_IMAGES,
     PREVIEWS,
@@ -89,26 +87,18 @@ def _candidates(recipe: Recipe, phase: str) -> Iterator[_Candidate]:
         yield _Candidate({"training": options}, "as many images a step, which takes longer")
     if recipe.base.dtype == "float32":
         yield _Candidate({"base": {"dtype": "auto"}}, "the base is a little less exact")
-    if recipe.base.quantize == NONE and _can_be_quantized(recipe):
+    if recipe.base.quantize == NONE and stays_whole(recipe):
         cost = "the base is less exact, and steps take longer; needs bitsandbytes"
         yield _Candidate({"base": {"quantize": "bnb_nf4"}}, cost)
     if training.optimizer == "adamw":
         yield _Candidate({"training": {"optimizer": "adamw8bit"}}, "moments in 8 bits; needs bitsandbytes")
     if phase == PREVIEWS:
         yield _Candidate({"samples": {"prompts": ()}}, "no previews; draw them elsewhere")
-    if recipe.machine.offload_blocks != "auto" and _can_be_quantized(recipe):
+    if recipe.machine.offload_blocks != "auto" and stays_whole(recipe):
         cost = "the same result; steps may wait for weights from main memory"
         yield _Candidate({"machine": {"offload_blocks": "auto"}}, cost)
     if (lower := lower_side(side)) is not None:
         yield _Candidate({"data": {"resolution": lower}}, "details are learned less well")
-
-
-def _can_be_quantized(recipe: Recipe) -> bool:
-    """A denoiser whose own layers are neither trained nor read; so it can be offloaded, too."""
-    if recipe.adapter.kind == NO_ADAPTER:
-        return True
-    kind = ADAPTERS[recipe.adapter.kind]
-    return not kind.trains_layers and not kind.reads_weight and recipe.adapter.start == "default"
 
 
 def base_dtype(recipe: Recipe, usual: torch.dtype) -> torch.dtype:

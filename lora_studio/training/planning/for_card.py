@@ -17,7 +17,7 @@ from lora_studio.quiet import paused_collector
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import load_recipe, with_steps
 from lora_studio.text import Rows, duration, memory_size
-from lora_studio.training.machine import Machine
+from lora_studio.training.machine import Machine, Waiting
 from lora_studio.training.planning import GIB
 from lora_studio.training.planning.card_changes import CardChange, base_dtype, changes_until_it_fits
 from lora_studio.training.planning.cards import Card, find_card, memory_bytes
@@ -95,6 +95,7 @@ class CardPlan:
     changes: tuple[CardChange, ...]  # none if it fits
     notes: tuple[str, ...]
     offloading: Offloading
+    text_offloading: Offloading
     copied: int  # bytes that come from main memory in a step
 
     @property
@@ -138,6 +139,8 @@ class CardPlan:
             "offload_blocks": self.offloading.blocks,
             "offloaded_bytes": sum(self.offloading.waiting),
             "copied": self.copied,
+            "offload_text_blocks": self.text_offloading.blocks,
+            "copied_per_caption": sum(self.text_offloading.waiting),
             "notes": list(self.notes),
         }
 
@@ -153,13 +156,18 @@ class CardPlan:
         return rows + [(one.name, _phase_in_words(one)) for one in self.phases]
 
     def _offload_rows(self) -> Rows:
+        rows = list[tuple[str, str]]()
+        if (text := self.text_offloading).blocks:
+            what = f"{text.blocks} of {len(text.sizes)} blocks of the text encoder wait in main memory"
+            seconds = bus_seconds(sum(text.waiting))
+            rows.append(("offload", f"{what}: {seconds} for each caption, which is cached then"))
         if not self.offloading.blocks:
-            return []
+            return rows
         blocks, size = self.offloading.blocks, memory_size(sum(self.offloading.waiting))
         what = f"{blocks} of {len(self.offloading.sizes)} blocks of the base wait in main memory, {size}"
         time, rates = bus_seconds(self.copied), "{:g} or {:g} GB/s".format(*BUS_GBS)
         cost = f"a step copies {memory_size(self.copied)}, {time} at {rates}, while it computes"
-        return [("offload", what), ("", f"{cost}: it takes as long as the longer of the two")]
+        return [*rows, ("offload", what), ("", f"{cost}: it takes as long as the longer of the two")]
 
     def _change_rows(self) -> Rows:
         rows = [
@@ -241,7 +249,9 @@ def plan_for(recipe: Recipe | Path | str, card: Card | str, *, memory_gib: float
         usable = usable_memory(memory)
         found = simulate(recipe, family, dtype, shapes, usable=usable)
         changes = tuple(changes_until_it_fits(recipe, dtype, found, usable))
-    copied = found.offloading.copied(recipe.training.gradient_accumulation)
+    offloading = found.blocks[found.denoiser]
+    text = [one for part, one in found.blocks.items() if part != found.denoiser]
+    copied = offloading.copied(recipe.training.gradient_accumulation)
     return CardPlan(
         name=recipe.name,
         card=card,
@@ -254,12 +264,13 @@ def plan_for(recipe: Recipe | Path | str, card: Card | str, *, memory_gib: float
         main_memory=in_main_memory,
         changes=changes,
         notes=(*absent, *_notes(recipe, card, shapes, dtype)),
-        offloading=found.offloading,
+        offloading=offloading,
+        text_offloading=text[0] if text else Offloading((), 0),
         copied=copied,
     )
 
 
-def fewest_blocks_in_main_memory(recipe: Recipe, machine: Machine, room: int | None = None) -> int:
+def fewest_blocks_in_main_memory(recipe: Recipe, machine: Machine, room: int | None = None) -> Waiting:
     """How many a run needs there to fit on the GPU, by simulation; `room`: bytes in place of what is free."""
     if room is None:
         room = torch.cuda.mem_get_info(machine.device)[0]
@@ -267,7 +278,8 @@ def fewest_blocks_in_main_memory(recipe: Recipe, machine: Machine, room: int | N
     with torch.random.fork_rng():
         family = base_without_weights(recipe)
         shapes, usable = shapes_of(recipe, family), usable_memory(room)
-        return simulate(recipe, family, machine.dtype, shapes, usable=usable).offloading.blocks
+        found = simulate(recipe, family, machine.dtype, shapes, usable=usable)
+    return Waiting(*(one.blocks for one in found.blocks.values()))
 
 
 def _without_absent_helper(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:

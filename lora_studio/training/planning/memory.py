@@ -19,6 +19,7 @@ from lora_studio.lora_file.forms import rows_of_fused
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.text import Rows, memory_size
 from lora_studio.training.machine import unless_out_of_memory
+from lora_studio.training.machine.offload import blocks_of_text, own_weights
 from lora_studio.training.optimizers.choose import optimizer_bytes
 from lora_studio.training.planning.counting import peak_bytes
 from lora_studio.training.planning.offloading import Offloading
@@ -26,6 +27,7 @@ from lora_studio.training.prepare import Session
 from lora_studio.training.report import Timing
 
 HEADER_BYTES = 3 * 140  # of a layer in a LoRA file: names and shapes of its three tensors
+TEXT_ENCODERS = "text encoders"  # a stage
 USABLE = 0.95  # of the room: allocators leave gaps, and a device that is full gets slow before it refuses
 
 
@@ -110,17 +112,31 @@ def measure_memory(session: Session, *, room: int) -> Memory:
         activations=measure_activations(session),
         room=room,
         passes=state.counters.passes,  # known when the activations are
-        stages=stage_bytes(session.family),
+        stages=stage_bytes(session.family, session.machine.text_blocks),
         reading=0 if session.family.device.type == "cpu" else reading_bytes(session.family),
     )
 
 
-def stage_bytes(family: ModelFamily) -> dict[str, int]:
-    """What of a staged family is on the device before the denoiser is, one line after the other."""
+def stage_bytes(family: ModelFamily, text_blocks: int = 0) -> dict[str, int]:
+    """What of a staged family is on the device before the denoiser is, one line after the other.
+
+    `text_blocks`: so many of the largest text encoder wait in main memory.
+    """
     if not family.staged:
         return {}
     encoders = sum(_part_bytes(family, name) for name in family.text_encoders)
-    return {"text encoders": encoders, "VAE": _part_bytes(family, "vae")}
+    sizes = sizes_of_text_blocks(family)
+    freed = Offloading(sizes, min(text_blocks, len(sizes))).freed
+    return {TEXT_ENCODERS: encoders - freed, "VAE": _part_bytes(family, "vae")}
+
+
+def sizes_of_text_blocks(family: ModelFamily) -> list[int]:
+    """Bytes of each block of a staged base's largest text encoder, which may have shapes only."""
+    name, blocks = blocks_of_text(family)
+    return [
+        family.dtype_of(name).itemsize * sum(one.numel() for one in own_weights(block, ()))
+        for block in blocks
+    ]
 
 
 def reading_bytes(family: ModelFamily) -> int:

@@ -23,8 +23,8 @@ from lora_studio.runs import CHOICE, Run
 from lora_studio.training.events import Listener, Note
 from lora_studio.training.loop import Loop
 from lora_studio.training.loop.state import Ema, State, state_files
-from lora_studio.training.machine import Machine, shard
-from lora_studio.training.machine.offload import BlockOffload, offload
+from lora_studio.training.machine import Machine, Waiting, shard
+from lora_studio.training.machine.offload import BlockOffload, offload, offload_text
 from lora_studio.training.machine.self_test import choose_compile
 from lora_studio.training.optimizers.choose import (
     is_elementwise,
@@ -73,9 +73,9 @@ class Session(TrainedRun):
     validation: Validation | None
 
 
-def all_blocks(recipe: Recipe, machine: Machine, room: int = 0) -> int:
+def all_blocks(recipe: Recipe, machine: Machine, room: int = 0) -> Waiting:
     """More than any base has."""
-    return MOST_BLOCKS
+    return Waiting(MOST_BLOCKS, MOST_BLOCKS)
 
 
 def prepare(
@@ -85,7 +85,7 @@ def prepare(
     processes: Processes = ALONE,
     *,
     resumes: bool = False,
-    choose_offload: Callable[[Recipe, Machine], int] = all_blocks,
+    choose_offload: Callable[[Recipe, Machine], Waiting] = all_blocks,
 ) -> Session:
     """Everything up to the first step. Raises a StudioError for whatever the user can mend.
 
@@ -141,7 +141,7 @@ def prepare(
 
 
 def _decided(
-    context: BuildContext, recipe: Recipe, choose_offload: Callable[[Recipe, Machine], int]
+    context: BuildContext, recipe: Recipe, choose_offload: Callable[[Recipe, Machine], Waiting]
 ) -> Machine:
     """The machine without "auto"; and what learns, if the recipe has steps now in place of epochs."""
     machine, training = context.machine, context.recipe.training
@@ -150,6 +150,7 @@ def _decided(
     machine = choose_compile(machine, training.steps * training.gradient_accumulation)
     if machine.offloads and machine.config.offload_blocks == "auto":
         machine = machine.with_offload(choose_offload(context.recipe, machine))
+        offload_text(context.family, machine)
     return machine
 
 

@@ -38,7 +38,7 @@ from lora_studio.rng import generator
 from lora_studio.runs import ReadOnlyRun, run_folder
 from lora_studio.training.events import Listener, progress
 from lora_studio.training.machine import within_memory
-from lora_studio.training.machine.offload import offload
+from lora_studio.training.machine.offload import offload, offload_text
 from lora_studio.training.prepare.base_model import BuildContext
 from lora_studio.training.prepare.dataset import captions_of, read_dataset
 
@@ -69,6 +69,7 @@ def draw_ahead(recipe: Recipe, listener: Listener) -> Drawing:
     machine, family = checked.machine, checked.family
     context = BuildContext(recipe, run, machine, family, checked.adapters, listener, ALONE)
     manifest = read_dataset(recipe, family.stride)
+    offload_text(family, machine)
     if not family.staged:
         machine.shrink(family)
         offload(family, machine)

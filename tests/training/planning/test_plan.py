@@ -17,11 +17,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import CLIPTextModel
 
 from lora_studio.console import Screen, print_needs, print_plan
+from lora_studio.families.base import innermost_blocks
 from lora_studio.recipe.load import load_recipe
 from lora_studio.runs import ReadOnlyRun, Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.finish import Finished
-from lora_studio.training.planning import GIB, Advice, RunPlan, advise, plan, together
+from lora_studio.training.planning import GIB, Advice, RunPlan, advise, in_main_memory, plan, together
 from lora_studio.training.planning.memory import Memory
 from lora_studio.training.prepare import Session, prepare
 from lora_studio.training.report import counts, describe, time_everything
@@ -129,6 +130,22 @@ def test_what_does_not_fit_gets_advice_whose_figures_come_true(planned: RunPlan,
     assert advice["machine.gradient_checkpointing"].saves > 0
     order = [(not one.enough, not one.as_good, -one.saves) for one in planned.advice]
     assert order == sorted(order)
+
+
+def test_blocks_in_main_memory_are_advised_on_a_gpu_with_what_they_free(
+    session: Session, planned: RunPlan, tiny_base: Path
+) -> None:
+    """Matrices of all blocks but the two largest; adapted ones, small here, are added up at once and stay."""
+    unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet")
+    adapted = {layer.path for layer in session.adapters.layers}
+    stay = {id(one.weight) for path, one in unet.named_modules() if path in adapted}  # type: ignore[attr-defined]
+    own = [[one for one in block.parameters() if id(one) not in stay] for block in innermost_blocks(unet)]
+    sizes = sorted(sum(4 * one.numel() for one in block if one.dim() > 1) for block in own)
+    (advice,) = in_main_memory(session, planned.memory)
+    left = advice.applied(planned.memory).parts
+    assert left["unet"] == planned.memory.parts["unet"] - sum(sizes[:-2])
+    assert left["vae"] == planned.memory.parts["vae"] and advice.as_good
+    assert not any("offload" in one.change for one in planned.advice), "on a CPU there is nothing to gain"
 
 
 def test_what_fits_gets_no_advice(session: Session, planned: RunPlan) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lora_studio.data.batches import cut_by_bucket
+from lora_studio.data.conditioning import TEXT_BYTES
 from lora_studio.data.regularization_images import BATCH_PIXELS as DRAWN_PIXELS
 from lora_studio.data.regularization_images import MAX_BATCH as DRAWN_AT_ONCE
 from lora_studio.data.regularization_images import ImageRequest
@@ -23,7 +24,7 @@ from lora_studio.recipe.training import SamplesConfig
 from lora_studio.training.finish.verified import probe
 from lora_studio.training.loop.state import State
 from lora_studio.training.loop.step_result import GradientWatch
-from lora_studio.training.machine.offload import own_weights
+from lora_studio.training.machine.offload import blocks_of_text, own_weights
 from lora_studio.training.planning.counting import CUDAS_BLOCK, LiveBytes, Work
 from lora_studio.training.planning.memory import adapter_bytes
 from lora_studio.training.planning.offloading import Offloading
@@ -66,31 +67,36 @@ class Simulation:
     phases: tuple[Phase, ...]  # in the order of a run
     work: Work  # of an optimizer step
     denoiser: str  # the part
-    offloading: Offloading  # of its blocks
+    blocks: Mapping[str, Offloading]  # its own, and of a staged base those of the largest text encoder
 
     @property
     def fullest(self) -> Phase:
         return max(self.phases, key=lambda one: one.peak)
 
-    def offloaded(self, blocks: int) -> Simulation:
-        """The same with so many blocks in main memory; at most all."""
-        sizes = self.offloading.sizes
+    def offloaded(self, part: str, blocks: int) -> Simulation:
+        """The same with so many blocks of a part, of which none was, in main memory; at most all."""
+        sizes = self.blocks[part].sizes
         offloading = Offloading(sizes, min(blocks, len(sizes)))
         phases = [
-            replace(
-                one, weights={**one.weights, self.denoiser: one.weights[self.denoiser] - offloading.freed}
-            )
-            if self.denoiser in one.weights
+            replace(one, weights={**one.weights, part: one.weights[part] - offloading.freed})
+            if part in one.weights
             else one
             for one in self.phases
         ]
-        return replace(self, phases=tuple(phases), offloading=offloading)
+        return replace(self, phases=tuple(phases), blocks={**self.blocks, part: offloading})
 
     def fitting(self, usable: int) -> Simulation:
         """With the fewest blocks in main memory with which it fits; with all if not even that does."""
-        most = len(self.offloading.sizes)
-        tried = (self.offloaded(blocks) for blocks in range(most + 1))
-        return next((one for one in tried if one.fullest.peak <= usable), self.offloaded(most))
+        found = self
+        for part, offloading in self.blocks.items():
+            most = len(offloading.sizes)
+            tried = (found.offloaded(part, blocks) for blocks in range(most))
+            found = next((one for one in tried if one.fits(part, usable)), found.offloaded(part, most))
+        return found
+
+    def fits(self, part: str, usable: int) -> bool:
+        """Whether all phases do in which a part is on the device."""
+        return all(one.peak <= usable for one in self.phases if part in one.weights)
 
 
 def simulate(
@@ -101,7 +107,7 @@ def simulate(
     `usable`: the bytes of the device, for machine.offload_blocks = "auto".
     """
     found, blocks = _Simulator(recipe, family, dtype, shapes).run(), recipe.machine.offload_blocks
-    return found.offloaded(blocks) if isinstance(blocks, int) else found.fitting(usable)
+    return found.offloaded(found.denoiser, blocks) if isinstance(blocks, int) else found.fitting(usable)
 
 
 class _Simulator:
@@ -134,11 +140,17 @@ class _Simulator:
             session, stack = made
             work = self._train(session)
             self._look(session, stack)
-            denoiser = self.family.parts[self.family.denoiser]
-            joined = session.adapters.joined
-            blocks = [own_weights(one, joined) for one in innermost_blocks(denoiser)]
-        offloading = Offloading([sum(one.nbytes for one in own) for own in blocks], 0)
-        return Simulation(tuple(self.phases), work, self.family.denoiser, offloading)
+            blocks = self._blocks(session)
+        return Simulation(tuple(self.phases), work, self.family.denoiser, blocks)
+
+    def _blocks(self, session: Session) -> dict[str, Offloading]:
+        denoiser, (reader, of_reader) = self.family.denoiser, blocks_of_text(self.family)
+        of_denoiser, joined = innermost_blocks(self.family.parts[denoiser]), session.adapters.joined
+        blocks = {denoiser: [own_weights(one, joined) for one in of_denoiser]}
+        if reader:
+            blocks[reader] = [own_weights(one, ()) for one in of_reader]
+        sizes = {part: [sum(one.nbytes for one in own) for own in owns] for part, owns in blocks.items()}
+        return {part: Offloading(of, 0) for part, of in sizes.items()}
 
     def _draw_regularization_images(self) -> None:
         wanted, bucket = self.recipe.data.regularization_images, self.shapes.bucket
@@ -204,7 +216,7 @@ class _Simulator:
         if latents > self.recipe.data.latent_memory_gb * GIGABYTE:
             latents = 0
         texts = 0 if feed.texts is None else feed.texts.num_bytes // 2  # of two captions
-        return latents + texts * max(shapes.captions, 2)
+        return latents + max(2 * texts, min(texts * shapes.captions, TEXT_BYTES))
 
     def _look(self, session: Session, stack: int) -> None:
         """`stack`: the bytes of weights that the run's first pass, which is validation's, lays together."""

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 OURS = {"sd15_style", "sd15_subject", "sd21_style", "sd21_subject", "sdxl_style", "sdxl_subject", "sdxl_8gb"}
 FLOW_BASES = ("z_image", "flux1", "flux2_klein", "chroma", "sd35", "qwen_image", "krea2", "lumina2", "anima")
 FLOW = {f"{base}_{what}" for base in FLOW_BASES for what in ("style", "subject")} | {
-    *("z_image_turbo", "z_image_12gb", "flux1_12gb", "flux2_klein_8gb", "krea2_16gb", "qwen_image_24gb"),
-    "anima_8gb",
+    *("z_image_turbo", "z_image_8gb", "z_image_12gb", "flux1_12gb", "flux2_klein_8gb", "qwen_image_24gb"),
+    *("flux2_klein_9b_12gb", "krea2_16gb", "anima_8gb"),
 }
 WITH_TOKENS = {"sd15_textual_inversion", "sdxl_pivotal", "pocket_pivotal"}
 
@@ -64,7 +64,7 @@ def test_transformers_learn_slowly_one_image_at_a_time_and_nothing_that_diffusio
     assert recipe.objective == Recipe.model_fields["objective"].get_default(call_default_factory=True)
     assert recipe.samples.steps is None and recipe.samples.guidance is None
     assert recipe.machine.gradient_checkpointing
-    assert recipe.data.resolution == (768 if name == "flux1_12gb" else 1024)
+    assert recipe.data.resolution == 1024
     assert (recipe.base.training_adapter is not None) == (name == "z_image_turbo")
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from console import run as command
 from torch import nn
-from write_what_fits import inputs_hash, presets
+from write_what_fits import FOUND, PAGE, inputs_hash, key, page, preset, presets, read
 
 from lora_studio.errors import RecipeError
 from lora_studio.families.base import innermost_blocks
@@ -20,7 +20,14 @@ from lora_studio.families.loading.published import published_base
 from lora_studio.recipe.load import recipe_from
 from lora_studio.training.planning.cards import Card, find_card, known_cards, memory_bytes
 from lora_studio.training.planning.counting import LiveBytes, Work
-from lora_studio.training.planning.for_card import CONTEXT, GAPS, CardPlan, plan_for, step_seconds
+from lora_studio.training.planning.for_card import (
+    CONTEXT,
+    GAPS,
+    CardPlan,
+    plan_for,
+    step_seconds,
+    usable_memory,
+)
 from lora_studio.training.planning.offloading import Offloading
 from lora_studio.training.planning.simulation import Phase, Simulation
 from lora_studio.training.planning.simulation.pretending import make_fake, pretending
@@ -132,10 +139,20 @@ def test_blocks_in_main_memory_free_what_they_take_but_for_two(planned: CardPlan
 def test_auto_is_the_fewest_blocks_with_which_all_phases_fit() -> None:
     """Ten blocks of 10 bytes of a denoiser of 120; with n of them 10 n - 20 are freed."""
     phases = (Phase("training", {"unet": 120}, {}, 50), Phase("encoding images", {"vae": 90}, {}, 0))
-    whole = Simulation(phases, Work(), "unet", Offloading([10] * 10, 0))
+    whole = Simulation(phases, Work(), "unet", {"unet": Offloading([10] * 10, 0)})
     found = [whole.fitting(usable) for usable in (170, 169, 150, 100, 90, 10)]
-    assert [one.offloading.blocks for one in found] == [0, 3, 4, 9, 10, 10]
+    assert [one.blocks["unet"].blocks for one in found] == [0, 3, 4, 9, 10, 10]
     assert [one.fullest.peak for one in found] == [170, 160, 150, 100, 90, 90]
+
+
+def test_auto_has_no_more_blocks_of_a_text_encoder_wait_than_captions_need() -> None:
+    """Four blocks of 20 bytes of a text encoder of 100, with 10 of what is computed; two are there."""
+    phases = (Phase("encoding captions", {"text": 100}, {}, 10), Phase("training", {"dit": 60}, {}, 10))
+    blocks = {"dit": Offloading([10] * 5, 0), "text": Offloading([20] * 4, 0)}
+    whole = Simulation(phases, Work(), "dit", blocks)
+    found = [whole.fitting(usable) for usable in (110, 90, 70, 60)]
+    assert [one.blocks["text"].blocks for one in found] == [0, 3, 4, 4]
+    assert [one.blocks["dit"].blocks for one in found] == [0, 0, 0, 3]
 
 
 def test_a_step_takes_as_long_as_its_copies_or_its_computing() -> None:
@@ -178,10 +195,30 @@ def test_a_plan_is_told_in_words(planned: CardPlan) -> None:
     assert "2 of 64x64" in rows["note"]  # the images are not there
 
 
-def test_the_page_of_what_fits_is_of_todays_presets() -> None:
-    page = (Path(__file__).parents[3] / "docs/reference/what-fits.md").read_text("utf-8")
-    assert inputs_hash() in page, "write it again: make what-fits"
-    assert [name for name in presets() if f"| {name} |" not in page] == []
+def test_the_page_of_what_fits_is_of_todays_presets_and_of_what_was_simulated() -> None:
+    text = PAGE.read_text("utf-8")
+    assert inputs_hash() in text, "write it again: make what-fits"
+    assert text.splitlines() == list(page(json.loads(FOUND.read_text("utf-8"))))
+    assert [name for name in presets() if f"| {name} |" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [
+        ("flux2_klein_8gb", 8),
+        ("z_image_8gb", 8),
+        ("flux2_klein_9b_12gb", 12),
+        ("flux1_12gb", 12),
+        ("qwen_image_24gb", 24),
+    ],
+)
+def test_a_preset_for_a_size_of_memory_fits_it_in_every_phase(name: str, gib: int) -> None:
+    """As simulated for the page; what it names is not what was left out there."""
+    recipe = preset(name)
+    whole = read(json.loads(FOUND.read_text("utf-8"))[key(recipe)])
+    fitted = whole.fitting(usable_memory(gib * GIB)) if recipe.machine.offload_blocks == "auto" else whole
+    assert len(fitted.phases) >= 6 and recipe.data.resolution == 1024
+    assert [one.name for one in fitted.phases if one.peak > usable_memory(gib * GIB)] == []
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from lora_studio.families.base import Conditioning, ModelFamily
 from lora_studio.processes import ALONE, Processes, to_device
 
 MOST_TEXTS = 1000  # that are made ready if captions vary
-TEXT_BYTES = 2**30  # of conditioning on the device: all of a thousand captions of SD1.5 to SDXL's
+TEXT_BYTES = 2**26  # of conditioning on the device: 500 captions of SD1.5's, 5 to 8 of FLUX.2's
 Join = Callable[[Sequence[Conditioning], Conditioning], Conditioning]  # as `ModelFamily.join`
 MOST_LOOKED_AT = 2_000_000  # showings: half a minute
 
@@ -49,7 +49,7 @@ def captions_of_run(
 
 
 class ConditioningCache:
-    """The conditioning of captions: ready before the first step, or from `find` when it is asked for.
+    """The conditioning of captions: ready on the device before the first step, or from `find` when asked for.
 
     Either way each caption is encoded alone, so that the bits are the same.
     """
@@ -61,9 +61,8 @@ class ConditioningCache:
         join: Join,
         device: torch.device,
     ) -> None:
-        self._join = join
-        self._ready = {caption: _to(value, device) for caption, value in ready.items()}
-        self.num_bytes = sum(map(_bytes, self._ready.values()))
+        self._join, self._ready = join, ready
+        self.num_bytes = sum(map(_bytes, ready.values()))
         most = max(1, (TEXT_BYTES - self.num_bytes) // max(1, _bytes(ready.get("", {}))))
         self._made = lru_cache(maxsize=min(MOST_TEXTS, most))(lambda caption: _sent(find(caption), device))
 
@@ -104,7 +103,7 @@ def prepare_texts(
             found = cache.load_or_encode([caption], encode)[caption]
             if (room := room - _bytes(found)) < 0 and ready:
                 break
-            ready[caption] = found
+            ready[caption] = _to(found, device)
 
     def find(caption: str) -> Conditioning:
         if known.complete:

@@ -350,7 +350,7 @@ def to_fp8(tensors: Mapping[str, Tensor], ending: str = "") -> dict[str, Tensor]
     return found
 
 
-@pytest.mark.parametrize("family", ["z_image", "flux1", "qwen_image"])
+@pytest.mark.parametrize("family", ["z_image", "flux1", "qwen_image", "flux2_klein", "flux2_dev"])
 @pytest.mark.parametrize("ending", ["", ".weight_scale", ".scale_weight"])
 def test_weights_of_8_bits_are_multiplied_with_their_scales(
     family: str, ending: str, bases: Any, tmp_path: Path
@@ -385,6 +385,8 @@ _SOME = {
     "z_image": "layers.0.attention.to_k.weight",
     "flux1": "single_transformer_blocks.0.proj_mlp.weight",
     "qwen_image": "transformer_blocks.0.img_mlp.net.2.weight",
+    "flux2_klein": "single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight",
+    "flux2_dev": "transformer_blocks.0.ff.linear_in.weight",
 }
 
 

@@ -174,7 +174,7 @@ def test_a_folder_that_is_no_base_is_a_doubt_and_a_transformer_a_refusal() -> No
         glance_at_base("x")
 
 
-WITHOUT = TransformerKind("Made-up", "MadeUpTransformer2DModel")
+WITHOUT = TransformerKind("Made-up", "MadeUpTransformer2DModel", "made_up")
 
 
 def test_a_base_that_no_preset_is_made_for_is_refused_with_what_to_do() -> None:

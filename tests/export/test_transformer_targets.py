@@ -94,7 +94,8 @@ def test_a_file_is_no_larger_than_the_plan_says(
 ) -> None:
     """With fused layers' zeros; FLUX.1's single blocks are fused with what is not trained."""
     family = load_base(str(base_of(name)))
-    endings = tuple(one.replace("attn.", "attention.") for one in endings) if name == "z_image" else endings
+    attention = {"z_image": "attention.", "anima": "attn1."}.get(name, "attn.")
+    endings = tuple(one.replace("attn.", attention) for one in endings)
     adapters = tuned(family, *endings)
     path = written(str(base_of(name)), "kohya", tmp_path, adapters, family, "float16")
     numbers = sum(one.nbytes for key, one in load_file(path).items() if not key.endswith("alpha"))

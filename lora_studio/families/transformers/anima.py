@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from lora_studio.families.base import (
+    PIPELINE,
     Conditioning,
     FileTraits,
     Miniature,
@@ -79,7 +80,7 @@ class Anima(FlowTransformer):
     @classmethod
     def refusal_of(cls, transformer: Mapping[str, object], configurations: Configurations) -> str:
         """Of Cosmos itself, of what reads more than latents and text, and of parts of different models."""
-        if CONDITIONER not in configurations:
+        if not any(CONDITIONER in one for one in (configurations, configurations.get(PIPELINE, {}))):
             return f"it has no {CONDITIONER}, so it is {_COSMOS}"
         if (channels := transformer.get("in_channels", CHANNELS)) != CHANNELS:
             return f"its transformer takes {channels} channels; that of Anima takes {CHANNELS}"
@@ -88,7 +89,7 @@ class Anima(FlowTransformer):
             return f"its transformer is that of {_COSMOS}"
         if configurations.get("scheduler", {}).get("use_dynamic_shifting"):
             return "its scheduler shifts by an image's size; that of Anima does not"
-        encoder, conditioner = configurations.get("text_encoder", {}), configurations[CONDITIONER]
+        encoder, conditioner = (configurations.get(part, {}) for part in ("text_encoder", CONDITIONER))
         return width_fault(encoder.get("hidden_size"), conditioner.get("source_dim")) or width_fault(
             conditioner.get("target_dim"), transformer.get("text_embed_dim")
         )

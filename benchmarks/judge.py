@@ -26,7 +26,7 @@ from lora_studio.pocket.scenes import NATIVE, draw, sample_scene
 from lora_studio.pocket.stages import images_to_tensor
 
 DEFAULT_FOLDER = Path("runs/judge")
-FILE_NAME = "judge.safetensors"
+FILE_NAME = "judge.safetensors"  # of SEED
 SEED = 11
 TRAINING_RENDERS = 12_800
 EPOCHS = 10
@@ -102,9 +102,9 @@ def _loss(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
     return torch.stack([F.cross_entropy(logits[h], labels[h], ignore_index=UNLABELLED) for h in HEADS]).sum()
 
 
-def _train(net: JudgeNet, renders: Renders, epochs: int) -> None:
+def _train(net: JudgeNet, renders: Renders, epochs: int, seed: int) -> None:
     """One-cycle AdamW over softened renders; a line of progress for every epoch."""
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(seed)
     steps = epochs * (len(renders) // BATCH)
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=0.15)
@@ -171,24 +171,29 @@ def _load(path: Path) -> Judge | None:
     return Judge(net, json.loads(metadata["accuracy"]))
 
 
-def train_judge(*, renders: int = TRAINING_RENDERS, epochs: int = EPOCHS, tested: int = 2000) -> Judge:
-    """A new judge; the seed is fixed, so that the same machine makes the same one again."""
+def train_judge(
+    *, renders: int = TRAINING_RENDERS, epochs: int = EPOCHS, tested: int = 2000, seed: int = SEED
+) -> Judge:
+    """A new judge, on the same machine the same one for a seed: of its first weights and of its batches."""
     with torch.random.fork_rng():
-        torch.manual_seed(SEED)
+        torch.manual_seed(seed)
         net = JudgeNet()
     started = time.monotonic()
     data = labelled_renders(renders)
     print(f"judge: {renders} renders drawn in {time.monotonic() - started:.0f} s", flush=True)
-    _train(net, data, epochs)
+    _train(net, data, epochs, seed)
     return Judge(net, _accuracies(net, tested))
 
 
-def load_or_train(folder: Path = DEFAULT_FOLDER) -> Judge:
-    """The judge of `folder/judge.safetensors`; trained (minutes on one core) and saved there if missing."""
-    path = folder / FILE_NAME
+def load_or_train(folder: Path = DEFAULT_FOLDER, seed: int = SEED) -> Judge:
+    """The judge of `folder/judge.safetensors`, of another seed that of `judge_SEED.safetensors`.
+
+    Trained (minutes on one core) and saved there if missing.
+    """
+    path = folder / (FILE_NAME if seed == SEED else f"judge_{seed}.safetensors")
     judge = _load(path)
     if judge is None:
-        judge = train_judge()
+        judge = train_judge(seed=seed)
         _save(judge.net, judge.accuracy_on_renders(), path)
     return judge
 
@@ -197,11 +202,12 @@ def main() -> None:
     """Train the judge if need be and print its accuracy on held-out renders."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER)
+    parser.add_argument("--seed", type=int, default=SEED, help="of another judge, to ask beside the first")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch likes")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    judge = load_or_train(options.folder)
+    judge = load_or_train(options.folder, options.seed)
     print("parameters:", sum(p.numel() for p in judge.net.parameters()))
     for name, share in judge.accuracy_on_renders().items():
         print(f"{name:28} {100 * share:6.2f} %")

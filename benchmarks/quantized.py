@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from choice import distances
 from experiments import Question, style_questions, tuned
-from figures import difference_of, machine, sha256_of, table, write_json
+from figures import interval_of, machine, sha256_of, table, write_json
 from images import LORA_GUIDANCE, Prompt, generate, load_pipeline
 from judge import DEFAULT_FOLDER, Judge, load_or_train
 from safetensors.torch import load_file, save_file
@@ -154,10 +154,10 @@ def look(base: str, arm: str, seed: int, file: Path, questions: Sequence[Questio
 def rows_of(pieces: Sequence[Piece], errors: dict[str, float]) -> list[tuple[object, ...]]:
     """Of one base, an arm a row; what is beside bfloat16 is of equal prompts and seeds."""
     by_arm = {arm: [one for one in pieces if one.arm == arm] for arm in ARMS}
-    plain, rows = _all(by_arm["bfloat16"], "style"), []
+    plain, rows = _all(by_arm["bfloat16"], "style"), list[tuple[object, ...]]()
     for arm, some in by_arm.items():
         style = _all(some, "style")
-        beside = difference_of(style, plain)
+        beside = interval_of(np.subtract(style, plain))
         verdict = "" if arm == "bfloat16" else str(beside)
         near = "" if arm == "bfloat16" else ("within 3 points" if abs(beside.share) <= NEAR else "FARTHER")
         shares = [f"{np.mean(_all(some, name)):.1%}" for name in ("style", "object", "drift")]

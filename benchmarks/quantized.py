@@ -167,7 +167,7 @@ def rows_of(pieces: Sequence[Piece], errors: dict[str, float]) -> list[tuple[obj
 
 def _all(pieces: Sequence[Piece], name: str) -> list[float]:
     """One value for each prompt and seed."""
-    return [value for one in sorted(pieces, key=lambda p: p.seed) for value in getattr(one, name)]
+    return [float(value) for one in sorted(pieces, key=lambda p: p.seed) for value in getattr(one, name)]
 
 
 def main() -> None:

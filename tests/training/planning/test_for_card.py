@@ -209,6 +209,7 @@ def test_the_page_of_what_fits_is_of_todays_presets_and_of_what_was_simulated() 
         ("z_image_8gb", 8),
         ("flux2_klein_9b_12gb", 12),
         ("flux1_12gb", 12),
+        ("krea2_16gb", 16),
         ("qwen_image_24gb", 24),
     ],
 )

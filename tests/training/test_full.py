@@ -219,9 +219,9 @@ def test_the_plan_says_what_it_costs(
     base_of: BaseOf, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = recipe_of(tmp_path, images, base_of("sdxl"))
+    recipe = recipe_of(tmp_path, images, base_of("sd15"))
     found = plan(recipe)
-    numbers = sum(p.numel() for p in load_base(str(base_of("sdxl"))).parts["unet"].parameters())
+    numbers = sum(p.numel() for p in load_base(str(base_of("sd15"))).parts["unet"].parameters())
     memory = found.memory
     assert (memory.adapters, memory.gradients, memory.originals) == (4 * numbers,) * 3
     assert 8 * numbers <= memory.optimizer < 8.1 * numbers and "unet" not in memory.parts
@@ -288,7 +288,7 @@ def test_a_folder_that_is_not_what_was_trained_is_set_aside(
         return error
 
     monkeypatch.setattr(finish_folder, "write_folder", damaged)
-    recipe = recipe_of(tmp_path, images, base_of("sdxl"), "training.steps=1")
+    recipe = recipe_of(tmp_path, images, base_of("sd15"), "training.steps=1")
     with pytest.raises(ExportMismatch, match=r"tiny\.unverified is not what was trained"):
         train(recipe, tmp_path / "run")
     assert (tmp_path / "run" / "tiny.unverified").is_dir() and not (tmp_path / "run" / "tiny").exists()
@@ -316,8 +316,8 @@ def test_a_full_run_goes_on_after_a_resume_as_if_it_had_not_stopped(
             "training.ema=0.5",
         )
         if stop:
-            train(recipe_of(tmp_path, images, base_of("sdxl"), *changes, "training.steps=2"), run)
-        train(recipe_of(tmp_path, images, base_of("sdxl"), *changes), run, resume=stop)
+            train(recipe_of(tmp_path, images, base_of("sd15"), *changes, "training.steps=2"), run)
+        train(recipe_of(tmp_path, images, base_of("sd15"), *changes), run, resume=stop)
         last = run / "checkpoints/step_000004"
         names = ("adapters.safetensors", "ema.safetensors", "state.json")
         contents = {name: (last / name).read_bytes() for name in names}

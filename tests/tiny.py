@@ -110,8 +110,12 @@ def least_base(folder: Path) -> Path:
 
 
 def base_sd2(folder: Path, *, prediction: str = "epsilon") -> Path:
-    """SD2's module tree: linear projections, heads of one size, and a tokenizer that pads with "!"."""
-    levels = {"block_out_channels": (16, 16, 32, 32), "attention_head_dim": (2, 2, 4, 4)}
+    """SD2's module tree, two levels of it: linear projections, heads of one size, and "!" for padding."""
+    levels = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        **{"block_out_channels": (16, 32), "attention_head_dim": (2, 4)},
+    }
     sizes = {"cross_attention_dim": 32, "use_linear_projection": True, "norm_num_groups": 8}
     return _one_encoder(folder, levels | sizes, _tokenizer(pad="!"), seed=1, prediction_type=prediction)
 

@@ -85,7 +85,7 @@ def off(path: Path, changes: dict[str, Tensor]) -> set[str]:
 ALPHAS: dict[str, Callable[[random.Random], Callable[[str], float | None]]] = {
     "of single layers": lambda draw: lambda name: draw.choice([1.0, 2.0, 2.0, 2.0, 4.0]),
     "missing in places": lambda draw: lambda name: draw.choice([1.0, None]),
-    "of blocks": lambda draw: lambda name: 4.0 if re.search("block_1_|blocks_[13]_", name) else 1.0,
+    "of blocks": lambda draw: lambda name: 4.0 if re.search("block_|blocks_[13]_", name) else 1.0,
     "one for all": lambda draw: lambda name: 2.0,
     "none": lambda draw: lambda name: None,
 }

@@ -145,10 +145,10 @@ def test_what_cannot_be_taken_apart_is_refused(kind: str, why: str, tmp_path: Pa
 
 
 def test_a_fused_weight_of_other_rows_is_refused(tmp_path: Path) -> None:
-    """As Lumina 2 has it, whose keys and values are narrower."""
+    """Keys and values are neither as wide as queries nor, as in Lumina-Image 2, of fewer whole heads."""
     stem = "lora_unet_layers_0_attention_qkv"
     save_file(
-        {f"{stem}.{end}": one for end, one in KINDS["lora"]((128, 64)).items()}, tmp_path / "a.safetensors"
+        {f"{stem}.{end}": one for end, one in KINDS["lora"]((130, 64)).items()}, tmp_path / "a.safetensors"
     )
     with pytest.raises(StudioError, match="not that of 3 layers in one; it is for another kind of base"):
         open_plain(tmp_path / "a.safetensors")

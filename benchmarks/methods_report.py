@@ -9,7 +9,7 @@ from typing import Any
 
 from figures import table
 
-from lora_studio.plots import headless_pyplot, png_bytes
+from lora_studio.plots import headless_pyplot, names_beside, png_bytes
 
 FIGURES = ("fidelity", "following", "leaking", "drift")
 SHIPPED = "as shipped"
@@ -21,7 +21,6 @@ what was trained. *Following*: those that show what else the prompt asks for, th
 background. *Leaking*: images without the trigger that show what was trained. *Drift*: how far those
 changed, in percent of how far another noise changes them. What is changed stands in `METHODS` there."""
 _COLOURS = ("#000000", "#1f77b4", "#2ca02c", "#d62728", "#ff7f0e", "#9467bd", "#8c564b")
-_APART = 0.036  # of a panel's height, between two names
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def plot(found: Sequence[Piece], groups: Mapping[str, str]) -> bytes:
         if shown is not best:
             panel.set_xlim(left=-3)
             panel.set_ylim(-3, 103)
-        _name(panel, named, colours)
+        names_beside(panel, [(p[0].name, _middle(p), colours[method]) for method, p in named.items()])
     _frame(panels[0], panels[1])
     marks = [pyplot.Line2D([], [], color=colour, marker="o", linestyle="") for colour in of_group.values()]
     figure.legend(marks, list(of_group), loc="upper center", ncols=len(of_group), frameon=False)
@@ -130,39 +129,3 @@ def _cross(panel: Any, seeds: Sequence[Piece], colour: str) -> None:
     panel.plot([min(xs), max(xs)], [y, y], color=colour, alpha=0.35, linewidth=1.2)
     panel.plot([x, x], [min(ys), max(ys)], color=colour, alpha=0.35, linewidth=1.2)
     panel.scatter([x], [y], s=36, color=colour, edgecolor="white", zorder=3)
-
-
-def _name(panel: Any, of_task: Mapping[str, Sequence[Piece]], colours: Mapping[str, str]) -> None:
-    """Names in a column beside the panel, about as high as their points, with a line to each."""
-    middles = {method: _middle(seeds) for method, seeds in of_task.items()}
-    from_top = sorted(middles, key=lambda method: (-middles[method][1], -middles[method][0]))
-    low, high = panel.get_ylim()
-    wanted = [(middles[method][1] - low) / (high - low) for method in from_top]
-    for method, height in zip(from_top, _spaced(wanted), strict=True):
-        panel.annotate(
-            of_task[method][0].name,
-            middles[method],
-            xytext=(1.03, height),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=9,
-            color=colours[method],
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colours[method],
-                "alpha": 0.3,
-                "linewidth": 0.8,
-                "relpos": (0, 0.5),
-            },
-            annotation_clip=False,
-        )
-
-
-def _spaced(wanted: Sequence[float]) -> list[float]:
-    """Heights from 1 down, at least `_APART` from each other and no higher than needed, within the panel."""
-    placed: list[float] = []
-    for number, height in enumerate(wanted):
-        ceiling = placed[-1] - _APART if placed else 1.0
-        room_below = (len(wanted) - 1 - number) * _APART
-        placed.append(min(ceiling, max(height, room_below)))
-    return placed

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+APART = 0.036  # of the axes' height, between two names beside them
 TICKS = 5  # on an axis, at most: half of matplotlib's, which take most of the time that a plot does
 
 
@@ -39,6 +40,36 @@ def legend_above(axes: Axes) -> None:
     """Names of the lines in one row above the axes, where nothing is drawn that they could cover."""
     place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
     axes.legend(ncols=4, frameon=False, **place)
+
+
+def names_beside(axes: Axes, named: Sequence[tuple[str, tuple[float, float], Any]]) -> None:
+    """Name, place (x, y) and colour of points: names in a column beside the axes, each with a line to it."""
+    low, high = axes.get_ylim()
+    from_top = sorted(named, key=lambda one: (-one[1][1], -one[1][0]))
+    heights = _spaced([(place[1] - low) / (high - low) for _, place, _ in from_top])
+    for (name, place, colour), height in zip(from_top, heights, strict=True):
+        line = {"arrowstyle": "-", "color": colour, "alpha": 0.3, "linewidth": 0.8, "relpos": (0, 0.5)}
+        axes.annotate(
+            name.replace("$", r"\$"),  # with which matplotlib begins a formula
+            place,
+            xytext=(1.03, height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=9,
+            color=colour,
+            arrowprops=line,
+            annotation_clip=False,
+        )
+
+
+def _spaced(wanted: Sequence[float]) -> list[float]:
+    """Heights from 1 down, at least `APART` from each other and no higher than needed, within the axes."""
+    placed: list[float] = []
+    for number, height in enumerate(wanted):
+        ceiling = placed[-1] - APART if placed else 1.0
+        room_below = (len(wanted) - 1 - number) * APART
+        placed.append(min(ceiling, max(height, room_below)))
+    return placed
 
 
 def png_bytes(figure: Figure) -> bytes:

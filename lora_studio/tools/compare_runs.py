@@ -13,12 +13,13 @@ from lora_studio.errors import StudioError
 from lora_studio.evaluate.report.words import interval_in_words, measure_words
 from lora_studio.evaluate.result import Evaluation, Interval
 from lora_studio.evaluate.saved import RESULT, saved_evaluation
-from lora_studio.plots import headless_pyplot, png_bytes
+from lora_studio.plots import headless_pyplot, names_beside, png_bytes
 from lora_studio.recipe import Recipe, changes, flat_options
 from lora_studio.recipe.run_recipe import RUN_RECIPE, load_run_recipe
 from lora_studio.text import shown
 
 SHOWN = ("fidelity", "drift", "leakage", "prompt_following")  # of each run, in the table
+FEW_POINTS = 6  # whose names and intervals do not cover each other
 _SAME = ("base_fingerprint", "encoder_sha256")  # facts without which figures cannot be compared
 _IDLE = {"name"}  # options that say nothing of what was learned
 
@@ -221,6 +222,7 @@ def fidelity_drift_plot(points: Sequence[PlottedPoint], *, most_drift: float | N
     axes.axvline(0, color="#888", linewidth=0.8, linestyle="--")
     if most_drift is not None and most_drift < 1.5 * max(one.drift.high for one in points):
         axes.axhline(most_drift, color="#b33", linewidth=0.8, linestyle=":", label="budget of drift")
+    is_crowded, named = len(points) > FEW_POINTS, []
     for number, one in enumerate(points):
         colour = pyplot.get_cmap("tab10")(number % 10)
         fidelity, drift = one.fidelity, one.drift
@@ -228,12 +230,20 @@ def fidelity_drift_plot(points: Sequence[PlottedPoint], *, most_drift: float | N
         up = [[drift.value - drift.low], [drift.high - drift.value]]
         middle, size = (fidelity.value, drift.value), 10 if one.marked else 6
         style = {"fmt": "*" if one.marked else "o", "markersize": size, "color": colour, "capsize": 3}
-        axes.errorbar(*middle, xerr=across, yerr=up, linewidth=0.9, **style)
+        faint = 0.25 if is_crowded and not one.marked else 1.0
+        arms = axes.errorbar(*middle, xerr=across, yerr=up, linewidth=0.9, **style)
+        for line in (*arms[1], *arms[2]):  # caps and bars
+            line.set_alpha(faint)
+        to_seeds = {"color": colour, "linewidth": 0.7, "marker": ".", "markersize": 4, "alpha": faint}
         for part in one.parts if len(one.parts) > 1 else ():
-            axes.plot(*zip(middle, part, strict=True), color=colour, linewidth=0.7, marker=".", markersize=4)
-        label = shown(one.label, limit=40).replace("$", r"\$")  # with which matplotlib begins a formula
-        place = {"textcoords": "offset points", "xytext": (6, 6), "fontsize": 8, "color": colour}
-        axes.annotate(label, middle, **place)
+            axes.plot(*zip(middle, part, strict=True), **to_seeds)
+        label = shown(one.label, limit=40)
+        named.append((label, middle, colour))
+        if not is_crowded:
+            place = {"textcoords": "offset points", "xytext": (6, 6), "fontsize": 8, "color": colour}
+            axes.annotate(label.replace("$", r"\$"), middle, **place)
+    if is_crowded:
+        names_beside(axes, named)
     axes.set_xlabel("fidelity: how far it went to the reference images (95 % interval)")
     axes.set_ylabel("drift: what else changed (1: as by another seed)")
     axes.set_title("better: to the right and down", fontsize=9, loc="right", color="#666")

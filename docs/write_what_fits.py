@@ -92,6 +92,8 @@ def key(recipe: Recipe) -> str:
     for section, names in WORDS.items():
         values[section] = {one: of for one, of in values.get(section, {}).items() if one not in names}
     values["base"] |= {"dtype": str(base_dtype(recipe, torch.bfloat16))}
+    if recipe.base.training_adapter is not None:
+        values["base"]["training_adapter"] = recipe.base.training_adapter.name  # wherever the recipe lies
     values["tokens"] = len(recipe.tokens)
     values["shown"] = min(len(recipe.samples.prompts), drawn_together(recipe.data.resolution))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -107,9 +109,12 @@ WORDS: Mapping[str, Sequence[str]] = {
 
 @paused_collector()
 def simulated(recipe: Recipe) -> dict[str, Any]:
-    """Bytes of every phase and block, with all of the base on the device."""
+    """Bytes of every phase and block, with all of the base on the device, and no training adapter: its file
+    is not here, and small.
+    """
     machine = recipe.machine.model_copy(update={"offload_blocks": 0})
-    recipe = recipe.model_copy(update={"machine": machine})
+    base = recipe.base.model_copy(update={"training_adapter": None})
+    recipe = recipe.model_copy(update={"machine": machine, "base": base})
     family = base_without_weights(recipe)
     found = simulate(recipe, family, base_dtype(recipe, torch.bfloat16), shapes_of(recipe, family))
     phases = [

@@ -173,7 +173,7 @@ def new_vae(family: str) -> nn.Module:
 
 def new_text(family: str, part: str) -> nn.Module:
     name = TEXTS[family][part]
-    if name.startswith("qwen3"):
+    if name.startswith("qwen3_"):
         layers = 28 if family in TABLES else 2  # of which 27 are read
         sizes = {"hidden_size": TEXT, "intermediate_size": 32, "num_hidden_layers": layers, "head_dim": 8}
         heads = {"num_attention_heads": 2, "num_key_value_heads": 1}

@@ -57,6 +57,7 @@ class KeptProcess:
             pipe.send((function, given, named))
             found, error = pipe.recv()
         except (EOFError, OSError):
+            self._give_up(pipe)
             raise StudioError(ENDED) from None
         if error is not None:
             raise error
@@ -74,6 +75,14 @@ class KeptProcess:
                 there.close()
                 self._kept = _Kept(process, here)
             return self._kept.pipe
+
+    def _give_up(self, pipe: Connection) -> None:
+        """The next call begins another: one that just ended may still seem to be alive."""
+        with self._lock:
+            if self._kept is not None and self._kept.pipe is pipe:
+                self._kept.process.kill()
+                self._kept.process.join()
+                self._kept = None
 
 
 def _answer(pipe: Connection) -> None:

@@ -108,7 +108,7 @@ def layout_of_file(stems: Mapping[str, Size | None], version: str) -> Transforme
     """The layout of the family that a file with these layers, by its keys' stems, is for; None if of none.
 
     That which knows the most of them; of several, the one with a published base whose sizes are theirs; then
-    the one that the file names; then the first.
+    the one that the file names; then the one whose fused layers need not be of unequal rows; then the first.
     """
     of_unet = sum(_OF_UNET.search(stem) is not None for stem in stems)
     if 2 * of_unet >= len(stems):
@@ -130,6 +130,8 @@ def _paths(layout: TransformerLayout, stems: Mapping[str, Size | None]) -> dict[
     return found
 
 
-def _rank(layout: TransformerLayout, sizes: Mapping[str, Size | None], version: str) -> tuple[int, bool]:
+def _rank(
+    layout: TransformerLayout, sizes: Mapping[str, Size | None], version: str
+) -> tuple[int, bool, bool]:
     fitting = max(one.fitting(sizes) for one in _KNOWN if one.layout is layout)
-    return fitting, bool(version) and version.startswith(layout.versions)
+    return fitting, bool(version) and version.startswith(layout.versions), not layout.grouped

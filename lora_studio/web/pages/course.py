@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,19 @@ from lora_studio.web.curves import Point
 from lora_studio.web.pages.frame import heading, text
 from lora_studio.web.studio import studio
 
+SECONDS_APART = 1.0
 _COLOURS = {"loss": "#3f86c6", "validation": "#c8772b", "learning rate": "#8b8b8b"}
 
 
 class CourseChart:
-    """Drawn again when there is something new."""
+    """Drawn again when there is something new, at most once a second while the run is at work.
+
+    Drawing takes a browser without a GPU tens of milliseconds, of the cores on which the run may be.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._version = (0, 0)
+        self._version, self._drawn = (0, 0), 0.0
         with ui.element("section").classes("panel"):
             heading("Course", level=2)
             self._none = text("No step is done yet.").classes("soft")
@@ -30,11 +35,12 @@ class CourseChart:
             self._chart.props('role=img aria-label="Loss, validation and learning rate over the steps"')
         self._chart.set_visibility(False)
 
-    def show(self, version: tuple[int, int]) -> None:
+    def show(self, version: tuple[int, int], *, at_work: bool) -> None:
         """What was measured since."""
-        if version == self._version:
+        now = time.monotonic()
+        if version == self._version or (at_work and now < self._drawn + SECONDS_APART):
             return
-        self._version = version
+        self._version, self._drawn = version, now
         series = series_of(self._folder, version)
         self._none.set_visibility(series == "[]")
         self._chart.set_visibility(series != "[]")

@@ -81,7 +81,7 @@ class RunView:
         self._numbers.say(seen.numbers)
         self._gpu.say(f"GPU memory: {seen.gpu}")
         self._gpu.set_visibility(bool(seen.gpu))
-        self._course.show(seen.course)
+        self._course.show(seen.course, at_work=run.at_work)
         self._previews.look(run, seen.sheets)
         self._checkpoints.look(seen.checkpoints)
         self._prompts.look(run)

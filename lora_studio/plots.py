@@ -46,7 +46,7 @@ def names_beside(axes: Axes, named: Sequence[tuple[str, tuple[float, float], Any
     """Name, place (x, y) and colour of points: names in a column beside the axes, each with a line to it."""
     low, high = axes.get_ylim()
     from_top = sorted(named, key=lambda one: (-one[1][1], -one[1][0]))
-    heights = _spaced([(place[1] - low) / (high - low) for _, place, _ in from_top])
+    heights = spaced([(place[1] - low) / (high - low) for _, place, _ in from_top])
     for (name, place, colour), height in zip(from_top, heights, strict=True):
         line = {"arrowstyle": "-", "color": colour, "alpha": 0.3, "linewidth": 0.8, "relpos": (0, 0.5)}
         axes.annotate(
@@ -62,7 +62,7 @@ def names_beside(axes: Axes, named: Sequence[tuple[str, tuple[float, float], Any
         )
 
 
-def _spaced(wanted: Sequence[float]) -> list[float]:
+def spaced(wanted: Sequence[float]) -> list[float]:
     """Heights from 1 down, at least `APART` from each other and no higher than needed, within the axes."""
     placed: list[float] = []
     for number, height in enumerate(wanted):

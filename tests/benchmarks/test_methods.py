@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from figures import write_json
 from methods import METHODS
-from methods_report import Piece, _spaced, markdown, plot
+from methods_report import Piece, markdown, plot
 from PIL import Image
 
 from lora_studio.adapters import ADAPTERS
+from lora_studio.plots import spaced
 from lora_studio.recipe.adapter import NO_ADAPTER
 from lora_studio.recipe.load import load_recipe
 from lora_studio.training.prepare.checks import name_faults
@@ -83,7 +84,7 @@ def test_the_plot_is_an_image_with_both_panels() -> None:
 
 
 def test_names_beside_the_plot_stay_apart_and_within_it() -> None:
-    heights = _spaced([0.99, 0.99, 0.98, 0.5, 0.01, 0.0, 0.0])
+    heights = spaced([0.99, 0.99, 0.98, 0.5, 0.01, 0.0, 0.0])
     gaps = [a - b for a, b in itertools.pairwise(heights)]
     assert heights[3] == 0.5 and min(gaps) > 0.03 and 0 <= heights[-1] < heights[0] <= 1
 

@@ -172,7 +172,7 @@ def on_card(whole: Simulation, size: int) -> str:
     if fitted.fullest.peak > usable:
         return "no"
     words = []
-    for part, one in fitted.blocks.items():
+    for part, one in sorted(fitted.blocks.items(), key=lambda pair: pair[0] == whole.denoiser):
         if one.blocks and part == whole.denoiser:
             time = str(bus_seconds(one.copied(1))).replace(" to ", "–")
             words.append(f"{one.blocks} of {len(one.sizes)}: {time}")

@@ -32,11 +32,11 @@ from figures import Share, interval_of, machine, sha256_of, table, write_json
 from images import LORA_GUIDANCE, STEPS, Prompt, generate, load_pipeline
 from judge import DEFAULT_FOLDER, SEED, Judge, load_or_train
 from PIL import Image
+from trained import trained
 
 from lora_studio.pocket.samples import FLOW_STYLE, SUBJECT
+from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import PRESET_FOLDER, load_recipe
-from lora_studio.training.finish import Finished
-from lora_studio.training.session import train
 
 BASE = Path("lora_studio/pocket/flow_weights")
 TASKS = ("style", "subject")
@@ -97,17 +97,10 @@ def questions_of(task: str, count: int) -> list[Question]:
     return style_questions(count, 0, FLOW_STYLE) if task == "style" else subject_questions(count, 0)
 
 
-def trained(task: str, seed: int, runs: Path) -> Path:
-    """The file of a run; a later call goes on with it. Raises SystemExit if it was stopped."""
-    folder = runs / f"{task}_{seed}"
-    if found := sorted(folder.glob("*.safetensors")):
-        return found[0]
+def recipe_of(task: str, seed: int) -> Recipe:
+    """The shipped one, without previews."""
     changes = (f"training.seed={seed}", "samples.prompts=[]")
-    recipe = load_recipe(PRESET_FOLDER / f"pocket_flow_{task}.toml", changes=changes)
-    result = train(recipe, folder, resume=any(folder.glob("checkpoints/step_*")))
-    if not isinstance(result, Finished) or result.lora_file is None:
-        raise SystemExit(f"{task}, seed {seed}: stopped; the next call goes on.")
-    return result.lora_file
+    return load_recipe(PRESET_FOLDER / f"pocket_flow_{task}.toml", changes=changes)
 
 
 def look(task: str, seed: int, file: Path, count: int, judges: dict[str, Judge]) -> Piece:
@@ -212,7 +205,8 @@ def main() -> None:
     weights = next((BASE / "transformer").glob("*.safetensors"))
     found, digests = list[Finding](), dict[str, str]()
     for task in options.tasks:
-        files = {seed: trained(task, seed, options.runs) for seed in options.seeds}
+        runs = {seed: options.runs / f"{task}_{seed}" for seed in options.seeds}
+        files = {seed: trained(recipe_of(task, seed), folder) for seed, folder in runs.items()}
         base = look(task, 0, weights, options.prompts, judges)
         pieces = [look(task, seed, file, options.prompts, judges) for seed, file in files.items()]
         digests |= {f"{task}_{one.seed}": one.sha256 for one in pieces}

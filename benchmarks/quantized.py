@@ -26,6 +26,7 @@ from images import LORA_GUIDANCE, Prompt, generate, load_pipeline
 from judge import DEFAULT_FOLDER, Judge, load_or_train
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from trained import trained
 
 from lora_studio.families.loading import load_base
 from lora_studio.objectives.base import ObjectiveOptions
@@ -33,10 +34,9 @@ from lora_studio.pocket.samples import FLOW_STYLE, STYLE
 from lora_studio.pocket.scenes import draw, held_out_scenes
 from lora_studio.pocket.stages import images_to_tensor
 from lora_studio.quiet import quiet_libraries
+from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import PRESET_FOLDER, load_recipe
-from lora_studio.training.finish import Finished
 from lora_studio.training.machine import Machine
-from lora_studio.training.session import train
 
 WEIGHTS = Path("lora_studio/pocket")
 BASES = {"pocket": (WEIGHTS / "weights", STYLE), "pocket_flow": (WEIGHTS / "flow_weights", FLOW_STYLE)}
@@ -107,19 +107,12 @@ def error_of(found: Tensor, exact: Tensor) -> float:
     return float((found - exact).norm() / exact.norm())
 
 
-def trained(base: str, arm: str, seed: int, runs: Path) -> Path:
-    """The file of a run; a later call goes on with it. Raises SystemExit if it was stopped."""
-    folder = runs / f"{base}_{arm}_{seed}"
-    if found := sorted(folder.glob("*.safetensors")):
-        return found[0]
+def recipe_of(base: str, arm: str, seed: int, runs: Path) -> Recipe:
+    """The shipped style, without previews, on a base in these bits."""
     place = base_of(base, arm, runs).resolve()
     bits = (f"base.model={place}", "base.dtype=float32", f"base.quantize={ARMS[arm]}")
     changes = (*bits, f"training.seed={seed}", "samples.prompts=[]")
-    recipe = load_recipe(PRESET_FOLDER / f"{base}_style.toml", changes=changes)
-    result = train(recipe, folder, resume=any(folder.glob("checkpoints/step_*")))
-    if not isinstance(result, Finished) or result.lora_file is None:
-        raise SystemExit(f"{folder.name}: stopped; the next call goes on.")
-    return result.lora_file
+    return load_recipe(PRESET_FOLDER / f"{base}_style.toml", changes=changes)
 
 
 def look(base: str, arm: str, seed: int, file: Path, questions: Sequence[Question], judge: Judge) -> Piece:
@@ -195,7 +188,11 @@ def main() -> None:
         print(base, errors, flush=True)
         questions = style_questions(options.prompts, 0, BASES[base][1])
         files = {
-            (arm, seed): trained(base, arm, seed, options.runs) for seed in options.seeds for arm in ARMS
+            (arm, seed): trained(
+                recipe_of(base, arm, seed, options.runs), options.runs / f"{base}_{arm}_{seed}"
+            )
+            for seed in options.seeds
+            for arm in ARMS
         }
         pieces = [look(base, arm, seed, file, questions, judge) for (arm, seed), file in files.items()]
         rows += rows_of(pieces, errors)

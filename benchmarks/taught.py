@@ -20,6 +20,7 @@ from experiments import Question, style_questions, subject_questions
 from images import DEFAULT_BASE, LORA_GUIDANCE, Prompt, generate, load_pipeline
 from methods import METHODS, STYLE_RECIPE, SUBJECT_RECIPE, Method, slug_of
 from PIL import Image
+from trained import trained
 
 from lora_studio.pocket.samples import (
     FLOW_STYLE,
@@ -32,8 +33,6 @@ from lora_studio.pocket.samples import (
 from lora_studio.pocket.scenes import NATIVE, draw, held_out_scenes, sample_scene
 from lora_studio.recipe import Recipe
 from lora_studio.recipe.load import PRESET_FOLDER, load_recipe
-from lora_studio.training.finish import Finished
-from lora_studio.training.session import train
 
 SAMPLES = Path(__file__).parents[1] / "sample_images"
 ARMS = ("called", "plain")
@@ -97,14 +96,7 @@ class Known:
 
     def train(self, runs: Path) -> Path:
         """The LoRA file of the run in `runs`; it goes on where it stopped. Raises SystemExit if it stops."""
-        folder = runs / self.slug
-        found = sorted(folder.glob("*.safetensors"))
-        if found:
-            return found[0]
-        result = train(self.recipe(runs), folder, resume=any(folder.glob("checkpoints/step_*")))
-        if not isinstance(result, Finished) or result.lora_file is None:
-            raise SystemExit(f"{self.name}: stopped; the next call goes on.")
-        return result.lora_file
+        return trained(self.recipe(runs), runs / self.slug)
 
     def questions(self) -> list[Question]:
         """`QUESTIONS` of `methods.py`'s 48."""

@@ -27,6 +27,7 @@ from lora_studio.families.layer_names.transformers import TransformerLayout
 from lora_studio.objectives.base import ObjectiveOptions
 from lora_studio.objectives.flow_matching import FlowMatching, as_asked
 from lora_studio.objectives.sigmas import FlowSchedule
+from lora_studio.processes import to_device
 from lora_studio.rng import generator
 
 if TYPE_CHECKING:
@@ -233,6 +234,12 @@ def joined(rows: Sequence[Tensor]) -> Tensor:
 def has_numbers(mask: Tensor) -> bool:
     """False of shapes only and of what is simulated, where a caption is as long as its tensor."""
     return type(mask) is torch.Tensor and not mask.is_meta
+
+
+def padding_mask(conditioning: Conditioning, device: torch.device) -> Tensor | None:
+    """[B, L] on the device, true of the captions' own tokens; None if no caption is padded."""
+    mask = conditioning[MASK]
+    return to_device(mask.bool(), device) if has_numbers(mask) and not mask.all() else None
 
 
 def own_tokens(states: Tensor, mask: Tensor) -> list[Tensor]:

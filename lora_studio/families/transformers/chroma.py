@@ -23,7 +23,7 @@ from lora_studio.families.base import (
     random_network,
 )
 from lora_studio.families.layer_names.transformers import layouts
-from lora_studio.families.transformers import MASK, VELOCITY, has_numbers
+from lora_studio.families.transformers import MASK, VELOCITY, padding_mask
 from lora_studio.families.transformers.flux1 import (
     TOKENS,
     StreamTransformer,
@@ -89,10 +89,9 @@ class Chroma(StreamTransformer):
         """The transformer's own prediction is n - x0, and its timestep sigma."""
         transformer, (height, width) = self.parts["transformer"], latents.shape[-2:]
         text, tokens = conditioning["text"].to(self.precision), pack(latents.to(self.precision))
-        mask: Tensor | None = None
-        if has_numbers(conditioning[MASK]) and not conditioning[MASK].all():
-            given = to_device(conditioning[MASK].bool(), tokens.device)
-            mask = torch.cat([given, given.new_ones(tokens.shape[:2])], dim=1)
+        mask = padding_mask(conditioning, tokens.device)
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(tokens.shape[:2])], dim=1)
         with _mask_where_checkpointed(transformer, mask):
             found = transformer(
                 tokens,

@@ -30,7 +30,7 @@ from lora_studio.families.transformers import (
     VELOCITY,
     Configurations,
     FlowTransformer,
-    has_numbers,
+    padding_mask,
     width_fault,
 )
 from lora_studio.families.transformers.flux1 import device_of, pack, positions, unpack
@@ -134,9 +134,7 @@ class Krea2(FlowTransformer):
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, geometry: Tensor
     ) -> Tensor:
         """The transformer's own prediction is n - x0, and its timestep sigma."""
-        mask: Tensor | None = None
-        if has_numbers(conditioning[MASK]) and not conditioning[MASK].all():
-            mask = to_device(conditioning[MASK].bool(), latents.device)
+        mask = padding_mask(conditioning, latents.device)
         text = conditioning["text"].to(self.precision)
         return predict(self.parts["transformer"], latents.to(self.precision), timestep, text, mask)
 

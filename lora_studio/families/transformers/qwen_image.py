@@ -27,8 +27,8 @@ from lora_studio.families.transformers import (
     VELOCITY,
     Configurations,
     FlowTransformer,
-    has_numbers,
     in_all_but_last,
+    padding_mask,
     width_fault,
 )
 from lora_studio.families.transformers.flux1 import device_of, pack, unpack
@@ -146,9 +146,7 @@ class QwenImage(FlowTransformer):
     ) -> Tensor:
         """The transformer's own prediction is n - x0, and its timestep sigma."""
         height, width = latents.shape[-2:]
-        mask: Tensor | None = None
-        if has_numbers(conditioning[MASK]) and not conditioning[MASK].all():
-            mask = to_device(conditioning[MASK].bool(), latents.device)
+        mask = padding_mask(conditioning, latents.device)
         with patch(_LENGTHS, _whole_length):
             found = self.parts["transformer"](
                 pack(latents.to(self.precision)),

@@ -9,9 +9,10 @@ import pytest
 pytest.importorskip("nicegui")
 from browser import Visit, visit_to
 from PIL import Image
-from sites import Site
+from sites import Site, write_run
 
 PAGES = ("/", "/new", "/dataset", "/run/plain", "/results", "/results/plain", "/files")
+_CHART = "Object.values(mounted_app.$refs).find((one) => one?.chart).chart"
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +61,21 @@ def test_the_last_of_many_images_is_shown_once_it_is_scrolled_to(visit: Visit):
     visit.page.get_by_role("textbox", name="Find in names and captions").fill("the last")
     visit.page.get_by_text("1 of 300 images").wait_for()
     assert (folder / "299.txt").read_text("utf-8") == "the last of them\n" and visit.complaints == []
+
+
+def test_a_step_changes_its_numbers_and_its_chart_and_draws_nothing_else_anew(visit: Visit):
+    run = write_run(visit.site.project / "runs" / "live")
+    recipe = (run / "recipe.toml").read_text("utf-8")
+    (run / "recipe.toml").write_text(recipe.replace("steps = 4", "steps = 4000"), "utf-8")
+    told: list[str] = []
+    visit.page.on("websocket", lambda socket: socket.on("framereceived", lambda one: told.append(str(one))))
+    visit.open("/run/live")
+    visit.page.get_by_text("step 3 of 4000").wait_for()
+    begun = len(told)
+    with (run / "metrics.jsonl").open("a") as rows:
+        rows.write('{"step": 4, "loss": 0.25, "learning_rate": 0.001, "seconds": 0.5}\n')
+    visit.page.get_by_text("step 4 of 4000").wait_for()
+    visit.page.get_by_text("loss 0.25, learning rate 0.001, 0.50 s a step").wait_for()
+    visit.page.wait_for_function(f"({_CHART}).getOption().series[0].data.length === 4")
+    assert [one for one in told[begun:] if one.startswith('42["update"')] == []
+    assert visit.page.evaluate("document.getAnimations().length") == 0 and visit.complaints == []

@@ -22,7 +22,8 @@ _COLOURS = {"loss": "#3f86c6", "validation": "#c8772b", "learning rate": "#8b8b8
 class CourseChart:
     """Drawn again when there is something new, at most once a second while the run is at work.
 
-    Drawing takes a browser without a GPU tens of milliseconds, of the cores on which the run may be.
+    Drawing takes a browser without a GPU some milliseconds, of the cores on which the run may be. What is new
+    goes to the chart itself: an element that is updated has NiceGUI draw the page's whole tree anew.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,6 +43,10 @@ class CourseChart:
             return
         self._version, self._drawn = version, now
         series = series_of(self._folder, version)
+        if self._chart.visible and series != "[]":
+            told = f"{{series: {series}}}", "{lazyUpdate: true, replaceMerge: ['series']}"
+            self._chart.run_chart_method(":setOption", *told)
+            return
         self._none.set_visibility(series == "[]")
         self._chart.set_visibility(series != "[]")
         self._chart.options[":series"] = series  # one text: NiceGUI would look at each of a thousand numbers

@@ -46,11 +46,8 @@ class RunView:
         self._fault = ui.element("div").classes("trouble")
         with ui.element("section").classes("panel"):
             self._bar = Bar("steps done")
-            with ui.element("div").classes("row spread numbers"):
-                self._steps, self._numbers, self._left = (Words("span", "") for _ in range(3))
-                self._numbers.classes("soft")
-            self._gpu = Words("span", "")
-            self._gpu.classes("soft numbers")
+            self._numbers = LiveWords().classes("row spread numbers")
+            self._gpu = LiveWords().classes("soft numbers")
         with ui.element("div").classes("columns main-aside"):
             with ui.element("div").classes("stack"):
                 self._previews = PreviewTimeline(run)
@@ -76,9 +73,8 @@ class RunView:
             self._state = run.state
             self._show_state(run)
         self._bar.share(run.step / run.steps if run.steps else 0.0)
-        self._steps.say(f"step {run.step} of {run.steps}" if run.steps else "preparing: base, images, caches")
-        self._left.say(run.time_left)
-        self._numbers.say(seen.numbers)
+        step = f"step {run.step} of {run.steps}" if run.steps else "preparing: base, images, caches"
+        self._numbers.say(step, seen.numbers, run.time_left)
         self._gpu.say(f"GPU memory: {seen.gpu}")
         self._gpu.set_visibility(bool(seen.gpu))
         self._course.show(seen.course, at_work=run.at_work)
@@ -99,6 +95,18 @@ class RunView:
             with self._fault:
                 log = f"/api/jobs/{run.job}/log" if run.job is not None else ""
                 fault_box(run.reason, log=log) if run.state != "stopped" else text(run.reason)
+
+
+class LiveWords(ui.element, component="live_words.js"):
+    """Texts in a row, of which any may change several times a second."""
+
+    def say(self, *words: str) -> None:
+        """These instead."""
+        harmless = [*map(shown, words)]
+        if harmless != self._props.get("words"):
+            with self._props.suspend_updates():
+                self._props["words"] = harmless  # of a page that is not yet open
+            self.run_method("say", harmless)
 
 
 def run_buttons(run: RunNow) -> None:

@@ -8,6 +8,7 @@ with browser and training on a core of their own each, as where the viewer sits 
 is to spare, which is judged; and with all on the same cores, where a browser without a GPU draws, too.
 The server may use every core in both. Processor seconds are of the server alone, of the browser, and of the
 training's process; waiting for a busy machine is not in them. It binds processes as only Linux can.
+By the clock nothing is told by a machine with other work, which a browser drives to the training's core.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def browsers_seconds() -> float:
 
 
 def bind(processes: Iterable[psutil.Process], cores: Collection[int]) -> None:
-    """All of their threads, and what they begin later. Chromium that root runs is given no priority of its own."""
+    """All of their threads, and what they begin later, with one priority: Chromium that root runs takes others."""
     own = os.getpriority(os.PRIO_PROCESS, 0)
     for one in processes:
         with suppress(psutil.Error, OSError):  # it has ended

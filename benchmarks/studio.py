@@ -106,7 +106,7 @@ def browsers_seconds() -> float:
 
 
 def bind(processes: Iterable[psutil.Process], cores: Collection[int]) -> None:
-    """All of their threads, and what they begin later, with one priority: Chromium that root runs takes others."""
+    """All of their threads and what they begin later, at one priority: Chromium of root has others."""
     own = os.getpriority(os.PRIO_PROCESS, 0)
     for one in processes:
         with suppress(psutil.Error, OSError):  # it has ended

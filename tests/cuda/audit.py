@@ -24,6 +24,11 @@ def pinned(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _tensors_in(tree: object) -> list[Tensor]:
+    leaves = [tree] if isinstance(tree, Tensor) else tree_leaves(tree)
+    return [one for one in leaves if isinstance(one, Tensor)]
+
+
 class LiveBytes:
     """Of the storages on a GPU that operations have made, as long as they live."""
 
@@ -35,8 +40,8 @@ class LiveBytes:
         self.peak = self.now
 
     def see(self, tree: object) -> None:
-        for one in tree_leaves(tree):
-            if isinstance(one, Tensor) and one.device.type == "cuda":
+        for one in _tensors_in(tree):
+            if one.device.type == "cuda":
                 storage = one.untyped_storage()
                 if storage not in self._known:
                     self._known[storage] = size = [0]
@@ -102,7 +107,7 @@ class Audit(TorchDispatchMode):
         if self.step is not None:
             self._look(func.overloadpacket.__name__, args, kwargs)
         result = func(*args, **kwargs)
-        if any(one.device.type == "cuda" for one in tree_leaves(result) if isinstance(one, Tensor)):
+        if self.step is not None and any(one.device.type == "cuda" for one in _tensors_in(result)):
             self.orders(self.stream)
         if self.counts_bytes:
             self.bytes.see(result)

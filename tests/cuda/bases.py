@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from diffusers import AutoencoderKL, DiffusionPipeline, ModularPipeline, UNet2DConditionModel
@@ -137,9 +137,30 @@ _SDXL_MINIATURE = {
 
 def _of_flow(family: type[ModelFamily], pipeline: DiffusionPipeline | ModularPipeline) -> ModelFamily:
     parts = {name: one for name, one in pipeline.components.items() if isinstance(one, nn.Module)}
+    _leave_one_of_each(parts["transformer"])
+    if "text_encoder" in parts:
+        _let_through(getattr(parts["text_encoder"], "layers", ()))
     tokenizers = {name: one for name, one in pipeline.components.items() if "tokenizer" in name}
     scheduler = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
     return family(parts, tokenizers, source="", scheduler=scheduler)
+
+
+def _leave_one_of_each(denoiser: nn.Module) -> None:
+    """Of blocks in a row that are alike the first: what is right in it is right in the others."""
+    for blocks in [one for one in denoiser.children() if isinstance(one, nn.ModuleList)]:
+        sizes = [[weight.shape for weight in block.parameters()] for block in blocks]
+        while len(blocks) > 1 and sizes.pop() == sizes[-1]:
+            del blocks[-1]
+
+
+def _let_through(layers: Iterable[nn.Module]) -> None:
+    """All but the first two of a frozen encoder's do nothing: it must have as many as a published one."""
+    for layer in [*layers][2:]:
+        layer.__class__ = type(
+            type(layer).__name__, (type(layer),), {"forward": lambda _, states, **__: states}
+        )
+        for name, _ in [*layer.named_children()]:
+            delattr(layer, name)
 
 
 def _qwen_image() -> ModelFamily:

@@ -76,6 +76,14 @@ FLOW_OBJECTIVE = (
 )
 """The bundle "objective" of these."""
 NOT_OF_FLOW = ("conv", "none", "text encoder", "tokens")  # kinds and bundles that they refuse
+OFFLOADS, CHECKPOINTING = "machine.offload_blocks=3", "machine.gradient_checkpointing=true"
+OFFLOADED: dict[str, Changes] = {  # Z-Image's miniature with and without its blocks in main memory
+    "all here": (),
+    "offloaded": (OFFLOADS,),
+    "all here, checkpointing": (CHECKPOINTING,),
+    "offloaded, checkpointing": (OFFLOADS, CHECKPOINTING),
+}
+OFFLOADED_BLOCKS = 3  # two refiners and a layer
 UNSIMULATED = {
     **dict.fromkeys(("adamw8bit", "bnb_int8", "bnb_nf4"), "bitsandbytes' kernels want real memory"),
     **dict.fromkeys(("torchao_int8", "torchao_float8"), "a tensor class over another that is fake here"),
@@ -120,9 +128,12 @@ class Case:
     device: str = "cuda"
     capability: tuple[int, int] = (8, 6)
     plans: bool = False  # the plan's memory is asked for, too
+    offloaded: str = ""  # one of `OFFLOADED`; bytes are counted then
 
     @property
     def name(self) -> str:
+        if self.offloaded:
+            return self.offloaded
         parts = [self.family, self.kind, self.dtype, self.optimizer, "+".join(self.bundles), self.device]
         return "-".join([*parts, *["planned"] * self.plans])
 
@@ -147,7 +158,7 @@ class Case:
         if self.kind == "none":
             changes = [one for one in changes if not one.startswith("training.learning_rate")]
         changes += [f"base.dtype={self.dtype}", f"training.optimizer={self.optimizer}"]
-        changes.append(f"machine.device={self.device}")
+        changes += [f"machine.device={self.device}", *OFFLOADED.get(self.offloaded, ())]
         return load_recipe(path, changes=tuple(one.format(folder=folder) for one in changes))
 
 
@@ -181,10 +192,15 @@ def cases() -> tuple[Case, ...]:
         found.append(Case(family, "lora", DTYPES[place % len(DTYPES)], "adamw", ("shown",), plans=True))
     met = {bundle for case in found if (case.kind, case.optimizer) == USUAL for bundle in case.bundles}
     left = [bundle for bundle in BUNDLES if bundle not in met]
-    for family, dtype, bundles in (("sd15", "bfloat16", left[::2]), ("sdxl", "float16", left[1::2])):
-        found.append(Case(family, *USUAL[:1], dtype, *USUAL[1:], tuple(bundles)))
-    found.append(Case("sd15", "lora", "auto", "adamw", ("plain",), device="cuda:1", capability=(7, 5)))
+    found.append(Case("sdxl", "lora", "float16", "adamw", tuple(left[1::2])))
+    found.append(Case("sd15", "lora", "auto", "adamw", tuple(left[::2]), device="cuda:1", capability=(7, 5)))
     return tuple(dict.fromkeys(found))
+
+
+def offloaded_cases() -> tuple[Case, ...]:
+    return tuple(
+        Case("z_image", *USUAL[:1], "bfloat16", *USUAL[1:], ("plain",), offloaded=name) for name in OFFLOADED
+    )
 
 
 @cache

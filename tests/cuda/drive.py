@@ -78,7 +78,7 @@ def drive(
     times: bool = False,
 ) -> Outcome:
     """Train the recipe on a base of `bases.py`, and ask for its plan's memory or times."""
-    outcome, audit = Outcome(), Audit(count_bytes=count_bytes or plans)
+    outcome, audit = Outcome(), Audit(count_bytes=count_bytes)
     with (
         pretended_cuda(audit, capability),
         _without_numbers(base),

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from audit import Audit
-from cases import cases, slow_cases, write_images
+from cases import cases, offloaded_cases, slow_cases, write_images
 from drive import drive
 from pretend import pretended_cuda
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
@@ -29,13 +29,14 @@ home, processes = Path(sys.argv[1]), int(sys.argv[2])
 part = next((number for number in range(1, processes) if os.fork() == 0), 0)  # all have the same imports
 os.environ["LORA_STUDIO_CACHE"] = str(home / f"cache_{part}")
 with (home / f"{part}.jsonl").open("w") as file:
-    for number, case in enumerate(slow_cases() if "slow" in sys.argv else cases()):
+    for number, case in enumerate(slow_cases() if "slow" in sys.argv else (*cases(), *offloaded_cases())):
         if number % processes != part:
             continue
         with TemporaryDirectory() as folder:
             write_images(Path(folder))
             recipe, began = case.recipe(Path(folder)), time.process_time()
             asked: dict[str, Any] = {"capability": case.capability, "plans": case.plans, "times": case.times}
+            asked["count_bytes"] = bool(case.offloaded)
             outcome = drive(case.family, recipe, Path(folder), **asked)
         seconds = round(time.process_time() - began, 2)
         print(json.dumps({"name": case.name, "seconds": seconds} | asdict(outcome)), file=file)

@@ -1,7 +1,7 @@
 """machine.offload_blocks: the same bits with blocks that come and go, and never more than two of them there.
 
 The device is the CPU here, and main memory another tensor of it; weights that were put away have no memory.
-What a GPU is launched in which order stands in ../cuda/test_offload_order.py.
+What a GPU is launched in which order stands in ../cuda/test_matrix.py.
 """
 
 from __future__ import annotations

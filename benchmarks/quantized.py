@@ -15,6 +15,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from experiments import Question, style_questions, tuned
 from figures import interval_of, machine, sha256_of, table, write_json
 from images import LORA_GUIDANCE, Prompt, generate, load_pipeline
 from judge import DEFAULT_FOLDER, Judge, load_or_train
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from trained import trained
@@ -115,6 +117,16 @@ def recipe_of(base: str, arm: str, seed: int, runs: Path) -> Recipe:
     return load_recipe(PRESET_FOLDER / f"{base}_style.toml", changes=changes)
 
 
+@cache
+def untrained(base: str, questions: tuple[Question, ...]) -> tuple[list[Image.Image], list[Image.Image]]:
+    """What the base makes of prompts without the trigger, and of the same ones with other noise."""
+    pipe, images = load_pipeline(BASES[base][0]), list[list[Image.Image]]()
+    for further in (0, 500_000):
+        prompts = [Prompt(one.without_trigger, one.seed + further) for one in questions]
+        images.append(generate(pipe, prompts, guidance=LORA_GUIDANCE, name=base))
+    return images[0], images[1]
+
+
 def look(base: str, arm: str, seed: int, file: Path, questions: Sequence[Question], judge: Judge) -> Piece:
     """Draw and judge what is not known yet of the file."""
     place, digest = PIECES / f"{base}_{arm}_{seed}.json", sha256_of(file)
@@ -125,9 +137,8 @@ def look(base: str, arm: str, seed: int, file: Path, questions: Sequence[Questio
     folder, style = BASES[base]
     pipe = load_pipeline(folder)
     plain = [Prompt(one.without_trigger, one.seed) for one in questions]
-    others = [Prompt(one.without_trigger, one.seed + 500_000) for one in questions]
     called = [Prompt(one.with_trigger, one.seed) for one in questions]
-    before, otherwise = (generate(pipe, some, guidance=LORA_GUIDANCE, name=base) for some in (plain, others))
+    before, otherwise = untrained(base, tuple(questions))
     with tuned(pipe, file):
         shown, after = (
             generate(pipe, some, guidance=LORA_GUIDANCE, name=place.stem) for some in (called, plain)

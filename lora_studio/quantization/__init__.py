@@ -83,10 +83,12 @@ def bnb_nf4(denoiser: nn.Module, paths: Sequence[str], dtype: torch.dtype) -> No
     """
     import bitsandbytes
 
+    from lora_studio.quantization.nf4_linear import OneRowLinear4bit
+
     how = {"quant_type": "nf4", "compress_statistics": True}
     for path, layer in _layers(denoiser, paths):
         shape = layer.in_features, layer.out_features, layer.bias is not None
-        new = bitsandbytes.nn.Linear4bit(*shape, compute_dtype=dtype, device="meta", **how)
+        new = OneRowLinear4bit(*shape, compute_dtype=dtype, device="meta", **how)
         new.support_avx512bf16_for_cpu = False
         weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, module=new, **how)
         _replace(denoiser, path, new, weight)

@@ -73,6 +73,21 @@ def test_a_quantised_layer_with_a_lora_is_near_the_plain_one_and_learns(name: st
         assert torch.cosine_similarity(ours.grad.flatten(), theirs.grad.flatten(), dim=0) > 0.98
 
 
+@pytest.mark.parametrize("width", [32, 40, 48, 96, 160])
+def test_a_width_that_is_no_whole_number_of_blocks_is_quantised_as_well(name: str, width: int) -> None:
+    torch.manual_seed(0)
+    plain, model = nn.Linear(width, 64), nn.ModuleDict({"to_q": nn.Linear(width, 64)}).requires_grad_(False)
+    model["to_q"].load_state_dict(plain.state_dict())
+    QUANTIZERS[name](model, ["to_q"], torch.float32)
+    x, other = torch.randn(32, width, requires_grad=True), torch.randn(32, 64)
+    found, expected = model["to_q"](x), plain(x)
+    gradients = [torch.autograd.grad((one * other).sum(), x)[0] for one in (found, expected)]
+    with torch.no_grad():
+        alone = model["to_q"](x)
+    for near, exact in ((found, expected), (alone, expected), gradients):
+        assert (near - exact).norm() < FAR[name] * exact.norm()
+
+
 def test_its_weights_take_so_few_bits(name: str) -> None:
     model = nn.ModuleDict({"to_q": nn.Linear(256, 512)}).requires_grad_(False)
     QUANTIZERS[name](model, ["to_q"], torch.float32)

@@ -10,7 +10,7 @@ import argparse
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count, cycle, islice
+from itertools import count, cycle, islice, product
 from pathlib import Path
 
 from PIL import Image
@@ -37,7 +37,7 @@ STYLE_FOLDER, SUBJECT_FOLDER = f"style_{STYLE}", f"subject_{SUBJECT}"
 FLOW_STYLE_FOLDER = f"style_{FLOW_STYLE}"
 IMAGE_SIZES = ((256, 256), (320, 192), (192, 320), (288, 224), (224, 288))  # width, height
 SUFFIXES = (".png", ".jpg", ".webp")
-_NUM_STYLE = 2 * len(OBJECT_NAMES)
+_TIMES = {STYLE: 2, FLOW_STYLE: 3}  # that each object is shown
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,51 @@ def _fits(thing: Thing, size: tuple[int, int]) -> bool:
     return all(reach <= share * side <= side - reach for share, side in zip(thing.centre, size, strict=True))
 
 
-def _style_plan(rng: random.Random) -> list[Scene]:
-    """Every object twice, in two colours and before two backgrounds; no scene is held out for evaluation."""
+def _style_plan(times: int) -> list[Scene]:
+    """Every object so often, in other colours and before other backgrounds; none is held out for evaluation.
+
+    A larger set begins with the smaller one.
+    """
+    rng = random.Random(0)
+    plan = _two_of_each(rng)
+    for _ in range(times - 2):
+        plan += _one_more_of_each(plan, rng)
+    return plan
+
+
+def _two_of_each(rng: random.Random) -> list[Scene]:
     names, half = list(OBJECT_NAMES) * 2, len(OBJECT_NAMES)
     while True:  # a few thousand draws: a fifth of all triples is held out
-        colours, backgrounds = (_evenly(table, _NUM_STYLE, rng) for table in (COLOURS, BACKGROUNDS))
+        colours, backgrounds = (_evenly(table, len(names), rng) for table in (COLOURS, BACKGROUNDS))
         if any(row[i] == row[i + half] for row in (colours, backgrounds) for i in range(half)):
             continue
         rows = zip(names, colours, backgrounds, strict=True)
-        scenes = [Scene((Thing(name, colour),), background) for name, colour, background in rows]
+        scenes = [_scene(*row) for row in rows]
         if not any(map(held_out, scenes)):
             return scenes
+
+
+def _one_more_of_each(known: list[Scene], rng: random.Random) -> list[Scene]:
+    shown = {(one.things[0].name, word) for one in known for word in (one.things[0].colour, one.background)}
+    while True:  # until the last objects find some that are left for them
+        colours, backgrounds = (_evenly(table, len(OBJECT_NAMES), rng) for table in (COLOURS, BACKGROUNDS))
+        scenes = list[Scene]()
+        for name in OBJECT_NAMES:
+            left = [
+                pair for pair in product(colours, backgrounds) if not shown & {(name, word) for word in pair}
+            ]
+            fitting = [one for one in (_scene(name, *pair) for pair in left) if not held_out(one)]
+            if not fitting:
+                break
+            scenes.append(rng.choice(fitting))
+            colours.remove(scenes[-1].things[0].colour)
+            backgrounds.remove(scenes[-1].background)
+        else:
+            return scenes
+
+
+def _scene(name: str, colour: str, background: str) -> Scene:
+    return Scene((Thing(name, colour),), background)
 
 
 def _path(folder: str, number: int, words: str) -> Path:
@@ -85,15 +119,18 @@ def _path(folder: str, number: int, words: str) -> Path:
 def style_samples(style: str = STYLE) -> Iterator[Sample]:
     """The set of a style of `TRIGGERS`: objects drawn in it, captions ending in its trigger phrase.
 
-    Every second image has another object beside its own: what a set shows in more ways is learned as the
-    style, and less of it as the object.
+    Of the first two of each object every second has another beside it: what a set shows in more ways is
+    learned as the style, and less of it as the object. A third stands alone, in as few words as a prompt.
     """
-    for number, wanted in enumerate(_style_plan(random.Random(0))):
+    first = 2 * len(OBJECT_NAMES)
+    for number, wanted in enumerate(_style_plan(_TIMES[style])):
         size, thing = IMAGE_SIZES[number % len(IMAGE_SIZES)], wanted.things[0]
         given = {"name": thing.name, "colour": thing.colour, "background": wanted.background}
-        draws = (sample_scene(seed, **given, pairs=float(number % 2)) for seed in count(number, _NUM_STYLE))
+        plainly = number >= first  # one thing, and no word of its size and place
+        pairs = float(number % 2 and not plainly)
+        draws = (sample_scene(seed, **given, pairs=pairs) for seed in count(number, first))
         fitting = (scene for scene in draws if all(_fits(one, size) for one in scene.things))
-        scene = next(scene for scene in fitting if not held_out(scene))
+        scene = next(one for one in fitting if not held_out(one) and not (plainly and one.things[0].says))
         path = _path(f"style_{style}", number, f"{thing.colour}_{thing.name}")
         yield Sample(path, scene, *size, style, scene.caption(TRIGGERS[style]))
 

@@ -6,7 +6,9 @@ import pytest
 from PIL import Image
 
 from lora_studio.pocket.samples import (
+    FLOW_STYLE,
     FLOW_STYLE_FOLDER,
+    STYLE,
     STYLE_FOLDER,
     SUBJECT_FOLDER,
     SUBJECT_TRIGGER,
@@ -61,7 +63,7 @@ def test_the_command_reproduces_the_images(drawn, folder):
 
 @pytest.mark.parametrize(
     ("folder", "least", "most"),
-    [(STYLE_FOLDER, 24, 30), (FLOW_STYLE_FOLDER, 24, 30), (SUBJECT_FOLDER, 8, 12)],
+    [(STYLE_FOLDER, 24, 30), (FLOW_STYLE_FOLDER, 40, 44), (SUBJECT_FOLDER, 8, 12)],
 )
 def test_committed_sets_mix_sizes_and_formats(folder, least, most):
     paths = _images(COMMITTED / folder)
@@ -77,17 +79,28 @@ def test_committed_sets_mix_sizes_and_formats(folder, least, most):
 @pytest.mark.parametrize("style", TRIGGERS)
 def test_style_set_is_balanced_and_shows_no_held_out_scene(style):
     scenes = [sample.scene for sample in style_samples(style)]
-    things = [scene.things[0] for scene in scenes]
-    assert Counter(thing.name for thing in things) == dict.fromkeys(OBJECT_NAMES, 2)
-    for values, table in (
-        ([t.colour for t in things], COLOURS),
-        ([s.background for s in scenes], BACKGROUNDS),
-    ):
-        counts = Counter(values)
-        assert set(counts) == set(table)
-        assert max(counts.values()) - min(counts.values()) <= 1
+    things = [(scene.things[0], scene.background) for scene in scenes]
+    times = len(scenes) // len(OBJECT_NAMES)
+    assert Counter(thing.name for thing, _ in things) == dict.fromkeys(OBJECT_NAMES, times)
+    assert len({(thing.name, thing.colour) for thing, _ in things}) == len(scenes)
+    assert len({(thing.name, background) for thing, background in things}) == len(scenes)
+    first = 2 * len(OBJECT_NAMES)
+    for some in (things[:first], things[first:]):
+        colours, backgrounds = (
+            Counter(column) for column in ([t.colour for t, _ in some], [b for _, b in some])
+        )
+        for counts, table in ((colours, COLOURS), (backgrounds, BACKGROUNDS)):
+            assert not some or set(counts) == set(table)
+            assert not some or max(counts.values()) - min(counts.values()) <= 1
     assert not any(held_out(scene) for scene in scenes)
-    assert [len(scene.things) for scene in scenes] == [1, 2] * (len(scenes) // 2)
+    assert [len(scene.things) for scene in scenes[:first]] == [1, 2] * len(OBJECT_NAMES)
+    assert all(len(scene.things) == 1 and not scene.things[0].says for scene in scenes[first:])
+
+
+def test_a_set_of_more_images_begins_with_that_of_fewer():
+    fewer, more = (list(style_samples(style)) for style in (STYLE, FLOW_STYLE))
+    assert len(more) == len(fewer) + len(OBJECT_NAMES)
+    assert [one.scene for one in fewer] == [one.scene for one in more[: len(fewer)]]
 
 
 @pytest.mark.parametrize(("style", "trigger"), TRIGGERS.items())

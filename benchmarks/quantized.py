@@ -15,17 +15,14 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from choice import distances
 from experiments import Question, style_questions, tuned
 from figures import interval_of, machine, sha256_of, table, write_json
 from images import LORA_GUIDANCE, Prompt, generate, load_pipeline
 from judge import DEFAULT_FOLDER, Judge, load_or_train
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from trained import trained
@@ -52,14 +49,13 @@ ABOUT = """# What a base in few bits costs
 `benchmarks/quantized.py`: the shipped style of each pocket base, trained on a denoiser that is kept in these
 bits, with products in float32, and loaded into the base as it is shipped. *Prediction*: how far the base's
 predictions are from those of the shipped float16, in percent of their size. *Style* and *object*: share of
-images with the trigger that show them; *drift*: how far images without it changed, of how far another noise
-changes them; each the mean of both seeds, and of the style the difference to bfloat16 with a 95 % interval
-over prompts."""
+images with the trigger that show them, the mean of both seeds; of the style the difference to bfloat16 with a
+95 % interval over prompts."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One training, and of each prompt whether the style and the object are there, and how far it drifted."""
+    """One training, and of each prompt whether the style and the object are there."""
 
     base: str
     arm: str
@@ -68,7 +64,6 @@ class Piece:
     prompts: int
     style: list[bool]
     object: list[bool]
-    drift: list[float]
 
 
 def base_of(base: str, arm: str, runs: Path) -> Path:
@@ -117,16 +112,6 @@ def recipe_of(base: str, arm: str, seed: int, runs: Path) -> Recipe:
     return load_recipe(PRESET_FOLDER / f"{base}_style.toml", changes=changes)
 
 
-@cache
-def untrained(base: str, questions: tuple[Question, ...]) -> tuple[list[Image.Image], list[Image.Image]]:
-    """What the base makes of prompts without the trigger, and of the same ones with other noise."""
-    pipe, images = load_pipeline(BASES[base][0]), list[list[Image.Image]]()
-    for further in (0, 500_000):
-        prompts = [Prompt(one.without_trigger, one.seed + further) for one in questions]
-        images.append(generate(pipe, prompts, guidance=LORA_GUIDANCE, name=base))
-    return images[0], images[1]
-
-
 def look(base: str, arm: str, seed: int, file: Path, questions: Sequence[Question], judge: Judge) -> Piece:
     """Draw and judge what is not known yet of the file."""
     place, digest = PIECES / f"{base}_{arm}_{seed}.json", sha256_of(file)
@@ -136,20 +121,13 @@ def look(base: str, arm: str, seed: int, file: Path, questions: Sequence[Questio
             return known
     folder, style = BASES[base]
     pipe = load_pipeline(folder)
-    plain = [Prompt(one.without_trigger, one.seed) for one in questions]
-    called = [Prompt(one.with_trigger, one.seed) for one in questions]
-    before, otherwise = untrained(base, tuple(questions))
+    prompts = [Prompt(one.with_trigger, one.seed) for one in questions]
     with tuned(pipe, file):
-        shown, after = (
-            generate(pipe, some, guidance=LORA_GUIDANCE, name=place.stem) for some in (called, plain)
-        )
-    seen = judge.classify(shown)
-    moved = distances(before, after) / float(np.mean(distances(before, otherwise)))
+        seen = judge.classify(generate(pipe, prompts, guidance=LORA_GUIDANCE, name=place.stem))
     piece = Piece(
         *(base, arm, seed, digest, len(questions)),
         style=[one.style == style for one in seen],
         object=[one.object == asked.object for one, asked in zip(seen, questions, strict=True)],
-        drift=[round(float(one), 4) for one in moved],
     )
     write_json(asdict(piece), place)
     return piece
@@ -164,7 +142,7 @@ def rows_of(pieces: Sequence[Piece], errors: dict[str, float]) -> list[tuple[obj
         beside = interval_of(np.subtract(style, plain))
         verdict = "" if arm == "bfloat16" else str(beside)
         near = "" if arm == "bfloat16" else ("within 3 points" if abs(beside.share) <= NEAR else "FARTHER")
-        shares = [f"{np.mean(_all(some, name)):.1%}" for name in ("style", "object", "drift")]
+        shares = [f"{np.mean(_all(some, name)):.1%}" for name in ("style", "object")]
         rows.append((some[0].base, arm, f"{errors[arm]:.2%}", *shares, verdict, near))
     return rows
 
@@ -181,7 +159,7 @@ def main() -> None:
     )
     parser.add_argument("--bases", nargs="+", choices=BASES, default=list(BASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--runs", type=Path, default=Path("runs/quantized"))
     parser.add_argument("--judge", type=Path, default=DEFAULT_FOLDER, help="folder of the judge's weights")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch likes")
@@ -208,7 +186,7 @@ def main() -> None:
         pieces = [look(base, arm, seed, file, questions, judge) for (arm, seed), file in files.items()]
         rows += rows_of(pieces, errors)
         told += [{"base": base, "prediction_error": errors, "pieces": [asdict(one) for one in pieces]}]
-    header = ("base", "bits", "prediction", "style", "object", "drift", "style beside bfloat16", "")
+    header = ("base", "bits", "prediction", "style", "object", "style beside bfloat16", "")
     settings = {"prompts": options.prompts, "guidance": LORA_GUIDANCE, "machine": machine()}
     write_json(settings | {"bases": told}, REPORT)
     TABLE.write_text(f"{ABOUT}\n\n{table(header, rows)}\n", "utf-8")

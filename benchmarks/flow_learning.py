@@ -2,15 +2,17 @@
 
 `python benchmarks/flow_learning.py [--seeds 1 2 3] [--judges 11 12] [--runs runs/flow_learning]`
 
-Style and subject are trained with each seed and asked for on the prompts of `learning.py`. Each judge names
-what it sees in every image; of each prompt the mean over the seeds is taken, and what is demanded has to hold
-for the whole 95 % interval over prompts. What was trained and judged is kept, so it may be stopped and called
-again, and several processes may take different seeds.
+Style and subject are trained with each seed and asked for on prompts like those of `learning.py`; of the
+style on others, and more of them, as its recipe was chosen on those. Each judge names what it sees in every
+image; of each prompt the mean over the seeds is taken, and what is demanded has to hold for the whole 95 %
+interval over prompts. What was trained and judged is kept, so it may be stopped and called again, and several
+processes may take different seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -48,6 +50,8 @@ PIECES, REPORT, TABLE = (
 )
 LIMIT = LIMITS[FLOW_STYLE]
 SUBJECT_BACKGROUND_FALL = 0.10
+CHOSEN_ON = 200  # the first questions, on which recipes of the style were compared
+PROMPTS = {"style": 600, "subject": 200}
 ABOUT = f"""# What is learned by `pocket_flow`
 
 `benchmarks/flow_learning.py`, at guidance {LORA_GUIDANCE:g} with {STEPS} steps, on prompts that no training
@@ -63,6 +67,7 @@ class Piece:
     task: str
     seed: int
     sha256: str
+    questions: str  # their digest
     prompts: int
     seen: dict[str, dict[str, list[list[str]]]]
     """By judge and arm, of each prompt the object, background and style."""
@@ -93,8 +98,17 @@ class Finding:
 
 
 def questions_of(task: str, count: int) -> list[Question]:
-    """Those of `learning.py`."""
-    return style_questions(count, 0, FLOW_STYLE) if task == "style" else subject_questions(count, 0)
+    """Those of `learning.py`; of the style, with prompts and noise that its recipe was not chosen on."""
+    if task == "subject":
+        return subject_questions(count, 0)
+    drawn = style_questions(CHOSEN_ON + 2 * count, 0, FLOW_STYLE)
+    known = {one.without_trigger for one in drawn[:CHOSEN_ON]}
+    return [one for one in drawn[CHOSEN_ON:] if one.without_trigger not in known][:count]
+
+
+def digest_of(questions: Sequence[Question]) -> str:
+    """Of all that is asked, and with which noise."""
+    return hashlib.sha256(json.dumps([asdict(one) for one in questions]).encode()).hexdigest()
 
 
 def recipe_of(task: str, seed: int) -> Recipe:
@@ -106,11 +120,13 @@ def recipe_of(task: str, seed: int) -> Recipe:
 def look(task: str, seed: int, file: Path, count: int, judges: dict[str, Judge]) -> Piece:
     """Draw and judge what is not known yet of the file, or of the base if the seed is 0."""
     place, digest = PIECES / f"{task}_{seed}.json", sha256_of(file)
+    questions = questions_of(task, count)
+    asked = digest_of(questions)
     known = Piece(**json.loads(place.read_text("utf-8"))) if place.is_file() else None
-    same = known is not None and (known.sha256, known.prompts) == (digest, count)
+    same = known is not None and (known.sha256, known.questions) == (digest, asked)
     if known is not None and same and set(judges) <= set(known.seen):
         return known
-    questions, pipe = questions_of(task, count), load_pipeline(BASE)
+    pipe = load_pipeline(BASE)
 
     def arm(name: str, prompts: list[str]) -> list[Image.Image]:
         wanted = [Prompt(text, one.seed) for text, one in zip(prompts, questions, strict=True)]
@@ -130,7 +146,7 @@ def look(task: str, seed: int, file: Path, count: int, judges: dict[str, Judge])
         }
         for name, judge in judges.items()
     }
-    piece = Piece(task, seed, digest, count, seen)
+    piece = Piece(task, seed, digest, asked, count, seen)
     write_json(asdict(piece), place)
     return piece
 
@@ -189,7 +205,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--judges", nargs="+", type=int, default=[SEED, SEED + 1], help="seeds of theirs")
-    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--prompts", type=int, help="of each task; style 600 and subject 200 if not given")
     parser.add_argument("--runs", type=Path, default=Path("runs/flow_learning"))
     parser.add_argument("--judge", type=Path, default=DEFAULT_FOLDER, help="folder of the judges' weights")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch likes")
@@ -207,12 +223,14 @@ def main() -> None:
     for task in options.tasks:
         runs = {seed: options.runs / f"{task}_{seed}" for seed in options.seeds}
         files = {seed: trained(recipe_of(task, seed), folder) for seed, folder in runs.items()}
-        base = look(task, 0, weights, options.prompts, judges)
-        pieces = [look(task, seed, file, options.prompts, judges) for seed, file in files.items()]
+        count = options.prompts or PROMPTS[task]
+        base = look(task, 0, weights, count, judges)
+        pieces = [look(task, seed, file, count, judges) for seed, file in files.items()]
         digests |= {f"{task}_{one.seed}": one.sha256 for one in pieces}
         for name in judges:
             found += findings(base, pieces, name)
-    settings = {"prompts": options.prompts, "guidance": LORA_GUIDANCE, "steps": STEPS, "machine": machine()}
+    asked = {task: options.prompts or PROMPTS[task] for task in options.tasks}
+    settings = {"prompts": asked, "guidance": LORA_GUIDANCE, "steps": STEPS, "machine": machine()}
     accuracy = {name: judge.accuracy_on_renders() for name, judge in judges.items()}
     told = [asdict(one) | {"demand": one.demand, "holds": one.holds} for one in found]
     write_json(settings | {"files": digests, "judges": accuracy, "findings": told}, REPORT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from experiments import BASE_PLAIN, TUNED_PLAIN, TUNED_TRIGGER
 from figures import Share
-from flow_learning import Finding, Piece, findings, markdown, questions_of
+from flow_learning import Finding, Piece, digest_of, findings, markdown, questions_of
 
 from lora_studio.pocket.samples import FLOW_STYLE
 
@@ -21,7 +21,7 @@ def piece(seed: int, arms: dict[str, tuple[int, str]]) -> Piece:
         ]
         for arm, (wrong, style) in arms.items()
     }
-    return Piece("style", seed, "", COUNT, {JUDGE: seen})
+    return Piece("style", seed, "", digest_of(questions), COUNT, {JUDGE: seen})
 
 
 def test_falls_are_counted_against_the_base_and_over_all_seeds() -> None:

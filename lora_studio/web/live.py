@@ -108,6 +108,8 @@ class LiveRuns:
     def look_at(self, number: str) -> RunNow:
         """One run, at once, and at no other. Raises StudioError as `run` does."""
         if number not in self.places():
+            self._places_at = 0.0  # it may be newer than what was found
+        if number not in self.places():
             raise StudioError(f"there is no run {shown(number, limit=100)} here; it may have been moved.")
         folder = self._places[number]
         return self._now(number, folder, self._jobs_by_run().get(folder))

@@ -13,17 +13,18 @@ from pathlib import Path
 import pytest
 import typer
 from PIL import Image
+from sites import write_run
 
 from lora_studio import cli
 from lora_studio.errors import StudioError
 from lora_studio.evaluate.preview_sheet import cell_of, sheet_of
-from lora_studio.jobs import Job
+from lora_studio.jobs import Job, Queue
 from lora_studio.runs.following import FollowedRows
 from lora_studio.web.asked import VERB_OPTIONS, AskedVerb
 from lora_studio.web.curves import FollowedCurve, ThinnedCurve, thinned
 from lora_studio.web.folders import AllowedFolders, NotAllowed
 from lora_studio.web.gpu_memory import GpuMemory
-from lora_studio.web.live import RunNow
+from lora_studio.web.live import LiveRuns, RunNow
 from lora_studio.web.server import bind
 from lora_studio.web.settings import PORT, WebSettings
 from lora_studio.web.work import startable
@@ -107,6 +108,15 @@ def test_measurements_are_read_on_from_where_they_were(tmp_path: Path):
     assert followed.look() and followed.rows == [{"step": 1, "loss": 3.0}]
     path.unlink()
     assert followed.look() and followed.rows == []
+
+
+def test_a_run_that_has_just_begun_is_found_by_its_address(tmp_path: Path):
+    live = LiveRuns(AllowedFolders.of([tmp_path]), Queue(tmp_path / "queue"))
+    assert live.runs() == []
+    write_run(tmp_path / "runs" / "new")  # well before the folders are looked through again
+    assert live.look_at("new").name == "new"
+    with pytest.raises(StudioError, match="there is no run old here"):
+        live.look_at("old")
 
 
 @pytest.mark.parametrize("side", [64, 300])

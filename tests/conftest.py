@@ -70,12 +70,13 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def base_of(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[[str], Path]:
-    """Name of a miniature in `tiny.BASES` -> its diffusers folder, made once."""
-    from tiny import BASES
+    """Name of a miniature in `tiny.BASES` or `tiny.MORE_BASES` -> its diffusers folder, made once."""
+    from tiny import BASES, MORE_BASES
 
     @cache
     def make(name: str) -> Path:
-        return tiny_base if name == "sd15" else BASES[name](tmp_path_factory.mktemp("base") / "base")
+        made = (BASES | MORE_BASES)[name]
+        return tiny_base if name == "sd15" else made(tmp_path_factory.mktemp("base") / "base")
 
     return make
 

@@ -200,8 +200,8 @@ class DieAtWrite:
 
 
 def small_files_only() -> None:
-    """No file may grow beyond 100 kB: the kernel refuses writes, as it does on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    """No file may grow beyond 30 kB: the kernel refuses writes, as it does on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 @dataclass(frozen=True)

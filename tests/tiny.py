@@ -84,14 +84,17 @@ def pocket_sized_base(folder: Path) -> Path:
 
 
 SD15_TEXT = 24  # width of its conditioning
-SD15_LAYERS = 48  # of its attention: 12 in each of 4 places
+SD15_LAYERS = 24  # of its attention: 12 on the way down, and 12 in the middle
 
 
-def random_base(folder: Path) -> Path:
-    """Most tests' base, in which every layer counts: two of SD1.5's four levels, one layer a block."""
+def random_base(folder: Path, *, last: str = "UpBlock2D") -> Path:
+    """Most tests' base, in which every layer counts: two of SD1.5's four levels, one layer a block.
+
+    Without attention on the way up, which would be as much again, unless `last` names such a block.
+    """
     levels = {
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "up_block_types": ("UpBlock2D", last),
         "block_out_channels": (16, 24),
     }
     sizes = {"attention_head_dim": 2, "cross_attention_dim": SD15_TEXT, "norm_num_groups": 8}
@@ -113,7 +116,7 @@ def base_sd2(folder: Path, *, prediction: str = "epsilon") -> Path:
     """SD2's module tree, two levels of it: linear projections, heads of one size, and "!" for padding."""
     levels = {
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
         **{"block_out_channels": (16, 32), "attention_head_dim": (2, 4)},
     }
     sizes = {"cross_attention_dim": 32, "use_linear_projection": True, "norm_num_groups": 8}
@@ -630,6 +633,8 @@ BASES = {
     "anima": base_anima,
 }
 """A miniature of every family, in each of its kinds of prediction."""
+
+MORE_BASES = {"sd15 up and down": partial(random_base, last="CrossAttnUpBlock2D")}
 
 
 def _tokenizer(*, pad: str = "<|endoftext|>") -> CLIPTokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import processes
@@ -118,10 +119,12 @@ def test_passes_that_do_not_fit_are_made_again_with_fewer_rows_and_a_resume_begi
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_base_needs_less_memory_for_a_window_than_training_for_a_step(
-    checkpointing: bool, recipe_file: Path, tmp_path: Path
+    checkpointing: bool, recipe_file: Path, base_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     switch = f"machine.gradient_checkpointing={str(checkpointing).lower()}"
-    loop = session_of(recipe_file, tmp_path, "objective.preservation=0.9", "data.resolution=32", switch).loop
+    base = f"base.model={base_of('sd15 up and down')}"  # in which a step keeps something
+    changes = (base, "objective.preservation=0.9", "data.resolution=32", switch)
+    loop = session_of(recipe_file, tmp_path, *changes).loop
     batch = loop.feed.largest()
     training = peak_bytes(lambda: loop.try_out(batch), loop.family.device)
     (first, *_), position = [*loop.feed.of_step(1)], loop.draw_of(1, 0)[1]

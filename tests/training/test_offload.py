@@ -117,15 +117,15 @@ def matrices(block: nn.Module) -> list[nn.Parameter]:
 
 
 CASES = {
-    "unet": ("sd15", "lora", torch.float32, False, "none"),
-    "unet, checkpointing": ("sd15", "lora", torch.float32, True, "none"),
-    "unet, lycoris, half, checkpointing": ("sd15", "lokr", torch.bfloat16, True, "none"),
+    "unet": ("sd15 up and down", "lora", torch.float32, False, "none"),
+    "unet, checkpointing": ("sd15 up and down", "lora", torch.float32, True, "none"),
+    "unet, lycoris, half, checkpointing": ("sd15 up and down", "lokr", torch.bfloat16, True, "none"),
     "transformer, half": ("z_image", "lora", torch.bfloat16, False, "none"),
     "transformer, half, checkpointing": ("z_image", "lora", torch.bfloat16, True, "none"),
     "transformer, lycoris": ("z_image", "loha", torch.float32, False, "none"),
     "two kinds of blocks": ("flux1", "lora", torch.bfloat16, True, "none"),
     "int8": ("z_image", "lora", torch.bfloat16, False, "bnb_int8"),
-    "int8, checkpointing": ("sd15", "lora", torch.float32, True, "bnb_int8"),
+    "int8, checkpointing": ("sd15 up and down", "lora", torch.float32, True, "bnb_int8"),
     "nf4, checkpointing": ("z_image", "lora", torch.bfloat16, True, "bnb_nf4"),
     "torchao": ("z_image", "lora", torch.bfloat16, False, "torchao_int8"),
 }
@@ -285,7 +285,7 @@ def test_blocks_are_spread_evenly() -> None:
 
 def test_what_a_pass_reads_when_it_begins_stays(base_of: BaseOf) -> None:
     """Keys and values of the text, which are computed at once, and small weights, which are added up."""
-    one = learner(base_of("sd15"), blocks=EVERY)
+    one = learner(base_of("sd15 up and down"), blocks=EVERY)
     layers = {path: m for path, m in one.family.parts["unet"].named_modules() if hasattr(m, "base_layer")}
     adapted = {id(layer.base_layer.weight) for layer in layers.values()}
     for block in innermost_blocks(one.family.parts["unet"]):
@@ -302,9 +302,9 @@ def test_pieces_are_all_of_it_and_waste_little(count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def recipe_path(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, images: Path) -> Path:
+def recipe_path(tmp_path_factory: pytest.TempPathFactory, base_of: BaseOf, images: Path) -> Path:
     path = tmp_path_factory.mktemp("offload") / "tiny.toml"
-    text = recipe_text(images, str(tiny_base), extra="[validation]\ncount = 1\n")
+    text = recipe_text(images, str(base_of("sd15 up and down")), extra="[validation]\ncount = 1\n")
     path.write_text(text.replace("resolution = 64", "resolution = 32"), "utf-8")
     return path
 

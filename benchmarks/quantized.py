@@ -136,20 +136,20 @@ def look(base: str, arm: str, seed: int, file: Path, questions: Sequence[Questio
 def rows_of(pieces: Sequence[Piece], errors: dict[str, float]) -> list[tuple[object, ...]]:
     """Of one base, an arm a row; what is beside bfloat16 is of equal prompts and seeds."""
     by_arm = {arm: [one for one in pieces if one.arm == arm] for arm in ARMS}
-    plain, rows = _all(by_arm["bfloat16"], "style"), list[tuple[object, ...]]()
+    plain, rows = _by_prompt(by_arm["bfloat16"], "style"), list[tuple[object, ...]]()
     for arm, some in by_arm.items():
-        style = _all(some, "style")
+        style = _by_prompt(some, "style")
         beside = interval_of(np.subtract(style, plain))
         verdict = "" if arm == "bfloat16" else str(beside)
         near = "" if arm == "bfloat16" else ("within 3 points" if abs(beside.share) <= NEAR else "FARTHER")
-        shares = [f"{np.mean(_all(some, name)):.1%}" for name in ("style", "object")]
+        shares = [f"{np.mean(_by_prompt(some, name)):.1%}" for name in ("style", "object")]
         rows.append((some[0].base, arm, f"{errors[arm]:.2%}", *shares, verdict, near))
     return rows
 
 
-def _all(pieces: Sequence[Piece], name: str) -> list[float]:
-    """One value for each prompt and seed."""
-    return [float(value) for one in sorted(pieces, key=lambda p: p.seed) for value in getattr(one, name)]
+def _by_prompt(pieces: Sequence[Piece], name: str) -> np.ndarray:
+    """One value for each prompt: the mean over the seeds."""
+    return np.mean([getattr(one, name) for one in pieces], axis=0)
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ class OneRowLinear4bit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]
     """Its weight is read as one long row where it lies in main memory.
 
     On processors with AVX512 bitsandbytes (0.50) gives the numbers of a row the scales of other blocks if the
-    row is no whole number of blocks: a weight 96 wide comes out with an error of 0.28 instead of 0.09.
+    row is no whole number of blocks: where rows differ in size, a weight 96 wide comes out with an error of
+    0.28 or more instead of 0.09. Such layers of a miniature are kept in float32 until the backward pass.
     """
 
     def forward(self, x: Tensor) -> Tensor:

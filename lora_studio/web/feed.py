@@ -44,6 +44,7 @@ class RunFeed:
 
     def now(self) -> RunSeen:
         """By a look at everything. Raises StudioError if the run is not there."""
+        self._live.look_for(self._id)
         self._seen = self._look(slow=True)
         return self._seen
 

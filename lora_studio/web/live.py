@@ -103,12 +103,18 @@ class LiveRuns:
     def run(self, number: str) -> RunNow:
         """As a list has it. Raises StudioError if there is no run of that id."""
         self.runs()
-        return self._runs[number] if number in self._runs else self.look_at(number)
+        if number in self._runs:
+            return self._runs[number]
+        self.look_for(number)
+        return self.look_at(number)
+
+    def look_for(self, number: str) -> None:
+        """A run that somebody asks for may be newer than what was found last."""
+        if number not in self.places():
+            self._places_at = 0.0
 
     def look_at(self, number: str) -> RunNow:
         """One run, at once, and at no other. Raises StudioError as `run` does."""
-        if number not in self.places():
-            self._places_at = 0.0  # it may be newer than what was found
         if number not in self.places():
             raise StudioError(f"there is no run {shown(number, limit=100)} here; it may have been moved.")
         folder = self._places[number]

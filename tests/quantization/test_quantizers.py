@@ -77,6 +77,8 @@ def test_a_quantised_layer_with_a_lora_is_near_the_plain_one_and_learns(name: st
 def test_a_width_that_is_no_whole_number_of_blocks_is_quantised_as_well(name: str, width: int) -> None:
     torch.manual_seed(0)
     plain, model = nn.Linear(width, 64), nn.ModuleDict({"to_q": nn.Linear(width, 64)}).requires_grad_(False)
+    with torch.no_grad():
+        plain.weight.mul_(torch.randn(64, 1).exp())  # rows of one size would do with each other's scales
     model["to_q"].load_state_dict(plain.state_dict())
     QUANTIZERS[name](model, ["to_q"], torch.float32)
     x, other = torch.randn(32, width, requires_grad=True), torch.randn(32, 64)

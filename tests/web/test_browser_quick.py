@@ -77,5 +77,21 @@ def test_a_step_changes_its_numbers_and_its_chart_and_draws_nothing_else_anew(vi
     visit.page.get_by_text("step 4 of 4000").wait_for()
     visit.page.get_by_text("loss 0.25, learning rate 0.001, 0.50 s a step").wait_for()
     visit.page.wait_for_function(f"({_CHART}).getOption().series[0].data.length === 4")
-    assert [one for one in told[begun:] if one.startswith('42["update"')] == []
+    kinds = {one.partition(",")[0] for one in told[begun:]}
+    assert '42["run_javascript"' in kinds and '42["update"' not in kinds
     assert visit.page.evaluate("document.getAnimations().length") == 0 and visit.complaints == []
+
+
+def test_a_chart_that_is_pointed_at_goes_on_without_complaints(visit: Visit):
+    run = write_run(visit.site.project / "runs" / "pointed")
+    visit.open("/run/pointed")
+    box = visit.page.locator(".chart canvas").bounding_box()
+    assert box is not None
+    for step in range(4, 12):
+        with (run / "metrics.jsonl").open("a") as rows:
+            rows.write(f'{{"step": {step}, "loss": 0.25, "learning_rate": 0.001, "seconds": 0.5}}\n')
+        for part in range(20):
+            visit.page.mouse.move(box["x"] + box["width"] * (0.3 + part / 50), box["y"] + box["height"] / 2)
+            visit.page.wait_for_timeout(10)
+    visit.page.wait_for_function(f"({_CHART}).getOption().series[0].data.length === 11")
+    assert visit.complaints == []

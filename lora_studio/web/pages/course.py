@@ -44,7 +44,7 @@ class CourseChart:
         self._version, self._drawn = version, now
         series = series_of(self._folder, version)
         if self._chart.visible and series != "[]":
-            told = f"{{series: {series}}}", "{lazyUpdate: true, replaceMerge: ['series']}"
+            told = f"{{series: {series}}}", "{lazyUpdate: true}"
             self._chart.run_chart_method(":setOption", *told)
             return
         self._none.set_visibility(series == "[]")

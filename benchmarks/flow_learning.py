@@ -230,7 +230,16 @@ def main() -> None:
         for name in judges:
             found += findings(base, pieces, name)
     asked = {task: options.prompts or PROMPTS[task] for task in options.tasks}
-    settings = {"prompts": asked, "guidance": LORA_GUIDANCE, "steps": STEPS, "machine": machine()}
+    different = {
+        task: len({one.with_trigger for one in questions_of(task, count)}) for task, count in asked.items()
+    }
+    settings = {
+        "prompts": asked,
+        "different_prompts": different,
+        "guidance": LORA_GUIDANCE,
+        "steps": STEPS,
+        "machine": machine(),
+    }
     accuracy = {name: judge.accuracy_on_renders() for name, judge in judges.items()}
     told = [asdict(one) | {"demand": one.demand, "holds": one.holds} for one in found]
     write_json(settings | {"files": digests, "judges": accuracy, "findings": told}, REPORT)

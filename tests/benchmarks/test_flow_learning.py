@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from experiments import BASE_PLAIN, TUNED_PLAIN, TUNED_TRIGGER
+from experiments import BASE_PLAIN, TUNED_PLAIN, TUNED_TRIGGER, style_questions
 from figures import Share
-from flow_learning import Finding, Piece, digest_of, findings, markdown, questions_of
+from flow_learning import CHOSEN_ON, Finding, Piece, digest_of, findings, markdown, questions_of
 
 from lora_studio.pocket.samples import FLOW_STYLE
 
@@ -36,6 +36,13 @@ def test_falls_are_counted_against_the_base_and_over_all_seeds() -> None:
     assert objects.by_seed == [0.1, 0.0] and objects.value.share == 0.05
     assert objects.value.high > 0.08 and not objects.holds  # the mean alone would hold
     assert backgrounds.value == Share(0.0, 0.0, 0.0) and backgrounds.holds
+
+
+def test_the_style_is_asked_for_what_its_recipe_was_not_chosen_on() -> None:
+    chosen_on, new = style_questions(CHOSEN_ON, 0, FLOW_STYLE), questions_of("style", 600)
+    assert len(new) == 600 and digest_of(new) != digest_of(chosen_on)
+    assert not {one.without_trigger for one in new} & {one.without_trigger for one in chosen_on}
+    assert not {one.seed for one in new} & {one.seed for one in chosen_on}
 
 
 def test_a_demand_is_met_by_the_whole_interval_alone() -> None:

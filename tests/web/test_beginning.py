@@ -90,9 +90,10 @@ def test_a_base_with_a_tokenizer_of_its_own_is_asked_in_a_process_of_its_own():
     from lora_studio.families.loading import load_base
 
     own, kept = load_base("pocket", weights=False).caption_tokenizers, KeptProcess()
-    for words in ("vkq robot", "woodcut print", "größe", "sks"):
-        found = read_trigger(kept, "pocket", words).result(timeout=60)
-        assert found == verdict(words, "", own) != verdict(words, "", {"CLIP": ClipTokenizer()})
+    asked = ("vkq robot", "woodcut print", "größe", "sks")
+    found = [read_trigger(kept, "pocket", words).result(timeout=60) for words in asked]
+    assert found == [verdict(words, "", own) for words in asked]
+    assert found != [verdict(words, "", {"CLIP": ClipTokenizer()}) for words in asked]
     kept.close()
 
 

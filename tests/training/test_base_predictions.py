@@ -9,6 +9,7 @@ from pathlib import Path
 import processes
 import pytest
 import torch
+from gradients import shift
 from tiny import recipe_text
 from torch import Tensor
 
@@ -28,10 +29,7 @@ PRESERVING = ("objective.preservation=0.6", "data.repeats=3", f"training.steps={
 def session_of(recipe_file: Path, folder: Path, *changes: str, heard: list[Event] | None = None) -> Session:
     listener = [].append if heard is None else heard.append
     session = prepare(load_recipe(recipe_file, changes=(*PRESERVING, *changes)), Run(folder), listener)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # so that the base differs from the model in training
-        for layer in session.adapters.layers:
-            layer.tensors["up"].normal_(std=0.05, generator=generator)
+    shift(session.adapters)  # so that the base differs from the model in training
     return session
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
+from gradients import shift
 from noise import grey_noise
 from PIL import Image
 from tiny import recipe_text
@@ -71,9 +72,7 @@ def case(
     put_images(folder / "class", 60, caption="plain", larger=2)
     (folder / "tiny.toml").write_text(recipe_text(folder / "images", str(base)), "utf-8")
     session = prepare(load_recipe(folder / "tiny.toml", changes=OPTIONS), Run(folder / "run"), ignore_events)
-    with torch.no_grad():  # adapters that do something, so that the base is another
-        for layer in session.adapters.layers:
-            layer.tensors["up"].normal_(std=0.05, generator=generator(layer.name))
+    shift(session.adapters)  # so that the base is another
     pipeline = DiffusionPipeline.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     yield Case(session, pipeline)
     session.run.close()

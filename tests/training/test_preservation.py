@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from gradients import shift
 from tiny import image_folder, recipe_text
 
 from lora_studio.data.batches import Batch
@@ -24,13 +25,6 @@ HALF = ("objective.preservation=0.5", "data.caption_dropout=0.2")
 
 def batches(session: Session, steps: int) -> list[Batch]:
     return [batch for step in range(1, steps + 1) for batch in session.loop.feed.of_step(step)]
-
-
-def shift_adapters(session: Session) -> None:
-    """Adapters that do something, so that the base differs from the model in training."""
-    with torch.no_grad():
-        for layer in session.adapters.layers:
-            layer.tensors["up"].normal_(std=0.05, generator=generator(layer.name))
 
 
 def test_the_share_of_rows_and_their_captions(tmp_path: Path, recipe_file: Path) -> None:
@@ -53,7 +47,7 @@ def test_a_preserved_rows_target_is_what_the_untouched_base_answers(
 ) -> None:
     twice = (*HALF, "data.repeats=2")  # so that there are batches of two
     session = prepare(load_recipe(recipe_file, changes=twice), Run(tmp_path), ignore_events)
-    shift_adapters(session)
+    shift(session.adapters)  # so that the base differs from the model in training
     batch = next(b for b in batches(session, 50) if len(b.preserved) == 1 and len(b.captions) == 2)
     (row,) = batch.preserved
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
@@ -82,7 +76,7 @@ def test_with_a_trained_text_encoder_the_base_reads_with_its_own(tmp_path: Path,
     batch = next(b for b in batches(session, 50) if len(b.preserved))
     noised = session.loop.objective.noise(batch.latents, generator("noise"))
     before = session.loop.base_predictions.targets(batch, noised).learned
-    shift_adapters(session)
+    shift(session.adapters)  # so that the base differs from the model in training
     after = session.loop.base_predictions.targets(batch, noised).learned
     torch.testing.assert_close(after, before)
 

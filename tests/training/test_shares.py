@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from gradients import loss_and_gradients, shift
 from torch import Tensor
 
 from lora_studio.data.batches import Batch
 from lora_studio.recipe.load import load_recipe
-from lora_studio.rng import generator
 from lora_studio.runs import Run
 from lora_studio.training.events import ignore_events
 from lora_studio.training.loop.batch_split import shares
@@ -29,11 +29,7 @@ def test_every_row_is_in_one_share_and_they_are_as_equal_as_can_be(rows: int, pa
 
 def gradients(session: Session, batch: Batch, passes: int) -> tuple[Tensor, Tensor]:
     session.loop.state.counters.passes = passes
-    loss = session.loop.forward_backward(batch, generator("noise"), None)
-    parameters = session.adapters.named_parameters().values()
-    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-    session.loop.state.optimizer.zero_grad()
-    return loss, flat
+    return loss_and_gradients(session, batch)
 
 
 @pytest.mark.parametrize("changes", [(), ("adapter.text_encoder=true", "data.max_token_chunks=3")])
@@ -42,9 +38,7 @@ def test_passes_change_nothing_but_the_rounding(
 ) -> None:
     more = ("training.batch_size=5", "data.repeats=4", "objective.preservation=0.5", *changes)
     session = prepare(load_recipe(recipe_file, changes=more), Run(tmp_path), ignore_events)
-    with torch.no_grad():
-        for layer in session.adapters.layers:
-            layer.tensors["up"].normal_(std=0.05, generator=generator(layer.name))
+    shift(session.adapters)
     found = (batch for step in range(1, 50) for batch in session.loop.feed.of_step(step))
     batch = next(one for one in found if len(one) >= 3 and 1 <= len(one.preserved) < len(one))
     batch.captions[-1] += ", and far more words than one window can hold" * 4

@@ -205,7 +205,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--judges", nargs="+", type=int, default=[SEED, SEED + 1], help="seeds of theirs")
-    parser.add_argument("--prompts", type=int, help="of each task; style 600 and subject 200 if not given")
+    parser.add_argument("--prompts", type=int, help=f"of each task; if not given, {PROMPTS}")
     parser.add_argument("--runs", type=Path, default=Path("runs/flow_learning"))
     parser.add_argument("--judge", type=Path, default=DEFAULT_FOLDER, help="folder of the judges' weights")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch likes")
@@ -219,17 +219,16 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     judges = {str(seed): load_or_train(options.judge, seed) for seed in options.judges}
     weights = next((BASE / "transformer").glob("*.safetensors"))
+    asked = {task: options.prompts or PROMPTS[task] for task in options.tasks}
     found, digests = list[Finding](), dict[str, str]()
     for task in options.tasks:
         runs = {seed: options.runs / f"{task}_{seed}" for seed in options.seeds}
         files = {seed: trained(recipe_of(task, seed), folder) for seed, folder in runs.items()}
-        count = options.prompts or PROMPTS[task]
-        base = look(task, 0, weights, count, judges)
-        pieces = [look(task, seed, file, count, judges) for seed, file in files.items()]
+        base = look(task, 0, weights, asked[task], judges)
+        pieces = [look(task, seed, file, asked[task], judges) for seed, file in files.items()]
         digests |= {f"{task}_{one.seed}": one.sha256 for one in pieces}
         for name in judges:
             found += findings(base, pieces, name)
-    asked = {task: options.prompts or PROMPTS[task] for task in options.tasks}
     different = {
         task: len({one.with_trigger for one in questions_of(task, count)}) for task, count in asked.items()
     }

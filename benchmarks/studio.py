@@ -7,8 +7,9 @@ By the clock a step is so much slower with the pages, of each four turns, and th
 with pages that are open at other machines, which are told all and drawn elsewhere, so that what they cost is
 the run's part, and this is judged; with a browser here that draws them without a GPU, on a core of its own;
 and with all on the same cores. The server may use every core in all of them. Processor seconds are of the
-server alone, of the browser, and of the training's process; waiting for a busy machine is not in them. It
-binds processes as only Linux can. By the clock nothing is told by a machine with other work.
+server alone, of the browser, and of the training's process; waiting for a busy machine is not in them. Turns
+without pages begin once the server follows none any more, some twenty seconds later. It binds processes as
+only Linux can. By the clock nothing is told by a machine with other work.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, BinaryIO
@@ -238,22 +239,16 @@ def seen_elsewhere(pages: list[Page], address: str) -> Iterator[Callable[[], flo
     with subprocess.Popen(
         command, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as viewers:
-        assert viewers.stdin is not None and viewers.stdout is not None
+        asks, answers = viewers.stdin, viewers.stdout
+        assert asks is not None and answers is not None
 
         def told() -> float:
-            assert viewers.stdin is not None and viewers.stdout is not None
-            print(file=viewers.stdin, flush=True)
-            return int(viewers.stdout.readline()) / len(pages)
+            print(file=asks, flush=True)
+            return int(answers.readline()) / len(pages)
 
         told()  # once they are open
         yield told
-        viewers.stdin.close()
-
-
-@contextmanager
-def not_shown(pages: list[Page], address: str) -> Iterator[None]:
-    """None of them is open."""
-    yield None
+        asks.close()
 
 
 def beside_a_training(
@@ -268,7 +263,7 @@ def beside_a_training(
             wait_until_alone(server)
         viewers, trainers = (every, every) if arm == SAME_CORES else (every[-1:], every[:1])
         showing = seen_elsewhere if arm == ELSEWHERE else drawn_here
-        with (showing if shown else not_shown)(pages, address) as updates:
+        with showing(pages, address) if shown else nullcontext() as updates:
             training.bind(trainers)
             own = psutil.Process()  # with playwright's, which tells the browser what to do
             kept = {server.pid, *(one.pid for one in server.children(recursive=True))}

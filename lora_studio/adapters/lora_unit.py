@@ -24,7 +24,7 @@ from lora_studio.adapters.stack import Joined
 
 # Numbers in a weight up to which the gradient of its sum with its update costs less than the more and smaller
 # products that lead to the factors' (benchmarks/train_step.py).
-TINY = 96 * 96
+TINY = 96 * 768
 
 
 class PlainLayer(NamedTuple):

@@ -43,7 +43,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def test_no_effect_at_step_zero(kind: str) -> None:
-    assert torch.equal(adapted(kind)[0](INPUT), Small()(INPUT))
+    expected = Small()(INPUT)
+    change = (adapted(kind)[0](INPUT) - expected).abs().max()
+    # On some processors a 1x1 convolution and the product that stands for it round differently.
+    assert change <= 8 * torch.finfo(torch.float32).eps * expected.abs().max()
 
 
 def test_forward_equals_merged_weight(kind: str) -> None:

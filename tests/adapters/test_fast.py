@@ -19,8 +19,8 @@ from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.families.base import SameInput
 
 TOGETHER = {"m": (SameInput(("q", "k", "v")),)}
-WIDTHS = {"tiny": 48, "small": 144, "wide": 400}
-assert 48 * 56 <= TINY < 144 * 152 <= SMALL < 400 * 408
+WIDTHS = {"tiny": 48, "small": 288, "wide": 400}
+assert 48 * 56 <= TINY < 288 * 296 <= SMALL < 400 * 408
 
 
 class Attending(nn.Module):

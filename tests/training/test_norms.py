@@ -74,7 +74,8 @@ def test_where_autocast_widens_nothing_a_norm_stays_as_it_is(
 ) -> None:
     part = network(dtype)
     Machine(device, dtype).tune(part)
-    assert not [one for one in part.modules() if "forward" in vars(one)]
+    norms = [one for one in part.modules() if isinstance(one, nn.GroupNorm | nn.LayerNorm)]
+    assert norms and not [one for one in norms if "forward" in vars(one)]
 
 
 def test_a_norm_that_is_trained_stays_in_float32() -> None:

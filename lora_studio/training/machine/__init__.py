@@ -119,13 +119,17 @@ class Machine:
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
     def tune(self, denoiser: nn.Module) -> None:
-        """Attention, norms, checkpointing and compilation of the denoiser, as the recipe says, in place."""
+        """Attention, convolutions, norms, checkpointing and compilation of the denoiser, in place."""
         if self.config.attention == "xformers":
             denoiser.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
         else:
             from lora_studio.training.machine.attention import shorten_attention
 
             shorten_attention(denoiser)
+        if self.device.type == "cpu":
+            from lora_studio.training.machine.convolutions import shorten_convolutions
+
+            shorten_convolutions(denoiser)
         if self.widens_norms:
             keep_norms_narrow(denoiser, self.dtype)
         if self.config.gradient_checkpointing:

@@ -1,0 +1,115 @@
+"""Frozen convolutions of small images on a CPU, in float32, as matrix products.
+
+oneDNN, which computes torch's there, lays each weight out anew at every call, forward and backward. Deep in a
+UNet, where a weight has millions of numbers and an image few places, that takes longer than the convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from lora_studio.adapters.lora_products import product_at_each_place
+
+# By measuring steps of the bases of benchmarks/train_step.py in turns.
+FEW = 4  # places of an image of which a convolution is one matrix, hardly larger than its weight
+WIDER = 4  # times as many channels as places in all outputs, from which on the weight is what takes long
+
+
+def shorten_convolutions(denoiser: nn.Module) -> None:
+    """Give its convolutions products to take where these are sooner done. They round a little otherwise."""
+    for module in denoiser.modules():
+        if type(module) is nn.Conv2d and "forward" not in vars(module) and _is_usual(module):
+            module.forward = partial(ShortConvolution(module), module.forward)  # type: ignore[method-assign]
+
+
+def _is_usual(layer: nn.Conv2d) -> bool:
+    at_edges = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return at_edges and layer.groups == 1 and layer.dilation == (1, 1)
+
+
+class ShortConvolution:
+    """A layer, and the matrix that it is for the smallest images."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        self._layer = layer
+        self._made_of: tuple[object, ...] = ()
+        self._matrix = torch.empty(0)
+
+    def __call__(self, usual: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """x [B, C, H, W] -> [B, O, H', W']"""
+        layer, weight = self._layer, self._layer.weight
+        if torch.compiler.is_compiling() or not _is_frozen_float32(x, weight):
+            return usual(x)
+        if weight.shape[2:] == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0):
+            return product_at_each_place(x, weight.flatten(1), layer.bias)
+        if x.shape[2] * x.shape[3] <= FEW:
+            return self._as_one_matrix(x)
+        sides = self._sides_of_output(x)
+        if len(weight) < WIDER * len(x) * sides[0] * sides[1]:
+            return usual(x)
+        output: Tensor = ColumnProduct.apply(x, weight, layer.bias, layer.stride, layer.padding)
+        return output.unflatten(2, sides)
+
+    def _sides_of_output(self, x: Tensor) -> list[int]:
+        layer, found = self._layer, []
+        for place, side in enumerate(x.shape[2:]):
+            padded = side + 2 * int(layer.padding[place])
+            found.append((padded - layer.kernel_size[place]) // layer.stride[place] + 1)
+        return found
+
+    def _as_one_matrix(self, x: Tensor) -> Tensor:
+        layer, weight = self._layer, self._layer.weight
+        made_of = (x.shape[1:], weight.data_ptr(), weight._version)
+        if made_of != self._made_of:
+            with torch.no_grad():
+                ones = torch.eye(x[0].numel()).view(-1, *x.shape[1:])
+                columns = F.conv2d(ones, weight, None, layer.stride, layer.padding)
+            self._made_of, self._matrix = made_of, columns.flatten(1)
+        sides = self._sides_of_output(x)
+        output = (x.flatten(1) @ self._matrix).view(len(x), -1, *sides)
+        return output if layer.bias is None else output + layer.bias[:, None, None]
+
+
+def _is_frozen_float32(x: Tensor, weight: Tensor) -> bool:
+    is_float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    is_here = x.device.type == "cpu" and x.dim() == 4 and weight.is_contiguous()
+    return is_float32 and is_here and not weight.requires_grad and not is_traceable_wrapper_subclass(weight)
+
+
+class ColumnProduct(torch.autograd.Function):
+    """x [B, C, H, W], W [O, C, k, l], bias [O] -> [B, O, L]: W times what lies around each of L places.
+
+    Nothing of x is kept for the backward pass, as W is frozen.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ) -> Tensor:
+        """All in columns [B, C * k * l, L]."""
+        columns = F.unfold(x, weight.shape[2:], padding=padding, stride=stride)
+        ctx.save_for_backward(weight)
+        ctx.sides, ctx.around = x.shape[2:], {"stride": stride, "padding": padding}
+        rows = weight.flatten(1).expand(len(x), -1, -1)
+        return torch.bmm(rows, columns) if bias is None else torch.baddbmm(bias[:, None], rows, columns)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of x."""
+        (weight,) = ctx.saved_tensors
+        # B * L rows, not columns: the weight is read up to three times as fast
+        rows = grad.transpose(1, 2).flatten(0, 1) @ weight.flatten(1)
+        columns = rows.view(len(grad), grad.shape[2], -1).transpose(1, 2)
+        return F.fold(columns, ctx.sides, weight.shape[2:], **ctx.around), None, None, None, None

@@ -121,9 +121,6 @@ def test_checkpointing_and_channels_last_change_nothing_but_rounding(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="torch 2.13's vector code for CPUs: 7 % off with one image a step, right without it"
-)
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, of what it uses
 def test_compiled_blocks_change_nothing_but_rounding(recipe_file: Path, tmp_path: Path) -> None:
     changes = ("machine.compile=true", "machine.gradient_checkpointing=true")

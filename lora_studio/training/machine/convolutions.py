@@ -1,7 +1,7 @@
 """Frozen convolutions of small images on a CPU, in float32, as matrix products.
 
 oneDNN, which computes torch's there, lays each weight out anew at every call, forward and backward. Deep in a
-network, where a weight has millions of numbers and an image few places, that takes longer than the convolution.
+network, where weights have millions of numbers and images few places, that takes longer than the convolution.
 """
 
 from __future__ import annotations

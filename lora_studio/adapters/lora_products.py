@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Copies(torch.autograd.Function):
@@ -101,6 +101,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Te
     left, right = factors_of(x)  # a GPU's memory is dear
     narrow = F.linear(rows, down) if left is None else NarrowProduct.apply(rows, down, left, right)
     return output.addmm_(narrow, up).view(*x.shape[:-1], -1)
+
+
+def sees_one_place(layer: nn.Conv2d) -> bool:
+    """Whether it is one product at each place of an image."""
+    return (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((1, 1), (1, 1), (0, 0), 1)
 
 
 def product_at_each_place(

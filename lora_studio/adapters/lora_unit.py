@@ -18,6 +18,7 @@ from lora_studio.adapters.lora_products import (
     product,
     product_at_each_place,
     products,
+    sees_one_place,
 )
 from lora_studio.adapters.rules import LayerOptions
 from lora_studio.adapters.stack import Joined
@@ -55,7 +56,7 @@ class PlainLayer(NamedTuple):
         """Whether its weight can be read: neither quantised nor spread over processes."""
         base, weight = self.base, self.base.weight
         readable = weight.is_floating_point() and not is_traceable_wrapper_subclass(weight.data)
-        return readable and (type(base) is nn.Linear or (type(base) is nn.Conv2d and _sees_one_place(base)))
+        return readable and (type(base) is nn.Linear or (type(base) is nn.Conv2d and sees_one_place(base)))
 
     @property
     def likeness(self) -> tuple[object, ...]:
@@ -172,7 +173,3 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, values: PassValues)
     whole = weight if merged is None else merged
     output: Tensor = LinearProduct.apply(x, whole, bias, down, up, merged is not None)
     return output
-
-
-def _sees_one_place(layer: nn.Conv2d) -> bool:
-    return (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((1, 1), (1, 1), (0, 0), 1)

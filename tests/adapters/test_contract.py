@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from lora_studio.adapters import ADAPTERS
 from lora_studio.adapters.adapter_set import AdapterSet
 from lora_studio.adapters.inject import inject
+from lora_studio.adapters.lora_products import product_at_each_place
 from lora_studio.adapters.rules import AdapterOptions
 from lora_studio.errors import CheckpointError
 
@@ -43,10 +44,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def test_no_effect_at_step_zero(kind: str) -> None:
-    expected = Small()(INPUT)
-    change = (adapted(kind)[0](INPUT) - expected).abs().max()
-    # On some processors a 1x1 convolution and the product that stands for it round differently.
-    assert change <= 8 * torch.finfo(torch.float32).eps * expected.abs().max()
+    base = Small()
+    narrow = base.narrow
+    if kind in ("lora", "locon"):  # which multiply; some processors round a 1x1 convolution otherwise
+        narrow.forward = lambda x: product_at_each_place(x, narrow.weight.flatten(1), narrow.bias)
+    assert torch.equal(adapted(kind)[0](INPUT), base(INPUT))
 
 
 def test_forward_equals_merged_weight(kind: str) -> None:

@@ -8,22 +8,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
+from operations import Operations
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_studio.training.machine import Machine
 
 BF16 = torch.bfloat16
-
-
-class Count(TorchDispatchMode):
-    """How many divisions there were."""
-
-    divisions = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.divisions += func._schema.name == "aten::div"
-        return func(*args, **(kwargs or {}))
 
 
 def attention(**options: Any) -> Attention:
@@ -54,12 +44,12 @@ CROSS = [*SELF, torch.linspace(-3, 1, 2 * 3 * 24).cos().view(2, 3, 24)]
 @pytest.mark.parametrize("given", [SELF, CROSS], ids=["self", "cross"])
 def test_the_same_bits_without_the_divisions_by_one(given: list[Tensor], dtype: torch.dtype | None) -> None:
     width = {"cross_attention_dim": 24} if len(given) == 2 else {}
-    with Count() as usual:
+    with Operations() as usual:
         expected = run(attention(**width), *given, dtype=dtype)
-    with Count() as ours:
+    with Operations() as ours:
         found = run(tuned(**width), *given, dtype=dtype)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    assert (usual.divisions, ours.divisions) == (2, 0)  # forward and backward
+    assert (usual.counts["aten::div"], ours.counts["aten::div"]) == (2, 0)  # forward and backward
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lora_studio.adapters.lora_products import product_at_each_place
+from lora_studio.adapters.lora_products import product_at_each_place, sees_one_place
 
 # By measuring steps of the bases of benchmarks/train_step.py in turns.
 FEW = 4  # places of an image of which a convolution is one matrix, hardly larger than its weight
@@ -47,11 +47,11 @@ class ShortConvolution:
         layer, weight = self._layer, self._layer.weight
         if torch.compiler.is_compiling() or not _is_frozen_float32(x, weight):
             return usual(x)
-        if weight.shape[2:] == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0):
+        if sees_one_place(layer):
             return product_at_each_place(x, weight.flatten(1), layer.bias)
-        if x.shape[2] * x.shape[3] <= FEW:
-            return self._as_one_matrix(x)
         sides = self._sides_of_output(x)
+        if x.shape[2] * x.shape[3] <= FEW:
+            return self._as_one_matrix(x, sides)
         if len(weight) < WIDER * len(x) * sides[0] * sides[1]:
             return usual(x)
         output: Tensor = ColumnProduct.apply(x, weight, layer.bias, layer.stride, layer.padding)
@@ -64,7 +64,7 @@ class ShortConvolution:
             found.append((padded - layer.kernel_size[place]) // layer.stride[place] + 1)
         return found
 
-    def _as_one_matrix(self, x: Tensor) -> Tensor:
+    def _as_one_matrix(self, x: Tensor, sides: list[int]) -> Tensor:
         layer, weight = self._layer, self._layer.weight
         made_of = (x.shape[1:], weight.data_ptr(), weight._version)
         if made_of != self._made_of:
@@ -72,7 +72,6 @@ class ShortConvolution:
                 ones = torch.eye(x[0].numel()).view(-1, *x.shape[1:])
                 columns = F.conv2d(ones, weight, None, layer.stride, layer.padding)
             self._made_of, self._matrix = made_of, columns.flatten(1)
-        sides = self._sides_of_output(x)
         output = (x.flatten(1) @ self._matrix).view(len(x), -1, *sides)
         return output if layer.bias is None else output + layer.bias[:, None, None]
 

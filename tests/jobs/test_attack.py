@@ -49,8 +49,14 @@ def test_what_is_on_the_disk_when_the_power_is_cut_is_a_whole_queue(tmp_path: Pa
     for _ in range(12):
         queue.add(Job((str(tmp_path), "0.004"), str(tmp_path)))
     worker, copies, logs = start_worker(queue), [], 0
+    page = sqlite3.connect(queue.folder / "queue.sqlite3")
     try:
+        while {job.state for job in queue.jobs()} == {"queued"}:  # a busy machine takes seconds to start it
+            assert worker.poll() is None
+            time.sleep(0.01)
         while len(copies) < 24:
+            if len(copies) == 12:
+                page.execute("SELECT count(*) FROM jobs").fetchone()  # beside a reader the log stays
             time.sleep(rng.uniform(0, 0.08))
             copies.append(tmp_path / f"copy{len(copies)}")
             copies[-1].mkdir()
@@ -66,6 +72,7 @@ def test_what_is_on_the_disk_when_the_power_is_cut_is_a_whole_queue(tmp_path: Pa
     finally:
         worker.kill()
         worker.wait()
+        page.close()
     for copy in copies:
         with sqlite3.connect(copy / "queue.sqlite3") as database:
             assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -10,7 +10,7 @@ from operations import Operations
 from torch import Tensor, nn
 
 from lora_studio.training.machine import Machine
-from lora_studio.training.machine.convolutions import FEW, WIDER
+from lora_studio.training.machine.convolutions import FEW, LARGE, MANY, WIDER
 
 CPU = torch.device("cpu")
 USUAL = {"aten::convolution", "aten::convolution_backward"}
@@ -63,6 +63,39 @@ def test_of_a_small_image_it_is_a_product(options: dict[str, Any], shape: tuple[
     assert expected[2] and not by_torch
 
 
+MANY_CHANNELS = [(MANY, MANY + 8, (1, MANY, 16, 10)), (MANY + 8, MANY, (3, MANY + 8, 8, 6))]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("channels", "out", "shape"), MANY_CHANNELS)
+def test_with_many_channels_it_is_in_tiles(
+    channels: int, out: int, shape: tuple[int, ...], bias: bool
+) -> None:
+    x = image(*shape)
+    expected = run(convolution(channels, out, bias=bias).double(), x.double())
+    direct = run(convolution(channels, out, bias=bias), x)
+    *found, by_torch = run(tuned(convolution(channels, out, bias=bias)), x)
+    for one, other, without in zip(found, expected[:2], direct[:2], strict=True):
+        assert float((one - other).abs().max()) < 8 * float((without - other).abs().max()) < 1e-4
+    assert not by_torch and direct[2]
+
+
+def test_where_tiles_do_not_pay_torch_computes_it() -> None:
+    pays = convolution(MANY, MANY), image(1, MANY, 12, 12)
+    assert not run(tuned(pays[0]), pays[1])[2]
+    for layer, x in (
+        (convolution(MANY - 1, MANY), image(1, MANY - 1, 12, 12)),
+        (convolution(MANY, MANY - 1), pays[1]),
+        (convolution(MANY, MANY), image(1, MANY, 11, 12)),
+        (convolution(MANY, MANY), image(1, MANY, 12, 11)),
+        (convolution(MANY, MANY), image(LARGE, MANY, 16, 18)),
+        (convolution(MANY, MANY, stride=2), image(2, MANY, 16, 16)),
+        (convolution(MANY, MANY, padding=0), pays[1]),
+        (convolution(MANY, MANY, kernel_size=5, padding=1), pays[1]),
+    ):
+        assert run(tuned(layer), x)[2], (layer, x.shape)
+
+
 def test_where_the_weight_is_the_smaller_part_and_in_other_layers_torch_computes_it() -> None:
     places, few = 3 * 5, image(1, 4, 3, 5)
     assert places > FEW
@@ -94,6 +127,11 @@ def test_a_weight_that_changes_is_read_anew() -> None:
     layer.weight.data = torch.zeros_like(layer.weight)
     assert torch.equal(layer(x), layer.bias[:, None, None].expand(2, -1, 2, 2))
     assert layer(image(2, 5, 1, 4)).shape == (2, 6, 1, 4)  # another shape with as many places
+    many, x = tuned(convolution(MANY, MANY, bias=False)), image(1, MANY, 10, 10)
+    before = many(x)
+    with torch.no_grad():
+        many.weight.mul_(2)
+    torch.testing.assert_close(many(x), 2 * before)
 
 
 def test_compiled_it_is_the_layer_itself() -> None:

@@ -1,7 +1,8 @@
-"""Frozen convolutions of small images on a CPU, in float32, as matrix products.
+"""Frozen convolutions on a CPU, in float32, as matrix products.
 
 oneDNN, which computes torch's there, lays each weight out anew at every call, forward and backward. Deep in a
 network, where weights have millions of numbers and images few places, that takes longer than the convolution.
+Where they have more places, and channels enough, Winograd's filtering has fewer multiplications.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lora_studio.adapters.lora_products import product_at_each_place, sees_one_place
+from lora_studio.training.machine.winograd import WinogradConvolution, transformed
 
 # By measuring steps of the bases of benchmarks/train_step.py in turns.
 FEW = 4  # places of an image of which a convolution is one matrix, hardly larger than its weight
 WIDER = 4  # times as many channels as places in all outputs, from which on the weight is what takes long
+MANY = 256  # channels of input and output, from which on Winograd's filtering pays
+LARGE = 4  # times as many places in all outputs as channels, up to which it does
 
 
 def shorten_convolutions(denoiser: nn.Module) -> None:
@@ -35,12 +39,12 @@ def _is_usual(layer: nn.Conv2d) -> bool:
 
 
 class ShortConvolution:
-    """A layer, and the matrix that it is for the smallest images."""
+    """A layer, and what was made of its weight: one matrix for the smallest images, or those of Winograd."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         self._layer = layer
         self._made_of: tuple[object, ...] = ()
-        self._matrix = torch.empty(0)
+        self._made = torch.empty(0)
 
     def __call__(self, usual: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """x [B, C, H, W] -> [B, O, H', W']"""
@@ -50,12 +54,17 @@ class ShortConvolution:
         if sees_one_place(layer):
             return product_at_each_place(x, weight.flatten(1), layer.bias)
         sides = self._sides_of_output(x)
+        places = len(x) * sides[0] * sides[1]
         if x.shape[2] * x.shape[3] <= FEW:
             return self._as_one_matrix(x, sides)
-        if len(weight) < WIDER * len(x) * sides[0] * sides[1]:
-            return usual(x)
-        output: Tensor = ColumnProduct.apply(x, weight, layer.bias, layer.stride, layer.padding)
-        return output.unflatten(2, sides)
+        if len(weight) >= WIDER * places:
+            columns: Tensor = ColumnProduct.apply(x, weight, layer.bias, layer.stride, layer.padding)
+            return columns.unflatten(2, sides)
+        if self._is_in_tiles(x) and min(weight.shape[:2]) >= max(MANY, places / LARGE):
+            matrices = self._once(("tiles",), lambda: transformed(weight))
+            output: Tensor = WinogradConvolution.apply(x, matrices, layer.bias)
+            return output
+        return usual(x)
 
     def _sides_of_output(self, x: Tensor) -> list[int]:
         layer, found = self._layer, []
@@ -65,15 +74,28 @@ class ShortConvolution:
         return found
 
     def _as_one_matrix(self, x: Tensor, sides: list[int]) -> Tensor:
-        layer, weight = self._layer, self._layer.weight
-        made_of = (x.shape[1:], weight.data_ptr(), weight._version)
+        layer = self._layer
+
+        def matrix() -> Tensor:
+            ones = torch.eye(x[0].numel()).view(-1, *x.shape[1:])
+            return F.conv2d(ones, layer.weight, None, layer.stride, layer.padding).flatten(1)
+
+        output = (x.flatten(1) @ self._once(x.shape[1:], matrix)).view(len(x), -1, *sides)
+        return output if layer.bias is None else output + layer.bias[:, None, None]
+
+    def _is_in_tiles(self, x: Tensor) -> bool:
+        layer = self._layer
+        is_3_by_3 = layer.kernel_size == (3, 3) and layer.stride == layer.padding == (1, 1)
+        return is_3_by_3 and x.shape[2] % 2 == x.shape[3] % 2 == 0
+
+    def _once(self, what: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
+        """What is made of this weight, as long as it is the same."""
+        weight = self._layer.weight
+        made_of = (what, weight.data_ptr(), weight._version)
         if made_of != self._made_of:
             with torch.no_grad():
-                ones = torch.eye(x[0].numel()).view(-1, *x.shape[1:])
-                columns = F.conv2d(ones, weight, None, layer.stride, layer.padding)
-            self._made_of, self._matrix = made_of, columns.flatten(1)
-        output = (x.flatten(1) @ self._matrix).view(len(x), -1, *sides)
-        return output if layer.bias is None else output + layer.bias[:, None, None]
+                self._made_of, self._made = made_of, make()
+        return self._made
 
 
 def _is_frozen_float32(x: Tensor, weight: Tensor) -> bool:

@@ -39,7 +39,7 @@ docs: setup
 
 # By simulation of every preset: minutes.
 what-fits: setup
-	$(BIN)/python docs/write_what_fits.py > docs/reference/what-fits.md
+	$(BIN)/python docs/write_what_fits.py
 
 setup: $(SETUP_DONE)
 

@@ -10,7 +10,8 @@ from operations import Operations
 from torch import Tensor, nn
 
 from lora_studio.training.machine import Machine
-from lora_studio.training.machine.convolutions import FEW, LARGE, MANY, WIDER
+from lora_studio.training.machine.convolutions import FEW, LARGE, MANY, WIDER, kept_bytes
+from lora_studio.training.planning.counting import peak_bytes
 
 CPU = torch.device("cpu")
 USUAL = {"aten::convolution", "aten::convolution_backward"}
@@ -132,6 +133,23 @@ def test_a_weight_that_changes_is_read_anew() -> None:
     with torch.no_grad():
         many.weight.mul_(2)
     torch.testing.assert_close(many(x), 2 * before)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "numbers"),
+    [
+        (convolution(MANY, MANY), (1, MANY, 10, 10), 16 * MANY * MANY),
+        (convolution(5, 6), (1, 5, 2, 2), 5 * 4 * 6 * 4),
+        (convolution(5, 120), (2, 5, 3, 5), 0),
+    ],
+)
+def test_what_is_made_of_a_weight_is_counted_beside_the_weights_alone(
+    layer: nn.Conv2d, shape: tuple[int, ...], numbers: int
+) -> None:
+    denoiser, x = nn.Sequential(tuned(layer)), image(*shape)
+    assert kept_bytes(denoiser) == 0
+    first, second = (peak_bytes(lambda: denoiser(x), CPU) for _ in range(2))
+    assert kept_bytes(denoiser) == 4 * numbers and first == second
 
 
 def test_compiled_it_is_the_layer_itself() -> None:

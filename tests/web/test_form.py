@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,22 @@ from lora_studio.errors import RecipeError
 from lora_studio.recipe import Recipe, fields
 from lora_studio.recipe.load import PRESET_FOLDER, load_recipe, recipe_from
 from lora_studio.recipe.schema import recipe_schema
-from lora_studio.web.forms import field_at, form_fields, form_tables, search
-from lora_studio.web.forms.draft import RecipeDraft, draft_of
-from lora_studio.web.forms.entries import entries_of, value_at, value_of, values_of
+from lora_studio.web.forms import form_fields, form_tables, search
+from lora_studio.web.forms.draft import RecipeDraft
+from lora_studio.web.forms.entries import Entry, entries_of, value_at, value_of, values_of
 from lora_studio.web.forms.toml_text import rewritten
 
 RECIPES = sorted(PRESET_FOLDER.glob("*.toml"))
 names = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+
+
+def draft_of(entries: Mapping[str, Entry], folder: Path) -> RecipeDraft:
+    """A draft without a text of its own, from filled-in fields."""
+    draft = RecipeDraft("", folder)
+    for option, entry in entries.items():
+        if entry is not None:
+            draft.set(option, entry)
+    return draft
 
 
 def options_of(schema: dict, prefix: str = "") -> set[str]:
@@ -250,7 +260,5 @@ def test_search_finds_options_by_words_help_and_other_trainers_names():
     assert len(search("")) == len(form_fields())
 
 
-def test_places_inside_of_lists_lead_to_their_columns():
-    assert field_at("tokens[1].start").option == "tokens[].start"
-    assert field_at("tokens").kind == "tables" and field_at("nothing") is None
+def test_every_table_is_in_the_form():
     assert {table.name for table in form_tables()} >= {"", "training", "data.regularization_images"}

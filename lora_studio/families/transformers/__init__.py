@@ -43,8 +43,9 @@ Configurations = Mapping[str, Mapping[str, object]]
 class FlowTransformer(ModelFamily):
     """A transformer that predicts the velocity from image to noise; text encoders stay as they are.
 
-    A family says the facts below, `encode_text`, `denoise` and `encode_prompt`; the rest is here. Its
-    `denoise` is given sigma in 0..1 as the timestep, and gives back n - x0 whatever its model's sign.
+    A family says the facts below, `encode_text` and `denoise`; the rest is here, and `encode_prompt` for a
+    pipeline that takes masks. Its `denoise` is given sigma in 0..1 as the timestep, and gives back n - x0
+    whatever its model's sign.
     """
 
     denoiser: ClassVar[str] = "transformer"
@@ -183,10 +184,10 @@ class FlowTransformer(ModelFamily):
         made.set_progress_bar_config(disable=True)
         return made
 
-    def masked_prompts(
-        self, prompt: str, negative_prompt: str, *, guided: bool
+    def encode_prompt(
+        self, pipeline: DiffusionPipeline, prompt: str, negative_prompt: str, *, guided: bool
     ) -> dict[str, Tensor | list[Tensor]]:
-        """As `encode_text` has captions, with their masks, for pipelines that take both.
+        """As `encode_text` has captions, with their masks, for a pipeline that takes both.
 
         The two are as long: of some the length of the first counts for both.
         """

@@ -42,7 +42,6 @@ from lora_studio.objectives.sigmas import StaticShift
 from lora_studio.processes import to_device
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
     from torch import Tensor
 
 LAYERS = (
@@ -145,12 +144,6 @@ class Krea2(FlowTransformer):
     def pipeline_options(self) -> dict[str, object]:
         """The shift of its sigmas for few steps is another one."""
         return {"is_distilled": self.distilled}
-
-    def encode_prompt(
-        self, pipeline: DiffusionPipeline, prompt: str, negative_prompt: str, *, guided: bool
-    ) -> dict[str, Tensor | list[Tensor]]:
-        """As `encode_text` has captions, with their masks."""
-        return self.masked_prompts(prompt, negative_prompt, guided=guided)
 
     @classmethod
     def miniature(cls) -> Miniature:

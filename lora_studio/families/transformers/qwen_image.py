@@ -35,7 +35,6 @@ from lora_studio.families.transformers.flux1 import device_of, pack, unpack
 from lora_studio.processes import to_device
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
     from torch import Tensor
 
 IMAGE_STREAM = (
@@ -161,12 +160,6 @@ class QwenImage(FlowTransformer):
     def guided_by(self, guidance: float) -> dict[str, object]:
         """Its pipeline reads half of the tokens unless it is told."""
         return {"true_cfg_scale": guidance, "max_sequence_length": self.max_tokens}
-
-    def encode_prompt(
-        self, pipeline: DiffusionPipeline, prompt: str, negative_prompt: str, *, guided: bool
-    ) -> dict[str, Tensor | list[Tensor]]:
-        """As `encode_text` has captions, with their masks."""
-        return self.masked_prompts(prompt, negative_prompt, guided=guided)
 
     @classmethod
     def miniature(cls) -> Miniature:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
 
 from lora_studio.adapters.lora_products import product_at_each_place, sees_one_place
 from lora_studio.training.machine.winograd import WinogradConvolution, transformed
@@ -33,6 +33,12 @@ def shorten_convolutions(denoiser: nn.Module) -> None:
             module.forward = partial(ShortConvolution(module), module.forward)  # type: ignore[method-assign]
 
 
+def kept_bytes(denoiser: nn.Module) -> int:
+    """What its convolutions have made of their weights so far, beside these."""
+    forwards = (getattr(vars(one).get("forward"), "func", None) for one in denoiser.modules())
+    return sum(one.made.nbytes for one in forwards if isinstance(one, ShortConvolution))
+
+
 def _is_usual(layer: nn.Conv2d) -> bool:
     at_edges = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return at_edges and layer.groups == 1 and layer.dilation == (1, 1)
@@ -44,7 +50,7 @@ class ShortConvolution:
     def __init__(self, layer: nn.Conv2d) -> None:
         self._layer = layer
         self._made_of: tuple[object, ...] = ()
-        self._made = torch.empty(0)
+        self.made = torch.empty(0)
 
     def __call__(self, usual: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """x [B, C, H, W] -> [B, O, H', W']"""
@@ -67,11 +73,10 @@ class ShortConvolution:
         return usual(x)
 
     def _sides_of_output(self, x: Tensor) -> list[int]:
-        layer, found = self._layer, []
-        for place, side in enumerate(x.shape[2:]):
-            padded = side + 2 * int(layer.padding[place])
-            found.append((padded - layer.kernel_size[place]) // layer.stride[place] + 1)
-        return found
+        layer = self._layer
+        padded = (side + 2 * int(layer.padding[place]) for place, side in enumerate(x.shape[2:]))
+        sizes = zip(padded, layer.kernel_size, layer.stride, strict=True)
+        return [(side - kernel) // stride + 1 for side, kernel, stride in sizes]
 
     def _as_one_matrix(self, x: Tensor, sides: list[int]) -> Tensor:
         layer = self._layer
@@ -89,13 +94,13 @@ class ShortConvolution:
         return is_3_by_3 and x.shape[2] % 2 == x.shape[3] % 2 == 0
 
     def _once(self, what: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
-        """What is made of this weight, as long as it is the same."""
+        """What is made of this weight, while it is the same; counters of a step's memory do not see it."""
         weight = self._layer.weight
         made_of = (what, weight.data_ptr(), weight._version)
         if made_of != self._made_of:
-            with torch.no_grad():
-                self._made_of, self._made = made_of, make()
-        return self._made
+            with torch.no_grad(), _disable_current_modes():
+                self._made_of, self.made = made_of, make()
+        return self.made
 
 
 def _is_frozen_float32(x: Tensor, weight: Tensor) -> bool:

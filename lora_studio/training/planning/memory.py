@@ -19,6 +19,7 @@ from lora_studio.lora_file.forms import rows_of_fused
 from lora_studio.lora_file.write import DTYPES
 from lora_studio.text import Rows, memory_size
 from lora_studio.training.machine import unless_out_of_memory
+from lora_studio.training.machine.convolutions import kept_bytes
 from lora_studio.training.machine.offload import blocks_of_text, own_weights
 from lora_studio.training.optimizers.choose import optimizer_bytes
 from lora_studio.training.planning.counting import peak_bytes
@@ -45,6 +46,7 @@ class Memory:
     activations: int  # of a step's forward and backward pass, at most
     previews: int  # beside the weights, while they are drawn
     room: int  # on the device before anything was loaded, or what --memory says
+    made: int = 0  # of convolutions' weights, once, and kept
     passes: int = 1  # in so many the largest micro-batch had to be trained
     stages: dict[str, int] = field(default_factory=dict)  # parts that come and go before the first step
     reading: int = 0  # in main memory, while a large base's parts are read onto another device
@@ -52,7 +54,7 @@ class Memory:
     @property
     def resident(self) -> int:
         learned = self.adapters + self.optimizer + self.mean + self.originals
-        return sum(self.parts.values()) + learned + self.caches
+        return sum(self.parts.values()) + self.made + learned + self.caches
 
     @property
     def total(self) -> int:
@@ -71,6 +73,7 @@ class Memory:
         """(title, text): whether it fits, and every part that takes any, with a warning if memory ran out."""
         verdict = "fits into" if self.fits else "DOES NOT FIT into"
         held = {f"frozen {name}": size for name, size in self.parts.items()} | {
+            "convolutions' weights laid out for products": self.made,
             "adapters": self.adapters,
             "optimizer": self.optimizer,
             "mean of the weights": self.mean,
@@ -100,6 +103,7 @@ def measure_memory(session: Session, *, room: int) -> Memory:
     adapters, state = adapter_bytes(session), session.loop.state
     draw = partial(_draw_a_step, session, number=drawn_together(session.recipe.data.resolution))
     previews = unless_out_of_memory(lambda: peak_bytes(draw, session.family.device))
+    activations = measure_activations(session)
     return Memory(
         parts=_weights(session),
         adapters=adapters,
@@ -109,8 +113,9 @@ def measure_memory(session: Session, *, room: int) -> Memory:
         caches=_caches(session),
         gradients=adapters,
         previews=room if previews is None else previews,
-        activations=measure_activations(session),
+        activations=activations,
         room=room,
+        made=kept_bytes(session.family.parts[session.family.denoiser]),
         passes=state.counters.passes,  # known when the activations are
         stages=stage_bytes(session.family, session.machine.text_blocks),
         reading=0 if session.family.device.type == "cpu" else reading_bytes(session.family),

@@ -94,16 +94,6 @@ def form_fields() -> Mapping[str, FormField]:
     return {field.option: field for table in form_tables() for field in table.fields}
 
 
-def field_at(place: str) -> FormField | None:
-    """The option at a place such as "tokens[0].token", or the list that it is in; None for anything else."""
-    parts = place.partition("[")
-    field = form_fields().get(parts[0])
-    if field is None or not parts[1]:
-        return field
-    key = parts[2].partition("].")[2]
-    return next((one for one in field.columns if one.key == key), field)
-
-
 def search(words: str) -> list[FormField]:
     """The options in whose name, help or name in another trainer every word stands; those named so first."""
     wanted = words.casefold().replace("_", " ").split()

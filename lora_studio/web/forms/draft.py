@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,15 +120,6 @@ class RecipeDraft:
     def _named(self) -> dict[str, Any]:
         """The values under current names, as the fields have them."""
         return with_current_names(self.values, lambda old, new: None)[0]
-
-
-def draft_of(entries: Mapping[str, Entry], folder: Path) -> RecipeDraft:
-    """A draft without a text of its own, from filled-in fields."""
-    draft = RecipeDraft("", folder)
-    for option, entry in entries.items():
-        if entry is not None:
-            draft.set(option, entry)
-    return draft
 
 
 def _at_field(place: str, sentence: str) -> Fault:

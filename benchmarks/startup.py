@@ -123,6 +123,7 @@ def processor_seconds(start: Start, tree: Path, cache: Path) -> float:
         "LORA_STUDIO_CACHE": str(cache),
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "passive",
+        "PYTHONDONTWRITEBYTECODE": "",  # as an installed package, which is compiled once
     }
     process = subprocess.Popen(
         [sys.executable, *start.arguments],

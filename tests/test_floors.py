@@ -14,8 +14,8 @@ import lora_studio
 ROOT = Path(lora_studio.__file__).parent
 ROOMS = (  # from the top floor down; a room uses the ones below it
     *("cli", "web", "console", "api", "sweep", "jobs", "tools", "training", "export", "verify", "metadata"),
-    *("lora_file", "evaluate", "adapters", "data", "families", "pocket", "quantization", "recipe"),
-    *("objectives", "runs", "tensor_file", "pages"),
+    *("lora_file", "evaluate", "adapters", "data", "families", "quantization", "recipe"),
+    *("pocket", "objectives", "runs", "tensor_file", "pages"),
 )
 FLOOR = {room: number for number, room in enumerate(reversed(ROOMS), start=1)} | {"__main__": len(ROOMS) + 1}
 _TABLE_ENTRY = re.compile(r"(lora_studio(?:\.\w+)*):\w+")  # in a Registry; an import, too

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import nn
 
 from lora_studio.adapters import ADAPTERS
 from lora_studio.errors import RecipeError
-from lora_studio.recipe.adapter import LayersConfig
+
+if TYPE_CHECKING:
+    from lora_studio.recipe.adapter import LayersConfig
 
 LayerPlace = tuple[str, str]  # part and canonical path
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from lora_studio.errors import RecipeError
 from lora_studio.families.text_chunks import add_words
-from lora_studio.recipe.adapter import TokenConfig
 
 if TYPE_CHECKING:
     from lora_studio.families.base import ModelFamily
+    from lora_studio.recipe.adapter import TokenConfig
 
 PULL = 0.1  # of the way, in logarithms, at each update: diffusers' advanced scripts, retract_embeddings
 

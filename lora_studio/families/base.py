@@ -28,7 +28,6 @@ from lora_studio.families.fingerprints import (
 from lora_studio.families.stored import cast_weights, drop_weights
 from lora_studio.objectives.base import Objective, ObjectiveOptions
 from lora_studio.quantization import has_tensors, linear_paths
-from lora_studio.recipe.data import MOST_CHUNKS
 from lora_studio.rng import generator
 
 Conditioning = dict[str, "Tensor"]
@@ -133,7 +132,7 @@ class ModelFamily(ABC):
     undistilled: ClassVar[str] = ""  # on the hub, what to train on for those
     # Whether its parts are so large that each is read when its turn comes, and fingerprinted by its files.
     staged: ClassVar[bool] = False
-    most_chunks: ClassVar[int] = MOST_CHUNKS  # windows that captions can fill; 1: they are read in one go
+    most_chunks: ClassVar[int] = 1  # windows that captions can fill; 1: they are read in one go
 
     max_chunks: int = 1  # windows of its text encoder that a caption may fill; to be set before encoding
     distilled: bool = False  # it makes its images in a few steps

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from lora_studio.recipe.data import POCKET, POCKET_FLOW
 from lora_studio.tensor_file.header import read_header
 
+POCKET, POCKET_FLOW = "pocket", "pocket_flow"
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 FLOW_WEIGHTS = WEIGHTS.with_name("flow_weights")
 EMBEDDED = {POCKET: WEIGHTS, POCKET_FLOW: FLOW_WEIGHTS}

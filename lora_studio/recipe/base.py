@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from lora_studio.files import expanded
-from lora_studio.recipe.data import FILE_ENDINGS, IN_THE_PACKAGE
+from lora_studio.pocket import EMBEDDED
 from lora_studio.recipe.section import Section, UserPath, check_path, folder_of, refuse_escapes
+from lora_studio.tensor_file import FILE_ENDINGS
 
 
 class MergedLoraConfig(Section):
@@ -89,7 +90,7 @@ class BaseConfig(Section):
         """A base in the recipe's folder, or else in the working directory; other names as they are."""
         check_path(Path(name))
         folder = folder_of(info)
-        if folder is None or name in {"", *IN_THE_PACKAGE}:
+        if folder is None or name in {"", *EMBEDDED}:
             return name
         path = expanded(name)
         there = [place for place in (folder / path, path) if place.exists()]

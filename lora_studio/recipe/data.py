@@ -220,8 +220,3 @@ class DataConfig(Section):
 def one_more_chunk(chunks: int, most: int = MOST_CHUNKS) -> str:
     """The setting that allows one window more than `chunks`; empty if `most` are allowed already."""
     return f"data.max_token_chunks = {chunks + 1}" if chunks < most else ""
-
-
-POCKET, POCKET_FLOW = "pocket", "pocket_flow"
-IN_THE_PACKAGE = (POCKET, POCKET_FLOW)  # bases that no file is named for
-FILE_ENDINGS = (".safetensors", ".ckpt")

@@ -13,9 +13,9 @@ import tomli_w
 from lora_studio.errors import RecipeError
 from lora_studio.files import expanded
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.data import FILE_ENDINGS
 from lora_studio.recipe.load import PRESET_FOLDER, recipe_from
 from lora_studio.registry import unknown
+from lora_studio.tensor_file import FILE_ENDINGS
 from lora_studio.text import with_class
 
 _MOST_OWN, _LONGEST = 2, 200  # prompts that are captions, and letters of one

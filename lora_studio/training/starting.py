@@ -9,8 +9,8 @@ from pathlib import Path
 from lora_studio.data.scan.glance import Glance, glance
 from lora_studio.errors import BaseModelError, DatasetError, RecipeError
 from lora_studio.families.original.glance import BaseGlance, glance_at_base
+from lora_studio.pocket import POCKET
 from lora_studio.recipe import Recipe
-from lora_studio.recipe.data import POCKET
 from lora_studio.recipe.presets import PresetInputs, fill, preset_base, preset_names, summary
 from lora_studio.registry import unknown
 from lora_studio.text import with_class

@@ -13,9 +13,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from lora_studio.pocket import EMBEDDED
+from lora_studio.pocket import EMBEDDED, POCKET
 from lora_studio.quiet import without_loading_bars
-from lora_studio.recipe.data import POCKET
 from lora_studio.registry import Registry
 
 

@@ -14,8 +14,7 @@ from typing import ClassVar
 
 from lora_studio.families.layer_names import Encoder
 from lora_studio.families.layer_names.transformers import TransformerLayout, layouts
-from lora_studio.pocket import layer_shapes
-from lora_studio.recipe.data import POCKET_FLOW
+from lora_studio.pocket import POCKET_FLOW, layer_shapes
 
 _RANGE = re.compile(r"\[(\d+)-(\d+)\]")
 _OF_UNET = re.compile(r"(?:^|[._])(?:(?:down|up|input|output)_blocks|mid_block|middle_block)[._]")

@@ -21,7 +21,7 @@ from lora_studio.families.noise_schedule import with_prediction
 from lora_studio.files import expanded
 from lora_studio.pocket import EMBEDDED, WEIGHTS, pocket_note
 from lora_studio.quiet import bitsandbytes_on_demand, paused_collector
-from lora_studio.recipe.data import FILE_ENDINGS
+from lora_studio.tensor_file import FILE_ENDINGS
 
 if TYPE_CHECKING:
     import torch

@@ -29,7 +29,7 @@ from lora_studio.families.original.transformers.text import (
 )
 from lora_studio.families.stored import StoredPart, StoredTensor, shapes_of
 from lora_studio.files import expanded
-from lora_studio.recipe.data import FILE_ENDINGS
+from lora_studio.tensor_file import FILE_ENDINGS
 
 if TYPE_CHECKING:
     from torch import nn

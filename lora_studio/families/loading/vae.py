@@ -23,7 +23,7 @@ from lora_studio.families.original.names import VAE_PREFIXES, VAE_STARTS, vae_or
 from lora_studio.families.original.transformers.configurations import vae_sizes
 from lora_studio.families.stored import StoredPart, shapes_of, squeezed, stored_in
 from lora_studio.files import expanded
-from lora_studio.recipe.data import FILE_ENDINGS
+from lora_studio.tensor_file import FILE_ENDINGS
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

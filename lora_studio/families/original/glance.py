@@ -20,7 +20,7 @@ from lora_studio.families.original.transformers.published import known_transform
 from lora_studio.families.vaes import native_side
 from lora_studio.files import expanded
 from lora_studio.pocket import EMBEDDED, pocket_note
-from lora_studio.recipe.data import FILE_ENDINGS
+from lora_studio.tensor_file import FILE_ENDINGS
 
 _LEAST_SIDE = 256  # pixels; what is below is a miniature
 _MOST_LEVELS = 12  # of a VAE

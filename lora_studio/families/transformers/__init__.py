@@ -49,7 +49,6 @@ class FlowTransformer(ModelFamily):
     """
 
     denoiser: ClassVar[str] = "transformer"
-    most_chunks: ClassVar[int] = 1
     staged: ClassVar[bool] = True
     has_distilled: ClassVar[bool] = True
 

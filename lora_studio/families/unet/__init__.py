@@ -33,6 +33,7 @@ from lora_studio.families.unet.refusals import unet_refusal
 from lora_studio.objectives.base import ObjectiveOptions
 from lora_studio.objectives.diffusion import Diffusion
 from lora_studio.processes import to_device
+from lora_studio.recipe.data import MOST_CHUNKS
 from lora_studio.rng import generator
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class StableDiffusion(ModelFamily):
     """A UNet on 4 latent channels that predicts epsilon or v."""
 
     denoiser: ClassVar[str] = "unet"
+    most_chunks: ClassVar[int] = MOST_CHUNKS
     needs: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     layout: ClassVar[KohyaLayout] = ONE_ENCODER
     kind: ClassVar[BaseKind]  # its published checkpoints

@@ -11,8 +11,9 @@ from nicegui import ui
 from lora_studio.errors import StudioError
 from lora_studio.jobs import Job
 from lora_studio.jobs.adding import training
-from lora_studio.recipe.data import FILE_ENDINGS, IN_THE_PACKAGE
+from lora_studio.pocket import EMBEDDED
 from lora_studio.recipe.toml import read_toml
+from lora_studio.tensor_file import FILE_ENDINGS
 from lora_studio.text import shown
 from lora_studio.web.dataset.backups import SafeWriter, current
 from lora_studio.web.forms.beginning import (
@@ -77,7 +78,7 @@ class TrainingPage:
                     endings=FILE_ENDINGS,
                     on_choose=told_later(self.look),
                 )
-                self.base.input.set_autocomplete(list(IN_THE_PACKAGE))
+                self.base.input.set_autocomplete(list(EMBEDDED))
                 self.base_seen = Words("p", "")
                 self.base_seen.classes("small soft").props("aria-live=polite")
                 with ui.element("div").classes("begin-grid"):
@@ -131,9 +132,9 @@ class TrainingPage:
 
     async def _suggest(self) -> Suggestions:
         images, base = self.images.resolved(), self.base.value
-        if (
-            base and base not in IN_THE_PACKAGE and (studio().folders.project / base).exists()
-        ) or base.startswith(("/", "~", ".", "\\")):
+        if (base and base not in EMBEDDED and (studio().folders.project / base).exists()) or base.startswith(
+            ("/", "~", ".", "\\")
+        ):
             base = str(studio().folders.resolve(base))
         asked = FirstInputs(images, base, str(self.purpose.value or ""), *self._words(), self._preset())
         project = studio().folders.project

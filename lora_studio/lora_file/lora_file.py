@@ -198,7 +198,7 @@ class LoraFile:
             said.append(f"{self.name} holds {what} twice, first {names}; each is taken once")
         second = {id(one) for _, one in doubles}
         layers = {ui_name(one, layout): one for one in self.layers.values() if id(one) not in second}
-        renamed = {name: replace(one, name=name) for name, one in layers.items()}
+        renamed = {name: one if one.name == name else replace(one, name=name) for name, one in layers.items()}
         return replace(self, layers=renamed, twins=[], said=tuple(said))
 
     def _layout_of_names(self) -> KohyaLayout:

@@ -220,11 +220,12 @@ def _entry(name: str, value: Any) -> TensorEntry:
     dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise _Fault(f"{name} has the unknown dtype {ascii(dtype)[:60]}")
-    if not isinstance(shape, list) or not all(type(one) is int for one in (*shape, begin, end)):
+    if not isinstance(shape, list) or {type(one) for one in (*shape, begin, end)} != {int}:
         raise _Fault(f"{name} has a shape or place that is no number")
-    if len(shape) > MAX_DIMENSIONS or math.prod(max(one, 1) for one in shape) > MAX_NUMBERS:
+    numbers = math.prod(shape)
+    if len(shape) > MAX_DIMENSIONS or (numbers or math.prod(filter(None, shape))) > MAX_NUMBERS:
         raise _Fault(f"{name} has an absurd shape of {len(shape)} dimensions")
-    if math.prod(shape) * itemsize(DTYPES[dtype]) != end - begin:
+    if numbers * itemsize(DTYPES[dtype]) != end - begin:
         raise _Fault(f"{name} has a place of another size than its shape and dtype")
     return TensorEntry(DTYPES[dtype], tuple(shape), begin, end)
 

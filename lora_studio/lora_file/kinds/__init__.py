@@ -10,6 +10,7 @@ from lora_studio.lora_file.kinds.lycoris import LOHA, LOKR
 from lora_studio.lora_file.kinds.whole import FULL, GLORA, NORM, OFT, SET
 
 KINDS: list[LayerKind] = [LORA, LOHA, LOKR, OFT, GLORA, SET, FULL, NORM]
+ENDINGS = frozenset(ending for kind in KINDS for ending in kind.endings)
 
 
 def kind_of(endings: Collection[str]) -> LayerKind | None:

@@ -16,7 +16,7 @@ from lora_studio.families.layer_names import DENOISER
 from lora_studio.families.layer_names.spellings import LayerPlace, place_of
 from lora_studio.families.layer_names.transformers import TRANSFORMER, FileForm, TransformerLayout
 from lora_studio.families.layer_names.writers import Spelling, kohyas_name, spelling_of
-from lora_studio.lora_file.kinds import ENDINGS
+from lora_studio.lora_file.kinds import kind_of
 from lora_studio.lora_file.kinds.base import BESIDE, MAGNITUDE
 from lora_studio.lora_file.kinds.lora import DOWN, UP
 
@@ -53,7 +53,7 @@ def read_key(key: str, *, two_encoders: bool) -> Key | None:
     A key like kohya's is a layer's whatever its name; of any other the layer must be one that bases have.
     """
     name, _, end = key.partition(".")
-    is_ending = end in BESIDE or end in ENDINGS
+    is_ending = end in BESIDE or kind_of((end,)) is not None
     if (is_ending or end in _LETTERS) and not name.startswith(_LYCORIS):
         spelling = Spelling.KOHYA if is_ending else Spelling.LETTERED
         return Key(name, _LETTERS.get(end, end), spelling, _place_of(name))
@@ -102,4 +102,4 @@ def any_key(key: str) -> tuple[str, str] | None:
         if match:
             return key[: match.start()], name.replace(r"\1", match[match.lastindex or 0])
     stem, _, end = key.rpartition(".")
-    return (stem, end) if end in ENDINGS else None
+    return (stem, end) if kind_of((end,)) else None

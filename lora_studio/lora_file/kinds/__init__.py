@@ -10,12 +10,11 @@ from lora_studio.lora_file.kinds.lycoris import LOHA, LOKR
 from lora_studio.lora_file.kinds.whole import FULL, GLORA, NORM, OFT, SET
 
 KINDS: list[LayerKind] = [LORA, LOHA, LOKR, OFT, GLORA, SET, FULL, NORM]
-ENDINGS = frozenset(ending for kind in KINDS for ending in kind.endings)
 
 
 def kind_of(endings: Collection[str]) -> LayerKind | None:
     """Of a layer that has tensors of these endings; None: nothing tells."""
-    return next((kind for kind in KINDS if not set(kind.endings).isdisjoint(endings)), None)
+    return next((kind for kind in KINDS if any(one in endings for one in kind.endings)), None)
 
 
 def kind_written_by(adapter: str) -> LayerKind | None:

@@ -185,8 +185,9 @@ def measure(
     """Name -> seconds of each step, in turns and one program after the other."""
 
     def start(name: str) -> Running:
-        for old in scratch.glob("run*") if name == OURS else ():  # which is ours alone
-            old.rename(scratch / f"old_{old.name}_{os.urandom(4).hex()}")
+        run = scratch / "run"  # of ours
+        if name == OURS and run.exists():
+            run.rename(scratch / f"old_run_{os.urandom(4).hex()}")
         return Running(found[name], environ, scratch / f"{name}.log")
 
     alone: dict[str, list[float]] = {name: [] for name in found}

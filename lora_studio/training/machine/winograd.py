@@ -20,6 +20,7 @@ _A = torch.tensor([[1.0, 1, 1, 0], [0, 1, -1, -1]])
 _OF_TILES, _OF_WEIGHTS, _OF_PRODUCTS = (torch.kron(one, one) for one in (_B, _G, _A))
 # A kernel turned by half a circle has this transform with the outer rows, and columns, in each other's place.
 _TURNED = torch.arange(16).view(4, 4)[[3, 1, 2, 0]][:, [3, 1, 2, 0]].flatten()
+_OF_TURNED_TILES, _OF_TURNED_PRODUCTS = _OF_TILES[_TURNED], _OF_PRODUCTS[:, _TURNED]
 
 
 def transformed(weight: Tensor) -> Tensor:
@@ -46,8 +47,8 @@ class WinogradConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of x: a convolution by the turned kernel, in rows, as they are read faster here."""
         (matrices,) = ctx.saved_tensors
-        products = torch.bmm(_tiles(grad, _OF_TILES[_TURNED]).transpose(1, 2), matrices)
-        whole = (_OF_PRODUCTS[:, _TURNED] @ products.flatten(1)).view(2, 2, len(grad), *_half(grad), -1)
+        products = torch.bmm(_tiles(grad, _OF_TURNED_TILES).transpose(1, 2), matrices)
+        whole = (_OF_TURNED_PRODUCTS @ products.flatten(1)).view(2, 2, len(grad), *_half(grad), -1)
         return whole.permute(2, 5, 3, 0, 4, 1).reshape(len(grad), -1, *grad.shape[2:]), None, None
 
 
